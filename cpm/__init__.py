@@ -1,0 +1,1 @@
+"""Centralized Port Manager: global view, ledger, allocator, scaling, ordering of NAT updates."""

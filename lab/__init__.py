@@ -1,0 +1,1 @@
+"""The laboratory: hosts, edges, a router and an internet on one machine."""

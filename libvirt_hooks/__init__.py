@@ -1,0 +1,1 @@
+"""libvirt hooks: short-lived, started and awaited by libvirt; standard library only."""

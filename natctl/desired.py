@@ -1,0 +1,113 @@
+"""
+What a node's kernel should hold, as values. Imports the manager's vocabulary and nothing else.
+
+:class:`Settings` come from natd's own configuration and rarely change; :class:`HostEntry` and :class:`EdgeEntry` are
+one VM each, as the host role and the edge role see it; :class:`Path` is what the manager says about the way between
+the machines. :class:`Change` is what one kernel transaction changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
+from typing import TypeVar
+
+from cpm.model import DomainUUID, PortRange
+
+DEFAULT_EXEMPT = tuple(
+    IPv4Network(text) for text in ("10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
+                                   "224.0.0.0/4", "255.255.255.255/32")
+)  # fmt: skip
+"""Destinations that are not translated and not sent to the edges unless configured otherwise (RFC 6888 REQ-6)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostSettings:
+    """The host role (first computing device)."""
+
+    uplinks: frozenset[str]
+    """Interfaces through which packets leave for the edges, or for the internet where the edge is this machine."""
+    mark_mask: int = 0x7FFF0000
+    """Bits of the packet mark that are ours: contiguous, at least 4; the highest says *managed*, the rest say whose.
+    All other bits are left as others set them."""
+    route_table: int = 7414
+    """Routing table of ours that holds the way to the edges."""
+    rule_priority: int = 7414
+    """Priority of the rule that sends managed packets there."""
+    exempt: tuple[IPv4Network, ...] = DEFAULT_EXEMPT
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """The edge role (second computing device)."""
+
+    uplinks: frozenset[str]
+    """Interfaces to the internet."""
+    underlay: frozenset[str]
+    """Interfaces to the hosts; empty where the only host is this machine."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """The roles of this node; at least one is set."""
+
+    host: HostSettings | None = None
+    edge: EdgeSettings | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostEntry:
+    """One VM on its host."""
+
+    domain: DomainUUID
+    name: str
+    index: int
+    """Value of the owner bits of its mark, 1 and up; unique on this host."""
+    internal: IPv4Address
+    ports: PortRange | None
+    """Ports new connections get; None: none yet, or none any more (its packets are then dropped at the edge)."""
+    taps: frozenset[str] = frozenset()
+    """Names of its interfaces on this host; empty before libvirt made them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EdgeEntry:
+    """One VM at an edge."""
+
+    domain: DomainUUID
+    name: str
+    internal: IPv4Address
+    via: IPv4Address | None
+    """Underlay address of its host; None: it runs on this very machine."""
+    ranges: tuple[tuple[IPv4Address, PortRange], ...]
+    """External address and ports, coalesced, in order."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Path:
+    """What the manager says about the way between the machines."""
+
+    internal_pool: IPv4Network
+    edges: frozenset[IPv4Address] = frozenset()
+    """Next hops of a host: underlay addresses of the edges in service; empty: this machine is its own edge."""
+    externals: frozenset[IPv4Address] = frozenset()
+    """All external addresses of the pool; an edge drops what arrives for one of them and is nobody's port."""
+
+
+_Entry = TypeVar("_Entry")
+
+
+def _nothing() -> Mapping[DomainUUID, _Entry]:
+    return MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What one kernel transaction changes; None as a value means: this VM is gone."""
+
+    host: Mapping[DomainUUID, HostEntry | None] = dataclasses.field(default_factory=_nothing)
+    edge: Mapping[DomainUUID, EdgeEntry | None] = dataclasses.field(default_factory=_nothing)
+    path: Path | None = None
+    """The new path, or None: as before."""

@@ -1,0 +1,1 @@
+"""VM Monitoring Agent: measures every VM from the host."""
