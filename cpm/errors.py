@@ -31,7 +31,7 @@ class VirtPortsError(Exception):
     code: ClassVar[str] = "error"
 
 
-class InvalidRequest(VirtPortsError):  # noqa: N818 - the family name says it is an error
+class InvalidRequest(VirtPortsError):
     """What was asked cannot be understood; the message names the part and what would be right."""
 
     code = "invalid-request"
@@ -59,7 +59,7 @@ class ConfigError(VirtPortsError):
         return f"{where}: {self.remedy}"
 
 
-class NotFound(VirtPortsError):  # noqa: N818
+class NotFound(VirtPortsError):
     """
     Nothing of that kind goes by that name.
 
@@ -80,7 +80,7 @@ class NotFound(VirtPortsError):  # noqa: N818
         return f"no {self.kind} {self.name!r}; {self.remedy}"
 
 
-class Ambiguous(VirtPortsError):  # noqa: N818
+class Ambiguous(VirtPortsError):
     """
     Several VMs go by that name.
 
@@ -99,7 +99,7 @@ class Ambiguous(VirtPortsError):  # noqa: N818
         return f"{len(self.uuids)} VMs are named {self.name!r}; use one of the UUIDs {', '.join(self.uuids)}"
 
 
-class Conflict(VirtPortsError):  # noqa: N818
+class Conflict(VirtPortsError):
     """True as asked, but the present state does not allow it; the message says what does."""
 
     code = "conflict"
@@ -144,7 +144,7 @@ class Overloading(Conflict):
         return f"refused, one external port would have two owners ({self.detail}); please report this as a bug"
 
 
-class PortsExhausted(VirtPortsError):  # noqa: N818
+class PortsExhausted(VirtPortsError):
     """
     No free run of ports is long enough.
 
@@ -168,7 +168,7 @@ class PortsExhausted(VirtPortsError):  # noqa: N818
         )
 
 
-class InternalPoolExhausted(VirtPortsError):  # noqa: N818
+class InternalPoolExhausted(VirtPortsError):
     """
     No internal address is left.
 
@@ -234,7 +234,7 @@ class KernelError(VirtPortsError):
         return f"cannot {self.action}: {self.detail} (errno {self.errno}); see `nft list ruleset` on this node"
 
 
-class Unreachable(VirtPortsError):  # noqa: N818
+class Unreachable(VirtPortsError):
     """
     The other side does not answer.
 

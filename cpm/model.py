@@ -153,6 +153,8 @@ class Allocation:
 
     id: AllocationId
     domain: DomainUUID
+    node: NodeName
+    """The host that hands these ports out, and must confirm that it stopped before anybody else gets them."""
     external: IPv4Address
     ports: PortRange
     state: AllocationState

@@ -1,0 +1,1 @@
+"""The wire between manager, nodes and operators: definitions, encoding, server and clients."""

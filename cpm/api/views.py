@@ -1,0 +1,163 @@
+"""
+What operators get to see: the JSON of the HTTP API, one class a noun. Used by server and command line alike.
+
+============================================  ==========================================================
+``GET /v1/domains``                           list of :class:`DomainView`; ``?all=1`` with those gone
+``GET /v1/domains/{name or uuid}``            :class:`DomainDetail`
+``GET /v1/domains/{name or uuid}/history``    list of :class:`EventView`, oldest first; ``?limit=N``
+``GET /v1/whois?address=&port=``              :class:`WhoisView`; ``&at=`` UTC seconds, ``&protocol=``
+``GET /v1/pool``                              list of :class:`AddressView`
+``POST /v1/pool``                             body :class:`PoolRequest`, answers list of :class:`AddressView`
+``DELETE /v1/pool/{address}``                 answers the remaining list of :class:`AddressView`
+``GET /v1/nodes``                             list of :class:`NodeView`
+``POST /v1/nodes/{name}/fence``               answers :class:`NodeView`; ``DELETE`` takes it back
+``GET /v1/events``                            newline-delimited :class:`EventView`; ``?after=SEQ&follow=1&limit=N``
+``GET /v1/status``                            :class:`StatusView`
+============================================  ==========================================================
+
+Errors: HTTP status 400 (invalid-request), 404 (not-found), 409 (conflict, ambiguous, address-in-use),
+507 (ports-exhausted, internal-pool-exhausted), 503 (ledger) or 500, with :class:`ErrorView` as body.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from msgspec import Struct
+
+from cpm.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+
+
+class ErrorView(Struct, frozen=True):
+    """Why a request failed."""
+
+    code: str
+    message: str
+
+
+class DomainView(Struct, frozen=True):
+    """A VM in a list."""
+
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    external_address: IPv4Address | None
+    first_port: int | None
+    last_port: int | None
+    ports_in_use: int | None
+    """Of the active range; None: not measured yet."""
+    state: str
+    """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports to be had), ``gone``, or
+    ``unreachable`` (its host is not connected; its traffic goes on)."""
+
+
+class AllocationView(Struct, frozen=True):
+    """One port range a VM holds."""
+
+    external_address: IPv4Address
+    first_port: int
+    last_port: int
+    state: AllocationState
+    since: float
+    """UTC seconds."""
+    connections: int | None = None
+    """Flows still using it, for draining ranges."""
+
+
+class DomainDetail(Struct, frozen=True):
+    """A VM with all we know."""
+
+    domain: DomainView
+    internal_address: IPv4Address
+    floor: int
+    cap: int
+    packets_per_s: float | None
+    megabits_per_s: float | None
+    new_connections_per_s: float | None
+    score: float | None
+    """The specification's demand score."""
+    decided: str
+    """The last scaling decision in words: which rule, what it asked, what came of it."""
+    allocations: tuple[AllocationView, ...]
+
+
+class WhoisView(Struct, frozen=True):
+    """Who held an external port at a moment."""
+
+    address: IPv4Address
+    port: int
+    at: float
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    internal_address: IPv4Address
+    first_port: int
+    last_port: int
+    state: AllocationState
+    since: float
+
+
+class EventView(Struct, frozen=True):
+    """One line of the journal."""
+
+    seq: int
+    at: float
+    event: str
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    external_address: IPv4Address
+    first_port: int
+    last_port: int
+
+
+class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Addresses to add."""
+
+    addresses: tuple[IPv4Address, ...]
+    reserved: tuple[PortRange, ...] = ()
+
+
+class AddressView(Struct, frozen=True):
+    """One external address of the pool."""
+
+    address: IPv4Address
+    ports_total: int
+    """That can be handed out: 1024-65535 less the reserved ones."""
+    ports_allocated: int
+    """Active or reserved."""
+    ports_leaving: int
+    """Draining or held."""
+    longest_free: int
+    domains: int
+    reserved: tuple[PortRange, ...] = ()
+
+
+class NodeView(Struct, frozen=True):
+    """A machine with a natd."""
+
+    name: NodeName
+    roles: tuple[Role, ...]
+    underlay: IPv4Address
+    connected: bool
+    in_service: bool
+    fenced: bool
+    synced: bool
+    """It confirmed everything it was told."""
+    generation: int
+    applied: int
+    domains: int
+    """VMs that run there (hosts)."""
+    dropped: dict[str, int] = {}
+
+
+class StatusView(Struct, frozen=True):
+    """The manager itself."""
+
+    version: str
+    epoch: int
+    started: float
+    domains: int
+    nodes: int
+    nodes_connected: int
+    ledger: str
