@@ -1,0 +1,56 @@
+"""TOML files -> settings; an error names file, key and remedy."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from cpm.errors import ConfigError
+
+_T = TypeVar("_T")
+
+
+def _convert(kind: type, value: Any) -> Any:
+    if kind in (IPv4Address, IPv4Network) and isinstance(value, str):
+        return kind(value)
+    raise NotImplementedError(kind.__name__)
+
+
+def load(path: Path, kind: type[_T]) -> _T:
+    """
+    Read a TOML file into a settings struct.
+
+    :param path: The file.
+    :param kind: A msgspec struct with ``forbid_unknown_fields``.
+    :raise ConfigError: When the file cannot be read, is not TOML, has an unknown key or a wrong value.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            str(path), "", f"cannot read: {error.strerror}; write it or name another with --config"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "", f"not TOML: {error}; correct the line it names") from error
+    try:
+        return msgspec.convert(document, kind, dec_hook=_convert, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise _named(path, str(error)) from error
+
+
+def _named(path: Path, message: str) -> ConfigError:
+    """Msgspec says ``Expected `int`, got `str` - at `$.pool.block```; we say the key first."""
+    text, _, where = message.partition(" - at ")
+    key = where.strip("`").removeprefix("$").removeprefix(".")
+    if unknown := re.search(r"unknown field `(.+?)`", text):
+        key = f"{key}.{unknown[1]}" if key else unknown[1]
+        return ConfigError(str(path), key, "no such key; correct its spelling or remove it")
+    if missing := re.search(r"missing required field `(.+?)`", text):
+        key = f"{key}.{missing[1]}" if key else missing[1]
+        return ConfigError(str(path), key, "is required; add it")
+    return ConfigError(str(path), key, f"{text[:1].lower()}{text[1:]}; correct the value")

@@ -1,0 +1,48 @@
+"""Tasks with a name and an owner."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """
+    The tasks of one composition root.
+
+    A task that ends with an error is logged and, when it was meant to run for ever, sets :attr:`failed`, upon which
+    the daemon stops and lets systemd start it again: a daemon that lost a loop must not look alive.
+    """
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Event = asyncio.Event()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def start(self, name: str, work: Coroutine[Any, Any, Any], *, forever: bool = False) -> asyncio.Task[Any]:
+        """Run the coroutine as a task of that name; ``forever``: its end is a failure of the daemon."""
+        task = asyncio.create_task(work, name=name)  # noqa: TID251 - this is the home the ban names
+        self._running.add(task)
+        task.add_done_callback(self._ended_for_ever if forever else self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task %s failed: %s", task.get_name(), error, exc_info=error)
+
+    def _ended_for_ever(self, task: asyncio.Task[Any]) -> None:
+        self._ended(task)
+        if not task.cancelled():
+            log.error("task %s ended, stopping", task.get_name())
+            self.failed.set()
+
+    async def stop(self) -> None:
+        """Cancel all and wait until each has ended."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,153 @@
+"""cpmd's settings: ``cpmd.toml``, one struct a table, every field with its unit and reason."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from cpm.errors import ConfigError
+from cpm.model import FIRST_PORT, LAST_PORT
+from cpm.service import config
+
+DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
+
+_Ports = Annotated[int, Meta(ge=1, le=LAST_PORT - FIRST_PORT + 1)]
+_Seconds = Annotated[float, Meta(ge=0)]
+_Positive = Annotated[float, Meta(gt=0)]
+
+
+class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where operators and nodes reach the manager."""
+
+    socket: str = "/run/virt-ports/cpmd.sock"
+    """Unix socket for ``virt-ports`` and for a natd on the same machine. Who may open it may do everything."""
+    address: str | None = None
+    """``IP:PORT`` for nodes on other machines, always TLS with client certificates; None: only the socket."""
+    certificate: str | None = None
+    """PEM file: the manager's certificate, its name or address as SAN."""
+    key: str | None = None
+    """PEM file: its private key."""
+    ca: str | None = None
+    """PEM file: who signs the certificates of nodes. Keep it apart from other CAs: whoever it signs may join."""
+
+
+class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the truth is kept."""
+
+    path: str = "/var/lib/virt-ports/ledger.db"
+
+
+class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How ports are dealt out. The external addresses themselves are in the ledger: ``virt-ports pool add``."""
+
+    block: _Ports = 64
+    """Ports: ranges are whole blocks. Smaller wastes less, larger means fewer changes."""
+    initial: _Ports = 256
+    """Ports a VM starts with, if the pool has them."""
+    floor: _Ports = 64
+    """Ports no VM goes below; what a VM starts with when the pool is short."""
+    cap: _Ports = 32768
+    """Ports no VM goes above: one VM must not take a whole address."""
+    hold_down_s: _Seconds = 120.0
+    """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
+    may still be sending to the old owner."""
+    drain_limit_s: _Positive | None = None
+    """Seconds after which a draining range is withdrawn although connections live. None: never, nothing is cut."""
+    internal: IPv4Network = IPv4Network("100.64.0.0/10")
+    """Addresses between hosts and edges, one a VM (RFC 6598). Must not be routed elsewhere in your network."""
+    pairing: str = "preferred"
+    """``preferred``: a VM that outgrows its external address may move to another one; ``strict``: never."""
+
+
+class GuardToggles(Struct, frozen=True, forbid_unknown_fields=True):
+    """Guards around the scaling policy; each can be switched off. All off is the specification to the letter."""
+
+    floor_and_cap: bool = True
+    in_use: bool = True
+    """Never below the ports in use plus headroom."""
+    unused: bool = True
+    """No growth while most of the range is unused: a download is many packets and one port."""
+    cool_down: bool = True
+    """Rest between two resizes of one VM; several low samples before it shrinks."""
+
+
+class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """When ranges grow and shrink."""
+
+    policy: str = "spec"
+    """``spec``: the specification's rule."""
+    headroom: Annotated[float, Meta(ge=0)] = 0.25
+    """Share of the ports in use that stays free on top of them."""
+    grow_above: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Share of the range in use above which it may grow."""
+    grow_cool_down_s: _Seconds = 2.0
+    """Seconds between two steps of growth of one VM."""
+    shrink_cool_down_s: _Seconds = 30.0
+    """Seconds between the last resize of a VM and its next step down."""
+    shrink_samples: Annotated[int, Meta(ge=1)] = 5
+    """Low samples in a row before a range shrinks."""
+    guards: GuardToggles = GuardToggles()
+
+
+class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How patient the manager is with its nodes."""
+
+    edge_grace_s: _Seconds = 10.0
+    """Seconds an edge may be without session before hosts send around it. Its tables keep working meanwhile, so a
+    restart of natd costs nothing."""
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    listen: ListenSettings = ListenSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    pool: PoolSettings = PoolSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    nodes: NodesSettings = NodesSettings()
+    log_level: str = "info"
+
+
+def load(path: Path) -> Settings:
+    """
+    Read and check ``cpmd.toml``.
+
+    :raise ConfigError: When the file cannot be read or something in it is wrong.
+    """
+    settings = config.load(path, Settings)
+    _check(str(path), settings)
+    return settings
+
+
+def _check(file: str, settings: Settings) -> None:
+    pool, listen = settings.pool, settings.listen
+    if not pool.floor <= pool.initial <= pool.cap:
+        raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
+    if pool.pairing not in ("preferred", "strict"):
+        raise ConfigError(file, "pool.pairing", "use preferred or strict")
+    if settings.scaling.policy != "spec":
+        raise ConfigError(file, "scaling.policy", "use spec")
+    if pool.internal.num_addresses < 4:
+        raise ConfigError(file, "pool.internal", "needs at least a /30; one address a VM")
+    if listen.address is not None:
+        for key in ("certificate", "key", "ca"):
+            if getattr(listen, key) is None:
+                raise ConfigError(
+                    file, f"listen.{key}", "is required with listen.address; nodes are known by certificates"
+                )
+        split_address(file, listen.address)
+
+
+def split_address(file: str, address: str) -> tuple[str, int]:
+    """
+    Split ``IP:PORT``.
+
+    :raise ConfigError: When it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) <= LAST_PORT):
+        raise ConfigError(file, "listen.address", "use IP:PORT, for example 172.30.0.2:7414")
+    return host, int(port)

@@ -1,0 +1,154 @@
+"""natd's settings: ``natd.toml``, one struct a table, every field with its unit and reason."""
+
+from __future__ import annotations
+
+import socket
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from cpm.errors import ConfigError
+from cpm.model import Role
+from cpm.service import config
+from natctl import desired
+
+DEFAULT_PATH = Path("/etc/virt-ports/natd.toml")
+
+_Positive = Annotated[float, Meta(gt=0)]
+
+
+class ManagerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The way to cpmd."""
+
+    url: str = "unix:///run/virt-ports/cpmd.sock"
+    """``unix:///path`` on the same machine, ``https://address:port`` on another one."""
+    certificate: str | None = None
+    """PEM file: this node's certificate; its SAN is this node's name."""
+    key: str | None = None
+    ca: str | None = None
+    """PEM file: who signed the manager's certificate."""
+
+
+class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the libvirt hook reaches natd."""
+
+    socket: str = "/run/virt-ports/natd.sock"
+
+
+class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The host role: this machine runs VMs."""
+
+    uplinks: frozenset[str]
+    """Interfaces towards the edges; towards the internet where this machine is its own edge."""
+    bridges: frozenset[str] = frozenset()
+    """Only VMs with an interface on one of these bridges are managed; empty: on any bridge."""
+    mark_mask: int = 0x7FFF0000
+    """Contiguous bits of the packet mark for our use; the others stay as others set them."""
+    exempt: tuple[IPv4Network, ...] = desired.DEFAULT_EXEMPT
+    """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
+    route_table: int = 7414
+    rule_priority: int = 7414
+    libvirt: str | None = "qemu:///system"
+    """libvirt to watch; None: only the hooks and the taps tell of VMs. An empty string means None."""
+
+
+class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The edge role: this machine talks to the internet."""
+
+    uplinks: frozenset[str]
+    """Interfaces to the internet."""
+    underlay: frozenset[str] = frozenset()
+    """Interfaces to the hosts; empty where the only host is this machine."""
+
+
+class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Measuring."""
+
+    period_s: _Positive = 1.0
+    """Seconds between two readings of all VMs."""
+    ensure_s: _Positive = 5.0
+    """Seconds between two comparisons of the kernel with what it should hold."""
+    source: str = "auto"
+    """``libvirt``: its bulk statistics; ``psutil``: the taps' counters, for very many VMs or guests that are not
+    libvirt's; ``auto``: libvirt for up to 100 VMs it knows."""
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    underlay_address: IPv4Address
+    """This machine's address between hosts and edges."""
+    name: str = ""
+    """How the manager knows this node; empty: the host name."""
+    roles: frozenset[Role] = frozenset({Role.HOST, Role.EDGE})
+    manager: ManagerSettings = ManagerSettings()
+    listen: ListenSettings = ListenSettings()
+    host: HostTable | None = None
+    edge: EdgeTable | None = None
+    monitor: MonitorTable = MonitorTable()
+    log_level: str = "info"
+
+    @property
+    def node_name(self) -> str:
+        """The name, or the host name where none is set."""
+        return self.name or socket.gethostname()
+
+    def kernel(self) -> desired.Settings:
+        """Return what the kernel layer needs of it."""
+        host, edge = self.host, self.edge
+        return desired.Settings(
+            host=desired.HostSettings(
+                uplinks=host.uplinks,
+                mark_mask=host.mark_mask,
+                route_table=host.route_table,
+                rule_priority=host.rule_priority,
+                exempt=host.exempt,
+            )
+            if host is not None and Role.HOST in self.roles
+            else None,
+            edge=desired.EdgeSettings(uplinks=edge.uplinks, underlay=edge.underlay)
+            if edge is not None and Role.EDGE in self.roles
+            else None,
+        )
+
+
+def load(path: Path) -> Settings:
+    """
+    Read and check ``natd.toml``.
+
+    :raise ConfigError: When the file cannot be read or something in it is wrong.
+    """
+    settings = config.load(path, Settings)
+    file = str(path)
+    if not settings.roles:
+        raise ConfigError(file, "roles", 'name at least one: roles = ["host", "edge"]')
+    for role, table in ((Role.HOST, settings.host), (Role.EDGE, settings.edge)):
+        if role in settings.roles and table is None:
+            raise ConfigError(file, role.value, f'is required for the role; add [{role.value}] with uplinks = ["…"]')
+        if role in settings.roles and table is not None and not table.uplinks:
+            raise ConfigError(file, f"{role.value}.uplinks", 'name at least one interface: uplinks = ["eth0"]')
+    if settings.host is not None:
+        _check_mask(file, settings.host.mark_mask)
+    if settings.monitor.source not in ("auto", "libvirt", "psutil"):
+        raise ConfigError(file, "monitor.source", "use auto, libvirt or psutil")
+    _check_manager(file, settings.manager)
+    return settings
+
+
+def _check_mask(file: str, mask: int) -> None:
+    lowest = mask & -mask
+    contiguous = mask > 0 and (mask // lowest) & (mask // lowest + 1) == 0
+    if not contiguous or mask > 0xFFFFFFFF or mask.bit_count() < 4:
+        raise ConfigError(file, "host.mark_mask", "use at least 4 contiguous bits of 32, for example 0x7fff0000")
+
+
+def _check_manager(file: str, manager: ManagerSettings) -> None:
+    if manager.url.startswith("unix:///"):
+        return
+    if not manager.url.startswith("https://"):
+        raise ConfigError(file, "manager.url", "use unix:///path or https://address:port")
+    for key in ("certificate", "key", "ca"):
+        if getattr(manager, key) is None:
+            raise ConfigError(file, f"manager.{key}", "is required with https; nodes are known by certificates")
