@@ -1,0 +1,159 @@
+"""
+The facts we need from libvirt's domain XML (https://libvirt.org/formatdomain.html), and nothing else.
+
+The XML comes from libvirt, through the hook, but is read as if it came from anybody: no document type and hence no
+entities, bounded in size and in elements. Standard library only, like the whole package. Used by natd.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import ClassVar
+from xml.etree import ElementTree as ET  # what makes it unsafe is refused here: see _Builder and check_parser
+from xml.parsers import expat
+
+MAX_XML = 4 * 1024 * 1024
+"""Bytes; libvirt's own are a few thousand."""
+MAX_ELEMENTS = 50_000
+MAX_TEXT = 4096
+"""Characters of any fact."""
+
+SAFE_EXPAT = (2, 4, 1)
+"""The first expat that bounds what entities grow to (CVE-2013-0340)."""
+
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+class DomainXMLError(ValueError):
+    """The XML is not that of a domain, or is not safe to read; the text says what is wrong with it."""
+
+    code: ClassVar[str] = "domain-xml"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface of a domain."""
+
+    type: str
+    """``network``, ``bridge``, ``ethernet``, ``direct``, ``user`` …"""
+    source: str | None
+    """The bridge where libvirt names it (it resolves networks to bridges at ``start``), else the network."""
+    mac: str | None
+    """Lower case with colons. The guest can send from another."""
+    target: str | None
+    """Name of the tap on the host; None before ``start``, and for kinds that have none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DomainFacts:
+    """What a domain's XML says about it."""
+
+    uuid: str
+    """Lower case with dashes."""
+    name: str
+    id: int | None
+    """libvirt's number for a running domain; None while it does not run, and in some hook calls."""
+    type: str
+    """``kvm``, ``qemu`` …"""
+    interfaces: tuple[Interface, ...]
+    """In the order of the XML."""
+
+
+def parse(xml: bytes) -> DomainFacts:
+    """
+    Read a domain's XML; elements nobody asked for are passed over.
+
+    :raise DomainXMLError: When it is not well-formed, has a document type, is too large, is no ``<domain>``, or lacks
+        a type, a name, or a UUID in libvirt's form.
+    """
+    if len(xml) > MAX_XML:
+        raise DomainXMLError(f"the domain XML is longer than {MAX_XML} bytes")
+    root = _tree(xml)
+    if root.tag != "domain":
+        raise DomainXMLError(f"not the XML of a domain: its root is <{root.tag[:64]}>")
+    return DomainFacts(
+        uuid=_uuid(root),
+        name=_required("<name>", root.findtext("name")),
+        id=_domain_id(root.get("id")),
+        type=_required("type attribute", root.get("type")),
+        interfaces=tuple(_interface(element) for element in root.iterfind("devices/interface")),
+    )
+
+
+def check_parser() -> None:
+    """
+    Make sure that Python's XML parser bounds entities; natd calls this once at start.
+
+    :raise DomainXMLError: When expat is older than :data:`SAFE_EXPAT`.
+    """
+    if expat.version_info < SAFE_EXPAT:
+        wanted = ".".join(map(str, SAFE_EXPAT))
+        raise DomainXMLError(f"{expat.EXPAT_VERSION} does not bound XML entities; install expat {wanted} or later")
+
+
+class _Builder(ET.TreeBuilder):
+    """Builds the tree, but refuses what libvirt never writes and only an attack would need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._elements = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._elements += 1
+        if self._elements > MAX_ELEMENTS:
+            raise DomainXMLError(f"the domain XML has more than {MAX_ELEMENTS} elements")
+        return super().start(tag, attrs)
+
+    def doctype(self, _name: str, _public: str | None, _system: str | None) -> None:
+        raise DomainXMLError("the domain XML has a document type; libvirt writes none")
+
+
+def _tree(xml: bytes) -> ET.Element:
+    parser = ET.XMLParser(target=_Builder())  # noqa: S314 - see _Builder
+    try:
+        parser.feed(xml)
+        root: ET.Element = parser.close()
+    except DomainXMLError:
+        raise
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: encodings that do not exist or fit
+        raise DomainXMLError(f"the domain XML is not well-formed: {error}") from None
+    return root
+
+
+def _required(what: str, value: str | None) -> str:
+    if not value:
+        raise DomainXMLError(f"the domain XML has no {what}")
+    if len(value) > MAX_TEXT:
+        raise DomainXMLError(f"the domain XML has a {what} of more than {MAX_TEXT} characters")
+    return value
+
+
+def _uuid(root: ET.Element) -> str:
+    text = _required("<uuid>", root.findtext("uuid")).strip().lower()
+    if not _UUID.fullmatch(text):
+        raise DomainXMLError(f"the domain XML has a <uuid> that is none: {text[:64]!r}")
+    return text
+
+
+def _domain_id(text: str | None) -> int | None:
+    if text is None or not re.fullmatch(r"[0-9]{1,10}", text):
+        return None
+    return int(text)
+
+
+def _interface(element: ET.Element) -> Interface:
+    source = element.find("source")
+    mac = (_attribute(element.find("mac"), "address") or "").lower()
+    return Interface(
+        type=element.get("type", "")[:MAX_TEXT],
+        source=_attribute(source, "bridge") or _attribute(source, "network"),
+        mac=mac if _MAC.fullmatch(mac) else None,
+        target=_attribute(element.find("target"), "dev"),
+    )
+
+
+def _attribute(element: ET.Element | None, name: str) -> str | None:
+    value = None if element is None else element.get(name)
+    return value[:MAX_TEXT] if value else None
