@@ -10,6 +10,7 @@ Each carries facts as attributes, a stable machine ``code`` and one sentence tha
     ├── Ambiguous               a name that fits several VMs
     ├── Conflict                true, but not now
     │   ├── AddressInUse
+    │   ├── IllegalStep         an allocation cannot do that in its state
     │   └── Overloading         one external port, two owners: refused by the ledger itself
     ├── PortsExhausted          no free run of ports is long enough
     ├── InternalPoolExhausted   no internal address is left
@@ -125,6 +126,25 @@ class AddressInUse(Conflict):
             f"cannot remove {self.address}: VMs hold {self.allocations} ranges on it; "
             "stop them or move them first, see `virt-ports list`"
         )
+
+
+class IllegalStep(Conflict):
+    """
+    An event that cannot happen to an allocation in its present state.
+
+    :param state: The state, in a word.
+    :param event: The event, in a word.
+    """
+
+    code = "illegal-step"
+
+    def __init__(self, state: str, event: str) -> None:
+        super().__init__(state, event)
+        self.state = state
+        self.event = event
+
+    def __str__(self) -> str:
+        return f"a range that is {self.state} cannot be {self.event}; please report this as a bug"
 
 
 class Overloading(Conflict):
