@@ -1,0 +1,630 @@
+"""
+What a node decides: the pure half of natd.
+
+:class:`Node` is told what happened (a hook called, the manager said something, a tap vanished, the kernel took a
+transaction) and puts commands in an outbox; ``natctl.daemon`` carries them out and tells how it went. It never awaits,
+logs or reads a clock, so a whole fleet of these can be driven in virtual time.
+
+What it knows, and where from:
+
+- *domains* that run here: from hooks, libvirt's list, and at start from what the kernel already holds;
+- the manager's wishes for this host and edge: from its snapshot and deltas;
+- what the kernel holds: from the answers to its own commands.
+
+Desired entries are computed from the first two whenever something changed; at most one kernel command is under way,
+and what changes meanwhile goes into the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from cpm.errors import VirtPortsError
+from cpm.messages import (
+    PROTOCOL,
+    Applied,
+    Attach,
+    Delta,
+    Detach,
+    Draining,
+    EdgeVM,
+    Hello,
+    HostVM,
+    ManagerMessage,
+    Measured,
+    NodeMessage,
+    PathState,
+    Presence,
+    Present,
+    Refused,
+    Rejected,
+    Report,
+    Snapshot,
+)
+from cpm.model import DomainUUID, NodeName, PortRange, Role
+from natctl.desired import Change, EdgeEntry, HostEntry, Path
+
+TAP_GRACE_S = 3.0
+"""Seconds a VM may be without interfaces before it counts as gone: a hook usually says so earlier, and libvirt
+re-creates the tap of a VM that is reset."""
+
+START_GRACE_S = 60.0
+"""Seconds between ``prepare`` and the first interface, the longest a VM may take to start."""
+
+WAIT_LIMIT_S = 30.0
+"""Seconds after which a hook that waits is answered in any case; its own deadline is shorter."""
+
+RETRY_S = 5.0
+"""Seconds between attempts after the kernel refused."""
+
+
+class StaleEpoch(VirtPortsError):
+    """
+    A manager speaks that is not the present one.
+
+    :param said: Its epoch.
+    :param seen: The highest this node has seen.
+    """
+
+    code = "stale-epoch"
+
+    def __init__(self, said: int, seen: int) -> None:
+        super().__init__(said, seen)
+        self.said = said
+        self.seen = seen
+
+    def __str__(self) -> str:
+        return f"a manager of epoch {self.said} speaks, epoch {self.seen} was seen; stop the older cpmd"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node is."""
+
+    name: NodeName
+    roles: frozenset[Role]
+    underlay: IPv4Address
+    version: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Running:
+    """A domain that runs here, as a hook or libvirt describes it."""
+
+    domain: DomainUUID
+    name: str
+    taps: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rate:
+    """Traffic of one VM over the last period, both directions."""
+
+    packets_per_s: float
+    megabits_per_s: float
+
+
+class PortUse(Protocol):
+    """What one pass over conntrack found."""
+
+    def in_use(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return the largest number of distinct ports in use within the range over the protocols."""
+
+    def connections(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return the number of flows that use a port of the range."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Send:
+    """Say this to the manager."""
+
+    message: NodeMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the hook of that request; ``code`` is empty when all is well."""
+
+    request: int
+    code: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """Change the kernel by one transaction, then call :meth:`Node.programmed` or :meth:`Node.refused_by_kernel`."""
+
+    change: Change
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replace:
+    """Make the kernel hold exactly this, then call :meth:`Node.programmed` or :meth:`Node.refused_by_kernel`."""
+
+    host: Mapping[DomainUUID, HostEntry]
+    edge: Mapping[DomainUUID, EdgeEntry]
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete the conntrack entries of a VM that ended."""
+
+    internal: IPv4Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell the operator."""
+
+    text: str
+
+
+Command = Send | Answer | Program | Replace | Forget | Warn
+
+
+@dataclasses.dataclass(slots=True)
+class _Domain:
+    name: str
+    since: float
+    taps: frozenset[str] = frozenset()
+    incoming: bool = False
+    had_taps: bool = False
+    bare_since: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiter:
+    request: int
+    domain: DomainUUID
+    needs_taps: bool
+    since: float
+
+
+@dataclasses.dataclass(slots=True)
+class _Work:
+    """What the next kernel command has to cover."""
+
+    replace: bool = False
+    host: set[DomainUUID] = dataclasses.field(default_factory=set)
+    edge: set[DomainUUID] = dataclasses.field(default_factory=set)
+    path: bool = False
+    generation: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.replace or self.host or self.edge or self.path or self.generation is not None)
+
+    def merge(self, later: _Work) -> None:
+        self.replace |= later.replace
+        self.host |= later.host
+        self.edge |= later.edge
+        self.path |= later.path
+        self.generation = later.generation if later.generation is not None else self.generation
+
+
+class Node:
+    """
+    One node; every method is told the time and fills the outbox, see :meth:`take`.
+
+    :param identity: Who we are.
+    :param marks: How many VMs the mark can tell apart on this host.
+    """
+
+    def __init__(self, identity: Identity, marks: int) -> None:
+        self._identity = identity
+        self._marks = marks
+        self._domains: dict[DomainUUID, _Domain] = {}
+        self._ended: dict[DomainUUID, IPv4Address] = {}
+        self._host: dict[DomainUUID, HostVM] = {}
+        self._edge: dict[DomainUUID, EdgeVM] = {}
+        self._path: PathState | None = None
+        self._index: dict[DomainUUID, int] = {}
+        self._applied: dict[DomainUUID, HostEntry] = {}
+        self._links: frozenset[str] = frozenset()
+        self._waiters: list[_Waiter] = []
+        self._connected = False
+        self._synced = False
+        self._epoch = 0
+        self._generation = 0
+        self._applied_generation = 0
+        self._under_way: _Work | None = None
+        self._sent: dict[DomainUUID, HostEntry | None] = {}
+        self._next = _Work()
+        self._retry_at: float | None = None
+        self._outbox: list[Command] = []
+
+    # What others ask
+
+    @property
+    def applied_generation(self) -> int:
+        """The last generation the kernel holds, 0 before the first."""
+        return self._applied_generation
+
+    @property
+    def epoch(self) -> int:
+        """Highest epoch seen."""
+        return self._epoch
+
+    def taps(self) -> dict[DomainUUID, frozenset[str]]:
+        """Return the interfaces of each VM that runs here."""
+        return {uuid: domain.taps for uuid, domain in self._domains.items() if domain.taps}
+
+    def take(self) -> list[Command]:
+        """Return what is to be done now, in order, and empty the outbox."""
+        self._advance()
+        commands, self._outbox = self._outbox, []
+        return commands
+
+    # The kernel, as found and as told
+
+    def adopt(self, entries: Iterable[HostEntry], links: frozenset[str], now: float) -> None:
+        """
+        Start from what the kernel already holds: VMs whose interfaces exist go on running.
+
+        Their marks are kept, so that nothing they send is interrupted by a restart of natd.
+        """
+        self._links = links
+        for entry in entries:
+            self._index[entry.domain] = entry.index
+            self._applied[entry.domain] = entry
+            self._host[entry.domain] = HostVM(entry.domain, entry.name, entry.internal, entry.ports)
+            taps = entry.taps & links
+            if taps:
+                self._domains[entry.domain] = _Domain(entry.name, now, taps, had_taps=True)
+
+    def programmed(self, now: float) -> None:
+        """Take note: the last kernel command is in force."""
+        work, self._under_way = self._under_way, None
+        if work is None:
+            return
+        self._note_applied(work)
+        if work.generation is not None:
+            self._applied_generation = work.generation
+            self._say(Applied(self._epoch, work.generation))
+        self._answer_ready()
+
+    def refused_by_kernel(self, error: VirtPortsError, now: float) -> None:
+        """Take note: the last kernel command is not in force; nothing of it is."""
+        work, self._under_way = self._under_way, None
+        if work is None:
+            return
+        self._outbox.append(Warn(f"{error}"))
+        if work.generation is not None:
+            # The manager must not believe it; it answers with a new snapshot.
+            self._say(Rejected(self._epoch, work.generation, error.code, str(error)))
+            work.generation = None
+        for waiter in [w for w in self._waiters if w.domain in work.host or work.replace]:
+            self._settle(waiter, error.code, str(error))
+        work.merge(self._next)
+        self._next = work
+        self._retry_at = now + RETRY_S
+
+    # The manager
+
+    def connected(self, now: float) -> None:
+        """Take note: there is a session."""
+        self._connected = True
+        self._synced = False
+        domains = tuple(self._presences())
+        self._outbox.append(
+            Send(
+                Hello(
+                    PROTOCOL,
+                    self._identity.name,
+                    self._identity.roles,
+                    self._identity.underlay,
+                    self._identity.version,
+                    self._epoch,
+                    domains,
+                )
+            )
+        )
+        for uuid, domain in self._domains.items():
+            if domain.incoming:
+                self._say(Attach(uuid, domain.name, incoming=True))
+
+    def disconnected(self, now: float) -> None:
+        """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
+        self._connected = False
+        self._synced = False
+        # Generations count within a session: the next one must not be told of these.
+        for work in filter(None, (self._under_way, self._next)):
+            work.generation = None
+        for waiter in list(self._waiters):
+            self._settle(waiter, "unreachable", "the manager is not connected; the VM gets its ports when it is back")
+
+    def received(self, message: ManagerMessage, now: float) -> None:
+        """
+        Take in what the manager said.
+
+        :raise StaleEpoch: When an older manager speaks; the session is to be closed.
+        """
+        if message.epoch < self._epoch:
+            raise StaleEpoch(message.epoch, self._epoch)
+        self._epoch = message.epoch
+        if isinstance(message, Snapshot):
+            self._take_snapshot(message)
+        elif isinstance(message, Delta):
+            self._take_delta(message)
+        elif isinstance(message, Refused):
+            self._take_refusal(message)
+        elif message.protocol != PROTOCOL:
+            self._outbox.append(
+                Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
+            )
+        self._answer_ready()
+
+    def _take_snapshot(self, snapshot: Snapshot) -> None:
+        self._synced = True
+        self._generation = snapshot.generation
+        self._host = {vm.domain: vm for vm in snapshot.host}
+        self._edge = {vm.domain: vm for vm in snapshot.edge}
+        self._path = snapshot.path
+        self._retry_at = None
+        self._next.merge(_Work(replace=True, generation=snapshot.generation))
+
+    def _take_delta(self, delta: Delta) -> None:
+        if not self._synced or delta.generation != self._generation + 1:
+            self._synced = False
+            self._say(Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
+            return
+        self._generation = delta.generation
+        self._host.update((vm.domain, vm) for vm in delta.host)
+        self._edge.update((vm.domain, vm) for vm in delta.edge)
+        for uuid in delta.host_gone:
+            self._host.pop(uuid, None)
+            if uuid in self._domains:
+                # It stopped and started again before the manager heard of either.
+                self._ask(uuid, self._domains[uuid])
+        for uuid in delta.edge_gone:
+            self._edge.pop(uuid, None)
+        if delta.path is not None:
+            self._path = delta.path
+        self._next.merge(
+            _Work(
+                host={vm.domain for vm in delta.host} | set(delta.host_gone),
+                edge={vm.domain for vm in delta.edge} | set(delta.edge_gone),
+                path=delta.path is not None,
+                generation=delta.generation,
+            )
+        )
+
+    def _take_refusal(self, refusal: Refused) -> None:
+        self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
+        for waiter in [w for w in self._waiters if w.domain == refusal.domain]:
+            self._settle(waiter, refusal.code, refusal.message)
+
+    # Domains
+
+    def starting(self, request: int | None, vm: Running, now: float, *, wait_for_taps: bool) -> None:
+        """
+        A domain starts or runs (hooks ``prepare``, ``start``, ``started``, ``attach``, ``reconnect``).
+
+        Answers the request, when there is one, as soon as the kernels on the path hold its ports; at once when it is
+        migrating here (its ports follow when it runs) or when no manager is there to give any.
+        """
+        domain = self._known(vm, now)
+        if request is None:
+            self._ask(vm.domain, domain)
+        elif domain.incoming:
+            self._outbox.append(Answer(request, "", "migrating; ports follow when it runs here"))
+        elif not self._connected and not self._is_ready(vm.domain, needs_taps=False):
+            self._outbox.append(Answer(request, "unreachable", "the manager is not connected; ports follow when it is"))
+        else:
+            self._waiters.append(_Waiter(request, vm.domain, wait_for_taps, now))
+            self._ask(vm.domain, domain)
+            self._answer_ready()
+
+    def incoming(self, request: int, vm: Running, now: float) -> None:
+        """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
+        domain = self._known(vm, now)
+        domain.incoming = True
+        self._say(Attach(vm.domain, vm.name, incoming=True))
+        self._outbox.append(Answer(request, "", "expected"))
+
+    def resumed(self, uuid: DomainUUID, now: float) -> None:
+        """A domain that migrated here runs (libvirt's event ``Resumed Migrated``)."""
+        domain = self._domains.get(uuid)
+        if domain is not None and domain.incoming:
+            domain.incoming = False
+            domain.since = now
+            self._ask(uuid, domain)
+
+    def ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
+        """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
+        known = self._domains.pop(uuid, None)
+        if known is not None:
+            # Host first: it stops handing the ports out before anybody else hears of it.
+            if (vm := self._host.pop(uuid, None)) is not None:
+                self._ended[uuid] = vm.internal
+            self._next.host.add(uuid)
+            self._say(Detach(uuid, reason))
+        if request is not None:
+            self._outbox.append(Answer(request, "", "released"))
+
+    def listed(self, running: Iterable[Running], now: float) -> None:
+        """Learn from libvirt which domains are active: those whose hook was missed, and hot-plugged NICs."""
+        for vm in running:
+            if vm.taps and vm.taps != self._taps_of(vm.domain):
+                self.starting(None, vm, now, wait_for_taps=False)
+
+    def linked(self, links: frozenset[str], now: float) -> None:
+        """The interfaces of this machine changed."""
+        self._links = links
+        for domain in self._domains.values():
+            alive = bool(domain.taps & links)
+            domain.bare_since = None if alive else domain.bare_since or now
+
+    def tick(self, now: float) -> None:
+        """Look after what only time brings: VMs without interfaces, hooks that wait, a kernel that refused."""
+        for uuid, domain in list(self._domains.items()):
+            grace = TAP_GRACE_S if domain.had_taps else START_GRACE_S
+            if domain.bare_since is not None and now - domain.bare_since >= grace and not domain.incoming:
+                self.ended(None, uuid, "its interfaces are gone", now)
+        for waiter in [w for w in self._waiters if now - w.since >= WAIT_LIMIT_S]:
+            self._settle(waiter, "timeout", "no answer from the manager in time")
+        if self._retry_at is not None and now >= self._retry_at:
+            self._retry_at = None
+
+    def present(self) -> None:
+        """Say again which VMs run here."""
+        self._say(Present(tuple(self._presences())))
+
+    def report(
+        self,
+        period_s: float,
+        rates: Mapping[DomainUUID, Rate],
+        use: PortUse | None,
+        generation: int,
+        dropped: Mapping[str, int],
+    ) -> None:
+        """
+        Tell the manager what was measured over one period, all VMs in one message.
+
+        :param period_s: Length of the period in seconds.
+        :param rates: Traffic by VM; a VM without a rate is left out.
+        :param use: Ports in use, or None when they were not counted this time.
+        :param generation: :attr:`applied_generation` when counting began.
+        :param dropped: Packets dropped at this node by reason, totals.
+        """
+        vms = tuple(self._measured(self._host[uuid], rate, use) for uuid, rate in rates.items() if uuid in self._host)
+        self._say(Report(generation, period_s, vms, dict(dropped)))
+
+    def _measured(self, vm: HostVM, rate: Rate, use: PortUse | None) -> Measured:
+        in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
+        draining = (
+            tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining)
+            if use is not None
+            else ()
+        )
+        return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining)
+
+    # Inside
+
+    def _say(self, message: NodeMessage) -> None:
+        if self._connected:
+            self._outbox.append(Send(message))
+
+    def _presences(self) -> Iterable[Presence]:
+        return (Presence(uuid, domain.name) for uuid, domain in self._domains.items() if not domain.incoming)
+
+    def _known(self, vm: Running, now: float) -> _Domain:
+        domain = self._domains.setdefault(vm.domain, _Domain(vm.name, now, bare_since=now))
+        domain.name = vm.name
+        if vm.taps and vm.taps != domain.taps:
+            self._give_taps(vm.domain, domain, vm.taps)
+        return domain
+
+    def _give_taps(self, uuid: DomainUUID, domain: _Domain, taps: frozenset[str]) -> None:
+        # Tap names are reused: whoever had one of these before has it no more.
+        for other_uuid, other in self._domains.items():
+            if other_uuid != uuid and other.taps & taps:
+                other.taps -= taps
+                self._next.host.add(other_uuid)
+        domain.taps = taps
+        domain.had_taps = True
+        domain.bare_since = None
+        self._next.host.add(uuid)
+
+    def _taps_of(self, uuid: DomainUUID) -> frozenset[str]:
+        domain = self._domains.get(uuid)
+        return domain.taps if domain is not None else frozenset()
+
+    def _ask(self, uuid: DomainUUID, domain: _Domain) -> None:
+        vm = self._host.get(uuid)
+        if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
+            self._say(Attach(uuid, domain.name))
+
+    def _is_ready(self, uuid: DomainUUID, *, needs_taps: bool) -> bool:
+        entry = self._applied.get(uuid)
+        vm = self._host.get(uuid)
+        if entry is None or entry.ports is None or vm is None or vm.ports is None:
+            return False
+        return entry.ports == vm.ports and (not needs_taps or entry.taps >= self._taps_of(uuid))
+
+    def _answer_ready(self) -> None:
+        for waiter in list(self._waiters):
+            if waiter.domain not in self._domains:
+                self._settle(waiter, "gone", "the VM stopped meanwhile")
+            elif self._is_ready(waiter.domain, needs_taps=waiter.needs_taps):
+                ports = self._applied[waiter.domain].ports
+                self._settle(waiter, "", f"ports {ports}")
+
+    def _settle(self, waiter: _Waiter, code: str, text: str) -> None:
+        self._waiters.remove(waiter)
+        self._outbox.append(Answer(waiter.request, code, text))
+
+    def _advance(self) -> None:
+        """Emit the next kernel command, if one is needed, possible, and none is under way."""
+        if self._under_way is not None or not self._next or self._retry_at is not None or self._path is None:
+            return
+        work, self._next = self._next, _Work()
+        self._under_way = work
+        self._outbox.append(self._replace_all(work) if work.replace else self._change(work))
+        if isinstance(self._outbox[-1], Program) and _is_empty(self._outbox[-1].change):
+            # Nothing the kernel would notice, for example ranges that now drain: confirm at once.
+            self._outbox.pop()
+            self.programmed(0.0)
+            self._advance()
+
+    def _replace_all(self, work: _Work) -> Replace:
+        assert self._path is not None
+        host = {uuid: entry for uuid in self._host if (entry := self._host_entry(uuid)) is not None}
+        edge = {uuid: _edge_entry(vm) for uuid, vm in self._edge.items()}
+        self._sent = dict.fromkeys(self._applied) | host
+        work.host = set(self._sent)
+        return Replace(host, edge, _path(self._path))
+
+    def _change(self, work: _Work) -> Program:
+        assert self._path is not None
+        host = {uuid: self._host_entry(uuid) for uuid in work.host}
+        host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
+        edge = {uuid: _edge_entry(self._edge[uuid]) if uuid in self._edge else None for uuid in work.edge}
+        self._sent = host
+        return Program(Change(host=host, edge=edge, path=_path(self._path) if work.path else None))
+
+    def _note_applied(self, work: _Work) -> None:
+        for uuid, entry in self._sent.items():
+            if entry is not None:
+                self._applied[uuid] = entry
+                continue
+            self._applied.pop(uuid, None)
+            if uuid not in self._host:
+                self._index.pop(uuid, None)
+        for uuid in work.host & set(self._ended):
+            internal = self._ended.pop(uuid)
+            if uuid not in self._domains:
+                self._outbox.append(Forget(internal))
+        self._sent = {}
+
+    def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
+        vm = self._host.get(uuid)
+        index = self._index_of(uuid) if vm is not None else None
+        if vm is None or index is None:
+            return None
+        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, self._taps_of(uuid))
+
+    def _index_of(self, uuid: DomainUUID) -> int | None:
+        if uuid not in self._index:
+            used = set(self._index.values())
+            free = next((index for index in range(1, self._marks + 1) if index not in used), None)
+            if free is None:
+                self._outbox.append(Warn(f"VM {uuid} gets no ports: host.mark_mask tells only {self._marks} VMs apart"))
+                return None
+            self._index[uuid] = free
+        return self._index[uuid]
+
+
+def _edge_entry(vm: EdgeVM) -> EdgeEntry:
+    return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
+
+
+def _is_empty(change: Change) -> bool:
+    return not change.host and not change.edge and change.path is None
+
+
+def _path(state: PathState) -> Path:
+    return Path(state.internal_pool, frozenset(state.edges), frozenset(state.externals))
