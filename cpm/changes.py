@@ -31,7 +31,7 @@ Expected: TypeAlias = tuple[PortRange, AllocationState]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutVM:
-    """Add a VM, or replace what is known of it. Moving it to another node is journalled for each of its ranges."""
+    """Add a VM, or replace what is known of it; a new name or internal address is journalled for its ranges."""
 
     vm: VM
 
@@ -84,7 +84,7 @@ class AddAllocation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MoveAllocation:
-    """Change the state, the range or both of one allocation: a step of its life, a trim or a merge."""
+    """Change state, range or host of one allocation: a step of its life, a trim, a merge, a migration."""
 
     id: AllocationId
     expected: Expected
@@ -92,6 +92,8 @@ class MoveAllocation:
     state: AllocationState
     since: float
     """UTC seconds at which ``state`` was entered."""
+    node: NodeName | None = None
+    """The host that hands these ports out from now on; None: the same as before."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class JournalEvent(enum.StrEnum):
     """These ports no longer belong to the allocation; where they go on in another, that one's entry follows."""
     FREED = "freed"
     MOVED = "moved"
-    """The VM belongs to another node now."""
+    """Another host hands these ports out now."""
     UPDATED = "updated"
     """The VM has another name or internal address now."""
 
@@ -65,7 +65,7 @@ class JournalEntry:
     name: str
     """The VM's name at that time."""
     node: NodeName
-    """The VM's node at that time."""
+    """The host that handed these ports out at that time."""
     external: IPv4Address
     internal: IPv4Address
     ports: PortRange

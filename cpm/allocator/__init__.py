@@ -1,0 +1,31 @@
+"""
+Which range, on which address.
+
+:class:`AddressSpace` knows every port of the pool: free, taken by an allocation, or reserved by the operator. It has no
+I/O; the manager owns one and tells it of every allocation. :func:`choose`, :func:`grow` and :func:`shrink` decide and
+change nothing. What they promise, always:
+
+- ranges start on the block grid, which begins at port 1024, and are whole blocks long;
+- best fit: the smallest free run that is long enough, so that long runs stay whole;
+- a VM has one external address at a time where that is possible (RFC 6888 REQ-2);
+- a VM's ranges share no port *number*, even on different addresses: its one internal address stands behind them all,
+  and the edges tell its ranges apart by number;
+- no port gets a second owner: :meth:`AddressSpace.take` refuses it whatever a decision said.
+"""
+
+from cpm.allocator.grid import DEFAULT_BLOCK, USABLE, whole_blocks
+from cpm.allocator.placing import Placement, Shrunk, choose, grow, shrink
+from cpm.allocator.space import AddressSpace, Usage
+
+__all__ = [
+    "DEFAULT_BLOCK",
+    "USABLE",
+    "AddressSpace",
+    "Placement",
+    "Shrunk",
+    "Usage",
+    "choose",
+    "grow",
+    "shrink",
+    "whole_blocks",
+]

@@ -1,0 +1,160 @@
+"""Where ranges go."""
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.allocator import AddressSpace, choose, grow, shrink, whole_blocks
+from cpm.errors import PortsExhausted
+from cpm.model import Allocation, DomainUUID, ExternalAddress, PortRange
+from tests.unit.cpm.allocator.test_space import A, B, allocation
+
+D = DomainUUID("d")
+
+
+def space_with(*taken: Allocation, addresses: tuple[IPv4Address, ...] = (A, B)) -> AddressSpace:
+    space = AddressSpace()
+    for address in addresses:
+        space.add_address(ExternalAddress(address))
+    for each in taken:
+        space.take(each)
+    return space
+
+
+@pytest.mark.parametrize(("ports", "rounded"), [(0, 64), (1, 64), (64, 64), (65, 128), (65535, 64512), (10**9, 64512)])
+def test_sizes_are_whole_blocks_and_fit_an_address(ports: int, rounded: int) -> None:
+    assert whole_blocks(ports, 64) == rounded
+
+
+def test_block_that_does_not_divide_the_address() -> None:
+    assert whole_blocks(65535, 1000) == 64000
+
+
+def test_best_fit_takes_the_smallest_run_that_is_long_enough() -> None:
+    space = space_with(
+        allocation(1, "1280-1343", "x"), allocation(2, "1472-65535", "y"), allocation(3, "1344-65535", "z", external=B)
+    )
+    # Free: 1024-1279 (256) and 1344-1471 (128) on A, 1024-1343 (320) on B.
+    assert choose(space, D, 100).ports == PortRange(1344, 1471)
+    assert choose(space, D, 129).ports == PortRange(1024, 1215)
+    assert choose(space, D, 300).external == B
+
+
+def test_preferred_address_comes_first() -> None:
+    space = space_with(allocation(1, "1088-65535", "x"))
+    assert choose(space, D, 64, prefer=B).external == B
+    assert choose(space, D, 64).external == A
+    assert choose(space, D, 128, prefer=A).external == B
+
+
+def test_strict_never_leaves_the_address() -> None:
+    space = space_with(allocation(1, "1088-65535", "x"))
+    with pytest.raises(PortsExhausted) as caught:
+        choose(space, D, 128, prefer=A, strict=True)
+    assert (caught.value.wanted, caught.value.longest_free) == (128, 64)
+    assert "203.0.113.1 has no free run that long" in str(caught.value)
+
+
+def test_empty_pool_says_so() -> None:
+    with pytest.raises(PortsExhausted, match="no external address in the pool"):
+        choose(AddressSpace(), D, 64)
+
+
+def test_own_ports_are_taken_back_whole() -> None:
+    held = allocation(1, "4096-4159", state="held")
+    placement = choose(space_with(held), D, 64)
+    assert (placement.external, placement.ports, placement.reclaimed) == (A, held.ports, (held,))
+    assert placement.left_of(held) == ()
+
+
+def test_own_ports_are_taken_back_in_part_or_with_neighbours() -> None:
+    held = allocation(1, "4096-4351", state="draining")
+    smaller = choose(space_with(held), D, 64)
+    assert smaller.ports == PortRange(4096, 4159)
+    assert smaller.left_of(held) == (PortRange(4160, 4351),)
+    assert choose(space_with(held), D, 512).ports == PortRange(4096, 4607)
+
+
+def test_other_vms_held_ports_are_nobodys() -> None:
+    space = space_with(allocation(1, "1024-65535", "x", state="held"), addresses=(A,))
+    with pytest.raises(PortsExhausted):
+        choose(space, D, 64)
+
+
+def test_numbers_held_elsewhere_are_avoided() -> None:
+    own = allocation(1, "1024-1087", state="active")
+    space = space_with(own, allocation(2, "1088-65535", "x"))
+    assert choose(space, D, 64, prefer=A).ports == PortRange(1088, 1151)
+
+
+def test_numbers_held_elsewhere_can_be_the_reason() -> None:
+    space = space_with(
+        allocation(1, "1024-1087"),
+        allocation(2, "1088-65535", "x"),
+        allocation(3, "1088-65535", "y", external=B),
+    )
+    with pytest.raises(PortsExhausted, match="own draining ports have these numbers"):
+        choose(space, D, 64)
+
+
+@pytest.mark.parametrize(
+    ("others", "wanted", "ports"),
+    [
+        ([], 128, "4096-4223"),  # upwards
+        (["4160-4223"], 128, "4032-4159"),  # downwards
+        (["4224-4287"], 256, "3904-4159"),  # downwards rather than on both sides
+        (["4224-4287", "3904-3967"], 256, "3968-4223"),  # both
+    ],
+)
+def test_grow_in_place(others: list[str], wanted: int, ports: str) -> None:
+    active = allocation(1, "4096-4159")
+    space = space_with(active, *(allocation(n, each, "x") for n, each in enumerate(others, 2)))
+    placement = grow(space, active, wanted)
+    assert placement.in_place
+    assert (placement.external, placement.ports) == (A, PortRange.parse(ports))
+
+
+def test_grow_over_own_draining_ports() -> None:
+    active, draining = allocation(1, "4096-4159"), allocation(2, "4160-4287", state="draining")
+    placement = grow(space_with(active, draining, allocation(3, "4288-4351", "x")), active, 128)
+    assert placement.ports == PortRange(4096, 4223)
+    assert placement.reclaimed == (draining,)
+    assert placement.left_of(draining) == (PortRange(4224, 4287),)
+
+
+def test_grow_relocates_on_the_same_address_then_on_another() -> None:
+    active = allocation(1, "4096-4159")
+    walls = allocation(2, "4032-4095", "x"), allocation(3, "4160-4223", "x")
+    placement = grow(space_with(active, *walls), active, 128)
+    assert (placement.external, placement.in_place) == (A, False)
+    full = allocation(4, "1024-4031", "y"), allocation(5, "4224-65535", "z")
+    elsewhere = grow(space_with(active, *walls, *full), active, 128)
+    assert (elsewhere.external, elsewhere.ports) == (B, PortRange(1024, 1151))
+    with pytest.raises(PortsExhausted):
+        grow(space_with(active, *walls, *full), active, 128, strict=True)
+
+
+def test_grow_to_what_it_has_is_what_it_has() -> None:
+    active = allocation(1, "4096-4223")
+    placement = grow(space_with(active), active, 100)
+    assert (placement.ports, placement.in_place) == (active.ports, True)
+
+
+def test_grow_to_a_whole_address() -> None:
+    active = allocation(1, "4096-4159")
+    assert grow(space_with(active), active, 10**6).ports == PortRange(1024, 65535)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "released"),
+    [
+        (64, "4096-4159", "4160-4351"),
+        (65, "4096-4223", "4224-4351"),
+        (256, "4096-4351", None),
+        (999, "4096-4351", None),
+    ],
+)
+def test_shrink_keeps_the_low_end(wanted: int, kept: str, released: str | None) -> None:
+    result = shrink(allocation(1, "4096-4351"), wanted, 64)
+    assert result.kept == PortRange.parse(kept)
+    assert result.released == (PortRange.parse(released) if released else None)
