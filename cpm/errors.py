@@ -23,13 +23,12 @@ Each carries facts as attributes, a stable machine ``code`` and one sentence tha
 from __future__ import annotations
 
 from ipaddress import IPv4Address
-from typing import ClassVar
 
 
 class VirtPortsError(Exception):
     """The family. ``str()`` is a sentence for a person, ``code`` is for programs."""
 
-    code: ClassVar[str] = "error"
+    code: str = "error"
 
 
 class InvalidRequest(VirtPortsError):

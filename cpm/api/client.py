@@ -1,0 +1,186 @@
+"""
+The API as a blocking client: what the command line, tests and scripts use. Standard library and msgspec only.
+
+Not for natd, which holds a websocket session. The one place that knows how the manager is reached is
+:meth:`Client._connect`; a URL with client certificates will go there.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+from cpm.api import wire
+from cpm.api.views import ErrorView
+from cpm.errors import InvalidRequest, Unreachable, VirtPortsError
+
+Query = Mapping[str, str | int | float | bool | None]
+"""What follows the question mark; None and False are left out, True becomes 1."""
+
+_T = TypeVar("_T")
+
+_CHECK = "is cpmd running? see `systemctl status cpmd`, or name its socket with --socket or VIRT_PORTS_SOCKET"
+_ALLOW = "run this as root or as a member of the socket's group, see `ls -l {path}`"
+_JOURNAL = "see `journalctl -u cpmd`"
+
+
+class RemoteError(VirtPortsError):
+    """
+    The manager refused or failed; its facts do not travel, its code and its sentence do.
+
+    :param code: One of the codes in :mod:`cpm.errors`, or ``internal``.
+    :param message: The manager's sentence.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Client:
+    """
+    A manager behind a unix socket. Every call is one connection; nothing stays open between calls.
+
+    Every method raises :class:`Unreachable` when the manager does not answer, and :class:`RemoteError` with the
+    manager's code when it refuses (``internal`` when what it says cannot be understood).
+
+    :param socket_path: Path of the socket.
+    :param timeout_s: Seconds to wait for each read and write; following events has no limit.
+    """
+
+    def __init__(self, socket_path: str, *, timeout_s: float = 30.0) -> None:
+        self.socket_path = socket_path
+        self.timeout_s = timeout_s
+
+    def get(self, kind: type[_T], path: str, query: Query | None = None) -> _T:
+        """Read one resource."""
+        return self._call(kind, "GET", _target(path, query))
+
+    def post(self, kind: type[_T], path: str, body: object | None = None) -> _T:
+        """Create or change; the body is encoded as it is."""
+        return self._call(kind, "POST", path, None if body is None else wire.encode(body))
+
+    def delete(self, kind: type[_T], path: str) -> _T:
+        """Take away."""
+        return self._call(kind, "DELETE", path)
+
+    def stream(self, kind: type[_T], path: str, query: Query | None = None, *, follow: bool = False) -> Iterator[_T]:
+        """
+        Yield a newline-delimited resource, value by value, as they come.
+
+        :param follow: Wait for more, without limit. The iterator then never ends by itself.
+        :raise Unreachable: Also when the manager closes a stream that was to be followed.
+        """
+        with _Reaching(self.socket_path):
+            connection = self._connect()
+            try:
+                connection.connect()
+                reads = connection.sock  # http.client forgets it when the answer says Connection: close
+                response = self._response(connection, "GET", _target(path, {**(query or {}), "follow": follow}), None)
+                reads.settimeout(None if follow else self.timeout_s)
+                while line := response.readline():
+                    if line.strip():
+                        yield _understood(kind, line)
+            finally:
+                connection.close()
+        if follow:
+            raise Unreachable(self.socket_path, "the manager ended the stream", _JOURNAL)
+
+    def _call(self, kind: type[_T], method: str, target: str, body: bytes | None = None) -> _T:
+        with _Reaching(self.socket_path):
+            connection = self._connect()
+            try:
+                data = self._response(connection, method, target, body).read()
+            finally:
+                connection.close()
+        return _understood(kind, data)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return _UnixConnection(self.socket_path, self.timeout_s)
+
+    @staticmethod
+    def _response(
+        connection: http.client.HTTPConnection, method: str, target: str, body: bytes | None
+    ) -> http.client.HTTPResponse:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        connection.request(method, target, body, headers)
+        response = connection.getresponse()
+        if not 200 <= response.status < 300:
+            raise _refusal(response.status, response.reason, response.read())
+        return response
+
+
+def path_of(*parts: str) -> str:
+    """Return the path of a resource; parts are names as users give them, with whatever characters."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
+
+
+def _target(path: str, query: Query | None) -> str:
+    given = {key: value for key, value in (query or {}).items() if value is not None and value is not False}
+    written = {key: 1 if value is True else value for key, value in given.items()}
+    return f"{path}?{urlencode(written)}" if written else path
+
+
+def _understood(kind: type[_T], data: bytes) -> _T:
+    try:
+        return wire.decode(kind, data)
+    except InvalidRequest as error:
+        raise RemoteError("internal", f"the manager's answer: {error}") from error
+
+
+def _refusal(status: int, reason: str, body: bytes) -> RemoteError:
+    try:
+        view = wire.decode(ErrorView, body)
+    except InvalidRequest:
+        words = f"the manager answered {status} {reason} and did not say why; {_JOURNAL}, and compare the versions"
+        return RemoteError("internal", words)
+    return RemoteError(view.code, view.message)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class _Reaching:
+    """Turn what the system says into :class:`Unreachable` with the remedy that fits."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, http.client.HTTPException)):
+            detail, remedy = _diagnosis(error)
+            raise Unreachable(self._path, detail, remedy.format(path=self._path)) from error
+
+
+def _diagnosis(error: OSError | http.client.HTTPException) -> tuple[str, str]:
+    if isinstance(error, TimeoutError):
+        return "no answer in time", _JOURNAL
+    if isinstance(error, ConnectionRefusedError):
+        return "nobody listens there", _CHECK
+    if isinstance(error, FileNotFoundError):
+        return "no such socket", _CHECK
+    if isinstance(error, PermissionError):
+        return "permission denied", _ALLOW
+    if isinstance(error, (ConnectionError, http.client.IncompleteRead)):
+        return "the manager closed the connection", _JOURNAL
+    if isinstance(error, http.client.HTTPException):
+        return "what answers does not speak HTTP", _CHECK
+    return error.strerror or str(error), _CHECK

@@ -1,0 +1,53 @@
+"""``virt-ports events``: the journal of all VMs, as it is or as it grows."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cpm.cli import journal, parsing, render
+
+if TYPE_CHECKING:
+    from cpm.api.views import EventView
+
+_EXAMPLES = """\
+  virt-ports events --limit 20               the latest 20
+  virt-ports events --follow                 and wait for more; Ctrl-C ends it
+  virt-ports events --follow --after 1041    go on where a script stopped
+  virt-ports events --follow -o json | jq -r 'select(.event=="active").name'"""
+
+_ABOUT = "With -o json one document; with --follow one document a line."
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(
+        subparsers, "events", "print the journal: who got, resized and gave back what", about=_ABOUT, examples=_EXAMPLES
+    )
+    verb.add_argument("-f", "--follow", action="store_true", help="wait for more")
+    verb.add_argument("--after", metavar="SEQ", type=parsing.count, help="only lines after this number")
+    verb.add_argument("--limit", metavar="N", type=parsing.count, help="at most N lines of what is there already")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the journal."""
+    from cpm.api.client import path_of
+    from cpm.api.views import EventView
+
+    query = {"after": args.after, "limit": args.limit}
+    views = parsing.client(args).stream(EventView, path_of("events"), query, follow=args.follow)
+    if args.follow:
+        _follow(views, json=parsing.wants_json(args))
+    elif parsing.wants_json(args):
+        render.emit_document([render.plain(view) for view in views])
+    else:
+        render.emit(render.table(journal.HEADER, map(journal.row, views)))
+    return 0
+
+
+def _follow(views: Iterator[EventView], *, json: bool) -> None:
+    if not json:
+        render.emit(journal.head())
+    for view in views:
+        render.emit(render.document(render.plain(view), pretty=False) if json else journal.line(view))

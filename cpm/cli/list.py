@@ -1,0 +1,62 @@
+"""``virt-ports list``: VMs with their ports."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cpm.cli import parsing, render
+
+if TYPE_CHECKING:
+    from cpm.api.views import DomainView
+
+HEADER = ("Name", "UUID", "Node", "External address", "Ports", "In use", "State")
+
+_EXAMPLES = """\
+  virt-ports list                  VMs that have or wait for ports
+  virt-ports list --all            also those that are gone, while their ports come back
+  virt-ports list --node host1     those on one host
+  virt-ports list -o json | jq -r '.[] | select(.state=="waiting").name'"""
+
+_ABOUT = """\
+States: active; starting (being programmed); growing; waiting (no ports to be
+had); unreachable (its host is not connected; its traffic goes on); gone.
+'In use' counts ports of the present range, '-' where not measured yet."""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(subparsers, "list", "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
+    verb.add_argument("--all", action="store_true", help="also VMs that are gone")
+    verb.add_argument("--node", metavar="NODE", help="only VMs on this host")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the VMs."""
+    from cpm.api.client import path_of
+    from cpm.api.views import DomainView
+
+    views = parsing.client(args).get(list[DomainView], path_of("domains"), {"all": args.all})
+    if args.node is not None:
+        views = [view for view in views if view.node == args.node] or _none_on(args)
+    if parsing.wants_json(args):
+        render.emit_document(render.plain(views))
+    else:
+        render.emit(render.table(HEADER, map(_row, views)))
+    return 0
+
+
+def _row(view: DomainView) -> tuple[object, ...]:
+    ports = render.ports(view.first_port, view.last_port)
+    return view.name, view.uuid, view.node, view.external_address, ports, view.ports_in_use, view.state
+
+
+def _none_on(args: argparse.Namespace) -> list[DomainView]:
+    """Tell a host without VMs from a misspelt one."""
+    from cpm.api.client import path_of
+    from cpm.api.views import NodeView
+    from cpm.errors import NotFound
+
+    if not any(node.name == args.node for node in parsing.client(args).get(list[NodeView], path_of("nodes"))):
+        raise NotFound("node", args.node, "see `virt-ports node list`")
+    return []

@@ -1,0 +1,154 @@
+"""Entry point of ``virt-ports``: finds the verb, runs it, and turns what goes wrong into a sentence and a code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from cpm.cli import parsing, render
+from cpm.errors import VirtPortsError
+
+VERBS = {
+    "list": "cpm.cli.list",
+    "show": "cpm.cli.show",
+    "whois": "cpm.cli.whois",
+    "history": "cpm.cli.history",
+    "pool": "cpm.cli.pool",
+    "node": "cpm.cli.node",
+    "events": "cpm.cli.events",
+    "status": "cpm.cli.status",
+}
+"""Verb to the module that has its ``add_parser`` and ``run``, in the order of the help."""
+
+OK, REFUSED, USAGE, UNREACHABLE, INTERNAL = range(5)
+INTERRUPTED, BROKEN_PIPE = 130, 141
+"""128 + signal, as a shell reports it."""
+
+EXIT_CODES = {
+    "usage": USAGE,
+    "invalid-request": USAGE,
+    "unreachable": UNREACHABLE,
+    "error": INTERNAL,
+    "internal": INTERNAL,
+    "kernel": INTERNAL,
+    "ledger": INTERNAL,
+    "schema-too-new": INTERNAL,
+    "overloading": INTERNAL,
+    "illegal-step": INTERNAL,
+}
+"""Error code to exit code; every other error is a refusal."""
+
+_ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: who has which, who had, and what is left."
+
+_EPILOG = """\
+exit codes:
+  0    done
+  1    refused or failed: not found, conflict, no ports left
+  2    the arguments are wrong
+  3    the manager (cpmd) cannot be reached
+  4    internal error, or trouble with the ledger
+  130  interrupted
+
+examples:
+  virt-ports list                             all VMs with their ports
+  virt-ports show web1                        one VM with all we know
+  virt-ports whois 203.0.113.1 20817          who has that port now
+  virt-ports pool add 203.0.113.0/29          add external addresses
+  virt-ports list -o json | jq -r '.[].name'  names, for a script
+
+Errors go to stderr as "error: ..." and end in what to do; with -o json as {"code": ..., "message": ...}.
+Times are printed in the local zone with its offset, in JSON as UTC seconds."""
+
+
+class _Version(argparse.Action):
+    """``--version``, looked up only when asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        render.emit(f"virt-ports {version('virt-ports')}\n")
+        parser.exit()
+
+
+def build_parser(verbs: Sequence[str] = tuple(VERBS)) -> parsing.Parser:
+    """Return the parser for some verbs; a verb's module is imported here."""
+    parser = parsing.Parser(prog="virt-ports", description=_ABOUT, epilog=_EPILOG)
+    parser.add_argument("--version", action=_Version)
+    parsing.add_common(parser)
+    subparsers = parser.add_subparsers(
+        title="verbs", dest="verb", metavar="VERB", required=True, parser_class=parsing.Parser
+    )
+    for verb in verbs:
+        _module(verb).add_parser(subparsers)
+    return parser
+
+
+def execute(argv: Sequence[str], *, now: float) -> int:
+    """
+    Run one command.
+
+    :param argv: Words after ``virt-ports``.
+    :param now: UTC seconds; what relative times are relative to.
+    :return: The exit code, as in the help.
+    :raise SystemExit: After ``--help`` and ``--version``.
+    """
+    words = _joined(argv)
+    output = parsing.wished_output(words)
+    try:
+        args = build_parser(words[:1] if words[:1] and words[0] in VERBS else tuple(VERBS)).parse_args(words)
+        args.now = now
+        return int(_module(args.verb).run(args))
+    except VirtPortsError as error:
+        render.complain(error.code, str(error), output)
+        return EXIT_CODES.get(error.code, REFUSED)
+
+
+def main() -> int:
+    """Run the command in ``sys.argv``; never a traceback for what a user can do wrong."""
+    from cpm.service import clock
+
+    try:
+        return execute(sys.argv[1:], now=clock.now())
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return BROKEN_PIPE
+    except Exception as error:
+        return _confess(error)
+
+
+def _confess(error: Exception) -> int:
+    import traceback
+
+    traceback.print_exc()
+    message = f"unexpected {type(error).__name__}: {error}; please report this as a bug, with the lines above"
+    render.complain("internal", message, parsing.wished_output(sys.argv[1:]))
+    return INTERNAL
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(VERBS[verb])
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Glue ``--at`` to its value: argparse would take ``-10m`` for an option."""
+    words: list[str] = []
+    for word in argv:
+        if words and words[-1] == "--at":
+            words[-1] = f"--at={word}"
+        else:
+            words.append(word)
+    return words
+
+
+if __name__ == "__main__":
+    sys.exit(main())

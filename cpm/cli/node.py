@@ -1,0 +1,78 @@
+"""``virt-ports node``: the machines with a natd."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cpm.cli import parsing, render
+
+if TYPE_CHECKING:
+    from cpm.api.views import NodeView
+
+HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Dropped")
+
+_LIST_ABOUT = """\
+States: connected; away; fenced; 'out of service' (an edge that hosts send
+nothing through). 'Synced' is yes when the node confirmed all it was told;
+'Generation' is what it confirmed of what it was told. 'Dropped' counts packets
+an edge dropped, by reason."""
+
+_FENCE_ABOUT = """\
+Fencing says: I made sure that this machine forwards nothing any more (it is off,
+or cut from the network). From then on nobody waits for its answer, and the ports
+of its VMs may go to others. Fence a machine that still runs, and one external
+port can have two owners."""
+
+_EXAMPLES = """\
+  virt-ports node list
+  virt-ports node fence host2      its power is off: give its ports to others
+  virt-ports node unfence host2    it is back"""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    node = parsing.add_verb(subparsers, "node", "list, fence and unfence hosts and edges", examples=_EXAMPLES)
+    actions = node.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    parsing.add_verb(actions, "list", "list the nodes", about=_LIST_ABOUT)
+    fence = parsing.add_verb(actions, "fence", "vouch that a node forwards nothing any more", about=_FENCE_ABOUT)
+    fence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
+    unfence = parsing.add_verb(actions, "unfence", "take a fence back: the node may serve again")
+    unfence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one action and print the node or nodes."""
+    from cpm.api.client import path_of
+    from cpm.api.views import NodeView
+
+    manager = parsing.client(args)
+    if args.action == "list":
+        _print(manager.get(list[NodeView], path_of("nodes")), args)
+    elif args.action == "fence":
+        _print(manager.post(NodeView, path_of("nodes", args.node, "fence")), args)
+    else:
+        _print(manager.delete(NodeView, path_of("nodes", args.node, "fence")), args)
+    return 0
+
+
+def _print(answer: NodeView | list[NodeView], args: argparse.Namespace) -> None:
+    if parsing.wants_json(args):
+        render.emit_document(render.plain(answer))
+    else:
+        render.emit(render.table(HEADER, map(_row, answer if isinstance(answer, list) else [answer])))
+
+
+def _row(view: NodeView) -> tuple[object, ...]:
+    generation = f"{view.applied}/{view.generation}"
+    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(view.dropped.items()) if count)
+    roles = ",".join(view.roles)
+    return view.name, roles, view.underlay, _state(view), view.synced, generation, view.domains, dropped
+
+
+def _state(view: NodeView) -> str:
+    if view.fenced:
+        return "fenced"
+    if not view.connected:
+        return "away"
+    return "connected" if view.in_service else "out of service"

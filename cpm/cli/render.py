@@ -1,0 +1,118 @@
+"""
+What the command line prints: tables and fields in virsh's shape, JSON in one piece, errors on stderr.
+
+Everything goes through here, so that all verbs look alike; what is in a column is the verb's affair.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+_FIELD_WIDTH = 15
+"""Of virsh's dominfo."""
+
+
+class Format(enum.StrEnum):
+    """What ``-o`` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """
+    Return a table as virsh prints it: header, dashes, one line a row, an empty line at the end.
+
+    None becomes ``-``; what cannot be printed is escaped, so that a name cannot drive the terminal.
+    """
+    cells = [[cell(value) for value in row] for row in rows]
+    widths = [max(map(_width, column)) for column in zip(header, *cells, strict=True)]
+    lines = [row_line(header, widths), "-" * sum(width + 3 for width in widths)]
+    lines += [row_line(row, widths) for row in cells]
+    return "\n".join(lines) + "\n\n"
+
+
+def row_line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return one line of a table, without the newline; the last cell is not padded."""
+    padded = [text + " " * (width - _width(text)) for text, width in zip(row, widths, strict=True)]
+    return (" " + "   ".join([*padded[:-1], row[-1]])).rstrip()
+
+
+def fields(pairs: Iterable[tuple[str, object]]) -> str:
+    """Return one line a fact, as virsh's dominfo prints them."""
+    known = [(f"{name}:", cell(value)) for name, value in pairs]
+    width = max([_FIELD_WIDTH, *(len(name) for name, _ in known)])
+    return "".join(f"{name:{width}} {value}\n" for name, value in known)
+
+
+def cell(value: object) -> str:
+    """Return a value as people read it: one line, printable, ``-`` for None, at most one decimal."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def ports(first: int | None, last: int | None) -> str | None:
+    """Return a range as ``FIRST-LAST``."""
+    return None if first is None or last is None else f"{first}-{last}"
+
+
+def moment(at: float) -> str:
+    """Return UTC seconds as ISO 8601 in the local zone, with its offset."""
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(timespec="seconds")
+
+
+def plain(view: object) -> Any:
+    """Return a view of the API as dicts, lists, strings and numbers, named as on the wire."""
+    from cpm.api import wire
+
+    return json.loads(wire.encode(view))
+
+
+def document(value: object, *, pretty: bool) -> str:
+    """Return one JSON document and a newline."""
+    return json.dumps(value, ensure_ascii=False, indent=2 if pretty else None) + "\n"
+
+
+def emit(text: str, stream: TextIO | None = None) -> None:
+    """Print at once, so that a reader who went away is noticed here."""
+    stream = stream or sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
+def emit_document(value: object) -> None:
+    """Print a JSON document: indented for people, one line for programs."""
+    emit(document(value, pretty=sys.stdout.isatty()))
+
+
+def complain(code: str, message: str, output: Format) -> None:
+    """Print an error on stderr: a sentence, or with ``-o json`` an object with code and message."""
+    if output is Format.JSON:
+        emit(document({"code": code, "message": message}, pretty=False), sys.stderr)
+    else:
+        emit(f"error: {message}\n", sys.stderr)
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)

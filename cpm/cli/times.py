@@ -1,0 +1,67 @@
+"""
+Moments as people write them.
+
+======================  ==============================================================================
+``now``                 the present
+``-10m``, ``-1h30m``    that long ago; units w, d, h, m, s
+``5 minutes ago``       the same in words: weeks, days, hours, minutes, seconds, and their short forms
+``2025-11-23 06:38:00`` ISO 8601; in the local zone unless it ends in ``Z`` or an offset such as ``+01:00``
+``1763879880``          UTC seconds (``@1763879880`` too, as ``date -d`` wants it)
+======================  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, tzinfo
+
+SKEW_S = 60.0
+"""How far in the future a moment may lie: two machines' clocks."""
+
+_HOWTO = "use ISO 8601 such as 2025-11-23T06:38:00Z, UTC seconds, -10m, or '5 minutes ago'"
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SHORT = re.compile(r"-((?:\d+[wdhms])+)")
+_PART = re.compile(r"(\d+)([wdhms])")
+_WORDS = re.compile(r"((?:\d+ *(?:w|d|h|m|s|weeks?|days?|hours?|hrs?|minutes?|mins?|seconds?|secs?),? *)+)ago")
+_WORD_PART = re.compile(r"(\d+) *([wdhms])[a-z]*")
+_SECONDS = re.compile(r"@\d+(?:\.\d+)?|\d+\.\d+|(?!\d{8}$)\d+")  # 20251123 without @ is a date
+
+
+def parse(text: str, now: float, zone: tzinfo | None = None) -> float:
+    """
+    Return UTC seconds.
+
+    :param now: UTC seconds; what relative times are relative to.
+    :param zone: Where times without an offset are; None: the system's zone. Where a clock change makes a time occur
+        twice, the first is meant.
+    :raise ValueError: When the text is no moment, or one before 1970 or after ``now``; it says what to write.
+    """
+    try:
+        at = _seconds(text.strip(), now, zone)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"not a time: {text!r}; {_HOWTO}") from None
+    if at < 0:
+        raise ValueError(f"{text!r} is before 1970; {_HOWTO}")
+    if at > now + SKEW_S:
+        raise ValueError(f"{text!r} is in the future; nobody knows yet")
+    return at
+
+
+def _seconds(text: str, now: float, zone: tzinfo | None) -> float:
+    lower = text.lower()
+    if lower == "now":
+        return now
+    if ago := _SHORT.fullmatch(lower):
+        return now - _span(_PART.findall(ago[1]))
+    if ago := _WORDS.fullmatch(lower):
+        return now - _span(_WORD_PART.findall(ago[1]))
+    if _SECONDS.fullmatch(text):
+        return float(text.removeprefix("@"))
+    stated = datetime.fromisoformat(text)
+    if stated.tzinfo is None and zone is not None:
+        stated = stated.replace(tzinfo=zone)
+    return stated.timestamp()
+
+
+def _span(parts: list[tuple[str, str]]) -> int:
+    return sum(int(count) * _UNITS[unit] for count, unit in parts)

@@ -1,0 +1,74 @@
+"""``virt-ports whois``: who held an external port, now or then. What an abuse desk asks."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cpm.cli import addresses, parsing, render, times
+from cpm.errors import InvalidRequest
+from cpm.model import LAST_PORT
+
+if TYPE_CHECKING:
+    from cpm.api.views import WhoisView
+
+_EXAMPLES = """\
+  virt-ports whois 203.0.113.1 20817
+  virt-ports whois 203.0.113.1 20817 --at 2025-11-23T06:38:00Z
+  virt-ports whois 203.0.113.1 20817 --at '5 minutes ago'
+  virt-ports whois 203.0.113.1 4711 --protocol icmp --at -2h"""
+
+_ABOUT = """\
+A range is one VM's for all protocols alike; for ICMP the port is the echo
+identifier. TIME is ISO 8601 (in the local zone unless it says Z or an offset),
+UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(
+        subparsers, "whois", "say which VM holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES
+    )
+    verb.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
+    verb.add_argument("port", metavar="PORT", help="transport port, or ICMP echo identifier")
+    verb.add_argument("--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="for the record; all share a range")
+    verb.add_argument("--at", metavar="TIME", help="when (default: now)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the owner."""
+    from cpm.api.client import path_of
+    from cpm.api.views import WhoisView
+
+    view = parsing.client(args).get(WhoisView, path_of("whois"), _question(args))
+    if parsing.wants_json(args):
+        render.emit_document(render.plain(view))
+    else:
+        render.emit(_facts(view))
+    return 0
+
+
+def _question(args: argparse.Namespace) -> dict[str, str | int | float | None]:
+    if not (args.port.isascii() and args.port.isdigit() and int(args.port) <= LAST_PORT):
+        raise InvalidRequest(f"not a port: {args.port!r}; use a number from 0 to {LAST_PORT}")
+    try:
+        address = addresses.parse_one(args.address)
+        at = None if args.at is None else times.parse(args.at, args.now)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    return {"address": str(address), "port": int(args.port), "at": at, "protocol": args.protocol}
+
+
+def _facts(view: WhoisView) -> str:
+    return render.fields((
+        ("Name", view.name),
+        ("UUID", view.uuid),
+        ("Node", view.node),
+        ("External address", view.address),
+        ("Port", view.port),
+        ("At", render.moment(view.at)),
+        ("Range", f"{view.first_port}-{view.last_port}"),
+        ("State", view.state),
+        ("Since", render.moment(view.since)),
+        ("Internal address", view.internal_address),
+    ))  # fmt: skip
