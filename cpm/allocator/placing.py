@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from ipaddress import IPv4Address
-from typing import Final
 
 from cpm.allocator.grid import aligned, first_at_or_above, first_at_or_below, whole_blocks
 from cpm.allocator.space import AddressSpace
 from cpm.errors import PortsExhausted
-from cpm.model import FIRST_PORT, LAST_PORT, Allocation, AllocationState, DomainUUID, PortRange
-
-_RECLAIMABLE: Final = frozenset({AllocationState.DRAINING, AllocationState.HELD})
+from cpm.model import FIRST_PORT, LAST_PORT, Allocation, AllocationState, DomainUUID, NodeName, PortRange
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +45,7 @@ def choose(
     domain: DomainUUID,
     wanted: int,
     *,
+    node: NodeName | None = None,
     prefer: IPv4Address | None = None,
     strict: bool = False,
 ) -> Placement:
@@ -58,6 +56,7 @@ def choose(
     be taken back, then by best fit. Nothing that the VM has in other states is touched.
 
     :param wanted: Ports; rounded up to whole blocks, clamped to what one address can hold.
+    :param node: The VM's host: ranges that drain on another one are not taken back before that one let go. None: any.
     :param prefer: The external address the VM has, or had; None: that of the newest range it still holds, if any.
     :param strict: Search the preferred address only.
     :raise PortsExhausted: When no run is long enough; with the longest free run of the addresses searched.
@@ -65,7 +64,7 @@ def choose(
     size = whole_blocks(wanted, space.block)
     groups = _groups(space, domain, prefer, strict=strict)
     for addresses in groups:
-        found = _reclaiming(space, domain, size, addresses) or _fresh(space, domain, size, addresses)
+        found = _reclaiming(space, domain, size, addresses, node) or _fresh(space, domain, size, addresses)
         if found:
             return found
     raise _exhausted(space, size, [address for addresses in groups for address in addresses])
@@ -86,7 +85,9 @@ def grow(space: AddressSpace, active: Allocation, wanted: int, *, strict: bool =
     size = whole_blocks(wanted, space.block)
     if size <= active.ports.size:
         return Placement(active.external, active.ports, in_place=True)
-    return _in_place(space, active, size) or choose(space, active.domain, size, prefer=active.external, strict=strict)
+    return _in_place(space, active, size) or choose(
+        space, active.domain, size, node=active.node, prefer=active.external, strict=strict
+    )
 
 
 def shrink(active: Allocation, wanted: int, block: int) -> Shrunk:
@@ -113,10 +114,10 @@ def _groups(
 
 
 def _reclaiming(
-    space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address]
+    space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address], node: NodeName | None
 ) -> Placement | None:
     """Take back own ports, the longest range first, with free ones beside it where it does not suffice."""
-    own = _reclaimable(space, domain)
+    own = _reclaimable(space, domain, node)
     for allocation in sorted(own, key=lambda mine: (-mine.ports.size, mine.id)):
         address = allocation.external
         if address not in addresses:
@@ -145,7 +146,7 @@ def _fresh(space: AddressSpace, domain: DomainUUID, size: int, addresses: Collec
 
 def _in_place(space: AddressSpace, active: Allocation, size: int) -> Placement | None:
     """Extend the active range: all upwards, else all downwards, else as far up as it goes and the rest down."""
-    own = _reclaimable(space, active.domain)
+    own = _reclaimable(space, active.domain, active.node)
     run = space.reachable(active.external, active.ports, own)
     for piece in _without_foreign_numbers(space, active.domain, active.external, run):
         if not piece.covers(active.ports):
@@ -181,8 +182,13 @@ def _without_foreign_numbers(
     return pieces
 
 
-def _reclaimable(space: AddressSpace, domain: DomainUUID) -> tuple[Allocation, ...]:
-    return tuple(allocation for allocation in space.of(domain) if allocation.state in _RECLAIMABLE)
+def _reclaimable(space: AddressSpace, domain: DomainUUID, node: NodeName | None) -> tuple[Allocation, ...]:
+    """Held ranges, which their host let go, and those that drain on the VM's present host."""
+    return tuple(
+        mine
+        for mine in space.of(domain)
+        if mine.state is AllocationState.HELD or (mine.state is AllocationState.DRAINING and node in (None, mine.node))
+    )
 
 
 def _placement(

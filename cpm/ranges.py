@@ -1,0 +1,133 @@
+"""
+The moves a VM's port ranges can make. Each is a handful of changes recorded in the view, in an order the ledger takes.
+
+Pure: the view is a value the caller owns, ``now`` is given. Which move is due, the manager decides; which steps are
+legal, :mod:`cpm.lifecycle` knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cpm.allocator import Placement, choose, grow, shrink, whole_blocks
+from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation
+from cpm.errors import PortsExhausted
+from cpm.lifecycle import AllocationEvent, step
+from cpm.model import VM, Allocation, AllocationState, PortRange
+from cpm.view import View
+
+_State = AllocationState
+
+
+def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bool) -> Allocation:
+    """
+    Reserve a first range: as many ports as wanted, or half of it again and again down to the floor.
+
+    :raise PortsExhausted: When not even the floor is to be had.
+    """
+    size = wanted
+    while True:
+        try:
+            placement = choose(view.space, vm.uuid, size, node=vm.node, strict=strict and bool(view.of(vm.uuid)))
+            return _reserve(view, vm, placement, placement.ports, now)
+        except PortsExhausted:
+            if size <= floor:
+                raise
+            size = max(floor, size // 2)
+
+
+def enlarge(view: View, vm: VM, active: Allocation, wanted: int, now: float, *, strict: bool) -> Allocation:
+    """
+    Reserve what a larger range needs: only the new ports when it grows in place, all of it when it moves.
+
+    When so many are not to be had, as many as there are between that and what the VM has.
+
+    :raise PortsExhausted: When not one block more is to be had.
+    """
+    size, block = whole_blocks(wanted, view.space.block), view.space.block
+    while True:
+        try:
+            placement = grow(view.space, active, size, strict=strict)
+            break
+        except PortsExhausted:
+            smaller = whole_blocks(active.ports.size + (size - active.ports.size) // 2, block)
+            if smaller >= size or smaller <= active.ports.size:
+                raise
+            size = smaller
+    if not placement.in_place:
+        return _reserve(view, vm, placement, placement.ports, now)
+    # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
+    more = placement.ports.minus(active.ports)[-1]
+    return _reserve(view, vm, placement, more, now)
+
+
+def reduce(view: View, active: Allocation, wanted: int, now: float) -> bool:
+    """Let the upper part of a range drain; say whether there was anything to let go."""
+    result = shrink(active, wanted, view.space.block)
+    if result.released is None:
+        return False
+    _move(view, active, result.kept, active.state, active.since)
+    drained = step(active.state, AllocationEvent.SUPERSEDED)
+    assert drained is not None
+    tail = dataclasses.replace(active, id=view.new_id(), ports=result.released, state=drained, since=now)
+    view.record(AddAllocation(tail))
+    return True
+
+
+def activate(view: View, reserved: Allocation, now: float) -> None:
+    """The host hands the reserved ports out: they join the active range, or replace it and it drains."""
+    active = view.one(reserved.domain, _State.ACTIVE)
+    after = step(reserved.state, AllocationEvent.PROGRAMMED)
+    assert after is not None
+    if active is None:
+        _move(view, reserved, reserved.ports, after, now)
+    elif joins(active, reserved):
+        view.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state)))
+        _move(view, active, active.ports.joined(reserved.ports), active.state, active.since)
+    else:
+        advance(view, active, AllocationEvent.SUPERSEDED, now)
+        _move(view, reserved, reserved.ports, after, now)
+
+
+def advance(view: View, allocation: Allocation, event: AllocationEvent, now: float) -> None:
+    """
+    Take one step of an allocation's life.
+
+    :raise IllegalStep: When the event cannot happen in its state; then nothing is recorded.
+    """
+    after = step(allocation.state, event)
+    if after is None:
+        view.record(FreeAllocation(allocation.id, (allocation.ports, allocation.state)))
+    else:
+        _move(view, allocation, allocation.ports, after, now)
+
+
+def joins(active: Allocation, reserved: Allocation) -> bool:
+    """Say whether a reserved range makes the active one longer, rather than replacing it."""
+    same_place = (active.external, active.node) == (reserved.external, reserved.node)
+    return same_place and active.ports.adjoins(reserved.ports)
+
+
+def _reserve(view: View, vm: VM, placement: Placement, ports: PortRange, now: float) -> Allocation:
+    for mine in placement.reclaimed:
+        if mine.ports.overlaps(ports):
+            _reclaim(view, mine, ports)
+    reserved = Allocation(view.new_id(), vm.uuid, vm.node, placement.external, ports, _State.RESERVED, now)
+    view.record(AddAllocation(reserved))
+    return reserved
+
+
+def _reclaim(view: View, mine: Allocation, ports: PortRange) -> None:
+    """Take ports back from a draining or held range of the same VM; what lies outside goes on as before."""
+    step(mine.state, AllocationEvent.RECLAIMED)
+    rest = mine.ports.minus(ports)
+    if not rest:
+        view.record(FreeAllocation(mine.id, (mine.ports, mine.state)))
+        return
+    _move(view, mine, rest[0], mine.state, mine.since)
+    for other in rest[1:]:
+        view.record(AddAllocation(dataclasses.replace(mine, id=view.new_id(), ports=other)))
+
+
+def _move(view: View, allocation: Allocation, ports: PortRange, state: AllocationState, since: float) -> None:
+    view.record(MoveAllocation(allocation.id, (allocation.ports, allocation.state), ports, state, since))
