@@ -43,8 +43,8 @@ MAX_REQUEST = MAX_HEADER + 2 * MAX_NAME + MAX_XML
 """No request is longer, in bytes."""
 
 _HEADER = re.compile(
-    rb"qemu (?P<version>[0-9]{1,6}) (?P<operation>[a-z]{1,16}) (?P<suboperation>[A-Za-z]{1,16}|-)"
-    rb" (?P<name>[0-9]{1,8}) (?P<extra>[0-9]{1,8}) (?P<xml>[0-9]{1,8})"
+    rb"qemu (?P<version>[1-9][0-9]{0,5}) (?P<operation>[a-z]{1,16}) (?P<suboperation>[A-Za-z]{1,16}|-)"
+    rb" (?P<name>0|[1-9][0-9]{0,7}) (?P<extra>0|[1-9][0-9]{0,7}) (?P<xml>0|[1-9][0-9]{0,7})"
 )
 
 

@@ -1,0 +1,127 @@
+"""Facts out of domain XML, and everything that is none."""
+
+from __future__ import annotations
+
+import random
+from xml.parsers import expat
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libvirt_hooks import domain_xml
+from libvirt_hooks.domain_xml import DomainXMLError, Interface, parse
+from tests.unit.libvirt_hooks import samples
+
+MINIMAL = f"<domain type='kvm'><name>a</name><uuid>{samples.UUID}</uuid>%s</domain>"
+
+BOMB = (
+    "<!DOCTYPE domain [<!ENTITY a0 'dos'>"
+    + "".join(f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10))
+    + "]><domain type='kvm'><name>&a9;</name></domain>"
+)
+
+
+class TestFacts:
+    def test_a_running_domain(self) -> None:
+        facts = parse(samples.DOMAIN)
+        assert (facts.uuid, facts.name, facts.id, facts.type) == (samples.UUID, "web-1", 7, "qemu")
+        assert facts.interfaces == (
+            Interface("network", "virbr0", "52:54:00:ab:00:01", "vnet0"),
+            Interface("bridge", "br1", "52:54:00:ab:00:02", "vnet1"),
+        )
+
+    def test_before_start_there_is_no_tap_and_a_network_is_only_named(self) -> None:
+        xml = MINIMAL % "<devices><interface type='network'><source network='default'/></interface></devices>"
+        facts = parse(xml.encode())
+        assert facts.id is None
+        assert facts.interfaces == (Interface("network", "default", None, None),)
+
+    def test_a_domain_without_interfaces(self) -> None:
+        assert parse((MINIMAL % "").encode()).interfaces == ()
+
+    @pytest.mark.parametrize(
+        ("element", "wanted"),
+        [
+            ("<interface/>", Interface("", None, None, None)),
+            ("<interface type='user'/>", Interface("user", None, None, None)),
+            ("<interface type='direct'><source dev='eth0' mode='bridge'/><target dev='macvtap0'/></interface>",
+             Interface("direct", None, None, "macvtap0")),
+            ("<interface type='bridge'><mac address='rubbish'/><target dev=''/></interface>",
+             Interface("bridge", None, None, None)),
+        ],
+    )  # fmt: skip
+    def test_other_interfaces_are_reported_as_they_are(self, element: str, wanted: Interface) -> None:
+        assert parse((MINIMAL % f"<devices>{element}</devices>").encode()).interfaces == (wanted,)
+
+    @pytest.mark.parametrize("number", ["", "-1", "x", "99999999999999", "1 "])
+    def test_an_id_that_is_none(self, number: str) -> None:
+        xml = (MINIMAL % "").replace("<domain ", f"<domain id='{number}' ")
+        assert parse(xml.encode()).id is None
+
+    def test_upper_case_uuids_become_lower_case(self) -> None:
+        xml = (MINIMAL % "").replace(samples.UUID, f"\n{samples.UUID.upper()}\n")
+        assert parse(xml.encode()).uuid == samples.UUID
+
+    def test_names_in_any_script(self) -> None:
+        assert parse((MINIMAL % "").replace("<name>a<", "<name>вм-один &lt;1&gt;<").encode()).name == "вм-один <1>"
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("xml", "because"),
+        [
+            ("", "not well-formed"),
+            ("<domain", "not well-formed"),
+            ("<network/>", "root is <network>"),
+            ("<d:domain xmlns:d='urn:x'/>", "root is <{urn:x}domain>"),
+            ("<domain/>", "no <uuid>"),
+            (f"<domain type='kvm'><uuid>{samples.UUID}</uuid></domain>", "no <name>"),
+            (f"<domain><name>a</name><uuid>{samples.UUID}</uuid></domain>", "no type attribute"),
+            ("<domain type='kvm'><name>a</name><uuid>4dea22b3</uuid></domain>", "<uuid> that is none"),
+            (f"<domain type='kvm'><uuid>{samples.UUID}</uuid><name>{'n' * 5000}</name></domain>", "more than 4096"),
+            (f"<!DOCTYPE domain>{MINIMAL % ''}", "document type"),
+            (BOMB, "document type"),
+            ("<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><domain>&x;</domain>", "document type"),
+            ("<domain>&undefined;</domain>", "undefined entity"),
+            ("<?xml version='1.0' encoding='no-such'?><domain/>", "unknown encoding"),
+            ("<?xml version='1.0' encoding='utf-7'?><domain/>", "not well-formed"),
+            ("<?xml version='1.0' encoding='hex'?><domain/>", "not well-formed"),
+            ("<a>" * 50_001, "more than 50000 elements"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, xml: str, because: str) -> None:
+        with pytest.raises(DomainXMLError) as caught:
+            parse(xml.encode())
+        assert because in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+    def test_more_than_fits(self) -> None:
+        with pytest.raises(DomainXMLError, match="longer than"):
+            parse(samples.DOMAIN + b" " * domain_xml.MAX_XML)
+
+    @given(st.binary(max_size=300))
+    def test_any_bytes(self, data: bytes) -> None:
+        with pytest.raises(DomainXMLError):
+            parse(data)
+
+    def test_ten_thousand_damaged_documents(self) -> None:
+        rng = random.Random(20260704)
+        refused = 0
+        for _ in range(10_000):
+            try:
+                facts = parse(samples.stdin(rng))
+                assert len(facts.uuid) == 36
+            except DomainXMLError:
+                refused += 1
+        assert refused > 5_000
+
+
+class TestParser:
+    def test_this_one_is_safe(self) -> None:
+        domain_xml.check_parser()
+
+    def test_an_old_one_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(expat, "version_info", (2, 4, 0))
+        with pytest.raises(DomainXMLError, match=r"install expat 2\.4\.1 or later"):
+            domain_xml.check_parser()
