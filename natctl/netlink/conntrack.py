@@ -1,0 +1,302 @@
+"""
+The kernel's connection table: which ports of which VM are taken, and forgetting the connections of a VM that is gone.
+
+A managed connection carries a bit in its conntrack mark (set by the host role's ruleset), and its reply goes to the
+VM's internal address: the destination of the reply tuple names the VM, that tuple's port is the one in its range.
+The kernel filters and we decode the few bytes that matter, so one pass serves all VMs.
+
+What a reading is worth: connections that come or go while it runs may or may not be in it, and a connection may be in
+it twice when its neighbour went away meanwhile. Whoever wants to know that a range which is no longer handed out has
+*no* connection left takes two readings in a row that say so: the kernel lists a hash table, and resizing that table
+(``nf_conntrack_buckets``) during the listing could hide entries from one of them.
+
+Sources: linux/netfilter/nfnetlink_conntrack.h; ``ctnetlink_dump_table``, ``ctnetlink_filter_match`` and
+``ctnetlink_del_conntrack`` in net/netfilter/nf_conntrack_netlink.c. Filtering by tuple needs Linux 5.8, by status
+5.15; older kernels ignore both, so every answer is checked here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
+
+from natctl.netlink.frames import (
+    NLA_F_NESTED,
+    Channel,
+    DumpInterrupted,
+    aligned,
+    attribute,
+    attributes,
+    native_u32,
+    nested,
+    network_u32,
+)
+from natctl.port_use import NO_PORTS, PortUse
+
+FLAG = 0x40000000
+"""Bit of the conntrack mark that managed connections carry unless configured otherwise: the highest of the mask."""
+
+_NETLINK_NETFILTER = 12
+_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
+_DELETE = 1 << 8 | 2
+_NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
+
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_MARK, _CTA_ID, _CTA_ZONE = 1, 2, 3, 8, 12, 18
+_CTA_MARK_MASK, _CTA_FILTER, _CTA_STATUS_MASK = 21, 25, 26
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
+_CTA_IP_V4_DST = 2
+_CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID = 1, 2, 3, 4
+_CTA_FILTER_REPLY_FLAGS = 2
+_FILTER_IP_DST = 1 << 1
+_IPS_SRC_NAT = 1 << 4
+
+_TRIES = 3
+_DELETE_BATCH = 64
+
+_T = TypeVar("_T")
+
+_Ports = dict[int, list[int]]
+"""Ports by ``internal address << 8 | protocol``, once for each connection."""
+
+
+def dump_ports(flag: int = FLAG) -> Mapping[IPv4Address, PortUse]:
+    """
+    Read, in one pass, which ports the managed connections of every VM have; blocks the calling thread.
+
+    :param flag: Bit or bits of the conntrack mark that managed connections carry.
+    :return: By internal address; a VM without connections is not there.
+    :raise KernelError: When the kernel refuses or does not answer; nothing was read then.
+    """
+    with _channel("read the connections of all VMs") as channel:
+        return _all_ports(channel, flag)
+
+
+def dump_ports_of(internal: IPv4Address) -> PortUse:
+    """
+    Read which ports the connections of one VM have; blocks the calling thread.
+
+    The kernel walks its whole table but hands out the entries of this VM only.
+
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    with _channel(f"read the connections of {internal}") as channel:
+        return _ports_of(channel, internal)
+
+
+def delete_connections(internal: IPv4Address) -> int:
+    """
+    Delete every connection, of any protocol, whose replies go to this internal address; blocks the calling thread.
+
+    For a VM that has ended, and for no other purpose. Deletes by tuple and identifier, so that a connection that came
+    into being meanwhile with the same tuple stays.
+
+    :return: How many were deleted.
+    :raise KernelError: When the kernel refuses or does not answer; some may be deleted then, and calling again is safe.
+    """
+    with _channel(f"forget the connections of {internal}") as channel:
+        return _forget(channel, internal)
+
+
+class Conntrack:
+    """
+    The same for the daemon: in a worker thread, so that the event loop goes on, and in the caller's namespace.
+
+    Cancelling a call leaves its thread to finish by itself, within the time the kernel takes for one listing.
+
+    :param flag: Bit or bits of the conntrack mark that managed connections carry.
+    """
+
+    def __init__(self, flag: int = FLAG) -> None:
+        self._flag = flag
+
+    async def flows_in_use(self) -> Mapping[IPv4Address, PortUse]:
+        """See :func:`dump_ports`."""
+        return await _in_thread("read the connections of all VMs", lambda channel: _all_ports(channel, self._flag))
+
+    async def ports_of(self, internal: IPv4Address) -> PortUse:
+        """See :func:`dump_ports_of`."""
+        return await _in_thread(f"read the connections of {internal}", lambda channel: _ports_of(channel, internal))
+
+    async def count_for(self, internal: IPv4Address) -> int:
+        """Count the connections of one VM, those that have a port."""
+        return (await self.ports_of(internal)).total
+
+    async def forget(self, internal: IPv4Address) -> int:
+        """See :func:`delete_connections`."""
+        return await _in_thread(f"forget the connections of {internal}", lambda channel: _forget(channel, internal))
+
+
+def _channel(action: str) -> Channel:
+    return Channel(_NETLINK_NETFILTER, action)
+
+
+async def _in_thread(action: str, work: Callable[[Channel], _T]) -> _T:
+    channel = _channel(action)  # here, not in the thread: a socket keeps the namespace it was made in
+
+    def run() -> _T:
+        with channel:
+            return work(channel)
+
+    return await asyncio.to_thread(run)
+
+
+def _all_ports(channel: Channel, flag: int) -> Mapping[IPv4Address, PortUse]:
+    body = _NFGENMSG + _masked(_CTA_MARK, _CTA_MARK_MASK, flag) + _masked(_CTA_STATUS, _CTA_STATUS_MASK, _IPS_SRC_NAT)
+    return _by_address(_complete(channel, lambda: _collect(channel, body)))
+
+
+def _ports_of(channel: Channel, internal: IPv4Address) -> PortUse:
+    found = _complete(channel, lambda: _collect(channel, _NFGENMSG + _replies_to(internal)))
+    return _by_address(found).get(internal, NO_PORTS)
+
+
+def _complete(channel: Channel, read: Callable[[], _T]) -> _T:
+    """Read again, a few times, when the kernel says that it may have left something out."""
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except DumpInterrupted:
+            continue
+    raise channel.error(errno.EINTR, "the connection table changed its shape each time it was read")
+
+
+def _masked(value: int, mask: int, bits: int) -> bytes:
+    """Pack the filter for entries in which these bits are set."""
+    return attribute(value, network_u32(bits)) + attribute(mask, network_u32(bits))
+
+
+def _replies_to(internal: IPv4Address) -> bytes:
+    """Pack the filter for connections whose replies go to this address."""
+    return nested(_CTA_TUPLE_REPLY, nested(_CTA_TUPLE_IP, attribute(_CTA_IP_V4_DST, internal.packed))) + nested(
+        _CTA_FILTER, attribute(_CTA_FILTER_REPLY_FLAGS, native_u32(_FILTER_IP_DST))
+    )
+
+
+def _by_address(found: _Ports) -> Mapping[IPv4Address, PortUse]:
+    ports: defaultdict[int, dict[int, list[int]]] = defaultdict(dict)
+    for key, each in found.items():
+        ports[key >> 8][key & 0xFF] = each
+    return MappingProxyType({IPv4Address(address): PortUse.of(each) for address, each in ports.items()})
+
+
+# An entry is struct nfgenmsg (4 bytes), the original tuple, the reply tuple, a zone if there is one, the status and
+# more. All kernels up to this day lay out a reply tuple of IPv4 and ports alike, so _REPLY reads it and the status in
+# one go, together with the attribute headers between the values; when those are not _SHAPE (ICMP, zones, a future
+# kernel) the entry goes the slow way, attribute by attribute.
+
+_HEAD = struct.Struct("=HH")
+_REPLY = struct.Struct("!12s4x4sI8sB3x4s2x2x4sH2x4sI")
+"""Headers down to the source; destination: header, value; protocol: headers, value; ports: header, skipped, header,
+value; status: header, value."""
+_SHAPE = (
+    _HEAD.pack(52, _CTA_TUPLE_REPLY | NLA_F_NESTED) + _HEAD.pack(20, _CTA_TUPLE_IP | NLA_F_NESTED) + _HEAD.pack(8, 1),
+    _HEAD.pack(8, _CTA_IP_V4_DST),
+    _HEAD.pack(28, _CTA_TUPLE_PROTO | NLA_F_NESTED) + _HEAD.pack(5, _CTA_PROTO_NUM),
+    _HEAD.pack(6, _CTA_PROTO_SRC_PORT),
+    _HEAD.pack(6, _CTA_PROTO_DST_PORT),
+    _HEAD.pack(8, _CTA_STATUS),
+)
+
+
+def _collect(channel: Channel, body: bytes) -> _Ports:
+    """List entries and gather the port of each that is source-translated; 1-2 us an entry, so it is one loop."""
+    found: _Ports = defaultdict(list)
+    head, unpack, room = _HEAD.unpack_from, _REPLY.unpack_from, _REPLY.size
+    for buffer, start, end in channel.dump(_GET, body):
+        reply = start + 4 + aligned(head(buffer, start + 4)[0])
+        if end - reply >= room:
+            names, to, address, kind, protocol, first, second, port, tail, status = unpack(buffer, reply)
+            if (names, to, kind, first, second, tail) == _SHAPE:
+                if status & _IPS_SRC_NAT:
+                    found[address << 8 | protocol].append(port)
+                continue
+        _collect_slowly(found, buffer, start, end)
+    return found
+
+
+def _collect_slowly(found: _Ports, buffer: bytes, start: int, end: int) -> None:
+    entry = _Entry.decode(buffer, start, end)
+    if entry is not None and entry.port is not None and entry.status & _IPS_SRC_NAT:
+        found[entry.address << 8 | entry.protocol].append(entry.port)
+
+
+class _Entry(NamedTuple):
+    """What we want to know of one connection."""
+
+    address: int
+    """Destination of the replies: the internal address."""
+    protocol: int
+    port: int | None
+    """Destination port of the replies, or the ICMP identifier; None for protocols without."""
+    status: int
+    handle: bytes
+    """The attributes by which the kernel finds exactly this entry again."""
+
+    @classmethod
+    def decode(cls, buffer: bytes, start: int, end: int) -> _Entry | None:
+        """Read an entry in any layout; None when it is not IPv4 or lacks a tuple."""
+        parts = {kind: (first, last) for kind, first, last in attributes(buffer, start + 4, end)}
+        if _CTA_TUPLE_ORIG not in parts or _CTA_TUPLE_REPLY not in parts:
+            return None
+        reply = {kind: (first, last) for kind, first, last in attributes(buffer, *parts[_CTA_TUPLE_REPLY])}
+        address = _value(buffer, reply.get(_CTA_TUPLE_IP), _CTA_IP_V4_DST)
+        protocol = _value(buffer, reply.get(_CTA_TUPLE_PROTO), _CTA_PROTO_NUM)
+        if address is None or protocol is None:
+            return None
+        port = _value(buffer, reply[_CTA_TUPLE_PROTO], _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
+        status = int.from_bytes(buffer[slice(*parts[_CTA_STATUS])], "big") if _CTA_STATUS in parts else 0
+        return cls(address, protocol, port, status, _handle(buffer, parts))
+
+
+def _value(buffer: bytes, nest: tuple[int, int] | None, *kinds: int) -> int | None:
+    """Read the first attribute of these types within a nest as a number of network byte order."""
+    if nest is None:
+        return None
+    return next(
+        (int.from_bytes(buffer[at:to], "big") for kind, at, to in attributes(buffer, *nest) if kind in kinds), None
+    )
+
+
+def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:
+    """Pack the original tuple as the kernel gave it (whatever the protocol), the identifier and the zone."""
+    nests = {_CTA_TUPLE_ORIG: NLA_F_NESTED}
+    wanted = (kind for kind in (_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE) if kind in parts)
+    return b"".join(attribute(kind | nests.get(kind, 0), buffer[slice(*parts[kind])]) for kind in wanted)
+
+
+def _forget(channel: Channel, internal: IPv4Address) -> int:
+    # A listing can miss entries while the kernel resizes its table, and a VM that is gone makes no new ones: until
+    # nothing is found. Bounded, lest a caller's mistake about "gone" keeps this thread busy for ever.
+    deleted = 0
+    for _ in range(_TRIES):
+        handles = _complete(channel, lambda: _handles(channel, internal))
+        if not handles:
+            break
+        deleted += sum(
+            _delete(channel, handles[at : at + _DELETE_BATCH]) for at in range(0, len(handles), _DELETE_BATCH)
+        )
+    return deleted
+
+
+def _handles(channel: Channel, internal: IPv4Address) -> list[bytes]:
+    entries = (
+        _Entry.decode(buffer, start, end)
+        for buffer, start, end in channel.dump(_GET, _NFGENMSG + _replies_to(internal))
+    )
+    # Checked again: a kernel before 5.8 ignores the filter, and these entries are about to be deleted.
+    return [entry.handle for entry in entries if entry is not None and entry.address == int(internal)]
+
+
+def _delete(channel: Channel, handles: list[bytes]) -> int:
+    answers = channel.execute(_DELETE, [_NFGENMSG + handle for handle in handles])
+    refused = [answer for answer in answers if answer not in (0, errno.ENOENT)]
+    if refused:
+        raise channel.error(refused[0])
+    return answers.count(0)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.model import PortRange
+from natctl.port_use import NO_PORTS, PortUse
+
+ports = st.integers(0, 65535)
+uses = st.dictionaries(st.sampled_from([1, 6, 17, 132]), st.lists(ports, max_size=50), max_size=4)
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> PortRange:
+    first, last = sorted((draw(ports), draw(ports)))
+    return PortRange(first, last)
+
+
+@given(uses, ranges())
+def test_counts_are_those_of_a_plain_count(use: dict[int, list[int]], within: PortRange) -> None:
+    read = PortUse.of(use)
+    inside = {number: [port for port in each if port in within] for number, each in use.items()}
+    assert read.connections(within) == sum(map(len, inside.values()))
+    assert read.in_use(within) == max((len(set(each)) for each in inside.values()), default=0)
+    assert read.total == sum(map(len, use.values()))
+    assert sorted(read.in_use_by_protocol(within).values()) == sorted(
+        len(set(each)) for each in inside.values() if each
+    )
+
+
+def test_each_protocol_has_its_own_port_space() -> None:
+    use = PortUse.of({6: [20000, 20000, 20001], 17: [20000]})
+    assert use.in_use(PortRange(20000, 20063)) == 2
+    assert use.in_use_by_protocol(PortRange(20000, 20063)) == {"tcp": 2, "udp": 1}
+    assert use.connections(PortRange(20000, 20000)) == 3
+
+
+def test_without_connections_nothing_is_in_use() -> None:
+    assert NO_PORTS.in_use(PortRange(1024, 65535)) == 0
+    assert NO_PORTS.connections(PortRange(1024, 65535)) == 0
+    assert PortUse() == NO_PORTS
