@@ -1,9 +1,11 @@
 """
 The kernel's connection table: which ports of which VM are taken, and forgetting the connections of a VM that is gone.
 
-A managed connection carries a bit in its conntrack mark (set by the host role's ruleset), and its reply goes to the
-VM's internal address: the destination of the reply tuple names the VM, that tuple's port is the one in its range.
-The kernel filters and we decode the few bytes that matter, so one pass serves all VMs.
+A managed connection carries a bit in its conntrack mark (set by the host role's ruleset on what leaves with an
+internal address as its source), and its reply goes to the VM's internal address: the destination of the reply tuple
+names the VM, that tuple's port is the one in its range. The kernel filters and we decode the few bytes that matter,
+so one pass serves all VMs. Whether the kernel had to translate anything (``IPS_SRC_NAT``) is not asked: a guest that
+sends from its internal address and a port of its range is not translated, and its port is in use all the same.
 
 What a reading is worth: connections that come or go while it runs may or may not be in it, and a connection may be in
 it twice when its neighbour went away meanwhile. Whoever wants to know that a range which is no longer handed out has
@@ -11,8 +13,8 @@ it twice when its neighbour went away meanwhile. Whoever wants to know that a ra
 (``nf_conntrack_buckets``) during the listing could hide entries from one of them.
 
 Sources: linux/netfilter/nfnetlink_conntrack.h; ``ctnetlink_dump_table``, ``ctnetlink_filter_match`` and
-``ctnetlink_del_conntrack`` in net/netfilter/nf_conntrack_netlink.c. Filtering by tuple needs Linux 5.8, by status
-5.15; older kernels ignore both, so every answer is checked here too.
+``ctnetlink_del_conntrack`` in net/netfilter/nf_conntrack_netlink.c. Filtering by tuple needs Linux 5.8; older
+kernels ignore it, so every answer is checked here too.
 """
 
 from __future__ import annotations
@@ -48,14 +50,12 @@ _GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
 _DELETE = 1 << 8 | 2
 _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
-_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_STATUS, _CTA_MARK, _CTA_ID, _CTA_ZONE = 1, 2, 3, 8, 12, 18
-_CTA_MARK_MASK, _CTA_FILTER, _CTA_STATUS_MASK = 21, 25, 26
+_CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_MARK, _CTA_ID, _CTA_ZONE, _CTA_MARK_MASK, _CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
 _CTA_IP_V4_DST = 2
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID = 1, 2, 3, 4
 _CTA_FILTER_REPLY_FLAGS = 2
 _FILTER_IP_DST = 1 << 1
-_IPS_SRC_NAT = 1 << 4
 
 _TRIES = 3
 _DELETE_BATCH = 64
@@ -148,7 +148,7 @@ async def _in_thread(action: str, work: Callable[[Channel], _T]) -> _T:
 
 
 def _all_ports(channel: Channel, flag: int) -> Mapping[IPv4Address, PortUse]:
-    body = _NFGENMSG + _masked(_CTA_MARK, _CTA_MARK_MASK, flag) + _masked(_CTA_STATUS, _CTA_STATUS_MASK, _IPS_SRC_NAT)
+    body = _NFGENMSG + attribute(_CTA_MARK, network_u32(flag)) + attribute(_CTA_MARK_MASK, network_u32(flag))
     return _by_address(_complete(channel, lambda: _collect(channel, body)))
 
 
@@ -167,11 +167,6 @@ def _complete(channel: Channel, read: Callable[[], _T]) -> _T:
     raise channel.error(errno.EINTR, "the connection table changed its shape each time it was read")
 
 
-def _masked(value: int, mask: int, bits: int) -> bytes:
-    """Pack the filter for entries in which these bits are set."""
-    return attribute(value, network_u32(bits)) + attribute(mask, network_u32(bits))
-
-
 def _replies_to(internal: IPv4Address) -> bytes:
     """Pack the filter for connections whose replies go to this address."""
     return nested(_CTA_TUPLE_REPLY, nested(_CTA_TUPLE_IP, attribute(_CTA_IP_V4_DST, internal.packed))) + nested(
@@ -186,36 +181,34 @@ def _by_address(found: _Ports) -> Mapping[IPv4Address, PortUse]:
     return MappingProxyType({IPv4Address(address): PortUse.of(each) for address, each in ports.items()})
 
 
-# An entry is struct nfgenmsg (4 bytes), the original tuple, the reply tuple, a zone if there is one, the status and
-# more. All kernels up to this day lay out a reply tuple of IPv4 and ports alike, so _REPLY reads it and the status in
-# one go, together with the attribute headers between the values; when those are not _SHAPE (ICMP, zones, a future
-# kernel) the entry goes the slow way, attribute by attribute.
+# An entry is struct nfgenmsg (4 bytes), the original tuple, the reply tuple, and more. All kernels up to this day lay
+# out a reply tuple of IPv4 and ports alike, so _REPLY reads it in one go, together with the attribute headers between
+# the values; when those are not _SHAPE (ICMP, zones, a future kernel) the entry goes the slow way, attribute by
+# attribute.
 
 _HEAD = struct.Struct("=HH")
-_REPLY = struct.Struct("!12s4x4sI8sB3x4s2x2x4sH2x4sI")
+_REPLY = struct.Struct("!12s4x4sI8sB3x4s4x4sH2x")
 """Headers down to the source; destination: header, value; protocol: headers, value; ports: header, skipped, header,
-value; status: header, value."""
+value."""
 _SHAPE = (
     _HEAD.pack(52, _CTA_TUPLE_REPLY | NLA_F_NESTED) + _HEAD.pack(20, _CTA_TUPLE_IP | NLA_F_NESTED) + _HEAD.pack(8, 1),
     _HEAD.pack(8, _CTA_IP_V4_DST),
     _HEAD.pack(28, _CTA_TUPLE_PROTO | NLA_F_NESTED) + _HEAD.pack(5, _CTA_PROTO_NUM),
     _HEAD.pack(6, _CTA_PROTO_SRC_PORT),
     _HEAD.pack(6, _CTA_PROTO_DST_PORT),
-    _HEAD.pack(8, _CTA_STATUS),
 )
 
 
 def _collect(channel: Channel, body: bytes) -> _Ports:
-    """List entries and gather the port of each that is source-translated; 1-2 us an entry, so it is one loop."""
+    """List entries and gather the port of each; about 1 us an entry, so it is one loop."""
     found: _Ports = defaultdict(list)
     head, unpack, room = _HEAD.unpack_from, _REPLY.unpack_from, _REPLY.size
     for buffer, start, end in channel.dump(_GET, body):
         reply = start + 4 + aligned(head(buffer, start + 4)[0])
         if end - reply >= room:
-            names, to, address, kind, protocol, first, second, port, tail, status = unpack(buffer, reply)
-            if (names, to, kind, first, second, tail) == _SHAPE:
-                if status & _IPS_SRC_NAT:
-                    found[address << 8 | protocol].append(port)
+            outer, to, address, kind, protocol, source, destination, port = unpack(buffer, reply)
+            if (outer, to, kind, source, destination) == _SHAPE:
+                found[address << 8 | protocol].append(port)
                 continue
         _collect_slowly(found, buffer, start, end)
     return found
@@ -223,7 +216,7 @@ def _collect(channel: Channel, body: bytes) -> _Ports:
 
 def _collect_slowly(found: _Ports, buffer: bytes, start: int, end: int) -> None:
     entry = _Entry.decode(buffer, start, end)
-    if entry is not None and entry.port is not None and entry.status & _IPS_SRC_NAT:
+    if entry is not None and entry.port is not None:
         found[entry.address << 8 | entry.protocol].append(entry.port)
 
 
@@ -235,7 +228,6 @@ class _Entry(NamedTuple):
     protocol: int
     port: int | None
     """Destination port of the replies, or the ICMP identifier; None for protocols without."""
-    status: int
     handle: bytes
     """The attributes by which the kernel finds exactly this entry again."""
 
@@ -246,22 +238,20 @@ class _Entry(NamedTuple):
         if _CTA_TUPLE_ORIG not in parts or _CTA_TUPLE_REPLY not in parts:
             return None
         reply = {kind: (first, last) for kind, first, last in attributes(buffer, *parts[_CTA_TUPLE_REPLY])}
-        address = _value(buffer, reply.get(_CTA_TUPLE_IP), _CTA_IP_V4_DST)
-        protocol = _value(buffer, reply.get(_CTA_TUPLE_PROTO), _CTA_PROTO_NUM)
+        address = _value(buffer, reply.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_DST)
+        protocol = _value(buffer, reply.get(_CTA_TUPLE_PROTO), 1, _CTA_PROTO_NUM)
         if address is None or protocol is None:
             return None
-        port = _value(buffer, reply[_CTA_TUPLE_PROTO], _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
-        status = int.from_bytes(buffer[slice(*parts[_CTA_STATUS])], "big") if _CTA_STATUS in parts else 0
-        return cls(address, protocol, port, status, _handle(buffer, parts))
+        port = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
+        return cls(address, protocol, port, _handle(buffer, parts))
 
 
-def _value(buffer: bytes, nest: tuple[int, int] | None, *kinds: int) -> int | None:
-    """Read the first attribute of these types within a nest as a number of network byte order."""
-    if nest is None:
-        return None
-    return next(
-        (int.from_bytes(buffer[at:to], "big") for kind, at, to in attributes(buffer, *nest) if kind in kinds), None
-    )
+def _value(buffer: bytes, nest: tuple[int, int] | None, width: int, *kinds: int) -> int | None:
+    """Read the first attribute of these types and this width within a nest as a number of network byte order."""
+    for kind, at, to in attributes(buffer, *nest) if nest else ():
+        if kind in kinds and to - at == width:
+            return int.from_bytes(buffer[at:to], "big")
+    return None
 
 
 def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:

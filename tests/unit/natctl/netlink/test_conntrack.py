@@ -76,13 +76,6 @@ def test_the_fast_way_is_taken_and_agrees_with_the_slow_way(monkeypatch: pytest.
     assert collected(UDP) == expected == {INTERNAL << 8 | 17: [20228]}
 
 
-@pytest.mark.parametrize(("entry", "status"), [(UDP, "00000198"), (ICMP, "0000019a")])
-def test_a_connection_without_source_nat_is_passed_over(entry: bytes, status: str) -> None:
-    flagged = bytes.fromhex("08000300" + status)
-    assert flagged in entry
-    assert collected(entry.replace(flagged, bytes.fromhex("08000300 00000188"))) == {}
-
-
 def test_a_kernel_that_does_not_flag_nests_is_understood() -> None:
     assert collected(UDP.replace(b"\x02\x80", b"\x02\x00").replace(b"\x01\x80", b"\x01\x00")) == collected(UDP)
 

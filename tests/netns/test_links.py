@@ -1,0 +1,119 @@
+"""Interfaces that come and go, on the real kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+
+import pytest
+
+from natctl.netlink import links
+from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, list_links, watch_links
+from tests.netns.private_namespace import private_namespace, run
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with private_namespace():
+        yield
+
+
+def ip(command: str) -> None:
+    run("ip", *command.split())
+
+
+async def following(events: AsyncIterator[LinkEvent], count: int) -> list[LinkEvent]:
+    return [await asyncio.wait_for(anext(events), 10) for _ in range(count)]
+
+
+def test_every_interface_is_listed_with_its_bridge() -> None:
+    ip("link add vpbr0 type bridge")
+    ip("link add vnet0 type veth peer name vp-a")
+    ip("link set vnet0 master vpbr0")
+    ip("tuntap add vnet1 mode tap")
+    assert list_links() == {"lo": None, "vpbr0": None, "vnet0": "vpbr0", "vp-a": None, "vnet1": None}
+
+
+def test_five_hundred_interfaces_are_listed() -> None:
+    run("ip", "-batch", "-", text="".join(f"tuntap add vnet{at} mode tap\n" for at in range(500)))
+    assert set(list_links()) == {"lo"} | {f"vnet{at}" for at in range(500)}
+
+
+async def test_the_first_word_is_what_exists() -> None:
+    ip("tuntap add vnet0 mode tap")
+    async with aclosing(watch_links()) as events:
+        assert await following(events, 1) == [Resync({"lo": None, "vnet0": None})]
+
+
+async def test_coming_and_going_is_told_once_each() -> None:
+    async with aclosing(watch_links()) as events:
+        await following(events, 1)
+        ip("link add vpbr0 type bridge")
+        ip("tuntap add vnet7 mode tap")
+        ip("link set vnet7 master vpbr0 up")
+        ip("link set vnet7 down")
+        ip("link set vnet7 nomaster")  # for which the kernel says RTM_DELLINK, of the bridge's family
+        ip("link set vnet7 master vpbr0")
+        ip("tuntap del vnet7 mode tap")
+        ip("link del vpbr0")
+        assert await following(events, 4) == [
+            LinkAdded("vpbr0"),
+            LinkAdded("vnet7"),
+            LinkRemoved("vnet7"),
+            LinkRemoved("vpbr0"),
+        ]
+
+
+async def test_a_new_name_is_the_end_of_the_old_one() -> None:
+    async with aclosing(watch_links()) as events:
+        await following(events, 1)
+        ip("tuntap add vp-a mode tap")
+        ip("link set vp-a name vnet3")
+        assert await following(events, 3) == [LinkAdded("vp-a"), LinkRemoved("vp-a"), LinkAdded("vnet3")]
+
+
+async def test_an_interface_that_moves_to_another_namespace_is_gone_here() -> None:
+    async with aclosing(watch_links()) as events:
+        await following(events, 1)
+        ip("link add vnet4 type veth peer name vp-b")
+        assert set(await following(events, 2)) == {LinkAdded("vnet4"), LinkAdded("vp-b")}
+        run("sh", "-c", 'unshare --net sleep 30 & child=$!; '
+            'until [ "$(readlink /proc/$child/ns/net)" != "$(readlink /proc/$$/ns/net)" ]; do :; done; '
+            "ip link set vp-b netns $child; kill $child")  # fmt: skip
+        assert await following(events, 1) == [LinkRemoved("vp-b")]
+
+
+async def test_after_an_overflow_comes_the_whole_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    subscribe = links._subscription
+
+    def small() -> socket.socket:
+        news = subscribe()
+        news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it its minimum, a message or two
+        return news
+
+    monkeypatch.setattr(links, "_subscription", small)
+    async with aclosing(watch_links()) as events:
+        assert await following(events, 1) == [Resync({"lo": None})]
+        run(
+            "ip",
+            "-batch",
+            "-",
+            text="".join(f"tuntap add vnet{at} mode tap\n" for at in range(50)) + "link del vnet0\n",
+        )
+        seen: set[str] = set()
+        async for event in events:
+            match event:
+                case Resync(now):
+                    seen = set(now)
+                    break
+                case LinkAdded(name):
+                    seen.add(name)
+                case LinkRemoved(name):
+                    seen.discard(name)
+        assert seen == {"lo"} | {f"vnet{at}" for at in range(1, 50)}
+        ip("link del vnet49")
+        assert await following(events, 1) == [LinkRemoved("vnet49")]
