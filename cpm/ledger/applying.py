@@ -1,0 +1,220 @@
+"""One change to the tables and to the journal, inside a transaction that the store has begun."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Final
+
+from cpm.changes import (
+    AddAllocation,
+    Change,
+    DropAddress,
+    DropNode,
+    DropVM,
+    FreeAllocation,
+    MoveAllocation,
+    PutAddress,
+    PutNode,
+    PutVM,
+)
+from cpm.errors import AddressInUse, Conflict, Overloading
+from cpm.ledger import rows
+from cpm.model import Allocation, AllocationId, PortRange, coalesced
+from cpm.records import JournalEvent
+
+_INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_UPDATE_ALLOCATION: Final = "UPDATE allocations SET node = ?, first = ?, last = ?, state = ?, since = ? WHERE id = ?"
+_JOURNAL: Final = (
+    "INSERT INTO journal (at, event, allocation, domain, name, node, external, internal, first, last, state) "
+    "SELECT ?, ?, ?, uuid, name, ?, ?, internal, ?, ?, ? FROM vms WHERE uuid = ?"
+)
+_PUT_VM: Final = (
+    f"INSERT INTO vms ({rows.VM_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET "  # noqa: S608
+    "name = excluded.name, node = excluded.node, internal = excluded.internal, destination = excluded.destination, "
+    "floor = excluded.floor, cap = excluded.cap"
+)
+_PUT_NODE: Final = (
+    f"INSERT INTO nodes ({rows.NODE}) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "  # noqa: S608
+    "roles = excluded.roles, underlay = excluded.underlay, in_service = excluded.in_service, fenced = excluded.fenced"
+)
+
+
+def apply(connection: sqlite3.Connection, change: Change, now: float) -> None:
+    """
+    Make one change and journal it.
+
+    :param now: UTC seconds of the commit.
+    :raise Conflict: When the present state is not the expected one; :class:`Overloading` when a port would get a
+        second owner. The transaction is then to be rolled back.
+    """
+    try:
+        _APPLY[type(change)](connection, change, now)
+    except sqlite3.IntegrityError as error:
+        raise _refusal(change, str(error)) from error
+
+
+def _refusal(change: Change, words: str) -> Conflict:
+    if words.startswith("overloading: "):
+        return Overloading(f"{words.removeprefix('overloading: ')}: {change}")
+    return Conflict(f"the ledger refused {change}: {words}; please report this as a bug")
+
+
+def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
+    vm = change.vm
+    before = connection.execute("SELECT name, internal FROM vms WHERE uuid = ?", (vm.uuid,)).fetchone()
+    internal = str(vm.internal)
+    connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, vm.floor, vm.cap))
+    if before == (vm.name, internal):
+        return
+    connection.execute("INSERT OR IGNORE INTO names (name, uuid) VALUES (?, ?)", (vm.name, vm.uuid))
+    for allocation in _held(connection, "domain", vm.uuid) if before else ():
+        _note(connection, JournalEvent.UPDATED, allocation, now)
+
+
+def _drop_vm(connection: sqlite3.Connection, change: DropVM, now: float) -> None:
+    held = _held(connection, "domain", change.uuid)
+    if held:
+        raise Conflict(f"VM {change.uuid} still holds {len(held)} ranges; it is forgotten when they are free")
+    _deleted(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
+
+
+def _put_node(connection: sqlite3.Connection, change: PutNode, now: float) -> None:
+    node = change.node
+    roles = ",".join(sorted(node.roles))
+    connection.execute(_PUT_NODE, (node.name, roles, str(node.underlay), node.in_service, node.fenced))
+
+
+def _drop_node(connection: sqlite3.Connection, change: DropNode, now: float) -> None:
+    query = "SELECT (SELECT count(*) FROM vms WHERE node = ?1) + (SELECT count(*) FROM allocations WHERE node = ?1)"
+    (used,) = connection.execute(query, (change.name,)).fetchone()
+    if used:
+        raise Conflict(f"VMs or ranges still belong to node {change.name}; stop or migrate them first")
+    _deleted(connection.execute("DELETE FROM nodes WHERE name = ?", (change.name,)), "node", change.name)
+
+
+def _put_address(connection: sqlite3.Connection, change: PutAddress, now: float) -> None:
+    external = str(change.address.address)
+    connection.execute("INSERT OR IGNORE INTO addresses (address) VALUES (?)", (external,))
+    connection.execute("DELETE FROM reserved_ports WHERE external = ?", (external,))
+    connection.executemany(
+        "INSERT INTO reserved_ports (external, first, last) VALUES (?, ?, ?)",
+        [(external, ports.first, ports.last) for ports in coalesced(change.address.reserved)],
+    )
+
+
+def _drop_address(connection: sqlite3.Connection, change: DropAddress, now: float) -> None:
+    held = _held(connection, "external", str(change.address))
+    if held:
+        raise AddressInUse(change.address, len(held))
+    deleted = connection.execute("DELETE FROM addresses WHERE address = ?", (str(change.address),))
+    _deleted(deleted, "address", str(change.address))
+
+
+def _add(connection: sqlite3.Connection, change: AddAllocation, now: float) -> None:
+    allocation = change.allocation
+    try:
+        connection.execute(
+            _INSERT_ALLOCATION,
+            (
+                allocation.id,
+                allocation.domain,
+                allocation.node,
+                str(allocation.external),
+                allocation.ports.first,
+                allocation.ports.last,
+                allocation.state.value,
+                allocation.since,
+            ),
+        )
+    except sqlite3.IntegrityError:
+        if _found(connection, allocation.id) == allocation:
+            return
+        raise
+    _note(connection, JournalEvent(allocation.state.value), allocation, now)
+
+
+def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) -> None:
+    old = _expected(connection, change)
+    new = Allocation(
+        id=old.id,
+        domain=old.domain,
+        node=old.node if change.node is None else change.node,
+        external=old.external,
+        ports=change.ports,
+        state=change.state,
+        since=change.since,
+    )
+    values = (new.node, new.ports.first, new.ports.last, new.state.value, new.since, new.id)
+    connection.execute(_UPDATE_ALLOCATION, values)
+    for ports in old.ports.minus(new.ports):
+        _note(connection, JournalEvent.TRIMMED, old, now, ports)
+    event = _event(old, new)
+    if event:
+        _note(connection, event, new, now)
+
+
+def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
+    if new.node != old.node:
+        return JournalEvent.MOVED
+    if new.state is not old.state:
+        return JournalEvent(new.state.value)
+    return JournalEvent.RESIZED if new.ports != old.ports else None
+
+
+def _free(connection: sqlite3.Connection, change: FreeAllocation, now: float) -> None:
+    old = _expected(connection, change)
+    connection.execute("DELETE FROM allocations WHERE id = ?", (change.id,))
+    _note(connection, JournalEvent.FREED, old, now, old.ports)
+
+
+def _note(
+    connection: sqlite3.Connection, event: JournalEvent, what: Allocation, now: float, freed: PortRange | None = None
+) -> None:
+    """Append to the journal; ``freed``: these ports no longer belong to the allocation."""
+    ports, state = (what.ports, what.state.value) if freed is None else (freed, rows.FREE)
+    connection.execute(
+        _JOURNAL,
+        (now, event.value, what.id, what.node, str(what.external), ports.first, ports.last, state, what.domain),
+    )
+
+
+def _found(connection: sqlite3.Connection, number: AllocationId) -> Allocation | None:
+    query = f"SELECT {rows.ALLOCATION} FROM allocations WHERE id = ?"  # noqa: S608 - constants
+    row = connection.execute(query, (number,)).fetchone()
+    return rows.allocation(row) if row else None
+
+
+def _held(connection: sqlite3.Connection, column: str, value: str) -> list[Allocation]:
+    query = f"SELECT {rows.ALLOCATION} FROM allocations WHERE {column} = ? ORDER BY id"  # noqa: S608 - constants
+    return [rows.allocation(row) for row in connection.execute(query, (value,))]
+
+
+def _expected(connection: sqlite3.Connection, change: MoveAllocation | FreeAllocation) -> Allocation:
+    found = _found(connection, change.id)
+    ports, state = change.expected
+    if found is None:
+        raise Conflict(f"allocation {change.id} was expected to be {state} with {ports}, but it is free")
+    if (found.ports, found.state) != (ports, state):
+        raise Conflict(
+            f"allocation {change.id} was expected to be {state} with {ports}, but is {found.state} with {found.ports}"
+        )
+    return found
+
+
+def _deleted(cursor: sqlite3.Cursor, kind: str, name: str) -> None:
+    if not cursor.rowcount:
+        raise Conflict(f"there is no {kind} {name} to be dropped")
+
+
+_APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]] = {
+    PutVM: _put_vm,
+    DropVM: _drop_vm,
+    PutNode: _put_node,
+    DropNode: _drop_node,
+    PutAddress: _put_address,
+    DropAddress: _drop_address,
+    AddAllocation: _add,
+    MoveAllocation: _move,
+    FreeAllocation: _free,
+}

@@ -1,0 +1,97 @@
+"""How the ledger's file is opened, by one writer and by readers, and what SQLite's errors mean for an operator."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cpm.errors import LedgerError, VirtPortsError
+
+MEMORY: Final = ":memory:"
+"""Path of a ledger that lives and dies with its process: tests and simulation."""
+
+APPLICATION_ID: Final = 0x76706C31
+"""``vpl1``, in the header of every ledger, so that another program's database is not taken for one."""
+
+_REMEDIES: Final = {
+    "SQLITE_FULL": "free space on the filesystem of {path}",
+    "SQLITE_READONLY": "make {path} and its directory writable for the user that runs cpmd",
+    "SQLITE_CANTOPEN": "make sure that the directory of {path} exists and the user that runs cpmd may write there",
+    "SQLITE_NOTADB": "{path} is no SQLite database; move it away or restore a backup",
+    "SQLITE_CORRUPT": "{path} is damaged; stop cpmd, keep the file, restore the last backup",
+    "SQLITE_BUSY": "another process has {path} open for writing; only one cpmd may, and no tool beside it",
+    "SQLITE_LOCKED": "another process has {path} open for writing; only one cpmd may, and no tool beside it",
+    "SQLITE_IOERR": "look for disk errors in the kernel log (`dmesg`) and at the filesystem of {path}",
+}
+
+
+def connect_writer(path: str) -> sqlite3.Connection:
+    """Open the connection that writes: transactions are begun by hand, every commit survives a power failure."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        # FULL: with NORMAL a power failure may undo the last commits, and the same ports would be handed out twice.
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: str) -> sqlite3.Connection:
+    """Open a connection that can only read, and never checkpoints: only the writer does (SQLite's WAL-reset bug)."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("PRAGMA query_only=ON")
+    return connection
+
+
+def lock(path: str) -> int:
+    """
+    Make sure to be the only writer, as long as this process lives or until the descriptor is closed.
+
+    :raise LedgerError: When another process has the lock, or the lock file cannot be made.
+    """
+    try:
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise LedgerError(_sentence(path, error.strerror or str(error), "SQLITE_CANTOPEN")) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise LedgerError(_sentence(path, "locked", "SQLITE_BUSY")) from error
+    return descriptor
+
+
+@contextlib.contextmanager
+def translated(path: str) -> Iterator[None]:
+    """Turn SQLite's errors, and rows that make no sense, into :class:`cpm.errors.LedgerError` with a remedy."""
+    try:
+        yield
+    except VirtPortsError:
+        raise
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
+        raise LedgerError(_sentence(path, f"{error} ({name})", name)) from error
+    except ValueError as error:
+        raise LedgerError(_sentence(path, f"a row makes no sense: {error}", "SQLITE_CORRUPT")) from error
+
+
+def rolled_back(connection: sqlite3.Connection) -> None:
+    """End the open transaction, if there is one: a full disk or an I/O error has already ended it."""
+    if connection.in_transaction:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+
+
+def _sentence(path: str, words: str, name: str) -> str:
+    kind = "_".join(name.split("_")[:2])
+    remedy = _REMEDIES.get(kind, "run `PRAGMA integrity_check` on a copy of {path}").format(path=path)
+    return f"ledger {path}: {words}; {remedy}"

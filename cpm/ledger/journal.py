@@ -1,0 +1,103 @@
+"""Questions to the journal: who held a port at a second, what a VM held, what happened since."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import TracebackType
+
+from cpm.errors import LedgerError
+from cpm.ledger import rows
+from cpm.ledger.connection import translated
+from cpm.records import Holding, JournalEntry
+
+
+class JournalReader:
+    """
+    Reads the journal over a connection of its own; any one thread at a time may use it.
+
+    :raise LedgerError: By every method, when the file cannot be read.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: str, *, owned: bool = True) -> None:
+        self._connection = connection
+        self._path = path
+        self._owned = owned
+
+    def __enter__(self) -> JournalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; twice is once."""
+        if self._owned:
+            self._connection.close()
+
+    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> Holding | None:
+        """
+        Say who held a port of an external address at a second; None when nobody did.
+
+        :param at: UTC seconds; None: now. What was committed at that very instant counts.
+        """
+        # The index is walked from the newest entry of that address back to the first that has the port.
+        where = "external = ? AND first <= ? AND last >= ?" + ("" if at is None else " AND at <= ?")
+        query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
+        found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))
+        return rows.holding(found[0]) if found else None
+
+    def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
+        """
+        Return the newest entries of a VM, oldest first; of all VMs that ever had the name when it is no UUID.
+
+        :param vm: UUID or name.
+        """
+        query = (
+            f"SELECT {rows.ENTRY} FROM journal WHERE domain = ? OR domain IN (SELECT uuid FROM names WHERE name = ?) "  # noqa: S608
+            "ORDER BY seq DESC LIMIT ?"
+        )
+        return self._entries(query, vm, vm, limit)[::-1]
+
+    def events(self, after_seq: int = 0, limit: int = 1000) -> list[JournalEntry]:
+        """Return entries after a position, oldest first; to follow, ask again after the last one's ``seq``."""
+        query = f"SELECT {rows.ENTRY} FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+        return self._entries(query, after_seq, limit)
+
+    def latest_seq(self) -> int:
+        """Return the position of the newest entry, 0 when there is none."""
+        with translated(self._path):
+            return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0])
+
+    def backup(self, target: Path) -> None:
+        """
+        Write a consistent copy of the whole ledger, while the writer goes on.
+
+        The copy appears under its name only when it is complete.
+
+        :raise LedgerError: When there is such a file already, or it cannot be written.
+        """
+        if target.exists():
+            raise LedgerError(f"{target} exists already; give the backup another name")
+        part = target.with_name(f"{target.name}.part")
+        with translated(str(target)):
+            try:
+                part.unlink(missing_ok=True)
+                copy = sqlite3.connect(part, isolation_level=None)
+                with contextlib.closing(copy):
+                    copy.execute("PRAGMA synchronous=FULL")
+                    self._connection.backup(copy)
+                part.rename(target)
+            except OSError as error:
+                raise LedgerError(f"cannot write {target}: {error.strerror}; choose another directory") from error
+            finally:
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+
+    def _entries(self, query: str, *parameters: object) -> list[JournalEntry]:
+        with translated(self._path):
+            return [rows.entry(row) for row in self._connection.execute(query, parameters)]

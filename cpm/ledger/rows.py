@@ -1,0 +1,111 @@
+"""Rows of the ledger to values, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from typing import Any, Final, TypeAlias
+
+from cpm.model import (
+    VM,
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+)
+from cpm.records import Holding, JournalEntry, JournalEvent
+
+Row: TypeAlias = tuple[Any, ...]
+
+FREE: Final = "free"
+ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
+VM_COLUMNS: Final = "uuid, name, node, internal, destination, floor, cap"
+NODE: Final = "name, roles, underlay, in_service, fenced"
+ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
+
+
+def allocation(row: Row) -> Allocation:
+    """Read a row of :data:`ALLOCATION`."""
+    number, domain, node, external, first, last, state, since = row
+    return Allocation(
+        AllocationId(number),
+        DomainUUID(domain),
+        NodeName(node),
+        IPv4Address(external),
+        PortRange(first, last),
+        AllocationState(state),
+        since,
+    )
+
+
+def vm(row: Row) -> VM:
+    """Read a row of :data:`VM_COLUMNS`."""
+    uuid, name, node, internal, destination, floor, cap = row
+    return VM(
+        uuid=DomainUUID(uuid),
+        name=name,
+        node=NodeName(node),
+        internal=IPv4Address(internal),
+        destination=None if destination is None else NodeName(destination),
+        floor=floor,
+        cap=cap,
+    )
+
+
+def node(row: Row) -> Node:
+    """Read a row of :data:`NODE`."""
+    name, roles, underlay, in_service, fenced = row
+    return Node(
+        name=NodeName(name),
+        roles=frozenset(Role(role) for role in roles.split(",") if role),
+        underlay=IPv4Address(underlay),
+        in_service=bool(in_service),
+        fenced=bool(fenced),
+    )
+
+
+def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAddress, ...]:
+    """Read rows of addresses, and of (external, first, last) in order."""
+    ports: dict[str, list[PortRange]] = {name: [] for (name,) in names}
+    for external, first, last in reserved:
+        ports[external].append(PortRange(first, last))
+    return tuple(ExternalAddress(IPv4Address(name), tuple(ranges)) for name, ranges in ports.items())
+
+
+def entry(row: Row) -> JournalEntry:
+    """Read a row of :data:`ENTRY`."""
+    seq, at, event, number, domain, name, host, external, internal, first, last, state = row
+    return JournalEntry(
+        seq=seq,
+        at=at,
+        event=JournalEvent(event),
+        allocation=AllocationId(number),
+        domain=DomainUUID(domain),
+        name=name,
+        node=NodeName(host),
+        external=IPv4Address(external),
+        internal=IPv4Address(internal),
+        ports=PortRange(first, last),
+        state=None if state == FREE else AllocationState(state),
+    )
+
+
+def holding(found: JournalEntry) -> Holding | None:
+    """Return who holds the ports of an entry; None when it says that they are free."""
+    if found.state is None:
+        return None
+    return Holding(
+        domain=found.domain,
+        name=found.name,
+        node=found.node,
+        external=found.external,
+        internal=found.internal,
+        ports=found.ports,
+        state=found.state,
+        since=found.at,
+    )

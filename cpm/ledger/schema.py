@@ -1,0 +1,211 @@
+"""
+The tables, and how older files become newer ones.
+
+Migrations are contiguous from 1; each runs in one transaction together with the new version number, so a crash leaves
+a file at one version or the next, never between. What must never be wrong is in the schema itself, so that it also
+holds for statements typed by hand: see the triggers.
+
+Text addresses are canonical (checked), because ``203.0.113.01`` beside ``203.0.113.1`` would be a second owner.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+from sqlite_utils import Database
+
+from cpm.errors import LedgerError, SchemaTooNew
+from cpm.ledger.connection import APPLICATION_ID, rolled_back
+
+Migration: TypeAlias = Callable[[Database], None]
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """Return the schema version of a file; 0 when it is empty."""
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] | None = None) -> None:
+    """
+    Bring a file to the newest version.
+
+    :param migrations: Those to apply, version 1 first; None: all of this module.
+    :raise SchemaTooNew: When the file is newer than the last migration.
+    :raise LedgerError: When the file belongs to another program.
+    """
+    steps = MIGRATIONS if migrations is None else migrations
+    found = version_of(connection)
+    _refuse_foreign(connection, found)
+    if found > len(steps):
+        raise SchemaTooNew(found, len(steps))
+    database = Database(connection, execute_plugins=False)
+    for version, step in enumerate(steps[found:], found + 1):
+        _apply(database, version, step)
+
+
+def _refuse_foreign(connection: sqlite3.Connection, version: int) -> None:
+    application = int(connection.execute("PRAGMA application_id").fetchone()[0])
+    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if application != APPLICATION_ID and (application or version or tables):
+        raise LedgerError("this database belongs to another program; set ledger.path in cpmd.toml to another file")
+
+
+def _apply(database: Database, version: int, step: Migration) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        step(database)
+        database.execute(f"PRAGMA user_version = {version}")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute("COMMIT")
+    except BaseException:
+        rolled_back(database.conn)
+        raise
+
+
+def _canonical(column: str) -> str:
+    """Return SQL that is true for an IPv4 address as Python writes it: four numbers, no leading zeros."""
+    return (
+        f"{column} NOT GLOB '*[^0-9.]*' AND '.' || {column} NOT GLOB '*.0[0-9]*' "
+        f"AND '.' || {column} || '.' NOT GLOB '*..*' AND length({column}) - length(replace({column}, '.', '')) = 3"
+    )
+
+
+_TABLES: Final = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    """CREATE TABLE nodes (
+        name TEXT PRIMARY KEY,
+        roles TEXT NOT NULL,
+        underlay TEXT NOT NULL,
+        in_service INTEGER NOT NULL CHECK (in_service IN (0, 1)),
+        fenced INTEGER NOT NULL CHECK (fenced IN (0, 1))
+    ) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE addresses (
+        address TEXT PRIMARY KEY CHECK ({_canonical("address")})
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE reserved_ports (
+        external TEXT NOT NULL REFERENCES addresses (address) ON DELETE CASCADE,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        CHECK (0 <= first AND first <= last AND last <= 65535),
+        PRIMARY KEY (external, first)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE vms (
+        uuid TEXT PRIMARY KEY,
+        name TEXT NOT NULL,
+        node TEXT NOT NULL REFERENCES nodes (name),
+        internal TEXT NOT NULL UNIQUE,
+        destination TEXT,
+        floor INTEGER,
+        cap INTEGER
+    ) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE allocations (
+        id INTEGER PRIMARY KEY,
+        domain TEXT NOT NULL REFERENCES vms (uuid),
+        node TEXT NOT NULL REFERENCES nodes (name),
+        external TEXT NOT NULL REFERENCES addresses (address) CHECK ({_canonical("external")}),
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('reserved', 'active', 'draining', 'held')),
+        since REAL NOT NULL,
+        CHECK (1024 <= first AND first <= last AND last <= 65535)
+    ) STRICT""",
+    "CREATE UNIQUE INDEX allocations_by_port ON allocations (external, first)",
+    "CREATE UNIQUE INDEX allocations_of_vm ON allocations (domain, first)",
+    "CREATE UNIQUE INDEX one_active_range ON allocations (domain) WHERE state = 'active'",
+    "CREATE UNIQUE INDEX one_reserved_range ON allocations (domain) WHERE state = 'reserved'",
+)
+
+# Ranges on one address never overlap, so the only one that can reach into a new range from below or lie in it is the
+# one with the greatest first port that is not above the new range's end: one index lookup, whatever the fleet.
+_OVERLAPS: Final = """
+    SELECT RAISE(ABORT, 'overloading: another range on this address has some of these ports')
+    WHERE NEW.first <= (SELECT last FROM allocations
+                        WHERE external = NEW.external AND first <= NEW.last {besides} ORDER BY first DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'overloading: another range of this VM has some of these port numbers')
+    WHERE NEW.first <= (SELECT last FROM allocations
+                        WHERE domain = NEW.domain AND first <= NEW.last {besides} ORDER BY first DESC LIMIT 1);
+    SELECT RAISE(ABORT, 'overloading: some of these ports are reserved on this address')
+    WHERE EXISTS (SELECT 1 FROM reserved_ports
+                  WHERE external = NEW.external AND first <= NEW.last AND last >= NEW.first);
+"""
+
+_RESERVED_OVERLAPS: Final = """
+    SELECT RAISE(ABORT, 'overloading: a VM holds some of the ports to be reserved')
+    WHERE NEW.first <= (SELECT last FROM allocations
+                        WHERE external = NEW.external AND first <= NEW.last ORDER BY first DESC LIMIT 1);
+"""
+
+_TRIGGERS: Final = (
+    f"CREATE TRIGGER no_overloading_by_insert BEFORE INSERT ON allocations BEGIN {_OVERLAPS.format(besides='')} END",
+    """CREATE TRIGGER ids_ascend BEFORE INSERT ON allocations BEGIN
+        SELECT RAISE(ABORT, 'allocation ids ascend and are never used again')
+        WHERE NEW.id > 0 AND NEW.id <= (SELECT value FROM meta WHERE key = 'highest_freed');
+    END""",
+    f"""CREATE TRIGGER no_overloading_by_update BEFORE UPDATE OF id, domain, external, first, last ON allocations BEGIN
+        {_OVERLAPS.format(besides="AND id <> OLD.id")}
+    END""",
+    """CREATE TRIGGER ids_are_used_once AFTER DELETE ON allocations BEGIN
+        UPDATE meta SET value = OLD.id WHERE key = 'highest_freed' AND value < OLD.id;
+    END""",
+    f"CREATE TRIGGER no_overloading_by_reserving BEFORE INSERT ON reserved_ports BEGIN {_RESERVED_OVERLAPS} END",
+    f"CREATE TRIGGER no_overloading_by_moving BEFORE UPDATE ON reserved_ports BEGIN {_RESERVED_OVERLAPS} END",
+)
+
+
+def _ownership(database: Database) -> None:
+    """1: nodes, addresses, VMs and the ranges they hold."""
+    for statement in (*_TABLES, *_TRIGGERS):
+        database.execute(statement)
+    database["meta"].insert_all([{"key": "epoch", "value": 0}, {"key": "highest_freed", "value": 0}])
+
+
+_JOURNAL: Final = (
+    """CREATE TABLE journal (
+        seq INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        event TEXT NOT NULL,
+        allocation INTEGER NOT NULL,
+        domain TEXT NOT NULL,
+        name TEXT NOT NULL,
+        node TEXT NOT NULL,
+        external TEXT NOT NULL,
+        internal TEXT NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('reserved', 'active', 'draining', 'held', 'free'))
+    ) STRICT""",
+    "CREATE INDEX journal_by_port ON journal (external, seq, first, last, at)",
+    "CREATE INDEX journal_of_vm ON journal (domain, seq)",
+    """CREATE TABLE names (
+        name TEXT NOT NULL,
+        uuid TEXT NOT NULL,
+        PRIMARY KEY (name, uuid)
+    ) STRICT, WITHOUT ROWID""",
+    """CREATE TRIGGER journal_is_kept BEFORE DELETE ON journal BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only');
+    END""",
+    """CREATE TRIGGER journal_is_not_rewritten BEFORE UPDATE ON journal BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only');
+    END""",
+    # INSERT OR REPLACE would delete a row without the first trigger's notice; and a row is added at the end only.
+    """CREATE TRIGGER journal_is_not_replaced BEFORE INSERT ON journal BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only')
+        WHERE NEW.seq <> -1 AND NEW.seq <= (SELECT max(seq) FROM journal);
+    END""",
+    """INSERT INTO journal (at, event, allocation, domain, name, node, external, internal, first, last, state)
+        SELECT since, state, id, domain, name, allocations.node, external, internal, first, last, state
+        FROM allocations JOIN vms ON uuid = domain ORDER BY since, id""",
+    "INSERT INTO names (name, uuid) SELECT name, uuid FROM vms",
+)
+
+
+def _journal(database: Database) -> None:
+    """2: who held what when, and every name a VM ever had; begins with what is held now."""
+    for statement in _JOURNAL:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal)
+"""All of them, version 1 first. Append only: a released one is never edited."""

@@ -1,0 +1,136 @@
+"""The one writer of the ledger: a batch of changes is one durable transaction, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from cpm.changes import Change
+from cpm.ledger import applying, rows, schema
+from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, lock, rolled_back, translated
+from cpm.ledger.journal import JournalReader
+from cpm.model import AllocationId
+from cpm.records import LedgerState
+
+log = logging.getLogger(__name__)
+
+
+class SqliteLedger:
+    """
+    The ledger in one SQLite file, opened, locked against other writers and brought to the newest schema.
+
+    Synchronous; one thread at a time may call it (cpmd has one thread for nothing else). Readers from
+    :meth:`reader` work beside it in other threads.
+
+    :param path: The file, made if missing; ``:memory:`` for one that dies with the object.
+    :raise SchemaTooNew: When a newer version has written the file.
+    :raise LedgerError: When it cannot be opened or another process writes to it; the message says what to look at.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+        self._readers: list[JournalReader] = []
+        with contextlib.ExitStack() as undo:
+            if self.path != MEMORY:
+                undo.callback(os.close, lock(self.path))
+            with translated(self.path):
+                self._connection = connect_writer(self.path)
+                undo.callback(self._connection.close)
+                schema.migrate(self._connection)
+                version = schema.version_of(self._connection)
+            self._undo = undo.pop_all()
+        log.info("ledger %s: schema %d, SQLite %s", self.path, version, sqlite3.sqlite_version)
+
+    def __enter__(self) -> SqliteLedger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close readers, then the writer, then let go of the lock; twice is once."""
+        while self._readers:
+            self._readers.pop().close()
+        self._undo.close()
+
+    def reader(self) -> JournalReader:
+        """
+        Return a reader for another thread; the ledger closes it when it is closed itself.
+
+        A ledger in memory has one connection only, which its readers share: use them in the same thread.
+
+        :raise LedgerError: When the file cannot be opened.
+        """
+        if self.path == MEMORY:
+            return JournalReader(self._connection, self.path, owned=False)
+        with translated(self.path):
+            reader = JournalReader(connect_reader(self.path), self.path)
+        self._readers.append(reader)
+        return reader
+
+    def next_epoch(self) -> int:
+        """
+        Begin a new epoch, durably, and return it: greater than every one before.
+
+        :raise LedgerError: When that could not be made durable; no new epoch has then begun.
+        """
+        with self._transaction():
+            query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
+            return int(self._connection.execute(query).fetchone()[0])
+
+    def load(self) -> LedgerState:
+        """
+        Return everything that is true now.
+
+        :raise LedgerError: When the file cannot be read or a row makes no sense.
+        """
+        with self._transaction():
+            rows_of = self._connection.execute
+            meta = dict(rows_of("SELECT key, value FROM meta").fetchall())
+            allocations = tuple(
+                rows.allocation(row)
+                for row in rows_of(f"SELECT {rows.ALLOCATION} FROM allocations ORDER BY id")  # noqa: S608
+            )
+            highest = max(meta["highest_freed"], max((allocation.id for allocation in allocations), default=0))
+            return LedgerState(
+                epoch=meta["epoch"],
+                vms=tuple(rows.vm(row) for row in rows_of(f"SELECT {rows.VM_COLUMNS} FROM vms ORDER BY uuid")),  # noqa: S608
+                nodes=tuple(rows.node(row) for row in rows_of(f"SELECT {rows.NODE} FROM nodes ORDER BY name")),  # noqa: S608
+                addresses=rows.addresses(
+                    rows_of("SELECT address FROM addresses ORDER BY address"),
+                    rows_of("SELECT external, first, last FROM reserved_ports ORDER BY external, first"),
+                ),
+                allocations=allocations,
+                next_allocation_id=AllocationId(highest + 1),
+            )
+
+    def commit(self, changes: Sequence[Change], now: float) -> None:
+        """
+        Make all of the changes, in order, as one transaction that survives a power failure.
+
+        :param now: UTC seconds, for the journal.
+        :raise Conflict: When one of them does not fit what is true; :class:`cpm.errors.Overloading` when a port would
+            get a second owner. Nothing changed.
+        :raise LedgerError: When SQLite could not write. Nothing changed.
+        """
+        with self._transaction():
+            for change in changes:
+                applying.apply(self._connection, change, now)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                rolled_back(self._connection)
+                raise
