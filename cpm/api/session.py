@@ -1,0 +1,120 @@
+"""A node's side of the session: one websocket to the manager, opened again and again until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Protocol
+
+import aiohttp
+
+from cpm.api import wire
+from cpm.errors import VirtPortsError
+from cpm.messages import ManagerMessage, NodeMessage
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+
+
+class Listener(Protocol):
+    """Who is told what happens on the session."""
+
+    def on_connected(self) -> None:
+        """The connection stands; the first thing to say is hello."""
+
+    def on_message(self, message: ManagerMessage) -> None:
+        """
+        The manager said something.
+
+        :raise VirtPortsError: When it makes no sense to go on with this manager; the session is then closed.
+        """
+
+    def on_disconnected(self, reason: str) -> None:
+        """The connection is gone."""
+
+
+class Session:
+    """
+    Keeps a session with the manager.
+
+    :param url: ``unix:///path`` or ``https://address:port``.
+    :param listener: Who is told.
+    :param context: TLS context for ``https``; None for a unix socket.
+    :param jitter: Returns a number in 0..1; keeps a crowd of nodes from coming back in the same instant.
+    """
+
+    def __init__(
+        self, url: str, listener: Listener, context: ssl.SSLContext | None, jitter: Callable[[], float]
+    ) -> None:
+        self._unix = url.removeprefix("unix://") if url.startswith("unix://") else None
+        self._url = "http://localhost" if self._unix else url
+        self._listener = listener
+        self._context = context
+        self._jitter = jitter
+        self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue()
+
+    def send(self, message: NodeMessage) -> None:
+        """Put a message in line; what is in line when the connection breaks is dropped."""
+        self._outgoing.put_nowait(message)
+
+    async def run(self) -> None:
+        """Connect, serve, and when it breaks begin again after a pause that grows."""
+        pause = FIRST_PAUSE_S
+        while True:
+            reason = "closed by the manager"
+            try:
+                if await self._once():
+                    pause = FIRST_PAUSE_S
+            except (aiohttp.ClientError, OSError, TimeoutError, VirtPortsError) as error:
+                reason = str(error) or type(error).__name__
+            self._listener.on_disconnected(reason)
+            await asyncio.sleep(pause * (0.5 + self._jitter()))
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def _once(self) -> bool:
+        """Serve one connection; say whether the manager spoke at all."""
+        connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
+        async with (
+            aiohttp.ClientSession(connector=connector) as client,
+            client.ws_connect(
+                f"{self._url}/v1/session", heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_MESSAGE
+            ) as socket,
+        ):
+            self._outgoing = asyncio.Queue()
+            self._listener.on_connected()
+            sender = asyncio.create_task(self._send_all(socket), name="session sender")  # noqa: TID251
+            try:
+                return await self._receive_all(socket)
+            finally:
+                sender.cancel()
+                await asyncio.gather(sender, return_exceptions=True)
+
+    async def _send_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await socket.send_bytes(wire.encode(await self._outgoing.get()))
+
+    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
+        heard = False
+        async for frame in socket:
+            if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                self._listener.on_message(wire.manager_message(frame.data))
+                heard = True
+        return heard
+
+
+def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
+    """
+    Return a context that shows this node's certificate and checks the manager's.
+
+    :raise OSError: When a file cannot be read.
+    :raise ssl.SSLError: When a file is not what it should be.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    context.load_cert_chain(certificate, key)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
