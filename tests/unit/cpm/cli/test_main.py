@@ -1,0 +1,218 @@
+"""What all verbs share: exit codes, errors, help, what gets imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from cpm import errors
+from cpm.cli import main, parsing
+from cpm.settings import ListenSettings
+from tests.fakes import canned_manager
+from tests.fakes.canned_manager import CannedManager, lines, raw, refusal
+from tests.unit.cpm.cli.conftest import NOW, Command, domain
+from tests.unit.cpm.cli.test_verbs import EVENTS
+
+REFUSALS = [
+    (400, "invalid-request", 2),
+    (404, "not-found", 1),
+    (409, "conflict", 1),
+    (409, "ambiguous", 1),
+    (409, "address-in-use", 1),
+    (507, "ports-exhausted", 1),
+    (507, "internal-pool-exhausted", 1),
+    (503, "ledger", 4),
+    (503, "schema-too-new", 4),
+    (409, "overloading", 4),
+    (500, "internal", 4),
+    (500, "error", 4),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "exit_code"), REFUSALS)
+def test_a_refusal_has_the_managers_words(
+    manager: CannedManager, virt_ports: Command, status: int, code: str, exit_code: int
+) -> None:
+    manager.on("GET /v1/domains/web1", refusal(status, code, "cannot, because; do this"))
+    assert virt_ports("show", "web1") == (exit_code, "", "error: cannot, because; do this\n")
+    as_json = virt_ports("show", "web1", "-o", "json")
+    assert (as_json.code, as_json.out) == (exit_code, "")
+    assert json.loads(as_json.err) == {"code": code, "message": "cannot, because; do this"}
+
+
+def test_every_code_of_the_family_has_an_exit_code_on_purpose() -> None:
+    codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+    refused = {"not-found", "ambiguous", "conflict", "address-in-use", "ports-exhausted", "internal-pool-exhausted",
+               "config"}  # fmt: skip
+    assert codes - refused <= set(main.EXIT_CODES)
+    assert not refused & set(main.EXIT_CODES)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (raw(404, b"404: Not Found"), "answered 404 Not Found and did not say why"),
+        (raw(200, b"<html>"), "the manager's answer: cannot understand message"),
+        (raw(200, b'[{"name": 1}]'), "$[0].name"),
+    ],
+)
+def test_nonsense_from_the_manager(
+    manager: CannedManager, virt_ports: Command, answer: canned_manager.Answer, message: str
+) -> None:
+    manager.on("GET /v1/domains", answer)
+    result = virt_ports("list")
+    assert result.code == 4
+    assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: VERB; see `virt-ports --help`"),
+        (["lst"], "invalid choice: 'lst'"),
+        (["list", "--al"], "unrecognized arguments: --al"),
+        (["show"], "the following arguments are required: VM; see `virt-ports show --help`"),
+        (["pool"], "the following arguments are required: ACTION; see `virt-ports pool --help`"),
+        (["pool", "add"], "the following arguments are required: ADDRESS; see `virt-ports pool add --help`"),
+        (["list", "-o", "yaml"], "invalid choice: 'yaml'"),
+        (["events", "--limit", "-1"], "not a number: '-1'; use 0 or more"),
+        (["events", "--limit", "ten"], "not a number: 'ten'; use 0 or more"),
+        (["whois", "203.0.113.1", "1", "--protocol", "gre"], "invalid choice: 'gre'"),
+        (["whois", "203.0.113.1", "1", "--at"], "argument --at: expected one argument"),
+    ],
+)
+def test_usage(virt_ports: Command, words: list[str], message: str) -> None:
+    result = virt_ports(*words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert message in result.err
+
+
+@pytest.mark.parametrize("words", [["-o", "json", "show"], ["show", "-ojson"], ["--output=json", "show"]])
+def test_usage_as_json(virt_ports: Command, words: list[str]) -> None:
+    result = virt_ports(*words)
+    assert result.code == 2
+    assert json.loads(result.err)["code"] == "usage"
+
+
+def test_unreachable(virt_ports: Command, tmp_path: Path) -> None:
+    missing = str(tmp_path / "no.sock")
+    result = virt_ports("list", "--socket", missing)
+    assert (result.code, result.out) == (3, "")
+    assert result.err == (
+        f"error: cannot reach {missing}: no such socket; is cpmd running? see `systemctl status cpmd`, "
+        "or name its socket with --socket or VIRT_PORTS_SOCKET\n"
+    )
+    assert json.loads(virt_ports("-o", "json", "--socket", missing, "list").err)["code"] == "unreachable"
+
+
+def test_the_socket_option_beats_the_environment(
+    manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager.on("GET /v1/domains", [domain()])
+    monkeypatch.setenv("VIRT_PORTS_SOCKET", "/nonexistent")
+    assert virt_ports("list").code == 3
+    assert virt_ports("list", "--socket", manager.path).code == 0
+    assert virt_ports("--socket", manager.path, "list").code == 0
+
+
+def test_the_default_socket_is_the_managers_default() -> None:
+    assert ListenSettings().socket == parsing.DEFAULT_SOCKET
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_help_helps(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.execute([verb, "--help"], now=NOW)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: virt-ports {verb} ")
+    assert f"  virt-ports {verb}" in text.partition("\nexamples:\n")[2]
+
+
+def test_help_lists_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.execute(["--help"], now=NOW)
+    text = capsys.readouterr().out
+    assert all(f"\n    {verb} " in text for verb in main.VERBS)
+    assert "  3    the manager (cpmd) cannot be reached\n" in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.execute(["--version"], now=NOW)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("virt-ports 0.")
+
+
+def process(*words: str, socket: str, code: str = "import sys; from cpm.cli.main import main; sys.exit(main())",
+            stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdout=stdout, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "VIRT_PORTS_SOCKET": socket},
+    )  # fmt: skip
+
+
+HEAVY = ("aiohttp", "pyroute2", "sqlite_utils", "sqlite3", "rich", "asyncio", "libvirt", "psutil", "prometheus_client")
+
+
+@pytest.mark.parametrize("words", [["list"], ["-o", "json", "list"]])
+def test_a_command_imports_only_what_it_needs(manager: CannedManager, words: list[str]) -> None:
+    manager.on("GET /v1/domains", [domain()])
+    code = (
+        "import sys; from cpm.cli.main import main; assert main() == 0; "
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    child = process(*words, socket=manager.path, code=code)
+    out, err = child.communicate(timeout=60)
+    assert "web1" in out
+    assert err == "[]\n"
+
+
+def test_interrupted(manager: CannedManager) -> None:
+    release = threading.Event()
+    manager.on("GET /v1/events?follow=1", lines(EVENTS, then=lambda: release.wait(60)))
+    child = process("events", "--follow", "-o", "json", socket=manager.path)
+    assert child.stdout is not None
+    assert json.loads(child.stdout.readline())["seq"] == 1041  # arrives although the stream goes on
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    release.set()
+    assert (child.returncode, err) == (130, "")
+
+
+def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
+    manager.on("GET /v1/domains", [domain()])
+    read, write = os.pipe()
+    os.close(read)
+    child = process("list", socket=manager.path, stdout=write)
+    os.close(write)
+    _, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (141, "")
+
+
+def test_a_bug_is_confessed(
+    manager: CannedManager, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: canned_manager.Handler) -> None:
+        raise AssertionError("never asked")
+
+    def burst(_: object) -> None:
+        raise ZeroDivisionError("so what")
+
+    manager.on("GET /v1/domains", broken)
+    monkeypatch.setattr(parsing, "client", burst)
+    monkeypatch.setattr(sys, "argv", ["virt-ports", "list"])
+    assert main.main() == 4
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith(
+        "error: unexpected ZeroDivisionError: so what; please report this as a bug, with the lines above\n"
+    )

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpm.cli import main, reference
+
+PAGE = Path(__file__).parents[4] / "docs/reference/cli.md"
+
+
+def test_the_page_says_what_help_says() -> None:
+    assert PAGE.read_text() == reference.markdown(), "run `python -m cpm.cli.reference > docs/reference/cli.md`"
+
+
+def test_every_verb_and_action_has_a_section() -> None:
+    headings = {line for line in reference.markdown().splitlines() if line.startswith("## ")}
+    assert {f"## virt-ports {verb}" for verb in main.VERBS} <= headings
+    assert {"## virt-ports pool add", "## virt-ports node fence"} <= headings

@@ -1,0 +1,313 @@
+"""Every verb against a manager that says what it is told: what is asked, what is printed."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from cpm.api.views import (
+    AddressView,
+    AllocationView,
+    DomainDetail,
+    EventView,
+    NodeView,
+    PoolRequest,
+    StatusView,
+    WhoisView,
+)
+from cpm.api.wire import decode
+from cpm.model import AllocationState, NodeName, PortRange, Role
+from tests.fakes.canned_manager import CannedManager, lines, refusal
+from tests.unit.cpm.cli.conftest import DB, EXTERNAL, NOW, WEB, Command, domain
+
+HOST1 = NodeName("host1")
+
+DETAIL = DomainDetail(
+    domain=domain(state="growing"),
+    internal_address=IPv4Address("100.64.0.7"),
+    floor=64,
+    cap=32768,
+    packets_per_s=1430.0,
+    megabits_per_s=16.7,
+    new_connections_per_s=None,
+    score=1006.01,
+    decided="score 1006.0 is above 1000: grow from 256 to 384",
+    allocations=(
+        AllocationView(EXTERNAL, 20000, 20255, AllocationState.ACTIVE, NOW - 3600),
+        AllocationView(IPv4Address("203.0.113.2"), 1024, 1279, AllocationState.DRAINING, NOW - 60, 3),
+    ),
+)
+EVENTS = [
+    EventView(1041, NOW - 3600, "active", "web1", WEB, HOST1, EXTERNAL, 20000, 20255),
+    EventView(1042, NOW, "draining", "db", DB, HOST1, EXTERNAL, 1024, 1087),
+]
+ADDRESS = AddressView(EXTERNAL, 64511, 320, 64, 60000, 2, (PortRange(5060, 5060), PortRange(8000, 8100)))
+NODES = [
+    NodeView(
+        HOST1, (Role.HOST,), IPv4Address("172.30.0.11"), connected=True, in_service=True, fenced=False, synced=True,
+        generation=7, applied=7, domains=2,
+    ),
+    NodeView(
+        NodeName("edge1"), (Role.EDGE,), IPv4Address("172.30.0.21"), connected=True, in_service=False, fenced=False,
+        synced=False, generation=7, applied=6, domains=0, dropped={"unowned": 12, "strangers": 0},
+    ),
+]  # fmt: skip
+
+
+def test_list_looks_like_virsh(manager: CannedManager, virt_ports: Command) -> None:
+    waiting = domain("db", DB, external_address=None, first_port=None, last_port=None, ports_in_use=None,
+                     state="waiting")  # fmt: skip
+    manager.on("GET /v1/domains", [domain(), waiting])
+    result = virt_ports("list")
+    assert (result.code, result.err) == (0, "")
+    assert result.out == (
+        " Name   UUID                                   Node    External address   Ports         In use   State\n"
+        "----------------------------------------------------------------------------------------------------------\n"
+        " web1   6695eb01-f6a4-8304-79aa-97f2502e193f   host1   203.0.113.1        20000-20255   17       active\n"
+        " db     0c2b4d5e-1111-4222-8333-444455556666   host1   -                  -             -        waiting\n"
+        "\n"
+    )
+
+
+def test_list_of_nothing_is_a_header(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains", [])
+    result = virt_ports("list")
+    assert result.code == 0
+    assert result.out.splitlines()[0] == " Name   UUID   Node   External address   Ports   In use   State"
+    assert len(result.out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("words", [["-o", "json", "list"], ["list", "-o", "json"], ["list", "--output=json"]])
+def test_list_as_json_has_the_promised_keys(manager: CannedManager, virt_ports: Command, words: list[str]) -> None:
+    manager.on("GET /v1/domains", [domain()])
+    assert virt_ports(*words).json == [
+        {
+            "name": "web1", "uuid": WEB, "node": "host1", "external_address": "203.0.113.1", "first_port": 20000,
+            "last_port": 20255, "ports_in_use": 17, "state": "active",
+        }
+    ]  # fmt: skip
+
+
+def test_list_asks_for_those_gone(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains?all=1", [domain(state="gone")])
+    assert "gone" in virt_ports("list", "--all").out
+
+
+def test_list_of_one_node(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains", [domain(), domain("db", DB, node=NodeName("host2"))])
+    manager.on("GET /v1/nodes", NODES)
+    assert [vm["name"] for vm in virt_ports("list", "--node", "host2", "-o", "json").json] == ["db"]
+    assert virt_ports("list", "--node", "edge1", "-o", "json").json == []
+    refused = virt_ports("list", "--node", "hots1")
+    assert refused == (1, "", "error: no node 'hots1'; see `virt-ports node list`\n")
+
+
+def test_show(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/web1", DETAIL)
+    assert virt_ports("show", "web1").out == (
+        "Name:              web1\n"
+        "UUID:              6695eb01-f6a4-8304-79aa-97f2502e193f\n"
+        "State:             growing\n"
+        "Node:              host1\n"
+        "External address:  203.0.113.1\n"
+        "Ports:             20000-20255\n"
+        "Ports in use:      17\n"
+        "Internal address:  100.64.0.7\n"
+        "Floor:             64 ports\n"
+        "Cap:               32768 ports\n"
+        "Packets/s:         1430.0\n"
+        "Mbit/s:            16.7\n"
+        "New connections/s: -\n"
+        "Score:             1006.0\n"
+        "Last decision:     score 1006.0 is above 1000: grow from 256 to 384\n"
+        "\n"
+        " External address   Ports         State      Connections   Since\n"
+        "--------------------------------------------------------------------------------------\n"
+        " 203.0.113.1        20000-20255   active     -             2025-11-23T06:38:00+01:00\n"
+        " 203.0.113.2        1024-1279     draining   3             2025-11-23T07:37:00+01:00\n"
+        "\n"
+    )
+
+
+def test_show_as_json_is_flat(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/web1", DETAIL)
+    shown = virt_ports("show", "web1", "-o", "json").json
+    assert "domain" not in shown
+    assert (shown["name"], shown["first_port"], shown["internal_address"]) == ("web1", 20000, "100.64.0.7")
+    assert [each["state"] for each in shown["allocations"]] == ["active", "draining"]
+    assert shown["allocations"][1]["since"] == NOW - 60
+
+
+def test_names_are_quoted_on_the_way(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/a%2F..%3Fb%20%C3%A9", DETAIL)
+    assert virt_ports("show", "a/..?b é").code == 0
+
+
+def whois_view(at: float) -> WhoisView:
+    return WhoisView(EXTERNAL, 20817, at, "web1", WEB, HOST1, IPv4Address("100.64.0.7"), 20736, 20863,
+                     AllocationState.ACTIVE, NOW - 3600)  # fmt: skip
+
+
+def test_whois(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/whois?address=203.0.113.1&port=20817", whois_view(NOW))
+    assert virt_ports("whois", "203.0.113.1", "20817").out == (
+        "Name:             web1\n"
+        "UUID:             6695eb01-f6a4-8304-79aa-97f2502e193f\n"
+        "Node:             host1\n"
+        "External address: 203.0.113.1\n"
+        "Port:             20817\n"
+        "At:               2025-11-23T07:38:00+01:00\n"
+        "Range:            20736-20863\n"
+        "State:            active\n"
+        "Since:            2025-11-23T06:38:00+01:00\n"
+        "Internal address: 100.64.0.7\n"
+    )
+    assert virt_ports("whois", "203.0.113.1", "20817", "-o", "json").json["at"] == NOW
+
+
+@pytest.mark.parametrize(
+    "at", [["--at", "-10m"], ["--at=-10m"], ["--at", "10 minutes ago"], ["--at", "2025-11-23T07:28:00"]]
+)
+def test_whois_then(manager: CannedManager, virt_ports: Command, at: list[str]) -> None:
+    manager.on("GET /v1/whois?address=203.0.113.1&port=20817&at=1763879280.0&protocol=udp", whois_view(NOW - 600))
+    assert virt_ports("whois", "203.0.113.1", "20817", *at, "--protocol", "udp").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["203.0.113", "80"], "not an IPv4 address: '203.0.113'; write 203.0.113.1"),
+        (["203.0.113.1", "65536"], "not a port: '65536'; use a number from 0 to 65535"),
+        (["203.0.113.1", "http"], "not a port: 'http'; use a number from 0 to 65535"),
+        (["203.0.113.1", "80", "--at", "2026-01-01"], "'2026-01-01' is in the future; nobody knows yet"),
+    ],
+)
+def test_whois_refuses(virt_ports: Command, manager: CannedManager, words: list[str], message: str) -> None:
+    assert virt_ports("whois", *words) == (2, "", f"error: {message}\n")
+    assert manager.asked == []
+
+
+def test_history(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/web1/history?limit=1", EVENTS[:1])
+    assert virt_ports("history", "web1", "--limit", "1").out == (
+        " Seq    Time                        Event    Name   UUID                                   Node"
+        "    External address   Ports\n"
+        + "-" * 131 + "\n"
+        " 1041   2025-11-23T06:38:00+01:00   active   web1   6695eb01-f6a4-8304-79aa-97f2502e193f   host1"
+        "   203.0.113.1        20000-20255\n"
+        "\n"
+    )  # fmt: skip
+    assert virt_ports("history", "web1", "--limit", "1", "-o", "json").json[0]["seq"] == 1041
+
+
+def test_events(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/events?after=1040&limit=2", lines(EVENTS))
+    table = virt_ports("events", "--after", "1040", "--limit", "2").out
+    assert [line.split()[0] for line in table.splitlines()[2:4]] == ["1041", "1042"]
+    assert [event["seq"] for event in virt_ports("events", "--after", "1040", "--limit", "2", "-o", "json").json] == [
+        1041,
+        1042,
+    ]
+
+
+def test_events_followed_until_the_manager_goes(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/events?follow=1", lines(EVENTS))
+    result = virt_ports("events", "--follow")
+    header, _, *rows = result.out.splitlines()
+    assert header.index("Event") == rows[0].index("active") == rows[1].index("draining")
+    assert header.index("Ports") == rows[0].index("20000-20255") == rows[1].index("1024-1087")
+    assert result.code == 3
+    assert "the manager ended the stream" in result.err
+    documents = virt_ports("events", "-f", "-o", "json").out.splitlines()
+    assert [json.loads(line)["seq"] for line in documents] == [1041, 1042]
+
+
+def test_pool_list(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/pool", [ADDRESS])
+    assert virt_ports("pool", "list").out == (
+        " Address       Ports   Allocated   Leaving   Longest free   VMs   Reserved\n"
+        "----------------------------------------------------------------------------------\n"
+        " 203.0.113.1   64511   320         64        60000          2     5060,8000-8100\n"
+        "\n"
+    )
+
+
+def test_pool_add(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("POST /v1/pool", [ADDRESS])
+    result = virt_ports(
+        "pool", "add", "203.0.113.4-203.0.113.5", "203.0.113.0/31", "--reserved", "8000-8100,5060", "-o", "json"
+    )
+    assert result.json[0]["reserved"] == [{"first": 5060, "last": 5060}, {"first": 8000, "last": 8100}]
+    ((_, body),) = manager.asked
+    wanted = tuple(IPv4Address(f"203.0.113.{last}") for last in (4, 5, 0, 1))
+    assert decode(PoolRequest, body) == PoolRequest(wanted, ADDRESS.reserved)
+
+
+def test_pool_add_refuses_before_asking(manager: CannedManager, virt_ports: Command) -> None:
+    result = virt_ports("pool", "add", "203.0.113.1", "224.0.0.1")
+    assert result.code == 2
+    assert result.err.startswith("error: 224.0.0.1 is multicast and can be no external address; write ")
+    assert virt_ports("pool", "add", "203.0.113.1", "--reserved", "x").err.startswith("error: not a port range: 'x'")
+    assert manager.asked == []
+
+
+def test_pool_remove(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("DELETE /v1/pool/203.0.113.2", [ADDRESS])
+    manager.on("DELETE /v1/pool/203.0.113.3", [])
+    result = virt_ports("pool", "remove", "203.0.113.2-203.0.113.3", "-o", "json")
+    assert (result.code, result.json) == (0, [])
+
+
+def test_pool_remove_of_one_in_use(manager: CannedManager, virt_ports: Command) -> None:
+    sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop them or move them first"
+    manager.on("DELETE /v1/pool/203.0.113.1", refusal(409, "address-in-use", sentence))
+    assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
+
+
+def test_node_list(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/nodes", NODES)
+    assert virt_ports("node", "list").out == (
+        " Name    Roles   Underlay      State            Synced   Generation   VMs   Dropped\n"
+        "----------------------------------------------------------------------------------------\n"
+        " host1   host    172.30.0.11   connected        yes      7/7          2     -\n"
+        " edge1   edge    172.30.0.21   out of service   no       6/7          0     unowned 12\n"
+        "\n"
+    )
+    assert [node["dropped"] for node in virt_ports("node", "list", "-o", "json").json] == [
+        {}, {"unowned": 12, "strangers": 0},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [({"fenced": True}, "fenced"), ({"connected": False}, "away"), ({}, "connected")],
+)
+def test_node_fence_and_unfence(
+    manager: CannedManager, virt_ports: Command, changes: dict[str, Any], state: str
+) -> None:
+    facts = {"connected": True, "in_service": True, "fenced": False, "synced": True, **changes}
+    node = NodeView(
+        HOST1, (Role.HOST, Role.EDGE), IPv4Address("172.30.0.11"), generation=7, applied=7, domains=2, **facts
+    )
+    manager.on("POST /v1/nodes/host1/fence", node)
+    manager.on("DELETE /v1/nodes/host1/fence", node)
+    for action in ("fence", "unfence"):
+        words = virt_ports("node", action, "host1").out.splitlines()[2].split()
+        assert words[:4] == ["host1", "host,edge", "172.30.0.11", state]
+        assert virt_ports("node", action, "host1", "-o", "json").json["name"] == "host1"
+
+
+def test_status(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "/var/lib/virt-ports/ledger.db"))
+    assert virt_ports("status").out == (
+        "Version:        0.1.0\n"
+        "Epoch:          12\n"
+        "Running since:  2025-11-23T07:38:00+01:00\n"
+        "VMs:            3\n"
+        "Nodes:          2 connected of 4\n"
+        "Ledger:         /var/lib/virt-ports/ledger.db\n"
+    )
+    assert virt_ports("status", "-o", "json").json["epoch"] == 12
