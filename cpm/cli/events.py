@@ -27,7 +27,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
     )
     verb.add_argument("-f", "--follow", action="store_true", help="wait for more")
     verb.add_argument("--after", metavar="SEQ", type=parsing.count, help="only lines after this number")
-    verb.add_argument("--limit", metavar="N", type=parsing.count, help="at most N lines of what is there already")
+    verb.add_argument(
+        "--limit", metavar="N", type=parsing.count, help="at most N lines of what is there (default: 100)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

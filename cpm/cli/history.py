@@ -18,7 +18,7 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
         subparsers, "history", "show which ranges a VM held, and when", about="Oldest first.", examples=_EXAMPLES
     )
     verb.add_argument("vm", metavar="VM", help="name or UUID; a VM that is gone too")
-    verb.add_argument("--limit", metavar="N", type=parsing.count, help="only the latest N lines")
+    verb.add_argument("--limit", metavar="N", type=parsing.count, help="only the latest N lines (default: 1000)")
 
 
 def run(args: argparse.Namespace) -> int:
