@@ -35,6 +35,7 @@ class Session:
         self._host: dict[DomainUUID, HostVM] = {}
         self._edge: dict[DomainUUID, EdgeVM] = {}
         self._changed: dict[DomainUUID, int] = {}
+        self._unconfirmed: dict[DomainUUID, int] = {}
 
     @property
     def synced(self) -> bool:
@@ -43,7 +44,7 @@ class Session:
 
     def settled(self, uuid: DomainUUID) -> bool:
         """Say whether the node confirmed everything it was told of this VM."""
-        return self.synced and self._changed.get(uuid, 0) <= self.applied
+        return self.synced and uuid not in self._unconfirmed
 
     def changed_at(self, uuid: DomainUUID) -> int:
         """Return the generation in which the VM last changed on this node."""
@@ -51,8 +52,10 @@ class Session:
 
     def confirm(self, generation: int) -> set[DomainUUID]:
         """Take note that the node holds everything up to a generation; return the VMs that this settles."""
-        settled = {uuid for uuid, at in self._changed.items() if self.applied < at <= generation}
         self.applied = max(self.applied, min(generation, self.generation))
+        settled = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
+        for uuid in settled:
+            del self._unconfirmed[uuid]
         return settled
 
     def snapshot(
@@ -62,7 +65,8 @@ class Session:
         self.generation += 1
         self._snapshot_at = self.generation
         self._path, self._host, self._edge = path, dict(host), dict(edge)
-        self._changed = dict.fromkeys([*host, *edge], self.generation)
+        self._changed = {}
+        self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
         return Snapshot(self._epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
 
     def delta(
@@ -92,7 +96,9 @@ class Session:
         self._path = path
         _remember(self._host, new_host)
         _remember(self._edge, new_edge)
-        self._changed.update(dict.fromkeys([*new_host, *new_edge], self.generation))
+        changed = dict.fromkeys([*new_host, *new_edge], self.generation)
+        self._changed.update(changed)
+        self._unconfirmed.update(changed)
         return message
 
     def forget(self, uuid: DomainUUID) -> None:

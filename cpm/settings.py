@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 
 from cpm.errors import ConfigError
 from cpm.model import FIRST_PORT, LAST_PORT
+from cpm.scaling import LITERAL, GuardSettings, SpecificationPolicy
 from cpm.service import config
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
@@ -62,34 +63,53 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """``preferred``: a VM that outgrows its external address may move to another one; ``strict``: never."""
 
 
-class GuardToggles(Struct, frozen=True, forbid_unknown_fields=True):
-    """Guards around the scaling policy; each can be switched off. All off is the specification to the letter."""
+class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds the policy back (:class:`cpm.scaling.GuardSettings`); each guard can be switched off."""
 
-    floor_and_cap: bool = True
-    in_use: bool = True
-    """Never below the ports in use plus headroom."""
+    floor: bool = True
+    cap: bool = True
+    whole_blocks: bool = True
+    headroom: bool = True
+    """Never below the ports in use plus ``headroom_share`` of them plus ``headroom_ports``."""
+    headroom_share: Annotated[float, Meta(ge=0)] = 0.25
+    headroom_ports: Annotated[int, Meta(ge=0)] = 16
     unused: bool = True
-    """No growth while most of the range is unused: a download is many packets and one port."""
-    cool_down: bool = True
-    """Rest between two resizes of one VM; several low samples before it shrinks."""
+    """No growth while less than ``grow_above_use`` of the range is in use: a download is many packets and one port."""
+    grow_above_use: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    still_used: bool = True
+    """No shrinking while more than ``shrink_below_use`` of the range is in use."""
+    shrink_below_use: Annotated[float, Meta(ge=0, le=1)] = 0.35
+    grow_cool_down_s: _Seconds = 5.0
+    shrink_cool_down_s: _Seconds = 30.0
+    shrink_after_samples: Annotated[int, Meta(ge=1)] = 10
 
 
 class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
-    policy: str = "spec"
-    """``spec``: the specification's rule."""
-    headroom: Annotated[float, Meta(ge=0)] = 0.25
-    """Share of the ports in use that stays free on top of them."""
-    grow_above: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    """Share of the range in use above which it may grow."""
-    grow_cool_down_s: _Seconds = 2.0
-    """Seconds between two steps of growth of one VM."""
-    shrink_cool_down_s: _Seconds = 30.0
-    """Seconds between the last resize of a VM and its next step down."""
-    shrink_samples: Annotated[int, Meta(ge=1)] = 5
-    """Low samples in a row before a range shrinks."""
-    guards: GuardToggles = GuardToggles()
+    policy: str = "specification"
+    """The specification's rule: score = packets/s x 0.7 + Mbit/s x 0.3; below 100 half, above 1,000 one and a half."""
+    literal: bool = False
+    """True: that rule to the letter, all guards off."""
+    guards: GuardTable = GuardTable()
+
+    def guard_settings(self) -> GuardSettings:
+        """Return them as the scaling rules take them."""
+        if self.literal:
+            return LITERAL
+        guards = self.guards
+        return GuardSettings(
+            floor=guards.floor,
+            cap=guards.cap,
+            whole_blocks=guards.whole_blocks,
+            headroom_share=guards.headroom_share if guards.headroom else None,
+            headroom_ports=guards.headroom_ports,
+            grow_above_use=guards.grow_above_use if guards.unused else None,
+            shrink_below_use=guards.shrink_below_use if guards.still_used else None,
+            grow_cool_down_s=guards.grow_cool_down_s,
+            shrink_cool_down_s=guards.shrink_cool_down_s,
+            shrink_after_samples=guards.shrink_after_samples,
+        )
 
 
 class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,8 +148,8 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
     if pool.pairing not in ("preferred", "strict"):
         raise ConfigError(file, "pool.pairing", "use preferred or strict")
-    if settings.scaling.policy != "spec":
-        raise ConfigError(file, "scaling.policy", "use spec")
+    if settings.scaling.policy != SpecificationPolicy.name:
+        raise ConfigError(file, "scaling.policy", f"use {SpecificationPolicy.name}")
     if pool.internal.num_addresses < 4:
         raise ConfigError(file, "pool.internal", "needs at least a /30; one address a VM")
     if listen.address is not None:

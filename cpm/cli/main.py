@@ -22,6 +22,7 @@ VERBS = {
     "node": "cpm.cli.node",
     "events": "cpm.cli.events",
     "status": "cpm.cli.status",
+    "install": "cpm.cli.install",
 }
 """Verb to the module that has its ``add_parser`` and ``run``, in the order of the help."""
 

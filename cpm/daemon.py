@@ -1,0 +1,384 @@
+"""
+cpmd: the composition root of the manager.
+
+One loop owns the :class:`~cpm.manager.Manager`. It takes all inputs that have come, lets the manager decide, commits
+what was decided to the ledger as one transaction (in the thread that owns the ledger), and only then sends messages and
+answers. While a commit is under way further inputs wait and are then committed together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import importlib.metadata
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from cpm import metrics, overview
+from cpm import settings as settings_
+from cpm.api.server import Channel, Server, tls_context
+from cpm.api.views import (
+    AddressView,
+    DomainDetail,
+    DomainView,
+    EventView,
+    NodeView,
+    PoolRequest,
+    StatusView,
+    WhoisView,
+)
+from cpm.errors import ConfigError, LedgerError, NotFound, VirtPortsError
+from cpm.ledger import JournalReader, SqliteLedger
+from cpm.manager import Manager, Outcome
+from cpm.messages import Hello, NodeMessage
+from cpm.model import ExternalAddress, NodeName
+from cpm.records import JournalEntry
+from cpm.service import clock, logs, notify
+from cpm.service.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+TICK_S = 1.0
+"""Seconds between looks at hold-downs and other things that only time brings."""
+
+FOLLOW_BATCH = 1000
+
+
+def version() -> str:
+    """Return the installed version."""
+    return importlib.metadata.version("virt-ports")
+
+
+@dataclasses.dataclass(slots=True)
+class _Input:
+    act: Callable[[Manager, float], Any]
+    answer: asyncio.Future[Any]
+    result: Any = None
+
+
+class Cpmd:
+    """
+    The service, as :class:`cpm.api.server.Backend` sees it.
+
+    :param settings: Checked settings.
+    """
+
+    def __init__(self, settings: settings_.Settings) -> None:
+        self._settings = settings
+        self._tasks = Tasks()
+        self._server = Server(self)
+        self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
+        self._channels: dict[NodeName, Channel] = {}
+        self._committed = asyncio.Condition()
+        self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._started = clock.now()
+        self._version = version()
+        self._ledger: SqliteLedger
+        self._reader: JournalReader
+        self._manager: Manager
+
+    # Life
+
+    async def start(self) -> None:
+        """
+        Open the ledger, begin an epoch, listen.
+
+        :raise LedgerError: When the ledger cannot be opened.
+        :raise OSError: When a socket cannot be made or a certificate cannot be read.
+        """
+        await self._in_ledger_thread(self._open)
+        self._tasks.start("decide", self._decide_for_ever(), forever=True)
+        self._tasks.start("tick", self._tick_for_ever(), forever=True)
+        listen = self._settings.listen
+        path = Path(listen.socket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        await self._server.listen_unix(path)
+        if listen.address is not None and listen.certificate and listen.key and listen.ca:
+            host, port = settings_.split_address("cpmd.toml", listen.address)
+            await self._server.listen_tls(host, port, tls_context(listen.certificate, listen.key, listen.ca))
+        if (period := notify.watchdog_period()) is not None:
+            self._tasks.start("watchdog", self._watchdog(period), forever=True)
+        log.info("epoch %d, %d VMs, listening on %s", self._manager.epoch, len(self._manager.view.vms), listen.socket)
+
+    async def stopped(self) -> None:
+        """Wait until a loop of ours failed."""
+        await self._tasks.failed.wait()
+
+    async def stop(self) -> None:
+        """Close doors, finish what is under way, close the ledger."""
+        for channel in self._channels.values():
+            channel.close()
+        await self._server.stop()
+        await self._tasks.stop()
+        await self._in_ledger_thread(self._ledger.close)
+        self._ledger_thread.shutdown()
+        self._reader_thread.shutdown()
+        with contextlib.suppress(OSError):
+            Path(self._settings.listen.socket).unlink()
+
+    def _open(self) -> None:
+        path = Path(self._settings.ledger.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._ledger = SqliteLedger(path)
+        self._reader = self._ledger.reader()
+        epoch = self._ledger.next_epoch()
+        self._manager = Manager(self._ledger.load(), self._settings, epoch, clock.now())
+
+    async def _in_ledger_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._ledger_thread, work, *arguments)
+
+    async def _read(self, work: Callable[..., _T], *arguments: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work, *arguments)
+
+    # The loop
+
+    async def _do(self, act: Callable[[Manager, float], _T]) -> _T:
+        """Let the manager do something; return its result once all that follows from it is durable."""
+        answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        self._inputs.put_nowait(_Input(act, answer))
+        return await answer
+
+    async def _decide_for_ever(self) -> None:
+        while True:
+            batch = [await self._inputs.get()]
+            while not self._inputs.empty():
+                batch.append(self._inputs.get_nowait())
+            await self._decide(batch)
+
+    async def _decide(self, batch: list[_Input]) -> None:
+        now = clock.now()
+        try:
+            for item in batch:
+                self._let(item, now)
+            outcome = self._manager.take(now)
+            if outcome.changes:
+                await self._in_ledger_thread(self._ledger.commit, outcome.changes, now)
+        except Exception as error:
+            # What the manager believes and what is durable may differ now: start again from what is durable.
+            log.exception("cannot commit; starting over from the ledger")
+            await self._start_over()
+            refusal = error if isinstance(error, VirtPortsError) else LedgerError(f"the change was not made: {error}")
+            for item in batch:
+                _fail(item, refusal)
+            return
+        self._send(outcome)
+        for item in batch:
+            if not item.answer.done():
+                item.answer.set_result(item.result)
+        if outcome.changes:
+            async with self._committed:
+                self._committed.notify_all()
+
+    def _let(self, item: _Input, now: float) -> None:
+        try:
+            item.result = item.act(self._manager, now)
+        except VirtPortsError as error:
+            # Refused before anything was recorded.
+            _fail(item, error)
+
+    async def _start_over(self) -> None:
+        state = await self._in_ledger_thread(self._ledger.load)
+        self._manager = Manager(state, self._settings, self._manager.epoch, clock.now())
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def _send(self, outcome: Outcome) -> None:
+        for name, message in outcome.messages:
+            if (channel := self._channels.get(name)) is not None:
+                channel.send(message)
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self._do(Manager.tick)
+
+    async def _watchdog(self, period_s: float) -> None:
+        while True:
+            # Through the loop: a loop that hangs must not look alive.
+            await self._do(lambda manager, now: None)
+            notify.notify("WATCHDOG=1")
+            await asyncio.sleep(period_s)
+
+    # Nodes
+
+    async def opened(self, hello: Hello, channel: Channel) -> None:
+        """Take a node's session in; a former one of the same node is over."""
+
+        def act(manager: Manager, now: float) -> None:
+            manager.hello(hello, self._version, now)
+            if (former := self._channels.get(hello.node)) is not None:
+                former.close()
+            self._channels[hello.node] = channel
+
+        await self._do(act)
+        log.info("node %s connected (%s)", hello.node, ", ".join(sorted(hello.roles)))
+
+    async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
+        """Take in what a node said, unless its session was replaced meanwhile."""
+
+        def act(manager: Manager, now: float) -> None:
+            if self._channels.get(node) is channel:
+                manager.said(node, message, now)
+
+        await self._do(act)
+
+    async def closed(self, node: NodeName, channel: Channel) -> None:
+        """Take note that a session is over, unless it was replaced meanwhile."""
+
+        def act(manager: Manager, now: float) -> None:
+            if self._channels.get(node) is channel:
+                del self._channels[node]
+                manager.lost(node, now)
+
+        await self._do(act)
+        log.info("node %s disconnected", node)
+
+    # Operators
+
+    async def domains(self, *, everything: bool) -> Sequence[DomainView]:
+        """Return the VMs."""
+        return overview.domains(self._manager, everything=everything)
+
+    async def domain(self, name: str) -> DomainDetail:
+        """Return one VM."""
+        return overview.domain(self._manager, name)
+
+    async def history(self, name: str, limit: int) -> Sequence[EventView]:
+        """Return what a VM held, oldest first; VMs that are gone included."""
+        entries: list[JournalEntry] = await self._read(self._reader.history, name, limit)
+        if not entries:
+            raise NotFound("VM", name, "no VM of that name or UUID ever had ports; see `virt-ports list --all`")
+        return overview.events(entries)
+
+    async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView:
+        """Return who held a port."""
+        moment = at if at is not None else clock.now()
+        held = await self._read(self._reader.whois, address, port, moment)
+        if held is None:
+            raise NotFound("owner", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`")
+        return overview.whois(held, port, moment)
+
+    async def pool(self) -> Sequence[AddressView]:
+        """Return the external addresses."""
+        return overview.pool(self._manager)
+
+    async def pool_add(self, request: PoolRequest) -> Sequence[AddressView]:
+        """Add external addresses."""
+        addresses = [ExternalAddress(address, request.reserved) for address in request.addresses]
+        await self._do(lambda manager, now: manager.add_addresses(addresses, now))
+        return overview.pool(self._manager)
+
+    async def pool_remove(self, address: IPv4Address) -> Sequence[AddressView]:
+        """Take an external address out."""
+        await self._do(lambda manager, now: manager.remove_address(address))
+        return overview.pool(self._manager)
+
+    async def nodes(self) -> Sequence[NodeView]:
+        """Return the nodes."""
+        return overview.nodes(self._manager)
+
+    async def fence(self, name: str, *, fenced: bool) -> NodeView:
+        """Fence a node or take that back."""
+        await self._do(lambda manager, now: manager.fence(NodeName(name), now, fenced=fenced))
+        return overview.node(self._manager, self._manager.view.nodes[NodeName(name)])
+
+    async def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
+        """Yield the journal: the newest ``limit`` entries or those after a position, then, to follow, each new one."""
+        position = after if after is not None else max(0, await self._read(self._reader.latest_seq) - limit)
+        sent = 0
+        while True:
+            async with self._committed:
+                wanted = FOLLOW_BATCH if follow else min(FOLLOW_BATCH, limit - sent)
+                entries = await self._read(self._reader.events, position, wanted) if wanted > 0 else []
+                if not entries:
+                    if not follow:
+                        return
+                    await self._committed.wait()
+            for event in overview.events(entries):
+                yield event
+                position, sent = event.seq, sent + 1
+
+    async def status(self) -> StatusView:
+        """Return how the manager is."""
+        manager = self._manager
+        return StatusView(
+            self._version,
+            manager.epoch,
+            self._started,
+            len(manager.present),
+            len(manager.view.nodes),
+            len(manager.sessions),
+            self._settings.ledger.path,
+        )
+
+    async def metrics(self) -> tuple[bytes, str]:
+        """Return the Prometheus exposition."""
+        return metrics.exposition(self._manager), CONTENT_TYPE_LATEST
+
+
+def _fail(item: _Input, error: VirtPortsError) -> None:
+    if not item.answer.done():
+        item.answer.set_exception(error)
+
+
+async def serve(settings: settings_.Settings) -> int:
+    """Run until told to stop (0) or until a loop failed (1)."""
+    cpmd = Cpmd(settings)
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await cpmd.start()
+    notify.notify("READY=1")
+    ends = [asyncio.ensure_future(end) for end in (asked.wait(), cpmd.stopped())]  # noqa: TID251
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
+    notify.notify("STOPPING=1")
+    await cpmd.stop()
+    return 0 if asked.is_set() else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start cpmd; the command line of the service."""
+    parser = argparse.ArgumentParser(
+        prog="cpmd",
+        description="Centralized Port Manager of virt-ports: keeps the ledger and tells hosts and edges what to hold.",
+        epilog="The external addresses are not configured here: add them with `virt-ports pool add`.",
+    )
+    parser.add_argument(
+        "--config", type=Path, default=settings_.DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="check the settings and exit")
+    parser.add_argument("--version", action="version", version=f"cpmd {version()}")
+    options = parser.parse_args(arguments)
+    try:
+        settings = settings_.load(options.config)
+    except ConfigError as error:
+        sys.stderr.write(f"cpmd: {error}\n")
+        return 2
+    if options.check:
+        return 0
+    logs.to_journal("cpmd", settings.log_level)
+    try:
+        return asyncio.run(serve(settings))
+    except (VirtPortsError, OSError) as error:
+        log.critical("cannot start: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

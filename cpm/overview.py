@@ -1,0 +1,191 @@
+"""What the manager knows, as operators get to see it: pure functions from the manager to ``cpm.api.views``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpm.api.views import AddressView, AllocationView, DomainDetail, DomainView, EventView, NodeView, WhoisView
+from cpm.errors import Ambiguous, NotFound
+from cpm.manager import Observation, Manager
+from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role
+from cpm.records import Holding, JournalEntry
+from cpm.scaling.spec import demand_score
+
+_State = AllocationState
+
+
+def domains(manager: Manager, *, everything: bool) -> tuple[DomainView, ...]:
+    """Return the VMs that run, in order of name; with ``everything`` those that are gone and still hold ranges, too."""
+    vms = sorted(manager.view.vms.values(), key=lambda vm: (vm.name, vm.uuid))
+    return tuple(_domain(manager, vm) for vm in vms if everything or vm.uuid in manager.present)
+
+
+def find(manager: Manager, name: str) -> VM:
+    """
+    Return the VM of that name or UUID.
+
+    :raise NotFound: When there is none.
+    :raise Ambiguous: When several that run have the name.
+    """
+    vms = manager.view.vms
+    if (exact := next((vm for vm in vms.values() if vm.uuid == name.lower()), None)) is not None:
+        return exact
+    named = [vm for vm in vms.values() if vm.name == name]
+    named = [vm for vm in named if vm.uuid in manager.present] or named
+    if not named:
+        raise NotFound("VM", name, "see `virt-ports list --all`; `virt-ports history` knows those that are gone")
+    if len(named) > 1:
+        raise Ambiguous(name, tuple(vm.uuid for vm in named))
+    return named[0]
+
+
+def domain(manager: Manager, name: str) -> DomainDetail:
+    """
+    Return everything known of one VM.
+
+    :raise NotFound: When there is none of that name.
+    :raise Ambiguous: When several have it.
+    """
+    vm = find(manager, name)
+    observation = manager.observed.get(vm.uuid) or Observation()
+    measured = observation.measured
+    draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
+    return DomainDetail(
+        domain=_domain(manager, vm),
+        internal_address=vm.internal,
+        floor=manager.floor(vm),
+        cap=manager.cap(vm),
+        packets_per_s=measured.packets_per_s if measured else None,
+        megabits_per_s=measured.megabits_per_s if measured else None,
+        new_connections_per_s=measured.new_connections_per_s if measured else None,
+        score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured else None,
+        decided=_decided(observation),
+        allocations=tuple(
+            AllocationView(
+                allocation.external,
+                allocation.ports.first,
+                allocation.ports.last,
+                allocation.state,
+                allocation.since,
+                draining.get(allocation.ports) if allocation.state is _State.DRAINING else None,
+            )
+            for allocation in sorted(manager.view.of(vm.uuid), key=lambda a: (a.external, a.ports))
+        ),
+    )
+
+
+def pool(manager: Manager) -> tuple[AddressView, ...]:
+    """Return the external addresses and how full they are, in order."""
+    return tuple(_address(manager, address) for address in sorted(manager.view.space.addresses, key=_by_number))
+
+
+def nodes(manager: Manager) -> tuple[NodeView, ...]:
+    """Return the nodes in order of name."""
+    return tuple(node(manager, item) for _, item in sorted(manager.view.nodes.items()))
+
+
+def node(manager: Manager, item: Node) -> NodeView:
+    """Return one node."""
+    session = manager.sessions.get(item.name)
+    return NodeView(
+        item.name,
+        tuple(sorted(item.roles)),
+        item.underlay,
+        connected=session is not None,
+        in_service=item.in_service if Role.EDGE in item.roles else session is not None,
+        fenced=item.fenced,
+        synced=session is not None and session.synced and session.applied == session.generation,
+        generation=session.generation if session else 0,
+        applied=session.applied if session else 0,
+        domains=sum(where == item.name for where in manager.present.values()),
+        dropped=session.dropped if session else {},
+    )
+
+
+def whois(held: Holding, port: int, at: float) -> WhoisView:
+    """Return who held a port."""
+    return WhoisView(
+        held.external,
+        port,
+        at,
+        held.name,
+        held.domain,
+        held.node,
+        held.internal,
+        held.ports.first,
+        held.ports.last,
+        held.state,
+        held.since,
+    )
+
+
+def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
+    """Return lines of the journal."""
+    return tuple(
+        EventView(
+            entry.seq,
+            entry.at,
+            entry.event,
+            entry.name,
+            entry.domain,
+            entry.node,
+            entry.external,
+            entry.ports.first,
+            entry.ports.last,
+        )
+        for entry in entries
+    )
+
+
+def _domain(manager: Manager, vm: VM) -> DomainView:
+    current = manager.view.one(vm.uuid, _State.ACTIVE) or manager.view.one(vm.uuid, _State.RESERVED)
+    observation = manager.observed.get(vm.uuid)
+    measured = observation.measured if observation is not None else None
+    return DomainView(
+        name=vm.name,
+        uuid=vm.uuid,
+        node=vm.node,
+        external_address=current.external if current else None,
+        first_port=current.ports.first if current else None,
+        last_port=current.ports.last if current else None,
+        ports_in_use=measured.ports_in_use if measured is not None and current else None,
+        state=_state(manager, vm, current),
+    )
+
+
+def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
+    if vm.uuid not in manager.present:
+        return "gone"
+    if vm.node not in manager.sessions:
+        return "unreachable"
+    if current is None:
+        return "waiting"
+    if current.state is _State.RESERVED:
+        return "starting"
+    return "growing" if manager.view.one(vm.uuid, _State.RESERVED) is not None else "active"
+
+
+def _decided(observation: Observation) -> str:
+    if observation.decision is None:
+        return observation.refusal or "nothing yet"
+    said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
+    return f"{said}; {observation.refusal}" if observation.refusal else said
+
+
+def _address(manager: Manager, address: ExternalAddress) -> AddressView:
+    space = manager.view.space
+    usage, held = space.usage(address.address), space.on(address.address)
+    leaving = sum(a.ports.size for a in held if a.state in (_State.DRAINING, _State.HELD))
+    return AddressView(
+        address.address,
+        ports_total=usage.free + usage.taken,
+        ports_allocated=usage.taken - leaving,
+        ports_leaving=leaving,
+        longest_free=space.longest_free(address.address),
+        domains=len({a.domain for a in held if a.state in (_State.ACTIVE, _State.RESERVED)}),
+        reserved=address.reserved,
+    )
+
+
+def _by_number(address: ExternalAddress) -> int:
+    return int(address.address)
