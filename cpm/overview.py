@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cpm.api.views import AddressView, AllocationView, DomainDetail, DomainView, EventView, NodeView, WhoisView
 from cpm.errors import Ambiguous, NotFound
-from cpm.manager import Observation, Manager
+from cpm.manager import Manager, Observation
 from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role
 from cpm.records import Holding, JournalEntry
 from cpm.scaling.spec import demand_score
