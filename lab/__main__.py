@@ -1,0 +1,134 @@
+"""``python -m lab``: what the make targets ``lab-*`` call."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from lab import net
+from lab.errors import LabError
+from lab.lab import DEFAULT_NAME, Lab
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. :return: Exit status: 0 done, 1 the lab says why not, 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        lab = Lab(options.lab, with_daemons=not getattr(options, "bare", False))
+        options.call(lab, options)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab", description="A virt-ports site on this machine. Needs root.")
+    parser.add_argument(
+        "--lab",
+        default=os.environ.get("LAB") or DEFAULT_NAME,
+        metavar="NAME",
+        help=f"which lab (default: $LAB, else {DEFAULT_NAME}); labs of different names stand side by side",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, call: Callable[[Lab, argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(call=call)
+        return command
+
+    up = add("up", _up, "bring the lab up")
+    up.add_argument("--bare", action="store_true", help="machines, libvirtds and guests only: no cpmd, no natd")
+    add("down", _down, "remove everything of the lab, also after a crash")
+    add("status", _status, "show the machines, daemons and guests")
+    for name, call, text in (("guest", _guest, "start a light guest"), ("vm", _vm, "start a real QEMU guest")):
+        command = add(name, call, text)
+        command.add_argument("name")
+        command.add_argument("--host", default=net.HOSTS[0], choices=net.HOSTS)
+    add("guest-rm", _guest_rm, "remove a light guest").add_argument("name")
+    add("vm-rm", _vm_rm, "shut a real guest down and remove it").add_argument("name")
+    command = add("exec", _exec, "run a command on a machine or in a light guest")
+    command.add_argument("node")
+    command.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND …")
+    return parser
+
+
+def _say(step: str, seconds: float) -> None:
+    print(f"{step:<50} {seconds:6.2f} s", flush=True)
+
+
+def _up(lab: Lab, _options: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    if not lab.up(_say):
+        broken = lab.broken()
+        print(f"lab {lab.name} is up already" + (f", but not running: {', '.join(broken)}" if broken else ""))
+        return
+    _say(f"lab {lab.name} is up", time.monotonic() - begin)
+    print("next: make lab-guest NAME=a HOST=host1; .venv/bin/virt-ports list; make lab-down")
+
+
+def _down(lab: Lab, _options: argparse.Namespace) -> None:
+    print(f"lab {lab.name} is down" if lab.down(_say) else f"lab {lab.name} was not up")
+
+
+def _status(lab: Lab, _options: argparse.Namespace) -> None:
+    if not lab.is_up:
+        print(f"lab {lab.name} is down")
+        return
+    broken = lab.broken()
+    print(f"lab {lab.name} is up; files and logs in {lab.state}, operators' socket {lab.socket}")
+    print(f"not running: {', '.join(broken)}" if broken else "everything runs")
+    for node in net.NODES:
+        print(f"  {node:<10} namespace {lab.namespace(node)}")
+    for guest in lab.guests():
+        print(
+            f"  {guest.name:<10} {guest.kind} guest on {guest.host}, {guest.address or 'address by DHCP'}, {guest.uuid}"
+        )
+
+
+def _guest(lab: Lab, options: argparse.Namespace) -> None:
+    guest = lab.add_guest(options.name, options.host)
+    print(
+        f"{guest.name} runs on {options.host}, {guest.address}; run commands in it: ip netns exec {guest.namespace} …"
+    )
+
+
+def _vm(lab: Lab, options: argparse.Namespace) -> None:
+    begin = time.monotonic()
+    vm = lab.add_vm(options.name, options.host)
+    _say(f"{vm.name} started by libvirt on {options.host}", time.monotonic() - begin)
+    vm.wait_ready()
+    _say(f"{vm.name} is ready", time.monotonic() - begin)
+
+
+def _guest_rm(lab: Lab, options: argparse.Namespace) -> None:
+    lab.remove_guest(options.name)
+    print(f"{options.name} is removed")
+
+
+def _vm_rm(lab: Lab, options: argparse.Namespace) -> None:
+    vm = lab.vm(options.name)
+    try:
+        vm.shut_down()
+    except LabError as error:
+        print(f"lab: {error}; it is switched off instead", file=sys.stderr)
+    lab.remove_vm(options.name)
+    print(f"{options.name} is removed")
+
+
+def _exec(lab: Lab, options: argparse.Namespace) -> None:
+    argv = lab.command(options.node, *(options.argv or ["bash"]))
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        raise LabError(f"cannot run {argv[0]}: {error.strerror}; run `make setup`") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

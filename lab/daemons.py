@@ -1,0 +1,238 @@
+"""cpmd on the manager and natd on hosts and edges: certificates, configuration files, start, end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from lab import net, toml
+from lab.errors import LabError
+from lab.node import LibvirtHost
+from lab.process import Process, ProcessTable
+from lab.shell import CLEAN_ENVIRONMENT, inside
+
+PORT = 7414
+CPMD = "cpmd"
+PROGRAMS = Path(sys.executable).parent
+"""Where the commands of the product are installed: beside the Python that runs the lab."""
+_READY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """
+    What differs from the lab's own configuration, in the words of the configuration files.
+
+    :param cpmd: Put over every table of ``cpmd.toml``.
+    :param natd: The same for the ``natd.toml`` of every node.
+    """
+
+    cpmd: toml.Document
+    natd: toml.Document
+
+
+LAB_SETTINGS = DaemonSettings(cpmd={"pool": {"hold_down_s": 10.0}}, natd={})
+"""Nobody outside still sends to a lab's old ports: what rests 120 s in real life (RFC 6888) rests 10 s here."""
+
+
+class Daemons:
+    """
+    The product's daemons in one lab.
+
+    :param lab: The lab's name.
+    :param state: The lab's directory.
+    :param socket_path: Where cpmd serves operators.
+    """
+
+    def __init__(
+        self,
+        lab: str,
+        state: Path,
+        processes: ProcessTable,
+        hosts: dict[str, LibvirtHost],
+        socket_path: Path,
+        settings: DaemonSettings,
+    ) -> None:
+        self._lab = lab
+        self._state = state
+        self._processes = processes
+        self._hosts = hosts
+        self._socket = socket_path
+        self._settings = settings
+
+    def prepare(self) -> None:
+        """Make the certificates and write the configuration files."""
+        (self._state / "tls").mkdir(exist_ok=True)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(str(self._tls("ca", "crt")))
+        self._issue(authority, "manager", str(net.MANAGER_ADDRESS))
+        self.configuration(CPMD).write_text(toml.dumps(self._cpmd_configuration()))
+        for node in (*net.HOSTS, *net.EDGES):
+            self._issue(authority, node, node)
+            self.configuration(natd_of(node)).write_text(toml.dumps(self._natd_configuration(node)))
+
+    def start_all(self) -> None:
+        """
+        Start cpmd, then every natd at once, and wait until each says that it is ready.
+
+        :raise LabError: When one ends instead or is not ready in 30 seconds; the message has the end of its log.
+        """
+        self.start(CPMD)
+        waiting = [self._launch(natd_of(node)) for node in (*net.HOSTS, *net.EDGES)]
+        for launch in waiting:
+            launch.wait_ready()
+
+    def start(self, daemon: str) -> Process:
+        """Start one (``cpmd``, ``natd-host1`` …) and wait until it is ready. :raise LabError: See above."""
+        launch = self._launch(daemon)
+        launch.wait_ready()
+        return launch.process
+
+    def end(self, daemon: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End one by SIGTERM (killed when it takes longer than 10 s) or at once by SIGKILL, and wait until it is."""
+        self._processes.end(daemon, grace_s=0.0 if number == signal.SIGKILL else 10.0)
+
+    def end_all(self) -> None:
+        """End those that run, the manager last, so that nodes can say goodbye."""
+        for daemon in (*(natd_of(node) for node in (*net.HOSTS, *net.EDGES)), CPMD):
+            self.end(daemon)
+
+    def missing(self) -> list[str]:
+        """Return the daemons that should run and do not."""
+        daemons = [CPMD, *(natd_of(node) for node in (*net.HOSTS, *net.EDGES))]
+        return [daemon for daemon in daemons if self._processes.get(daemon) is None]
+
+    def process(self, daemon: str) -> Process:
+        """:raise LabError: When it does not run."""
+        process = self._processes.get(daemon)
+        if process is None:
+            raise LabError(f"{daemon} does not run; its log is {self.log(daemon)}")
+        return process
+
+    def configuration(self, daemon: str) -> Path:
+        """Return the path of a daemon's configuration file."""
+        return self._state / f"{daemon}.toml"
+
+    def log(self, daemon: str) -> Path:
+        """Return the path of a daemon's log."""
+        return self._state / f"{daemon}.log"
+
+    def _launch(self, daemon: str) -> _Launch:
+        node = "manager" if daemon == CPMD else daemon.removeprefix("natd-")
+        program = PROGRAMS / daemon.partition("-")[0]
+        if not program.exists():
+            raise LabError(f"{program} is not installed; run `make setup`")
+        return _Launch(
+            self._processes,
+            daemon,
+            [*inside(net.namespace(self._lab, node)), program, "--config", self.configuration(daemon)],
+            self.log(daemon),
+            self._state / f"{daemon}.notify",
+        )
+
+    def _tls(self, name: str, kind: str) -> Path:
+        return self._state / "tls" / f"{name}.{kind}"
+
+    def _issue(self, authority: trustme.CA, name: str, identity: str) -> None:
+        certificate = authority.issue_cert(identity, common_name=name)
+        certificate.cert_chain_pems[0].write_to_path(str(self._tls(name, "crt")))
+        certificate.private_key_pem.write_to_path(str(self._tls(name, "key")))
+        self._tls(name, "key").chmod(0o600)
+
+    def _identity(self, name: str) -> dict[str, toml.Value]:
+        return {
+            "certificate": str(self._tls(name, "crt")),
+            "key": str(self._tls(name, "key")),
+            "ca": str(self._tls("ca", "crt")),
+        }
+
+    def _cpmd_configuration(self) -> toml.Document:
+        address = f"{net.MANAGER_ADDRESS}:{PORT}"
+        ours: toml.Document = {
+            "listen": {"socket": str(self._socket), "address": address, **self._identity("manager")},
+            "ledger": {"path": str(self._state / "ledger.db")},
+        }
+        return toml.merged(ours, self._settings.cpmd)
+
+    def _natd_configuration(self, node: str) -> toml.Document:
+        url = f"https://{net.MANAGER_ADDRESS}:{PORT}"
+        host = self._hosts.get(node)
+        ours: dict[str, toml.Value | toml.Table] = {
+            "name": node,
+            "roles": ["host" if host else "edge"],
+            "underlay_address": str(net.machine(node).address("underlay")),
+            "manager": {"url": url, **self._identity(node)},
+        }
+        if host:
+            ours["listen"] = {"socket": str(host.agent_socket)}
+            ours["host"] = {"uplinks": ["underlay"], "libvirt": host.uri}
+        else:
+            ours["listen"] = {"socket": str(self._state / f"{natd_of(node)}.sock")}
+            ours["edge"] = {"uplinks": ["uplink"], "underlay": ["underlay"]}
+        return toml.merged(ours, self._settings.natd)
+
+
+def natd_of(node: str) -> str:
+    """Return the name of the natd of a host or an edge."""
+    return f"natd-{node}"
+
+
+class _Launch:
+    """One daemon between its start and its ``READY=1`` (sd_notify(3))."""
+
+    def __init__(self, table: ProcessTable, daemon: str, argv: list[str | Path], log: Path, notify: Path) -> None:
+        self._daemon = daemon
+        self._log = log
+        self._path = notify
+        notify.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.bind(str(notify))
+            environment = {**CLEAN_ENVIRONMENT, "NOTIFY_SOCKET": str(notify)}
+            self.process = table.start(daemon, argv, log=log, environment=environment)
+        except BaseException:
+            self._close()
+            raise
+
+    def wait_ready(self) -> None:
+        descriptor = -1
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(self.process.pid)
+            self._wait(descriptor)
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._close()
+
+    def _wait(self, descriptor: int) -> None:
+        ours = self._socket.fileno()
+        watched = [ours] if descriptor < 0 else [ours, descriptor]
+        while True:
+            readable, _, _ = select.select(watched, [], [], _READY_S)
+            if ours in readable:
+                if b"READY=1" in self._socket.recv(4096).split(b"\n"):
+                    return
+            elif readable:
+                raise LabError(
+                    f"{self._daemon} ended instead of getting ready; the end of {self._log}:\n{self._tail()}"
+                )
+            else:
+                raise LabError(
+                    f"{self._daemon} was not ready in {_READY_S:g} s; the end of {self._log}:\n{self._tail()}"
+                )
+
+    def _tail(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+
+    def _close(self) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,378 @@
+/*
+ * conngen - opens many connections from one process, and is the other side of them too.
+ *
+ *   conngen -l PORT                    serve TCP and UDP until SIGTERM: answer every connection and every datagram
+ *                                      with "ADDRESS PORT\n", the peer as seen here, then echo
+ *   conngen [options] ADDRESS PORT N   open N connections, print one line, exit 0 when all succeeded, else 2
+ *     -u         UDP: one datagram per socket, which counts when its answer has come
+ *     -r RATE    connections per second; 0 (default) as fast as possible, at most 256 waiting for an answer
+ *     -t HOLD    keep them open for HOLD seconds afterwards; -1 until SIGTERM
+ *     -c         close each one as soon as it has been answered
+ *     -R         close with RST, so that no TIME_WAIT stays
+ *     -p P0-P1   bind local ports P0 to P1 in turn; default: the kernel picks
+ *     -T LIMIT   seconds after which a connection without an answer has failed; default 5
+ *     -C         print a line each second as well
+ *
+ * The line: ok= fail= refused= timeout= noport= other= secs= extmin= extmax= extports=
+ * where ext* tell which ports the server saw, that is, ports after translation: lowest, highest, how many.
+ *
+ * Static and without dependencies, so that it runs in the tiny guest.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_SOCKETS (1 << 17)
+#define MAX_WAITING 256
+#define EVENTS 256
+
+struct options {
+	bool udp, close_at_once, reset, verbose;
+	double rate, hold, limit;
+	int first_port, last_port;
+	struct sockaddr_in server;
+	long wanted;
+};
+
+struct tally {
+	long started, waiting, ok, refused, timeout, noport, other;
+	int ext_min, ext_max, ext_ports;
+	bool ext_seen[65536];
+};
+
+static volatile sig_atomic_t stopped;
+static struct tally tally = {.ext_min = 65536};
+static double waiting_since[MAX_SOCKETS]; /* 0: this descriptor waits for nothing */
+static int highest_fd;
+
+static void stop(int signal_number)
+{
+	(void)signal_number;
+	stopped = 1;
+}
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static void watch(int epoll, int fd, unsigned events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+	epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+static int name_peer(char *text, size_t size, const struct sockaddr_in *peer)
+{
+	return snprintf(text, size, "%s %d\n", inet_ntoa(peer->sin_addr), ntohs(peer->sin_port));
+}
+
+/* ---- server ---------------------------------------------------------------------------------------------- */
+
+static long accept_all(int epoll, int listener)
+{
+	struct sockaddr_in peer;
+	socklen_t size = sizeof peer;
+	char text[64];
+	long accepted = 0;
+	int fd;
+
+	while ((fd = accept4(listener, (void *)&peer, &size, SOCK_NONBLOCK)) >= 0) {
+		accepted++;
+		if (write(fd, text, name_peer(text, sizeof text, &peer)) < 0)
+			close(fd);
+		else
+			watch(epoll, fd, EPOLLIN);
+		size = sizeof peer;
+	}
+	return accepted;
+}
+
+static long answer_datagrams(int fd)
+{
+	struct sockaddr_in peer;
+	socklen_t size = sizeof peer;
+	char text[2048];
+	long answered = 0;
+
+	while (recvfrom(fd, text, sizeof text, 0, (void *)&peer, &size) >= 0) {
+		answered++;
+		sendto(fd, text, name_peer(text, sizeof text, &peer), 0, (void *)&peer, size);
+		size = sizeof peer;
+	}
+	return answered;
+}
+
+static void echo(int fd)
+{
+	char text[2048];
+	ssize_t got = read(fd, text, sizeof text);
+
+	if (got < 0 && errno == EAGAIN)
+		return;
+	if (got <= 0 || write(fd, text, got) < 0)
+		close(fd);
+}
+
+static int serve(int port)
+{
+	struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(port)};
+	int tcp = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), udp = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+	int epoll = epoll_create1(0), one = 1, room = 4 << 20;
+	struct epoll_event events[EVENTS];
+	long total = 0;
+
+	setsockopt(tcp, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	setsockopt(udp, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room);
+	if (bind(tcp, (void *)&any, sizeof any) || listen(tcp, 4096) || bind(udp, (void *)&any, sizeof any)) {
+		perror("conngen: cannot listen");
+		return 1;
+	}
+	watch(epoll, tcp, EPOLLIN);
+	watch(epoll, udp, EPOLLIN);
+	puts("listening");
+	fflush(stdout);
+	while (!stopped) {
+		int n = epoll_wait(epoll, events, EVENTS, 1000);
+		for (int i = 0; i < n; i++) {
+			int fd = events[i].data.fd;
+			if (fd == tcp)
+				total += accept_all(epoll, tcp);
+			else if (fd == udp)
+				total += answer_datagrams(udp);
+			else
+				echo(fd);
+		}
+	}
+	printf("accepted=%ld\n", total);
+	return 0;
+}
+
+/* ---- client ---------------------------------------------------------------------------------------------- */
+
+static void count_failure(int error)
+{
+	if (error == ECONNREFUSED)
+		tally.refused++;
+	else if (error == ETIMEDOUT)
+		tally.timeout++;
+	else if (error == EADDRNOTAVAIL || error == EADDRINUSE || error == EAGAIN || error == EMFILE)
+		tally.noport++;
+	else
+		tally.other++;
+}
+
+static int bind_next(int fd, const struct options *options)
+{
+	static int next;
+	struct sockaddr_in local = {.sin_family = AF_INET};
+	int one = 1;
+
+	if (!options->first_port)
+		return 0;
+	if (next < options->first_port || next > options->last_port)
+		next = options->first_port;
+	local.sin_port = htons(next++);
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+	return bind(fd, (void *)&local, sizeof local);
+}
+
+/* Returns the descriptor of a connection under way, or -1 with errno set. */
+static int open_one(const struct options *options)
+{
+	int fd = socket(AF_INET, (options->udp ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -1;
+	if (fd >= MAX_SOCKETS)
+		errno = EMFILE;
+	else if (!bind_next(fd, options) &&
+	         (!connect(fd, (void *)&options->server, sizeof options->server) || errno == EINPROGRESS) &&
+	         (!options->udp || write(fd, "x", 1) == 1))
+		return fd;
+	int error = errno;
+	close(fd);
+	errno = error;
+	return -1;
+}
+
+static void start_one(int epoll, const struct options *options)
+{
+	int fd = open_one(options);
+
+	tally.started++;
+	if (fd < 0) {
+		count_failure(errno);
+		return;
+	}
+	watch(epoll, fd, EPOLLIN);
+	tally.waiting++;
+	waiting_since[fd] = now();
+	if (fd > highest_fd)
+		highest_fd = fd;
+}
+
+static void note_external_port(const char *answer)
+{
+	int port;
+
+	if (sscanf(answer, "%*s %d", &port) != 1 || port < 0 || port > 65535)
+		return;
+	if (port < tally.ext_min)
+		tally.ext_min = port;
+	if (port > tally.ext_max)
+		tally.ext_max = port;
+	tally.ext_ports += !tally.ext_seen[port];
+	tally.ext_seen[port] = true;
+}
+
+static void finish(int fd, bool reset)
+{
+	struct linger at_once = {1, 0};
+
+	if (reset)
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+	close(fd);
+}
+
+static void take_answer(int epoll, int fd, const struct options *options)
+{
+	char text[128];
+	ssize_t got = read(fd, text, sizeof text - 1);
+
+	if (got < 0 && errno == EAGAIN)
+		return;
+	waiting_since[fd] = 0;
+	tally.waiting--;
+	if (got <= 0) {
+		count_failure(got < 0 ? errno : ECONNRESET);
+		close(fd);
+		return;
+	}
+	text[got] = 0;
+	tally.ok++;
+	note_external_port(text);
+	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0);
+	if (options->close_at_once)
+		finish(fd, options->reset);
+}
+
+static void give_up_on_late(double limit)
+{
+	double oldest = now() - limit;
+
+	for (int fd = 0; fd <= highest_fd; fd++)
+		if (waiting_since[fd] && waiting_since[fd] < oldest) {
+			waiting_since[fd] = 0;
+			tally.waiting--;
+			tally.timeout++;
+			close(fd);
+		}
+}
+
+static long failures(void)
+{
+	return tally.refused + tally.timeout + tally.noport + tally.other;
+}
+
+static int generate(const struct options *options)
+{
+	int epoll = epoll_create1(0);
+	double begin = now(), end = 0, last_look = begin;
+	struct epoll_event events[EVENTS];
+
+	while (!stopped) {
+		double elapsed = now() - begin;
+		while (tally.started < options->wanted && tally.waiting < MAX_WAITING &&
+		       (options->rate <= 0 || tally.started < elapsed * options->rate + 1))
+			start_one(epoll, options);
+		int n = epoll_wait(epoll, events, EVENTS, 20);
+		for (int i = 0; i < n; i++)
+			take_answer(epoll, events[i].data.fd, options);
+		if (now() - last_look > 1) {
+			last_look = now();
+			give_up_on_late(options->limit);
+			if (options->verbose) {
+				printf("ok=%ld waiting=%ld fail=%ld\n", tally.ok, tally.waiting, failures());
+				fflush(stdout);
+			}
+		}
+		if (tally.started >= options->wanted && !tally.waiting && !end)
+			end = now();
+		if (end && options->hold >= 0 && now() - end >= options->hold)
+			break;
+	}
+	printf("ok=%ld fail=%ld refused=%ld timeout=%ld noport=%ld other=%ld secs=%.3f extmin=%d extmax=%d extports=%d\n",
+	       tally.ok, failures(), tally.refused, tally.timeout, tally.noport, tally.other,
+	       (end ? end : now()) - begin, tally.ext_ports ? tally.ext_min : 0, tally.ext_max, tally.ext_ports);
+	/* Connections that are still open go with the process; with -R they must go by RST. */
+	for (int fd = 3; options->reset && fd <= highest_fd; fd++)
+		if (fd != epoll)
+			finish(fd, true);
+	return tally.ok == options->wanted ? 0 : 2;
+}
+
+static void allow_many_files(void)
+{
+	struct rlimit limit = {1 << 20, 1 << 20};
+
+	if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
+		return;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int usage(void)
+{
+	fputs("usage: conngen -l PORT | conngen [-u] [-r RATE] [-t HOLD] [-c] [-R] [-p P0-P1] [-T LIMIT] [-C]"
+	      " ADDRESS PORT N\n", stderr);
+	return 64;
+}
+
+int main(int argc, char **argv)
+{
+	struct options options = {.limit = 5, .server.sin_family = AF_INET};
+	int option, listen_port = 0;
+
+	while ((option = getopt(argc, argv, "l:ur:t:cRp:CT:")) > 0)
+		switch (option) {
+		case 'l': listen_port = atoi(optarg); break;
+		case 'u': options.udp = true; break;
+		case 'r': options.rate = atof(optarg); break;
+		case 't': options.hold = atof(optarg); break;
+		case 'c': options.close_at_once = true; break;
+		case 'R': options.reset = true; break;
+		case 'C': options.verbose = true; break;
+		case 'T': options.limit = atof(optarg); break;
+		case 'p':
+			if (sscanf(optarg, "%d-%d", &options.first_port, &options.last_port) == 2)
+				break;
+			/* fall through */
+		default: return usage();
+		}
+	allow_many_files();
+	signal(SIGTERM, stop);
+	signal(SIGINT, stop);
+	signal(SIGPIPE, SIG_IGN);
+	if (listen_port)
+		return serve(listen_port);
+	if (argc - optind != 3 || !inet_aton(argv[optind], &options.server.sin_addr))
+		return usage();
+	options.server.sin_port = htons(atoi(argv[optind + 1]));
+	options.wanted = atol(argv[optind + 2]);
+	return generate(&options);
+}

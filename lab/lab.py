@@ -1,0 +1,293 @@
+"""One lab: everything it is made of, brought up, taken down and handed out by name."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lab import daemons as product
+from lab import image, net
+from lab.daemons import Daemons, DaemonSettings
+from lab.errors import LabError
+from lab.guest import LightGuest
+from lab.node import LibvirtHost
+from lab.process import ProcessTable
+from lab.records import LIGHT, REAL, GuestRecord, GuestRecords
+from lab.shell import CLEAN_ENVIRONMENT, inside, require_root, run
+from lab.vm import RealGuest
+
+DEFAULT_NAME = "vp"
+STATE = Path("/run/virt-ports-lab")
+"""Short on purpose: a unix socket's path has at most 107 bytes."""
+PRODUCT_SOCKET = Path("/run/virt-ports/cpmd.sock")
+"""Where ``virt-ports`` looks without options; the default lab's cpmd serves there."""
+
+_BARE = "without daemons"
+
+Say = Callable[[str, float], None]
+"""Gets a step that was done and the seconds it took."""
+
+
+def _quiet(step: str, seconds: float) -> None:
+    """Say nothing."""
+
+
+class Lab:
+    """
+    A lab by its name; making this object touches nothing.
+
+    :param name: Labs of different names stand side by side. Only the default one serves ``virt-ports`` without options.
+    :param settings: What the daemons' configuration files say beyond the lab's own.
+    :param with_daemons: Whether ``up`` starts the product too; without it: machines, libvirtds and guests.
+    :raise LabError: When a lab cannot have this name.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_NAME,
+        *,
+        settings: DaemonSettings = product.LAB_SETTINGS,
+        with_daemons: bool = True,
+    ) -> None:
+        net.check_lab_name(name)
+        self.name = name
+        self.state = STATE / name
+        self.socket = PRODUCT_SOCKET if name == DEFAULT_NAME else self.state / "cpmd.sock"
+        processes = ProcessTable(self.state / "processes")
+        self._processes = processes
+        self._records = GuestRecords(self.state / "guests")
+        self._with_daemons = with_daemons
+        self.hosts = {host: LibvirtHost(name, self.state, processes, net.machine(host)) for host in net.HOSTS}
+        self.daemons = Daemons(name, self.state, processes, self.hosts, self.socket, settings)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether ``up`` went through and ``down`` was not called since; parts may have failed in the meantime."""
+        return self._marker.exists()
+
+    @property
+    def conngen(self) -> Path:
+        """The traffic generator and sink, for any namespace of the lab."""
+        return image.guest_image().conngen
+
+    def broken(self) -> list[str]:
+        """Return the names of the parts that should run and do not."""
+        off = [host.name for host in self.hosts.values() if not host.is_on]
+        bare = self._marker.exists() and self._marker.read_text() == _BARE
+        return off if bare else off + self.daemons.missing()
+
+    def up(self, say: Say = _quiet) -> bool:
+        """
+        Bring the lab up; what an earlier, failed ``up`` left is removed first, and so is what this one leaves.
+
+        :return: Whether there was something to do: ``False`` when the lab is up already.
+        :raise LabError: When the caller is not root, another cpmd serves operators, or a part does not come up.
+        """
+        require_root()
+        with self._lock():
+            if self.is_up:
+                return False
+            self._check_socket_free()
+            self._take_down()
+            try:
+                self._bring_up(say)
+            except BaseException:
+                self._take_down()
+                raise
+        return True
+
+    def down(self, say: Say = _quiet) -> bool:
+        """
+        Remove everything of the lab, half made or whole, alive or crashed.
+
+        :return: Whether there was anything.
+        :raise LabError: When the caller is not root, or a process cannot be ended.
+        """
+        require_root()
+        with self._lock():
+            there = self.state.exists() or bool(net.existing(self._namespaces()))
+            with _timed(say, "everything removed"):
+                self._take_down()
+        return there
+
+    def namespace(self, node: str) -> str:
+        """Return the network namespace of a machine or light guest of this lab."""
+        return net.namespace(self.name, node)
+
+    def run(self, node: str, *argv: str | Path, stdin: str = "", timeout_s: float = 120.0) -> str:
+        """Run a command in a machine's or light guest's network namespace. :raise LabError: As lab.shell.run."""
+        return run(*inside(self.namespace(node)), *argv, stdin=stdin, timeout_s=timeout_s)
+
+    def command(self, node: str, *argv: str | Path) -> list[str]:
+        """Return the command line that runs a command on a machine: inside a whole host, or in a namespace."""
+        words = self.hosts[node].enter() if node in self.hosts else inside(self.namespace(node))
+        return [*words, *(str(word) for word in argv)]
+
+    def operate(self, *arguments: str) -> str:
+        """Run ``virt-ports`` against this lab. :return: Its output. :raise CommandFailed: When it fails."""
+        return run(product.PROGRAMS / "virt-ports", *arguments, environment=self.environment)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which ``virt-ports`` talks to this lab."""
+        return {**CLEAN_ENVIRONMENT, "VIRT_PORTS_SOCKET": str(self.socket)}
+
+    def guests(self) -> list[GuestRecord]:
+        """Return what is known of every guest, by name."""
+        return self._records.all()
+
+    def add_guest(self, name: str, host: str) -> LightGuest:
+        """
+        Start a light guest.
+
+        :raise LabError: When the lab is not up, the name is taken or impossible, or the hook refuses the guest.
+        """
+        with self._new_guest(name, LIGHT, host) as record:
+            guest = LightGuest(self.name, self.hosts[host], record)
+            guest.start()
+        return guest
+
+    def add_vm(self, name: str, host: str) -> RealGuest:
+        """
+        Start a real guest; see :meth:`RealGuest.wait_ready` for when it can be used.
+
+        :raise LabError: As :meth:`add_guest`, and when its image cannot be built.
+        """
+        with self._new_guest(name, REAL, host) as record:
+            guest = RealGuest(self.hosts[host], record)
+            guest.start()
+        return guest
+
+    def guest(self, name: str) -> LightGuest:
+        """:raise LabError: When there is no light guest of this name."""
+        record = self._record(name, LIGHT)
+        return LightGuest(self.name, self.hosts[record.host], record)
+
+    def vm(self, name: str) -> RealGuest:
+        """:raise LabError: When there is no real guest of this name."""
+        record = self._record(name, REAL)
+        return RealGuest(self.hosts[record.host], record)
+
+    def remove_guest(self, name: str) -> None:
+        """Remove a light guest. :raise LabError: When there is none of this name."""
+        with self._lock():
+            self.guest(name).remove()
+            self._records.remove(name)
+
+    def remove_vm(self, name: str) -> None:
+        """Destroy and undefine a real guest. :raise LabError: When there is none of this name."""
+        with self._lock():
+            self.vm(name).remove()
+            self._records.remove(name)
+
+    @property
+    def _marker(self) -> Path:
+        return self.state / "up"
+
+    def _namespaces(self) -> list[str]:
+        light = [record.name for record in self._records.all() if record.kind == LIGHT]
+        return [self.namespace(node) for node in (*light, *net.NODES)]
+
+    def _record(self, name: str, kind: str) -> GuestRecord:
+        record = self._records.get(name)
+        if record.kind != kind:
+            raise LabError(f"{name} is a {record.kind} guest; use the command for that kind")
+        return record
+
+    @contextlib.contextmanager
+    def _new_guest(self, name: str, kind: str, host: str) -> Iterator[GuestRecord]:
+        require_root()
+        net.check_guest_name(name)
+        if host not in self.hosts:
+            raise LabError(f"there is no host {host} in the lab; choose one of {', '.join(self.hosts)}")
+        with self._lock():
+            if not self.is_up:
+                raise LabError(f"lab {self.name} is not up; run `make lab-up` first")
+            record = self._records.add(name, kind, host)
+            try:
+                yield record
+            except BaseException:
+                self._records.remove(name)
+                raise
+
+    def _check_socket_free(self) -> None:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(self.socket))
+            raise LabError(
+                f"a cpmd already serves {self.socket}: stop it (systemctl stop cpmd), "
+                "or bring the lab up under another name (LAB=other)"
+            )
+
+    def _bring_up(self, say: Say) -> None:
+        self.state.mkdir(parents=True)
+        with _timed(say, "guest image" if image.is_built() else "guest image, built"):
+            image.guest_image()
+        with _timed(say, "machines and wires"):
+            net.create(self.name)
+        with _timed(say, "two hosts, each with its libvirtd"), ThreadPoolExecutor() as pool:
+            list(pool.map(LibvirtHost.boot, self.hosts.values()))
+        if self._with_daemons:
+            self._start_product(say)
+        self._marker.write_text("" if self._with_daemons else _BARE)
+
+    def _start_product(self, say: Say) -> None:
+        with _timed(say, "cpmd, and natd on two hosts and two edges"):
+            if not self.socket.parent.exists():
+                (self.state / "made-socket-directory").touch()
+                self.socket.parent.mkdir(mode=0o755)
+            self.daemons.prepare()
+            self.daemons.start_all()
+        with _timed(say, "external addresses in the pool"):
+            first, last = net.EXTERNAL_ADDRESSES[0], net.EXTERNAL_ADDRESSES[-1]
+            self.operate("pool", "add", f"{first}-{last}")
+
+    def _take_down(self) -> None:
+        # Guests first and all at once with their hosts: a site whose power fails says no goodbye to its manager.
+        for host in self.hosts.values():
+            host.power_off()
+        self.daemons.end_all()
+        for name in self._processes.names():
+            self._processes.end(name)
+        net.delete_with_processes(self._namespaces())
+        if self.daemons.configuration(product.CPMD).exists():
+            self.socket.unlink(missing_ok=True)
+        if (self.state / "made-socket-directory").exists():
+            with contextlib.suppress(OSError):
+                self.socket.parent.rmdir()
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Let one command at a time change the lab."""
+        path = STATE / f"{self.name}.lock"
+        while True:
+            STATE.mkdir(exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held it before may have removed the file: then our lock is on nothing anybody can see.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    break
+            os.close(descriptor)
+        try:
+            yield
+        finally:
+            if not self.state.exists():
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    STATE.rmdir()
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _timed(say: Say, step: str) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    say(step, time.monotonic() - begin)

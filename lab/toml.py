@@ -1,0 +1,33 @@
+"""Writes TOML: as much of it as the daemons' configuration files need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+Value = str | int | float | bool | list[str]
+Table = Mapping[str, Value]
+Document = Mapping[str, "Value | Table"]
+
+
+def dumps(document: Document) -> str:
+    """Return the document as TOML: plain values first, then its tables."""
+    plain = [f"{key} = {_value(value)}" for key, value in document.items() if not isinstance(value, Mapping)]
+    for name, table in document.items():
+        if isinstance(table, Mapping):
+            plain += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in table.items())]
+    return "\n".join(plain) + "\n"
+
+
+def merged(document: Document, changes: Document) -> Document:
+    """Return the document with the values of ``changes`` put over it, table by table."""
+    result = dict(document)
+    for key, change in changes.items():
+        old = result.get(key)
+        result[key] = {**old, **change} if isinstance(old, Mapping) and isinstance(change, Mapping) else change
+    return result
+
+
+def _value(value: Value) -> str:
+    # A JSON string, number, truth value or list of strings is TOML too.
+    return json.dumps(value)
