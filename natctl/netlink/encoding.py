@@ -1,0 +1,277 @@
+"""
+From operations of a plan to the bytes of one nftables transaction.
+
+Structure goes through pyroute2's message classes; elements, of which there may be tens of thousands, are packed by
+hand.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from natctl.netlink import wire
+from natctl.netlink.messages import chain_msg, elements_msg, nfgen_msg, rule_msg, set_msg, table_msg
+from natctl.netlink.wire import Member, attribute
+from natctl.plan import (
+    AddChain,
+    AddElements,
+    AddRules,
+    AddSet,
+    AddTable,
+    DeleteChain,
+    DeleteElements,
+    DeleteTable,
+    FlushChain,
+    Operation,
+)
+from natctl.ruleset import labels
+from natctl.ruleset.values import TABLE, Chain, Element, Expression, Family, Field, Place, Rule, SetSpec, Value, Verdict
+
+NFTABLES: Final = 10
+"""``NFNL_SUBSYS_NFTABLES``"""
+
+NEW_TABLE, DELETE_TABLE = 0, 2
+NEW_CHAIN, GET_CHAIN, DELETE_CHAIN = 3, 4, 5
+NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
+NEW_SET, GET_SET = 9, 10
+NEW_ELEMENTS, GET_ELEMENTS, DELETE_ELEMENTS = 12, 13, 14
+GET_GENERATION = 16
+
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_PER_MESSAGE: Final = 60_000
+"""Bytes of elements in one message: the length of an attribute is 16 bits."""
+
+_INTERVAL, _MAP, _CONCATENATION = 0x4, 0x8, 0x80
+_VERDICT_TYPE = 0xFFFFFF00
+_KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6
+_HOST_ENDIAN, _BIG_ENDIAN = 1, 2
+
+_KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
+_NESTED = 0x8000
+_VALUE, _VERDICT = 1, 2
+_GOTO = struct.pack(">i", -4)
+_TWO = struct.Struct("=HHHH")
+_END_FLAG = attribute(_FLAGS, b"\0\0\0\1")
+
+
+def transaction(operations: Iterable[Operation]) -> list[Member]:
+    """Return begin, one or more messages for each operation, and end; the last message asks for an answer."""
+    members = [member for operation in operations for member in _encoded(operation)]
+    if members:
+        last = members[-1]
+        flags = struct.unpack_from("=H", last.data, 6)[0] | wire.ACK
+        members[-1] = Member(last.data[:6] + struct.pack("=H", flags) + last.data[8:], last.words)
+    return [_control(_BATCH_BEGIN, "begin"), *members, _control(_BATCH_END, "commit")]
+
+
+def request(kind: int, family: int = 0, flags: int = wire.REQUEST | wire.DUMP, *attributes_: bytes) -> bytes:
+    """Return a request to read something."""
+    body = struct.pack("=BBH", family, 0, 0) + b"".join(attributes_)
+    return struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | kind, flags, 0, 0) + body
+
+
+def _control(kind: int, words: str) -> Member:
+    message = nfgen_msg()
+    message["res_id"] = NFTABLES
+    message["header"]["type"] = kind
+    message["header"]["flags"] = wire.REQUEST
+    return Member(_bytes(message), words)
+
+
+def _message(cls: Any, kind: int, family: Family, flags: int, attrs: Iterable[tuple[str, Any]]) -> bytes:
+    message = cls()
+    message["attrs"] = [list(pair) for pair in attrs]
+    message["nfgen_family"] = int(family)
+    message["header"]["type"] = NFTABLES << 8 | kind
+    message["header"]["flags"] = wire.REQUEST | flags
+    return _bytes(message)
+
+
+def _bytes(message: Any) -> bytes:
+    message["header"]["sequence_number"] = 0
+    message["header"]["pid"] = 0
+    message.reset()
+    message.encode()
+    return bytes(message.data)
+
+
+def _encoded(operation: Operation) -> Iterator[Member]:
+    match operation:
+        case AddElements(place, elements):
+            yield from _elements(NEW_ELEMENTS, wire.CREATE | wire.EXCLUSIVE, place, elements, "add elements to")
+        case DeleteElements(place, elements):
+            yield from _elements(DELETE_ELEMENTS, 0, place, elements, "delete elements from")
+        case AddRules(family, chain):
+            yield from (_rule(family, chain, rule) for rule in chain.rules)
+        case AddSet(family, spec):
+            yield _set(family, spec)
+        case AddChain(family, chain):
+            yield _chain(family, chain)
+        case FlushChain(family, name):
+            yield Member(_message(rule_msg, DELETE_RULE, family, 0, _in_chain(name)), f"flush chain {family} {name}")
+        case DeleteChain(family, name):
+            attrs = (("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", name))
+            yield Member(_message(chain_msg, DELETE_CHAIN, family, 0, attrs), f"delete chain {family} {name}")
+        case AddTable(family):
+            data = _message(table_msg, NEW_TABLE, family, wire.CREATE | wire.EXCLUSIVE, (("NFTA_TABLE_NAME", TABLE),))
+            yield Member(data, f"add table {family} {TABLE}")
+        case DeleteTable(family):
+            data = _message(table_msg, DELETE_TABLE, family, 0, (("NFTA_TABLE_NAME", TABLE),))
+            yield Member(data, f"delete table {family} {TABLE}")
+
+
+def _in_chain(name: str) -> tuple[tuple[str, str], ...]:
+    return ("NFTA_RULE_TABLE", TABLE), ("NFTA_RULE_CHAIN", name)
+
+
+def _chain(family: Family, chain: Chain) -> Member:
+    attrs: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", chain.name)]
+    if chain.hook is not None:
+        hook = [["NFTA_HOOK_HOOKNUM", chain.hook.number], ["NFTA_HOOK_PRIORITY", chain.hook.priority]]
+        attrs += [("NFTA_CHAIN_HOOK", {"attrs": hook}), ("NFTA_CHAIN_TYPE", chain.hook.kind), ("NFTA_CHAIN_POLICY", 1)]
+    data = _message(chain_msg, NEW_CHAIN, family, wire.CREATE | wire.EXCLUSIVE, attrs)
+    return Member(data, f"add chain {family} {chain.name}")
+
+
+def _rule(family: Family, chain: Chain, rule: Rule) -> Member:
+    userdata = labels.packed(rule.comment, rule.tag, rule.digest)
+    attrs = (
+        *_in_chain(chain.name),
+        ("NFTA_RULE_EXPRESSIONS", [_expression(expression) for expression in rule.expressions]),
+        ("NFTA_RULE_USERDATA", userdata),
+    )
+    data = _message(rule_msg, NEW_RULE, family, wire.CREATE | wire.APPEND, attrs)
+    return Member(data, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
+
+
+def _expression(expression: Expression) -> dict[str, Any]:
+    attrs: list[list[Any]] = [["NFTA_EXPR_NAME", expression.kind]]
+    inner = [[name, _value(value)] for name, value in expression.attributes]
+    if inner or expression.kind == "counter":
+        attrs.append(["NFTA_EXPR_DATA", {"attrs": inner}])
+    return {"attrs": attrs}
+
+
+def _value(value: Value) -> Any:
+    if isinstance(value, Verdict):
+        inner: list[list[Any]] = [["NFTA_VERDICT_CODE", value.code]]
+        if value.chain:
+            inner.append(["NFTA_VERDICT_CHAIN", value.chain])
+        return {"attrs": [["NFTA_DATA_VERDICT", {"attrs": inner}]]}
+    if isinstance(value, bytes):
+        return {"attrs": [["NFTA_DATA_VALUE", value]]}
+    return value
+
+
+def _set(family: Family, spec: SetSpec) -> Member:
+    attrs: list[tuple[str, Any]] = [
+        ("NFTA_SET_TABLE", TABLE),
+        ("NFTA_SET_NAME", spec.name),
+        ("NFTA_SET_FLAGS", _set_flags(spec)),
+        ("NFTA_SET_KEY_TYPE", _type_number(spec.key)),
+        ("NFTA_SET_KEY_LEN", _padded_length(spec.key)),
+        ("NFTA_SET_ID", 1),
+        ("NFTA_SET_USERDATA", _set_userdata(spec)),
+    ]
+    if spec.verdicts:
+        attrs.append(("NFTA_SET_DATA_TYPE", _VERDICT_TYPE))
+    elif spec.data:
+        length = _padded_length(spec.data) * (2 if spec.data_interval else 1)
+        attrs += [("NFTA_SET_DATA_TYPE", _type_number(spec.data)), ("NFTA_SET_DATA_LEN", length)]
+    if len(spec.key) > 1:
+        fields = [{"attrs": [["NFTA_SET_FIELD_LEN", field.length]]} for field in spec.key]
+        attrs.append(("NFTA_SET_DESC", {"attrs": [["NFTA_SET_DESC_CONCAT", fields]]}))
+    if spec.counter:
+        attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
+    return Member(
+        _message(set_msg, NEW_SET, family, wire.CREATE | wire.EXCLUSIVE, attrs), f"add set {family} {spec.name}"
+    )
+
+
+def _set_flags(spec: SetSpec) -> int:
+    return (
+        (_INTERVAL if spec.interval else 0)
+        | (_MAP if spec.data or spec.verdicts else 0)
+        | (_CONCATENATION if len(spec.key) > 1 else 0)
+    )
+
+
+def _type_number(fields: tuple[Field, ...]) -> int:
+    number = 0
+    for field in fields:
+        number = number << 6 | field.number
+    return number
+
+
+def _padded_length(fields: tuple[Field, ...]) -> int:
+    if len(fields) == 1:
+        return fields[0].length
+    return sum(field.length + 3 & ~3 for field in fields)
+
+
+def _set_userdata(spec: SetSpec) -> bytes:
+    """Without the byte orders ``nft list`` prints marks and addresses reversed."""
+
+    def number(kind: int, value: int) -> bytes:
+        return struct.pack("=BBI", kind, 4, value)
+
+    data = number(_KEY_ORDER, _HOST_ENDIAN if spec.key[0].host_order else _BIG_ENDIAN)
+    if spec.data:
+        data += number(_DATA_ORDER, _HOST_ENDIAN if spec.data[0].host_order else _BIG_ENDIAN)
+    if spec.data_interval:
+        data += number(_DATA_INTERVAL, 1)
+    return data + labels.packed(digest=spec.digest)
+
+
+def _elements(kind: int, flags: int, place: Place, elements: Iterable[Element], words: str) -> Iterator[Member]:
+    family, name = place
+    for chunk in _chunks(elements, with_data=kind == NEW_ELEMENTS):
+        attrs = (
+            ("NFTA_SET_ELEM_LIST_TABLE", TABLE),
+            ("NFTA_SET_ELEM_LIST_SET", name),
+            ("NFTA_SET_ELEM_LIST_ELEMENTS", chunk),
+        )
+        yield Member(_message(elements_msg, kind, family, flags, attrs), f"{words} {family} {name}")
+
+
+def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
+    chunk: list[bytes] = []
+    size = 0
+    for element in elements:
+        data = packed_element(element, with_data=with_data)
+        if size + len(data) > _PER_MESSAGE:
+            yield b"".join(chunk)
+            chunk, size = [], 0
+        chunk.append(data)
+        size += len(data)
+    if chunk:
+        yield b"".join(chunk)
+
+
+def packed_element(element: Element, *, with_data: bool = True) -> bytes:
+    """Return one element of a list: what tells it apart, and unless it is to be deleted all the rest of it."""
+    parts = _data(_KEY, element.key)
+    if element.interval_end:
+        parts += _END_FLAG
+    if element.key_end:
+        parts += _data(_KEY_END, element.key_end)
+    if with_data:
+        if element.chain:
+            parts += _goto(element.chain)
+        elif element.data:
+            parts += _data(_DATA, element.data)
+        if element.userdata:
+            parts += attribute(_USERDATA, element.userdata)
+    return struct.pack("=HH", len(parts) + 4, 1 | _NESTED) + parts
+
+
+def _data(kind: int, value: bytes) -> bytes:
+    length = len(value)
+    return _TWO.pack(8 + (length + 3 & ~3), kind | _NESTED, 4 + length, _VALUE) + value + bytes(-length & 3)
+
+
+def _goto(chain: str) -> bytes:
+    verdict = attribute(1, _GOTO) + attribute(2, chain.encode() + b"\0")
+    return attribute(_DATA | _NESTED, attribute(_VERDICT | _NESTED, verdict))

@@ -1,0 +1,111 @@
+"""Pure: what the tables and routes of a kernel say in the words of :mod:`natctl.desired`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network, summarize_address_range
+
+from cpm.model import DomainUUID, PortRange, coalesced
+from natctl.desired import EdgeEntry, HostEntry, HostSettings, Path, Settings
+from natctl.routing import Routing
+from natctl.ruleset import edge, host, labels
+from natctl.ruleset.common import INTERNALS
+from natctl.ruleset.host import Marks
+from natctl.ruleset.values import VM_CHAIN, Element, Seen
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Observed:
+    """
+    What the kernel holds of ours. Names are as shown by ``nft``: cut, and without characters that it cannot print.
+
+    The counters begin at 0 whenever the kernel gets the table (all of them) or a VM's ports (that VM's connections)
+    anew.
+    """
+
+    host: Mapping[DomainUUID, HostEntry] = dataclasses.field(default_factory=dict)
+    edge: Mapping[DomainUUID, EdgeEntry] = dataclasses.field(default_factory=dict)
+    path: Path | None = None
+    """None: there is nothing of ours."""
+    drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Packets dropped, a counter for each reason: ``untranslated``, ``nobodys-port``, ``not-owned``."""
+    connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    """Connections begun by each VM, a counter."""
+
+
+def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
+    """Put into our words what was read; what makes no sense is left out, and the next comparison mends it."""
+    hosts = _host_entries(settings.host, seen) if settings.host is not None else {}
+    return Observed(
+        hosts,
+        _edge_entries(seen, routing) if settings.edge is not None else {},
+        _path(seen, routing),
+        dict(seen.drops),
+        _connections(settings.host, hosts, seen) if settings.host is not None else {},
+    )
+
+
+def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEntry]:
+    marks = Marks.of_mask(settings.mark_mask)
+    taps: dict[str, list[str]] = {}
+    for element in seen.holdings.elements.get(host.TAPS, {}).values():
+        taps.setdefault(element.chain, []).append(element.key.rstrip(b"\0").decode("utf-8", "replace"))
+    bindings = {
+        marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
+        for element in seen.holdings.elements.get(host.BINDINGS, {}).values()
+    }
+    found: dict[DomainUUID, HostEntry] = {}
+    for chain, userdata in seen.vm_rules.items():
+        number = chain.removeprefix(VM_CHAIN)
+        who = host.identity(userdata)
+        if who is not None and number.isdecimal():
+            entry = host.entry_of(int(number), who, taps.get(chain, ()), bindings.get(int(number)))
+            found[who.domain] = entry
+    return found
+
+
+def _connections(settings: HostSettings, entries: Mapping[DomainUUID, HostEntry], seen: Seen) -> dict[DomainUUID, int]:
+    marks = Marks.of_mask(settings.mark_mask)
+    counted = seen.counted.get(host.BINDINGS, {})
+    by_index = {marks.index_in(int.from_bytes(key, sys.byteorder)): packets for key, packets in counted.items()}
+    return {domain: by_index[entry.index] for domain, entry in entries.items() if entry.index in by_index}
+
+
+def _edge_entries(seen: Seen, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
+    ranges: dict[tuple[DomainUUID, str, IPv4Address], dict[IPv4Address, list[PortRange]]] = {}
+    for element in seen.holdings.elements.get(edge.OUTBOUND, {}).values():
+        internal, external, ports = edge.range_of(element)
+        owner = DomainUUID(labels.tag_of(element.userdata))
+        key = owner, labels.comment_of(element.userdata), internal
+        ranges.setdefault(key, {}).setdefault(external, []).append(ports)
+    return {
+        domain: EdgeEntry(domain, name, internal, routing.internals.get(internal), _flat(pieces))
+        for (domain, name, internal), pieces in ranges.items()
+        if domain
+    }
+
+
+def _flat(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[tuple[IPv4Address, PortRange], ...]:
+    return tuple((address, ports) for address in sorted(pieces) for ports in coalesced(pieces[address]))
+
+
+def _path(seen: Seen, routing: Routing) -> Path | None:
+    pool = routing.pool or _network(seen.holdings.elements.get(INTERNALS, {}).values())
+    if pool is None:
+        return None
+    externals = seen.holdings.elements.get(edge.EXTERNALS, {}).values()
+    return Path(
+        pool,
+        routing.way[1] if routing.way is not None else frozenset(),
+        frozenset(IPv4Address(element.key) for element in externals),
+    )
+
+
+def _network(elements: Iterable[Element]) -> IPv4Network | None:
+    first = [IPv4Address(element.key) for element in elements if not element.interval_end]
+    behind = [IPv4Address(element.key) for element in elements if element.interval_end and any(element.key)]
+    if len(first) != 1 or len(behind) != 1:
+        return None
+    return next(iter(summarize_address_range(first[0], behind[0] - 1)))

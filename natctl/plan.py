@@ -1,0 +1,239 @@
+"""
+Pure: desired against observed, as the smallest transaction. An empty one means: done.
+
+Structure (base chains, sets and what they are made of) either is as it should be or the table is made anew, with all
+its elements, in the same transaction; the chains and elements of VMs are changed one by one. A table that is replaced
+within one transaction is replaced for every packet at the same instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from natctl.ruleset.values import (
+    VM_CHAIN,
+    Chain,
+    ChainSignature,
+    Element,
+    Elements,
+    Family,
+    Fragment,
+    Holdings,
+    Place,
+    Ruleset,
+    SetSpec,
+)
+
+
+class DeleteTable(NamedTuple):
+    """Remove our table with all that is in it."""
+
+    family: Family
+
+
+class AddTable(NamedTuple):
+    """Make our table, empty."""
+
+    family: Family
+
+
+class AddChain(NamedTuple):
+    """Make a chain, without its rules."""
+
+    family: Family
+    chain: Chain
+
+
+class AddRules(NamedTuple):
+    """Put the rules into an empty chain."""
+
+    family: Family
+    chain: Chain
+
+
+class FlushChain(NamedTuple):
+    """Remove the rules of a chain."""
+
+    family: Family
+    name: str
+
+
+class DeleteChain(NamedTuple):
+    """Remove a chain that nothing leads to any more."""
+
+    family: Family
+    name: str
+
+
+class AddSet(NamedTuple):
+    """Make a set or map, empty."""
+
+    family: Family
+    spec: SetSpec
+
+
+class AddElements(NamedTuple):
+    """Put elements into a set that has none of these."""
+
+    place: Place
+    elements: tuple[Element, ...]
+
+
+class DeleteElements(NamedTuple):
+    """Remove elements from a set that has all of these."""
+
+    place: Place
+    elements: tuple[Element, ...]
+
+
+Operation = (
+    DeleteTable | AddTable | AddChain | AddRules | FlushChain | DeleteChain | AddSet | AddElements | DeleteElements
+)
+
+
+class Plan(NamedTuple):
+    """Operations in the order in which the kernel takes them, and in words what was not as it should be."""
+
+    operations: tuple[Operation, ...] = ()
+    differences: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """How many elements and chains it moves; tells whether it takes long."""
+        return sum(len(op.elements) if isinstance(op, AddElements | DeleteElements) else 1 for op in self.operations)
+
+
+def difference(desired: Ruleset, observed: Holdings) -> Plan:
+    """Return what makes the observed tables the desired ones."""
+    wanted = desired.holdings
+    rebuilt: set[Family] = set()
+    words: list[str] = []
+    for family in Family:
+        flaws = tuple(_structural(family, wanted, observed))
+        words.extend(flaws)
+        if flaws:
+            rebuilt.add(family)
+    operations = [DeleteTable(family) for family in Family if family in rebuilt & observed.tables]
+    anew = [op for family in Family if family in rebuilt & wanted.tables for op in _made(family, desired)]
+    kept = {place for place in desired.sets if place[0] not in rebuilt}
+    rest = _altered(
+        {
+            place: chain.signature
+            for place, chain in desired.chains.items()
+            if _is_vm(place) and place[0] not in rebuilt
+        },
+        {place: chain for place, chain in observed.chains.items() if _is_vm(place) and place[0] not in rebuilt},
+        {place: desired.elements.get(place, {}) for place in kept},
+        {place: observed.elements.get(place, {}) for place in kept},
+        desired.chains,
+    )
+    return Plan((*operations, *anew, *rest.operations), (*words, *rest.differences))
+
+
+def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
+    """Return what turns the old parts of some VMs into the new ones, all else being as it is."""
+    old_chains, old_elements = _merged(old)
+    new_chains, new_elements = _merged(new)
+    places = {*old_elements, *new_elements}
+    return _altered(
+        {place: chain.signature for place, chain in new_chains.items()},
+        {place: chain.signature for place, chain in old_chains.items()},
+        {place: new_elements.get(place, {}) for place in places},
+        {place: old_elements.get(place, {}) for place in places},
+        new_chains,
+    )
+
+
+def joined(*plans: Plan) -> Plan:
+    """Return one plan of several that touch different things, in the given order."""
+    return Plan(
+        tuple(op for plan in plans for op in plan.operations),
+        tuple(word for plan in plans for word in plan.differences),
+    )
+
+
+def _merged(fragments: Iterable[Fragment]) -> tuple[dict[Place, Chain], dict[Place, dict[tuple[bytes, bool], Element]]]:
+    chains: dict[Place, Chain] = {}
+    elements: dict[Place, dict[tuple[bytes, bool], Element]] = {}
+    for fragment in fragments:
+        chains.update(fragment.chains)
+        for place, element in fragment.elements:
+            elements.setdefault(place, {})[element.identity] = element
+    return chains, elements
+
+
+def _is_vm(place: Place) -> bool:
+    return place[1].startswith(VM_CHAIN)
+
+
+def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterator[str]:
+    if (family in wanted.tables) != (family in observed.tables):
+        yield f"table {family} virtports {'is missing' if family in wanted.tables else 'is not ours to keep'}"
+        return
+    for kind, ours, theirs in (("chain", wanted.chains, observed.chains), ("set", wanted.sets, observed.sets)):
+        for place in sorted({*ours, *theirs}):
+            if place[0] == family and not (kind == "chain" and _is_vm(place)) and ours.get(place) != theirs.get(place):
+                yield f"{kind} {family} {place[1]} {_flaw(place, ours, theirs)}"
+
+
+def _flaw(place: Place, ours: Mapping[Place, object], theirs: Mapping[Place, object]) -> str:
+    if place not in theirs:
+        return "is missing"
+    return "differs" if place in ours else "is not ours"
+
+
+def _made(family: Family, desired: Ruleset) -> Iterator[Operation]:
+    chains = [chain for place, chain in desired.chains.items() if place[0] == family]
+    specs = [(place, spec) for place, spec in desired.sets.items() if place[0] == family]
+    yield AddTable(family)
+    yield from (AddChain(family, chain) for chain in chains)
+    yield from (AddSet(family, spec) for _, spec in specs)
+    yield from (AddRules(family, chain) for chain in chains if chain.rules)
+    for place, _ in specs:
+        if held := desired.elements.get(place):
+            yield AddElements(place, tuple(held.values()))
+
+
+def _altered(
+    new_chains: Mapping[Place, ChainSignature],
+    old_chains: Mapping[Place, ChainSignature],
+    new_elements: Mapping[Place, Elements],
+    old_elements: Mapping[Place, Elements],
+    chains: Mapping[Place, Chain],
+) -> Plan:
+    operations: list[Operation] = []
+    words: list[str] = []
+    added: list[Operation] = []
+    for place in sorted(new_elements):
+        surplus, missing = _compared(new_elements[place], old_elements[place])
+        if surplus:
+            operations.append(DeleteElements(place, surplus))
+            words.append(f"{len(surplus)} elements too many in {place[0]} {place[1]}")
+        if missing:
+            added.append(AddElements(place, missing))
+            words.append(f"{len(missing)} elements missing in {place[0]} {place[1]}")
+    for place in sorted({*new_chains, *old_chains}):
+        if new_chains.get(place) != old_chains.get(place):
+            operations.extend(_rechained(place, old_chains, chains if place in new_chains else {}))
+            words.append(f"chain {place[0]} {place[1]} {_flaw(place, new_chains, old_chains)}")
+    return Plan((*operations, *added), tuple(words))
+
+
+def _compared(new: Elements, old: Elements) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    surplus = tuple(element for identity, element in old.items() if new.get(identity) != element)
+    missing = tuple(element for identity, element in new.items() if old.get(identity) != element)
+    return surplus, missing
+
+
+def _rechained(place: Place, old: Mapping[Place, ChainSignature], chains: Mapping[Place, Chain]) -> Iterator[Operation]:
+    # A chain that stays keeps its elements in the map that lead to it; only its rules are exchanged.
+    chain = chains.get(place)
+    if chain is None:
+        yield DeleteChain(place[0], place[1])
+        return
+    if place in old:
+        yield FlushChain(place[0], place[1])
+    else:
+        yield AddChain(place[0], chain)
+    yield AddRules(place[0], chain)

@@ -1,0 +1,37 @@
+"""
+Pure: from what a node should do to what its tables should hold.
+
+:func:`base` is everything but the VMs and depends on the settings and the path only; a VM adds a fragment
+(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge.fragment`), so that a change touches what it is about.
+"""
+
+from __future__ import annotations
+
+from natctl.desired import Path, Settings
+from natctl.ruleset import edge, host
+from natctl.ruleset.values import Ruleset
+
+
+def base(settings: Settings, path: Path | None) -> Ruleset:
+    """
+    Return tables, chains, sets and their elements for the node's roles, without any VM.
+
+    :raise ValueError: When the mark mask is not at least 4 bits side by side.
+    """
+    parts = []
+    if settings.host is not None:
+        parts.append(host.base(settings.host, path))
+    if settings.edge is not None:
+        parts.append(edge.base(settings.edge, path))
+    result = Ruleset({}, {}, {})
+    for part in parts:
+        # Both roles share the table ip virtports; the one set they share, the internal pool, is the same in both.
+        result = Ruleset(
+            {**result.chains, **part.chains},
+            {**result.sets, **part.sets},
+            {**result.elements, **part.elements},
+        )
+    return result
+
+
+__all__ = ["base"]

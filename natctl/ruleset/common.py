@@ -1,0 +1,127 @@
+"""What the host's and the edge's part of the ruleset are both built from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network
+from typing import Final
+
+from natctl.ruleset import labels
+from natctl.ruleset.expressions import compare, mapped, member, meta, payload, verdict
+from natctl.ruleset.values import Element, Expression, Family, Field, Hook, Place, Rule, SetSpec, Verdict
+
+ADDRESS: Final = Field(7, 4)
+PROTOCOL: Final = Field(12, 1)
+PORT: Final = Field(13, 2)
+ICMP_TYPE: Final = Field(14, 1)
+MARK: Final = Field(19, 4, host_order=True)
+INTERFACE: Final = Field(41, 16, host_order=True)
+
+PREROUTING: Final = 0
+POSTROUTING: Final = 4
+
+INTERNALS: Final[Place] = (Family.IPV4, "internals")
+"""The internal pool; both roles ask whether an address is in it."""
+
+
+def filtering(number: int, priority: int) -> Hook:
+    """Return the hook of a filter chain."""
+    return Hook("filter", number, priority)
+
+
+def interfaces(name: str) -> SetSpec:
+    """Return a set of interface names."""
+    return SetSpec(name, (INTERFACE,))
+
+
+def networks(name: str) -> SetSpec:
+    """Return a set of networks."""
+    return SetSpec(name, (ADDRESS,), interval=True)
+
+
+def interface_key(name: str) -> bytes:
+    """Return an interface's name as a key: 15 bytes at most, padded with zeros."""
+    return name.encode()[:15].ljust(16, b"\0")
+
+
+def interface_elements(names: Iterable[str]) -> tuple[Element, ...]:
+    """Return the elements of a set of interface names."""
+    return tuple(Element(interface_key(name)) for name in sorted(names))
+
+
+def network_elements(of: Iterable[IPv4Network]) -> tuple[Element, ...]:
+    """
+    Return the elements of a set of networks: of each run of addresses the first, and the first behind it.
+
+    Like ``nft`` we begin with the end of nothing when the set does not begin at 0.0.0.0, and leave the end of a run out
+    that reaches 255.255.255.255 (its user data then says that the interval is open).
+    """
+    elements: list[Element] = []
+    for first, behind in _runs(of):
+        if not elements and first:
+            elements.append(Element(bytes(4), interval_end=True))
+        if behind >> 32:
+            elements.append(Element(first.to_bytes(4, "big"), userdata=b"\x01\x04\x01\x00\x00\x00"))
+        else:
+            elements.append(Element(first.to_bytes(4, "big")))
+            elements.append(Element(behind.to_bytes(4, "big"), interval_end=True))
+    return tuple(elements)
+
+
+def _runs(of: Iterable[IPv4Network]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for network in sorted(of):
+        first, behind = int(network.network_address), int(network.broadcast_address) + 1
+        if runs and first <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(behind, runs[-1][1]))
+        else:
+            runs.append((first, behind))
+    return runs
+
+
+def port_word(port: int) -> bytes:
+    """Return a port as part of a key: two bytes, padded to four."""
+    return port.to_bytes(2, "big") + b"\0\0"
+
+
+def from_interface(name: str) -> tuple[Expression, ...]:
+    """``iifname @NAME``"""
+    return meta("iifname"), member(name)
+
+
+def to_interface(name: str) -> tuple[Expression, ...]:
+    """``oifname @NAME``"""
+    return meta("oifname"), member(name)
+
+
+def address_in(offset: int, name: str, *, negated: bool = False) -> tuple[Expression, ...]:
+    """``ip saddr @NAME``, ``ip daddr @NAME``"""
+    return payload(1, offset, 4), member(name, negated=negated)
+
+
+def protocol(number: int) -> tuple[Expression, ...]:
+    """``meta l4proto NUMBER``"""
+    return meta("l4proto"), compare(bytes((number,)))
+
+
+def rule(*parts: Expression | tuple[Expression, ...] | Verdict, comment: str = "", tag: str = "") -> Rule:
+    """Return a rule of expressions, groups of expressions and verdicts, in order."""
+    expressions: list[Expression] = []
+    for part in parts:
+        if isinstance(part, Verdict):
+            expressions.append(verdict(part))
+        elif isinstance(part, Expression):
+            expressions.append(part)
+        else:
+            expressions.extend(part)
+    return Rule(tuple(expressions), comment, tag)
+
+
+def looked_up(name: str, address_offset: int, port_offset: int) -> tuple[Expression, ...]:
+    """``ip saddr . th sport map @NAME``: an address of the header and two bytes behind it select an address."""
+    return payload(1, address_offset, 4), payload(2, port_offset, 2, 9), mapped(name)
+
+
+def described(name: str, owner: str) -> bytes:
+    """Return the user data of an element: the VM's name to read, and its UUID for us."""
+    return labels.packed(comment=name, tag=owner)

@@ -1,0 +1,152 @@
+"""
+Expressions by what they say, each beside its notation in ``nft``.
+
+Registers are the kernel's: 1 holds sixteen bytes and overlaps the 4-byte registers 8 to 11 (``NFT_REG32_00`` …), so
+a key of an address and a port is loaded into 1 and 9, as ``nft`` does.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from natctl.ruleset.values import Expression, Value, Verdict
+
+FIRST: Final = 1
+"""Register of the first, or only, part of a key."""
+SECOND: Final = 9
+"""Register of the second part of a key."""
+VERDICT_REGISTER: Final = 0
+
+NETWORK: Final = 1
+TRANSPORT: Final = 2
+
+SOURCE: Final = 12
+"""Offset of the source address in an IPv4 header."""
+DESTINATION: Final = 16
+"""Offset of the destination address in an IPv4 header."""
+
+_META = {"mark": 3, "iifname": 6, "oifname": 7, "l4proto": 16}
+_CT = {"state": 0, "mark": 3}
+_COMPARISON = {"==": 0, "!=": 1}
+
+
+def _expression(kind: str, **attributes: Value) -> Expression:
+    prefix = f"NFTA_{kind.upper()}_"
+    return Expression(kind, tuple((prefix + name.upper(), value) for name, value in attributes.items()))
+
+
+def word(value: int) -> bytes:
+    """Return 32 bits as packet and connection marks are kept: in the order of this machine."""
+    return value.to_bytes(4, sys.byteorder)
+
+
+def meta(what: str, register: int = FIRST) -> Expression:
+    """``meta mark``, ``iifname`` …"""
+    return _expression("meta", dreg=register, key=_META[what])
+
+
+def set_meta(what: str, register: int = FIRST) -> Expression:
+    """``meta mark set …``"""
+    return _expression("meta", key=_META[what], sreg=register)
+
+
+def ct(what: str, register: int = FIRST) -> Expression:
+    """``ct state``, ``ct mark``"""
+    return _expression("ct", dreg=register, key=_CT[what])
+
+
+def set_ct(what: str, register: int = FIRST) -> Expression:
+    """``ct mark set …``"""
+    return _expression("ct", key=_CT[what], sreg=register)
+
+
+def payload(base: int, offset: int, length: int, register: int = FIRST) -> Expression:
+    """``ip daddr``, ``th sport``, ``@th,32,16``"""
+    return _expression("payload", dreg=register, base=base, offset=offset, len=length)
+
+
+def write_address(offset: int, register: int = FIRST) -> Expression:
+    """``ip saddr set …``: the header's checksum, and that of TCP, UDP and UDP-Lite, follow."""
+    return _expression(
+        "payload",
+        sreg=register,
+        base=NETWORK,
+        offset=offset,
+        len=4,
+        csum_type=1,
+        csum_offset=10,
+        csum_flags=frozenset({"NFT_PAYLOAD_L4CSUM_PSEUDOHDR"}),
+    )
+
+
+def write_embedded_address(offset: int, register: int = FIRST) -> Expression:
+    """
+    Rewrite an address of the header that an ICMP error carries (at transport offset 8), and mend that header's
+    checksum.
+
+    The ICMP checksum over both stays right by itself: the two changes cancel.
+    """
+    return _expression("payload", sreg=register, base=TRANSPORT, offset=8 + offset, len=4, csum_type=1, csum_offset=18)
+
+
+def compare(data: bytes, comparison: str = "==", register: int = FIRST) -> Expression:
+    """``… == DATA``"""
+    return _expression("cmp", sreg=register, op=_COMPARISON[comparison], data=data)
+
+
+def masked(mask: bytes, xor: bytes | None = None, register: int = FIRST) -> Expression:
+    """``… & MASK ^ XOR``"""
+    return _expression(
+        "bitwise", sreg=register, dreg=register, len=len(mask), mask=mask, xor=bytes(len(mask)) if xor is None else xor
+    )
+
+
+def member(name: str, register: int = FIRST, *, negated: bool = False) -> Expression:
+    """``… @NAME``, ``… != @NAME``"""
+    flags = {"flags": frozenset({"NFT_LOOKUP_F_INV"})} if negated else {}
+    return _expression("lookup", set=name, sreg=register, **flags)
+
+
+def mapped(name: str, register: int = FIRST, into: int = FIRST) -> Expression:
+    """``… map @NAME``; the rule ends here when the map has no such key."""
+    return _expression("lookup", set=name, sreg=register, dreg=into)
+
+
+def verdict_of(name: str, register: int = FIRST) -> Expression:
+    """``… vmap @NAME``"""
+    return _expression("lookup", set=name, sreg=register, dreg=VERDICT_REGISTER)
+
+
+def verdict(code: Verdict) -> Expression:
+    """``accept``, ``drop``, ``jump NAME``"""
+    return _expression("immediate", dreg=VERDICT_REGISTER, data=code)
+
+
+def counter() -> Expression:
+    """``counter``"""
+    return Expression("counter")
+
+
+def notrack() -> Expression:
+    """``notrack``"""
+    return Expression("notrack")
+
+
+def destination_kind(register: int = FIRST) -> Expression:
+    """``fib daddr type``: the route's type (``RTN_*``), 4 bytes in the order of this machine."""
+    return _expression("fib", dreg=register, result=3, flags=2)
+
+
+def source_nat() -> Expression:
+    """``snat ip to …`` from registers: address, port, last address, last port, four bytes each."""
+    return _expression(
+        "nat",
+        type=0,
+        family=2,
+        reg_addr_min=8,
+        reg_addr_max=10,
+        reg_proto_min=9,
+        reg_proto_max=11,
+        flags=frozenset({"NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_SPECIFIED"}),
+    )

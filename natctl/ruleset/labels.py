@@ -1,0 +1,69 @@
+"""
+What we write beside rules, sets and elements: nftables' user data, type-length-value with one byte each.
+
+Type 0 of rules and elements is the comment that ``nft list`` shows. Types from 126 up are ours; ``nft`` skips what it
+does not know (libnftnl, ``udata.c``), the kernel keeps up to 256 bytes as they are.
+"""
+
+from __future__ import annotations
+
+COMMENT = 0
+DIGEST = 126
+TAG = 127
+
+_MAXIMUM_COMMENT = 127
+"""Bytes without the final zero: ``NFTNL_UDATA_COMMENT_MAXLEN`` is 128."""
+
+
+def shown(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
+    """
+    Return the text as ``nft`` can print and read again: no quotes, nothing unprintable, cut at a whole character.
+
+    Names come from users; whatever is in them must not break a transaction or a listing.
+    """
+    clean = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
+    return clean.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode()
+
+
+def packed(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
+    """Return the user data; parts that are empty are left out."""
+    parts = b""
+    if comment:
+        parts += _part(COMMENT, shown(comment) + b"\0")
+    if digest:
+        parts += _part(DIGEST, digest)
+    if tag:
+        parts += _part(TAG, tag.encode("utf-8", "replace")[:96])
+    return parts
+
+
+def unpacked(userdata: bytes) -> dict[int, bytes]:
+    """Return the parts by type; what is cut short is left out."""
+    parts: dict[int, bytes] = {}
+    offset = 0
+    while offset + 2 <= len(userdata):
+        kind, length = userdata[offset], userdata[offset + 1]
+        value = userdata[offset + 2 : offset + 2 + length]
+        if len(value) == length:
+            parts[kind] = value
+        offset += 2 + length
+    return parts
+
+
+def comment_of(userdata: bytes) -> str:
+    """Return the comment, or nothing."""
+    return unpacked(userdata).get(COMMENT, b"").rstrip(b"\0").decode("utf-8", "replace")
+
+
+def tag_of(userdata: bytes) -> str:
+    """Return our tag, or nothing."""
+    return unpacked(userdata).get(TAG, b"").decode("utf-8", "replace")
+
+
+def digest_of(userdata: bytes) -> bytes:
+    """Return the digest, or nothing."""
+    return unpacked(userdata).get(DIGEST, b"")
+
+
+def _part(kind: int, value: bytes) -> bytes:
+    return bytes((kind, len(value))) + value

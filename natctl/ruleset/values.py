@@ -1,0 +1,246 @@
+"""
+Tables, chains, rules, sets and elements of nftables as values; and what a kernel holds of them.
+
+Names of expressions and their attributes are the kernel's own (``include/uapi/linux/netfilter/nf_tables.h``), so that
+the values can be read beside its source. Nothing here knows how they travel: that is :mod:`natctl.netlink.nftables`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+TABLE = "virtports"
+"""Name of our one table in each family. Nothing outside tables of this name is ever touched."""
+
+VM_CHAIN = "vm-"
+"""Prefix of the chains that belong to one VM; they come and go without the rest of the table."""
+
+
+class Family(enum.IntEnum):
+    """The two protocol families that we have a table in."""
+
+    IPV4 = 2
+    BRIDGE = 7
+
+    def __str__(self) -> str:
+        return "ip" if self is Family.IPV4 else "bridge"
+
+
+class Verdict(NamedTuple):
+    """What becomes of the packet: ``NF_*`` or ``NFT_*`` code, and a chain for jump and goto."""
+
+    code: int
+    chain: str = ""
+
+
+ACCEPT = Verdict(1)
+DROP = Verdict(0)
+RETURN = Verdict(-5)
+
+
+def jump(chain: str) -> Verdict:
+    """Go through that chain and come back."""
+    return Verdict(-3, chain)
+
+
+def goto(chain: str) -> Verdict:
+    """Go through that chain and do not come back."""
+    return Verdict(-4, chain)
+
+
+Value = int | str | bytes | frozenset[str] | Verdict
+
+
+class Expression(NamedTuple):
+    """One expression of a rule; bytes are literal data, a set of names are flags."""
+
+    kind: str
+    attributes: tuple[tuple[str, Value], ...] = ()
+
+
+class Rule(NamedTuple):
+    """
+    One rule.
+
+    The digest is kept with the rule in the kernel, so that a rule that somebody replaced, or that an older version of
+    ours made, is told apart without reading expressions back.
+    """
+
+    expressions: tuple[Expression, ...]
+    comment: str = ""
+    tag: str = ""
+    """Ours: what the rule, or its counter, is about; not shown by ``nft``."""
+
+    @property
+    def digest(self) -> bytes:
+        """Eight bytes that change with anything in the rule."""
+        return _digest(_plain(self))
+
+
+class Hook(NamedTuple):
+    """Where a base chain is called from."""
+
+    kind: str
+    number: int
+    priority: int
+
+
+class Chain(NamedTuple):
+    """A chain with its rules, in order; without a hook it is only jumped to."""
+
+    name: str
+    hook: Hook | None
+    rules: tuple[Rule, ...]
+
+    @property
+    def signature(self) -> ChainSignature:
+        """What of it can be read back from the kernel."""
+        return ChainSignature(self.hook, tuple(rule.digest for rule in self.rules))
+
+
+class ChainSignature(NamedTuple):
+    """A chain as the kernel shows it: an unknown rule has the empty digest."""
+
+    hook: Hook | None
+    rules: tuple[bytes, ...]
+
+
+class Field(NamedTuple):
+    """A data type of nftables: number in ``nft describe``'s list, length in bytes, and whether it is in host order."""
+
+    number: int
+    length: int
+    host_order: bool = False
+
+
+class SetSpec(NamedTuple):
+    """A set, or with data a map; several key fields make a concatenation."""
+
+    name: str
+    key: tuple[Field, ...]
+    data: tuple[Field, ...] = ()
+    verdicts: bool = False
+    """The data are verdicts."""
+    interval: bool = False
+    data_interval: bool = False
+    """The data are a pair of ends."""
+    counter: bool = False
+    """Every element counts."""
+
+    @property
+    def digest(self) -> bytes:
+        """Eight bytes that change with anything in the specification."""
+        return _digest(_plain(self))
+
+
+class Element(NamedTuple):
+    """One element, key and data padded as the kernel keeps them."""
+
+    key: bytes
+    key_end: bytes = b""
+    data: bytes = b""
+    chain: str = ""
+    """Where a verdict map sends the packet (goto)."""
+    userdata: bytes = b""
+    interval_end: bool = False
+    """In a set of plain intervals: the first key after the interval."""
+
+    @property
+    def identity(self) -> tuple[bytes, bool]:
+        """What the kernel tells elements of a set apart by."""
+        return self.key, self.interval_end
+
+
+Place = tuple[Family, str]
+"""Names a chain or a set."""
+
+Elements = Mapping[tuple[bytes, bool], Element]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What our tables should hold. A family without chains and sets has no table."""
+
+    chains: Mapping[Place, Chain]
+    sets: Mapping[Place, SetSpec]
+    elements: Mapping[Place, Elements]
+
+    @property
+    def holdings(self) -> Holdings:
+        """The same as the kernel would show it once applied."""
+        return Holdings(
+            frozenset(family for family, _ in (*self.chains, *self.sets)),
+            {place: chain.signature for place, chain in self.chains.items()},
+            {place: spec.digest for place, spec in self.sets.items()},
+            self.elements,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Holdings:
+    """What our tables do hold."""
+
+    tables: frozenset[Family] = frozenset()
+    chains: Mapping[Place, ChainSignature] = dataclasses.field(default_factory=dict)
+    sets: Mapping[Place, bytes] = dataclasses.field(default_factory=dict)
+    elements: Mapping[Place, Elements] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seen:
+    """What our tables hold, and what they have counted."""
+
+    holdings: Holdings
+    generation: int
+    """Changes with every transaction of anybody; the same number means that nothing at all was changed."""
+    vm_rules: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    """User data of the first rule of each VM's chain."""
+    drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Packets by the tag of the rule that counted them."""
+    counted: Mapping[Place, Mapping[bytes, int]] = dataclasses.field(default_factory=dict)
+    """Packets by set and key, where elements count."""
+
+
+class Fragment(NamedTuple):
+    """The part of the ruleset that is about one VM in one role."""
+
+    chains: tuple[tuple[Place, Chain], ...] = ()
+    elements: tuple[tuple[Place, Element], ...] = ()
+
+
+def indexed(elements: Iterable[Element]) -> dict[tuple[bytes, bool], Element]:
+    """Return the elements by what the kernel tells them apart by."""
+    return {element.identity: element for element in elements}
+
+
+def assembled(base: Ruleset, fragments: Iterable[Fragment]) -> Ruleset:
+    """Return the ruleset with the VMs' parts put in; where two claim one element the later stands."""
+    chains = dict(base.chains)
+    elements = {place: dict(held) for place, held in base.elements.items()}
+    for fragment in fragments:
+        chains.update(fragment.chains)
+        for place, element in fragment.elements:
+            elements[place][element.key, element.interval_end] = element
+    return Ruleset(chains, base.sets, elements)
+
+
+def _digest(plain: object) -> bytes:
+    return hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
+
+
+def _plain(value: object) -> object:
+    # repr() of a set depends on the process's hash seed; everything else here prints the same for ever.
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, tuple):
+        return tuple(_walk(value))
+    return value
+
+
+def _walk(values: tuple[object, ...]) -> Iterator[object]:
+    for value in values:
+        yield _plain(value)
