@@ -1,0 +1,25 @@
+"""
+How many ports a VM should have.
+
+A :class:`Policy` looks at what was measured and says a number; :func:`decide` puts the guards around it. Nothing here
+knows addresses, ledgers or clocks: what is remembered between samples is a :class:`ScalingState`, passed in and
+returned, so that policies can be compared on the same recorded or generated load.
+"""
+
+from cpm.scaling.demand import Demand, Policy
+from cpm.scaling.guards import LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
+from cpm.scaling.spec import SpecificationPolicy, calculate_new_port_range, demand_score
+
+__all__ = [
+    "LITERAL",
+    "Bounds",
+    "Decision",
+    "Demand",
+    "GuardSettings",
+    "Policy",
+    "ScalingState",
+    "SpecificationPolicy",
+    "calculate_new_port_range",
+    "decide",
+    "demand_score",
+]
