@@ -1,0 +1,126 @@
+"""``virt-ports install``: units, hook and a first configuration onto a machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from ipaddress import IPv4Address
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from cpm.cli import parsing, render
+from cpm.errors import ConfigError, InvalidRequest
+
+if TYPE_CHECKING:
+    from cpm.install.apply import Done
+
+_ABOUT = """\
+Writes systemd units, the user and directory they need, the libvirt hook (role
+host) and a first configuration in /etc/virt-ports, and says what it did and
+what is left to do by hand; it starts nothing. Configuration that exists and
+files that were edited stay as they are: what would be new in them is put beside
+them as FILE.new. Twice is the same as once."""
+
+_EXAMPLES = """\
+  virt-ports install --role host,edge,manager            everything on one machine
+  virt-ports install --role host --manager https://172.30.0.2:7414
+  virt-ports install --role edge --manager https://172.30.0.2:7414 --underlay eth1
+  virt-ports install --role host,edge,manager --dry-run  only say what it would do"""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(
+        subparsers, "install", "put units, hook and a first configuration on this machine",
+        about=_ABOUT, examples=_EXAMPLES,
+    )  # fmt: skip
+    option = verb.add_argument
+    option("--role", metavar="ROLES", required=True,
+           help="host (runs VMs), edge (talks to the internet), manager; several with commas")  # fmt: skip
+    option("--manager", metavar="URL", help="where cpmd is: https://ADDRESS:PORT (default: on this machine)")
+    option("--name", help="how the manager knows this machine (default: its host name)")
+    option("--uplink", metavar="INTERFACE", help="interface to the internet (default: that of the default route)")
+    option("--underlay", metavar="INTERFACE", help="interface between hosts and edges (default: none)")
+    option("--underlay-address", metavar="ADDRESS", type=_address,
+           help="this machine's address between hosts and edges (default: that of the interface)")  # fmt: skip
+    option("--bindir", metavar="DIR", help="where cpmd and natd are (default: beside this program)")
+    option("--root", metavar="DIR", type=Path, default=Path("/"), help="install into an image mounted here")
+    option("--dry-run", action="store_true", help="write nothing, say what would be done")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Install, or say what would be done."""
+    from cpm.install import apply, choices, machine, plan
+
+    _check_rights(args.root, dry_run=args.dry_run)
+    wanted = choices.complete(
+        machine.detect(),
+        choices.parse_roles(args.role),
+        name=args.name,
+        manager=args.manager,
+        uplink=args.uplink,
+        underlay=args.underlay,
+        underlay_address=args.underlay_address,
+    )
+    targets = plan.targets(wanted, _programs(args))
+    done = apply.Machine(args.root, dry_run=args.dry_run).install(targets, wanted.roles)
+    hook_is_new = any(one.path == plan.HOOK and one.action is plan.Action.CREATE for one in done)
+    _report(args, done, plan.remaining(wanted, hook_is_new=hook_is_new))
+    return 0
+
+
+def _report(args: argparse.Namespace, done: list[Done], steps: list[str]) -> None:
+    if parsing.wants_json(args):
+        files = [{"path": str(one.path), "action": one.action.value} for one in done]
+        render.emit_document({"dry_run": args.dry_run, "files": files, "remaining": steps})
+        return
+    lines = [_sentence(one, dry_run=args.dry_run) for one in done]
+    lines += ["", "Left to do by hand:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
+    render.emit("\n".join(lines) + "\n")
+
+
+def _sentence(one: Done, *, dry_run: bool) -> str:
+    from cpm.install.plan import Action
+
+    would = "would " if dry_run else ""
+    words = {
+        Action.CREATE: f"{would}create" if dry_run else "created",
+        Action.UPDATE: f"{would}update" if dry_run else "updated",
+        Action.LEAVE: "unchanged",
+        Action.KEEP: f"{would}keep" if dry_run else "kept",
+    }
+    beside = f" ({would}put the new text beside it, {one.path.name}.new)" if one.action is Action.KEEP else ""
+    return f"{words[one.action]} {one.path}{beside}"
+
+
+def _check_rights(root: Path, *, dry_run: bool) -> None:
+    if not root.is_dir():
+        raise InvalidRequest(f"no directory {root}; give --root the directory where the image is mounted")
+    if root.resolve() == Path("/") and not dry_run and os.geteuid() != 0:
+        raise InvalidRequest("only root can install on this machine; use sudo, --dry-run, or --root DIR for an image")
+
+
+def _programs(args: argparse.Namespace) -> PurePosixPath:
+    """Return the directory of the programs; the units can only use one they can see."""
+    from cpm.install import sources
+
+    directory = Path(args.bindir) if args.bindir else sources.program_directory()
+    if not directory.is_absolute() or any(character.isspace() or character == "%" for character in str(directory)):
+        raise InvalidRequest(f"not usable in a unit: {str(directory)!r}; use an absolute path without blanks and %")
+    if directory.is_relative_to("/home") or directory.is_relative_to("/root"):
+        raise InvalidRequest(
+            f"services cannot use programs in {directory}; install virt-ports elsewhere, for example with "
+            "`python3 -m venv /opt/virt-ports && /opt/virt-ports/bin/pip install virt-ports`"
+        )
+    if args.root.resolve() == Path("/"):
+        for program in ("cpmd", "natd"):
+            if not (directory / program).is_file():
+                raise ConfigError(str(directory / program), "", "is missing; install virt-ports or give --bindir")
+    return PurePosixPath(directory)
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not an IPv4 address: {text!r}") from None

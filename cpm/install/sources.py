@@ -1,0 +1,50 @@
+"""Where the files come from that `virt-ports install` puts on a machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import sysconfig
+from pathlib import Path
+
+from cpm.errors import ConfigError
+
+_REMEDY = "install virt-ports again with pip or pipx, or run it from its source tree (pip install -e .)"
+
+
+def system_file(name: str) -> str:
+    """
+    Return a file of ``systemd/``: from the source tree when this runs there, else from where the wheel put it.
+
+    :raise ConfigError: When it is in neither place, or cannot be read.
+    """
+    tree = Path(__file__).parents[2] / "systemd"
+    wheel = Path(sysconfig.get_path("data")) / "share/virt-ports/systemd"
+    for directory in (tree, wheel):
+        if (directory / name).is_file():
+            return _read(directory / name)
+    raise ConfigError(str(wheel / name), "", f"is missing; {_REMEDY}")
+
+
+def hook_file() -> str:
+    """
+    Return the hook as it is installed.
+
+    :raise ConfigError: When it is missing or cannot be read.
+    """
+    # Found, not imported: the manager's package does not depend on the hook's.
+    package = importlib.util.find_spec("libvirt_hooks")
+    if package is None or package.origin is None:
+        raise ConfigError("libvirt_hooks", "", f"is missing; {_REMEDY}")
+    return _read(Path(package.origin).with_name("qemu.py"))
+
+
+def program_directory() -> Path:
+    """Return where this installation keeps ``cpmd`` and ``natd``."""
+    return Path(sysconfig.get_path("scripts"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), "", f"cannot read: {error.strerror}; {_REMEDY}") from error
