@@ -10,6 +10,7 @@ import dataclasses
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from cpm.model import PortRange
@@ -37,7 +38,7 @@ class ProtocolPorts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PortUse:
+class VMPorts:
     """
     The ports that one VM's connections have at one moment, by IP protocol number.
 
@@ -48,7 +49,7 @@ class PortUse:
     protocols: Mapping[int, ProtocolPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
-    def of(cls, ports: Mapping[int, Iterable[int]]) -> PortUse:
+    def of(cls, ports: Mapping[int, Iterable[int]]) -> VMPorts:
         """Take, for each IP protocol number, the port of every connection."""
         return cls(MappingProxyType({protocol: ProtocolPorts.of(each) for protocol, each in sorted(ports.items())}))
 
@@ -71,8 +72,27 @@ class PortUse:
         return sum(len(each.flows) for each in self.protocols.values())
 
 
-NO_PORTS = PortUse()
+NO_PORTS = VMPorts()
 """A VM without connections."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PortUse:
+    """One reading of the connections of all VMs, by internal address; a VM without connections is not in it."""
+
+    vms: Mapping[IPv4Address, VMPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def of(self, internal: IPv4Address) -> VMPorts:
+        """Return the ports of one VM."""
+        return self.vms.get(internal, NO_PORTS)
+
+    def in_use(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return how many ports of the range the VM has taken, in the protocol that takes most of them."""
+        return self.of(internal).in_use(ports)
+
+    def connections(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return how many connections of the VM have a port of the range, over all protocols."""
+        return self.of(internal).connections(ports)
 
 
 def _count(ports: array[int], within: PortRange) -> int:

@@ -40,7 +40,7 @@ from natctl.netlink.frames import (
     nested,
     network_u32,
 )
-from natctl.port_use import NO_PORTS, PortUse
+from natctl.port_use import PortUse, VMPorts
 
 FLAG = 0x40000000
 """Bit of the conntrack mark that managed connections carry unless configured otherwise: the highest of the mask."""
@@ -66,19 +66,18 @@ _Ports = dict[int, list[int]]
 """Ports by ``internal address << 8 | protocol``, once for each connection."""
 
 
-def dump_ports(flag: int = FLAG) -> Mapping[IPv4Address, PortUse]:
+def dump_ports(flag: int = FLAG) -> PortUse:
     """
     Read, in one pass, which ports the managed connections of every VM have; blocks the calling thread.
 
     :param flag: Bit or bits of the conntrack mark that managed connections carry.
-    :return: By internal address; a VM without connections is not there.
     :raise KernelError: When the kernel refuses or does not answer; nothing was read then.
     """
     with _channel("read the connections of all VMs") as channel:
         return _all_ports(channel, flag)
 
 
-def dump_ports_of(internal: IPv4Address) -> PortUse:
+def dump_ports_of(internal: IPv4Address) -> VMPorts:
     """
     Read which ports the connections of one VM have; blocks the calling thread.
 
@@ -116,11 +115,11 @@ class Conntrack:
     def __init__(self, flag: int = FLAG) -> None:
         self._flag = flag
 
-    async def flows_in_use(self) -> Mapping[IPv4Address, PortUse]:
+    async def flows_in_use(self) -> PortUse:
         """See :func:`dump_ports`."""
         return await _in_thread("read the connections of all VMs", lambda channel: _all_ports(channel, self._flag))
 
-    async def ports_of(self, internal: IPv4Address) -> PortUse:
+    async def ports_of(self, internal: IPv4Address) -> VMPorts:
         """See :func:`dump_ports_of`."""
         return await _in_thread(f"read the connections of {internal}", lambda channel: _ports_of(channel, internal))
 
@@ -147,14 +146,14 @@ async def _in_thread(action: str, work: Callable[[Channel], _T]) -> _T:
     return await asyncio.to_thread(run)
 
 
-def _all_ports(channel: Channel, flag: int) -> Mapping[IPv4Address, PortUse]:
+def _all_ports(channel: Channel, flag: int) -> PortUse:
     body = _NFGENMSG + attribute(_CTA_MARK, network_u32(flag)) + attribute(_CTA_MARK_MASK, network_u32(flag))
     return _by_address(_complete(channel, lambda: _collect(channel, body)))
 
 
-def _ports_of(channel: Channel, internal: IPv4Address) -> PortUse:
+def _ports_of(channel: Channel, internal: IPv4Address) -> VMPorts:
     found = _complete(channel, lambda: _collect(channel, _NFGENMSG + _replies_to(internal)))
-    return _by_address(found).get(internal, NO_PORTS)
+    return _by_address(found).of(internal)
 
 
 def _complete(channel: Channel, read: Callable[[], _T]) -> _T:
@@ -174,11 +173,11 @@ def _replies_to(internal: IPv4Address) -> bytes:
     )
 
 
-def _by_address(found: _Ports) -> Mapping[IPv4Address, PortUse]:
+def _by_address(found: _Ports) -> PortUse:
     ports: defaultdict[int, dict[int, list[int]]] = defaultdict(dict)
     for key, each in found.items():
         ports[key >> 8][key & 0xFF] = each
-    return MappingProxyType({IPv4Address(address): PortUse.of(each) for address, each in ports.items()})
+    return PortUse(MappingProxyType({IPv4Address(address): VMPorts.of(each) for address, each in ports.items()}))
 
 
 # An entry is struct nfgenmsg (4 bytes), the original tuple, the reply tuple, and more. All kernels up to this day lay

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -78,9 +78,10 @@ async def watch_links() -> AsyncGenerator[LinkEvent, None]:
             links = _listed()
             yield Resync(_masters(links))
             known = {index: link.name for index, link in links.items()}
-            async for message in _messages(news):
-                for event in _changes(known, message):
-                    yield event
+            while (buffer := await _heard(news)) is not None:
+                for message in _split(buffer):
+                    for event in _changes(known, message):
+                        yield event
 
 
 class _Link(NamedTuple):
@@ -158,18 +159,14 @@ def _subscription() -> socket.socket:
     return news
 
 
-async def _messages(news: socket.socket) -> AsyncIterator[_Message]:
-    """Yield what the kernel tells until it had to drop something."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            buffer = await loop.sock_recv(news, _RECEIVE_BYTES)
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                return
-            raise KernelError("watch the network interfaces", error.errno or errno.EIO, str(error)) from error
-        for message in _split(buffer):
-            yield message
+async def _heard(news: socket.socket) -> bytes | None:
+    """Wait for what the kernel tells next; None when it had to drop something."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(news, _RECEIVE_BYTES)
+    except OSError as error:
+        if error.errno == errno.ENOBUFS:
+            return None
+        raise KernelError("watch the network interfaces", error.errno or errno.EIO, str(error)) from error
 
 
 def _split(buffer: bytes) -> Iterator[_Message]:

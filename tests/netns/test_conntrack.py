@@ -14,7 +14,7 @@ import pytest
 
 from cpm.model import PortRange
 from natctl.netlink.conntrack import Conntrack, delete_connections, dump_ports, dump_ports_of
-from natctl.port_use import NO_PORTS
+from natctl.port_use import NO_PORTS, PortUse
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns
@@ -89,7 +89,7 @@ def test_real_traffic_of_three_protocols_is_read_as_the_tool_prints_it() -> None
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
             for identifier in (20001, 20002):
                 icmp.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FF - identifier, identifier, 0), ("127.0.0.1", 0))
-        found = dump_ports()[IPv4Address("127.0.0.9")]
+        found = dump_ports().of(IPv4Address("127.0.0.9"))
         seen = witness()
         for client in clients:
             client.close()
@@ -110,11 +110,11 @@ def test_one_pass_serves_all_vms() -> None:
     insert("udp", 20000)
     insert_tcp(30000, internal=OTHER)
     found = dump_ports()
-    assert set(found) == {VM, OTHER}
-    assert found[VM].in_use(PortRange(20000, 20511)) == 3
-    assert found[VM].in_use(PortRange(20001, 20510)) == 1
-    assert found[VM].connections(PortRange(20000, 20511)) == 5
-    assert found[OTHER].connections(ALL) == 1
+    assert set(found.vms) == {VM, OTHER}
+    assert found.in_use(VM, PortRange(20000, 20511)) == 3
+    assert found.in_use(VM, PortRange(20001, 20510)) == 1
+    assert found.connections(VM, PortRange(20000, 20511)) == 5
+    assert found.connections(OTHER, ALL) == 1
 
 
 def test_only_managed_connections_are_read() -> None:
@@ -122,18 +122,18 @@ def test_only_managed_connections_are_read() -> None:
     insert_tcp(20001, mark=0x20000000)
     insert_tcp(20002, mark=0)
     assert entries() == 3
-    assert list(dump_ports()[VM].protocols[6].flows) == [20000]
-    assert dump_ports(0x20000000)[VM].connections(ALL) == 1
+    assert list(dump_ports().of(VM).protocols[6].flows) == [20000]
+    assert dump_ports(0x20000000).of(VM).connections(ALL) == 1
 
 
 def test_a_guest_that_sends_from_its_internal_address_itself_is_counted() -> None:
     run("conntrack", "-I", "-p", "udp", "--timeout", "600", "-s", str(VM), "-d", "192.0.2.9", "--sport", "20003",
         "--dport", "53", "--mark", str(MANAGED))  # fmt: skip
-    assert list(dump_ports()[VM].protocols[17].flows) == [20003]
+    assert list(dump_ports().of(VM).protocols[17].flows) == [20003]
 
 
 def test_an_empty_table_reads_as_nothing() -> None:
-    assert dump_ports() == {}
+    assert dump_ports() == PortUse()
     assert dump_ports_of(VM) == NO_PORTS
     assert delete_connections(VM) == 0
 
@@ -141,7 +141,7 @@ def test_an_empty_table_reads_as_nothing() -> None:
 def test_sctp_and_conntrack_zones_are_read_and_forgotten() -> None:
     insert_sctp(20000)
     insert_sctp(20001, "--zone", "7")
-    assert list(dump_ports()[VM].protocols[132].flows) == [20000, 20001]
+    assert list(dump_ports().of(VM).protocols[132].flows) == [20000, 20001]
     assert delete_connections(VM) == 2
     assert entries() == 0
 
@@ -191,7 +191,7 @@ async def test_the_daemon_reads_the_namespace_it_runs_in_and_many_readings_go_on
         insert_tcp(port)
     conntrack = Conntrack()
     readings = await asyncio.gather(*(conntrack.flows_in_use() for _ in range(12)))
-    assert [each[VM].total for each in readings] == [50] * 12
+    assert [each.of(VM).total for each in readings] == [50] * 12
 
 
 def test_ten_thousand_entries_agree_with_the_tool() -> None:
@@ -205,4 +205,4 @@ def test_ten_thousand_entries_agree_with_the_tool() -> None:
     assert entries() == 10_000
     seen = witness()
     found = dump_ports()
-    assert {(address, "udp"): list(use.protocols[17].flows) for address, use in found.items()} == seen
+    assert {(address, "udp"): list(use.protocols[17].flows) for address, use in found.vms.items()} == seen

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.model import PortRange
-from natctl.port_use import NO_PORTS, PortUse
+from natctl.port_use import NO_PORTS, PortUse, VMPorts
 
 ports = st.integers(0, 65535)
 uses = st.dictionaries(st.sampled_from([1, 6, 17, 132]), st.lists(ports, max_size=50), max_size=4)
@@ -18,7 +20,7 @@ def ranges(draw: st.DrawFn) -> PortRange:
 
 @given(uses, ranges())
 def test_counts_are_those_of_a_plain_count(use: dict[int, list[int]], within: PortRange) -> None:
-    read = PortUse.of(use)
+    read = VMPorts.of(use)
     inside = {number: [port for port in each if port in within] for number, each in use.items()}
     assert read.connections(within) == sum(map(len, inside.values()))
     assert read.in_use(within) == max((len(set(each)) for each in inside.values()), default=0)
@@ -29,7 +31,7 @@ def test_counts_are_those_of_a_plain_count(use: dict[int, list[int]], within: Po
 
 
 def test_each_protocol_has_its_own_port_space() -> None:
-    use = PortUse.of({6: [20000, 20000, 20001], 17: [20000]})
+    use = VMPorts.of({6: [20000, 20000, 20001], 17: [20000]})
     assert use.in_use(PortRange(20000, 20063)) == 2
     assert use.in_use_by_protocol(PortRange(20000, 20063)) == {"tcp": 2, "udp": 1}
     assert use.connections(PortRange(20000, 20000)) == 3
@@ -38,4 +40,13 @@ def test_each_protocol_has_its_own_port_space() -> None:
 def test_without_connections_nothing_is_in_use() -> None:
     assert NO_PORTS.in_use(PortRange(1024, 65535)) == 0
     assert NO_PORTS.connections(PortRange(1024, 65535)) == 0
-    assert PortUse() == NO_PORTS
+    assert VMPorts() == NO_PORTS
+
+
+def test_a_reading_answers_for_every_vm() -> None:
+    mine, other = IPv4Address("100.64.0.5"), IPv4Address("100.64.0.6")
+    read = PortUse({mine: VMPorts.of({6: [20000, 20001], 17: [20001]})})
+    assert read.in_use(mine, PortRange(20000, 20063)) == 2
+    assert read.connections(mine, PortRange(20000, 20063)) == 3
+    assert read.in_use(other, PortRange(1, 65535)) == 0
+    assert read.connections(other, PortRange(1, 65535)) == 0
