@@ -1,0 +1,207 @@
+"""The command line against a real cpmd: its own process, its own ledger, and a node that applies all it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+
+from cpm.api import wire
+from cpm.messages import (
+    PROTOCOL,
+    Applied,
+    Attach,
+    Delta,
+    Detach,
+    Hello,
+    Measured,
+    NodeMessage,
+    Report,
+    Snapshot,
+    Welcome,
+)
+from cpm.model import DomainUUID, NodeName, Role
+from tests.unit.cpm.cli.conftest import DB, WEB, Result
+
+_PATIENCE_S = 60.0
+
+
+class Manager(NamedTuple):
+    process: subprocess.Popen[bytes]
+    socket_path: str
+
+
+@pytest.fixture
+def cpmd() -> Iterator[Manager]:
+    """Start one and wait until it says that it is ready."""
+    directory = Path(tempfile.mkdtemp(prefix="vpt-"))
+    path, config = str(directory / "cpmd.sock"), directory / "cpmd.toml"
+    config.write_text(f'[listen]\nsocket = "{path}"\n[ledger]\npath = "{directory / "ledger.db"}"\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+        ready.bind(str(directory / "notify"))
+        ready.settimeout(_PATIENCE_S)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cpm.daemon", "--config", str(config)],
+            env={**os.environ, "NOTIFY_SOCKET": str(directory / "notify")},
+        )
+        try:
+            assert ready.recv(4096).startswith(b"READY=1")
+            yield Manager(process, path)
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(directory)
+
+
+async def virt_ports(cpmd: Manager, *words: str) -> Result:
+    process = await _start(cpmd, *words)
+    out, err = await asyncio.wait_for(process.communicate(), _PATIENCE_S)
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+async def _start(cpmd: Manager, *words: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cpm.cli.main", *words, env={**os.environ, "VIRT_PORTS_SOCKET": cpmd.socket_path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+class Node:
+    """A machine with both roles whose kernel accepts everything at once."""
+
+    def __init__(self, session: aiohttp.ClientWebSocketResponse) -> None:
+        self._session = session
+        self.epoch = self.generation = 0
+
+    async def say(self, message: NodeMessage) -> None:
+        await self._session.send_bytes(wire.encode(message))
+
+    async def obey(self) -> None:
+        async for frame in self._session:
+            message = wire.manager_message(frame.data)
+            if isinstance(message, Welcome):
+                self.epoch = message.epoch
+            elif isinstance(message, (Snapshot, Delta)):
+                self.generation = message.generation
+                await self.say(Applied(message.epoch, message.generation))
+
+
+@contextlib.asynccontextmanager
+async def connected(cpmd: Manager, name: str) -> AsyncIterator[Node]:
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(cpmd.socket_path)) as http,
+        http.ws_connect("http://localhost/v1/session") as session,
+    ):
+        node = Node(session)
+        hello = Hello(PROTOCOL, NodeName(name), frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
+        await node.say(hello)
+        obeying = asyncio.create_task(node.obey())
+        try:
+            yield node
+        finally:
+            await session.close()
+            await asyncio.wait_for(obeying, _PATIENCE_S)
+
+
+class Follower:
+    """``virt-ports events --follow``: how the test learns that something came to pass."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def until(self, event: str, uuid: DomainUUID) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        while True:
+            line = await asyncio.wait_for(self.process.stdout.readline(), _PATIENCE_S)
+            assert line, "the stream ended"
+            seen: dict[str, Any] = json.loads(line)
+            if (seen["event"], seen["uuid"]) == (event, uuid):
+                return seen
+
+
+async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
+    added = await virt_ports(cpmd, "pool", "add", "203.0.113.1", "--reserved", "5060", "-o", "json")
+    assert [address["reserved"] for address in added.json] == [[{"first": 5060, "last": 5060}]]
+    assert added.json[0]["ports_total"] == 65535 - 1024  # 1024-65535 without 5060
+    follower = Follower(await _start(cpmd, "events", "--follow", "-o", "json"))
+
+    async with connected(cpmd, "host1") as node:
+        await node.say(Attach(WEB, "web1"))
+        active = await follower.until("active", WEB)
+        measured = Measured(WEB, packets_per_s=500.0, megabits_per_s=10.0, ports_in_use=17)
+        await node.say(Report(node.generation, 1.0, (measured,)))
+        await node.say(Attach(DB, "db"))
+        await follower.until("active", DB)
+        await _sees(cpmd, active)
+        await _is_refused(cpmd, active)
+
+        await node.say(Detach(WEB, "shutdown"))
+        await follower.until("held", WEB)
+        assert [vm["name"] for vm in (await virt_ports(cpmd, "list", "-o", "json")).json] == ["db"]
+        everything = (await virt_ports(cpmd, "list", "--all", "-o", "json")).json
+        assert {vm["name"]: vm["state"] for vm in everything} == {"db": "active", "web1": "gone"}
+        told = (await virt_ports(cpmd, "history", "web1", "-o", "json")).json
+        assert [line["event"] for line in told][:2] == ["reserved", "active"]
+        assert told[-1]["event"] == "held"
+
+    cpmd.process.send_signal(signal.SIGTERM)
+    _, err = await asyncio.wait_for(follower.process.communicate(), _PATIENCE_S)
+    assert follower.process.returncode == 3
+    assert json.loads(err)["code"] == "unreachable"
+    assert cpmd.process.wait(_PATIENCE_S) == 0
+    gone = await virt_ports(cpmd, "list")
+    assert (gone.code, gone.out) == (3, "")
+
+
+async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
+    """Every verb tells the same of a VM that runs."""
+    web = next(vm for vm in (await virt_ports(cpmd, "list", "-o", "json")).json if vm["name"] == "web1")
+    place = {key: active[key] for key in ("external_address", "first_port", "last_port")}
+    assert web == {
+        "name": "web1", "uuid": WEB, "node": "host1", "state": "active", "ports_in_use": 17, **place,
+    }  # fmt: skip
+    shown = (await virt_ports(cpmd, "show", WEB.upper(), "-o", "json")).json
+    assert {**shown, **web} == shown
+    assert [(each["first_port"], each["state"]) for each in shown["allocations"]] == [(web["first_port"], "active")]
+    owner = (
+        await virt_ports(cpmd, "whois", "203.0.113.1", str(web["last_port"]), "--protocol", "tcp", "-o", "json")
+    ).json
+    assert (owner["name"], owner["uuid"], owner["state"]) == ("web1", WEB, "active")
+    (node,) = (await virt_ports(cpmd, "node", "list", "-o", "json")).json
+    assert (node["name"], node["roles"], node["connected"], node["domains"]) == ("host1", ["edge", "host"], True, 2)
+    status = (await virt_ports(cpmd, "status", "-o", "json")).json
+    assert (status["domains"], status["nodes"], status["nodes_connected"]) == (2, 1, 1)
+    table = (await virt_ports(cpmd, "list")).out.splitlines()
+    assert [line.split()[0] for line in table[2:-1]] == ["db", "web1"]
+
+
+async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
+    """What cannot be has the exit code for it, the manager's sentence, and changes nothing."""
+    for words, sentence in (
+        (("show", "web2"), "error: no VM 'web2'; "),
+        (("history", "web2"), "error: no VM 'web2'; "),
+        (("whois", "203.0.113.1", "65535"), "error: no owner '203.0.113.1 port 65535'; "),
+        (("whois", "203.0.113.1", str(active["first_port"]), "--at", "-1d"), "error: no owner "),
+        (("pool", "remove", "203.0.113.1"), "error: cannot remove 203.0.113.1: "),
+        (("pool", "remove", "203.0.113.9"), "error: no "),
+        (("node", "fence", "host1"), "error: host1 is connected"),
+        (("node", "fence", "host9"), "error: no node 'host9'; see `virt-ports node list`"),
+    ):
+        refused = await virt_ports(cpmd, *words)
+        assert (refused.code, refused.out) == (1, ""), words
+        assert refused.err.startswith(sentence), words
