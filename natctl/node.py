@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Protocol
 
 from cpm.errors import VirtPortsError
 from cpm.messages import (
@@ -44,8 +43,10 @@ from cpm.messages import (
     Report,
     Snapshot,
 )
-from cpm.model import DomainUUID, NodeName, PortRange, Role
+from cpm.model import DomainUUID, NodeName, Role
 from natctl.desired import Change, EdgeEntry, HostEntry, Path
+from natctl.port_use import PortUse
+from qga_agent.samples import Rates
 
 TAP_GRACE_S = 3.0
 """Seconds a VM may be without interfaces before it counts as gone: a hook usually says so earlier, and libvirt
@@ -97,24 +98,6 @@ class Running:
     domain: DomainUUID
     name: str
     taps: frozenset[str] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rate:
-    """Traffic of one VM over the last period, both directions."""
-
-    packets_per_s: float
-    megabits_per_s: float
-
-
-class PortUse(Protocol):
-    """What one pass over conntrack found."""
-
-    def in_use(self, internal: IPv4Address, ports: PortRange) -> int:
-        """Return the largest number of distinct ports in use within the range over the protocols."""
-
-    def connections(self, internal: IPv4Address, ports: PortRange) -> int:
-        """Return the number of flows that use a port of the range."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,13 +243,15 @@ class Node:
 
     # The kernel, as found and as told
 
-    def adopt(self, entries: Iterable[HostEntry], links: frozenset[str], now: float) -> None:
+    def adopt(self, entries: Iterable[HostEntry], path: Path | None, links: frozenset[str], now: float) -> None:
         """
         Start from what the kernel already holds: VMs whose interfaces exist go on running.
 
         Their marks are kept, so that nothing they send is interrupted by a restart of natd.
         """
         self._links = links
+        if path is not None:
+            self._path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals))
         for entry in entries:
             self._index[entry.domain] = entry.index
             self._applied[entry.domain] = entry
@@ -476,7 +461,7 @@ class Node:
     def report(
         self,
         period_s: float,
-        rates: Mapping[DomainUUID, Rate],
+        rates: Mapping[DomainUUID, Rates],
         use: PortUse | None,
         generation: int,
         dropped: Mapping[str, int],
@@ -490,17 +475,10 @@ class Node:
         :param generation: :attr:`applied_generation` when counting began.
         :param dropped: Packets dropped at this node by reason, totals.
         """
-        vms = tuple(self._measured(self._host[uuid], rate, use) for uuid, rate in rates.items() if uuid in self._host)
-        self._say(Report(generation, period_s, vms, dict(dropped)))
-
-    def _measured(self, vm: HostVM, rate: Rate, use: PortUse | None) -> Measured:
-        in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
-        draining = (
-            tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining)
-            if use is not None
-            else ()
+        vms = tuple(
+            _measured(vm, rate, use) for uuid, rate in rates.items() if (vm := self._host.get(uuid)) is not None
         )
-        return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining)
+        self._say(Report(generation, period_s, vms, dict(dropped)))
 
     # Inside
 
@@ -620,6 +598,14 @@ class Node:
 
 def _edge_entry(vm: EdgeVM) -> EdgeEntry:
     return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
+
+
+def _measured(vm: HostVM, rate: Rates, use: PortUse | None) -> Measured:
+    in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
+    draining = (
+        tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
+    )
+    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining)
 
 
 def _is_empty(change: Change) -> bool:

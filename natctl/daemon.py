@@ -1,0 +1,372 @@
+"""
+natd: the composition root of a node.
+
+Wires what happens (hooks, the session with the manager, interfaces that come and go, libvirt's events, time) to
+:class:`~natctl.node.Node`, and carries out what it commands. Kernel commands are carried out one after the other by one
+task; nothing here decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
+import signal
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from cpm.api import session as manager_session
+from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
+from cpm.messages import ManagerMessage, Report
+from cpm.model import DomainUUID, NodeName, Role
+from cpm.service import clock, logs, notify
+from cpm.service.tasks import Tasks
+from libvirt_hooks.domain_xml import DomainFacts
+from libvirt_hooks.protocol import HookOperation
+from natctl import settings as settings_
+from natctl.hook_server import HookServer
+from natctl.kernel import Kernel
+from natctl.netlink.conntrack import Conntrack
+from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
+from natctl.node import Answer, Command, Forget, Identity, Node, Program, Replace, Running, Send, Warn
+from natctl.ruleset.host import Marks
+from qga_agent.domain_events import ConnectionMade, DeviceAdded, DeviceRemoved, DomainResumedMigrated, DomainStarted
+from qga_agent.libvirt_stats import LibvirtMonitor
+from qga_agent.samples import Sampler
+from qga_agent.tap_stats import Source, TapReader
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+LIST_S = 15.0
+"""Seconds between two looks at libvirt's list of domains, for what no event told."""
+FIRST_LIST_S = 3.0
+"""Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
+
+_STARTS = frozenset({HookOperation.START, HookOperation.STARTED, HookOperation.ATTACH, HookOperation.RECONNECT})
+_ENDS = frozenset({HookOperation.STOPPED, HookOperation.RELEASE})
+_INTERFACES = frozenset({"network", "bridge", "ethernet"})
+"""Kinds of interface with a tap that may be on a bridge."""
+
+
+def version() -> str:
+    """Return the installed version."""
+    return importlib.metadata.version("virt-ports")
+
+
+class Natd:
+    """
+    The service; also the listener of the session with the manager.
+
+    :param settings: Checked settings.
+    """
+
+    def __init__(self, settings: settings_.Settings) -> None:
+        self._settings = settings
+        kernel = settings.kernel()
+        self._host = settings.host if Role.HOST in settings.roles else None
+        marks = Marks.of_mask(kernel.host.mark_mask) if kernel.host is not None else None
+        identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, version())
+        self._node = Node(identity, marks.highest_index if marks is not None else 0)
+        self._kernel = Kernel(kernel)
+        self._conntrack = Conntrack(marks.flag) if marks is not None else None
+        self._sampler = Sampler()
+        self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
+        self._session = manager_session.Session(settings.manager.url, self, _context(settings.manager), random.random)
+        libvirt = self._host.libvirt if self._host is not None else None
+        self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
+        source = Source(settings.monitor.source)
+        self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
+        self._kernel_work: asyncio.Queue[Program | Replace | Forget] = asyncio.Queue()
+        self._dropped: dict[str, int] = {}
+        self._listed = asyncio.Event()
+        self._links: frozenset[str] = frozenset()
+        self._tasks = Tasks()
+
+    # Life
+
+    async def start(self) -> None:
+        """
+        Look at what the kernel holds, listen for hooks, begin to serve. Changes nothing before the manager spoke.
+
+        :raise KernelError: When the kernel cannot be read.
+        :raise OSError: When the socket cannot be made.
+        """
+        found = await self._kernel.observe()
+        self._links = frozenset(list_links())
+        self._node.adopt(found.host.values(), found.path, self._links, clock.now())
+        start = self._tasks.start
+        start("kernel", self._serve_kernel(), forever=True)
+        if self._host is not None:
+            await self._hooks.start()
+            start("links", self._watch_links(), forever=True)
+            start("measure", self._every(self._settings.monitor.period_s, self._measure), forever=True)
+        if self._libvirt is not None:
+            start("libvirt", self._libvirt.run(), forever=True)
+            start("libvirt events", self._serve_libvirt(self._libvirt), forever=True)
+            start("libvirt list", self._every(LIST_S, self._list_domains), forever=True)
+        start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
+        start("tick", self._every(TICK_S, self._tick), forever=True)
+        start("session", self._serve_session(), forever=True)
+        if (period := notify.watchdog_period()) is not None:
+            start("watchdog", self._watchdog(period), forever=True)
+        log.info(
+            "%s (%s), %d VMs found in the kernel", self._settings.node_name, _roles(self._settings), len(found.host)
+        )
+
+    async def stopped(self) -> None:
+        """Wait until a loop of ours failed."""
+        await self._tasks.failed.wait()
+
+    async def stop(self) -> None:
+        """Stop serving. The kernel goes on with what it holds."""
+        await self._hooks.stop()
+        await self._tasks.stop()
+        await self._kernel.close()
+
+    # What the node commands
+
+    def _carry_out(self) -> None:
+        for command in self._node.take():
+            self._carry_out_one(command)
+
+    def _carry_out_one(self, command: Command) -> None:
+        match command:
+            case Send(message):
+                self._session.send(message)
+            case Answer(request, code, text):
+                self._hooks.answer(request, code, text)
+            case Warn(text):
+                log.warning("%s", text)
+            case Program() | Replace() | Forget():
+                self._kernel_work.put_nowait(command)
+
+    async def _serve_kernel(self) -> None:
+        while True:
+            command = await self._kernel_work.get()
+            if isinstance(command, Forget):
+                await self._forget(command)
+                continue
+            try:
+                await self._program(command)
+            except KernelError as error:
+                self._node.refused_by_kernel(error, clock.now())
+            else:
+                self._node.programmed(clock.now())
+            self._carry_out()
+
+    async def _program(self, command: Program | Replace) -> None:
+        if isinstance(command, Program):
+            await self._kernel.change(command.change)
+            return
+        for difference in await self._kernel.replace(command.host, command.edge, command.path):
+            log.info("brought in step: %s", difference)
+
+    async def _forget(self, command: Forget) -> None:
+        if self._conntrack is None:
+            return
+        try:
+            gone = await self._conntrack.forget(command.internal)
+            log.debug("forgot %d connections of %s", gone, command.internal)
+        except KernelError as error:
+            log.warning("%s", error)
+
+    # The manager
+
+    async def _serve_session(self) -> None:
+        if self._libvirt is not None:
+            # Whom we leave out of our first words counts as gone.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._listed.wait(), FIRST_LIST_S)
+        await self._session.run()
+
+    def on_connected(self) -> None:
+        """Say hello."""
+        log.info("connected to %s", self._settings.manager.url)
+        self._node.connected(clock.now())
+        self._carry_out()
+
+    def on_message(self, message: ManagerMessage) -> None:
+        """
+        Take in what the manager said.
+
+        :raise VirtPortsError: When it is not the present manager.
+        """
+        self._node.received(message, clock.now())
+        self._carry_out()
+
+    def on_disconnected(self, reason: str) -> None:
+        """Take note; everything that runs goes on."""
+        log.warning("no session with %s: %s; trying again", self._settings.manager.url, reason)
+        self._node.disconnected(clock.now())
+        self._carry_out()
+
+    # Domains
+
+    def _on_hook(self, request: int, operation: HookOperation, facts: DomainFacts) -> None:
+        now = clock.now()
+        vm = self._running(facts)
+        if operation in _ENDS:
+            self._node.ended(request, DomainUUID(facts.uuid), operation.value, now)
+        elif vm is None:
+            self._hooks.answer(request, "", "no interface of ours")
+        elif operation is HookOperation.MIGRATE:
+            self._node.incoming(request, vm, now)
+        elif operation is HookOperation.RESTORE:
+            self._hooks.answer(request, "", "")
+        elif operation is HookOperation.RECONNECT:
+            # Never let a running VM wait, or fail, because of us.
+            self._hooks.answer(request, "", "")
+            self._node.starting(None, vm, now, wait_for_taps=False)
+        else:
+            self._node.starting(request, vm, now, wait_for_taps=operation in _STARTS)
+        self._carry_out()
+
+    def _running(self, facts: DomainFacts) -> Running | None:
+        """Return the VM with its interfaces on our bridges; None when it has none."""
+        assert self._host is not None
+        mine = [
+            interface
+            for interface in facts.interfaces
+            if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
+        ]
+        if not mine:
+            return None
+        taps = frozenset(interface.target for interface in mine if interface.target is not None)
+        return Running(DomainUUID(facts.uuid), facts.name, taps)
+
+    async def _serve_libvirt(self, libvirt: LibvirtMonitor) -> None:
+        while True:
+            event = await libvirt.events.get()
+            if isinstance(event, DomainResumedMigrated):
+                self._node.resumed(event.uuid, clock.now())
+                self._carry_out()
+            elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted)):
+                await self._list_domains()
+
+    async def _list_domains(self) -> None:
+        if self._libvirt is None or not self._libvirt.is_connected:
+            return
+        try:
+            domains = await self._libvirt.domains()
+        except (Unreachable, TimeoutError) as error:
+            log.warning("cannot list libvirt's domains: %s", error)
+            return
+        running = [vm for facts in domains if (vm := self._running(facts)) is not None]
+        self._node.listed([Running(vm.domain, vm.name, vm.taps & self._links) for vm in running], clock.now())
+        self._listed.set()
+        self._carry_out()
+
+    async def _watch_links(self) -> None:
+        async with contextlib.aclosing(watch_links()) as events:
+            async for event in events:
+                if isinstance(event, Resync):
+                    self._links = frozenset(event.links)
+                elif isinstance(event, LinkAdded):
+                    self._links |= {event.name}
+                else:
+                    self._links -= {event.name}
+                self._node.linked(self._links, clock.now())
+                self._carry_out()
+
+    # Time
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            try:
+                await work()
+            except (VirtPortsError, TimeoutError) as error:
+                log.warning("%s", str(error) or type(error).__name__)
+
+    async def _tick(self) -> None:
+        self._node.tick(clock.now())
+        self._carry_out()
+
+    async def _ensure(self) -> None:
+        for difference in await self._kernel.ensure():
+            log.warning("mended: %s", difference)
+        self._dropped = dict((await self._kernel.observe()).drops)
+        self._node.present()
+        if self._host is None:
+            self._session.send(
+                Report(self._node.applied_generation, self._settings.monitor.ensure_s, (), self._dropped)
+            )
+        self._carry_out()
+
+    async def _measure(self) -> None:
+        taps = self._node.taps()
+        generation = self._node.applied_generation
+        every = frozenset().union(*taps.values())
+        counters = await self._taps.read(every, len(taps))
+        rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
+        use = await self._conntrack.flows_in_use() if self._conntrack is not None else None
+        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped)
+        self._carry_out()
+
+    async def _watchdog(self, period_s: float) -> None:
+        while True:
+            notify.notify("WATCHDOG=1")
+            await asyncio.sleep(period_s)
+
+
+def _roles(settings: settings_.Settings) -> str:
+    return ", ".join(sorted(settings.roles))
+
+
+def _context(manager: settings_.ManagerSettings) -> ssl.SSLContext | None:
+    if manager.certificate and manager.key and manager.ca:
+        return manager_session.tls_context(manager.certificate, manager.key, manager.ca)
+    return None
+
+
+async def serve(settings: settings_.Settings) -> int:
+    """Run until told to stop (0) or until a loop failed (1)."""
+    natd = Natd(settings)
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await natd.start()
+    notify.notify("READY=1")
+    ends = [asyncio.ensure_future(end) for end in (asked.wait(), natd.stopped())]  # noqa: TID251
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
+    notify.notify("STOPPING=1")
+    await natd.stop()
+    return 0 if asked.is_set() else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start natd; the command line of the service."""
+    parser = argparse.ArgumentParser(
+        prog="natd", description="NAT component of virt-ports: programs this node's kernel and measures its VMs."
+    )
+    parser.add_argument(
+        "--config", type=Path, default=settings_.DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="check the settings and exit")
+    parser.add_argument("--version", action="version", version=f"natd {version()}")
+    options = parser.parse_args(arguments)
+    try:
+        settings = settings_.load(options.config)
+    except ConfigError as error:
+        sys.stderr.write(f"natd: {error}\n")
+        return 2
+    if options.check:
+        return 0
+    logs.to_journal("natd", settings.log_level)
+    try:
+        return asyncio.run(serve(settings))
+    except (VirtPortsError, OSError) as error:
+        log.critical("cannot start: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
