@@ -7,6 +7,7 @@ Not for natd, which holds a websocket session. The one place that knows how the 
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ class Client:
         :param follow: Wait for more, without limit. The iterator then never ends by itself.
         :raise Unreachable: Also when the manager closes a stream that was to be followed.
         """
-        with _Reaching(self.socket_path):
+        with _reaching(self.socket_path):
             connection = self._connect()
             try:
                 connection.connect()
@@ -94,7 +95,7 @@ class Client:
             raise Unreachable(self.socket_path, "the manager ended the stream", _JOURNAL)
 
     def _call(self, kind: type[_T], method: str, target: str, body: bytes | None = None) -> _T:
-        with _Reaching(self.socket_path):
+        with _reaching(self.socket_path):
             connection = self._connect()
             try:
                 data = self._response(connection, method, target, body).read()
@@ -155,19 +156,14 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class _Reaching:
+@contextlib.contextmanager
+def _reaching(path: str) -> Iterator[None]:
     """Turn what the system says into :class:`Unreachable` with the remedy that fits."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, http.client.HTTPException)):
-            detail, remedy = _diagnosis(error)
-            raise Unreachable(self._path, detail, remedy.format(path=self._path)) from error
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        detail, remedy = _diagnosis(error)
+        raise Unreachable(path, detail, remedy.format(path=path)) from error
 
 
 def _diagnosis(error: OSError | http.client.HTTPException) -> tuple[str, str]:
