@@ -74,7 +74,7 @@ class LightGuest:
 
     def _plug_in(self) -> None:
         ip_batch([f"netns add {self.namespace}"])
-        sysctl(self.namespace, {"net.ipv6.conf.all.disable_ipv6": 1, "net.ipv6.conf.default.disable_ipv6": 1})
+        sysctl(self.namespace, net.NO_IPV6)
         ip_batch(
             [
                 f"link add {self.tap} type veth peer name eth0 address {self._mac} netns {self.namespace}",

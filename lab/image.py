@@ -77,6 +77,7 @@ def _build(target: Path) -> None:
     # Built aside and renamed when complete: whoever finds the directory finds all of it, also when two build at once.
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
         packages = Path(scratch) / "packages"
+        packages.mkdir()
         root = Path(scratch) / "root"
         result = Path(scratch) / "result"
         result.mkdir()
@@ -85,16 +86,12 @@ def _build(target: Path) -> None:
         _compile_conngen(result / "conngen")
         _fill_root(root, packages, result / "conngen")
         _write_cpio(root, result / "initramfs.cpio")
-        try:
-            result.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
+        _publish(result, target)
 
 
 def _unpack_packages(into: Path) -> None:
     downloads = CACHE / "downloads"
-    if not list(downloads.glob("*.deb")):
+    if not downloads.exists():
         _download(downloads)
     for package in downloads.glob("*.deb"):
         run("dpkg", "-x", package, into)
@@ -102,15 +99,24 @@ def _unpack_packages(into: Path) -> None:
 
 def _download(downloads: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="downloading-") as scratch:
+        complete = Path(scratch) / "complete"
+        complete.mkdir()
         try:
-            _apt_download(Path(scratch))
+            _apt_download(complete)
         except LabError:
             # A machine that never asked for its package lists, or long ago.
             run("apt-get", "update", "-q")
-            _apt_download(Path(scratch))
-        downloads.mkdir(exist_ok=True)
-        for package in Path(scratch).glob("*.deb"):
-            package.rename(downloads / package.name)
+            _apt_download(complete)
+        _publish(complete, downloads)
+
+
+def _publish(complete: Path, target: Path) -> None:
+    """Give a directory its final name; when somebody else was faster, theirs is as good."""
+    try:
+        complete.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
 
 
 def _apt_download(directory: Path) -> None:

@@ -95,6 +95,10 @@ class Lab:
             if self.is_up:
                 return False
             self._check_socket_free()
+            if not Path("/dev/net/tun").exists():
+                raise LabError(
+                    "there is no /dev/net/tun, and libvirt's taps need it: load the module with `modprobe tun`"
+                )
             self._take_down()
             try:
                 self._bring_up(say)

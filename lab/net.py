@@ -17,6 +17,7 @@ import re
 import signal
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 
 from lab.errors import LabError
 from lab.process import Process
@@ -72,13 +73,16 @@ def _uplink(last: int) -> Port:
 
 
 _FORWARD = {"net.ipv4.ip_forward": 1}
-_EVERYWHERE: dict[str, int] = {
+# The lab is IPv4 only: router solicitations would show up in the guests' packet counters.
+NO_IPV6: dict[str, int] = (
+    {"net.ipv6.conf.all.disable_ipv6": 1, "net.ipv6.conf.default.disable_ipv6": 1}
+    if Path("/proc/sys/net/ipv6").exists()
+    else {}
+)
+_EVERYWHERE = NO_IPV6 | {
     # Both directions of a connection may pass through different edges.
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
-    # The lab is IPv4 only; router solicitations would show up in the guests' packet counters.
-    "net.ipv6.conf.all.disable_ipv6": 1,
-    "net.ipv6.conf.default.disable_ipv6": 1,
 }
 _ROUTER = _FORWARD | {
     # By addresses alone: all fragments of one datagram take the same edge, which puts them together.

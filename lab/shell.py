@@ -73,7 +73,7 @@ def sysctl(namespace: str, settings: Mapping[str, int | str]) -> None:
 
     :raise CommandFailed: When the kernel knows no such parameter or refuses the value.
     """
-    run(*inside(namespace), "sysctl", "-qw", *(f"{key}={value}" for key, value in settings.items()))
+    run(*inside(namespace), "sysctl", "-qp", "-", stdin="".join(f"{key}={value}\n" for key, value in settings.items()))
 
 
 def require_root() -> None:

@@ -14,14 +14,21 @@ IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport]:
     """In CI a skip is a failure: there everything a test needs is installed, so a skip hides a fault."""
     outcome = yield
-    report = outcome.get_result()
+    _refuse_skip(outcome.get_result(), item.nodeid)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    outcome = yield
+    _refuse_skip(outcome.get_result(), collector.nodeid)
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, name: str) -> None:
     if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and in CI a skip is a failure: {_reason(report)}"
-
-
-def _reason(report: pytest.TestReport) -> str:
-    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.longrepr = f"{name} was skipped, and in CI a skip is a failure: {reason}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,131 @@
+# virt-ports: what people do with this repository. `make help` lists it.
+# Everything but help, check and clean needs root: network namespaces and libvirtd do.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON := /usr/bin/python3
+BIN := .venv/bin
+PACKAGES := build/packages-are-installed
+VENV := .venv/is-complete
+LAB ?= vp
+HOST ?= host1
+# More than the cores of a small machine: the tests that take long wait for guests and timers.
+PYTEST_JOBS ?= 4
+LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
+
+# Debian packages. For the daemons: Python and what libvirt-python is built with. For the lab and the tests: real
+# libvirtds and QEMU, what makes the guest image, and the tools that watch our work from outside.
+PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates
+PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
+                util-linux procps lz4 cpio
+PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd
+
+.PHONY: help
+help: ## This list.
+	@echo "virt-ports: make TARGET     (LAB=name picks another lab than $(LAB))"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---- set-up ---------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(PACKAGES) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
+
+.PHONY: packages-daemons
+packages-daemons: ## Install only the Debian packages that the daemons need (root, if any is missing).
+	@$(call install_missing,$(PACKAGES_DAEMONS))
+
+$(PACKAGES): Makefile
+	@$(call install_missing,$(PACKAGES_DAEMONS) $(PACKAGES_LAB) $(PACKAGES_TESTS))
+	@mkdir -p $(@D) && touch $@
+
+# The versions in the lock are all there is, so pip need not resolve anything.
+$(VENV): requirements.lock pyproject.toml setup.cfg | $(PACKAGES)
+	@echo "python environment in .venv"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Asks the network for nothing when nothing is missing.
+define install_missing
+	missing=(); \
+	for package in $(1); do \
+	    status=$$(dpkg-query -W -f '$${db:Status-Status}' "$$package" 2>/dev/null || true); \
+	    [ "$$status" = installed ] || missing+=("$$package"); \
+	done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	    echo "Debian packages: $${missing[*]}"; \
+	    [ "$$(id -u)" = 0 ] || { echo "make: installing them needs root: run sudo make setup" >&2; exit 1; }; \
+	    apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$${missing[@]}"; \
+	fi
+endef
+
+.PHONY: guest-image
+guest-image: setup ## Build the guest image in build/guest (downloads three packages once; kept).
+	@$(BIN)/python -m lab image
+
+# ---- the two commands of the README ---------------------------------------------------------------------------
+
+.PHONY: demo
+demo: guest-image ## The whole road once, with a real VM, in a lab of its own (root).
+	@$(BIN)/python -m lab demo
+
+.PHONY: test
+test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root). ARGS goes to pytest.
+	@$(BIN)/pytest -n $(PYTEST_JOBS) --dist loadfile $(ARGS)
+
+.PHONY: check
+check: setup ## Style, types, import contracts, dead code. Changes nothing.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/vulture
+
+.PHONY: bench
+bench: guest-image ## The figures of the README; the last line is one JSON object (root).
+	@$(BIN)/python -m bench
+
+# ---- the lab --------------------------------------------------------------------------------------------------
+
+.PHONY: lab-up
+lab-up: guest-image ## A site on this machine: 2 hosts with libvirtd, 2 edges, manager, router, internet (root).
+	@$(LAB_COMMAND) up
+
+.PHONY: lab-down
+lab-down: $(VENV) ## Remove everything of it, also after a crash (root).
+	@$(LAB_COMMAND) down
+
+.PHONY: lab-status
+lab-status: $(VENV) ## What the lab consists of and whether all of it runs (root).
+	@$(LAB_COMMAND) status
+
+.PHONY: lab-guest
+lab-guest: need-name ## NAME=a HOST=host1: start a light guest in namespace vp-a (root).
+	@$(LAB_COMMAND) guest "$(NAME)" --host "$(HOST)"
+
+.PHONY: lab-guest-rm
+lab-guest-rm: need-name ## NAME=a: remove it (root).
+	@$(LAB_COMMAND) guest-rm "$(NAME)"
+
+.PHONY: lab-vm
+lab-vm: need-name ## NAME=v HOST=host1: start a real VM through libvirt (root).
+	@$(LAB_COMMAND) vm "$(NAME)" --host "$(HOST)"
+
+.PHONY: lab-vm-rm
+lab-vm-rm: need-name ## NAME=v: shut it down and remove it (root).
+	@$(LAB_COMMAND) vm-rm "$(NAME)"
+
+.PHONY: need-name
+need-name: $(VENV)
+	@[ -n "$(NAME)" ] || { echo "make: which guest? For example: make $(MAKECMDGOALS) NAME=a" >&2; exit 2; }
+
+.PHONY: clean
+clean: ## Remove what make made here: .venv, build, caches. Not the Debian packages, not a running lab.
+	@[ ! -e /run/virt-ports-lab ] || { echo "make: a lab is up and uses these files: run make lab-down" >&2; exit 1; }
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
