@@ -1,0 +1,164 @@
+"""Who had what, when; and that nobody can say otherwise afterwards."""
+
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cpm.changes import DropVM, PutVM
+from cpm.errors import LedgerError
+from cpm.ledger import SqliteLedger
+from cpm.model import AllocationState, DomainUUID
+from cpm.records import JournalEvent
+from tests.unit.cpm.ledger.words import A, B, add, expected, free, move, vm
+
+
+def _life(ledger: SqliteLedger) -> None:
+    """x: reserved 10, active 11, grown 20, on host2 25, trimmed 30, tail held 40 and freed 50; y takes it at 60."""
+    ledger.commit([add(1, "x", "1024-1087")], 10)
+    ledger.commit([move(1, expected("1024-1087", "reserved"), "1024-1087", "active")], 11)
+    ledger.commit([move(1, expected("1024-1087", "active"), "1024-1151", "active")], 20)
+    ledger.commit([move(1, expected("1024-1151", "active"), "1024-1151", "active", host="host2")], 25)
+    ledger.commit(
+        [move(1, expected("1024-1151", "active"), "1024-1087", "active"), add(2, "x", "1088-1151", "draining")], 30
+    )
+    ledger.commit([move(2, expected("1088-1151", "draining"), "1088-1151", "held")], 40)
+    ledger.commit([free(2, "1088-1151", "held")], 50)
+    ledger.commit([add(3, "y", "1088-1151")], 60)
+
+
+@pytest.mark.parametrize(
+    ("port", "at", "answer"),
+    [
+        (1030, 9.9, None),
+        (1030, 10, ("x", "host1", "reserved", 10)),
+        (1030, 19, ("x", "host1", "active", 11)),
+        (1100, 19, None),
+        (1100, 20, ("x", "host1", "active", 20)),
+        (1100, 29, ("x", "host2", "active", 25)),
+        (1100, 39, ("x", "host1", "draining", 30)),
+        (1100, 49, ("x", "host1", "held", 40)),
+        (1100, 50, None),
+        (1100, 60, ("y", "host1", "reserved", 60)),
+        (1030, None, ("x", "host2", "active", 30)),
+        (1100, None, ("y", "host1", "reserved", 60)),
+        (2000, None, None),
+    ],
+)
+def test_whois(ledger: SqliteLedger, port: int, at: float | None, answer: tuple[str, str, str, float] | None) -> None:
+    _life(ledger)
+    found = ledger.reader().whois(A, port, at)
+    assert (found and (found.domain, found.node, found.state.value, found.since)) == answer
+    assert ledger.reader().whois(B, port, at) is None
+
+
+def test_history_tells_the_life(ledger: SqliteLedger) -> None:
+    _life(ledger)
+    story = [(entry.event.value, str(entry.ports)) for entry in ledger.reader().history("vm-x")]
+    assert story == [
+        ("reserved", "1024-1087"),
+        ("active", "1024-1087"),
+        ("resized", "1024-1151"),
+        ("moved", "1024-1151"),
+        ("trimmed", "1088-1151"),
+        ("resized", "1024-1087"),
+        ("draining", "1088-1151"),
+        ("held", "1088-1151"),
+        ("freed", "1088-1151"),
+    ]
+    assert ledger.reader().history("x") == ledger.reader().history("vm-x")
+    assert [entry.event for entry in ledger.reader().history("x", limit=2)] == [JournalEvent.HELD, JournalEvent.FREED]
+    assert ledger.reader().history("nobody") == []
+
+
+def test_history_survives_the_vm_and_its_name(ledger: SqliteLedger) -> None:
+    ledger.commit([add(1, "x", "1024-1087", "held")], 1)
+    ledger.commit([PutVM(vm("x", name="renamed"))], 2)
+    ledger.commit([free(1, "1024-1087", "held"), DropVM(DomainUUID("x"))], 3)
+    for name in ("vm-x", "renamed", "x"):
+        entries = ledger.reader().history(name)
+        assert [(entry.event.value, entry.name) for entry in entries] == [
+            ("held", "vm-x"),
+            ("updated", "renamed"),
+            ("freed", "renamed"),
+        ]
+    assert [entry.state for entry in entries] == [AllocationState.HELD, AllocationState.HELD, None]
+
+
+def test_unchanged_vm_and_step_leave_no_entry(ledger: SqliteLedger) -> None:
+    ledger.commit([add(1, "x", "1024-1087")], 1)
+    ledger.commit([PutVM(vm("x")), move(1, expected("1024-1087", "reserved"), "1024-1087", "reserved")], 2)
+    assert ledger.reader().latest_seq() == 1
+
+
+def test_events_can_be_followed(ledger: SqliteLedger) -> None:
+    _life(ledger)
+    reader, seen, position = ledger.reader(), [], 0
+    while entries := reader.events(position, limit=3):
+        assert len(entries) <= 3
+        seen += [entry.seq for entry in entries]
+        position = entries[-1].seq
+    assert seen == list(range(1, reader.latest_seq() + 1))
+
+
+COPY = "at, event, allocation, 'y', name, node, external, internal, first, last, state FROM journal WHERE seq = 1"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM journal",
+        "DELETE FROM journal WHERE seq = 1",
+        "UPDATE journal SET domain = 'y'",
+        "UPDATE OR REPLACE journal SET seq = 2 WHERE seq = 1",
+        f"INSERT OR REPLACE INTO journal SELECT seq, {COPY}",
+        f"INSERT INTO journal SELECT -5, {COPY}",
+    ],
+)
+def test_journal_cannot_be_rewritten_by_hand(ledger: SqliteLedger, path: Path, statement: str) -> None:
+    _life(ledger)
+    before = ledger.reader().events()
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as by_hand,
+        pytest.raises(sqlite3.IntegrityError, match="append-only"),
+    ):
+        by_hand.execute(statement)
+    assert ledger.reader().events() == before
+
+
+def test_reader_cannot_write(ledger: SqliteLedger) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        ledger.reader()._connection.execute("DELETE FROM vms")
+
+
+def test_reader_works_in_another_thread_while_the_writer_goes_on(ledger: SqliteLedger) -> None:
+    reader, answers = ledger.reader(), []
+    ledger.commit([add(1, "x", "1024-1087")], 1)
+    ledger._connection.execute("BEGIN IMMEDIATE")
+    thread = threading.Thread(target=lambda: answers.append(reader.whois(A, 1024)))
+    thread.start()
+    thread.join()
+    ledger._connection.execute("ROLLBACK")
+    assert [answer.domain for answer in answers if answer] == ["x"]
+
+
+def test_backup_is_a_ledger(ledger: SqliteLedger, tmp_path: Path) -> None:
+    _life(ledger)
+    target = tmp_path / "backup.db"
+    ledger.reader().backup(target)
+    with SqliteLedger(target) as copy:
+        assert copy.load() == ledger.load()
+        assert copy.reader().events() == ledger.reader().events()
+    assert not target.with_name("backup.db.part").exists()
+
+
+def test_backup_overwrites_nothing(ledger: SqliteLedger, tmp_path: Path) -> None:
+    target = tmp_path / "letter"
+    target.write_text("dear all")
+    with pytest.raises(LedgerError, match="exists already"):
+        ledger.reader().backup(target)
+    assert target.read_text() == "dear all"
+    with pytest.raises(LedgerError, match="nowhere"):
+        ledger.reader().backup(tmp_path / "nowhere" / "backup.db")

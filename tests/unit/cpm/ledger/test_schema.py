@@ -1,0 +1,122 @@
+"""Migrations, one by one, and files that are not ours or not for this version."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlite_utils import Database
+
+from cpm.errors import LedgerError, SchemaTooNew
+from cpm.ledger import SqliteLedger
+from cpm.ledger.connection import APPLICATION_ID, connect_writer
+from cpm.ledger.schema import MIGRATIONS, migrate, version_of
+from tests.unit.cpm.ledger.words import A
+
+
+@pytest.fixture
+def connection(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect_writer(str(path))) as connection:
+        yield connection
+
+
+def _shape(connection: sqlite3.Connection) -> set[tuple[str, str]]:
+    return set(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+def test_each_version_is_reached_and_is_the_start_of_the_next(connection: sqlite3.Connection) -> None:
+    for version in range(1, len(MIGRATIONS) + 1):
+        migrate(connection, MIGRATIONS[:version])
+        assert version_of(connection) == version
+        assert connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as at_once:
+        migrate(at_once)
+        assert _shape(at_once) == _shape(connection)
+
+
+def test_migrating_twice_is_once(connection: sqlite3.Connection) -> None:
+    migrate(connection)
+    before = _shape(connection)
+    migrate(connection)
+    assert _shape(connection) == before
+
+
+def test_version_2_journals_what_is_held_already(connection: sqlite3.Connection, path: Path) -> None:
+    migrate(connection, MIGRATIONS[:1])
+    connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
+    connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
+    connection.execute("INSERT INTO vms VALUES ('u', 'web', 'host1', '100.64.0.1', NULL, NULL, NULL)")
+    connection.execute("INSERT INTO allocations VALUES (3, 'u', 'host1', '203.0.113.1', 1024, 1087, 'active', 50.0)")
+    connection.close()
+    with SqliteLedger(path) as ledger:
+        holding = ledger.reader().whois(A, 1030, at=60.0)
+        assert holding is not None
+        assert (holding.domain, holding.name, holding.since) == ("u", "web", 50.0)
+        assert ledger.reader().whois(A, 1030, at=49.0) is None
+        assert [entry.allocation for entry in ledger.reader().history("web")] == [3]
+
+
+def test_failed_migration_leaves_the_version_before(connection: sqlite3.Connection) -> None:
+    def broken(database: Database) -> None:
+        database.execute("CREATE TABLE halfway (x)")
+        database.execute("SELECT * FROM nowhere")
+
+    migrate(connection, MIGRATIONS)
+    before = _shape(connection)
+    with pytest.raises(sqlite3.OperationalError):
+        migrate(connection, [*MIGRATIONS, broken])
+    assert not connection.in_transaction
+    assert (_shape(connection), version_of(connection)) == (before, len(MIGRATIONS))
+
+
+def test_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+    SqliteLedger(path).close()
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    with pytest.raises(SchemaTooNew) as caught:
+        SqliteLedger(path)
+    assert (caught.value.found, caught.value.known) == (99, len(MIGRATIONS))
+    with closing(sqlite3.connect(path)) as after:
+        assert version_of(after) == 99
+
+
+def test_database_of_another_program_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE contacts (name TEXT)")
+    with pytest.raises(LedgerError, match="another program"):
+        SqliteLedger(path)
+    with closing(sqlite3.connect(path)) as after:
+        assert [name for (name,) in after.execute("SELECT name FROM sqlite_master")] == ["contacts"]
+
+
+def test_file_that_is_no_database_is_refused(path: Path) -> None:
+    path.write_bytes(b"this is a letter, not a ledger" * 100)
+    with pytest.raises(LedgerError, match="no SQLite database") as caught:
+        SqliteLedger(path)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="make sure that the directory of"):
+        SqliteLedger(tmp_path / "nowhere" / "ledger.db")
+
+
+def test_rows_that_make_no_sense_are_a_ledger_error(path: Path) -> None:
+    with SqliteLedger(path) as ledger:
+        ledger._connection.execute("INSERT INTO nodes VALUES ('host1', 'gateway', '172.30.0.1', 1, 0)")
+        with pytest.raises(LedgerError, match="a row makes no sense"):
+            ledger.load()
+        ledger._connection.execute("DELETE FROM nodes")
+        assert ledger.load().nodes == ()
+
+
+def test_damaged_file_is_a_ledger_error(path: Path) -> None:
+    SqliteLedger(path).close()
+    with path.open("r+b") as file:
+        size = path.stat().st_size
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    with pytest.raises(LedgerError, match=r"is damaged|restore"):
+        SqliteLedger(path).load()
