@@ -1,0 +1,93 @@
+"""The hook as a real libvirtd starts it, with a socket that answers as the test wants in natd's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from lab.errors import LabError
+from lab.lab import Lab
+from lab.node import LibvirtHost
+from libvirt_hooks import domain_xml
+from libvirt_hooks.protocol import HookOperation, HookRequest
+from tests.fakes.hook_natd import Answer, FakeNatd
+
+pytestmark = pytest.mark.e2e
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+STARTING = [HookOperation.PREPARE, HookOperation.START, HookOperation.STARTED]
+ENDING = [HookOperation.STOPPED, HookOperation.RELEASE]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    site = Lab(f"th{WORKER}{os.getpid() % 100_000}", with_daemons=False)
+    site.up()
+    try:
+        yield site
+    finally:
+        site.down()
+
+
+@pytest.fixture
+def host(lab: Lab) -> LibvirtHost:
+    return lab.hosts["host1"]
+
+
+@pytest.fixture
+def natd(host: LibvirtHost) -> Iterator[FakeNatd]:
+    with FakeNatd(host.agent_socket) as fake:
+        yield fake
+    host.agent_socket.unlink()
+
+
+def operations(requests: list[HookRequest]) -> list[HookOperation]:
+    return [request.operation for request in requests]
+
+
+def test_the_life_of_a_vm(lab: Lab, natd: FakeNatd) -> None:
+    vm = lab.add_vm("life", "host1")
+    try:
+        assert operations(natd.requests) == STARTING
+        facts = [domain_xml.parse(request.xml) for request in natd.requests]
+        assert {(fact.uuid, fact.name, fact.type) for fact in facts} == {(vm.uuid, "life", "qemu")}
+        assert [fact.interfaces[0].target is None for fact in facts] == [True, False, False]
+    finally:
+        lab.remove_vm("life")
+    assert operations(natd.requests) == STARTING + ENDING
+    assert natd.errors == []
+
+
+def test_a_refusal_is_what_virsh_shows(lab: Lab, natd: FakeNatd) -> None:
+    natd.answer = Answer.REFUSE
+    with pytest.raises(LabError, match="virt-ports: VM refused, prepare: no free ports"):
+        lab.add_vm("refused", "host1")
+    # libvirt says so after a start that failed, too; refusing there changes nothing.
+    assert operations(natd.requests) == [HookOperation.PREPARE, *ENDING]
+
+
+def test_reconnect_never_kills_a_vm(lab: Lab, host: LibvirtHost, natd: FakeNatd) -> None:
+    vm = lab.add_vm("survivor", "host1")
+    try:
+        natd.answer = Answer.REFUSE
+        natd.requests.clear()
+        host.end_libvirtd(signal.SIGKILL)
+        host.start_libvirtd()
+        assert vm.state == "running"
+        assert operations(natd.requests) == [HookOperation.RECONNECT]
+    finally:
+        lab.remove_vm("survivor")
+
+
+@pytest.mark.parametrize("answer", [None, Answer.HANG])
+def test_a_vm_starts_without_natd(lab: Lab, host: LibvirtHost, answer: Answer | None) -> None:
+    if answer is None:
+        assert lab.add_vm("alone", "host1").state == "running"
+    else:
+        with FakeNatd(host.agent_socket, answer):
+            assert lab.add_vm("alone", "host1").state == "running"
+        host.agent_socket.unlink()
+    lab.remove_vm("alone")
