@@ -1,0 +1,199 @@
+"""
+One connection to libvirt, blocking: the only module that touches the binding.
+
+The binding is imported with the first connection, since natd also runs on an edge without libvirt. What libvirt does
+that shapes this module (tried with 9.0):
+
+- Events need an event loop of libvirt's, one per process, registered before the first connection: a thread runs the
+  default one for ever. Callbacks come in that thread.
+- Every error is printed to standard error unless a handler is registered.
+- A connection that broke never recovers; every further call fails.
+- Keep-alive notices a libvirtd that hangs and closes the connection, which also ends the call that is stuck in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from cpm.errors import Unreachable
+from cpm.model import DomainUUID
+from libvirt_hooks.domain_xml import DomainFacts, DomainXMLError, parse
+from qga_agent.domain_events import DeviceAdded, DeviceRemoved, DomainEvent, lifecycle_event
+from qga_agent.samples import InterfaceCounters
+
+logger = logging.getLogger(__name__)
+
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_COUNT = 3
+"""A libvirtd that has not answered for interval * (count + 1) seconds is given up."""
+
+_REMEDY = "is libvirtd running? natd tries again by itself"
+
+
+class ConnectionBroken(Unreachable):
+    """The connection is of no use any more."""
+
+
+class LibvirtConnection:
+    """
+    An open connection with its event registrations. Every method may block for as long as libvirt likes.
+
+    :param uri: As virsh takes it.
+    :param on_event: Called for each event, in libvirt's thread.
+    :param on_close: Called once with the reason when the connection breaks, in libvirt's thread.
+    :raise Unreachable: When there is no libvirt here, or it does not let us in.
+    """
+
+    def __init__(self, uri: str, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
+        self._uri = uri
+        self._libvirt = _binding(uri)
+        with self._explained():
+            self._connection = self._libvirt.open(uri)
+        try:
+            with self._explained():
+                self._listen(on_event, on_close)
+        except Unreachable:
+            self.close()
+            raise
+
+    def statistics(self) -> dict[str, InterfaceCounters]:
+        """
+        Return the counters of all interfaces of all active domains, by tap, in one call.
+
+        :raise ConnectionBroken: When the connection is lost.
+        :raise Unreachable: When libvirt refuses.
+        """
+        of_active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        no_waiting = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT  # for a domain somebody else works on
+        with self._explained():
+            every = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, of_active | no_waiting)
+        return {tap: counters for _, each in every for tap, counters in interface_counters(each).items()}
+
+    def domains(self) -> tuple[DomainFacts, ...]:
+        """
+        Return the domains that run here or are paused.
+
+        :raise ConnectionBroken: When the connection is lost.
+        :raise Unreachable: When libvirt refuses.
+        """
+        with self._explained():
+            active = self._connection.listAllDomains(self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            found = [self._facts(domain) for domain in active]
+        return tuple(facts for facts in found if facts is not None)
+
+    def close(self) -> None:
+        """Give the connection back; whether that succeeds matters to nobody."""
+        with contextlib.suppress(self._libvirt.libvirtError):
+            self._connection.unregisterCloseCallback()
+        with contextlib.suppress(self._libvirt.libvirtError):
+            self._connection.close()
+
+    def _listen(self, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
+        libvirt, connection = self._libvirt, self._connection
+        connection.registerCloseCallback(lambda _, reason, __: on_close(_close_reason(reason)), None)
+        with contextlib.suppress(libvirt.libvirtError):  # drivers within our process (test:///default) have none
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+
+        def lifecycle(_: object, domain: Any, event: int, detail: int, __: object) -> None:
+            told = lifecycle_event(DomainUUID(domain.UUIDString()), domain.name(), event, detail)
+            if told is not None:
+                on_event(told)
+
+        def plugged(kind: type[DeviceAdded | DeviceRemoved], _: object, domain: Any, alias: str, __: object) -> None:
+            on_event(kind(DomainUUID(domain.UUIDString()), alias))
+
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, functools.partial(plugged, DeviceAdded)),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, functools.partial(plugged, DeviceRemoved)),
+        ):
+            connection.domainEventRegisterAny(None, event, callback, None)
+
+    def _facts(self, domain: Any) -> DomainFacts | None:
+        """Read one domain; None when it ended meanwhile."""
+        try:
+            return parse(domain.XMLDesc(0).encode())
+        except DomainXMLError as error:
+            logger.warning("passing over a domain of libvirt's: %s", error)
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() != self._libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+        return None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except self._libvirt.libvirtError as error:
+            detail = error.get_error_message() or str(error)
+            broken = not self._is_alive()
+            raise (ConnectionBroken if broken else Unreachable)(self._uri, detail, _REMEDY) from error
+
+    def _is_alive(self) -> bool:
+        """Ask the client's end of the connection, not libvirtd."""
+        try:
+            return bool(self._connection.isAlive())
+        except (AttributeError, self._libvirt.libvirtError):  # never opened, or beyond asking
+            return False
+
+
+def interface_counters(statistics: Mapping[str, Any]) -> dict[str, InterfaceCounters]:
+    """
+    Read the interfaces of one domain out of its part of libvirt's bulk statistics (``net.N.…``), by tap.
+
+    libvirt gives a tap's counters as the guest sees them. An interface without a name or a counter is left out.
+    """
+    found: dict[str, InterfaceCounters] = {}
+    for number in range(statistics.get("net.count", 0)):
+        prefix = f"net.{number}."
+        name = statistics.get(prefix + "name")
+        figures = [statistics.get(prefix + figure) for figure in ("rx.pkts", "rx.bytes", "tx.pkts", "tx.bytes")]
+        counted = [figure for figure in figures if isinstance(figure, int)]
+        if name and len(counted) == len(figures):
+            found[name] = InterfaceCounters(*counted)
+    return found
+
+
+_CLOSE_REASONS = ("an error", "libvirtd closed it", "no answer to keep-alive", "we closed it")
+
+
+def _close_reason(reason: int) -> str:
+    """Say what a number of virConnectCloseReason means."""
+    return _CLOSE_REASONS[reason] if 0 <= reason < len(_CLOSE_REASONS) else f"reason {reason}"
+
+
+def _binding(uri: str) -> Any:
+    """
+    Return the binding, silenced and with its event loop running.
+
+    :raise Unreachable: When it is not installed.
+    """
+    try:
+        return _prepared()
+    except ImportError as error:
+        raise Unreachable(uri, f"no libvirt binding: {error}", "install python3-libvirt, or libvirt-python") from error
+
+
+@functools.cache
+def _prepared() -> Any:
+    import libvirt
+
+    libvirt.registerErrorHandler(lambda _, __: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+
+    def run() -> None:
+        while True:
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except libvirt.libvirtError as error:
+                logger.warning("libvirt's event loop stumbled: %s", error)
+                time.sleep(1)
+
+    threading.Thread(target=run, name="libvirt events", daemon=True).start()
+    return libvirt
