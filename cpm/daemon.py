@@ -81,7 +81,7 @@ class Cpmd:
         self._server = Server(self)
         self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
         self._channels: dict[NodeName, Channel] = {}
-        self._committed = asyncio.Condition()
+        self._committed = asyncio.Event()
         self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._started = clock.now()
@@ -179,8 +179,9 @@ class Cpmd:
             if not item.answer.done():
                 item.answer.set_result(item.result)
         if outcome.changes:
-            async with self._committed:
-                self._committed.notify_all()
+            # Everybody who waits gets this one; whoever waits from now on, the next.
+            self._committed.set()
+            self._committed = asyncio.Event()
 
     def _let(self, item: _Input, now: float) -> None:
         try:
@@ -269,7 +270,9 @@ class Cpmd:
         moment = at if at is not None else clock.now()
         held = await self._read(self._reader.whois, address, port, moment)
         if held is None:
-            raise NotFound("owner", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`")
+            raise NotFound(
+                "holder of", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`"
+            )
         return overview.whois(held, port, moment)
 
     async def pool(self) -> Sequence[AddressView]:
@@ -301,13 +304,13 @@ class Cpmd:
         position = after if after is not None else max(0, await self._read(self._reader.latest_seq) - limit)
         sent = 0
         while True:
-            async with self._committed:
-                wanted = FOLLOW_BATCH if follow else min(FOLLOW_BATCH, limit - sent)
-                entries = await self._read(self._reader.events, position, wanted) if wanted > 0 else []
-                if not entries:
-                    if not follow:
-                        return
-                    await self._committed.wait()
+            news = self._committed
+            wanted = FOLLOW_BATCH if follow else min(FOLLOW_BATCH, limit - sent)
+            entries = await self._read(self._reader.events, position, wanted) if wanted > 0 else []
+            if not entries and not follow:
+                return
+            if not entries:
+                await news.wait()
             for event in overview.events(entries):
                 yield event
                 position, sent = event.seq, sent + 1

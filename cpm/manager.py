@@ -64,6 +64,10 @@ _State = AllocationState
 RESYNC_S = 5.0
 """Seconds before a node that refused a transaction gets everything again."""
 
+NEARLY_FULL = 0.95
+"""Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
+fail (it tries 248 candidates)."""
+
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
 
@@ -390,6 +394,7 @@ class Manager:
             packets_per_s=measured.packets_per_s,
             megabits_per_s=measured.megabits_per_s,
             new_connections_per_s=measured.new_connections_per_s,
+            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
         )
         bounds = Bounds(floor=self.floor(vm), cap=self.cap(vm), block=self._settings.pool.block)
         decision, observation.scaling = decide(self._policy, sample, observation.scaling, bounds, self._guards, now)

@@ -76,6 +76,9 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
     unused: bool = True
     """No growth while less than ``grow_above_use`` of the range is in use: a download is many packets and one port."""
     grow_above_use: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    exhausted: bool = True
+    """A range that is used up grows by ``exhausted_factor`` at once, whatever the score and the cool-down say."""
+    exhausted_factor: Annotated[float, Meta(gt=1)] = 2.0
     still_used: bool = True
     """No shrinking while more than ``shrink_below_use`` of the range is in use."""
     shrink_below_use: Annotated[float, Meta(ge=0, le=1)] = 0.35
@@ -104,6 +107,7 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
             whole_blocks=guards.whole_blocks,
             headroom_share=guards.headroom_share if guards.headroom else None,
             headroom_ports=guards.headroom_ports,
+            exhausted_factor=guards.exhausted_factor if guards.exhausted else None,
             grow_above_use=guards.grow_above_use if guards.unused else None,
             shrink_below_use=guards.shrink_below_use if guards.still_used else None,
             grow_cool_down_s=guards.grow_cool_down_s,
