@@ -1,0 +1,100 @@
+"""The binding itself, against libvirt's test driver, which lives in this process and needs no libvirtd."""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections.abc import Iterator
+
+import libvirt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.errors import Unreachable
+from qga_agent import libvirt_connection
+from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped
+from qga_agent.libvirt_connection import LibvirtConnection, interface_counters
+from qga_agent.samples import InterfaceCounters
+
+# As libvirt 9.0 answers for a domain with two interfaces.
+TWO_INTERFACES = {
+    "net.count": 2, "net.0.name": "vnet0",
+    "net.0.rx.bytes": 1000, "net.0.rx.pkts": 10, "net.0.rx.errs": 0, "net.0.rx.drop": 0,
+    "net.0.tx.bytes": 2000, "net.0.tx.pkts": 20, "net.0.tx.errs": 0, "net.0.tx.drop": 0,
+    "net.1.name": "vnet1",
+    "net.1.rx.bytes": 3, "net.1.rx.pkts": 1, "net.1.tx.bytes": 4, "net.1.tx.pkts": 2,
+}  # fmt: skip
+
+
+def test_every_interface_with_all_its_counters_is_read() -> None:
+    assert interface_counters(TWO_INTERFACES) == {
+        "vnet0": InterfaceCounters(rx_packets=10, rx_bytes=1000, tx_packets=20, tx_bytes=2000),
+        "vnet1": InterfaceCounters(rx_packets=1, rx_bytes=3, tx_packets=2, tx_bytes=4),
+    }
+
+
+@given(st.sets(st.sampled_from(sorted(TWO_INTERFACES))))
+def test_what_is_incomplete_is_left_out(missing: set[str]) -> None:
+    left = {key: value for key, value in TWO_INTERFACES.items() if key not in missing}
+    whole = interface_counters(TWO_INTERFACES)
+    for tap, counters in interface_counters(left).items():
+        assert counters == whole[tap]
+    assert ("vnet1" in interface_counters(left)) == (
+        not missing & {"net.count"} and not any(key.startswith("net.1.") for key in missing)
+    )
+
+
+def test_a_domain_without_interfaces_has_no_counters() -> None:
+    assert interface_counters({}) == {}
+
+
+@pytest.fixture
+def events() -> queue.SimpleQueue[DomainEvent]:
+    return queue.SimpleQueue()
+
+
+@pytest.fixture
+def connection(events: queue.SimpleQueue[DomainEvent]) -> Iterator[LibvirtConnection]:
+    connection = LibvirtConnection("test:///default", events.put, pytest.fail)
+    yield connection
+    connection.close()
+
+
+def test_active_domains_are_listed(connection: LibvirtConnection) -> None:
+    (domain,) = connection.domains()
+    assert (domain.name, domain.type) == ("test", "test")
+    assert domain.uuid == "6695eb01-f6a4-8304-79aa-97f2502e193f"
+
+
+def test_the_test_driver_has_no_statistics(connection: LibvirtConnection) -> None:
+    assert connection.statistics() == {}
+
+
+def test_events_arrive_while_nobody_calls(
+    connection: LibvirtConnection, events: queue.SimpleQueue[DomainEvent]
+) -> None:
+    xml = "<domain type='test'><name>vp-events</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+    other = libvirt.open("test:///default")
+    domain = other.createXML(xml)
+    uuid = domain.UUIDString()
+    assert "vp-events" in {each.name for each in connection.domains()}
+    domain.destroy()
+    other.close()
+    assert [events.get(timeout=10), events.get(timeout=10)] == [
+        DomainStarted(uuid, "vp-events", "booted"),
+        DomainStopped(uuid, "vp-events", "destroyed"),
+    ]
+
+
+def test_a_libvirt_that_is_not_there_is_an_error_with_a_remedy(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Unreachable, match=r"cannot reach qemu:///system.*No such file.*is libvirtd running"):
+        LibvirtConnection("qemu:///system?socket=/nonexistent/libvirt-sock", lambda _: None, lambda _: None)
+    assert capfd.readouterr().err == "", "libvirt prints its errors unless told not to"
+
+
+def test_without_the_binding_natd_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    libvirt_connection._prepared.cache_clear()
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with pytest.raises(Unreachable, match="no libvirt binding"):
+        LibvirtConnection("qemu:///system", lambda _: None, lambda _: None)

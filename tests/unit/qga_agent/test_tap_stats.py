@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from cpm.errors import Unreachable
+from qga_agent.samples import InterfaceCounters
+from qga_agent.tap_stats import LIBVIRT_LIMIT, Source, TapReader, chosen, read_taps
+
+KNOWN = {"vnet0": InterfaceCounters(1, 2, 3, 4), "vnet9": InterfaceCounters(5, 6, 7, 8)}
+
+
+async def libvirt() -> dict[str, InterfaceCounters]:
+    return KNOWN
+
+
+async def away() -> dict[str, InterfaceCounters]:
+    raise Unreachable("qemu:///system", "gone", "wait")
+
+
+async def stuck() -> dict[str, InterfaceCounters]:
+    raise TimeoutError
+
+
+async def untouched() -> dict[str, InterfaceCounters]:
+    pytest.fail("libvirt was asked")
+
+
+def test_a_configured_source_is_taken_whatever_the_number() -> None:
+    assert chosen(Source.LIBVIRT, 10_000) is Source.LIBVIRT
+    assert chosen(Source.PSUTIL, 1) is Source.PSUTIL
+
+
+def test_auto_asks_libvirt_up_to_the_limit() -> None:
+    assert chosen(Source.AUTO, 0) is Source.LIBVIRT
+    assert chosen(Source.AUTO, LIBVIRT_LIMIT) is Source.LIBVIRT
+    assert chosen(Source.AUTO, LIBVIRT_LIMIT + 1) is Source.PSUTIL
+
+
+def test_an_interface_that_does_not_exist_is_left_out() -> None:
+    assert set(read_taps(["lo", "vp-nonexistent"])) == {"lo"}
+
+
+async def test_auto_reads_from_the_kernel_what_libvirt_does_not_know() -> None:
+    found = await TapReader(Source.AUTO, libvirt).read(["vnet0", "lo", "vp-nonexistent"], vms=2)
+    assert found["vnet0"] == KNOWN["vnet0"]
+    assert set(found) == {"vnet0", "lo"}
+
+
+async def test_libvirt_alone_leaves_out_what_it_does_not_know() -> None:
+    assert set(await TapReader(Source.LIBVIRT, libvirt).read(["vnet0", "lo"], vms=2)) == {"vnet0"}
+
+
+@pytest.mark.parametrize("broken", [away, stuck, None])
+async def test_auto_does_without_libvirt(broken: object) -> None:
+    reader = TapReader(Source.AUTO, broken)  # type: ignore[arg-type] # one of the three above
+    assert set(await reader.read(["lo"], vms=1)) == {"lo"}
+
+
+@pytest.mark.parametrize(("broken", "error"), [(away, Unreachable), (stuck, TimeoutError), (None, Unreachable)])
+async def test_a_configured_libvirt_that_does_not_answer_is_an_error(broken: object, error: type[Exception]) -> None:
+    reader = TapReader(Source.LIBVIRT, broken)  # type: ignore[arg-type] # one of the three above
+    with pytest.raises(error):
+        await reader.read(["lo"], vms=1)
+
+
+async def test_with_very_many_vms_libvirt_is_left_in_peace() -> None:
+    assert set(await TapReader(Source.AUTO, untouched).read(["lo"], vms=101)) == {"lo"}
