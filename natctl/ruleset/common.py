@@ -18,6 +18,7 @@ MARK: Final = Field(19, 4, host_order=True)
 INTERFACE: Final = Field(41, 16, host_order=True)
 
 PREROUTING: Final = 0
+OUTPUT: Final = 3
 POSTROUTING: Final = 4
 
 INTERNALS: Final[Place] = (Family.IPV4, "internals")

@@ -18,6 +18,8 @@ In nftables' notation::
       chain guard { type filter hook postrouting priority 200;
         oifname @uplinks meta mark & FLAG == FLAG ip saddr != @internals counter drop
         oifname @uplinks meta mark & FLAG == FLAG ct state new ct mark set ct mark | FLAG }
+      chain errors { type route hook output priority mangle;
+        meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
 
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
@@ -28,6 +30,8 @@ In nftables' notation::
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
   that was not translated is never let out, so no private address leaks and no port that is not the VM's is used.
+- What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
+  only the edges can make it fit to be seen outside (``errors``).
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ from natctl.ruleset.common import (
     INTERFACE,
     INTERNALS,
     MARK,
+    OUTPUT,
     PORT,
     POSTROUTING,
     PREROUTING,
@@ -56,6 +61,7 @@ from natctl.ruleset.common import (
     network_elements,
     networks,
     port_word,
+    protocol,
     rule,
     to_interface,
 )
@@ -98,6 +104,8 @@ EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 UNTRANSLATED: Final = "untranslated"
 """Name of the counter of packets that were managed but not translated, and dropped."""
 
+_ICMP = 1
+_RELATED = word(4)
 _ESTABLISHED_OR_RELATED = word(2 | 4)
 _NEW = word(8)
 
@@ -150,6 +158,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         (Family.IPV4, "exemption"): _exemption(marks),
         (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks),
+        (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE,), verdicts=True),
@@ -266,3 +275,12 @@ def _guard(marks: Marks) -> Chain:
         rule(managed, is_new, remember, comment="the connection is ours"),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
+
+
+def _errors(marks: Marks) -> Chain:
+    flag = word(marks.flag)
+    is_related = (ct("state"), masked(_RELATED), compare(bytes(4), "!="))
+    is_ours = (ct("mark"), masked(flag), compare(flag))
+    manage = (meta("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
+    said = rule(protocol(_ICMP), is_related, is_ours, manage, comment="what we say about a VM's packet goes its way")
+    return Chain("errors", Hook("route", OUTPUT, -150), (said,))

@@ -1,0 +1,94 @@
+"""Sites that several tests of the data path share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+
+from cpm.model import PortRange
+from tests.netns.topology import VM, Guest, Node, Site, program
+
+RANGE = PortRange(20000, 20063)
+
+
+@dataclasses.dataclass
+class Way:
+    """One VM's way to the internet."""
+
+    site: Site
+    vm: VM
+    hosts: tuple[Node, ...]
+    edges: tuple[Node, ...]
+
+    @property
+    def guest(self) -> Guest:
+        return self.vm.guest
+
+    @property
+    def stateless(self) -> tuple[Node, ...]:
+        """The edges that must not have tracked anything."""
+        return tuple(edge for edge in self.edges if edge not in self.hosts)
+
+
+def _separate(site: Site) -> Way:
+    host, edge = site.host(21), site.edge(11)
+    site.spread(edge)
+    vm = VM.of(1, site.guest(host), RANGE)
+    program([host, edge], [vm], {0: (edge,)})
+    return Way(site, vm, (host,), (edge,))
+
+
+def _crossed(site: Site) -> Way:
+    """Two edges: one carries what leaves, the other what comes back."""
+    host, out, back = site.host(21), site.edge(11), site.edge(12)
+    site.spread(back)
+    vm = VM.of(1, site.guest(host), RANGE)
+    program([host, out, back], [vm], {0: (out,)})
+    return Way(site, vm, (host,), (out, back))
+
+
+def _both(site: Site) -> Way:
+    machine = site.both(11)
+    site.spread(machine)
+    vm = VM.of(1, site.guest(machine), RANGE)
+    program([machine], [vm])
+    return Way(site, vm, (machine,), (machine,))
+
+
+def _both_but_answered_elsewhere(site: Site) -> Way:
+    """The VM's machine is an edge, and what comes back arrives at another edge."""
+    machine, other = site.both(11), site.edge(12)
+    site.spread(other)
+    vm = VM.of(1, site.guest(machine), RANGE)
+    program([machine, other], [vm])
+    return Way(site, vm, (machine,), (machine, other))
+
+
+LAYOUTS = {
+    "separate": _separate,
+    "crossed": _crossed,
+    "both": _both,
+    "both-answered-elsewhere": _both_but_answered_elsewhere,
+}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """One VM behind each of the layouts."""
+    site = Site()
+    try:
+        yield LAYOUTS[request.param](site)
+    finally:
+        site.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """Router and internet, and nothing else yet."""
+    made = Site()
+    try:
+        yield made
+    finally:
+        made.close()
