@@ -13,6 +13,7 @@ import hashlib
 
 from lab import net
 from lab.errors import CommandFailed, LabError
+from lab.image import guest_image
 from lab.node import BRIDGE, GATEWAY, HOOK, NETWORK, LibvirtHost
 from lab.records import GuestRecord
 from lab.shell import inside, ip_batch, run, sysctl
@@ -71,6 +72,15 @@ class LightGuest:
     def run(self, *argv: str, stdin: str = "", timeout_s: float = 120.0) -> str:
         """Run a command as if in the guest. :return: Its standard output. :raise LabError: As :func:`lab.shell.run`."""
         return run(*inside(self.namespace), *argv, stdin=stdin, timeout_s=timeout_s)
+
+    @property
+    def conngen(self) -> str:
+        """The traffic generator, as a word for :meth:`shell`."""
+        return str(guest_image().conngen)
+
+    def shell(self, command: str, timeout_s: float = 120.0) -> str:
+        """Run a shell command as if in the guest; otherwise as :meth:`run`."""
+        return self.run("sh", "-c", command, timeout_s=timeout_s)
 
     def _plug_in(self) -> None:
         ip_batch([f"netns add {self.namespace}"])

@@ -158,15 +158,16 @@ class Lab:
             guest.start()
         return guest
 
-    def add_vm(self, name: str, host: str) -> RealGuest:
+    def add_vm(self, name: str, host: str, *, paused: bool = False) -> RealGuest:
         """
         Start a real guest; see :meth:`RealGuest.wait_ready` for when it can be used.
 
+        :param paused: Leave it before its first instruction.
         :raise LabError: As :meth:`add_guest`, and when its image cannot be built.
         """
         with self._new_guest(name, REAL, host) as record:
             guest = RealGuest(self.hosts[host], record)
-            guest.start()
+            guest.start(paused=paused)
         return guest
 
     def guest(self, name: str) -> LightGuest:

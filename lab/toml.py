@@ -29,5 +29,5 @@ def merged(document: Document, changes: Document) -> Document:
 
 
 def _value(value: Value) -> str:
-    # A JSON string, number, truth value or list of strings is TOML too.
-    return json.dumps(value)
+    # JSON is TOML here, but for characters beyond 16 bits (as they are, no pairs of escapes) and DEL (never as it is).
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

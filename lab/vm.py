@@ -33,15 +33,17 @@ class RealGuest:
         self.host = host
         self._mac = record.mac
 
-    def start(self) -> None:
+    def start(self, *, paused: bool = False) -> None:
         """
         Define the VM and start it; returns when its CPU runs, see :meth:`wait_ready`.
+
+        :param paused: Leave it before its first instruction: ``virsh resume`` lets it go.
 
         :raise LabError: When libvirt or the hook refuses it; then it is not defined either.
         """
         try:
             self.host.virsh("define", "/dev/stdin", stdin=self._xml())
-            self.host.virsh("start", self.name)
+            self.host.virsh("start", self.name, *(["--paused"] if paused else []))
         except CommandFailed as error:
             self.remove()
             raise LabError(f"{self.name} was not started on {self.host.name}: {error}") from error
@@ -55,14 +57,19 @@ class RealGuest:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(CommandFailed):
-                if "default" in self.run("ip route"):
+                if "default" in self.shell("ip route"):
                     return
             time.sleep(_POLL_S)
         raise LabError(
             f"{self.name} did not come up within {timeout_s:g} s; the end of its console:\n{self._console()}"
         )
 
-    def run(self, command: str, timeout_s: float = 120.0) -> str:
+    @property
+    def conngen(self) -> str:
+        """The traffic generator, as a word for :meth:`shell`."""
+        return "conngen"
+
+    def shell(self, command: str, timeout_s: float = 120.0) -> str:
         """
         Run a shell command in the guest, by the guest agent.
 

@@ -10,10 +10,11 @@
  *     -c         close each one as soon as it has been answered
  *     -R         close with RST, so that no TIME_WAIT stays
  *     -p P0-P1   bind local ports P0 to P1 in turn; default: the kernel picks
+ *     -k         before the end, send a byte on every open connection and see that it comes back: alive= dead=
  *     -T LIMIT   seconds after which a connection without an answer has failed; default 5
  *     -C         print a line each second as well
  *
- * The line: ok= fail= refused= timeout= noport= other= secs= extmin= extmax= extports=
+ * The line: ok= fail= refused= timeout= noport= other= secs= extmin= extmax= extports= [alive= dead=]
  * where ext* tell which ports the server saw, that is, ports after translation: lowest, highest, how many.
  *
  * Static and without dependencies, so that it runs in the tiny guest.
@@ -38,7 +39,7 @@
 #define EVENTS 256
 
 struct options {
-	bool udp, close_at_once, reset, verbose;
+	bool udp, close_at_once, reset, verbose, check;
 	double rate, hold, limit;
 	int first_port, last_port;
 	struct sockaddr_in server;
@@ -54,6 +55,7 @@ struct tally {
 static volatile sig_atomic_t stopped;
 static struct tally tally = {.ext_min = 65536};
 static double waiting_since[MAX_SOCKETS]; /* 0: this descriptor waits for nothing */
+static bool established[MAX_SOCKETS];
 static int highest_fd;
 
 static void stop(int signal_number)
@@ -268,6 +270,8 @@ static void take_answer(int epoll, int fd, const struct options *options)
 	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0);
 	if (options->close_at_once)
 		finish(fd, options->reset);
+	else
+		established[fd] = true;
 }
 
 static void give_up_on_late(double limit)
@@ -286,6 +290,36 @@ static void give_up_on_late(double limit)
 static long failures(void)
 {
 	return tally.refused + tally.timeout + tally.noport + tally.other;
+}
+
+/* Returns how many of the open connections still carry a byte there and back. */
+static long count_alive(int epoll, double limit)
+{
+	double deadline = now() + limit;
+	struct epoll_event events[EVENTS];
+	long asked = 0, alive = 0, dead = 0;
+	char text[128];
+
+	for (int fd = 0; fd <= highest_fd; fd++)
+		if (established[fd] && write(fd, "k", 1) == 1) {
+			watch(epoll, fd, EPOLLIN);
+			asked++;
+		}
+	while (alive + dead < asked && now() < deadline) {
+		int n = epoll_wait(epoll, events, EVENTS, 50);
+		for (int i = 0; i < n; i++) {
+			int fd = events[i].data.fd;
+			if (!established[fd])
+				continue;
+			if (read(fd, text, sizeof text) > 0)
+				alive++;
+			else
+				dead++;
+			established[fd] = false;
+			epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0);
+		}
+	}
+	return alive;
 }
 
 static int generate(const struct options *options)
@@ -315,9 +349,14 @@ static int generate(const struct options *options)
 		if (end && options->hold >= 0 && now() - end >= options->hold)
 			break;
 	}
-	printf("ok=%ld fail=%ld refused=%ld timeout=%ld noport=%ld other=%ld secs=%.3f extmin=%d extmax=%d extports=%d\n",
+	printf("ok=%ld fail=%ld refused=%ld timeout=%ld noport=%ld other=%ld secs=%.3f extmin=%d extmax=%d extports=%d",
 	       tally.ok, failures(), tally.refused, tally.timeout, tally.noport, tally.other,
 	       (end ? end : now()) - begin, tally.ext_ports ? tally.ext_min : 0, tally.ext_max, tally.ext_ports);
+	if (options->check) {
+		long alive = count_alive(epoll, options->limit);
+		printf(" alive=%ld dead=%ld", alive, tally.ok - alive);
+	}
+	puts("");
 	/* Connections that are still open go with the process; with -R they must go by RST. */
 	for (int fd = 3; options->reset && fd <= highest_fd; fd++)
 		if (fd != epoll)
@@ -338,8 +377,8 @@ static void allow_many_files(void)
 
 static int usage(void)
 {
-	fputs("usage: conngen -l PORT | conngen [-u] [-r RATE] [-t HOLD] [-c] [-R] [-p P0-P1] [-T LIMIT] [-C]"
-	      " ADDRESS PORT N\n", stderr);
+	fputs("usage: conngen -l PORT | conngen [-u] [-r RATE] [-t HOLD] [-c] [-R] [-p P0-P1] [-k] [-T LIMIT]"
+	      " [-C] ADDRESS PORT N\n", stderr);
 	return 64;
 }
 
@@ -348,7 +387,7 @@ int main(int argc, char **argv)
 	struct options options = {.limit = 5, .server.sin_family = AF_INET};
 	int option, listen_port = 0;
 
-	while ((option = getopt(argc, argv, "l:ur:t:cRp:CT:")) > 0)
+	while ((option = getopt(argc, argv, "l:ur:t:cRp:kCT:")) > 0)
 		switch (option) {
 		case 'l': listen_port = atoi(optarg); break;
 		case 'u': options.udp = true; break;
@@ -356,6 +395,7 @@ int main(int argc, char **argv)
 		case 't': options.hold = atof(optarg); break;
 		case 'c': options.close_at_once = true; break;
 		case 'R': options.reset = true; break;
+		case 'k': options.check = true; break;
 		case 'C': options.verbose = true; break;
 		case 'T': options.limit = atof(optarg); break;
 		case 'p':

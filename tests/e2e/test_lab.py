@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,19 +16,14 @@ from lab import net
 from lab.errors import LabError
 from lab.lab import STATE, Lab
 from lab.shell import run
+from tests.e2e.labs import NOTHING, traces, unique_name
 
 pytestmark = pytest.mark.e2e
-
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
-
-
-def lab_name(letter: str) -> str:
-    return f"t{letter}{WORKER}{os.getpid() % 100_000}"
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(lab_name("a"), with_daemons=False)
+    site = Lab(unique_name("a"), with_daemons=False)
     site.up()
     try:
         yield site
@@ -38,34 +34,11 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def fresh() -> Iterator[Lab]:
     """A lab of its own that the test brings up and takes down."""
-    site = Lab(lab_name("b"), with_daemons=False)
+    site = Lab(unique_name("b"), with_daemons=False)
     try:
         yield site
     finally:
         site.down()
-
-
-def traces(site: Lab) -> dict[str, list[str]]:
-    """Everything on this machine that has the lab's name in it or runs inside of it."""
-    namespaces = [path.name for path in Path("/run/netns").glob(f"{site.name}-*")]
-    processes = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            mounts = (entry / "mountinfo").read_text()
-        except OSError:
-            continue
-        if f"{STATE}/{site.name}/" in command or f" {STATE}/{site.name} " in mounts:
-            processes.append(f"{entry.name} {command}")
-    return {
-        "namespaces": namespaces,
-        "processes": processes,
-        "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if site.name in line],
-        "files": [str(path) for path in STATE.glob(f"{site.name}*")],
-    }
-
-
-NOTHING: dict[str, list[str]] = {"namespaces": [], "processes": [], "mounts": [], "files": []}
 
 
 def machine_interfaces() -> list[str]:
@@ -232,8 +205,8 @@ def test_a_real_guest_boots_and_its_agent_answers(lab: Lab) -> None:
     try:
         vm.wait_ready()
         assert vm.state == "running"
-        assert vm.run("hostname").strip() == "real"
-        assert "1 packets received" in vm.run("ping -c 1 -W 2 10.10.0.1")
+        assert vm.shell("hostname").strip() == "real"
+        assert "1 packets received" in vm.shell("ping -c 1 -W 2 10.10.0.1")
         vm.shut_down()
         assert vm.state == "shut off"
     finally:
@@ -258,8 +231,19 @@ def test_large_packets_meet_the_narrow_link(lab: Lab) -> None:
 
 
 def test_the_command_line_says_what_to_do() -> None:
-    command = [sys.executable, "-m", "lab", "--lab", lab_name("c")]
+    command = [sys.executable, "-m", "lab", "--lab", unique_name("c")]
     done = subprocess.run([*command, "guest", "a"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "make lab-up" in done.stderr
-    assert not list(STATE.glob(f"{lab_name('c')}*"))
+    assert not list(STATE.glob(f"{unique_name('c')}*"))
+
+
+def test_up_refuses_while_another_cpmd_serves_operators(fresh: Lab, tmp_path: Path) -> None:
+    fresh.socket = tmp_path / "cpmd.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(fresh.socket))
+        other.listen()
+        with pytest.raises(LabError, match=r"already serves .* stop it"):
+            fresh.up()
+        assert fresh.socket.exists()
+    assert traces(fresh) == NOTHING

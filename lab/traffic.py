@@ -1,0 +1,136 @@
+"""Traffic from guests to the internet of the lab and back, by ``conngen``; see the head of lab/guest/conngen.c."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from lab import net
+from lab.errors import LabError
+from lab.lab import Lab
+from lab.shell import CLEAN_ENVIRONMENT
+
+PORT = 8080
+
+
+class Guest(Protocol):
+    """What both kinds of guests can do."""
+
+    @property
+    def conngen(self) -> str:
+        """The traffic generator, as a word for :meth:`shell`."""
+
+    def shell(self, command: str, timeout_s: float = 120.0) -> str:
+        """Run a shell command in the guest and return its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """
+    What became of the connections of one run.
+
+    :param secs: Seconds until the last one was settled.
+    :param extmin: Lowest source port that the server saw, 0 when it saw none; ``extmax`` the highest.
+    :param extports: How many different ones it saw.
+    :param alive: How many carried a byte there and back at the end; ``dead`` did not. 0 unless asked for (``-k``).
+    """
+
+    ok: int
+    fail: int
+    refused: int
+    timeout: int
+    noport: int
+    other: int
+    secs: float
+    extmin: int
+    extmax: int
+    extports: int
+    alive: int = 0
+    dead: int = 0
+
+    @classmethod
+    def parse(cls, output: str) -> Tally:
+        """:raise LabError: When the output does not end in conngen's line."""
+        last = output.strip().rpartition("\n")[2]
+        facts = dict(re.findall(r"(\w+)=([\d.]+)", last))
+        secs = facts.pop("secs", None)
+        if secs is None:
+            raise LabError(f"conngen did not get to its end; its output ends in: {last or 'nothing'}")
+        return cls(secs=float(secs), **{key: int(value) for key, value in facts.items()})
+
+
+@contextlib.contextmanager
+def sink(lab: Lab, port: int = PORT, node: str = "internet") -> Iterator[None]:
+    """
+    Serve TCP and UDP on a machine of the lab: every connection is told its source port as seen there, then echoed.
+
+    :raise LabError: When the port is taken.
+    """
+    command = lab.command(node, lab.conngen, "-l", str(port))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT) as server:
+        try:
+            if server.stdout is None or server.stdout.readline() != "listening\n":
+                raise LabError(f"nothing can listen on port {port} of {node}; is a sink there already?")
+            yield
+        finally:
+            server.terminate()
+
+
+def connect(guest: Guest, count: int, *options: str, port: int = PORT, timeout_s: float = 120.0) -> Tally:
+    """
+    Open connections from a guest to the sink and return what became of them; failed ones are counted, not raised.
+
+    :param options: Of conngen, for example ``-u`` for UDP or ``-c`` to close each at once.
+    :raise LabError: When conngen cannot run or does not come to its end.
+    """
+    # Its status 2 says that some failed, and so does the tally.
+    command = f"{_client(guest.conngen, count, options, port)} || [ $? -eq 2 ]"
+    return Tally.parse(guest.shell(command, timeout_s=timeout_s))
+
+
+class Held:
+    """Connections of a light guest that stay open; see :func:`hold`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def finish(self) -> Tally:
+        """Send a byte through every one, close them and return how many are ``alive`` and ``dead``."""
+        self._process.send_signal(signal.SIGTERM)
+        output, _ = self._process.communicate(timeout=30.0)
+        return Tally.parse(output)
+
+
+@contextlib.contextmanager
+def hold(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> Iterator[Held]:
+    """
+    Open connections from a light guest to the sink and keep them open; returns when all are open or have failed.
+
+    :raise LabError: When conngen ends instead.
+    """
+    words = _client(str(lab.conngen), count, ("-t", "-1", "-k", "-C", *options), port).split()
+    with subprocess.Popen(
+        lab.command(guest, *words), stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
+    ) as process:
+        try:
+            _await_settled(process, count)
+            yield Held(process)
+        finally:
+            process.kill()
+
+
+def _await_settled(process: subprocess.Popen[str], count: int) -> None:
+    for line in process.stdout or ():
+        progress = re.match(r"ok=(\d+) waiting=0 fail=(\d+)", line)
+        if progress and int(progress[1]) + int(progress[2]) == count:
+            return
+    raise LabError("conngen ended instead of holding its connections; run it by hand with `python -m lab exec`")
+
+
+def _client(program: str, count: int, options: tuple[str, ...], port: int) -> str:
+    return " ".join((program, *options, str(net.INTERNET_ADDRESS), str(port), str(count)))

@@ -1,0 +1,92 @@
+"""The lab with cpmd and natd in it: the pieces that other end-to-end tests and the demo stand on."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab.lab import Lab
+from lab.traffic import connect, hold, sink
+from tests.e2e.labs import NOTHING, traces, unique_name
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    site = Lab(unique_name("p"))
+    site.up()
+    try:
+        yield site
+    finally:
+        site.down()
+    assert traces(site) == NOTHING
+
+
+def facts(lab: Lab, *arguments: str) -> Any:
+    return json.loads(lab.operate(*arguments, "-o", "json"))
+
+
+def test_everything_runs_and_every_node_is_known(lab: Lab) -> None:
+    assert lab.broken() == []
+    assert sorted(node["name"] for node in facts(lab, "node", "list")) == ["edge1", "edge2", "host1", "host2"]
+    assert len(facts(lab, "pool", "list")) == 4
+
+
+def test_a_light_guest_reaches_the_internet_by_its_own_ports(lab: Lab) -> None:
+    guest = lab.add_guest("a", "host1")
+    try:
+        (vm,) = (vm for vm in facts(lab, "list") if vm["name"] == "a")
+        assert vm["uuid"] == guest.uuid
+        with sink(lab):
+            for options in ((), ("-u",), ("-c", "-R")):
+                tally = connect(guest, 40, *options)
+                assert (tally.ok, tally.fail) == (40, 0)
+                assert vm["first_port"] <= tally.extmin <= tally.extmax <= vm["last_port"]
+    finally:
+        lab.remove_guest("a")
+
+
+def test_held_connections_are_known_alive_or_dead(lab: Lab) -> None:
+    lab.add_guest("h", "host2")
+    try:
+        with sink(lab):
+            with hold(lab, "h", 20) as held:
+                assert held.finish().alive == 20
+            with hold(lab, "h", 20) as held:
+                lab.run("edge1", "ip", "link", "set", "uplink", "down")
+                lab.run("edge2", "ip", "link", "set", "uplink", "down")
+                try:
+                    tally = held.finish()
+                finally:
+                    for edge in ("edge1", "edge2"):
+                        lab.run(edge, "ip", "link", "set", "uplink", "up")
+                        lab.run(edge, "ip", "route", "replace", "default", "via", "198.51.100.1")
+            assert (tally.alive, tally.dead) == (0, 20)
+    finally:
+        lab.remove_guest("h")
+
+
+def test_a_killed_daemon_is_seen_and_starts_again(lab: Lab) -> None:
+    for daemon in ("cpmd", "natd-host1", "natd-edge2"):
+        lab.daemons.end(daemon, signal.SIGKILL)
+        assert lab.broken() == [daemon]
+        lab.daemons.start(daemon)
+        assert lab.broken() == []
+
+
+def test_two_labs_stand_side_by_side(lab: Lab) -> None:
+    other = Lab(unique_name("q"))
+    try:
+        other.up()
+        other.add_guest("a", "host1")
+        assert [vm["name"] for vm in facts(other, "list")] == ["a"]
+        assert "a" not in [vm["name"] for vm in facts(lab, "list") if vm["state"] == "active"]
+    finally:
+        other.down()
+    assert traces(other) == NOTHING
+    assert lab.broken() == []
