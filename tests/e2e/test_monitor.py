@@ -1,0 +1,211 @@
+"""Monitoring against a real libvirtd and real guests: figures, events, and a libvirtd that dies or hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+
+from cpm.errors import Unreachable
+from cpm.model import DomainUUID
+from lab.lab import Lab
+from lab.node import BRIDGE, GATEWAY, LibvirtHost
+from lab.vm import RealGuest
+from libvirt_hooks.domain_xml import DomainFacts
+from qga_agent import libvirt_connection
+from qga_agent.domain_events import (
+    ConnectionLost,
+    ConnectionMade,
+    DeviceAdded,
+    DeviceRemoved,
+    DomainResumedMigrated,
+    DomainStarted,
+    DomainStopped,
+    MonitorEvent,
+)
+from qga_agent.libvirt_stats import LibvirtMonitor
+from qga_agent.samples import InterfaceCounters
+
+pytestmark = pytest.mark.e2e
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    site = Lab(f"tm{WORKER}{os.getpid() % 100_000}", with_daemons=False)
+    site.up()
+    try:
+        yield site
+    finally:
+        site.down()
+
+
+@pytest.fixture
+def host(lab: Lab) -> LibvirtHost:
+    return lab.hosts["host1"]
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[Callable[[LibvirtHost], LibvirtMonitor]]:
+    """Start a monitor of a host; all are ended with the test."""
+    running: list[asyncio.Task[None]] = []
+
+    def start(host: LibvirtHost) -> LibvirtMonitor:
+        monitor = LibvirtMonitor(host.uri)
+        running.append(asyncio.get_running_loop().create_task(monitor.run()))
+        return monitor
+
+    yield start
+    for task in running:
+        assert not task.done()
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+async def until(monitor: LibvirtMonitor, wanted: MonitorEvent | type[MonitorEvent]) -> list[MonitorEvent]:
+    """Wait for an event and return all that came with it, it last."""
+    seen: list[MonitorEvent] = []
+    async with asyncio.timeout(60):
+        while not seen or (seen[-1] != wanted and type(seen[-1]) is not wanted):
+            seen.append(await monitor.events.get())
+    return seen
+
+
+def taps(domain: DomainFacts) -> list[str]:
+    return [interface.target for interface in domain.interfaces if interface.target]
+
+
+def kernel_counters(host: LibvirtHost, tap: str) -> InterfaceCounters:
+    """What /proc/net/dev on the host says, turned round."""
+    line = next(line for line in host.run("cat", "/proc/net/dev").splitlines() if line.strip().startswith(f"{tap}:"))
+    figures = [int(word) for word in line.split(":")[1].split()]
+    return InterfaceCounters(figures[9], figures[8], figures[1], figures[0])
+
+
+@pytest.fixture
+def vm(lab: Lab) -> Iterator[RealGuest]:
+    yield lab.add_vm("mon", "host1")
+    lab.remove_vm("mon")
+
+
+async def test_the_life_of_a_vm_is_told(
+    lab: Lab, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    monitor = watch(host)
+    assert await until(monitor, ConnectionMade()) == [ConnectionMade()]
+    assert await monitor.domains() == ()
+    assert await monitor.statistics() == {}
+    vm = await asyncio.to_thread(lab.add_vm, "life", "host1")
+    uuid = DomainUUID(vm.uuid)
+    try:
+        assert await until(monitor, DomainStarted) == [DomainStarted(uuid, "life", "booted")]
+        (domain,) = await monitor.domains()
+        assert (domain.uuid, domain.name) == (uuid, "life")
+        assert taps(domain) == list(await monitor.statistics())
+    finally:
+        await asyncio.to_thread(lab.remove_vm, "life")
+    assert await until(monitor, DomainStopped) == [DomainStopped(uuid, "life", "destroyed")]
+    assert await monitor.domains() == ()
+
+
+async def test_what_the_guest_sends_counts_as_sent(
+    vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    monitor = watch(host)
+    await until(monitor, ConnectionMade())
+    await asyncio.to_thread(vm.wait_ready)
+    (domain,) = await monitor.domains()
+    (tap,) = taps(domain)
+    before = (await monitor.statistics())[tap]
+    # Nobody listens; the gateway refuses a few times and then keeps silent (icmp_ratelimit).
+    vm.shell(f"{vm.conngen} -u -T 1 {GATEWAY} 9 300 || test $? -eq 2")
+    after = (await monitor.statistics())[tap]
+    assert after.tx_packets - before.tx_packets >= 300
+    assert after.tx_bytes - before.tx_bytes >= 300 * 42
+    assert after.rx_packets - before.rx_packets < 150
+    for _ in range(20):
+        # Between two readings the guest may speak; a quiet moment comes.
+        first, kernel, last = (await monitor.statistics())[tap], kernel_counters(host, tap), await monitor.statistics()
+        if first == last[tap]:
+            break
+    assert first == kernel
+
+
+async def test_a_hot_plugged_interface_is_told_though_no_hook_is(
+    vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    monitor = watch(host)
+    await until(monitor, ConnectionMade())
+    await asyncio.to_thread(vm.wait_ready)  # the guest must be there to let go of it
+    mac = "52:54:00:10:01:01"
+    host.virsh("attach-interface", vm.name, "bridge", BRIDGE, "--model", "virtio", "--mac", mac, "--live")
+    plugged = (await until(monitor, DeviceAdded))[-1]
+    assert isinstance(plugged, DeviceAdded)
+    assert plugged.uuid == vm.uuid
+    (domain,) = await monitor.domains()
+    assert len(taps(domain)) == 2
+    assert set(await monitor.statistics()) == set(taps(domain))
+    host.virsh("detach-interface", vm.name, "bridge", "--mac", mac, "--live")
+    assert (await until(monitor, DeviceRemoved))[-1] == DeviceRemoved(plugged.uuid, plugged.alias)
+    (domain,) = await monitor.domains()
+    assert len(taps(domain)) == 1
+
+
+async def test_a_libvirtd_that_was_killed_is_found_again(
+    vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    monitor = watch(host)
+    await until(monitor, ConnectionMade())
+    host.end_libvirtd(signal.SIGKILL)
+    await until(monitor, ConnectionLost)
+    with pytest.raises(Unreachable):
+        await monitor.statistics()
+    await asyncio.to_thread(host.start_libvirtd)
+    await until(monitor, ConnectionMade())
+    assert [domain.uuid for domain in await monitor.domains()] == [vm.uuid]
+    assert len(await monitor.statistics()) == 1
+
+
+async def test_a_libvirtd_that_hangs_holds_nobody_up(
+    vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libvirt_connection, "KEEPALIVE_INTERVAL_S", 1)
+    monkeypatch.setattr(libvirt_connection, "KEEPALIVE_COUNT", 2)
+    monitor = watch(host)
+    await until(monitor, ConnectionMade())
+    libvirtd = host._libvirtd()
+    libvirtd.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            await monitor.statistics()
+        with pytest.raises(TimeoutError, match="earlier call"):
+            await monitor.statistics()
+        await until(monitor, ConnectionLost)
+    finally:
+        libvirtd.signal(signal.SIGCONT)
+    await until(monitor, ConnectionMade())
+    assert [domain.uuid for domain in await monitor.domains()] == [vm.uuid]
+
+
+async def test_a_migration_is_told_on_both_hosts(
+    lab: Lab, vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    target = lab.hosts["host2"]
+    source_monitor, target_monitor = watch(host), watch(target)
+    await until(source_monitor, ConnectionMade())
+    await until(target_monitor, ConnectionMade())
+    await asyncio.to_thread(vm.wait_ready)
+    uuid = DomainUUID(vm.uuid)
+    await asyncio.to_thread(host.run, "virsh", "migrate", "--live", vm.name, "qemu+tcp://host2/system")
+    try:
+        told = await until(target_monitor, DomainResumedMigrated)
+        assert told == [DomainStarted(uuid, vm.name, "migrated"), DomainResumedMigrated(uuid)]
+        assert await until(source_monitor, DomainStopped) == [DomainStopped(uuid, vm.name, "migrated")]
+        assert [domain.uuid for domain in await target_monitor.domains()] == [vm.uuid]
+        assert await source_monitor.domains() == ()
+    finally:
+        target.virsh("destroy", vm.name)
