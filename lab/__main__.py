@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lab import image, net
+from lab import demo, image, net
 from lab.errors import LabError
 from lab.lab import DEFAULT_NAME, Lab
 
@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", _up, "bring the lab up")
     up.add_argument("--bare", action="store_true", help="machines, libvirtds and guests only: no cpmd, no natd")
     add("down", _down, "remove everything of the lab, also after a crash")
+    add("demo", _demo, "the whole road once, with a real VM, in a lab of its own")
     add("image", _image, "build the guest image if it is not there")
     add("status", _status, "show the machines, daemons and guests")
     for name, call, text in (("guest", _guest, "start a light guest"), ("vm", _vm, "start a real QEMU guest")):
@@ -99,6 +100,10 @@ def _image(_lab: Lab, _options: argparse.Namespace) -> None:
     begin = time.monotonic()
     image.guest_image()
     _say("guest image built", time.monotonic() - begin)
+
+
+def _demo(_lab: Lab, _options: argparse.Namespace) -> None:
+    demo.demo()
 
 
 def _guest(lab: Lab, options: argparse.Namespace) -> None:

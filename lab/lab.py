@@ -90,7 +90,6 @@ class Lab:
         :return: Whether there was something to do: ``False`` when the lab is up already.
         :raise LabError: When the caller is not root, another cpmd serves operators, or a part does not come up.
         """
-        require_root()
         with self._lock():
             if self.is_up:
                 return False
@@ -114,7 +113,6 @@ class Lab:
         :return: Whether there was anything.
         :raise LabError: When the caller is not root, or a process cannot be ended.
         """
-        require_root()
         with self._lock():
             there = self.state.exists() or bool(net.existing(self._namespaces()))
             with _timed(say, "everything removed"):
@@ -208,7 +206,6 @@ class Lab:
 
     @contextlib.contextmanager
     def _new_guest(self, name: str, kind: str, host: str) -> Iterator[GuestRecord]:
-        require_root()
         net.check_guest_name(name)
         if host not in self.hosts:
             raise LabError(f"there is no host {host} in the lab; choose one of {', '.join(self.hosts)}")
@@ -270,7 +267,8 @@ class Lab:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one command at a time change the lab."""
+        """Let one command at a time change the lab, and only root."""
+        require_root()
         path = STATE / f"{self.name}.lock"
         while True:
             STATE.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ every dnsmasq with it. libvirt's socket lies below the lab's directory, where th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import shutil
@@ -111,16 +112,18 @@ class LibvirtHost:
         self.start_libvirtd()
 
     def power_off(self) -> None:
-        """Cut the power: everything that ran on the host is gone at once; nothing happens when it is off."""
+        """
+        Cut the power: libvirtd and all guests are gone at once; nothing happens when it is off.
+
+        natd and what it put into the kernel stay: they are in the network namespace, which is not the host's own.
+        """
         first = self._first_process()
         if first is not None:
             first.signal(signal.SIGKILL)
             first.wait(10.0)
         self._processes.end(self._process_name, grace_s=5.0 if first else 0.0)
         if net.existing([self.namespace]):
-            # The bridge would outlive the libvirtd that made it, and the next one would refuse it.
-            with contextlib.suppress(CommandFailed):
-                run("ip", "-n", self.namespace, "link", "del", BRIDGE)
+            self._remove_guest_network()
 
     def start_libvirtd(self) -> None:
         """
@@ -180,6 +183,16 @@ class LibvirtHost:
         outer = self._processes.get(self._process_name)
         children = outer.children if outer else ()
         return Process.find(children[0]) if children else None
+
+    def _remove_guest_network(self) -> None:
+        """Remove the bridge, which would outlive the libvirtd that made it, and the taps of light guests."""
+        keep = {"lo", *(port.device for port in self._machine.ports)}
+        links = json.loads(run("ip", "-n", self.namespace, "-json", "link", "show") or "[]")
+        for link in links:
+            if link["ifname"] not in keep:
+                # A tap goes with its QEMU, perhaps in this moment.
+                with contextlib.suppress(CommandFailed):
+                    run("ip", "-n", self.namespace, "link", "del", link["ifname"])
 
     def _libvirtd(self) -> Process:
         """Find libvirtd by its network namespace and name: its pid file speaks of the inner pid namespace."""

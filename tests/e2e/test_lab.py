@@ -216,9 +216,12 @@ def test_a_real_guest_boots_and_its_agent_answers(lab: Lab) -> None:
 
 def test_the_power_of_a_host_fails_and_comes_back(lab: Lab) -> None:
     host = lab.hosts["host2"]
+    guest = lab.add_guest("lost", "host2")
     host.power_off()
     assert not host.is_on
     assert lab.broken() == ["host2"]
+    assert guest.tap not in lab.run("host2", "ip", "-o", "link")
+    lab.remove_guest("lost")
     host.boot()
     assert "vmnet" in host.virsh("net-list", "--name")
 

@@ -1,0 +1,343 @@
+"""
+``make demo``: the whole road once, with a real VM, in a lab of its own.
+
+Every step says what it does, does it, and holds what virt-ports says against a witness: the kernels' tables by ``nft``,
+connection tracking by ``conntrack``, libvirt by ``virsh``, and what the server on the other side saw by ``ss``. The
+first step that does not do what it says ends the demo with the reason; the lab is removed in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lab import net, traffic, witness
+from lab.daemons import DaemonSettings
+from lab.errors import CommandFailed, LabError
+from lab.lab import Lab
+from lab.shell import require_root
+from lab.vm import RealGuest
+from lab.witness import Ports
+
+NAME = "demo"
+HOST = "host1"
+VM = "web"
+INITIAL = 128
+CONNECTIONS = 600
+RATE = 200
+HOLD_DOWN_S = 5.0
+SHRINK_COOL_DOWN_S = 4.0
+
+SETTINGS = DaemonSettings(
+    cpmd={
+        "pool": {"initial": INITIAL, "floor": INITIAL, "hold_down_s": HOLD_DOWN_S},
+        "scaling.guards": {"shrink_cool_down_s": SHRINK_COOL_DOWN_S, "shrink_after_samples": 3},
+    },
+    natd={},
+)
+"""Shorter times than in real life, so that nobody has to wait; sizes that one small guest can fill."""
+
+_LOCK = Path("/run/lock/virt-ports-demo.lock")
+_POLL_S = 0.25
+
+_T = TypeVar("_T")
+
+
+class Failed(LabError):
+    """A step did not do what it says."""
+
+
+def demo() -> None:
+    """
+    Run the demo.
+
+    :raise LabError: When a step does not do what it says, or another demo runs; nothing of this one is left.
+    :raise KeyboardInterrupt: When it was interrupted, by SIGTERM and SIGHUP too; nothing is left then either.
+    """
+    require_root()
+    with _alone(), _interruptible():
+        lab = Lab(NAME, settings=SETTINGS)
+        run = Demo(lab)
+        lab.down()
+        try:
+            run.all()
+        finally:
+            with _uninterrupted():
+                run.clean_up()
+        run.done()
+
+
+class Demo:
+    """One run, from its first line to its last."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._begin = time.monotonic()
+        self._vm: RealGuest
+        self._ports: Ports
+        self._sizes: list[int] = []
+        self._seen: tuple[IPv4Address, int]
+        self._seen_at = ""
+
+    def all(self) -> None:
+        """Take every step. :raise LabError: When one does not do what it says."""
+        self._bring_up()
+        self._start_vm()
+        self._boot()
+        with traffic.sink(self._lab):
+            self._grow()
+            self._whois()
+            self._stop_traffic()
+        self._shrink()
+        self._shut_down()
+        self._reclaim()
+
+    def clean_up(self) -> None:
+        """Remove the lab."""
+        self._step("Clean up")
+        self._lab.down()
+        left = net.existing([self._lab.namespace(node) for node in net.NODES])
+        self._check(not left and not self._lab.state.exists(), f"namespaces are left: {left}", "nothing is left")
+
+    def done(self) -> None:
+        """Say how it went."""
+        self._step("Done: every step did what it says")
+
+    # Steps
+
+    def _bring_up(self) -> None:
+        self._step("Bring up a site in network namespaces: 2 hosts with libvirtd, 2 edges, cpmd, 4 natds, 4 addresses")
+        self._lab.up(lambda step, seconds: self._say(f"{step}: {seconds:.1f} s"))
+        self._await(
+            "all nodes to hold what the manager told them",
+            lambda: all(node["connected"] and node["synced"] for node in self._json("node", "list")),
+        )
+        self._show("node", "list")
+
+    def _start_vm(self) -> None:
+        self._step(f"virsh start {VM} --paused: the hook asks for ports before the guest executes an instruction")
+        self._vm = self._lab.add_vm(VM, HOST, paused=True)
+        self._check(self._vm.state == "paused", f"libvirt says {self._vm.state}", "libvirt: started, not yet running")
+        self._show("list")
+        self._ports = self._allocated()
+        self._check(self._ports.size == INITIAL, f"{VM} got {self._ports.size} ports", f"{INITIAL} ports are allocated")
+        self._kernels_hold_it()
+
+    def _kernels_hold_it(self) -> None:
+        """Hold the kernels' tables against what virt-ports says."""
+        ports = self._allocated()
+        internal = IPv4Address(self._detail()["internal_address"])
+        handed_out = witness.handed_out(self._lab, HOST).get(VM)
+        expected = Ports(internal, ports.first, ports.last)
+        self._check(
+            handed_out == expected, f"nft on {HOST}: {handed_out}, not {expected}", f"nft on {HOST}: snat to {expected}"
+        )
+        for edge in net.EDGES:
+            inward, outward = (look(self._lab, edge).get(VM, ()) for look in (witness.let_in, witness.let_out))
+            said = f"nft on {edge}: {', '.join(map(str, inward))} <-> {internal}"
+            fine = inward == outward and any(one.holds(ports.address, ports.last) for one in inward)
+            self._check(fine, f"{said}; out: {', '.join(map(str, outward))}; {ports} is not there", said)
+
+    def _boot(self) -> None:
+        self._step(f"virsh resume {VM}: the guest boots (QEMU without hardware virtualization)")
+        self._vm.host.virsh("resume", VM)
+        self._vm.wait_ready()
+        address = self._vm.shell("ip -4 -o addr show dev eth0").split()[3]
+        self._say(f"the guest agent answers; the guest has {address}, as any guest of the other host may have too")
+        self._show("show", VM)
+
+    def _grow(self) -> None:
+        self._step(f"In the guest: open {CONNECTIONS} TCP connections to {net.INTERNET_ADDRESS} and keep them open")
+        self._sizes = [self._ports.size]
+        load = f"conngen -r {RATE} -T 30 -t -1 -R -k {net.INTERNET_ADDRESS} {traffic.PORT} {CONNECTIONS}"
+        self._vm.shell(f"{load} >/tmp/load 2>&1 </dev/null & echo $! >/tmp/load.pid")
+        self._await(
+            f"all {CONNECTIONS} connections to be established at the server",
+            lambda: self._follow() and len(witness.peers(self._lab, traffic.PORT)) == CONNECTIONS,
+            60.0,
+        )
+        self._await(f"{VM} to hold more than twice {INITIAL} ports", lambda: self._follow() > 2 * INITIAL)
+        self._show("list")
+        self._kernels_hold_it()
+        peers = witness.peers(self._lab, traffic.PORT)
+        held = self._held()
+        strangers = [peer for peer in peers if not any(ports.holds(*peer) for ports in held)]
+        self._check(
+            not strangers and len(set(peers)) == CONNECTIONS,
+            f"the server saw ports that are not {VM}'s: {strangers[:5]}",
+            f"the server sees {len(peers)} connections from {peers[0][0]}, all from ports of {VM}",
+        )
+        kept = {edge: witness.tracked(self._lab, edge, net.INTERNET_ADDRESS) for edge in net.EDGES}
+        self._check(not any(kept.values()), f"the edges keep state: {kept}", "conntrack on both edges: no state of any")
+
+    def _whois(self) -> None:
+        address, port = self._seen = witness.peers(self._lab, traffic.PORT)[CONNECTIONS // 2]
+        self._step(f"The server saw {address} port {port}: who is that?")
+        self._show("whois", str(address), str(port))
+        found = self._json("whois", str(address), str(port))
+        self._seen_at = str(found["at"])
+        self._check(found["uuid"] == self._vm.uuid, f"whois says {found['name']}", f"whois says {VM}")
+        source = witness.original_source(self._lab, HOST, port)
+        guest = IPv4Address(self._vm.shell("ip -4 -o addr show dev eth0").split()[3].partition("/")[0])
+        self._check(
+            source == guest,
+            f"conntrack on {HOST} says {source}, not {guest}",
+            f"conntrack on {HOST}: {port} is {guest}",
+        )
+
+    def _stop_traffic(self) -> None:
+        self._step("In the guest: send a byte through every connection and back, then close them")
+        self._vm.shell('kill "$(cat /tmp/load.pid)"')
+        output = self._await("the generator to end", self._ended_load)
+        tally = traffic.Tally.parse(output)
+        self._check(
+            tally.ok == tally.alive == CONNECTIONS,
+            f"of {CONNECTIONS} connections {tally.fail} failed and {tally.dead} were cut: {output.strip()}",
+            f"{tally.alive} of {CONNECTIONS} connections are alive after {len(self._sizes) - 1} resizes",
+        )
+
+    def _ended_load(self) -> str:
+        return self._vm.shell('[ -e "/proc/$(cat /tmp/load.pid)" ] || cat /tmp/load')
+
+    def _shrink(self) -> None:
+        self._step(f"The load is gone: the range shrinks (here after {SHRINK_COOL_DOWN_S:g} s of rest, by default 30)")
+        self._await(f"{VM} to shrink to {INITIAL} ports", lambda: self._follow() == INITIAL, 90.0)
+        self._show("list")
+
+    def _shut_down(self) -> None:
+        self._step(f"virsh shutdown {VM}")
+        self._ports = self._allocated()
+        self._vm.shut_down()
+        self._say(f"libvirt: {self._vm.state}")
+        handed_out = self._await_gone(HOST, lambda: witness.handed_out(self._lab, HOST))
+        self._say(f"nft on {HOST}: no ports for {VM} ({len(handed_out)} VMs left)")
+
+    def _reclaim(self) -> None:
+        self._step(f"Its ports rest {HOLD_DOWN_S:g} s here (by default 120, RFC 6888), then they are free")
+        self._show("list", "--all")
+        self._await("all ports to be free", self._all_free, 60.0)
+        for edge in net.EDGES:
+            for look in (witness.let_in, witness.let_out):
+                self._await_gone(edge, functools.partial(look, self._lab, edge))
+        self._say("nft on both edges: nothing left of it")
+        self._show("pool", "list")
+        self._check(self._json("list", "--all") == [], f"{VM} is still listed", f"virt-ports list --all: {VM} is gone")
+        address, port = map(str, self._seen)
+        with contextlib.suppress(CommandFailed):
+            raise Failed(f"{address} port {port} should be nobody's: {self._lab.operate('whois', address, port)}")
+        then = self._json("whois", address, port, "--at", self._seen_at)
+        self._check(
+            then["uuid"] == self._vm.uuid,
+            f"whois --at says {then['name']}",
+            f"{address} port {port} is nobody's now; whois --at {self._seen_at} still says {VM}",
+        )
+
+    # What virt-ports says
+
+    def _json(self, *arguments: str) -> Any:
+        return json.loads(self._lab.operate(*arguments, "-o", "json"))
+
+    def _show(self, *arguments: str) -> None:
+        print(f"\n  $ virt-ports {' '.join(arguments)}")
+        for line in self._lab.operate(*arguments).splitlines():
+            print(f"  {line}".rstrip())
+
+    def _detail(self) -> Any:
+        return self._json("show", VM)
+
+    def _allocated(self) -> Ports:
+        found = [vm for vm in self._json("list") if vm["name"] == VM]
+        if not found or found[0]["first_port"] is None:
+            raise Failed(f"virt-ports list shows no ports for {VM}")
+        return Ports(IPv4Address(found[0]["external_address"]), found[0]["first_port"], found[0]["last_port"])
+
+    def _held(self) -> list[Ports]:
+        return [
+            Ports(IPv4Address(one["external_address"]), one["first_port"], one["last_port"])
+            for one in self._detail()["allocations"]
+        ]
+
+    def _follow(self) -> int:
+        """Return the size of the VM's range, and say when it has changed."""
+        (vm,) = (vm for vm in self._json("list") if vm["name"] == VM)
+        ports = Ports(IPv4Address(vm["external_address"]), vm["first_port"], vm["last_port"])
+        if ports != self._ports:
+            self._say(f"{self._ports.size} -> {ports.size} ports: {ports}, {vm['ports_in_use']} in use")
+            self._ports = ports
+            self._sizes.append(ports.size)
+        return ports.size
+
+    def _all_free(self) -> bool:
+        return all(not one["ports_allocated"] and not one["ports_leaving"] for one in self._json("pool", "list"))
+
+    # How it is told
+
+    def _step(self, text: str) -> None:
+        print(f"\n[{time.monotonic() - self._begin:5.1f} s] {text}", flush=True)
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._begin:5.1f} s]   {text}", flush=True)
+
+    def _check(self, fine: bool, wrong: str, right: str) -> None:  # noqa: FBT001 - the question comes first
+        if not fine:
+            raise Failed(wrong)
+        self._say(right)
+
+    def _await(self, what: str, look: Callable[[], _T], timeout_s: float = 30.0) -> _T:
+        deadline = time.monotonic() + timeout_s
+        while not (found := look()):
+            if time.monotonic() > deadline:
+                raise Failed(f"waited {timeout_s:g} s in vain for {what}")
+            time.sleep(_POLL_S)
+        return found
+
+    def _await_gone(self, node: str, look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self._await(f"{node} to forget {VM}", lambda: VM not in look())
+        return look()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let one demo run at a time; the lock goes with the process, however it ends."""
+    _LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with _LOCK.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Failed("another demo runs on this machine; wait for its end") from None
+        yield
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Treat being ended like Ctrl-C, so that the lab is removed."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let nothing stop the cleaning up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
