@@ -14,7 +14,6 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from types import TracebackType
 
 from cpm.errors import KernelError
 
@@ -98,9 +97,7 @@ class Channel:
     def __enter__(self) -> Channel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
