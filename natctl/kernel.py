@@ -221,18 +221,20 @@ class Kernel:
 
     def _settle(self, desired: _Desired) -> tuple[str, ...]:
         """Compare everything with reality, mend it, and believe it."""
-        for attempt in range(_ATTEMPTS):
+        nft, _ = self._wires()
+        for _ in range(_ATTEMPTS):
+            seen = reading.read(nft)
             try:
-                return self._settle_once(desired)
+                return self._settle_once(desired, seen)
             except KernelError as error:
-                # Somebody changed our tables between the look and the transaction.
-                if error.errno not in _MISMATCH or attempt == _ATTEMPTS - 1:
+                refused = error
+                if error.errno not in _MISMATCH or reading.generation(nft) == seen.generation:
                     raise
-        raise AssertionError
+                # Somebody had a transaction between our look and ours: look again.
+        raise refused
 
-    def _settle_once(self, desired: _Desired) -> tuple[str, ...]:
-        nft, rt = self._wires()
-        seen = reading.read(nft)
+    def _settle_once(self, desired: _Desired, seen: Seen) -> tuple[str, ...]:
+        _, rt = self._wires()
         ways_now = routes.observe(rt)
         belief = self._believed(desired, seen)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
