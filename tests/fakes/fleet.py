@@ -1,0 +1,383 @@
+"""
+A fleet in virtual time: the real deciding code of manager and nodes, over a fake network and fake kernels.
+
+The manager is the real :class:`cpm.manager.Manager` over a real ledger in memory, the nodes are real
+:class:`natctl.node.Node` objects. Messages wait in queues until delivered, kernel commands until carried out; processes
+crash and come back with what survives a crash (ledger, kernel, the interfaces of VMs). After every step
+:meth:`Fleet.check` looks at what nobody may ever see.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+from cpm.api import wire
+from cpm.errors import KernelError, VirtPortsError
+from cpm.ledger import SqliteLedger
+from cpm.manager import Manager
+from cpm.messages import Hello, NodeMessage
+from cpm.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
+from cpm.settings import PoolSettings, Settings
+from natctl.desired import EdgeEntry, HostEntry, Path
+from natctl.node import Answer, Forget, Identity, Node, Program, Replace, Running, Send
+from natctl.port_use import PortUse, VMPorts
+from qga_agent.samples import Rates
+
+EXTERNAL = IPv4Address("203.0.113.1")
+BUSY = Rates(5000.0, 10.0)
+IDLE = Rates(1.0, 0.0)
+
+
+@dataclasses.dataclass
+class Kernel:
+    """What survives natd: the tables."""
+
+    host: dict[DomainUUID, HostEntry] = dataclasses.field(default_factory=dict)
+    edge: dict[DomainUUID, EdgeEntry] = dataclasses.field(default_factory=dict)
+    path: Path | None = None
+
+    def carry_out(self, command: Program | Replace) -> None:
+        if isinstance(command, Replace):
+            self.host, self.edge, self.path = dict(command.host), dict(command.edge), command.path
+            return
+        for uuid, host in command.change.host.items():
+            _put(self.host, uuid, host)
+        for uuid, edge in command.change.edge.items():
+            _put(self.edge, uuid, edge)
+        self.path = command.change.path or self.path
+
+    def mapped(self) -> Iterator[tuple[IPv4Address, PortRange, EdgeEntry]]:
+        return ((external, ports, entry) for entry in self.edge.values() for external, ports in entry.ranges)
+
+    def maps(self, internal: IPv4Address, port: int) -> IPv4Address | None:
+        return next((e for e, ports, entry in self.mapped() if entry.internal == internal and port in ports), None)
+
+
+_Entry = TypeVar("_Entry")
+
+
+def _put(table: dict[DomainUUID, _Entry], uuid: DomainUUID, entry: _Entry | None) -> None:
+    if entry is None:
+        table.pop(uuid, None)
+    else:
+        table[uuid] = entry
+
+
+@dataclasses.dataclass(frozen=True)
+class Connection:
+    """A connection of a VM, as the world outside knows it."""
+
+    domain: DomainUUID
+    life: int
+    host: NodeName
+    internal: IPv4Address
+    external: IPv4Address
+    port: int
+
+
+@dataclasses.dataclass
+class Machine:
+    """A node's machine: what it runs, what its kernel holds, and natd unless that is dead."""
+
+    identity: Identity
+    kernel: Kernel = dataclasses.field(default_factory=Kernel)
+    guests: dict[DomainUUID, frozenset[str]] = dataclasses.field(default_factory=dict)
+    node: Node | None = None
+    work: collections.deque[Program | Replace | Forget] = dataclasses.field(default_factory=collections.deque)
+    to_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
+    from_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
+    connected: bool = False
+    failing: bool = False
+    answers: dict[int, str] = dataclasses.field(default_factory=dict)
+
+
+class Fleet:
+    """Two hosts, two edges, one manager; VMs come and go."""
+
+    def __init__(self, *, hold_down_s: float = 120.0, ports: PortRange | None = None) -> None:
+        pool = PoolSettings(block=64, initial=256, floor=64, cap=2048, hold_down_s=hold_down_s)
+        self.settings = Settings(pool=pool)
+        self.now = 1_000_000.0
+        self.ledger = SqliteLedger(":memory:")
+        self.manager: Manager | None = None
+        self.machines: dict[NodeName, Machine] = {}
+        self.connections: set[Connection] = set()
+        self.lives: collections.Counter[DomainUUID] = collections.Counter()
+        self._let_through: set[tuple[Connection, NodeName]] = set()
+        self._requests = 0
+        for name, role, number in (
+            ("host1", Role.HOST, 11),
+            ("host2", Role.HOST, 12),
+            ("edge1", Role.EDGE, 21),
+            ("edge2", Role.EDGE, 22),
+        ):
+            identity = Identity(NodeName(name), frozenset({role}), IPv4Address(f"172.30.0.{number}"), "test")
+            self.machines[identity.name] = Machine(identity)
+        self.start_manager()
+        usable = ports or PortRange(1024, 65535)
+        reserved = PortRange(1024, 65535).minus(usable)
+        self.ask(lambda manager: manager.add_addresses([ExternalAddress(EXTERNAL, reserved)], self.now))
+        for name in self.machines:
+            self.start_natd(name)
+            self.connect(name)
+        self.run()
+
+    @property
+    def hosts(self) -> list[Machine]:
+        return [machine for machine in self.machines.values() if Role.HOST in machine.identity.roles]
+
+    @property
+    def edges(self) -> list[Machine]:
+        return [machine for machine in self.machines.values() if Role.EDGE in machine.identity.roles]
+
+    # The manager
+
+    def start_manager(self) -> None:
+        epoch = self.ledger.next_epoch()
+        self.manager = Manager(self.ledger.load(), self.settings, epoch, self.now)
+
+    def crash_manager(self) -> None:
+        self.manager = None
+        for name in self.machines:
+            self.disconnect(name)
+
+    def ask(self, act: Callable[[Manager], None]) -> None:
+        """Do what cpmd's loop does: act, commit, then send."""
+        if self.manager is None:
+            return
+        with contextlib.suppress(VirtPortsError):
+            act(self.manager)
+        outcome = self.manager.take(self.now)
+        self.ledger.commit(outcome.changes, self.now)
+        for name, message in outcome.messages:
+            if self.machines[name].connected:
+                self.machines[name].from_manager.append(wire.encode(message))
+
+    # The network
+
+    def connect(self, name: NodeName) -> None:
+        machine = self.machines[name]
+        if machine.node is None or machine.connected or self.manager is None:
+            return
+        machine.connected = True
+        machine.node.connected(self.now)
+        self._carry_out(machine)
+
+    def disconnect(self, name: NodeName) -> None:
+        """What is under way is lost, in both directions."""
+        machine = self.machines[name]
+        if not machine.connected:
+            return
+        machine.connected = False
+        machine.to_manager.clear()
+        machine.from_manager.clear()
+        if machine.node is not None:
+            machine.node.disconnected(self.now)
+            self._carry_out(machine)
+        self.ask(lambda manager: manager.lost(name, self.now))
+
+    def deliver_up(self, name: NodeName) -> bool:
+        machine = self.machines[name]
+        if not machine.to_manager or self.manager is None:
+            return False
+        message = wire.node_message(machine.to_manager.popleft())
+        self.ask(lambda manager: _hear(manager, name, message, self.now))
+        return True
+
+    def deliver_down(self, name: NodeName) -> bool:
+        machine = self.machines[name]
+        if not machine.from_manager or machine.node is None:
+            return False
+        machine.node.received(wire.manager_message(machine.from_manager.popleft()), self.now)
+        self._carry_out(machine)
+        return True
+
+    # Nodes
+
+    def start_natd(self, name: NodeName) -> None:
+        machine = self.machines[name]
+        if machine.node is None:
+            machine.node = Node(machine.identity, marks=1000)
+            links = frozenset(tap for taps in machine.guests.values() for tap in taps)
+            machine.node.adopt(machine.kernel.host.values(), machine.kernel.path, links, self.now)
+            self._list(machine)
+
+    def kill_natd(self, name: NodeName) -> None:
+        machine = self.machines[name]
+        machine.node = None
+        machine.work.clear()
+        self.disconnect(name)
+
+    def kernel_step(self, name: NodeName) -> bool:
+        machine = self.machines[name]
+        if not machine.work or machine.node is None:
+            return False
+        command = machine.work.popleft()
+        if isinstance(command, Forget):
+            return True
+        if machine.failing:
+            machine.failing = False
+            machine.node.refused_by_kernel(KernelError("program nftables", 12, "out of memory"), self.now)
+        else:
+            machine.kernel.carry_out(command)
+            machine.node.programmed(self.now)
+        self._carry_out(machine)
+        return True
+
+    def _carry_out(self, machine: Machine) -> None:
+        assert machine.node is not None
+        for command in machine.node.take():
+            if isinstance(command, Send) and machine.connected:
+                machine.to_manager.append(wire.encode(command.message))
+            elif isinstance(command, Answer):
+                machine.answers[command.request] = command.code
+            elif isinstance(command, (Program, Replace, Forget)):
+                machine.work.append(command)
+
+    # VMs
+
+    def start_vm(self, name: NodeName, uuid: DomainUUID) -> int:
+        """Start a VM that runs nowhere, as the hook ``start`` tells of it; return the number of the hook's request."""
+        assert not any(uuid in machine.guests for machine in self.machines.values())
+        machine = self.machines[name]
+        self.lives[uuid] += 1
+        taps = frozenset({f"vnet-{uuid[-4:]}"})
+        machine.guests[uuid] = taps
+        self._requests += 1
+        if machine.node is not None:
+            machine.node.linked(self._links(machine), self.now)
+            machine.node.starting(self._requests, Running(uuid, f"vm-{uuid[-4:]}", taps), self.now, wait_for_taps=True)
+            self._carry_out(machine)
+        return self._requests
+
+    def stop_vm(self, uuid: DomainUUID, *, hook: bool = True) -> None:
+        for machine in self.machines.values():
+            if machine.guests.pop(uuid, None) is None:
+                continue
+            self.connections = {c for c in self.connections if c.domain != uuid}
+            if machine.node is not None:
+                if hook:
+                    machine.node.ended(None, uuid, "stopped", self.now)
+                machine.node.linked(self._links(machine), self.now)
+                self._carry_out(machine)
+
+    def _list(self, machine: Machine) -> None:
+        """What natd learns from libvirt at start and now and then."""
+        if machine.node is not None:
+            running = [Running(uuid, f"vm-{uuid[-4:]}", taps) for uuid, taps in machine.guests.items()]
+            machine.node.listed(running, self.now)
+            self._carry_out(machine)
+
+    def _links(self, machine: Machine) -> frozenset[str]:
+        return frozenset(tap for taps in machine.guests.values() for tap in taps)
+
+    def open(self, uuid: DomainUUID, offset: int) -> Connection | None:
+        """The VM opens a connection, as its host's and the edges' kernels let it; None when it gets no port."""
+        for machine in self.hosts:
+            entry = machine.kernel.host.get(uuid)
+            if uuid not in machine.guests or entry is None or entry.ports is None or not entry.taps:
+                continue
+            port = entry.ports.first + offset % entry.ports.size
+            ways = [self._at(address) for address in sorted(machine.kernel.path.edges)] if machine.kernel.path else []
+            edge = ways[offset % len(ways)] if ways else None
+            external = edge.kernel.maps(entry.internal, port) if edge else None
+            if external is None:
+                return None
+            connection = Connection(uuid, self.lives[uuid], machine.identity.name, entry.internal, external, port)
+            self.connections.add(connection)
+            return connection
+        return None
+
+    def _at(self, address: IPv4Address) -> Machine:
+        return next(machine for machine in self.machines.values() if machine.identity.underlay == address)
+
+    # Time
+
+    def report(self, name: NodeName, *, busy: bool) -> None:
+        machine = self.machines[name]
+        if machine.node is None or not machine.connected:
+            return
+        ports: dict[IPv4Address, list[int]] = collections.defaultdict(list)
+        for connection in self.connections:
+            if connection.host == name:
+                ports[connection.internal].append(connection.port)
+        use = PortUse({internal: VMPorts.of({6: found}) for internal, found in ports.items()})
+        rates = dict.fromkeys(machine.node.taps(), BUSY if busy else IDLE)
+        machine.node.report(1.0, rates, use, machine.node.applied_generation, {})
+        self._carry_out(machine)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for machine in self.machines.values():
+            if machine.node is not None:
+                machine.node.tick(self.now)
+                self._carry_out(machine)
+                self._list(machine)
+        self.ask(lambda manager: manager.tick(self.now))
+
+    def run(self) -> None:
+        """Deliver and carry out everything until nothing moves."""
+        steps = [
+            (step, name) for name in self.machines for step in (self.deliver_up, self.deliver_down, self.kernel_step)
+        ]
+        while sum(step(name) for step, name in steps):
+            self.check()
+
+    def heal(self) -> None:
+        """Bring everybody back and let it settle."""
+        if self.manager is None:
+            self.start_manager()
+        for name in self.machines:
+            self.start_natd(name)
+            self.connect(name)
+        for _ in range(4):
+            self.run()
+            self.pass_time(6.0)
+        self.run()
+
+    # What nobody may ever see
+
+    def check(self) -> None:
+        """
+        :raise AssertionError: When an external port has two owners anywhere, or a connection is cut.
+        """
+        self._check_no_overloading()
+        self._check_nothing_cut()
+
+    def _check_no_overloading(self) -> None:
+        # One external port leads to one VM, whichever edge a packet comes by; and leaves only from one.
+        owners: list[tuple[IPv4Address, PortRange, DomainUUID]] = []
+        for machine in self.edges:
+            owners += [(external, ports, entry.domain) for external, ports, entry in machine.kernel.mapped()]
+        owners.sort(key=lambda owner: (owner[0], owner[1]))
+        reach: tuple[IPv4Address, PortRange, DomainUUID] | None = None
+        for owner in owners:
+            if reach is not None and owner[0] == reach[0] and owner[1].first <= reach[1].last:
+                assert owner[2] == reach[2], f"two owners: {owner} and {reach}"
+            if reach is None or owner[0] != reach[0] or owner[1].last > reach[1].last:
+                reach = owner
+
+    def _check_nothing_cut(self) -> None:
+        # An edge that let a connection through once must do so until it ends. (One that was away when its range was
+        # made learns of it when it is back.)
+        for connection in self.connections:
+            for machine in self.edges:
+                found = machine.kernel.maps(connection.internal, connection.port)
+                if found is not None:
+                    self._let_through.add((connection, machine.identity.name))
+                seen = (connection, machine.identity.name) in self._let_through
+                assert found == connection.external or (found is None and not seen), (
+                    f"{machine.identity.name} cut {connection}, maps it to {found}"
+                )
+
+
+def _hear(manager: Manager, name: NodeName, message: NodeMessage, now: float) -> None:
+    if isinstance(message, Hello):
+        manager.hello(message, "test", now)
+    else:
+        manager.said(name, message, now)

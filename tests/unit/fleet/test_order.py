@@ -1,0 +1,252 @@
+"""The order of a change, seen step by step: edges first and host last; host first and edges last."""
+
+from __future__ import annotations
+
+from cpm.model import AllocationState, DomainUUID, NodeName
+from tests.fakes.fleet import Fleet
+
+VM = DomainUUID("00000000-0000-0000-0000-000000000001")
+OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
+HOST1, HOST2, EDGE1, EDGE2 = (NodeName(name) for name in ("host1", "host2", "edge1", "edge2"))
+
+
+def states(fleet: Fleet, uuid: DomainUUID = VM) -> list[tuple[int, int, str]]:
+    assert fleet.manager is not None
+    return sorted((a.ports.first, a.ports.last, a.state.value) for a in fleet.manager.view.of(uuid))
+
+
+def started(fleet: Fleet, uuid: DomainUUID = VM, host: NodeName = HOST1) -> None:
+    request = fleet.start_vm(host, uuid)
+    fleet.run()
+    assert fleet.machines[host].answers[request] == ""
+
+
+def resize(fleet: Fleet, ports: int, uuid: DomainUUID = VM) -> None:
+    fleet.ask(lambda manager: manager.resize(uuid, ports, fleet.now))
+
+
+def settle(fleet: Fleet, *, reports: int = 3) -> None:
+    fleet.run()
+    for _ in range(reports):
+        for host in (HOST1, HOST2):
+            fleet.report(host, busy=False)
+        fleet.run()
+
+
+def test_a_vm_starts_only_when_both_edges_and_then_its_host_hold_its_ports() -> None:
+    fleet = Fleet()
+    request = fleet.start_vm(HOST1, VM)
+    fleet.deliver_up(HOST1)
+    fleet.deliver_down(EDGE1), fleet.kernel_step(EDGE1), fleet.deliver_up(EDGE1)
+    while fleet.deliver_down(HOST1) or fleet.kernel_step(HOST1) or fleet.deliver_up(HOST1):
+        pass
+    assert fleet.machines[EDGE1].kernel.edge[VM].ranges
+    assert VM not in fleet.machines[HOST1].kernel.host
+    assert request not in fleet.machines[HOST1].answers
+    fleet.run()
+    assert fleet.machines[HOST1].kernel.host[VM].ports == fleet.machines[EDGE2].kernel.edge[VM].ranges[0][1]
+    assert fleet.machines[HOST1].answers[request] == ""
+    assert states(fleet) == [(1024, 1279, "active")]
+
+
+def test_growth_in_place_reaches_the_edges_before_the_host() -> None:
+    fleet = Fleet()
+    started(fleet)
+    resize(fleet, 512)
+    fleet.deliver_down(EDGE1), fleet.kernel_step(EDGE1), fleet.deliver_up(EDGE1)
+    assert fleet.machines[HOST1].kernel.host[VM].ports.size == 256  # type: ignore[union-attr]
+    fleet.run()
+    assert fleet.machines[HOST1].kernel.host[VM].ports.size == 512  # type: ignore[union-attr]
+    assert states(fleet) == [(1024, 1535, "active")]
+
+
+def test_shrinking_reaches_the_host_first_and_the_edges_when_no_connection_is_left() -> None:
+    fleet = Fleet()
+    started(fleet)
+    connection = fleet.open(VM, 200)
+    assert connection is not None
+    resize(fleet, 128)
+    settle(fleet)
+    assert fleet.machines[HOST1].kernel.host[VM].ports.size == 128  # type: ignore[union-attr]
+    assert states(fleet) == [(1024, 1151, "active"), (1152, 1279, "draining")]
+    assert all(edge.kernel.maps(connection.internal, connection.port) for edge in fleet.edges)
+    fleet.connections.clear()
+    settle(fleet)
+    assert states(fleet) == [(1024, 1151, "active"), (1152, 1279, "held")]
+    assert not any(edge.kernel.maps(connection.internal, connection.port) for edge in fleet.edges)
+
+
+def test_a_held_range_is_free_after_the_hold_down_and_not_a_second_earlier() -> None:
+    fleet = Fleet(hold_down_s=120.0)
+    started(fleet)
+    fleet.stop_vm(VM)
+    fleet.run()
+    assert states(fleet) == [(1024, 1279, "held")]
+    fleet.pass_time(119.0)
+    fleet.run()
+    assert states(fleet) == [(1024, 1279, "held")]
+    fleet.pass_time(1.0)
+    fleet.run()
+    assert states(fleet) == []
+    assert fleet.manager is not None
+    assert VM not in fleet.manager.view.vms
+
+
+def test_an_edge_that_is_away_keeps_a_range_from_its_next_owner_until_it_is_fenced() -> None:
+    fleet = Fleet(hold_down_s=1.0)
+    started(fleet)
+    fleet.disconnect(EDGE2)
+    fleet.stop_vm(VM)
+    for _ in range(5):
+        fleet.run()
+        fleet.pass_time(60.0)
+    assert states(fleet) == [(1024, 1279, "held")]
+    fleet.ask(lambda manager: manager.fence(EDGE2, fleet.now, fenced=True))
+    fleet.run()
+    assert states(fleet) == []
+
+
+def test_an_edge_that_stays_away_gets_no_more_packets_and_starts_do_not_wait_for_it() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.disconnect(EDGE2)
+    started(fleet, OTHER, HOST2)
+    assert fleet.machines[HOST1].kernel.path is not None
+    assert len(fleet.machines[HOST1].kernel.path.edges) == 2
+    fleet.pass_time(11.0)
+    fleet.run()
+    assert len(fleet.machines[HOST1].kernel.path.edges) == 1
+    fleet.connect(EDGE2)
+    fleet.run()
+    assert len(fleet.machines[HOST1].kernel.path.edges) == 2
+
+
+def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others() -> None:
+    fleet = Fleet(hold_down_s=1.0)
+    started(fleet)
+    fleet.kill_natd(HOST1)
+    fleet.machines[HOST1].guests.pop(VM)
+    started(fleet, VM, HOST2)
+    fleet.pass_time(60.0)
+    fleet.run()
+    assert (1024, 1279, "draining") in states(fleet)
+    assert fleet.machines[HOST2].kernel.host[VM].ports != fleet.machines[HOST1].kernel.host[VM].ports
+    fleet.start_natd(HOST1)
+    fleet.connect(HOST1)
+    fleet.run()
+    assert VM not in fleet.machines[HOST1].kernel.host
+    fleet.pass_time(60.0)
+    fleet.run()
+    assert [state for _, _, state in states(fleet)] == ["active"]
+
+
+def test_a_manager_that_comes_back_takes_up_every_change_where_it_was() -> None:
+    fleet = Fleet()
+    started(fleet)
+    resize(fleet, 1024)
+    fleet.deliver_down(EDGE1)
+    fleet.crash_manager()
+    fleet.heal()
+    assert states(fleet) == [(1024, 2047, "active")]
+    assert fleet.machines[HOST1].kernel.host[VM].ports.size == 1024  # type: ignore[union-attr]
+
+
+def test_natd_restarted_while_the_manager_is_away_changes_nothing() -> None:
+    fleet = Fleet()
+    started(fleet)
+    before = dict(fleet.machines[HOST1].kernel.host)
+    fleet.crash_manager()
+    fleet.kill_natd(HOST1)
+    fleet.start_natd(HOST1)
+    fleet.pass_time(30.0)
+    fleet.run()
+    assert fleet.machines[HOST1].kernel.host == before
+
+
+def test_a_vm_that_stops_while_nobody_looks_is_found_gone() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.kill_natd(HOST1)
+    fleet.stop_vm(VM, hook=False)
+    fleet.heal()
+    assert [state for _, _, state in states(fleet)] == [AllocationState.HELD]
+
+
+def test_a_vm_whose_interfaces_vanish_without_a_hook_counts_as_gone() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.stop_vm(VM, hook=False)
+    fleet.pass_time(2.0)
+    fleet.run()
+    assert states(fleet) == [(1024, 1279, "active")]
+    fleet.pass_time(2.0)
+    fleet.run()
+    assert states(fleet) == [(1024, 1279, "held")]
+
+
+def test_a_vm_that_starts_again_at_once_has_its_ports_back() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.stop_vm(VM)
+    request = fleet.start_vm(HOST1, VM)
+    fleet.run()
+    assert fleet.machines[HOST1].answers[request] == ""
+    assert (1024, 1279, "active") in states(fleet)
+
+
+def test_without_a_manager_a_start_is_answered_at_once_and_the_ports_follow() -> None:
+    fleet = Fleet()
+    fleet.crash_manager()
+    request = fleet.start_vm(HOST1, VM)
+    assert fleet.machines[HOST1].answers[request] == "unreachable"
+    fleet.heal()
+    assert states(fleet) == [(1024, 1279, "active")]
+    assert fleet.machines[HOST1].kernel.host[VM].taps
+
+
+def test_a_full_pool_refuses_with_the_reason_and_serves_when_ports_are_free() -> None:
+    from cpm.model import PortRange
+
+    fleet = Fleet(hold_down_s=1.0, ports=PortRange(1024, 1087))
+    started(fleet)
+    request = fleet.start_vm(HOST2, OTHER)
+    fleet.run()
+    assert fleet.machines[HOST2].answers[request] == "ports-exhausted"
+    fleet.stop_vm(VM)
+    for _ in range(4):
+        fleet.run()
+        fleet.pass_time(6.0)
+    fleet.run()
+    assert states(fleet, OTHER) == [(1024, 1087, "active")]
+
+
+def test_a_kernel_that_refuses_gets_everything_again() -> None:
+    fleet = Fleet()
+    fleet.machines[EDGE1].failing = True
+    request = fleet.start_vm(HOST1, VM)
+    fleet.run()
+    assert request not in fleet.machines[HOST1].answers
+    fleet.pass_time(6.0)
+    fleet.run()
+    assert fleet.machines[HOST1].answers[request] == ""
+    assert fleet.machines[EDGE1].kernel.edge[VM] == fleet.machines[EDGE2].kernel.edge[VM]
+
+
+def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
+    import pytest
+
+    from natctl.node import StaleEpoch
+
+    fleet = Fleet()
+    started(fleet)
+    node = fleet.machines[HOST1].node
+    assert node is not None
+    from cpm.messages import Delta
+
+    before = node.epoch
+    fleet.crash_manager()
+    fleet.heal()
+    with pytest.raises(StaleEpoch):
+        node.received(Delta(before, 99, host_gone=(VM,)), fleet.now)
+    assert node.epoch > before
+    assert VM in fleet.machines[HOST1].kernel.host
