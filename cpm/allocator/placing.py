@@ -109,6 +109,8 @@ def _groups(
     known = [address.address for address in space.addresses]
     if prefer is None and (own := space.of(domain)):
         prefer = max(own, key=lambda allocation: allocation.since).external
+    if prefer is None:
+        return [known]
     first = [address for address in known if address == prefer]
     return [first] if strict else [first, [address for address in known if address != prefer]]
 

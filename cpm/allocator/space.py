@@ -171,22 +171,22 @@ class AddressSpace:
     def fitting(self, size: int, addresses: Iterable[IPv4Address]) -> Iterator[tuple[IPv4Address, PortRange]]:
         """Yield free runs with at least so many ports in whole blocks, on these addresses, the shortest first."""
         found = (
-            (length, int(address), first, address)
-            for address in addresses
+            (length, order, first, address)
+            for order, address in enumerate(addresses)
             for length, first in self._runs[address].at_least(size)
         )
         for _, _, first, address in sorted(found):
             yield address, self._runs[address].starting_at(first)
 
     def best_fit(self, size: int, addresses: Iterable[IPv4Address]) -> tuple[IPv4Address, PortRange] | None:
-        """Return the first of what :meth:`fitting` would yield, in a few bisections."""
-        best: tuple[int, int, int, IPv4Address] | None = None
+        """Return the first of what :meth:`fitting` would yield, in one bisection an address."""
+        best: tuple[int, int, IPv4Address] | None = None
         for address in addresses:
             by_size = self._runs[address].by_size
             index = bisect_left(by_size, (size, 0))
-            if index < len(by_size) and (best is None or (by_size[index][0], int(address)) < best[:2]):
-                best = (by_size[index][0], int(address), by_size[index][1], address)
-        return (best[3], self._runs[best[3]].starting_at(best[2])) if best else None
+            if index < len(by_size) and (best is None or by_size[index][0] < best[0]):
+                best = (*by_size[index], address)
+        return (best[2], self._runs[best[2]].starting_at(best[1])) if best else None
 
     def reachable(self, address: IPv4Address, start: PortRange, own: Iterable[Allocation]) -> PortRange:
         """Extend a range on an address by the free ports and the given allocations that adjoin it, on both sides."""

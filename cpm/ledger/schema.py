@@ -49,7 +49,8 @@ def _refuse_foreign(connection: sqlite3.Connection, version: int) -> None:
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
     if application != APPLICATION_ID and (application or version or tables):
-        raise LedgerError("this database belongs to another program; set ledger.path in cpmd.toml to another file")
+        path = connection.execute("PRAGMA database_list").fetchone()[2]
+        raise LedgerError(f"{path} belongs to another program; set ledger.path in cpmd.toml to another file")
 
 
 def _apply(database: Database, version: int, step: Migration) -> None:

@@ -91,7 +91,8 @@ class SqliteLedger:
 
         :raise LedgerError: When the file cannot be read or a row makes no sense.
         """
-        with self._transaction():
+        # A reading transaction: a ledger on a disk that went read-only can still be looked at.
+        with self._transaction("BEGIN"):
             rows_of = self._connection.execute
             meta = dict(rows_of("SELECT key, value FROM meta").fetchall())
             allocations = tuple(
@@ -125,9 +126,9 @@ class SqliteLedger:
                 applying.apply(self._connection, change, now)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
         with translated(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(begin)
             try:
                 yield
                 self._connection.execute("COMMIT")
