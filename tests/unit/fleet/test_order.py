@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from cpm.model import AllocationState, DomainUUID, NodeName
+import pytest
+
+from cpm.messages import Delta
+from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
+from natctl.node import StaleEpoch
 from tests.fakes.fleet import Fleet
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -23,6 +27,13 @@ def started(fleet: Fleet, uuid: DomainUUID = VM, host: NodeName = HOST1) -> None
 
 def resize(fleet: Fleet, ports: int, uuid: DomainUUID = VM) -> None:
     fleet.ask(lambda manager: manager.resize(uuid, ports, fleet.now))
+
+
+def ways(fleet: Fleet) -> int:
+    """Return how many edges host1 spreads its packets over."""
+    path = fleet.machines[HOST1].kernel.path
+    assert path is not None
+    return len(path.edges)
 
 
 def settle(fleet: Fleet, *, reports: int = 3) -> None:
@@ -111,14 +122,13 @@ def test_an_edge_that_stays_away_gets_no_more_packets_and_starts_do_not_wait_for
     started(fleet)
     fleet.disconnect(EDGE2)
     started(fleet, OTHER, HOST2)
-    assert fleet.machines[HOST1].kernel.path is not None
-    assert len(fleet.machines[HOST1].kernel.path.edges) == 2
+    assert ways(fleet) == 2
     fleet.pass_time(11.0)
     fleet.run()
-    assert len(fleet.machines[HOST1].kernel.path.edges) == 1
+    assert ways(fleet) == 1
     fleet.connect(EDGE2)
     fleet.run()
-    assert len(fleet.machines[HOST1].kernel.path.edges) == 2
+    assert ways(fleet) == 2
 
 
 def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others() -> None:
@@ -205,8 +215,6 @@ def test_without_a_manager_a_start_is_answered_at_once_and_the_ports_follow() ->
 
 
 def test_a_full_pool_refuses_with_the_reason_and_serves_when_ports_are_free() -> None:
-    from cpm.model import PortRange
-
     fleet = Fleet(hold_down_s=1.0, ports=PortRange(1024, 1087))
     started(fleet)
     request = fleet.start_vm(HOST2, OTHER)
@@ -233,16 +241,10 @@ def test_a_kernel_that_refuses_gets_everything_again() -> None:
 
 
 def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
-    import pytest
-
-    from natctl.node import StaleEpoch
-
     fleet = Fleet()
     started(fleet)
     node = fleet.machines[HOST1].node
     assert node is not None
-    from cpm.messages import Delta
-
     before = node.epoch
     fleet.crash_manager()
     fleet.heal()
