@@ -32,6 +32,7 @@ help: ## This list.
 
 .PHONY: setup
 setup: $(PACKAGES) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
+	@:
 
 .PHONY: packages-daemons
 packages-daemons: ## Install only the Debian packages that the daemons need (root, if any is missing).
