@@ -7,6 +7,7 @@ hand.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -52,7 +53,9 @@ _KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
 _NESTED = 0x8000
 _VALUE, _VERDICT = 1, 2
 _GOTO = struct.pack(">i", -4)
+_ONE = struct.Struct("=HH")
 _TWO = struct.Struct("=HHHH")
+_PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
 _END_FLAG = attribute(_FLAGS, b"\0\0\0\1")
 
 
@@ -252,24 +255,31 @@ def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
 
 def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     """Return one element of a list: what tells it apart, and unless it is to be deleted all the rest of it."""
-    parts = _data(_KEY, element.key)
-    if element.interval_end:
+    key, key_end, data, chain, userdata, interval_end = element
+    parts = _data(_KEY, key)
+    if interval_end:
         parts += _END_FLAG
-    if element.key_end:
-        parts += _data(_KEY_END, element.key_end)
+    if key_end:
+        parts += _data(_KEY_END, key_end)
     if with_data:
-        if element.chain:
-            parts += _goto(element.chain)
-        elif element.data:
-            parts += _data(_DATA, element.data)
-        if element.userdata:
-            parts += attribute(_USERDATA, element.userdata)
-    return struct.pack("=HH", len(parts) + 4, 1 | _NESTED) + parts
+        if chain:
+            parts += _goto(chain)
+        elif data:
+            parts += _data(_DATA, data)
+        if userdata:
+            parts += attribute(_USERDATA, userdata)
+    return _ONE.pack(len(parts) + 4, 1 | _NESTED) + parts
 
 
 def _data(kind: int, value: bytes) -> bytes:
     length = len(value)
-    return _TWO.pack(8 + (length + 3 & ~3), kind | _NESTED, 4 + length, _VALUE) + value + bytes(-length & 3)
+    return _head(kind, length) + value + _PADDING[-length & 3]
+
+
+@functools.cache
+def _head(kind: int, length: int) -> bytes:
+    """There are few kinds and lengths, and very many elements."""
+    return _TWO.pack(8 + (length + 3 & ~3), kind | _NESTED, 4 + length, _VALUE)
 
 
 def _goto(chain: str) -> bytes:

@@ -7,7 +7,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
@@ -25,8 +25,18 @@ _LINK_SCOPE_NOWHERE, _UNIVERSE = 255, 0
 _DESTINATION, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 5, 6, 9, 15
 _RULE_PRIORITY, _RULE_MARK, _RULE_TABLE = 6, 10, 15
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_INTERNAL = struct.Struct("=IHHII BBBBBBBBI HH4s HH4s")
+"""Netlink header, route header, destination, gateway: there is one such message a VM."""
 _MANY: Final = 500
-"""Messages in one request: their answers must fit the receive buffer."""
+"""Messages in one request: others wait meanwhile for the lock that routes have, and errors must fit our buffer."""
+
+
+class _ToVM(NamedTuple):
+    to: IPv4Address
+    via: IPv4Address
+
+    def __str__(self) -> str:
+        return f"route to {self.to} via {self.via}"
 
 
 def observe(wire_: Wire) -> Routing:
@@ -75,7 +85,7 @@ def drop(wire_: Wire, routing: Routing) -> None:
 
     :raise KernelError: When the kernel refuses one.
     """
-    gone = [_internal(_DELETE_ROUTE, 0, to, via) for to, via in routing.internals.items()]
+    gone = [_internal(_DELETE_ROUTE, wire.ACK, to, via) for to, via in routing.internals.items()]
     if routing.pool is not None:
         gone.append(_pool(_DELETE_ROUTE, 0, routing.pool))
     if routing.rule is not None:
@@ -94,7 +104,15 @@ def drop(wire_: Wire, routing: Routing) -> None:
 def _execute(wire_: Wire, members: Iterable[Member], action: str) -> None:
     waiting = list(members)
     for start in range(0, len(waiting), _MANY):
-        wire_.execute(waiting[start : start + _MANY], action)
+        some = waiting[start : start + _MANY]
+        some[-1] = _asking(some[-1])
+        wire_.execute(some, action)
+
+
+def _asking(member: Member) -> Member:
+    """Have the kernel answer this one: an answer to each of very many would cost as much as the routes."""
+    flags = int(struct.unpack_from("=H", member.data, 6)[0]) | wire.ACK
+    return Member(member.data[:6] + struct.pack("=H", flags) + member.data[8:], member.words)
 
 
 def _header(kind: int, flags: int, length: int, table: int, route: int, scope: int, size: int) -> bytes:
@@ -112,9 +130,11 @@ def _route(kind: int, flags: int, length: int, table: int, route: int, scope: in
 
 
 def _internal(kind: int, flags: int, to: IPv4Address, via: IPv4Address) -> Member:
-    parts = attribute(_DESTINATION, to.packed), attribute(_GATEWAY, via.packed)
     scope = _UNIVERSE if kind == _NEW_ROUTE else _LINK_SCOPE_NOWHERE
-    return Member(_route(kind, flags, 32, _MAIN, _UNICAST, scope, *parts), f"route to {to} via {via}")
+    header = _INTERNAL.size, kind, wire.REQUEST | flags, 0, 0
+    route = socket.AF_INET, 32, 0, 0, _MAIN, PROTOCOL, scope, _UNICAST, 0
+    data = _INTERNAL.pack(*header, *route, 8, _DESTINATION, to.packed, 8, _GATEWAY, via.packed)
+    return Member(data, _ToVM(to, via))
 
 
 def _pool(kind: int, flags: int, pool: IPv4Network) -> Member:

@@ -56,7 +56,8 @@ class Member(NamedTuple):
     """One message of a request: the encoded bytes, and in words what it does."""
 
     data: bytes
-    words: str
+    words: object
+    """Its ``str()`` is made only when the kernel refuses the message: there may be tens of thousands of them."""
 
 
 class Wire:
@@ -88,7 +89,7 @@ class Wire:
         """
         Send the messages as one, and have the kernel's word for each.
 
-        Every message that wants an answer must ask for it with ``ACK``; errors come unasked. Numbers are given here.
+        At least the last message must ask for an answer with ``ACK``; errors come unasked. Numbers are given here.
 
         :raise KernelError: With the first member that was refused; whether the others stand depends on the protocol.
         """

@@ -21,7 +21,10 @@ def shown(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
 
     Names come from users; whatever is in them must not break a transaction or a listing.
     """
-    clean = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        clean = text
+    else:
+        clean = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
     return clean.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode()
 
 
