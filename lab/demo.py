@@ -15,6 +15,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ SETTINGS = DaemonSettings(
 
 _LOCK = Path("/run/lock/virt-ports-demo.lock")
 _POLL_S = 0.25
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _T = TypeVar("_T")
 
@@ -69,6 +71,8 @@ def demo() -> None:
         lab.down()
         try:
             run.all()
+        except LabError as error:
+            raise Failed(f"the demo failed at `{run.step}`: {error}") from error
         finally:
             with _uninterrupted():
                 run.clean_up()
@@ -79,6 +83,7 @@ class Demo:
     """One run, from its first line to its last."""
 
     def __init__(self, lab: Lab) -> None:
+        self.step = ""
         self._lab = lab
         self._begin = time.monotonic()
         self._vm: RealGuest
@@ -183,7 +188,7 @@ class Demo:
         self._step(f"The server saw {address} port {port}: who is that?")
         self._show("whois", str(address), str(port))
         found = self._json("whois", str(address), str(port))
-        self._seen_at = str(found["at"])
+        self._seen_at = datetime.fromtimestamp(found["at"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._check(found["uuid"] == self._vm.uuid, f"whois says {found['name']}", f"whois says {VM}")
         source = witness.original_source(self._lab, HOST, port)
         guest = IPv4Address(self._vm.shell("ip -4 -o addr show dev eth0").split()[3].partition("/")[0])
@@ -247,8 +252,9 @@ class Demo:
 
     def _show(self, *arguments: str) -> None:
         print(f"\n  $ virt-ports {' '.join(arguments)}")
-        for line in self._lab.operate(*arguments).splitlines():
+        for line in self._lab.operate(*arguments).rstrip().splitlines():
             print(f"  {line}".rstrip())
+        print(flush=True)
 
     def _detail(self) -> Any:
         return self._json("show", VM)
@@ -281,6 +287,7 @@ class Demo:
     # How it is told
 
     def _step(self, text: str) -> None:
+        self.step = text
         print(f"\n[{time.monotonic() - self._begin:5.1f} s] {text}", flush=True)
 
     def _say(self, text: str) -> None:
@@ -323,7 +330,8 @@ def _interruptible() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # SIGINT too: a shell starts its background jobs with it ignored.
+    former = {number: signal.signal(number, interrupt) for number in _ENDS}
     try:
         yield
     finally:
@@ -334,8 +342,7 @@ def _interruptible() -> Iterator[None]:
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Let nothing stop the cleaning up."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    former = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDS}
     try:
         yield
     finally:

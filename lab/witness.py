@@ -61,7 +61,7 @@ def tracked(lab: Lab, node: str, address: IPv4Address) -> int:
 
 def original_source(lab: Lab, host: str, reply_port: int) -> IPv4Address | None:
     """Return the guest's own address behind a port, from the host's connection tracking; None: no such connection."""
-    listing = lab.run(host, "conntrack", "-L", "--reply-port-dst", str(reply_port), "-p", "tcp")
+    listing = lab.run(host, "conntrack", "-L", "-p", "tcp", "--reply-port-dst", str(reply_port))
     found = re.search(r"src=(\S+)", listing)
     return IPv4Address(found[1]) if found else None
 
