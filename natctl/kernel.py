@@ -59,6 +59,7 @@ class _Belief:
     """What was last applied, and in which pieces."""
 
     desired: _Desired
+    layout: edge.Layout
     host_fragments: dict[DomainUUID, Fragment]
     edge_fragments: dict[DomainUUID, Fragment]
     generation: int
@@ -106,7 +107,7 @@ class Kernel:
         :raise KernelError: When the kernel refuses; then nothing of the change is in force and the belief is unchanged.
         """
         async with self._lock:
-            if self._belief is None or (change.path is not None and change.path != self._belief.desired.path):
+            if self._belief is None or not _is_local(self._belief, change):
                 await self._elsewhere(self._change_all, change)
                 return
             step = self._step(self._belief, change)
@@ -187,7 +188,7 @@ class Kernel:
     def _step(self, belief: _Belief, change: Change) -> _Step:
         hosts = {domain: self._host_fragment(entry) for domain, entry in change.host.items() if entry is not None}
         edges = {
-            domain: edge.fragment(entry, _outbound(belief.edge_fragments.get(domain)))
+            domain: edge.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
             for domain, entry in change.edge.items()
             if entry is not None
         }
@@ -238,7 +239,9 @@ class Kernel:
         ways_now = routes.observe(rt)
         belief = self._believed(desired, seen)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
-        tables = plan.difference(assembled(ruleset.base(self._settings, desired.path), fragments), seen.holdings)
+        tables = plan.difference(
+            assembled(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
+        )
         ways = routing.steps(self._routing(desired), ways_now)
         switched = self._switch()
         self._apply(tables, ways, ways_now)
@@ -249,15 +252,16 @@ class Kernel:
     def _believed(self, desired: _Desired, seen: Seen) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
+        layout = edge.Layout.of(desired.edge.values(), desired.path, edge.shards_in(seen.holdings))
         if self._settings.host is not None:
             hosts = {domain: self._host_fragment(entry) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
             present = _by_internal(seen)
             edges = {
-                domain: edge.fragment(entry, present.get(entry.internal.packed, ()))
+                domain: edge.fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
-        return _Belief(desired, hosts, edges, seen.generation)
+        return _Belief(desired, layout, hosts, edges, seen.generation)
 
     def _host_fragment(self, entry: HostEntry) -> Fragment:
         assert self._settings.host is not None
@@ -336,6 +340,13 @@ class _Step:
         return self.tables.weight + len(self.ways.put.internals) + len(self.ways.drop.internals)
 
 
+def _is_local(belief: _Belief, change: Change) -> bool:
+    """Say whether the change is about its VMs only, and path and layout stay."""
+    entries = [entry for entry in change.edge.values() if entry is not None]
+    fits = belief.layout.suits(len(belief.desired.edge) + len(entries), entries)
+    return fits and (change.path is None or change.path == belief.desired.path)
+
+
 def _merged(now: Mapping[DomainUUID, _Entry], change: Mapping[DomainUUID, _Entry | None]) -> dict[DomainUUID, _Entry]:
     result = dict(now)
     for domain, entry in change.items():
@@ -355,12 +366,12 @@ def _put(
 
 
 def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
-    return tuple(element for place, element in fragment.elements if place == edge.OUTBOUND) if fragment else ()
+    return tuple(element for place, element in fragment.elements if edge.is_outbound(place)) if fragment else ()
 
 
 def _by_internal(seen: Seen) -> dict[bytes, list[Element]]:
     found: dict[bytes, list[Element]] = {}
-    for element in seen.holdings.elements.get(edge.OUTBOUND, {}).values():
+    for _, _, _, element in edge.ranges_in(seen.holdings):
         found.setdefault(element.key[:4], []).append(element)
     return found
 

@@ -75,8 +75,7 @@ def _connections(settings: HostSettings, entries: Mapping[DomainUUID, HostEntry]
 
 def _edge_entries(seen: Seen, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
     ranges: dict[tuple[DomainUUID, str, IPv4Address], dict[IPv4Address, list[PortRange]]] = {}
-    for element in seen.holdings.elements.get(edge.OUTBOUND, {}).values():
-        internal, external, ports = edge.range_of(element)
+    for internal, external, ports, element in edge.ranges_in(seen.holdings):
         owner = DomainUUID(labels.tag_of(element.userdata))
         key = owner, labels.comment_of(element.userdata), internal
         ranges.setdefault(key, {}).setdefault(external, []).append(ports)

@@ -1,7 +1,7 @@
 """
 Pure: from what a node should do to what its tables should hold.
 
-:func:`base` is everything but the VMs and depends on the settings and the path only; a VM adds a fragment
+:func:`base` is everything but the VMs and depends on the settings, the path and the layout only; a VM adds a fragment
 (:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge.fragment`), so that a change touches what it is about.
 """
 
@@ -12,7 +12,7 @@ from natctl.ruleset import edge, host
 from natctl.ruleset.values import Ruleset
 
 
-def base(settings: Settings, path: Path | None) -> Ruleset:
+def base(settings: Settings, path: Path | None, layout: edge.Layout) -> Ruleset:
     """
     Return tables, chains, sets and their elements for the node's roles, without any VM.
 
@@ -22,7 +22,7 @@ def base(settings: Settings, path: Path | None) -> Ruleset:
     if settings.host is not None:
         parts.append(host.base(settings.host, path))
     if settings.edge is not None:
-        parts.append(edge.base(settings.edge, path))
+        parts.append(edge.base(settings.edge, path, layout))
     result = Ruleset({}, {}, {})
     for part in parts:
         # Both roles share the table ip virtports; the one set they share, the internal pool, is the same in both.

@@ -4,12 +4,13 @@ The edge role: internal to external addresses and back, without a state per conn
 In nftables' notation, shortened::
 
     table ip virtports {
-      map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }   # internal . ports : external
-      map inbound  { type ipv4_addr . inet_service : ipv4_addr; flags interval; }   # external . ports : internal
+      map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }       # internal . ports : external
+      map inbound-203.0.113.1 { type inet_service : ipv4_addr; flags interval; }        # ports : internal
+      map inbound { type ipv4_addr : verdict; elements = { 203.0.113.1 : goto inbound-203.0.113.1 } }
       chain receive { type filter hook prerouting priority raw;
         iifname @underlay ip saddr @internals ip daddr @externals jump outward      # hairpin: the source first
-        iifname @outside  ip daddr @externals jump inward
-        iifname @underlay ip daddr @externals jump inward
+        iifname @outside  jump inward
+        iifname @underlay jump inward
         iifname @outside  ip daddr @externals fib daddr type != local counter drop  # nobody's port
         iifname @underlay ip daddr @externals fib daddr type != local counter drop
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
@@ -18,16 +19,23 @@ In nftables' notation, shortened::
       chain send { type filter hook postrouting priority 300;
         oifname @outside jump outward
         oifname @outside ip saddr @internals counter drop }      # a port that the VM does not own never leaves
-      chain inward {
-        meta l4proto @ported ip daddr set ip daddr . th dport map @inbound return
-        icmp type @queries   ip daddr set ip daddr . @th,32,16 map @inbound return
+      chain inward { ip daddr vmap @inbound }
+      chain inbound-203.0.113.1 {
+        meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 return
+        icmp type @queries   ip daddr set icmp id map @inbound-203.0.113.1 return
         icmp type @errors …  both ip daddr and the embedded source … return }
-      chain outward { … the mirror image … }
+      chain outward {
+        meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return
+        … likewise, and errors that a machine on the way has to tell … }
       chain reassembly { ct state untracked }
     }
 
 - ``outbound`` is keyed by the ports too: a host with stale tables cannot use a port that has moved on. The edges are
   the fence.
+- What one change costs must not grow with the fleet, and removing an element of a concatenated interval map takes time
+  in proportion to the map. So ``inbound`` is one map of plain port intervals (a tree) for each external address, and
+  where there are many VMs ``outbound`` becomes ``outbound-0`` … by the lowest bits of the internal address
+  (``docs/design/0002-edge-maps.md``).
 - Replies for a VM of this very machine can come in through another edge, by the underlay. They must be tracked, because
   connection tracking undoes the host role's translation; hence ``@locals``, and hence only packets *from* an internal
   address are untracked on their way in from the underlay.
@@ -41,11 +49,11 @@ In nftables' notation, shortened::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, NamedTuple
 
-from cpm.model import PortRange
+from cpm.model import LAST_PORT, PortRange
 from natctl.desired import EdgeEntry, EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
@@ -70,6 +78,8 @@ from natctl.ruleset.common import (
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
+    NETWORK,
+    SECOND,
     SOURCE,
     TRANSPORT,
     compare,
@@ -82,6 +92,7 @@ from natctl.ruleset.expressions import (
     meta,
     notrack,
     payload,
+    verdict_of,
     word,
     write_address,
     write_embedded_address,
@@ -95,6 +106,7 @@ from natctl.ruleset.values import (
     Expression,
     Family,
     Fragment,
+    Holdings,
     Place,
     Rule,
     Ruleset,
@@ -103,7 +115,7 @@ from natctl.ruleset.values import (
     jump,
 )
 
-OUTBOUND: Final[Place] = (Family.IPV4, "outbound")
+OUTBOUND: Final = "outbound"
 INBOUND: Final[Place] = (Family.IPV4, "inbound")
 LOCALS: Final[Place] = (Family.IPV4, "locals")
 OUTSIDE: Final[Place] = (Family.IPV4, "outside")
@@ -118,13 +130,71 @@ NOBODYS_PORT: Final = "nobodys-port"
 NOT_OWNED: Final = "not-owned"
 """Name of the counter of packets that a VM sent from a port it does not hold, and that were dropped."""
 
+_UNDERWAY = "told by a machine on the way, not by the VM"
 _ICMP = 1
 _EMBEDDED = 8
 """Transport offset of the header that an ICMP error carries."""
 
+_PER_SHARD: Final = 64
+"""VMs for which one map ``outbound`` is made when the number is chosen."""
+_CROWDED, _DESERTED = 4 * _PER_SHARD, _PER_SHARD // 8
+_MOST_SHARDS: Final = 256
+
+
+class Layout(NamedTuple):
+    """What the number of VMs and the external addresses decide about chains and maps."""
+
+    shards: int
+    """How many maps ``outbound`` there are, a power of two; the lowest bits of the internal address say which."""
+    externals: frozenset[IPv4Address]
+
+    @classmethod
+    def of(cls, entries: Collection[EdgeEntry], path: Path | None, present: int = 1) -> Layout:
+        """
+        Return the layout for these VMs.
+
+        :param present: The number of maps that there are already; it stays while it is not far off.
+        """
+        used = {external for entry in entries for external, _ in entry.ranges}
+        return cls(_shards(len(entries), present), frozenset(used) | (path.externals if path else frozenset()))
+
+    def suits(self, vms: int, entries: Iterable[EdgeEntry]) -> bool:
+        """Say whether these VMs can join without a new layout."""
+        has_room = vms <= self.shards * _CROWDED or self.shards == _MOST_SHARDS
+        return has_room and all(external in self.externals for entry in entries for external, _ in entry.ranges)
+
+    def outbound(self, internal: IPv4Address) -> Place:
+        """Return the map that has the ranges of this address."""
+        return Family.IPV4, _shard_name(int(internal) & self.shards - 1, self.shards)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Names of all maps ``outbound``."""
+        return tuple(_shard_name(number, self.shards) for number in range(self.shards))
+
+
+def inbound(external: IPv4Address) -> Place:
+    """Return the map that has the ports of this external address."""
+    return Family.IPV4, f"inbound-{external}"
+
+
+def is_outbound(place: Place) -> bool:
+    """Say whether this is a map from internal to external addresses."""
+    return place[0] is Family.IPV4 and (place[1] == OUTBOUND or place[1].startswith("outbound-"))
+
+
+def _shards(vms: int, present: int) -> int:
+    if present.bit_count() == 1 and vms <= present * _CROWDED and (present == 1 or vms >= present * _DESERTED):
+        return present
+    return min(_MOST_SHARDS, 1 << max(0, (vms - 1) // _PER_SHARD).bit_length()) if vms > _CROWDED else 1
+
+
+def _shard_name(number: int, shards: int) -> str:
+    return OUTBOUND if shards == 1 else f"{OUTBOUND}-{number}"
+
+
 _SETS: Final = (
-    SetSpec("outbound", (ADDRESS, PORT), data=(ADDRESS,), interval=True),
-    SetSpec("inbound", (ADDRESS, PORT), data=(ADDRESS,), interval=True),
+    SetSpec("inbound", (ADDRESS,), verdicts=True),
     SetSpec("locals", (ADDRESS,)),
     interfaces("outside"),
     interfaces("underlay"),
@@ -136,26 +206,34 @@ _SETS: Final = (
 )
 
 
-def base(settings: EdgeSettings, path: Path | None) -> Ruleset:
+def base(settings: EdgeSettings, path: Path | None, layout: Layout) -> Ruleset:
     """Return the table, chains and sets of the edge role, without any VM."""
-    chains = (_receive(), _send(), _inward(), _outward(), _reassembly())
-    elements = {(Family.IPV4, spec.name): indexed(()) for spec in _SETS} | {
+    externals = sorted(layout.externals)
+    chains = (_receive(), _send(), _reassembly(), _inward(), *map(_inbound, externals), *_outward(layout))
+    sets = (*_SETS, *(_outbound_map(name) for name in layout.maps), *(_inbound_map(address) for address in externals))
+    if layout.shards > 1:
+        sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True),)
+    elements = {(Family.IPV4, spec.name): indexed(()) for spec in sets} | {
         OUTSIDE: indexed(interface_elements(settings.uplinks)),
         UNDERLAY: indexed(interface_elements(settings.underlay)),
         PORTED: _numbers(6, 17, 132, 136),
         QUERIES: _numbers(0, 8, 13, 14),
         ERRORS: _numbers(3, 4, 11, 12),
-        EXTERNALS: indexed(Element(address.packed) for address in sorted(path.externals if path else ())),
+        EXTERNALS: indexed(Element(address.packed) for address in externals),
+        INBOUND: indexed(Element(address.packed, chain=inbound(address)[1]) for address in externals),
         INTERNALS: indexed(network_elements([path.internal_pool] if path else [])),
     }
+    if layout.shards > 1:
+        ways = (Element(number.to_bytes(4, "big"), chain=name) for number, name in enumerate(layout.maps))
+        elements[Family.IPV4, OUTBOUND] = indexed(ways)
     return Ruleset(
         {(Family.IPV4, chain.name): chain for chain in chains},
-        {(Family.IPV4, spec.name): spec for spec in _SETS},
+        {(Family.IPV4, spec.name): spec for spec in sets},
         elements,
     )
 
 
-def fragment(entry: EdgeEntry, present: Iterable[Element] = ()) -> Fragment:
+def fragment(entry: EdgeEntry, layout: Layout, present: Iterable[Element] = ()) -> Fragment:
     """
     Return what one VM adds, in as many pieces as it takes to leave the present ones alone.
 
@@ -168,14 +246,19 @@ def fragment(entry: EdgeEntry, present: Iterable[Element] = ()) -> Fragment:
     label = described(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
     internal = entry.internal.packed
+    outward = layout.outbound(entry.internal)
     if entry.via is None:
         elements.append((LOCALS, Element(internal, userdata=label)))
     for external, ports in entry.ranges:
+        inward = inbound(external)
         outside = external.packed
         for piece in (ports,) if not kept else covered(ports, kept.get(external, ())):
-            first, last = _ends(piece)
-            elements.append((OUTBOUND, Element(internal + first, internal + last, outside, "", label)))
-            elements.append((INBOUND, Element(outside + first, outside + last, internal, "", label)))
+            first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
+            key, end = internal + first + b"\0\0", internal + last + b"\0\0"
+            elements.append((outward, Element(key, end, outside, "", label)))
+            elements.append((inward, Element(first, b"", internal, "", label)))
+            if piece.last < LAST_PORT:
+                elements.append((inward, Element((piece.last + 1).to_bytes(2, "big"), interval_end=True)))
     return Fragment((), tuple(elements))
 
 
@@ -194,6 +277,18 @@ def range_of(element: Element) -> tuple[IPv4Address, IPv4Address, PortRange]:
     return IPv4Address(element.key[:4]), IPv4Address(element.data), ports
 
 
+def ranges_in(holdings: Holdings) -> Iterator[tuple[IPv4Address, IPv4Address, PortRange, Element]]:
+    """Yield internal address, external address and ports of every element of ``outbound``, and the element."""
+    for place, elements in holdings.elements.items():
+        if is_outbound(place):
+            yield from ((*range_of(element), element) for element in elements.values() if element.key_end)
+
+
+def shards_in(holdings: Holdings) -> int:
+    """Return how many maps ``outbound`` there are, at least 1."""
+    return max(1, sum(is_outbound(place) and place[1] != OUTBOUND for place in holdings.sets))
+
+
 def _pieces(entry: EdgeEntry, present: Iterable[Element]) -> dict[IPv4Address, list[PortRange]]:
     pieces: dict[IPv4Address, list[PortRange]] = {}
     for element in present:
@@ -201,10 +296,6 @@ def _pieces(entry: EdgeEntry, present: Iterable[Element]) -> dict[IPv4Address, l
         if internal == entry.internal:
             pieces.setdefault(external, []).append(ports)
     return pieces
-
-
-def _ends(ports: PortRange) -> tuple[bytes, bytes]:
-    return ports.first.to_bytes(2, "big") + b"\0\0", ports.last.to_bytes(2, "big") + b"\0\0"
 
 
 def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
@@ -222,8 +313,8 @@ def _receive() -> Chain:
     from_vm = from_interface("underlay") + address_in(SOURCE, "internals")
     rules = (
         rule(from_vm, to_pool, jump("outward"), comment="from VM to VM: the source becomes external too"),
-        rule(from_interface("outside"), to_pool, jump("inward")),
-        rule(from_interface("underlay"), to_pool, jump("inward")),
+        rule(from_interface("outside"), jump("inward")),
+        rule(from_interface("underlay"), jump("inward")),
         drop("outside"),
         drop("underlay"),
         rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it"),
@@ -244,31 +335,60 @@ def _send() -> Chain:
 
 
 def _inward() -> Chain:
+    return Chain("inward", None, (rule(payload(NETWORK, DESTINATION, 4), verdict_of("inbound")),))
+
+
+def _inbound(external: IPv4Address) -> Chain:
+    name = inbound(external)[1]
     rewrite = write_address(DESTINATION)
     rewrite_both = (rewrite, write_embedded_address(SOURCE))
     rules = (
-        rule(_is_ported(), looked_up("inbound", DESTINATION, 2), rewrite, RETURN),
-        rule(_is_icmp("queries"), looked_up("inbound", DESTINATION, 4), rewrite, RETURN),
-        rule(_is_error(), _carries_ports(), looked_up("inbound", DESTINATION, 28), rewrite_both, RETURN),
-        rule(_is_error(), _carries_query(), looked_up("inbound", DESTINATION, 32), rewrite_both, RETURN),
+        rule(_is_ported(), _port_in(2, name), rewrite, RETURN),
+        rule(_is_icmp("queries"), _port_in(4, name), rewrite, RETURN),
+        rule(_is_error(), _carries_ports(), _port_in(28, name), rewrite_both, RETURN),
+        rule(_is_error(), _carries_query(), _port_in(32, name), rewrite_both, RETURN),
     )
-    return Chain("inward", None, rules)
+    return Chain(name, None, rules)
 
 
-def _outward() -> Chain:
+def _outward(layout: Layout) -> tuple[Chain, ...]:
+    if layout.shards == 1:
+        return (_outward_through("outward", OUTBOUND),)
+    lowest_bits = masked((layout.shards - 1).to_bytes(4, "big"))
+    by_vm = (payload(NETWORK, SOURCE, 4), lowest_bits, verdict_of(OUTBOUND))
+    by_others = (
+        *_is_error(),
+        *address_in(SOURCE, "internals", negated=True),
+        payload(TRANSPORT, _EMBEDDED + DESTINATION, 4),
+        lowest_bits,
+        verdict_of(OUTBOUND),
+    )
+    return Chain("outward", None, (rule(by_others, comment=_UNDERWAY), rule(by_vm))), *(
+        _outward_through(name, name) for name in layout.maps
+    )
+
+
+def _outward_through(chain: str, name: str) -> Chain:
     rewrite = write_address(SOURCE)
     embedded = write_embedded_address(DESTINATION)
     by_vm = _is_error() + address_in(SOURCE, "internals")
-    underway = "told by a machine on the way, not by the VM"
     rules = (
-        rule(_is_ported(), looked_up("outbound", SOURCE, 0), rewrite, RETURN),
-        rule(_is_icmp("queries"), looked_up("outbound", SOURCE, 4), rewrite, RETURN),
-        rule(by_vm, _carries_ports(), looked_up("outbound", SOURCE, 30), rewrite, embedded, RETURN),
-        rule(by_vm, _carries_query(), looked_up("outbound", SOURCE, 32), rewrite, embedded, RETURN),
-        rule(_is_error(), _carries_ports(), _looked_up_embedded(30), embedded, RETURN, comment=underway),
-        rule(_is_error(), _carries_query(), _looked_up_embedded(32), embedded, RETURN, comment=underway),
+        rule(_is_ported(), looked_up(name, SOURCE, 0), rewrite, RETURN),
+        rule(_is_icmp("queries"), looked_up(name, SOURCE, 4), rewrite, RETURN),
+        rule(by_vm, _carries_ports(), looked_up(name, SOURCE, 30), rewrite, embedded, RETURN),
+        rule(by_vm, _carries_query(), looked_up(name, SOURCE, 32), rewrite, embedded, RETURN),
+        rule(_is_error(), _carries_ports(), _looked_up_embedded(name, 30), embedded, RETURN, comment=_UNDERWAY),
+        rule(_is_error(), _carries_query(), _looked_up_embedded(name, 32), embedded, RETURN, comment=_UNDERWAY),
     )
-    return Chain("outward", None, rules)
+    return Chain(chain, None, rules)
+
+
+def _outbound_map(name: str) -> SetSpec:
+    return SetSpec(name, (ADDRESS, PORT), data=(ADDRESS,), interval=True)
+
+
+def _inbound_map(external: IPv4Address) -> SetSpec:
+    return SetSpec(inbound(external)[1], (PORT,), data=(ADDRESS,), interval=True)
 
 
 def _reassembly() -> Chain:
@@ -300,6 +420,10 @@ def _carries_query() -> tuple[Expression, ...]:
     return (*is_icmp, payload(TRANSPORT, _EMBEDDED + 20, 1), member("queries"))
 
 
-def _looked_up_embedded(port_offset: int) -> tuple[Expression, ...]:
+def _looked_up_embedded(name: str, port_offset: int) -> tuple[Expression, ...]:
     address = payload(TRANSPORT, _EMBEDDED + DESTINATION, 4)
-    return address, payload(TRANSPORT, port_offset, 2, 9), mapped("outbound")
+    return address, payload(TRANSPORT, port_offset, 2, SECOND), mapped(name)
+
+
+def _port_in(offset: int, name: str) -> tuple[Expression, ...]:
+    return payload(TRANSPORT, offset, 2), mapped(name)

@@ -140,6 +140,8 @@ def test_a_change_without_any_path_is_refused(machine: Machine) -> None:
         "insert rule ip virtports translate accept",
         "add rule ip virtports receive accept",
         "flush map ip virtports inbound",
+        "flush map ip virtports inbound-203.0.113.1",
+        "delete element ip virtports inbound-203.0.113.1 { 20064-20127 }",
         "flush map ip virtports bindings",
         "flush map bridge virtports taps",
         "flush chain bridge virtports vm-1",
@@ -347,11 +349,12 @@ def test_the_listing_is_readable(machine: Machine) -> None:
     for line in (
         'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" : 100.64.0.1 . 20000-20063 }',
         'elements = { 100.64.0.1 . 20000-20063 comment "web 1" : 203.0.113.1,',
-        'elements = { 203.0.113.1 . 20000-20063 comment "web 1" : 100.64.0.1,',
+        'elements = { 20000-20063 comment "web 1" : 100.64.0.1,',
+        'elements = { 203.0.113.1 : goto inbound-203.0.113.1,',
         'elements = { "vnet0" comment "web 1" : goto vm-1,',
         "meta mark set meta mark & 0xc001ffff | 0x40010000",
         "oifname @uplinks snat ip to meta mark & 0x7fff0000 map @bindings",
-        "meta l4proto @ported ip daddr set ip daddr . th dport map @inbound return",
+        "meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 return",
         "meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return",
     ):
         assert line in listed
