@@ -8,10 +8,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from cpm.errors import ConfigError
+from cpm.errors import ConfigError, InvalidRequest
 from cpm.model import FIRST_PORT, LAST_PORT
-from cpm.scaling import LITERAL, GuardSettings, SpecificationPolicy
+from cpm.scaling import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
 from cpm.service import config
+from cpm.wishes import HEAVIEST, Defaults
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
@@ -52,6 +53,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports no VM goes below; what a VM starts with when the pool is short."""
     cap: _Ports = 32768
     """Ports no VM goes above: one VM must not take a whole address."""
+    weight: Annotated[int, Meta(ge=1, le=HEAVIEST)] = 100
+    """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
@@ -90,10 +93,11 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
 class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
-    policy: str = "specification"
-    """The specification's rule: score = packets/s x 0.7 + Mbit/s x 0.3; below 100 half, above 1,000 one and a half."""
+    policy: str = DEFAULT_POLICY
+    """``specification``: its rule, score = packets/s x 0.7 + Mbit/s x 0.3; below 100 half, above 1,000 one and a half.
+    ``occupancy``: double and halve on the ports in use. ``predictive``: what the VM is about to need."""
     literal: bool = False
-    """True: that rule to the letter, all guards off."""
+    """True: the policy to the letter, all guards off."""
     guards: GuardTable = GuardTable()
 
     def guard_settings(self) -> GuardSettings:
@@ -134,6 +138,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     nodes: NodesSettings = NodesSettings()
     log_level: str = "info"
 
+    def defaults(self) -> Defaults:
+        """Return what holds for a VM about which nobody says anything."""
+        pool = self.pool
+        return Defaults(
+            floor=pool.floor,
+            cap=pool.cap,
+            weight=pool.weight,
+            policy=self.scaling.policy,
+            drain_limit_s=pool.drain_limit_s,
+        )
+
 
 def load(path: Path) -> Settings:
     """
@@ -152,8 +167,10 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
     if pool.pairing not in ("preferred", "strict"):
         raise ConfigError(file, "pool.pairing", "use preferred or strict")
-    if settings.scaling.policy != SpecificationPolicy.name:
-        raise ConfigError(file, "scaling.policy", f"use {SpecificationPolicy.name}")
+    try:
+        policy_named(settings.scaling.policy)
+    except InvalidRequest as error:
+        raise ConfigError(file, "scaling.policy", str(error)) from error
     if pool.internal.num_addresses < 4:
         raise ConfigError(file, "pool.internal", "needs at least a /30; one address a VM")
     if listen.address is not None:

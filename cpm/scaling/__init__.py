@@ -6,20 +6,29 @@ knows addresses, ledgers or clocks: what is remembered between samples is a :cla
 returned, so that policies can be compared on the same recorded or generated load.
 """
 
-from cpm.scaling.demand import Demand, Policy
+from cpm.scaling.demand import Demand, Memory, Policy
 from cpm.scaling.guards import LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
+from cpm.scaling.occupancy import OccupancyPolicy
+from cpm.scaling.predictive import PredictivePolicy
+from cpm.scaling.registry import DEFAULT_POLICY, policies, policy_named
 from cpm.scaling.spec import SpecificationPolicy, calculate_new_port_range, demand_score
 
 __all__ = [
+    "DEFAULT_POLICY",
     "LITERAL",
     "Bounds",
     "Decision",
     "Demand",
     "GuardSettings",
+    "Memory",
+    "OccupancyPolicy",
     "Policy",
+    "PredictivePolicy",
     "ScalingState",
     "SpecificationPolicy",
     "calculate_new_port_range",
     "decide",
     "demand_score",
+    "policies",
+    "policy_named",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from cpm.model import DomainUUID
 
@@ -27,16 +27,34 @@ class Demand:
     """The kernel said that the arrival budget is used up: the range is, or is about to be, full."""
 
 
+Memory: TypeAlias = object
+"""What a policy remembers of one VM between samples: a value that only that policy looks into; None: nothing yet."""
+
+
 class Policy(Protocol):
-    """Says how many ports a VM should have, before guards."""
+    """
+    Says how many ports a VM should have, before guards.
+
+    Policies keep nothing themselves: what one remembers of a VM it returns, and is given again with the next sample.
+    A memory that is not its own (the VM had another policy before) it takes for none.
+    """
 
     @property
     def name(self) -> str:
         """A word for explanations and configuration."""
 
-    def target(self, demand: Demand, now: float) -> int:
+    @property
+    def counts_ports(self) -> bool:
         """
-        Return the ports wanted: any number, the guards make it possible.
+        True: it decides by the ports in use, so guards that bring them in only hold it back where it is reckless.
 
+        See :mod:`cpm.scaling.guards`.
+        """
+
+    def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
+        """
+        Return the ports wanted and what to remember: any number, the guards make it possible.
+
+        :param memory: What the call for this VM's previous sample returned; None for the first.
         :param now: UTC seconds of the sample.
         """

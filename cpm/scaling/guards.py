@@ -10,6 +10,10 @@ In this order, each able to be switched off:
 5. shrinking waits while much of the range is used (*still-used*), until several samples in a row asked for it
    (*not-quiet-yet*), and while the last change is fresh (*shrink-cool-down*);
 6. *floor* and *cap* always hold.
+
+A policy that counts ports in use itself (:attr:`cpm.scaling.demand.Policy.counts_ports`) judges by them when to grow
+and how far: *mostly-unused* and *still-used* leave it alone, *headroom* only keeps it from shrinking too far, and
+*exhausted* makes it grow by a block at least. All other guards hold for it as for any.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import dataclasses
 import math
 from typing import Final
 
-from cpm.scaling.demand import Demand, Policy
+from cpm.scaling.demand import Demand, Memory, Policy
 
 LONGEST: Final = 64512
 """Ports 1024-65535: more than this no range can have."""
@@ -115,6 +119,8 @@ class ScalingState:
     """UTC seconds of the last decision to grow."""
     changed_at: float | None = None
     """UTC seconds of the last decision to grow or shrink."""
+    memory: Memory = None
+    """What the policy remembers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,27 +152,30 @@ def decide(
     :return: The decision, and the state to keep. A decision to change counts as carried out: where it could not be,
         the cool-down keeps the next one from coming at once.
     """
-    asked = policy.target(demand, now)
-    wanted, rule = _needed(demand, settings, asked, policy.name)
+    asked, memory = policy.target(demand, state.memory, now)
+    wanted, rule = _needed(demand, settings, policy, asked)
     wanted = _rounded(wanted, bounds, settings)
     low_samples = state.low_samples + 1 if wanted < demand.current else 0
-    hold = _hold(demand, wanted, low_samples, state, settings, now)
+    hold = _hold(demand, wanted, low_samples, state, settings, policy, now)
     if hold:
         wanted, rule = demand.current, hold
     target, rule = _bounded(wanted, rule, bounds, settings)
     decision = Decision(demand.current, target, rule, asked)
-    return decision, _remembered(decision, low_samples, state, now)
+    return decision, _remembered(decision, low_samples, state, memory, now)
 
 
-def _needed(demand: Demand, settings: GuardSettings, asked: int, rule: str) -> tuple[int, str]:
+def _needed(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
     """Raise what was asked to what the VM is known to need."""
-    wanted = asked
+    wanted, rule = asked, policy.name
     if demand.exhausted and settings.exhausted_factor is not None:
-        more = max(math.ceil(demand.current * settings.exhausted_factor), demand.current + 1)
+        factor = 1.0 if policy.counts_ports else settings.exhausted_factor
+        more = max(math.ceil(demand.current * factor), demand.current + 1)
         if more > wanted:
             wanted, rule = more, "exhausted"
     if settings.headroom_share is not None and demand.ports_in_use is not None:
         least = math.ceil(demand.ports_in_use * (1 + settings.headroom_share)) + settings.headroom_ports
+        if policy.counts_ports:
+            least = min(least, demand.current)
         if least > wanted:
             wanted, rule = least, "headroom"
     return wanted, rule
@@ -179,28 +188,43 @@ def _rounded(ports: int, bounds: Bounds, settings: GuardSettings) -> int:
 
 
 def _hold(
-    demand: Demand, wanted: int, low_samples: int, state: ScalingState, settings: GuardSettings, now: float
+    demand: Demand,
+    wanted: int,
+    low_samples: int,
+    state: ScalingState,
+    settings: GuardSettings,
+    policy: Policy,
+    now: float,
 ) -> str | None:
     """Return the name of the guard that keeps the range as it is, if one does."""
     if wanted > demand.current:
-        return _hold_growth(demand, state, settings, now)
+        above = None if policy.counts_ports else settings.grow_above_use
+        return _hold_growth(demand, above, state, settings, now)
     if wanted < demand.current:
-        return _hold_shrinking(demand, low_samples, state, settings, now)
+        below = None if policy.counts_ports else settings.shrink_below_use
+        return _hold_shrinking(demand, below, low_samples, state, settings, now)
     return None
 
 
-def _hold_growth(demand: Demand, state: ScalingState, settings: GuardSettings, now: float) -> str | None:
+def _hold_growth(
+    demand: Demand, above_use: float | None, state: ScalingState, settings: GuardSettings, now: float
+) -> str | None:
     if demand.exhausted and settings.exhausted_factor is not None:
         return None
-    if settings.grow_above_use is not None and _use(demand, default=1.0) < settings.grow_above_use:
+    if above_use is not None and _use(demand, default=1.0) < above_use:
         return "mostly-unused"
     return "grow-cool-down" if _fresh(state.grew_at, settings.grow_cool_down_s, now) else None
 
 
 def _hold_shrinking(
-    demand: Demand, low_samples: int, state: ScalingState, settings: GuardSettings, now: float
+    demand: Demand,
+    below_use: float | None,
+    low_samples: int,
+    state: ScalingState,
+    settings: GuardSettings,
+    now: float,
 ) -> str | None:
-    if settings.shrink_below_use is not None and _use(demand, default=0.0) > settings.shrink_below_use:
+    if below_use is not None and _use(demand, default=0.0) > below_use:
         return "still-used"
     if low_samples < settings.shrink_after_samples:
         return "not-quiet-yet"
@@ -227,8 +251,8 @@ def _bounded(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) ->
     return (floor, "floor") if wanted < floor else (wanted, rule)
 
 
-def _remembered(decision: Decision, low_samples: int, state: ScalingState, now: float) -> ScalingState:
+def _remembered(decision: Decision, low_samples: int, state: ScalingState, memory: Memory, now: float) -> ScalingState:
     if decision.target == decision.current:
-        return dataclasses.replace(state, low_samples=low_samples)
+        return ScalingState(low_samples, state.grew_at, state.changed_at, memory)
     grew_at = now if decision.target > decision.current else state.grew_at
-    return ScalingState(low_samples=0, grew_at=grew_at, changed_at=now)
+    return ScalingState(0, grew_at, now, memory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from cpm.scaling.demand import Demand
+from cpm.scaling.demand import Demand, Memory
 
 LOW_THRESHOLD: Final = 100
 HIGH_THRESHOLD: Final = 1000
@@ -58,9 +58,9 @@ class SpecificationPolicy:
     """The default policy: that rule, with fractions rounded up to a port so that halving never ends at none."""
 
     name = "specification"
+    counts_ports = False
 
-    def target(self, demand: Demand, now: float) -> int:
-        """Return the ports the rule gives for this sample."""
-        return math.ceil(
-            calculate_new_port_range(demand.domain, demand.current, demand.packets_per_s, demand.megabits_per_s)
-        )
+    def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
+        """Return the ports the rule gives for this sample; it remembers nothing."""
+        size = calculate_new_port_range(demand.domain, demand.current, demand.packets_per_s, demand.megabits_per_s)
+        return math.ceil(size), None

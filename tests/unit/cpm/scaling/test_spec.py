@@ -34,6 +34,7 @@ def test_thresholds_factors_and_clamp(current: int, megabits: float, size: float
 @given(st.integers(1, 65535), st.floats(0, 1e7), st.floats(0, 1e6))
 def test_policy_is_the_rule_in_whole_ports(current: int, packets: float, megabits: float) -> None:
     demand = Demand(domain=DomainUUID("vm"), current=current, packets_per_s=packets, megabits_per_s=megabits)
-    target = SpecificationPolicy().target(demand, now=0.0)
+    target, memory = SpecificationPolicy().target(demand, None, now=0.0)
+    assert memory is None
     assert 1 <= target <= 65535
     assert 0 <= target - calculate_new_port_range("vm", current, packets, megabits) < 1

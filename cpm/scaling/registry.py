@@ -1,0 +1,37 @@
+"""The policies by name: what settings, per-VM wishes and ``virt-ports simulate`` may say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from cpm.errors import InvalidRequest
+from cpm.scaling.demand import Policy
+from cpm.scaling.occupancy import OccupancyPolicy
+from cpm.scaling.predictive import PredictivePolicy
+from cpm.scaling.spec import SpecificationPolicy
+
+DEFAULT_POLICY: Final = SpecificationPolicy.name
+
+_POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
+    {policy.name: policy for policy in (SpecificationPolicy(), OccupancyPolicy(), PredictivePolicy())}
+)
+_ALIASES: Final[Mapping[str, str]] = MappingProxyType({"spec": DEFAULT_POLICY})
+
+
+def policies() -> tuple[str, ...]:
+    """Return the names of all policies, the default first."""
+    return tuple(_POLICIES)
+
+
+def policy_named(name: str) -> Policy:
+    """
+    Return a policy; ``spec`` is short for ``specification``.
+
+    :raise InvalidRequest: When there is none of that name.
+    """
+    try:
+        return _POLICIES[_ALIASES.get(name, name)]
+    except KeyError:
+        raise InvalidRequest(f"there is no policy {name!r}; use {', '.join(_POLICIES)}") from None
