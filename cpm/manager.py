@@ -54,7 +54,7 @@ from cpm.model import (
     Role,
 )
 from cpm.records import LedgerState
-from cpm.scaling import Bounds, Decision, Policy, ScalingState, SpecificationPolicy, decide
+from cpm.scaling import Bounds, Decision, ScalingState, decide, policy_named
 from cpm.sessions import Session
 from cpm.settings import Settings
 from cpm.view import View
@@ -115,7 +115,7 @@ class Manager:
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
         self._settings = settings
-        self._policy: Policy = SpecificationPolicy()
+        self._policy = policy_named(settings.scaling.policy)
         self._guards = settings.scaling.guard_settings()
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
@@ -188,7 +188,7 @@ class Manager:
         :raise InvalidRequest: When it may not say that.
         """
         node, session = self.view.nodes[name], self.sessions[name]
-        if isinstance(message, (Attach, Detach, Present, Report)) and Role.HOST not in node.roles:
+        if isinstance(message, (Attach, Detach, Present)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
         match message:
             case Hello():

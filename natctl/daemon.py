@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cpm.api import session as manager_session
 from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
-from cpm.messages import ManagerMessage, Report
+from cpm.messages import ManagerMessage
 from cpm.model import DomainUUID, NodeName, Role
 from cpm.service import clock, logs, notify
 from cpm.service.tasks import Tasks
@@ -292,11 +292,10 @@ class Natd:
         for difference in await self._kernel.ensure():
             log.warning("mended: %s", difference)
         self._dropped = dict((await self._kernel.observe()).drops)
-        self._node.present()
-        if self._host is None:
-            self._session.send(
-                Report(self._node.applied_generation, self._settings.monitor.ensure_s, (), self._dropped)
-            )
+        if self._host is not None:
+            self._node.present()
+        else:
+            self._node.report(self._settings.monitor.ensure_s, {}, None, self._node.applied_generation, self._dropped)
         self._carry_out()
 
     async def _measure(self) -> None:

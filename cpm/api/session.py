@@ -66,18 +66,17 @@ class Session:
         """Connect, serve, and when it breaks begin again after a pause that grows."""
         pause = FIRST_PAUSE_S
         while True:
-            reason = "closed by the manager"
             try:
-                if await self._once():
-                    pause = FIRST_PAUSE_S
+                heard, reason = await self._once()
+                pause = FIRST_PAUSE_S if heard else pause
             except (aiohttp.ClientError, OSError, TimeoutError, VirtPortsError) as error:
                 reason = str(error) or type(error).__name__
             self._listener.on_disconnected(reason)
             await asyncio.sleep(pause * (0.5 + self._jitter()))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
-    async def _once(self) -> bool:
-        """Serve one connection; say whether the manager spoke at all."""
+    async def _once(self) -> tuple[bool, str]:
+        """Serve one connection; say whether the manager spoke at all, and why it ended."""
         connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
         async with (
             aiohttp.ClientSession(connector=connector) as client,
@@ -98,13 +97,13 @@ class Session:
         while True:
             await socket.send_bytes(wire.encode(await self._outgoing.get()))
 
-    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> bool:
+    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> tuple[bool, str]:
         heard = False
-        async for frame in socket:
-            if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                self._listener.on_message(wire.manager_message(frame.data))
-                heard = True
-        return heard
+        while (frame := await socket.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            self._listener.on_message(wire.manager_message(frame.data))
+            heard = True
+        said = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
+        return heard, f"closed by the manager: {said}" if said else "the connection ended"
 
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
