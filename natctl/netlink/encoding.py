@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from natctl.netlink import wire
-from natctl.netlink.messages import chain_msg, elements_msg, nfgen_msg, rule_msg, set_msg, table_msg
+from natctl.netlink.messages import chain_msg, nfgen_msg, rule_msg, set_msg, table_msg
 from natctl.netlink.wire import Member, attribute
 from natctl.plan import (
     AddChain,
@@ -50,6 +50,7 @@ _KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 
 _KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _NESTED = 0x8000
 _VALUE, _VERDICT = 1, 2
 _GOTO = struct.pack(">i", -4)
@@ -75,6 +76,7 @@ def request(kind: int, family: int = 0, flags: int = wire.REQUEST | wire.DUMP, *
     return struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | kind, flags, 0, 0) + body
 
 
+@functools.cache
 def _control(kind: int, words: str) -> Member:
     message = nfgen_msg()
     message["res_id"] = NFTABLES
@@ -231,12 +233,16 @@ def _set_userdata(spec: SetSpec) -> bytes:
 def _elements(kind: int, flags: int, place: Place, elements: Iterable[Element], words: str) -> Iterator[Member]:
     family, name = place
     for chunk in _chunks(elements, with_data=kind == NEW_ELEMENTS):
-        attrs = (
-            ("NFTA_SET_ELEM_LIST_TABLE", TABLE),
-            ("NFTA_SET_ELEM_LIST_SET", name),
-            ("NFTA_SET_ELEM_LIST_ELEMENTS", chunk),
-        )
-        yield Member(_message(elements_msg, kind, family, flags, attrs), f"{words} {family} {name}")
+        body = _names(family, name) + attribute(_LIST_ELEMENTS | _NESTED, chunk)
+        header = struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | kind, wire.REQUEST | flags, 0, 0)
+        yield Member(header + body, f"{words} {family} {name}")
+
+
+@functools.cache
+def _names(family: Family, name: str) -> bytes:
+    """By hand: this is in every change of a VM, and pyroute2's classes take longer than the kernel takes for all."""
+    text = attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
+    return struct.pack("=BBH", int(family), 0, 0) + text
 
 
 def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
