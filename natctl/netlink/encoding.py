@@ -50,10 +50,17 @@ _KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 
 _KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
+_BEFORE_EXPRESSIONS = 16 + 4 + 4
+"""Netlink header, nfnetlink header, and that of the list."""
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _NESTED = 0x8000
 _VALUE, _VERDICT = 1, 2
 _GOTO = struct.pack(">i", -4)
+_NETLINK = struct.Struct("=IHHII")
+_FAMILY = struct.Struct("=BBH")
+_HEADS: Final = _NETLINK.size + _FAMILY.size
 _ONE = struct.Struct("=HH")
 _TWO = struct.Struct("=HHHH")
 _PADDING = (b"", b"\0", b"\0\0", b"\0\0\0")
@@ -141,14 +148,24 @@ def _chain(family: Family, chain: Chain) -> Member:
 
 
 def _rule(family: Family, chain: Chain, rule: Rule) -> Member:
-    userdata = labels.packed(rule.comment, rule.tag, rule.digest)
-    attrs = (
-        *_in_chain(chain.name),
-        ("NFTA_RULE_EXPRESSIONS", [_expression(expression) for expression in rule.expressions]),
-        ("NFTA_RULE_USERDATA", userdata),
+    expressions = b"".join(map(_packed_expression, rule.expressions))
+    body = (
+        struct.pack("=BBH", int(family), 0, 0)
+        + attribute(_RULE_TABLE, TABLE.encode() + b"\0")
+        + attribute(_RULE_CHAIN, chain.name.encode() + b"\0")
+        + attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
+        + attribute(_RULE_USERDATA, labels.packed(rule.comment, rule.tag, rule.digest))
     )
-    data = _message(rule_msg, NEW_RULE, family, wire.CREATE | wire.APPEND, attrs)
-    return Member(data, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
+    flags = wire.REQUEST | wire.CREATE | wire.APPEND
+    header = struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | NEW_RULE, flags, 0, 0)
+    return Member(header + body, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
+
+
+@functools.lru_cache(4096)
+def _packed_expression(expression: Expression) -> bytes:
+    """Return the expression as a member of a rule's list; a large edge repeats few of them in very many rules."""
+    attrs = (("NFTA_RULE_EXPRESSIONS", [_expression(expression)]),)
+    return _message(rule_msg, NEW_RULE, Family.IPV4, 0, attrs)[_BEFORE_EXPRESSIONS:]
 
 
 def _expression(expression: Expression) -> dict[str, Any]:
@@ -233,16 +250,19 @@ def _set_userdata(spec: SetSpec) -> bytes:
 def _elements(kind: int, flags: int, place: Place, elements: Iterable[Element], words: str) -> Iterator[Member]:
     family, name = place
     for chunk in _chunks(elements, with_data=kind == NEW_ELEMENTS):
-        body = _names(family, name) + attribute(_LIST_ELEMENTS | _NESTED, chunk)
-        header = struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | kind, wire.REQUEST | flags, 0, 0)
-        yield Member(header + body, f"{words} {family} {name}")
+        body = _names(name) + attribute(_LIST_ELEMENTS | _NESTED, chunk)
+        yield Member(_head_of(kind, family, flags, len(body)) + body, f"{words} {family} {name}")
 
 
 @functools.cache
-def _names(family: Family, name: str) -> bytes:
+def _names(name: str) -> bytes:
     """By hand: this is in every change of a VM, and pyroute2's classes take longer than the kernel takes for all."""
-    text = attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
-    return struct.pack("=BBH", int(family), 0, 0) + text
+    return attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, name.encode() + b"\0")
+
+
+def _head_of(kind: int, family: Family, flags: int, size: int) -> bytes:
+    kind = NFTABLES << 8 | kind
+    return _NETLINK.pack(_HEADS + size, kind, wire.REQUEST | flags, 0, 0) + _FAMILY.pack(int(family), 0, 0)
 
 
 def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:

@@ -135,9 +135,10 @@ _ICMP = 1
 _EMBEDDED = 8
 """Transport offset of the header that an ICMP error carries."""
 
-_PER_SHARD: Final = 64
+_PER_SHARD: Final = 128
 """VMs for which one map ``outbound`` is made when the number is chosen."""
-_CROWDED, _DESERTED = 4 * _PER_SHARD, _PER_SHARD // 8
+_CROWDED, _DESERTED = 2 * _PER_SHARD, _PER_SHARD // 8
+"""VMs in each map at which the number is chosen anew."""
 _MOST_SHARDS: Final = 256
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -78,7 +80,7 @@ class Rule(NamedTuple):
     @property
     def digest(self) -> bytes:
         """Eight bytes that change with anything in the rule."""
-        return _digest(_plain(self))
+        return _digest_of_rule(self)
 
 
 class Hook(NamedTuple):
@@ -228,8 +230,19 @@ def assembled(base: Ruleset, fragments: Iterable[Fragment]) -> Ruleset:
     return Ruleset(chains, base.sets, elements)
 
 
+@functools.lru_cache(4096)
+def _digest_of_rule(rule: Rule) -> bytes:
+    return _digest(_plain(rule))
+
+
 def _digest(plain: object) -> bytes:
     return hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
+
+
+@functools.lru_cache(4096)
+def _plain_text(expression: Expression) -> str:
+    """There are thousands of rules, and all are made of the same few hundred expressions."""
+    return repr(_plain(expression))
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from cpm.model import PortRange
-from tests.netns.topology import VM, Guest, Node, Site, program
+from natctl.desired import Change
+from tests.netns.topology import OTHER_EXTERNAL, VM, Guest, Node, Site, program
 
 RANGE = PortRange(20000, 20063)
 
@@ -66,7 +67,22 @@ def _both_but_answered_elsewhere(site: Site) -> Way:
     return Way(site, vm, (machine,), (machine, other))
 
 
+def _crowded(site: Site) -> Way:
+    """So many VMs that the edge keeps their ranges in several maps."""
+    way = _separate(site)
+    (edge,) = way.edges
+    crowd = {}
+    for number in range(2, 602):
+        external, port = OTHER_EXTERNAL, 1024 + number * 64
+        vm = VM(number, way.guest, ((external, PortRange(port, port + 63)),), None)
+        crowd[vm.domain] = vm.at(edge)
+    edge.kernel.run(edge.kernel.kernel.change(Change(edge=crowd)))
+    assert "map outbound-7" in edge.namespace.run("nft", "list", "maps")
+    return way
+
+
 LAYOUTS = {
+    "crowded": _crowded,
     "separate": _separate,
     "crossed": _crossed,
     "both": _both,
