@@ -54,7 +54,6 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _BEFORE_EXPRESSIONS = 16 + 4 + 4
 """Netlink header, nfnetlink header, and that of the list."""
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _NESTED = 0x8000
 _VALUE, _VERDICT = 1, 2
 _GOTO = struct.pack(">i", -4)
@@ -150,15 +149,13 @@ def _chain(family: Family, chain: Chain) -> Member:
 def _rule(family: Family, chain: Chain, rule: Rule) -> Member:
     expressions = b"".join(map(_packed_expression, rule.expressions))
     body = (
-        struct.pack("=BBH", int(family), 0, 0)
-        + attribute(_RULE_TABLE, TABLE.encode() + b"\0")
+        attribute(_RULE_TABLE, TABLE.encode() + b"\0")
         + attribute(_RULE_CHAIN, chain.name.encode() + b"\0")
         + attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
         + attribute(_RULE_USERDATA, labels.packed(rule.comment, rule.tag, rule.digest))
     )
-    flags = wire.REQUEST | wire.CREATE | wire.APPEND
-    header = struct.pack("=IHHII", 16 + len(body), NFTABLES << 8 | NEW_RULE, flags, 0, 0)
-    return Member(header + body, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
+    head = _head_of(NEW_RULE, family, wire.CREATE | wire.APPEND, len(body))
+    return Member(head + body, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
 
 
 @functools.lru_cache(4096)

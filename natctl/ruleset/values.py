@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -237,12 +236,6 @@ def _digest_of_rule(rule: Rule) -> bytes:
 
 def _digest(plain: object) -> bytes:
     return hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
-
-
-@functools.lru_cache(4096)
-def _plain_text(expression: Expression) -> str:
-    """There are thousands of rules, and all are made of the same few hundred expressions."""
-    return repr(_plain(expression))
 
 
 def _plain(value: object) -> object:
