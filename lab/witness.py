@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -39,19 +40,28 @@ class Ports:
 
 def handed_out(lab: Lab, host: str) -> dict[str, Ports]:
     """Return which ports of which internal address a host's kernel gives to new connections, by the VM's name."""
-    return {key["elem"]["comment"]: _ports(value["concat"]) for key, value in _elements(lab, host, "bindings")}
+    return {key["elem"]["comment"]: _ports(value["concat"]) for key, value in _maps(lab, host).get("bindings", ())}
 
 
 def let_in(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
     """Return which external ports an edge's kernel sends on to VMs, by the VM's name."""
-    return _by_name((key, key["elem"]["val"]["concat"]) for key, _ in _elements(lab, edge, "inbound"))
+    found: dict[str, list[Ports]] = {}
+    for name, elements in _maps(lab, edge).items():
+        if address := re.fullmatch(r"inbound-([\d.]+)", name):
+            for key, _ in elements:
+                found.setdefault(key["elem"]["comment"], []).append(_ports((address[1], key["elem"]["val"])))
+    return {name: joined(ports) for name, ports in found.items()}
 
 
 def let_out(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
     """Return which *external* ports an edge's kernel lets VMs send from, by the VM's name."""
-    return _by_name(
-        (key, [external, key["elem"]["val"]["concat"][1]]) for key, external in _elements(lab, edge, "outbound")
-    )
+    found: dict[str, list[Ports]] = {}
+    for name, elements in _maps(lab, edge).items():
+        if re.fullmatch(r"outbound(-\d+)?", name):
+            for key, external in elements:
+                ports = _ports((external, key["elem"]["val"]["concat"][1]))
+                found.setdefault(key["elem"]["comment"], []).append(ports)
+    return {name: joined(ports) for name, ports in found.items()}
 
 
 def tracked(lab: Lab, node: str, address: IPv4Address) -> int:
@@ -73,29 +83,22 @@ def peers(lab: Lab, port: int, node: str = "internet") -> list[tuple[IPv4Address
     return sorted((IPv4Address(address), int(number)) for address, _, number in found)
 
 
-def _elements(lab: Lab, node: str, name: str) -> list[Any]:
-    text = lab.run(node, "nft", "-j", "list", "map", "ip", "virtports", name)
-    (found,) = (entry["map"] for entry in json.loads(text)["nftables"] if "map" in entry)
-    elements: list[Any] = found.get("elem", [])
-    return elements
-
-
-def _by_name(pairs: Any) -> dict[str, tuple[Ports, ...]]:
-    found: dict[str, list[Ports]] = {}
-    for key, concat in pairs:
-        found.setdefault(key["elem"]["comment"], []).append(_ports(concat))
-    return {name: _joined(sorted(ports)) for name, ports in found.items()}
-
-
-def _joined(ports: list[Ports]) -> tuple[Ports, ...]:
+def joined(ports: Iterable[Ports]) -> tuple[Ports, ...]:
     """Join neighbours: how a range is cut into elements is the kernel's business."""
-    joined: list[Ports] = []
-    for one in ports:
-        if joined and (one.address, one.first) == (joined[-1].address, joined[-1].last + 1):
-            joined[-1] = Ports(one.address, joined[-1].first, one.last)
+    found: list[Ports] = []
+    for one in sorted(ports):
+        if found and (one.address, one.first) == (found[-1].address, found[-1].last + 1):
+            found[-1] = Ports(one.address, found[-1].first, one.last)
         else:
-            joined.append(one)
-    return tuple(joined)
+            found.append(one)
+    return tuple(found)
+
+
+def _maps(lab: Lab, node: str) -> dict[str, list[Any]]:
+    """Return the elements of every map of ours that leads to an address, not to a chain."""
+    listed = json.loads(lab.run(node, "nft", "-j", "list", "maps", "ip"))["nftables"]
+    ours = [entry["map"] for entry in listed if "map" in entry and entry["map"]["table"] == "virtports"]
+    return {one["name"]: one.get("elem", []) for one in ours if one["map"] != "verdict"}
 
 
 def _ports(concat: Any) -> Ports:
