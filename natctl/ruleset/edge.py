@@ -49,6 +49,7 @@ In nftables' notation, shortened::
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
@@ -166,14 +167,15 @@ class Layout(NamedTuple):
 
     def outbound(self, internal: IPv4Address) -> Place:
         """Return the map that has the ranges of this address."""
-        return Family.IPV4, _shard_name(int(internal) & self.shards - 1, self.shards)
+        return _shard(int(internal) & self.shards - 1, self.shards)
 
     @property
     def maps(self) -> tuple[str, ...]:
         """Names of all maps ``outbound``."""
-        return tuple(_shard_name(number, self.shards) for number in range(self.shards))
+        return tuple(_shard(number, self.shards)[1] for number in range(self.shards))
 
 
+@functools.lru_cache(4096)
 def inbound(external: IPv4Address) -> Place:
     """Return the map that has the ports of this external address."""
     return Family.IPV4, f"inbound-{external}"
@@ -190,8 +192,9 @@ def _shards(vms: int, present: int) -> int:
     return min(_MOST_SHARDS, 1 << max(0, (vms - 1) // _PER_SHARD).bit_length()) if vms > _CROWDED else 1
 
 
-def _shard_name(number: int, shards: int) -> str:
-    return OUTBOUND if shards == 1 else f"{OUTBOUND}-{number}"
+@functools.cache
+def _shard(number: int, shards: int) -> Place:
+    return Family.IPV4, OUTBOUND if shards == 1 else f"{OUTBOUND}-{number}"
 
 
 _SETS: Final = (
