@@ -80,10 +80,15 @@ def _edge_entries(seen: Seen, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
         key = owner, labels.comment_of(element.userdata), internal
         ranges.setdefault(key, {}).setdefault(external, []).append(ports)
     return {
-        domain: EdgeEntry(domain, name, internal, routing.internals.get(internal), _flat(pieces))
+        domain: EdgeEntry(domain, name, internal, _via(routing, internal), _flat(pieces))
         for (domain, name, internal), pieces in ranges.items()
         if domain
     }
+
+
+def _via(routing: Routing, internal: IPv4Address) -> IPv4Address | None:
+    via = routing.internals.get(internal.packed)
+    return IPv4Address(via) if via is not None else None
 
 
 def _flat(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[tuple[IPv4Address, PortRange], ...]:

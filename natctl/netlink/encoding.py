@@ -279,32 +279,37 @@ def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
 def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     """Return one element of a list: what tells it apart, and unless it is to be deleted all the rest of it."""
     key, key_end, data, chain, userdata, interval_end = element
-    parts = _data(_KEY, key)
-    if interval_end:
-        parts += _END_FLAG
-    if key_end:
-        parts += _data(_KEY_END, key_end)
-    if with_data:
-        if chain:
-            parts += _goto(chain)
-        elif data:
-            parts += _data(_DATA, data)
-        if userdata:
-            parts += attribute(_USERDATA, userdata)
-    return _ONE.pack(len(parts) + 4, 1 | _NESTED) + parts
+    if not with_data:
+        data, chain, userdata = b"", "", b""
+    if chain:
+        data = _goto(chain)
+    frame = _frame(len(key), len(key_end), len(data), len(userdata), bool(chain), interval_end)
+    head, before_end, before_data, before_userdata, rest = frame
+    return b"".join((head, key, before_end, key_end, before_data, data, before_userdata, userdata, rest))
 
 
-def _data(kind: int, value: bytes) -> bytes:
-    length = len(value)
-    return _head(kind, length) + value + _PADDING[-length & 3]
+@functools.lru_cache(4096)
+def _frame(key: int, key_end: int, data: int, userdata: int, is_verdict: bool, interval_end: bool) -> tuple[bytes, ...]:  # noqa: FBT001
+    """Return what stands before, between and behind the four values of an element, by their lengths in bytes."""
+
+    def value(kind: int, length: int, inner: int = _VALUE) -> bytes:
+        return _TWO.pack(8 + (length + 3 & ~3), kind | _NESTED, 4 + length, inner) if length else b""
+
+    before_data = value(_DATA, data, _VERDICT | _NESTED if is_verdict else _VALUE)
+    before_userdata = _ONE.pack(4 + userdata, _USERDATA) if userdata else b""
+    flags = _END_FLAG if interval_end else b""
+    parts = [
+        value(_KEY, key),
+        _PADDING[-key & 3] + flags + value(_KEY_END, key_end),
+        _PADDING[-key_end & 3] + before_data,
+        _PADDING[-data & 3] + before_userdata,
+        _PADDING[-userdata & 3],
+    ]
+    total = 4 + sum(map(len, parts)) + key + key_end + data + userdata
+    parts[0] = _ONE.pack(total, 1 | _NESTED) + parts[0]
+    return tuple(parts)
 
 
-@functools.cache
-def _head(kind: int, length: int) -> bytes:
-    """There are few kinds and lengths, and very many elements."""
-    return _TWO.pack(8 + (length + 3 & ~3), kind | _NESTED, 4 + length, _VALUE)
-
-
+@functools.lru_cache(4096)
 def _goto(chain: str) -> bytes:
-    verdict = attribute(1, _GOTO) + attribute(2, chain.encode() + b"\0")
-    return attribute(_DATA | _NESTED, attribute(_VERDICT | _NESTED, verdict))
+    return attribute(1, _GOTO) + attribute(2, chain.encode() + b"\0")

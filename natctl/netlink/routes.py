@@ -32,11 +32,11 @@ _MANY: Final = 500
 
 
 class _ToVM(NamedTuple):
-    to: IPv4Address
-    via: IPv4Address
+    to: bytes
+    via: bytes
 
     def __str__(self) -> str:
-        return f"route to {self.to} via {self.via}"
+        return f"route to {IPv4Address(self.to)} via {IPv4Address(self.via)}"
 
 
 def observe(wire_: Wire) -> Routing:
@@ -45,18 +45,18 @@ def observe(wire_: Wire) -> Routing:
 
     :raise KernelError: When the kernel refuses.
     """
-    internals: dict[IPv4Address, IPv4Address] = {}
+    internals: dict[bytes, bytes] = {}
     pool: IPv4Network | None = None
     way: tuple[int, frozenset[IPv4Address]] | None = None
     for body in wire_.dump(_header(_GET_ROUTE, wire.DUMP, 0, 0, 0, 0, 0), "read our routes"):
         _, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
         parts = attributes(body, _ROUTE.size)
         table = _word(parts.get(_TABLE)) or table
-        to = IPv4Address(parts.get(_DESTINATION, bytes(4)))
+        to = parts.get(_DESTINATION, bytes(4))
         if kind == _UNREACHABLE:
             pool = IPv4Network((to, length))
         elif length == 32 and _GATEWAY in parts:
-            internals[to] = IPv4Address(parts[_GATEWAY])
+            internals[to] = parts[_GATEWAY]
         elif length == 0:
             way = (table, frozenset(_next_hops(parts)))
     return Routing(internals, pool, _observed_rule(wire_), way)
@@ -129,11 +129,11 @@ def _route(kind: int, flags: int, length: int, table: int, route: int, scope: in
     return _header(kind, flags | wire.ACK, length, table, route, scope, len(body)) + body
 
 
-def _internal(kind: int, flags: int, to: IPv4Address, via: IPv4Address) -> Member:
+def _internal(kind: int, flags: int, to: bytes, via: bytes) -> Member:
     scope = _UNIVERSE if kind == _NEW_ROUTE else _LINK_SCOPE_NOWHERE
     header = _INTERNAL.size, kind, wire.REQUEST | flags, 0, 0
     route = socket.AF_INET, 32, 0, 0, _MAIN, PROTOCOL, scope, _UNICAST, 0
-    data = _INTERNAL.pack(*header, *route, 8, _DESTINATION, to.packed, 8, _GATEWAY, via.packed)
+    data = _INTERNAL.pack(*header, *route, 8, _DESTINATION, to, 8, _GATEWAY, via)
     return Member(data, _ToVM(to, via))
 
 
