@@ -252,3 +252,16 @@ def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
         node.received(Delta(before, 99, host_gone=(VM,)), fleet.now)
     assert node.epoch > before
     assert VM in fleet.machines[HOST1].kernel.host
+
+
+def test_a_vm_that_two_hosts_claim_after_a_crash_ends_where_it_runs() -> None:
+    fleet = Fleet()
+    fleet.start_vm(HOST2, VM)
+    fleet.deliver_up(HOST2)
+    fleet.stop_vm(VM, hook=False)
+    fleet.start_vm(HOST1, VM)
+    fleet.crash_manager()
+    fleet.heal()
+    assert fleet.manager is not None
+    assert fleet.manager.present == {VM: HOST1}
+    assert fleet.machines[HOST1].kernel.host[VM].ports is not None
