@@ -52,12 +52,14 @@ from cpm.model import (
     Node,
     NodeName,
     Role,
+    Wishes,
 )
 from cpm.records import LedgerState
 from cpm.scaling import Bounds, Decision, ScalingState, decide, policy_named
 from cpm.sessions import Session
 from cpm.settings import Settings
 from cpm.view import View
+from cpm.wishes import Effective, Resolver
 
 _State = AllocationState
 
@@ -115,6 +117,7 @@ class Manager:
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
         self._settings = settings
+        self._resolver = Resolver(settings.defaults(), scaling.policy_words())
         self._policy = policy_named(settings.scaling.policy)
         self._guards = settings.scaling.guard_settings()
         self._started = now
@@ -285,16 +288,18 @@ class Manager:
             self._refuse(node.name, attach.domain, error)
 
     def _settle_on(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
-        wished = (
+        settled = (
             VM(attach.domain, attach.name, node, self._free_internal())
             if vm is None
             else dataclasses.replace(vm, name=attach.name, node=node, destination=None)
         )
-        if wished != vm:
-            self.view.record(PutVM(wished))
+        if attach.wishes is not None:
+            settled = dataclasses.replace(settled, metadata=attach.wishes)
+        if settled != vm:
+            self.view.record(PutVM(settled))
         self.present[attach.domain] = node
         self._dirty.add(attach.domain)
-        return wished
+        return settled
 
     def _start(self, vm: VM, now: float) -> None:
         """Give a VM that runs its range, unless it has one here already; what it has elsewhere drains."""
@@ -340,15 +345,15 @@ class Manager:
         """A host says which VMs run there: learn of those whose start or end we missed."""
         if Role.HOST not in node.roles:
             return
-        here = {presence.domain: presence.name for presence in domains}
+        here = {presence.domain: presence for presence in domains}
         for uuid, where in list(self.present.items()):
             if where == node.name and uuid not in here:
                 self._detach(node.name, uuid, now)
-        for uuid, vm_name in here.items():
+        for uuid, presence in here.items():
             vm = self.view.vms.get(uuid)
             elsewhere = vm is not None and vm.node != node.name and self.present.get(uuid) == vm.node
             # A VM that its owner still has is migrating here, until the owner says it is gone.
-            self._attach(node, Attach(uuid, vm_name, incoming=elsewhere), now)
+            self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
 
     def _free_internal(self) -> IPv4Address:
         pool = self._settings.pool.internal
@@ -425,11 +430,28 @@ class Manager:
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
-        return vm.floor or self._settings.pool.floor
+        return self.wishes(vm).floor.value
 
     def cap(self, vm: VM) -> int:
         """Return the ports a VM never goes above."""
-        return vm.cap or self._settings.pool.cap
+        return self.wishes(vm).cap.value
+
+    def wishes(self, vm: VM) -> Effective:
+        """Return what holds for a VM, of all that was said about it."""
+        return self._resolver.effective(vm)
+
+    def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
+        """
+        The operator says what a VM shall have; it is followed with the next report.
+
+        :param wishes: All of them: what is None is no longer said.
+        :raise NotFound: When there is no such VM.
+        :raise InvalidRequest: When they make no sense.
+        """
+        vm = self.view.vms.get(uuid)
+        if vm is None:
+            raise NotFound("VM", uuid, "see `virt-ports list --all`")
+        self.view.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
 
     @property
     def _strict(self) -> bool:
@@ -499,7 +521,7 @@ class Manager:
         self._edges_ready.discard(allocation.id)
         fenced = self._is_fenced(allocation.node)
         let_go = fenced or self._is_settled(allocation.node, allocation.domain)
-        limit = self._settings.pool.drain_limit_s
+        limit = self._drain_limit_s(allocation.domain)
         empty = (
             fenced
             or self.present.get(allocation.domain) != allocation.node
@@ -510,6 +532,10 @@ class Manager:
             self._quiet.pop(allocation.id, None)
             ranges.advance(self.view, allocation, AllocationEvent.DRAINED, now)
             self._dirty.add(allocation.domain)
+
+    def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
+        vm = self.view.vms.get(uuid)
+        return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
         if now < hold_expires(allocation, self._settings.pool.hold_down_s):

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
-from cpm.model import DomainUUID, NodeName, PortRange, Role
+from cpm.model import DomainUUID, NodeName, PortRange, Role, Wishes
 
 PROTOCOL = 1
 """Version of this vocabulary; both sides must speak the same."""
@@ -28,6 +28,8 @@ class Presence(Struct, frozen=True):
 
     domain: DomainUUID
     name: str
+    wishes: Wishes | None = None
+    """What its domain XML says; None: the node does not know."""
 
 
 class Hello(Struct, frozen=True, tag="hello"):
@@ -50,6 +52,8 @@ class Attach(Struct, frozen=True, tag="attach"):
     name: str
     incoming: bool = False
     """True: it is migrating here and still runs elsewhere; its ports stay where they are for now."""
+    wishes: Wishes | None = None
+    """What its domain XML says; None: the node does not know."""
 
 
 class Detach(Struct, frozen=True, tag="detach"):

@@ -17,7 +17,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
-from typing import NewType
+from typing import Final, NewType
 
 DomainUUID = NewType("DomainUUID", str)
 """libvirt's UUID of a domain, lower case with dashes. VMs are keyed by it because names are reused."""
@@ -162,6 +162,32 @@ class Allocation:
     """UTC seconds at which the present state was entered."""
 
 
+UNLIMITED: Final = 0.0
+"""As :attr:`Wishes.drain_limit_s`: never; what drains may take as long as it likes, whatever the pool's default is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """
+    What somebody said about one VM; None: nothing, so that the next who has a say decides (:mod:`cpm.wishes`).
+
+    As they were said: whether they make sense together is found out where they are used.
+    """
+
+    floor: int | None = None
+    """Ports it never goes below."""
+    cap: int | None = None
+    """Ports it never goes above."""
+    weight: int | None = None
+    """Its part of what is left above the floors when ports are short, compared with other VMs'."""
+    policy: str | None = None
+    """Name of the scaling policy."""
+    drain_limit_s: float | None = None
+    """Seconds after which a draining range is withdrawn although connections live; :data:`UNLIMITED`: never."""
+    nonsense: tuple[str, ...] = ()
+    """What was said and could not be understood, a sentence each; for people, nothing follows from it."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class VM:
     """A domain that has, or waits for, ports."""
@@ -173,10 +199,10 @@ class VM:
     internal: IPv4Address
     destination: NodeName | None = None
     """The host it is migrating to, or None."""
-    floor: int | None = None
-    """Ports it never goes below; None: the pool's default."""
-    cap: int | None = None
-    """Ports it never goes above; None: the pool's default."""
+    metadata: Wishes = Wishes()
+    """What its domain XML says."""
+    set: Wishes = Wishes()
+    """What the operator said by ``virt-ports set``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from cpm.errors import ConfigError, InvalidRequest
 from cpm.model import FIRST_PORT, LAST_PORT
 from cpm.scaling import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
 from cpm.service import config
+from cpm.wishes import HEAVIEST, Defaults
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
@@ -52,6 +53,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports no VM goes below; what a VM starts with when the pool is short."""
     cap: _Ports = 32768
     """Ports no VM goes above: one VM must not take a whole address."""
+    weight: Annotated[int, Meta(ge=1, le=HEAVIEST)] = 100
+    """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
@@ -134,6 +137,17 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     scaling: ScalingSettings = ScalingSettings()
     nodes: NodesSettings = NodesSettings()
     log_level: str = "info"
+
+    def defaults(self) -> Defaults:
+        """Return what holds for a VM about which nobody says anything."""
+        pool = self.pool
+        return Defaults(
+            floor=pool.floor,
+            cap=pool.cap,
+            weight=pool.weight,
+            policy=self.scaling.policy,
+            drain_limit_s=pool.drain_limit_s,
+        )
 
 
 def load(path: Path) -> Settings:

@@ -8,6 +8,7 @@ entities, bounded in size and in elements. Standard library only, like the whole
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from typing import ClassVar
 from xml.etree import ElementTree as ET  # what makes it unsafe is refused here: see _Builder and check_parser
@@ -21,6 +22,13 @@ MAX_TEXT = 4096
 
 SAFE_EXPAT = (2, 4, 1)
 """The first expat that bounds what entities grow to (CVE-2013-0340)."""
+
+METADATA_NAMESPACE = "urn:virt-ports:1"
+"""Of our element in ``<metadata>``: ``virsh metadata VM urn:virt-ports:1 --key vp --set '<ports floor="256"/>'``."""
+MAX_METADATA = 16
+"""Attributes of it that are looked at."""
+MAX_METADATA_TEXT = 128
+"""Characters of one."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -59,6 +67,8 @@ class DomainFacts:
     """``kvm``, ``qemu`` …"""
     interfaces: tuple[Interface, ...]
     """In the order of the XML."""
+    ports_metadata: tuple[tuple[str, str], ...] = ()
+    """Attributes of our element in ``<metadata>`` and their values, as they were written."""
 
 
 def parse(xml: bytes) -> DomainFacts:
@@ -79,6 +89,7 @@ def parse(xml: bytes) -> DomainFacts:
         id=_domain_id(root.get("id")),
         type=_required("type attribute", root.get("type")),
         interfaces=tuple(_interface(element) for element in root.iterfind("devices/interface")),
+        ports_metadata=_ports_metadata(root),
     )
 
 
@@ -151,6 +162,18 @@ def _interface(element: ET.Element) -> Interface:
         source=_attribute(source, "bridge") or _attribute(source, "network"),
         mac=mac if _MAC.fullmatch(mac) else None,
         target=_attribute(element.find("target"), "dev"),
+    )
+
+
+def _ports_metadata(root: ET.Element) -> tuple[tuple[str, str], ...]:
+    """Return the attributes of our metadata element; libvirt keeps one element a namespace."""
+    element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}ports")
+    given = element.attrib.items() if element is not None else ()
+    # Those with a namespace of their own are somebody else's.
+    return tuple(
+        (name, value[:MAX_METADATA_TEXT])
+        for name, value in itertools.islice(given, MAX_METADATA)
+        if "{" not in name and len(name) <= MAX_METADATA_TEXT
     )
 
 

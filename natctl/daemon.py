@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+from cpm import wishes
 from cpm.api import session as manager_session
 from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
 from cpm.messages import ManagerMessage
@@ -35,7 +37,14 @@ from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.node import Answer, Command, Forget, Identity, Node, Program, Replace, Running, Send, Warn
 from natctl.ruleset.host import Marks
-from qga_agent.domain_events import ConnectionMade, DeviceAdded, DeviceRemoved, DomainResumedMigrated, DomainStarted
+from qga_agent.domain_events import (
+    ConnectionMade,
+    DeviceAdded,
+    DeviceRemoved,
+    DomainResumedMigrated,
+    DomainStarted,
+    MetadataChanged,
+)
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import Sampler
 from qga_agent.tap_stats import Source, TapReader
@@ -238,7 +247,7 @@ class Natd:
         if not mine:
             return None
         taps = frozenset(interface.target for interface in mine if interface.target is not None)
-        return Running(DomainUUID(facts.uuid), facts.name, taps)
+        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.understood(dict(facts.ports_metadata)))
 
     async def _serve_libvirt(self, libvirt: LibvirtMonitor) -> None:
         while True:
@@ -246,7 +255,7 @@ class Natd:
             if isinstance(event, DomainResumedMigrated):
                 self._node.resumed(event.uuid, clock.now())
                 self._carry_out()
-            elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted)):
+            elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted, MetadataChanged)):
                 await self._list_domains()
 
     async def _list_domains(self) -> None:
@@ -258,7 +267,8 @@ class Natd:
             log.warning("cannot list libvirt's domains: %s", error)
             return
         running = [vm for facts in domains if (vm := self._running(facts)) is not None]
-        self._node.listed([Running(vm.domain, vm.name, vm.taps & self._links) for vm in running], clock.now())
+        here = [dataclasses.replace(vm, taps=vm.taps & self._links) for vm in running]
+        self._node.listed(here, clock.now())
         self._listed.set()
         self._carry_out()
 

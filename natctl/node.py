@@ -43,7 +43,7 @@ from cpm.messages import (
     Report,
     Snapshot,
 )
-from cpm.model import DomainUUID, NodeName, Role
+from cpm.model import DomainUUID, NodeName, Role, Wishes
 from natctl.desired import Change, EdgeEntry, HostEntry, Path
 from natctl.port_use import PortUse
 from qga_agent.samples import Rates
@@ -98,6 +98,8 @@ class Running:
     domain: DomainUUID
     name: str
     taps: frozenset[str] = frozenset()
+    wishes: Wishes | None = None
+    """What its XML says; None: not looked at."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class _Domain:
     name: str
     since: float
     taps: frozenset[str] = frozenset()
+    wishes: Wishes | None = None
     incoming: bool = False
     had_taps: bool = False
     bare_since: float | None = None
@@ -309,7 +312,7 @@ class Node:
         )
         for uuid, domain in self._domains.items():
             if domain.incoming:
-                self._say(Attach(uuid, domain.name, incoming=True))
+                self._say(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
 
     def disconnected(self, now: float) -> None:
         """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
@@ -407,7 +410,7 @@ class Node:
         """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
         domain = self._known(vm, now)
         domain.incoming = True
-        self._say(Attach(vm.domain, vm.name, incoming=True))
+        self._say(Attach(vm.domain, vm.name, incoming=True, wishes=domain.wishes))
         self._outbox.append(Answer(request, "", "expected"))
 
     def resumed(self, uuid: DomainUUID, now: float) -> None:
@@ -431,10 +434,14 @@ class Node:
             self._outbox.append(Answer(request, "", "released"))
 
     def listed(self, running: Iterable[Running], now: float) -> None:
-        """Learn from libvirt which domains are active: those whose hook was missed, and hot-plugged NICs."""
+        """Learn from libvirt what is active: missed hooks, hot-plugged NICs, wishes that changed while it runs."""
+        changed = False
         for vm in running:
             if vm.taps and vm.taps != self._taps_of(vm.domain):
                 self.starting(None, vm, now, wait_for_taps=False)
+            changed |= self._note_wishes(vm)
+        if changed:
+            self.present()
 
     def linked(self, links: frozenset[str], now: float) -> None:
         """The interfaces of this machine changed."""
@@ -487,14 +494,24 @@ class Node:
             self._outbox.append(Send(message))
 
     def _presences(self) -> Iterable[Presence]:
-        return (Presence(uuid, domain.name) for uuid, domain in self._domains.items() if not domain.incoming)
+        running = ((uuid, domain) for uuid, domain in self._domains.items() if not domain.incoming)
+        return (Presence(uuid, domain.name, domain.wishes) for uuid, domain in running)
 
     def _known(self, vm: Running, now: float) -> _Domain:
         domain = self._domains.setdefault(vm.domain, _Domain(vm.name, now, bare_since=now))
         domain.name = vm.name
+        domain.wishes = vm.wishes if vm.wishes is not None else domain.wishes
         if vm.taps and vm.taps != domain.taps:
             self._give_taps(vm.domain, domain, vm.taps)
         return domain
+
+    def _note_wishes(self, vm: Running) -> bool:
+        """Take over what the XML of a VM that runs here says now; say whether the manager does not know it yet."""
+        domain = self._domains.get(vm.domain)
+        if domain is None or vm.wishes is None or vm.wishes == domain.wishes:
+            return False
+        domain.wishes = vm.wishes
+        return True
 
     def _give_taps(self, uuid: DomainUUID, domain: _Domain, taps: frozenset[str]) -> None:
         # Tap names are reused: whoever had one of these before has it no more.
@@ -514,7 +531,7 @@ class Node:
     def _ask(self, uuid: DomainUUID, domain: _Domain) -> None:
         vm = self._host.get(uuid)
         if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
-            self._say(Attach(uuid, domain.name))
+            self._say(Attach(uuid, domain.name, wishes=domain.wishes))
 
     def _is_ready(self, uuid: DomainUUID, *, needs_taps: bool) -> bool:
         entry = self._applied.get(uuid)

@@ -62,11 +62,19 @@ class DeviceRemoved:
     alias: str
 
 
-DomainEvent = DomainStarted | DomainStopped | DomainResumedMigrated | DeviceAdded | DeviceRemoved
+@dataclasses.dataclass(frozen=True, slots=True)
+class MetadataChanged:
+    """Somebody changed what a domain's ``<metadata>`` says in our namespace."""
+
+    uuid: DomainUUID
+
+
+DomainEvent = DomainStarted | DomainStopped | DomainResumedMigrated | DeviceAdded | DeviceRemoved | MetadataChanged
 MonitorEvent = ConnectionMade | ConnectionLost | DomainEvent
 
 # Numbers of libvirt-domain.h (virDomainEventType and the details of each), part of its stable interface.
 _STARTED, _RESUMED, _STOPPED = 2, 4, 5
+_METADATA_ELEMENT = 2  # of virDomainMetadataType
 _RESUMED_ON_DESTINATION = frozenset({1, 3})  # MIGRATED, and POSTCOPY: it runs here while its memory follows
 _STARTED_DETAILS = ("booted", "migrated", "restored", "from-snapshot", "wakeup")
 _STOPPED_DETAILS = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from-snapshot")
@@ -81,6 +89,11 @@ def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> Dom
     if event == _RESUMED and detail in _RESUMED_ON_DESTINATION:
         return DomainResumedMigrated(uuid)
     return None
+
+
+def metadata_event(uuid: DomainUUID, kind: int, namespace: str | None, ours: str) -> MetadataChanged | None:
+    """Return what a change of metadata means to us; None: nothing, for it is another's or a description."""
+    return MetadataChanged(uuid) if (kind, namespace) == (_METADATA_ELEMENT, ours) else None
 
 
 def _word(words: tuple[str, ...], number: int) -> str:

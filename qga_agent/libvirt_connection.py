@@ -23,8 +23,8 @@ from typing import Any
 
 from cpm.errors import Unreachable
 from cpm.model import DomainUUID
-from libvirt_hooks.domain_xml import DomainFacts, DomainXMLError, parse
-from qga_agent.domain_events import DeviceAdded, DeviceRemoved, DomainEvent, lifecycle_event
+from libvirt_hooks.domain_xml import METADATA_NAMESPACE, DomainFacts, DomainXMLError, parse
+from qga_agent.domain_events import DeviceAdded, DeviceRemoved, DomainEvent, lifecycle_event, metadata_event
 from qga_agent.samples import InterfaceCounters
 
 logger = logging.getLogger(__name__)
@@ -108,10 +108,16 @@ class LibvirtConnection:
         def plugged(kind: type[DeviceAdded | DeviceRemoved], _: object, domain: Any, alias: str, __: object) -> None:
             on_event(kind(DomainUUID(domain.UUIDString()), alias))
 
+        def described(_: object, domain: Any, kind: int, namespace: str | None, __: object) -> None:
+            told = metadata_event(DomainUUID(domain.UUIDString()), kind, namespace, METADATA_NAMESPACE)
+            if told is not None:
+                on_event(told)
+
         for event, callback in (
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, functools.partial(plugged, DeviceAdded)),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, functools.partial(plugged, DeviceRemoved)),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, described),
         ):
             connection.domainEventRegisterAny(None, event, callback, None)
 

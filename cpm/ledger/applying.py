@@ -32,7 +32,7 @@ _JOURNAL: Final = (
 _PUT_VM: Final = (
     f"INSERT INTO vms ({rows.VM_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET "  # noqa: S608
     "name = excluded.name, node = excluded.node, internal = excluded.internal, destination = excluded.destination, "
-    "floor = excluded.floor, cap = excluded.cap"
+    "metadata = excluded.metadata, wishes = excluded.wishes"
 )
 _PUT_NODE: Final = (
     f"INSERT INTO nodes ({rows.NODE}) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "  # noqa: S608
@@ -64,7 +64,8 @@ def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
     vm = change.vm
     before = connection.execute("SELECT name, internal FROM vms WHERE uuid = ?", (vm.uuid,)).fetchone()
     internal = str(vm.internal)
-    connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, vm.floor, vm.cap))
+    said = rows.wishes_text(vm.metadata), rows.wishes_text(vm.set)
+    connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, *said))
     if before == (vm.name, internal):
         return
     connection.execute("INSERT OR IGNORE INTO names (name, uuid) VALUES (?, ?)", (vm.name, vm.uuid))

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any, Final, TypeAlias
 
+import msgspec
+
 from cpm.model import (
     VM,
     Allocation,
@@ -17,6 +19,7 @@ from cpm.model import (
     NodeName,
     PortRange,
     Role,
+    Wishes,
 )
 from cpm.records import Holding, JournalEntry, JournalEvent
 
@@ -24,7 +27,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 FREE: Final = "free"
 ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
-VM_COLUMNS: Final = "uuid, name, node, internal, destination, floor, cap"
+VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
 NODE: Final = "name, roles, underlay, in_service, fenced"
 ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
 
@@ -45,16 +48,34 @@ def allocation(row: Row) -> Allocation:
 
 def vm(row: Row) -> VM:
     """Read a row of :data:`VM_COLUMNS`."""
-    uuid, name, node, internal, destination, floor, cap = row
+    uuid, name, node, internal, destination, metadata, said = row
     return VM(
         uuid=DomainUUID(uuid),
         name=name,
         node=NodeName(node),
         internal=IPv4Address(internal),
         destination=None if destination is None else NodeName(destination),
-        floor=floor,
-        cap=cap,
+        metadata=wishes(metadata),
+        set=wishes(said),
     )
+
+
+def wishes(text: str) -> Wishes:
+    """
+    Read the JSON of somebody's wishes.
+
+    :raise ValueError: When it is not such JSON.
+    """
+    try:
+        return msgspec.json.decode(text, type=Wishes)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"wishes {text!r}: {error}") from error
+
+
+def wishes_text(said: Wishes) -> str:
+    """Return them as JSON, without what was not said."""
+    known = {name: value for name in Wishes.__slots__ if (value := getattr(said, name)) not in (None, ())}
+    return msgspec.json.encode(known).decode()
 
 
 def node(row: Row) -> Node:

@@ -208,5 +208,21 @@ def _journal(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal)
+_WISHES: Final = (
+    "ALTER TABLE vms ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(metadata))",
+    "ALTER TABLE vms ADD COLUMN wishes TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(wishes))",
+    # A patch leaves out what is null.
+    "UPDATE vms SET wishes = json_patch('{}', json_object('floor', floor, 'cap', cap))",
+    "ALTER TABLE vms DROP COLUMN floor",
+    "ALTER TABLE vms DROP COLUMN cap",
+)
+
+
+def _wishes(database: Database) -> None:
+    """3: what was said about each VM, apart by who said it: its domain XML, and the operator (floor and cap before)."""
+    for statement in _WISHES:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes)
 """All of them, version 1 first. Append only: a released one is never edited."""

@@ -10,7 +10,7 @@ from cpm.scaling.demand import Demand, Memory, Policy
 from cpm.scaling.guards import LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
 from cpm.scaling.occupancy import OccupancyPolicy
 from cpm.scaling.predictive import PredictivePolicy
-from cpm.scaling.registry import DEFAULT_POLICY, policies, policy_named
+from cpm.scaling.registry import DEFAULT_POLICY, policies, policy_named, policy_words
 from cpm.scaling.spec import SpecificationPolicy, calculate_new_port_range, demand_score
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "demand_score",
     "policies",
     "policy_named",
+    "policy_words",
 ]

@@ -25,6 +25,11 @@ def policies() -> tuple[str, ...]:
     return tuple(_POLICIES)
 
 
+def policy_words() -> tuple[str, ...]:
+    """Return every name that :func:`policy_named` knows, short forms included."""
+    return (*_POLICIES, *_ALIASES)
+
+
 def policy_named(name: str) -> Policy:
     """
     Return a policy; ``spec`` is short for ``specification``.

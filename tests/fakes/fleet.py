@@ -338,6 +338,10 @@ class Fleet:
         for _ in range(4):
             self.run()
             self.pass_time(6.0)
+            for machine in self.machines.values():
+                if machine.node is not None:  # as natd does every monitor.ensure_s
+                    machine.node.present()
+                    self._carry_out(machine)
         self.run()
 
     # What nobody may ever see

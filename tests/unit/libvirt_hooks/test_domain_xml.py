@@ -67,6 +67,36 @@ class TestFacts:
         assert parse((MINIMAL % "").replace("<name>a<", "<name>вм-один &lt;1&gt;<").encode()).name == "вм-один <1>"
 
 
+class TestPortsMetadata:
+    def test_as_virsh_metadata_writes_it(self) -> None:
+        # virsh metadata VM urn:virt-ports:1 --key vp --set '<ports floor="256" drain-limit="none"/>'
+        xml = MINIMAL % (
+            "<metadata><app:x xmlns:app='urn:x' floor='1'/>"
+            '<vp:ports xmlns:vp="urn:virt-ports:1" floor="256" drain-limit="none"/></metadata>'
+        )
+        assert parse(xml.encode()).ports_metadata == (("floor", "256"), ("drain-limit", "none"))
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            "",
+            "<metadata/>",
+            "<metadata><ports floor='256'/></metadata>",
+            "<metadata><vp:ports xmlns:vp='urn:virt-ports:2' floor='256'/></metadata>",
+            "<metadata><a><vp:ports xmlns:vp='urn:virt-ports:1' floor='256'/></a></metadata>",
+            "<metadata><vp:ports xmlns:vp='urn:virt-ports:1' vp:floor='256'/></metadata>",
+        ],
+    )
+    def test_what_is_not_ours(self, metadata: str) -> None:
+        assert parse((MINIMAL % metadata).encode()).ports_metadata == ()
+
+    def test_it_is_bounded(self) -> None:
+        many = " ".join(f"a{number}='{'x' * 1000}'" for number in range(1000))
+        found = parse((MINIMAL % f"<metadata><ports xmlns='urn:virt-ports:1' {many}/></metadata>").encode())
+        assert len(found.ports_metadata) == domain_xml.MAX_METADATA
+        assert {len(value) for _, value in found.ports_metadata} == {domain_xml.MAX_METADATA_TEXT}
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("xml", "because"),

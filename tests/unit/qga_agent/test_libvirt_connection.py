@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.errors import Unreachable
+from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent import libvirt_connection
-from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped
+from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged
 from qga_agent.libvirt_connection import LibvirtConnection, interface_counters
 from qga_agent.samples import InterfaceCounters
 
@@ -84,6 +85,29 @@ def test_events_arrive_while_nobody_calls(
     assert [events.get(timeout=10), events.get(timeout=10)] == [
         DomainStarted(uuid, "vp-events", "booted"),
         DomainStopped(uuid, "vp-events", "destroyed"),
+    ]
+
+
+def test_wishes_in_the_metadata_of_a_running_domain_arrive_as_virsh_sets_them(
+    connection: LibvirtConnection, events: queue.SimpleQueue[DomainEvent]
+) -> None:
+    xml = "<domain type='test'><name>vp-wishes</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+    other = libvirt.open("test:///default")
+    domain = other.createXML(xml)
+    uuid, element = domain.UUIDString(), libvirt.VIR_DOMAIN_METADATA_ELEMENT
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, "not for us", None, None)
+    domain.setMetadata(element, "<ports floor='1'/>", "app", "urn:somebody-else")
+    domain.setMetadata(element, "<ports floor='256' drain-limit='none'/>", "vp", METADATA_NAMESPACE)
+    (facts,) = (each for each in connection.domains() if each.name == "vp-wishes")
+    domain.setMetadata(element, None, None, METADATA_NAMESPACE)
+    domain.destroy()
+    other.close()
+    assert facts.ports_metadata == (("floor", "256"), ("drain-limit", "none"))
+    assert [events.get(timeout=10) for _ in range(4)] == [
+        DomainStarted(uuid, "vp-wishes", "booted"),
+        MetadataChanged(uuid),
+        MetadataChanged(uuid),
+        DomainStopped(uuid, "vp-wishes", "destroyed"),
     ]
 
 

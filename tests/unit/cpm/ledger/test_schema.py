@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
+from cpm.changes import PutNode, PutVM
 from cpm.errors import LedgerError, SchemaTooNew
 from cpm.ledger import SqliteLedger
 from cpm.ledger.connection import APPLICATION_ID, connect_writer
 from cpm.ledger.schema import MIGRATIONS, migrate, version_of
-from tests.unit.cpm.ledger.words import A
+from cpm.model import Wishes
+from tests.unit.cpm.ledger.words import A, node, vm
 
 
 @pytest.fixture
@@ -56,6 +58,33 @@ def test_version_2_journals_what_is_held_already(connection: sqlite3.Connection,
         assert (holding.domain, holding.name, holding.since) == ("u", "web", 50.0)
         assert ledger.reader().whois(A, 1030, at=49.0) is None
         assert [entry.allocation for entry in ledger.reader().history("web")] == [3]
+
+
+def test_version_3_keeps_floors_and_caps_as_what_the_operator_said(connection: sqlite3.Connection, path: Path) -> None:
+    migrate(connection, MIGRATIONS[:2])
+    connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
+    connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
+    for number, (floor, cap) in enumerate([(128, 4096), (None, 512), (None, None)], 1):
+        vm = (f"u{number}", "web", "host1", f"100.64.0.{number}", "host2", floor, cap)
+        connection.execute("INSERT INTO vms VALUES (?, ?, ?, ?, ?, ?, ?)", vm)
+    connection.execute("INSERT INTO allocations VALUES (3, 'u1', 'host1', '203.0.113.1', 1024, 1087, 'active', 50.0)")
+    connection.close()
+    with SqliteLedger(path) as ledger:
+        state = ledger.load()
+        assert [vm.set for vm in state.vms] == [Wishes(floor=128, cap=4096), Wishes(cap=512), Wishes()]
+        assert {vm.metadata for vm in state.vms} == {Wishes()}
+        assert {vm.destination for vm in state.vms} == {"host2"}
+        assert [allocation.domain for allocation in state.allocations] == ["u1"]
+
+
+def test_wishes_that_are_no_json_are_refused_and_those_that_make_no_sense_are_a_ledger_error(path: Path) -> None:
+    with SqliteLedger(path) as ledger:
+        ledger.commit([PutNode(node("host1")), PutVM(vm("x"))], 1.0)
+        with pytest.raises(sqlite3.IntegrityError):
+            ledger._connection.execute("UPDATE vms SET wishes = 'floor'")
+        ledger._connection.execute("""UPDATE vms SET wishes = '{"floor": "many"}'""")
+        with pytest.raises(LedgerError, match="a row makes no sense"):
+            ledger.load()
 
 
 def test_failed_migration_leaves_the_version_before(connection: sqlite3.Connection) -> None:

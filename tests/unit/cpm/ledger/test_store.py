@@ -11,7 +11,7 @@ import pytest
 from cpm.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutVM
 from cpm.errors import AddressInUse, Conflict, LedgerError, Overloading
 from cpm.ledger import SqliteLedger
-from cpm.model import DomainUUID, NodeName, PortRange
+from cpm.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
 from tests.unit.cpm.ledger.words import A, B, add, allocation, expected, external, free, move, node, vm
 
 
@@ -23,7 +23,12 @@ def refused(ledger: SqliteLedger, changes: Sequence[Change], error: type[Conflic
 
 
 def test_everything_comes_back_after_reopening(path: Path) -> None:
-    guest = dataclasses.replace(vm("x"), destination=NodeName("host2"), floor=64, cap=1024)
+    guest = dataclasses.replace(
+        vm("x"),
+        destination=NodeName("host2"),
+        metadata=Wishes(floor=64, cap=1024, nonsense=("weight 'x' is ignored: it is not a whole number",)),
+        set=Wishes(weight=7, policy="spec", drain_limit_s=UNLIMITED),
+    )
     edge = dataclasses.replace(node("host1"), in_service=False, fenced=True)
     address = external(A, "80", "5060-5061")
     held = allocation(7, "x", "1024-1087", "held", since=12.5)
