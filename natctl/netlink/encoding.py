@@ -28,7 +28,20 @@ from natctl.plan import (
     Operation,
 )
 from natctl.ruleset import labels
-from natctl.ruleset.values import TABLE, Chain, Element, Expression, Family, Field, Place, Rule, SetSpec, Value, Verdict
+from natctl.ruleset.values import (
+    TABLE,
+    Chain,
+    Element,
+    Expression,
+    Family,
+    Field,
+    Hook,
+    Place,
+    Rule,
+    SetSpec,
+    Value,
+    Verdict,
+)
 
 NFTABLES: Final = 10
 """``NFNL_SUBSYS_NFTABLES``"""
@@ -51,8 +64,13 @@ _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 
 _KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
-_BEFORE_EXPRESSIONS = 16 + 4 + 4
-"""Netlink header, nfnetlink header, and that of the list."""
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_SET_TABLE, _SET_NAME, _SET_USERDATA = 1, 2, 13
+_OURS = TABLE.encode() + b"\0"
+_BEFORE_ATTRIBUTES = 16 + 4
+"""Bytes of the netlink header and the nfnetlink header."""
+_BEFORE_EXPRESSIONS = _BEFORE_ATTRIBUTES + 4
+"""And of that of the list of expressions."""
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _NESTED = 0x8000
 _VALUE, _VERDICT = 1, 2
@@ -138,24 +156,40 @@ def _in_chain(name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _chain(family: Family, chain: Chain) -> Member:
-    attrs: list[tuple[str, Any]] = [("NFTA_CHAIN_TABLE", TABLE), ("NFTA_CHAIN_NAME", chain.name)]
-    if chain.hook is not None:
-        hook = [["NFTA_HOOK_HOOKNUM", chain.hook.number], ["NFTA_HOOK_PRIORITY", chain.hook.priority]]
-        attrs += [("NFTA_CHAIN_HOOK", {"attrs": hook}), ("NFTA_CHAIN_TYPE", chain.hook.kind), ("NFTA_CHAIN_POLICY", 1)]
-    data = _message(chain_msg, NEW_CHAIN, family, wire.CREATE | wire.EXCLUSIVE, attrs)
-    return Member(data, f"add chain {family} {chain.name}")
+    flags = wire.CREATE | wire.EXCLUSIVE
+    body = attribute(_CHAIN_TABLE, _OURS) + attribute(_CHAIN_NAME, _terminated(chain.name)) + _packed_hook(chain.hook)
+    return Member(_framed(NEW_CHAIN, family, flags, body), f"add chain {family} {chain.name}")
+
+
+@functools.cache
+def _packed_hook(hook: Hook | None) -> bytes:
+    if hook is None:
+        return b""
+    where = [["NFTA_HOOK_HOOKNUM", hook.number], ["NFTA_HOOK_PRIORITY", hook.priority]]
+    attrs = (("NFTA_CHAIN_HOOK", {"attrs": where}), ("NFTA_CHAIN_TYPE", hook.kind), ("NFTA_CHAIN_POLICY", 1))
+    return _message(chain_msg, NEW_CHAIN, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]
+
+
+def _framed(kind: int, family: Family, flags: int, body: bytes) -> bytes:
+    """Put the headers before attributes."""
+    header = struct.pack("=IHHII", 20 + len(body), NFTABLES << 8 | kind, wire.REQUEST | flags, 0, 0)
+    return header + struct.pack("=BBH", int(family), 0, 0) + body
+
+
+def _terminated(name: str) -> bytes:
+    return name.encode() + b"\0"
 
 
 def _rule(family: Family, chain: Chain, rule: Rule) -> Member:
     expressions = b"".join(map(_packed_expression, rule.expressions))
     body = (
-        attribute(_RULE_TABLE, TABLE.encode() + b"\0")
-        + attribute(_RULE_CHAIN, chain.name.encode() + b"\0")
+        attribute(_RULE_TABLE, _OURS)
+        + attribute(_RULE_CHAIN, _terminated(chain.name))
         + attribute(_RULE_EXPRESSIONS | _NESTED, expressions)
         + attribute(_RULE_USERDATA, labels.packed(rule.comment, rule.tag, rule.digest))
     )
-    head = _head_of(NEW_RULE, family, wire.CREATE | wire.APPEND, len(body))
-    return Member(head + body, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
+    data = _framed(NEW_RULE, family, wire.CREATE | wire.APPEND, body)
+    return Member(data, f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})")
 
 
 @functools.lru_cache(4096)
@@ -185,14 +219,23 @@ def _value(value: Value) -> Any:
 
 
 def _set(family: Family, spec: SetSpec) -> Member:
+    body = (
+        attribute(_SET_TABLE, _OURS)
+        + attribute(_SET_NAME, _terminated(spec.name))
+        + _packed_kind(spec._replace(name=""))
+        + attribute(_SET_USERDATA, _set_userdata(spec))
+    )
+    return Member(_framed(NEW_SET, family, wire.CREATE | wire.EXCLUSIVE, body), f"add set {family} {spec.name}")
+
+
+@functools.cache
+def _packed_kind(spec: SetSpec) -> bytes:
+    """Return what sets of one kind have in common: all but the names and what we write beside them."""
     attrs: list[tuple[str, Any]] = [
-        ("NFTA_SET_TABLE", TABLE),
-        ("NFTA_SET_NAME", spec.name),
         ("NFTA_SET_FLAGS", _set_flags(spec)),
         ("NFTA_SET_KEY_TYPE", _type_number(spec.key)),
         ("NFTA_SET_KEY_LEN", _padded_length(spec.key)),
         ("NFTA_SET_ID", 1),
-        ("NFTA_SET_USERDATA", _set_userdata(spec)),
     ]
     if spec.verdicts:
         attrs.append(("NFTA_SET_DATA_TYPE", _VERDICT_TYPE))
@@ -204,9 +247,7 @@ def _set(family: Family, spec: SetSpec) -> Member:
         attrs.append(("NFTA_SET_DESC", {"attrs": [["NFTA_SET_DESC_CONCAT", fields]]}))
     if spec.counter:
         attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
-    return Member(
-        _message(set_msg, NEW_SET, family, wire.CREATE | wire.EXCLUSIVE, attrs), f"add set {family} {spec.name}"
-    )
+    return _message(set_msg, NEW_SET, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]
 
 
 def _set_flags(spec: SetSpec) -> int:

@@ -401,24 +401,29 @@ def _reassembly() -> Chain:
     return Chain("reassembly", None, (rule(is_untracked, comment=why),))
 
 
+@functools.cache
 def _is_ported() -> tuple[Expression, ...]:
     return meta("l4proto"), member("ported")
 
 
+@functools.cache
 def _is_icmp(types: str) -> tuple[Expression, ...]:
     return (*protocol(_ICMP), payload(TRANSPORT, 0, 1), member(types))
 
 
+@functools.cache
 def _is_error() -> tuple[Expression, ...]:
     has_no_options = (payload(TRANSPORT, _EMBEDDED, 1), compare(b"\x45"))
     is_first_fragment = (payload(TRANSPORT, _EMBEDDED + 6, 2), masked(b"\x1f\xff"), compare(b"\0\0"))
     return _is_icmp("errors") + has_no_options + is_first_fragment
 
 
+@functools.cache
 def _carries_ports() -> tuple[Expression, ...]:
     return payload(TRANSPORT, _EMBEDDED + 9, 1), member("ported")
 
 
+@functools.cache
 def _carries_query() -> tuple[Expression, ...]:
     is_icmp = (payload(TRANSPORT, _EMBEDDED + 9, 1), compare(bytes((_ICMP,))))
     return (*is_icmp, payload(TRANSPORT, _EMBEDDED + 20, 1), member("queries"))

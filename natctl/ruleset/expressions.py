@@ -7,6 +7,7 @@ a key of an address and a port is loaded into 1 and 9, as ``nft`` does.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Final
 
@@ -27,7 +28,7 @@ DESTINATION: Final = 16
 """Offset of the destination address in an IPv4 header."""
 
 _META = {"mark": 3, "iifname": 6, "oifname": 7, "l4proto": 16}
-_CT = {"state": 0, "mark": 3}
+_CT = {"state": 0, "status": 2, "mark": 3}
 _COMPARISON = {"==": 0, "!=": 1}
 
 
@@ -61,11 +62,13 @@ def set_ct(what: str, register: int = FIRST) -> Expression:
     return _expression("ct", key=_CT[what], sreg=register)
 
 
+@functools.lru_cache(1024)
 def payload(base: int, offset: int, length: int, register: int = FIRST) -> Expression:
     """``ip daddr``, ``th sport``, ``@th,32,16``"""
     return _expression("payload", dreg=register, base=base, offset=offset, len=length)
 
 
+@functools.lru_cache(64)
 def write_address(offset: int, register: int = FIRST) -> Expression:
     """``ip saddr set …``: the header's checksum, and that of TCP, UDP and UDP-Lite, follow."""
     return _expression(
@@ -80,6 +83,7 @@ def write_address(offset: int, register: int = FIRST) -> Expression:
     )
 
 
+@functools.lru_cache(64)
 def write_embedded_address(offset: int, register: int = FIRST) -> Expression:
     """
     Rewrite an address of the header that an ICMP error carries (at transport offset 8), and mend that header's
@@ -108,6 +112,7 @@ def member(name: str, register: int = FIRST, *, negated: bool = False) -> Expres
     return _expression("lookup", set=name, sreg=register, **flags)
 
 
+@functools.lru_cache(1024)
 def mapped(name: str, register: int = FIRST, into: int = FIRST) -> Expression:
     """``… map @NAME``; the rule ends here when the map has no such key."""
     return _expression("lookup", set=name, sreg=register, dreg=into)
@@ -118,6 +123,7 @@ def verdict_of(name: str, register: int = FIRST) -> Expression:
     return _expression("lookup", set=name, sreg=register, dreg=VERDICT_REGISTER)
 
 
+@functools.lru_cache(1024)
 def verdict(code: Verdict) -> Expression:
     """``accept``, ``drop``, ``jump NAME``"""
     return _expression("immediate", dreg=VERDICT_REGISTER, data=code)
