@@ -16,8 +16,9 @@ In nftables' notation::
       chain translate { type nat hook postrouting priority srcnat - 10;
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
-        oifname @uplinks meta mark & FLAG == FLAG ip saddr != @internals counter drop
-        oifname @uplinks meta mark & FLAG == FLAG ct state new ct mark set ct mark | FLAG }
+        oifname @uplinks meta mark & FLAG == FLAG ct state new ct mark set ct mark | FLAG
+        oifname @uplinks meta mark & FLAG == FLAG ct status snat return
+        oifname @uplinks meta mark & FLAG == FLAG counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -29,7 +30,8 @@ In nftables' notation::
   lack our bit in the connection mark, which ``guard`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
-  that was not translated is never let out, so no private address leaks and no port that is not the VM's is used.
+  that was not translated is never let out, whatever source address it claims, so no private address leaks and no port
+  that is not the VM's is used: not even by a guest that forges another VM's internal address.
 - What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
   only the edges can make it fit to be seen outside (``errors``).
 """
@@ -67,7 +69,6 @@ from natctl.ruleset.common import (
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
-    SOURCE,
     compare,
     counter,
     ct,
@@ -82,6 +83,7 @@ from natctl.ruleset.expressions import (
 )
 from natctl.ruleset.values import (
     DROP,
+    RETURN,
     VM_CHAIN,
     Chain,
     Element,
@@ -108,6 +110,8 @@ _ICMP = 1
 _RELATED = word(4)
 _ESTABLISHED_OR_RELATED = word(2 | 4)
 _NEW = word(8)
+_SOURCE_TRANSLATED = word(0x10)
+"""``ct status snat``: IPS_SRC_NAT."""
 
 
 class Marks(NamedTuple):
@@ -263,16 +267,12 @@ def _guard(marks: Marks) -> Chain:
     managed = to_interface("uplinks") + _is_managed(marks)
     is_new = (ct("state"), masked(_NEW), compare(bytes(4), "!="))
     remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), flag), set_ct("mark"))
+    translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     rules = (
-        rule(
-            managed,
-            address_in(SOURCE, "internals", negated=True),
-            counter(),
-            DROP,
-            comment="has no ports: never leaves untranslated",
-            tag=UNTRANSLATED,
-        ),
         rule(managed, is_new, remember, comment="the connection is ours"),
+        # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
+        rule(managed, translated, RETURN),
+        rule(managed, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
 

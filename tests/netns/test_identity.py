@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -30,6 +31,14 @@ def _ask(
 
 def _drops(node: Node) -> dict[str, int]:
     return dict(node.kernel.run(node.kernel.kernel.observe()).drops)
+
+
+def _syn_and_rst(source: str, destination: str, sport: int, dport: int) -> bytes:
+    addresses = IPv4Address(source).packed + IPv4Address(destination).packed
+    segment = struct.pack("!HHIIBBHHH", sport, dport, 1, 0, 5 << 4, 0x06, 1024, 0, 0)
+    total = checksum(addresses + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment)) + segment)
+    segment = segment[:16] + struct.pack("!H", total) + segment[18:]
+    return struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, socket.IPPROTO_TCP, 0) + addresses + segment
 
 
 def _assert_nothing_came(server: socket.socket, witness: Guest) -> None:
@@ -72,6 +81,28 @@ def test_a_spoofed_internal_address_does_not_help(site: Site) -> None:
     with site.internet.udp(INTERNET, 9000) as server, liar.namespace.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.sendto(_datagram(str(victim.internal), INTERNET, A.first, 9000, b"lie"), (INTERNET, 0))
         assert server.recvfrom(100)[1][1] in B
+
+
+def test_a_forged_packet_that_is_never_translated_does_not_leave(site: Site) -> None:
+    """A VM without ports, and a packet that connection tracking calls invalid: source NAT touches neither."""
+    host, edge = site.host(21), site.edge(11)
+    site.spread(edge)
+    honest, liar, bare = (site.guest(host, f"10.10.0.{number}") for number in (5, 6, 7))
+    victim = VM.of(1, honest, A)
+    program([host, edge], [victim, VM.of(2, liar, B), VM(3, bare, (), None)], {0: (edge,), 1: (edge,)})
+    with (
+        site.internet.udp(INTERNET, 9000) as server,
+        site.internet.socket(socket.SOCK_RAW, socket.IPPROTO_TCP) as wire,
+        liar.namespace.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as from_liar,
+        bare.namespace.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as from_bare,
+    ):
+        from_bare.sendto(_datagram(str(victim.internal), INTERNET, A.first, 9000, b"lie"), (INTERNET, 0))
+        from_liar.sendto(_syn_and_rst(str(victim.internal), INTERNET, A.first, 9000), (INTERNET, 0))
+        _assert_nothing_came(server, honest)
+        wire.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wire.recv(100)
+    assert _drops(host)["untranslated"] == 2
 
 
 def test_an_edge_lets_no_port_out_that_the_vm_does_not_hold(site: Site) -> None:
