@@ -17,7 +17,7 @@ In nftables' notation::
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
         oifname @uplinks meta mark & FLAG == FLAG ct state new ct mark set ct mark | FLAG
-        oifname @uplinks meta mark & FLAG == FLAG ct status snat return
+        oifname @uplinks meta mark & FLAG == FLAG ct status snat ip saddr @internals return
         oifname @uplinks meta mark & FLAG == FLAG counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
@@ -31,7 +31,8 @@ In nftables' notation::
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
   that was not translated is never let out, whatever source address it claims, so no private address leaks and no port
-  that is not the VM's is used: not even by a guest that forges another VM's internal address.
+  that is not the VM's is used: not even by a guest that forges another VM's internal address, nor under this host's own
+  address by somebody else's masquerade when the VM has no ports.
 - What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
   only the edges can make it fit to be seen outside (``errors``).
 """
@@ -69,6 +70,7 @@ from natctl.ruleset.common import (
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
+    SOURCE,
     compare,
     counter,
     ct,
@@ -271,7 +273,7 @@ def _guard(marks: Marks) -> Chain:
     rules = (
         rule(managed, is_new, remember, comment="the connection is ours"),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(managed, translated, RETURN),
+        rule(managed, translated, address_in(SOURCE, "internals"), RETURN),
         rule(managed, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)

@@ -130,6 +130,18 @@ def test_a_vm_without_ports_leaks_nothing(site: Site) -> None:
     assert _drops(host)["untranslated"] == 1
 
 
+def test_a_vm_without_ports_is_not_let_out_by_somebody_elses_masquerade(site: Site) -> None:
+    machine = site.both(11)
+    site.spread(machine)
+    without, owner = site.guest(machine, "10.10.0.5"), site.guest(machine, "10.10.0.6")
+    machine.namespace.nft(LIBVIRT)
+    program([machine], [VM(1, without, (), None), VM.of(2, owner, B)])
+    with site.internet.udp(INTERNET, 9000) as server, without.namespace.udp() as client:
+        client.sendto(b"no ports", (INTERNET, 9000))
+        _assert_nothing_came(server, owner)
+    assert _drops(machine)["untranslated"] == 1
+
+
 def test_what_comes_for_nobodys_port_is_dropped_and_counted(site: Site) -> None:
     host, edge = site.host(21), site.edge(11)
     site.spread(edge)
