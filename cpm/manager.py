@@ -118,7 +118,6 @@ class Manager:
         """VMs that run and have no ports because there are none."""
         self._settings = settings
         self._resolver = Resolver(settings.defaults(), scaling.policy_words())
-        self._policy = policy_named(settings.scaling.policy)
         self._guards = settings.scaling.guard_settings()
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
@@ -291,7 +290,7 @@ class Manager:
         settled = (
             VM(attach.domain, attach.name, node, self._free_internal())
             if vm is None
-            else dataclasses.replace(vm, name=attach.name, node=node, destination=None)
+            else dataclasses.replace(vm, name=attach.name, node=node, destination=_still_moving(vm, node))
         )
         if attach.wishes is not None:
             settled = dataclasses.replace(settled, metadata=attach.wishes)
@@ -401,8 +400,10 @@ class Manager:
             new_connections_per_s=measured.new_connections_per_s,
             exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
         )
-        bounds = Bounds(floor=self.floor(vm), cap=self.cap(vm), block=self._settings.pool.block)
-        decision, observation.scaling = decide(self._policy, sample, observation.scaling, bounds, self._guards, now)
+        wishes = self.wishes(vm)
+        policy = policy_named(wishes.policy.value)
+        bounds = Bounds(floor=wishes.floor.value, cap=wishes.cap.value, block=self._settings.pool.block)
+        decision, observation.scaling = decide(policy, sample, observation.scaling, bounds, self._guards, now)
         observation.decision = decision
         self.resize(vm.uuid, decision.target, now)
 
@@ -598,3 +599,8 @@ class Manager:
 
     def _path_of(self, node: Node) -> PathState:
         return wanted.path(self.view, node, self._settings.pool.internal)
+
+
+def _still_moving(vm: VM, node: NodeName) -> NodeName | None:
+    """Its present host saying again that it has a VM does not end a migration; that it runs at the destination does."""
+    return vm.destination if node == vm.node else None

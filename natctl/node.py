@@ -453,8 +453,8 @@ class Node:
     def tick(self, now: float) -> None:
         """Look after what only time brings: VMs without interfaces, hooks that wait, a kernel that refused."""
         for uuid, domain in list(self._domains.items()):
-            grace = TAP_GRACE_S if domain.had_taps else START_GRACE_S
-            if domain.bare_since is not None and now - domain.bare_since >= grace and not domain.incoming:
+            grace = TAP_GRACE_S if domain.had_taps and not domain.incoming else START_GRACE_S
+            if domain.bare_since is not None and now - domain.bare_since >= grace:
                 self.ended(None, uuid, "its interfaces are gone", now)
         for waiter in [w for w in self._waiters if now - w.since >= WAIT_LIMIT_S]:
             self._settle(waiter, "timeout", "no answer from the manager in time")
