@@ -36,6 +36,7 @@ from cpm.api.views import (
     PoolRequest,
     StatusView,
     WhoisView,
+    WishesRequest,
 )
 from cpm.errors import ConfigError, LedgerError, NotFound, VirtPortsError
 from cpm.ledger import JournalReader, SqliteLedger
@@ -257,6 +258,16 @@ class Cpmd:
     async def domain(self, name: str) -> DomainDetail:
         """Return one VM."""
         return overview.domain(self._manager, name)
+
+    async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
+        """Take in what the operator wishes for a VM."""
+
+        def act(manager: Manager, now: float) -> str:
+            vm = overview.find(manager, name)
+            manager.set_wishes(vm.uuid, overview.wished(vm.set, request))
+            return vm.uuid
+
+        return overview.domain(self._manager, await self._do(act))
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
         """Return what a VM held, oldest first; VMs that are gone included."""

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
-from cpm.api.views import AddressView, AllocationView, DomainDetail, DomainView, EventView, NodeView, WhoisView
+from msgspec import UNSET
+
+from cpm.api.views import (
+    AddressView,
+    AllocationView,
+    DomainDetail,
+    DomainView,
+    EventView,
+    NodeView,
+    WhoisView,
+    WishesRequest,
+    WishView,
+)
 from cpm.errors import Ambiguous, NotFound
 from cpm.manager import Manager, Observation
-from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role
+from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role, Wishes
 from cpm.records import Holding, JournalEntry
 from cpm.scaling.spec import demand_score
+from cpm.wishes import KEYS, Chosen
 
 _State = AllocationState
 
@@ -50,11 +65,12 @@ def domain(manager: Manager, name: str) -> DomainDetail:
     observation = manager.observed.get(vm.uuid) or Observation()
     measured = observation.measured
     draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
+    wishes = manager.wishes(vm)
     return DomainDetail(
         domain=_domain(manager, vm),
         internal_address=vm.internal,
-        floor=manager.floor(vm),
-        cap=manager.cap(vm),
+        floor=wishes.floor.value,
+        cap=wishes.cap.value,
         packets_per_s=measured.packets_per_s if measured else None,
         megabits_per_s=measured.megabits_per_s if measured else None,
         new_connections_per_s=measured.new_connections_per_s if measured else None,
@@ -71,7 +87,19 @@ def domain(manager: Manager, name: str) -> DomainDetail:
             )
             for allocation in sorted(manager.view.of(vm.uuid), key=lambda a: (a.external, a.ports))
         ),
+        wishes=tuple(_wish(key, getattr(wishes, name)) for key, name in KEYS.items()),
+        ignored=wishes.ignored,
     )
+
+
+def wished(before: Wishes, request: WishesRequest) -> Wishes:
+    """Return what the operator wishes after a request."""
+    changes = {name: value for name in KEYS.values() if (value := getattr(request, name)) is not UNSET}
+    return dataclasses.replace(before, **changes)
+
+
+def _wish(key: str, chosen: Chosen[Any]) -> WishView:
+    return WishView(key, chosen.value, chosen.origin)
 
 
 def pool(manager: Manager) -> tuple[AddressView, ...]:

@@ -141,7 +141,7 @@ def effective(metadata: Wishes, said: Wishes, defaults: Defaults, policies: Coll
             if value is None:
                 continue
             if (why := _objection(name, value, policies)) is not None:
-                ignored.append(f"{origin}: {key} {value} is ignored: {why}")
+                ignored.append(f"{origin}: {key} {value}: {why}")
             else:
                 chosen[name] = Chosen(value, origin)
     if chosen["drain_limit_s"].value == UNLIMITED:
@@ -165,7 +165,7 @@ def understood(raw: Mapping[str, str]) -> Wishes:
         try:
             known[KEYS[key]] = _READERS[key](text.strip())
         except ValueError as error:
-            nonsense.append(f"{key} {_short(text)} is ignored: {error}")
+            nonsense.append(f"{key} {_short(text)}: {error}")
     return Wishes(**known, nonsense=tuple(nonsense))
 
 
@@ -187,13 +187,13 @@ def _reconciled(floor: Chosen[int], cap: Chosen[int], defaults: Defaults) -> tup
         return floor, cap, []
     if _NEARNESS[floor.origin] > _NEARNESS[cap.origin]:
         # The floor is the nearer wish, so the cap gives way as far as it must.
-        why = f"{cap.origin}: cap {cap.value} is ignored: it is below floor {floor.value} ({floor.origin})"
+        why = f"{cap.origin}: cap {cap.value}: it is below floor {floor.value} ({floor.origin})"
         return (
             floor,
             Chosen(max(defaults.cap, floor.value), Origin.POOL if defaults.cap >= floor.value else floor.origin),
             [why],
         )
-    why = f"{floor.origin}: floor {floor.value} is ignored: it is above cap {cap.value} ({cap.origin})"
+    why = f"{floor.origin}: floor {floor.value}: it is above cap {cap.value} ({cap.origin})"
     return (
         Chosen(min(defaults.floor, cap.value), Origin.POOL if defaults.floor <= cap.value else cap.origin),
         cap,

@@ -68,6 +68,10 @@ class Client:
         """Create or change; the body is encoded as it is."""
         return self._call(kind, "POST", path, None if body is None else wire.encode(body))
 
+    def patch(self, kind: type[_T], path: str, body: object) -> _T:
+        """Change some of what is there."""
+        return self._call(kind, "PATCH", path, wire.encode(body))
+
     def delete(self, kind: type[_T], path: str) -> _T:
         """Take away."""
         return self._call(kind, "DELETE", path)

@@ -29,6 +29,7 @@ from cpm.api.views import (
     PoolRequest,
     StatusView,
     WhoisView,
+    WishesRequest,
 )
 from cpm.errors import InvalidRequest, VirtPortsError
 from cpm.messages import Hello, ManagerMessage, NodeMessage
@@ -92,6 +93,7 @@ class Backend(Protocol):
 
     async def domains(self, *, everything: bool) -> Sequence[DomainView]: ...  # noqa: D102
     async def domain(self, name: str) -> DomainDetail: ...  # noqa: D102
+    async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail: ...  # noqa: D102
     async def history(self, name: str, limit: int) -> Sequence[EventView]: ...  # noqa: D102
     async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView: ...  # noqa: D102
     async def pool(self) -> Sequence[AddressView]: ...  # noqa: D102
@@ -163,6 +165,7 @@ class Server:
             [
                 web.get("/v1/domains", self._domains),
                 web.get("/v1/domains/{name}", self._domain),
+                web.patch("/v1/domains/{name}", self._set_wishes),
                 web.get("/v1/domains/{name}/history", self._history),
                 web.get("/v1/whois", self._whois),
                 web.get("/v1/pool", self._pool),
@@ -186,6 +189,10 @@ class Server:
 
     async def _domain(self, request: web.Request) -> web.Response:
         return _json(await self._backend.domain(request.match_info["name"]))
+
+    async def _set_wishes(self, request: web.Request) -> web.Response:
+        wishes = wire.decode(WishesRequest, await request.read())
+        return _json(await self._backend.set_wishes(request.match_info["name"], wishes))
 
     async def _history(self, request: web.Request) -> web.Response:
         limit = _whole(request, "limit", 1000, 1, 100_000)

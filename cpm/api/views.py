@@ -4,6 +4,7 @@ What operators get to see: the JSON of the HTTP API, one class a noun. Used by s
 ============================================  ==========================================================
 ``GET /v1/domains``                           list of :class:`DomainView`; ``?all=1`` with those gone
 ``GET /v1/domains/{name or uuid}``            :class:`DomainDetail`
+``PATCH /v1/domains/{name or uuid}``          body :class:`WishesRequest`, answers :class:`DomainDetail`
 ``GET /v1/domains/{name or uuid}/history``    list of :class:`EventView`, oldest first; ``?limit=N``
 ``GET /v1/whois?address=&port=``              :class:`WhoisView`; ``&at=`` UTC seconds, ``&protocol=``
 ``GET /v1/pool``                              list of :class:`AddressView`
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 
@@ -64,6 +65,27 @@ class AllocationView(Struct, frozen=True):
     """Flows still using it, for draining ranges."""
 
 
+class WishView(Struct, frozen=True):
+    """One thing a VM shall have."""
+
+    key: str
+    """``floor``, ``cap`` (ports), ``weight``, ``policy`` or ``drain-limit`` (seconds; null: never)."""
+    value: int | float | str | None
+    origin: str
+    """Who said so: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the defaults)."""
+
+
+class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the operator wishes for a VM from now on: what is left out stays, null is no longer said (RFC 7396)."""
+
+    floor: int | UnsetType | None = UNSET
+    cap: int | UnsetType | None = UNSET
+    weight: int | UnsetType | None = UNSET
+    policy: str | UnsetType | None = UNSET
+    drain_limit_s: float | UnsetType | None = UNSET
+    """0: never, whatever the pool's default is."""
+
+
 class DomainDetail(Struct, frozen=True):
     """A VM with all we know."""
 
@@ -79,6 +101,10 @@ class DomainDetail(Struct, frozen=True):
     decided: str
     """The last scaling decision in words: which rule, what it asked, what came of it."""
     allocations: tuple[AllocationView, ...]
+    wishes: tuple[WishView, ...] = ()
+    """What it shall have, floor and cap included."""
+    ignored: tuple[str, ...] = ()
+    """Why something that was said about it does not hold, a sentence each."""
 
 
 class WhoisView(Struct, frozen=True):

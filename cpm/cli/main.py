@@ -16,6 +16,7 @@ from cpm.errors import VirtPortsError
 VERBS = {
     "list": "cpm.cli.list",
     "show": "cpm.cli.show",
+    "set": "cpm.cli.set",
     "whois": "cpm.cli.whois",
     "history": "cpm.cli.history",
     "pool": "cpm.cli.pool",
@@ -58,6 +59,7 @@ exit codes:
 examples:
   virt-ports list                             all VMs with their ports
   virt-ports show web1                        one VM with all we know
+  virt-ports set web1 floor=256               what it shall have
   virt-ports whois 203.0.113.1 20817          who has that port now
   virt-ports pool add 203.0.113.0/29          add external addresses
   virt-ports list -o json | jq -r '.[].name'  names, for a script

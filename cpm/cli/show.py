@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
 
     detail = parsing.client(args).get(DomainDetail, path_of("domains", args.vm))
     if parsing.wants_json(args):
-        render.emit_document(_flat(render.plain(detail)))
+        render.emit_document(flat(render.plain(detail)))
     else:
         render.emit(_facts(detail) + "\n" + _ranges(detail))
     return 0
 
 
-def _flat(detail: dict[str, Any]) -> dict[str, Any]:
+def flat(detail: dict[str, Any]) -> dict[str, Any]:
     """Put what ``list`` says about a VM beside the rest, so that both verbs have the same keys."""
     return {**detail.pop("domain"), **detail}
 
@@ -60,14 +60,30 @@ def _facts(detail: DomainDetail) -> str:
         ("Ports", render.ports(vm.first_port, vm.last_port)),
         ("Ports in use", vm.ports_in_use),
         ("Internal address", detail.internal_address),
-        ("Floor", f"{detail.floor} ports"),
-        ("Cap", f"{detail.cap} ports"),
+        *wishes(detail),
         ("Packets/s", detail.packets_per_s),
         ("Mbit/s", detail.megabits_per_s),
         ("New connections/s", detail.new_connections_per_s),
         ("Score", detail.score),
         ("Last decision", detail.decided),
     ))  # fmt: skip
+
+
+def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
+    """Return what the VM shall have, with who said so, and what was said in vain."""
+    known = [
+        (wish.key.replace("-", " ").capitalize(), f"{_worded(wish.key, wish.value)} ({wish.origin})")
+        for wish in detail.wishes
+    ]
+    return [*known, *(("Ignored", why) for why in detail.ignored)]
+
+
+def _worded(key: str, value: float | str | None) -> str:
+    if key in ("floor", "cap"):
+        return f"{value} ports"
+    if key == "drain-limit":
+        return "never" if value is None else f"{value:g} s"
+    return str(value)
 
 
 def _ranges(detail: DomainDetail) -> str:

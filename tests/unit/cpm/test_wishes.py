@@ -49,8 +49,8 @@ def test_nonsense_is_passed_over_and_what_is_farther_holds() -> None:
     said = effective(Wishes(policy="magic", weight=0), Wishes(policy="occupancy"), DEFAULTS, POLICIES)
     assert said.policy == Chosen("occupancy", SET)
     assert said.weight == Chosen(100, POOL)
-    assert any("metadata: policy magic is ignored" in why for why in said.ignored)
-    assert any("metadata: weight 0 is ignored: use 1 to 10000" in why for why in said.ignored)
+    assert any("metadata: policy magic: there is no such policy" in why for why in said.ignored)
+    assert any("metadata: weight 0: use 1 to 10000" in why for why in said.ignored)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_people_write_is_read() -> None:
 @pytest.mark.parametrize(
     ("key", "text", "because"),
     [
-        ("floor", "many", "floor 'many' is ignored: it is not a whole number"),
+        ("floor", "many", "floor 'many': it is not a whole number"),
         ("floor", "-1", "not a whole number"),
         ("cap", "9" * 5000, "..."),
         ("weight", "1e3", "not a whole number"),

@@ -17,6 +17,7 @@ from cpm.api.views import (
     PoolRequest,
     StatusView,
     WhoisView,
+    WishView,
 )
 from cpm.api.wire import decode
 from cpm.model import AllocationState, NodeName, PortRange, Role
@@ -39,6 +40,14 @@ DETAIL = DomainDetail(
         AllocationView(EXTERNAL, 20000, 20255, AllocationState.ACTIVE, NOW - 3600),
         AllocationView(IPv4Address("203.0.113.2"), 1024, 1279, AllocationState.DRAINING, NOW - 60, 3),
     ),
+    wishes=(
+        WishView("floor", 64, "pool"),
+        WishView("cap", 32768, "metadata"),
+        WishView("weight", 200, "set"),
+        WishView("policy", "occupancy", "set"),
+        WishView("drain-limit", None, "pool"),
+    ),
+    ignored=("metadata: floor 99999: use 1 to 64512 ports",),
 )
 EVENTS = [
     EventView(1041, NOW - 3600, "active", "web1", WEB, HOST1, EXTERNAL, 20000, 20255),
@@ -116,8 +125,12 @@ def test_show(manager: CannedManager, virt_ports: Command) -> None:
         "Ports:             20000-20255\n"
         "Ports in use:      17\n"
         "Internal address:  100.64.0.7\n"
-        "Floor:             64 ports\n"
-        "Cap:               32768 ports\n"
+        "Floor:             64 ports (pool)\n"
+        "Cap:               32768 ports (metadata)\n"
+        "Weight:            200 (set)\n"
+        "Policy:            occupancy (set)\n"
+        "Drain limit:       never (pool)\n"
+        "Ignored:           metadata: floor 99999: use 1 to 64512 ports\n"
         "Packets/s:         1430.0\n"
         "Mbit/s:            16.7\n"
         "New connections/s: -\n"
@@ -139,6 +152,38 @@ def test_show_as_json_is_flat(manager: CannedManager, virt_ports: Command) -> No
     assert (shown["name"], shown["first_port"], shown["internal_address"]) == ("web1", 20000, "100.64.0.7")
     assert [each["state"] for each in shown["allocations"]] == ["active", "draining"]
     assert shown["allocations"][1]["since"] == NOW - 60
+
+
+def test_set(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("PATCH /v1/domains/web1", DETAIL)
+    result = virt_ports("set", "web1", "floor=256", "drain-limit=none", "policy=spec", "--unset", "cap")
+    assert result.code == 0
+    assert "Weight:         200 (set)\n" in result.out
+    assert virt_ports("set", "web1", "weight=5", "-o", "json").json["wishes"][2] == {
+        "key": "weight", "value": 200, "origin": "set",
+    }  # fmt: skip
+    first, second = (json.loads(body) for _, body in manager.asked)
+    assert first == {"floor": 256, "drain_limit_s": 0.0, "policy": "spec", "cap": None}
+    assert second == {"weight": 5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to set; write KEY=VALUE"),
+        (["floor"], "'floor' is no KEY=VALUE"),
+        (["floor=many"], "floor 'many': it is not a whole number"),
+        (["colour=red"], "'colour' is none of floor, cap, weight, policy, drain-limit"),
+        (["drain-limit=0"], "use seconds above 0, or none"),
+        (["--unset", "colour"], "cannot unset 'colour'"),
+        (["floor=1", "--unset", "floor"], "cannot unset 'floor'"),
+    ],
+)
+def test_set_refuses_before_asking(manager: CannedManager, virt_ports: Command, words: list[str], message: str) -> None:
+    result = virt_ports("set", "web1", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert manager.asked == []
 
 
 def test_names_are_quoted_on_the_way(manager: CannedManager, virt_ports: Command) -> None:

@@ -27,6 +27,7 @@ from cpm.api.views import (
     PoolRequest,
     StatusView,
     WhoisView,
+    WishesRequest,
 )
 from cpm.cli import main
 from cpm.errors import (
@@ -63,6 +64,10 @@ class SaysWhatItIsTold:
 
     async def domain(self, name: str) -> DomainDetail:
         self._hear("domain", name)
+        return DETAIL
+
+    async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
+        self._hear("set", name, request)
         return DETAIL
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
@@ -160,6 +165,10 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         (["list"], ("domains", False)),
         (["list", "--all"], ("domains", True)),
         (["show", "a/b?c#d é%2F"], ("domain", "a/b?c#d é%2F")),
+        (
+            ["set", "web 1", "floor=64", "drain-limit=2.5", "--unset", "cap"],
+            ("set", "web 1", WishesRequest(floor=64, cap=None, drain_limit_s=2.5)),
+        ),
         (["history", "web 1", "--limit", "5"], ("history", "web 1", 5)),
         (["whois", "203.0.113.1", "20817"], ("whois", IPv4Address("203.0.113.1"), 20817, None)),
         (
