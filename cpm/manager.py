@@ -5,36 +5,28 @@ No I/O and no clock. Each input is a method that is told the time; :meth:`Manage
 inputs since the last call: changes that are to be committed to the ledger as one, and messages that may be sent only
 once they are. Should the commit fail, throw this object away and build another from what the ledger holds.
 
-Nothing depends on having seen every message. Whatever happens, the manager looks at a VM's allocations and at what the
-nodes confirmed, and takes the next step that is due (:meth:`Manager._advance`):
-
-- *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed, it is active;
-- *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held;
-- *held*: once the hold-down has passed and **every** edge confirmed the removal, connected or not, or was fenced by
-  the operator, it is free.
+How a decision then reaches the kernels, in which order and when its next step is due, is :mod:`cpm.rollout`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from cpm import ranges, scaling, wanted
-from cpm.changes import Change, DropAddress, DropVM, PutAddress, PutNode, PutVM
+from cpm import ranges, scaling
+from cpm.changes import Change, DropAddress, PutAddress, PutNode, PutVM
 from cpm.errors import Conflict, InternalPoolExhausted, InvalidRequest, NotFound, PortsExhausted, VirtPortsError
-from cpm.lifecycle import AllocationEvent, hold_expires
+from cpm.lifecycle import AllocationEvent
 from cpm.messages import (
     PROTOCOL,
     Applied,
     Attach,
     Detach,
     Hello,
-    HostVM,
     ManagerMessage,
     Measured,
     NodeMessage,
-    PathState,
     Presence,
     Present,
     Refused,
@@ -44,8 +36,6 @@ from cpm.messages import (
 )
 from cpm.model import (
     VM,
-    Allocation,
-    AllocationId,
     AllocationState,
     DomainUUID,
     ExternalAddress,
@@ -55,6 +45,7 @@ from cpm.model import (
     Wishes,
 )
 from cpm.records import LedgerState
+from cpm.rollout import Rollout
 from cpm.scaling import Bounds, Decision, ScalingState, decide, policy_named
 from cpm.sessions import Session
 from cpm.settings import Settings
@@ -72,10 +63,6 @@ fail (it tries 248 candidates)."""
 
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
-
-QUIET_REPORTS = 2
-"""Reports in a row without a connection before a draining range counts as empty: one dump may just miss a flow that
-was being set up when the host let go of the range."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,28 +109,20 @@ class Manager:
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
-        self._edges_ready: set[AllocationId] = set()
-        self._quiet: dict[AllocationId, int] = {}
         self._retry_waiting_at = now
-        self._dirty: set[DomainUUID] = set()
-        self._due: set[DomainUUID] = set()
-        self._path_dirty = False
-        self._fresh: set[NodeName] = set()
         self._internal_cursor = 0
-        self._messages: list[tuple[NodeName, ManagerMessage]] = []
+        pool = settings.pool
+        self._rollout = Rollout(
+            self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s
+        )
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
-        while self._due or self._dirty or self._fresh or self._path_dirty:
-            self._publish()
-            due, self._due = self._due, set()
-            for uuid in due:
-                self._advance(uuid, now)
-        messages, self._messages = self._messages, []
-        return Outcome(tuple(self.view.take_recorded()), tuple(messages))
+        messages = self._rollout.take(now)
+        return Outcome(tuple(self.view.take_recorded()), messages)
 
     # Nodes
 
@@ -168,20 +147,19 @@ class Manager:
         )
         if node != known:
             self.view.record(PutNode(node))
-            self._path_dirty = True
+            self._rollout.path_changed()
         self.sessions[hello.node] = Session(hello.node, self.epoch)
-        self._fresh.add(hello.node)
-        self._messages.append((hello.node, Welcome(PROTOCOL, self.epoch, version)))
+        self._rollout.tell_all(hello.node)
+        self._rollout.say(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._take_presence(node, hello.domains, now)
 
     def lost(self, name: NodeName, now: float) -> None:
         """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
         if self.sessions.pop(name, None) is None:
             return
-        self._fresh.discard(name)
+        self._rollout.gone(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
-        self._due |= self._unfinished()
 
     def said(self, name: NodeName, message: NodeMessage, now: float) -> None:
         """
@@ -213,10 +191,10 @@ class Manager:
         if applied.epoch != self.epoch:
             return
         was_synced = session.synced
-        self._due |= session.confirm(applied.generation)
+        self._rollout.look_at(session.confirm(applied.generation))
         if session.synced and not was_synced:
             self._came_into_service(session.node)
-            self._due |= self._unfinished()
+            self._rollout.look_at(self._rollout.unfinished())
 
     def _came_into_service(self, name: NodeName) -> None:
         node = self.view.nodes[name]
@@ -225,7 +203,7 @@ class Manager:
 
     def _put_node(self, node: Node) -> None:
         self.view.record(PutNode(node))
-        self._path_dirty = True
+        self._rollout.path_changed()
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """
@@ -247,7 +225,7 @@ class Manager:
         if fenced and Role.HOST in node.roles:
             for uuid in [uuid for uuid, where in self.present.items() if where == name]:
                 self._detach(name, uuid, now)
-        self._due |= self._unfinished()
+        self._rollout.look_at(self._rollout.unfinished())
 
     # The pool
 
@@ -259,7 +237,7 @@ class Manager:
         """
         for address in addresses:
             self.view.record(PutAddress(address))
-        self._path_dirty = True
+        self._rollout.path_changed()
         self._retry_waiting(now)
 
     def remove_address(self, address: IPv4Address) -> None:
@@ -270,7 +248,7 @@ class Manager:
         :raise AddressInUse: When VMs hold ranges on it.
         """
         self.view.record(DropAddress(address))
-        self._path_dirty = True
+        self._rollout.path_changed()
 
     # VMs
 
@@ -297,7 +275,7 @@ class Manager:
         if settled != vm:
             self.view.record(PutVM(settled))
         self.present[attach.domain] = node
-        self._dirty.add(attach.domain)
+        self._rollout.changed(attach.domain)
         return settled
 
     def _start(self, vm: VM, now: float) -> None:
@@ -312,11 +290,11 @@ class Manager:
         floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
         ranges.start(self.view, vm, initial, floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
-        self._dirty.add(vm.uuid)
+        self._rollout.changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
         self._observation_of(uuid).refusal = str(error)
-        self._messages.append((node, Refused(self.epoch, uuid, error.code, str(error))))
+        self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         vm = self.view.vms.get(uuid)
@@ -338,7 +316,7 @@ class Manager:
         for allocation in self.view.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 ranges.advance(self.view, allocation, AllocationEvent.RELEASED, now)
-        self._dirty.add(uuid)
+        self._rollout.changed(uuid)
 
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
         """A host says which VMs run there: learn of those whose start or end we missed."""
@@ -376,16 +354,9 @@ class Manager:
             observation = self._observation_of(vm.uuid)
             observation.measured, observation.measured_at = measured, now
             if report.generation >= session.changed_at(vm.uuid):
-                self._note_draining(vm.uuid, session.node, measured)
+                self._rollout.note_draining(vm.uuid, session.node, measured)
                 self._scale(vm, observation, measured, now)
-            self._dirty.add(vm.uuid)
-
-    def _note_draining(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
-        counted = {draining.ports: draining.connections for draining in measured.draining}
-        for allocation in self.view.of(uuid):
-            if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counted:
-                idle = counted[allocation.ports] == 0
-                self._quiet[allocation.id] = self._quiet.get(allocation.id, 0) + 1 if idle else 0
+            self._rollout.changed(vm.uuid)
 
     def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
         active = self.view.one(vm.uuid, _State.ACTIVE)
@@ -427,7 +398,7 @@ class Manager:
             observation.refusal = str(error)
             return
         observation.refusal = ""
-        self._dirty.add(uuid)
+        self._rollout.changed(uuid)
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
@@ -440,6 +411,10 @@ class Manager:
     def wishes(self, vm: VM) -> Effective:
         """Return what holds for a VM, of all that was said about it."""
         return self._resolver.effective(vm)
+
+    def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
+        vm = self.view.vms.get(uuid)
+        return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
@@ -465,7 +440,7 @@ class Manager:
 
     def tick(self, now: float) -> None:
         """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
-        self._due |= {allocation.domain for allocation in self.view.leaving.values()}
+        self._rollout.look_at(allocation.domain for allocation in self.view.leaving.values())
         for name, node in list(self.view.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
@@ -473,13 +448,13 @@ class Manager:
                 and Role.EDGE in node.roles
                 and name not in self.sessions
                 and now - away_since >= self._settings.nodes.edge_grace_s
-                and any(self._is_live_edge(other) for other in self.view.nodes.values())
+                and any(self._rollout.is_live_edge(other) for other in self.view.nodes.values())
             ):
                 self._put_node(dataclasses.replace(node, in_service=False))
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]
-                self._fresh.add(name)
+                self._rollout.tell_all(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
 
@@ -490,115 +465,6 @@ class Manager:
                 self._start(self.view.vms[uuid], now)
             except PortsExhausted as error:
                 self._observation_of(uuid).refusal = str(error)
-
-    # The next step of every allocation
-
-    def _unfinished(self) -> set[DomainUUID]:
-        reserved = {uuid for uuid in self.view.vms if self.view.one(uuid, _State.RESERVED) is not None}
-        return reserved | {allocation.domain for allocation in self.view.leaving.values()}
-
-    def _advance(self, uuid: DomainUUID, now: float) -> None:
-        """Take every step that is due for a VM, given what the nodes confirmed; what it changes is published next."""
-        for allocation in self.view.of(uuid):
-            self._STEPS[allocation.state](self, allocation, now)
-        if uuid in self.view.vms and not self.view.of(uuid) and uuid not in self.present:
-            self.view.record(DropVM(uuid))
-            for session in self.sessions.values():
-                session.forget(uuid)
-
-    def _advance_reserved(self, allocation: Allocation, now: float) -> None:
-        uuid = allocation.domain
-        if allocation.id not in self._edges_ready:
-            edges = [name for name, node in self.view.nodes.items() if self._is_live_edge(node)]
-            if edges and all(self._is_settled(name, uuid) for name in edges):
-                self._edges_ready.add(allocation.id)
-                self._dirty.add(uuid)
-        elif self._is_settled(allocation.node, uuid):
-            self._edges_ready.discard(allocation.id)
-            ranges.activate(self.view, allocation, now)
-            self._dirty.add(uuid)
-
-    def _advance_draining(self, allocation: Allocation, now: float) -> None:
-        self._edges_ready.discard(allocation.id)
-        fenced = self._is_fenced(allocation.node)
-        let_go = fenced or self._is_settled(allocation.node, allocation.domain)
-        limit = self._drain_limit_s(allocation.domain)
-        empty = (
-            fenced
-            or self.present.get(allocation.domain) != allocation.node
-            or self._quiet.get(allocation.id, 0) >= QUIET_REPORTS
-            or (limit is not None and now - allocation.since >= limit)
-        )
-        if let_go and empty:
-            self._quiet.pop(allocation.id, None)
-            ranges.advance(self.view, allocation, AllocationEvent.DRAINED, now)
-            self._dirty.add(allocation.domain)
-
-    def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
-        vm = self.view.vms.get(uuid)
-        return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
-
-    def _advance_held(self, allocation: Allocation, now: float) -> None:
-        if now < hold_expires(allocation, self._settings.pool.hold_down_s):
-            return
-        edges = [name for name, node in self.view.nodes.items() if Role.EDGE in node.roles]
-        if all(self._is_fenced(name) or self._is_settled(name, allocation.domain) for name in edges):
-            ranges.advance(self.view, allocation, AllocationEvent.EXPIRED, now)
-            self._dirty.add(allocation.domain)
-
-    def _advance_active(self, allocation: Allocation, now: float) -> None:
-        """Nothing is due."""
-
-    _STEPS: dict[AllocationState, Callable[[Manager, Allocation, float], None]] = {  # noqa: RUF012
-        _State.RESERVED: _advance_reserved,
-        _State.ACTIVE: _advance_active,
-        _State.DRAINING: _advance_draining,
-        _State.HELD: _advance_held,
-    }
-
-    def _is_settled(self, name: NodeName, uuid: DomainUUID) -> bool:
-        """Say whether a node holds what we have decided so far: told, and confirmed."""
-        session = self.sessions.get(name)
-        return session is not None and uuid not in self._dirty and session.settled(uuid)
-
-    def _is_fenced(self, name: NodeName) -> bool:
-        """Say whether nobody needs to wait for a node: a fenced one that speaks again is asked like any other."""
-        node = self.view.nodes.get(name)
-        return node is not None and node.fenced and name not in self.sessions
-
-    def _is_live_edge(self, node: Node) -> bool:
-        session = self.sessions.get(node.name)
-        return Role.EDGE in node.roles and not node.fenced and session is not None and session.synced
-
-    # What each node should hold
-
-    def _publish(self) -> None:
-        """Tell every node what differs from what it was last told."""
-        for name, session in self.sessions.items():
-            if name in self._fresh:
-                self._messages.append((name, self._snapshot(self.view.nodes[name], session)))
-            elif (delta := self._delta(self.view.nodes[name], session)) is not None:
-                self._messages.append((name, delta))
-        self._due |= self._dirty
-        self._fresh.clear()
-        self._dirty.clear()
-        self._path_dirty = False
-
-    def _snapshot(self, node: Node, session: Session) -> ManagerMessage:
-        host = {uuid: here for uuid in self.view.vms if (here := self._host_vm(uuid, node)) is not None}
-        edge = {uuid: vm for uuid in self.view.vms if (vm := wanted.edge_vm(self.view, uuid, node)) is not None}
-        return session.snapshot(self._path_of(node), host, edge)
-
-    def _delta(self, node: Node, session: Session) -> ManagerMessage | None:
-        host = {uuid: self._host_vm(uuid, node) for uuid in self._dirty}
-        edge = {uuid: wanted.edge_vm(self.view, uuid, node) for uuid in self._dirty}
-        return session.delta(self._path_of(node), host, edge)
-
-    def _host_vm(self, uuid: DomainUUID, node: Node) -> HostVM | None:
-        return wanted.host_vm(self.view, uuid, node, self.present, self._edges_ready)
-
-    def _path_of(self, node: Node) -> PathState:
-        return wanted.path(self.view, node, self._settings.pool.internal)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:
