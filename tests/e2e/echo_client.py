@@ -1,8 +1,8 @@
 """
 A program for guests: long-lived TCP connections that say something all the time and must hear it back.
 
-``echo_client.py ADDRESS PORT N`` opens N connections to an echo server that greets with one line, prints ``open`` and
-goes on until SIGTERM: on every connection a numbered line every 50 ms, the next one only after the echo of the last.
+``echo_client.py ADDRESS PORT N SECONDS`` opens N connections to an echo server that greets with one line, prints
+``open`` and goes on until SIGTERM: on every connection a numbered line, its echo, and after some seconds the next one.
 Its last line is JSON: ``connections``, ``broken`` (why, for each that ended or stayed silent for 15 s),
 ``least_rounds`` and ``ports`` (source ports as the server sees them). Standard library only.
 """
@@ -14,16 +14,16 @@ import json
 import signal
 import sys
 
-PERIOD_S = 0.05
 SILENCE_S = 15.0
 
 
 class Client:
     """All connections of one run."""
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, period_s: float) -> None:
         self._address = address
         self._port = port
+        self._period_s = period_s
         self._stopping = asyncio.Event()
         self.rounds: list[int] = []
         self.ports: list[int] = []
@@ -48,14 +48,14 @@ class Client:
                 if heard != line:
                     raise ConnectionError(f"said {line!r}, heard {heard!r}")
                 self.rounds[number] += 1
-                await asyncio.sleep(PERIOD_S)
+                await asyncio.sleep(self._period_s)
         except (OSError, TimeoutError) as error:
             self.broken.append(f"port {self.ports[number]}: {type(error).__name__} {error}")
 
 
 def main() -> None:
     """Run, and say how it went."""
-    client = Client(sys.argv[1], int(sys.argv[2]))
+    client = Client(sys.argv[1], int(sys.argv[2]), float(sys.argv[4]))
     asyncio.run(client.run(int(sys.argv[3])))
     result = {
         "connections": len(client.rounds),

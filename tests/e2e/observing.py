@@ -103,9 +103,9 @@ class Talking:
 
 
 @contextlib.contextmanager
-def talking(lab: Lab, guest: str, count: int) -> Iterator[Talking]:
-    """Open connections from a light guest to the sink that talk all the time."""
-    words = (sys.executable, ECHO_CLIENT, str(net.INTERNET_ADDRESS), str(PORT), str(count))
+def talking(lab: Lab, guest: str, count: int, period_s: float = 0.05) -> Iterator[Talking]:
+    """Open connections from a light guest to the sink that talk all the time, or every few seconds."""
+    words = (sys.executable, ECHO_CLIENT, str(net.INTERNET_ADDRESS), str(PORT), str(count), str(period_s))
     command = lab.command(guest, *words)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT) as process:
         try:
