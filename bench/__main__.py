@@ -1,0 +1,100 @@
+"""``python -m bench [PART …]``: measure, tell on stderr how it goes, print one JSON object as the last line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from bench import hook, ledger, machine, nft, path, resize
+from bench.figures import KEYS, Measured, misses, report
+from lab.errors import LabError
+from lab.shell import require_root
+
+LOCK = Path("/run/lock/virt-ports-bench")
+
+PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
+    "ledger": ledger.measure,
+    "nft": nft.measure,
+    "hook": hook.measure,
+    "resize": resize.measure,
+    "path": path.measure,
+}
+"""In the order in which they run."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the parts. :return: 0 all were measured (however they came out), 1 one could not be, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure virt-ports on this machine (root). The last line of output is one JSON object.",
+    )
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all): " + "; ".join(map(_keys, PARTS))
+    )
+    chosen = parser.parse_args(arguments).parts
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]}; choose of {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        require_root()
+        with _alone():
+            # Before everything else on this machine, and so are all processes of ours, the daemons included.
+            os.setpriority(os.PRIO_PROCESS, 0, -20)
+            return _run([part for part in PARTS if part in chosen or not chosen])
+    except LabError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; everything was removed", file=sys.stderr)
+        return 130
+
+
+def _run(parts: list[str]) -> int:
+    facts = machine.facts()
+    found: list[Measured] = []
+    for part in parts:
+        begin = time.monotonic()
+        print(f"{part} …", file=sys.stderr, flush=True)
+        found.append(PARTS[part](_say))
+        _say(f"{time.monotonic() - begin:.0f} s")
+    result = report(found, facts)
+    for line in misses(result):
+        print(f"short of its reach: {line}", file=sys.stderr)
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"    {text}", file=sys.stderr, flush=True)
+
+
+def _keys(part: str) -> str:
+    return f"{part} gives {', '.join(KEYS[part])}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """:raise LabError: When another one runs on this machine: each would measure the other, and names are taken."""
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LabError("another bench runs on this machine; wait for its end") from error
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""From single measurements to figures: medians, percentiles, ratios, and the one object that is printed. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+KEYS = {
+    "hook": ("hook_start_ms_p50", "python_ms_p50", "hook_ratio"),
+    "resize": ("resize_ms_p50", "resize_ms_p99"),
+    "nft": ("nft_single_ratio", "nft_full_ratio"),
+    "path": ("conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
+    "ledger": ("ledger_alloc_per_s", "ledger_ratio"),
+}
+"""The figures of each part, as they are named in the output."""
+
+REACH = {
+    "hook_ratio": (None, 2.5),
+    "resize_ms_p50": (None, 10.0),
+    "resize_ms_p99": (None, 50.0),
+    "nft_single_ratio": (8.0, None),
+    "nft_full_ratio": (1.0, None),
+    "conn_rate_ratio": (0.95, None),
+    "throughput_ratio": (0.95, None),
+    "conn_rate_10k_ratio": (0.95, None),
+    "ledger_ratio": (0.5, None),
+}
+"""What each figure should be: at least, at most."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Measured:
+    """
+    What one part found.
+
+    :param figures: By the names in :data:`KEYS`.
+    :param runs: The single measurements behind them, by a name that ends in the unit.
+    """
+
+    figures: Mapping[str, float]
+    runs: Mapping[str, Sequence[float]]
+
+
+def median(values: Sequence[float]) -> float:
+    """:raise ValueError: When there are none."""
+    if not values:
+        raise ValueError("no measurements")
+    return statistics.median(values)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """
+    Return the smallest value that at least this share of all values does not exceed (nearest rank).
+
+    :param share: Above 0 and up to 1.
+    :raise ValueError: When there are no values, or the share makes no sense.
+    """
+    if not values or not 0 < share <= 1:
+        raise ValueError(f"no percentile {share} of {len(values)} measurements")
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """Return the quotient of two medians. :raise ValueError: When there are no measurements or the divisor is 0."""
+    divisor = median(below)
+    if divisor == 0:
+        raise ValueError("cannot divide by a median of 0")
+    return median(above) / divisor
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return how far single measurements lie apart: count, least, quartiles, greatest."""
+    return {
+        "runs": len(values),
+        "min": rounded(min(values)),
+        "p25": rounded(percentile(values, 0.25)),
+        "p50": rounded(median(values)),
+        "p75": rounded(percentile(values, 0.75)),
+        "max": rounded(max(values)),
+    }
+
+
+def rounded(value: float) -> float:
+    """Return a value with four significant digits."""
+    return float(f"{value:.4g}")
+
+
+def misses(figures: Mapping[str, float]) -> list[str]:
+    """Return a line for each figure that is not what it should be."""
+    lines = []
+    for key, (least, most) in REACH.items():
+        value = figures.get(key)
+        if value is not None and least is not None and value < least:
+            lines.append(f"{key} is {rounded(value)}, should be at least {least:g}")
+        if value is not None and most is not None and value > most:
+            lines.append(f"{key} is {rounded(value)}, should be at most {most:g}")
+    return lines
+
+
+def report(parts: Iterable[Measured], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the one object: every figure by its name, then ``machine`` and ``spread``."""
+    figures: dict[str, Any] = {}
+    spreads: dict[str, dict[str, float]] = {}
+    for part in parts:
+        figures |= {key: rounded(value) for key, value in part.figures.items()}
+        spreads |= {name: spread(values) for name, values in part.runs.items()}
+    return {**figures, "machine": dict(machine), "spread": spreads}

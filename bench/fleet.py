@@ -1,0 +1,68 @@
+"""A fleet of made-up VMs, as the NAT component of their host and of an edge should hold them. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import uuid
+from ipaddress import IPv4Address, IPv4Network
+
+from cpm.model import FIRST_PORT, DomainUUID, PortRange
+from natctl.desired import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+
+HOST = IPv4Address("172.30.0.11")
+EDGE = IPv4Address("172.30.0.21")
+FIRST_EXTERNAL = IPv4Address("203.0.113.1")
+FIRST_INTERNAL = IPv4Address("100.64.0.1")
+
+BIG = PortRange(FIRST_PORT, FIRST_PORT + 32767)
+"""Ports of VM 0, the one whose traffic is measured; it has the first external address for itself."""
+BLOCK = 64
+_PER_ADDRESS = 1000
+"""VMs on each further address."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fleet:
+    """All VMs, on one host, through one edge."""
+
+    host: dict[DomainUUID, HostEntry]
+    edge: dict[DomainUUID, EdgeEntry]
+    path: Path
+
+    def settings(self, role: str) -> Settings:
+        """Return the settings of a node with one role, ``host`` or ``edge``, in a lab."""
+        if role == "host":
+            return Settings(host=HostSettings(frozenset({"underlay"})))
+        return Settings(edge=EdgeSettings(frozenset({"uplink"}), frozenset({"underlay"})))
+
+    def edge_vm(self, number: int, ranges: bool) -> EdgeEntry:  # noqa: FBT001 - called over a pipe
+        """Return a VM as an edge holds it, with its ports or, after the hold-down, without."""
+        entry = self.edge[_uuid(number)]
+        return entry if ranges else dataclasses.replace(entry, ranges=())
+
+
+@functools.cache
+def fleet(vms: int) -> Fleet:
+    """Return so many VMs: number 0 with a big range and the interface ``tap0``, all others with one block each."""
+    host: dict[DomainUUID, HostEntry] = {}
+    edge: dict[DomainUUID, EdgeEntry] = {}
+    for number in range(vms):
+        domain, name, internal = _uuid(number), f"vm{number}", FIRST_INTERNAL + number
+        external, ports = _range(number)
+        host[domain] = HostEntry(domain, name, number + 1, internal, ports, frozenset({f"tap{number}"}))
+        edge[domain] = EdgeEntry(domain, name, internal, HOST, ((external, ports),))
+    externals = frozenset(external for entry in edge.values() for external, _ in entry.ranges)
+    return Fleet(host, edge, Path(IPv4Network("100.64.0.0/10"), frozenset({EDGE}), externals))
+
+
+def _uuid(number: int) -> DomainUUID:
+    return DomainUUID(str(uuid.UUID(int=number + 1)))
+
+
+def _range(number: int) -> tuple[IPv4Address, PortRange]:
+    if number == 0:
+        return FIRST_EXTERNAL, BIG
+    address, place = divmod(number - 1, _PER_ADDRESS)
+    first = FIRST_PORT + place * BLOCK
+    return FIRST_EXTERNAL + 1 + address, PortRange(first, first + BLOCK - 1)

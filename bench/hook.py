@@ -1,0 +1,137 @@
+"""
+What a VM's start waits for us: the hook executable, whole process, against a Python that does nothing.
+
+Measured is ``start`` of a VM that nobody has heard of, with the XML that libvirt 9.0 gives and its interface there
+already: the shell and Python of the hook, natd on the host, cpmd's decision and its durable commit, one edge's kernel,
+the host's kernel, a second commit, and the answer all the way back. (libvirt calls ``prepare`` before, which does most
+of this and leaves ``start`` the tap only: ``hook_second_ms``.) The two processes are started alternately, in the same
+way, inside the host, so that neither entering it nor our own start is in the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+
+from bench.figures import Measured, median, ratio
+from bench.site import HOST, site, start_all
+from bench.worker import Worker
+from lab.daemons import DaemonSettings
+from lab.errors import LabError
+from lab.lab import Lab
+from lab.node import BRIDGE, HOOK, NETWORK
+from lab.shell import ip_batch
+
+RUNS = 50
+WARM_UP = 5
+SETTINGS = DaemonSettings(cpmd={"pool": {"initial": 256}}, natd={})
+_PYTHON = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure in a lab of its own."""
+    with site(SETTINGS) as lab:
+        start_all(lab)
+        _make_taps(lab)
+        with Worker(lab.hosts[HOST].enter()) as worker:
+            runs = _runs(worker)
+        _check(lab)
+    say(f"hook {median(runs['hook_start_ms']):.1f} ms, bare python {median(runs['python_ms']):.1f} ms")
+    say(f"start after prepare {median(runs['hook_second_ms']):.1f} ms")
+    return Measured(
+        {
+            "hook_start_ms_p50": median(runs["hook_start_ms"]),
+            "python_ms_p50": median(runs["python_ms"]),
+            "hook_ratio": ratio(runs["hook_start_ms"], runs["python_ms"]),
+        },
+        runs,
+    )
+
+
+def _runs(worker: Worker) -> dict[str, list[float]]:
+    runs: dict[str, list[float]] = {"hook_start_ms": [], "python_ms": [], "hook_second_ms": []}
+    for number in range(WARM_UP + RUNS):
+        argv, xml = _call(number)
+        runs["hook_start_ms"].append(worker.call("spawn", argv, xml))
+        runs["python_ms"].append(worker.call("spawn", _PYTHON, xml))
+        runs["hook_second_ms"].append(worker.call("spawn", argv, xml))
+    return {name: values[WARM_UP:] for name, values in runs.items()}
+
+
+def _make_taps(lab: Lab) -> None:
+    taps = [_tap(number) for number in range(WARM_UP + RUNS)]
+    namespace = lab.hosts[HOST].namespace
+    ip_batch((f"tuntap add dev {tap} mode tap" for tap in taps), namespace)
+    ip_batch((f"link set {tap} master {BRIDGE} up" for tap in taps), namespace)
+
+
+def _check(lab: Lab) -> None:
+    """:raise LabError: When what was measured did not give every VM its ports."""
+    active = [vm for vm in json.loads(lab.operate("list", "-o", "json")) if vm["first_port"]]
+    if len(active) != WARM_UP + RUNS:
+        raise LabError(f"{len(active)} of {WARM_UP + RUNS} VMs have ports; see the logs in {lab.state}")
+
+
+def _tap(number: int) -> str:
+    return f"vnet{number}"
+
+
+def _call(number: int) -> tuple[list[str], str]:
+    """Return command line and XML of one start, as libvirt 9.0 gives them for a small guest."""
+    name = f"bench{number}"
+    identity = uuid.uuid5(uuid.NAMESPACE_DNS, name)
+    mac = f"52:54:00:be:{number // 256:02x}:{number % 256:02x}"
+    port = uuid.uuid5(identity, "port")
+    xml = f"""<domain type='qemu' id='{number + 1}'>
+  <name>{name}</name>
+  <uuid>{identity}</uuid>
+  <memory unit='KiB'>98304</memory>
+  <currentMemory unit='KiB'>98304</currentMemory>
+  <vcpu placement='static'>1</vcpu>
+  <resource><partition>/machine</partition></resource>
+  <os>
+    <type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type>
+    <kernel>/var/lib/libvirt/images/vmlinuz</kernel>
+    <initrd>/var/lib/libvirt/images/initrd</initrd>
+    <cmdline>console=ttyS0 quiet</cmdline>
+    <boot dev='hd'/>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model></cpu>
+  <clock offset='utc'/>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='usb' index='0' model='none'><alias name='usb'/></controller>
+    <controller type='pci' index='0' model='pci-root'><alias name='pci.0'/></controller>
+    <controller type='virtio-serial' index='0'>
+      <alias name='virtio-serial0'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x03' function='0x0'/>
+    </controller>
+    <interface type='network'>
+      <mac address='{mac}'/>
+      <source network='{NETWORK}' portid='{port}' bridge='{BRIDGE}'/>
+      <target dev='{_tap(number)}'/>
+      <model type='virtio'/>
+      <alias name='net0'/>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x02' function='0x0'/>
+    </interface>
+    <serial type='file'>
+      <source path='/var/log/libvirt/qemu/{name}-console.log'/>
+      <target type='isa-serial' port='0'><model name='isa-serial'/></target>
+      <alias name='serial0'/>
+    </serial>
+    <channel type='unix'>
+      <source mode='bind' path='/run/libvirt/qemu/channel/{number + 1}-{name}/org.qemu.guest_agent.0'/>
+      <target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/>
+      <alias name='channel0'/>
+      <address type='virtio-serial' controller='0' bus='0' port='1'/>
+    </channel>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+    return [str(HOOK), name, "start", "begin", "-"], xml

@@ -1,0 +1,99 @@
+"""
+Ways from a light guest to the internet, side by side and alike in all but what host and edge do to packets.
+
+Every lane is the wiring of a lab (:mod:`lab.net`): guest, bridge, host, underlay, edge, uplink, router, internet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from bench.fleet import FIRST_EXTERNAL
+from bench.site import EDGE, HOST, site, start_all
+from bench.worker import Worker
+from lab import net
+from lab.daemons import DaemonSettings
+from lab.shell import inside, ip_batch, run
+
+_GUEST = "guest"
+_SETTINGS = DaemonSettings(
+    # A range for thousands of connections that all go to one address and port; nothing shrinks it.
+    cpmd={"pool": {"initial": 32768}, "scaling.guards": {"shrink_after_samples": 1_000_000}},
+    natd={},
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lane:
+    """One way, by the namespaces in which something is to be done."""
+
+    guest: str
+    host: str
+    internet: str
+
+
+@contextlib.contextmanager
+def of_the_product() -> Iterator[Lane]:
+    """A lab with cpmd and natds running; the guest was announced by the hook."""
+    with site(_SETTINGS) as lab:
+        start_all(lab)
+        guest = lab.add_guest(_GUEST, HOST)
+        yield Lane(guest.namespace, lab.namespace(HOST), lab.namespace("internet"))
+
+
+@contextlib.contextmanager
+def of_masquerade() -> Iterator[Lane]:
+    """The host masquerades, as it would without us, and the edge only routes."""
+    with _wired("benchplain") as lane:
+        router, host = net.namespace("benchplain", "router"), lane.host
+        ip_batch([f"route add default via {_underlay(EDGE)}"], host)
+        ip_batch([f"route add 172.30.0.0/24 via {net.machine(EDGE).address('uplink')}"], router)
+        rules = (
+            "table ip plain { chain nat { type nat hook postrouting priority srcnat; oifname underlay masquerade; }; }"
+        )
+        run(*inside(host), "nft", rules)
+        yield lane
+
+
+@contextlib.contextmanager
+def of_fleet(vms: int) -> Iterator[Lane]:
+    """Host and edge hold so many VMs, the guest is one of them; programmed by natd's kernel layer, no daemon runs."""
+    name = f"bench{vms}"
+    with _wired(name) as lane:
+        uplink = net.machine(EDGE).address("uplink")
+        ip_batch([f"route replace {FIRST_EXTERNAL}/32 via {uplink}"], net.namespace(name, "router"))
+        for role, machine in (("edge", EDGE), ("host", HOST)):
+            with Worker(inside(net.namespace(name, machine))) as worker:
+                worker.call("load", role, vms)
+        yield lane
+
+
+@contextlib.contextmanager
+def _wired(name: str) -> Iterator[Lane]:
+    host, guest = net.namespace(name, HOST), net.namespace(name, _GUEST)
+    everything = [guest, *(net.namespace(name, node) for node in net.NODES)]
+    net.delete_with_processes(everything)
+    try:
+        net.create(name)
+        ip_batch(["link add vmbr0 type bridge", "addr add 10.10.0.1/24 dev vmbr0", "link set vmbr0 up"], host)
+        ip_batch([f"netns add {guest}"])
+        ip_batch(
+            [f"link add tap0 type veth peer name eth0 netns {guest}", "link set tap0 master vmbr0 up"],
+            host,
+        )
+        ip_batch(
+            [
+                *("link set lo up", "addr add 10.10.0.10/24 dev eth0", "link set eth0 up"),
+                "route add default via 10.10.0.1",
+            ],
+            guest,
+        )
+        yield Lane(guest, host, net.namespace(name, "internet"))
+    finally:
+        net.delete_with_processes(everything)
+
+
+def _underlay(machine: str) -> str:
+    return str(net.machine(machine).address("underlay"))

@@ -1,0 +1,142 @@
+"""
+Our transactions against ``nft -f`` doing the same to the same tables, each in a network namespace of its own.
+
+What ``nft`` loads is what ``nft list`` shows of an edge that we programmed: same chains, maps, elements and comments
+(without a handful of ICMP rules, which ``nft`` shows and cannot read).
+Ours is timed in the process that natd would be (values to netlink messages to the kernel and its answers), theirs from
+the start of the process ``nft`` to its end, as it is for whoever calls it. A full load of ours also makes the routes to
+all VMs, which ``nft`` cannot: nothing is subtracted for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench.figures import Measured, median, ratio
+from bench.fleet import EDGE
+from bench.worker import Worker
+from lab import net
+from lab.shell import inside, ip_batch, run
+
+NAMESPACES = ("bench-ours", "bench-theirs")
+SINGLE_VMS, SINGLE_RUNS = 1_000, 41
+FULL_VMS, FULL_RUNS = 10_000, 7
+
+_NFT = "/usr/sbin/nft"
+_MAP = re.compile(r"\s*map (\S+) {")
+_ELEMENT = re.compile(r'([0-9][0-9. -]*) comment "(vm\d+)" : ([\d.]+)')
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure in two namespaces that are removed afterwards."""
+    with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vp-bench-")))
+        stack.enter_context(_namespaces())
+        ours, theirs = (stack.enter_context(Worker(inside(name))) for name in NAMESPACES)
+        single = _single(ours, theirs, scratch)
+        for verb in ("add", "delete"):
+            mine, other = median(single[f"{verb}_ours_ms"]), median(single[f"{verb}_nft_ms"])
+            say(f"one VM of {SINGLE_VMS}, {verb} its range: ours {mine:.2f} ms, nft -f {other:.1f} ms")
+        full = _full(ours, theirs, scratch)
+        say(f"{FULL_VMS} VMs: ours {median(full[0]):.0f} ms, nft -f {median(full[1]):.0f} ms")
+    return Measured(
+        {
+            "nft_single_ratio": ratio(single["add_nft_ms"], single["add_ours_ms"]),
+            "nft_withdraw_ratio": ratio(single["delete_nft_ms"], single["delete_ours_ms"]),
+            "nft_full_ratio": ratio(full[1], full[0]),
+        },
+        {**single, "full_ours_ms": full[0], "full_nft_ms": full[1]},
+    )
+
+
+@contextlib.contextmanager
+def _namespaces() -> Iterator[None]:
+    net.delete_with_processes(list(NAMESPACES))
+    try:
+        ip_batch(f"netns add {name}" for name in NAMESPACES)
+        for name in NAMESPACES:
+            # The routes to VMs need a neighbour on the underlay.
+            ip_batch(
+                [
+                    "link add underlay type veth peer name far",
+                    f"addr add {EDGE}/24 dev underlay",
+                    "link set far up",
+                    "link set underlay up",
+                ],
+                name,
+            )
+        yield
+    finally:
+        net.delete_with_processes(list(NAMESPACES))
+
+
+def _single(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float]]:
+    ours.call("load", "edge", SINGLE_VMS)
+    listing = _listed(scratch / "1000.nft")
+    _load(theirs, listing)
+    ranges = _ranges(listing)
+    runs: dict[str, list[float]] = {}
+    for turn in range(SINGLE_RUNS + 1):
+        number = 1 + turn * 37 % (SINGLE_VMS - 1)
+        for verb in ("delete", "add"):
+            change = scratch / f"{verb}{turn}.nft"
+            change.write_text(_text(verb, f"vm{number}", ranges[f"vm{number}"]))
+            runs.setdefault(f"{verb}_ours_ms", []).append(ours.call("change", SINGLE_VMS, number, verb == "add"))
+            runs.setdefault(f"{verb}_nft_ms", []).append(_load(theirs, change))
+    ours.call("unload")
+    _flush(theirs)
+    return {name: values[1:] for name, values in runs.items()}
+
+
+def _full(ours: Worker, theirs: Worker, scratch: Path) -> tuple[list[float], list[float]]:
+    ours.call("load", "edge", FULL_VMS)
+    listed = _listed(scratch / "10000.nft")
+    ours.call("unload")
+    pair: tuple[list[float], list[float]] = ([], [])
+    for _ in range(FULL_RUNS + 1):
+        pair[0].append(ours.call("load", "edge", FULL_VMS))
+        ours.call("unload")
+        pair[1].append(_load(theirs, listed))
+        _flush(theirs)
+    return pair[0][1:], pair[1][1:]
+
+
+def _listed(path: Path) -> Path:
+    """Write what nft shows of our tables, without the ICMP rules: it shows them and cannot read them."""
+    lines = run(*inside(NAMESPACES[0]), _NFT, "list", "ruleset").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.lstrip().startswith("icmp type @")))
+    return path
+
+
+def _load(theirs: Worker, path: Path) -> float:
+    return float(theirs.call("spawn", [_NFT, "-f", os.fspath(path)], ""))
+
+
+def _flush(theirs: Worker) -> None:
+    theirs.call("spawn", [_NFT, "flush", "ruleset"], "")
+
+
+def _ranges(listing: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """Return map, key and value of each element that a VM has, by the VM's name: its comment."""
+    found: dict[str, list[tuple[str, str, str]]] = {}
+    name = ""
+    for line in listing.read_text().splitlines():
+        if begin := _MAP.match(line):
+            name = begin.group(1)
+        for key, vm, value in _ELEMENT.findall(line):
+            found.setdefault(vm, []).append((name, key, value))
+    return found
+
+
+def _text(verb: str, vm: str, ranges: list[tuple[str, str, str]]) -> str:
+    """Return the change as ``nft`` takes it: one transaction, like ours."""
+    if verb == "delete":
+        return "".join(f"delete element ip virtports {name} {{ {key} }}\n" for name, key, _ in ranges)
+    return "".join(
+        f'add element ip virtports {name} {{ {key} comment "{vm}" : {value} }}\n' for name, key, value in ranges
+    )

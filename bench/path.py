@@ -1,0 +1,119 @@
+"""
+What the two stages cost packets: connections a second and bulk throughput, lane against lane, in turn.
+
+- ``conn_rate_ratio``, ``throughput_ratio``: our lane with all daemons running, against one plain masquerade.
+- ``conn_rate_10k_ratio``: host and edge hold 10,001 VMs, against host and edge that hold one; no daemons on either,
+  since what is compared is what packets meet.
+
+One run after the other, a round through all lanes at a time, so that what else the machine does meets all alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bench import lanes
+from bench.figures import Measured, median, ratio
+from bench.lanes import Lane
+from lab import image, net
+from lab.errors import LabError
+from lab.shell import CLEAN_ENVIRONMENT, inside, run
+
+ROUNDS = 11
+CONNECTIONS = 6_000
+BYTES = 500_000_000
+MANY = 10_001
+
+_ECHO_PORT, _BULK_PORT = 7001, 7002
+_BULK = Path(__file__).with_name("bulk.py")
+_RATE = re.compile(r"ok=(\d+) fail=(\d+).* secs=([\d.]+)")
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure on four lanes that are removed afterwards."""
+    with contextlib.ExitStack() as stack:
+        found = {
+            "ours": stack.enter_context(lanes.of_the_product()),
+            "plain": stack.enter_context(lanes.of_masquerade()),
+            "one": stack.enter_context(lanes.of_fleet(1)),
+            "many": stack.enter_context(lanes.of_fleet(MANY)),
+        }
+        for lane in found.values():
+            stack.enter_context(_servers(lane))
+        say("four lanes are ready")
+        runs = _runs(found)
+    for name, values in runs.items():
+        say(f"{name}: {median(values):.4g}")
+    return Measured(
+        {
+            "conn_rate_ratio": ratio(runs["connections_ours_per_s"], runs["connections_plain_per_s"]),
+            "throughput_ratio": ratio(runs["throughput_ours_mbit_s"], runs["throughput_plain_mbit_s"]),
+            "conn_rate_10k_ratio": ratio(runs["connections_many_per_s"], runs["connections_one_per_s"]),
+        },
+        runs,
+    )
+
+
+def _runs(found: dict[str, Lane]) -> dict[str, list[float]]:
+    runs: dict[str, list[float]] = {}
+    for turn in range(ROUNDS + 1):
+        # Forwards and backwards in turn: who comes first is as often last.
+        names = list(found) if turn % 2 else list(reversed(found))
+        for name in names:
+            runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
+        for name in names:
+            if name in ("ours", "plain"):
+                runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
+    return {name: values[1:] for name, values in runs.items()}
+
+
+def _connections(lane: Lane) -> float:
+    """Open many connections, each answered and closed at once. :return: A second."""
+    # Those of the last run would still hold their ports.
+    run(*inside(lane.host), "conntrack", "-F")
+    conngen = image.guest_image().conngen
+    words = run(*inside(lane.guest), conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
+    match = _RATE.search(words)
+    if match is None or int(match[1]) != CONNECTIONS:
+        raise LabError(f"not all connections were made: {words.strip()}")
+    return CONNECTIONS / float(match[3])
+
+
+def _throughput(lane: Lane) -> float:
+    """Send very much over one connection. :return: Megabits a second."""
+    argv = (sys.executable, "-I", str(_BULK), "send", str(net.INTERNET_ADDRESS), str(_BULK_PORT), str(BYTES))
+    return BYTES * 8 / 1e6 / float(run(*inside(lane.guest), *argv))
+
+
+@contextlib.contextmanager
+def _servers(lane: Lane) -> Iterator[None]:
+    """Let the far end answer. They wait without using the processor while other lanes are measured."""
+    conngen = image.guest_image().conngen
+    commands = [
+        [str(conngen), "-l", str(_ECHO_PORT)],
+        [sys.executable, "-I", str(_BULK), "serve", str(_BULK_PORT)],
+    ]
+    with contextlib.ExitStack() as stack:
+        for command in commands:
+            server = stack.enter_context(_process([*inside(lane.internet), *command]))
+            if command is commands[-1]:
+                assert server.stdout
+                server.stdout.readline()
+        yield
+
+
+@contextlib.contextmanager
+def _process(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(argv, env=CLEAN_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()

@@ -1,0 +1,100 @@
+"""``python -m bench.resize_manager CPMD.TOML``: cpmd with a remote control, for :mod:`bench.resize` only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from cpm import settings
+from cpm.api.server import Channel
+from cpm.api.views import PoolRequest
+from cpm.daemon import Cpmd
+from cpm.manager import Manager
+from cpm.messages import Applied, NodeMessage
+from cpm.model import Allocation, AllocationState, DomainUUID, NodeName
+
+LIMIT_S = 10.0
+
+
+class _Cpmd(Cpmd):
+    """Lets somebody wait for what follows from what nodes say, and keeps when they said that they applied something."""
+
+    def __init__(self, of: settings.Settings) -> None:
+        super().__init__(of)
+        self.taken_in = asyncio.Event()
+        self.applied_at: dict[NodeName, float] = {}
+
+    async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
+        now = time.perf_counter()
+        await super().heard(node, channel, message)
+        if isinstance(message, Applied):
+            self.applied_at[node] = now
+        self.taken_in.set()
+
+    @property
+    def manager(self) -> Manager:
+        return self._manager
+
+    async def resize(self, uuid: DomainUUID, target: int) -> None:
+        """Decide, as the scaling does for a report."""
+        await self._do(lambda manager, now: manager.resize(uuid, target, now))
+
+
+async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
+    before = await _active(cpmd, uuid, 1)
+    target = before.ports.size + 64
+    begin = time.perf_counter()
+    await cpmd.resize(uuid, target)
+    decided = time.perf_counter()
+    after = await _active(cpmd, uuid, target)
+    recorded = time.perf_counter()
+    on_host = cpmd.applied_at[after.node]
+    # The host is told last, so that its word is that of all.
+    return {
+        "ms": (on_host - begin) * 1000,
+        "committed_ms": (decided - begin) * 1000,
+        "recorded_ms": (recorded - begin) * 1000,
+        "moved": not after.ports.covers(before.ports),
+    }
+
+
+async def _active(cpmd: _Cpmd, uuid: DomainUUID, size: int) -> Allocation:
+    """Wait until a VM has an active range of at least this size."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            cpmd.taken_in.clear()
+            active = cpmd.manager.view.one(uuid, AllocationState.ACTIVE)
+            if active is not None and active.ports.size >= size:
+                return active
+            await cpmd.taken_in.wait()
+
+
+async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
+    if name == "start":
+        await cpmd.start()
+        return len(await cpmd.pool_add(PoolRequest(tuple(map(IPv4Address, arguments[0])))))
+    if name == "resize":
+        vms = sorted(cpmd.manager.view.vms)
+        return [await _resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]
+    await cpmd.stop()
+    return None
+
+
+async def _main(configuration: Path) -> None:
+    cpmd = _Cpmd(settings.load(configuration))
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        name, *arguments = json.loads(line)
+        try:
+            answer = await _serve(cpmd, name, arguments)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(Path(sys.argv[1])))

@@ -1,0 +1,55 @@
+"""A site for a benchmark: a lab of its own with one host and one edge in service, removed afterwards, come what may."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from lab import net
+from lab.daemons import CPMD, DaemonSettings, natd_of
+from lab.lab import Lab
+from lab.shell import ip_batch
+
+NAME = "bench"
+HOST = "host1"
+EDGE = "edge1"
+
+
+@contextlib.contextmanager
+def site(settings: DaemonSettings) -> Iterator[Lab]:
+    """
+    Bring a lab up whose daemons are configured and not started, and whose router knows one edge only.
+
+    :raise LabError: When it does not come up.
+    """
+    lab = Lab(NAME, settings=settings, with_daemons=False)
+    # What a bench that was killed left.
+    lab.down()
+    try:
+        lab.up()
+        ip_batch(
+            [f"route replace {address}/32 via {net.machine(EDGE).address('uplink')}" for address in externals()],
+            lab.namespace("router"),
+        )
+        lab.daemons.prepare()
+        yield lab
+    finally:
+        lab.down()
+
+
+def start_nodes(lab: Lab) -> None:
+    """Start natd on the edge and on the host. :raise LabError: When one does not get ready."""
+    lab.daemons.start(natd_of(EDGE))
+    lab.daemons.start(natd_of(HOST))
+
+
+def start_all(lab: Lab) -> None:
+    """Start cpmd, give it the external addresses, start the nodes. :raise LabError: When a part does not get ready."""
+    lab.daemons.start(CPMD)
+    lab.operate("pool", "add", f"{externals()[0]}-{externals()[-1]}")
+    start_nodes(lab)
+
+
+def externals() -> tuple[str, ...]:
+    """Return the external addresses of every lab."""
+    return tuple(str(address) for address in net.EXTERNAL_ADDRESSES)
