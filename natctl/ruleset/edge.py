@@ -175,10 +175,14 @@ class Layout(NamedTuple):
         return tuple(_shard(number, self.shards)[1] for number in range(self.shards))
 
 
-@functools.lru_cache(4096)
 def inbound(external: IPv4Address) -> Place:
     """Return the map that has the ports of this external address."""
-    return Family.IPV4, f"inbound-{external}"
+    return _inbound_place(int(external))
+
+
+@functools.lru_cache(4096)
+def _inbound_place(external: int) -> Place:
+    return Family.IPV4, f"inbound-{IPv4Address(external)}"
 
 
 def is_outbound(place: Place) -> bool:
@@ -237,7 +241,7 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout) -> Ruleset:
     )
 
 
-def fragment(entry: EdgeEntry, layout: Layout, present: Iterable[Element] = ()) -> Fragment:
+def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()) -> Fragment:
     """
     Return what one VM adds, in as many pieces as it takes to leave the present ones alone.
 
@@ -246,7 +250,7 @@ def fragment(entry: EdgeEntry, layout: Layout, present: Iterable[Element] = ()) 
 
     :param present: The VM's elements of ``outbound`` as the kernel holds them now.
     """
-    kept = _pieces(entry, present)
+    kept = _pieces(entry, present) if present else {}
     label = described(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
     internal = entry.internal.packed

@@ -7,6 +7,8 @@ does not know (libnftnl, ``udata.c``), the kernel keeps up to 256 bytes as they 
 
 from __future__ import annotations
 
+import functools
+
 COMMENT = 0
 DIGEST = 126
 TAG = 127
@@ -25,19 +27,22 @@ def shown(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
         clean = text
     else:
         clean = "".join(c if c.isprintable() and c not in '"\\' else "?" for c in text)
-    return clean.encode("utf-8", "replace")[:limit].decode("utf-8", "ignore").encode()
+    encoded = clean.encode("utf-8", "replace")
+    return encoded if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore").encode()
 
 
 def packed(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
     """Return the user data; parts that are empty are left out."""
-    parts = b""
+    parts: list[bytes] = []
     if comment:
-        parts += _part(COMMENT, shown(comment) + b"\0")
+        text = shown(comment)
+        parts += _head(COMMENT, len(text) + 1), text, b"\0"
     if digest:
-        parts += _part(DIGEST, digest)
+        parts += _head(DIGEST, len(digest)), digest
     if tag:
-        parts += _part(TAG, tag.encode("utf-8", "replace")[:96])
-    return parts
+        owner = tag.encode("utf-8", "replace")[:96]
+        parts += _head(TAG, len(owner)), owner
+    return b"".join(parts)
 
 
 def unpacked(userdata: bytes) -> dict[int, bytes]:
@@ -68,5 +73,6 @@ def digest_of(userdata: bytes) -> bytes:
     return unpacked(userdata).get(DIGEST, b"")
 
 
-def _part(kind: int, value: bytes) -> bytes:
-    return bytes((kind, len(value))) + value
+@functools.cache
+def _head(kind: int, length: int) -> bytes:
+    return bytes((kind, length))
