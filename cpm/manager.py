@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from cpm import ranges, scaling
+from cpm.allocator import compaction
 from cpm.changes import Change, DropAddress, PutAddress, PutNode, PutVM
 from cpm.errors import Conflict, InternalPoolExhausted, InvalidRequest, NotFound, PortsExhausted, VirtPortsError
 from cpm.lifecycle import AllocationEvent
@@ -26,6 +27,7 @@ from cpm.messages import (
     Hello,
     ManagerMessage,
     Measured,
+    Need,
     NodeMessage,
     Presence,
     Present,
@@ -36,6 +38,7 @@ from cpm.messages import (
 )
 from cpm.model import (
     VM,
+    Allocation,
     AllocationState,
     DomainUUID,
     ExternalAddress,
@@ -46,7 +49,7 @@ from cpm.model import (
 )
 from cpm.records import LedgerState
 from cpm.rollout import Rollout
-from cpm.scaling import Bounds, Decision, ScalingState, decide, policy_named
+from cpm.scaling import Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
 from cpm.sessions import Session
 from cpm.settings import Settings
 from cpm.view import View
@@ -60,6 +63,9 @@ RESYNC_S = 5.0
 NEARLY_FULL = 0.95
 """Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
 fail (it tries 248 candidates)."""
+
+MOVABLE_USE = 0.25
+"""Share of a range in use up to which compaction may move it: its old place drains the sooner."""
 
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
@@ -110,10 +116,11 @@ class Manager:
         self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
         self._retry_waiting_at = now
+        self._compact_at = now + settings.pool.compact_s
         self._internal_cursor = 0
         pool = settings.pool
         self._rollout = Rollout(
-            self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s
+            self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
         )
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
@@ -168,7 +175,7 @@ class Manager:
         :raise InvalidRequest: When it may not say that.
         """
         node, session = self.view.nodes[name], self.sessions[name]
-        if isinstance(message, (Attach, Detach, Present)) and Role.HOST not in node.roles:
+        if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
         match message:
             case Hello():
@@ -186,6 +193,8 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 self._report(session, message, now)
+            case Need():
+                self._need(session, message, now)
 
     def _applied(self, session: Session, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
@@ -356,7 +365,6 @@ class Manager:
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 self._scale(vm, observation, measured, now)
-            self._rollout.changed(vm.uuid)
 
     def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
         active = self.view.one(vm.uuid, _State.ACTIVE)
@@ -373,10 +381,24 @@ class Manager:
         )
         wishes = self.wishes(vm)
         policy = policy_named(wishes.policy.value)
-        bounds = Bounds(floor=wishes.floor.value, cap=wishes.cap.value, block=self._settings.pool.block)
-        decision, observation.scaling = decide(policy, sample, observation.scaling, bounds, self._guards, now)
+        decision, observation.scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._guards, now)
         observation.decision = decision
         self.resize(vm.uuid, decision.target, now)
+
+    def _need(self, session: Session, need: Need, now: float) -> None:
+        """A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for."""
+        vm, active = self.view.vms.get(need.domain), self.view.one(need.domain, _State.ACTIVE)
+        if vm is None or active is None or vm.node != session.node or need.generation < session.changed_at(vm.uuid):
+            # What was counted before the last change says nothing of how things are now.
+            return
+        observation = self._observation_of(vm.uuid)
+        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s)
+        decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now)
+        observation.decision = decision
+        self.resize(vm.uuid, decision.target, now)
+
+    def _bounds(self, vm: VM) -> Bounds:
+        return Bounds(floor=self.floor(vm), cap=self.cap(vm), block=self._settings.pool.block)
 
     def resize(self, uuid: DomainUUID, target: int, now: float) -> None:
         """
@@ -400,6 +422,65 @@ class Manager:
         observation.refusal = ""
         self._rollout.changed(uuid)
 
+    def relocate(self, uuid: DomainUUID, now: float) -> None:
+        """
+        Start to move a VM's range to other ports; make before break, no connection is cut.
+
+        :raise NotFound: When there is no such VM.
+        :raise Conflict: When it has no active range, or is being resized.
+        :raise PortsExhausted: When there is no room elsewhere.
+        """
+        vm, active = self._resizable(uuid)
+        ranges.relocate(self.view, vm, active, now, strict=self._strict)
+        self._rollout.changed(uuid)
+
+    def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
+        """
+        The operator wants a VM's range to have a size now; the next report may bring it back.
+
+        :raise NotFound: When there is no such VM.
+        :raise Conflict: When it has no active range, or is being resized.
+        :raise PortsExhausted: When there is no room for so many.
+        """
+        vm, active = self._resizable(uuid)
+        target = min(max(ports, self.floor(vm)), self.cap(vm))
+        if target > active.ports.size:
+            ranges.enlarge(self.view, vm, active, target, now, strict=self._strict)
+        elif target < active.ports.size:
+            ranges.reduce(self.view, active, target, now)
+        self._rollout.changed(uuid)
+
+    def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
+        vm, active = self.view.vms.get(uuid), self.view.one(uuid, _State.ACTIVE)
+        if vm is None:
+            raise NotFound("VM", uuid, "see `virt-ports list --all`")
+        if active is None or self.view.one(uuid, _State.RESERVED) is not None:
+            raise Conflict(
+                f"{vm.name} has no active range or is being resized; see `virt-ports show {vm.name}`, try again"
+            )
+        return vm, active
+
+    def _compact(self, now: float) -> None:
+        """Join free runs by moving, now and then, a range that few connections use."""
+        self._compact_at = now + self._settings.pool.compact_s
+        for address in self.view.space.addresses:
+            found = compaction(self.view.space, address.address, self._is_movable)
+            if found is not None:
+                uuid = found.allocation.domain
+                ranges.move_to(self.view, self.view.vms[uuid], found, now)
+                self._rollout.changed(uuid)
+
+    def _is_movable(self, allocation: Allocation) -> bool:
+        observation = self.observed.get(allocation.domain)
+        measured = observation.measured if observation is not None else None
+        return (
+            measured is not None
+            and measured.ports_in_use is not None
+            and measured.ports_in_use <= MOVABLE_USE * allocation.ports.size
+            and allocation.node in self.sessions
+            and self.view.one(allocation.domain, _State.RESERVED) is None
+        )
+
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
         return self.wishes(vm).floor.value
@@ -415,6 +496,10 @@ class Manager:
     def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
         vm = self.view.vms.get(uuid)
         return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
+
+    def _cap_of(self, uuid: DomainUUID) -> int:
+        vm = self.view.vms.get(uuid)
+        return self.cap(vm) if vm is not None else self._settings.pool.cap
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
@@ -457,6 +542,8 @@ class Manager:
                 self._rollout.tell_all(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
+        if now >= self._compact_at:
+            self._compact(now)
 
     def _retry_waiting(self, now: float) -> None:
         self._retry_waiting_at = now + WAITING_RETRY_S

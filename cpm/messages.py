@@ -118,7 +118,19 @@ class Report(Struct, frozen=True, tag="report"):
     """Packets dropped at this node since its tables were made, by reason."""
 
 
-NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report
+class Need(Struct, frozen=True, tag="need"):
+    """A VM nears the end of its range; said at once, and again only when the range changed or nothing came of it."""
+
+    domain: DomainUUID
+    generation: int
+    """Generation that was in force when its ports were counted."""
+    ports_in_use: int
+    """As in :class:`Measured`."""
+    arrivals_per_s: float
+    """New connections per second of late."""
+
+
+NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | Need
 
 
 class HostVM(Struct, frozen=True):
@@ -131,6 +143,10 @@ class HostVM(Struct, frozen=True):
     """What new connections get; None: nothing."""
     draining: tuple[PortRange, ...] = ()
     """Ranges whose connections the host counts in its reports."""
+    external: IPv4Address | None = None
+    """The external address behind ``ports``, for the guest to know."""
+    at_cap: bool = False
+    """It gets no more ports than these: when all are in use, new connections are refused in words (RFC 6888 REQ-11)."""
 
 
 class ExternalRange(Struct, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.allocator import Placement, choose, grow, shrink, whole_blocks
+from cpm.allocator import Placement, Relocation, choose, grow, shrink, whole_blocks
 from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation
 from cpm.errors import PortsExhausted
 from cpm.lifecycle import AllocationEvent, step
@@ -59,6 +59,25 @@ def enlarge(view: View, vm: VM, active: Allocation, wanted: int, now: float, *, 
     # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
     more = placement.ports.minus(active.ports)[-1]
     return _reserve(view, vm, placement, more, now)
+
+
+def relocate(view: View, vm: VM, active: Allocation, now: float, *, strict: bool) -> Allocation:
+    """
+    Reserve as many ports elsewhere; the old range drains once the new one is active.
+
+    :raise PortsExhausted: When there is no room for them elsewhere.
+    """
+    size, block = active.ports.size, view.space.block
+    placement = choose(view.space, vm.uuid, size + block, node=vm.node, prefer=active.external, strict=strict)
+    # Right beside the active range it would be growth: leave a block between.
+    first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
+    return _reserve(view, vm, placement, PortRange(first, first + size - 1), now)
+
+
+def move_to(view: View, vm: VM, relocation: Relocation, now: float) -> Allocation:
+    """Reserve the place that compaction found for a range on its own address."""
+    external = relocation.allocation.external
+    return _reserve(view, vm, Placement(external, relocation.ports), relocation.ports, now)
 
 
 def reduce(view: View, active: Allocation, wanted: int, now: float) -> bool:

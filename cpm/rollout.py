@@ -42,6 +42,7 @@ class Rollout:
     :param internal_pool: Addresses between hosts and edges.
     :param hold_down_s: Seconds that a range rests.
     :param drain_limit_s: Returns after how many seconds a VM's draining ranges are withdrawn in any case; None: never.
+    :param cap: Returns how many ports a VM never goes above.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Rollout:
         internal_pool: IPv4Network,
         hold_down_s: float,
         drain_limit_s: Callable[[DomainUUID], float | None],
+        cap: Callable[[DomainUUID], int],
     ) -> None:
         self._view = view
         self._sessions = sessions
@@ -59,6 +61,7 @@ class Rollout:
         self._internal_pool = internal_pool
         self._hold_down_s = hold_down_s
         self._drain_limit_s = drain_limit_s
+        self._cap = cap
         self._edges_ready: set[AllocationId] = set()
         self._quiet: dict[AllocationId, int] = {}
         self._dirty: set[DomainUUID] = set()
@@ -211,7 +214,7 @@ class Rollout:
         return session.delta(self._path_of(node), host, edge)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostVM | None:
-        return wanted.host_vm(self._view, uuid, node, self._present, self._edges_ready)
+        return wanted.host_vm(self._view, uuid, node, self._present, self._edges_ready, self._cap(uuid))
 
     def _path_of(self, node: Node) -> PathState:
         return wanted.path(self._view, node, self._internal_pool)

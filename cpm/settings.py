@@ -60,6 +60,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     may still be sending to the old owner."""
     drain_limit_s: _Positive | None = None
     """Seconds after which a draining range is withdrawn although connections live. None: never, nothing is cut."""
+    compact_s: _Positive = 30.0
+    """Seconds between two looks for a range to move so that free runs join; at most one at a time on an address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")
     """Addresses between hosts and edges, one a VM (RFC 6598). Must not be routed elsewhere in your network."""
     pairing: str = "preferred"

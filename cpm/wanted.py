@@ -25,12 +25,14 @@ def host_vm(
     node: Node,
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
+    cap: int,
 ) -> HostVM | None:
     """
     Return a VM as this host should hold it; None: not at all.
 
     :param present: Where each VM runs.
     :param ready: Reserved allocations that the edges already map.
+    :param cap: Ports this VM never goes above.
     """
     vm = view.vms.get(uuid)
     if vm is None or Role.HOST not in node.roles or present.get(uuid) != node.name:
@@ -38,12 +40,23 @@ def host_vm(
     here = [allocation for allocation in view.of(uuid) if allocation.node == node.name]
     active = next((a for a in here if a.state is _State.ACTIVE), None)
     reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
-    ports = active.ports if active is not None else None
+    current, ports = active, active.ports if active is not None else None
     if reserved is not None:
         longer = active is not None and ranges.joins(active, reserved)
         ports = reserved.ports.joined(active.ports) if active is not None and longer else reserved.ports
+        current = reserved
     draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
-    return HostVM(uuid, vm.name, vm.internal, ports, draining) if ports is not None or draining else None
+    if ports is None and not draining:
+        return None
+    return HostVM(
+        uuid,
+        vm.name,
+        vm.internal,
+        ports,
+        draining,
+        external=current.external if current is not None else None,
+        at_cap=ports is not None and ports.size + view.space.block > cap,
+    )
 
 
 def edge_vm(view: View, uuid: DomainUUID, node: Node) -> EdgeVM | None:

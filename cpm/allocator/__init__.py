@@ -13,6 +13,7 @@ change nothing. What they promise, always:
 - no port gets a second owner: :meth:`AddressSpace.take` refuses it whatever a decision said.
 """
 
+from cpm.allocator.compacting import Relocation, compaction
 from cpm.allocator.grid import DEFAULT_BLOCK, USABLE, whole_blocks
 from cpm.allocator.placing import Placement, Shrunk, choose, grow, shrink
 from cpm.allocator.space import AddressSpace, Usage
@@ -22,9 +23,11 @@ __all__ = [
     "USABLE",
     "AddressSpace",
     "Placement",
+    "Relocation",
     "Shrunk",
     "Usage",
     "choose",
+    "compaction",
     "grow",
     "shrink",
     "whole_blocks",

@@ -6,6 +6,7 @@ knows addresses, ledgers or clocks: what is remembered between samples is a :cla
 returned, so that policies can be compared on the same recorded or generated load.
 """
 
+from cpm.scaling.arrivals import Arrival, on_arrival
 from cpm.scaling.demand import Demand, Memory, Policy
 from cpm.scaling.guards import LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
 from cpm.scaling.occupancy import OccupancyPolicy
@@ -16,6 +17,7 @@ from cpm.scaling.spec import SpecificationPolicy, calculate_new_port_range, dema
 __all__ = [
     "DEFAULT_POLICY",
     "LITERAL",
+    "Arrival",
     "Bounds",
     "Decision",
     "Demand",
@@ -29,6 +31,7 @@ __all__ = [
     "calculate_new_port_range",
     "decide",
     "demand_score",
+    "on_arrival",
     "policies",
     "policy_named",
     "policy_words",

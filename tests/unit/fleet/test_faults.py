@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cpm.api import wire
+from cpm.messages import Need
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
 from tests.fakes.fleet import EXTERNAL, Fleet
 
@@ -43,6 +45,17 @@ class Faults(RuleBasedStateMachine):
     @rule(uuid=vms, blocks=st.integers(1, 12))
     def resize(self, uuid: DomainUUID, blocks: int) -> None:
         self.fleet.ask(lambda manager: manager.resize(uuid, blocks * 64, self.fleet.now))
+
+    @rule(uuid=vms)
+    def relocate(self, uuid: DomainUUID) -> None:
+        self.fleet.ask(lambda manager: manager.relocate(uuid, self.fleet.now))
+
+    @rule(uuid=vms, in_use=st.integers(0, 600), rate=st.sampled_from([0.0, 1000.0]))
+    def say_that_it_needs_more(self, uuid: DomainUUID, in_use: int, rate: float) -> None:
+        for machine in self.fleet.hosts:
+            if machine.connected and machine.node is not None:
+                need = Need(uuid, machine.node.applied_generation, in_use, rate)
+                machine.to_manager.append(wire.encode(need))
 
     @rule(uuid=vms, offset=st.integers(0, 1000))
     def open_connection(self, uuid: DomainUUID, offset: int) -> None:

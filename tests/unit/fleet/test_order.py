@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cpm.messages import Delta
+from cpm.messages import Delta, Need
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
 from natctl.node import StaleEpoch
 from tests.fakes.fleet import Fleet
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
+THIRD = DomainUUID("00000000-0000-0000-0000-000000000003")
+FOURTH = DomainUUID("00000000-0000-0000-0000-000000000004")
 HOST1, HOST2, EDGE1, EDGE2 = (NodeName(name) for name in ("host1", "host2", "edge1", "edge2"))
 
 
@@ -265,3 +267,52 @@ def test_a_vm_that_two_hosts_claim_after_a_crash_ends_where_it_runs() -> None:
     assert fleet.manager is not None
     assert fleet.manager.present == {VM: HOST1}
     assert fleet.machines[HOST1].kernel.host[VM].ports is not None
+
+
+def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
+    fleet = Fleet()
+    started(fleet)
+    node = fleet.machines[HOST1].node
+    assert node is not None
+    need = Need(VM, node.applied_generation, ports_in_use=200, arrivals_per_s=4000.0)
+    fleet.ask(lambda manager: manager.said(HOST1, need, fleet.now))
+    fleet.run()
+    assert states(fleet) == [(1024, 1024 + 1216 - 1, "active")]
+    fleet.ask(lambda manager: manager.said(HOST1, need, fleet.now))
+    fleet.run()
+    assert states(fleet) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
+
+
+def test_a_relocated_range_serves_its_connections_until_they_end() -> None:
+    fleet = Fleet()
+    started(fleet)
+    connection = fleet.open(VM, 7)
+    assert connection is not None
+    fleet.ask(lambda manager: manager.relocate(VM, fleet.now))
+    settle(fleet)
+    assert states(fleet) == [(1024, 1279, "draining"), (1344, 1599, "active")]
+    assert all(edge.kernel.maps(connection.internal, connection.port) for edge in fleet.edges)
+    fleet.connections.clear()
+    settle(fleet)
+    assert states(fleet) == [(1024, 1279, "held"), (1344, 1599, "active")]
+
+
+def test_a_fragmented_address_is_compacted_without_cutting_anything() -> None:
+    fleet = Fleet(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1))
+    for uuid in (VM, OTHER, THIRD, FOURTH):
+        started(fleet, uuid)
+    connection = fleet.open(THIRD, 0)
+    for uuid in (VM, OTHER, FOURTH):
+        resize(fleet, 64, uuid)
+        settle(fleet)
+    resize(fleet, 64, THIRD)
+    settle(fleet)
+    assert fleet.manager is not None
+    assert fleet.manager.view.space.longest_free() < 6 * 64
+    fleet.connections.clear()
+    for _ in range(20):
+        settle(fleet)
+        fleet.pass_time(31.0)
+    assert connection is not None
+    assert fleet.manager.view.space.longest_free() >= 6 * 64
+    assert [s for uuid in (VM, OTHER, THIRD, FOURTH) for _, _, s in states(fleet, uuid)] == ["active"] * 4

@@ -1,0 +1,47 @@
+"""Growth at once: by the rate, by repetition, within the cap, and only for new ports."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.scaling import Arrival, Bounds, ScalingState, on_arrival
+
+BOUNDS = Bounds(floor=64, cap=32768, block=64)
+
+
+def test_the_first_growth_doubles() -> None:
+    decision, state = on_arrival(Arrival(256, 128, 0.0), ScalingState(low_samples=4), BOUNDS, 100.0)
+    assert (decision.target, decision.rule) == (512, "arrivals")
+    assert state == ScalingState(low_samples=0, grew_at=100.0, changed_at=100.0)
+
+
+def test_a_second_one_soon_after_gets_several_steps() -> None:
+    _, state = on_arrival(Arrival(256, 128, 0.0), ScalingState(), BOUNDS, 100.0)
+    decision, _ = on_arrival(Arrival(512, 256, 0.0), state, BOUNDS, 100.1)
+    assert decision.target == 2048
+
+
+def test_a_high_rate_gets_what_arrives_until_the_next_look() -> None:
+    decision, _ = on_arrival(Arrival(256, 128, 20_000.0), ScalingState(), BOUNDS, 100.0)
+    assert decision.target >= 128 + 5_000
+
+
+def test_connections_that_come_again_through_few_ports_do_not_grow_a_range() -> None:
+    decision, state = on_arrival(Arrival(1024, 3, 20_000.0), ScalingState(), BOUNDS, 100.0)
+    assert (decision.target, decision.rule) == (1024, "mostly-unused")
+    assert state == ScalingState()
+
+
+@given(
+    current=st.integers(1, 512).map(lambda blocks: blocks * 64),
+    share=st.floats(0, 1),
+    rate=st.floats(0, 1e6),
+    cap=st.integers(64, 40_000),
+)
+def test_it_never_shrinks_and_never_passes_the_cap(current: int, share: float, rate: float, cap: int) -> None:
+    bounds = Bounds(floor=64, cap=cap, block=64)
+    decision, _ = on_arrival(Arrival(current, int(current * share), rate), ScalingState(), bounds, 0.0)
+    assert decision.target >= current
+    assert decision.target == current or decision.target <= cap
+    assert decision.target % 64 == 0
