@@ -27,9 +27,12 @@ def _out(value: Any) -> Any:
 
 
 def _in(kind: type, value: Any) -> Any:
-    if kind in (IPv4Address, IPv4Network) and isinstance(value, str):
-        return kind(value)
-    raise NotImplementedError(kind.__name__)
+    if kind not in (IPv4Address, IPv4Network):
+        raise NotImplementedError(kind.__name__)
+    if not isinstance(value, str):
+        # ipaddress would take numbers and bytes too.
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")  # noqa: TRY004 - what msgspec adds the path to
+    return kind(value)
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_out)
