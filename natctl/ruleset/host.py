@@ -16,9 +16,9 @@ In nftables' notation::
       chain translate { type nat hook postrouting priority srcnat - 10;
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
-        oifname @uplinks meta mark & FLAG == FLAG ct state new ct mark set ct mark | FLAG
-        oifname @uplinks meta mark & FLAG == FLAG ct status snat ip saddr @internals return
-        oifname @uplinks meta mark & FLAG == FLAG counter drop }
+        meta mark & FLAG == FLAG ct state new oifname @uplinks ct mark set ct mark | FLAG
+        meta mark & FLAG == FLAG ct status snat ip saddr @internals return
+        meta mark & FLAG == FLAG oifname @uplinks counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -130,7 +130,7 @@ class Marks(NamedTuple):
     @classmethod
     def of_mask(cls, mask: int) -> Marks:
         """Read the settings' mask."""
-        shift = (mask & -mask).bit_length() - 1
+        shift = max(0, (mask & -mask).bit_length() - 1)
         bits = (mask >> shift).bit_length()
         if not 0 < mask <= 0xFFFFFFFF or mask >> shift != (1 << bits) - 1 or bits < 4:
             raise ValueError(f"not a mark mask: {mask:#x}; use at least 4 bits side by side, for example 0x7fff0000")
@@ -266,15 +266,16 @@ def _translate(marks: Marks) -> Chain:
 
 def _guard(marks: Marks) -> Chain:
     flag = word(marks.flag)
-    managed = to_interface("uplinks") + _is_managed(marks)
+    managed, leaves = _is_managed(marks), to_interface("uplinks")
     is_new = (ct("state"), masked(_NEW), compare(bytes(4), "!="))
     remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), flag), set_ct("mark"))
     translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
+    # Every packet comes through here, and looking an interface up by its name takes longest: once a connection.
     rules = (
-        rule(managed, is_new, remember, comment="the connection is ours"),
+        rule(managed, is_new, leaves, remember, comment="the connection is ours"),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
         rule(managed, translated, address_in(SOURCE, "internals"), RETURN),
-        rule(managed, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
+        rule(managed, leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
 

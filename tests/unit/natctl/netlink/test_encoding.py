@@ -1,0 +1,169 @@
+"""Golden messages, each beside the ``nft`` command that it means; and reading what the kernel sends."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from ipaddress import IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natctl.netlink import encoding, wire
+from natctl.plan import (
+    AddChain,
+    AddElements,
+    AddRules,
+    AddSet,
+    AddTable,
+    DeleteChain,
+    DeleteElements,
+    DeleteTable,
+    FlushChain,
+    Operation,
+)
+from natctl.ruleset import expressions as nft
+from natctl.ruleset import labels
+from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
+from natctl.ruleset.values import DROP, Chain, Element, Family, Hook, SetSpec
+
+pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")
+
+IP = Family.IPV4
+RANGE = Element(
+    bytes((100, 64, 0, 1)) + port_word(2000),
+    bytes((100, 64, 0, 1)) + port_word(2063),
+    bytes((203, 0, 113, 1)),
+    userdata=labels.packed("web"),
+)
+TABLE = "0e000100 76697274 706f7274 73000000"
+OUTBOUND = "0d000200 6f757462 6f756e64 00000000"
+
+GOLDEN: dict[str, tuple[Operation, str]] = {
+    "add table ip virtports": (
+        AddTable(IP),
+        f"24000000 000a0506 00000000 00000000 02000000 {TABLE}",
+    ),
+    "delete table bridge virtports": (
+        DeleteTable(Family.BRIDGE),
+        f"24000000 020a0500 00000000 00000000 07000000 {TABLE}",
+    ),
+    "add chain ip virtports translate { type nat hook postrouting priority 90; policy accept; }": (
+        AddChain(IP, Chain("translate", Hook("nat", 4, 90), ())),
+        (
+            f"58000000 030a0506 00000000 00000000 02000000 {TABLE} 0e000300 7472616e 736c6174 65000000"
+            " 14000400 08000100 00000004 08000200 0000005a 08000700 6e617400 08000500 00000001"
+        ),
+    ),
+    "delete chain bridge virtports vm-1": (
+        DeleteChain(Family.BRIDGE, "vm-1"),
+        f"30000000 050a0500 00000000 00000000 07000000 {TABLE} 09000300 766d2d31 00000000",
+    ),
+    "flush chain bridge virtports vm-1": (
+        FlushChain(Family.BRIDGE, "vm-1"),
+        f"30000000 080a0500 00000000 00000000 07000000 {TABLE} 09000200 766d2d31 00000000",
+    ),
+    "add rule ip virtports send oifname @outside drop": (
+        AddRules(IP, Chain("send", None, (rule(nft.meta("oifname"), nft.member("outside"), DROP),))),
+        (
+            f"c0000000 060a050c 00000000 00000000 02000000 {TABLE} 09000200 73656e64 00000000 80000480"
+            " 24000100 09000100 6d657461 00000000 14000200 08000100 00000001 08000200 00000007"
+            " 28000100 0b000100 6c6f6f6b 75700000 18000200 0c000100 6f757473 69646500 08000200 00000001"
+            " 30000100 0e000100 696d6d65 64696174 65000000 1c000200 08000100 00000000"
+            " 10000200 0c000200 08000100 00000000 0e000700 7e08c98a 44635a7f c5650000"
+        ),
+    ),
+    "add map ip virtports outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }": (
+        AddSet(IP, SetSpec("outbound", (ADDRESS, PORT), data=(ADDRESS,), interval=True)),
+        (
+            f"a0000000 090a0506 00000000 00000000 02000000 {TABLE} {OUTBOUND} 08000300 0000008c 08000400 000001cd"
+            " 08000500 00000008 08000a00 00000001 08000600 00000007 08000700 00000004"
+            " 20000900 1c000200 0c000100 08000100 00000004 0c000100 08000100 00000002"
+            " 1a000d00 00040200 00000104 02000000 7e087727 9fcf2634 f2920000"
+        ),
+    ),
+    'add element ip virtports outbound { 100.64.0.1 . 2000-2063 comment "web" : 203.0.113.1 }': (
+        AddElements((IP, "outbound"), (RANGE,)),
+        (
+            f"74000000 0c0a0506 00000000 00000000 02000000 {TABLE} {OUTBOUND} 40000380 3c000180"
+            " 10000180 0c000100 64400001 07d00000 10000a80 0c000100 64400001 080f0000"
+            " 0c000280 08000100 cb007101 0a000600 00047765 62000000"
+        ),
+    ),
+    "delete element ip virtports outbound { 100.64.0.1 . 2000-2063 }": (
+        DeleteElements((IP, "outbound"), (RANGE,)),
+        (
+            f"5c000000 0e0a0500 00000000 00000000 02000000 {TABLE} {OUTBOUND} 28000380 24000180"
+            " 10000180 0c000100 64400001 07d00000 10000a80 0c000100 64400001 080f0000"
+        ),
+    ),
+    'add element bridge virtports taps { "vnet0" : goto vm-1 }': (
+        AddElements((Family.BRIDGE, "taps"), (Element(interface_key("vnet0"), chain="vm-1"),)),
+        (
+            f"6c000000 0c0a0506 00000000 00000000 07000000 {TABLE} 09000200 74617073 00000000 3c000380 38000180"
+            " 18000180 14000100 766e6574 30000000 00000000 00000000"
+            " 1c000280 18000280 08000100 fffffffc 09000200 766d2d31 00000000"
+        ),
+    ),
+    "add element ip virtports exempt { 10.0.0.0/8 }": (
+        AddElements((IP, "exempt"), network_elements([IPv4Network("10.0.0.0/8")])),
+        (
+            f"74000000 0c0a0506 00000000 00000000 02000000 {TABLE} 0b000200 6578656d 70740000 44000380"
+            " 18000180 0c000180 08000100 00000000 08000300 00000001 10000180 0c000180 08000100 0a000000"
+            " 18000180 0c000180 08000100 0b000000 08000300 00000001"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("command", GOLDEN)
+def test_a_message_is_what_nft_would_send(command: str) -> None:
+    operation, golden = GOLDEN[command]
+    begin, member, end = encoding.transaction([operation])
+    assert member.data.hex(" ", 4) == golden
+    # NFNL_MSG_BATCH_BEGIN and _END, for the subsystem nftables.
+    assert begin.data.hex(" ", 4) == "14000000 10000100 00000000 00000000 0000000a"
+    assert end.data.hex(" ", 4) == "14000000 11000100 00000000 00000000 0000000a"
+
+
+def test_only_the_last_member_asks_for_an_answer() -> None:
+    operations: list[Operation] = [AddTable(IP), AddTable(Family.BRIDGE)]
+    flags = [struct.unpack_from("=H", member.data, 6)[0] & wire.ACK for member in encoding.transaction(operations)]
+    assert flags == [0, 0, wire.ACK, 0]
+
+
+def test_many_elements_take_several_messages_of_which_none_is_too_long() -> None:
+    elements = tuple(RANGE._replace(key=number.to_bytes(4, "big") + port_word(1)) for number in range(5000))
+    _, *members, _ = encoding.transaction([AddElements((IP, "outbound"), elements)])
+    assert len(members) > 1
+    assert all(len(member.data) < 65536 for member in members)
+    lists = [wire.attributes(member.data, 20)[3] for member in members]
+    assert sum(len(list(wire.each(part))) for part in lists) == 5000
+
+
+@given(
+    st.builds(
+        Element,
+        st.binary(min_size=1, max_size=16),
+        st.binary(max_size=16),
+        st.binary(max_size=16),
+        st.just(""),
+        st.binary(max_size=255),
+        st.booleans(),
+    )
+)
+def test_an_element_can_be_taken_apart_again(element: Element) -> None:
+    (item,) = wire.each(encoding.packed_element(element))
+    parts = wire.attributes(item)
+    assert wire.attributes(parts[1])[1] == element.key
+    assert (wire.attributes(parts[10])[1] if 10 in parts else b"") == element.key_end
+    assert (wire.attributes(parts[2])[1] if 2 in parts else b"") == element.data
+    assert parts.get(6, b"") == element.userdata
+    assert (3 in parts) == element.interval_end
+
+
+@given(st.binary(max_size=200))
+def test_garbage_from_the_kernel_ends(data: bytes) -> None:
+    wire.attributes(data)
+    list(wire.each(data))
