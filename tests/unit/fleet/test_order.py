@@ -316,3 +316,18 @@ def test_a_fragmented_address_is_compacted_without_cutting_anything() -> None:
     assert connection is not None
     assert fleet.manager.view.space.longest_free() >= 6 * 64
     assert [s for uuid in (VM, OTHER, THIRD, FOURTH) for _, _, s in states(fleet, uuid)] == ["active"] * 4
+
+
+def test_what_was_confirmed_to_the_last_session_confirms_nothing_to_this_one() -> None:
+    """Generations count within a session: work of the former one ends while the new one waits for its snapshot."""
+    fleet = Fleet()
+    fleet.start_vm(HOST1, VM)
+    fleet.deliver_up(HOST1)
+    fleet.deliver_down(EDGE1)
+    fleet.disconnect(EDGE1)
+    fleet.connect(EDGE1)
+    fleet.deliver_up(EDGE1)
+    fleet.kernel_step(EDGE1)
+    fleet.deliver_up(EDGE1)
+    assert fleet.manager is not None
+    assert not fleet.manager.sessions[EDGE1].synced
