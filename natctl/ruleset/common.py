@@ -85,11 +85,6 @@ def port_word(port: int) -> bytes:
     return port.to_bytes(2, "big") + b"\0\0"
 
 
-def from_interface(name: str) -> tuple[Expression, ...]:
-    """``iifname @NAME``"""
-    return meta("iifname"), member(name)
-
-
 def to_interface(name: str) -> tuple[Expression, ...]:
     """``oifname @NAME``"""
     return meta("oifname"), member(name)

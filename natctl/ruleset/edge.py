@@ -7,18 +7,28 @@ In nftables' notation, shortened::
       map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }       # internal . ports : external
       map inbound-203.0.113.1 { type inet_service : ipv4_addr; flags interval; }        # ports : internal
       map inbound { type ipv4_addr : verdict; elements = { 203.0.113.1 : goto inbound-203.0.113.1 } }
+      map sides { type ifname : verdict; elements = { "eth0" : goto from-outside, "eth1" : goto from-hosts } }
       chain receive { type filter hook prerouting priority raw;
-        iifname @underlay ip saddr @internals ip daddr @externals jump outward      # hairpin: the source first
-        iifname @outside  jump inward
-        iifname @underlay jump inward
-        iifname @outside  ip daddr @externals fib daddr type != local counter drop  # nobody's port
-        iifname @underlay ip daddr @externals fib daddr type != local counter drop
+        iifname vmap @sides
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
+        ip daddr @internals notrack accept }
+      chain from-hosts {
+        ip saddr @internals ip daddr != @externals ip daddr != @locals notrack accept      # nearly all there is
+        ip saddr @internals ip daddr @externals jump outward                        # hairpin: the source first
+        jump inward
+        ip daddr @locals accept
         ip daddr @internals notrack accept
-        iifname @underlay ip saddr @internals notrack }
+        ip daddr @externals fib daddr type != local counter drop                    # nobody's port
+        ip saddr @internals notrack }
+      chain from-outside {
+        jump inward
+        ip daddr @locals accept
+        ip daddr @internals notrack accept
+        ip daddr @externals fib daddr type != local counter drop }
       chain send { type filter hook postrouting priority 300;
-        oifname @outside jump outward
-        oifname @outside ip saddr @internals counter drop }      # a port that the VM does not own never leaves
+        oifname != @outside accept
+        jump outward
+        ip saddr @internals counter drop }                       # a port that the VM does not own never leaves
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 return
@@ -30,6 +40,8 @@ In nftables' notation, shortened::
       chain reassembly { ct state untracked }
     }
 
+- Every packet comes through ``receive`` and ``send``, and looking an interface up by its name is the dearest thing in
+  them: once each, and then the test first that decides about most packets.
 - ``outbound`` is keyed by the ports too: a host with stale tables cannot use a port that has moved on. The edges are
   the fence.
 - What one change costs must not grow with the fleet, and removing an element of a concatenated interval map takes time
@@ -59,6 +71,7 @@ from natctl.desired import EdgeEntry, EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
     ICMP_TYPE,
+    INTERFACE,
     INTERNALS,
     PORT,
     POSTROUTING,
@@ -67,15 +80,14 @@ from natctl.ruleset.common import (
     address_in,
     described,
     filtering,
-    from_interface,
     interface_elements,
+    interface_key,
     interfaces,
     looked_up,
     network_elements,
     networks,
     protocol,
     rule,
-    to_interface,
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
@@ -120,7 +132,7 @@ OUTBOUND: Final = "outbound"
 INBOUND: Final[Place] = (Family.IPV4, "inbound")
 LOCALS: Final[Place] = (Family.IPV4, "locals")
 OUTSIDE: Final[Place] = (Family.IPV4, "outside")
-UNDERLAY: Final[Place] = (Family.IPV4, "underlay")
+SIDES: Final[Place] = (Family.IPV4, "sides")
 EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
@@ -131,6 +143,8 @@ NOBODYS_PORT: Final = "nobodys-port"
 NOT_OWNED: Final = "not-owned"
 """Name of the counter of packets that a VM sent from a port it does not hold, and that were dropped."""
 
+_FROM_HOSTS = "from-hosts"
+_FROM_OUTSIDE = "from-outside"
 _UNDERWAY = "told by a machine on the way, not by the VM"
 _ICMP = 1
 _EMBEDDED = 8
@@ -205,7 +219,7 @@ _SETS: Final = (
     SetSpec("inbound", (ADDRESS,), verdicts=True),
     SetSpec("locals", (ADDRESS,)),
     interfaces("outside"),
-    interfaces("underlay"),
+    SetSpec("sides", (INTERFACE,), verdicts=True),
     SetSpec("externals", (ADDRESS,)),
     SetSpec("ported", (PROTOCOL,)),
     SetSpec("queries", (ICMP_TYPE,)),
@@ -217,13 +231,22 @@ _SETS: Final = (
 def base(settings: EdgeSettings, path: Path | None, layout: Layout) -> Ruleset:
     """Return the table, chains and sets of the edge role, without any VM."""
     externals = sorted(layout.externals)
-    chains = (_receive(), _send(), _reassembly(), _inward(), *map(_inbound, externals), *_outward(layout))
+    chains = (
+        _receive(),
+        _from_hosts(),
+        _from_outside(),
+        _send(),
+        _reassembly(),
+        _inward(),
+        *map(_inbound, externals),
+        *_outward(layout),
+    )
     sets = (*_SETS, *(_outbound_map(name) for name in layout.maps), *(_inbound_map(address) for address in externals))
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True),)
     elements = {(Family.IPV4, spec.name): indexed(()) for spec in sets} | {
         OUTSIDE: indexed(interface_elements(settings.uplinks)),
-        UNDERLAY: indexed(interface_elements(settings.underlay)),
+        SIDES: indexed(_sides(settings)),
         PORTED: _numbers(6, 17, 132, 136),
         QUERIES: _numbers(0, 8, 13, 14),
         ERRORS: _numbers(3, 4, 11, 12),
@@ -310,34 +333,57 @@ def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
     return indexed(Element(bytes((number,))) for number in numbers)
 
 
+def _sides(settings: EdgeSettings) -> Iterator[Element]:
+    # Where hosts and the internet are behind one interface, what is done for hosts covers both.
+    for name in sorted(settings.uplinks | settings.underlay):
+        yield Element(interface_key(name), chain=_FROM_HOSTS if name in settings.underlay else _FROM_OUTSIDE)
+
+
 def _receive() -> Chain:
-    to_pool = address_in(DESTINATION, "externals")
-    is_not_here = (destination_kind(), compare(word(2), "!="))
-    nobodys = "nobody's port: would loop between here and the router"
+    return Chain("receive", filtering(PREROUTING, -300), (rule(meta("iifname"), verdict_of("sides")), *_for_vms()))
 
-    def drop(side: str) -> Rule:
-        return rule(from_interface(side), to_pool, is_not_here, counter(), DROP, comment=nobodys, tag=NOBODYS_PORT)
 
-    from_vm = from_interface("underlay") + address_in(SOURCE, "internals")
+def _from_hosts() -> Chain:
+    from_vm = address_in(SOURCE, "internals")
+    is_elsewhere = address_in(DESTINATION, "externals", negated=True) + address_in(DESTINATION, "locals", negated=True)
     rules = (
-        rule(from_vm, to_pool, jump("outward"), comment="from VM to VM: the source becomes external too"),
-        rule(from_interface("outside"), jump("inward")),
-        rule(from_interface("underlay"), jump("inward")),
-        drop("outside"),
-        drop("underlay"),
-        rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it"),
-        rule(address_in(DESTINATION, "internals"), notrack(), ACCEPT),
+        rule(from_vm, is_elsewhere, notrack(), ACCEPT, comment="from a VM to the internet"),
+        rule(from_vm, _to_pool(), jump("outward"), comment="from VM to VM: the source becomes external too"),
+        rule(jump("inward")),
+        *_for_vms(),
+        _nobodys(),
         rule(from_vm, notrack()),
     )
-    return Chain("receive", filtering(PREROUTING, -300), rules)
+    return Chain(_FROM_HOSTS, None, rules)
+
+
+def _from_outside() -> Chain:
+    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *_for_vms(), _nobodys()))
+
+
+def _for_vms() -> tuple[Rule, ...]:
+    return (
+        rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it"),
+        rule(address_in(DESTINATION, "internals"), notrack(), ACCEPT),
+    )
+
+
+def _nobodys() -> Rule:
+    is_not_here = (destination_kind(), compare(word(2), "!="))
+    why = "nobody's port: would loop between here and the router"
+    return rule(_to_pool(), is_not_here, counter(), DROP, comment=why, tag=NOBODYS_PORT)
+
+
+def _to_pool() -> tuple[Expression, ...]:
+    return address_in(DESTINATION, "externals")
 
 
 def _send() -> Chain:
-    leaves = to_interface("outside")
     not_owned = "the VM does not hold this port here"
     rules = (
-        rule(leaves, jump("outward")),
-        rule(leaves, address_in(SOURCE, "internals"), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
+        rule(meta("oifname"), member("outside", negated=True), ACCEPT),
+        rule(jump("outward")),
+        rule(address_in(SOURCE, "internals"), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
     )
     return Chain("send", filtering(POSTROUTING, 300), rules)
 
