@@ -13,6 +13,7 @@ VMs there are, :class:`Report` what was measured. Nothing depends on having seen
 
 from __future__ import annotations
 
+import enum
 from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
@@ -92,6 +93,44 @@ class Draining(Struct, frozen=True):
     connections: int
 
 
+class GuestState(enum.StrEnum):
+    """How it stands between a host and the guest agent of one VM."""
+
+    ABSENT = "absent"
+    """No channel, or no agent at its other end."""
+    SILENT = "not answering"
+    """There may be one, but it does not answer in time."""
+    ANSWERING = "answering"
+    NONSENSE = "nonsense"
+    """What it says cannot be: nothing of it is used."""
+
+
+class GuestView(Struct, frozen=True):
+    """
+    What the guest itself says, and what it was told.
+
+    For people to see, beside what its host measured. Nothing is decided by it: a guest can say what it likes.
+    """
+
+    state: GuestState
+    since: float
+    """UTC seconds."""
+    why: str = ""
+    """Why it is so, or what an agent that answers refused; in the words of whoever said it."""
+    connections: int | None = None
+    """IPv4 TCP sockets in use, listening ones included; None: not said."""
+    established: int | None = None
+    """TCP connections, IPv6 ones included."""
+    interfaces: int | None = None
+    """With a hardware address."""
+    rx_bytes: int | None = None
+    """Received on them since each was made."""
+    tx_bytes: int | None = None
+    external: IPv4Address | None = None
+    """What it was told, and took: its external address; None: nothing yet."""
+    ports: PortRange | None = None
+
+
 class Measured(Struct, frozen=True):
     """One VM over the last period, as its host saw it."""
 
@@ -105,6 +144,8 @@ class Measured(Struct, frozen=True):
     new_connections_per_s: float | None = None
     draining: tuple[Draining, ...] = ()
     """Counted after generation ``Report.generation`` was in force."""
+    guest: GuestView | None = None
+    """None: the guest has not been asked yet, or is not asked."""
 
 
 class Report(Struct, frozen=True, tag="report"):
