@@ -204,6 +204,7 @@ class Node:
         self._marks = marks
         self._domains: dict[DomainUUID, _Domain] = {}
         self._ended: dict[DomainUUID, IPv4Address] = {}
+        self._detached: set[DomainUUID] = set()
         self._host: dict[DomainUUID, HostVM] = {}
         self._edge: dict[DomainUUID, EdgeVM] = {}
         self._path: PathState | None = None
@@ -347,6 +348,7 @@ class Node:
 
     def _take_snapshot(self, snapshot: Snapshot) -> None:
         self._synced = True
+        self._detached.clear()
         self._generation = snapshot.generation
         self._host = {vm.domain: vm for vm in snapshot.host}
         self._edge = {vm.domain: vm for vm in snapshot.edge}
@@ -364,9 +366,11 @@ class Node:
         self._edge.update((vm.domain, vm) for vm in delta.edge)
         for uuid in delta.host_gone:
             self._host.pop(uuid, None)
-            if uuid in self._domains:
-                # It stopped and started again before the manager heard of either.
+            if uuid in self._domains and uuid in self._detached:
+                # It stopped and started again before the manager heard of either. (One that we did not call gone
+                # has moved to another host; the hook will tell us soon.)
                 self._ask(uuid, self._domains[uuid])
+            self._detached.discard(uuid)
         for uuid in delta.edge_gone:
             self._edge.pop(uuid, None)
         if delta.path is not None:
@@ -428,6 +432,7 @@ class Node:
             # Host first: it stops handing the ports out before anybody else hears of it.
             if (vm := self._host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
+                self._detached.add(uuid)
             self._next.host.add(uuid)
             self._say(Detach(uuid, reason))
         if request is not None:

@@ -266,6 +266,38 @@ class Fleet:
                 machine.node.linked(self._links(machine), self.now)
                 self._carry_out(machine)
 
+    def migrate(self, uuid: DomainUUID, to: NodeName) -> None:
+        """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
+        machine = self.machines[to]
+        vm = Running(uuid, f"vm-{uuid[-4:]}", frozenset({f"vnet-{uuid[-4:]}"}))
+        machine.guests[uuid] = vm.taps
+        if machine.node is not None:
+            machine.node.linked(self._links(machine), self.now)
+            machine.node.incoming(self._request(), vm, self.now)
+            machine.node.starting(self._request(), vm, self.now, wait_for_taps=True)
+            self._carry_out(machine)
+
+    def resume(self, uuid: DomainUUID, to: NodeName) -> None:
+        """The guest runs on the destination: libvirt's event, if natd is there to see it. Old connections are gone."""
+        self.connections = {c for c in self.connections if c.domain != uuid}
+        machine = self.machines[to]
+        if machine.node is not None:
+            machine.node.resumed(uuid, self.now)
+            self._carry_out(machine)
+
+    def left(self, uuid: DomainUUID, source: NodeName) -> None:
+        """The source's hook ``stopped``: like any other stop."""
+        machine = self.machines[source]
+        machine.guests.pop(uuid, None)
+        if machine.node is not None:
+            machine.node.ended(None, uuid, "stopped", self.now)
+            machine.node.linked(self._links(machine), self.now)
+            self._carry_out(machine)
+
+    def _request(self) -> int:
+        self._requests += 1
+        return self._requests
+
     def _list(self, machine: Machine) -> None:
         """What natd learns from libvirt at start and now and then."""
         if machine.node is not None:

@@ -331,3 +331,46 @@ def test_what_was_confirmed_to_the_last_session_confirms_nothing_to_this_one() -
     fleet.deliver_up(EDGE1)
     assert fleet.manager is not None
     assert not fleet.manager.sessions[EDGE1].synced
+
+
+def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.migrate(VM, HOST2)
+    settle(fleet)
+    assert VM in fleet.machines[HOST1].kernel.host, "it still runs here"
+    assert VM not in fleet.machines[HOST2].kernel.host
+    fleet.resume(VM, HOST2)
+    fleet.run()
+    assert fleet.machines[HOST2].kernel.host[VM].taps
+    assert VM not in fleet.machines[HOST1].kernel.host
+    moved = fleet.machines[HOST2].kernel.host[VM].ports
+    fleet.left(VM, HOST1)
+    settle(fleet)
+    assert fleet.machines[HOST2].kernel.host[VM].ports == moved
+    assert fleet.manager is not None
+    assert fleet.manager.present == {VM: HOST2}
+
+
+def test_a_migration_whose_arrival_nobody_saw_ends_with_the_stop_at_its_source() -> None:
+    fleet = Fleet()
+    started(fleet)
+    fleet.migrate(VM, HOST2)
+    fleet.run()
+    fleet.left(VM, HOST1)
+    fleet.run()
+    assert fleet.machines[HOST2].kernel.host[VM].taps
+    assert fleet.manager is not None
+    assert fleet.manager.present == {VM: HOST2}
+
+
+def test_a_migration_that_comes_to_nothing_changes_nothing() -> None:
+    fleet = Fleet()
+    started(fleet)
+    before = dict(fleet.machines[HOST1].kernel.host)
+    fleet.migrate(VM, HOST2)
+    fleet.run()
+    fleet.left(VM, HOST2)
+    settle(fleet)
+    assert fleet.machines[HOST1].kernel.host == before
+    assert states(fleet) == [(1024, 1279, "active")]
