@@ -34,6 +34,7 @@ from cpm.api.views import (
     EventView,
     NodeView,
     PoolRequest,
+    ResizeRequest,
     StatusView,
     WhoisView,
     WishesRequest,
@@ -42,7 +43,7 @@ from cpm.errors import ConfigError, LedgerError, NotFound, VirtPortsError
 from cpm.ledger import JournalReader, SqliteLedger
 from cpm.manager import Manager, Outcome
 from cpm.messages import Hello, NodeMessage
-from cpm.model import ExternalAddress, NodeName
+from cpm.model import VM, DomainUUID, ExternalAddress, NodeName
 from cpm.records import JournalEntry
 from cpm.service import clock, logs, notify
 from cpm.service.tasks import Tasks
@@ -261,10 +262,24 @@ class Cpmd:
 
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
         """Take in what the operator wishes for a VM."""
+        return await self._change(
+            name, lambda manager, vm, now: manager.set_wishes(vm.uuid, overview.wished(vm.set, request))
+        )
 
-        def act(manager: Manager, now: float) -> str:
+    async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
+        """Give a VM's range another size now."""
+        return await self._change(name, lambda manager, vm, now: manager.resize_to(vm.uuid, request.ports, now))
+
+    async def relocate(self, name: str) -> DomainDetail:
+        """Give a VM other ports."""
+        return await self._change(name, lambda manager, vm, now: manager.relocate(vm.uuid, now))
+
+    async def _change(self, name: str, change: Callable[[Manager, VM, float], None]) -> DomainDetail:
+        """Let the manager change something about a VM; return the VM once what was decided is durable."""
+
+        def act(manager: Manager, now: float) -> DomainUUID:
             vm = overview.find(manager, name)
-            manager.set_wishes(vm.uuid, overview.wished(vm.set, request))
+            change(manager, vm, now)
             return vm.uuid
 
         return overview.domain(self._manager, await self._do(act))

@@ -27,6 +27,7 @@ from cpm.api.views import (
     EventView,
     NodeView,
     PoolRequest,
+    ResizeRequest,
     StatusView,
     WhoisView,
     WishesRequest,
@@ -94,6 +95,8 @@ class Backend(Protocol):
     async def domains(self, *, everything: bool) -> Sequence[DomainView]: ...  # noqa: D102
     async def domain(self, name: str) -> DomainDetail: ...  # noqa: D102
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail: ...  # noqa: D102
+    async def resize(self, name: str, request: ResizeRequest) -> DomainDetail: ...  # noqa: D102
+    async def relocate(self, name: str) -> DomainDetail: ...  # noqa: D102
     async def history(self, name: str, limit: int) -> Sequence[EventView]: ...  # noqa: D102
     async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView: ...  # noqa: D102
     async def pool(self) -> Sequence[AddressView]: ...  # noqa: D102
@@ -166,6 +169,8 @@ class Server:
                 web.get("/v1/domains", self._domains),
                 web.get("/v1/domains/{name}", self._domain),
                 web.patch("/v1/domains/{name}", self._set_wishes),
+                web.post("/v1/domains/{name}/resize", self._resize),
+                web.post("/v1/domains/{name}/relocate", self._relocate),
                 web.get("/v1/domains/{name}/history", self._history),
                 web.get("/v1/whois", self._whois),
                 web.get("/v1/pool", self._pool),
@@ -193,6 +198,13 @@ class Server:
     async def _set_wishes(self, request: web.Request) -> web.Response:
         wishes = wire.decode(WishesRequest, await request.read())
         return _json(await self._backend.set_wishes(request.match_info["name"], wishes))
+
+    async def _resize(self, request: web.Request) -> web.Response:
+        wanted = wire.decode(ResizeRequest, await request.read())
+        return _json(await self._backend.resize(request.match_info["name"], wanted))
+
+    async def _relocate(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.relocate(request.match_info["name"]))
 
     async def _history(self, request: web.Request) -> web.Response:
         limit = _whole(request, "limit", 1000, 1, 100_000)

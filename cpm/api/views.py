@@ -5,6 +5,8 @@ What operators get to see: the JSON of the HTTP API, one class a noun. Used by s
 ``GET /v1/domains``                           list of :class:`DomainView`; ``?all=1`` with those gone
 ``GET /v1/domains/{name or uuid}``            :class:`DomainDetail`
 ``PATCH /v1/domains/{name or uuid}``          body :class:`WishesRequest`, answers :class:`DomainDetail`
+``POST /v1/domains/{name or uuid}/resize``    body :class:`ResizeRequest`, answers :class:`DomainDetail`
+``POST /v1/domains/{name or uuid}/relocate``  answers :class:`DomainDetail`
 ``GET /v1/domains/{name or uuid}/history``    list of :class:`EventView`, oldest first; ``?limit=N``
 ``GET /v1/whois?address=&port=``              :class:`WhoisView`; ``&at=`` UTC seconds, ``&protocol=``
 ``GET /v1/pool``                              list of :class:`AddressView`
@@ -23,10 +25,11 @@ Errors: HTTP status 400 (invalid-request), 404 (not-found), 409 (conflict, ambig
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from typing import Annotated
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cpm.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
 
 
 class ErrorView(Struct, frozen=True):
@@ -84,6 +87,13 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     policy: str | UnsetType | None = UNSET
     drain_limit_s: float | UnsetType | None = UNSET
     """0: never, whatever the pool's default is."""
+
+
+class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """What size a VM's range shall have now."""
+
+    ports: Annotated[int, Meta(ge=1, le=LAST_PORT)]
+    """Rounded up to whole blocks, held between floor and cap."""
 
 
 class DomainDetail(Struct, frozen=True):

@@ -17,6 +17,8 @@ VERBS = {
     "list": "cpm.cli.list",
     "show": "cpm.cli.show",
     "set": "cpm.cli.set",
+    "resize": "cpm.cli.resize",
+    "relocate": "cpm.cli.relocate",
     "whois": "cpm.cli.whois",
     "history": "cpm.cli.history",
     "pool": "cpm.cli.pool",

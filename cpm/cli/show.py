@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if parsing.wants_json(args):
         render.emit_document(flat(render.plain(detail)))
     else:
-        render.emit(_facts(detail) + "\n" + _ranges(detail))
+        render.emit(_facts(detail) + "\n" + ranges(detail))
     return 0
 
 
@@ -86,7 +86,8 @@ def _worded(key: str, value: float | str | None) -> str:
     return str(value)
 
 
-def _ranges(detail: DomainDetail) -> str:
+def ranges(detail: DomainDetail) -> str:
+    """Return what the VM holds, as a table."""
     return render.table(HEADER, (
         (each.external_address, render.ports(each.first_port, each.last_port), each.state, each.connections,
          render.moment(each.since))

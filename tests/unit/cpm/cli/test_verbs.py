@@ -186,6 +186,28 @@ def test_set_refuses_before_asking(manager: CannedManager, virt_ports: Command, 
     assert manager.asked == []
 
 
+def test_resize_and_relocate(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("POST /v1/domains/web1/resize", DETAIL)
+    manager.on("POST /v1/domains/web1/relocate", DETAIL)
+    for words in (["resize", "web1", "512"], ["relocate", "web1"]):
+        assert virt_ports(*words).out == (
+            " External address   Ports         State      Connections   Since\n"
+            "--------------------------------------------------------------------------------------\n"
+            " 203.0.113.1        20000-20255   active     -             2025-11-23T06:38:00+01:00\n"
+            " 203.0.113.2        1024-1279     draining   3             2025-11-23T07:37:00+01:00\n"
+            "\n"
+        )
+        assert virt_ports(*words, "-o", "json").json["allocations"][1]["state"] == "draining"
+    assert [body for _, body in manager.asked] == [b'{"ports":512}', b'{"ports":512}', b"", b""]
+
+
+def test_resize_to_no_number_is_refused_before_asking(manager: CannedManager, virt_ports: Command) -> None:
+    result = virt_ports("resize", "web1", "many")
+    assert result.code == 2
+    assert "not a number: 'many'" in result.err
+    assert manager.asked == []
+
+
 def test_names_are_quoted_on_the_way(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/domains/a%2F..%3Fb%20%C3%A9", DETAIL)
     assert virt_ports("show", "a/..?b é").code == 0

@@ -150,6 +150,8 @@ async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
         await _sees(cpmd, active)
         await _is_refused(cpmd, active)
 
+        await _moves_and_changes_size(cpmd, follower)
+
         await node.say(Detach(WEB, "shutdown"))
         await follower.until("held", WEB)
         assert [vm["name"] for vm in (await virt_ports(cpmd, "list", "-o", "json")).json] == ["db"]
@@ -190,6 +192,18 @@ async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
     assert [line.split()[0] for line in table[2:-1]] == ["db", "web1"]
 
 
+async def _moves_and_changes_size(cpmd: Manager, follower: Follower) -> None:
+    """What the operator asks is decided at once and done when the node confirmed it."""
+    moved = (await virt_ports(cpmd, "relocate", "web1", "-o", "json")).json
+    assert sorted(each["state"] for each in moved["allocations"]) == ["active", "reserved"]
+    here = await follower.until("active", WEB)
+    grown = (await virt_ports(cpmd, "resize", "web1", "300", "-o", "json")).json["allocations"]
+    # To whole blocks, in place: only the new ports are on their way in.
+    assert (64, "reserved") in [(each["last_port"] - each["first_port"] + 1, each["state"]) for each in grown]
+    there = await follower.until("resized", WEB)
+    assert (there["first_port"], there["last_port"]) == (here["first_port"], here["last_port"] + 64)
+
+
 async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
     """What cannot be has the exit code for it, the manager's sentence, and changes nothing."""
     for words, sentence in (
@@ -197,6 +211,8 @@ async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
         (("history", "web2"), "error: no VM 'web2'; "),
         (("whois", "203.0.113.1", "65535"), "error: no holder of '203.0.113.1 port 65535'; "),
         (("whois", "203.0.113.1", str(active["first_port"]), "--at", "-1d"), "error: no holder of "),
+        (("resize", "web2", "64"), "error: no VM 'web2'; "),
+        (("relocate", "web2"), "error: no VM 'web2'; "),
         (("pool", "remove", "203.0.113.1"), "error: cannot remove 203.0.113.1: "),
         (("pool", "remove", "203.0.113.9"), "error: no "),
         (("node", "fence", "host1"), "error: host1 is connected"),

@@ -25,6 +25,7 @@ from cpm.api.views import (
     EventView,
     NodeView,
     PoolRequest,
+    ResizeRequest,
     StatusView,
     WhoisView,
     WishesRequest,
@@ -68,6 +69,14 @@ class SaysWhatItIsTold:
 
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
         self._hear("set", name, request)
+        return DETAIL
+
+    async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
+        self._hear("resize", name, request)
+        return DETAIL
+
+    async def relocate(self, name: str) -> DomainDetail:
+        self._hear("relocate", name)
         return DETAIL
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
@@ -169,6 +178,8 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
             ["set", "web 1", "floor=64", "drain-limit=2.5", "--unset", "cap"],
             ("set", "web 1", WishesRequest(floor=64, cap=None, drain_limit_s=2.5)),
         ),
+        (["resize", "web 1", "512"], ("resize", "web 1", ResizeRequest(512))),
+        (["relocate", "web/1"], ("relocate", "web/1")),
         (["history", "web 1", "--limit", "5"], ("history", "web 1", 5)),
         (["whois", "203.0.113.1", "20817"], ("whois", IPv4Address("203.0.113.1"), 20817, None)),
         (
@@ -213,6 +224,12 @@ def test_the_managers_sentence_arrives(server: Running, run: Any, trouble: VirtP
 
 def test_a_limit_the_manager_refuses_is_a_matter_of_usage(run: Any) -> None:
     assert run("history", "web1", "--limit", "0").code == 2
+
+
+@pytest.mark.parametrize("ports", ["0", "65536"])
+def test_a_size_that_no_range_can_have_is_a_matter_of_usage(server: Running, run: Any, ports: str) -> None:
+    assert run("resize", "web1", ports).code == 2
+    assert server.backend.asked == []
 
 
 class KeepsItsConnection(Client):

@@ -1,0 +1,38 @@
+"""``virt-ports relocate``: move one VM to other ports."""
+
+from __future__ import annotations
+
+import argparse
+
+from cpm.cli import parsing, render, show
+
+_ABOUT = """\
+New connections get as many ports elsewhere, on the same external address if it
+has room. What is connected keeps its port: the old ports drain until their last
+connection is gone.
+
+The size stays as it is; `virt-ports resize` changes that. The next measurement
+may bring another size, `virt-ports set VM floor=PORTS` or `cap=PORTS` makes one
+stay."""
+
+_EXAMPLES = """\
+  virt-ports relocate web1"""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(subparsers, "relocate", "move one VM to other ports", about=_ABOUT, examples=_EXAMPLES)
+    verb.add_argument("vm", metavar="VM", help="name or UUID")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the manager, and print what the VM holds once it has decided."""
+    from cpm.api.client import path_of
+    from cpm.api.views import DomainDetail
+
+    detail = parsing.client(args).post(DomainDetail, path_of("domains", args.vm, "relocate"))
+    if parsing.wants_json(args):
+        render.emit_document(show.flat(render.plain(detail)))
+    else:
+        render.emit(show.ranges(detail))
+    return 0

@@ -1,0 +1,43 @@
+"""``virt-ports resize``: give one VM more ports, or fewer, now."""
+
+from __future__ import annotations
+
+import argparse
+
+from cpm.cli import parsing, render, show
+
+_ABOUT = """\
+PORTS is rounded up to whole blocks and held between the VM's floor and its cap.
+Where the neighbouring ports are free the range grows in place; otherwise new
+connections get a larger range elsewhere. Either way, what is connected keeps its
+port: the old ports drain until their last connection is gone.
+
+The next measurement may bring the size back: to make it stay, say
+`virt-ports set VM floor=PORTS` or `cap=PORTS`."""
+
+_EXAMPLES = """\
+  virt-ports resize web1 1024
+  virt-ports set web1 floor=1024    the same from the next measurement on, to stay"""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(
+        subparsers, "resize", "give one VM more or fewer ports now", about=_ABOUT, examples=_EXAMPLES
+    )
+    verb.add_argument("vm", metavar="VM", help="name or UUID")
+    verb.add_argument("ports", metavar="PORTS", type=parsing.count, help="how many its range shall have")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask the manager, and print what the VM holds once it has decided."""
+    from cpm.api.client import path_of
+    from cpm.api.views import DomainDetail, ResizeRequest
+
+    request = ResizeRequest(args.ports)
+    detail = parsing.client(args).post(DomainDetail, path_of("domains", args.vm, "resize"), request)
+    if parsing.wants_json(args):
+        render.emit_document(show.flat(render.plain(detail)))
+    else:
+        render.emit(show.ranges(detail))
+    return 0
