@@ -31,7 +31,7 @@ def _in(kind: type, value: Any) -> Any:
         raise NotImplementedError(kind.__name__)
     if not isinstance(value, str):
         # ipaddress would take numbers and bytes too.
-        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")  # noqa: TRY004 - what msgspec adds the path to
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
     return kind(value)
 
 

@@ -20,7 +20,7 @@ HELLO = {
 def test_a_wrong_address_is_an_error_that_names_its_place(wrong: object) -> None:
     with pytest.raises(InvalidRequest, match=r"\$\.underlay"):
         wire.node_message(json.dumps(HELLO | {"underlay": wrong}))
-    with pytest.raises(InvalidRequest, match=r"\$\.addresses\[\.\.\.\]"):
+    with pytest.raises(InvalidRequest, match=r"\$\.addresses\[0\]"):
         wire.decode(PoolRequest, json.dumps({"addresses": [wrong]}).encode())
 
 
