@@ -11,6 +11,7 @@ In nftables' notation::
     table ip virtports {
       map bindings { type mark : interval ipv4_addr . inet_service; counter; }
       chain exemption { type filter hook prerouting priority mangle;
+        ct mark & FLAG == FLAG return
         meta mark & FLAG == FLAG ip daddr @exempt meta mark set meta mark & ~MASK
         meta mark & FLAG == FLAG ct state established,related ct mark & FLAG == 0 meta mark set meta mark & ~MASK }
       chain translate { type nat hook postrouting priority srcnat - 10;
@@ -26,7 +27,7 @@ In nftables' notation::
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
   to others.
 - The identity is the tap; nothing in the packet is believed.
-- Connections that were there before we cared for the VM go on the way they went (second rule of ``exemption``): they
+- Connections that were there before we cared for the VM go on the way they went (last rule of ``exemption``): they
   lack our bit in the connection mark, which ``guard`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
@@ -249,7 +250,9 @@ def _exemption(marks: Marks) -> Chain:
     forget = (meta("mark"), masked(word(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
     is_older = (ct("state"), masked(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
     is_not_ours = (ct("mark"), masked(word(marks.flag)), compare(bytes(4)))
+    is_ours = (ct("mark"), masked(word(marks.flag)), compare(word(marks.flag)))
     rules = (
+        rule(is_ours, RETURN, comment="decided when it began"),
         rule(
             _is_managed(marks), address_in(DESTINATION, "exempt"), forget, comment="not translated, not sent to edges"
         ),
