@@ -69,11 +69,35 @@ class MetadataChanged:
     uuid: DomainUUID
 
 
-DomainEvent = DomainStarted | DomainStopped | DomainResumedMigrated | DeviceAdded | DeviceRemoved | MetadataChanged
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentConnected:
+    """A guest agent opened its channel: the guest came up, or its agent did."""
+
+    uuid: DomainUUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AgentDisconnected:
+    """A guest agent closed its channel. One that hangs does not."""
+
+    uuid: DomainUUID
+
+
+DomainEvent = (
+    DomainStarted
+    | DomainStopped
+    | DomainResumedMigrated
+    | DeviceAdded
+    | DeviceRemoved
+    | MetadataChanged
+    | AgentConnected
+    | AgentDisconnected
+)
 MonitorEvent = ConnectionMade | ConnectionLost | DomainEvent
 
 # Numbers of libvirt-domain.h (virDomainEventType and the details of each), part of its stable interface.
 _STARTED, _RESUMED, _STOPPED = 2, 4, 5
+_AGENT_CONNECTED, _AGENT_DISCONNECTED = 1, 2  # of virConnectDomainEventAgentLifecycleState
 _METADATA_ELEMENT = 2  # of virDomainMetadataType
 _RESUMED_ON_DESTINATION = frozenset({1, 3})  # MIGRATED, and POSTCOPY: it runs here while its memory follows
 _STARTED_DETAILS = ("booted", "migrated", "restored", "from-snapshot", "wakeup")
@@ -94,6 +118,13 @@ def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> Dom
 def metadata_event(uuid: DomainUUID, kind: int, namespace: str | None, ours: str) -> MetadataChanged | None:
     """Return what a change of metadata means to us; None: nothing, for it is another's or a description."""
     return MetadataChanged(uuid) if (kind, namespace) == (_METADATA_ELEMENT, ours) else None
+
+
+def agent_event(uuid: DomainUUID, state: int) -> AgentConnected | AgentDisconnected | None:
+    """Return what a change of an agent's channel means to us; None: nothing."""
+    if state == _AGENT_CONNECTED:
+        return AgentConnected(uuid)
+    return AgentDisconnected(uuid) if state == _AGENT_DISCONNECTED else None
 
 
 def _word(words: tuple[str, ...], number: int) -> str:

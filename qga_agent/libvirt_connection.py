@@ -24,7 +24,15 @@ from typing import Any
 from cpm.errors import Unreachable
 from cpm.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE, DomainFacts, DomainXMLError, parse
-from qga_agent.domain_events import DeviceAdded, DeviceRemoved, DomainEvent, lifecycle_event, metadata_event
+from qga_agent.domain_events import (
+    DeviceAdded,
+    DeviceRemoved,
+    DomainEvent,
+    agent_event,
+    lifecycle_event,
+    metadata_event,
+)
+from qga_agent.guest_agent import AgentAbsent, AgentRefused, AgentSilent, AgentTrouble, quoted
 from qga_agent.samples import InterfaceCounters
 
 logger = logging.getLogger(__name__)
@@ -87,6 +95,20 @@ class LibvirtConnection:
             found = [self._facts(domain) for domain in active]
         return tuple(facts for facts in found if facts is not None)
 
+    def agent(self, uuid: DomainUUID) -> LibvirtAgentChannel:
+        """
+        Return the way to a domain's guest agent.
+
+        :raise AgentAbsent: When no such domain runs here.
+        :raise AgentSilent: When libvirt cannot say.
+        """
+        try:
+            return LibvirtAgentChannel(self._libvirt, self._connection.lookupByUUIDString(uuid))
+        except self._libvirt.libvirtError as error:
+            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
+                raise AgentAbsent("libvirt has no such VM") from error
+            raise AgentSilent(f"libvirt: {quoted(error.get_error_message() or error)}") from error
+
     def close(self) -> None:
         """Give the connection back; whether that succeeds matters to nobody."""
         with contextlib.suppress(self._libvirt.libvirtError):
@@ -113,7 +135,13 @@ class LibvirtConnection:
             if told is not None:
                 on_event(told)
 
+        def spoken_to(_: object, domain: Any, state: int, __: int, ___: object) -> None:
+            told = agent_event(DomainUUID(domain.UUIDString()), state)
+            if told is not None:
+                on_event(told)
+
         for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, spoken_to),
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, functools.partial(plugged, DeviceAdded)),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, functools.partial(plugged, DeviceRemoved)),
@@ -147,6 +175,64 @@ class LibvirtConnection:
             return bool(self._connection.isAlive())
         except (AttributeError, self._libvirt.libvirtError):  # never opened, or beyond asking
             return False
+
+
+class LibvirtAgentChannel:
+    """
+    The agent channel of one domain. Every method may block for as long as libvirt likes.
+
+    How long libvirt waits for a frozen agent is a property of the domain, which every other user of its agent has to do
+    with, too: :meth:`wait_at_most` should be taken back.
+    """
+
+    def __init__(self, libvirt: Any, domain: Any) -> None:
+        self._libvirt = libvirt
+        self._domain = domain
+
+    def wait_at_most(self, seconds: int | None) -> None:
+        """
+        Have libvirt wait so long for an agent's answer; None: as long as it does of its own accord.
+
+        A timeout that is passed with a command is not enough: 5 s for an agent that is found frozen stay 5 s.
+        :raise AgentTrouble: When it does not take that.
+        """
+        own = self._libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+        try:
+            self._domain.agentSetResponseTimeout(own if seconds is None else seconds, 0)
+        except self._libvirt.libvirtError as error:
+            raise self._trouble(error, waited=False) from error
+
+    def command(self, text: str, timeout_s: int) -> str:
+        """
+        Have the agent execute a command and return its answer; both are JSON.
+
+        :raise AgentAbsent: When there is no agent, or the domain does not run.
+        :raise AgentSilent: When it did not answer in time, or libvirt is away.
+        :raise AgentRefused: When the agent answered with an error.
+        """
+        import libvirt_qemu
+
+        begin = time.monotonic()
+        try:
+            return str(libvirt_qemu.qemuAgentCommand(self._domain, text, timeout_s, 0))
+        except self._libvirt.libvirtError as error:
+            raise self._trouble(error, waited=time.monotonic() - begin > timeout_s / 2) from error
+
+    def _trouble(self, error: Any, *, waited: bool) -> AgentTrouble:
+        """Say what an error of libvirt's means; one code stands for both nobody there and no answer."""
+        libvirt, code = self._libvirt, error.get_error_code()
+        why = quoted(error.get_error_message() or error)
+        if code in (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT):
+            return AgentAbsent("the VM has no channel for it")
+        if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+            return AgentAbsent("the VM does not run")
+        if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and not waited:
+            return AgentAbsent("no agent runs in the VM")
+        if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
+            return AgentSilent("no answer in time")
+        if code in (libvirt.VIR_ERR_INTERNAL_ERROR, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None)):
+            return AgentRefused(why)
+        return AgentSilent(why)
 
 
 def interface_counters(statistics: Mapping[str, Any]) -> dict[str, InterfaceCounters]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from cpm.errors import Unreachable
+from cpm.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent.domain_events import ConnectionLost, ConnectionMade, DomainEvent, MonitorEvent
 from qga_agent.libvirt_connection import ConnectionBroken, LibvirtConnection
@@ -39,8 +40,21 @@ class Connection(Protocol):
     def domains(self) -> tuple[DomainFacts, ...]:
         """Return the active domains."""
 
+    def agent(self, uuid: DomainUUID) -> AgentChannel:
+        """Return the way to a domain's guest agent."""
+
     def close(self) -> None:
         """Give it back."""
+
+
+class AgentChannel(Protocol):
+    """The way to one guest agent; see :class:`qga_agent.libvirt_connection.LibvirtAgentChannel`."""
+
+    def wait_at_most(self, seconds: int | None) -> None:
+        """Have libvirt wait so long for an answer; None: as long as it does of its own accord."""
+
+    def command(self, text: str, timeout_s: int) -> str:
+        """Have the agent execute a command and return its answer."""
 
 
 Open = Callable[[str, Callable[[DomainEvent], None], Callable[[str], None]], Connection]
@@ -114,11 +128,26 @@ class LibvirtMonitor:
         """
         return await self._ask(lambda connection: connection.domains())
 
-    async def _ask(self, question: Callable[[Connection], _T]) -> _T:
-        connection = self._connection
-        if connection is None:
+    async def agent(self, uuid: DomainUUID, worker: Worker, timeout_s: float) -> AgentChannel:
+        """
+        Return the way to a domain's guest agent, whose methods are to be called by that worker.
+
+        Of the caller's own, because an agent may hang, and a domain that a hook works on is locked meanwhile.
+
+        :raise Unreachable: When there is no connection.
+        :raise TimeoutError: When libvirt does not answer in time.
+        :raise AgentTrouble: See :meth:`qga_agent.libvirt_connection.LibvirtConnection.agent`.
+        """
+        connection = self._connected()
+        return await worker.call(lambda: connection.agent(uuid), timeout_s)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
             raise Unreachable(self.uri, self._why_not, "natd tries again by itself")
-        broke = self._broke
+        return self._connection
+
+    async def _ask(self, question: Callable[[Connection], _T]) -> _T:
+        connection, broke = self._connected(), self._broke
         try:
             return await self._worker.call(lambda: question(connection), self._timeout_s)
         except ConnectionBroken as error:

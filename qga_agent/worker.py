@@ -74,6 +74,11 @@ class Worker:
         """Whether a call has overrun its time and has not returned yet."""
         return self._late is not None and not self._late.done()
 
+    async def free(self) -> None:
+        """Wait until no call overruns its time any more."""
+        if self._late is not None:
+            await asyncio.wait([self._late])
+
     async def call(self, function: Callable[[], _T], timeout_s: float, discard: Callable[[_T], None] = _nothing) -> _T:
         """
         Run a blocking function in the worker's thread and return what it returns, or raise what it raises.
