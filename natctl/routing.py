@@ -64,7 +64,11 @@ def mark_rule(settings: HostSettings) -> MarkRule:
 
 def of_entries(entries: Iterable[EdgeEntry]) -> dict[bytes, bytes]:
     """Return the routes to VMs on other machines."""
-    return {entry.internal.packed: entry.via.packed for entry in entries if entry.via is not None}
+    return {
+        int(entry.internal).to_bytes(4, "big"): int(entry.via).to_bytes(4, "big")
+        for entry in entries
+        if entry.via is not None
+    }
 
 
 class Steps(NamedTuple):

@@ -6,6 +6,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about what else the machine is doing than about the code.
+settings.register_profile("virt-ports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("virt-ports")
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -25,8 +26,6 @@ _LINK_SCOPE_NOWHERE, _UNIVERSE = 255, 0
 _DESTINATION, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 5, 6, 9, 15
 _RULE_PRIORITY, _RULE_MARK, _RULE_TABLE = 6, 10, 15
 _ROUTE = struct.Struct("=BBBBBBBBI")
-_INTERNAL = struct.Struct("=IHHII BBBBBBBBI HH4s HH4s")
-"""Netlink header, route header, destination, gateway: there is one such message a VM."""
 _MANY: Final = 500
 """Messages in one request: others wait meanwhile for the lock that routes have, and errors must fit our buffer."""
 
@@ -130,11 +129,17 @@ def _route(kind: int, flags: int, length: int, table: int, route: int, scope: in
 
 
 def _internal(kind: int, flags: int, to: bytes, via: bytes) -> Member:
+    before, between = _frame(kind, flags)
+    return Member(before + to + between + via, _ToVM(to, via))
+
+
+@functools.cache
+def _frame(kind: int, flags: int) -> tuple[bytes, bytes]:
+    """Return what stands before the destination, and between it and the gateway; there is one such message a VM."""
     scope = _UNIVERSE if kind == _NEW_ROUTE else _LINK_SCOPE_NOWHERE
-    header = _INTERNAL.size, kind, wire.REQUEST | flags, 0, 0
-    route = socket.AF_INET, 32, 0, 0, _MAIN, PROTOCOL, scope, _UNICAST, 0
-    data = _INTERNAL.pack(*header, *route, 8, _DESTINATION, to, 8, _GATEWAY, via)
-    return Member(data, _ToVM(to, via))
+    parts = attribute(_DESTINATION, bytes(4)), attribute(_GATEWAY, bytes(4))
+    header = _header(kind, flags, 32, _MAIN, _UNICAST, scope, sum(map(len, parts)))
+    return header + parts[0][:4], parts[1][:4]
 
 
 def _pool(kind: int, flags: int, pool: IPv4Network) -> Member:

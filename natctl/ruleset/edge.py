@@ -171,8 +171,8 @@ class Layout(NamedTuple):
 
         :param present: The number of maps that there are already; it stays while it is not far off.
         """
-        used = {external for entry in entries for external, _ in entry.ranges}
-        return cls(_shards(len(entries), present), frozenset(used) | (path.externals if path else frozenset()))
+        used = {int(external): external for entry in entries for external, _ in entry.ranges}
+        return cls(_shards(len(entries), present), frozenset(used.values()) | (path.externals if path else frozenset()))
 
     def suits(self, vms: int, entries: Iterable[EdgeEntry]) -> bool:
         """Say whether these VMs can join without a new layout."""
@@ -273,23 +273,23 @@ def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()
 
     :param present: The VM's elements of ``outbound`` as the kernel holds them now.
     """
-    kept = _pieces(entry, present) if present else {}
+    kept = _pieces(entry, present) if present else None
     label = described(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
-    internal = entry.internal.packed
+    internal = int(entry.internal).to_bytes(4, "big")
     outward = layout.outbound(entry.internal)
     if entry.via is None:
-        elements.append((LOCALS, Element(internal, userdata=label)))
+        elements.append((LOCALS, Element(internal, b"", b"", "", label)))
     for external, ports in entry.ranges:
-        inward = inbound(external)
-        outside = external.packed
-        for piece in (ports,) if not kept else covered(ports, kept.get(external, ())):
+        inward = _inbound_place(int(external))
+        outside = int(external).to_bytes(4, "big")
+        for piece in (ports,) if kept is None else covered(ports, kept.get(external, ())):
             first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
             key, end = internal + first + b"\0\0", internal + last + b"\0\0"
             elements.append((outward, Element(key, end, outside, "", label)))
             elements.append((inward, Element(first, b"", internal, "", label)))
             if piece.last < LAST_PORT:
-                elements.append((inward, Element((piece.last + 1).to_bytes(2, "big"), interval_end=True)))
+                elements.append((inward, Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)))  # noqa: FBT003
     return Fragment((), tuple(elements))
 
 
