@@ -71,6 +71,20 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return median(above) / divisor
 
 
+def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """
+    Return the median of the quotients of runs that were made one right after the other.
+
+    What else the machine does changes within minutes, by more than the difference that is looked for; it meets both
+    runs of a pair.
+
+    :raise ValueError: When there are no pairs, a run is without its other half, or a divisor is 0.
+    """
+    if len(above) != len(below) or not all(below):
+        raise ValueError(f"{len(above)} and {len(below)} runs do not make pairs to be divided")
+    return median([one / other for one, other in zip(above, below, strict=True)])
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return how far single measurements lie apart: count, least, quartiles, greatest."""
     return {

@@ -52,7 +52,7 @@ def measure(say: Callable[[str], None]) -> Measured:
 def _runs(worker: Worker) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {"hook_start_ms": [], "python_ms": [], "hook_second_ms": []}
     for number in range(WARM_UP + RUNS):
-        argv, xml = _call(number)
+        argv, xml = call(number)
         runs["hook_start_ms"].append(worker.call("spawn", argv, xml))
         runs["python_ms"].append(worker.call("spawn", _PYTHON, xml))
         runs["hook_second_ms"].append(worker.call("spawn", argv, xml))
@@ -60,10 +60,10 @@ def _runs(worker: Worker) -> dict[str, list[float]]:
 
 
 def _make_taps(lab: Lab) -> None:
-    taps = [_tap(number) for number in range(WARM_UP + RUNS)]
+    taps = [tap(number) for number in range(WARM_UP + RUNS)]
     namespace = lab.hosts[HOST].namespace
-    ip_batch((f"tuntap add dev {tap} mode tap" for tap in taps), namespace)
-    ip_batch((f"link set {tap} master {BRIDGE} up" for tap in taps), namespace)
+    ip_batch((f"tuntap add dev {name} mode tap" for name in taps), namespace)
+    ip_batch((f"link set {name} master {BRIDGE} up" for name in taps), namespace)
 
 
 def _check(lab: Lab) -> None:
@@ -73,11 +73,12 @@ def _check(lab: Lab) -> None:
         raise LabError(f"{len(active)} of {WARM_UP + RUNS} VMs have ports; see the logs in {lab.state}")
 
 
-def _tap(number: int) -> str:
+def tap(number: int) -> str:
+    """Return the name of a VM's interface."""
     return f"vnet{number}"
 
 
-def _call(number: int) -> tuple[list[str], str]:
+def call(number: int) -> tuple[list[str], str]:
     """Return command line and XML of one start, as libvirt 9.0 gives them for a small guest."""
     name = f"bench{number}"
     identity = uuid.uuid5(uuid.NAMESPACE_DNS, name)
@@ -114,7 +115,7 @@ def _call(number: int) -> tuple[list[str], str]:
     <interface type='network'>
       <mac address='{mac}'/>
       <source network='{NETWORK}' portid='{port}' bridge='{BRIDGE}'/>
-      <target dev='{_tap(number)}'/>
+      <target dev='{tap(number)}'/>
       <model type='virtio'/>
       <alias name='net0'/>
       <address type='pci' domain='0x0000' bus='0x00' slot='0x02' function='0x0'/>

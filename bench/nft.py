@@ -79,13 +79,13 @@ def _single(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float
     ours.call("load", "edge", SINGLE_VMS)
     listing = _listed(scratch / "1000.nft")
     _load(theirs, listing)
-    ranges = _ranges(listing)
+    ranges = ranges_in(listing)
     runs: dict[str, list[float]] = {}
     for turn in range(SINGLE_RUNS + 1):
         number = 1 + turn * 37 % (SINGLE_VMS - 1)
         for verb in ("delete", "add"):
             change = scratch / f"{verb}{turn}.nft"
-            change.write_text(_text(verb, f"vm{number}", ranges[f"vm{number}"]))
+            change.write_text(as_text(verb, f"vm{number}", ranges[f"vm{number}"]))
             runs.setdefault(f"{verb}_ours_ms", []).append(ours.call("change", SINGLE_VMS, number, verb == "add"))
             runs.setdefault(f"{verb}_nft_ms", []).append(_load(theirs, change))
     ours.call("unload")
@@ -121,7 +121,7 @@ def _flush(theirs: Worker) -> None:
     theirs.call("spawn", [_NFT, "flush", "ruleset"], "")
 
 
-def _ranges(listing: Path) -> dict[str, list[tuple[str, str, str]]]:
+def ranges_in(listing: Path) -> dict[str, list[tuple[str, str, str]]]:
     """Return map, key and value of each element that a VM has, by the VM's name: its comment."""
     found: dict[str, list[tuple[str, str, str]]] = {}
     name = ""
@@ -133,7 +133,7 @@ def _ranges(listing: Path) -> dict[str, list[tuple[str, str, str]]]:
     return found
 
 
-def _text(verb: str, vm: str, ranges: list[tuple[str, str, str]]) -> str:
+def as_text(verb: str, vm: str, ranges: list[tuple[str, str, str]]) -> str:
     """Return the change as ``nft`` takes it: one transaction, like ours."""
     if verb == "delete":
         return "".join(f"delete element ip virtports {name} {{ {key} }}\n" for name, key, _ in ranges)

@@ -1,10 +1,10 @@
 """
 A range that grows, from the decision in cpmd to the moment when edge and host have applied it.
 
-The real cpmd, except that it runs in a process of ours (:mod:`bench.resize_manager`), because operators have no verb
-for "resize": its loop is given the decision, as the scaling would, and the clock runs until the node that is told last,
-the host, has said "applied". In between: the durable commit of the decision, edge and host told one after the other
-over TLS, and a kernel transaction on each. ``resize_recorded_ms`` is when the ledger has the new range as active, too.
+The real cpmd, except that it runs in a process of ours (:mod:`bench.resize_manager`) where the moments can be seen: its
+loop is given the decision, as the scaling would, and the clock runs until the node that is told last, the host, has
+said "applied". In between: the durable commit of the decision, edge and host told one after the other over TLS, and a
+kernel transaction on each. ``resize_recorded_ms`` is when the ledger has the new range as active, too.
 """
 
 from __future__ import annotations

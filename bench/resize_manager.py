@@ -40,8 +40,8 @@ class _Cpmd(Cpmd):
     def manager(self) -> Manager:
         return self._manager
 
-    async def resize(self, uuid: DomainUUID, target: int) -> None:
-        """Decide, as the scaling does for a report."""
+    async def decide(self, uuid: DomainUUID, target: int) -> None:
+        """Have the manager decide on a size, as the scaling does for a report."""
         await self._do(lambda manager, now: manager.resize(uuid, target, now))
 
 
@@ -49,7 +49,7 @@ async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
     before = await _active(cpmd, uuid, 1)
     target = before.ports.size + 64
     begin = time.perf_counter()
-    await cpmd.resize(uuid, target)
+    await cpmd.decide(uuid, target)
     decided = time.perf_counter()
     after = await _active(cpmd, uuid, target)
     recorded = time.perf_counter()
