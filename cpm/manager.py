@@ -49,9 +49,11 @@ from cpm.model import (
 )
 from cpm.records import LedgerState
 from cpm.rollout import Rollout
-from cpm.scaling import Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
+from cpm.scaling import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
 from cpm.sessions import Session
 from cpm.settings import Settings
+from cpm.shortage import Shortage
+from cpm.trend import Trend
 from cpm.view import View
 from cpm.wishes import Effective, Resolver
 
@@ -88,6 +90,9 @@ class Observation:
     scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
     decision: Decision | None = None
     refusal: str = ""
+    """Why it has less than was decided; empty: it has not."""
+    gave: str = ""
+    """What it was last asked to give back, and why; empty: nothing since it last grew."""
 
 
 class Manager:
@@ -119,6 +124,8 @@ class Manager:
         self._compact_at = now + settings.pool.compact_s
         self._internal_cursor = 0
         pool = settings.pool
+        self._shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use)
+        self.trend = Trend()
         self._rollout = Rollout(
             self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
         )
@@ -297,7 +304,7 @@ class Manager:
         self.waiting.add(vm.uuid)
         pool = self._settings.pool
         floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
-        ranges.start(self.view, vm, initial, floor, now, strict=self._strict)
+        ranges.start(self.view, vm, self._shortage.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
 
@@ -321,6 +328,7 @@ class Manager:
             return
         self.present.pop(uuid, None)
         self.waiting.discard(uuid)
+        self._shortage.settled(uuid)
         self.observed.pop(uuid, None)
         for allocation in self.view.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
@@ -383,7 +391,8 @@ class Manager:
         policy = policy_named(wishes.policy.value)
         decision, observation.scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._guards, now)
         observation.decision = decision
-        self.resize(vm.uuid, decision.target, now)
+        if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
+            self._grow_or_shrink(vm, active, decision.target, measured.ports_in_use, now)
 
     def _need(self, session: Session, need: Need, now: float) -> None:
         """A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for."""
@@ -395,17 +404,31 @@ class Manager:
         arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s)
         decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now)
         observation.decision = decision
-        self.resize(vm.uuid, decision.target, now)
+        self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
+
+    def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
+        """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
+        limit = self._shortage.limit(vm, active, target, in_use, now)
+        observation = self._observation_of(vm.uuid)
+        growing = target > active.ports.size
+        observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
+        self.resize(vm.uuid, limit.ports, now, room=limit.room)
+        observation.refusal = limit.why or observation.refusal
+
+    def _in_use(self, uuid: DomainUUID) -> int | None:
+        observation = self.observed.get(uuid)
+        return observation.measured.ports_in_use if observation is not None and observation.measured else None
 
     def _bounds(self, vm: VM) -> Bounds:
         return Bounds(floor=self.floor(vm), cap=self.cap(vm), block=self._settings.pool.block)
 
-    def resize(self, uuid: DomainUUID, target: int, now: float) -> None:
+    def resize(self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None) -> None:
         """
         Start to bring a VM's range to a size; make before break, no connection is cut.
 
         :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
             resized already. When no more ports are to be had, the reason is kept for ``show``.
+        :param room: Free ports that may be taken for it; None: all.
         """
         vm, active = self.view.vms.get(uuid), self.view.one(uuid, _State.ACTIVE)
         if vm is None or active is None or self.view.one(uuid, _State.RESERVED):
@@ -413,11 +436,12 @@ class Manager:
         observation = self._observation_of(uuid)
         try:
             if target > active.ports.size:
-                ranges.enlarge(self.view, vm, active, target, now, strict=self._strict)
+                ranges.enlarge(self.view, vm, active, target, now, strict=self._strict, room=room)
             elif target == active.ports.size or not ranges.reduce(self.view, active, target, now):
                 return
         except PortsExhausted as error:
             observation.refusal = str(error)
+            self._shortage.refused(uuid, target, now)
             return
         observation.refusal = ""
         self._rollout.changed(uuid)
@@ -544,6 +568,23 @@ class Manager:
             self._retry_waiting(now)
         if now >= self._compact_at:
             self._compact(now)
+        self.trend.note(now, self.view.space.free_ports)
+        self._relieve(now)
+
+    def _relieve(self, now: float) -> None:
+        """While ports are short: give what is free to those that wait, and ask others to give back."""
+        for uuid, ports in self._shortage.poorest_first(now):
+            active, want = self.view.one(uuid, _State.ACTIVE), self._shortage.want(uuid)
+            if active is not None and self.view.one(uuid, _State.RESERVED) is None:
+                self._grow_or_shrink(self.view.vms[uuid], active, ports, self._in_use(uuid), now)
+                self._shortage.keep(uuid, want)
+        for uuid, ports in self._shortage.relief(now):
+            active = self.view.one(uuid, _State.ACTIVE)
+            if active is not None and ranges.reduce(
+                self.view, active, ports, now, upper=self._shortage.keeps_upper(active)
+            ):
+                self._observation_of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
+                self._rollout.changed(uuid)
 
     def _retry_waiting(self, now: float) -> None:
         self._retry_waiting_at = now + WAITING_RETRY_S

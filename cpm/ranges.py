@@ -36,18 +36,23 @@ def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bo
             size = max(floor, size // 2)
 
 
-def enlarge(view: View, vm: VM, active: Allocation, wanted: int, now: float, *, strict: bool) -> Allocation:
+def enlarge(
+    view: View, vm: VM, active: Allocation, wanted: int, now: float, *, strict: bool, room: int | None = None
+) -> Allocation:
     """
     Reserve what a larger range needs: only the new ports when it grows in place, all of it when it moves.
 
     When so many are not to be had, as many as there are between that and what the VM has.
 
+    :param room: Free ports that may be taken for it; None: all.
     :raise PortsExhausted: When not one block more is to be had.
     """
     size, block = whole_blocks(wanted, view.space.block), view.space.block
     while True:
         try:
             placement = grow(view.space, active, size, strict=strict)
+            if room is not None and (taken := _newly_taken(placement, active)) > room:
+                raise PortsExhausted(taken, room, "the other free ports are kept for VMs that start")
             break
         except PortsExhausted:
             smaller = whole_blocks(active.ports.size + (size - active.ports.size) // 2, block)
@@ -59,6 +64,13 @@ def enlarge(view: View, vm: VM, active: Allocation, wanted: int, now: float, *, 
     # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
     more = placement.ports.minus(active.ports)[-1]
     return _reserve(view, vm, placement, more, now)
+
+
+def _newly_taken(placement: Placement, active: Allocation) -> int:
+    """Return how many of its ports nobody has now."""
+    own = (active.ports, *(mine.ports for mine in placement.reclaimed))
+    had = sum(placement.ports.size - sum(p.size for p in placement.ports.minus(ports)) for ports in own)
+    return placement.ports.size - had
 
 
 def relocate(view: View, vm: VM, active: Allocation, now: float, *, strict: bool) -> Allocation:
@@ -80,9 +92,13 @@ def move_to(view: View, vm: VM, relocation: Relocation, now: float) -> Allocatio
     return _reserve(view, vm, Placement(external, relocation.ports), relocation.ports, now)
 
 
-def reduce(view: View, active: Allocation, wanted: int, now: float) -> bool:
-    """Let the upper part of a range drain; say whether there was anything to let go."""
-    result = shrink(active, wanted, view.space.block)
+def reduce(view: View, active: Allocation, wanted: int, now: float, *, upper: bool = False) -> bool:
+    """
+    Let the upper part of a range drain; say whether there was anything to let go.
+
+    :param upper: The upper part stays instead, and the lower drains.
+    """
+    result = shrink(active, wanted, view.space.block, upper=upper)
     if result.released is None:
         return False
     _move(view, active, result.kept, active.state, active.since)

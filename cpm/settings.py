@@ -55,6 +55,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports no VM goes above: one VM must not take a whole address."""
     weight: Annotated[int, Meta(ge=1, le=HEAVIEST)] = 100
     """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
+    start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
+    """Part of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""

@@ -90,12 +90,18 @@ def grow(space: AddressSpace, active: Allocation, wanted: int, *, strict: bool =
     )
 
 
-def shrink(active: Allocation, wanted: int, block: int) -> Shrunk:
+def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) -> Shrunk:
     """
     Decide which ports of a range stay: the low end, up to the end of a block.
 
     :param wanted: Ports in total; rounded up to whole blocks.
+    :param upper: The high end stays instead, from the start of a block.
     """
+    if upper:
+        first = first_at_or_below(active.ports.last + 1 - whole_blocks(wanted, block), block)
+        if first <= active.ports.first:
+            return Shrunk(active.ports, None)
+        return Shrunk(PortRange(first, active.ports.last), PortRange(active.ports.first, first - 1))
     end = first_at_or_above(active.ports.first + whole_blocks(wanted, block), block) - 1
     if end >= active.ports.last:
         return Shrunk(active.ports, None)

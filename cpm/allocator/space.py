@@ -45,11 +45,20 @@ class AddressSpace:
         self._on: dict[IPv4Address, dict[AllocationId, Allocation]] = {}
         self._of: dict[DomainUUID, dict[AllocationId, Allocation]] = {}
         self._all: dict[AllocationId, Allocation] = {}
+        self.free_ports = 0
+        """Ports of all addresses that nobody has, and that are not reserved."""
+        self.taken_ports = 0
+        """Ports of all addresses that allocations have."""
 
     @property
     def addresses(self) -> tuple[ExternalAddress, ...]:
         """The external addresses, in the order they came."""
         return tuple(self._addresses.values())
+
+    @property
+    def total_ports(self) -> int:
+        """Ports of all addresses that can be handed out."""
+        return self.free_ports + self.taken_ports
 
     def add_address(self, address: ExternalAddress) -> None:
         """
@@ -63,6 +72,9 @@ class AddressSpace:
         free: list[PortRange] = [USABLE]
         for ports in (*address.reserved, *(allocation.ports for allocation in held.values())):
             free = [rest for run in free for rest in run.minus(ports)]
+        if address.address in self._addresses:
+            self.free_ports -= self.usage(address.address).free
+        self.free_ports += sum(run.size for run in free)
         self._addresses[address.address] = address
         self._runs[address.address] = FreeRuns(sorted(free), self.block)
         self._on[address.address] = held
@@ -77,6 +89,7 @@ class AddressSpace:
         self._known(address)
         if self._on[address]:
             raise AddressInUse(address, len(self._on[address]))
+        self.free_ports -= self.usage(address).free
         del self._addresses[address], self._runs[address], self._on[address]
 
     def take(self, allocation: Allocation) -> None:
@@ -94,6 +107,8 @@ class AddressSpace:
         if not self._runs[allocation.external].remove(allocation.ports):
             raise Overloading(self._why_not_free(allocation))
         self._store(allocation)
+        self.free_ports -= allocation.ports.size
+        self.taken_ports += allocation.ports.size
 
     def give(self, allocation_id: AllocationId) -> Allocation:
         """
@@ -104,6 +119,8 @@ class AddressSpace:
         allocation = self._held(allocation_id)
         self._forget(allocation)
         self._runs[allocation.external].add(allocation.ports)
+        self.free_ports += allocation.ports.size
+        self.taken_ports -= allocation.ports.size
         return allocation
 
     def change(self, allocation: Allocation) -> None:
@@ -136,6 +153,11 @@ class AddressSpace:
         """
         self._known(address)
         return tuple(sorted(self._on[address].values(), key=lambda allocation: allocation.ports))
+
+    def before(self, allocation: Allocation) -> Allocation | None:
+        """Return the allocation that is next below another one on its address, with whatever is free between."""
+        below = (each for each in self._on[allocation.external].values() if each.ports.last < allocation.ports.first)
+        return max(below, key=lambda each: each.ports, default=None)
 
     def free_runs(self, address: IPv4Address) -> tuple[PortRange, ...]:
         """

@@ -8,7 +8,7 @@ returned, so that policies can be compared on the same recorded or generated loa
 
 from cpm.scaling.arrivals import Arrival, on_arrival
 from cpm.scaling.demand import Demand, Memory, Policy
-from cpm.scaling.guards import LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
+from cpm.scaling.guards import GROW_COOL_DOWN, LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
 from cpm.scaling.occupancy import OccupancyPolicy
 from cpm.scaling.predictive import PredictivePolicy
 from cpm.scaling.registry import DEFAULT_POLICY, policies, policy_named, policy_words
@@ -16,6 +16,7 @@ from cpm.scaling.spec import SpecificationPolicy, calculate_new_port_range, dema
 
 __all__ = [
     "DEFAULT_POLICY",
+    "GROW_COOL_DOWN",
     "LITERAL",
     "Arrival",
     "Bounds",

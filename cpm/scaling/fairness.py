@@ -118,8 +118,13 @@ def kept(
     """Return the ports that a VM keeps when it gives back what lies idle: whole blocks, at most what it holds."""
     if claim.in_use is None:
         return claim.held
-    needed = math.ceil(claim.in_use * (1 + headroom_share)) + headroom_ports
-    return min(claim.held, max(_up(needed, block), _up(claim.floor, block)) * block)
+    needed = needed_ports(claim.in_use, block, headroom_share=headroom_share, headroom_ports=headroom_ports)
+    return min(claim.held, max(needed, _up(claim.floor, block) * block))
+
+
+def needed_ports(in_use: int, block: int, *, headroom_share: float, headroom_ports: int) -> int:
+    """Return the ports in use and their headroom, in whole blocks."""
+    return _up(math.ceil(in_use * (1 + headroom_share)) + headroom_ports, block) * block
 
 
 def _taken(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> list[tuple[DomainUUID, int]]:

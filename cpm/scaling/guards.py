@@ -28,6 +28,10 @@ LONGEST: Final = 64512
 """Ports 1024-65535: more than this no range can have."""
 
 
+GROW_COOL_DOWN: Final = "grow-cool-down"
+"""The rule that keeps a range from growing because it grew, or was to grow, just now."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
     """How much a policy is held back. :data:`LITERAL` has everything off."""
@@ -213,7 +217,7 @@ def _hold_growth(
         return None
     if above_use is not None and _use(demand, default=1.0) < above_use:
         return "mostly-unused"
-    return "grow-cool-down" if _fresh(state.grew_at, settings.grow_cool_down_s, now) else None
+    return GROW_COOL_DOWN if _fresh(state.grew_at, settings.grow_cool_down_s, now) else None
 
 
 def _hold_shrinking(
