@@ -24,7 +24,7 @@ from pathlib import Path
 from cpm import wishes
 from cpm.api import session as manager_session
 from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
-from cpm.messages import ManagerMessage
+from cpm.messages import HostVM, ManagerMessage
 from cpm.model import DomainUUID, NodeName, Role
 from cpm.service import clock, logs, notify
 from cpm.service.tasks import Tasks
@@ -37,7 +37,12 @@ from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.node import Answer, Command, Forget, Identity, Node, Program, Replace, Running, Send, Warn
 from natctl.ruleset.host import Marks
+from qga_agent import announce
+from qga_agent.agent_libvirt import LibvirtAgents
+from qga_agent.agent_socket import SocketAgents
 from qga_agent.domain_events import (
+    AgentConnected,
+    AgentDisconnected,
     ConnectionMade,
     DeviceAdded,
     DeviceRemoved,
@@ -48,6 +53,7 @@ from qga_agent.domain_events import (
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import Sampler
 from qga_agent.tap_stats import Source, TapReader
+from qga_agent.visiting import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +97,8 @@ class Natd:
         self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
         source = Source(settings.monitor.source)
         self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
+        self._visitor = _visitor(settings, self._libvirt) if self._host is not None else None
+        self._local_port_range: dict[DomainUUID, bool] = {}
         self._kernel_work: asyncio.Queue[Program | Replace | Forget] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
@@ -119,6 +127,8 @@ class Natd:
             start("libvirt", self._libvirt.run(), forever=True)
             start("libvirt events", self._serve_libvirt(self._libvirt), forever=True)
             start("libvirt list", self._every(LIST_S, self._list_domains), forever=True)
+        if self._visitor is not None:
+            start("guests", self._visitor.run(), forever=True)
         start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
         start("tick", self._every(TICK_S, self._tick), forever=True)
         start("session", self._serve_session(), forever=True)
@@ -208,6 +218,7 @@ class Natd:
         """
         self._node.received(message, clock.now())
         self._carry_out()
+        self._tell_guests()
 
     def on_disconnected(self, reason: str) -> None:
         """Take note; everything that runs goes on."""
@@ -247,7 +258,23 @@ class Natd:
         if not mine:
             return None
         taps = frozenset(interface.target for interface in mine if interface.target is not None)
-        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.understood(dict(facts.ports_metadata)))
+        said = dict(facts.ports_metadata)
+        self._local_port_range[DomainUUID(facts.uuid)] = announce.wished(
+            said.pop(announce.WISH, None), default=self._settings.guests.announce_local_port_range
+        )
+        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.understood(said))
+
+    def _tell_guests(self) -> None:
+        if self._visitor is None:
+            return
+        guests = self._node.guests()
+        self._visitor.running({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
+
+    def _announcement(self, uuid: DomainUUID, vm: HostVM | None) -> announce.Announcement | None:
+        if vm is None or vm.ports is None or vm.external is None:
+            return None
+        wish = self._local_port_range.get(uuid, self._settings.guests.announce_local_port_range)
+        return announce.Announcement(vm.external, vm.ports, wish)
 
     async def _serve_libvirt(self, libvirt: LibvirtMonitor) -> None:
         while True:
@@ -255,8 +282,20 @@ class Natd:
             if isinstance(event, DomainResumedMigrated):
                 self._node.resumed(event.uuid, clock.now())
                 self._carry_out()
+            elif isinstance(event, (AgentConnected, AgentDisconnected)):
+                self._note_agent(event)
             elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted, MetadataChanged)):
                 await self._list_domains()
+                if isinstance(event, ConnectionMade) and self._visitor is not None:
+                    self._visitor.look_again()
+
+    def _note_agent(self, event: AgentConnected | AgentDisconnected) -> None:
+        if self._visitor is None:
+            return
+        if isinstance(event, AgentConnected):
+            self._visitor.appeared(event.uuid)
+        else:
+            self._visitor.vanished(event.uuid)
 
     async def _list_domains(self) -> None:
         if self._libvirt is None or not self._libvirt.is_connected:
@@ -266,6 +305,8 @@ class Natd:
         except (Unreachable, TimeoutError) as error:
             log.warning("cannot list libvirt's domains: %s", error)
             return
+        known = {facts.uuid for facts in domains} | self._node.guests().keys()
+        self._local_port_range = {uuid: wish for uuid, wish in self._local_port_range.items() if uuid in known}
         running = [vm for facts in domains if (vm := self._running(facts)) is not None]
         here = [dataclasses.replace(vm, taps=vm.taps & self._links) for vm in running]
         self._node.listed(here, clock.now())
@@ -297,6 +338,7 @@ class Natd:
     async def _tick(self) -> None:
         self._node.tick(clock.now())
         self._carry_out()
+        self._tell_guests()
 
     async def _ensure(self) -> None:
         for difference in await self._kernel.ensure():
@@ -315,13 +357,28 @@ class Natd:
         counters = await self._taps.read(every, len(taps))
         rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
         use = await self._conntrack.flows_in_use() if self._conntrack is not None else None
-        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped)
+        guests = self._visitor.views() if self._visitor is not None else {}
+        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests)
         self._carry_out()
 
     async def _watchdog(self, period_s: float) -> None:
         while True:
             notify.notify("WATCHDOG=1")
             await asyncio.sleep(period_s)
+
+
+def _visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) -> Visitor | None:
+    guests, period_s = settings.guests, settings.monitor.guest_period_s
+    if not period_s:
+        return None
+    limit_s = guests.agent_timeout_s or 1
+    return Visitor(
+        period_s,
+        clock.now,
+        file=guests.announce_file,
+        sockets=SocketAgents(guests.agent_sockets, limit_s) if guests.agent_sockets else None,
+        libvirt=LibvirtAgents(libvirt, limit_s, insist=bool(guests.agent_timeout_s)) if libvirt is not None else None,
+    )
 
 
 def _roles(settings: settings_.Settings) -> str:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
+from types import MappingProxyType
 
 from cpm.errors import VirtPortsError
 from cpm.messages import (
@@ -30,6 +31,7 @@ from cpm.messages import (
     Detach,
     Draining,
     EdgeVM,
+    GuestView,
     Hello,
     HostVM,
     ManagerMessage,
@@ -60,6 +62,9 @@ WAIT_LIMIT_S = 30.0
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
+
+
+_NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 
 
 class StaleEpoch(VirtPortsError):
@@ -238,6 +243,11 @@ class Node:
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
         """Return the interfaces of each VM that runs here."""
         return {uuid: domain.taps for uuid, domain in self._domains.items() if domain.taps}
+
+    def guests(self) -> dict[DomainUUID, HostVM | None]:
+        """Return the VMs that run here, each with what it shall have; None: nothing is known yet."""
+        here = (uuid for uuid, domain in self._domains.items() if domain.taps and not domain.incoming)
+        return {uuid: self._host.get(uuid) for uuid in here}
 
     def take(self) -> list[Command]:
         """Return what is to be done now, in order, and empty the outbox."""
@@ -477,6 +487,7 @@ class Node:
         use: PortUse | None,
         generation: int,
         dropped: Mapping[str, int],
+        guests: Mapping[DomainUUID, GuestView] = _NO_GUESTS,
     ) -> None:
         """
         Tell the manager what was measured over one period, all VMs in one message.
@@ -486,9 +497,12 @@ class Node:
         :param use: Ports in use, or None when they were not counted this time.
         :param generation: :attr:`applied_generation` when counting began.
         :param dropped: Packets dropped at this node by reason, totals.
+        :param guests: What the guests themselves say, of those that were asked.
         """
         vms = tuple(
-            _measured(vm, rate, use) for uuid, rate in rates.items() if (vm := self._host.get(uuid)) is not None
+            _measured(vm, rate, use, guests.get(uuid))
+            for uuid, rate in rates.items()
+            if (vm := self._host.get(uuid)) is not None
         )
         self._say(Report(generation, period_s, vms, dict(dropped)))
 
@@ -622,12 +636,12 @@ def _edge_entry(vm: EdgeVM) -> EdgeEntry:
     return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
 
 
-def _measured(vm: HostVM, rate: Rates, use: PortUse | None) -> Measured:
+def _measured(vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None) -> Measured:
     in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
     draining = (
         tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
     )
-    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining)
+    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining, guest)
 
 
 def _is_empty(change: Change) -> bool:

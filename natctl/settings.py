@@ -13,10 +13,12 @@ from cpm.errors import ConfigError
 from cpm.model import Role
 from cpm.service import config
 from natctl import desired
+from qga_agent import announce
 
 DEFAULT_PATH = Path("/etc/virt-ports/natd.toml")
 
 _Positive = Annotated[float, Meta(gt=0)]
+_NotNegative = Annotated[float, Meta(ge=0)]
 
 
 class ManagerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +75,23 @@ class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
     source: str = "auto"
     """``libvirt``: its bulk statistics; ``psutil``: the taps' counters, for very many VMs or guests that are not
     libvirt's; ``auto``: libvirt for up to 100 VMs it knows."""
+    guest_period_s: _NotNegative = 10.0
+    """Seconds between two visits to a VM's guest agent; 0: no visits, and guests are told nothing."""
+
+
+class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The QEMU guest agents of the VMs: what they are told, and how they are reached."""
+
+    announce_file: str = announce.FILE
+    """Where a guest finds its external address and ports, in the guest; an empty string: nowhere."""
+    announce_local_port_range: bool = False
+    """Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range). A VM's own
+    ``local-port-range="yes"`` or ``"no"`` in its metadata is nearer."""
+    agent_sockets: str = ""
+    """Unix sockets of the agents of VMs that libvirt does not run: a path with ``{uuid}`` in it."""
+    agent_timeout_s: Annotated[int, Meta(ge=0, le=60)] = 1
+    """Seconds that libvirt waits for an agent while natd asks it; afterwards libvirt's own default holds again. 0:
+    leave it at what is set for the domain (``virsh guest-agent-timeout``)."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +107,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     host: HostTable | None = None
     edge: EdgeTable | None = None
     monitor: MonitorTable = MonitorTable()
+    guests: GuestsTable = GuestsTable()
     log_level: str = "info"
 
     @property
@@ -133,6 +153,8 @@ def load(path: Path) -> Settings:
         _check_mask(file, settings.host.mark_mask)
     if settings.monitor.source not in ("auto", "libvirt", "psutil"):
         raise ConfigError(file, "monitor.source", "use auto, libvirt or psutil")
+    if settings.guests.agent_sockets and "{uuid}" not in settings.guests.agent_sockets:
+        raise ConfigError(file, "guests.agent_sockets", "use a path with {uuid} in it, one socket for each VM")
     _check_manager(file, settings.manager)
     return settings
 

@@ -20,6 +20,8 @@ from qga_agent.guest_agent import Agent, AgentRefused, GuestLies, read_file, wri
 
 FILE = "/run/virt-ports.json"
 LOCAL_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
+WISH = "local-port-range"
+"""Attribute of the ``ports`` element of a domain's metadata: ``yes`` or ``no``."""
 VERSION = 1
 """Of the file's content; grows when a key changes its meaning or goes."""
 LENGTH = 256
@@ -39,6 +41,11 @@ class Announcement:
     ports: PortRange
     local_port_range: bool = False
     """Whether its kernel shall take source ports from the range."""
+
+
+def wished(said: str | None, *, default: bool) -> bool:
+    """Return whether a guest's source ports shall be its range: as its metadata says, when that says yes or no."""
+    return {"yes": True, "no": False}.get((said or "").strip(), default)
 
 
 def content(announcement: Announcement) -> bytes:

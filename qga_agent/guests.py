@@ -113,6 +113,11 @@ class Guests:
             guest.due, guest.failures = now, 0
             guest.forget()
 
+    def look_again(self, now: float) -> None:
+        """The way to all agents is open again."""
+        for domain in self._guests:
+            self.appeared(domain, now)
+
     def vanished(self, domain: DomainUUID, now: float) -> None:
         """An agent disconnected."""
         if (guest := self._guests.get(domain)) is not None:

@@ -84,6 +84,11 @@ class Visitor:
         self._guests.appeared(domain, self._now())
         self._poked.set()
 
+    def look_again(self) -> None:
+        """The way to all agents is open again."""
+        self._guests.look_again(self._now())
+        self._poked.set()
+
     def vanished(self, domain: DomainUUID) -> None:
         """A guest's agent disconnected."""
         self._guests.vanished(domain, self._now())
