@@ -75,7 +75,7 @@ def disagreements(lab: Lab) -> list[str]:
 
 def assert_agree(lab: Lab) -> None:
     """Wait until every node confirmed everything, and kernels and ledger say the same."""
-    assert eventually(lambda: all(node["connected"] and node["synced"] for node in facts(lab, "node", "list")))
+    assert eventually(lambda: _in_step(lab) >= set(NODES)), _in_step(lab)
     assert eventually(lambda: not disagreements(lab)), disagreements(lab)
 
 
@@ -114,6 +114,10 @@ def talking(lab: Lab, guest: str, count: int, period_s: float = 0.05) -> Iterato
             yield Talking(process)
         finally:
             process.kill()
+
+
+def _in_step(lab: Lab) -> set[str]:
+    return {node["name"] for node in facts(lab, "node", "list") if node["connected"] and node["synced"]}
 
 
 def _external(view: dict[str, Any]) -> Ports:
