@@ -32,6 +32,7 @@ from cpm.api.views import (
     DomainDetail,
     DomainView,
     EventView,
+    ExplainView,
     NodeView,
     PoolRequest,
     ResizeRequest,
@@ -283,6 +284,10 @@ class Cpmd:
             return vm.uuid
 
         return overview.domain(self._manager, await self._do(act))
+
+    async def explain(self, name: str) -> ExplainView:
+        """Return why a VM has the ports it has."""
+        return overview.explanation(self._manager, name, clock.now())
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
         """Return what a VM held, oldest first; VMs that are gone included."""

@@ -124,7 +124,7 @@ class Manager:
         self._compact_at = now + settings.pool.compact_s
         self._internal_cursor = 0
         pool = settings.pool
-        self._shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use)
+        self.shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use)
         self.trend = Trend()
         self._rollout = Rollout(
             self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
@@ -304,7 +304,7 @@ class Manager:
         self.waiting.add(vm.uuid)
         pool = self._settings.pool
         floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
-        ranges.start(self.view, vm, self._shortage.first(vm, initial, floor), floor, now, strict=self._strict)
+        ranges.start(self.view, vm, self.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
 
@@ -328,7 +328,7 @@ class Manager:
             return
         self.present.pop(uuid, None)
         self.waiting.discard(uuid)
-        self._shortage.settled(uuid)
+        self.shortage.settled(uuid)
         self.observed.pop(uuid, None)
         for allocation in self.view.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
@@ -408,7 +408,7 @@ class Manager:
 
     def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
         """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
-        limit = self._shortage.limit(vm, active, target, in_use, now)
+        limit = self.shortage.limit(vm, active, target, in_use, now)
         observation = self._observation_of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
@@ -441,7 +441,7 @@ class Manager:
                 return
         except PortsExhausted as error:
             observation.refusal = str(error)
-            self._shortage.refused(uuid, target, now)
+            self.shortage.refused(uuid, target, now)
             return
         observation.refusal = ""
         self._rollout.changed(uuid)
@@ -573,15 +573,15 @@ class Manager:
 
     def _relieve(self, now: float) -> None:
         """While ports are short: give what is free to those that wait, and ask others to give back."""
-        for uuid, ports in self._shortage.poorest_first(now):
-            active, want = self.view.one(uuid, _State.ACTIVE), self._shortage.want(uuid)
+        for uuid, ports in self.shortage.poorest_first(now):
+            active, want = self.view.one(uuid, _State.ACTIVE), self.shortage.want(uuid)
             if active is not None and self.view.one(uuid, _State.RESERVED) is None:
                 self._grow_or_shrink(self.view.vms[uuid], active, ports, self._in_use(uuid), now)
-                self._shortage.keep(uuid, want)
-        for uuid, ports in self._shortage.relief(now):
+                self.shortage.keep(uuid, want)
+        for uuid, ports in self.shortage.relief(now):
             active = self.view.one(uuid, _State.ACTIVE)
             if active is not None and ranges.reduce(
-                self.view, active, ports, now, upper=self._shortage.keeps_upper(active)
+                self.view, active, ports, now, upper=self.shortage.keeps_upper(active)
             ):
                 self._observation_of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
                 self._rollout.changed(uuid)

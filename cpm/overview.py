@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 from typing import Any
 
 from msgspec import UNSET
 
+from cpm import explaining
 from cpm.api.views import (
     AddressView,
     AllocationView,
     DomainDetail,
     DomainView,
     EventView,
+    ExplainView,
+    HolderView,
     NodeView,
     WhoisView,
     WishesRequest,
@@ -27,6 +31,9 @@ from cpm.scaling.spec import demand_score
 from cpm.wishes import KEYS, Chosen
 
 _State = AllocationState
+
+TOP_HOLDERS = 5
+"""VMs that an explanation names as holding most of the pool."""
 
 
 def domains(manager: Manager, *, everything: bool) -> tuple[DomainView, ...]:
@@ -90,6 +97,102 @@ def domain(manager: Manager, name: str) -> DomainDetail:
         wishes=tuple(_wish(key, getattr(wishes, name)) for key, name in KEYS.items()),
         ignored=wishes.ignored,
     )
+
+
+def explanation(manager: Manager, name: str, now: float) -> ExplainView:
+    """
+    Return why a VM has the ports it has.
+
+    :raise NotFound: When there is none of that name.
+    :raise Ambiguous: When several have it.
+    """
+    vm = find(manager, name)
+    facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
+    decision, want = facts.decision, facts.want
+    observation = manager.observed.get(vm.uuid)
+    return ExplainView(
+        domain=_domain(manager, vm),
+        lines=explaining.lines(facts, pool),
+        asked=decision.asked if decision is not None else None,
+        decided=decision.target if decision is not None else None,
+        rule=decision.rule if decision is not None else None,
+        decided_at=observation.measured_at if observation is not None and decision is not None else None,
+        refused=facts.refusal or None,
+        gave=facts.gave or None,
+        waits_for=want.ports if want is not None else None,
+        waits_since=want.since if want is not None else None,
+        fair_share=facts.fair_share,
+        wishes=tuple(_wish(key, getattr(facts.wishes, name)) for key, name in KEYS.items()),
+        ignored=facts.wishes.ignored,
+        pool_total=pool.total,
+        pool_free=pool.free,
+        pool_leaving=pool.leaving,
+        pool_longest_free=pool.longest_free,
+        pool_short=pool.short,
+        pool_waiting=pool.waiting,
+        pool_per_minute=pool.per_minute,
+        pool_empty_in_s=pool.empty_in_s,
+        holders=tuple(HolderView(each.name, each.ports, each.in_use) for each in pool.holders),
+    )
+
+
+def _facts(manager: Manager, vm: VM, now: float) -> explaining.Facts:
+    observation = manager.observed.get(vm.uuid) or Observation()
+    measured, current = observation.measured, _current(manager, vm)
+    short = manager.shortage.holds(now)
+    return explaining.Facts(
+        name=vm.name,
+        runs=vm.uuid in manager.present,
+        external=current.external if current is not None else None,
+        ports=current.ports if current is not None else None,
+        leaving=sum(each.ports.size for each in manager.view.of(vm.uuid) if each.id in manager.view.leaving),
+        in_use=measured.ports_in_use if measured is not None and current is not None else None,
+        score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
+        decision=observation.decision,
+        decided_s_ago=now - observation.measured_at,
+        refusal=observation.refusal,
+        gave=observation.gave,
+        want=manager.shortage.want(vm.uuid),
+        waits_to_start=vm.uuid in manager.waiting,
+        fair_share=manager.shortage.fair_share(vm, manager.cap(vm), now) if short else None,
+        wishes=manager.wishes(vm),
+        now=now,
+    )
+
+
+def _pool_facts(manager: Manager, now: float) -> explaining.PoolFacts:
+    space, view = manager.view.space, manager.view
+    return explaining.PoolFacts(
+        total=space.total_ports,
+        free=space.free_ports,
+        leaving=sum(each.ports.size for each in view.leaving.values()),
+        longest_free=space.longest_free(),
+        addresses=len(space.addresses),
+        short=manager.shortage.holds(now),
+        waiting=len(manager.waiting) + manager.shortage.waiting_to_grow,
+        holders=_holders(manager),
+        per_minute=manager.trend.per_minute(),
+        empty_in_s=manager.trend.empty_in_s(space.free_ports),
+    )
+
+
+def _holders(manager: Manager) -> tuple[explaining.Holder, ...]:
+    held = (
+        (sum(each.ports.size for each in manager.view.of(uuid) if each.id not in manager.view.leaving), vm)
+        for uuid, vm in manager.view.vms.items()
+    )
+    some = (each for each in held if each[0])
+    largest = heapq.nsmallest(TOP_HOLDERS, some, key=lambda each: (-each[0], each[1].name))
+    return tuple(explaining.Holder(vm.name, ports, _in_use(manager, vm)) for ports, vm in largest)
+
+
+def _in_use(manager: Manager, vm: VM) -> int | None:
+    observation = manager.observed.get(vm.uuid)
+    return observation.measured.ports_in_use if observation is not None and observation.measured is not None else None
+
+
+def _current(manager: Manager, vm: VM) -> Allocation | None:
+    return manager.view.one(vm.uuid, _State.ACTIVE) or manager.view.one(vm.uuid, _State.RESERVED)
 
 
 def wished(before: Wishes, request: WishesRequest) -> Wishes:
@@ -166,7 +269,7 @@ def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
 
 
 def _domain(manager: Manager, vm: VM) -> DomainView:
-    current = manager.view.one(vm.uuid, _State.ACTIVE) or manager.view.one(vm.uuid, _State.RESERVED)
+    current = _current(manager, vm)
     observation = manager.observed.get(vm.uuid)
     measured = observation.measured if observation is not None else None
     return DomainView(

@@ -119,6 +119,11 @@ class Shortage:
             self._calm_at = now + CALM_S
         return now < self._calm_at
 
+    @property
+    def waiting_to_grow(self) -> int:
+        """Number of VMs that want more than they could get."""
+        return len(self._wants)
+
     def want(self, uuid: DomainUUID) -> Want | None:
         """Return what a VM waits for, if it does."""
         return self._wants.get(uuid)

@@ -25,6 +25,7 @@ from cpm.api.views import (
     DomainView,
     ErrorView,
     EventView,
+    ExplainView,
     NodeView,
     PoolRequest,
     ResizeRequest,
@@ -97,6 +98,7 @@ class Backend(Protocol):
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail: ...  # noqa: D102
     async def resize(self, name: str, request: ResizeRequest) -> DomainDetail: ...  # noqa: D102
     async def relocate(self, name: str) -> DomainDetail: ...  # noqa: D102
+    async def explain(self, name: str) -> ExplainView: ...  # noqa: D102
     async def history(self, name: str, limit: int) -> Sequence[EventView]: ...  # noqa: D102
     async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView: ...  # noqa: D102
     async def pool(self) -> Sequence[AddressView]: ...  # noqa: D102
@@ -171,6 +173,7 @@ class Server:
                 web.patch("/v1/domains/{name}", self._set_wishes),
                 web.post("/v1/domains/{name}/resize", self._resize),
                 web.post("/v1/domains/{name}/relocate", self._relocate),
+                web.get("/v1/domains/{name}/explain", self._explain),
                 web.get("/v1/domains/{name}/history", self._history),
                 web.get("/v1/whois", self._whois),
                 web.get("/v1/pool", self._pool),
@@ -205,6 +208,9 @@ class Server:
 
     async def _relocate(self, request: web.Request) -> web.Response:
         return _json(await self._backend.relocate(request.match_info["name"]))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        return _json(await self._backend.explain(request.match_info["name"]))
 
     async def _history(self, request: web.Request) -> web.Response:
         limit = _whole(request, "limit", 1000, 1, 100_000)

@@ -7,6 +7,7 @@ What operators get to see: the JSON of the HTTP API, one class a noun. Used by s
 ``PATCH /v1/domains/{name or uuid}``          body :class:`WishesRequest`, answers :class:`DomainDetail`
 ``POST /v1/domains/{name or uuid}/resize``    body :class:`ResizeRequest`, answers :class:`DomainDetail`
 ``POST /v1/domains/{name or uuid}/relocate``  answers :class:`DomainDetail`
+``GET /v1/domains/{name or uuid}/explain``    :class:`ExplainView`
 ``GET /v1/domains/{name or uuid}/history``    list of :class:`EventView`, oldest first; ``?limit=N``
 ``GET /v1/whois?address=&port=``              :class:`WhoisView`; ``&at=`` UTC seconds, ``&protocol=``
 ``GET /v1/pool``                              list of :class:`AddressView`
@@ -115,6 +116,55 @@ class DomainDetail(Struct, frozen=True):
     """What it shall have, floor and cap included."""
     ignored: tuple[str, ...] = ()
     """Why something that was said about it does not hold, a sentence each."""
+
+
+class HolderView(Struct, frozen=True):
+    """A VM that holds much of the pool."""
+
+    name: str
+    ports: int
+    """Active or reserved."""
+    ports_in_use: int | None
+
+
+class ExplainView(Struct, frozen=True):
+    """Why a VM has the ports it has; null where nothing is known or nothing is to be said."""
+
+    domain: DomainView
+    lines: tuple[str, ...]
+    """The explanation for people, a line each."""
+    asked: int | None
+    """Ports that the policy, or the host, asked for last."""
+    decided: int | None
+    """Ports that came of it."""
+    rule: str | None
+    """Policy or guard that had the last word."""
+    decided_at: float | None
+    """UTC seconds."""
+    refused: str | None
+    """Why it has less than was decided."""
+    gave: str | None
+    """What it was asked to give back."""
+    waits_for: int | None
+    """Ports in total that it waits for."""
+    waits_since: float | None
+    """UTC seconds."""
+    fair_share: int | None
+    """Ports it is entitled to while ports are short."""
+    wishes: tuple[WishView, ...]
+    ignored: tuple[str, ...]
+    pool_total: int
+    pool_free: int
+    pool_leaving: int
+    pool_longest_free: int
+    pool_short: bool
+    pool_waiting: int
+    """VMs that lack ports."""
+    pool_per_minute: float | None
+    """Free ports that come, or below zero go, a minute."""
+    pool_empty_in_s: float | None
+    holders: tuple[HolderView, ...]
+    """Who holds most, the largest first."""
 
 
 class WhoisView(Struct, frozen=True):

@@ -17,6 +17,7 @@ VERBS = {
     "list": "cpm.cli.list",
     "show": "cpm.cli.show",
     "set": "cpm.cli.set",
+    "explain": "cpm.cli.explain",
     "resize": "cpm.cli.resize",
     "relocate": "cpm.cli.relocate",
     "whois": "cpm.cli.whois",
@@ -62,6 +63,7 @@ examples:
   virt-ports list                             all VMs with their ports
   virt-ports show web1                        one VM with all we know
   virt-ports set web1 floor=256               what it shall have
+  virt-ports explain web1                     why it has what it has
   virt-ports whois 203.0.113.1 20817          who has that port now
   virt-ports pool add 203.0.113.0/29          add external addresses
   virt-ports list -o json | jq -r '.[].name'  names, for a script

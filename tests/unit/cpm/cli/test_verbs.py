@@ -13,6 +13,8 @@ from cpm.api.views import (
     AllocationView,
     DomainDetail,
     EventView,
+    ExplainView,
+    HolderView,
     NodeView,
     PoolRequest,
     StatusView,
@@ -49,6 +51,13 @@ DETAIL = DomainDetail(
     ),
     ignored=("metadata: floor 99999: use 1 to 64512 ports",),
 )
+EXPLAINED = ExplainView(
+    domain=domain(), lines=("web1 has 256 ports.", "Pool: 9 of 64512 ports are free."), asked=512, decided=256,
+    rule="mostly-unused", decided_at=NOW, refused=None, gave=None, waits_for=None, waits_since=None, fair_share=None,
+    wishes=DETAIL.wishes, ignored=(), pool_total=64512, pool_free=9, pool_leaving=0, pool_longest_free=9,
+    pool_short=False, pool_waiting=0, pool_per_minute=-3.5, pool_empty_in_s=154.3,
+    holders=(HolderView("db", 32768, 30000), HolderView("web1", 256, None)),
+)  # fmt: skip
 EVENTS = [
     EventView(1041, NOW - 3600, "active", "web1", WEB, HOST1, EXTERNAL, 20000, 20255),
     EventView(1042, NOW, "draining", "db", DB, HOST1, EXTERNAL, 1024, 1087),
@@ -152,6 +161,14 @@ def test_show_as_json_is_flat(manager: CannedManager, virt_ports: Command) -> No
     assert (shown["name"], shown["first_port"], shown["internal_address"]) == ("web1", 20000, "100.64.0.7")
     assert [each["state"] for each in shown["allocations"]] == ["active", "draining"]
     assert shown["allocations"][1]["since"] == NOW - 60
+
+
+def test_explain(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/web1/explain", EXPLAINED)
+    assert virt_ports("explain", "web1").out == "web1 has 256 ports.\nPool: 9 of 64512 ports are free.\n"
+    explained = virt_ports("explain", "web1", "-o", "json").json
+    assert (explained["rule"], explained["pool_free"]) == ("mostly-unused", 9)
+    assert explained["holders"][0] == {"name": "db", "ports": 32768, "ports_in_use": 30000}
 
 
 def test_set(manager: CannedManager, virt_ports: Command) -> None:

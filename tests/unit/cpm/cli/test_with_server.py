@@ -23,6 +23,7 @@ from cpm.api.views import (
     DomainDetail,
     DomainView,
     EventView,
+    ExplainView,
     NodeView,
     PoolRequest,
     ResizeRequest,
@@ -43,7 +44,7 @@ from cpm.errors import (
 from cpm.messages import Hello, NodeMessage
 from cpm.model import NodeName
 from tests.unit.cpm.cli.conftest import NOW, WEB, Result, domain
-from tests.unit.cpm.cli.test_verbs import ADDRESS, DETAIL, EVENTS, NODES, whois_view
+from tests.unit.cpm.cli.test_verbs import ADDRESS, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
 
 
 class SaysWhatItIsTold:
@@ -78,6 +79,10 @@ class SaysWhatItIsTold:
     async def relocate(self, name: str) -> DomainDetail:
         self._hear("relocate", name)
         return DETAIL
+
+    async def explain(self, name: str) -> ExplainView:
+        self._hear("explain", name)
+        return EXPLAINED
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
         self._hear("history", name, limit)
@@ -180,6 +185,7 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         ),
         (["resize", "web 1", "512"], ("resize", "web 1", ResizeRequest(512))),
         (["relocate", "web/1"], ("relocate", "web/1")),
+        (["explain", "web 1"], ("explain", "web 1")),
         (["history", "web 1", "--limit", "5"], ("history", "web 1", 5)),
         (["whois", "203.0.113.1", "20817"], ("whois", IPv4Address("203.0.113.1"), 20817, None)),
         (

@@ -1,0 +1,36 @@
+"""``virt-ports explain``: why a VM has the ports it has."""
+
+from __future__ import annotations
+
+import argparse
+
+from cpm.cli import parsing, render
+
+_ABOUT = """\
+What it asked, what was decided by which rule, what was refused and why, who
+holds the pool, and when that runs out at the trend of the last ten minutes."""
+
+_EXAMPLES = """\
+  virt-ports explain web1
+  virt-ports explain web1 -o json | jq .fair_share"""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(
+        subparsers, "explain", "say why a VM has the ports it has", about=_ABOUT, examples=_EXAMPLES
+    )
+    verb.add_argument("vm", metavar="VM", help="name or UUID")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the explanation."""
+    from cpm.api.client import path_of
+    from cpm.api.views import ExplainView
+
+    view = parsing.client(args).get(ExplainView, path_of("domains", args.vm, "explain"))
+    if parsing.wants_json(args):
+        render.emit_document(render.plain(view))
+    else:
+        render.emit("".join(f"{render.cell(line)}\n" for line in view.lines))
+    return 0
