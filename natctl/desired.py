@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cpm.model import DomainUUID, PortRange
 
@@ -21,6 +21,28 @@ DEFAULT_EXEMPT = tuple(
                                    "224.0.0.0/4", "255.255.255.255/32")
 )  # fmt: skip
 """Destinations that are not translated and not sent to the edges unless configured otherwise (RFC 6888 REQ-6)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timeouts:
+    """
+    Seconds after which the connection of a VM that says nothing more is forgotten; the host's own keep the system's.
+
+    The defaults are the shortest that the RFCs allow.
+    """
+
+    tcp_established_s: int = 7440
+    """RFC 5382 REQ-5. Also while something sent is not acknowledged, for which the kernel has shorter ones."""
+    tcp_transitory_s: int = 240
+    """Opening, or closed by one side only (RFC 5382 REQ-5)."""
+    tcp_time_wait_s: int = 120
+    """Closed by both sides; the RFC leaves it open, and a shorter one gives ports back earlier."""
+    tcp_reset_s: int = 10
+    """Ended by a reset; the RFC leaves it open."""
+    udp_s: int = 120
+    """RFC 4787 REQ-5, whether or not there was an answer."""
+    icmp_s: int = 60
+    """RFC 5508 REQ-2, for queries."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +59,9 @@ class HostSettings:
     rule_priority: int = 7414
     """Priority of the rule that sends managed packets there."""
     exempt: tuple[IPv4Network, ...] = DEFAULT_EXEMPT
+    log_group: int = 7414
+    """NFLOG group in which the kernel says that a VM's arrival budget is used up."""
+    timeouts: Timeouts = Timeouts()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,6 +95,21 @@ class HostEntry:
     """Ports new connections get; None: none yet, or none any more (its packets are then dropped at the edge)."""
     taps: frozenset[str] = frozenset()
     """Names of its interfaces on this host; empty before libvirt made them."""
+    budget: int | None = None
+    """Connections that may begin before the kernel speaks up, 65,535 at most; None: it never does. Only a change of
+    this number, or of the table, makes the kernel count from the beginning again."""
+    at_cap: bool = False
+    """It may be told in words that no port is left."""
+
+
+class Destination(NamedTuple):
+    """Where to a connection goes."""
+
+    protocol: int
+    """IP protocol number."""
+    address: IPv4Address
+    port: int
+    """0 for protocols without."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

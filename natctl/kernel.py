@@ -17,13 +17,13 @@ import dataclasses
 import errno
 import gc
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from cpm.errors import KernelError
 from cpm.model import DomainUUID
 from natctl import plan, routing, ruleset
-from natctl.desired import Change, EdgeEntry, HostEntry, Path, Settings
+from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path, Settings
 from natctl.netlink import encoding, reading, routes
 from natctl.netlink.wire import NETFILTER, ROUTE, Wire
 from natctl.observed import Observed, observed
@@ -44,6 +44,14 @@ _SYSCTL: Final = pathlib.Path("/proc/sys/net/ipv4")
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """Counters by VM; they begin at 0 as those of :class:`~natctl.observed.Observed` do."""
+
+    connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,6 +149,28 @@ class Kernel:
         """
         async with self._lock:
             return await self._elsewhere(self._ensure)
+
+    async def counted(self) -> Counted:
+        """
+        Return what the kernel has counted for each VM of this host; quick enough for every second.
+
+        :raise KernelError: When it cannot be read.
+        """
+        async with self._lock:
+            return await self._elsewhere(self._counted)
+
+    async def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        """
+        Answer new connections of these VMs to these destinations with words, and all others as ever.
+
+        What was said before is forgotten. VMs that are not at their cap are never refused, whatever is said here.
+
+        :param for_s: Seconds after which the kernel forgets it by itself.
+        :raise KernelError: When the kernel refuses; then what was said before holds on, until its time is over.
+        """
+        async with self._lock:
+            self._wires()
+            self._refuse(where, for_s)
 
     async def remove(self) -> None:
         """
@@ -320,6 +350,32 @@ class Kernel:
                 words.append(f"net.ipv4.{path.replace('/', '.')} was strict, is {value}")
         return tuple(words)
 
+    def _counted(self) -> Counted:
+        belief = self._belief
+        if belief is None or self._settings.host is None or not belief.desired.host:
+            return Counted()
+        nft, _ = self._wires()
+        connections, refused = (reading.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
+        keys = {element.key: domain for domain, element in _bindings(belief)}
+        return Counted(
+            {keys[key]: packets for key, packets in connections.items() if key in keys},
+            {keys[key]: packets for key, packets in refused.items() if key in keys},
+        )
+
+    def _refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        belief = self._belief
+        if belief is None or self._settings.host is None:
+            return
+        entries = ((belief.desired.host[domain], to) for domain, to in where.items() if domain in belief.desired.host)
+        timeout_ms = max(1, int(for_s * 1000))
+        elements = tuple(
+            host.refused(self._settings.host, entry.index, destination, timeout_ms)
+            for entry, destinations in entries
+            for destination in destinations
+        )
+        self._apply(plan.refilled(host.REFUSED, elements), Steps(Routing(), Routing()), Routing())
+        belief.generation += 1
+
     def _remove(self) -> None:
         nft, rt = self._wires()
         tables = reading.tables(nft)
@@ -383,6 +439,11 @@ def _put(
     for domain in touched:
         fragments.pop(domain, None)
     fragments.update(new)
+
+
+def _bindings(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
+    for domain, fragment in belief.host_fragments.items():
+        yield from ((domain, element) for place, element in fragment.elements if place == host.BINDINGS)
 
 
 def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:

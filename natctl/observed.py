@@ -33,6 +33,8 @@ class Observed:
     """Packets dropped, a counter for each reason: ``untranslated``, ``nobodys-port``, ``not-owned``."""
     connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
     """Connections begun by each VM, a counter."""
+    refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    """Packets of each VM at its cap that were answered with words because no port was left, a counter."""
 
 
 def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
@@ -43,7 +45,8 @@ def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
         _edge_entries(seen, routing) if settings.edge is not None else {},
         _path(seen, routing),
         dict(seen.drops),
-        _connections(settings.host, hosts, seen) if settings.host is not None else {},
+        _counted(settings.host, hosts, seen.counted.get(host.BINDINGS, {})) if settings.host is not None else {},
+        _counted(settings.host, hosts, seen.counted.get(host.CAPPED, {})) if settings.host is not None else {},
     )
 
 
@@ -52,23 +55,30 @@ def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEn
     taps: dict[str, list[str]] = {}
     for element in seen.holdings.elements.get(host.TAPS, {}).values():
         taps.setdefault(element.chain, []).append(element.key.rstrip(b"\0").decode("utf-8", "replace"))
-    bindings = {
-        marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
-        for element in seen.holdings.elements.get(host.BINDINGS, {}).values()
-    }
+    bindings, budgets, capped = (
+        {
+            marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
+            for element in seen.holdings.elements.get(place, {}).values()
+        }
+        for place in (host.BINDINGS, host.BUDGETS, host.CAPPED)
+    )
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in seen.vm_rules.items():
         number = chain.removeprefix(VM_CHAIN)
         who = host.identity(userdata)
         if who is not None and number.isdecimal():
-            entry = host.entry_of(int(number), who, taps.get(chain, ()), bindings.get(int(number)))
-            found[who.domain] = entry
+            index = int(number)
+            budget = budgets[index].budget if index in budgets else None
+            found[who.domain] = host.entry_of(
+                index, who, taps.get(chain, ()), bindings.get(index), budget, at_cap=index in capped
+            )
     return found
 
 
-def _connections(settings: HostSettings, entries: Mapping[DomainUUID, HostEntry], seen: Seen) -> dict[DomainUUID, int]:
+def _counted(
+    settings: HostSettings, entries: Mapping[DomainUUID, HostEntry], counted: Mapping[bytes, int]
+) -> dict[DomainUUID, int]:
     marks = Marks.of_mask(settings.mark_mask)
-    counted = seen.counted.get(host.BINDINGS, {})
     by_index = {marks.index_in(int.from_bytes(key, sys.byteorder)): packets for key, packets in counted.items()}
     return {domain: by_index[entry.index] for domain, entry in entries.items() if entry.index in by_index}
 

@@ -20,6 +20,7 @@ from natctl.ruleset.values import (
     Family,
     Fragment,
     Holdings,
+    Lifetimes,
     Place,
     Ruleset,
     SetSpec,
@@ -36,6 +37,13 @@ class AddTable(NamedTuple):
     """Make our table, empty."""
 
     family: Family
+
+
+class AddLifetimes(NamedTuple):
+    """Make an object that gives connections their timeouts."""
+
+    place: Place
+    lifetimes: Lifetimes
 
 
 class AddChain(NamedTuple):
@@ -87,8 +95,24 @@ class DeleteElements(NamedTuple):
     elements: tuple[Element, ...]
 
 
+class FlushSet(NamedTuple):
+    """Remove all elements of a set, however many there are."""
+
+    place: Place
+
+
 Operation = (
-    DeleteTable | AddTable | AddChain | AddRules | FlushChain | DeleteChain | AddSet | AddElements | DeleteElements
+    DeleteTable
+    | AddTable
+    | AddLifetimes
+    | AddChain
+    | AddRules
+    | FlushChain
+    | DeleteChain
+    | AddSet
+    | AddElements
+    | DeleteElements
+    | FlushSet
 )
 
 
@@ -145,6 +169,11 @@ def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
     )
 
 
+def refilled(place: Place, elements: tuple[Element, ...]) -> Plan:
+    """Return what makes these the elements of a set, whatever it holds."""
+    return Plan((FlushSet(place), AddElements(place, elements)) if elements else (FlushSet(place),))
+
+
 def joined(*plans: Plan) -> Plan:
     """Return one plan of several that touch different things, in the given order."""
     return Plan(
@@ -171,7 +200,11 @@ def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterato
     if (family in wanted.tables) != (family in observed.tables):
         yield f"table {family} virtports {'is missing' if family in wanted.tables else 'is not ours to keep'}"
         return
-    for kind, ours, theirs in (("chain", wanted.chains, observed.chains), ("set", wanted.sets, observed.sets)):
+    for kind, ours, theirs in (
+        ("ct timeout", wanted.lifetimes, observed.lifetimes),
+        ("chain", wanted.chains, observed.chains),
+        ("set", wanted.sets, observed.sets),
+    ):
         for place in sorted({*ours, *theirs}):
             if place[0] == family and not (kind == "chain" and _is_vm(place)) and ours.get(place) != theirs.get(place):
                 yield f"{kind} {family} {place[1]} {_flaw(place, ours, theirs)}"
@@ -187,6 +220,7 @@ def _made(family: Family, desired: Ruleset) -> Iterator[Operation]:
     chains = [chain for place, chain in desired.chains.items() if place[0] == family]
     specs = [(place, spec) for place, spec in desired.sets.items() if place[0] == family]
     yield AddTable(family)
+    yield from (AddLifetimes(place, lifetimes) for place, lifetimes in desired.lifetimes.items() if place[0] == family)
     yield from (AddChain(family, chain) for chain in chains)
     yield from (AddSet(family, spec) for _, spec in specs)
     yield from (AddRules(family, chain) for chain in chains if chain.rules)

@@ -18,6 +18,7 @@ from natctl.netlink.wire import Member, attribute
 from natctl.plan import (
     AddChain,
     AddElements,
+    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -25,10 +26,12 @@ from natctl.plan import (
     DeleteElements,
     DeleteTable,
     FlushChain,
+    FlushSet,
     Operation,
 )
 from natctl.ruleset import labels
 from natctl.ruleset.values import (
+    ANNOUNCED_PER_S,
     TABLE,
     Chain,
     Element,
@@ -36,6 +39,7 @@ from natctl.ruleset.values import (
     Family,
     Field,
     Hook,
+    Lifetimes,
     Place,
     Rule,
     SetSpec,
@@ -52,20 +56,23 @@ NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
 NEW_SET, GET_SET = 9, 10
 NEW_ELEMENTS, GET_ELEMENTS, DELETE_ELEMENTS = 12, 13, 14
 GET_GENERATION = 16
+NEW_OBJECT, GET_OBJECT = 18, 19
+CT_TIMEOUT = 7
+"""``NFT_OBJECT_CT_TIMEOUT``"""
 
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _PER_MESSAGE: Final = 60_000
 """Bytes of elements in one message: the length of an attribute is 16 bits."""
 
-_INTERVAL, _MAP, _CONCATENATION = 0x4, 0x8, 0x80
+_INTERVAL, _MAP, _TIMEOUT, _CONCATENATION, _SEVERAL_EXPRESSIONS = 0x4, 0x8, 0x10, 0x80, 0x100
 _VERDICT_TYPE = 0xFFFFFF00
 _KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 
-_KEY, _DATA, _FLAGS, _USERDATA, _KEY_END = 1, 2, 3, 6, 10
+_KEY, _DATA, _FLAGS, _ELEMENT_TIMEOUT, _USERDATA, _KEY_END, _EXPRESSIONS = 1, 2, 3, 4, 6, 10, 11
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
-_SET_TABLE, _SET_NAME, _SET_USERDATA = 1, 2, 13
+_SET_TABLE, _SET_NAME, _SET_USERDATA, _SET_EXPRESSIONS = 1, 2, 13, 18
 _OURS = TABLE.encode() + b"\0"
 _BEFORE_ATTRIBUTES = 16 + 4
 """Bytes of the netlink header and the nfnetlink header."""
@@ -146,9 +153,30 @@ def _encoded(operation: Operation) -> Iterator[Member]:
         case AddTable(family):
             data = _message(table_msg, NEW_TABLE, family, wire.CREATE | wire.EXCLUSIVE, (("NFTA_TABLE_NAME", TABLE),))
             yield Member(data, f"add table {family} {TABLE}")
+        case AddLifetimes(place, lifetimes):
+            yield _lifetimes(place, lifetimes)
+        case FlushSet(place):
+            yield Member(_framed(DELETE_ELEMENTS, place[0], 0, _names(place[1])), f"flush set {place[0]} {place[1]}")
         case DeleteTable(family):
             data = _message(table_msg, DELETE_TABLE, family, 0, (("NFTA_TABLE_NAME", TABLE),))
             yield Member(data, f"delete table {family} {TABLE}")
+
+
+def _lifetimes(place: Place, lifetimes: Lifetimes) -> Member:
+    seconds = (attribute(state, struct.pack(">I", value)) for state, value in enumerate(lifetimes.seconds, 1))
+    data = (
+        attribute(1, struct.pack(">H", int(Family.IPV4)))
+        + attribute(2, bytes((lifetimes.protocol,)))
+        + attribute(3 | _NESTED, b"".join(seconds))
+    )
+    body = (
+        attribute(1, _OURS)
+        + attribute(2, _terminated(place[1]))
+        + attribute(3, struct.pack(">I", CT_TIMEOUT))
+        + attribute(4 | _NESTED, data)
+    )
+    data = _framed(NEW_OBJECT, place[0], wire.CREATE | wire.EXCLUSIVE, body)
+    return Member(data, f"add ct timeout {place[0]} {place[1]}")
 
 
 def _in_chain(name: str) -> tuple[tuple[str, str], ...]:
@@ -247,7 +275,9 @@ def _packed_kind(spec: SetSpec) -> bytes:
         attrs.append(("NFTA_SET_DESC", {"attrs": [["NFTA_SET_DESC_CONCAT", fields]]}))
     if spec.counter:
         attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
-    return _message(set_msg, NEW_SET, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]
+    packed = _message(set_msg, NEW_SET, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]
+    # Which expressions elements have: nft wants it said to list and to load them.
+    return packed + (attribute(_SET_EXPRESSIONS | _NESTED, budget_expressions(1)) if spec.budgets else b"")
 
 
 def _set_flags(spec: SetSpec) -> int:
@@ -255,6 +285,8 @@ def _set_flags(spec: SetSpec) -> int:
         (_INTERVAL if spec.interval else 0)
         | (_MAP if spec.data or spec.verdicts else 0)
         | (_CONCATENATION if len(spec.key) > 1 else 0)
+        | (_TIMEOUT if spec.fleeting else 0)
+        | (_SEVERAL_EXPRESSIONS if spec.budgets else 0)
     )
 
 
@@ -312,7 +344,9 @@ def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
 
 def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     """Return one element of a list: what tells it apart, and unless it is to be deleted all the rest of it."""
-    key, key_end, data, chain, userdata, interval_end = element
+    key, key_end, data, chain, userdata, interval_end, budget, timeout_ms = element
+    if with_data and (timeout_ms or budget is not None):
+        return _with_life(element)
     if not with_data:
         data, chain, userdata = b"", "", b""
     if chain:
@@ -320,6 +354,41 @@ def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     frame = _frame(len(key), len(key_end), len(data), len(userdata), bool(chain), interval_end)
     head, before_end, before_data, before_userdata, rest = frame
     return b"".join((head, key, before_end, key_end, before_data, data, before_userdata, userdata, rest))
+
+
+def _with_life(element: Element) -> bytes:
+    """Return an element that does something by itself: let some packets pass first, or go after some time."""
+    packed = packed_element(element._replace(budget=None, timeout_ms=0))
+    if element.timeout_ms:
+        packed += attribute(_ELEMENT_TIMEOUT, struct.pack(">Q", element.timeout_ms))
+    if element.budget is not None:
+        packed += attribute(_EXPRESSIONS | _NESTED, budget_expressions(element.budget))
+    return _ONE.pack(len(packed), 1 | _NESTED) + packed[4:]
+
+
+def budget_expressions(budget: int) -> bytes:
+    """
+    Return ``limit rate over 1/day burst BUDGET packets limit rate 50/second burst 1 packets``.
+
+    The first lets as many packets pass as it has tokens, and gets next to none back; it counts packets, where a quota
+    counts bytes. The second keeps what follows from being asked for every packet. With no budget both are the second.
+    """
+    scarce = _limit(1, _DAY_S, budget, _OVER) if budget else _SPARING
+    return attribute(1 | _NESTED, scarce) + attribute(1 | _NESTED, _SPARING)
+
+
+_DAY_S = 86400
+_OVER = 1  # NFT_LIMIT_F_INV
+
+
+def _limit(rate: int, unit_s: int, burst: int, flags: int = 0) -> bytes:
+    """Return ``limit``: name, and NFTA_LIMIT_RATE, UNIT, BURST, TYPE (packets) and FLAGS."""
+    values = (">Q", rate), (">Q", unit_s), (">I", burst), (">I", 0), (">I", flags)
+    inner = b"".join(attribute(kind, struct.pack(form, value)) for kind, (form, value) in enumerate(values, 1))
+    return attribute(1, b"limit\0") + attribute(2 | _NESTED, inner)
+
+
+_SPARING = _limit(ANNOUNCED_PER_S, 1, 1)
 
 
 @functools.lru_cache(4096)

@@ -7,7 +7,9 @@ Each correction is a subclass that changes one description, so that it could be 
   nests one level deeper, which the kernel refuses (and pyroute2 cannot decode: it never returns).
 - ``rule_msg``, ``set_msg``: user data as bytes; pyroute2 knows the comment only.
 - ``elements_msg``: the list of elements as bytes; encoding 10,000 through classes takes half a second, packing 30 ms.
-- ``rule_msg``: the result of ``fib`` is a number, its flags are flags; pyroute2 has them the other way round.
+- ``rule_msg``: the result of ``fib`` is a number, its flags are flags; pyroute2 has them the other way round. The
+  group and the threshold of ``log`` are 16 bit, the type of an object that is referred to is a number and not a
+  register.
 """
 
 from __future__ import annotations
@@ -47,6 +49,35 @@ class expr(nft_contains_expr.nft_expr):  # type: ignore[misc]  # noqa: N801
         """``notrack`` has no attributes."""
 
         nla_map = (("NFTA_NOTRACK_UNSPEC", "none"),)
+
+    class nft_log(nla):  # type: ignore[misc]  # noqa: N801
+        """``enum nft_log_attributes``, of those the ones for NFLOG."""
+
+        nla_map = (
+            ("NFTA_LOG_UNSPEC", "none"),
+            ("NFTA_LOG_GROUP", "be16"),
+            ("NFTA_LOG_PREFIX", "asciiz"),
+            ("NFTA_LOG_SNAPLEN", "be32"),
+            ("NFTA_LOG_QTHRESHOLD", "be16"),
+        )
+
+    class nft_objref(nla):  # type: ignore[misc]  # noqa: N801
+        """``enum nft_objref_attributes``."""
+
+        nla_map = (
+            ("NFTA_OBJREF_UNSPEC", "none"),
+            ("NFTA_OBJREF_IMM_TYPE", "be32"),
+            ("NFTA_OBJREF_IMM_NAME", "asciiz"),
+        )
+
+    class nft_reject(nla):  # type: ignore[misc]  # noqa: N801
+        """``enum nft_reject_attributes``."""
+
+        nla_map = (
+            ("NFTA_REJECT_UNSPEC", "none"),
+            ("NFTA_REJECT_TYPE", "be32"),
+            ("NFTA_REJECT_ICMP_CODE", "uint8"),
+        )
 
 
 class rule_msg(nft_rule_msg):  # type: ignore[misc]  # noqa: N801

@@ -8,10 +8,22 @@ from typing import Final
 from natctl.netlink import encoding
 from natctl.netlink.wire import Wire, attribute, attributes, each, text
 from natctl.ruleset import labels
-from natctl.ruleset.values import TABLE, ChainSignature, Element, Family, Holdings, Hook, Place, Seen
+from natctl.ruleset.values import (
+    FLEETING,
+    TABLE,
+    ChainSignature,
+    Element,
+    Family,
+    Holdings,
+    Hook,
+    Lifetimes,
+    Place,
+    Seen,
+)
 
 _ACTION: Final = "read our nftables tables"
 _COUNTER_PACKETS = 2
+_LIMIT_BURST, _LIMIT_FLAGS = 3, 5
 _LENGTH = struct.Struct("=H")
 
 
@@ -49,6 +61,17 @@ def read(wire: Wire) -> Seen:
             return seen
 
 
+def counted(wire: Wire, place: Place) -> dict[bytes, int]:
+    """
+    Return what the elements of one set have counted, by key.
+
+    :raise KernelError: When the kernel refuses; there is no such set, for example.
+    """
+    reader = _Reader(wire, 0)
+    reader.read_elements(place)
+    return reader.counted.get(place, {})
+
+
 class _Reader:
     def __init__(self, wire: Wire, number: int) -> None:
         self._wire = wire
@@ -60,17 +83,20 @@ class _Reader:
         self._elements: dict[Place, dict[tuple[bytes, bool], Element]] = {}
         self._vm_rules: dict[str, bytes] = {}
         self._drops: dict[str, int] = {}
-        self._counted: dict[Place, dict[bytes, int]] = {}
+        self._lifetimes: dict[Place, Lifetimes | None] = {}
+        self.counted: dict[Place, dict[bytes, int]] = {}
 
     def read(self) -> Seen:
         for family in Family:
             self._read_chains(family)
             self._read_sets(family)
+            self._read_lifetimes(family)
         for place in self._sets:
-            self._read_elements(place)
+            if place not in FLEETING:
+                self.read_elements(place)
         chains = {place: ChainSignature(hook, tuple(self._rules.get(place, ()))) for place, hook in self._hooks.items()}
-        holdings = Holdings(frozenset(self._tables), chains, self._sets, self._elements)
-        return Seen(holdings, self._number, self._vm_rules, self._drops, self._counted)
+        holdings = Holdings(frozenset(self._tables), chains, self._sets, self._elements, self._lifetimes)
+        return Seen(holdings, self._number, self._vm_rules, self._drops, self.counted)
 
     def has_table(self, family: Family) -> bool:
         return bool(self._list(1, family))
@@ -110,15 +136,20 @@ class _Reader:
             self._sets[place] = labels.digest_of(item.get(13, b""))
             self._elements[place] = {}
 
-    def _read_elements(self, place: Place) -> None:
+    def _read_lifetimes(self, family: Family) -> None:
+        if family in self._tables:
+            for item in self._list(encoding.GET_OBJECT, family):
+                self._lifetimes[family, text(item[2])] = _lifetimes(item)
+
+    def read_elements(self, place: Place) -> None:
         name = attribute(2, place[1].encode() + b"\0")
-        held = self._elements[place]
+        held = self._elements.setdefault(place, {})
         for message in self._list(encoding.GET_ELEMENTS, place[0], name):
             for item in each(message.get(3, b"")):
                 element, packets = _element(item)
                 held[element.key, element.interval_end] = element
                 if packets is not None:
-                    self._counted.setdefault(place, {})[element.key] = packets
+                    self.counted.setdefault(place, {})[element.key] = packets
 
 
 def _hook(chain: dict[int, bytes]) -> Hook | None:
@@ -137,11 +168,8 @@ def _element(item: bytes) -> tuple[Element, int | None]:
         data = inner.get(1, b"")
         if 2 in inner:
             chain = text(attributes(inner[2]).get(2, b""))
-    packets = None
-    if 7 in parts:
-        packets = _packets(attributes(parts[7]).get(2, b""))
-    elif 11 in parts:
-        packets = _packets(attributes(next(each(parts[11]), b"")).get(2, b""))
+    expressions = [parts[7]] if 7 in parts else list(each(parts.get(11, b"")))
+    packets, budget = _life(attributes(expressions[0])) if expressions else (None, None)
     element = Element(
         _value(parts[1]),
         _value(parts[10]) if 10 in parts else b"",
@@ -149,8 +177,30 @@ def _element(item: bytes) -> tuple[Element, int | None]:
         chain,
         parts.get(6, b""),
         bool(int.from_bytes(parts.get(3, b""), "big") & 1),
+        budget,
     )
     return element, packets
+
+
+def _life(expression: dict[int, bytes]) -> tuple[int | None, int | None]:
+    """Return what an element's first expression has counted, or the budget that it has."""
+    name, data = text(expression.get(1, b"")), expression.get(2, b"")
+    if name == "counter":
+        return _packets(data), None
+    if name == "limit":
+        limit = attributes(data)
+        is_over = int.from_bytes(limit.get(_LIMIT_FLAGS, b""), "big") & 1
+        return None, int.from_bytes(limit.get(_LIMIT_BURST, b""), "big") if is_over else 0
+    return None, None
+
+
+def _lifetimes(item: dict[int, bytes]) -> Lifetimes | None:
+    if int.from_bytes(item.get(3, b""), "big") != encoding.CT_TIMEOUT:
+        return None
+    data = attributes(item.get(4, b""))
+    seconds = attributes(data.get(3, b""))
+    values = (int.from_bytes(seconds[state], "big") for state in sorted(seconds))
+    return Lifetimes(data.get(2, b"\0")[0], tuple(values))
 
 
 def _value(data: bytes) -> bytes:

@@ -30,6 +30,7 @@ def base(settings: Settings, path: Path | None, layout: edge.Layout) -> Ruleset:
             {**result.chains, **part.chains},
             {**result.sets, **part.sets},
             {**result.elements, **part.elements},
+            {**result.lifetimes, **part.lifetimes},
         )
     return result
 

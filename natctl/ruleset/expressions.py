@@ -17,6 +17,8 @@ FIRST: Final = 1
 """Register of the first, or only, part of a key."""
 SECOND: Final = 9
 """Register of the second part of a key."""
+THIRD: Final = 10
+FOURTH: Final = 11
 VERDICT_REGISTER: Final = 0
 
 NETWORK: Final = 1
@@ -127,6 +129,26 @@ def verdict_of(name: str, register: int = FIRST) -> Expression:
 def verdict(code: Verdict) -> Expression:
     """``accept``, ``drop``, ``jump NAME``"""
     return _expression("immediate", dreg=VERDICT_REGISTER, data=code)
+
+
+def literal(data: bytes, register: int = FIRST) -> Expression:
+    """Load constant data."""
+    return _expression("immediate", dreg=register, data=data)
+
+
+def log_to(group: int) -> Expression:
+    """``log group GROUP queue-threshold 1``: no verdict; and no waiting until several have come together."""
+    return _expression("log", group=group, qthreshold=1)
+
+
+def lifetimes_of(name: str) -> Expression:
+    """``ct timeout set "NAME"``; only for a connection that is not confirmed yet, and of the object's protocol."""
+    return _expression("objref", imm_type=7, imm_name=name)
+
+
+def refuse(code: int) -> Expression:
+    """``reject with icmp …``: drop the packet and answer it with type 3 and this code."""
+    return _expression("reject", type=0, icmp_code=code)
 
 
 def counter() -> Expression:

@@ -9,17 +9,30 @@ In nftables' notation::
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
+      ct timeout managed-tcp { protocol tcp; … }        # and managed-udp, managed-icmp
       map bindings { type mark : interval ipv4_addr . inet_service; counter; }
+      set budgets { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 64 packets … } }
+      set capped { type mark; counter; }
+      set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
       chain exemption { type filter hook prerouting priority mangle;
         ct mark & FLAG == FLAG return
-        meta mark & FLAG == FLAG ip daddr @exempt meta mark set meta mark & ~MASK
-        meta mark & FLAG == FLAG ct state established,related ct mark & FLAG == 0 meta mark set meta mark & ~MASK }
+        meta mark & FLAG != FLAG return
+        ip daddr @exempt meta mark set meta mark & ~MASK return
+        ct state established,related ct mark & FLAG == 0 meta mark set meta mark & ~MASK return
+        ct state new jump newcomers }
+      chain newcomers {
+        meta mark & MASK . meta l4proto . ip daddr . th dport @refused meta mark & MASK @capped reject with icmp 13
+        … likewise for ICMP queries, that have no port }
       chain translate { type nat hook postrouting priority srcnat - 10;
+        oifname @uplinks meta mark & MASK @budgets log group 7414 queue-threshold 1
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
-        meta mark & FLAG == FLAG ct state new oifname @uplinks ct mark set ct mark | FLAG
+        meta mark & FLAG == FLAG ct state new oifname @uplinks jump begun
         meta mark & FLAG == FLAG ct status snat ip saddr @internals return
         meta mark & FLAG == FLAG oifname @uplinks counter drop }
+      chain begun {
+        ct mark set ct mark | FLAG
+        ct timeout set "managed-tcp" … }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -34,6 +47,11 @@ In nftables' notation::
   that was not translated is never let out, whatever source address it claims, so no private address leaks and no port
   that is not the VM's is used: not even by a guest that forges another VM's internal address, nor under this host's own
   address by somebody else's masquerade when the VM has no ports.
+- The nat chain sees the first packet of a connection only, so what matches ``budgets`` is a connection that begins
+  after as many as the budget allowed; it goes on like any other (``docs/design/0003-arrivals.md``).
+- ``refused`` holds where to a VM at its cap has no port left; natd puts it there after counting, and what it does not
+  put there again goes by itself, so that no failure of natd can keep a VM from connecting. ``capped`` has the last
+  word: it changes with the VM's ports, in the same transaction.
 - What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
   only the edges can make it fit to be seen outside (``errors``).
 """
@@ -45,7 +63,7 @@ from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
 from cpm.model import DomainUUID, PortRange
-from natctl.desired import HostEntry, HostSettings, Path
+from natctl.desired import Destination, HostEntry, HostSettings, Path, Timeouts
 from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
@@ -56,6 +74,7 @@ from natctl.ruleset.common import (
     PORT,
     POSTROUTING,
     PREROUTING,
+    PROTOCOL,
     address_in,
     described,
     filtering,
@@ -71,13 +90,25 @@ from natctl.ruleset.common import (
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
+    FIRST,
+    FOURTH,
+    NETWORK,
+    SECOND,
     SOURCE,
+    THIRD,
+    TRANSPORT,
     compare,
     counter,
     ct,
+    lifetimes_of,
+    literal,
+    log_to,
     mapped,
     masked,
+    member,
     meta,
+    payload,
+    refuse,
     set_ct,
     set_meta,
     source_nat,
@@ -94,22 +125,31 @@ from natctl.ruleset.values import (
     Family,
     Fragment,
     Hook,
+    Lifetimes,
     Place,
     Rule,
     Ruleset,
     SetSpec,
     indexed,
+    jump,
 )
 
 TAPS: Final[Place] = (Family.BRIDGE, "taps")
 BINDINGS: Final[Place] = (Family.IPV4, "bindings")
+BUDGETS: Final[Place] = (Family.IPV4, "budgets")
+CAPPED: Final[Place] = (Family.IPV4, "capped")
+REFUSED: Final[Place] = (Family.IPV4, "refused")
+"""Fleeting, see :data:`~natctl.ruleset.values.FLEETING`."""
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 
 UNTRANSLATED: Final = "untranslated"
 """Name of the counter of packets that were managed but not translated, and dropped."""
 
-_ICMP = 1
+_ICMP, _TCP, _UDP = 1, 6, 17
+_PROHIBITED = 13
+"""ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
+_LARGEST_BUDGET = 65535
 _RELATED = word(4)
 _ESTABLISHED_OR_RELATED = word(2 | 4)
 _NEW = word(8)
@@ -163,13 +203,18 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),
-        (Family.IPV4, "translate"): _translate(marks),
+        (Family.IPV4, "newcomers"): _newcomers(marks),
+        (Family.IPV4, "translate"): _translate(marks, settings.log_group),
         (Family.IPV4, "guard"): _guard(marks),
+        (Family.IPV4, "begun"): _begun(marks),
         (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE,), verdicts=True),
         BINDINGS: SetSpec("bindings", (MARK,), data=(ADDRESS, PORT), data_interval=True, counter=True),
+        BUDGETS: SetSpec("budgets", (MARK,), budgets=True),
+        CAPPED: SetSpec("capped", (MARK,), counter=True),
+        REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), fleeting=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
         INTERNALS: networks("internals"),
@@ -177,11 +222,14 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
     elements = {
         TAPS: {},
         BINDINGS: {},
+        BUDGETS: {},
+        CAPPED: {},
+        REFUSED: {},
         UPLINKS: indexed(interface_elements(settings.uplinks)),
         EXEMPT: indexed(network_elements(settings.exempt)),
         INTERNALS: indexed(network_elements([path.internal_pool] if path else [])),
     }
-    return Ruleset(chains, sets, elements)
+    return Ruleset(chains, sets, elements, _lifetimes(settings.timeouts))
 
 
 def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
@@ -201,6 +249,10 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
             entry.internal.packed + port_word(entry.ports.first) + entry.internal.packed + port_word(entry.ports.last)
         )
         elements.append((BINDINGS, Element(word(mark), data=data, userdata=label)))
+        if entry.budget is not None:
+            elements.append((BUDGETS, Element(word(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET))))
+        if entry.at_cap:
+            elements.append((CAPPED, Element(word(mark), userdata=label)))
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
 
 
@@ -221,14 +273,29 @@ def identity(userdata: bytes) -> Identity | None:
         return None
 
 
-def entry_of(index: int, who: Identity, taps: Iterable[str], binding: Element | None) -> HostEntry:
+def refused(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> Element:
+    """Return what has a VM's new connections to this destination refused until the time is over."""
+    mark = word(Marks.of_mask(settings.mark_mask).of(index))
+    key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
+    return Element(key, timeout_ms=timeout_ms)
+
+
+def entry_of(
+    index: int,
+    who: Identity,
+    taps: Iterable[str],
+    binding: Element | None,
+    budget: int | None = None,
+    *,
+    at_cap: bool = False,
+) -> HostEntry:
     """Return the entry whose fragment was found in the kernel."""
     ports = None
     internal = who.internal
     if binding is not None:
         internal = IPv4Address(binding.data[:4])
         ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
-    return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps))
+    return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps), budget, at_cap)
 
 
 def _identify() -> Chain:
@@ -246,41 +313,95 @@ def _is_managed(marks: Marks) -> tuple[Expression, ...]:
     return meta("mark"), masked(flag), compare(flag)
 
 
+def _whose(marks: Marks) -> tuple[Expression, ...]:
+    return meta("mark"), masked(word(marks.mask))
+
+
+def _lifetimes(timeouts: Timeouts) -> dict[Place, Lifetimes]:
+    transitory, established = timeouts.tcp_transitory_s, timeouts.tcp_established_s
+    # SYN sent, SYN received, established, FIN wait, close wait, last ACK, time wait, close, second SYN sent, and while
+    # something is sent again or not acknowledged: a connection is no less established for that.
+    tcp = (
+        transitory,
+        transitory,
+        established,
+        transitory,
+        transitory,
+        transitory,
+        timeouts.tcp_time_wait_s,
+        timeouts.tcp_reset_s,
+        transitory,
+        established,
+        established,
+    )
+    by_protocol = {
+        "managed-tcp": Lifetimes(_TCP, tcp),
+        "managed-udp": Lifetimes(_UDP, (timeouts.udp_s, timeouts.udp_s)),
+        "managed-icmp": Lifetimes(_ICMP, (timeouts.icmp_s,)),
+    }
+    return {(Family.IPV4, name): lifetimes for name, lifetimes in by_protocol.items()}
+
+
 def _exemption(marks: Marks) -> Chain:
     forget = (meta("mark"), masked(word(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
     is_older = (ct("state"), masked(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
     is_not_ours = (ct("mark"), masked(word(marks.flag)), compare(bytes(4)))
     is_ours = (ct("mark"), masked(word(marks.flag)), compare(word(marks.flag)))
+    flag = word(marks.flag)
     rules = (
         rule(is_ours, RETURN, comment="decided when it began"),
-        rule(
-            _is_managed(marks), address_in(DESTINATION, "exempt"), forget, comment="not translated, not sent to edges"
-        ),
-        rule(_is_managed(marks), is_older, is_not_ours, forget, comment="older than our care: goes on as it went"),
+        rule((meta("mark"), masked(flag), compare(flag, "!=")), RETURN),
+        rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
+        rule(is_older, is_not_ours, forget, RETURN, comment="older than our care: goes on as it went"),
+        rule(_is_new(), jump("newcomers")),
     )
     return Chain("exemption", filtering(PREROUTING, -150), rules)
 
 
-def _translate(marks: Marks) -> Chain:
-    whose = (meta("mark"), masked(word(marks.mask)), mapped("bindings"))
-    translating = rule(to_interface("uplinks"), whose, source_nat(), comment="a port of the VM's own range")
-    return Chain("translate", Hook("nat", POSTROUTING, 90), (translating,))
+def _is_new() -> tuple[Expression, ...]:
+    return ct("state"), masked(_NEW), compare(bytes(4), "!=")
+
+
+def _newcomers(marks: Marks) -> Chain:
+    destination = payload(NETWORK, DESTINATION, 4, THIRD)
+    ported = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
+    portless = (*_whose(marks), meta("l4proto", SECOND), destination, literal(bytes(4), FOURTH))
+    is_capped = (*_whose(marks), member("capped"))
+    words = "no port is left for it"
+    rules = (
+        rule(ported, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        rule(protocol(_ICMP), portless, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+    )
+    return Chain("newcomers", None, rules)
+
+
+def _translate(marks: Marks, log_group: int) -> Chain:
+    leaves = to_interface("uplinks")
+    spent = (*_whose(marks), member("budgets"))
+    rules = (
+        rule(leaves, spent, log_to(log_group), comment="an arrival budget is used up"),
+        rule(leaves, _whose(marks), mapped("bindings"), source_nat(), comment="a port of the VM's own range"),
+    )
+    return Chain("translate", Hook("nat", POSTROUTING, 90), rules)
 
 
 def _guard(marks: Marks) -> Chain:
-    flag = word(marks.flag)
     managed, leaves = _is_managed(marks), to_interface("uplinks")
-    is_new = (ct("state"), masked(_NEW), compare(bytes(4), "!="))
-    remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), flag), set_ct("mark"))
     translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     # Every packet comes through here, and looking an interface up by its name takes longest: once a connection.
     rules = (
-        rule(managed, is_new, leaves, remember, comment="the connection is ours"),
+        rule(managed, _is_new(), leaves, jump("begun")),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
         rule(managed, translated, address_in(SOURCE, "internals"), RETURN),
         rule(managed, leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
+
+
+def _begun(marks: Marks) -> Chain:
+    remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
+    lifetimes = (rule(lifetimes_of(name)) for name in ("managed-tcp", "managed-udp", "managed-icmp"))
+    return Chain("begun", None, (rule(remember, comment="the connection is ours"), *lifetimes))
 
 
 def _errors(marks: Marks) -> Chain:

@@ -134,6 +134,10 @@ class SetSpec(NamedTuple):
     """The data are a pair of ends."""
     counter: bool = False
     """Every element counts."""
+    budgets: bool = False
+    """Every element lets some packets pass before it matches, see :attr:`Element.budget`."""
+    fleeting: bool = False
+    """Elements go by themselves, see :data:`FLEETING`."""
 
     @property
     def digest(self) -> bytes:
@@ -152,6 +156,10 @@ class Element(NamedTuple):
     userdata: bytes = b""
     interval_end: bool = False
     """In a set of plain intervals: the first key after the interval."""
+    budget: int | None = None
+    """In a set with budgets: packets that pass before it matches, and then only so often (:data:`ANNOUNCED_PER_S`)."""
+    timeout_ms: int = 0
+    """In a set whose elements go by themselves: when; 0: never."""
 
     @property
     def identity(self) -> tuple[bytes, bool]:
@@ -159,8 +167,23 @@ class Element(NamedTuple):
         return self.key, self.interval_end
 
 
+class Lifetimes(NamedTuple):
+    """A ``ct timeout`` object: the seconds for each state of the connections of one protocol."""
+
+    protocol: int
+    """IP protocol number."""
+    seconds: tuple[int, ...]
+    """In the order of the kernel's ``enum ctattr_timeout_tcp`` and its like."""
+
+
 Place = tuple[Family, str]
-"""Names a chain or a set."""
+"""Names a chain, a set or an object."""
+
+FLEETING: frozenset[Place] = frozenset({(Family.IPV4, "refused")})
+"""Sets whose elements go by themselves: nobody compares them or puts them back."""
+
+ANNOUNCED_PER_S = 50
+"""Packets a second that an element with a budget matches at most once its budget is used up."""
 
 Elements = Mapping[tuple[bytes, bool], Element]
 
@@ -172,6 +195,7 @@ class Ruleset:
     chains: Mapping[Place, Chain]
     sets: Mapping[Place, SetSpec]
     elements: Mapping[Place, Elements]
+    lifetimes: Mapping[Place, Lifetimes] = dataclasses.field(default_factory=dict)
 
     @property
     def holdings(self) -> Holdings:
@@ -181,6 +205,7 @@ class Ruleset:
             {place: chain.signature for place, chain in self.chains.items()},
             {place: spec.digest for place, spec in self.sets.items()},
             self.elements,
+            self.lifetimes,
         )
 
 
@@ -192,6 +217,8 @@ class Holdings:
     chains: Mapping[Place, ChainSignature] = dataclasses.field(default_factory=dict)
     sets: Mapping[Place, bytes] = dataclasses.field(default_factory=dict)
     elements: Mapping[Place, Elements] = dataclasses.field(default_factory=dict)
+    lifetimes: Mapping[Place, Lifetimes | None] = dataclasses.field(default_factory=dict)
+    """None: an object of another kind, not ours."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -229,7 +256,7 @@ def assembled(base: Ruleset, fragments: Iterable[Fragment]) -> Ruleset:
         chains.update(fragment.chains)
         for place, element in fragment.elements:
             elements[place][element.key, element.interval_end] = element
-    return Ruleset(chains, base.sets, elements)
+    return Ruleset(chains, base.sets, elements, base.lifetimes)
 
 
 @functools.lru_cache(4096)

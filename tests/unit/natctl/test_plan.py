@@ -15,6 +15,7 @@ from natctl.desired import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Pat
 from natctl.plan import (
     AddChain,
     AddElements,
+    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -22,6 +23,7 @@ from natctl.plan import (
     DeleteElements,
     DeleteTable,
     FlushChain,
+    FlushSet,
     Operation,
 )
 from natctl.ruleset import edge, host
@@ -54,17 +56,24 @@ class Model:
         self.rules = {place: list(chain.rules) for place, chain in holdings.chains.items()}
         self.sets = dict(holdings.sets)
         self.elements = {place: dict(held) for place, held in holdings.elements.items()}
+        self.lifetimes = dict(holdings.lifetimes)
 
     def apply(self, operation: Operation) -> None:
         match operation:
             case DeleteTable(family):
                 self.tables.remove(family)
-                for held in (self.hooks, self.rules, self.sets, self.elements):
+                for held in (self.hooks, self.rules, self.sets, self.elements, self.lifetimes):
                     for place in [place for place in held if place[0] is family]:
                         del held[place]
             case AddTable(family):
                 assert family not in self.tables
                 self.tables.add(family)
+            case AddLifetimes(place, lifetimes):
+                assert place[0] in self.tables
+                assert place not in self.lifetimes
+                self.lifetimes[place] = lifetimes
+            case FlushSet(place):
+                self.elements[place].clear()
             case AddChain(family, chain):
                 assert family in self.tables
                 assert (family, chain.name) not in self.hooks
@@ -98,7 +107,7 @@ class Model:
     @property
     def holdings(self) -> Holdings:
         chains = {place: ChainSignature(hook, tuple(self.rules[place])) for place, hook in self.hooks.items()}
-        return Holdings(frozenset(self.tables), chains, self.sets, self.elements)
+        return Holdings(frozenset(self.tables), chains, self.sets, self.elements, self.lifetimes)
 
 
 def outcome(operations: tuple[Operation, ...], before: Holdings) -> Holdings:
@@ -211,6 +220,7 @@ def test_what_is_missing_is_named_and_its_table_made_anew(lost: Place) -> None:
         {place: chain for place, chain in full.chains.items() if place != lost},
         {place: digest for place, digest in full.sets.items() if place != lost},
         full.elements,
+        full.lifetimes,
     )
     made = plan.difference(desired, seen)
     assert any(lost[1] in words and "missing" in words for words in made.differences)

@@ -14,6 +14,7 @@ from natctl.netlink import encoding, wire
 from natctl.plan import (
     AddChain,
     AddElements,
+    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -21,12 +22,13 @@ from natctl.plan import (
     DeleteElements,
     DeleteTable,
     FlushChain,
+    FlushSet,
     Operation,
 )
 from natctl.ruleset import expressions as nft
 from natctl.ruleset import labels
 from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
-from natctl.ruleset.values import DROP, Chain, Element, Family, Hook, SetSpec
+from natctl.ruleset.values import DROP, Chain, Element, Family, Hook, Lifetimes, SetSpec
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")
 
@@ -106,6 +108,31 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
             " 1c000280 18000280 08000100 fffffffc 09000200 766d2d31 00000000"
         ),
     ),
+    "add ct timeout ip virtports managed-udp { protocol udp; policy = { unreplied : 120, replied : 120 }; }": (
+        AddLifetimes((IP, "managed-udp"), Lifetimes(17, (120, 120))),
+        (
+            f"64000000 120a0506 00000000 00000000 02000000 {TABLE} 10000200 6d616e61 6765642d 75647000"
+            " 08000300 00000007 28000480 06000100 00020000 05000200 11000000 14000380 08000100 00000078 08000200 00000078"
+        ),
+    ),
+    "flush set ip virtports refused": (
+        FlushSet((IP, "refused")),
+        f"30000000 0e0a0500 00000000 00000000 02000000 {TABLE} 0c000200 72656675 73656400",
+    ),
+    (
+        "add element ip virtports budgets"
+        " { 0x40010000 limit rate over 1/day burst 64 packets limit rate 50/second burst 1 packets }"
+    ): (
+        AddElements((IP, "budgets"), (Element(bytes.fromhex("00000140"), budget=64),)),
+        (
+            f"d0000000 0c0a0506 00000000 00000000 02000000 {TABLE} 0c000200 62756467 65747300 a0000380 9c000180"
+            " 0c000180 08000100 00000140 8c000b80"
+            " 44000180 0a000100 6c696d69 74000000 34000280 0c000100 00000000 00000001 0c000200 00000000 00015180"
+            " 08000300 00000040 08000400 00000000 08000500 00000001"
+            " 44000180 0a000100 6c696d69 74000000 34000280 0c000100 00000000 00000032 0c000200 00000000 00000001"
+            " 08000300 00000001 08000400 00000000 08000500 00000000"
+        ),
+    ),
     "add element ip virtports exempt { 10.0.0.0/8 }": (
         AddElements((IP, "exempt"), network_elements([IPv4Network("10.0.0.0/8")])),
         (
@@ -161,6 +188,8 @@ def test_many_elements_take_several_messages_of_which_none_is_too_long() -> None
         st.just(""),
         st.binary(max_size=255),
         st.booleans(),
+        st.none() | st.integers(0, 65535),
+        st.integers(0, 2**40),
     )
 )
 def test_an_element_can_be_taken_apart_again(element: Element) -> None:
@@ -171,6 +200,8 @@ def test_an_element_can_be_taken_apart_again(element: Element) -> None:
     assert (wire.attributes(parts[2])[1] if 2 in parts else b"") == element.data
     assert parts.get(6, b"") == element.userdata
     assert (3 in parts) == element.interval_end
+    assert (11 in parts) == (element.budget is not None)
+    assert int.from_bytes(parts.get(4, b""), "big") == element.timeout_ms
 
 
 @given(st.binary(max_size=200))
