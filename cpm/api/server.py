@@ -272,7 +272,7 @@ class Server:
             await self._converse(request, socket, channel)
         except VirtPortsError as error:
             log.warning("session with %s ended: %s", _peer(request), error)
-            await socket.close(code=1008, message=str(error).encode()[:120])
+            await socket.close(code=1008, message=_reason(error))
         finally:
             sender.cancel()
             await asyncio.gather(sender, return_exceptions=True)
@@ -297,6 +297,11 @@ def _text(frame: Any) -> bytes | str:
         data: bytes | str = frame.data
         return data
     raise InvalidRequest("the peer closed the session without a word")
+
+
+def _reason(error: VirtPortsError) -> bytes:
+    """Return why, as long as a close frame may be (RFC 6455: 123 bytes), and whole characters: else it is malformed."""
+    return str(error).encode()[:123].decode(errors="ignore").encode()
 
 
 def _peer(request: web.Request) -> str:
