@@ -58,6 +58,8 @@ from qga_agent.visiting import Visitor
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+TELL_S = 0.05
+"""Seconds after the manager spoke until guests hear of it: many VMs may change at once."""
 LIST_S = 15.0
 """Seconds between two looks at libvirt's list of domains, for what no event told."""
 FIRST_LIST_S = 3.0
@@ -99,6 +101,7 @@ class Natd:
         self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
         self._visitor = _visitor(settings, self._libvirt) if self._host is not None else None
         self._local_port_range: dict[DomainUUID, bool] = {}
+        self._telling = False
         self._kernel_work: asyncio.Queue[Program | Replace | Forget] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
@@ -218,7 +221,9 @@ class Natd:
         """
         self._node.received(message, clock.now())
         self._carry_out()
-        self._tell_guests()
+        if self._visitor is not None and not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(TELL_S, self._tell_guests)
 
     def on_disconnected(self, reason: str) -> None:
         """Take note; everything that runs goes on."""
@@ -265,6 +270,7 @@ class Natd:
         return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.understood(said))
 
     def _tell_guests(self) -> None:
+        self._telling = False
         if self._visitor is None:
             return
         guests = self._node.guests()
@@ -369,7 +375,7 @@ class Natd:
 
 def _visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) -> Visitor | None:
     guests, period_s = settings.guests, settings.monitor.guest_period_s
-    if not period_s:
+    if not period_s or (libvirt is None and not guests.agent_sockets):
         return None
     limit_s = guests.agent_timeout_s or 1
     return Visitor(

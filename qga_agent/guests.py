@@ -9,6 +9,7 @@ nothing is known yet, have half of the lanes at most, and are visited ever more 
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterable, Mapping
 
 from cpm.messages import GuestState, GuestView
@@ -83,6 +84,8 @@ class Guests:
         self._period_s = period_s
         self._lanes = lanes
         self._guests: dict[DomainUUID, _Guest] = {}
+        self._queues: dict[bool, list[tuple[float, DomainUUID]]] = {True: [], False: []}
+        """When who is due, those who are trusted and those who are not; heaps, entries that hold no more included."""
         self._visited: dict[DomainUUID, bool] = {}
         """Those a visit of whom is under way, and whether they are trusted to answer."""
 
@@ -98,20 +101,24 @@ class Guests:
         for domain, announcement in wanted.items():
             guest = self._guests.get(domain)
             if guest is None:
-                self._guests[domain] = _Guest(now + FIRST_S, announcement)
+                self._guests[domain] = guest = _Guest(now + FIRST_S, announcement)
+                self._put_off(domain, guest, guest.due)
                 changed = True
             elif guest.wanted != announcement:
                 guest.wanted = announcement
                 if guest.state is GuestState.ANSWERING:
-                    guest.due = now
+                    self._put_off(domain, guest, now)
                     changed = True
+            elif guest.due > now + max(LONGEST_PAUSE_S, self._period_s):
+                self._put_off(domain, guest, now)  # the clock was set back
         return changed
 
     def appeared(self, domain: DomainUUID, now: float) -> None:
         """An agent connected: a guest came up, or its agent did. What it was told may be gone."""
         if (guest := self._guests.get(domain)) is not None:
-            guest.due, guest.failures = now, 0
+            guest.failures = 0
             guest.forget()
+            self._put_off(domain, guest, now)
 
     def look_again(self, now: float) -> None:
         """The way to all agents is open again."""
@@ -122,18 +129,16 @@ class Guests:
         """An agent disconnected."""
         if (guest := self._guests.get(domain)) is not None:
             guest.forget()
-            self._settle(guest, GuestState.ABSENT, "the agent disconnected", now)
+            self._settle(domain, guest, GuestState.ABSENT, "the agent disconnected", now)
 
     def take(self, now: float) -> list[Visit]:
         """Return the visits to begin now, those that wait longest first; each ends with :meth:`returned`."""
-        visits = []
-        for domain, guest in sorted(self._waiting(now), key=lambda item: item[1].due):
-            trusted = guest.state is GuestState.ANSWERING
-            if len(self._visited) >= self._lanes:
-                break
-            if trusted or self._doubtful() < self._lanes // 2:
-                self._visited[domain] = trusted
-                visits.append(Visit(domain, guest.wanted if self._is_to_be_told(guest, now) else None))
+        visits: list[Visit] = []
+        while (due := self._next()) is not None and due[0] <= now:
+            domain = due[1]
+            guest = self._guests[domain]
+            self._visited[domain] = _trusted(guest)
+            visits.append(Visit(domain, guest.wanted if self._is_to_be_told(guest, now) else None))
         return visits
 
     def found(self, domain: DomainUUID, outcome: Outcome, now: float) -> None:
@@ -144,60 +149,76 @@ class Guests:
         if outcome.tried is not None:
             guest.tried, guest.tried_at, guest.refusals = outcome.tried, now, outcome.refusals
         if outcome.trouble is not None:
-            self._settle(guest, _state(outcome.trouble), outcome.trouble.why, now)
+            self._settle(domain, guest, _state(outcome.trouble), outcome.trouble.why, now)
             return
         self._enter(guest, GuestState.ANSWERING, now)
         refusals = (*guest.refusals, *(outcome.figures.refusals if outcome.figures is not None else ()))
         guest.why, guest.figures, guest.failures = "; ".join(dict.fromkeys(refusals)), outcome.figures, 0
         changed_meanwhile = guest.wanted is not None and guest.wanted != guest.tried
-        guest.due = now if changed_meanwhile else now + self._period_s
+        self._put_off(domain, guest, now if changed_meanwhile else now + self._period_s)
 
     def returned(self, domain: DomainUUID, now: float) -> None:
         """A visit is over and its lane free."""
         self._visited.pop(domain, None)
-        if (guest := self._guests.get(domain)) is not None and guest.state is None:
-            self._settle(guest, GuestState.SILENT, "the visit was broken off", now)
+        if (guest := self._guests.get(domain)) is None:
+            return
+        if guest.state is None:
+            self._settle(domain, guest, GuestState.SILENT, "the visit was broken off", now)
+        self._put_off(domain, guest, guest.due)
 
     def wait_s(self, now: float) -> float | None:
         """Return the seconds until :meth:`take` may return something; None: not before something else happens."""
-        if len(self._visited) >= self._lanes:
-            return None
-        full = self._doubtful() >= self._lanes // 2
-        due = [
-            guest.due
-            for domain, guest in self._guests.items()
-            if domain not in self._visited and (guest.state is GuestState.ANSWERING or not full)
-        ]
-        return max(0.0, min(due) - now) if due else None
+        due = self._next()
+        return max(0.0, due[0] - now) if due is not None else None
 
     def views(self) -> dict[DomainUUID, GuestView]:
         """Return what is known of every guest that was ever visited."""
         return {domain: _view(guest) for domain, guest in self._guests.items() if guest.state is not None}
 
-    def _waiting(self, now: float) -> list[tuple[DomainUUID, _Guest]]:
-        return [
-            (domain, guest)
-            for domain, guest in self._guests.items()
-            # A clock that was set back must not put visits off: nobody waits longer than the longest pause.
-            if domain not in self._visited and not now < guest.due <= now + max(LONGEST_PAUSE_S, self._period_s)
-        ]
+    def _next(self) -> tuple[float, DomainUUID] | None:
+        """Return who is to be visited next, as soon as it is time; None: nobody, or no lane is free."""
+        if len(self._visited) >= self._lanes:
+            return None
+        doubtful = sum(not trusted for trusted in self._visited.values())
+        queues = self._queues.values() if doubtful < self._lanes // 2 else [self._queues[True]]
+        first = [queue[0] for queue in queues if self._has_a_first(queue)]
+        return min(first) if first else None
 
-    def _doubtful(self) -> int:
-        return sum(not trusted for trusted in self._visited.values())
+    def _has_a_first(self, queue: list[tuple[float, DomainUUID]]) -> bool:
+        """Drop from the head of a queue what holds no more."""
+        while queue and not self._holds(queue):
+            heapq.heappop(queue)
+        return bool(queue)
+
+    def _holds(self, queue: list[tuple[float, DomainUUID]]) -> bool:
+        due, domain = queue[0]
+        guest = self._guests.get(domain)
+        if guest is None or domain in self._visited:
+            return False
+        return due == guest.due and queue is self._queues[_trusted(guest)]
+
+    def _put_off(self, domain: DomainUUID, guest: _Guest, due: float) -> None:
+        guest.due = due
+        heapq.heappush(self._queues[_trusted(guest)], (due, domain))
 
     def _is_to_be_told(self, guest: _Guest, now: float) -> bool:
         return guest.tried != guest.wanted or not 0 <= now - guest.tried_at < SURE_S
 
-    def _settle(self, guest: _Guest, state: GuestState, why: str, now: float) -> None:
+    def _settle(self, domain: DomainUUID, guest: _Guest, state: GuestState, why: str, now: float) -> None:
         """Note that a guest is of no use now, and leave it alone for longer and longer."""
         self._enter(guest, state, now)
         guest.why, guest.figures = why, None
-        guest.due = now + min(self._period_s * 2**guest.failures, max(LONGEST_PAUSE_S, self._period_s))
+        pause_s = min(self._period_s * 2**guest.failures, max(LONGEST_PAUSE_S, self._period_s))
         guest.failures = min(guest.failures + 1, 16)
+        self._put_off(domain, guest, now + pause_s)
 
     def _enter(self, guest: _Guest, state: GuestState, now: float) -> None:
         if guest.state is not state:
             guest.state, guest.since = state, now
+
+
+def _trusted(guest: _Guest) -> bool:
+    return guest.state is GuestState.ANSWERING
 
 
 def _state(trouble: AgentTrouble) -> GuestState:

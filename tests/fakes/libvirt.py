@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from cpm.errors import Unreachable
+from cpm.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent.domain_events import DomainEvent
+from qga_agent.guest_agent import AgentAbsent
 from qga_agent.libvirt_connection import ConnectionBroken
+from qga_agent.libvirt_stats import AgentChannel
 from qga_agent.samples import InterfaceCounters
 
 _T = TypeVar("_T")
@@ -25,6 +28,7 @@ class FakeLibvirtd:
         self.answers = threading.Event()
         """Cleared: calls hang."""
         self.answers.set()
+        self.agents: dict[DomainUUID, AgentChannel] = {}
         self.tries = 0
         self.connections: list[FakeConnection] = []
 
@@ -79,6 +83,13 @@ class FakeConnection:
         """Return what the libvirtd has."""
         self._answer()
         return self.libvirtd.active
+
+    def agent(self, uuid: DomainUUID) -> AgentChannel:
+        """Return what the libvirtd has."""
+        self._answer()
+        if uuid not in self.libvirtd.agents:
+            raise AgentAbsent("libvirt has no such VM")
+        return self.libvirtd.agents[uuid]
 
     def close(self) -> None:
         """Note that it was."""

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.api import wire
+from cpm.messages import GuestState
+from cpm.model import PortRange
+from qga_agent.announce import Announcement
+from qga_agent.guest_agent import (
+    MOST_FILE_BYTES,
+    SNMP,
+    SOCKSTAT,
+    AgentRefused,
+    AgentSilent,
+    GuestFigures,
+    GuestLies,
+    parse_interfaces,
+    parse_snmp,
+    parse_sockstat,
+    quoted,
+    read_figures,
+    read_file,
+    write_file,
+)
+from qga_agent.guests import Guests
+from qga_agent.samples import InterfaceCounters
+from qga_agent.visiting import look
+from tests.fakes.guest import INTERFACES, SNMP_TEXT, SOCKSTAT_TEXT, UUID, FakeGuest
+
+
+async def test_a_guest_tells_its_interfaces_and_connections() -> None:
+    guest = FakeGuest()
+    assert await read_figures(guest) == GuestFigures({"eth0": InterfaceCounters(40, 4000, 30, 3000)}, 12, 9, ())
+    assert guest.open_files == 0
+
+
+async def test_an_agent_with_disabled_commands_tells_what_it_may() -> None:
+    guest = FakeGuest()
+    guest.disabled = {"guest-file-open"}
+    figures = await read_figures(guest)
+    assert (figures.connections, figures.established) == (None, None)
+    assert figures.interfaces is not None
+    assert figures.refusals == ("Command guest-file-open has been disabled",) * 2
+
+
+async def test_a_guest_without_proc_is_no_liar() -> None:
+    guest = FakeGuest()
+    del guest.files[SOCKSTAT], guest.files[SNMP]
+    figures = await read_figures(guest)
+    assert figures.interfaces is not None
+    assert "No such file" in figures.refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("guest-network-get-interfaces", {}),
+        ("guest-network-get-interfaces", [{"name": "eth0"}] * 5000),
+        ("guest-network-get-interfaces", [{"name": ""}]),
+        ("guest-network-get-interfaces", [{"name": "e" * 300}]),
+        ("guest-network-get-interfaces", [{"name": "eth0\x1b[2J"}]),
+        ("guest-file-open", "7"),
+        ("guest-file-open", True),
+        ("guest-file-open", -1),
+        ("guest-file-read", {"count": 3, "buf-b64": "AAAA"}),
+        ("guest-file-read", {"count": 4, "buf-b64": "AAAA", "eof": True}),
+        ("guest-file-read", {"count": 3, "buf-b64": "AA*A", "eof": True}),
+        ("guest-file-read", {"count": 3, "buf-b64": "A" * 100_000, "eof": True}),
+        ("guest-file-read", {"count": 10**30, "buf-b64": "AAAA", "eof": True}),
+        ("guest-file-read", {"count": 3, "buf-b64": "AAAA", "eof": 1}),
+        ("guest-file-read", []),
+    ],
+)
+async def test_what_no_agent_says_is_a_lie(command: str, answer: object) -> None:
+    guest = FakeGuest()
+    guest.override[command] = answer
+    with pytest.raises(GuestLies):
+        await read_figures(guest)
+
+
+@pytest.mark.parametrize("figure", ["rx-bytes", "tx-bytes", "rx-packets", "tx-packets"])
+@pytest.mark.parametrize("value", [-1, 2**64, 1.0, True, "12", None, [], 10**400])
+def test_counters_are_whole_numbers_of_64_bits(figure: str, value: object) -> None:
+    reply = copy.deepcopy(INTERFACES)
+    reply[1]["statistics"][figure] = value
+    with pytest.raises(GuestLies):
+        parse_interfaces(reply)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"TCP: inuse", b"TCP: inuse -1 orphan", b"TCP: inuse 99999999999 x", b"TCP: inuse 9999999999 x",
+        b"UDP: inuse 3", "TCP: inuse ٣ orphan".encode(), b"\xff" * 100,
+    ],
+)  # fmt: skip
+def test_a_sockstat_that_cannot_be(content: bytes) -> None:
+    with pytest.raises(GuestLies):
+        parse_sockstat(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        SNMP_TEXT.replace(b" 9 4211", b" 4211"),
+        SNMP_TEXT.replace(b" 9 ", b" -9 "),
+        SNMP_TEXT.replace(b" 9 ", b" 9999999999 "),
+        SNMP_TEXT + SNMP_TEXT,
+        SNMP_TEXT.replace(b"CurrEstab", b"Currestab"),
+    ],
+)
+def test_an_snmp_that_cannot_be(content: bytes) -> None:
+    with pytest.raises(GuestLies):
+        parse_snmp(content)
+
+
+def test_the_genuine_ones_are_read() -> None:
+    assert parse_sockstat(SOCKSTAT_TEXT) == 12
+    assert parse_snmp(SNMP_TEXT) == 9
+
+
+async def test_a_file_that_is_too_long_is_not_read() -> None:
+    guest = FakeGuest()
+    guest.files["/x"] = b"x" * MOST_FILE_BYTES
+    with pytest.raises(GuestLies, match="more than"):
+        await read_file(guest, "/x")
+    assert guest.open_files == 0
+
+
+async def test_after_silence_nothing_more_is_asked() -> None:
+    guest = FakeGuest()
+    guest.frozen = True
+    with pytest.raises(AgentSilent):
+        await read_figures(guest)
+    assert guest.asked == []
+
+
+async def test_a_write_that_is_refused_at_the_flush_is_refused_and_the_file_closed() -> None:
+    guest = FakeGuest()
+    with pytest.raises(AgentRefused, match="Invalid argument"):
+        await write_file(guest, "/proc/sys/net/ipv4/ip_local_port_range", b"80 90\n")
+    assert guest.open_files == 0
+
+
+async def test_a_write_that_was_taken_in_part_is_a_lie() -> None:
+    guest = FakeGuest()
+    guest.override["guest-file-write"] = {"count": 1, "eof": False}
+    with pytest.raises(GuestLies):
+        await write_file(guest, "/x", b"more than one")
+
+
+def test_sayings_become_one_short_printable_line() -> None:
+    assert quoted("a\nb\x1b[2J\ud800") == "a b [2J"
+    assert len(quoted("x" * 10_000)) < 130
+
+
+# Whatever a guest answers
+
+WORDS = ("", "eth0", "AAAA", "52:54:00:00:00:01", "\x1b[2J", "\ud800", "TCP: inuse 1 ", "return", "error", "0" * 500)
+NUMBERS = (0, 1, 3, -1, 2**31, 2**53, 2**63, 2**64 - 1, 2**64, 10**40, 0.5, float("inf"), float("nan"))
+
+
+def nonsense(dice: random.Random, depth: int = 0) -> Any:
+    """Return a JSON value."""
+    kind = dice.randrange(7 if depth < 4 else 5)
+    if kind == 5:
+        return [nonsense(dice, depth + 1) for _ in range(dice.randrange(5))]
+    if kind == 6:
+        return {dice.choice(WORDS): nonsense(dice, depth + 1) for _ in range(dice.randrange(5))}
+    return (None, dice.random() < 0.5, dice.choice(NUMBERS), dice.choice(WORDS), dice.randrange(2**65))[kind]
+
+
+def mangled(dice: random.Random, genuine: Any) -> Any:
+    """Return what an agent would say with a part of it replaced."""
+    if dice.random() < 0.15:
+        return nonsense(dice)
+    if isinstance(genuine, dict):
+        return {key: mangled(dice, value) for key, value in genuine.items() if dice.random() > 0.03}
+    if isinstance(genuine, list):
+        return [mangled(dice, value) for value in genuine] * dice.choice((1, 1, 1, 2))
+    return genuine
+
+
+class Liar(FakeGuest):
+    """Answers like an agent, more or less."""
+
+    def __init__(self, dice: random.Random) -> None:
+        super().__init__()
+        self._dice = dice
+        self.answered = 0
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, object]:
+        self.answered += 1
+        try:
+            reply = super().answer(request)
+        except (TypeError, KeyError):  # our own nonsense came back as an argument
+            return {"return": nonsense(self._dice)}
+        if "error" in reply:
+            return reply
+        return {"return": mangled(self._dice, reply["return"]) if self._dice.random() < 0.4 else reply["return"]}
+
+
+SHALL_KNOW = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20511), local_port_range=True)
+
+
+async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
+    dice, answered, states = random.Random(7), 0, set()
+    while answered < 10_000:
+        guest = Liar(dice)
+        outcome = await look(guest, SHALL_KNOW, "/run/virt-ports.json")
+        answered += guest.answered
+        guests = Guests(10.0)
+        guests.running({UUID: SHALL_KNOW}, 0.0)
+        guests.take(5.0)
+        guests.found(UUID, outcome, 5.0)
+        view = guests.views()[UUID]
+        states.add(view.state)
+        assert wire.encode(view)
+        for figure in (view.connections, view.established, view.interfaces, view.rx_bytes, view.tx_bytes):
+            assert figure is None or (type(figure) is int and 0 <= figure < 2**63)
+        assert view.why.isprintable()
+    assert states == {GuestState.ANSWERING, GuestState.NONSENSE}
+
+
+@given(st.binary(max_size=200))
+def test_whatever_is_in_the_files_is_a_figure_or_a_lie(content: bytes) -> None:
+    for parse, frame in ((parse_sockstat, b"TCP: inuse %b orphan"), (parse_snmp, SNMP_TEXT.replace(b" 9 ", b" %b "))):
+        with contextlib.suppress(GuestLies):
+            assert 0 <= parse(frame % content) < 2**31
