@@ -29,6 +29,8 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
+from cpm.model import PortRange
+from natctl.desired import Destination
 from natctl.netlink.frames import (
     NLA_F_NESTED,
     Channel,
@@ -52,7 +54,9 @@ _NFGENMSG = struct.pack("=BBH", socket.AF_INET, 0, 0)
 
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_MARK, _CTA_ID, _CTA_ZONE, _CTA_MARK_MASK, _CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
-_CTA_IP_V4_DST = 2
+_CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
+_CTA_PROTOINFO, _CTA_PROTOINFO_TCP, _CTA_PROTOINFO_TCP_STATE = 4, 1, 1
+_CLOSING = frozenset(range(4, 9))  # TCP_CONNTRACK_FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID = 1, 2, 3, 4
 _CTA_FILTER_REPLY_FLAGS = 2
 _FILTER_IP_DST = 1 << 1
@@ -89,6 +93,20 @@ def dump_ports_of(internal: IPv4Address) -> VMPorts:
         return _ports_of(channel, internal)
 
 
+def dump_crowded(internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+    """
+    Read where to a VM has no port of the range left: each of them has a connection there; blocks the calling thread.
+
+    A port serves connections to several destinations, so the range is full for one destination and not for others. A
+    TCP connection that is closing does not count: the kernel gives its port to the next one (since Linux 6.3), and
+    on older kernels the answer is then that there is one left, which is the harmless mistake.
+
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    with _channel(f"read the connections of {internal}") as channel:
+        return _crowded(channel, internal, ports)
+
+
 def delete_connections(internal: IPv4Address) -> int:
     """
     Delete every connection, of any protocol, whose replies go to this internal address; blocks the calling thread.
@@ -123,6 +141,12 @@ class Conntrack:
         """See :func:`dump_ports_of`."""
         return await _in_thread(f"read the connections of {internal}", lambda channel: _ports_of(channel, internal))
 
+    async def crowded(self, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+        """See :func:`dump_crowded`."""
+        return await _in_thread(
+            f"read the connections of {internal}", lambda channel: _crowded(channel, internal, ports)
+        )
+
     async def count_for(self, internal: IPv4Address) -> int:
         """Count the connections of one VM, those that have a port."""
         return (await self.ports_of(internal)).total
@@ -154,6 +178,39 @@ def _all_ports(channel: Channel, flag: int) -> PortUse:
 def _ports_of(channel: Channel, internal: IPv4Address) -> VMPorts:
     found = _complete(channel, lambda: _collect(channel, _NFGENMSG + _replies_to(internal)))
     return _by_address(found).of(internal)
+
+
+def _crowded(channel: Channel, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+    taken = _complete(channel, lambda: _taken(channel, internal, ports))
+    return frozenset(
+        Destination(protocol, IPv4Address(address), port)
+        for (protocol, address, port), mine in taken.items()
+        if len(mine) == ports.size
+    )
+
+
+def _taken(channel: Channel, internal: IPv4Address, ports: PortRange) -> dict[tuple[int, int, int], set[int]]:
+    """Gather the ports of the range that are taken, by destination."""
+    found: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
+    for buffer, start, end in channel.dump(_GET, _NFGENMSG + _replies_to(internal)):
+        parts = {kind: (first, last) for kind, first, last in attributes(buffer, start + 4, end)}
+        reply = {kind: (first, last) for kind, first, last in attributes(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))}
+        address, protocol = reply.get(_CTA_TUPLE_IP), reply.get(_CTA_TUPLE_PROTO)
+        to, source = (_value(buffer, address, 4, kind) for kind in (_CTA_IP_V4_DST, _CTA_IP_V4_SRC))
+        number = _value(buffer, protocol, 1, _CTA_PROTO_NUM)
+        port = _value(buffer, protocol, 2, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
+        if to != int(internal) or source is None or number is None or port is None or port not in ports:
+            continue
+        if _tcp_state(buffer, parts.get(_CTA_PROTOINFO)) not in _CLOSING:
+            found[number, source, _value(buffer, protocol, 2, _CTA_PROTO_SRC_PORT) or 0].add(port)
+    return found
+
+
+def _tcp_state(buffer: bytes, protocol: tuple[int, int] | None) -> int | None:
+    for kind, first, last in attributes(buffer, *protocol) if protocol else ():
+        if kind == _CTA_PROTOINFO_TCP:
+            return _value(buffer, (first, last), 1, _CTA_PROTOINFO_TCP_STATE)
+    return None
 
 
 def _complete(channel: Channel, read: Callable[[], _T]) -> _T:
