@@ -11,6 +11,7 @@ How a decision then reaches the kernels, in which order and when its next step i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
@@ -412,7 +413,8 @@ class Manager:
         observation = self._observation_of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
-        self.resize(vm.uuid, limit.ports, now, room=limit.room)
+        if limit.ports != active.ports.size:
+            self.resize(vm.uuid, limit.ports, now, room=limit.room)
         observation.refusal = limit.why or observation.refusal
 
     def _in_use(self, uuid: DomainUUID) -> int | None:
@@ -420,7 +422,8 @@ class Manager:
         return observation.measured.ports_in_use if observation is not None and observation.measured else None
 
     def _bounds(self, vm: VM) -> Bounds:
-        return Bounds(floor=self.floor(vm), cap=self.cap(vm), block=self._settings.pool.block)
+        wishes = self.wishes(vm)
+        return _bounds(wishes.floor.value, wishes.cap.value, self._settings.pool.block)
 
     def resize(self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None) -> None:
         """
@@ -543,7 +546,9 @@ class Manager:
         return self._settings.pool.pairing == "strict"
 
     def _observation_of(self, uuid: DomainUUID) -> Observation:
-        return self.observed.setdefault(uuid, Observation())
+        if (observation := self.observed.get(uuid)) is None:
+            observation = self.observed[uuid] = Observation()
+        return observation
 
     # Time
 
@@ -593,6 +598,12 @@ class Manager:
                 self._start(self.view.vms[uuid], now)
             except PortsExhausted as error:
                 self._observation_of(uuid).refusal = str(error)
+
+
+@functools.lru_cache
+def _bounds(floor: int, cap: int, block: int) -> Bounds:
+    """Return one value for the many VMs that have the same."""
+    return Bounds(floor=floor, cap=cap, block=block)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

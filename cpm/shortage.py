@@ -16,6 +16,7 @@ are those of :mod:`cpm.scaling.fairness`; here is when they count:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -52,6 +53,9 @@ PIECE_GROWTH: Final = 1.25
 
 DRAIN_HOPE_S: Final = 30.0
 """Seconds for which a draining range counts as coming: one that drains longer may do so for days."""
+
+IN_VAIN_S: Final = 5.0
+"""Seconds before VMs are asked again when nobody had anything to give back."""
 
 SHARES_S: Final = 1.0
 """Seconds for which shares hold once computed: they cost a look at every VM."""
@@ -112,6 +116,7 @@ class Shortage:
         self._claims: dict[DomainUUID, Claim] = {}
         self._shares = Shares({}, 0.0)
         self._shared_at: float | None = None
+        self._in_vain_at = -math.inf
 
     def holds(self, now: float) -> bool:
         """Say whether ports are short, or were until a moment ago."""
@@ -184,7 +189,7 @@ class Shortage:
 
     def fair_share(self, vm: VM, wanted: int, now: float) -> int:
         """Return the ports a VM is entitled to while ports are short."""
-        claim = self._claim(vm, wanted)
+        claim = self._claim(vm, wanted, held=0)
         return self._shared(now).entitled(claim, self._view.space.block)
 
     # When ports are free, or ought to be
@@ -208,11 +213,12 @@ class Shortage:
     def relief(self, now: float) -> list[tuple[DomainUUID, int]]:
         """Return which VMs are to shrink, and to how many ports, so that those that lack some get them."""
         self._forget_old(now)
-        space = self._view.space
-        if not self._wants and not self._starting and space.free_ports >= self._reserve:
+        space, coming = self._view.space, self._coming(now)
+        lacks = bool(self._wants or self._starting)
+        if (not lacks and space.free_ports + coming >= self._reserve) or 0 <= now - self._in_vain_at < IN_VAIN_S:
             return []
         shares = self._shared(now, fresh=True)
-        urgent = self._urgent(shares) - self._coming(now)
+        urgent = self._urgent(shares) - coming
         missing = urgent + self._reserve
         if missing <= 0:
             return []
@@ -225,6 +231,7 @@ class Shortage:
             rest = [dataclasses.replace(claim, held=less.get(claim.domain, claim.held)) for claim in able]
             less.update(yield_back(urgent - relieved, rest, shares, space.block))
             given = list(less.items())
+        self._in_vain_at = now if not given else -math.inf
         return given
 
     def _urgent(self, shares: Shares) -> int:
@@ -243,7 +250,7 @@ class Shortage:
                 looked_at += 1
                 piece = max(piece, 0 if looked_at > AT_ONCE or self._fits(active) else step)
         # What is free in crumbs is of no use to those who need it in one piece.
-        return max(starters + growth - free, piece - longest)
+        return max(starters + growth - free, piece - longest if piece else -free)
 
     def _fits(self, active: Allocation) -> bool:
         """Say whether a range can grow by a block as things are."""
@@ -299,14 +306,14 @@ class Shortage:
         needed = kept(claim, self._view.space.block, headroom_share=part, headroom_ports=ports)
         return dataclasses.replace(claim, wanted=needed)
 
-    def _claim(self, vm: VM, wanted: int) -> Claim:
+    def _claim(self, vm: VM, wanted: int, held: int | None = None) -> Claim:
         wishes = self._wishes(vm)
         return Claim(
             domain=vm.uuid,
             floor=wishes.floor.value,
             cap=wishes.cap.value,
             weight=wishes.weight.value,
-            held=self._held(vm.uuid),
+            held=self._held(vm.uuid) if held is None else held,
             wanted=wanted,
             in_use=self._in_use(vm.uuid),
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 from cpm.errors import InvalidRequest
-from cpm.model import FIRST_PORT, LAST_PORT, UNLIMITED, VM, Wishes
+from cpm.model import FIRST_PORT, LAST_PORT, UNLIMITED, VM, DomainUUID, Wishes
 
 MOST_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 HEAVIEST: Final = 10_000
@@ -91,22 +91,27 @@ class Resolver:
     :param policies: Names of the policies there are.
     """
 
-    REMEMBERED = 4096
-    """Answers kept; then all are forgotten."""
+    REMEMBERED = 100_000
+    """VMs remembered; then all are forgotten."""
 
     def __init__(self, defaults: Defaults, policies: Collection[str]) -> None:
         self._defaults = defaults
         self._policies = frozenset(policies)
         self._answers: dict[tuple[Wishes, Wishes], Effective] = {}
+        self._of: dict[DomainUUID, tuple[VM, Effective]] = {}
 
     def effective(self, vm: VM) -> Effective:
         """Return what holds for a VM."""
+        known = self._of.get(vm.uuid)
+        if known is not None and known[0] is vm:  # the same value as last time, without looking at it
+            return known[1]
+        if len(self._of) >= self.REMEMBERED:
+            self._of.clear()
+            self._answers.clear()
         said = (vm.metadata, vm.set)
-        answer = self._answers.get(said)
-        if answer is None:
-            if len(self._answers) >= self.REMEMBERED:
-                self._answers.clear()
+        if (answer := self._answers.get(said)) is None:
             answer = self._answers[said] = effective(*said, self._defaults, self._policies)
+        self._of[vm.uuid] = (vm, answer)
         return answer
 
     def checked(self, wishes: Wishes) -> Wishes:
