@@ -37,7 +37,7 @@ In nftables' notation, shortened::
       chain outward {
         meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return
         … likewise, and errors that a machine on the way has to tell … }
-      chain reassembly { ct state untracked }
+      chain reassembly { meta l4proto tcp tproxy to :1 }
     }
 
 - Every packet comes through ``receive`` and ``send``, and looking an interface up by its name is the dearest thing in
@@ -54,8 +54,10 @@ In nftables' notation, shortened::
 - ICMP has no ports: queries are told apart by their identifier, errors by what they carry. An embedded header with
   options, or a later fragment, has no port at a known place and is not translated.
 - DCCP's checksum covers the addresses and nftables cannot mend it: DCCP is not carried (Linux 6.16 retired it).
-- ``reassembly`` is never called. That a ``ct`` expression exists makes the kernel reassemble fragments before ``raw``
-  (nf_defrag_ipv4, enabled by nft_ct.c), and only then have all of them ports.
+- ``reassembly`` is never called. That a ``tproxy`` expression exists makes the kernel reassemble fragments before
+  ``raw`` (nf_defrag_ipv4, enabled by nft_tproxy.c), and only then have all of them ports. A ``ct`` expression would do
+  that too, but it also sends every packet through connection tracking, which a machine that is only an edge can do
+  without.
 - A pool address that is this machine's own is not dropped when it is nobody's port: then it is this machine's.
 """
 
@@ -97,8 +99,9 @@ from natctl.ruleset.expressions import (
     TRANSPORT,
     compare,
     counter,
-    ct,
     destination_kind,
+    intercept,
+    literal,
     mapped,
     masked,
     member,
@@ -147,6 +150,7 @@ _FROM_HOSTS = "from-hosts"
 _FROM_OUTSIDE = "from-outside"
 _UNDERWAY = "told by a machine on the way, not by the VM"
 _ICMP = 1
+_TCP = 6
 _EMBEDDED = 8
 """Transport offset of the header that an ICMP error carries."""
 
@@ -446,9 +450,8 @@ def _inbound_map(external: IPv4Address) -> SetSpec:
 
 
 def _reassembly() -> Chain:
-    is_untracked = (ct("state"), masked(word(64)), compare(bytes(4), "!="))
     why = "never called: its presence makes the kernel reassemble fragments"
-    return Chain("reassembly", None, (rule(is_untracked, comment=why),))
+    return Chain("reassembly", None, (rule(protocol(_TCP), literal(b"\0\1"), intercept(), comment=why),))
 
 
 @functools.cache

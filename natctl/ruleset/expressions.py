@@ -151,6 +151,11 @@ def refuse(code: int) -> Expression:
     return _expression("reject", type=0, icmp_code=code)
 
 
+def intercept() -> Expression:
+    """``tproxy ip to :…``, the port from the first register."""
+    return _expression("tproxy", family=2, reg_port=FIRST)
+
+
 def counter() -> Expression:
     """``counter``"""
     return Expression("counter")
