@@ -34,8 +34,8 @@ from cpm.model import (
     Role,
 )
 
-TRANSACTIONS: Final = 2000
-RUNS: Final = 5
+TRANSACTIONS: Final = 500
+RUNS: Final = 11
 BLOCK: Final = 64
 PER_ADDRESS: Final = 1000
 HOST: Final = NodeName("host1")
