@@ -101,7 +101,6 @@ from natctl.ruleset.expressions import (
     counter,
     ct,
     lifetimes_of,
-    literal,
     log_to,
     mapped,
     masked,
@@ -365,7 +364,8 @@ def _is_new() -> tuple[Expression, ...]:
 def _newcomers(marks: Marks) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
     ported = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
-    portless = (*_whose(marks), meta("l4proto", SECOND), destination, literal(bytes(4), FOURTH))
+    portless = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
+    # A query's code is 0, and stands where the others have their port.
     is_capped = (*_whose(marks), member("capped"))
     words = "no port is left for it"
     rules = (

@@ -1,0 +1,343 @@
+"""Arrival budgets, refusals in words and timeouts, on the real kernel; nft, conntrack and raw sockets are witnesses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import socket
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.errors import KernelError
+from cpm.model import PortRange
+from natctl.desired import Change, Destination, HostEntry, Timeouts
+from natctl.netlink.conntrack import dump_crowded
+from natctl.netlink.nflog import Lost, Spent, watch_budgets
+from natctl.ruleset.host import Marks
+from tests.netns.topology import INTERNET, PATIENCE, VM, Node, Site, program
+
+pytestmark = pytest.mark.netns
+
+SMALL = PortRange(20000, 20015)
+MARKS = Marks.of_mask(0x7FFF0000)
+HTTP = (INTERNET, 8080)
+ANSWERED = PATIENCE / 5
+"""Seconds within which what is refused is known to be; a SYN that nobody answers is sent again after one."""
+
+
+class Ear:
+    """Listens to an NFLOG group in a node's namespace and remembers whom it heard of."""
+
+    def __init__(self, node: Node, group: int = 7414) -> None:
+        self._node = node
+        self._group = group
+        self._words: asyncio.Queue[Spent | Lost] = asyncio.Queue()
+        node.kernel.run(self._start())
+
+    async def _start(self) -> None:
+        ready = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._listen(ready))
+        await ready.wait()
+
+    async def _listen(self, ready: asyncio.Event) -> None:
+        async with contextlib.aclosing(watch_budgets(self._group)) as words:
+            # The first step opens the socket and then waits: by the next turn of the loop it listens.
+            asyncio.get_running_loop().call_soon(ready.set)
+            async for word in words:
+                self._words.put_nowait(word)
+
+    def next(self) -> Spent | Lost:
+        return self._node.kernel.run(asyncio.wait_for(self._words.get(), PATIENCE))
+
+    def heard(self) -> int:
+        """Return how many there are to be had, without waiting."""
+        return self._words.qsize()
+
+    def close(self) -> None:
+        async def stop() -> None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+        self._node.kernel.run(stop())
+
+
+@dataclasses.dataclass
+class Scene:
+    """One VM behind a host and an edge."""
+
+    site: Site
+    host: Node
+    edge: Node
+    vm: VM
+
+    def tell(self, **changes: object) -> HostEntry:
+        """Say to the host what is to be about the VM now."""
+        entry = dataclasses.replace(self.vm.on_host(), **changes)  # type: ignore[arg-type]
+        self.host.kernel.run(self.host.kernel.kernel.change(Change(host={self.vm.domain: entry})))
+        return entry
+
+    def send(self, count: int, port: int = 9000) -> None:
+        """Begin UDP flows to one destination, each from a port of its own."""
+        for _ in range(count):
+            with self.vm.guest.namespace.udp() as client:
+                client.sendto(b"x", (INTERNET, port))
+
+    def connections(self, *arguments: str) -> list[str]:
+        return self.host.namespace.run("conntrack", "-L", *arguments).splitlines()
+
+
+@pytest.fixture
+def scene(site: Site) -> Scene:
+    host, edge = site.host(21), site.edge(11)
+    site.spread(edge)
+    vm = VM.of(1, site.guest(host), SMALL)
+    program([host, edge], [vm], {0: (edge,)})
+    return Scene(site, host, edge, vm)
+
+
+@pytest.fixture
+def ear(scene: Scene) -> Iterator[Ear]:
+    made = Ear(scene.host)
+    yield made
+    made.close()
+
+
+def test_the_connection_beyond_the_budget_is_announced_and_none_before(scene: Scene, ear: Ear) -> None:
+    scene.tell(budget=5)
+    scene.send(5)
+    assert ear.heard() == 0
+    scene.send(1)
+    word = ear.next()
+    assert isinstance(word, Spent)
+    assert MARKS.index_in(word.mark) == 1
+    # It went its way all the same, like those before it.
+    assert len(scene.connections("-p", "udp")) == 6
+
+
+def test_with_no_budget_at_all_the_next_one_is_announced(scene: Scene, ear: Ear) -> None:
+    scene.tell(budget=0)
+    scene.send(1)
+    assert isinstance(ear.next(), Spent)
+
+
+def test_packets_of_a_connection_that_is_known_cost_nothing(scene: Scene, ear: Ear) -> None:
+    scene.tell(budget=1)
+    with scene.site.internet.udp(INTERNET, 9000) as server, scene.vm.guest.namespace.udp() as client:
+        for _ in range(20):
+            client.sendto(b"x", (INTERNET, 9000))
+            server.recv(10)
+    assert ear.heard() == 0
+
+
+def test_a_crowd_is_not_announced_one_by_one(scene: Scene, ear: Ear) -> None:
+    scene.tell(budget=2, ports=PortRange(20000, 21023))
+    scene.edge.kernel.run(scene.edge.kernel.kernel.ensure())
+    with contextlib.ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(scene.vm.guest.namespace.udp()).sendto(b"x", (INTERNET, 9000))
+    ear.next()
+    assert ear.heard() < 250
+
+
+def test_other_listeners_are_not_disturbed(scene: Scene) -> None:
+    foreign = Ear(scene.host, 5)
+    try:
+        scene.host.namespace.nft(
+            "add table ip other; add chain ip other c { type filter hook forward priority 0; };"
+            "add rule ip other c log group 5"
+        )
+        scene.tell(budget=0)
+        mine = Ear(scene.host)
+        try:
+            scene.send(1)
+            assert isinstance(mine.next(), Spent)
+            assert isinstance(foreign.next(), Spent)
+            assert (mine.heard(), foreign.heard()) == (0, 0)
+            with pytest.raises(KernelError, match="listen to NFLOG group 7414"):
+                scene.host.namespace.inside(lambda: asyncio.run(_first(7414)))
+        finally:
+            mine.close()
+    finally:
+        foreign.close()
+
+
+async def _first(group: int) -> None:
+    async with contextlib.aclosing(watch_budgets(group)) as words:
+        await anext(words)
+
+
+def test_a_budget_that_is_partly_used_stays_as_it_is(scene: Scene, ear: Ear) -> None:
+    kernel = scene.host.kernel
+    entry = scene.tell(budget=5)
+    scene.send(4)
+    # Somebody has a transaction, so everything is compared; and the VM is told what it was told.
+    scene.host.namespace.nft("add table ip other")
+    assert kernel.run(kernel.kernel.ensure()) == ()
+    kernel.run(kernel.kernel.change(Change(host={entry.domain: entry})))
+    assert kernel.run(kernel.kernel.observe()).host == {entry.domain: entry}
+    scene.send(1)
+    assert ear.heard() == 0
+    scene.send(1)
+    assert isinstance(ear.next(), Spent)
+
+
+def test_a_new_budget_counts_from_the_beginning(scene: Scene, ear: Ear) -> None:
+    scene.tell(budget=5)
+    scene.send(5)
+    scene.tell(budget=4)
+    scene.send(4)
+    assert ear.heard() == 0
+    scene.send(1)
+    assert isinstance(ear.next(), Spent)
+
+
+def test_nft_shows_budgets_and_lifetimes_in_words(scene: Scene) -> None:
+    scene.tell(budget=64, at_cap=True)
+    listed = scene.host.namespace.run("nft", "list", "ruleset")
+    for words in (
+        "elements = { 0x40010000 limit rate over 1/day burst 64 packets limit rate 50/second burst 1 packets",
+        'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" }',
+        "meta mark & 0x7fff0000 == @budgets log group 7414 queue-threshold 1",
+        "ip daddr . icmp code @refused",
+        "established : 7440",
+    ):
+        assert words in listed
+
+
+def test_counters_are_read_alone(scene: Scene) -> None:
+    kernel = scene.host.kernel
+    scene.send(3)
+    assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 3}
+
+
+# Refusing
+
+
+def _outcome(scene: Scene, to: tuple[str, int]) -> int:
+    """Try to connect once; 0, or what the guest is told within the time."""
+    with scene.vm.guest.namespace.socket(socket.SOCK_STREAM) as client:
+        client.settimeout(ANSWERED)
+        try:
+            client.connect(to)
+        except TimeoutError:
+            return errno.ETIMEDOUT
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+def _crowded(scene: Scene) -> Callable[[], frozenset[Destination]]:
+    return lambda: scene.host.namespace.inside(lambda: dump_crowded(scene.vm.internal, SMALL))
+
+
+def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
+    kernel, crowded = scene.host.kernel, _crowded(scene)
+    full = Destination(6, IPv4Address(INTERNET), 8080)
+    with (
+        scene.site.internet.listener(INTERNET, 8080) as listener,
+        scene.site.internet.listener(INTERNET, 8081),
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(scene.vm.guest.namespace.tcp(HTTP)) for _ in range(SMALL.size - 1)]
+        servers = [stack.enter_context(listener.accept()[0]) for _ in clients]
+        assert crowded() == frozenset()
+        clients.append(stack.enter_context(scene.vm.guest.namespace.tcp(HTTP)))
+        servers.append(stack.enter_context(listener.accept()[0]))
+        assert crowded() == {full}
+
+        # Silence, as long as nobody says otherwise; and words for a VM at its cap only.
+        assert _outcome(scene, HTTP) == errno.ETIMEDOUT
+        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        assert _outcome(scene, HTTP) == errno.ETIMEDOUT
+        scene.tell(at_cap=True)
+        with scene.vm.guest.namespace.icmp() as witness:
+            assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
+            assert witness.recv(100)[20:22] == bytes((3, 13))
+        assert kernel.run(kernel.kernel.counted()).refused == {scene.vm.domain: 1}
+
+        # The same ports serve other destinations, and connections that there are go on.
+        assert _outcome(scene, (INTERNET, 8081)) == 0
+        for client, server in zip(clients, servers, strict=True):
+            client.sendall(b"alive")
+            server.settimeout(PATIENCE)
+        assert kernel.run(kernel.kernel.ensure()) == ()
+        assert len({server.getpeername()[1] for server in servers}) == SMALL.size
+
+        # A connection that is closing counts no more: the kernel may give its port to the next one.
+        clients[0].close()
+        servers[0].close()
+        assert crowded() == frozenset()
+        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        assert _outcome(scene, HTTP) != errno.EHOSTUNREACH
+
+
+def test_what_is_refused_is_forgotten_by_itself(scene: Scene) -> None:
+    kernel = scene.host.kernel
+    scene.tell(at_cap=True)
+    with scene.site.internet.listener(INTERNET, 8080):
+        everything = [Destination(6, IPv4Address(INTERNET), 8080)]
+        kernel.run(kernel.kernel.refuse({scene.vm.domain: everything}, 0.5))
+        assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
+        with scene.vm.guest.namespace.socket(socket.SOCK_STREAM) as client:
+            while client.connect_ex(HTTP):
+                pass
+
+
+def test_icmp_queries_are_refused_too(scene: Scene) -> None:
+    kernel = scene.host.kernel
+    scene.tell(at_cap=True)
+    destination = Destination(1, IPv4Address(INTERNET), 0)
+    kernel.run(kernel.kernel.refuse({scene.vm.domain: [destination]}, 60))
+    done = scene.vm.guest.namespace.run("sh", "-c", f"ping -c 1 -W 2 {INTERNET} || true")
+    assert "Packet filtered" in done or "Prohibited" in done
+
+
+# Timeouts
+
+
+def _seconds(scene: Scene, *filter_: str) -> list[int]:
+    """Return how many seconds conntrack gives each connection that matches."""
+    return [int(line.split()[2]) for line in scene.connections(*filter_)]
+
+
+def test_managed_flows_have_the_rfcs_timeouts_and_others_the_systems(scene: Scene) -> None:
+    scene.send(1)
+    scene.vm.guest.namespace.run("ping", "-c", "1", INTERNET)
+    with scene.site.internet.listener(INTERNET, 8080), scene.vm.guest.namespace.tcp(HTTP):
+        (udp,) = _seconds(scene, "-p", "udp", "--reply-dst", str(scene.vm.internal))
+        (icmp,) = _seconds(scene, "-p", "icmp", "--reply-dst", str(scene.vm.internal))
+        (tcp,) = _seconds(scene, "-p", "tcp", "--reply-dst", str(scene.vm.internal))
+    # What is left of them after a moment.
+    assert 110 <= udp <= 120
+    assert 50 <= icmp <= 60
+    assert 7400 <= tcp <= 7440
+    with scene.host.namespace.udp() as own:
+        own.sendto(b"x", (str(scene.edge.underlay), 9))
+    (own_udp,) = _seconds(scene, "-p", "udp", "--orig-src", str(scene.host.underlay))
+    assert own_udp <= 30
+
+
+def test_timeouts_are_as_set(site: Site) -> None:
+    host, edge = site.host(21, timeouts=Timeouts(udp_s=300, tcp_transitory_s=250)), site.edge(11)
+    site.spread(edge)
+    vm = VM.of(1, site.guest(host), SMALL)
+    program([host, edge], [vm], {0: (edge,)})
+    scene = Scene(site, host, edge, vm)
+    scene.send(1)
+    (udp,) = _seconds(scene, "-p", "udp")
+    assert 290 <= udp <= 300
+    scene.site.router.ip("route add blackhole 192.0.2.200/32")
+    assert _outcome(scene, ("192.0.2.200", 80)) == errno.ETIMEDOUT
+    (tcp,) = _seconds(scene, "-p", "tcp")
+    assert 240 <= tcp <= 250
+
+
+def test_a_changed_timeout_is_put_right(scene: Scene) -> None:
+    kernel = scene.host.kernel
+    scene.host.namespace.nft("add ct timeout ip virtports mine { protocol udp; l3proto ip; policy = { replied: 10 }; }")
+    assert kernel.run(kernel.kernel.ensure()) == ("ct timeout ip mine is not ours",)
+    assert kernel.run(kernel.kernel.ensure()) == ()
