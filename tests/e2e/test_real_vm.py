@@ -21,7 +21,8 @@ from tests.e2e.observing import active, assert_agree, eventually, facts, vm_of
 
 pytestmark = pytest.mark.e2e
 
-SETTINGS = DaemonSettings(cpmd={"pool": {"hold_down_s": 1.0}}, natd={})
+# At the floor from the beginning: VMs that do nothing keep what they have.
+SETTINGS = DaemonSettings(cpmd={"pool": {"initial": 256, "floor": 256, "hold_down_s": 1.0}}, natd={})
 
 
 @pytest.fixture(scope="module")
