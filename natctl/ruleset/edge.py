@@ -101,7 +101,6 @@ from natctl.ruleset.expressions import (
     counter,
     destination_kind,
     intercept,
-    literal,
     mapped,
     masked,
     member,
@@ -451,7 +450,7 @@ def _inbound_map(external: IPv4Address) -> SetSpec:
 
 def _reassembly() -> Chain:
     why = "never called: its presence makes the kernel reassemble fragments"
-    return Chain("reassembly", None, (rule(protocol(_TCP), literal(b"\0\1"), intercept(), comment=why),))
+    return Chain("reassembly", None, (rule(protocol(_TCP), intercept(1), comment=why),))
 
 
 @functools.cache

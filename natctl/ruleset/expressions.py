@@ -151,9 +151,10 @@ def refuse(code: int) -> Expression:
     return _expression("reject", type=0, icmp_code=code)
 
 
-def intercept() -> Expression:
-    """``tproxy ip to :…``, the port from the first register."""
-    return _expression("tproxy", family=2, reg_port=FIRST)
+def intercept(port: int) -> tuple[Expression, Expression]:
+    """``tproxy to :PORT``"""
+    load = _expression("immediate", dreg=FIRST, data=port.to_bytes(2, "big"))
+    return load, _expression("tproxy", family=2, reg_port=FIRST)
 
 
 def counter() -> Expression:
