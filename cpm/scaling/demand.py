@@ -17,6 +17,12 @@ class Demand:
     """Ports of the active range; 0 when the VM has none."""
     ports_in_use: int | None = None
     """Ports of the active range that a connection uses now; None: not counted."""
+    draining: int = 0
+    """
+    Connections on ranges of this VM that drain, after a move or a step down.
+
+    They need no port of the active range, but as long as the load stays what it is, their successors will.
+    """
     packets_per_s: float = 0.0
     """Both directions."""
     megabits_per_s: float = 0.0

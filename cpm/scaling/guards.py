@@ -12,8 +12,9 @@ In this order, each able to be switched off:
 6. *floor* and *cap* always hold.
 
 A policy that counts ports in use itself (:attr:`cpm.scaling.demand.Policy.counts_ports`) judges by them when to grow
-and how far: *mostly-unused* and *still-used* leave it alone, *headroom* only keeps it from shrinking too far, and
-*exhausted* makes it grow by a block at least. All other guards hold for it as for any.
+and how far: *mostly-unused* and *still-used* leave it alone, *headroom* only keeps it from shrinking below the ports
+in use and ``headroom_ports``, and *exhausted* makes it grow by a block at least. All other guards hold for it as for
+any.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def _needed(demand: Demand, settings: GuardSettings, policy: Policy, asked: int)
         if more > wanted:
             wanted, rule = more, "exhausted"
     if settings.headroom_share is not None and demand.ports_in_use is not None:
-        least = math.ceil(demand.ports_in_use * (1 + settings.headroom_share)) + settings.headroom_ports
+        share = 0.0 if policy.counts_ports else settings.headroom_share
+        least = math.ceil(demand.ports_in_use * (1 + share)) + settings.headroom_ports
         if policy.counts_ports:
             least = min(least, demand.current)
         if least > wanted:

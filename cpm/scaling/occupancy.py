@@ -37,6 +37,6 @@ class OccupancyPolicy:
         current, used = demand.current, demand.ports_in_use
         if demand.exhausted or (used is not None and used >= self.grow_at * current):
             return 1 << current.bit_length(), None
-        if used is not None and used < self.shrink_at * current:
+        if used is not None and used + demand.draining < self.shrink_at * current:
             return 1 << (-(-current // 2) - 1).bit_length(), None
         return current, None

@@ -33,6 +33,7 @@ class Trace:
     at: float
     """UTC seconds of the last sample."""
     in_use: int
+    """Connections, those on ranges that drain included."""
     level: float
     """Ports: the smoothed number in use."""
     trend: float
@@ -58,13 +59,15 @@ class PredictivePolicy:
     """In which a peak fades to a third of its height above the level."""
     ahead_s: float = 20.0
     """How far along a rising trend it looks."""
-    strays: float = 3.0
+    strays: float = 2.0
     """Headroom, in mean distances from the level."""
     spare_ports: int = 8
-    """Headroom of a VM that is perfectly even."""
-    step_share: float = 0.25
+    """Headroom of a VM that is perfectly even, ..."""
+    spare_share: float = 0.125
+    """... and as a share of what it needs: above what the kernel's alarm counts as nearly used up, or it would ring."""
+    step_share: float = 0.2
     """Share of the range by which it grows at least when it grows: a range that moved should stay for a while."""
-    slack_share: float = 0.25
+    slack_share: float = 0.15
     """Share of the range that must be superfluous before it shrinks."""
     counts_ports: bool = dataclasses.field(default=True, init=False)
 
@@ -73,7 +76,9 @@ class PredictivePolicy:
         if demand.ports_in_use is None:
             more = math.ceil(demand.current * (1 + self.step_share))
             return more if demand.exhausted else demand.current, memory
-        trace = self._followed(demand.ports_in_use, memory if isinstance(memory, Trace) else None, now)
+        trace = self._followed(
+            demand.ports_in_use + demand.draining, memory if isinstance(memory, Trace) else None, now
+        )
         return self._sized(demand, trace), trace
 
     def _followed(self, used: int, before: Trace | None, now: float) -> Trace:
@@ -96,10 +101,10 @@ class PredictivePolicy:
         return Trace(now, used, level, trend, peak, stray, gain)
 
     def _sized(self, demand: Demand, trace: Trace) -> int:
-        current, used = demand.current, trace.in_use
+        current, used = demand.current, demand.ports_in_use or 0
         rising = max(trace.trend, 0.0) * self.ahead_s
         spare = self.spare_ports + self.strays * trace.stray
-        needed = math.ceil(max(trace.peak, trace.level + rising) + spare)
+        needed = math.ceil(max(trace.peak, trace.level + rising) * (1 + self.spare_share) + spare)
         # At once: what arrives before the next sample must fit, the rest can wait for its peak.
         tight = used + trace.gain / 2 + self.spare_ports > current
         if demand.exhausted or tight or needed > current * (1 + self.step_share):

@@ -1,0 +1,31 @@
+"""
+What a policy would have made of a load: recorded and made-up traces, replayed in virtual time. Pure.
+
+``virt-ports simulate`` and the density figures of the benchmark stand on it. Nothing here is part of the services.
+"""
+
+from cpm.simulation.compare import Result, compete, contender, contenders
+from cpm.simulation.dice import Dice
+from cpm.simulation.generate import KINDS, generate
+from cpm.simulation.picture import drawn
+from cpm.simulation.replay import Conditions, Outcome, Point, Replay
+from cpm.simulation.trace import Line, Trace, read, written
+
+__all__ = [
+    "KINDS",
+    "Conditions",
+    "Dice",
+    "Line",
+    "Outcome",
+    "Point",
+    "Replay",
+    "Result",
+    "Trace",
+    "compete",
+    "contender",
+    "contenders",
+    "drawn",
+    "generate",
+    "read",
+    "written",
+]

@@ -1,0 +1,111 @@
+"""Several policies on the same load: who takes part, and what came of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Final
+
+from cpm.allocator import whole_blocks
+from cpm.errors import InvalidRequest
+from cpm.scaling import Demand, Memory, OccupancyPolicy, Policy, policies, policy_named
+from cpm.simulation.dice import Dice
+from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool, vms_per_address
+from cpm.simulation.replay import Conditions, Outcome, Progress, Replay, ample, peaks
+from cpm.simulation.trace import Trace
+
+DOUBLING: Final = OccupancyPolicy(name="doubling", grow_at=0.9)
+"""The baseline of what clouds do: double near exhaustion, halve when mostly empty."""
+
+STATIC: Final = "static"
+
+
+def contenders() -> tuple[str, ...]:
+    """Return what can be compared; ``static:1024`` and the like also can."""
+    return (STATIC, DOUBLING.name, *policies())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StaticPolicy:
+    """Every VM has the same range for ever, as most systems have it."""
+
+    ports: int
+    name: str = STATIC
+    counts_ports: bool = dataclasses.field(default=True, init=False)
+
+    def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
+        """Return the one size."""
+        return self.ports, None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contender:
+    """A policy and what it plays under."""
+
+    policy: Policy
+    conditions: Conditions
+    fixed: int | None = None
+    """Ports of every VM, for static sizing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one contender."""
+
+    outcome: Outcome
+    """In an ample pool."""
+    pool_ports: int | None = None
+    """The smallest pool without a refused connection; None: not searched, or there is none."""
+    vms_per_address: float | None = None
+    """In that pool."""
+
+
+def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
+    """
+    Return who goes by a name: a policy, ``doubling``, ``static:PORTS``, or ``static``.
+
+    ``static`` is the smallest power of two that refuses nobody anything: the operator knows the load in advance, but
+    not which VM will need how much.
+
+    :raise InvalidRequest: When nobody does.
+    """
+    word, colon, size = name.partition(":")
+    if word == STATIC:
+        if colon and not (size.isascii() and size.isdigit() and 0 < int(size) <= 64512):
+            raise InvalidRequest(f"{name!r}: use {STATIC}:PORTS with 1 to 64512 ports, or {STATIC} alone")
+        ports = int(size) if colon else fixed_size(max(peaks(trace).values()), conditions.floor)
+        ports = whole_blocks(ports, conditions.block)
+        fixed = dataclasses.replace(conditions, initial=ports, floor=ports, cap=ports)
+        return Contender(StaticPolicy(ports, f"{STATIC}:{ports}"), fixed, ports)
+    if name == DOUBLING.name:
+        return Contender(DOUBLING, conditions)
+    try:
+        return Contender(policy_named(name), conditions)
+    except InvalidRequest:
+        known = ", ".join((f"{STATIC}[:PORTS]", *contenders()[1:]))
+        raise InvalidRequest(f"there is no policy {name!r}; use {known}") from None
+
+
+def compete(
+    one: Contender, trace: Trace, dice: Callable[[], Dice], progress: Progress | None = None, *, packing: bool = True
+) -> Result:
+    """
+    Replay a trace for one contender, and search the smallest pool.
+
+    :param dice: Returns the same chance anew for every replay.
+    :param progress: Is told the share of the first replay that is done, then 1 with every pool that is tried.
+    """
+    outcome = Replay(trace, one.policy, ample(trace, one.conditions), one.conditions, dice()).run(progress)
+    if not packing or outcome.refused:
+        return Result(outcome)
+    if one.fixed is not None:
+        # Ranges that never change need no search.
+        fit = fixed_per_address(one.fixed, one.conditions.block)
+        return Result(outcome, outcome.vms * one.fixed, float(fit))
+
+    def tried(ports: int) -> None:
+        if progress is not None:
+            progress(1.0)
+
+    pool = smallest_pool(trace, one.policy, one.conditions, dice, outcome, tried)
+    return Result(outcome, pool, vms_per_address(outcome.vms, pool) if pool else None)

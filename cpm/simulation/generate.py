@@ -1,0 +1,159 @@
+"""
+Made-up loads of the kinds that port ranges meet. Pure: the chance is passed in, same dice, same trace.
+
+Each VM opens connections at a rate that changes over time and keeps each for a time drawn from its own distribution;
+how many are open at once follows from both (Little's law: rate times mean lifetime).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from cpm.errors import InvalidRequest
+from cpm.simulation.dice import Dice, poisson
+from cpm.simulation.trace import Line, Trace
+
+STEP_S: Final = 1.0
+PACKETS_PER_CONNECTION: Final = 10
+PACKETS_PER_S: Final = 2
+"""Packets per second of each open connection."""
+BYTES_PER_PACKET: Final = 800
+
+Rate = Callable[[float], float]
+"""Connections opened per second, by the second since the start."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Load:
+    """What one VM does."""
+
+    rate: Rate
+    lifetime: Callable[[], float]
+    """Draws the seconds that a connection lives."""
+
+
+def generate(kind: str, vms: int, seconds: int, dice: Dice) -> Trace:
+    """
+    Make a trace.
+
+    :param kind: One of :data:`KINDS`.
+    :param vms: How many VMs.
+    :param seconds: How long.
+    :raise InvalidRequest: When there is no such kind, no VM or no time.
+    """
+    if kind not in KINDS:
+        raise InvalidRequest(f"there is no load {kind!r}; use {', '.join(KINDS)}")
+    if vms < 1 or seconds < 1:
+        raise InvalidRequest(f"{vms} VMs for {seconds} seconds; use at least 1 of each")
+    width = len(str(vms))
+    steps: list[list[Line]] = [[] for _ in range(seconds)]
+    for number in range(vms):
+        _play(f"vm{number + 1:0{width}}", KINDS[kind](number, vms, seconds, dice), steps, dice)
+    return Trace(STEP_S, tuple(map(tuple, steps)))
+
+
+def _play(name: str, load: Load, steps: list[list[Line]], dice: Dice) -> None:
+    closing = [0] * len(steps)
+    still_open = 0
+    for second, lines in enumerate(steps):
+        opened, closed = poisson(dice, load.rate(second)), closing[second]
+        for _ in range(opened):
+            end = second + 1 + int(load.lifetime())
+            if end < len(closing):
+                closing[end] += 1
+        still_open += opened - closed
+        packets = opened * PACKETS_PER_CONNECTION + still_open * PACKETS_PER_S
+        if packets or closed or second == 0:
+            lines.append(Line(name, opened, closed, packets, packets * BYTES_PER_PACKET))
+
+
+def _exponential(dice: Dice, mean_s: float) -> Callable[[], float]:
+    return lambda: dice.expovariate(1 / mean_s)
+
+
+def _long_tailed(dice: Dice, least_s: float, most_s: float) -> Callable[[], float]:
+    """Most connections are short, some stay long: Pareto with exponent 1.3, cut."""
+    return lambda: min(least_s * dice.paretovariate(1.3), most_s)
+
+
+def _warm(rate: float, mean_life_s: float) -> Rate:
+    """Open at a rate, and in the first second as many as would be open by then had it gone on for ever."""
+    return lambda second: rate * (1 + mean_life_s if second == 0 else 1)
+
+
+def _steady(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """Every VM has about 60 connections open, all the time."""
+    return Load(_warm(3.0, 20.0), _exponential(dice, 20.0))
+
+
+def _diurnal(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """One day in the whole trace: from next to nothing to 400 open connections and back, VMs up to 2 hours apart."""
+    shift = dice.random() / 12
+    return Load(
+        lambda second: 20.0 * 0.5 * (1.02 - math.cos(2 * math.pi * (second / seconds + shift))), _exponential(dice, 20)
+    )
+
+
+def _bursty(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """Quiet for minutes at a time, then 100 connections a second for 5 to 30 seconds."""
+    bursts, at = [], dice.expovariate(1 / 180)
+    while at < seconds:
+        length = 5 + 25 * dice.random()
+        bursts.append((at, at + length))
+        at += length + dice.expovariate(1 / 180)
+    return Load(
+        lambda second: 100.0 if any(begin <= second < end for begin, end in bursts) else 0.5, _exponential(dice, 15)
+    )
+
+
+def _heavy_tailed(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """
+    Few VMs need most of the ports: the mean need is Pareto-distributed from 40 up to 6,000, exponent 1.1.
+
+    Each VM's need wanders by a factor of up to about two over minutes, and connections' lifetimes have a long tail.
+    """
+    need = min(40 * dice.paretovariate(1.1), 6000.0)
+    phases = [(2 * math.pi * dice.random(), 2 * math.pi / (120 + 900 * dice.random())) for _ in range(3)]
+
+    def rate(second: float) -> float:
+        wander = sum(math.sin(phase + speed * second) for phase, speed in phases) / 3
+        return _warm(need / 17.0, 17.0)(second) * math.exp(0.7 * wander)
+
+    return Load(rate, _long_tailed(dice, 5.0, 300.0))
+
+
+def _one_greedy(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """The first VM opens 400 connections a second from a tenth of the time on and keeps them; the others have 40."""
+    if number == 0:
+        return Load(lambda second: 400.0 if second >= seconds / 10 else 1.0, _exponential(dice, 60))
+    return Load(_warm(2.0, 20.0), _exponential(dice, 20))
+
+
+def _flash_crowd(number: int, vms: int, seconds: int, dice: Dice) -> Load:
+    """Everybody has 40 open connections; half-way every fifth VM gets 25 times the load within 10 seconds."""
+    base, start = _warm(2.0, 20.0), seconds / 2
+
+    def rate(second: float) -> float:
+        if number % 5 or second < start:
+            return base(second)
+        since = second - start
+        return base(second) * (1 + 24 * min(since / 10, 1.0) * math.exp(-max(since - 10, 0) / 120))
+
+    return Load(rate, _exponential(dice, 20))
+
+
+KINDS: Final[Mapping[str, Callable[[int, int, int, Dice], Load]]] = MappingProxyType(
+    {
+        "steady": _steady,
+        "diurnal": _diurnal,
+        "bursty": _bursty,
+        "heavy-tailed": _heavy_tailed,
+        "one-greedy": _one_greedy,
+        "flash-crowd": _flash_crowd,
+    }
+)
+"""The loads by name."""

@@ -1,0 +1,76 @@
+"""How many VMs an external address carries without refusing a connection: the smallest pool that does, by search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from cpm.allocator import USABLE, whole_blocks
+from cpm.scaling import Policy
+from cpm.simulation.dice import Dice
+from cpm.simulation.replay import Conditions, Outcome, Replay, ample
+from cpm.simulation.trace import Trace
+
+CLOSE_ENOUGH: Final = 0.01
+"""Share of the pool within which the search ends."""
+
+
+def smallest_pool(
+    trace: Trace,
+    policy: Policy,
+    conditions: Conditions,
+    dice: Callable[[], Dice],
+    outcome: Outcome,
+    tried: Callable[[int], None] | None = None,
+) -> int | None:
+    """
+    Return the ports of the smallest pool found in which a replay refuses no connection.
+
+    Between what is used at the peak, without which it cannot be, and the largest tried: a bisection that takes for
+    granted that more ports never refuse more, which is nearly so. What is returned was replayed in full.
+
+    :param dice: Returns the same chance anew for every replay.
+    :param outcome: What came of a replay in an ample pool.
+    :param tried: Is told the ports of every pool that was tried.
+    :return: None when connections are refused even where the pool is ample.
+    """
+    if outcome.refused:
+        return None
+    block = conditions.block
+
+    def suffices(ports: int) -> bool:
+        if tried is not None:
+            tried(ports)
+        return not Replay(trace, policy, ports, conditions, dice()).run(stop_at_refusal=True).refused
+
+    high, most = _up(outcome.peak_held, block), ample(trace, conditions)
+    low = outcome.peak_used
+    while not suffices(high):
+        if high >= most:
+            return most
+        low, high = high, min(_up(int(high * 1.1), block), most)
+    while high - low > max(block, high * CLOSE_ENOUGH):
+        middle = _up((low + high) // 2, block)
+        if middle >= high:
+            break
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+def vms_per_address(vms: int, pool_ports: int) -> float:
+    """Return how many VMs share one external address, given the pool that all of them share."""
+    return vms * USABLE.size / pool_ports
+
+
+def fixed_per_address(size: int, block: int) -> int:
+    """Return how many VMs with a fixed range of that size have room on one external address."""
+    return USABLE.size // whole_blocks(size, block)
+
+
+def fixed_size(peak: int, floor: int) -> int:
+    """Return the smallest power of two that has room for so many ports at once, and is at least the floor."""
+    return 1 << (max(peak, floor, 1) - 1).bit_length()
+
+
+def _up(ports: int, block: int) -> int:
+    return max(-(-ports // block), 1) * block

@@ -1,0 +1,428 @@
+"""
+Replays a trace against the deciding code of the manager, in virtual time.
+
+What decides is the real thing: allocator, moves of ranges with drain and hold-down, policy and guards. What is around
+it is modelled, and this is the model:
+
+- one port for each connection (:mod:`cpm.simulation.guest`); within a step connections open and close evenly spaced;
+- at the end of each step every VM is measured and its policy asked, as with natd's reports;
+- between them the kernel sounds the *alarm* when few ports of a range are left (design: arrival budgets), once at a
+  time; ``signal_s`` later the larger range is in force. Every other move is in force at once;
+- a connection that finds no free port at that moment is *refused*. (A guest's TCP would try again a second later.)
+
+All VMs get what they ask for as long as the pool has it: how a short pool is shared is not part of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import Final
+
+from cpm import ranges
+from cpm.allocator import USABLE, whole_blocks
+from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation, PutVM
+from cpm.errors import PortsExhausted
+from cpm.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
+from cpm.model import (
+    VM,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    NodeName,
+    PortRange,
+)
+from cpm.records import LedgerState
+from cpm.scaling import Bounds, Demand, GuardSettings, Policy, ScalingState, decide
+from cpm.simulation.dice import Dice
+from cpm.simulation.guest import Guest
+from cpm.simulation.trace import Line, Trace
+from cpm.view import View
+
+_State = AllocationState
+_HOST = NodeName("host")
+_FIRST_EXTERNAL = int(IPv4Address("203.0.113.0"))
+_FIRST_INTERNAL = int(IPv4Address("100.64.0.1"))
+
+GUARDS: Final = GuardSettings(exhausted_factor=2.0)
+"""As cpmd has them by default."""
+
+QUIET_SAMPLES = 2
+"""Samples in a row without a connection before a draining range counts as empty, as in the manager."""
+
+SETTLING_SAMPLES, SETTLING_GAP_S = 60, 20.0
+
+Progress = Callable[[float], None]
+"""Is told the share of the work that is done, 0 to 1."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What surrounds the policy; the defaults are those of cpmd."""
+
+    initial: int = 256
+    """Ports a VM starts with after the trace's first step. Who is there by then was there before: see ``before_s``."""
+    floor: int = 64
+    cap: int = 32768
+    block: int = 64
+    hold_down_s: float = DEFAULT_HOLD_DOWN_S
+    guards: GuardSettings = GUARDS
+    nearly_full: float = 0.95
+    """Share of a range in use at a sample from which it counts as used up."""
+    alarm_share: float = 0.1
+    """The alarm sounds when at most this share of a range is left, ..."""
+    alarm_ports: int = 16
+    """... or this many ports."""
+    before_s: float = 300.0
+    """
+    A VM that is there when the trace begins has what its policy gives a VM that, for long, uses as many ports as this
+    one will at most within the trace's first so many seconds. Else every figure would tell of the first minutes.
+    """
+    signal_s: float = 0.01
+    """Seconds from the alarm to the larger range in the kernel."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """All VMs together at the end of a step."""
+
+    at: float
+    held: int
+    """Ports that nobody else could have had: active, reserved, draining and held."""
+    used: int
+    """Ports with a connection."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a replay."""
+
+    policy: str
+    vms: int
+    connections: int
+    refused: int
+    refused_vms: int
+    """VMs with at least one refused connection."""
+    grown: int
+    """Growth steps that came into force, those by a move among them."""
+    moved: int
+    """Growth steps for which the range had to move; the old one drained."""
+    shrunk: int
+    denied: int
+    """Growth steps for which the pool had no ports."""
+    mean_held: float
+    peak_held: int
+    mean_used: float
+    peak_used: int
+    points: tuple[Point, ...]
+
+    @property
+    def held_per_used(self) -> float:
+        """Ports held for each port used, on average; infinite when none ever was."""
+        return self.mean_held / self.mean_used if self.mean_used else math.inf
+
+
+@dataclasses.dataclass(slots=True)
+class _Actor:
+    """A VM in the replay."""
+
+    vm: VM
+    guest: Guest
+    state: ScalingState = dataclasses.field(default_factory=ScalingState)
+    due: float | None = None
+    """When the reserved range comes into force."""
+    alarm_at: int = 0
+    """Ports in use at which the alarm sounds."""
+    deaf: bool = False
+    """Nothing more to be had before the next sample."""
+    line: Line | None = None
+
+
+class Replay:
+    """
+    One trace, one policy, one pool.
+
+    :param trace: The load.
+    :param policy: Who sizes.
+    :param pool_ports: Ports of the pool: whole external addresses, and the rest on one more.
+    :param conditions: What surrounds it.
+    :param dice: Decides which ports are used and which connections end.
+    """
+
+    def __init__(self, trace: Trace, policy: Policy, pool_ports: int, conditions: Conditions, dice: Dice) -> None:
+        self.view = View(LedgerState(0, (), (), pool_of(pool_ports), (), AllocationId(1)), conditions.block)
+        self.actors: dict[str, _Actor] = {}
+        self._trace = trace
+        self._policy = policy
+        self._conditions = conditions
+        self._bounds = Bounds(floor=conditions.floor, cap=conditions.cap, block=conditions.block)
+        self._dice = dice
+        self._by_uuid: dict[DomainUUID, _Actor] = {}
+        self._quiet: dict[AllocationId, int] = {}
+        first = math.ceil(conditions.before_s / trace.step_s)
+        self._before = peaks(Trace(trace.step_s, trace.steps[:first]))
+        self._held = self._grown = self._moved = self._shrunk = self._denied = 0
+
+    def run(self, progress: Progress | None = None, *, stop_at_refusal: bool = False) -> Outcome:
+        """
+        Replay the trace to its end.
+
+        :param stop_at_refusal: End with the step that has the first refused connection.
+        """
+        points: list[Point] = []
+        for point in self.steps():
+            points.append(point)
+            if progress is not None and len(points) % 16 == 0:
+                progress(len(points) / len(self._trace.steps))
+            if stop_at_refusal and any(actor.guest.refused for actor in self.actors.values()):
+                break
+        return self._outcome(tuple(points))
+
+    def steps(self) -> Iterator[Point]:
+        """Replay step by step; between two steps everything can be looked at."""
+        step_s = self._trace.step_s
+        for number, lines in enumerate(self._trace.steps):
+            begin, end = number * step_s, (number + 1) * step_s
+            for line in lines:
+                actor = self.actors.get(line.vm) or self._started(line, begin)
+                actor.line = line
+                self._play(actor, line, begin, end)
+            self._leave(end)
+            for actor in self.actors.values():
+                self._sample(actor, end)
+            yield Point(end, self._count_held(), sum(actor.guest.in_use for actor in self.actors.values()))
+
+    # A VM
+
+    def _started(self, line: Line, now: float) -> _Actor:
+        number = len(self.actors)
+        uuid = DomainUUID(f"{number:08d}")
+        vm = VM(uuid, line.vm, _HOST, IPv4Address(_FIRST_INTERNAL + number))
+        self.view.record(PutVM(vm))
+        actor = self.actors[line.vm] = self._by_uuid[uuid] = _Actor(vm, Guest(self._dice))
+        wanted = self._conditions.initial
+        if not now:
+            wanted, actor.state = self._settled(uuid, self._before.get(line.vm, 0))
+        wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
+        try:
+            reserved = ranges.start(self.view, vm, wanted, self._bounds.floor, now, strict=False)
+        except PortsExhausted:
+            self._denied += 1
+            return actor
+        ranges.activate(self.view, reserved, now)
+        self._refit(actor)
+        return actor
+
+    def _settled(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
+        """Return what the policy gives a VM, and remembers of it, after an even load for long."""
+        current, state = self._bounds.floor, ScalingState()
+        for number in range(-SETTLING_SAMPLES, 0):
+            used = min(peak, current)
+            demand = Demand(
+                domain=uuid,
+                current=current,
+                ports_in_use=used,
+                exhausted=used >= self._conditions.nearly_full * current,
+            )
+            now = number * SETTLING_GAP_S
+            decision, state = decide(self._policy, demand, state, self._bounds, self._conditions.guards, now)
+            current = decision.target
+        return current, state
+
+    def _refit(self, actor: _Actor) -> None:
+        """Let the guest use what is active now, and set the alarm."""
+        active = self.view.one(actor.vm.uuid, _State.ACTIVE)
+        actor.guest.use(active.ports if active else None)
+        size = active.ports.size if active else 0
+        actor.alarm_at = size - max(self._conditions.alarm_ports, int(size * self._conditions.alarm_share))
+
+    # Within a step
+
+    def _play(self, actor: _Actor, line: Line, begin: float, end: float) -> None:
+        guest, opens, closes = actor.guest, line.opened, line.closed
+        quiet = actor.deaf or guest.active is None or guest.in_active + opens < actor.alarm_at
+        if actor.due is None and quiet:
+            self._play_undisturbed(guest, opens, closes)
+            return
+        done = 0
+        for number in range(opens):
+            at = begin + (end - begin) * (number + 0.5) / opens
+            while (done + 0.5) * opens <= (number + 0.5) * closes and done < closes:
+                guest.close()
+                done += 1
+            if actor.due is not None and actor.due <= at:
+                self._take_effect(actor, at)
+            guest.open()
+            if guest.in_active >= actor.alarm_at and actor.due is None and not actor.deaf:
+                self._alarm(actor, at)
+        for _ in range(closes - done):
+            guest.close()
+
+    @staticmethod
+    def _play_undisturbed(guest: Guest, opens: int, closes: int) -> None:
+        both = min(opens, closes)
+        for _ in range(both):
+            guest.close()
+            guest.open()
+        for _ in range(opens - both):
+            guest.open()
+        for _ in range(closes - both):
+            guest.close()
+
+    def _alarm(self, actor: _Actor, now: float) -> None:
+        if not self._scale(actor, now, exhausted=True):
+            actor.deaf = True
+        elif actor.due is not None:
+            actor.due = now + self._conditions.signal_s
+
+    # Between two steps
+
+    def _sample(self, actor: _Actor, now: float) -> None:
+        if actor.due is not None and actor.due <= now:
+            self._take_effect(actor, now)
+        actor.deaf = False
+        active = actor.guest.active
+        if active is None:
+            self._retry(actor, now)
+        elif actor.due is None:
+            exhausted = actor.guest.in_active >= self._conditions.nearly_full * active.size
+            if self._scale(actor, now, exhausted=exhausted) and actor.due is not None:
+                self._take_effect(actor, now)
+        actor.line = None
+
+    def _retry(self, actor: _Actor, now: float) -> None:
+        try:
+            reserved = ranges.start(self.view, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
+        except PortsExhausted:
+            return
+        ranges.activate(self.view, reserved, now)
+        self._refit(actor)
+
+    def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> bool:
+        """Ask the policy and begin what was decided; say whether anything was."""
+        demand = self._demand(actor, exhausted=exhausted)
+        decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
+        if decision.target == decision.current:
+            return False
+        active = self.view.one(actor.vm.uuid, _State.ACTIVE)
+        assert active is not None
+        if decision.target < decision.current:
+            if not ranges.reduce(self.view, active, decision.target, now):
+                return False
+            self._shrunk += 1
+            self._refit(actor)
+            return True
+        try:
+            ranges.enlarge(self.view, actor.vm, active, decision.target, now, strict=False)
+        except PortsExhausted:
+            self._denied += 1
+            return False
+        actor.due = now
+        return True
+
+    def _demand(self, actor: _Actor, *, exhausted: bool) -> Demand:
+        guest, line, step_s = actor.guest, actor.line, self._trace.step_s
+        return Demand(
+            domain=actor.vm.uuid,
+            current=guest.active.size if guest.active else 0,
+            ports_in_use=guest.in_active,
+            draining=guest.in_use - guest.in_active,
+            packets_per_s=line.packets / step_s if line else 0.0,
+            megabits_per_s=line.bytes * 8e-6 / step_s if line else 0.0,
+            new_connections_per_s=line.opened / step_s if line else 0.0,
+            exhausted=exhausted,
+        )
+
+    def _take_effect(self, actor: _Actor, now: float) -> None:
+        """The reserved range is programmed: the guest's next connection gets a port of it."""
+        uuid = actor.vm.uuid
+        active, reserved = self.view.one(uuid, _State.ACTIVE), self.view.one(uuid, _State.RESERVED)
+        assert active is not None
+        assert reserved is not None
+        actor.due = None
+        self._grown += 1
+        self._moved += not ranges.joins(active, reserved)
+        ranges.activate(self.view, reserved, now)
+        self._refit(actor)
+
+    def _leave(self, now: float) -> None:
+        """Let drained ranges rest, and free those that have."""
+        for allocation in list(self.view.leaving.values()):
+            if allocation.state is _State.HELD:
+                if now >= hold_expires(allocation, self._conditions.hold_down_s):
+                    ranges.advance(self.view, allocation, AllocationEvent.EXPIRED, now)
+            elif not self._by_uuid[allocation.domain].guest.is_empty(allocation.ports):
+                self._quiet.pop(allocation.id, None)
+            elif self._quiet.setdefault(allocation.id, 0) + 1 >= QUIET_SAMPLES:
+                del self._quiet[allocation.id]
+                ranges.advance(self.view, allocation, AllocationEvent.DRAINED, now)
+            else:
+                self._quiet[allocation.id] += 1
+
+    def _count_held(self) -> int:
+        for change in self.view.take_recorded():
+            if isinstance(change, AddAllocation):
+                self._held += change.allocation.ports.size
+            elif isinstance(change, FreeAllocation):
+                self._held -= change.expected[0].size
+            elif isinstance(change, MoveAllocation):
+                self._held += change.ports.size - change.expected[0].size
+        return self._held
+
+    def _outcome(self, points: tuple[Point, ...]) -> Outcome:
+        guests = [actor.guest for actor in self.actors.values()]
+        return Outcome(
+            policy=self._policy.name,
+            vms=len(guests),
+            connections=sum(guest.opened for guest in guests),
+            refused=sum(guest.refused for guest in guests),
+            refused_vms=sum(guest.refused > 0 for guest in guests),
+            grown=self._grown,
+            moved=self._moved,
+            shrunk=self._shrunk,
+            denied=self._denied,
+            mean_held=sum(point.held for point in points) / max(len(points), 1),
+            peak_held=max((point.held for point in points), default=0),
+            mean_used=sum(point.used for point in points) / max(len(points), 1),
+            peak_used=max((point.used for point in points), default=0),
+            points=points,
+        )
+
+
+def pool_of(ports: int) -> tuple[ExternalAddress, ...]:
+    """
+    Return a pool of so many ports: whole external addresses, and the rest at the low end of one more.
+
+    :raise ValueError: When there would be none.
+    """
+    if ports < 1:
+        raise ValueError(f"a pool of {ports} ports")
+    whole, rest = divmod(ports, USABLE.size)
+    addresses = [ExternalAddress(IPv4Address(_FIRST_EXTERNAL + number)) for number in range(whole)]
+    if rest:
+        beyond = (PortRange(USABLE.first + rest, USABLE.last),)
+        addresses.append(ExternalAddress(IPv4Address(_FIRST_EXTERNAL + whole), beyond))
+    return tuple(addresses)
+
+
+def peaks(trace: Trace) -> dict[str, int]:
+    """Return the most ports that each VM has in use at once when nothing is refused."""
+    in_use: dict[str, int] = {}
+    most: dict[str, int] = {}
+    for lines in trace.steps:
+        for line in lines:
+            before = in_use.get(line.vm, 0)
+            after = max(before + line.opened - line.closed, 0)
+            # Evenly spaced, they are at most one apart on the way from one end of the step to the other.
+            most[line.vm] = max(most.get(line.vm, 0), before + (line.opened > 0), after + (line.opened > 0))
+            in_use[line.vm] = after
+    return most
+
+
+def ample(trace: Trace, conditions: Conditions) -> int:
+    """Return a pool, in ports, in which nobody is ever denied anything."""
+    need = sum(whole_blocks(max(4 * peak, conditions.initial), conditions.block) for peak in peaks(trace).values())
+    return (3 * need // USABLE.size + 3) * USABLE.size
