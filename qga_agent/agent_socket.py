@@ -51,10 +51,9 @@ class _TooChatty(Exception):
 class _Client(QMPClient):
     """A client of an agent: no greeting, no capabilities, no events."""
 
-    logger = _silent
-
     def __init__(self) -> None:
         super().__init__(readbuflen=MOST_REPLY_BYTES)
+        self.logger = _silent
         self.await_greeting = False
         self.negotiate = False
         self._messages = 0

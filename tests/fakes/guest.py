@@ -212,22 +212,36 @@ class FakeLibvirtAgents:
         return json.dumps(reply)
 
 
+Request = dict[str, Any]
+Say = Callable[[Request], bytes | None]
+
+
+async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[Request]:
+    """Read one JSON object after the other, with nothing between them, as qemu.qmp writes them."""
+    text, decoder = "", json.JSONDecoder()
+    while part := await reader.read(65536):
+        text += part.decode()
+        with contextlib.suppress(json.JSONDecodeError):
+            while text:
+                request, end = decoder.raw_decode(text)
+                text = text[end:].lstrip()
+                yield request
+
+
 @contextlib.asynccontextmanager
-async def served(
-    path: Path, guest: FakeGuest, say: Callable[[bytes], bytes | None] | None = None
-) -> AsyncIterator[None]:
+async def served(path: Path, guest: FakeGuest, say: Say | None = None) -> AsyncIterator[None]:
     """
     Serve a guest's agent at a socket, as QEMU does.
 
-    :param say: What goes back for a line, instead of the guest's answer; None: the connection is closed.
+    :param say: What goes back for a request, instead of the guest's answer; None: the connection is closed.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            async for request in _requests(reader):
                 if guest.frozen:
                     continue
-                reply = say(line) if say is not None else json.dumps(guest.answer(json.loads(line))).encode() + b"\n"
+                reply = say(request) if say is not None else json.dumps(guest.answer(request)).encode() + b"\n"
                 if reply is None:
                     break
                 writer.write(reply)

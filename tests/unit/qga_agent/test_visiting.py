@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.messages import GuestState, GuestView
+from cpm.model import DomainUUID, PortRange
+from qga_agent import visiting
+from qga_agent.announce import FILE, Announcement, content
+from qga_agent.guest_agent import AgentAbsent
+from qga_agent.visiting import Visitor, look
+from tests.fakes.guest import UUID, FakeAgents, FakeGuest
+
+SMALL = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20255))
+LARGE = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20511))
+HUNG = [DomainUUID(f"22222222-2222-2222-2222-{number:012}") for number in range(40)]
+WELL = [DomainUUID(f"33333333-3333-3333-3333-{number:012}") for number in range(40)]
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@contextlib.asynccontextmanager
+async def visiting_them(visitor: Visitor) -> AsyncIterator[None]:
+    running = asyncio.ensure_future(visitor.run())
+    try:
+        yield
+        assert not running.done()
+    finally:
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+async def until(look: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not look():
+            await asyncio.sleep(0.001)
+
+
+def state(visitor: Visitor, domain: DomainUUID) -> GuestState | None:
+    view: GuestView | None = visitor.views().get(domain)
+    return view.state if view is not None else None
+
+
+async def test_a_guest_is_told_and_asked_and_told_again_when_its_ports_change(clock: Clock) -> None:
+    guest = FakeGuest()
+    visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: guest}))
+    async with visiting_them(visitor):
+        visitor.running({UUID: SMALL})
+        clock.now = 2.0
+        visitor.appeared(UUID)
+        await until(lambda: state(visitor, UUID))
+        assert guest.files[FILE] == content(SMALL)
+        visitor.running({UUID: LARGE})
+        await until(lambda: visitor.views()[UUID].ports == LARGE.ports)
+        assert guest.files[FILE] == content(LARGE)
+        visitor.vanished(UUID)
+        assert state(visitor, UUID) is GuestState.ABSENT
+        visitor.look_again()
+        await until(lambda: state(visitor, UUID) is GuestState.ANSWERING)
+        visitor.running({})
+        assert visitor.views() == {}
+
+
+async def test_guests_that_hang_delay_nobody(clock: Clock) -> None:
+    guests = {domain: FakeGuest() for domain in (*HUNG, *WELL)}
+    for domain in HUNG:
+        guests[domain].frozen = True
+    agents = FakeAgents(guests)
+    visitor = Visitor(10.0, clock, libvirt=agents)
+    async with visiting_them(visitor):
+        visitor.running(dict.fromkeys(guests, SMALL))
+        clock.now = 2.0
+        for domain in WELL:  # their agents said hello
+            visitor.appeared(domain)
+        await until(lambda: len(agents.under_way) == 4)
+        agents.thawed.set()
+        await until(lambda: all(state(visitor, domain) for domain in guests))
+        agents.thawed.clear()
+        assert {state(visitor, domain) for domain in HUNG} == {GuestState.SILENT}
+        for round_ in range(1, 6):
+            agents.seen.clear()
+            clock.now = 2.0 + 10.0 * round_
+            visitor.running(dict.fromkeys(guests, LARGE if round_ % 2 else SMALL))
+            await until(lambda: set(agents.seen) >= set(WELL))
+            assert len(agents.under_way) <= 4, "none but those that hang"
+        assert agents.most <= 8
+
+
+async def test_the_daemon_can_stop_while_guests_hang(clock: Clock) -> None:
+    guest = FakeGuest()
+    guest.frozen = True
+    agents = FakeAgents({UUID: guest})
+    visitor = Visitor(10.0, clock, libvirt=agents)
+    async with visiting_them(visitor):
+        visitor.running({UUID: SMALL})
+        visitor.appeared(UUID)
+        await until(lambda: agents.under_way)
+
+
+async def test_a_socket_is_asked_first_where_there_is_one(clock: Clock) -> None:
+    class Sockets(FakeAgents):
+        def has(self, domain: DomainUUID) -> bool:
+            return domain == UUID
+
+    direct, through = FakeGuest(), FakeGuest()
+    sockets, libvirt = Sockets({UUID: direct}), FakeAgents({UUID: FakeGuest(), WELL[0]: through})
+    visitor = Visitor(10.0, clock, sockets=sockets, libvirt=libvirt)
+    async with visiting_them(visitor):
+        visitor.running({UUID: SMALL, WELL[0]: LARGE})
+        visitor.look_again()
+        await until(lambda: len(visitor.views()) == 2)
+    assert (sockets.seen, libvirt.seen) == ([UUID], [WELL[0]])
+    assert direct.files[FILE] == content(SMALL)
+    assert through.files[FILE] == content(LARGE)
+
+
+async def test_an_agent_that_answers_too_slowly_is_given_up() -> None:
+    class Slow(FakeGuest):
+        async def execute(self, command: str, arguments: object = None) -> object:
+            await asyncio.Event().wait()
+            return None
+
+    outcome = await look(Slow(), SMALL, FILE, limit_s=0.01)
+    assert outcome.tried is None
+    assert "longer than" in (outcome.trouble.why if outcome.trouble else "")
+
+
+async def test_what_was_told_before_the_trouble_was_told() -> None:
+    guest = FakeGuest()
+    guest.interfaces = "eth0"
+    outcome = await look(guest, SMALL, FILE)
+    assert outcome.tried == SMALL
+    assert outcome.figures is None
+
+
+async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(FakeGuest):
+        async def execute(self, command: str, arguments: object = None) -> object:
+            raise ZeroDivisionError
+
+    absent = FakeGuest()
+    absent.trouble = AgentAbsent("no channel")
+    visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: Buggy(), WELL[0]: absent}))
+    async with visiting_them(visitor):
+        visitor.running({UUID: SMALL, WELL[0]: SMALL})
+        visitor.look_again()
+        await until(lambda: len(visitor.views()) == 2)
+    assert state(visitor, UUID) is GuestState.SILENT
+    assert state(visitor, WELL[0]) is GuestState.ABSENT
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_visit_takes_longer_than_a_call() -> None:
+    assert visiting.VISIT_S > 1 + 2
