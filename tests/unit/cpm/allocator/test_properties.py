@@ -106,14 +106,16 @@ class Space(RuleBasedStateMachine):
                 self._change(active, S.DRAINING)
                 self._take(domain, placement.external, placement.ports, S.ACTIVE)
 
-    @rule(domain=domains, wanted=sizes)
-    def shrink_vm(self, domain: DomainUUID, wanted: int) -> None:
+    @rule(domain=domains, wanted=sizes, upper=st.booleans())
+    def shrink_vm(self, domain: DomainUUID, wanted: int, upper: bool) -> None:
         for active in self._of(domain, S.ACTIVE):
-            result = shrink(active, wanted, self.space.block)
+            result = shrink(active, wanted, self.space.block, upper=upper)
             if result.released is None:
                 assert result.kept == active.ports
                 return
             assert result.kept.joined(result.released) == active.ports
+            assert result.kept.size >= wanted
+            assert (result.kept.last == active.ports.last) is upper
             self._change(active, S.ACTIVE, result.kept)
             self._take(domain, active.external, result.released, S.DRAINING)
 
@@ -146,6 +148,20 @@ class Space(RuleBasedStateMachine):
             usage = self.space.usage(address.address)
             assert usage.free + usage.taken + usage.reserved == 64512
             assert usage.reserved == sum(part.size for part in reserved)
+
+    @invariant()
+    def the_sums_are_those_of_the_addresses(self) -> None:
+        usages = [self.space.usage(address.address) for address in POOL]
+        assert self.space.free_ports == sum(usage.free for usage in usages)
+        assert self.space.taken_ports == sum(usage.taken for usage in usages)
+
+    @invariant()
+    def neighbours_are_found(self) -> None:
+        for address in POOL:
+            held = self.space.on(address.address)
+            for left, right in itertools.pairwise([None, *held]):
+                assert right is not None
+                assert self.space.before(right) == left
 
     @invariant()
     def numbers_of_one_vm_are_disjoint(self) -> None:

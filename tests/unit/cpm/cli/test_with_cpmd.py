@@ -34,7 +34,7 @@ from cpm.messages import (
     Snapshot,
     Welcome,
 )
-from cpm.model import DomainUUID, NodeName, Role
+from cpm.model import DomainUUID, NodeName, Role, Wishes
 from tests.unit.cpm.cli.conftest import DB, WEB, Result
 
 _PATIENCE_S = 60.0
@@ -151,6 +151,7 @@ async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
         await _is_refused(cpmd, active)
 
         await _moves_and_changes_size(cpmd, follower)
+        await _says_what_it_shall_have(cpmd, node)
 
         await node.say(Detach(WEB, "shutdown"))
         await follower.until("held", WEB)
@@ -202,6 +203,30 @@ async def _moves_and_changes_size(cpmd: Manager, follower: Follower) -> None:
     assert (64, "reserved") in [(each["last_port"] - each["first_port"] + 1, each["state"]) for each in grown]
     there = await follower.until("resized", WEB)
     assert (there["first_port"], there["last_port"]) == (here["first_port"], here["last_port"] + 64)
+
+
+async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
+    """The XML wins over `set`, `set` over the pool; `show` and `explain` say so."""
+    await node.say(Attach(WEB, "web1", wishes=Wishes(cap=4096, nonsense=("weight 'x': it is not a whole number",))))
+    said = (await virt_ports(cpmd, "set", "web1", "floor=128", "cap=512", "drain-limit=none", "-o", "json")).json
+    assert {wish["key"]: (wish["value"], wish["origin"]) for wish in said["wishes"]} == {
+        "floor": (128, "set"),
+        "cap": (4096, "metadata"),
+        "weight": (100, "pool"),
+        "policy": ("specification", "pool"),
+        "drain-limit": (None, "set"),
+    }
+    assert "Ignored:" in (await virt_ports(cpmd, "show", "web1")).out
+    unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json
+    assert (unset["floor"], unset["cap"]) == (64, 4096)
+    refused = await virt_ports(cpmd, "set", "web1", "floor=9", "cap=8")
+    assert (refused.code, refused.err) == (2, "error: floor 9 is above cap 8; use a floor that is not\n")
+    explained = await virt_ports(cpmd, "explain", "web1")
+    assert explained.out.startswith("web1 has ")
+    assert "cap 4096 (metadata)" in explained.out
+    whole = (await virt_ports(cpmd, "explain", "web1", "-o", "json")).json
+    assert (whole["asked"], whole["pool_short"]) == (256, False)
+    assert [holder["name"] for holder in whole["holders"]] == ["web1", "db"]
 
 
 async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
