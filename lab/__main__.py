@@ -138,6 +138,8 @@ def _vm_rm(lab: Lab, options: argparse.Namespace) -> None:
 
 def _exec(lab: Lab, options: argparse.Namespace) -> None:
     argv = lab.command(options.node, *(options.argv or ["bash"]))
+    # The traffic generator is at hand by its name.
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{lab.conngen.parent}"
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
