@@ -17,6 +17,8 @@ from lab.vm import RealGuest
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent import libvirt_connection
 from qga_agent.domain_events import (
+    AgentConnected,
+    AgentDisconnected,
     ConnectionLost,
     ConnectionMade,
     DeviceAdded,
@@ -67,11 +69,13 @@ async def watch() -> AsyncIterator[Callable[[LibvirtHost], LibvirtMonitor]]:
 
 
 async def until(monitor: LibvirtMonitor, wanted: MonitorEvent | type[MonitorEvent]) -> list[MonitorEvent]:
-    """Wait for an event and return all that came with it, it last."""
+    """Wait for an event and return all that came with it, it last; guest agents come and go when they like."""
     seen: list[MonitorEvent] = []
     async with asyncio.timeout(60):
         while not seen or (seen[-1] != wanted and type(seen[-1]) is not wanted):
-            seen.append(await monitor.events.get())
+            event = await monitor.events.get()
+            if not isinstance(event, (AgentConnected, AgentDisconnected)):
+                seen.append(event)
     return seen
 
 
