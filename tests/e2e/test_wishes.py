@@ -1,0 +1,70 @@
+"""Wishes in the domain XML, written by the real virsh, through a real libvirtd, its hook and its events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab.lab import Lab
+from tests.e2e.labs import unique_name
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    site = Lab(unique_name("w"))
+    site.up()
+    try:
+        yield site
+    finally:
+        site.down()
+
+
+def shown(lab: Lab, name: str) -> dict[str, Any]:
+    view: dict[str, Any] = json.loads(lab.operate("show", name, "-o", "json"))
+    return view
+
+
+def becomes(lab: Lab, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the VM as soon as something holds for it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds(view := shown(lab, name)):
+        assert time.monotonic() < deadline, view
+        time.sleep(0.1)
+    return view
+
+
+def size(view: dict[str, Any]) -> int:
+    return 0 if view["first_port"] is None else int(view["last_port"]) - int(view["first_port"]) + 1
+
+
+def wish(view: dict[str, Any], key: str) -> tuple[object, str]:
+    return next((each["value"], each["origin"]) for each in view["wishes"] if each["key"] == key)
+
+
+def test_what_virsh_writes_is_followed_by_a_running_vm_and_by_its_next_start(lab: Lab) -> None:
+    vm = lab.add_vm("wisher", "host1")
+    try:
+        becomes(lab, "wisher", lambda view: view["state"] == "active")
+        said = "<ports floor='1024' weight='many' drain-limit='none'/>"
+        vm.host.virsh("metadata", "wisher", "urn:virt-ports:1", "--key", "vp", "--set", said, "--live", "--config")
+        view = becomes(lab, "wisher", lambda view: wish(view, "floor") == (1024, "metadata"))
+        assert wish(view, "drain-limit") == (None, "metadata")
+        assert view["ignored"] == ["metadata: weight 'many': it is not a whole number"]
+        becomes(lab, "wisher", lambda view: size(view) == 1024)
+        vm.host.virsh("destroy", "wisher")
+        becomes(lab, "wisher", lambda view: view["state"] == "gone")
+        vm.host.virsh("start", "wisher")
+        # Its first range has its floor already: the hook gave the XML on.
+        assert size(shown(lab, "wisher")) == 1024
+        vm.host.virsh("metadata", "wisher", "urn:virt-ports:1", "--remove", "--live", "--config")
+        becomes(lab, "wisher", lambda view: wish(view, "floor") == (64, "pool"))
+    finally:
+        lab.remove_vm("wisher")
