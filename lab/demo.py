@@ -72,6 +72,7 @@ def demo() -> None:
         try:
             run.all()
         except LabError as error:
+            run.tell_logs()
             raise Failed(f"the demo failed at `{run.step}`: {error}") from error
         finally:
             with _uninterrupted():
@@ -111,6 +112,13 @@ class Demo:
         self._lab.down()
         left = net.existing([self._lab.namespace(node) for node in net.NODES])
         self._check(not left and not self._lab.state.exists(), f"namespaces are left: {left}", "nothing is left")
+
+    def tell_logs(self) -> None:
+        """Print what the daemons complained of: their logs go with the lab."""
+        for log in sorted(self._lab.state.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            for line in [line for line in lines if " WARNING " in line or " ERROR " in line][-5:]:
+                self._say(f"{log.name}: {line}")
 
     def done(self) -> None:
         """Say how it went."""
