@@ -51,6 +51,7 @@ from cpm.model import (
 from cpm.records import LedgerState
 from cpm.rollout import Rollout
 from cpm.scaling import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
+from cpm.scaling.fairness import HEADROOM_SHARE
 from cpm.sessions import Session
 from cpm.settings import Settings
 from cpm.shortage import Shortage
@@ -125,7 +126,8 @@ class Manager:
         self._compact_at = now + settings.pool.compact_s
         self._internal_cursor = 0
         pool = settings.pool
-        self.shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use)
+        headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
+        self.shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use, headroom)
         self.trend = Trend()
         self._rollout = Rollout(
             self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
