@@ -17,6 +17,7 @@ from cpm.api.views import (
     DomainView,
     EventView,
     ExplainView,
+    GuestAgentView,
     HolderView,
     NodeView,
     WhoisView,
@@ -25,6 +26,7 @@ from cpm.api.views import (
 )
 from cpm.errors import Ambiguous, NotFound
 from cpm.manager import Manager, Observation
+from cpm.messages import GuestView
 from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role, Wishes
 from cpm.records import Holding, JournalEntry
 from cpm.scaling.spec import demand_score
@@ -96,6 +98,23 @@ def domain(manager: Manager, name: str) -> DomainDetail:
         ),
         wishes=tuple(_wish(key, getattr(wishes, name)) for key, name in KEYS.items()),
         ignored=wishes.ignored,
+        guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
+    )
+
+
+def _guest(guest: GuestView) -> GuestAgentView:
+    return GuestAgentView(
+        guest.state,
+        guest.since,
+        guest.why,
+        guest.connections,
+        guest.established,
+        guest.interfaces,
+        guest.rx_bytes,
+        guest.tx_bytes,
+        guest.external,
+        guest.ports.first if guest.ports is not None else None,
+        guest.ports.last if guest.ports is not None else None,
     )
 
 

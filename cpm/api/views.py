@@ -97,6 +97,29 @@ class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Rounded up to whole blocks, held between floor and cap."""
 
 
+class GuestAgentView(Struct, frozen=True):
+    """What the guest itself says, and what it was told: hints, nothing is decided by them."""
+
+    state: str
+    """``answering``, ``not answering``, ``absent`` (no channel, or nobody at its other end) or ``nonsense``."""
+    since: float
+    """UTC seconds."""
+    why: str
+    """Why it is so, or what an agent that answers refused."""
+    connections: int | None
+    """IPv4 TCP sockets in use, listening ones included."""
+    established: int | None
+    """TCP connections, IPv6 ones included."""
+    interfaces: int | None
+    rx_bytes: int | None
+    """Received on its interfaces since each was made."""
+    tx_bytes: int | None
+    external_address: IPv4Address | None
+    """What the guest was told, and took; null: nothing yet."""
+    first_port: int | None
+    last_port: int | None
+
+
 class DomainDetail(Struct, frozen=True):
     """A VM with all we know."""
 
@@ -116,6 +139,8 @@ class DomainDetail(Struct, frozen=True):
     """What it shall have, floor and cap included."""
     ignored: tuple[str, ...] = ()
     """Why something that was said about it does not hold, a sentence each."""
+    guest: GuestAgentView | None = None
+    """null: the guest has not been asked yet, or is not asked."""
 
 
 class HolderView(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cpm.cli import parsing, render
 
 if TYPE_CHECKING:
-    from cpm.api.views import DomainDetail
+    from cpm.api.views import DomainDetail, GuestAgentView
 
 HEADER = ("External address", "Ports", "State", "Connections", "Since")
 
@@ -20,7 +20,8 @@ _EXAMPLES = """\
 _ABOUT = """\
 Ranges: 'active' is what new connections get; 'reserved' is on its way in;
 'draining' serves the connections it still has; 'held' rests before its next
-owner."""
+owner. What 'Guest says' comes from within the VM: a hint, by which nothing is
+decided."""
 
 
 def add_parser(subparsers: parsing.Subparsers) -> None:
@@ -66,6 +67,7 @@ def _facts(detail: DomainDetail) -> str:
         ("New connections/s", detail.new_connections_per_s),
         ("Score", detail.score),
         ("Last decision", detail.decided),
+        *guest(detail.guest),
     ))  # fmt: skip
 
 
@@ -76,6 +78,30 @@ def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
         for wish in detail.wishes
     ]
     return [*known, *(("Ignored", why) for why in detail.ignored)]
+
+
+def guest(view: GuestAgentView | None) -> list[tuple[str, object]]:
+    """Return what the guest itself says, and what it was told."""
+    if view is None:
+        return [("Guest agent", "not asked yet")]
+    why = f": {view.why}" if view.why else ""
+    state = ("Guest agent", f"{view.state}, since {render.moment(view.since)}{why}")
+    if view.state != "answering":
+        return [state]
+    told = render.ports(view.first_port, view.last_port)
+    return [
+        state,
+        ("Guest says", _figures(view)),
+        ("Guest was told", f"{view.external_address} {told}" if told is not None else None),
+    ]
+
+
+def _figures(view: GuestAgentView) -> str:
+    figures = (
+        (view.connections, "TCP sockets"), (view.established, "connections established"),
+        (view.rx_bytes, "bytes received"), (view.tx_bytes, "bytes sent"),
+    )  # fmt: skip
+    return ", ".join(f"{figure} {what}" for figure, what in figures if figure is not None)
 
 
 def _worded(key: str, value: float | str | None) -> str:

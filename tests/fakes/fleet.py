@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from cpm.api import wire
 from cpm.errors import KernelError, VirtPortsError
 from cpm.ledger import SqliteLedger
 from cpm.manager import Manager
-from cpm.messages import Hello, NodeMessage
+from cpm.messages import GuestView, Hello, NodeMessage
 from cpm.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
 from natctl.desired import EdgeEntry, HostEntry, Path
@@ -330,7 +330,7 @@ class Fleet:
 
     # Time
 
-    def report(self, name: NodeName, *, busy: bool) -> None:
+    def report(self, name: NodeName, *, busy: bool, guests: Mapping[DomainUUID, GuestView] | None = None) -> None:
         machine = self.machines[name]
         if machine.node is None or not machine.connected:
             return
@@ -340,7 +340,7 @@ class Fleet:
                 ports[connection.internal].append(connection.port)
         use = PortUse({internal: VMPorts.of({6: found}) for internal, found in ports.items()})
         rates = dict.fromkeys(machine.node.taps(), BUSY if busy else IDLE)
-        machine.node.report(1.0, rates, use, machine.node.applied_generation, {})
+        machine.node.report(1.0, rates, use, machine.node.applied_generation, {}, guests or {})
         self._carry_out(machine)
 
     def pass_time(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ import json
 from ipaddress import IPv4Address
 from typing import Any
 
+import msgspec
 import pytest
 
 from cpm.api.views import (
@@ -14,6 +15,7 @@ from cpm.api.views import (
     DomainDetail,
     EventView,
     ExplainView,
+    GuestAgentView,
     HolderView,
     NodeView,
     PoolRequest,
@@ -50,6 +52,9 @@ DETAIL = DomainDetail(
         WishView("drain-limit", None, "pool"),
     ),
     ignored=("metadata: floor 99999: use 1 to 64512 ports",),
+    guest=GuestAgentView(
+        "answering", NOW - 60, "guest-file-flush: Invalid argument", 950, 948, 1, 12345, 678, EXTERNAL, 20000, 20255
+    ),
 )
 EXPLAINED = ExplainView(
     domain=domain(), lines=("web1 has 256 ports.", "Pool: 9 of 64512 ports are free."), asked=512, decided=256,
@@ -145,6 +150,9 @@ def test_show(manager: CannedManager, virt_ports: Command) -> None:
         "New connections/s: -\n"
         "Score:             1006.0\n"
         "Last decision:     score 1006.0 is above 1000: grow from 256 to 384\n"
+        "Guest agent:       answering, since 2025-11-23T07:37:00+01:00: guest-file-flush: Invalid argument\n"
+        "Guest says:        950 TCP sockets, 948 connections established, 12345 bytes received, 678 bytes sent\n"
+        "Guest was told:    203.0.113.1 20000-20255\n"
         "\n"
         " External address   Ports         State      Connections   Since\n"
         "--------------------------------------------------------------------------------------\n"
@@ -152,6 +160,33 @@ def test_show(manager: CannedManager, virt_ports: Command) -> None:
         " 203.0.113.2        1024-1279     draining   3             2025-11-23T07:37:00+01:00\n"
         "\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("guest", "lines"),
+    [
+        (None, ["Guest agent:       not asked yet"]),
+        (
+            GuestAgentView("not answering", NOW, "no answer in time", *[None] * 8),
+            ["Guest agent:       not answering, since 2025-11-23T07:38:00+01:00: no answer in time"],
+        ),
+        (
+            GuestAgentView("answering", NOW, "", None, None, 1, 5, 6, *[None] * 3),
+            [
+                "Guest agent:       answering, since 2025-11-23T07:38:00+01:00",
+                "Guest says:        5 bytes received, 6 bytes sent",
+                "Guest was told:    -",
+            ],
+        ),
+    ],
+)
+def test_show_says_how_it_stands_with_the_guest(
+    manager: CannedManager, virt_ports: Command, guest: GuestAgentView | None, lines: list[str]
+) -> None:
+    manager.on("GET /v1/domains/web1", msgspec.structs.replace(DETAIL, guest=guest))
+    assert [line for line in virt_ports("show", "web1").out.splitlines() if line.startswith("Guest")] == lines
+    shown = virt_ports("show", "web1", "-o", "json").json["guest"]
+    assert (shown and shown["state"]) == (guest and guest.state)
 
 
 def test_show_as_json_is_flat(manager: CannedManager, virt_ports: Command) -> None:
