@@ -19,6 +19,7 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield self._vms()
+        yield self._lacking()
         yield from self._addresses()
         yield from self._nodes()
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
@@ -30,6 +31,14 @@ class _Metrics(Collector):
         for state, count in Counter(vm.state for vm in overview.domains(self._manager, everything=True)).items():
             vms.add_metric([state], count)
         return vms
+
+    def _lacking(self) -> GaugeMetricFamily:
+        lacking = GaugeMetricFamily(
+            "virt_ports_domains_lacking_ports", "VMs that could not get the ports they want.", labels=["want"]
+        )
+        lacking.add_metric(["start"], len(self._manager.waiting))
+        lacking.add_metric(["growth"], self._manager.shortage.waiting_to_grow)
+        return lacking
 
     def _addresses(self) -> Iterator[GaugeMetricFamily]:
         ports = GaugeMetricFamily(
