@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from collections.abc import Iterator
 
 from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
+from lab.errors import LabError
 from lab.lab import Lab
 from lab.shell import ip_batch
 
 NAME = "bench"
 HOST = "host1"
 EDGE = "edge1"
+
+_CONNECTED_S = 20.0
 
 
 @contextlib.contextmanager
@@ -45,9 +50,23 @@ def _make_failure_show(lab: Lab) -> None:
 
 
 def start_nodes(lab: Lab) -> None:
-    """Start natd on the edge and on the host. :raise LabError: When one does not get ready."""
+    """
+    Start natd on the edge and on the host, and wait until cpmd knows what their kernels hold.
+
+    :raise LabError: When one does not get that far.
+    """
     lab.daemons.start(natd_of(EDGE))
     lab.daemons.start(natd_of(HOST))
+    end = time.monotonic() + _CONNECTED_S
+    while not all(node["connected"] and node["synced"] for node in _nodes(lab)):
+        if time.monotonic() > end:
+            raise LabError(f"not all nodes are connected after {_CONNECTED_S:g} s; see the logs in {lab.state}")
+        time.sleep(0.1)
+
+
+def _nodes(lab: Lab) -> list[dict[str, bool]]:
+    nodes: list[dict[str, bool]] = json.loads(lab.operate("node", "list", "-o", "json"))
+    return nodes if len(nodes) == 2 else [{"connected": False}]
 
 
 def start_all(lab: Lab) -> None:
