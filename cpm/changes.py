@@ -102,6 +102,8 @@ class FreeAllocation:
 
     id: AllocationId
     expected: Expected
+    goes_on: bool = False
+    """True: a sibling of the same VM takes them over in this commit; the journal must not say that they were free."""
 
 
 Change: TypeAlias = (

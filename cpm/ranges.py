@@ -117,7 +117,7 @@ def activate(view: View, reserved: Allocation, now: float) -> None:
     if active is None:
         _move(view, reserved, reserved.ports, after, now)
     elif joins(active, reserved):
-        view.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state)))
+        view.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), goes_on=True))
         _move(view, active, active.ports.joined(reserved.ports), active.state, active.since)
     else:
         advance(view, active, AllocationEvent.SUPERSEDED, now)
@@ -157,7 +157,7 @@ def _reclaim(view: View, mine: Allocation, ports: PortRange) -> None:
     step(mine.state, AllocationEvent.RECLAIMED)
     rest = mine.ports.minus(ports)
     if not rest:
-        view.record(FreeAllocation(mine.id, (mine.ports, mine.state)))
+        view.record(FreeAllocation(mine.id, (mine.ports, mine.state), goes_on=True))
         return
     _move(view, mine, rest[0], mine.state, mine.since)
     for other in rest[1:]:

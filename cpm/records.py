@@ -44,6 +44,8 @@ class JournalEvent(enum.StrEnum):
     """The range of an allocation changed; the entry has the new one."""
     TRIMMED = "trimmed"
     """These ports no longer belong to the allocation; where they go on in another, that one's entry follows."""
+    MERGED = "merged"
+    """The allocation ended because another one of the same VM took its ports over; that one's entry follows."""
     FREED = "freed"
     MOVED = "moved"
     """Another host hands these ports out now."""

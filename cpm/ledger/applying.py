@@ -166,7 +166,7 @@ def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
 def _free(connection: sqlite3.Connection, change: FreeAllocation, now: float) -> None:
     old = _expected(connection, change)
     connection.execute("DELETE FROM allocations WHERE id = ?", (change.id,))
-    _note(connection, JournalEvent.FREED, old, now, old.ports)
+    _note(connection, JournalEvent.MERGED if change.goes_on else JournalEvent.FREED, old, now, old.ports)
 
 
 def _note(
