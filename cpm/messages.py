@@ -157,6 +157,8 @@ class Report(Struct, frozen=True, tag="report"):
     vms: tuple[Measured, ...]
     dropped: dict[str, int] = {}
     """Packets dropped at this node since its tables were made, by reason."""
+    refused: dict[DomainUUID, int] = {}
+    """Packets of VMs at their cap that were refused in words because no port was left, since they got their ports."""
 
 
 class Need(Struct, frozen=True, tag="need"):

@@ -31,11 +31,26 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
+from natctl.desired import Destination
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
-from natctl.node import Answer, Command, Forget, Identity, Node, Program, Replace, Running, Send, Warn
+from natctl.netlink.nflog import Lost, watch_budgets
+from natctl.node import (
+    Answer,
+    Command,
+    CountPorts,
+    Forget,
+    Identity,
+    Node,
+    Program,
+    RefuseNew,
+    Replace,
+    Running,
+    Send,
+    Warn,
+)
 from natctl.ruleset.host import Marks
 from qga_agent import announce
 from qga_agent.agent_libvirt import LibvirtAgents
@@ -62,6 +77,8 @@ TELL_S = 0.05
 """Seconds after the manager spoke until guests hear of it: many VMs may change at once."""
 LIST_S = 15.0
 """Seconds between two looks at libvirt's list of domains, for what no event told."""
+LISTEN_AGAIN_S = 15.0
+"""Seconds between two attempts to listen to our NFLOG group, when somebody else does."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
 
@@ -91,6 +108,7 @@ class Natd:
         identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, version())
         self._node = Node(identity, marks.highest_index if marks is not None else 0)
         self._kernel = Kernel(kernel)
+        self._marks = marks
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._sampler = Sampler()
         self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
@@ -102,7 +120,8 @@ class Natd:
         self._visitor = _visitor(settings, self._libvirt) if self._host is not None else None
         self._local_port_range: dict[DomainUUID, bool] = {}
         self._telling = False
-        self._kernel_work: asyncio.Queue[Program | Replace | Forget] = asyncio.Queue()
+        self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
+        self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
@@ -125,6 +144,9 @@ class Natd:
         if self._host is not None:
             await self._hooks.start()
             start("links", self._watch_links(), forever=True)
+            if self._marks is not None and self._conntrack is not None:
+                start("budgets", self._watch_budgets(self._host.log_group, self._marks), forever=True)
+                start("counting", self._serve_counting(self._conntrack), forever=True)
             start("measure", self._every(self._settings.monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None:
             start("libvirt", self._libvirt.run(), forever=True)
@@ -165,7 +187,9 @@ class Natd:
                 self._hooks.answer(request, code, text)
             case Warn(text):
                 log.warning("%s", text)
-            case Program() | Replace() | Forget():
+            case CountPorts():
+                self._counting.put_nowait(command)
+            case Program() | Replace() | Forget() | RefuseNew():
                 self._kernel_work.put_nowait(command)
 
     async def _serve_kernel(self) -> None:
@@ -173,6 +197,9 @@ class Natd:
             command = await self._kernel_work.get()
             if isinstance(command, Forget):
                 await self._forget(command)
+                continue
+            if isinstance(command, RefuseNew):
+                await self._refuse(command)
                 continue
             try:
                 await self._program(command)
@@ -197,6 +224,44 @@ class Natd:
             log.debug("forgot %d connections of %s", gone, command.internal)
         except KernelError as error:
             log.warning("%s", error)
+
+    async def _refuse(self, command: RefuseNew) -> None:
+        try:
+            await self._kernel.refuse(command.where, command.for_s)
+        except KernelError as error:
+            log.warning("%s", error)
+
+    # Arrivals
+
+    async def _watch_budgets(self, group: int, marks: Marks) -> None:
+        """Hear of budgets that are used up; without, the periodic pass finds out later."""
+        while True:
+            try:
+                async with contextlib.aclosing(watch_budgets(group)) as words:
+                    async for word in words:
+                        if isinstance(word, Lost):
+                            log.warning("missed word of used-up arrival budgets; the next reading catches up")
+                            continue
+                        self._node.spent(marks.index_in(word.mark), clock.now())
+                        self._carry_out()
+            except KernelError as error:
+                log.warning("%s; bursts are noticed once in %g s only", error, self._settings.monitor.period_s)
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    async def _serve_counting(self, conntrack: Conntrack) -> None:
+        while True:
+            work = await self._counting.get()
+            ports, full = work.count.ports, frozenset[Destination]()
+            try:
+                in_use = (await conntrack.ports_of(work.internal)).in_use(ports)
+                if work.count.at_cap and in_use == ports.size:
+                    full = await conntrack.crowded(work.internal, ports)
+            except KernelError as error:
+                log.warning("%s", error)
+                self._node.not_counted(work)
+            else:
+                self._node.counted(work, in_use, full, clock.now())
+            self._carry_out()
 
     # The manager
 
@@ -362,9 +427,12 @@ class Natd:
         every = frozenset().union(*taps.values())
         counters = await self._taps.read(every, len(taps))
         rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
+        counted = await self._kernel.counted()
         use = await self._conntrack.flows_in_use() if self._conntrack is not None else None
         guests = self._visitor.views() if self._visitor is not None else {}
-        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests)
+        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests, counted)
+        if use is not None:
+            self._node.arrived(use, counted.connections, generation, clock.now())
         self._carry_out()
 
     async def _watchdog(self, period_s: float) -> None:

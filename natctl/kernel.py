@@ -26,7 +26,7 @@ from natctl import plan, routing, ruleset
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path, Settings
 from natctl.netlink import encoding, reading, routes
 from natctl.netlink.wire import NETFILTER, ROUTE, Wire
-from natctl.observed import Observed, observed
+from natctl.observed import NOTHING_COUNTED, Counted, Observed, observed
 from natctl.plan import DeleteTable, Plan
 from natctl.routing import Routing, Steps
 from natctl.ruleset import edge, host
@@ -44,14 +44,6 @@ _SYSCTL: Final = pathlib.Path("/proc/sys/net/ipv4")
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Counted:
-    """Counters by VM; they begin at 0 as those of :class:`~natctl.observed.Observed` do."""
-
-    connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
-    refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -353,7 +345,7 @@ class Kernel:
     def _counted(self) -> Counted:
         belief = self._belief
         if belief is None or self._settings.host is None or not belief.desired.host:
-            return Counted()
+            return NOTHING_COUNTED
         nft, _ = self._wires()
         connections, refused = (reading.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
         keys = {element.key: domain for domain, element in _bindings(belief)}

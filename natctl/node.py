@@ -36,6 +36,7 @@ from cpm.messages import (
     HostVM,
     ManagerMessage,
     Measured,
+    Need,
     NodeMessage,
     PathState,
     Presence,
@@ -46,7 +47,10 @@ from cpm.messages import (
     Snapshot,
 )
 from cpm.model import DomainUUID, NodeName, Role, Wishes
-from natctl.desired import Change, EdgeEntry, HostEntry, Path
+from natctl import budgets
+from natctl.budgets import Arrivals
+from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
+from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import PortUse
 from qga_agent.samples import Rates
 
@@ -147,13 +151,31 @@ class Forget:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class CountPorts:
+    """Count the ports of one VM, then call :meth:`Node.counted` or :meth:`Node.not_counted`."""
+
+    count: budgets.Count
+    internal: IPv4Address
+    generation: int
+    """In force when counting begins."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefuseNew:
+    """Have the kernel refuse exactly this in words."""
+
+    where: Mapping[DomainUUID, frozenset[Destination]]
+    for_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Warn:
     """Tell the operator."""
 
     text: str
 
 
-Command = Send | Answer | Program | Replace | Forget | Warn
+Command = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Warn
 
 
 @dataclasses.dataclass(slots=True)
@@ -227,6 +249,8 @@ class Node:
         self._next = _Work()
         self._retry_at: float | None = None
         self._outbox: list[Command] = []
+        self._arrivals = Arrivals()
+        self._connections: Mapping[DomainUUID, int] = {}
 
     # What others ask
 
@@ -269,7 +293,10 @@ class Node:
         for entry in entries:
             self._index[entry.domain] = entry.index
             self._applied[entry.domain] = entry
-            self._host[entry.domain] = HostVM(entry.domain, entry.name, entry.internal, entry.ports)
+            self._host[entry.domain] = HostVM(
+                entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap
+            )
+            self._arrivals.resized(entry.domain, entry.ports, now, at_cap=entry.at_cap, found=entry.budget)
             taps = entry.taps & links
             if taps:
                 self._domains[entry.domain] = _Domain(entry.name, now, taps, had_taps=True)
@@ -345,18 +372,21 @@ class Node:
             raise StaleEpoch(message.epoch, self._epoch)
         self._epoch = message.epoch
         if isinstance(message, Snapshot):
-            self._take_snapshot(message)
+            self._take_snapshot(message, now)
         elif isinstance(message, Delta):
-            self._take_delta(message)
+            self._take_delta(message, now)
         elif isinstance(message, Refused):
-            self._take_refusal(message)
+            self._take_refusal(message, now)
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
             )
         self._answer_ready()
 
-    def _take_snapshot(self, snapshot: Snapshot) -> None:
+    def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
+        for uuid in self._host.keys() - {vm.domain for vm in snapshot.host}:
+            self._arrivals.resized(uuid, None, now, at_cap=False)
+        self._note_ports(snapshot.host, now)
         self._synced = True
         self._detached.clear()
         self._generation = snapshot.generation
@@ -366,16 +396,18 @@ class Node:
         self._retry_at = None
         self._next.merge(_Work(replace=True, generation=snapshot.generation))
 
-    def _take_delta(self, delta: Delta) -> None:
+    def _take_delta(self, delta: Delta, now: float) -> None:
         if not self._synced or delta.generation != self._generation + 1:
             self._synced = False
             self._say(Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
             return
         self._generation = delta.generation
+        self._note_ports(delta.host, now)
         self._host.update((vm.domain, vm) for vm in delta.host)
         self._edge.update((vm.domain, vm) for vm in delta.edge)
         for uuid in delta.host_gone:
             self._host.pop(uuid, None)
+            self._arrivals.resized(uuid, None, now, at_cap=False)
             if uuid in self._domains and uuid in self._detached:
                 # It stopped and started again before the manager heard of either. (One that we did not call gone
                 # has moved to another host; the hook will tell us soon.)
@@ -394,8 +426,13 @@ class Node:
             )
         )
 
-    def _take_refusal(self, refusal: Refused) -> None:
+    def _note_ports(self, vms: Iterable[HostVM], now: float) -> None:
+        for vm in vms:
+            self._arrivals.resized(vm.domain, vm.ports, now, at_cap=vm.at_cap)
+
+    def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
+        self._act(self._arrivals.turned_down(refusal.domain, now))
         for waiter in [w for w in self._waiters if w.domain == refusal.domain]:
             self._settle(waiter, refusal.code, refusal.message)
 
@@ -442,6 +479,7 @@ class Node:
             # Host first: it stops handing the ports out before anybody else hears of it.
             if (vm := self._host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
+                self._arrivals.resized(uuid, None, now, at_cap=False)
                 self._detached.add(uuid)
             self._next.host.add(uuid)
             self._say(Detach(uuid, reason))
@@ -475,6 +513,51 @@ class Node:
             self._settle(waiter, "timeout", "no answer from the manager in time")
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
+        self._act(self._arrivals.tick(now))
+
+    # Arrivals
+
+    def spent(self, index: int, now: float) -> None:
+        """The kernel says that the budget of the VM with this index is used up."""
+        uuid = next((uuid for uuid, own in self._index.items() if own == index), None)
+        if uuid is not None:
+            self._act(self._arrivals.spent(uuid, now))
+
+    def counted(self, work: CountPorts, in_use: int, full: frozenset[Destination], now: float) -> None:
+        """
+        The ports of a VM were counted, as commanded.
+
+        :param full: Where to no port of the range is left.
+        """
+        self._act(self._arrivals.counted(work.count, in_use, full, now), work.generation)
+
+    def not_counted(self, work: CountPorts) -> None:
+        """The ports of a VM could not be counted; the periodic pass counts them."""
+        self._arrivals.not_counted(work.count.domain)
+
+    def _act(self, steps: Iterable[budgets.Step], generation: int | None = None) -> None:
+        """Put into commands what is to be done about arrivals, known when this generation was in force."""
+        for step in steps:
+            match step:
+                case budgets.Ask(domain, ports_in_use, rate):
+                    known = generation if generation is not None else self._applied_generation
+                    self._say(Need(domain, known, ports_in_use, rate))
+                case budgets.Count(domain) if (vm := self._host.get(domain)) is not None:
+                    self._outbox.append(CountPorts(step, vm.internal, self._applied_generation))
+                case budgets.Count(domain):
+                    self._arrivals.not_counted(domain)
+                case budgets.Arm(domain):
+                    self._next.host.add(domain)
+                case budgets.Refuse(where):
+                    self._outbox.append(RefuseNew(where, budgets.REFUSE_S))
+                case budgets.Exhausted(domain, ports, destinations):
+                    name = self._host[domain].name if domain in self._host else domain
+                    self._outbox.append(
+                        Warn(
+                            f"VM {name} is at its cap and all {ports.size} ports are in use for {destinations} "
+                            "destinations; new connections there are refused"
+                        )
+                    )
 
     def present(self) -> None:
         """Say again which VMs run here."""
@@ -488,6 +571,7 @@ class Node:
         generation: int,
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = _NO_GUESTS,
+        counted: Counted = NOTHING_COUNTED,
     ) -> None:
         """
         Tell the manager what was measured over one period, all VMs in one message.
@@ -498,13 +582,38 @@ class Node:
         :param generation: :attr:`applied_generation` when counting began.
         :param dropped: Packets dropped at this node by reason, totals.
         :param guests: What the guests themselves say, of those that were asked.
+        :param counted: What the kernel has counted.
         """
+        begun = self._begun(counted.connections)
         vms = tuple(
-            _measured(vm, rate, use, guests.get(uuid))
+            _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
             for uuid, rate in rates.items()
             if (vm := self._host.get(uuid)) is not None
         )
-        self._say(Report(generation, period_s, vms, dict(dropped)))
+        self._say(Report(generation, period_s, vms, dict(dropped), dict(counted.refused)))
+
+    def arrived(self, use: PortUse, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
+        """
+        Look at all VMs' arrivals, after they were counted.
+
+        :param connections: Begun since each VM got its ports.
+        :param generation: :attr:`applied_generation` when counting began.
+        """
+        if generation != self._applied_generation:
+            return
+        for uuid, vm in self._host.items():
+            if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
+                in_use = use.in_use(vm.internal, vm.ports)
+                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now), generation)
+
+    def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
+        """Return how many connections began since the last report; a counter that is smaller began again."""
+        before, self._connections = self._connections, connections
+        return {
+            uuid: now - before[uuid] if now >= before[uuid] else now
+            for uuid, now in connections.items()
+            if uuid in before
+        }
 
     # Inside
 
@@ -619,7 +728,8 @@ class Node:
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
-        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, self._taps_of(uuid))
+        budget = self._arrivals.armed(uuid)
+        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, self._taps_of(uuid), budget, vm.at_cap)
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:
@@ -636,12 +746,14 @@ def _edge_entry(vm: EdgeVM) -> EdgeEntry:
     return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
 
 
-def _measured(vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None) -> Measured:
+def _measured(
+    vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
+) -> Measured:
     in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
     draining = (
         tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
     )
-    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, None, draining, guest)
+    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)
 
 
 def _is_empty(change: Change) -> bool:

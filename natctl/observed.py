@@ -37,6 +37,17 @@ class Observed:
     """Packets of each VM at its cap that were answered with words because no port was left, a counter."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counted:
+    """Counters by VM, which begin at 0 as those of :class:`Observed` do."""
+
+    connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+
+
+NOTHING_COUNTED = Counted()
+
+
 def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
     """Put into our words what was read; what makes no sense is left out, and the next comparison mends it."""
     hosts = _host_entries(settings.host, seen) if settings.host is not None else {}

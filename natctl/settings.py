@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 from cpm.errors import ConfigError
@@ -39,6 +40,27 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     socket: str = "/run/virt-ports/natd.sock"
 
 
+_YEAR_S = 31_536_000
+
+
+class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """Seconds after which a VM's connection that says no more is forgotten; see :class:`natctl.desired.Timeouts`."""
+
+    tcp_established_s: Annotated[int, Meta(ge=7440, le=_YEAR_S)] = 7440
+    """At least 7,440 (RFC 5382 REQ-5)."""
+    tcp_transitory_s: Annotated[int, Meta(ge=240, le=_YEAR_S)] = 240
+    """At least 240 (RFC 5382 REQ-5): opening, or closed by one side only."""
+    tcp_time_wait_s: Annotated[int, Meta(ge=1, le=_YEAR_S)] = 120
+    """Closed by both sides. Shorter gives ports back earlier; a late packet of the old connection may then meet the
+    next one at its port."""
+    tcp_reset_s: Annotated[int, Meta(ge=1, le=_YEAR_S)] = 10
+    """Ended by a reset."""
+    udp_s: Annotated[int, Meta(ge=120, le=_YEAR_S)] = 120
+    """At least 120 (RFC 4787 REQ-5)."""
+    icmp_s: Annotated[int, Meta(ge=60, le=_YEAR_S)] = 60
+    """At least 60 (RFC 5508 REQ-2)."""
+
+
 class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The host role: this machine runs VMs."""
 
@@ -52,6 +74,9 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
     rule_priority: int = 7414
+    log_group: Annotated[int, Meta(ge=0, le=65535)] = 7414
+    """NFLOG group in which the kernel tells natd that a VM nears its limit; nobody else may listen to it."""
+    timeouts: TimeoutsTable = TimeoutsTable()
     libvirt: str | None = "qemu:///system"
     """libvirt to watch; None: only the hooks and the taps tell of VMs. An empty string means None."""
 
@@ -125,6 +150,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
                 route_table=host.route_table,
                 rule_priority=host.rule_priority,
                 exempt=host.exempt,
+                log_group=host.log_group,
+                timeouts=desired.Timeouts(**msgspec.structs.asdict(host.timeouts)),
             )
             if host is not None and Role.HOST in self.roles
             else None,

@@ -1,0 +1,349 @@
+"""
+When a VM's host asks for more ports, and when it says in words that there are none: pure.
+
+The kernel counts the connections that begin and speaks up when a VM's budget is used up
+(``docs/design/0003-arrivals.md``). A *signal* is exact about arrivals and says nothing of ports: connections may have
+ended meanwhile, and one port may serve many destinations. An exact *count* of the ports costs 12 to 100 ms, a burst
+takes 256 ports in 13. So, on a signal, what is known is added up (ports in use when last counted, and one for each
+arrival since: never too low), more is asked for at once where that runs out soon, and the count follows. Whose
+arrivals turn out to need no ports is not believed again at that rate: then the count comes first.
+
+:class:`Arrivals` is told what happens, with the time, and returns what is to be done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from cpm.model import DomainUUID, PortRange
+from natctl.desired import Destination
+
+SUDDEN_PER_S = 20_000.0
+"""Connections per second that a VM may begin with from one instant to the next."""
+REACTION_S = 0.03
+"""Seconds from a signal until a larger range is in force, at worst."""
+HORIZON_S = 3.0
+"""More is asked for when the ports would run out within so many seconds."""
+CROWDED = 0.75
+"""Or when so much of the range is in use, and more connections keep coming."""
+PATIENCE_S = 1.0
+"""Seconds after which a request that nothing came of may be repeated."""
+COUNT_GAP_S = 0.25
+"""Seconds between two counts of one VM's ports."""
+RECOUNT_S = 0.4
+"""Seconds between two counts of a VM that is being refused."""
+REFUSE_S = 2.0
+"""Seconds after which the kernel forgets by itself that a VM is refused."""
+_TELLING = 16
+"""Arrivals from which on a count tells whether they needed ports."""
+
+
+def usable(size: int) -> int:
+    """
+    Return how many ports of a range can be counted on.
+
+    Beyond 128 ports the kernel looks at 248 of them and gives up: it finds one as good as always at 15/16.
+    """
+    return size if size <= 128 else size - size // 16
+
+
+def budget(size: int, in_use: float, rate: float) -> int:
+    """
+    Return how many connections may begin before the kernel speaks up.
+
+    As many as leave ports for what may arrive before a larger range is in force; of a range too small for that, a
+    quarter of what is left.
+
+    :param size: Ports of the range.
+    :param in_use: Ports in use.
+    :param rate: Connections per second of late.
+    """
+    left = usable(size) - in_use
+    return max(0, int(left) // 4, math.floor(left - max(rate, SUDDEN_PER_S) * REACTION_S))
+
+
+class Ask(NamedTuple):
+    """Tell the manager that a VM nears the end of its range."""
+
+    domain: DomainUUID
+    ports_in_use: int
+    arrivals_per_s: float
+
+
+class Count(NamedTuple):
+    """Count a VM's ports, and at its cap look where to it has none left; then call :meth:`Arrivals.counted`."""
+
+    domain: DomainUUID
+    ports: PortRange
+    at_cap: bool
+
+
+class Arm(NamedTuple):
+    """The VM has another budget (:meth:`Arrivals.armed`): give it to the kernel."""
+
+    domain: DomainUUID
+
+
+class Refuse(NamedTuple):
+    """Have the kernel refuse exactly this, for :data:`REFUSE_S`."""
+
+    where: Mapping[DomainUUID, frozenset[Destination]]
+
+
+class Exhausted(NamedTuple):
+    """A VM at its cap has begun to be refused."""
+
+    domain: DomainUUID
+    ports: PortRange
+    destinations: int
+
+
+Step = Ask | Count | Arm | Refuse | Exhausted
+
+
+@dataclasses.dataclass(slots=True)
+class _Watch:
+    """What is known of one VM. Arrivals are counted from the moment at which its ports were programmed."""
+
+    ports: PortRange
+    at_cap: bool
+    level: float
+    """Ports in use at ``since``: counted, or that and one for each arrival."""
+    since: float
+    arrived: float = 0.0
+    """Arrivals until ``since``."""
+    armed: int = 0
+    armed_from: float = 0.0
+    """Arrivals when the budget was given."""
+    is_spent: bool = False
+    rate: float = 0.0
+    """Arrivals per second of late."""
+    counted_level: float = 0.0
+    """What the last count said, and the arrivals since."""
+    uncounted: float = 0.0
+    counted_at: float = -math.inf
+    """When the last count that was asked for came."""
+    counting: bool = False
+    wants_count: bool = False
+    doubted: float | None = None
+    """Arrivals per second at which most turned out to need no port; None: they do need one."""
+    asked_at: float | None = None
+    quiet_until: float = -math.inf
+    full: frozenset[Destination] = frozenset()
+
+    def arm(self) -> None:
+        """Choose another budget; never the same number, because the kernel would go on where it is."""
+        if self.at_cap:
+            # Said when the last port is taken, so that the next one is not left in silence.
+            fresh = max(0, self.ports.size - int(self.level) - 1)
+        else:
+            fresh = budget(self.ports.size, self.level, self.rate)
+        self.armed = fresh if fresh != self.armed else fresh + 1
+        self.armed_from = self.arrived
+        self.is_spent = False
+
+    def arrive(self, total: float, now: float) -> None:
+        """Take note of how many have arrived by now."""
+        fresh = max(0.0, total - self.arrived)
+        self.rate = fresh / max(now - self.since, 1e-3)
+        self.level = min(float(self.ports.size), self.level + fresh)
+        self.uncounted += fresh
+        self.arrived, self.since = total, now
+
+    def take_count(self, in_use: int) -> None:
+        """Take note of an exact count, and of what it says about the arrivals before it."""
+        if self.uncounted >= _TELLING:
+            needed = in_use - self.counted_level
+            self.doubted = self.rate if needed < self.uncounted / 2 else None
+        self.level = self.counted_level = float(in_use)
+        self.uncounted = 0.0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the ports run out soon."""
+        left = usable(self.ports.size) - self.level
+        is_crowded = self.level >= CROWDED * self.ports.size and self.rate > 0
+        return not self.at_cap and (is_crowded or left < self.rate * HORIZON_S)
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether arrivals may be taken for ports."""
+        return self.doubted is None or self.rate > 2 * self.doubted
+
+    def is_waiting(self, now: float) -> bool:
+        """Whether something was asked for that may still come."""
+        return self.asked_at is not None and now - self.asked_at < PATIENCE_S
+
+    def may_ask(self, now: float) -> bool:
+        """Whether it is time to ask."""
+        return not self.is_waiting(now) and now >= self.quiet_until
+
+
+class Arrivals:
+    """The budgets of all VMs of this host."""
+
+    def __init__(self) -> None:
+        self._vms: dict[DomainUUID, _Watch] = {}
+
+    def armed(self, domain: DomainUUID) -> int | None:
+        """Return the budget that the kernel should hold for this VM; None: it has no ports."""
+        watch = self._vms.get(domain)
+        return watch.armed if watch is not None else None
+
+    def refused(self) -> Mapping[DomainUUID, frozenset[Destination]]:
+        """Return who is refused, and where to."""
+        return {domain: watch.full for domain, watch in self._vms.items() if watch.full}
+
+    def resized(
+        self, domain: DomainUUID, ports: PortRange | None, now: float, *, at_cap: bool, found: int | None = None
+    ) -> None:
+        """
+        Take note of the ports that a VM gets, with a new budget where they are new.
+
+        :param ports: None: it has none, or is gone.
+        :param found: Budget that the kernel holds already, used up or not.
+        """
+        before = self._vms.get(domain)
+        if ports is None:
+            self._vms.pop(domain, None)
+            return
+        if before is not None and (before.ports, before.at_cap) == (ports, at_cap):
+            return
+        watch = _Watch(ports, at_cap, 0.0, now)
+        if before is not None and before.ports.overlaps(ports):
+            # What came since the last signal is not known, but that it went on as it did.
+            level = min(float(ports.size), before.level + before.rate * min(max(now - before.since, 0.0), 0.1))
+            watch = dataclasses.replace(
+                before, ports=ports, at_cap=at_cap, level=level, since=now, asked_at=None, full=frozenset()
+            )
+            if before.ports != ports:
+                watch.arrived = 0.0
+        elif before is not None:
+            watch.rate, watch.doubted, watch.armed = before.rate, before.doubted, before.armed
+        if found is not None:
+            watch.armed = found
+        else:
+            watch.arm()
+        self._vms[domain] = watch
+
+    def spent(self, domain: DomainUUID, now: float) -> list[Step]:
+        """The kernel says that a VM's budget is used up."""
+        watch = self._vms.get(domain)
+        if watch is None:
+            return []
+        if not watch.is_spent:
+            watch.is_spent = True
+            watch.arrive(max(watch.arrived, watch.armed_from + watch.armed + 1), now)
+        if watch.at_cap:
+            return self._count(domain, watch, now)
+        if not watch.is_short:
+            watch.arm()
+            return [Arm(domain)]
+        steps: list[Step] = []
+        if watch.is_believed and watch.may_ask(now):
+            steps.append(self._ask(domain, watch, now))
+        elif not watch.is_waiting(now):
+            # The next signal tells how fast they come, and a rate that is new is believed.
+            watch.arm()
+            steps.append(Arm(domain))
+        return [*steps, *self._count(domain, watch, now)]
+
+    def counted(self, count: Count, in_use: int, full: frozenset[Destination], now: float) -> list[Step]:
+        """
+        A count that was asked for is there.
+
+        :param count: What was asked for; it says nothing of ports that have changed since.
+        :param in_use: Ports of the range that some connection has.
+        :param full: Destinations where to every port of the range is taken; of a VM at its cap.
+        """
+        domain, watch = count.domain, self._vms.get(count.domain)
+        if watch is None:
+            return []
+        watch.counting, watch.counted_at = False, now
+        if (watch.ports, watch.at_cap) != (count.ports, count.at_cap):
+            return []
+        watch.take_count(in_use)
+        steps: list[Step] = []
+        if watch.at_cap:
+            steps += self._refuse(domain, watch, full)
+        elif watch.is_short and watch.may_ask(now):
+            return [self._ask(domain, watch, now)]
+        elif watch.is_waiting(now):
+            return []
+        if watch.is_spent:
+            watch.arm()
+            steps.append(Arm(domain))
+        return steps
+
+    def not_counted(self, domain: DomainUUID) -> None:
+        """A count that was asked for failed."""
+        if (watch := self._vms.get(domain)) is not None:
+            watch.counting = False
+
+    def measured(
+        self, domain: DomainUUID, ports: PortRange, in_use: int, arrived: int | None, now: float
+    ) -> list[Step]:
+        """
+        The periodic pass has counted: catches up with signals that were lost, and gives new budgets before old ones
+        are used up.
+
+        :param ports: Range whose ports were counted.
+        :param arrived: Connections begun since the VM's ports were programmed; None: not counted.
+        """
+        watch = self._vms.get(domain)
+        if watch is None or watch.ports != ports:
+            return []
+        if arrived is not None:
+            watch.armed_from = min(watch.armed_from, arrived)
+            if arrived < watch.arrived:
+                # An estimate was too high, or the table was made anew.
+                watch.arrived = float(arrived)
+            watch.arrive(float(arrived), now)
+        watch.take_count(in_use)
+        if watch.is_short and watch.may_ask(now):
+            return [self._ask(domain, watch, now)]
+        is_low = watch.arrived - watch.armed_from > watch.armed / 2
+        if not watch.is_waiting(now) and (watch.is_spent or is_low):
+            watch.arm()
+            return [Arm(domain)]
+        return []
+
+    def turned_down(self, domain: DomainUUID, now: float) -> list[Step]:
+        """The manager has no more ports for this VM now."""
+        watch = self._vms.get(domain)
+        if watch is None:
+            return []
+        watch.asked_at, watch.quiet_until = None, now + PATIENCE_S
+        if not watch.is_spent:
+            return []
+        watch.arm()
+        return [Arm(domain)]
+
+    def tick(self, now: float) -> list[Step]:
+        """Look after what only time brings: counts that were put off, and those who are refused."""
+        steps: list[Step] = []
+        for domain, watch in self._vms.items():
+            if watch.wants_count or (watch.full and now - watch.counted_at >= RECOUNT_S):
+                steps += self._count(domain, watch, now)
+        return steps
+
+    def _ask(self, domain: DomainUUID, watch: _Watch, now: float) -> Ask:
+        watch.asked_at = now
+        return Ask(domain, int(watch.level), watch.rate)
+
+    def _count(self, domain: DomainUUID, watch: _Watch, now: float) -> list[Step]:
+        if watch.counting:
+            return []
+        watch.wants_count = now - watch.counted_at < COUNT_GAP_S
+        if watch.wants_count:
+            return []
+        watch.counting = True
+        return [Count(domain, watch.ports, watch.at_cap)]
+
+    def _refuse(self, domain: DomainUUID, watch: _Watch, full: frozenset[Destination]) -> list[Step]:
+        before, watch.full = watch.full, full
+        steps: list[Step] = [Exhausted(domain, watch.ports, len(full))] if full and not before else []
+        return [*steps, Refuse(self.refused())] if full or before else steps
