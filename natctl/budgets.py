@@ -166,7 +166,8 @@ class _Watch:
         """Whether the ports run out soon."""
         left = usable(self.ports.size) - self.level
         is_crowded = self.level >= CROWDED * self.ports.size and self.rate > 0
-        return not self.at_cap and (is_crowded or left < self.rate * HORIZON_S)
+        is_running_out = self.is_believed and left < self.rate * HORIZON_S
+        return not self.at_cap and (is_crowded or is_running_out)
 
     @property
     def is_believed(self) -> bool:

@@ -1,0 +1,242 @@
+"""When a host asks for more ports, counts, gives new budgets and refuses in words."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.model import DomainUUID, PortRange
+from natctl import budgets
+from natctl.budgets import Arm, Arrivals, Ask, Count, Exhausted, Refuse, budget, usable
+from natctl.desired import Destination
+
+VM = DomainUUID("11111111-1111-4111-8111-111111111111")
+FLOOR = PortRange(20000, 20255)
+DOUBLE = PortRange(20000, 20511)
+THERE = Destination(6, IPv4Address("192.0.2.2"), 443)
+AT = 1000.0
+
+
+def watching(ports: PortRange = FLOOR, *, at_cap: bool = False) -> Arrivals:
+    arrivals = Arrivals()
+    arrivals.resized(VM, ports, AT, at_cap=at_cap)
+    return arrivals
+
+
+def armed(arrivals: Arrivals) -> int:
+    value = arrivals.armed(VM)
+    assert value is not None
+    return value
+
+
+@given(st.integers(1, 65535), st.integers(0, 65535), st.floats(0, 1e6))
+def test_a_budget_never_goes_beyond_what_is_left(size: int, in_use: int, rate: float) -> None:
+    allowed = budget(size, in_use, rate)
+    assert 0 <= allowed <= max(0, usable(size) - in_use)
+
+
+def test_of_a_small_range_the_first_quarter_is_silent() -> None:
+    assert budget(256, 0, 0) == 60
+
+
+def test_of_a_large_range_what_a_sudden_burst_may_take_is_kept() -> None:
+    size = 16384
+    reserve = usable(size) - budget(size, 0, 0)
+    assert reserve == budgets.SUDDEN_PER_S * budgets.REACTION_S
+
+
+def test_a_burst_asks_at_once_and_counts_meanwhile() -> None:
+    arrivals = watching()
+    first = armed(arrivals) + 1
+    asked, counting = arrivals.spent(VM, AT + 0.004)
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use == first
+    assert asked.arrivals_per_s == pytest.approx(first / 0.004)
+    assert counting == Count(VM, FLOOR, at_cap=False)
+
+
+def test_at_most_one_request_is_outstanding() -> None:
+    arrivals = watching()
+    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.004))
+    for later in (0.005, 0.1, 0.9):
+        assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + later))
+    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.004 + budgets.PATIENCE_S))
+
+
+def test_new_ports_bring_a_new_budget_and_another_request_may_follow() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.004)
+    arrivals.resized(VM, DOUBLE, AT + 0.008, at_cap=False)
+    # What arrived meanwhile is reckoned with.
+    assert 0 < armed(arrivals) < budget(DOUBLE.size, 61, 0)
+    (asked, *_) = arrivals.spent(VM, AT + 0.012)
+    assert isinstance(asked, Ask)
+    assert asked.arrivals_per_s > 10_000
+
+
+def test_the_same_ports_again_change_nothing() -> None:
+    arrivals = watching()
+    before = armed(arrivals)
+    arrivals.resized(VM, FLOOR, AT + 5, at_cap=False)
+    assert armed(arrivals) == before
+
+
+def test_a_slow_vm_gets_a_new_budget_and_asks_nobody() -> None:
+    arrivals = watching()
+    before = armed(arrivals)
+    assert arrivals.spent(VM, AT + 60) == [Arm(VM)]
+    # Never the same number, or the kernel would go on where it is.
+    assert armed(arrivals) != before
+
+
+def test_a_budget_armed_again_is_never_the_same_number() -> None:
+    arrivals = watching()
+    arrivals.measured(VM, FLOOR, 0, 0, AT + 1)
+    for second in range(2, 10):
+        before = armed(arrivals)
+        arrived = second * 50
+        assert arrivals.measured(VM, FLOOR, 0, arrived, AT + second) in ([], [Arm(VM)])
+        arrivals.spent(VM, AT + second + 0.99)
+        assert armed(arrivals) != before
+
+
+def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
+    """One socket to very many destinations: it grows once on the strength of arrivals, and then is counted first."""
+    arrivals = watching()
+    (asked, counting) = arrivals.spent(VM, AT + 0.1)
+    assert isinstance(asked, Ask)
+    assert isinstance(counting, Count)
+    arrivals.counted(counting, 1, frozenset(), AT + 0.12)
+    arrivals.resized(VM, DOUBLE, AT + 0.13, at_cap=False)
+    at = AT + 0.13
+    for _ in range(20):
+        at += armed(arrivals) / 600
+        steps = arrivals.spent(VM, at)
+        assert not any(isinstance(step, Ask) for step in steps)
+        for step in steps:
+            if isinstance(step, Count):
+                assert not any(isinstance(more, Ask) for more in arrivals.counted(step, 1, frozenset(), at + 0.02))
+
+
+def test_who_is_doubted_and_bursts_is_believed_again() -> None:
+    arrivals = watching()
+    (_, counting) = arrivals.spent(VM, AT + 0.1)
+    assert isinstance(counting, Count)
+    arrivals.counted(counting, 1, frozenset(), AT + 0.12)
+    arrivals.turned_down(VM, AT + 0.13)
+    arrivals.measured(VM, FLOOR, 1, armed(arrivals), AT + 1.5)
+    steps = arrivals.spent(VM, AT + 1.504)
+    assert isinstance(steps[0], Ask)
+
+
+def test_a_count_that_shows_need_asks() -> None:
+    arrivals = watching()
+    arrivals.turned_down(VM, AT)
+    (arm, counting) = arrivals.spent(VM, AT + 0.5)
+    assert (arm, isinstance(counting, Count)) == (Arm(VM), True)
+    assert isinstance(counting, Count)
+    (asked,) = arrivals.counted(counting, 230, frozenset(), AT + budgets.PATIENCE_S)
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use == 230
+
+
+def test_a_count_of_ports_that_changed_says_nothing() -> None:
+    arrivals = watching()
+    *_, counting = arrivals.spent(VM, AT + 0.004)
+    assert isinstance(counting, Count)
+    arrivals.resized(VM, DOUBLE, AT + 0.008, at_cap=False)
+    before = armed(arrivals)
+    assert arrivals.counted(counting, 256, frozenset(), AT + 0.02) == []
+    assert armed(arrivals) == before
+    # And another one may be made.
+    steps = arrivals.spent(VM, AT + 1)
+    assert any(isinstance(step, Count) for step in steps)
+
+
+def test_who_was_turned_down_is_quiet_for_a_while() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.004)
+    assert arrivals.turned_down(VM, AT + 0.01) == [Arm(VM)]
+    assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.1))
+    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.01 + budgets.PATIENCE_S))
+
+
+def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
+    arrivals = watching()
+    (asked,) = arrivals.measured(VM, FLOOR, 200, 200, AT + 1)
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use == 200
+    assert asked.arrivals_per_s == pytest.approx(200)
+
+
+def test_the_periodic_pass_renews_a_budget_before_it_is_used_up() -> None:
+    arrivals = watching()
+    assert arrivals.measured(VM, FLOOR, 10, 10, AT + 1) == []
+    assert arrivals.measured(VM, FLOOR, 20, 40, AT + 10) == [Arm(VM)]
+
+
+def test_a_vm_at_its_cap_never_asks_and_is_refused_where_nothing_is_left() -> None:
+    arrivals = watching(at_cap=True)
+    assert armed(arrivals) == FLOOR.size - 1
+    (counting,) = arrivals.spent(VM, AT + 1)
+    assert counting == Count(VM, FLOOR, at_cap=True)
+    told, refusing, arm = arrivals.counted(counting, 256, frozenset({THERE}), AT + 1.02)
+    assert told == Exhausted(VM, FLOOR, 1)
+    assert refusing == Refuse({VM: frozenset({THERE})})
+    assert arm == Arm(VM)
+    assert armed(arrivals) == 0
+
+
+def test_a_refusal_is_said_again_until_a_count_ends_it() -> None:
+    arrivals = watching(at_cap=True)
+    (counting,) = arrivals.spent(VM, AT + 1)
+    assert isinstance(counting, Count)
+    arrivals.counted(counting, 256, frozenset({THERE}), AT + 1.02)
+    assert arrivals.tick(AT + 1.03) == []
+    assert budgets.RECOUNT_S < budgets.REFUSE_S / 2
+    (again,) = arrivals.tick(AT + 1.03 + budgets.RECOUNT_S)
+    assert isinstance(again, Count)
+    assert arrivals.counted(again, 256, frozenset({THERE}), AT + 1.5) == [Refuse({VM: frozenset({THERE})})]
+    (last,) = arrivals.tick(AT + 2)
+    assert isinstance(last, Count)
+    assert Refuse({}) in arrivals.counted(last, 200, frozenset(), AT + 2.02)
+    assert arrivals.tick(AT + 9) == []
+
+
+def test_more_ports_end_a_refusal() -> None:
+    arrivals = watching(at_cap=True)
+    (counting,) = arrivals.spent(VM, AT + 1)
+    assert isinstance(counting, Count)
+    arrivals.counted(counting, 256, frozenset({THERE}), AT + 1.02)
+    arrivals.resized(VM, DOUBLE, AT + 1.1, at_cap=False)
+    assert arrivals.refused() == {}
+
+
+def test_one_vm_that_is_gone_is_forgotten() -> None:
+    arrivals = watching()
+    arrivals.resized(VM, None, AT, at_cap=False)
+    assert arrivals.armed(VM) is None
+    assert arrivals.spent(VM, AT) == []
+    assert arrivals.measured(VM, FLOOR, 1, 1, AT) == []
+    arrivals.not_counted(VM)
+
+
+def test_counts_of_one_vm_keep_a_distance() -> None:
+    arrivals = watching(at_cap=True)
+    (counting,) = arrivals.spent(VM, AT + 1)
+    assert isinstance(counting, Count)
+    assert arrivals.spent(VM, AT + 1.01) == []
+    arrivals.counted(counting, 250, frozenset(), AT + 1.02)
+    assert arrivals.spent(VM, AT + 1.03) == []
+    (put_off,) = arrivals.tick(AT + 1.03 + budgets.COUNT_GAP_S)
+    assert isinstance(put_off, Count)
+
+
+def test_a_budget_found_in_the_kernel_stays() -> None:
+    arrivals = Arrivals()
+    arrivals.resized(VM, FLOOR, AT, at_cap=False, found=33)
+    arrivals.resized(VM, FLOOR, AT + 1, at_cap=False)
+    assert arrivals.armed(VM) == 33
