@@ -9,6 +9,7 @@ A process inside another namespace or machine of a lab, driven over its stdin an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -54,12 +55,14 @@ class Worker:
         assert self._process.stdin
         assert self._process.stdout
         try:
-            self._process.stdin.close()
-            self._process.wait(10)
-        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._process.stdin.close()
+                self._process.wait(10)
+        finally:
+            # Also when we are interrupted meanwhile; what has ended already does not mind.
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+            self._process.stdout.close()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Have the other side do something and wait for its result. :raise LabError: When it fails or is gone."""
