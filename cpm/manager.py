@@ -385,6 +385,7 @@ class Manager:
             domain=vm.uuid,
             current=active.ports.size,
             ports_in_use=measured.ports_in_use,
+            draining=_draining(measured),
             packets_per_s=measured.packets_per_s,
             megabits_per_s=measured.megabits_per_s,
             new_connections_per_s=measured.new_connections_per_s,
@@ -404,8 +405,9 @@ class Manager:
             # What was counted before the last change says nothing of how things are now.
             return
         observation = self._observation_of(vm.uuid)
-        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s)
-        decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now)
+        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(observation.measured))
+        policy = policy_named(self.wishes(vm).policy.value)
+        decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.decision = decision
         self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
 
@@ -606,6 +608,11 @@ class Manager:
 def _bounds(floor: int, cap: int, block: int) -> Bounds:
     """Return one value for the many VMs that have the same."""
     return Bounds(floor=floor, cap=cap, block=block)
+
+
+def _draining(measured: Measured | None) -> int:
+    """Return how many connections still use ranges of a VM that are on their way out."""
+    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

@@ -8,8 +8,8 @@ most: a range twice as large as needed is a second VM that has no place. So this
 - remembers the **peak** of the ports in use, which fades over minutes: short pauses do not cost a resize;
 - follows **level** and **trend** (Holt's double exponential smoothing) and looks ahead along the trend, so that a range
   that has to move moves once and far enough;
-- keeps **headroom by burstiness**: a multiple of how far the samples stray from the level, and at least what arrives
-  between two samples; a VM that is even gets next to none, one that comes in bursts gets more;
+- keeps **headroom by burstiness**: a multiple of how far the samples stray from the level, and room for what arrives
+  until the next look; a VM that is even gets little, one that comes in bursts gets more;
 - on exhaustion takes a step by the rate at which the ports went, at least a fixed share;
 - shrinks only when there is much to give back, since every change has its price.
 """
@@ -65,6 +65,8 @@ class PredictivePolicy:
     """Headroom of a VM that is perfectly even, ..."""
     spare_share: float = 0.125
     """... and as a share of what it needs: above what the kernel's alarm counts as nearly used up, or it would ring."""
+    next_look_s: float = 1.5
+    """Room for what arrives within so many seconds, if that is more than the share."""
     step_share: float = 0.2
     """Share of the range by which it grows at least when it grows: a range that moved should stay for a while."""
     slack_share: float = 0.15
@@ -104,7 +106,9 @@ class PredictivePolicy:
         current, used = demand.current, demand.ports_in_use or 0
         rising = max(trace.trend, 0.0) * self.ahead_s
         spare = self.spare_ports + self.strays * trace.stray
-        needed = math.ceil(max(trace.peak, trace.level + rising) * (1 + self.spare_share) + spare)
+        expected = max(trace.peak, trace.level + rising)
+        arriving = (demand.new_connections_per_s or 0.0) * self.next_look_s
+        needed = math.ceil(expected + max(expected * self.spare_share, arriving) + spare)
         # At once: what arrives before the next sample must fit, the rest can wait for its peak.
         tight = used + trace.gain / 2 + self.spare_ports > current
         if demand.exhausted or tight or needed > current * (1 + self.step_share):

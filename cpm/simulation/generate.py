@@ -112,12 +112,13 @@ def _bursty(number: int, vms: int, seconds: int, dice: Dice) -> Load:
 
 def _heavy_tailed(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """
-    Few VMs need most of the ports: the mean need is Pareto-distributed from 40 up to 6,000, exponent 1.1.
+    Few VMs need most of the ports: the mean need is Pareto-distributed from 80 up to 6,000, exponent 1.1.
 
-    Each VM's need wanders by a factor of up to about two over minutes, and connections' lifetimes have a long tail.
+    Each VM's need wanders by a factor of up to two, up and down, within a quarter of an hour and more; the lifetimes of
+    connections have a long tail.
     """
-    need = min(40 * dice.paretovariate(1.1), 6000.0)
-    phases = [(2 * math.pi * dice.random(), 2 * math.pi / (120 + 900 * dice.random())) for _ in range(3)]
+    need = min(80 * dice.paretovariate(1.1), 6000.0)
+    phases = [(2 * math.pi * dice.random(), 2 * math.pi / (900 + 2700 * dice.random())) for _ in range(3)]
 
     def rate(second: float) -> float:
         wander = sum(math.sin(phase + speed * second) for phase, speed in phases) / 3

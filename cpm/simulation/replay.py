@@ -6,8 +6,8 @@ it is modelled, and this is the model:
 
 - one port for each connection (:mod:`cpm.simulation.guest`); within a step connections open and close evenly spaced;
 - at the end of each step every VM is measured and its policy asked, as with natd's reports;
-- between them the kernel sounds the *alarm* when few ports of a range are left (design: arrival budgets), once at a
-  time; ``signal_s`` later the larger range is in force. Every other move is in force at once;
+- between them the host asks for more when few ports of a range are left (arrival budgets), once at a time, and after
+  a refusal not again in that step; ``signal_s`` later the larger range is in force. Every other move is so at once;
 - a connection that finds no free port at that moment is *refused*. (A guest's TCP would try again a second later.)
 
 All VMs get what they ask for as long as the pool has it: how a short pool is shared is not part of this.
@@ -28,6 +28,7 @@ from cpm.errors import PortsExhausted
 from cpm.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
 from cpm.model import (
     VM,
+    Allocation,
     AllocationId,
     AllocationState,
     DomainUUID,
@@ -36,7 +37,7 @@ from cpm.model import (
     PortRange,
 )
 from cpm.records import LedgerState
-from cpm.scaling import Bounds, Demand, GuardSettings, Policy, ScalingState, decide
+from cpm.scaling import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
 from cpm.simulation.dice import Dice
 from cpm.simulation.guest import Guest
 from cpm.simulation.trace import Line, Trace
@@ -72,10 +73,10 @@ class Conditions:
     guards: GuardSettings = GUARDS
     nearly_full: float = 0.95
     """Share of a range in use at a sample from which it counts as used up."""
-    alarm_share: float = 0.1
+    alarm_share: float = 0.25
     """The alarm sounds when at most this share of a range is left, ..."""
-    alarm_ports: int = 16
-    """... or this many ports."""
+    alarm_s: float = 3.0
+    """... or what is left would be gone within so many seconds at the present rate (as natd asks)."""
     before_s: float = 300.0
     """
     A VM that is there when the trace begins has what its policy gives a VM that, for long, uses as many ports as this
@@ -189,6 +190,7 @@ class Replay:
             for line in lines:
                 actor = self.actors.get(line.vm) or self._started(line, begin)
                 actor.line = line
+                self._set_alarm(actor)
                 self._play(actor, line, begin, end)
             self._leave(end)
             for actor in self.actors.values():
@@ -233,11 +235,15 @@ class Replay:
         return current, state
 
     def _refit(self, actor: _Actor) -> None:
-        """Let the guest use what is active now, and set the alarm."""
+        """Let the guest use what is active now."""
         active = self.view.one(actor.vm.uuid, _State.ACTIVE)
         actor.guest.use(active.ports if active else None)
-        size = active.ports.size if active else 0
-        actor.alarm_at = size - max(self._conditions.alarm_ports, int(size * self._conditions.alarm_share))
+        self._set_alarm(actor)
+
+    def _set_alarm(self, actor: _Actor) -> None:
+        size = actor.guest.active.size if actor.guest.active else 0
+        rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
+        actor.alarm_at = size - int(max(self._conditions.alarm_s * rate, size * self._conditions.alarm_share))
 
     # Within a step
 
@@ -273,10 +279,15 @@ class Replay:
             guest.close()
 
     def _alarm(self, actor: _Actor, now: float) -> None:
-        if not self._scale(actor, now, exhausted=True):
-            actor.deaf = True
-        elif actor.due is not None:
+        guest, active = actor.guest, self.view.one(actor.vm.uuid, _State.ACTIVE)
+        assert active is not None
+        rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
+        arrival = Arrival(active.ports.size, guest.in_active, rate, guest.in_use - guest.in_active)
+        decision, actor.state = on_arrival(arrival, actor.state, self._bounds, now, self._policy)
+        if decision.target > decision.current and self._enlarge(actor, active, decision.target, now):
             actor.due = now + self._conditions.signal_s
+        else:
+            actor.deaf = True
 
     # Between two steps
 
@@ -289,8 +300,7 @@ class Replay:
             self._retry(actor, now)
         elif actor.due is None:
             exhausted = actor.guest.in_active >= self._conditions.nearly_full * active.size
-            if self._scale(actor, now, exhausted=exhausted) and actor.due is not None:
-                self._take_effect(actor, now)
+            self._scale(actor, now, exhausted=exhausted)
         actor.line = None
 
     def _retry(self, actor: _Actor, now: float) -> None:
@@ -301,22 +311,23 @@ class Replay:
         ranges.activate(self.view, reserved, now)
         self._refit(actor)
 
-    def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> bool:
-        """Ask the policy and begin what was decided; say whether anything was."""
+    def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> None:
+        """Ask the policy and do what was decided."""
         demand = self._demand(actor, exhausted=exhausted)
         decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
-        if decision.target == decision.current:
-            return False
         active = self.view.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
-        if decision.target < decision.current:
-            if not ranges.reduce(self.view, active, decision.target, now):
-                return False
+        if decision.target > decision.current:
+            if self._enlarge(actor, active, decision.target, now):
+                self._take_effect(actor, now)
+        elif decision.target < decision.current and ranges.reduce(self.view, active, decision.target, now):
             self._shrunk += 1
             self._refit(actor)
-            return True
+
+    def _enlarge(self, actor: _Actor, active: Allocation, target: int, now: float) -> bool:
+        """Reserve what a larger range needs; say whether it was to be had."""
         try:
-            ranges.enlarge(self.view, actor.vm, active, decision.target, now, strict=False)
+            ranges.enlarge(self.view, actor.vm, active, target, now, strict=False)
         except PortsExhausted:
             self._denied += 1
             return False

@@ -5,7 +5,15 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.scaling import Arrival, Bounds, ScalingState, on_arrival
+from cpm.scaling import (
+    Arrival,
+    Bounds,
+    OccupancyPolicy,
+    PredictivePolicy,
+    ScalingState,
+    SpecificationPolicy,
+    on_arrival,
+)
 
 BOUNDS = Bounds(floor=64, cap=32768, block=64)
 
@@ -31,6 +39,19 @@ def test_connections_that_come_again_through_few_ports_do_not_grow_a_range() -> 
     decision, state = on_arrival(Arrival(1024, 3, 20_000.0), ScalingState(), BOUNDS, 100.0)
     assert (decision.target, decision.rule) == (1024, "mostly-unused")
     assert state == ScalingState()
+
+
+def test_a_policy_that_counts_ports_says_how_far_as_long_as_arrivals_fit() -> None:
+    slow = Arrival(1024, 800, 4.0)
+    assert on_arrival(slow, ScalingState(), BOUNDS, 100.0, SpecificationPolicy())[0].target == 2048
+    decision, state = on_arrival(slow, ScalingState(), BOUNDS, 100.0, PredictivePolicy())
+    assert (decision.target, decision.rule) == (1024, "predictive")
+    assert state.memory is not None
+    assert state.grew_at is None
+    assert on_arrival(slow, ScalingState(), BOUNDS, 100.0, OccupancyPolicy(grow_at=0.9))[0].target == 1024
+    for policy in (PredictivePolicy(), OccupancyPolicy()):
+        assert on_arrival(Arrival(1024, 1000, 0.0), ScalingState(), BOUNDS, 100.0, policy)[0].target > 1024
+        assert on_arrival(Arrival(1024, 800, 20_000.0), ScalingState(), BOUNDS, 100.0, policy)[0].target >= 5800
 
 
 @given(
