@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 _MARGIN_S = 2.0
 """Longer than libvirt waits for the agent: what libvirt itself, and a busy machine, may take."""
+_LIBVIRTS_OWN_S = 5
+"""Seconds libvirt waits for a frozen agent to come back in step unless told otherwise."""
 _STOPPING_S = 1.5
 """Longest that a daemon which stops waits for a visit to be left in good order."""
 
@@ -89,6 +91,7 @@ class LibvirtAgent:
         self._worker = worker
         self._timeout_s = timeout_s
         self._insist = insist
+        self._limit_s = (timeout_s if insist else max(timeout_s, _LIBVIRTS_OWN_S)) + _MARGIN_S
         self._channel: AgentChannel | None = None
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
@@ -106,15 +109,14 @@ class LibvirtAgent:
             await self._worker.free()
 
     async def _open(self) -> AgentChannel:
-        limit_s = self._timeout_s + _MARGIN_S
-        channel = await _explained(lambda: self._libvirt.agent(self._domain, self._worker, limit_s))
+        channel = await _explained(lambda: self._libvirt.agent(self._domain, self._worker, self._limit_s))
         if self._insist:
             await self._call(lambda: channel.wait_at_most(self._timeout_s))
         self._channel = channel
         return channel
 
     async def _call(self, function: Callable[[], _T]) -> _T:
-        return await _explained(lambda: self._worker.call(function, self._timeout_s + _MARGIN_S))
+        return await _explained(lambda: self._worker.call(function, self._limit_s))
 
 
 async def _explained(call: Callable[[], Awaitable[_T]]) -> _T:

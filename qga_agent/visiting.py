@@ -21,7 +21,7 @@ from qga_agent.guests import LANES, Guests, Outcome, Visit
 
 logger = logging.getLogger(__name__)
 
-VISIT_S = 6.0
+VISIT_S = 8.0
 """Longest visit; an agent that answers needs some tens of milliseconds."""
 _LOOK_S = 5.0
 """Longest sleep, in case a clock was set."""

@@ -113,6 +113,19 @@ _MONITOR = """
 # period_s = 1.0
 """
 
+_GUESTS = """\
+# Seconds between two visits to a VM's guest agent; 0: no visits, and guests are told nothing.
+# guest_period_s = 10.0
+
+[guests]
+# Where a guest finds its external address and ports; "": nowhere.
+# announce_file = "/run/virt-ports.json"
+# Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range).
+# announce_local_port_range = false
+# Agents of VMs that libvirt does not run, for example "/run/virt-ports/agents/{uuid}.sock".
+# agent_sockets = ""
+"""
+
 _TLS = """\
 certificate = "/etc/virt-ports/tls/node.pem"
 key = "/etc/virt-ports/tls/node.key"
@@ -145,7 +158,8 @@ def natd_toml(choices: Choices) -> str:
     if EDGE in choices.roles:
         uplinks = filter(None, [choices.uplink])
         text += _EDGE.format(uplinks=_list(uplinks), underlay=_list(choices.edge_underlay))
-    return text + _MONITOR
+    text += _MONITOR
+    return text + _GUESTS if HOST in choices.roles else text
 
 
 def open_questions(choices: Choices) -> list[str]:

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -32,6 +33,13 @@ SHALL_KNOW = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20511), l
 
 
 @pytest.fixture
+def directory() -> Iterator[Path]:
+    """A short path: a unix socket's has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="vpt") as path:
+        yield Path(path)
+
+
+@pytest.fixture
 def guest() -> FakeGuest:
     return FakeGuest()
 
@@ -43,14 +51,14 @@ def libvirt(guest: FakeGuest) -> FakeLibvirtAgents:
 
 @pytest.fixture(params=["libvirt", "socket"])
 async def agents(
-    request: pytest.FixtureRequest, guest: FakeGuest, libvirt: FakeLibvirtAgents, tmp_path: Path
+    request: pytest.FixtureRequest, guest: FakeGuest, libvirt: FakeLibvirtAgents, directory: Path
 ) -> AsyncIterator[Agents]:
     if request.param == "libvirt":
         yield (through := LibvirtAgents(libvirt))
         through.close()
         return
-    async with served(tmp_path / f"{UUID}.sock", guest):
-        yield at_sockets(tmp_path)
+    async with served(directory / f"{UUID}.sock", guest):
+        yield at_sockets(directory)
 
 
 def at_sockets(directory: Path, timeout_s: float = 5.0) -> SocketAgents:
@@ -146,18 +154,18 @@ async def test_what_libvirt_passes_on_is_checked(libvirt: FakeLibvirtAgents, tex
 # Sockets
 
 
-async def test_no_socket_no_agent(tmp_path: Path) -> None:
-    agents = at_sockets(tmp_path)
+async def test_no_socket_no_agent(directory: Path) -> None:
+    agents = at_sockets(directory)
     assert not agents.has(UUID)
     async with agents.visit(UUID) as agent:
         with pytest.raises(AgentAbsent, match="No such file"):
             await agent.execute("guest-network-get-interfaces")
-    (tmp_path / f"{UUID}.sock").write_text("no socket")
+    (directory / f"{UUID}.sock").write_text("no socket")
     assert not agents.has(UUID)
 
 
 async def test_a_frozen_agent_is_given_up_and_its_late_answers_are_passed_over(
-    tmp_path: Path, guest: FakeGuest
+    directory: Path, guest: FakeGuest
 ) -> None:
     """QEMU hands every answer to whoever is connected when it comes."""
     late: list[bytes] = []
@@ -171,15 +179,15 @@ async def test_a_frozen_agent_is_given_up_and_its_late_answers_are_passed_over(
         told, late[:] = b"".join(late), []
         return told
 
-    async with served(tmp_path / f"{UUID}.sock", guest, say):
+    async with served(directory / f"{UUID}.sock", guest, say):
         for _ in range(3):
-            async with at_sockets(tmp_path, 0.05).visit(UUID) as agent:
+            async with at_sockets(directory, 0.05).visit(UUID) as agent:
                 with pytest.raises(AgentSilent, match="no answer in time"):
                     await agent.execute("guest-network-get-interfaces")
                 with pytest.raises(AgentSilent):
                     await agent.execute("guest-network-get-interfaces")
         frozen = False
-        async with at_sockets(tmp_path).visit(UUID) as agent:
+        async with at_sockets(directory).visit(UUID) as agent:
             assert (await read_figures(agent)).connections == 12
     assert guest.asked.count("guest-sync") == 3 + 2, "once more after a former visit's answer"
 
@@ -203,14 +211,14 @@ HOSTILE: dict[str, Say] = {
 @pytest.mark.parametrize("after_sync", [False, True])
 @pytest.mark.parametrize("kind", HOSTILE)
 async def test_a_hostile_guest_is_left_in_peace(
-    tmp_path: Path, guest: FakeGuest, kind: str, after_sync: bool, caplog: pytest.LogCaptureFixture
+    directory: Path, guest: FakeGuest, kind: str, after_sync: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def say(request: Request) -> bytes | None:
         if after_sync and request["execute"] == "guest-sync":
             return json.dumps(guest.answer(request)).encode() + b"\n"
         return HOSTILE[kind](request)
 
-    async with served(tmp_path / f"{UUID}.sock", guest, say), at_sockets(tmp_path).visit(UUID) as agent:
+    async with served(directory / f"{UUID}.sock", guest, say), at_sockets(directory).visit(UUID) as agent:
         with pytest.raises(AgentTrouble) as trouble:
             await read_figures(agent)
         assert isinstance(trouble.value, GuestLies if after_sync and kind != "hangs up" else AgentSilent)
@@ -218,9 +226,9 @@ async def test_a_hostile_guest_is_left_in_peace(
     assert caplog.text == "", "a guest that fills the host's log"
 
 
-async def test_a_guest_that_talks_all_the_time_is_heard_for_a_few_messages(tmp_path: Path, guest: FakeGuest) -> None:
-    async with served(tmp_path / f"{UUID}.sock", guest, lambda _: b"{}\n" * 10_000):
-        agents = at_sockets(tmp_path)
+async def test_a_guest_that_talks_all_the_time_is_heard_for_a_few_messages(directory: Path, guest: FakeGuest) -> None:
+    async with served(directory / f"{UUID}.sock", guest, lambda _: b"{}\n" * 10_000):
+        agents = at_sockets(directory)
         async with agents.visit(UUID) as agent:
             with pytest.raises(AgentSilent):
                 await agent.execute("guest-network-get-interfaces")
@@ -228,7 +236,7 @@ async def test_a_guest_that_talks_all_the_time_is_heard_for_a_few_messages(tmp_p
         assert client is None or client._messages <= MOST_STRAYS + 3
 
 
-async def test_answers_cut_off_or_changed_anywhere_end_in_trouble_or_figures(tmp_path: Path, guest: FakeGuest) -> None:
+async def test_answers_cut_off_or_changed_anywhere_end_in_trouble_or_figures(directory: Path, guest: FakeGuest) -> None:
     dice = random.Random(11)
 
     def say(request: Request) -> bytes | None:
@@ -241,9 +249,9 @@ async def test_answers_cut_off_or_changed_anywhere_end_in_trouble_or_figures(tmp
         return bytes(reply)
 
     well = 0
-    async with served(tmp_path / f"{UUID}.sock", guest, say):
+    async with served(directory / f"{UUID}.sock", guest, say):
         for _ in range(150):
-            async with at_sockets(tmp_path, 0.05).visit(UUID) as agent:
+            async with at_sockets(directory, 0.05).visit(UUID) as agent:
                 with contextlib.suppress(AgentTrouble):
                     await read_figures(agent)
                     well += 1

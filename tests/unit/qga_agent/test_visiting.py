@@ -9,7 +9,6 @@ import pytest
 
 from cpm.messages import GuestState, GuestView
 from cpm.model import DomainUUID, PortRange
-from qga_agent import visiting
 from qga_agent.announce import FILE, Announcement, content
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.visiting import Visitor, look
@@ -166,7 +165,3 @@ async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pyte
     assert state(visitor, UUID) is GuestState.SILENT
     assert state(visitor, WELL[0]) is GuestState.ABSENT
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_a_visit_takes_longer_than_a_call() -> None:
-    assert visiting.VISIT_S > 1 + 2
