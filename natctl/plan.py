@@ -255,9 +255,33 @@ def _altered(
 
 
 def _compared(new: Elements, old: Elements) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
-    surplus = tuple(element for identity, element in old.items() if new.get(identity) != element)
-    missing = tuple(element for identity, element in new.items() if old.get(identity) != element)
-    return surplus, missing
+    """Return what is to go and what is to come, in the order in which the kernel takes it."""
+    surplus = {identity: element for identity, element in old.items() if new.get(identity) != element}
+    missing = {identity: element for identity, element in new.items() if old.get(identity) != element}
+    if not old or not any(is_end for _, is_end in (*surplus, *missing)):
+        return tuple(surplus.values()), tuple(missing.values())
+    # Plain intervals are two elements each, and the kernel (nft_set_rbtree.c, strictly since Linux 6.19) refuses an end
+    # that leaves after the start of another interval did, and one that comes where it would cut into another interval.
+    # So an end goes with its start; all ends leave before all starts; and they come from the lowest port to the
+    # highest. A start that stays is left alone: before Linux 6.17 packets could miss one that is replaced.
+    starts, others = _starts(new), _starts(old)
+    for identity in starts.keys() & others.keys():
+        if starts[identity] != others[identity]:
+            surplus[identity], missing[identity] = old[identity], new[identity]
+    gone = sorted(surplus.values(), key=lambda element: not element.interval_end)
+    return tuple(gone), tuple(sorted(missing.values(), key=lambda element: (element.key, not element.interval_end)))
+
+
+def _starts(elements: Elements) -> dict[tuple[bytes, bool], Element]:
+    """Return the element that starts the interval of each end."""
+    found = {}
+    start = None
+    for identity in sorted(elements, key=lambda identity: (identity[0], not identity[1])):
+        if not identity[1]:
+            start = elements[identity]
+        elif start is not None:
+            found[identity] = start
+    return found
 
 
 def _rechained(place: Place, old: Mapping[Place, ChainSignature], chains: Mapping[Place, Chain]) -> Iterator[Operation]:

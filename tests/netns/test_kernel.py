@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
@@ -10,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from cpm.errors import KernelError
-from cpm.model import DomainUUID, PortRange
+from cpm.model import DomainUUID, PortRange, coalesced
 from natctl.desired import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
 
@@ -350,7 +351,7 @@ def test_the_listing_is_readable(machine: Machine) -> None:
         'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" : 100.64.0.1 . 20000-20063 }',
         'elements = { 100.64.0.1 . 20000-20063 comment "web 1" : 203.0.113.1,',
         'elements = { 20000-20063 comment "web 1" : 100.64.0.1,',
-        'elements = { 203.0.113.1 : goto inbound-203.0.113.1,',
+        "elements = { 203.0.113.1 : goto inbound-203.0.113.1,",
         'elements = { "vnet0" comment "web 1" : goto vm-1,',
         "meta mark set meta mark & 0xc001ffff | 0x40010000",
         "oifname @uplinks snat ip to meta mark & 0x7fff0000 map @bindings",
@@ -415,6 +416,50 @@ def test_a_connection_survives_grow_relocate_and_shrink(site: Site) -> None:
             assert_alive_and_new_ones_in(small)
             _resized(vm, nodes, small, edges_first=False)
             assert_alive_and_new_ones_in(small)
+
+
+BLOCKS = [PortRange(first, first + 63) for first in (*range(1024, 2624, 64), *range(65536 - 640, 65536, 64))]
+
+
+def _owned(owners: list[int]) -> dict[DomainUUID, EdgeEntry]:
+    """Return what an edge holds when each block belongs to the VM of that number, 0 to nobody."""
+    entries = {}
+    for number in sorted({*owners} - {0}):
+        blocks = [block for block, owner in zip(BLOCKS, owners, strict=True) if owner == number]
+        uuid = DomainUUID(f"{number:08}-0000-4000-8000-000000000000")
+        ranges = tuple((EXTERNAL, ports) for ports in coalesced(blocks))
+        entries[uuid] = EdgeEntry(uuid, f"vm{number}", IPv4Address("100.64.0.0") + number, None, ranges)
+    return entries
+
+
+@pytest.mark.parametrize("way", ["told the change", "told everything"])
+def test_whatever_becomes_of_ranges_the_kernel_takes_it(machine: Machine, way: str) -> None:
+    """Neighbours that grow, shrink, split, join, swap: the order in which ends come and go matters since Linux 6.19."""
+    draw = random.Random(way)
+    owners = [0] * len(BLOCKS)
+    held: dict[DomainUUID, EdgeEntry] = {}
+    machine.replace()
+    machine.kernel.run(machine.kernel.kernel.replace({}, {}, PATH))
+    for _ in range(150):
+        for _ in range(draw.choice((1, 1, 2, 5))):
+            first, size = draw.randrange(len(BLOCKS)), draw.choice((1, 2, 3, 8))
+            owners[first : first + size] = [draw.choice((0, 1, 2, 3, 4))] * len(owners[first : first + size])
+        wanted = _owned(owners)
+        if way == "told everything":
+            machine.kernel.run(machine.kernel.kernel.replace({}, wanted, PATH))
+        else:
+            changed = {uuid for uuid in {*held, *wanted} if held.get(uuid) != wanted.get(uuid)}
+            machine.change(Change(edge={uuid: wanted.get(uuid) for uuid in changed}))
+        held = wanted
+        seen = machine.kernel.run(machine.kernel.kernel.observe()).edge
+        assert {uuid: set(_ports_of(entry)) for uuid, entry in seen.items()} == {
+            uuid: set(_ports_of(entry)) for uuid, entry in wanted.items()
+        }
+        assert machine.ensure() == ()
+
+
+def _ports_of(entry: EdgeEntry) -> Iterator[int]:
+    return (port for _, ports in entry.ranges for port in range(ports.first, ports.last + 1))
 
 
 @pytest.mark.parametrize("way", ["growing", "shrinking"])
