@@ -230,7 +230,10 @@ class LibvirtAgentChannel:
             return AgentAbsent("no agent runs in the VM")
         if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
             return AgentSilent("no answer in time")
-        if code in (libvirt.VIR_ERR_INTERNAL_ERROR, getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None)):
+        # The agent's own error names the command, in every language; other internal errors are libvirt's, for
+        # example "client socket is closed".
+        internal = code == libvirt.VIR_ERR_INTERNAL_ERROR and "'guest-" in why
+        if internal or code == getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None):
             return AgentRefused(why)
         return AgentSilent(why)
 

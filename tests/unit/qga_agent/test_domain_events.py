@@ -4,7 +4,15 @@ import libvirt
 import pytest
 
 from cpm.model import DomainUUID
-from qga_agent.domain_events import DomainResumedMigrated, DomainStarted, DomainStopped, lifecycle_event
+from qga_agent.domain_events import (
+    AgentConnected,
+    AgentDisconnected,
+    DomainResumedMigrated,
+    DomainStarted,
+    DomainStopped,
+    agent_event,
+    lifecycle_event,
+)
 
 UUID = DomainUUID("11111111-1111-1111-1111-111111111111")
 
@@ -49,3 +57,11 @@ def test_what_changes_nothing_for_ports_is_not_told(event: str, detail: str) -> 
 
 def test_a_detail_of_a_newer_libvirt_is_told_by_its_number() -> None:
     assert lifecycle_event(UUID, "web", libvirt.VIR_DOMAIN_EVENT_STOPPED, 99) == DomainStopped(UUID, "web", "99")
+
+
+def test_an_agents_channel_opens_and_closes() -> None:
+    connected = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
+    disconnected = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED
+    assert agent_event(UUID, connected) == AgentConnected(UUID)
+    assert agent_event(UUID, disconnected) == AgentDisconnected(UUID)
+    assert agent_event(UUID, 99) is None

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import queue
 import sys
+import time
 from collections.abc import Iterator
 
 import libvirt
+import libvirt_qemu
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.errors import Unreachable
+from cpm.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent import libvirt_connection
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged
-from qga_agent.libvirt_connection import LibvirtConnection, interface_counters
+from qga_agent.guest_agent import AgentAbsent, AgentRefused, AgentSilent, AgentTrouble
+from qga_agent.libvirt_connection import LibvirtAgentChannel, LibvirtConnection, interface_counters
 from qga_agent.samples import InterfaceCounters
 
 # As libvirt 9.0 answers for a domain with two interfaces.
@@ -122,3 +126,50 @@ def test_without_the_binding_natd_still_runs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(Unreachable, match="no libvirt binding"):
         LibvirtConnection("qemu:///system", lambda _: None, lambda _: None)
+
+
+class Refusing:
+    """A domain whose agent commands end in an error of libvirt's."""
+
+    def __init__(self, code: int, message: str, takes_s: float = 0.0) -> None:
+        self.code, self.message, self.takes_s = code, message, takes_s
+
+    def fail(self, *_: object) -> None:
+        time.sleep(self.takes_s)
+        error = libvirt.libvirtError(self.message)
+        error.err = (self.code, 10, self.message, 2, "", None, None, 0, 0)
+        raise error
+
+    agentSetResponseTimeout = fail  # noqa: N815 - libvirt's word
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "takes_s", "trouble"),
+    [
+        (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, "QEMU guest agent is not configured", 0.0, AgentAbsent),
+        (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "QEMU guest agent is not connected", 0.0, AgentAbsent),
+        (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent not available for now", 0.6, AgentSilent),
+        (libvirt.VIR_ERR_OPERATION_INVALID, "domain is not running", 0.0, AgentAbsent),
+        (libvirt.VIR_ERR_NO_DOMAIN, "Domain not found", 0.0, AgentAbsent),
+        (libvirt.VIR_ERR_NO_SUPPORT, "not supported by the driver", 0.0, AgentAbsent),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, "unable to execute QEMU agent command 'guest-ping': no", 0.0, AgentRefused),
+        (libvirt.VIR_ERR_INTERNAL_ERROR, "client socket is closed", 0.0, AgentSilent),
+        (libvirt.VIR_ERR_OPERATION_TIMEOUT, "cannot acquire state change lock", 0.0, AgentSilent),
+    ],
+)  # fmt: skip
+def test_what_libvirt_says_of_an_agent_is_understood(
+    monkeypatch: pytest.MonkeyPatch, code: int, message: str, takes_s: float, trouble: type[AgentTrouble]
+) -> None:
+    domain = Refusing(code, message, takes_s)
+    monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", domain.fail)
+    channel = LibvirtAgentChannel(libvirt, domain)
+    with pytest.raises(trouble):
+        channel.command('{"execute": "guest-sync"}', 1)
+
+
+def test_a_driver_without_agents_says_so(connection: LibvirtConnection) -> None:
+    channel = connection.agent(DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"))
+    with pytest.raises(AgentAbsent):
+        channel.wait_at_most(1)
+    with pytest.raises(AgentAbsent, match="no such VM"):
+        connection.agent(DomainUUID("11111111-1111-1111-1111-111111111111"))

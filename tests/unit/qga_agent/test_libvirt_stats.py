@@ -9,9 +9,12 @@ from cpm.errors import Unreachable
 from cpm.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent import libvirt_stats
+from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.domain_events import ConnectionLost, ConnectionMade, DomainStarted, MonitorEvent
+from qga_agent.guest_agent import AgentAbsent, AgentSilent
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import InterfaceCounters
+from tests.fakes.guest import FakeGuest, FakeLibvirtAgents
 from tests.fakes.libvirt import FakeLibvirtd
 
 UUID = DomainUUID("11111111-1111-1111-1111-111111111111")
@@ -157,3 +160,20 @@ async def test_the_daemon_can_stop_while_libvirtd_hangs(libvirtd: FakeLibvirtd) 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(running, 10)
     libvirtd.answers.set()
+
+
+async def test_an_agent_is_asked_by_the_callers_own_worker(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
+    guest = FakeGuest()
+    libvirtd.agents[UUID] = FakeLibvirtAgents(guest)
+    agents = LibvirtAgents(monitor)
+    async with agents.visit(UUID) as agent:
+        if not monitor.is_connected:
+            with pytest.raises(AgentSilent, match="libvirt is away: not connected yet"):
+                await agent.execute("guest-network-get-interfaces")
+    assert await next_event(monitor) == ConnectionMade()
+    async with agents.visit(UUID) as agent:
+        assert await agent.execute("guest-network-get-interfaces") == guest.interfaces
+    async with agents.visit(DomainUUID("22222222-2222-2222-2222-222222222222")) as agent:
+        with pytest.raises(AgentAbsent, match="no such VM"):
+            await agent.execute("guest-network-get-interfaces")
+    agents.close()
