@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench import hook, ledger, machine, nft, path, resize
+from bench import density, hook, ledger, machine, nft, path, resize, tick
 from bench.figures import KEYS, Measured, misses, report
 from lab.errors import LabError
 from lab.shell import require_root
@@ -23,6 +23,8 @@ LOCK = Path("/run/lock/virt-ports-bench")
 
 PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "ledger": ledger.measure,
+    "density": density.measure,
+    "tick": tick.measure,
     "nft": nft.measure,
     "hook": hook.measure,
     "resize": resize.measure,

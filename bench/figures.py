@@ -14,6 +14,8 @@ KEYS = {
     "nft": ("nft_single_ratio", "nft_full_ratio"),
     "path": ("conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
     "ledger": ("ledger_alloc_per_s", "ledger_ratio"),
+    "density": ("density_vs_static", "density_vs_doubling"),
+    "tick": ("tick_ms_10k",),
 }
 """The figures of each part, as they are named in the output."""
 
@@ -27,6 +29,9 @@ REACH = {
     "throughput_ratio": (0.95, None),
     "conn_rate_10k_ratio": (0.95, None),
     "ledger_ratio": (0.5, None),
+    "density_vs_static": (4.0, None),
+    "density_vs_doubling": (1.3, None),
+    "tick_ms_10k": (None, 250.0),
 }
 """What each figure should be: at least, at most."""
 

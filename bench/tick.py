@@ -1,0 +1,108 @@
+"""
+One scaling pass over 10,000 VMs in the manager: what cpmd does each period when all hosts report.
+
+The real :class:`cpm.manager.Manager` with 10,000 active VMs on 20 hosts and two edges that confirm everything at once;
+no network and no ledger. A pass is one report from every host, and taking what follows. In most VMs nothing changes,
+as in any second; some sit above or below their range, so that the pass has decisions in it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from typing import Final
+
+from bench.figures import Measured, median
+from cpm.manager import Manager
+from cpm.messages import Applied, Attach, Delta, Hello, Report, Snapshot
+from cpm.messages import Measured as MeasuredVM
+from cpm.model import AllocationId, AllocationState, DomainUUID, ExternalAddress, NodeName, Role
+from cpm.records import LedgerState
+from cpm.settings import Settings
+
+VMS: Final = 10_000
+HOSTS: Final = 20
+RUNS: Final = 30
+WARM_UP: Final = 5
+BUSY_SHARE: Final = 100
+"""One VM in so many has its range nearly full, another one traffic that is above the rule's threshold."""
+
+_EXTERNAL = int(IPv4Address("203.0.113.0"))
+_UNDERLAY = int(IPv4Address("172.30.0.10"))
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure."""
+    fleet = Fleet(VMS)
+    runs = [fleet.pass_ms() for _ in range(WARM_UP + RUNS)][WARM_UP:]
+    say(f"one pass over {VMS} VMs: median {median(runs):.0f} ms, {fleet.changes} changes in all")
+    return Measured({"tick_ms_10k": median(runs)}, {"tick_ms": runs})
+
+
+class Fleet:
+    """A manager with active VMs, and nodes that confirm whatever they are told."""
+
+    def __init__(self, vms: int) -> None:
+        addresses = tuple(ExternalAddress(IPv4Address(_EXTERNAL + n)) for n in range(-(-vms // 100)))
+        state = LedgerState(0, (), (), addresses, (), AllocationId(1))
+        self.now = 1_000_000.0
+        self.changes = 0
+        self._manager = Manager(state, Settings(), 1, self.now)
+        self._generations: dict[NodeName, int] = {}
+        self._vms = [DomainUUID(f"00000000-0000-0000-0000-{number:012d}") for number in range(vms)]
+        self._hosts = [NodeName(f"host{number}") for number in range(HOSTS)]
+        for number, name in enumerate((NodeName("edge1"), NodeName("edge2"), *self._hosts)):
+            role = Role.EDGE if name.startswith("edge") else Role.HOST
+            underlay = IPv4Address(_UNDERLAY + number)
+            self._manager.hello(Hello(1, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
+        self._settle()
+        for number, uuid in enumerate(self._vms):
+            host = self._hosts[number % HOSTS]
+            self._manager.said(host, Attach(uuid, f"vm{number}"), self.now)
+        self._settle()
+        sizes = [self._manager.view.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
+        if not all(sizes):
+            raise RuntimeError(f"only {sum(map(bool, sizes))} of {vms} VMs have an active range")
+
+    def pass_ms(self) -> float:
+        """Let every host report once, and take what follows. :return: Milliseconds of the manager's own time."""
+        self.now += 1.0
+        reports = list(self._reports())
+        gc.collect()
+        begin = time.perf_counter()
+        for host, report in reports:
+            self._manager.said(host, report, self.now)
+        outcome = self._manager.take(self.now)
+        elapsed = time.perf_counter() - begin
+        self.changes += len(outcome.changes)
+        self._confirm(outcome.messages)
+        self._settle()
+        return elapsed * 1000
+
+    def _reports(self) -> Iterator[tuple[NodeName, Report]]:
+        for at, host in enumerate(self._hosts):
+            vms = tuple(self._measured(number) for number in range(at, len(self._vms), HOSTS))
+            yield host, Report(self._generations[host], 1.0, vms)
+
+    def _measured(self, number: int) -> MeasuredVM:
+        active = self._manager.view.one(self._vms[number], AllocationState.ACTIVE)
+        size = active.ports.size if active is not None else 0
+        kind = (number // HOSTS) % BUSY_SHARE
+        # Changes with time, so that every pass finds somebody to resize.
+        busy = kind == int(self.now) % BUSY_SHARE
+        in_use = int(size * 0.96) if busy else int(size * 0.55)
+        return MeasuredVM(self._vms[number], 400.0, 5.0, in_use, 12.0)
+
+    def _settle(self) -> None:
+        while messages := (outcome := self._manager.take(self.now)).messages:
+            self.changes += len(outcome.changes)
+            self._confirm(messages)
+
+    def _confirm(self, messages: object) -> None:
+        assert isinstance(messages, tuple)
+        for name, message in messages:
+            if isinstance(message, (Snapshot, Delta)):
+                self._generations[name] = message.generation
+                self._manager.said(name, Applied(1, message.generation), self.now)
