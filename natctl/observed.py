@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network, summarize_address_range
+from ipaddress import IPv4Address
 
 from cpm.model import DomainUUID, PortRange, coalesced
 from natctl.desired import EdgeEntry, HostEntry, HostSettings, Path, Settings
 from natctl.routing import Routing
 from natctl.ruleset import edge, host, labels
-from natctl.ruleset.common import INTERNALS
 from natctl.ruleset.host import Marks
-from natctl.ruleset.values import VM_CHAIN, Element, Seen
+from natctl.ruleset.values import VM_CHAIN, Seen
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,20 +116,11 @@ def _flat(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[tuple[IPv4
 
 
 def _path(seen: Seen, routing: Routing) -> Path | None:
-    pool = routing.pool or _network(seen.holdings.elements.get(INTERNALS, {}).values())
-    if pool is None:
+    if routing.pool is None:
         return None
     externals = seen.holdings.elements.get(edge.EXTERNALS, {}).values()
     return Path(
-        pool,
+        routing.pool,
         routing.way[1] if routing.way is not None else frozenset(),
         frozenset(IPv4Address(element.key) for element in externals),
     )
-
-
-def _network(elements: Iterable[Element]) -> IPv4Network | None:
-    first = [IPv4Address(element.key) for element in elements if not element.interval_end]
-    behind = [IPv4Address(element.key) for element in elements if element.interval_end and any(element.key)]
-    if len(first) != 1 or len(behind) != 1:
-        return None
-    return next(iter(summarize_address_range(first[0], behind[0] - 1)))

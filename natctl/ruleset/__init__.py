@@ -22,10 +22,10 @@ def base(settings: Settings, path: Path | None, layout: edge.Layout) -> Ruleset:
     if settings.host is not None:
         parts.append(host.base(settings.host, path))
     if settings.edge is not None:
-        parts.append(edge.base(settings.edge, path, layout))
+        parts.append(edge.base(settings.edge, path, layout, is_host=settings.host is not None))
     result = Ruleset({}, {}, {})
     for part in parts:
-        # Both roles share the table ip virtports; the one set they share, the internal pool, is the same in both.
+        # Both roles share the table ip virtports.
         result = Ruleset(
             {**result.chains, **part.chains},
             {**result.sets, **part.sets},

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Final
 
+from natctl.desired import Path
 from natctl.ruleset import labels
-from natctl.ruleset.expressions import compare, mapped, member, meta, payload, verdict
-from natctl.ruleset.values import Element, Expression, Family, Field, Hook, Place, Rule, SetSpec, Verdict
+from natctl.ruleset.expressions import compare, mapped, masked, member, meta, payload, verdict
+from natctl.ruleset.values import Element, Expression, Field, Hook, Rule, SetSpec, Verdict
 
 ADDRESS: Final = Field(7, 4)
 PROTOCOL: Final = Field(12, 1)
@@ -20,9 +21,6 @@ INTERFACE: Final = Field(41, 16, host_order=True)
 PREROUTING: Final = 0
 OUTPUT: Final = 3
 POSTROUTING: Final = 4
-
-INTERNALS: Final[Place] = (Family.IPV4, "internals")
-"""The internal pool; both roles ask whether an address is in it."""
 
 
 def filtering(number: int, priority: int) -> Hook:
@@ -93,6 +91,18 @@ def to_interface(name: str) -> tuple[Expression, ...]:
 def address_in(offset: int, name: str, *, negated: bool = False) -> tuple[Expression, ...]:
     """``ip saddr @NAME``, ``ip daddr @NAME``"""
     return payload(1, offset, 4), member(name, negated=negated)
+
+
+def in_network(offset: int, network: IPv4Network, *, negated: bool = False) -> tuple[Expression, ...]:
+    """``ip saddr 100.64.0.0/10``: a mask and a comparison, for every packet far cheaper than a set of one interval."""
+    comparison = "!=" if negated else "=="
+    mask, first = network.netmask.packed, network.network_address.packed
+    return payload(1, offset, 4), masked(mask), compare(first, comparison)
+
+
+def pool_of(path: Path | None) -> IPv4Network:
+    """Return the internal pool; before a path is known, a network that no packet is in."""
+    return path.internal_pool if path is not None else IPv4Network("0.0.0.0/32")
 
 
 def protocol(number: int) -> tuple[Expression, ...]:

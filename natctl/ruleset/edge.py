@@ -11,24 +11,24 @@ In nftables' notation, shortened::
       chain receive { type filter hook prerouting priority raw;
         iifname vmap @sides
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
-        ip daddr @internals notrack accept }
+        ip daddr POOL notrack accept }
       chain from-hosts {
-        ip saddr @internals ip daddr != @externals ip daddr != @locals notrack accept      # nearly all there is
-        ip saddr @internals ip daddr @externals jump outward                        # hairpin: the source first
+        ip saddr POOL ip daddr != @externals ip daddr != POOL notrack accept      # nearly all there is
+        ip saddr POOL ip daddr @externals jump outward                        # hairpin: the source first
         jump inward
         ip daddr @locals accept
-        ip daddr @internals notrack accept
+        ip daddr POOL notrack accept
         ip daddr @externals fib daddr type != local counter drop                    # nobody's port
-        ip saddr @internals notrack }
+        ip saddr POOL notrack }
       chain from-outside {
         jump inward
         ip daddr @locals accept
-        ip daddr @internals notrack accept
+        ip daddr POOL notrack accept
         ip daddr @externals fib daddr type != local counter drop }
       chain send { type filter hook postrouting priority 300;
         oifname != @outside accept
         jump outward
-        ip saddr @internals counter drop }                       # a port that the VM does not own never leaves
+        ip saddr POOL counter drop }                       # a port that the VM does not own never leaves
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 return
@@ -65,7 +65,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
 from cpm.model import LAST_PORT, PortRange
@@ -74,7 +74,6 @@ from natctl.ruleset.common import (
     ADDRESS,
     ICMP_TYPE,
     INTERFACE,
-    INTERNALS,
     PORT,
     POSTROUTING,
     PREROUTING,
@@ -82,12 +81,12 @@ from natctl.ruleset.common import (
     address_in,
     described,
     filtering,
+    in_network,
     interface_elements,
     interface_key,
     interfaces,
     looked_up,
-    network_elements,
-    networks,
+    pool_of,
     protocol,
     rule,
 )
@@ -227,22 +226,26 @@ _SETS: Final = (
     SetSpec("ported", (PROTOCOL,)),
     SetSpec("queries", (ICMP_TYPE,)),
     SetSpec("errors", (ICMP_TYPE,)),
-    networks("internals"),
 )
 
 
-def base(settings: EdgeSettings, path: Path | None, layout: Layout) -> Ruleset:
-    """Return the table, chains and sets of the edge role, without any VM."""
-    externals = sorted(layout.externals)
+def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: bool) -> Ruleset:
+    """
+    Return the table, chains and sets of the edge role, without any VM.
+
+    :param is_host: This machine has the host role too: its own VMs need connection tracking.
+    """
+    externals, pool = sorted(layout.externals), pool_of(path)
+    for_vms = _for_vms(pool, is_host=is_host)
     chains = (
-        _receive(),
-        _from_hosts(),
-        _from_outside(),
-        _send(),
+        _receive(for_vms),
+        _from_hosts(pool, for_vms),
+        _from_outside(for_vms),
+        _send(pool),
         _reassembly(),
         _inward(),
         *map(_inbound, externals),
-        *_outward(layout),
+        *_outward(layout, pool),
     )
     sets = (*_SETS, *(_outbound_map(name) for name in layout.maps), *(_inbound_map(address) for address in externals))
     if layout.shards > 1:
@@ -255,7 +258,6 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout) -> Ruleset:
         ERRORS: _numbers(3, 4, 11, 12),
         EXTERNALS: indexed(Element(address.packed) for address in externals),
         INBOUND: indexed(Element(address.packed, chain=inbound(address)[1]) for address in externals),
-        INTERNALS: indexed(network_elements([path.internal_pool] if path else [])),
     }
     if layout.shards > 1:
         ways = (Element(number.to_bytes(4, "big"), chain=name) for number, name in enumerate(layout.maps))
@@ -342,33 +344,31 @@ def _sides(settings: EdgeSettings) -> Iterator[Element]:
         yield Element(interface_key(name), chain=_FROM_HOSTS if name in settings.underlay else _FROM_OUTSIDE)
 
 
-def _receive() -> Chain:
-    return Chain("receive", filtering(PREROUTING, -300), (rule(meta("iifname"), verdict_of("sides")), *_for_vms()))
+def _receive(for_vms: tuple[Rule, ...]) -> Chain:
+    return Chain("receive", filtering(PREROUTING, -300), (rule(meta("iifname"), verdict_of("sides")), *for_vms))
 
 
-def _from_hosts() -> Chain:
-    from_vm = address_in(SOURCE, "internals")
-    is_elsewhere = address_in(DESTINATION, "externals", negated=True) + address_in(DESTINATION, "locals", negated=True)
+def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...]) -> Chain:
+    from_vm = in_network(SOURCE, pool)
+    is_elsewhere = address_in(DESTINATION, "externals", negated=True) + in_network(DESTINATION, pool, negated=True)
     rules = (
         rule(from_vm, is_elsewhere, notrack(), ACCEPT, comment="from a VM to the internet"),
         rule(from_vm, _to_pool(), jump("outward"), comment="from VM to VM: the source becomes external too"),
         rule(jump("inward")),
-        *_for_vms(),
+        *for_vms,
         _nobodys(),
         rule(from_vm, notrack()),
     )
     return Chain(_FROM_HOSTS, None, rules)
 
 
-def _from_outside() -> Chain:
-    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *_for_vms(), _nobodys()))
+def _from_outside(for_vms: tuple[Rule, ...]) -> Chain:
+    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *for_vms, _nobodys()))
 
 
-def _for_vms() -> tuple[Rule, ...]:
-    return (
-        rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it"),
-        rule(address_in(DESTINATION, "internals"), notrack(), ACCEPT),
-    )
+def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
+    here = rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it")
+    return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), notrack(), ACCEPT))
 
 
 def _nobodys() -> Rule:
@@ -381,12 +381,12 @@ def _to_pool() -> tuple[Expression, ...]:
     return address_in(DESTINATION, "externals")
 
 
-def _send() -> Chain:
+def _send(pool: IPv4Network) -> Chain:
     not_owned = "the VM does not hold this port here"
     rules = (
         rule(meta("oifname"), member("outside", negated=True), ACCEPT),
         rule(jump("outward")),
-        rule(address_in(SOURCE, "internals"), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
+        rule(in_network(SOURCE, pool), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
     )
     return Chain("send", filtering(POSTROUTING, 300), rules)
 
@@ -400,6 +400,8 @@ def _inbound(external: IPv4Address) -> Chain:
     rewrite = write_address(DESTINATION)
     rewrite_both = (rewrite, write_embedded_address(SOURCE))
     rules = (
+        # Nearly everything is TCP, and a comparison is quicker than a set.
+        rule(protocol(_TCP), _port_in(2, name), rewrite, RETURN),
         rule(_is_ported(), _port_in(2, name), rewrite, RETURN),
         rule(_is_icmp("queries"), _port_in(4, name), rewrite, RETURN),
         rule(_is_error(), _carries_ports(), _port_in(28, name), rewrite_both, RETURN),
@@ -408,28 +410,29 @@ def _inbound(external: IPv4Address) -> Chain:
     return Chain(name, None, rules)
 
 
-def _outward(layout: Layout) -> tuple[Chain, ...]:
+def _outward(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
     if layout.shards == 1:
-        return (_outward_through("outward", OUTBOUND),)
+        return (_outward_through("outward", OUTBOUND, pool),)
     lowest_bits = masked((layout.shards - 1).to_bytes(4, "big"))
     by_vm = (payload(NETWORK, SOURCE, 4), lowest_bits, verdict_of(OUTBOUND))
     by_others = (
         *_is_error(),
-        *address_in(SOURCE, "internals", negated=True),
+        *in_network(SOURCE, pool, negated=True),
         payload(TRANSPORT, _EMBEDDED + DESTINATION, 4),
         lowest_bits,
         verdict_of(OUTBOUND),
     )
     return Chain("outward", None, (rule(by_others, comment=_UNDERWAY), rule(by_vm))), *(
-        _outward_through(name, name) for name in layout.maps
+        _outward_through(name, name, pool) for name in layout.maps
     )
 
 
-def _outward_through(chain: str, name: str) -> Chain:
+def _outward_through(chain: str, name: str, pool: IPv4Network) -> Chain:
     rewrite = write_address(SOURCE)
     embedded = write_embedded_address(DESTINATION)
-    by_vm = _is_error() + address_in(SOURCE, "internals")
+    by_vm = _is_error() + in_network(SOURCE, pool)
     rules = (
+        rule(protocol(_TCP), looked_up(name, SOURCE, 0), rewrite, RETURN),
         rule(_is_ported(), looked_up(name, SOURCE, 0), rewrite, RETURN),
         rule(_is_icmp("queries"), looked_up(name, SOURCE, 4), rewrite, RETURN),
         rule(by_vm, _carries_ports(), looked_up(name, SOURCE, 30), rewrite, embedded, RETURN),

@@ -28,7 +28,7 @@ In nftables' notation::
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG == FLAG ct state new oifname @uplinks jump begun
-        meta mark & FLAG == FLAG ct status snat ip saddr @internals return
+        meta mark & FLAG == FLAG ct status snat ip saddr POOL return
         meta mark & FLAG == FLAG oifname @uplinks counter drop }
       chain begun {
         ct mark set ct mark | FLAG
@@ -59,7 +59,7 @@ In nftables' notation::
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
 from cpm.model import DomainUUID, PortRange
@@ -68,7 +68,6 @@ from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
     INTERFACE,
-    INTERNALS,
     MARK,
     OUTPUT,
     PORT,
@@ -78,11 +77,13 @@ from natctl.ruleset.common import (
     address_in,
     described,
     filtering,
+    in_network,
     interface_elements,
     interface_key,
     interfaces,
     network_elements,
     networks,
+    pool_of,
     port_word,
     protocol,
     rule,
@@ -204,7 +205,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         (Family.IPV4, "exemption"): _exemption(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks),
         (Family.IPV4, "translate"): _translate(marks, settings.log_group),
-        (Family.IPV4, "guard"): _guard(marks),
+        (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
         (Family.IPV4, "begun"): _begun(marks),
         (Family.IPV4, "errors"): _errors(marks),
     }
@@ -216,7 +217,6 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), fleeting=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
-        INTERNALS: networks("internals"),
     }
     elements = {
         TAPS: {},
@@ -226,7 +226,6 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         REFUSED: {},
         UPLINKS: indexed(interface_elements(settings.uplinks)),
         EXEMPT: indexed(network_elements(settings.exempt)),
-        INTERNALS: indexed(network_elements([path.internal_pool] if path else [])),
     }
     return Ruleset(chains, sets, elements, _lifetimes(settings.timeouts))
 
@@ -385,14 +384,14 @@ def _translate(marks: Marks, log_group: int) -> Chain:
     return Chain("translate", Hook("nat", POSTROUTING, 90), rules)
 
 
-def _guard(marks: Marks) -> Chain:
+def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     managed, leaves = _is_managed(marks), to_interface("uplinks")
     translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     # Every packet comes through here, and looking an interface up by its name takes longest: once a connection.
     rules = (
         rule(managed, _is_new(), leaves, jump("begun")),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(managed, translated, address_in(SOURCE, "internals"), RETURN),
+        rule(managed, translated, in_network(SOURCE, pool), RETURN),
         rule(managed, leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
