@@ -24,7 +24,7 @@ from pathlib import Path
 from cpm import wishes
 from cpm.api import session as manager_session
 from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
-from cpm.messages import HostVM, ManagerMessage
+from cpm.messages import HostVM, ManagerMessage, Need
 from cpm.model import DomainUUID, NodeName, Role
 from cpm.service import clock, logs, notify
 from cpm.service.tasks import Tasks
@@ -182,6 +182,8 @@ class Natd:
     def _carry_out_one(self, command: Command) -> None:
         match command:
             case Send(message):
+                if isinstance(message, Need):
+                    log.debug("%s", message)
                 self._session.send(message)
             case Answer(request, code, text):
                 self._hooks.answer(request, code, text)
@@ -242,6 +244,7 @@ class Natd:
                         if isinstance(word, Lost):
                             log.warning("missed word of used-up arrival budgets; the next reading catches up")
                             continue
+                        log.debug("budget used up, mark %#x", word.mark)
                         self._node.spent(marks.index_in(word.mark), clock.now())
                         self._carry_out()
             except KernelError as error:
@@ -260,6 +263,7 @@ class Natd:
                 log.warning("%s", error)
                 self._node.not_counted(work)
             else:
+                log.debug("%s: %d in use, none left for %d destinations", work.count, in_use, len(full))
                 self._node.counted(work, in_use, full, clock.now())
             self._carry_out()
 
