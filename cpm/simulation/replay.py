@@ -38,6 +38,7 @@ from cpm.model import (
 )
 from cpm.records import LedgerState
 from cpm.scaling import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
+from cpm.scaling.arrivals import LEAST_USE
 from cpm.simulation.dice import Dice
 from cpm.simulation.guest import Guest
 from cpm.simulation.trace import Line, Trace
@@ -189,6 +190,10 @@ class Replay:
             begin, end = number * step_s, (number + 1) * step_s
             for line in lines:
                 actor = self.actors.get(line.vm) or self._started(line, begin)
+                if number == 0:
+                    # Already open when the trace began, so neither a rate nor a reason for alarm.
+                    self._play_undisturbed(actor.guest, line.opened, line.closed)
+                    continue
                 actor.line = line
                 self._set_alarm(actor)
                 self._play(actor, line, begin, end)
@@ -243,7 +248,9 @@ class Replay:
     def _set_alarm(self, actor: _Actor) -> None:
         size = actor.guest.active.size if actor.guest.active else 0
         rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
-        actor.alarm_at = size - int(max(self._conditions.alarm_s * rate, size * self._conditions.alarm_share))
+        left = int(max(self._conditions.alarm_s * rate, size * self._conditions.alarm_share))
+        # Earlier than that the manager takes the arrivals for connections that need no new ports.
+        actor.alarm_at = max(size - left, math.ceil(size * LEAST_USE))
 
     # Within a step
 

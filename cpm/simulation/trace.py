@@ -12,7 +12,7 @@ A trace: how many connections each VM opened and closed, second by second. Read 
 The first line is the format's version and the length of a step. Every other line says what one VM did in the step that
 begins at ``time`` (seconds, any origin, a multiple of the step after the first). A VM that did nothing in a step needs
 no line; one that is in the trace at all exists from its first line to the trace's end. Connections that were open when
-a recording began count as opened in the VM's first line. ``packets`` and ``bytes`` are both directions.
+a recording began count as opened in the VM's line of the first step. ``packets`` and ``bytes`` are both directions.
 
 A trace says how many connections end in a step, not which.
 """
