@@ -341,3 +341,22 @@ def test_a_changed_timeout_is_put_right(scene: Scene) -> None:
     scene.host.namespace.nft("add ct timeout ip virtports mine { protocol udp; l3proto ip; policy = { replied: 10 }; }")
     assert kernel.run(kernel.kernel.ensure()) == ("ct timeout ip mine is not ours",)
     assert kernel.run(kernel.kernel.ensure()) == ()
+
+
+def test_connections_outlive_their_timeouts_object(scene: Scene) -> None:
+    """Somebody flushes everything: what there is goes on, with the system's timeout; what is new has ours."""
+    kernel = scene.host.kernel
+    with scene.site.internet.udp(INTERNET, 9000) as server, scene.vm.guest.namespace.udp() as client:
+        client.connect((INTERNET, 9000))
+        client.send(b"one")
+        server.connect(server.recvfrom(10)[1])
+        scene.host.namespace.nft("flush ruleset")
+        kernel.run(kernel.kernel.ensure())
+        client.send(b"two")
+        assert server.recv(10) == b"two"
+        server.send(b"three")
+        assert client.recv(10) == b"three"
+        (seconds,) = _seconds(scene, "-p", "udp")
+        assert seconds <= 120
+        scene.send(1, port=9001)
+        assert max(_seconds(scene, "-p", "udp", "--orig-port-dst", "9001")) > 110

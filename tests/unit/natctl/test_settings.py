@@ -1,3 +1,5 @@
+"""natd.toml: what is taken and what is refused."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,34 +7,47 @@ from pathlib import Path
 import pytest
 
 from cpm.errors import ConfigError
-from natctl.settings import GuestsTable, load
+from natctl import settings
+from natctl.desired import Timeouts
 
-HOST = 'underlay_address = "172.30.0.11"\nroles = ["host"]\n[host]\nuplinks = ["eth0"]\n'
+START = """
+underlay_address = "172.30.0.11"
+roles = ["host"]
+[host]
+uplinks = ["eth0"]
+"""
 
 
-def test_guests_are_visited_and_told_unless_said_otherwise(tmp_path: Path) -> None:
+def loaded(tmp_path: Path, more: str = "") -> settings.Settings:
     file = tmp_path / "natd.toml"
-    file.write_text(HOST)
-    settings = load(file)
-    assert settings.monitor.guest_period_s == 10
-    assert settings.guests == GuestsTable("/run/virt-ports.json", False, "", 1)
-    file.write_text(f'{HOST}[monitor]\nguest_period_s = 0\n[guests]\nagent_sockets = "/run/agents/{{uuid}}.sock"\n')
-    assert load(file).monitor.guest_period_s == 0
-    assert load(file).guests.agent_sockets == "/run/agents/{uuid}.sock"
+    file.write_text(START + more)
+    return settings.load(file)
 
 
-@pytest.mark.parametrize(
-    ("lines", "key"),
-    [
-        ('[guests]\nagent_sockets = "/run/agent.sock"', "guests.agent_sockets"),
-        ("[guests]\nagent_timeout_s = -1", "guests.agent_timeout_s"),
-        ("[guests]\nagent_timeout_s = 1.5", "guests.agent_timeout_s"),
-        ("[monitor]\nguest_period_s = -1", "monitor.guest_period_s"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_its_key(tmp_path: Path, lines: str, key: str) -> None:
-    file = tmp_path / "natd.toml"
-    file.write_text(f"{HOST}{lines}\n")
-    with pytest.raises(ConfigError) as error:
-        load(file)
-    assert error.value.key == key
+def test_timeouts_are_the_rfcs_floors_unless_said_otherwise(tmp_path: Path) -> None:
+    host = loaded(tmp_path).kernel().host
+    assert host is not None
+    assert host.timeouts == Timeouts()
+    assert host.log_group == 7414
+
+
+def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> None:
+    said = loaded(tmp_path, "[host.timeouts]\nudp_s = 300\ntcp_established_s = 86400\ntcp_time_wait_s = 30\n")
+    host = said.kernel().host
+    assert host is not None
+    assert host.timeouts == Timeouts(udp_s=300, tcp_established_s=86400, tcp_time_wait_s=30)
+
+
+@pytest.mark.parametrize("line", [
+    "tcp_established_s = 7439", "tcp_transitory_s = 239", "udp_s = 119", "icmp_s = 59", "tcp_time_wait_s = 0",
+    "tcp_reset_s = 0", "sctp_s = 100",
+])  # fmt: skip
+def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigError, match="timeouts"):
+        loaded(tmp_path, f"[host.timeouts]\n{line}\n")
+
+
+@pytest.mark.parametrize("group", [-1, 65536])
+def test_a_group_that_cannot_be_is_refused(tmp_path: Path, group: int) -> None:
+    with pytest.raises(ConfigError, match="log_group"):
+        loaded(tmp_path, f"log_group = {group}\n")
