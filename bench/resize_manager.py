@@ -42,7 +42,7 @@ class _Cpmd(Cpmd):
 
     async def decide(self, uuid: DomainUUID, target: int) -> None:
         """Have the manager decide on a size, as the scaling does for a report."""
-        await self._do(lambda manager, now: manager.resize(uuid, target, now))
+        await self._do(lambda manager, now: manager.sizing.resize(uuid, target, now))
 
 
 async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:

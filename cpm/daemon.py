@@ -269,11 +269,11 @@ class Cpmd:
 
     async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
         """Give a VM's range another size now."""
-        return await self._change(name, lambda manager, vm, now: manager.resize_to(vm.uuid, request.ports, now))
+        return await self._change(name, lambda manager, vm, now: manager.sizing.resize_to(vm.uuid, request.ports, now))
 
     async def relocate(self, name: str) -> DomainDetail:
         """Give a VM other ports."""
-        return await self._change(name, lambda manager, vm, now: manager.relocate(vm.uuid, now))
+        return await self._change(name, lambda manager, vm, now: manager.sizing.relocate(vm.uuid, now))
 
     async def _change(self, name: str, change: Callable[[Manager, VM, float], None]) -> DomainDetail:
         """Let the manager change something about a VM; return the VM once what was decided is durable."""

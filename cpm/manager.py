@@ -11,12 +11,10 @@ How a decision then reaches the kernels, in which order and when its next step i
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from cpm import ranges, scaling
-from cpm.allocator import compaction
 from cpm.changes import Change, DropAddress, PutAddress, PutNode, PutVM
 from cpm.errors import Conflict, InternalPoolExhausted, InvalidRequest, NotFound, PortsExhausted, VirtPortsError
 from cpm.lifecycle import AllocationEvent
@@ -27,7 +25,6 @@ from cpm.messages import (
     Detach,
     Hello,
     ManagerMessage,
-    Measured,
     Need,
     NodeMessage,
     Presence,
@@ -39,7 +36,6 @@ from cpm.messages import (
 )
 from cpm.model import (
     VM,
-    Allocation,
     AllocationState,
     DomainUUID,
     ExternalAddress,
@@ -50,11 +46,9 @@ from cpm.model import (
 )
 from cpm.records import LedgerState
 from cpm.rollout import Rollout
-from cpm.scaling import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
-from cpm.scaling.fairness import HEADROOM_SHARE
 from cpm.sessions import Session
 from cpm.settings import Settings
-from cpm.shortage import Shortage
+from cpm.sizing import Sizing
 from cpm.trend import Trend
 from cpm.view import View
 from cpm.wishes import Effective, Resolver
@@ -63,13 +57,6 @@ _State = AllocationState
 
 RESYNC_S = 5.0
 """Seconds before a node that refused a transaction gets everything again."""
-
-NEARLY_FULL = 0.95
-"""Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
-fail (it tries 248 candidates)."""
-
-MOVABLE_USE = 0.25
-"""Share of a range in use up to which compaction may move it: its old place drains the sooner."""
 
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
@@ -81,20 +68,6 @@ class Outcome:
 
     changes: tuple[Change, ...]
     messages: tuple[tuple[NodeName, ManagerMessage], ...]
-
-
-@dataclasses.dataclass(slots=True)
-class Observation:
-    """What was last measured of a VM, and what was made of it; kept in memory only."""
-
-    measured: Measured | None = None
-    measured_at: float = 0.0
-    scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
-    decision: Decision | None = None
-    refusal: str = ""
-    """Why it has less than was decided; empty: it has not."""
-    gave: str = ""
-    """What it was last asked to give back, and why; empty: nothing since it last grew."""
 
 
 class Manager:
@@ -111,26 +84,24 @@ class Manager:
         self.epoch = epoch
         self.view = View(state, settings.pool.block)
         self.sessions: dict[NodeName, Session] = {}
-        self.observed: dict[DomainUUID, Observation] = {}
         self.present: dict[DomainUUID, NodeName] = {}
         """VMs that run, by what their host last said; a host without session is believed as it was."""
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
         self._settings = settings
         self._resolver = Resolver(settings.defaults(), scaling.policy_words())
-        self._guards = settings.scaling.guard_settings()
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
         self._retry_waiting_at = now
-        self._compact_at = now + settings.pool.compact_s
         self._internal_cursor = 0
         pool = settings.pool
-        headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
-        self.shortage = Shortage(self.view, pool.start_reserve, self.waiting, self.wishes, self._in_use, headroom)
         self.trend = Trend()
         self._rollout = Rollout(
             self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
+        )
+        self.sizing = Sizing(
+            self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, settings, now
         )
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
@@ -202,9 +173,10 @@ class Manager:
                 # A gap is mended at once; a kernel that refuses gets some rest first.
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
-                self._report(session, message, now)
+                session.dropped = message.dropped
+                self.sizing.report(session, message, now)
             case Need():
-                self._need(session, message, now)
+                self.sizing.need(session, message, now)
 
     def _applied(self, session: Session, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
@@ -307,12 +279,12 @@ class Manager:
         self.waiting.add(vm.uuid)
         pool = self._settings.pool
         floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
-        ranges.start(self.view, vm, self.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
+        ranges.start(self.view, vm, self.sizing.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
-        self._observation_of(uuid).refusal = str(error)
+        self.sizing.of(uuid).refusal = str(error)
         self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
@@ -331,8 +303,7 @@ class Manager:
             return
         self.present.pop(uuid, None)
         self.waiting.discard(uuid)
-        self.shortage.settled(uuid)
-        self.observed.pop(uuid, None)
+        self.sizing.forget(uuid)
         for allocation in self.view.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 ranges.advance(self.view, allocation, AllocationEvent.RELEASED, now)
@@ -362,155 +333,6 @@ class Manager:
                 self._internal_cursor = (self._internal_cursor + step + 1) % usable
                 return candidate
         raise InternalPoolExhausted(str(pool))
-
-    # Demand
-
-    def _report(self, session: Session, report: Report, now: float) -> None:
-        session.dropped = report.dropped
-        for measured in report.vms:
-            vm = self.view.vms.get(measured.domain)
-            if vm is None or vm.node != session.node or self.present.get(vm.uuid) != session.node:
-                continue
-            observation = self._observation_of(vm.uuid)
-            observation.measured, observation.measured_at = measured, now
-            if report.generation >= session.changed_at(vm.uuid):
-                self._rollout.note_draining(vm.uuid, session.node, measured)
-                self._scale(vm, observation, measured, now)
-
-    def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
-        active = self.view.one(vm.uuid, _State.ACTIVE)
-        if active is None or measured.ports_in_use is None or self.view.one(vm.uuid, _State.RESERVED):
-            return
-        sample = scaling.Demand(
-            domain=vm.uuid,
-            current=active.ports.size,
-            ports_in_use=measured.ports_in_use,
-            draining=_draining(measured),
-            packets_per_s=measured.packets_per_s,
-            megabits_per_s=measured.megabits_per_s,
-            new_connections_per_s=measured.new_connections_per_s,
-            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
-        )
-        wishes = self.wishes(vm)
-        policy = policy_named(wishes.policy.value)
-        decision, observation.scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._guards, now)
-        observation.decision = decision
-        if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
-            self._grow_or_shrink(vm, active, decision.target, measured.ports_in_use, now)
-
-    def _need(self, session: Session, need: Need, now: float) -> None:
-        """A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for."""
-        vm, active = self.view.vms.get(need.domain), self.view.one(need.domain, _State.ACTIVE)
-        if vm is None or active is None or vm.node != session.node or need.generation < session.changed_at(vm.uuid):
-            # What was counted before the last change says nothing of how things are now.
-            return
-        observation = self._observation_of(vm.uuid)
-        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(observation.measured))
-        policy = policy_named(self.wishes(vm).policy.value)
-        decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
-        observation.decision = decision
-        self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
-
-    def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
-        """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
-        limit = self.shortage.limit(vm, active, target, in_use, now)
-        observation = self._observation_of(vm.uuid)
-        growing = target > active.ports.size
-        observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
-        if limit.ports != active.ports.size:
-            self.resize(vm.uuid, limit.ports, now, room=limit.room)
-        observation.refusal = limit.why or observation.refusal
-
-    def _in_use(self, uuid: DomainUUID) -> int | None:
-        observation = self.observed.get(uuid)
-        return observation.measured.ports_in_use if observation is not None and observation.measured else None
-
-    def _bounds(self, vm: VM) -> Bounds:
-        wishes = self.wishes(vm)
-        return _bounds(wishes.floor.value, wishes.cap.value, self._settings.pool.block)
-
-    def resize(self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None) -> None:
-        """
-        Start to bring a VM's range to a size; make before break, no connection is cut.
-
-        :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
-            resized already. When no more ports are to be had, the reason is kept for ``show``.
-        :param room: Free ports that may be taken for it; None: all.
-        """
-        vm, active = self.view.vms.get(uuid), self.view.one(uuid, _State.ACTIVE)
-        if vm is None or active is None or self.view.one(uuid, _State.RESERVED):
-            return
-        observation = self._observation_of(uuid)
-        try:
-            if target > active.ports.size:
-                ranges.enlarge(self.view, vm, active, target, now, strict=self._strict, room=room)
-            elif target == active.ports.size or not ranges.reduce(self.view, active, target, now):
-                return
-        except PortsExhausted as error:
-            observation.refusal = str(error)
-            self.shortage.refused(uuid, target, now)
-            return
-        observation.refusal = ""
-        self._rollout.changed(uuid)
-
-    def relocate(self, uuid: DomainUUID, now: float) -> None:
-        """
-        Start to move a VM's range to other ports; make before break, no connection is cut.
-
-        :raise NotFound: When there is no such VM.
-        :raise Conflict: When it has no active range, or is being resized.
-        :raise PortsExhausted: When there is no room elsewhere.
-        """
-        vm, active = self._resizable(uuid)
-        ranges.relocate(self.view, vm, active, now, strict=self._strict)
-        self._rollout.changed(uuid)
-
-    def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
-        """
-        The operator wants a VM's range to have a size now; the next report may bring it back.
-
-        :raise NotFound: When there is no such VM.
-        :raise Conflict: When it has no active range, or is being resized.
-        :raise PortsExhausted: When there is no room for so many.
-        """
-        vm, active = self._resizable(uuid)
-        target = min(max(ports, self.floor(vm)), self.cap(vm))
-        if target > active.ports.size:
-            ranges.enlarge(self.view, vm, active, target, now, strict=self._strict)
-        elif target < active.ports.size:
-            ranges.reduce(self.view, active, target, now)
-        self._rollout.changed(uuid)
-
-    def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
-        vm, active = self.view.vms.get(uuid), self.view.one(uuid, _State.ACTIVE)
-        if vm is None:
-            raise NotFound("VM", uuid, "see `virt-ports list --all`")
-        if active is None or self.view.one(uuid, _State.RESERVED) is not None:
-            raise Conflict(
-                f"{vm.name} has no active range or is being resized; see `virt-ports show {vm.name}`, try again"
-            )
-        return vm, active
-
-    def _compact(self, now: float) -> None:
-        """Join free runs by moving, now and then, a range that few connections use."""
-        self._compact_at = now + self._settings.pool.compact_s
-        for address in self.view.space.addresses:
-            found = compaction(self.view.space, address.address, self._is_movable)
-            if found is not None:
-                uuid = found.allocation.domain
-                ranges.move_to(self.view, self.view.vms[uuid], found, now)
-                self._rollout.changed(uuid)
-
-    def _is_movable(self, allocation: Allocation) -> bool:
-        observation = self.observed.get(allocation.domain)
-        measured = observation.measured if observation is not None else None
-        return (
-            measured is not None
-            and measured.ports_in_use is not None
-            and measured.ports_in_use <= MOVABLE_USE * allocation.ports.size
-            and allocation.node in self.sessions
-            and self.view.one(allocation.domain, _State.RESERVED) is None
-        )
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
@@ -549,11 +371,6 @@ class Manager:
     def _strict(self) -> bool:
         return self._settings.pool.pairing == "strict"
 
-    def _observation_of(self, uuid: DomainUUID) -> Observation:
-        if (observation := self.observed.get(uuid)) is None:
-            observation = self.observed[uuid] = Observation()
-        return observation
-
     # Time
 
     def tick(self, now: float) -> None:
@@ -575,25 +392,9 @@ class Manager:
                 self._rollout.tell_all(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
-        if now >= self._compact_at:
-            self._compact(now)
+        self.sizing.compact(now)
         self.trend.note(now, self.view.space.free_ports)
-        self._relieve(now)
-
-    def _relieve(self, now: float) -> None:
-        """While ports are short: give what is free to those that wait, and ask others to give back."""
-        for uuid, ports in self.shortage.poorest_first(now):
-            active, want = self.view.one(uuid, _State.ACTIVE), self.shortage.want(uuid)
-            if active is not None and self.view.one(uuid, _State.RESERVED) is None:
-                self._grow_or_shrink(self.view.vms[uuid], active, ports, self._in_use(uuid), now)
-                self.shortage.keep(uuid, want)
-        for uuid, ports in self.shortage.relief(now):
-            active = self.view.one(uuid, _State.ACTIVE)
-            if active is not None and ranges.reduce(
-                self.view, active, ports, now, upper=self.shortage.keeps_upper(active)
-            ):
-                self._observation_of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
-                self._rollout.changed(uuid)
+        self.sizing.relieve(now)
 
     def _retry_waiting(self, now: float) -> None:
         self._retry_waiting_at = now + WAITING_RETRY_S
@@ -601,18 +402,7 @@ class Manager:
             try:
                 self._start(self.view.vms[uuid], now)
             except PortsExhausted as error:
-                self._observation_of(uuid).refusal = str(error)
-
-
-@functools.lru_cache
-def _bounds(floor: int, cap: int, block: int) -> Bounds:
-    """Return one value for the many VMs that have the same."""
-    return Bounds(floor=floor, cap=cap, block=block)
-
-
-def _draining(measured: Measured | None) -> int:
-    """Return how many connections still use ranges of a VM that are on their way out."""
-    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
+                self.sizing.of(uuid).refusal = str(error)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

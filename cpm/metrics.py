@@ -37,7 +37,7 @@ class _Metrics(Collector):
             "virt_ports_domains_lacking_ports", "VMs that could not get the ports they want.", labels=["want"]
         )
         lacking.add_metric(["start"], len(self._manager.waiting))
-        lacking.add_metric(["growth"], self._manager.shortage.waiting_to_grow)
+        lacking.add_metric(["growth"], self._manager.sizing.shortage.waiting_to_grow)
         return lacking
 
     def _addresses(self) -> Iterator[GaugeMetricFamily]:

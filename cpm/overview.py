@@ -25,11 +25,12 @@ from cpm.api.views import (
     WishView,
 )
 from cpm.errors import Ambiguous, NotFound
-from cpm.manager import Manager, Observation
+from cpm.manager import Manager
 from cpm.messages import GuestView
 from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role, Wishes
 from cpm.records import Holding, JournalEntry
 from cpm.scaling.spec import demand_score
+from cpm.sizing import Observation
 from cpm.wishes import KEYS, Chosen
 
 _State = AllocationState
@@ -71,7 +72,7 @@ def domain(manager: Manager, name: str) -> DomainDetail:
     :raise Ambiguous: When several have it.
     """
     vm = find(manager, name)
-    observation = manager.observed.get(vm.uuid) or Observation()
+    observation = manager.sizing.observed.get(vm.uuid) or Observation()
     measured = observation.measured
     draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
     wishes = manager.wishes(vm)
@@ -128,7 +129,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     vm = find(manager, name)
     facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
     decision, want = facts.decision, facts.want
-    observation = manager.observed.get(vm.uuid)
+    observation = manager.sizing.observed.get(vm.uuid)
     return ExplainView(
         domain=_domain(manager, vm),
         lines=explaining.lines(facts, pool),
@@ -156,9 +157,9 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
 
 
 def _facts(manager: Manager, vm: VM, now: float) -> explaining.Facts:
-    observation = manager.observed.get(vm.uuid) or Observation()
+    observation = manager.sizing.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, _current(manager, vm)
-    short = manager.shortage.holds(now)
+    short = manager.sizing.shortage.holds(now)
     return explaining.Facts(
         name=vm.name,
         runs=vm.uuid in manager.present,
@@ -171,9 +172,9 @@ def _facts(manager: Manager, vm: VM, now: float) -> explaining.Facts:
         decided_s_ago=now - observation.measured_at,
         refusal=observation.refusal,
         gave=observation.gave,
-        want=manager.shortage.want(vm.uuid),
+        want=manager.sizing.shortage.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
-        fair_share=manager.shortage.fair_share(vm, manager.cap(vm), now) if short else None,
+        fair_share=manager.sizing.shortage.fair_share(vm, manager.cap(vm), now) if short else None,
         wishes=manager.wishes(vm),
         now=now,
     )
@@ -187,8 +188,8 @@ def _pool_facts(manager: Manager, now: float) -> explaining.PoolFacts:
         leaving=sum(each.ports.size for each in view.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
-        short=manager.shortage.holds(now),
-        waiting=len(manager.waiting) + manager.shortage.waiting_to_grow,
+        short=manager.sizing.shortage.holds(now),
+        waiting=len(manager.waiting) + manager.sizing.shortage.waiting_to_grow,
         holders=_holders(manager),
         per_minute=manager.trend.per_minute(),
         empty_in_s=manager.trend.empty_in_s(space.free_ports),
@@ -206,7 +207,7 @@ def _holders(manager: Manager) -> tuple[explaining.Holder, ...]:
 
 
 def _in_use(manager: Manager, vm: VM) -> int | None:
-    observation = manager.observed.get(vm.uuid)
+    observation = manager.sizing.observed.get(vm.uuid)
     return observation.measured.ports_in_use if observation is not None and observation.measured is not None else None
 
 
@@ -289,7 +290,7 @@ def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
 
 def _domain(manager: Manager, vm: VM) -> DomainView:
     current = _current(manager, vm)
-    observation = manager.observed.get(vm.uuid)
+    observation = manager.sizing.observed.get(vm.uuid)
     measured = observation.measured if observation is not None else None
     return DomainView(
         name=vm.name,

@@ -44,11 +44,11 @@ class Faults(RuleBasedStateMachine):
 
     @rule(uuid=vms, blocks=st.integers(1, 12))
     def resize(self, uuid: DomainUUID, blocks: int) -> None:
-        self.fleet.ask(lambda manager: manager.resize(uuid, blocks * 64, self.fleet.now))
+        self.fleet.ask(lambda manager: manager.sizing.resize(uuid, blocks * 64, self.fleet.now))
 
     @rule(uuid=vms)
     def relocate(self, uuid: DomainUUID) -> None:
-        self.fleet.ask(lambda manager: manager.relocate(uuid, self.fleet.now))
+        self.fleet.ask(lambda manager: manager.sizing.relocate(uuid, self.fleet.now))
 
     @rule(uuid=vms, in_use=st.integers(0, 600), rate=st.sampled_from([0.0, 1000.0]))
     def say_that_it_needs_more(self, uuid: DomainUUID, in_use: int, rate: float) -> None:

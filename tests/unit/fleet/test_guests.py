@@ -43,7 +43,7 @@ def history(lies: dict[DomainUUID, GuestView]) -> list[object]:
             fleet.run()
             fleet.pass_time(15.0)
         assert fleet.manager is not None
-        seen.append([observation.decision for observation in fleet.manager.observed.values()])
+        seen.append([observation.decision for observation in fleet.manager.sizing.observed.values()])
         seen.append(sorted((a.domain, a.ports, a.state) for uuid in (VM, OTHER) for a in fleet.manager.view.of(uuid)))
         seen.append([machine.kernel for machine in fleet.machines.values()])
     return seen
@@ -89,7 +89,7 @@ def test_a_host_knows_what_to_tell_its_guests_and_when_it_changes() -> None:
     told = node.guests()[VM]
     assert told is not None
     assert (told.external, told.ports) == (EXTERNAL, fleet.machines[HOST1].kernel.host[VM].ports)
-    fleet.ask(lambda manager: manager.resize(VM, 512, fleet.now))
+    fleet.ask(lambda manager: manager.sizing.resize(VM, 512, fleet.now))
     fleet.run()
     larger = node.guests()[VM]
     assert larger is not None

@@ -28,7 +28,7 @@ def started(fleet: Fleet, uuid: DomainUUID = VM, host: NodeName = HOST1) -> None
 
 
 def resize(fleet: Fleet, ports: int, uuid: DomainUUID = VM) -> None:
-    fleet.ask(lambda manager: manager.resize(uuid, ports, fleet.now))
+    fleet.ask(lambda manager: manager.sizing.resize(uuid, ports, fleet.now))
 
 
 def ways(fleet: Fleet) -> int:
@@ -288,7 +288,7 @@ def test_a_relocated_range_serves_its_connections_until_they_end() -> None:
     started(fleet)
     connection = fleet.open(VM, 7)
     assert connection is not None
-    fleet.ask(lambda manager: manager.relocate(VM, fleet.now))
+    fleet.ask(lambda manager: manager.sizing.relocate(VM, fleet.now))
     settle(fleet)
     assert states(fleet) == [(1024, 1279, "draining"), (1344, 1599, "active")]
     assert all(edge.kernel.maps(connection.internal, connection.port) for edge in fleet.edges)

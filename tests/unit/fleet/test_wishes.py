@@ -113,7 +113,7 @@ def test_the_policy_of_a_vm_decides_about_it() -> None:
         fleet.report(HOST1, busy=True)
         fleet.run()
         assert fleet.manager is not None
-        decision = fleet.manager.observed[ONE].decision
+        decision = fleet.manager.sizing.observed[ONE].decision
         assert decision is not None
         assert (decision.asked > decision.current) is asks_for_more
 
@@ -122,7 +122,7 @@ def test_a_drain_limit_of_its_own_ends_what_the_pool_would_let_drain_for_ever() 
     fleet = started(Wishes(drain_limit_s=30.0))
     for offset in range(200, 256):
         assert fleet.open(ONE, offset) is not None
-    fleet.ask(lambda manager: manager.resize(ONE, 64, fleet.now))
+    fleet.ask(lambda manager: manager.sizing.resize(ONE, 64, fleet.now))
     reports(fleet, 4)
     assert fleet.manager is not None
     assert "draining" in {row.state.value for row in fleet.manager.view.of(ONE)}

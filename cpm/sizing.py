@@ -1,0 +1,279 @@
+"""
+How large each VM's range should be, and what comes of it: the manager's answers to measurements.
+
+Pure, like the manager that owns it. Reports, needs and the operator's hand end in :meth:`Sizing.resize` and its like,
+which record the first step in the view; :mod:`cpm.rollout` takes the others. The rules themselves are in
+:mod:`cpm.scaling`, and what is fair while ports are short in :mod:`cpm.shortage`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Set
+
+from cpm import ranges, scaling
+from cpm.allocator import compaction
+from cpm.errors import Conflict, NotFound, PortsExhausted
+from cpm.messages import Measured, Need, Report
+from cpm.model import VM, Allocation, AllocationState, DomainUUID, NodeName
+from cpm.rollout import Rollout
+from cpm.scaling import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
+from cpm.scaling.fairness import HEADROOM_SHARE
+from cpm.sessions import Session
+from cpm.settings import Settings
+from cpm.shortage import Shortage
+from cpm.view import View
+from cpm.wishes import Effective
+
+_State = AllocationState
+
+NEARLY_FULL = 0.95
+"""Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
+fail (it tries 248 candidates)."""
+
+MOVABLE_USE = 0.25
+"""Share of a range in use up to which compaction may move it: its old place drains the sooner."""
+
+
+@dataclasses.dataclass(slots=True)
+class Observation:
+    """What was last measured of a VM, and what was made of it; kept in memory only."""
+
+    measured: Measured | None = None
+    measured_at: float = 0.0
+    scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
+    decision: Decision | None = None
+    refusal: str = ""
+    """Why it has less than was decided; empty: it has not."""
+    gave: str = ""
+    """What it was last asked to give back, and why; empty: nothing since it last grew."""
+
+
+class Sizing:
+    """
+    Brings ranges to the size that measurements call for.
+
+    :param view: The global view; changes are recorded in it.
+    :param sessions: The connected nodes.
+    :param present: Where each VM runs.
+    :param waiting: VMs that run and have no ports because there are none.
+    :param rollout: Is told of every VM that changed.
+    :param wishes: Says what holds for a VM.
+    :param settings: How ports are dealt out.
+    :param now: UTC seconds.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        sessions: Mapping[NodeName, Session],
+        present: Mapping[DomainUUID, NodeName],
+        waiting: Set[DomainUUID],
+        rollout: Rollout,
+        wishes: Callable[[VM], Effective],
+        settings: Settings,
+        now: float,
+    ) -> None:
+        self.observed: dict[DomainUUID, Observation] = {}
+        self._view = view
+        self._sessions = sessions
+        self._present = present
+        self._rollout = rollout
+        self._wishes = wishes
+        self._pool = settings.pool
+        self._guards = settings.scaling.guard_settings()
+        self._compact_at = now + settings.pool.compact_s
+        headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
+        self.shortage = Shortage(view, settings.pool.start_reserve, waiting, wishes, self.in_use, headroom)
+
+    def forget(self, uuid: DomainUUID) -> None:
+        """Drop what is known of the need of a VM that is gone."""
+        self.shortage.settled(uuid)
+        self.observed.pop(uuid, None)
+
+    def report(self, session: Session, report: Report, now: float) -> None:
+        """Take in what a host measured, and follow it."""
+        for measured in report.vms:
+            vm = self._view.vms.get(measured.domain)
+            if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
+                continue
+            observation = self.of(vm.uuid)
+            observation.measured, observation.measured_at = measured, now
+            if report.generation >= session.changed_at(vm.uuid):
+                self._rollout.note_draining(vm.uuid, session.node, measured)
+                self._scale(vm, observation, measured, now)
+
+    def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
+        active = self._view.one(vm.uuid, _State.ACTIVE)
+        if active is None or measured.ports_in_use is None or self._view.one(vm.uuid, _State.RESERVED):
+            return
+        sample = scaling.Demand(
+            domain=vm.uuid,
+            current=active.ports.size,
+            ports_in_use=measured.ports_in_use,
+            draining=_draining(measured),
+            packets_per_s=measured.packets_per_s,
+            megabits_per_s=measured.megabits_per_s,
+            new_connections_per_s=measured.new_connections_per_s,
+            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
+        )
+        wishes = self._wishes(vm)
+        policy = policy_named(wishes.policy.value)
+        decision, observation.scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._guards, now)
+        observation.decision = decision
+        if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
+            self._grow_or_shrink(vm, active, decision.target, measured.ports_in_use, now)
+
+    def need(self, session: Session, need: Need, now: float) -> None:
+        """A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for."""
+        vm, active = self._view.vms.get(need.domain), self._view.one(need.domain, _State.ACTIVE)
+        if vm is None or active is None or vm.node != session.node or need.generation < session.changed_at(vm.uuid):
+            # What was counted before the last change says nothing of how things are now.
+            return
+        observation = self.of(vm.uuid)
+        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(observation.measured))
+        policy = policy_named(self._wishes(vm).policy.value)
+        decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
+        observation.decision = decision
+        self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
+
+    def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
+        """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
+        limit = self.shortage.limit(vm, active, target, in_use, now)
+        observation = self.of(vm.uuid)
+        growing = target > active.ports.size
+        observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
+        if limit.ports != active.ports.size:
+            self.resize(vm.uuid, limit.ports, now, room=limit.room)
+        observation.refusal = limit.why or observation.refusal
+
+    def in_use(self, uuid: DomainUUID) -> int | None:
+        """Return how many ports of its range a VM used when last counted."""
+        observation = self.observed.get(uuid)
+        return observation.measured.ports_in_use if observation is not None and observation.measured else None
+
+    def _bounds(self, vm: VM) -> Bounds:
+        wishes = self._wishes(vm)
+        return _bounds(wishes.floor.value, wishes.cap.value, self._pool.block)
+
+    def resize(self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None) -> None:
+        """
+        Start to bring a VM's range to a size; make before break, no connection is cut.
+
+        :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
+            resized already. When no more ports are to be had, the reason is kept for ``show``.
+        :param room: Free ports that may be taken for it; None: all.
+        """
+        vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
+        if vm is None or active is None or self._view.one(uuid, _State.RESERVED):
+            return
+        observation = self.of(uuid)
+        try:
+            if target > active.ports.size:
+                ranges.enlarge(self._view, vm, active, target, now, strict=self._strict, room=room)
+            elif target == active.ports.size or not ranges.reduce(self._view, active, target, now):
+                return
+        except PortsExhausted as error:
+            observation.refusal = str(error)
+            self.shortage.refused(uuid, target, now)
+            return
+        observation.refusal = ""
+        self._rollout.changed(uuid)
+
+    def relocate(self, uuid: DomainUUID, now: float) -> None:
+        """
+        Start to move a VM's range to other ports; make before break, no connection is cut.
+
+        :raise NotFound: When there is no such VM.
+        :raise Conflict: When it has no active range, or is being resized.
+        :raise PortsExhausted: When there is no room elsewhere.
+        """
+        vm, active = self._resizable(uuid)
+        ranges.relocate(self._view, vm, active, now, strict=self._strict)
+        self._rollout.changed(uuid)
+
+    def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
+        """
+        The operator wants a VM's range to have a size now; the next report may bring it back.
+
+        :raise NotFound: When there is no such VM.
+        :raise Conflict: When it has no active range, or is being resized.
+        :raise PortsExhausted: When there is no room for so many.
+        """
+        vm, active = self._resizable(uuid)
+        target = min(max(ports, self._wishes(vm).floor.value), self._wishes(vm).cap.value)
+        if target > active.ports.size:
+            ranges.enlarge(self._view, vm, active, target, now, strict=self._strict)
+        elif target < active.ports.size:
+            ranges.reduce(self._view, active, target, now)
+        self._rollout.changed(uuid)
+
+    def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
+        vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
+        if vm is None:
+            raise NotFound("VM", uuid, "see `virt-ports list --all`")
+        if active is None or self._view.one(uuid, _State.RESERVED) is not None:
+            raise Conflict(
+                f"{vm.name} has no active range or is being resized; see `virt-ports show {vm.name}`, try again"
+            )
+        return vm, active
+
+    def compact(self, now: float) -> None:
+        """Join free runs by moving, now and then, a range that few connections use."""
+        if now < self._compact_at:
+            return
+        self._compact_at = now + self._pool.compact_s
+        for address in self._view.space.addresses:
+            found = compaction(self._view.space, address.address, self._is_movable)
+            if found is not None:
+                uuid = found.allocation.domain
+                ranges.move_to(self._view, self._view.vms[uuid], found, now)
+                self._rollout.changed(uuid)
+
+    def _is_movable(self, allocation: Allocation) -> bool:
+        observation = self.observed.get(allocation.domain)
+        measured = observation.measured if observation is not None else None
+        return (
+            measured is not None
+            and measured.ports_in_use is not None
+            and measured.ports_in_use <= MOVABLE_USE * allocation.ports.size
+            and allocation.node in self._sessions
+            and self._view.one(allocation.domain, _State.RESERVED) is None
+        )
+
+    def relieve(self, now: float) -> None:
+        """While ports are short: give what is free to those that wait, and ask others to give back."""
+        for uuid, ports in self.shortage.poorest_first(now):
+            active, want = self._view.one(uuid, _State.ACTIVE), self.shortage.want(uuid)
+            if active is not None and self._view.one(uuid, _State.RESERVED) is None:
+                self._grow_or_shrink(self._view.vms[uuid], active, ports, self.in_use(uuid), now)
+                self.shortage.keep(uuid, want)
+        for uuid, ports in self.shortage.relief(now):
+            active = self._view.one(uuid, _State.ACTIVE)
+            if active is not None and ranges.reduce(
+                self._view, active, ports, now, upper=self.shortage.keeps_upper(active)
+            ):
+                self.of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
+                self._rollout.changed(uuid)
+
+    def of(self, uuid: DomainUUID) -> Observation:
+        """Return what is known of a VM's need."""
+        if (observation := self.observed.get(uuid)) is None:
+            observation = self.observed[uuid] = Observation()
+        return observation
+
+    @property
+    def _strict(self) -> bool:
+        return self._pool.pairing == "strict"
+
+
+@functools.lru_cache
+def _bounds(floor: int, cap: int, block: int) -> Bounds:
+    """Return one value for the many VMs that have the same."""
+    return Bounds(floor=floor, cap=cap, block=block)
+
+
+def _draining(measured: Measured | None) -> int:
+    """Return how many connections still use ranges of a VM that are on their way out."""
+    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
