@@ -37,6 +37,8 @@ RECOUNT_S = 0.4
 """Seconds between two counts of a VM that is being refused."""
 REFUSE_S = 2.0
 """Seconds after which the kernel forgets by itself that a VM is refused."""
+FASTEST_PER_S = 100_000.0
+"""Connections per second that no VM can begin: what says so speaks of an older budget."""
 _TELLING = 16
 """Arrivals from which on a count tells whether they needed ports."""
 
@@ -118,6 +120,8 @@ class _Watch:
     armed: int = 0
     armed_from: float = 0.0
     """Arrivals when the budget was given."""
+    armed_at: float | None = None
+    """When the kernel held it; None: not yet."""
     is_spent: bool = False
     rate: float = 0.0
     """Arrivals per second of late."""
@@ -143,7 +147,12 @@ class _Watch:
             fresh = budget(self.ports.size, self.level, self.rate)
         self.armed = fresh if fresh != self.armed else fresh + 1
         self.armed_from = self.arrived
+        self.armed_at = None
         self.is_spent = False
+
+    def is_stale(self, now: float) -> bool:
+        """Whether a signal that comes now is about an older budget than this one."""
+        return self.armed_at is None or now - self.armed_at < self.armed / FASTEST_PER_S
 
     def arrive(self, total: float, now: float) -> None:
         """Take note of how many have arrived by now."""
@@ -225,15 +234,21 @@ class Arrivals:
         elif before is not None:
             watch.rate, watch.doubted, watch.armed = before.rate, before.doubted, before.armed
         if found is not None:
-            watch.armed = found
+            watch.armed, watch.armed_at = found, now
         else:
             watch.arm()
         self._vms[domain] = watch
 
-    def spent(self, domain: DomainUUID, now: float) -> list[Step]:
-        """The kernel says that a VM's budget is used up."""
+    def in_force(self, domain: DomainUUID, budget: int | None, now: float) -> None:
+        """The kernel holds this budget now."""
         watch = self._vms.get(domain)
-        if watch is None:
+        if watch is not None and watch.armed_at is None and watch.armed == budget:
+            watch.armed_at = now
+
+    def spent(self, domain: DomainUUID, now: float) -> list[Step]:
+        """The kernel says that a VM's budget is used up; when that is an older one, it will say so again."""
+        watch = self._vms.get(domain)
+        if watch is None or (not watch.is_spent and watch.is_stale(now)):
             return []
         if not watch.is_spent:
             watch.is_spent = True

@@ -306,7 +306,7 @@ class Node:
         work, self._under_way = self._under_way, None
         if work is None:
             return
-        self._note_applied(work)
+        self._note_applied(work, now)
         if work.generation is not None:
             self._applied_generation = work.generation
             self._say(Applied(self._epoch, work.generation))
@@ -709,10 +709,11 @@ class Node:
         self._sent = host
         return Program(Change(host=host, edge=edge, path=_path(self._path) if work.path else None))
 
-    def _note_applied(self, work: _Work) -> None:
+    def _note_applied(self, work: _Work, now: float) -> None:
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
+                self._arrivals.in_force(uuid, entry.budget, now)
                 continue
             self._applied.pop(uuid, None)
             if uuid not in self._host:

@@ -22,8 +22,19 @@ AT = 1000.0
 
 def watching(ports: PortRange = FLOOR, *, at_cap: bool = False) -> Arrivals:
     arrivals = Arrivals()
-    arrivals.resized(VM, ports, AT, at_cap=at_cap)
+    give(arrivals, ports, AT, at_cap=at_cap)
     return arrivals
+
+
+def give(arrivals: Arrivals, ports: PortRange, at: float, *, at_cap: bool = False) -> None:
+    """The VM gets these ports, and the kernel does as it is told."""
+    arrivals.resized(VM, ports, at, at_cap=at_cap)
+    hold(arrivals, at)
+
+
+def hold(arrivals: Arrivals, at: float) -> None:
+    """The kernel holds the present budget."""
+    arrivals.in_force(VM, arrivals.armed(VM), at)
 
 
 def armed(arrivals: Arrivals) -> int:
@@ -69,7 +80,7 @@ def test_at_most_one_request_is_outstanding() -> None:
 def test_new_ports_bring_a_new_budget_and_another_request_may_follow() -> None:
     arrivals = watching()
     arrivals.spent(VM, AT + 0.004)
-    arrivals.resized(VM, DOUBLE, AT + 0.008, at_cap=False)
+    give(arrivals, DOUBLE, AT + 0.008)
     # What arrived meanwhile is reckoned with.
     assert 0 < armed(arrivals) < budget(DOUBLE.size, 61, 0)
     (asked, *_) = arrivals.spent(VM, AT + 0.012)
@@ -99,6 +110,7 @@ def test_a_budget_armed_again_is_never_the_same_number() -> None:
         before = armed(arrivals)
         arrived = second * 50
         assert arrivals.measured(VM, FLOOR, 0, arrived, AT + second) in ([], [Arm(VM)])
+        hold(arrivals, AT + second)
         arrivals.spent(VM, AT + second + 0.99)
         assert armed(arrivals) != before
 
@@ -110,9 +122,10 @@ def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
     assert isinstance(asked, Ask)
     assert isinstance(counting, Count)
     arrivals.counted(counting, 1, frozenset(), AT + 0.12)
-    arrivals.resized(VM, DOUBLE, AT + 0.13, at_cap=False)
+    give(arrivals, DOUBLE, AT + 0.13)
     at = AT + 0.13
     for _ in range(20):
+        hold(arrivals, at)
         at += armed(arrivals) / 600
         steps = arrivals.spent(VM, at)
         assert not any(isinstance(step, Ask) for step in steps)
@@ -128,6 +141,7 @@ def test_who_is_doubted_and_bursts_is_believed_again() -> None:
     arrivals.counted(counting, 1, frozenset(), AT + 0.12)
     arrivals.turned_down(VM, AT + 0.13)
     arrivals.measured(VM, FLOOR, 1, armed(arrivals), AT + 1.5)
+    hold(arrivals, AT + 1.5)
     steps = arrivals.spent(VM, AT + 1.504)
     assert isinstance(steps[0], Ask)
 
@@ -147,7 +161,7 @@ def test_a_count_of_ports_that_changed_says_nothing() -> None:
     arrivals = watching()
     *_, counting = arrivals.spent(VM, AT + 0.004)
     assert isinstance(counting, Count)
-    arrivals.resized(VM, DOUBLE, AT + 0.008, at_cap=False)
+    give(arrivals, DOUBLE, AT + 0.008)
     before = armed(arrivals)
     assert arrivals.counted(counting, 256, frozenset(), AT + 0.02) == []
     assert armed(arrivals) == before
@@ -160,7 +174,9 @@ def test_who_was_turned_down_is_quiet_for_a_while() -> None:
     arrivals = watching()
     arrivals.spent(VM, AT + 0.004)
     assert arrivals.turned_down(VM, AT + 0.01) == [Arm(VM)]
+    hold(arrivals, AT + 0.01)
     assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.1))
+    hold(arrivals, AT + 0.1)
     assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.01 + budgets.PATIENCE_S))
 
 
@@ -211,7 +227,7 @@ def test_more_ports_end_a_refusal() -> None:
     (counting,) = arrivals.spent(VM, AT + 1)
     assert isinstance(counting, Count)
     arrivals.counted(counting, 256, frozenset({THERE}), AT + 1.02)
-    arrivals.resized(VM, DOUBLE, AT + 1.1, at_cap=False)
+    give(arrivals, DOUBLE, AT + 1.1)
     assert arrivals.refused() == {}
 
 
@@ -230,6 +246,7 @@ def test_counts_of_one_vm_keep_a_distance() -> None:
     assert isinstance(counting, Count)
     assert arrivals.spent(VM, AT + 1.01) == []
     arrivals.counted(counting, 250, frozenset(), AT + 1.02)
+    hold(arrivals, AT + 1.02)
     assert arrivals.spent(VM, AT + 1.03) == []
     (put_off,) = arrivals.tick(AT + 1.03 + budgets.COUNT_GAP_S)
     assert isinstance(put_off, Count)
@@ -240,3 +257,14 @@ def test_a_budget_found_in_the_kernel_stays() -> None:
     arrivals.resized(VM, FLOOR, AT, at_cap=False, found=33)
     arrivals.resized(VM, FLOOR, AT + 1, at_cap=False)
     assert arrivals.armed(VM) == 33
+
+
+def test_word_of_an_older_budget_is_not_taken_for_one_of_the_new() -> None:
+    arrivals = watching()
+    assert arrivals.spent(VM, AT + 0.004)
+    arrivals.resized(VM, DOUBLE, AT + 0.008, at_cap=False)
+    # Not in the kernel yet; and then not long enough for anybody to have used it up.
+    assert arrivals.spent(VM, AT + 0.02) == []
+    hold(arrivals, AT + 0.03)
+    assert arrivals.spent(VM, AT + 0.03) == []
+    assert arrivals.spent(VM, AT + 0.04)
