@@ -29,6 +29,8 @@ HORIZON_S = 3.0
 """More is asked for when the ports would run out within so many seconds."""
 CROWDED = 0.75
 """Or when so much of the range is in use, and more connections keep coming."""
+LEAST_USE = 0.25
+"""Share of the range in use below which nothing is asked for: the manager would not listen."""
 PATIENCE_S = 1.0
 """Seconds after which a request that nothing came of may be repeated."""
 COUNT_GAP_S = 0.25
@@ -57,14 +59,15 @@ def budget(size: int, in_use: float, rate: float) -> int:
     Return how many connections may begin before the kernel speaks up.
 
     As many as leave ports for what may arrive before a larger range is in force; of a range too small for that, a
-    quarter of what is left.
+    quarter of what is left. Never so few that it would be too early to ask.
 
     :param size: Ports of the range.
     :param in_use: Ports in use.
     :param rate: Connections per second of late.
     """
     left = usable(size) - in_use
-    return max(0, int(left) // 4, math.floor(left - max(rate, SUDDEN_PER_S) * REACTION_S))
+    too_early = math.ceil(size * LEAST_USE - in_use)
+    return max(0, too_early, int(left) // 4, math.floor(left - max(rate, SUDDEN_PER_S) * REACTION_S))
 
 
 class Ask(NamedTuple):
@@ -176,7 +179,8 @@ class _Watch:
         left = usable(self.ports.size) - self.level
         is_crowded = self.level >= CROWDED * self.ports.size and self.rate > 0
         is_running_out = self.is_believed and left < self.rate * HORIZON_S
-        return not self.at_cap and (is_crowded or is_running_out)
+        is_early = self.level < LEAST_USE * self.ports.size
+        return not self.at_cap and not is_early and (is_crowded or is_running_out)
 
     @property
     def is_believed(self) -> bool:

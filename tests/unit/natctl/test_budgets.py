@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.model import DomainUUID, PortRange
+from cpm.scaling import arrivals as manager
 from natctl import budgets
 from natctl.budgets import Arm, Arrivals, Ask, Count, Exhausted, Refuse, budget, usable
 from natctl.desired import Destination
@@ -50,7 +51,13 @@ def test_a_budget_never_goes_beyond_what_is_left(size: int, in_use: int, rate: f
 
 
 def test_of_a_small_range_the_first_quarter_is_silent() -> None:
-    assert budget(256, 0, 0) == 60
+    assert budget(256, 0, 0) == 64
+
+
+@given(st.integers(64, 65535), st.floats(0, 1e6))
+def test_what_is_asked_for_when_the_first_budget_is_used_up_the_manager_takes_seriously(size: int, rate: float) -> None:
+    assert budget(size, 0, rate) + 1 >= manager.LEAST_USE * size
+    assert budgets.LEAST_USE >= manager.LEAST_USE
 
 
 def test_of_a_large_range_what_a_sudden_burst_may_take_is_kept() -> None:
@@ -82,7 +89,7 @@ def test_new_ports_bring_a_new_budget_and_another_request_may_follow() -> None:
     arrivals.spent(VM, AT + 0.004)
     give(arrivals, DOUBLE, AT + 0.008)
     # What arrived meanwhile is reckoned with.
-    assert 0 < armed(arrivals) < budget(DOUBLE.size, 61, 0)
+    assert 0 < armed(arrivals) < budget(DOUBLE.size, 64, 0)
     (asked, *_) = arrivals.spent(VM, AT + 0.012)
     assert isinstance(asked, Ask)
     assert asked.arrivals_per_s > 10_000
