@@ -108,6 +108,17 @@ def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) 
     return Shrunk(PortRange(active.ports.first, end), PortRange(end + 1, active.ports.last))
 
 
+def without_foreign_numbers(
+    space: AddressSpace, domain: DomainUUID, address: IPv4Address, run: PortRange
+) -> list[PortRange]:
+    """Cut the port numbers that the VM holds on other addresses out of a run."""
+    pieces = [run]
+    for allocation in space.of(domain):
+        if allocation.external != address:
+            pieces = [rest for piece in pieces for rest in piece.minus(allocation.ports)]
+    return pieces
+
+
 def _groups(
     space: AddressSpace, domain: DomainUUID, prefer: IPv4Address | None, *, strict: bool
 ) -> list[list[IPv4Address]]:
@@ -131,7 +142,7 @@ def _reclaiming(
         if address not in addresses:
             continue
         run = space.reachable(address, allocation.ports, own)
-        for piece in _without_foreign_numbers(space, domain, address, run):
+        for piece in without_foreign_numbers(space, domain, address, run):
             first = _window(piece, allocation.ports, size, space.block)
             if first is not None:
                 return _placement(address, PortRange(first, first + size - 1), own)
@@ -145,7 +156,7 @@ def _fresh(space: AddressSpace, domain: DomainUUID, size: int, addresses: Collec
         return None
     # The first candidate nearly always does; the others matter to a VM whose own ranges are on another address.
     for address, run in space.fitting(size, addresses) if space.of(domain) else (best,):
-        for piece in _without_foreign_numbers(space, domain, address, run):
+        for piece in without_foreign_numbers(space, domain, address, run):
             blocks = aligned(piece, space.block)
             if blocks and blocks.size >= size:
                 return Placement(address, PortRange(blocks.first, blocks.first + size - 1))
@@ -156,7 +167,7 @@ def _in_place(space: AddressSpace, active: Allocation, size: int) -> Placement |
     """Extend the active range: all upwards, else all downwards, else as far up as it goes and the rest down."""
     own = _reclaimable(space, active.domain, active.node)
     run = space.reachable(active.external, active.ports, own)
-    for piece in _without_foreign_numbers(space, active.domain, active.external, run):
+    for piece in without_foreign_numbers(space, active.domain, active.external, run):
         if not piece.covers(active.ports):
             continue
         up = active.ports.first
@@ -177,17 +188,6 @@ def _window(piece: PortRange, own: PortRange, size: int, block: int) -> int | No
     if lowest > highest:
         return None
     return min(max(first_at_or_above(own.first, block), lowest), highest)
-
-
-def _without_foreign_numbers(
-    space: AddressSpace, domain: DomainUUID, address: IPv4Address, run: PortRange
-) -> list[PortRange]:
-    """Cut the port numbers that the VM holds on other addresses out of a run."""
-    pieces = [run]
-    for allocation in space.of(domain):
-        if allocation.external != address:
-            pieces = [rest for piece in pieces for rest in piece.minus(allocation.ports)]
-    return pieces
 
 
 def _reclaimable(space: AddressSpace, domain: DomainUUID, node: NodeName | None) -> tuple[Allocation, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from ipaddress import IPv4Address
 
 from hypothesis import given
@@ -28,6 +29,14 @@ def filled(layout: list[int], state: AllocationState = AllocationState.ACTIVE) -
     return space
 
 
+def held(
+    space: AddressSpace, block: int, blocks: int, state: AllocationState, address: IPv4Address, domain: str = "other"
+) -> None:
+    """Take some more blocks, counted from the lowest."""
+    ports = PortRange(1024 + block * 64, 1024 + (block + blocks) * 64 - 1)
+    space.take(Allocation(AllocationId(80 + block), DomainUUID(domain), NodeName("host1"), address, ports, state, 0.0))
+
+
 def test_the_range_between_two_free_runs_moves_into_the_smallest_hole_that_takes_it() -> None:
     space = filled([-2, 4, -6, 2, -6, 3, -1])
     found = compaction(space, ADDRESS, lambda allocation: True)
@@ -41,9 +50,39 @@ def test_nothing_moves_where_the_longest_run_is_most_of_what_is_free() -> None:
     assert compaction(filled([4, -2, 4, -14]), ADDRESS, lambda allocation: True) is None
 
 
-def test_nothing_moves_while_something_is_under_way() -> None:
-    space = filled([-2, 4, -6, 2, -6, 3, -1], AllocationState.DRAINING)
+def test_nothing_moves_while_something_is_reserved() -> None:
+    space = filled([-2, 4, -6, 2, -6, 2, -2])
+    held(space, 23, 1, AllocationState.RESERVED, ADDRESS)
     assert compaction(space, ADDRESS, lambda allocation: True) is None
+
+
+def test_what_drains_does_not_move_and_counts_as_free_to_come() -> None:
+    space = filled([-2, 4, -6, 2, -6, 3, -1])
+    found = compaction(space, ADDRESS, lambda allocation: True)
+    assert found is not None
+    old = space.give(found.allocation.id)
+    space.take(dataclasses.replace(old, id=AllocationId(90), state=AllocationState.DRAINING))
+    space.take(dataclasses.replace(old, ports=found.ports))
+    # The place that was left will join the free runs beside it: nothing is to be gained by another move.
+    assert compaction(space, ADDRESS, lambda allocation: True) is None
+
+
+def test_a_range_that_drains_for_long_keeps_no_other_from_moving() -> None:
+    space = filled([-2, 4, -6, 2, -6, 2, -2])
+    held(space, 22, 1, AllocationState.DRAINING, ADDRESS)
+    found = compaction(space, ADDRESS, lambda allocation: True)
+    assert found is not None
+    assert found.allocation.domain == "vm-3"
+
+
+def test_no_vm_moves_to_port_numbers_that_it_has_on_another_address() -> None:
+    space = filled([-2, 4, -6, 2, -6, 3, -1])
+    elsewhere = IPv4Address("203.0.113.2")
+    space.add_address(ExternalAddress(elsewhere, ()))
+    held(space, 1, 3, AllocationState.DRAINING, elsewhere, "vm-3")
+    found = compaction(space, ADDRESS, lambda allocation: allocation.domain == "vm-3")
+    # Its two holes beside are no places to go, and of the third only one block is left.
+    assert found is None
 
 
 def test_what_may_not_move_stays() -> None:
