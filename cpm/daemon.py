@@ -12,9 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,13 +38,13 @@ from cpm.api.views import (
     WhoisView,
     WishesRequest,
 )
-from cpm.errors import ConfigError, LedgerError, NotFound, VirtPortsError
+from cpm.errors import LedgerError, NotFound, VirtPortsError
 from cpm.ledger import JournalReader, SqliteLedger
 from cpm.manager import Manager, Outcome
 from cpm.messages import Hello, NodeMessage
 from cpm.model import VM, DomainUUID, ExternalAddress, NodeName
 from cpm.records import JournalEntry
-from cpm.service import clock, logs, notify
+from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -57,11 +55,6 @@ TICK_S = 1.0
 """Seconds between looks at hold-downs and other things that only time brings."""
 
 FOLLOW_BATCH = 1000
-
-
-def version() -> str:
-    """Return the installed version."""
-    return importlib.metadata.version("virt-ports")
 
 
 @dataclasses.dataclass(slots=True)
@@ -88,7 +81,7 @@ class Cpmd:
         self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._started = clock.now()
-        self._version = version()
+        self._version = program.version()
         self._ledger: SqliteLedger
         self._reader: JournalReader
         self._manager: Manager
@@ -369,23 +362,6 @@ def _fail(item: _Input, error: VirtPortsError) -> None:
         item.answer.set_exception(error)
 
 
-async def serve(settings: settings_.Settings) -> int:
-    """Run until told to stop (0) or until a loop failed (1)."""
-    cpmd = Cpmd(settings)
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    await cpmd.start()
-    notify.notify("READY=1")
-    ends = [asyncio.ensure_future(end) for end in (asked.wait(), cpmd.stopped())]  # noqa: TID251
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for end in ends:
-        end.cancel()
-    notify.notify("STOPPING=1")
-    await cpmd.stop()
-    return 0 if asked.is_set() else 1
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start cpmd; the command line of the service."""
     parser = argparse.ArgumentParser(
@@ -393,25 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Centralized Port Manager of virt-ports: keeps the ledger and tells hosts and edges what to hold.",
         epilog="The external addresses are not configured here: add them with `virt-ports pool add`.",
     )
-    parser.add_argument(
-        "--config", type=Path, default=settings_.DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
-    )
-    parser.add_argument("--check", action="store_true", help="check the settings and exit")
-    parser.add_argument("--version", action="version", version=f"cpmd {version()}")
-    options = parser.parse_args(arguments)
-    try:
-        settings = settings_.load(options.config)
-    except ConfigError as error:
-        sys.stderr.write(f"cpmd: {error}\n")
-        return 2
-    if options.check:
-        return 0
-    logs.to_journal("cpmd", settings.log_level)
-    try:
-        return asyncio.run(serve(settings))
-    except (VirtPortsError, OSError) as error:
-        log.critical("cannot start: %s", error)
-        return 1
+    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, Cpmd, arguments)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
-import signal
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,10 +21,10 @@ from pathlib import Path
 
 from cpm import wishes
 from cpm.api import session as manager_session
-from cpm.errors import ConfigError, KernelError, Unreachable, VirtPortsError
+from cpm.errors import KernelError, Unreachable, VirtPortsError
 from cpm.messages import HostVM, ManagerMessage, Need
 from cpm.model import DomainUUID, NodeName, Role
-from cpm.service import clock, logs, notify
+from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
@@ -88,11 +86,6 @@ _INTERFACES = frozenset({"network", "bridge", "ethernet"})
 """Kinds of interface with a tap that may be on a bridge."""
 
 
-def version() -> str:
-    """Return the installed version."""
-    return importlib.metadata.version("virt-ports")
-
-
 class Natd:
     """
     The service; also the listener of the session with the manager.
@@ -105,7 +98,7 @@ class Natd:
         kernel = settings.kernel()
         self._host = settings.host if Role.HOST in settings.roles else None
         marks = Marks.of_mask(kernel.host.mark_mask) if kernel.host is not None else None
-        identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, version())
+        identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, program.version())
         self._node = Node(identity, marks.highest_index if marks is not None else 0)
         self._kernel = Kernel(kernel)
         self._marks = marks
@@ -469,47 +462,12 @@ def _context(manager: settings_.ManagerSettings) -> ssl.SSLContext | None:
     return None
 
 
-async def serve(settings: settings_.Settings) -> int:
-    """Run until told to stop (0) or until a loop failed (1)."""
-    natd = Natd(settings)
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    await natd.start()
-    notify.notify("READY=1")
-    ends = [asyncio.ensure_future(end) for end in (asked.wait(), natd.stopped())]  # noqa: TID251
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for end in ends:
-        end.cancel()
-    notify.notify("STOPPING=1")
-    await natd.stop()
-    return 0 if asked.is_set() else 1
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start natd; the command line of the service."""
     parser = argparse.ArgumentParser(
         prog="natd", description="NAT component of virt-ports: programs this node's kernel and measures its VMs."
     )
-    parser.add_argument(
-        "--config", type=Path, default=settings_.DEFAULT_PATH, metavar="FILE", help="settings (default: %(default)s)"
-    )
-    parser.add_argument("--check", action="store_true", help="check the settings and exit")
-    parser.add_argument("--version", action="version", version=f"natd {version()}")
-    options = parser.parse_args(arguments)
-    try:
-        settings = settings_.load(options.config)
-    except ConfigError as error:
-        sys.stderr.write(f"natd: {error}\n")
-        return 2
-    if options.check:
-        return 0
-    logs.to_journal("natd", settings.log_level)
-    try:
-        return asyncio.run(serve(settings))
-    except (VirtPortsError, OSError) as error:
-        log.critical("cannot start: %s", error)
-        return 1
+    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, Natd, arguments)
 
 
 if __name__ == "__main__":
