@@ -8,7 +8,7 @@ import select
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trustme
@@ -33,10 +33,12 @@ class DaemonSettings:
 
     :param cpmd: Put over every table of ``cpmd.toml``.
     :param natd: The same for the ``natd.toml`` of every node.
+    :param hosts: The same, over that, for the ``natd.toml`` of hosts.
     """
 
     cpmd: toml.Document
     natd: toml.Document
+    hosts: toml.Document = field(default_factory=dict)
 
 
 LAB_SETTINGS = DaemonSettings(cpmd={"pool": {"hold_down_s": 10.0}}, natd={})
@@ -177,7 +179,8 @@ class Daemons:
         else:
             ours["listen"] = {"socket": str(self._state / f"{natd_of(node)}.sock")}
             ours["edge"] = {"uplinks": ["uplink"], "underlay": ["underlay"]}
-        return toml.merged(ours, self._settings.natd)
+        common = toml.merged(ours, self._settings.natd)
+        return toml.merged(common, self._settings.hosts) if host else common
 
 
 def natd_of(node: str) -> str:

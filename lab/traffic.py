@@ -8,6 +8,8 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Protocol
 
 from lab import net
@@ -37,6 +39,7 @@ class Tally:
     :param secs: Seconds until the last one was settled.
     :param extmin: Lowest source port that the server saw, 0 when it saw none; ``extmax`` the highest.
     :param extports: How many different ones it saw.
+    :param late: How many of the TCP connections needed more than one SYN: they waited a second or longer.
     :param alive: How many carried a byte there and back at the end; ``dead`` did not. 0 unless asked for (``-k``).
     """
 
@@ -52,6 +55,7 @@ class Tally:
     extports: int
     alive: int = 0
     dead: int = 0
+    late: int = 0
 
     @classmethod
     def parse(cls, output: str) -> Tally:
@@ -65,13 +69,16 @@ class Tally:
 
 
 @contextlib.contextmanager
-def sink(lab: Lab, port: int = PORT, node: str = "internet") -> Iterator[None]:
+def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | None = None) -> Iterator[None]:
     """
     Serve TCP and UDP on a machine of the lab: every connection is told its source port as seen there, then echoed.
 
+    :param records: Write down there, by the time this is over, who was connected from which port from when to when;
+        see :func:`recorded`. Clients must say their name then (``-n``).
     :raise LabError: When the port is taken.
     """
-    command = lab.command(node, lab.conngen, "-l", str(port))
+    options = () if records is None else ("-w", records)
+    command = lab.command(node, lab.conngen, "-l", str(port), *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT) as server:
         try:
             if server.stdout is None or server.stdout.readline() != "listening\n":
@@ -93,8 +100,35 @@ def connect(guest: Guest, count: int, *options: str, port: int = PORT, timeout_s
     return Tally.parse(guest.shell(command, timeout_s=timeout_s))
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    One TCP connection as the sink saw it.
+
+    :param begin: When it was accepted, ``end`` when its end was seen; UTC seconds.
+    :param peer: Source address as seen there; ``port``: its source port.
+    :param name: What the client called itself; ``-``: it ended without a word.
+    """
+
+    begin: float
+    end: float
+    peer: IPv4Address
+    port: int
+    name: str
+
+
+def recorded(records: Path) -> list[Record]:
+    """Return what a sink wrote down, in the order in which connections ended."""
+    fields = (line.split() for line in records.read_text().splitlines())
+    addresses: dict[str, IPv4Address] = {}
+    return [
+        Record(float(begin), float(end), addresses.setdefault(peer, IPv4Address(peer)), int(port), name)
+        for begin, end, peer, port, name in fields
+    ]
+
+
 class Held:
-    """Connections of a light guest that stay open; see :func:`hold`."""
+    """Connections of a light guest that are under way or stay open; see :func:`generate` and :func:`hold`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -102,8 +136,37 @@ class Held:
     def finish(self) -> Tally:
         """Send a byte through every one, close them and return how many are ``alive`` and ``dead``."""
         self._process.send_signal(signal.SIGTERM)
-        output, _ = self._process.communicate(timeout=30.0)
+        return self.wait(timeout_s=30.0)
+
+    def wait(self, timeout_s: float = 120.0) -> Tally:
+        """Wait until all are done with, and return what became of them."""
+        output, _ = self._process.communicate(timeout=timeout_s)
         return Tally.parse(output)
+
+    def await_settled(self, count: int) -> None:
+        """
+        Wait until so many are open or have failed; conngen must print its progress (``-C``).
+
+        :raise LabError: When it ends instead.
+        """
+        for line in self._process.stdout or ():
+            progress = re.match(r"ok=(\d+) waiting=0 fail=(\d+)", line)
+            if progress and int(progress[1]) + int(progress[2]) == count:
+                return
+        raise LabError("conngen ended instead of holding its connections; run it by hand with `python -m lab exec`")
+
+
+@contextlib.contextmanager
+def generate(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> Iterator[Held]:
+    """Let a light guest open connections to the sink; returns at once."""
+    words = _client(str(lab.conngen), count, options, port).split()
+    with subprocess.Popen(
+        lab.command(guest, *words), stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
+    ) as process:
+        try:
+            yield Held(process)
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -113,23 +176,9 @@ def hold(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> I
 
     :raise LabError: When conngen ends instead.
     """
-    words = _client(str(lab.conngen), count, ("-t", "-1", "-k", "-C", *options), port).split()
-    with subprocess.Popen(
-        lab.command(guest, *words), stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
-    ) as process:
-        try:
-            _await_settled(process, count)
-            yield Held(process)
-        finally:
-            process.kill()
-
-
-def _await_settled(process: subprocess.Popen[str], count: int) -> None:
-    for line in process.stdout or ():
-        progress = re.match(r"ok=(\d+) waiting=0 fail=(\d+)", line)
-        if progress and int(progress[1]) + int(progress[2]) == count:
-            return
-    raise LabError("conngen ended instead of holding its connections; run it by hand with `python -m lab exec`")
+    with generate(lab, guest, count, "-t", "-1", "-k", "-C", *options, port=port) as held:
+        held.await_settled(count)
+        yield held
 
 
 def _client(program: str, count: int, options: tuple[str, ...], port: int) -> str:

@@ -7,11 +7,12 @@ itself can be held against it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from lab.lab import Lab
@@ -64,6 +65,82 @@ def let_out(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
     return {name: joined(ports) for name, ports in found.items()}
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Translation:
+    """External ports and the internal address that they stand for."""
+
+    external: Ports
+    internal: IPv4Address
+
+
+def translations(lab: Lab, edge: str) -> tuple[list[Translation], list[Translation]]:
+    """Return what an edge's kernel translates inward and what outward, from one listing of its whole ruleset."""
+    inward, outward = [], []
+    for name, elements in _maps(lab, edge, "ruleset").items():
+        if address := re.fullmatch(r"inbound-([\d.]+)", name):
+            inward += [
+                Translation(_ports((address[1], key["elem"]["val"])), IPv4Address(internal))
+                for key, internal in elements
+            ]
+        elif re.fullmatch(r"outbound(-\d+)?", name):
+            for key, external in elements:
+                internal, ports = key["elem"]["val"]["concat"]
+                outward.append(Translation(_ports((external, ports)), IPv4Address(internal)))
+    return inward, outward
+
+
+def flows(lab: Lab, host: str, pool: IPv4Network) -> set[tuple[IPv4Address, int]]:
+    """Return internal address and port of every TCP connection of VMs that a host's kernel keeps state of."""
+    listing = lab.run(host, "conntrack", "-L", "-p", "tcp")
+    # The second dst= and dport= are those of the answers: the address of ours, and the port in the VM's range.
+    pattern = re.compile(r"dst=\S+ .*? dst=(\S+) sport=\d+ dport=(\d+)")
+    found = {(match[1], int(match[2])) for line in listing.splitlines() if (match := pattern.search(line))}
+    addresses = {text: IPv4Address(text) for text, _ in found}
+    return {(addresses[text], port) for text, port in found if addresses[text] in pool}
+
+
+def syns_sent(lab: Lab, guest: str) -> int:
+    """Return how many SYNs a light guest's kernel has sent, repeated ones included."""
+    lines = [line.split() for line in lab.run(guest, "cat", "/proc/net/snmp", "/proc/net/netstat").splitlines()]
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    facts = {
+        f"{names[0]}{name}": int(value)
+        for names, values in pairs
+        for name, value in zip(names[1:], values[1:], strict=True)
+    }
+    return facts["Tcp:ActiveOpens"] + facts["TcpExt:TCPSynRetrans"]
+
+
+@contextlib.contextmanager
+def counting_syns(lab: Lab, port: int, node: str = "internet") -> Iterator[Callable[[], int]]:
+    """Count the SYNs that arrive for a TCP port of a machine; yields what returns how many they are."""
+    table = f"witness-{port}"
+    rule = f"tcp dport {port} tcp flags & (syn | ack) == syn counter"
+    chain = f"chain arriving {{ type filter hook prerouting priority -400; {rule}; }}"
+    lab.run(node, "nft", "-f", "-", stdin=f"table ip {table} {{ {chain}; }}")
+    try:
+        yield lambda: _counted(lab, node, table)
+    finally:
+        lab.run(node, "nft", "delete", "table", "ip", table)
+
+
+def _counted(lab: Lab, node: str, table: str) -> int:
+    listed = json.loads(lab.run(node, "nft", "-j", "list", "table", "ip", table))["nftables"]
+    expressions = [one for entry in listed if "rule" in entry for one in entry["rule"]["expr"]]
+    return sum(one["counter"]["packets"] for one in expressions if "counter" in one)
+
+
+def dropped(lab: Lab, node: str) -> dict[str, int]:
+    """Return how many packets each rule of ours that drops has dropped, by its comment."""
+    listed = json.loads(lab.run(node, "nft", "-j", "list", "table", "ip", "virtports"))["nftables"]
+    found: dict[str, int] = {}
+    for rule in (entry["rule"] for entry in listed if "rule" in entry):
+        counted = [one["counter"]["packets"] for one in rule["expr"] if "counter" in one]
+        if counted and any("drop" in one for one in rule["expr"]):
+            found[rule.get("comment", "")] = found.get(rule.get("comment", ""), 0) + counted[0]
+    return found
+
+
 def tracked(lab: Lab, node: str, address: IPv4Address) -> int:
     """Return of how many connections with an address the kernel of a machine keeps state."""
     return sum(f"={address} " in line for line in lab.run(node, "conntrack", "-L").splitlines())
@@ -94,9 +171,9 @@ def joined(ports: Iterable[Ports]) -> tuple[Ports, ...]:
     return tuple(found)
 
 
-def _maps(lab: Lab, node: str) -> dict[str, list[Any]]:
+def _maps(lab: Lab, node: str, what: str = "maps ip") -> dict[str, list[Any]]:
     """Return the elements of every map of ours that leads to an address, not to a chain."""
-    listed = json.loads(lab.run(node, "nft", "-j", "list", "maps", "ip"))["nftables"]
+    listed = json.loads(lab.run(node, "nft", "-j", "list", *what.split()))["nftables"]
     ours = [entry["map"] for entry in listed if "map" in entry and entry["map"]["table"] == "virtports"]
     return {one["name"]: one.get("elem", []) for one in ours if one["map"] != "verdict"}
 

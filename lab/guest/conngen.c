@@ -3,9 +3,15 @@
  *
  *   conngen -l PORT                    serve TCP and UDP until SIGTERM: answer every connection and every datagram
  *                                      with "ADDRESS PORT\n", the peer as seen here, then echo
+ *     -w FILE    of TCP connections, answer the first line instead, and append a line to FILE when they end (when we
+ *                end: for all that are still open): "BEGIN END ADDRESS PORT NAME", times in seconds since 1970 and
+ *                NAME the first line
  *   conngen [options] ADDRESS PORT N   open N connections, print one line, exit 0 when all succeeded, else 2
  *     -u         UDP: one datagram per socket, which counts when its answer has come
  *     -r RATE    connections per second; 0 (default) as fast as possible, at most 256 waiting for an answer
+ *     -b BURST   so many at once, then wait until the rate allows as many again; default 1
+ *     -n NAME    say this line first, be answered after that (the other side runs with -w)
+ *     -e PERIOD  on every open connection say a byte every PERIOD seconds, and the next one only when it came back
  *     -t HOLD    keep them open for HOLD seconds afterwards; -1 until SIGTERM
  *     -c         close each one as soon as it has been answered
  *     -R         close with RST, so that no TIME_WAIT stays
@@ -14,8 +20,9 @@
  *     -T LIMIT   seconds after which a connection without an answer has failed; default 5
  *     -C         print a line each second as well
  *
- * The line: ok= fail= refused= timeout= noport= other= secs= extmin= extmax= extports= [alive= dead=]
- * where ext* tell which ports the server saw, that is, ports after translation: lowest, highest, how many.
+ * The line: ok= fail= refused= timeout= noport= other= late= secs= extmin= extmax= extports= [alive= dead=] where late
+ * of the TCP connections needed more than one SYN, and ext* tell which ports the server saw, that is, ports after
+ * translation: lowest, highest, how many. A connection that ended or fell silent under -e is dead.
  *
  * Static and without dependencies, so that it runs in the tiny guest.
  */
@@ -23,6 +30,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -37,17 +45,19 @@
 #define MAX_SOCKETS (1 << 17)
 #define MAX_WAITING 256
 #define EVENTS 256
+#define NAME 32
 
 struct options {
 	bool udp, close_at_once, reset, verbose, check;
-	double rate, hold, limit;
-	int first_port, last_port;
+	double rate, hold, limit, period;
+	int first_port, last_port, burst;
+	const char *name;
 	struct sockaddr_in server;
 	long wanted;
 };
 
 struct tally {
-	long started, waiting, ok, refused, timeout, noport, other;
+	long started, waiting, ok, refused, timeout, noport, other, late;
 	int ext_min, ext_max, ext_ports;
 	bool ext_seen[65536];
 };
@@ -56,6 +66,7 @@ static volatile sig_atomic_t stopped;
 static struct tally tally = {.ext_min = 65536};
 static double waiting_since[MAX_SOCKETS]; /* 0: this descriptor waits for nothing */
 static bool established[MAX_SOCKETS];
+static bool silent[MAX_SOCKETS]; /* what was said there has not come back yet */
 static int highest_fd;
 
 static void stop(int signal_number)
@@ -77,6 +88,12 @@ static void watch(int epoll, int fd, unsigned events)
 	epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
+static void watch_instead(int epoll, int fd, unsigned events)
+{
+	struct epoll_event event = {.events = events, .data.fd = fd};
+	epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &event);
+}
+
 static int name_peer(char *text, size_t size, const struct sockaddr_in *peer)
 {
 	return snprintf(text, size, "%s %d\n", inet_ntoa(peer->sin_addr), ntohs(peer->sin_port));
@@ -84,17 +101,73 @@ static int name_peer(char *text, size_t size, const struct sockaddr_in *peer)
 
 /* ---- server ---------------------------------------------------------------------------------------------- */
 
+static struct record {
+	double begin;
+	struct sockaddr_in peer;
+	char name[NAME];
+} records[MAX_SOCKETS]; /* of open connections, by descriptor; begin is 0 where there is none */
+static FILE *recording;
+
+static double time_of_day(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static bool greet(int fd, const struct sockaddr_in *peer)
+{
+	char text[64];
+
+	return write(fd, text, name_peer(text, sizeof text, peer)) >= 0;
+}
+
+static void end_record(int fd)
+{
+	struct record *record = &records[fd];
+
+	if (record->begin)
+		fprintf(recording, "%.6f %.6f %s %d %s\n", record->begin, time_of_day(), inet_ntoa(record->peer.sin_addr),
+		        ntohs(record->peer.sin_port), record->name[0] ? record->name : "-");
+	record->begin = 0;
+}
+
+static void end_connection(int fd)
+{
+	if (recording)
+		end_record(fd);
+	close(fd);
+}
+
+static bool begin_record(int fd, const struct sockaddr_in *peer)
+{
+	if (fd >= MAX_SOCKETS)
+		return false;
+	records[fd] = (struct record){.begin = time_of_day(), .peer = *peer};
+	return true;
+}
+
+/* Returns whether the peer said its name in one piece, as it does, and got its answer. */
+static bool take_name(int fd, const char *text, ssize_t size)
+{
+	struct record *record = &records[fd];
+
+	if (size < 2 || size > NAME || text[size - 1] != '\n')
+		return false;
+	memcpy(record->name, text, size - 1);
+	return greet(fd, &record->peer);
+}
+
 static long accept_all(int epoll, int listener)
 {
 	struct sockaddr_in peer;
 	socklen_t size = sizeof peer;
-	char text[64];
 	long accepted = 0;
 	int fd;
 
 	while ((fd = accept4(listener, (void *)&peer, &size, SOCK_NONBLOCK)) >= 0) {
 		accepted++;
-		if (write(fd, text, name_peer(text, sizeof text, &peer)) < 0)
+		if (!(recording ? begin_record(fd, &peer) : greet(fd, &peer)))
 			close(fd);
 		else
 			watch(epoll, fd, EPOLLIN);
@@ -125,8 +198,11 @@ static void echo(int fd)
 
 	if (got < 0 && errno == EAGAIN)
 		return;
-	if (got <= 0 || write(fd, text, got) < 0)
-		close(fd);
+	if (got > 0 && recording && !records[fd].name[0]) {
+		if (!take_name(fd, text, got))
+			end_connection(fd);
+	} else if (got <= 0 || write(fd, text, got) < 0)
+		end_connection(fd);
 }
 
 static int serve(int port)
@@ -158,6 +234,12 @@ static int serve(int port)
 			else
 				echo(fd);
 		}
+	}
+	for (int fd = 0; recording && fd < MAX_SOCKETS; fd++)
+		end_record(fd);
+	if (recording && fclose(recording)) {
+		perror("conngen: cannot write the records");
+		return 1;
 	}
 	printf("accepted=%ld\n", total);
 	return 0;
@@ -220,9 +302,10 @@ static void start_one(int epoll, const struct options *options)
 		count_failure(errno);
 		return;
 	}
-	watch(epoll, fd, EPOLLIN);
+	watch(epoll, fd, options->name ? EPOLLIN | EPOLLOUT : EPOLLIN);
 	tally.waiting++;
 	waiting_since[fd] = now();
+	silent[fd] = false;
 	if (fd > highest_fd)
 		highest_fd = fd;
 }
@@ -250,6 +333,23 @@ static void finish(int fd, bool reset)
 	close(fd);
 }
 
+/* To be called before we send anything: what was sent twice until now is the SYN. */
+static void see_whether_late(int fd)
+{
+	struct tcp_info info = {0};
+	socklen_t size = sizeof info;
+
+	if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0)
+		tally.late += info.tcpi_total_retrans > 0;
+}
+
+static void take_connection(int epoll, int fd, const struct options *options)
+{
+	watch_instead(epoll, fd, EPOLLIN);
+	see_whether_late(fd);
+	dprintf(fd, "%s\n", options->name);
+}
+
 static void take_answer(int epoll, int fd, const struct options *options)
 {
 	char text[128];
@@ -266,12 +366,54 @@ static void take_answer(int epoll, int fd, const struct options *options)
 	}
 	text[got] = 0;
 	tally.ok++;
+	if (!options->name)
+		see_whether_late(fd);
 	note_external_port(text);
-	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0);
+	established[fd] = !options->close_at_once;
 	if (options->close_at_once)
 		finish(fd, options->reset);
+	else if (!options->period)
+		epoll_ctl(epoll, EPOLL_CTL_DEL, fd, 0);
+}
+
+static void lose(int fd)
+{
+	established[fd] = false;
+	close(fd);
+}
+
+static void take_echo(int fd)
+{
+	char text[128];
+	ssize_t got = read(fd, text, sizeof text);
+
+	if (got > 0)
+		silent[fd] = false;
+	else if (got == 0 || errno != EAGAIN)
+		lose(fd);
+}
+
+static void take_event(int epoll, const struct epoll_event *event, const struct options *options)
+{
+	int fd = event->data.fd;
+
+	if (established[fd])
+		take_echo(fd);
+	else if (event->events & EPOLLOUT && !(event->events & EPOLLERR))
+		take_connection(epoll, fd, options);
 	else
-		established[fd] = true;
+		take_answer(epoll, fd, options);
+}
+
+/* Says a byte on every open connection that is not silent. */
+static void talk(void)
+{
+	for (int fd = 0; fd <= highest_fd; fd++)
+		if (established[fd] && !silent[fd]) {
+			silent[fd] = true;
+			if (write(fd, "e", 1) != 1)
+				lose(fd);
+		}
 }
 
 static void give_up_on_late(double limit)
@@ -301,7 +443,7 @@ static long count_alive(int epoll, double limit)
 	char text[128];
 
 	for (int fd = 0; fd <= highest_fd; fd++)
-		if (established[fd] && write(fd, "k", 1) == 1) {
+		if (established[fd] && (silent[fd] || write(fd, "k", 1) == 1)) {
 			watch(epoll, fd, EPOLLIN);
 			asked++;
 		}
@@ -322,20 +464,29 @@ static long count_alive(int epoll, double limit)
 	return alive;
 }
 
+static double allowed(const struct options *options, double elapsed)
+{
+	return ((long)(elapsed * options->rate / options->burst) + 1) * (double)options->burst;
+}
+
 static int generate(const struct options *options)
 {
 	int epoll = epoll_create1(0);
-	double begin = now(), end = 0, last_look = begin;
+	double begin = now(), end = 0, last_look = begin, last_talk = begin;
 	struct epoll_event events[EVENTS];
 
 	while (!stopped) {
 		double elapsed = now() - begin;
 		while (tally.started < options->wanted && tally.waiting < MAX_WAITING &&
-		       (options->rate <= 0 || tally.started < elapsed * options->rate + 1))
+		       (options->rate <= 0 || tally.started < allowed(options, elapsed)))
 			start_one(epoll, options);
 		int n = epoll_wait(epoll, events, EVENTS, 20);
 		for (int i = 0; i < n; i++)
-			take_answer(epoll, events[i].data.fd, options);
+			take_event(epoll, &events[i], options);
+		if (options->period && now() - last_talk > options->period) {
+			last_talk = now();
+			talk();
+		}
 		if (now() - last_look > 1) {
 			last_look = now();
 			give_up_on_late(options->limit);
@@ -349,8 +500,9 @@ static int generate(const struct options *options)
 		if (end && options->hold >= 0 && now() - end >= options->hold)
 			break;
 	}
-	printf("ok=%ld fail=%ld refused=%ld timeout=%ld noport=%ld other=%ld secs=%.3f extmin=%d extmax=%d extports=%d",
-	       tally.ok, failures(), tally.refused, tally.timeout, tally.noport, tally.other,
+	printf("ok=%ld fail=%ld refused=%ld timeout=%ld noport=%ld other=%ld late=%ld secs=%.3f"
+	       " extmin=%d extmax=%d extports=%d",
+	       tally.ok, failures(), tally.refused, tally.timeout, tally.noport, tally.other, tally.late,
 	       (end ? end : now()) - begin, tally.ext_ports ? tally.ext_min : 0, tally.ext_max, tally.ext_ports);
 	if (options->check) {
 		long alive = count_alive(epoll, options->limit);
@@ -377,19 +529,24 @@ static void allow_many_files(void)
 
 static int usage(void)
 {
-	fputs("usage: conngen -l PORT | conngen [-u] [-r RATE] [-t HOLD] [-c] [-R] [-p P0-P1] [-k] [-T LIMIT]"
-	      " [-C] ADDRESS PORT N\n", stderr);
+	fputs("usage: conngen -l PORT [-w FILE] | conngen [-u] [-r RATE] [-b BURST] [-n NAME] [-e PERIOD] [-t HOLD] [-c]"
+	      " [-R] [-p P0-P1] [-k] [-T LIMIT] [-C] ADDRESS PORT N\n", stderr);
 	return 64;
 }
 
 int main(int argc, char **argv)
 {
-	struct options options = {.limit = 5, .server.sin_family = AF_INET};
+	struct options options = {.limit = 5, .burst = 1, .server.sin_family = AF_INET};
+	const char *records_file = NULL;
 	int option, listen_port = 0;
 
-	while ((option = getopt(argc, argv, "l:ur:t:cRp:kCT:")) > 0)
+	while ((option = getopt(argc, argv, "l:w:ur:b:n:e:t:cRp:kCT:")) > 0)
 		switch (option) {
 		case 'l': listen_port = atoi(optarg); break;
+		case 'w': records_file = optarg; break;
+		case 'b': options.burst = atoi(optarg); break;
+		case 'n': options.name = optarg; break;
+		case 'e': options.period = atof(optarg); break;
 		case 'u': options.udp = true; break;
 		case 'r': options.rate = atof(optarg); break;
 		case 't': options.hold = atof(optarg); break;
@@ -408,6 +565,10 @@ int main(int argc, char **argv)
 	signal(SIGTERM, stop);
 	signal(SIGINT, stop);
 	signal(SIGPIPE, SIG_IGN);
+	if (records_file && !(recording = fopen(records_file, "a"))) {
+		perror("conngen: cannot write the records");
+		return 1;
+	}
 	if (listen_port)
 		return serve(listen_port);
 	if (argc - optind != 3 || !inet_aton(argv[optind], &options.server.sin_addr))
