@@ -73,7 +73,7 @@ def on_arrival(
         rule = policy.name
         ports, state = _asked(policy, arrival, state, now)
         soon = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S)
-        by_factor = max(ports, soon, by_factor if again and soon > current else 0)
+        by_factor = max(ports, soon)
     asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
     cap = max(bounds.cap // bounds.block, 1) * bounds.block
     target = max(min(asked, cap), current)

@@ -98,7 +98,9 @@ class PredictivePolicy:
         trend = before.trend + slow * ((level - before.level) / elapsed - before.trend)
         fade = math.exp(-elapsed / self.peak_s)
         peak = max(used, level + max(before.peak - level, 0.0) * fade)
-        stray = before.stray + slow * (abs(used - expected) - before.stray)
+        # One surprise is not burstiness: it counts for a few times what was seen so far, and again if it comes again.
+        surprise = min(abs(used - expected), 4 * before.stray + self.spare_ports)
+        stray = before.stray + slow * (surprise - before.stray)
         gain = max(used - before.in_use, before.gain * fade, 0.0)
         return Trace(now, used, level, trend, peak, stray, gain)
 
@@ -110,7 +112,7 @@ class PredictivePolicy:
         arriving = (demand.new_connections_per_s or 0.0) * self.next_look_s
         needed = math.ceil(expected + max(expected * self.spare_share, arriving) + spare)
         # At once: what arrives before the next sample must fit, the rest can wait for its peak.
-        tight = used + trace.gain / 2 + self.spare_ports > current
+        tight = used + max(trace.gain / 2, arriving) + self.spare_ports > current
         if demand.exhausted or tight or needed > current * (1 + self.step_share):
             return max(needed, math.ceil(current * (1 + self.step_share)))
         if needed < current * (1 - self.slack_share):

@@ -18,6 +18,8 @@ from cpm.simulation.dice import Dice, poisson
 from cpm.simulation.trace import Line, Trace
 
 STEP_S: Final = 1.0
+BEFORE_S: Final = 300
+"""Seconds for which the load has been going on when the trace begins; next to no connection lives longer."""
 PACKETS_PER_CONNECTION: Final = 10
 PACKETS_PER_S: Final = 2
 """Packets per second of each open connection."""
@@ -57,18 +59,25 @@ def generate(kind: str, vms: int, seconds: int, dice: Dice) -> Trace:
 
 
 def _play(name: str, load: Load, steps: list[list[Line]], dice: Dice) -> None:
+    """Begin before the trace does, so that it begins in the middle of things: what is open by then is in step one."""
     closing = [0] * len(steps)
-    still_open = 0
-    for second, lines in enumerate(steps):
-        opened, closed = poisson(dice, load.rate(second)), closing[second]
+    carried = still_open = 0
+    for second in range(-BEFORE_S, len(steps)):
+        opened = poisson(dice, load.rate(second))
         for _ in range(opened):
             end = second + 1 + int(load.lifetime())
-            if end < len(closing):
+            carried += second < 0 < end
+            if 0 < end < len(closing):
                 closing[end] += 1
+        if second < 0:
+            continue
+        if second == 0:
+            opened += carried
+        closed = closing[second]
         still_open += opened - closed
         packets = opened * PACKETS_PER_CONNECTION + still_open * PACKETS_PER_S
         if packets or closed or second == 0:
-            lines.append(Line(name, opened, closed, packets, packets * BYTES_PER_PACKET))
+            steps[second].append(Line(name, opened, closed, packets, packets * BYTES_PER_PACKET))
 
 
 def _exponential(dice: Dice, mean_s: float) -> Callable[[], float]:
@@ -80,14 +89,9 @@ def _long_tailed(dice: Dice, least_s: float, most_s: float) -> Callable[[], floa
     return lambda: min(least_s * dice.paretovariate(1.3), most_s)
 
 
-def _warm(rate: float, mean_life_s: float) -> Rate:
-    """Open at a rate, and in the first second as many as would be open by then had it gone on for ever."""
-    return lambda second: rate * (1 + mean_life_s if second == 0 else 1)
-
-
 def _steady(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """Every VM has about 60 connections open, all the time."""
-    return Load(_warm(3.0, 20.0), _exponential(dice, 20.0))
+    return Load(lambda second: 3.0, _exponential(dice, 20.0))
 
 
 def _diurnal(number: int, vms: int, seconds: int, dice: Dice) -> Load:
@@ -114,15 +118,15 @@ def _heavy_tailed(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """
     Few VMs need most of the ports: the mean need is Pareto-distributed from 80 up to 6,000, exponent 1.1.
 
-    Each VM's need wanders by a factor of up to two, up and down, within a quarter of an hour and more; the lifetimes of
-    connections have a long tail.
+    Each VM's need wanders by a factor of up to 1.6, up and down, within a quarter of an hour to an hour; the
+    lifetimes of connections have a long tail.
     """
     need = min(80 * dice.paretovariate(1.1), 6000.0)
     phases = [(2 * math.pi * dice.random(), 2 * math.pi / (900 + 2700 * dice.random())) for _ in range(3)]
 
     def rate(second: float) -> float:
         wander = sum(math.sin(phase + speed * second) for phase, speed in phases) / 3
-        return _warm(need / 17.0, 17.0)(second) * math.exp(0.7 * wander)
+        return need / 17.0 * math.exp(0.5 * wander)
 
     return Load(rate, _long_tailed(dice, 5.0, 300.0))
 
@@ -131,18 +135,18 @@ def _one_greedy(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """The first VM opens 400 connections a second from a tenth of the time on and keeps them; the others have 40."""
     if number == 0:
         return Load(lambda second: 400.0 if second >= seconds / 10 else 1.0, _exponential(dice, 60))
-    return Load(_warm(2.0, 20.0), _exponential(dice, 20))
+    return Load(lambda second: 2.0, _exponential(dice, 20))
 
 
 def _flash_crowd(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """Everybody has 40 open connections; half-way every fifth VM gets 25 times the load within 10 seconds."""
-    base, start = _warm(2.0, 20.0), seconds / 2
+    base, start = 2.0, seconds / 2
 
     def rate(second: float) -> float:
         if number % 5 or second < start:
-            return base(second)
+            return base
         since = second - start
-        return base(second) * (1 + 24 * min(since / 10, 1.0) * math.exp(-max(since - 10, 0) / 120))
+        return base * (1 + 24 * min(since / 10, 1.0) * math.exp(-max(since - 10, 0) / 120))
 
     return Load(rate, _exponential(dice, 20))
 
