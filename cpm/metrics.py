@@ -20,6 +20,7 @@ class _Metrics(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield self._vms()
         yield self._lacking()
+        yield self._refused()
         yield from self._addresses()
         yield from self._nodes()
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
@@ -39,6 +40,17 @@ class _Metrics(Collector):
         lacking.add_metric(["start"], len(self._manager.waiting))
         lacking.add_metric(["growth"], self._manager.sizing.shortage.waiting_to_grow)
         return lacking
+
+    def _refused(self) -> CounterMetricFamily:
+        refused = CounterMetricFamily(
+            "virt_ports_domain_refused_packets",
+            "Connection attempts refused in words: the VM is at its cap and no port is left.",
+            labels=["name", "uuid"],
+        )
+        for uuid, observation in self._manager.sizing.observed.items():
+            if observation.refused_packets and (vm := self._manager.view.vms.get(uuid)) is not None:
+                refused.add_metric([vm.name, uuid], observation.refused_packets)
+        return refused
 
     def _addresses(self) -> Iterator[GaugeMetricFamily]:
         ports = GaugeMetricFamily(

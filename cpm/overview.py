@@ -19,15 +19,17 @@ from cpm.api.views import (
     ExplainView,
     GuestAgentView,
     HolderView,
+    MeasurementView,
     NodeView,
+    ReportView,
     WhoisView,
     WishesRequest,
     WishView,
 )
 from cpm.errors import Ambiguous, NotFound
 from cpm.manager import Manager
-from cpm.messages import GuestView
-from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, Role, Wishes
+from cpm.messages import GuestView, Report
+from cpm.model import VM, Allocation, AllocationState, ExternalAddress, Node, NodeName, Role, Wishes
 from cpm.records import Holding, JournalEntry
 from cpm.scaling.spec import demand_score
 from cpm.sizing import Observation
@@ -100,6 +102,7 @@ def domain(manager: Manager, name: str) -> DomainDetail:
         wishes=tuple(_wish(key, getattr(wishes, name)) for key, name in KEYS.items()),
         ignored=wishes.ignored,
         guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
+        refused_packets=observation.refused_packets,
     )
 
 
@@ -251,6 +254,24 @@ def node(manager: Manager, item: Node) -> NodeView:
         domains=sum(where == item.name for where in manager.present.values()),
         dropped=session.dropped if session else {},
     )
+
+
+def report(manager: Manager, node: NodeName, said: Report, now: float) -> ReportView:
+    """Return what a host measured; VMs that are unknown by now are left out."""
+    measurements = (
+        MeasurementView(
+            vm.name,
+            vm.uuid,
+            measured.packets_per_s,
+            measured.megabits_per_s,
+            measured.ports_in_use,
+            sum(draining.connections for draining in measured.draining),
+            measured.new_connections_per_s,
+        )
+        for measured in said.vms
+        if (vm := manager.view.vms.get(measured.domain)) is not None
+    )
+    return ReportView(now, node, said.period_s, tuple(measurements))
 
 
 def whois(held: Holding, port: int, at: float) -> WhoisView:

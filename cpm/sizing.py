@@ -46,6 +46,8 @@ class Observation:
     decision: Decision | None = None
     refusal: str = ""
     """Why it has less than was decided; empty: it has not."""
+    refused_packets: int = 0
+    """Connection attempts that its host refused in words, at the cap with no port left; since it got its ports."""
     gave: str = ""
     """What it was last asked to give back, and why; empty: nothing since it last grew."""
 
@@ -100,6 +102,7 @@ class Sizing:
                 continue
             observation = self.of(vm.uuid)
             observation.measured, observation.measured_at = measured, now
+            observation.refused_packets = report.refused.get(vm.uuid, 0)
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 self._scale(vm, observation, measured, now)

@@ -16,6 +16,7 @@ What operators get to see: the JSON of the HTTP API, one class a noun. Used by s
 ``GET /v1/nodes``                             list of :class:`NodeView`
 ``POST /v1/nodes/{name}/fence``               answers :class:`NodeView`; ``DELETE`` takes it back
 ``GET /v1/events``                            newline-delimited :class:`EventView`; ``?after=SEQ&follow=1&limit=N``
+``GET /v1/measurements?follow=1``             newline-delimited :class:`ReportView`, one a host and period, from now on
 ``GET /v1/status``                            :class:`StatusView`
 ============================================  ==========================================================
 
@@ -141,6 +142,8 @@ class DomainDetail(Struct, frozen=True):
     """Why something that was said about it does not hold, a sentence each."""
     guest: GuestAgentView | None = None
     """null: the guest has not been asked yet, or is not asked."""
+    refused_packets: int = 0
+    """Connection attempts that were answered by ICMP because the VM is at its cap and no port was left."""
 
 
 class HolderView(Struct, frozen=True):
@@ -220,6 +223,32 @@ class EventView(Struct, frozen=True):
     external_address: IPv4Address
     first_port: int
     last_port: int
+
+
+class MeasurementView(Struct, frozen=True):
+    """One VM over one period, as its host measured it."""
+
+    name: str
+    uuid: DomainUUID
+    packets_per_s: float
+    """Both directions."""
+    megabits_per_s: float
+    """Both directions, 10^6 bit/s."""
+    ports_in_use: int | None
+    """Of the active range; None: not counted."""
+    draining_connections: int
+    """On ranges of this VM that drain."""
+    new_connections_per_s: float | None
+
+
+class ReportView(Struct, frozen=True):
+    """What a host measured over one period, all its VMs."""
+
+    at: float
+    """UTC seconds."""
+    node: NodeName
+    period_s: float
+    vms: tuple[MeasurementView, ...]
 
 
 class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -67,6 +67,7 @@ def _facts(detail: DomainDetail) -> str:
         ("New connections/s", detail.new_connections_per_s),
         ("Score", detail.score),
         ("Last decision", detail.decided),
+        *((("Refused at its cap", f"{detail.refused_packets} attempts"),) if detail.refused_packets else ()),
         *guest(detail.guest),
     ))  # fmt: skip
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cpm.messages import Delta, Need
+from cpm import metrics, overview
+from cpm.messages import Delta, Measured, Need, Report
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
 from natctl.node import StaleEpoch
 from tests.fakes.fleet import Fleet
@@ -374,3 +375,17 @@ def test_a_migration_that_comes_to_nothing_changes_nothing() -> None:
     settle(fleet)
     assert fleet.machines[HOST1].kernel.host == before
     assert states(fleet) == [(1024, 1279, "active")]
+
+
+def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
+    fleet = Fleet()
+    started(fleet)
+    node = fleet.machines[HOST1].node
+    assert node is not None
+    vms = (Measured(VM, 10.0, 0.1, ports_in_use=256),)
+    report = Report(node.applied_generation, 1.0, vms, refused={VM: 7})
+    fleet.ask(lambda manager: manager.said(HOST1, report, fleet.now))
+    assert fleet.manager is not None
+    assert overview.domain(fleet.manager, VM).refused_packets == 7
+    line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
+    assert line in metrics.exposition(fleet.manager).decode()
