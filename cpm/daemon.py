@@ -33,6 +33,7 @@ from cpm.api.views import (
     ExplainView,
     NodeView,
     PoolRequest,
+    ReportView,
     ResizeRequest,
     StatusView,
     WhoisView,
@@ -41,7 +42,7 @@ from cpm.api.views import (
 from cpm.errors import LedgerError, NotFound, VirtPortsError
 from cpm.ledger import JournalReader, SqliteLedger
 from cpm.manager import Manager, Outcome
-from cpm.messages import Hello, NodeMessage
+from cpm.messages import Hello, NodeMessage, Report
 from cpm.model import VM, DomainUUID, ExternalAddress, NodeName
 from cpm.records import JournalEntry
 from cpm.service import clock, notify, program
@@ -55,6 +56,9 @@ TICK_S = 1.0
 """Seconds between looks at hold-downs and other things that only time brings."""
 
 FOLLOW_BATCH = 1000
+
+REPORTS_WAITING = 256
+"""Reports that may wait for somebody who follows them too slowly; beyond that the next ones pass by."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -78,6 +82,7 @@ class Cpmd:
         self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
         self._channels: dict[NodeName, Channel] = {}
         self._committed = asyncio.Event()
+        self._followers: set[asyncio.Queue[ReportView]] = set()
         self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._started = clock.now()
@@ -230,6 +235,8 @@ class Cpmd:
         def act(manager: Manager, now: float) -> None:
             if self._channels.get(node) is channel:
                 manager.said(node, message, now)
+                if isinstance(message, Report) and self._followers:
+                    self._pass_on(overview.report(manager, node, message, now))
 
         await self._do(act)
 
@@ -338,6 +345,21 @@ class Cpmd:
             for event in overview.events(entries):
                 yield event
                 position, sent = event.seq, sent + 1
+
+    async def measurements(self) -> AsyncIterator[ReportView]:
+        """Yield what the hosts report from now on."""
+        mine: asyncio.Queue[ReportView] = asyncio.Queue(REPORTS_WAITING)
+        self._followers.add(mine)
+        try:
+            while True:
+                yield await mine.get()
+        finally:
+            self._followers.discard(mine)
+
+    def _pass_on(self, report: ReportView) -> None:
+        for follower in self._followers:
+            with contextlib.suppress(asyncio.QueueFull):
+                follower.put_nowait(report)
 
     async def status(self) -> StatusView:
         """Return how the manager is."""

@@ -28,6 +28,7 @@ from cpm.api.views import (
     ExplainView,
     NodeView,
     PoolRequest,
+    ReportView,
     ResizeRequest,
     StatusView,
     WhoisView,
@@ -107,6 +108,7 @@ class Backend(Protocol):
     async def nodes(self) -> Sequence[NodeView]: ...  # noqa: D102
     async def fence(self, name: str, *, fenced: bool) -> NodeView: ...  # noqa: D102
     def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]: ...  # noqa: D102
+    def measurements(self) -> AsyncIterator[ReportView]: ...  # noqa: D102
     async def status(self) -> StatusView: ...  # noqa: D102
     async def metrics(self) -> tuple[bytes, str]:
         """Return the exposition and its content type."""
@@ -183,6 +185,7 @@ class Server:
                 web.post("/v1/nodes/{name}/fence", self._fence),
                 web.delete("/v1/nodes/{name}/fence", self._unfence),
                 web.get("/v1/events", self._events),
+                web.get("/v1/measurements", self._measurements),
                 web.get("/v1/status", self._status),
                 web.get("/v1/session", self._session),
                 web.get("/metrics", self._metrics),
@@ -253,13 +256,12 @@ class Server:
         events = self._backend.events(
             after if after >= 0 else None, _whole(request, "limit", 100, 0, 100_000), follow=_flag(request, "follow")
         )
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        async with contextlib.aclosing(events) as stream:  # type: ignore[type-var]
-            async for event in stream:
-                await response.write(wire.encode(event) + b"\n")
-        await response.write_eof()
-        return response
+        return await _streamed(request, events)
+
+    async def _measurements(self, request: web.Request) -> web.StreamResponse:
+        if not _flag(request, "follow"):
+            raise InvalidRequest("measurements are not kept; ask with follow=1 for those to come")
+        return await _streamed(request, self._backend.measurements())
 
     # Nodes
 
@@ -344,6 +346,17 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
         return _json(
             ErrorView("error", "the manager failed to answer; see its journal: journalctl -u cpmd"), status=500
         )
+
+
+async def _streamed(request: web.Request, values: AsyncIterator[object]) -> web.StreamResponse:
+    """Answer with a value a line, as they come."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async with contextlib.aclosing(values) as stream:  # type: ignore[type-var]
+        async for value in stream:
+            await response.write(wire.encode(value) + b"\n")
+    await response.write_eof()
+    return response
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -25,6 +25,7 @@ VERBS = {
     "pool": "cpm.cli.pool",
     "node": "cpm.cli.node",
     "events": "cpm.cli.events",
+    "record": "cpm.cli.record",
     "simulate": "cpm.cli.simulate",
     "status": "cpm.cli.status",
     "install": "cpm.cli.install",

@@ -8,8 +8,9 @@ from cpm.simulation.compare import Result, compete, contender, contenders
 from cpm.simulation.dice import Dice
 from cpm.simulation.generate import KINDS, generate
 from cpm.simulation.picture import drawn
+from cpm.simulation.recording import Recorder, Sample
 from cpm.simulation.replay import Conditions, Outcome, Point, Replay
-from cpm.simulation.trace import Line, Trace, read, written
+from cpm.simulation.trace import Line, Trace, head, read, row, written
 
 __all__ = [
     "KINDS",
@@ -18,14 +19,18 @@ __all__ = [
     "Line",
     "Outcome",
     "Point",
+    "Recorder",
     "Replay",
     "Result",
+    "Sample",
     "Trace",
     "compete",
     "contender",
     "contenders",
     "drawn",
     "generate",
+    "head",
     "read",
+    "row",
     "written",
 ]

@@ -171,6 +171,29 @@ async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
     assert (gone.code, gone.out) == (3, "")
 
 
+async def test_what_hosts_report_is_recorded(cpmd: Manager) -> None:
+    await virt_ports(cpmd, "pool", "add", "203.0.113.1")
+    recording = await _start(cpmd, "record", "-")
+    assert recording.stdout is not None
+    assert (await recording.stdout.readline()).startswith(b"# virt-ports trace 1")
+    assert await recording.stdout.readline() == b"time,vm,opened,closed,packets,bytes\n"
+    async with connected(cpmd, "host1") as node:
+        await node.say(Attach(WEB, "web1"))
+        measured = Measured(WEB, packets_per_s=500.0, megabits_per_s=8.0, ports_in_use=17, new_connections_per_s=3.0)
+        line = asyncio.create_task(recording.stdout.readline())
+        # Nobody says when it has begun to listen: report until it heard one.
+        while not (await asyncio.wait({line}, timeout=0.1))[0]:
+            await node.say(Report(node.generation, 1.0, (measured,)))
+        assert line.result() == b"0,web1,17,0,500,1000000\n"
+        await node.say(Report(node.generation, 1.0, (measured,)))
+        again = await asyncio.wait_for(recording.stdout.readline(), _PATIENCE_S)
+        assert again.split(b",", 1)[1] in (b"web1,3,3,500,1000000\n", b"web1,17,0,500,1000000\n")
+        recording.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(recording.communicate(), _PATIENCE_S)
+        assert recording.returncode == 0
+        assert b"lines of 1 VMs" in err
+
+
 async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
     """Every verb tells the same of a VM that runs."""
     web = next(vm for vm in (await virt_ports(cpmd, "list", "-o", "json")).json if vm["name"] == "web1")

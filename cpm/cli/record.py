@@ -1,0 +1,99 @@
+"""``virt-ports record``: what the VMs do, second by second, as a trace for ``virt-ports simulate``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from cpm.cli import parsing, render
+from cpm.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from cpm.api.views import MeasurementView, ReportView
+    from cpm.simulation import Sample
+
+STEP_S = 1.0
+
+_EXAMPLES = """\
+  virt-ports record monday.csv --for 3600       an hour
+  virt-ports record - | head -100               and look at it
+  virt-ports record day.csv --for 86400 && virt-ports simulate day.csv"""
+
+_ABOUT = """\
+Writes a line for every VM and period of its host (1 s by default): connections
+opened and closed, packets, bytes; the format is in docs/reference/trace.md.
+Ends after --for seconds or with Ctrl-C; what is written by then is complete.
+An existing file is replaced. Prints how much was recorded (on stderr when the
+trace goes to standard output)."""
+
+
+def add_parser(subparsers: parsing.Subparsers) -> None:
+    """Add the verb."""
+    verb = parsing.add_verb(subparsers, "record", "record the load as a trace", about=_ABOUT, examples=_EXAMPLES)
+    verb.add_argument("file", metavar="FILE", help="where to write; - is standard output")
+    verb.add_argument("--for", metavar="SECONDS", dest="seconds", type=parsing.count, help="how long (default: until "
+                      "Ctrl-C)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write until it is enough."""
+    from cpm.api.client import path_of
+    from cpm.api.views import ReportView
+
+    reports = parsing.client(args).stream(ReportView, path_of("measurements"), follow=True)
+    vms: set[str] = set()
+    lines, last = 0, 0.0
+    with _opened(args.file) as file, contextlib.suppress(KeyboardInterrupt):
+        for at, name, text in _rows(reports, args.seconds):
+            render.emit(text, file)
+            vms.add(name)
+            lines, last = lines + bool(name), at
+    vms.discard("")
+    facts = {"file": args.file, "vms": len(vms), "seconds": round(last, 1), "lines": lines}
+    if parsing.wants_json(args) and args.file != "-":
+        render.emit_document(facts)
+    else:
+        words = f"{lines} lines of {len(vms)} VMs over {last:.0f} s\n"
+        render.emit(words, sys.stderr if args.file == "-" else sys.stdout)
+    return 0
+
+
+def _rows(reports: Iterator[ReportView], seconds: int | None) -> Iterator[tuple[float, str, str]]:
+    """Yield second, VM and text of each line, the head first; a report without VMs counts as time that passed."""
+    from cpm import simulation
+
+    recorder = simulation.Recorder()
+    start: float | None = None
+    yield 0.0, "", simulation.head(STEP_S)
+    for report in reports:
+        start = report.at if start is None else start
+        at = max(report.at - start, 0.0)
+        if seconds is not None and at >= seconds:
+            return
+        for line in recorder.lines(report.node, report.period_s, map(_sample, report.vms)):
+            yield at, line.vm, simulation.row(float(int(at / STEP_S)) * STEP_S, line)
+
+
+def _sample(view: MeasurementView) -> Sample:
+    from cpm import simulation
+
+    ports = None if view.ports_in_use is None else view.ports_in_use + view.draining_connections
+    return simulation.Sample(
+        view.uuid, view.name, ports, view.new_connections_per_s, view.packets_per_s, view.megabits_per_s
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[TextIO]:
+    if path == "-":
+        yield sys.stdout
+        return
+    try:
+        file = open(path, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - closed below; its errors alone are caught here
+    except OSError as error:
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from None
+    with file:
+        yield file
