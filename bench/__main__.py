@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench import density, hook, ledger, machine, nft, path, resize, tick
+from bench import burst, density, hook, ledger, machine, nft, path, resize, stats, tick
 from bench.figures import KEYS, Measured, misses, report
 from lab.errors import LabError
 from lab.shell import require_root
@@ -25,9 +25,11 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "ledger": ledger.measure,
     "density": density.measure,
     "tick": tick.measure,
+    "stats": stats.measure,
     "nft": nft.measure,
     "hook": hook.measure,
     "resize": resize.measure,
+    "burst": burst.measure,
     "path": path.measure,
 }
 """In the order in which they run."""

@@ -16,6 +16,11 @@ KEYS = {
     "ledger": ("ledger_alloc_per_s", "ledger_ratio"),
     "density": ("density_vs_static", "density_vs_doubling"),
     "tick": ("tick_ms_10k",),
+    "stats": ("stats_ms_200",),
+    "burst": (
+        *("signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),
+        *("burst_refused_static", "burst_delayed_static", "burst_refused_poll", "burst_delayed_poll"),
+    ),
 }
 """The figures of each part, as they are named in the output."""
 
@@ -32,6 +37,11 @@ REACH = {
     "density_vs_static": (4.0, None),
     "density_vs_doubling": (1.3, None),
     "tick_ms_10k": (None, 250.0),
+    "stats_ms_200": (None, 50.0),
+    "signal_ms_p50": (None, 5.0),
+    "signal_ms_p99": (None, 20.0),
+    "burst_refused": (None, 0.0),
+    "burst_delayed": (None, 0.0),
 }
 """What each figure should be: at least, at most."""
 

@@ -138,7 +138,8 @@ class Natd:
             await self._hooks.start()
             start("links", self._watch_links(), forever=True)
             if self._marks is not None and self._conntrack is not None:
-                start("budgets", self._watch_budgets(self._host.log_group, self._marks), forever=True)
+                if self._settings.monitor.arrivals:
+                    start("budgets", self._watch_budgets(self._host.log_group, self._marks), forever=True)
                 start("counting", self._serve_counting(self._conntrack), forever=True)
             start("measure", self._every(self._settings.monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None:

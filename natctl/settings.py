@@ -102,6 +102,9 @@ class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
     libvirt's; ``auto``: libvirt for up to 100 VMs it knows."""
     guest_period_s: _NotNegative = 10.0
     """Seconds between two visits to a VM's guest agent; 0: no visits, and guests are told nothing."""
+    arrivals: bool = True
+    """Whether to listen to the kernel's word of used-up arrival budgets. Without it, growth is noticed once in
+    ``period_s`` only: to compare with, or where somebody else needs the NFLOG group."""
 
 
 class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench import figures, hook, ledger, nft
+from bench import burst, figures, hook, ledger, nft
 from bench.fleet import fleet
+from lab.errors import LabError
 from libvirt_hooks import domain_xml
 
 
@@ -82,6 +83,13 @@ def test_the_ledger_part_gives_its_figures(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(found.figures) == set(figures.KEYS["ledger"])
     assert all(value > 0 for value in found.figures.values())
     assert [len(values) for values in found.runs.values()] == [2, 2]
+
+
+def test_syns_that_were_sent_again_are_read_off_netstat() -> None:
+    netstat = "TcpExt: SyncookiesSent TCPSynRetrans TCPOrigDataSent\nTcpExt: 3 171 9\nIpExt: InNoRoutes\nIpExt: 0\n"
+    assert burst.syn_retransmissions(netstat) == 171
+    with pytest.raises(LabError, match="TCPSynRetrans"):
+        burst.syn_retransmissions("TcpExt: SyncookiesSent\nTcpExt: 3\n")
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

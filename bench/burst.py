@@ -1,0 +1,217 @@
+"""
+A VM that outgrows its range at once: how soon it has more, and whether its guest notices.
+
+``signal_ms``: a guest on its floor of 256 ports, whose budget in the kernel is fresh, begins one connection more than
+the budget allows. The clock starts in the guest's namespace right before ``connect()`` sends the SYN that the budget
+does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, what ``nft monitor`` hears) in the host's namespace
+has the kernel's word of the new element in ``bindings``, and one in the edge's namespace that of its new elements,
+whichever is later; the kernel speaks after the transaction is in force. In between: the rest of the SYN's way through
+the bridge to the host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is put back
+to its floor and to other ports (``virt-ports resize``, ``relocate``), so that each sample begins alike.
+
+``burst_*``: a fresh guest on 256 ports opens 10,000 connections to one destination, up to 256 of them waiting at a
+time, and keeps them all open, so that it needs 10,000 ports. *Refused* are those that were not answered within
+:data:`LIMIT_S`. *Delayed* is how many SYNs the guest's kernel sent again (TCPSynRetrans in its /proc/net/netstat): at
+least as many as connections that needed one. Ours is the sum of :data:`BURSTS` bursts; ``_static`` (cap = floor) and
+``_poll`` (natd does not listen to the kernel and looks once a second: ``monitor.arrivals``) are one burst each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+
+from bench.figures import Measured, median, percentile
+from bench.site import EDGE, HOST, site, start_all
+from bench.worker import Worker
+from lab import net, traffic
+from lab.daemons import DaemonSettings
+from lab.errors import LabError
+from lab.guest import LightGuest
+from lab.lab import Lab
+from lab.shell import inside, run
+
+SAMPLES = 40
+WARM_UP = 5
+FLOOR = 256
+CONNECTIONS = 10_000
+BURSTS = 5
+LIMIT_S = 3.5
+"""Seconds after which a connection counts as refused: its SYN was sent again after 1 and after 3."""
+
+_VM = "signal"
+_BURST = "burst"
+_WAIT_S = 10.0
+_SETTLE_S = 0.4
+_BUDGET = re.compile(r"burst (\d+) packets")
+_WORKER = "bench.burst_worker"
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure in labs of their own, one after the other."""
+    with _served(_settings()) as lab:
+        signals = _signals(lab)
+        say(f"{len(signals)} signals: median {median(signals):.1f} ms, p99 {percentile(signals, 0.99):.1f} ms")
+        ours = [_burst(lab, say) for _ in range(BURSTS)]
+    with _served(_settings(cap=FLOOR)) as lab:
+        static = _burst(lab, say, "static")
+    with _served(_settings(arrivals=False)) as lab:
+        poll = _burst(lab, say, "poll")
+    return Measured(
+        {
+            "signal_ms_p50": median(signals),
+            "signal_ms_p99": percentile(signals, 0.99),
+            "burst_refused": sum(burst.refused for burst in ours),
+            "burst_delayed": sum(burst.delayed for burst in ours),
+            "burst_refused_static": static.refused,
+            "burst_delayed_static": static.delayed,
+            "burst_refused_poll": poll.refused,
+            "burst_delayed_poll": poll.delayed,
+        },
+        {
+            "signal_ms": signals,
+            "burst_s": [burst.secs for burst in ours],
+            "burst_static_s": [static.secs],
+            "burst_poll_s": [poll.secs],
+        },
+    )
+
+
+def _settings(*, cap: int = 32768, arrivals: bool = True) -> DaemonSettings:
+    return DaemonSettings(
+        cpmd={
+            "pool": {"initial": FLOOR, "floor": FLOOR, "cap": cap, "hold_down_s": 1.0},
+            # Only we make ranges smaller here.
+            "scaling.guards": {"shrink_after_samples": 1_000_000},
+        },
+        natd={"monitor": {"arrivals": arrivals}},
+    )
+
+
+@contextlib.contextmanager
+def _served(settings: DaemonSettings) -> Iterator[Lab]:
+    with site(settings) as lab:
+        start_all(lab)
+        with traffic.sink(lab):
+            yield lab
+
+
+# Signals
+
+
+def _signals(lab: Lab) -> list[float]:
+    guest = lab.add_guest(_VM, HOST)
+    # Otherwise a VM whose first connections come within a millisecond gets a quarter of an address each time.
+    lab.operate("set", _VM, f"cap={4 * FLOOR}")
+    with (
+        Worker(inside(guest.namespace), _WORKER) as client,
+        Worker(inside(lab.namespace(HOST)), _WORKER) as host,
+        Worker(inside(lab.namespace(EDGE)), _WORKER) as edge,
+    ):
+        host.call("watch")
+        edge.call("watch")
+        samples = [_signal(lab, client, host, edge) for _ in range(WARM_UP + SAMPLES)]
+    lab.remove_guest(_VM)
+    return samples[WARM_UP:]
+
+
+def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
+    _put_back(lab)
+    host.call("heard")
+    edge.call("heard")
+    begin = client.call("spend", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
+    programmed = max(_first(host, "bindings", begin), _first(edge, "", begin))
+    # The exact count that follows every signal.
+    time.sleep(_SETTLE_S)
+    if _size(lab) <= FLOOR:
+        raise LabError(f"the range did not grow; see the logs in {lab.state}")
+    client.call("close")
+    return float(programmed - begin) * 1000
+
+
+def _put_back(lab: Lab) -> None:
+    """Give the VM other ports, as many as its floor: then nothing that was known of its use counts, it is anew."""
+    for machine in (HOST, EDGE):
+        run(*inside(lab.namespace(machine)), "conntrack", "-F")
+    lab.operate("resize", _VM, str(FLOOR))
+    _wait(lambda: _size(lab) == FLOOR)
+    lab.operate("relocate", _VM)
+    time.sleep(_SETTLE_S)
+    _wait(lambda: _size(lab) == FLOOR)
+
+
+def _budget(lab: Lab) -> int:
+    """Return how many connections the kernel lets begin before it speaks up, as nft shows it."""
+    found = _BUDGET.findall(lab.run(HOST, "nft", "list", "set", "ip", "virtports", "budgets"))
+    # The other expression of an element, against floods, has a burst of 1.
+    return max(map(int, found))
+
+
+def _first(witness: Worker, name: str, begin: float) -> float:
+    """Return when a witness first heard of new elements (of one set) after a moment."""
+    end = time.monotonic() + _WAIT_S
+    while time.monotonic() < end:
+        for moment, heard in witness.call("heard"):
+            if moment >= begin and name in heard:
+                return float(moment)
+        time.sleep(0.02)
+    raise LabError(f"no larger range was programmed within {_WAIT_S:g} s")
+
+
+def _size(lab: Lab) -> int:
+    [vm] = [vm for vm in json.loads(lab.operate("list", "-o", "json")) if vm["name"] == _VM]
+    return int(vm["last_port"]) - int(vm["first_port"]) + 1 if vm["first_port"] else 0
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _WAIT_S
+    while not condition():
+        if time.monotonic() > end:
+            raise LabError(f"the VM was not put back to its floor within {_WAIT_S:g} s")
+        time.sleep(0.1)
+
+
+# Bursts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Burst:
+    """What became of the connections of one burst."""
+
+    refused: int
+    delayed: int
+    secs: float
+
+
+def _burst(lab: Lab, say: Callable[[str], None], what: str = "ours") -> Burst:
+    """Let a fresh guest open them all."""
+    guest = lab.add_guest(_BURST, HOST)
+    before = _sent_again(guest)
+    tally = traffic.connect(guest, CONNECTIONS, "-R", "-T", f"{LIMIT_S:g}", timeout_s=600.0)
+    burst = Burst(tally.fail, _sent_again(guest) - before, tally.secs)
+    say(
+        f"{what}: {burst.refused} of {CONNECTIONS} refused, {burst.delayed} SYNs sent again, {burst.secs:.2f} s, "
+        f"{tally.extports} ports"
+    )
+    lab.remove_guest(_BURST)
+    for machine in (HOST, EDGE):
+        run(*inside(lab.namespace(machine)), "conntrack", "-F")
+    return burst
+
+
+def _sent_again(guest: LightGuest) -> int:
+    """Return how many SYNs the guest's kernel has sent again so far."""
+    return syn_retransmissions(guest.run("cat", "/proc/net/netstat"))
+
+
+def syn_retransmissions(netstat: str) -> int:
+    """Return TCPSynRetrans of a /proc/net/netstat. :raise LabError: When it is not there."""
+    names, values = [line.split() for line in netstat.splitlines() if line.startswith("TcpExt:")]
+    counters = dict(zip(names, values, strict=True))
+    if "TCPSynRetrans" not in counters:
+        raise LabError("this kernel does not count SYNs that are sent again (TCPSynRetrans)")
+    return int(counters["TCPSynRetrans"])

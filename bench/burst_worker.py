@@ -1,0 +1,90 @@
+"""
+``python -m bench.burst_worker``: a witness or a client in a namespace, for :mod:`bench.burst` only.
+
+Moments are of CLOCK_MONOTONIC, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+from typing import Final
+
+from bench.worker import answer_lines
+from natctl.netlink.frames import HEADER, SOL_NETLINK, aligned, attributes
+
+_NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 12, 1, 7
+_NEW_SET_ELEMENT: Final = 10 << 8 | 12  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWSETELEM
+_NFGENMSG_BYTES: Final = 4
+_SET_NAME: Final = 2  # NFTA_SET_ELEM_LIST_SET
+_RECEIVE_BYTES: Final = 1 << 18
+
+
+class _Here:
+    """What is kept between calls."""
+
+    def __init__(self) -> None:
+        self._heard: list[tuple[float, str]] = []
+        self._open: list[socket.socket] = []
+
+    def watch(self) -> None:
+        """Begin to note when the kernel says that elements were added to a set or map of this namespace."""
+        news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        news.bind((0, 0))
+        news.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+
+    def heard(self) -> list[tuple[float, str]]:
+        """Return what was noted since this was last asked: when, and which set or map."""
+        heard, self._heard = self._heard, []
+        return heard
+
+    def spend(self, address: str, port: int, count: int) -> float:
+        """
+        Begin so many connections, one right after the other.
+
+        :return: The moment right before the last one's SYN.
+        """
+        for _ in range(count):
+            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self._open.append(client)
+            moment = time.monotonic()
+            with contextlib.suppress(BlockingIOError):
+                client.connect((address, port))
+        return moment
+
+    def close(self) -> None:
+        """Reset the connections."""
+        for client in self._open:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        self._open.clear()
+
+    def _listen(self, news: socket.socket) -> None:
+        while True:
+            buffer = news.recv(_RECEIVE_BYTES)
+            moment = time.monotonic()
+            self._heard += [(moment, name) for name in dict.fromkeys(_sets_in(buffer))]
+
+
+def _sets_in(buffer: bytes) -> list[str]:
+    names, offset = [], 0
+    while offset + HEADER.size <= len(buffer):
+        length, kind, _, _, _ = HEADER.unpack_from(buffer, offset)
+        end = min(offset + length, len(buffer))
+        if kind == _NEW_SET_ELEMENT:
+            for attribute, start, behind in attributes(buffer, offset + HEADER.size + _NFGENMSG_BYTES, end):
+                if attribute == _SET_NAME:
+                    names.append(buffer[start:behind].rstrip(b"\0").decode())
+        offset += max(aligned(length), HEADER.size)
+    return names
+
+
+if __name__ == "__main__":
+    os.setpriority(os.PRIO_PROCESS, 0, -20)
+    here = _Here()
+    answer_lines(lambda name, arguments: getattr(here, name)(*arguments))

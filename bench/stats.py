@@ -1,0 +1,101 @@
+"""
+One monitoring pass of natd over 200 VMs on a host: what it does each second, less sending the report.
+
+The VMs are light guests' taps: 200 veth links on a bridge, in a namespace of their own, and the host's kernel holds all
+200 (their ranges, identities and budgets). A pass is natd's own ``_measure``: the counters of all taps, rates, the
+kernel's counters of connections begun, a walk through the connection table, the report, and the look at every VM's
+arrivals. There are no connections; the kernel walks its whole table all the same. With more than 100 VMs the counters
+come from the kernel's list of interfaces and not from libvirt, so there is no libvirt here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+
+from bench.figures import Measured, median
+from bench.fleet import fleet
+from bench.worker import Worker, answer_lines
+from cpm.model import Role
+from lab import net
+from lab.errors import LabError
+from lab.shell import inside, ip_batch
+from natctl.daemon import Natd
+from natctl.netlink.links import list_links
+from natctl.settings import HostTable, Settings
+
+VMS = 200
+RUNS = 50
+WARM_UP = 5
+
+_NAMESPACE = "bench-stats"
+
+
+def measure(say: Callable[[str], None]) -> Measured:
+    """Measure in a namespace that is removed afterwards."""
+    with _taps(VMS), Worker(inside(_NAMESPACE)) as loader, Worker(inside(_NAMESPACE), "bench.stats") as worker:
+        loader.call("load", "host", VMS)
+        runs = worker.call("passes", WARM_UP + RUNS)[WARM_UP:]
+    say(f"one pass over {VMS} VMs: median {median(runs):.1f} ms")
+    return Measured({"stats_ms_200": median(runs)}, {"stats_ms": runs})
+
+
+@contextlib.contextmanager
+def _taps(count: int) -> Iterator[None]:
+    """Make a host's bridge with so many guests' interfaces on it; nobody lives at their other ends."""
+    net.delete_with_processes([_NAMESPACE])
+    try:
+        ip_batch([f"netns add {_NAMESPACE}"])
+        names = [tap for entry in fleet(count).host.values() for tap in entry.taps]
+        ip_batch(
+            [
+                "link add underlay type bridge",
+                "link set underlay up",
+                "link add vmbr0 type bridge",
+                "link set vmbr0 up",
+            ],
+            _NAMESPACE,
+        )
+        ip_batch((f"link add {name} type veth peer name peer-{name}" for name in names), _NAMESPACE)
+        ip_batch((f"link set {name} master vmbr0 up" for name in names), _NAMESPACE)
+        yield
+    finally:
+        net.delete_with_processes([_NAMESPACE])
+
+
+class _Natd(Natd):
+    """natd without a manager, a libvirt and a clock: it looks when it is told to."""
+
+    async def found(self) -> int:
+        """Take over what the kernel holds, as after a restart. :return: VMs whose interfaces were found."""
+        held = await self._kernel.observe()
+        self._node.adopt(held.host.values(), held.path, frozenset(list_links()), time.time())
+        return len(self._node.taps())
+
+    async def pass_ms(self) -> float:
+        """Look once. :return: Milliseconds."""
+        gc.collect()
+        begin = time.perf_counter()
+        await self._measure()
+        return (time.perf_counter() - begin) * 1000
+
+
+async def _passes(count: int) -> list[float]:
+    settings = Settings(
+        IPv4Address("172.30.0.11"),
+        name="host1",
+        roles=frozenset({Role.HOST}),
+        host=HostTable(frozenset({"underlay"}), libvirt=None),
+    )
+    natd = _Natd(settings)
+    if (found := await natd.found()) != VMS:
+        raise LabError(f"natd found {found} of {VMS} VMs")
+    return [await natd.pass_ms() for _ in range(count)]
+
+
+if __name__ == "__main__":
+    answer_lines(lambda name, arguments: asyncio.run(_passes(*arguments)))
