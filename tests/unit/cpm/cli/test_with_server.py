@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cpm.api.client import Client
+from cpm.api.client import Client, RemoteError
 from cpm.api.server import Channel, Server
 from cpm.api.views import (
     AddressView,
@@ -26,6 +27,7 @@ from cpm.api.views import (
     ExplainView,
     NodeView,
     PoolRequest,
+    ReportView,
     ResizeRequest,
     StatusView,
     WhoisView,
@@ -118,6 +120,10 @@ class SaysWhatItIsTold:
             yield event
         while follow:
             yield await self.more.get()
+
+    async def measurements(self) -> AsyncIterator[ReportView]:
+        self._hear("measurements")
+        yield ReportView(NOW, NodeName("host1"), 1.0, ())
 
     async def status(self) -> StatusView:
         self._hear("status")
@@ -226,6 +232,13 @@ def test_the_managers_sentence_arrives(server: Running, run: Any, trouble: VirtP
     server.backend.trouble = trouble
     assert run("show", "web1") == (code, "", f"error: {trouble}\n")
     assert json.loads(run("show", "web1", "-o", "json").err) == {"code": trouble.code, "message": str(trouble)}
+
+
+def test_measurements_are_only_there_to_be_followed(server: Running) -> None:
+    with pytest.raises(RemoteError, match="ask with follow=1"):
+        next(Client(server.path).stream(ReportView, "/v1/measurements"))
+    [report] = itertools.islice(Client(server.path).stream(ReportView, "/v1/measurements", follow=True), 1)
+    assert (report.at, report.node) == (NOW, "host1")
 
 
 def test_a_limit_the_manager_refuses_is_a_matter_of_usage(run: Any) -> None:
