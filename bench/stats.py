@@ -15,9 +15,9 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address
 
 from bench.figures import Measured, median
+from bench.fleet import HOST as FLEETS_HOST
 from bench.fleet import fleet
 from bench.worker import Worker, answer_lines
 from cpm.model import Role
@@ -53,10 +53,8 @@ def _taps(count: int) -> Iterator[None]:
         names = [tap for entry in fleet(count).host.values() for tap in entry.taps]
         ip_batch(
             [
-                "link add underlay type bridge",
-                "link set underlay up",
-                "link add vmbr0 type bridge",
-                "link set vmbr0 up",
+                *(f"link add {bridge} up type bridge" for bridge in ("underlay", "vmbr0")),
+                f"addr add {FLEETS_HOST}/24 dev underlay",
             ],
             _NAMESPACE,
         )
@@ -86,7 +84,7 @@ class _Natd(Natd):
 
 async def _passes(count: int) -> list[float]:
     settings = Settings(
-        IPv4Address("172.30.0.11"),
+        FLEETS_HOST,
         name="host1",
         roles=frozenset({Role.HOST}),
         host=HostTable(frozenset({"underlay"}), libvirt=None),
