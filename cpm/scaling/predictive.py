@@ -59,17 +59,19 @@ class PredictivePolicy:
     """In which a peak fades to a third of its height above the level."""
     ahead_s: float = 20.0
     """How far along a rising trend it looks."""
-    strays: float = 2.0
-    """Headroom, in mean distances from the level."""
+    strays: float = 3.0
+    """Headroom above the level, in mean distances from it; the peak may be higher."""
     spare_ports: int = 8
     """Headroom of a VM that is perfectly even, ..."""
-    spare_share: float = 0.125
-    """... and as a share of what it needs: above what the kernel's alarm counts as nearly used up, or it would ring."""
+    spare_share: float = 0.08
+    """... and as a share of what it needs: a range that is nearly full counts as used up."""
     next_look_s: float = 1.5
     """Room for what arrives within so many seconds, if that is more than the share."""
-    step_share: float = 0.2
+    step_share: float = 0.15
     """Share of the range by which it grows at least when it grows: a range that moved should stay for a while."""
-    slack_share: float = 0.15
+    keep_share: float = 0.05
+    """Share on top of what is needed that is kept when it shrinks, or the next change of mind would grow it again."""
+    slack_share: float = 0.2
     """Share of the range that must be superfluous before it shrinks."""
     counts_ports: bool = dataclasses.field(default=True, init=False)
 
@@ -106,15 +108,14 @@ class PredictivePolicy:
 
     def _sized(self, demand: Demand, trace: Trace) -> int:
         current, used = demand.current, demand.ports_in_use or 0
-        rising = max(trace.trend, 0.0) * self.ahead_s
-        spare = self.spare_ports + self.strays * trace.stray
-        expected = max(trace.peak, trace.level + rising)
+        expected = trace.level + max(trace.trend, 0.0) * self.ahead_s + self.strays * trace.stray
+        expected = max(expected, trace.peak)
         arriving = (demand.new_connections_per_s or 0.0) * self.next_look_s
-        needed = math.ceil(expected + max(expected * self.spare_share, arriving) + spare)
+        needed = math.ceil(expected + max(expected * self.spare_share, arriving) + self.spare_ports)
         # At once: what arrives before the next sample must fit, the rest can wait for its peak.
         tight = used + max(trace.gain / 2, arriving) + self.spare_ports > current
         if demand.exhausted or tight or needed > current * (1 + self.step_share):
             return max(needed, math.ceil(current * (1 + self.step_share)))
-        if needed < current * (1 - self.slack_share):
-            return needed
+        if needed * (1 + self.keep_share) < current * (1 - self.slack_share):
+            return math.ceil(needed * (1 + self.keep_share))
         return current
