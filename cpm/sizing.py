@@ -135,7 +135,9 @@ class Sizing:
             # What was counted before the last change says nothing of how things are now.
             return
         observation = self.of(vm.uuid)
-        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(observation.measured))
+        measured = observation.measured
+        usual = (measured.new_connections_per_s or 0.0) if measured is not None else 0.0
+        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(measured), usual)
         policy = policy_named(self._wishes(vm).policy.value)
         decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.decision = decision

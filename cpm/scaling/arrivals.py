@@ -5,7 +5,8 @@ No score and no cool-down: new connections are arriving now, and what is not the
 that remains is the count: traffic that comes again and again through the same few ports needs no more of them.
 
 A policy that counts ports itself is asked how far to grow, and whether: the alarm is early enough for bursts, and so
-too early for a load that changes slowly. Whatever it says, what arrives until the host may ask again will fit.
+too early for a load that changes slowly. Whatever it says, what arrives beyond the usual until the host may ask again
+will fit.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Arrival:
     arrivals_per_s: float
     draining: int = 0
     """As in :class:`cpm.scaling.demand.Demand`."""
+    usual_per_s: float = 0.0
+    """Connections that began per second when last measured: as many end, as long as the load is what it was."""
 
 
 def on_arrival(
@@ -72,7 +75,8 @@ def on_arrival(
     if policy is not None and policy.counts_ports:
         rule = policy.name
         ports, state = _asked(policy, arrival, state, now)
-        soon = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S)
+        more_per_s = max(arrival.arrivals_per_s - arrival.usual_per_s, 0.0)
+        soon = arrival.ports_in_use + math.ceil(more_per_s * NEXT_LOOK_S)
         by_factor = max(ports, soon)
     asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
     cap = max(bounds.cap // bounds.block, 1) * bounds.block

@@ -44,6 +44,8 @@ class Trace:
     """Ports: mean absolute distance of a sample from what the level said."""
     gain: float
     """Ports: the largest increase between two samples of late; it fades."""
+    usual: float
+    """Connections that begin per second, smoothed: as many end, as long as the load is what it is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class PredictivePolicy:
     spare_share: float = 0.08
     """... and as a share of what it needs: a range that is nearly full counts as used up."""
     next_look_s: float = 1.5
-    """Room for what arrives within so many seconds, if that is more than the share."""
+    """Seconds for which what arrives beyond the usual must have room."""
     step_share: float = 0.15
     """Share of the range by which it grows at least when it grows: a range that moved should stay for a while."""
     keep_share: float = 0.05
@@ -80,15 +82,14 @@ class PredictivePolicy:
         if demand.ports_in_use is None:
             more = math.ceil(demand.current * (1 + self.step_share))
             return more if demand.exhausted else demand.current, memory
-        trace = self._followed(
-            demand.ports_in_use + demand.draining, memory if isinstance(memory, Trace) else None, now
-        )
+        trace = self._followed(demand, memory if isinstance(memory, Trace) else None, now)
         return self._sized(demand, trace), trace
 
-    def _followed(self, used: int, before: Trace | None, now: float) -> Trace:
+    def _followed(self, demand: Demand, before: Trace | None, now: float) -> Trace:
         """Take one more sample in."""
+        used, rate = (demand.ports_in_use or 0) + demand.draining, demand.new_connections_per_s or 0.0
         if before is None or not 0 <= now - before.at <= LONGEST_GAP_S:
-            return Trace(now, used, used, 0.0, used, 0.0, 0.0)
+            return Trace(now, used, used, 0.0, used, 0.0, 0.0, rate)
         elapsed = now - before.at
         if elapsed == 0:
             # An alarm between two samples: it says how many, not how fast.
@@ -104,16 +105,18 @@ class PredictivePolicy:
         surprise = min(abs(used - expected), 4 * before.stray + self.spare_ports)
         stray = before.stray + slow * (surprise - before.stray)
         gain = max(used - before.in_use, before.gain * fade, 0.0)
-        return Trace(now, used, level, trend, peak, stray, gain)
+        usual = before.usual + weight * (rate - before.usual)
+        return Trace(now, used, level, trend, peak, stray, gain, usual)
 
     def _sized(self, demand: Demand, trace: Trace) -> int:
         current, used = demand.current, demand.ports_in_use or 0
         expected = trace.level + max(trace.trend, 0.0) * self.ahead_s + self.strays * trace.stray
         expected = max(expected, trace.peak)
-        arriving = (demand.new_connections_per_s or 0.0) * self.next_look_s
+        unusual = max((demand.new_connections_per_s or 0.0) - trace.usual, 0.0)
+        arriving = max(unusual * self.next_look_s, trace.gain)
         needed = math.ceil(expected + max(expected * self.spare_share, arriving) + self.spare_ports)
         # At once: what arrives before the next sample must fit, the rest can wait for its peak.
-        tight = used + max(trace.gain / 2, arriving) + self.spare_ports > current
+        tight = used + arriving + self.spare_ports > current
         if demand.exhausted or tight or needed > current * (1 + self.step_share):
             return max(needed, math.ceil(current * (1 + self.step_share)))
         if needed * (1 + self.keep_share) < current * (1 - self.slack_share):

@@ -141,6 +141,8 @@ class _Actor:
     deaf: bool = False
     """Nothing more to be had before the next sample."""
     line: Line | None = None
+    usual_per_s: float = 0.0
+    """Connections that began per second when last sampled."""
 
 
 class Replay:
@@ -289,7 +291,8 @@ class Replay:
         guest, active = actor.guest, self.view.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
         rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
-        arrival = Arrival(active.ports.size, guest.in_active, rate, guest.in_use - guest.in_active)
+        draining = guest.in_use - guest.in_active
+        arrival = Arrival(active.ports.size, guest.in_active, rate, draining, actor.usual_per_s)
         decision, actor.state = on_arrival(arrival, actor.state, self._bounds, now, self._policy)
         if decision.target > decision.current and self._enlarge(actor, active, decision.target, now):
             actor.due = now + self._conditions.signal_s
@@ -308,6 +311,7 @@ class Replay:
         elif actor.due is None:
             exhausted = actor.guest.in_active >= self._conditions.nearly_full * active.size
             self._scale(actor, now, exhausted=exhausted)
+        actor.usual_per_s = actor.line.opened / self._trace.step_s if actor.line else 0.0
         actor.line = None
 
     def _retry(self, actor: _Actor, now: float) -> None:
