@@ -65,6 +65,9 @@ class LightGuest:
         :raise LabError: When a process of the guest cannot be ended.
         """
         net.delete_with_processes([self.namespace])
+        # The kernel takes its time to take apart a namespace, and the tap with it.
+        with contextlib.suppress(LabError):
+            ip_batch([f"link del {self.tap}"], self.host.namespace)
         for operation in ("stopped", "release"):
             with contextlib.suppress(LabError):
                 self._hook(operation, "end", self._xml())

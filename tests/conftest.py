@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 # How long an example takes says more about what else the machine is doing than about the code.
 settings.register_profile("virt-ports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("virt-ports")
+
+# A shell that starts us in the background has us, and all we start, ignore SIGINT; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 

@@ -46,7 +46,10 @@ def test_a_light_guest_reaches_the_internet_by_its_own_ports(lab: Lab) -> None:
             for options in ((), ("-u",), ("-c", "-R")):
                 tally = connect(guest, 40, *options)
                 assert (tally.ok, tally.fail) == (40, 0)
-                assert vm["first_port"] <= tally.extmin <= tally.extmax <= vm["last_port"]
+                # Forty at once may be a reason to grow meanwhile.
+                (now,) = (each for each in facts(lab, "list") if each["name"] == "a")
+                ports = [vm["first_port"], vm["last_port"], now["first_port"], now["last_port"]]
+                assert min(ports) <= tally.extmin <= tally.extmax <= max(ports)
     finally:
         lab.remove_guest("a")
 
