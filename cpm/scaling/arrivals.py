@@ -30,10 +30,6 @@ NEXT_LOOK_S: Final = 1.5
 AGAIN_S: Final = 2.0
 """A second growth this soon after the last one says that the first was too small."""
 
-HURRY_S: Final = 1.0
-"""A range that would be used up within this time at the present rate grows as one that asks again: the first word of a
-burst comes with a rate that still has the quiet time before it in its average."""
-
 FACTOR: Final = 2
 FACTOR_AGAIN: Final = 4
 
@@ -73,8 +69,7 @@ def on_arrival(
     if arrival.ports_in_use < LEAST_USE * current:
         return Decision(current, current, "mostly-unused", current), state
     again = state.grew_at is not None and 0 <= now - state.grew_at < AGAIN_S
-    hurried = arrival.arrivals_per_s * HURRY_S > current
-    by_factor = current * (FACTOR_AGAIN if again or hurried else FACTOR)
+    by_factor = current * (FACTOR_AGAIN if again else FACTOR)
     by_rate = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * HORIZON_S)
     rule = RULE
     if policy is not None and policy.counts_ports:

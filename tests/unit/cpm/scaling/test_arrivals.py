@@ -30,11 +30,6 @@ def test_a_second_one_soon_after_gets_several_steps() -> None:
     assert decision.target == 2048
 
 
-def test_a_range_that_would_not_last_a_second_gets_several_blocks_at_once() -> None:
-    decision, _ = on_arrival(Arrival(256, 65, 740.0), ScalingState(), BOUNDS, 100.0)
-    assert decision.target == 1024
-
-
 def test_a_high_rate_gets_what_arrives_until_the_next_look() -> None:
     decision, _ = on_arrival(Arrival(256, 128, 20_000.0), ScalingState(), BOUNDS, 100.0)
     assert decision.target >= 128 + 5_000
