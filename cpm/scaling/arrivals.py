@@ -89,6 +89,10 @@ def on_arrival(
 
 def _asked(policy: Policy, arrival: Arrival, state: ScalingState, now: float) -> tuple[int, ScalingState]:
     exhausted = arrival.ports_in_use >= EXHAUSTED * arrival.current
+    if state.memory is None:
+        # Who remembers nothing cannot tell coming and going from growth: then all that arrives must fit.
+        soon = arrival.ports_in_use + max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S
+        exhausted = exhausted or soon > arrival.current
     demand = Demand(
         domain=DomainUUID(""),
         current=arrival.current,

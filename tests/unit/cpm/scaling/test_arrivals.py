@@ -5,9 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpm.model import DomainUUID
 from cpm.scaling import (
     Arrival,
     Bounds,
+    Demand,
     OccupancyPolicy,
     PredictivePolicy,
     ScalingState,
@@ -52,6 +54,15 @@ def test_a_policy_that_counts_ports_says_how_far_as_long_as_arrivals_fit() -> No
     for policy in (PredictivePolicy(), OccupancyPolicy()):
         assert on_arrival(Arrival(1024, 1000, 0.0), ScalingState(), BOUNDS, 100.0, policy)[0].target > 1024
         assert on_arrival(Arrival(1024, 800, 20_000.0), ScalingState(), BOUNDS, 100.0, policy)[0].target >= 5800
+
+
+def test_a_policy_without_memory_grows_when_what_arrives_might_not_fit() -> None:
+    usual = Arrival(256, 200, 100.0, usual_per_s=100.0)
+    assert on_arrival(usual, ScalingState(), BOUNDS, 100.0, OccupancyPolicy(grow_at=0.9))[0].target == 512
+    _, seen = PredictivePolicy().target(Demand(domain=DomainUUID("vm"), current=256, ports_in_use=200,
+                                               new_connections_per_s=100.0), None, 99.0)  # fmt: skip
+    state = ScalingState(memory=seen)
+    assert on_arrival(usual, state, BOUNDS, 100.0, PredictivePolicy())[0].target == 256
 
 
 @given(
