@@ -262,14 +262,14 @@ class Arrivals:
         if not watch.is_short:
             watch.arm()
             return [Arm(domain)]
-        steps: list[Step] = []
         if watch.is_believed and watch.may_ask(now):
-            steps.append(self._ask(domain, watch, now))
-        elif not watch.is_waiting(now):
-            # The next signal tells how fast they come, and a rate that is new is believed.
-            watch.arm()
-            steps.append(Arm(domain))
-        return [*steps, *self._count(domain, watch, now)]
+            watch.wants_count = True
+            return [self._ask(domain, watch, now)]
+        if watch.is_waiting(now):
+            return []
+        # The next signal tells how fast they come, and a rate that is new is believed.
+        watch.arm()
+        return [Arm(domain), *self._count(domain, watch, now)]
 
     def counted(self, count: Count, in_use: int, full: frozenset[Destination], now: float) -> list[Step]:
         """
@@ -346,7 +346,8 @@ class Arrivals:
         """Look after what only time brings: counts that were put off, and those who are refused."""
         steps: list[Step] = []
         for domain, watch in self._vms.items():
-            if watch.wants_count or (watch.full and now - watch.counted_at >= RECOUNT_S):
+            is_due = watch.wants_count and not watch.is_waiting(now)
+            if is_due or (watch.full and now - watch.counted_at >= RECOUNT_S):
                 steps += self._count(domain, watch, now)
         return steps
 
