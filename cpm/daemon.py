@@ -1,9 +1,10 @@
 """
 cpmd: the composition root of the manager.
 
-One loop owns the :class:`~cpm.manager.Manager`. It takes all inputs that have come, lets the manager decide, commits
-what was decided to the ledger as one transaction (in the thread that owns the ledger), and only then sends messages and
-answers. While a commit is under way further inputs wait and are then committed together.
+One loop owns the :class:`~cpm.manager.Manager` and the ledger. It takes all inputs that have come, lets the manager
+decide, commits what was decided to the ledger as one transaction, and only then sends messages and answers. It waits
+for the disk by itself: nothing could be decided meanwhile, and handing the commit to a thread and back takes as long as
+the commit. What comes in until then waits in the sockets and is then committed together.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class Cpmd:
         self._channels: dict[NodeName, Channel] = {}
         self._committed = asyncio.Event()
         self._followers: set[asyncio.Queue[ReportView]] = set()
-        self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._reader_thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._started = clock.now()
         self._version = program.version()
@@ -100,7 +100,7 @@ class Cpmd:
         :raise LedgerError: When the ledger cannot be opened.
         :raise OSError: When a socket cannot be made or a certificate cannot be read.
         """
-        await self._in_ledger_thread(self._open)
+        self._open()
         self._tasks.start("decide", self._decide_for_ever(), forever=True)
         self._tasks.start("tick", self._tick_for_ever(), forever=True)
         listen = self._settings.listen
@@ -124,8 +124,7 @@ class Cpmd:
             channel.close()
         await self._server.stop()
         await self._tasks.stop()
-        await self._in_ledger_thread(self._ledger.close)
-        self._ledger_thread.shutdown()
+        self._ledger.close()
         self._reader_thread.shutdown()
         with contextlib.suppress(OSError):
             Path(self._settings.listen.socket).unlink()
@@ -137,9 +136,6 @@ class Cpmd:
         self._reader = self._ledger.reader()
         epoch = self._ledger.next_epoch()
         self._manager = Manager(self._ledger.load(), self._settings, epoch, clock.now())
-
-    async def _in_ledger_thread(self, work: Callable[..., _T], *arguments: Any) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._ledger_thread, work, *arguments)
 
     async def _read(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work, *arguments)
@@ -157,20 +153,20 @@ class Cpmd:
             batch = [await self._inputs.get()]
             while not self._inputs.empty():
                 batch.append(self._inputs.get_nowait())
-            await self._decide(batch)
+            self._decide(batch)
 
-    async def _decide(self, batch: list[_Input]) -> None:
+    def _decide(self, batch: list[_Input]) -> None:
         now = clock.now()
         try:
             for item in batch:
                 self._let(item, now)
             outcome = self._manager.take(now)
             if outcome.changes:
-                await self._in_ledger_thread(self._ledger.commit, outcome.changes, now)
+                self._ledger.commit(outcome.changes, now)
         except Exception as error:
             # What the manager believes and what is durable may differ now: start again from what is durable.
             log.exception("cannot commit; starting over from the ledger")
-            await self._start_over()
+            self._start_over()
             refusal = error if isinstance(error, VirtPortsError) else LedgerError(f"the change was not made: {error}")
             for item in batch:
                 _fail(item, refusal)
@@ -191,9 +187,8 @@ class Cpmd:
             # Refused before anything was recorded.
             _fail(item, error)
 
-    async def _start_over(self) -> None:
-        state = await self._in_ledger_thread(self._ledger.load)
-        self._manager = Manager(state, self._settings, self._manager.epoch, clock.now())
+    def _start_over(self) -> None:
+        self._manager = Manager(self._ledger.load(), self._settings, self._manager.epoch, clock.now())
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()

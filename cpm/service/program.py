@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import uvloop
+
 from cpm.errors import ConfigError, VirtPortsError
 from cpm.service import logs, notify
 
@@ -102,7 +104,8 @@ def run(
         return await serve(build(settings))
 
     try:
-        return asyncio.run(main())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main())
     except (VirtPortsError, OSError) as error:
         log.critical("cannot start: %s", error)
         return 1
