@@ -22,6 +22,7 @@ from cpm.messages import (
     PROTOCOL,
     Applied,
     Attach,
+    Declined,
     Detach,
     Hello,
     ManagerMessage,
@@ -175,8 +176,9 @@ class Manager:
             case Report():
                 session.dropped = message.dropped
                 self.sizing.report(session, message, now)
-            case Need():
-                self.sizing.need(session, message, now)
+            case Need(domain, ports):
+                if not self.sizing.need(session, message, now):
+                    self._rollout.say(name, Declined(self.epoch, domain, ports))
 
     def _applied(self, session: Session, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:

@@ -162,11 +162,15 @@ class Report(Struct, frozen=True, tag="report"):
 
 
 class Need(Struct, frozen=True, tag="need"):
-    """A VM nears the end of its range; said at once, and again only when the range changed or nothing came of it."""
+    """
+    A VM nears the end of its range; said at once, and again only when the range changed or nothing came of it.
+
+    Answered by other ports or by :class:`Declined`, unless other ports are on their way already.
+    """
 
     domain: DomainUUID
-    generation: int
-    """Generation that was in force when its ports were counted."""
+    ports: PortRange
+    """The range it is about."""
     ports_in_use: int
     """As in :class:`Measured`."""
     arrivals_per_s: float
@@ -259,4 +263,13 @@ class Refused(Struct, frozen=True, tag="refused"):
     message: str
 
 
-ManagerMessage = Welcome | Snapshot | Delta | Refused
+class Declined(Struct, frozen=True, tag="declined"):
+    """Nothing comes of a :class:`Need` now; the node may say it again later."""
+
+    epoch: int
+    domain: DomainUUID
+    ports: PortRange
+    """The range that the need was about."""
+
+
+ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined

@@ -128,12 +128,18 @@ class Sizing:
         if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
             self._grow_or_shrink(vm, active, decision.target, measured.ports_in_use, now)
 
-    def need(self, session: Session, need: Need, now: float) -> None:
-        """A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for."""
+    def need(self, session: Session, need: Need, now: float) -> bool:
+        """
+        A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for.
+
+        :return: Whether the VM gets other ports, or is about to.
+        """
         vm, active = self._view.vms.get(need.domain), self._view.one(need.domain, _State.ACTIVE)
-        if vm is None or active is None or vm.node != session.node or need.generation < session.changed_at(vm.uuid):
-            # What was counted before the last change says nothing of how things are now.
-            return
+        if vm is None or active is None or vm.node != session.node:
+            return False
+        if active.ports != need.ports or self._view.one(vm.uuid, _State.RESERVED) is not None:
+            # It is about a range that the host is to change anyway; with the new one it begins to count anew.
+            return True
         observation = self.of(vm.uuid)
         measured = observation.measured
         usual = (measured.new_connections_per_s or 0.0) if measured is not None else 0.0
@@ -142,6 +148,7 @@ class Sizing:
         decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.decision = decision
         self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
+        return self._view.one(vm.uuid, _State.RESERVED) is not None
 
     def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
         """Bring a VM's range to a size, or as near to it as is fair while ports are short."""

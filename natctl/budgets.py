@@ -8,6 +8,9 @@ takes 256 ports in 13. So, on a signal, what is known is added up (ports in use 
 arrival since: never too low), more is asked for at once where that runs out soon, and the count follows. Whose
 arrivals turn out to need no ports is not believed again at that rate: then the count comes first.
 
+What begins after the last port was reckoned to be taken is not lost: the kernel *defers* it, and lets it go on when a
+larger range is in force, or when none is to be had.
+
 :class:`Arrivals` is told what happens, with the time, and returns what is to be done.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cpm.model import DomainUUID, PortRange
@@ -35,6 +38,9 @@ PATIENCE_S = 1.0
 """Seconds after which a request that nothing came of may be repeated."""
 COUNT_GAP_S = 0.25
 """Seconds between two counts of one VM's ports."""
+DEFER_S = 0.4
+"""Seconds for which a connection is deferred; with what it takes to notice, less than the second after which TCP sends
+its SYN again."""
 RECOUNT_S = 0.4
 """Seconds between two counts of a VM that is being refused."""
 REFUSE_S = 2.0
@@ -47,11 +53,13 @@ _TELLING = 16
 
 def usable(size: int) -> int:
     """
-    Return how many ports of a range can be counted on.
+    Return how many ports of a range can be counted on while connections rush in.
 
-    Beyond 128 ports the kernel looks at 248 of them and gives up: it finds one as good as always at 15/16.
+    Of more than 128 ports the kernel looks at runs of 128, 64, 32 and 16, each from a random port on, and gives up
+    (``nf_nat_l4proto_unique_tuple`` in net/netfilter/nf_nat_core.c). It takes the first free port after a random one,
+    so what is taken grows together into runs, and beyond three quarters some are longer than it looks.
     """
-    return size if size <= 128 else size - size // 16
+    return size if size <= 128 else size * 3 // 4
 
 
 def budget(size: int, in_use: float, rate: float) -> int:
@@ -74,8 +82,15 @@ class Ask(NamedTuple):
     """Tell the manager that a VM nears the end of its range."""
 
     domain: DomainUUID
+    ports: PortRange
     ports_in_use: int
     arrivals_per_s: float
+
+
+class Release(NamedTuple):
+    """Let deferred connections go on: these packets, by the kernel's numbers."""
+
+    packets: tuple[int, ...]
 
 
 class Count(NamedTuple):
@@ -106,7 +121,7 @@ class Exhausted(NamedTuple):
     destinations: int
 
 
-Step = Ask | Count | Arm | Refuse | Exhausted
+Step = Ask | Release | Count | Arm | Refuse | Exhausted
 
 
 @dataclasses.dataclass(slots=True)
@@ -121,6 +136,12 @@ class _Watch:
     arrived: float = 0.0
     """Arrivals until ``since``."""
     armed: int = 0
+    defer_after: int | None = None
+    """Connections that may begin, from when the budget was given, before the next ones are deferred."""
+    deferred: list[int] = dataclasses.field(default_factory=list)
+    deferred_since: float = 0.0
+    is_patient: bool = True
+    """False: deferring led to nothing."""
     armed_from: float = 0.0
     """Arrivals when the budget was given."""
     armed_at: float | None = None
@@ -149,13 +170,22 @@ class _Watch:
         else:
             fresh = budget(self.ports.size, self.level, self.rate)
         self.armed = fresh if fresh != self.armed else fresh + 1
+        before, self.defer_after = self.defer_after, None
+        if not self.at_cap and self.is_believed and self.is_patient:
+            # Those that are deferred come on top, without being counted once more.
+            left = max(1, usable(self.ports.size) - math.ceil(self.level) - len(self.deferred))
+            self.defer_after = left if left != before else left + 1
         self.armed_from = self.arrived
         self.armed_at = None
         self.is_spent = False
 
     def is_stale(self, now: float) -> bool:
         """Whether a signal that comes now is about an older budget than this one."""
-        return self.armed_at is None or now - self.armed_at < self.armed / FASTEST_PER_S
+        return self.armed_at is None or self.is_too_soon(self.armed, now)
+
+    def is_too_soon(self, connections: int, now: float) -> bool:
+        """Whether nobody can have begun so many connections since the kernel holds the budget."""
+        return self.armed_at is not None and now - self.armed_at < connections / FASTEST_PER_S
 
     def arrive(self, total: float, now: float) -> None:
         """Take note of how many have arrived by now."""
@@ -172,6 +202,7 @@ class _Watch:
             self.doubted = self.rate if needed < self.uncounted / 2 else None
         self.level = self.counted_level = float(in_use)
         self.uncounted = 0.0
+        self.is_patient = self.is_patient or self.level < CROWDED * self.ports.size
 
     @property
     def is_short(self) -> bool:
@@ -201,6 +232,13 @@ class Arrivals:
 
     def __init__(self) -> None:
         self._vms: dict[DomainUUID, _Watch] = {}
+        self._stray: list[int] = []
+        """Deferred packets whose VM is gone."""
+
+    def defer_after(self, domain: DomainUUID) -> int | None:
+        """Return after how many connections the next ones of this VM are to be deferred; None: never."""
+        watch = self._vms.get(domain)
+        return watch.defer_after if watch is not None else None
 
     def armed(self, domain: DomainUUID) -> int | None:
         """Return the budget that the kernel should hold for this VM; None: it has no ports."""
@@ -212,42 +250,63 @@ class Arrivals:
         return {domain: watch.full for domain, watch in self._vms.items() if watch.full}
 
     def resized(
-        self, domain: DomainUUID, ports: PortRange | None, now: float, *, at_cap: bool, found: int | None = None
+        self,
+        domain: DomainUUID,
+        ports: PortRange | None,
+        now: float,
+        *,
+        at_cap: bool,
+        found: int | None = None,
+        found_defer_after: int | None = None,
     ) -> None:
         """
         Take note of the ports that a VM gets, with a new budget where they are new.
 
         :param ports: None: it has none, or is gone.
-        :param found: Budget that the kernel holds already, used up or not.
+        :param found: Budget that the kernel holds already, used up or not; ``found_defer_after``: likewise.
         """
         before = self._vms.get(domain)
         if ports is None:
             self._vms.pop(domain, None)
+            self._stray += before.deferred if before is not None else ()
             return
         if before is not None and (before.ports, before.at_cap) == (ports, at_cap):
             return
         watch = _Watch(ports, at_cap, 0.0, now)
         if before is not None and before.ports.overlaps(ports):
             # What came since the last signal is not known, but that it went on as it did.
-            level = min(float(ports.size), before.level + before.rate * min(max(now - before.since, 0.0), 0.1))
+            level = before.level + before.rate * min(max(now - before.since, 0.0), 0.1)
+            if before.deferred:
+                level = min(level, float(usable(before.ports.size)))
             watch = dataclasses.replace(
-                before, ports=ports, at_cap=at_cap, level=level, since=now, asked_at=None, full=frozenset()
+                before,
+                ports=ports,
+                at_cap=at_cap,
+                level=min(float(ports.size), level),
+                # Those that were deferred did not all come in the moment in which they go on.
+                since=before.deferred_since if before.deferred else now,
+                asked_at=None,
+                full=frozenset(),
+                is_patient=True,
             )
             if before.ports != ports:
                 watch.arrived = 0.0
         elif before is not None:
             watch.rate, watch.doubted, watch.armed = before.rate, before.doubted, before.armed
+            watch.defer_after, watch.deferred = before.defer_after, before.deferred
         if found is not None:
-            watch.armed, watch.armed_at = found, now
+            watch.armed, watch.defer_after, watch.armed_at = found, found_defer_after, now
         else:
             watch.arm()
         self._vms[domain] = watch
 
-    def in_force(self, domain: DomainUUID, budget: int | None, now: float) -> None:
+    def in_force(self, domain: DomainUUID, budget: int | None, now: float) -> list[Step]:
         """The kernel holds this budget now."""
         watch = self._vms.get(domain)
-        if watch is not None and watch.armed_at is None and watch.armed == budget:
-            watch.armed_at = now
+        if watch is None or watch.armed_at is not None or watch.armed != budget:
+            return []
+        watch.armed_at = now
+        return _released(watch)
 
     def spent(self, domain: DomainUUID, now: float) -> list[Step]:
         """The kernel says that a VM's budget is used up; when that is an older one, it will say so again."""
@@ -271,6 +330,26 @@ class Arrivals:
         watch.arm()
         return [Arm(domain), *self._count(domain, watch, now)]
 
+    def deferred(self, domain: DomainUUID, packets: Sequence[int], now: float) -> list[Step]:
+        """
+        The kernel has deferred connections of a VM.
+
+        :param packets: The first packet of each, by the kernel's numbers.
+        """
+        watch = self._vms.get(domain)
+        if watch is None or watch.defer_after is None or watch.is_too_soon(watch.defer_after, now):
+            return [Release(tuple(packets))]
+        if not watch.deferred:
+            watch.deferred_since = now
+        watch.deferred += packets
+        if watch.armed_at is None or watch.is_waiting(now):
+            # They go on with what is on its way.
+            return []
+        watch.arrive(max(watch.arrived, watch.armed_from + watch.defer_after), now)
+        # Also when it was turned down a moment ago: that the range is used up is news.
+        watch.wants_count = True
+        return [self._ask(domain, watch, now)]
+
     def counted(self, count: Count, in_use: int, full: frozenset[Destination], now: float) -> list[Step]:
         """
         A count that was asked for is there.
@@ -293,7 +372,7 @@ class Arrivals:
             return [self._ask(domain, watch, now)]
         elif watch.is_waiting(now):
             return []
-        if watch.is_spent:
+        if watch.is_spent or watch.deferred:
             watch.arm()
             steps.append(Arm(domain))
         return steps
@@ -326,34 +405,47 @@ class Arrivals:
         if watch.is_short and watch.may_ask(now):
             return [self._ask(domain, watch, now)]
         is_low = watch.arrived - watch.armed_from > watch.armed / 2
-        if not watch.is_waiting(now) and (watch.is_spent or is_low):
+        if not watch.is_waiting(now) and (watch.is_spent or watch.deferred or is_low):
             watch.arm()
             return [Arm(domain)]
         return []
 
-    def turned_down(self, domain: DomainUUID, now: float) -> list[Step]:
-        """The manager has no more ports for this VM now."""
+    def turned_down(self, domain: DomainUUID, now: float, ports: PortRange | None = None) -> list[Step]:
+        """
+        The manager has no more ports for this VM now.
+
+        :param ports: The range that it speaks of; None: whatever the VM has.
+        """
         watch = self._vms.get(domain)
-        if watch is None:
+        if watch is None or (ports is not None and ports != watch.ports):
             return []
         watch.asked_at, watch.quiet_until = None, now + PATIENCE_S
-        if not watch.is_spent:
-            return []
-        watch.arm()
-        return [Arm(domain)]
+        return self._give_up(domain, watch)
 
     def tick(self, now: float) -> list[Step]:
-        """Look after what only time brings: counts that were put off, and those who are refused."""
-        steps: list[Step] = []
+        """Look after what only time brings: counts that were put off, those who are refused, those who wait in vain."""
+        stray, self._stray = self._stray, []
+        steps: list[Step] = [Release(tuple(stray))] if stray else []
         for domain, watch in self._vms.items():
+            if watch.deferred and now - watch.deferred_since >= DEFER_S:
+                steps += self._give_up(domain, watch)
             is_due = watch.wants_count and not watch.is_waiting(now)
             if is_due or (watch.full and now - watch.counted_at >= RECOUNT_S):
                 steps += self._count(domain, watch, now)
         return steps
 
+    def _give_up(self, domain: DomainUUID, watch: _Watch) -> list[Step]:
+        """Do not defer what would be deferred in vain; and begin to count anew, if the budget is used up."""
+        steps = _released(watch)
+        watch.is_patient = watch.is_patient and not steps
+        if not steps and not watch.is_spent:
+            return []
+        watch.arm()
+        return [*steps, Arm(domain)]
+
     def _ask(self, domain: DomainUUID, watch: _Watch, now: float) -> Ask:
         watch.asked_at = now
-        return Ask(domain, int(watch.level), watch.rate)
+        return Ask(domain, watch.ports, int(watch.level), watch.rate)
 
     def _count(self, domain: DomainUUID, watch: _Watch, now: float) -> list[Step]:
         if watch.counting:
@@ -368,3 +460,8 @@ class Arrivals:
         before, watch.full = watch.full, full
         steps: list[Step] = [Exhausted(domain, watch.ports, len(full))] if full and not before else []
         return [*steps, Refuse(self.refused())] if full or before else steps
+
+
+def _released(watch: _Watch) -> list[Step]:
+    packets, watch.deferred = watch.deferred, []
+    return [Release(tuple(packets))] if packets else []

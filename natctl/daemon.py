@@ -29,12 +29,14 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
+from natctl.budgets import Release
 from natctl.desired import Destination
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.netlink.nflog import Lost, watch_budgets
+from natctl.netlink.nfqueue import PacketQueue
 from natctl.node import (
     Answer,
     Command,
@@ -115,6 +117,7 @@ class Natd:
         self._telling = False
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
         self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
+        self._queue: PacketQueue | None = None
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
@@ -140,6 +143,7 @@ class Natd:
             if self._marks is not None and self._conntrack is not None:
                 if self._settings.monitor.arrivals:
                     start("budgets", self._watch_budgets(self._host.log_group, self._marks), forever=True)
+                    start("deferred", self._watch_deferred(self._host.queue, self._marks), forever=True)
                 start("counting", self._serve_counting(self._conntrack), forever=True)
             start("measure", self._every(self._settings.monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None:
@@ -183,6 +187,8 @@ class Natd:
                 self._hooks.answer(request, code, text)
             case Warn(text):
                 log.warning("%s", text)
+            case Release(packets):
+                self._release(packets)
             case CountPorts():
                 self._counting.put_nowait(command)
             case Program() | Replace() | Forget() | RefuseNew():
@@ -244,6 +250,34 @@ class Natd:
             except KernelError as error:
                 log.warning("%s; bursts are noticed once in %g s only", error, self._settings.monitor.period_s)
             await asyncio.sleep(LISTEN_AGAIN_S)
+
+    async def _watch_deferred(self, number: int, marks: Marks) -> None:
+        """Hear of connections that wait for more ports; without, they go on and may find none."""
+        while True:
+            try:
+                self._queue = PacketQueue(number)
+                while True:
+                    waiting: dict[int, list[int]] = {}
+                    for mark, packet in await self._queue.next():
+                        waiting.setdefault(marks.index_in(mark), []).append(packet)
+                    log.debug("connections wait: %s", waiting)
+                    self._node.deferred(waiting, clock.now())
+                    self._carry_out()
+            except KernelError as error:
+                log.warning("%s; connections beyond a VM's last port do not wait for more", error)
+            finally:
+                if self._queue is not None:
+                    self._queue.close()
+                    self._queue = None
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    def _release(self, packets: Sequence[int]) -> None:
+        if self._queue is None:
+            return
+        try:
+            self._queue.release(packets)
+        except KernelError as error:
+            log.warning("%s", error)
 
     async def _serve_counting(self, conntrack: Conntrack) -> None:
         while True:

@@ -9,6 +9,7 @@ the machines. :class:`Change` is what one kernel transaction changes.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
@@ -45,6 +46,15 @@ class Timeouts:
     """RFC 5508 REQ-2, for queries."""
 
 
+class Queueing(enum.Enum):
+    """How a rule hands packets to a program, as this kernel can."""
+
+    NATIVE = "nft_queue"
+    EXTENSION = "xt_NFQUEUE"
+    """Through nft_compat; ``nft list`` shows it as the same statement."""
+    NONE = "none"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostSettings:
     """The host role (first computing device)."""
@@ -61,6 +71,10 @@ class HostSettings:
     exempt: tuple[IPv4Network, ...] = DEFAULT_EXEMPT
     log_group: int = 7414
     """NFLOG group in which the kernel says that a VM's arrival budget is used up."""
+    queue: int = 7414
+    """NFQUEUE in which connections wait while their VM gets more ports."""
+    queueing: Queueing = Queueing.NATIVE
+    """How they get there; :attr:`Queueing.NONE`: none waits."""
     timeouts: Timeouts = Timeouts()
 
 
@@ -100,6 +114,9 @@ class HostEntry:
     this number, or of the table, makes the kernel count from the beginning again."""
     at_cap: bool = False
     """It may be told in words that no port is left."""
+    defer_after: int | None = None
+    """Connections that may begin, counted as for ``budget``, before the next ones wait for natd's word; None: none
+    waits."""
 
 
 class Destination(NamedTuple):

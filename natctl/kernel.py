@@ -24,7 +24,7 @@ from cpm.errors import KernelError
 from cpm.model import DomainUUID
 from natctl import plan, routing, ruleset
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path, Settings
-from natctl.netlink import encoding, reading, routes
+from natctl.netlink import encoding, nfqueue, reading, routes
 from natctl.netlink.wire import NETFILTER, ROUTE, Wire
 from natctl.observed import NOTHING_COUNTED, Counted, Observed, observed
 from natctl.plan import DeleteTable, Plan
@@ -190,6 +190,9 @@ class Kernel:
     def _wires(self) -> tuple[Wire, Wire]:
         if self._nft is None:
             self._nft = Wire(NETFILTER)
+            if self._settings.host is not None:
+                able = dataclasses.replace(self._settings.host, queueing=nfqueue.queueing(self._nft))
+                self._settings = dataclasses.replace(self._settings, host=able)
         if self._rt is None:
             self._rt = Wire(ROUTE)
         return self._nft, self._rt

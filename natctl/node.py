@@ -18,7 +18,7 @@ and what changes meanwhile goes into the next one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
@@ -27,6 +27,7 @@ from cpm.messages import (
     PROTOCOL,
     Applied,
     Attach,
+    Declined,
     Delta,
     Detach,
     Draining,
@@ -48,7 +49,7 @@ from cpm.messages import (
 )
 from cpm.model import DomainUUID, NodeName, Role, Wishes
 from natctl import budgets
-from natctl.budgets import Arrivals
+from natctl.budgets import Arrivals, Release
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import PortUse
@@ -156,8 +157,6 @@ class CountPorts:
 
     count: budgets.Count
     internal: IPv4Address
-    generation: int
-    """In force when counting begins."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ class Warn:
     text: str
 
 
-Command = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Warn
+Command = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Release | Warn
 
 
 @dataclasses.dataclass(slots=True)
@@ -296,7 +295,14 @@ class Node:
             self._host[entry.domain] = HostVM(
                 entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap
             )
-            self._arrivals.resized(entry.domain, entry.ports, now, at_cap=entry.at_cap, found=entry.budget)
+            self._arrivals.resized(
+                entry.domain,
+                entry.ports,
+                now,
+                at_cap=entry.at_cap,
+                found=entry.budget,
+                found_defer_after=entry.defer_after,
+            )
             taps = entry.taps & links
             if taps:
                 self._domains[entry.domain] = _Domain(entry.name, now, taps, had_taps=True)
@@ -377,6 +383,8 @@ class Node:
             self._take_delta(message, now)
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
+        elif isinstance(message, Declined):
+            self._act(self._arrivals.turned_down(message.domain, now, message.ports))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -523,27 +531,35 @@ class Node:
         if uuid is not None:
             self._act(self._arrivals.spent(uuid, now))
 
+    def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
+        """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
+        domains = {index: uuid for uuid, index in self._index.items()}
+        for index, numbers in packets.items():
+            uuid = domains.get(index)
+            self._act(self._arrivals.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
+
     def counted(self, work: CountPorts, in_use: int, full: frozenset[Destination], now: float) -> None:
         """
         The ports of a VM were counted, as commanded.
 
         :param full: Where to no port of the range is left.
         """
-        self._act(self._arrivals.counted(work.count, in_use, full, now), work.generation)
+        self._act(self._arrivals.counted(work.count, in_use, full, now))
 
     def not_counted(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
         self._arrivals.not_counted(work.count.domain)
 
-    def _act(self, steps: Iterable[budgets.Step], generation: int | None = None) -> None:
-        """Put into commands what is to be done about arrivals, known when this generation was in force."""
+    def _act(self, steps: Iterable[budgets.Step]) -> None:
+        """Put into commands what is to be done about arrivals."""
         for step in steps:
             match step:
-                case budgets.Ask(domain, ports_in_use, rate):
-                    known = generation if generation is not None else self._applied_generation
-                    self._say(Need(domain, known, ports_in_use, rate))
+                case budgets.Ask(domain, ports, ports_in_use, rate):
+                    self._say(Need(domain, ports, ports_in_use, rate))
+                case Release():
+                    self._outbox.append(step)
                 case budgets.Count(domain) if (vm := self._host.get(domain)) is not None:
-                    self._outbox.append(CountPorts(step, vm.internal, self._applied_generation))
+                    self._outbox.append(CountPorts(step, vm.internal))
                 case budgets.Count(domain):
                     self._arrivals.not_counted(domain)
                 case budgets.Arm(domain):
@@ -604,7 +620,7 @@ class Node:
         for uuid, vm in self._host.items():
             if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
                 in_use = use.in_use(vm.internal, vm.ports)
-                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now), generation)
+                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now))
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that is smaller began again."""
@@ -713,7 +729,7 @@ class Node:
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
-                self._arrivals.in_force(uuid, entry.budget, now)
+                self._act(self._arrivals.in_force(uuid, entry.budget, now))
                 continue
             self._applied.pop(uuid, None)
             if uuid not in self._host:
@@ -729,8 +745,9 @@ class Node:
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
-        budget = self._arrivals.armed(uuid)
-        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, self._taps_of(uuid), budget, vm.at_cap)
+        budget, defer_after = self._arrivals.armed(uuid), self._arrivals.defer_after(uuid)
+        taps = self._taps_of(uuid)
+        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:

@@ -65,12 +65,12 @@ def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEn
     taps: dict[str, list[str]] = {}
     for element in seen.holdings.elements.get(host.TAPS, {}).values():
         taps.setdefault(element.chain, []).append(element.key.rstrip(b"\0").decode("utf-8", "replace"))
-    bindings, budgets, capped = (
+    bindings, budgets, deferred, capped = (
         {
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
             for element in seen.holdings.elements.get(place, {}).values()
         }
-        for place in (host.BINDINGS, host.BUDGETS, host.CAPPED)
+        for place in (host.BINDINGS, host.BUDGETS, host.DEFERRED, host.CAPPED)
     )
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in seen.vm_rules.items():
@@ -80,7 +80,13 @@ def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEn
             index = int(number)
             budget = budgets[index].budget if index in budgets else None
             found[who.domain] = host.entry_of(
-                index, who, taps.get(chain, ()), bindings.get(index), budget, at_cap=index in capped
+                index,
+                who,
+                taps.get(chain, ()),
+                bindings.get(index),
+                budget,
+                at_cap=index in capped,
+                defer_after=deferred[index].defer_after if index in deferred else None,
             )
     return found
 

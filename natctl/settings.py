@@ -76,6 +76,8 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     rule_priority: int = 7414
     log_group: Annotated[int, Meta(ge=0, le=65535)] = 7414
     """NFLOG group in which the kernel tells natd that a VM nears its limit; nobody else may listen to it."""
+    queue: Annotated[int, Meta(ge=0, le=65535)] = 7414
+    """NFQUEUE in which new connections wait while natd gets more ports for their VM; nobody else may listen to it."""
     timeouts: TimeoutsTable = TimeoutsTable()
     libvirt: str | None = "qemu:///system"
     """libvirt to watch; None: only the hooks and the taps tell of VMs. An empty string means None."""
@@ -154,6 +156,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
                 rule_priority=host.rule_priority,
                 exempt=host.exempt,
                 log_group=host.log_group,
+                queue=host.queue,
                 timeouts=desired.Timeouts(**msgspec.structs.asdict(host.timeouts)),
             )
             if host is not None and Role.HOST in self.roles

@@ -40,6 +40,7 @@ from natctl.ruleset.values import (
     Field,
     Hook,
     Lifetimes,
+    Opaque,
     Place,
     Rule,
     SetSpec,
@@ -69,10 +70,10 @@ _VERDICT_TYPE = 0xFFFFFF00
 _KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 
-_KEY, _DATA, _FLAGS, _ELEMENT_TIMEOUT, _USERDATA, _KEY_END, _EXPRESSIONS = 1, 2, 3, 4, 6, 10, 11
+_KEY, _DATA, _FLAGS, _ELEMENT_TIMEOUT, _USERDATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 2, 3, 4, 6, 7, 10, 11
 _RULE_TABLE, _RULE_CHAIN, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 4, 7
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
-_SET_TABLE, _SET_NAME, _SET_USERDATA, _SET_EXPRESSIONS = 1, 2, 13, 18
+_SET_TABLE, _SET_NAME, _SET_USERDATA, _SET_EXPRESSION, _SET_EXPRESSIONS = 1, 2, 13, 17, 18
 _OURS = TABLE.encode() + b"\0"
 _BEFORE_ATTRIBUTES = 16 + 4
 """Bytes of the netlink header and the nfnetlink header."""
@@ -99,6 +100,13 @@ def transaction(operations: Iterable[Operation]) -> list[Member]:
         flags = struct.unpack_from("=H", last.data, 6)[0] | wire.ACK
         members[-1] = Member(last.data[:6] + struct.pack("=H", flags) + last.data[8:], last.words)
     return [_control(_BATCH_BEGIN, "begin"), *members, _control(_BATCH_END, "commit")]
+
+
+def trial(expression: Expression) -> list[Member]:
+    """Return a transaction that ends, before it is committed, with a rule that has this expression."""
+    chain = Chain("trial", None, (Rule((expression,)),))
+    operations = AddTable(Family.IPV4), AddChain(Family.IPV4, chain), AddRules(Family.IPV4, chain)
+    return transaction(operations)[:-1]
 
 
 def request(kind: int, family: int = 0, flags: int = wire.REQUEST | wire.DUMP, *attributes_: bytes) -> bytes:
@@ -241,6 +249,8 @@ def _value(value: Value) -> Any:
         if value.chain:
             inner.append(["NFTA_VERDICT_CHAIN", value.chain])
         return {"attrs": [["NFTA_DATA_VERDICT", {"attrs": inner}]]}
+    if isinstance(value, Opaque):
+        return value.data
     if isinstance(value, bytes):
         return {"attrs": [["NFTA_DATA_VALUE", value]]}
     return value
@@ -277,7 +287,11 @@ def _packed_kind(spec: SetSpec) -> bytes:
         attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
     packed = _message(set_msg, NEW_SET, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]
     # Which expressions elements have: nft wants it said to list and to load them.
-    return packed + (attribute(_SET_EXPRESSIONS | _NESTED, budget_expressions(1)) if spec.budgets else b"")
+    if spec.budgets:
+        packed += attribute(_SET_EXPRESSIONS | _NESTED, budget_expressions(1))
+    if spec.deferring:
+        packed += attribute(_SET_EXPRESSION | _NESTED, _scarce(1))
+    return packed
 
 
 def _set_flags(spec: SetSpec) -> int:
@@ -344,8 +358,8 @@ def _chunks(elements: Iterable[Element], *, with_data: bool) -> Iterator[bytes]:
 
 def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     """Return one element of a list: what tells it apart, and unless it is to be deleted all the rest of it."""
-    key, key_end, data, chain, userdata, interval_end, budget, timeout_ms = element
-    if with_data and (timeout_ms or budget is not None):
+    key, key_end, data, chain, userdata, interval_end, budget, timeout_ms, defer_after = element
+    if with_data and (timeout_ms or budget is not None or defer_after is not None):
         return _with_life(element)
     if not with_data:
         data, chain, userdata = b"", "", b""
@@ -358,11 +372,13 @@ def packed_element(element: Element, *, with_data: bool = True) -> bytes:
 
 def _with_life(element: Element) -> bytes:
     """Return an element that does something by itself: let some packets pass first, or go after some time."""
-    packed = packed_element(element._replace(budget=None, timeout_ms=0))
+    packed = packed_element(element._replace(budget=None, timeout_ms=0, defer_after=None))
     if element.timeout_ms:
         packed += attribute(_ELEMENT_TIMEOUT, struct.pack(">Q", element.timeout_ms))
     if element.budget is not None:
         packed += attribute(_EXPRESSIONS | _NESTED, budget_expressions(element.budget))
+    if element.defer_after is not None:
+        packed += attribute(_EXPRESSION | _NESTED, _scarce(element.defer_after))
     return _ONE.pack(len(packed), 1 | _NESTED) + packed[4:]
 
 
@@ -373,8 +389,13 @@ def budget_expressions(budget: int) -> bytes:
     The first lets as many packets pass as it has tokens, and gets next to none back; it counts packets, where a quota
     counts bytes. The second keeps what follows from being asked for every packet. With no budget both are the second.
     """
-    scarce = _limit(1, _DAY_S, budget, _OVER) if budget else _SPARING
+    scarce = _scarce(budget) if budget else _SPARING
     return attribute(1 | _NESTED, scarce) + attribute(1 | _NESTED, _SPARING)
+
+
+def _scarce(packets: int) -> bytes:
+    """Return ``limit rate over 1/day burst PACKETS packets``."""
+    return _limit(1, _DAY_S, packets, _OVER)
 
 
 _DAY_S = 86400

@@ -8,8 +8,8 @@ Each correction is a subclass that changes one description, so that it could be 
 - ``rule_msg``, ``set_msg``: user data as bytes; pyroute2 knows the comment only.
 - ``elements_msg``: the list of elements as bytes; encoding 10,000 through classes takes half a second, packing 30 ms.
 - ``rule_msg``: the result of ``fib`` is a number, its flags are flags; pyroute2 has them the other way round. The
-  group and the threshold of ``log`` are 16 bit, the type of an object that is referred to is a number and not a
-  register.
+  group and the threshold of ``log`` are 16 bit, the flags of ``queue`` cannot be encoded, the type of an object that
+  is referred to is a number and not a register, and what an extension of xtables is told is bytes.
 """
 
 from __future__ import annotations
@@ -59,6 +59,26 @@ class expr(nft_contains_expr.nft_expr):  # type: ignore[misc]  # noqa: N801
             ("NFTA_LOG_PREFIX", "asciiz"),
             ("NFTA_LOG_SNAPLEN", "be32"),
             ("NFTA_LOG_QTHRESHOLD", "be16"),
+        )
+
+    class nft_queue(nla):  # type: ignore[misc]  # noqa: N801
+        """``enum nft_queue_attributes``."""
+
+        nla_map = (
+            ("NFTA_QUEUE_UNSPEC", "none"),
+            ("NFTA_QUEUE_NUM", "be16"),
+            ("NFTA_QUEUE_TOTAL", "be16"),
+            ("NFTA_QUEUE_FLAGS", "be16"),
+        )
+
+    class nft_target(nla):  # type: ignore[misc]  # noqa: N801
+        """``enum nft_target_attributes``."""
+
+        nla_map = (
+            ("NFTA_TARGET_UNSPEC", "none"),
+            ("NFTA_TARGET_NAME", "asciiz"),
+            ("NFTA_TARGET_REV", "be32"),
+            ("NFTA_TARGET_INFO", "cdata"),
         )
 
     class nft_objref(nla):  # type: ignore[misc]  # noqa: N801

@@ -169,7 +169,8 @@ def _element(item: bytes) -> tuple[Element, int | None]:
         if 2 in inner:
             chain = text(attributes(inner[2]).get(2, b""))
     expressions = [parts[7]] if 7 in parts else list(each(parts.get(11, b"")))
-    packets, budget = _life(attributes(expressions[0])) if expressions else (None, None)
+    packets, limit = _life(attributes(expressions[0])) if expressions else (None, None)
+    is_only = len(expressions) == 1
     element = Element(
         _value(parts[1]),
         _value(parts[10]) if 10 in parts else b"",
@@ -177,13 +178,14 @@ def _element(item: bytes) -> tuple[Element, int | None]:
         chain,
         parts.get(6, b""),
         bool(int.from_bytes(parts.get(3, b""), "big") & 1),
-        budget,
+        budget=None if is_only else limit,
+        defer_after=limit if is_only else None,
     )
     return element, packets
 
 
 def _life(expression: dict[int, bytes]) -> tuple[int | None, int | None]:
-    """Return what an element's first expression has counted, or the budget that it has."""
+    """Return what an element's first expression has counted, or how many packets it lets pass."""
     name, data = text(expression.get(1, b"")), expression.get(2, b"")
     if name == "counter":
         return _packets(data), None

@@ -104,6 +104,15 @@ class Wire:
         if not any(sequence >= first for sequence, _, _ in answers):
             raise KernelError(action, 0, "the kernel gave no answer")
 
+    def answer_to_last(self, members: Sequence[Member], action: str) -> int:
+        """
+        Send the messages as one; return the kernel's error number for the last of them, 0 for none.
+
+        :raise KernelError: When they cannot be sent.
+        """
+        self._send(b"".join(self._numbered(member.data) for member in members), action)
+        return next((code for sequence, code, _ in self._answers() if code and sequence == self._sequence), 0)
+
     def dump(self, request: bytes, action: str) -> list[bytes]:
         """
         Return all messages that answer a request to list, without their netlink headers.

@@ -8,10 +8,11 @@ a key of an address and a port is loaded into 1 and 9, as ``nft`` does.
 from __future__ import annotations
 
 import functools
+import struct
 import sys
 from typing import Final
 
-from natctl.ruleset.values import Expression, Value, Verdict
+from natctl.ruleset.values import Expression, Opaque, Value, Verdict
 
 FIRST: Final = 1
 """Register of the first, or only, part of a key."""
@@ -139,6 +140,17 @@ def literal(data: bytes, register: int = FIRST) -> Expression:
 def log_to(group: int) -> Expression:
     """``log group GROUP queue-threshold 1``: no verdict; and no waiting until several have come together."""
     return _expression("log", group=group, qthreshold=1)
+
+
+def queue_to(number: int) -> Expression:
+    """``queue num NUMBER bypass``: the packet waits for a program's word; when no program listens it goes on."""
+    return _expression("queue", num=number, total=1, flags=1)
+
+
+def extension_queue_to(number: int) -> Expression:
+    """Likewise by the extension that iptables uses: ``struct xt_NFQ_info_v3``, queue, how many of them, flags."""
+    info = struct.pack("=HHH2x", number, 1, 1)
+    return _expression("target", name="NFQUEUE", rev=3, info=Opaque(info))
 
 
 def lifetimes_of(name: str) -> Expression:

@@ -12,6 +12,7 @@ In nftables' notation::
       ct timeout managed-tcp { protocol tcp; … }        # and managed-udp, managed-icmp
       map bindings { type mark : interval ipv4_addr . inet_service; counter; }
       set budgets { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 64 packets … } }
+      set deferred { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 240 packets … } }
       set capped { type mark; counter; }
       set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
       chain exemption { type filter hook prerouting priority mangle;
@@ -22,7 +23,8 @@ In nftables' notation::
         ct state new jump newcomers }
       chain newcomers {
         meta mark & MASK . meta l4proto . ip daddr . th dport @refused meta mark & MASK @capped reject with icmp 13
-        … likewise for ICMP queries, that have no port }
+        … likewise for ICMP queries, that have no port
+        ct status & confirmed == 0 meta mark & MASK @deferred queue num 7414 bypass }
       chain translate { type nat hook postrouting priority srcnat - 10;
         oifname @uplinks meta mark & MASK @budgets log group 7414 queue-threshold 1
         oifname @uplinks snat ip to meta mark & MASK map @bindings }
@@ -49,6 +51,8 @@ In nftables' notation::
   address by somebody else's masquerade when the VM has no ports.
 - The nat chain sees the first packet of a connection only, so what matches ``budgets`` is a connection that begins
   after as many as the budget allowed; it goes on like any other (``docs/design/0003-arrivals.md``).
+- ``deferred`` lets as many connections begin as there are ports for; those that follow wait in natd's queue, before
+  they have a port, until the VM has a larger range. Without a natd that listens they go on as they would without it.
 - ``refused`` holds where to a VM at its cap has no port left; natd puts it there after counting, and what it does not
   put there again goes by itself, so that no failure of natd can keep a VM from connecting. ``capped`` has the last
   word: it changes with the VM's ports, in the same transaction.
@@ -63,7 +67,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
 from cpm.model import DomainUUID, PortRange
-from natctl.desired import Destination, HostEntry, HostSettings, Path, Timeouts
+from natctl.desired import Destination, HostEntry, HostSettings, Path, Queueing, Timeouts
 from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
@@ -101,6 +105,7 @@ from natctl.ruleset.expressions import (
     compare,
     counter,
     ct,
+    extension_queue_to,
     lifetimes_of,
     log_to,
     mapped,
@@ -108,6 +113,7 @@ from natctl.ruleset.expressions import (
     member,
     meta,
     payload,
+    queue_to,
     refuse,
     set_ct,
     set_meta,
@@ -137,6 +143,7 @@ from natctl.ruleset.values import (
 TAPS: Final[Place] = (Family.BRIDGE, "taps")
 BINDINGS: Final[Place] = (Family.IPV4, "bindings")
 BUDGETS: Final[Place] = (Family.IPV4, "budgets")
+DEFERRED: Final[Place] = (Family.IPV4, "deferred")
 CAPPED: Final[Place] = (Family.IPV4, "capped")
 REFUSED: Final[Place] = (Family.IPV4, "refused")
 """Fleeting, see :data:`~natctl.ruleset.values.FLEETING`."""
@@ -153,6 +160,8 @@ _LARGEST_BUDGET = 65535
 _RELATED = word(4)
 _ESTABLISHED_OR_RELATED = word(2 | 4)
 _NEW = word(8)
+_CONFIRMED = word(8)
+"""``ct status confirmed``: IPS_CONFIRMED."""
 _SOURCE_TRANSLATED = word(0x10)
 """``ct status snat``: IPS_SRC_NAT."""
 
@@ -203,7 +212,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),
-        (Family.IPV4, "newcomers"): _newcomers(marks),
+        (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks, settings.log_group),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
         (Family.IPV4, "begun"): _begun(marks),
@@ -213,6 +222,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         TAPS: SetSpec("taps", (INTERFACE,), verdicts=True),
         BINDINGS: SetSpec("bindings", (MARK,), data=(ADDRESS, PORT), data_interval=True, counter=True),
         BUDGETS: SetSpec("budgets", (MARK,), budgets=True),
+        DEFERRED: SetSpec("deferred", (MARK,), deferring=True),
         CAPPED: SetSpec("capped", (MARK,), counter=True),
         REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), fleeting=True),
         UPLINKS: interfaces("uplinks"),
@@ -222,6 +232,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         TAPS: {},
         BINDINGS: {},
         BUDGETS: {},
+        DEFERRED: {},
         CAPPED: {},
         REFUSED: {},
         UPLINKS: indexed(interface_elements(settings.uplinks)),
@@ -249,6 +260,9 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
         elements.append((BINDINGS, Element(word(mark), data=data, userdata=label)))
         if entry.budget is not None:
             elements.append((BUDGETS, Element(word(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET))))
+        if entry.defer_after is not None:
+            defer_after = min(entry.defer_after, _LARGEST_BUDGET)
+            elements.append((DEFERRED, Element(word(mark), userdata=label, defer_after=defer_after)))
         if entry.at_cap:
             elements.append((CAPPED, Element(word(mark), userdata=label)))
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
@@ -286,6 +300,7 @@ def entry_of(
     budget: int | None = None,
     *,
     at_cap: bool = False,
+    defer_after: int | None = None,
 ) -> HostEntry:
     """Return the entry whose fragment was found in the kernel."""
     ports = None
@@ -293,7 +308,7 @@ def entry_of(
     if binding is not None:
         internal = IPv4Address(binding.data[:4])
         ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
-    return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps), budget, at_cap)
+    return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps), budget, at_cap, defer_after)
 
 
 def _identify() -> Chain:
@@ -360,7 +375,7 @@ def _is_new() -> tuple[Expression, ...]:
     return ct("state"), masked(_NEW), compare(bytes(4), "!=")
 
 
-def _newcomers(marks: Marks) -> Chain:
+def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
     ported = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
     portless = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
@@ -370,8 +385,19 @@ def _newcomers(marks: Marks) -> Chain:
     rules = (
         rule(ported, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         rule(protocol(_ICMP), portless, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        *_deferral(marks, settings),
     )
     return Chain("newcomers", None, rules)
+
+
+def _deferral(marks: Marks, settings: HostSettings) -> tuple[Rule, ...]:
+    if settings.queueing is Queueing.NONE:
+        return ()
+    # A connection that has begun and is not answered yet is new as well, but has its port.
+    is_first = (ct("status"), masked(_CONFIRMED), compare(bytes(4)))
+    queue = queue_to if settings.queueing is Queueing.NATIVE else extension_queue_to
+    words = "waits until the VM has more ports"
+    return (rule(is_first, *_whose(marks), member("deferred"), queue(settings.queue), comment=words),)
 
 
 def _translate(marks: Marks, log_group: int) -> Chain:

@@ -56,7 +56,13 @@ def goto(chain: str) -> Verdict:
     return Verdict(-4, chain)
 
 
-Value = int | str | bytes | frozenset[str] | Verdict
+class Opaque(NamedTuple):
+    """A structure of the kernel's, as it is."""
+
+    data: bytes
+
+
+Value = int | str | bytes | frozenset[str] | Verdict | Opaque
 
 
 class Expression(NamedTuple):
@@ -136,6 +142,8 @@ class SetSpec(NamedTuple):
     """Every element counts."""
     budgets: bool = False
     """Every element lets some packets pass before it matches, see :attr:`Element.budget`."""
+    deferring: bool = False
+    """Every element lets some packets pass before it matches all that follow."""
     fleeting: bool = False
     """Elements go by themselves, see :data:`FLEETING`."""
 
@@ -160,6 +168,8 @@ class Element(NamedTuple):
     """In a set with budgets: packets that pass before it matches, and then only so often (:data:`ANNOUNCED_PER_S`)."""
     timeout_ms: int = 0
     """In a set whose elements go by themselves: when; 0: never."""
+    defer_after: int | None = None
+    """In a set that defers: packets that pass before it matches, 1 and up."""
 
     @property
     def identity(self) -> tuple[bytes, bool]:

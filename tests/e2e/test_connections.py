@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,6 +102,32 @@ def test_kill_9_while_a_range_grows_cuts_nothing_and_is_mended(lab: Lab, daemon:
         assert size(lab, "a") > 4 * INITIAL
         assert_agree(lab)
         assert_unbroken(talkers.finish())
+
+
+def waiting(lab: Lab) -> int:
+    """Return how many packets wait in natd's queue, by the kernel's word (nfnetlink_queue's file in /proc)."""
+    lines = lab.run("host1", "cat", "/proc/net/netfilter/nfnetlink_queue").splitlines()
+    return sum(int(line.split()[2]) for line in lines if line.split()[0] == "7414")
+
+
+def test_a_burst_waits_for_a_manager_that_is_busy_instead_of_trying_again(lab: Lab) -> None:
+    guest = lab.add_guest("a", "host1")
+    manager = lab.daemons.process(CPMD).pid
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(manager, signal.SIGSTOP)
+        try:
+            burst = pool.submit(connect, guest, 8 * INITIAL, "-R")
+            assert eventually(lambda: waiting(lab) > 0)
+        finally:
+            os.kill(manager, signal.SIGCONT)
+        tally = burst.result()
+    assert tally.ok == 8 * INITIAL
+    # All that had no port yet would be late otherwise. Two that go on at once, on two processors, may take the same
+    # port, and then the kernel drops one of them.
+    assert tally.late < 0.01 * tally.ok
+    assert size(lab, "a") >= 8 * INITIAL
+    assert waiting(lab) == 0
+    assert_agree(lab)
 
 
 def test_growing_in_place_relocating_and_shrinking_cut_nothing(lab: Lab) -> None:

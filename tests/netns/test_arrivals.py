@@ -17,8 +17,9 @@ from cpm.model import PortRange
 from natctl.desired import Change, Destination, HostEntry, Timeouts
 from natctl.netlink.conntrack import dump_crowded
 from natctl.netlink.nflog import Lost, Spent, watch_budgets
+from natctl.netlink.nfqueue import Deferred, PacketQueue
 from natctl.ruleset.host import Marks
-from tests.netns.topology import INTERNET, PATIENCE, VM, Node, Site, program
+from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, VM, Node, Site, program
 
 pytestmark = pytest.mark.netns
 
@@ -65,6 +66,26 @@ class Ear:
         self._node.kernel.run(stop())
 
 
+class Door:
+    """natd's end of the queue in which connections wait."""
+
+    def __init__(self, node: Node) -> None:
+        async def made() -> PacketQueue:
+            return PacketQueue(7414)
+
+        self._run = node.kernel.run
+        self._queue: PacketQueue = self._run(made())
+
+    def next(self) -> list[Deferred]:
+        return self._run(asyncio.wait_for(self._queue.next(), PATIENCE))
+
+    def release(self, *waiting: Deferred) -> None:
+        self._queue.release([deferred.packet for deferred in waiting])
+
+    def close(self) -> None:
+        self._queue.close()
+
+
 @dataclasses.dataclass
 class Scene:
     """One VM behind a host and an edge."""
@@ -102,6 +123,13 @@ def scene(site: Site) -> Scene:
 @pytest.fixture
 def ear(scene: Scene) -> Iterator[Ear]:
     made = Ear(scene.host)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def door(scene: Scene) -> Iterator[Door]:
+    made = Door(scene.host)
     yield made
     made.close()
 
@@ -195,12 +223,89 @@ def test_a_new_budget_counts_from_the_beginning(scene: Scene, ear: Ear) -> None:
     assert isinstance(ear.next(), Spent)
 
 
+def test_connections_wait_for_more_ports_and_go_on_with_them(scene: Scene, door: Door) -> None:
+    larger = PortRange(20016, 20031)
+    both = dataclasses.replace(scene.vm, ranges=((EXTERNAL, SMALL), (EXTERNAL, larger)))
+    scene.edge.kernel.run(scene.edge.kernel.kernel.change(Change(edge={both.domain: both.at(scene.edge)})))
+    scene.tell(defer_after=3)
+    with scene.site.internet.udp(INTERNET, 9000) as server:
+        scene.send(3)
+        seen = [server.recvfrom(10)[1][1] for _ in range(3)]
+        scene.send(2)
+        waiting = door.next()
+        while len(waiting) < 2:
+            waiting += door.next()
+        assert [MARKS.index_in(deferred.mark) for deferred in waiting] == [1, 1]
+        assert all(port in SMALL for port in seen)
+        assert len(scene.connections("-p", "udp")) == 3
+        scene.tell(ports=larger, defer_after=10)
+        door.release(*waiting)
+        assert {server.recvfrom(10)[1][1] in larger for _ in range(2)} == {True}
+
+
+def test_a_connection_that_has_its_port_never_waits(scene: Scene, door: Door) -> None:
+    scene.tell(defer_after=1)
+    with scene.site.internet.udp(INTERNET, 9000) as server, scene.vm.guest.namespace.udp() as client:
+        # Never answered, so that it stays new to connection tracking.
+        for number in range(5):
+            client.sendto(bytes((number,)), (INTERNET, 9000))
+            assert server.recv(10) == bytes((number,))
+        scene.send(1)
+        assert len(door.next()) == 1
+
+
+def test_only_the_vm_that_has_no_ports_left_waits(scene: Scene, door: Door) -> None:
+    other = VM.of(2, scene.site.guest(scene.host, "10.10.0.6"), PortRange(21000, 21015))
+    for node, change in (
+        (scene.edge, Change(edge={other.domain: other.at(scene.edge)})),
+        (scene.host, Change(host={other.domain: other.on_host()})),
+    ):
+        node.kernel.run(node.kernel.kernel.change(change))
+    scene.tell(defer_after=1)
+    scene.send(2)
+    with scene.site.internet.udp(INTERNET, 9000) as server, other.guest.namespace.udp() as client:
+        client.sendto(b"x", (INTERNET, 9000))
+        assert server.recvfrom(10)[1][1] in other.ranges[0][1]
+    assert [MARKS.index_in(deferred.mark) for deferred in door.next()] == [1]
+
+
+def test_nobody_waits_for_a_natd_that_is_not_there(scene: Scene) -> None:
+    scene.tell(defer_after=1)
+    with scene.site.internet.udp(INTERNET, 9000) as server:
+        scene.send(3)
+        assert [server.recv(10) for _ in range(3)] == [b"x"] * 3
+        gone = Door(scene.host)
+        scene.send(1)
+        gone.next()
+        gone.close()
+        scene.send(1)
+        assert server.recv(10) == b"x"
+
+
+def test_a_queue_has_one_reader(scene: Scene, door: Door) -> None:
+    with pytest.raises(KernelError, match="NFQUEUE 7414"):
+        Door(scene.host)
+
+
+def test_a_deferral_that_is_partly_used_stays_as_it_is(scene: Scene, door: Door) -> None:
+    kernel = scene.host.kernel
+    entry = scene.tell(budget=5, defer_after=3)
+    scene.send(2)
+    scene.host.namespace.nft("add table ip other")
+    assert kernel.run(kernel.kernel.ensure()) == ()
+    assert kernel.run(kernel.kernel.observe()).host == {entry.domain: entry}
+    scene.send(2)
+    assert len(door.next()) == 1
+
+
 def test_nft_shows_budgets_and_lifetimes_in_words(scene: Scene) -> None:
-    scene.tell(budget=64, at_cap=True)
+    scene.tell(budget=64, at_cap=True, defer_after=192)
     listed = scene.host.namespace.run("nft", "list", "ruleset")
     for words in (
         "elements = { 0x40010000 limit rate over 1/day burst 64 packets limit rate 50/second burst 1 packets",
         'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" }',
+        "elements = { 0x40010000 limit rate over 1/day burst 192 packets comment",
+        "meta mark & 0x7fff0000 == @deferred queue num 7414 bypass",
         "meta mark & 0x7fff0000 == @budgets log group 7414 queue-threshold 1",
         "ip daddr . icmp code @refused",
         "established : 7440",

@@ -54,7 +54,9 @@ class Faults(RuleBasedStateMachine):
     def say_that_it_needs_more(self, uuid: DomainUUID, in_use: int, rate: float) -> None:
         for machine in self.fleet.hosts:
             if machine.connected and machine.node is not None:
-                need = Need(uuid, machine.node.applied_generation, in_use, rate)
+                vm = machine.node.guests().get(uuid)
+                ports = vm.ports if vm is not None and vm.ports is not None else PortRange(1024, 1279)
+                need = Need(uuid, ports, in_use, rate)
                 machine.to_manager.append(wire.encode(need))
 
     @rule(uuid=vms, offset=st.integers(0, 1000))

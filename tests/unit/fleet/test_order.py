@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cpm import metrics, overview
-from cpm.messages import Delta, Measured, Need, Report
+from cpm.messages import Declined, Delta, Measured, Need, Report
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
 from natctl.node import StaleEpoch
 from tests.fakes.fleet import Fleet
@@ -275,13 +275,29 @@ def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
     started(fleet)
     node = fleet.machines[HOST1].node
     assert node is not None
-    need = Need(VM, node.applied_generation, ports_in_use=200, arrivals_per_s=4000.0)
+    need = Need(VM, PortRange(1024, 1279), ports_in_use=200, arrivals_per_s=4000.0)
     fleet.ask(lambda manager: manager.said(HOST1, need, fleet.now))
     fleet.run()
     assert states(fleet) == [(1024, 1024 + 1216 - 1, "active")]
     fleet.ask(lambda manager: manager.said(HOST1, need, fleet.now))
     fleet.run()
     assert states(fleet) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
+
+
+def test_a_need_that_nothing_comes_of_is_declined_and_one_that_is_late_is_not() -> None:
+    fleet = Fleet()
+    started(fleet)
+    assert fleet.manager is not None
+    manager, range_ = fleet.manager, PortRange(1024, 1279)
+
+    def answers(need: Need) -> list[Declined]:
+        manager.said(HOST1, need, fleet.now)
+        outcome = manager.take(fleet.now)
+        return [message for name, message in outcome.messages if name == HOST1 and isinstance(message, Declined)]
+
+    assert answers(Need(VM, range_, ports_in_use=10, arrivals_per_s=4000.0)) == [Declined(manager.epoch, VM, range_)]
+    assert answers(Need(VM, PortRange(1024, 1151), ports_in_use=128, arrivals_per_s=1.0)) == []
+    assert answers(Need(VM, range_, ports_in_use=200, arrivals_per_s=4000.0)) == []
 
 
 def test_a_relocated_range_serves_its_connections_until_they_end() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cpm.model import DomainUUID, PortRange
 from cpm.scaling import arrivals as manager
 from natctl import budgets
-from natctl.budgets import Arm, Arrivals, Ask, Count, Exhausted, Refuse, budget, usable
+from natctl.budgets import Arm, Arrivals, Ask, Count, Exhausted, Refuse, Release, budget, usable
 from natctl.desired import Destination
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")
@@ -66,14 +66,17 @@ def test_of_a_large_range_what_a_sudden_burst_may_take_is_kept() -> None:
     assert reserve == budgets.SUDDEN_PER_S * budgets.REACTION_S
 
 
-def test_a_burst_asks_at_once_and_counts_meanwhile() -> None:
+def test_a_burst_asks_at_once_and_counts_afterwards() -> None:
     arrivals = watching()
     first = armed(arrivals) + 1
-    asked, counting = arrivals.spent(VM, AT + 0.004)
+    (asked,) = arrivals.spent(VM, AT + 0.004)
     assert isinstance(asked, Ask)
+    assert asked.ports == FLOOR
     assert asked.ports_in_use == first
     assert asked.arrivals_per_s == pytest.approx(first / 0.004)
-    assert counting == Count(VM, FLOOR, at_cap=False)
+    assert arrivals.tick(AT + 0.006) == []
+    give(arrivals, DOUBLE, AT + 0.008)
+    assert arrivals.tick(AT + 0.4) == [Count(VM, DOUBLE, at_cap=False)]
 
 
 def test_at_most_one_request_is_outstanding() -> None:
@@ -125,11 +128,12 @@ def test_a_budget_armed_again_is_never_the_same_number() -> None:
 def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
     """One socket to very many destinations: it grows once on the strength of arrivals, and then is counted first."""
     arrivals = watching()
-    (asked, counting) = arrivals.spent(VM, AT + 0.1)
+    (asked,) = arrivals.spent(VM, AT + 0.1)
     assert isinstance(asked, Ask)
+    give(arrivals, DOUBLE, AT + 0.11)
+    (counting,) = arrivals.tick(AT + 0.12)
     assert isinstance(counting, Count)
-    arrivals.counted(counting, 1, frozenset(), AT + 0.12)
-    give(arrivals, DOUBLE, AT + 0.13)
+    arrivals.counted(counting, 1, frozenset(), AT + 0.13)
     at = AT + 0.13
     for _ in range(20):
         hold(arrivals, at)
@@ -143,11 +147,12 @@ def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
 
 def test_who_is_doubted_and_bursts_is_believed_again() -> None:
     arrivals = watching()
-    (_, counting) = arrivals.spent(VM, AT + 0.1)
+    arrivals.spent(VM, AT + 0.1)
+    arrivals.turned_down(VM, AT + 0.11)
+    (counting,) = arrivals.tick(AT + 0.12)
     assert isinstance(counting, Count)
-    arrivals.counted(counting, 1, frozenset(), AT + 0.12)
-    arrivals.turned_down(VM, AT + 0.13)
-    arrivals.measured(VM, FLOOR, 1, armed(arrivals), AT + 1.5)
+    arrivals.counted(counting, 1, frozenset(), AT + 0.13)
+    assert arrivals.measured(VM, FLOOR, 1, 65 + armed(arrivals), AT + 1.5) == [Arm(VM)]
     hold(arrivals, AT + 1.5)
     steps = arrivals.spent(VM, AT + 1.504)
     assert isinstance(steps[0], Ask)
@@ -166,15 +171,17 @@ def test_a_count_that_shows_need_asks() -> None:
 
 def test_a_count_of_ports_that_changed_says_nothing() -> None:
     arrivals = watching()
-    *_, counting = arrivals.spent(VM, AT + 0.004)
+    arrivals.turned_down(VM, AT)
+    *_, counting = arrivals.spent(VM, AT + 0.5)
     assert isinstance(counting, Count)
-    give(arrivals, DOUBLE, AT + 0.008)
+    give(arrivals, DOUBLE, AT + 0.508)
     before = armed(arrivals)
-    assert arrivals.counted(counting, 256, frozenset(), AT + 0.02) == []
+    assert arrivals.counted(counting, 256, frozenset(), AT + 0.52) == []
     assert armed(arrivals) == before
     # And another one may be made.
-    steps = arrivals.spent(VM, AT + 1)
-    assert any(isinstance(step, Count) for step in steps)
+    arrivals.spent(VM, AT + 1.2)
+    arrivals.turned_down(VM, AT + 1.21)
+    assert any(isinstance(step, Count) for step in arrivals.tick(AT + 1.22))
 
 
 def test_who_was_turned_down_is_quiet_for_a_while() -> None:
@@ -275,3 +282,110 @@ def test_word_of_an_older_budget_is_not_taken_for_one_of_the_new() -> None:
     hold(arrivals, AT + 0.03)
     assert arrivals.spent(VM, AT + 0.03) == []
     assert arrivals.spent(VM, AT + 0.04)
+
+
+def deferring(arrivals: Arrivals) -> int:
+    value = arrivals.defer_after(VM)
+    assert value is not None
+    return value
+
+
+@given(st.integers(64, 65535))
+def test_connections_are_deferred_before_the_kernel_fails_to_find_a_port(size: int) -> None:
+    arrivals = watching(PortRange(0, size - 1))
+    assert armed(arrivals) <= deferring(arrivals) == usable(size)
+
+
+def test_what_is_deferred_goes_on_with_more_ports() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.004)
+    assert arrivals.deferred(VM, [7, 8], AT + 0.01) == []
+    assert arrivals.deferred(VM, [9], AT + 0.011) == []
+    arrivals.resized(VM, DOUBLE, AT + 0.012, at_cap=False)
+    # Those that wait count for the next deferral, but not twice: they are arrivals as soon as they go on.
+    assert deferring(arrivals) == usable(DOUBLE.size) - usable(FLOOR.size) - 3
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.013) == [Release((7, 8, 9))]
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.014) == []
+
+
+def test_a_range_that_moves_takes_along_who_waits() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.004)
+    arrivals.deferred(VM, [7], AT + 0.01)
+    arrivals.resized(VM, PortRange(30000, 31023), AT + 0.012, at_cap=False)
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.013) == [Release((7,))]
+
+
+def test_who_waits_and_was_not_asked_for_is_asked_for_once() -> None:
+    arrivals = watching()
+    (asked,) = arrivals.deferred(VM, [7], AT + 0.5)
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use == usable(FLOOR.size)
+    assert arrivals.deferred(VM, [8], AT + 0.5) == []
+
+
+def test_that_a_range_is_used_up_is_news_to_who_turned_us_down() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.004)
+    arrivals.turned_down(VM, AT + 0.006)
+    hold(arrivals, AT + 0.006)
+    (asked,) = arrivals.deferred(VM, [7], AT + 0.2)
+    assert isinstance(asked, Ask)
+
+
+def test_who_is_turned_down_waits_no_longer_and_nobody_after_it() -> None:
+    arrivals = watching()
+    arrivals.deferred(VM, [7], AT + 0.5)
+    assert arrivals.turned_down(VM, AT + 0.51, DOUBLE) == [], "another range is spoken of"
+    assert arrivals.turned_down(VM, AT + 0.52, FLOOR) == [Release((7,)), Arm(VM)]
+    assert arrivals.defer_after(VM) is None
+    assert arrivals.deferred(VM, [8], AT + 0.53) == [Release((8,))]
+    # Until there is room again.
+    hold(arrivals, AT + 0.53)
+    assert arrivals.measured(VM, FLOOR, 100, 200, AT + 5) == [Arm(VM)]
+    assert arrivals.defer_after(VM) is not None
+
+
+def test_nobody_waits_longer_than_tcp_does() -> None:
+    arrivals = watching()
+    arrivals.deferred(VM, [7], AT + 0.5)
+    assert arrivals.tick(AT + 0.6) == []
+    release, *_ = arrivals.tick(AT + 0.51 + budgets.DEFER_S)
+    assert release == Release((7,))
+    assert arrivals.defer_after(VM) is None
+
+
+def test_a_count_that_finds_room_lets_those_go_on_that_wait() -> None:
+    arrivals = watching()
+    arrivals.deferred(VM, [7], AT + 0.5)
+    assert arrivals.measured(VM, FLOOR, 10, 192, AT + 0.6) == [], "ports were asked for and may still come"
+    assert arrivals.measured(VM, FLOOR, 10, 192, AT + 0.5 + budgets.PATIENCE_S) == [Arm(VM)]
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 2) == [Release((7,))]
+
+
+def test_who_waits_for_a_vm_that_is_gone_is_let_go() -> None:
+    arrivals = watching()
+    arrivals.deferred(VM, [7], AT + 0.5)
+    arrivals.resized(VM, None, AT + 0.6, at_cap=False)
+    assert arrivals.tick(AT + 0.7) == [Release((7,))]
+    assert arrivals.deferred(VM, [8], AT + 0.8) == [Release((8,))]
+
+
+def test_a_vm_at_its_cap_is_refused_and_not_deferred() -> None:
+    arrivals = watching(at_cap=True)
+    assert arrivals.defer_after(VM) is None
+    assert arrivals.deferred(VM, [7], AT + 1) == [Release((7,))]
+
+
+def test_word_of_an_older_deferral_lets_go_at_once() -> None:
+    arrivals = watching()
+    assert arrivals.deferred(VM, [7], AT + 0.0001) == [Release((7,))]
+    arrivals.resized(VM, DOUBLE, AT + 0.5, at_cap=False)
+    assert arrivals.deferred(VM, [8], AT + 0.5) == []
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.51) == [Release((8,))]
+
+
+def test_a_deferral_found_in_the_kernel_stays() -> None:
+    arrivals = Arrivals()
+    arrivals.resized(VM, FLOOR, AT, at_cap=False, found=33, found_defer_after=150)
+    assert arrivals.defer_after(VM) == 150

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from cpm.messages import PROTOCOL, Delta, HostVM, Need, PathState, Refused, Report, Snapshot, Welcome
+from cpm.messages import PROTOCOL, Declined, Delta, HostVM, Need, PathState, Refused, Report, Snapshot, Welcome
 from cpm.model import DomainUUID, NodeName, PortRange, Role
 from natctl import budgets
+from natctl.budgets import Release
 from natctl.desired import Destination, HostEntry, Path
 from natctl.node import Command, CountPorts, Identity, Node, Program, RefuseNew, Replace, Send, Warn
 from natctl.observed import Counted
@@ -75,12 +76,43 @@ def test_a_burst_is_told_at_once_and_once() -> None:
     node.spent(1, AT + 0.004)
     first = done(node, AT + 0.004)
     (need,) = needs(first)
-    assert (need.domain, need.generation) == (VM, 1)
+    assert (need.domain, need.ports) == (VM, FLOOR)
     assert need.arrivals_per_s > 10_000
-    assert counting(first).internal == INTERNAL
     node.spent(1, AT + 0.02)
-    node.counted(counting(first), 200, frozenset(), AT + 0.03)
-    assert needs(done(node, AT + 0.03)) == []
+    assert done(node, AT + 0.02) == []
+
+
+def test_after_growth_the_ports_are_counted() -> None:
+    node = running(a_vm())
+    node.spent(1, AT + 0.004)
+    done(node, AT + 0.004)
+    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
+    done(node, AT + 0.008)
+    node.tick(AT + 0.3)
+    assert counting(done(node, AT + 0.3)).internal == INTERNAL
+
+
+def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
+    node = running(a_vm())
+    node.deferred({1: [7, 8], 5: [9]}, AT + 0.1)
+    commands = done(node, AT + 0.1)
+    assert len(needs(commands)) == 1
+    assert Release((9,)) in commands, "nobody's"
+    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
+    (program,) = node.take()
+    assert isinstance(program, Program)
+    node.programmed(AT + 0.12)
+    assert Release((7, 8)) in node.take()
+
+
+def test_deferred_connections_go_on_when_the_manager_declines() -> None:
+    node = running(a_vm())
+    node.deferred({1: [7]}, AT + 0.1)
+    done(node, AT + 0.1)
+    node.received(Declined(1, VM, FLOOR), AT + 0.11)
+    commands = done(node, AT + 0.11)
+    assert commands[0] == Release((7,))
+    assert entry(commands).defer_after is None
 
 
 def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_follow() -> None:
@@ -93,7 +125,7 @@ def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_foll
     assert programmed.budget is not None
     node.spent(1, AT + 0.014)
     (need,) = needs(done(node, AT + 0.014))
-    assert need.generation == 2
+    assert need.ports == DOUBLE
 
 
 def test_who_is_refused_more_ports_gets_a_new_budget_and_waits() -> None:

@@ -29,6 +29,7 @@ def test_timeouts_are_the_rfcs_floors_unless_said_otherwise(tmp_path: Path) -> N
     assert host is not None
     assert host.timeouts == Timeouts()
     assert host.log_group == 7414
+    assert host.queue == 7414
 
 
 def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> None:
@@ -47,7 +48,8 @@ def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str
         loaded(tmp_path, f"[host.timeouts]\n{line}\n")
 
 
-@pytest.mark.parametrize("group", [-1, 65536])
-def test_a_group_that_cannot_be_is_refused(tmp_path: Path, group: int) -> None:
-    with pytest.raises(ConfigError, match="log_group"):
-        loaded(tmp_path, f"log_group = {group}\n")
+@pytest.mark.parametrize("key", ["log_group", "queue"])
+@pytest.mark.parametrize("number", [-1, 65536])
+def test_a_group_or_queue_that_cannot_be_is_refused(tmp_path: Path, key: str, number: int) -> None:
+    with pytest.raises(ConfigError, match=key):
+        loaded(tmp_path, f"{key} = {number}\n")

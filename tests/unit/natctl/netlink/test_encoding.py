@@ -134,6 +134,31 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
             " 08000300 00000001 08000400 00000000 08000500 00000000"
         ),
     ),
+    # As nft --debug=mnl shows it, and as iptables-nft sends it.
+    "add rule ip virtports newcomers queue num 7414 bypass": (
+        AddRules(IP, Chain("newcomers", None, (rule(nft.queue_to(7414)),))),
+        (
+            f"74000000 060a050c 00000000 00000000 02000000 {TABLE} 0e000200 6e657763 6f6d6572 73000000 30000480"
+            " 2c000100 0a000100 71756575 65000000 1c000200 06000100 1cf60000 06000200 00010000 06000300 00010000"
+            " 0e000700 7e080000 00000000 00000000"
+        ),
+    ),
+    "-j NFQUEUE --queue-num 7414 --queue-bypass": (
+        AddRules(IP, Chain("newcomers", None, (rule(nft.extension_queue_to(7414)),))),
+        (
+            f"7c000000 060a050c 00000000 00000000 02000000 {TABLE} 0e000200 6e657763 6f6d6572 73000000 38000480"
+            " 34000100 0b000100 74617267 65740000 24000200 0c000100 4e465155 45554500 08000200 00000003"
+            " 0c000300 f61c0100 01000000 0e000700 7e080000 00000000 00000000"
+        ),
+    ),
+    "add element ip virtports deferred { 0x40010000 limit rate over 1/day burst 192 packets }": (
+        AddElements((IP, "deferred"), (Element(bytes.fromhex("00000140"), defer_after=192),)),
+        (
+            f"8c000000 0c0a0506 00000000 00000000 02000000 {TABLE} 0d000200 64656665 72726564 00000000"
+            " 58000380 54000180 0c000180 08000100 00000140 44000780 0a000100 6c696d69 74000000 34000280 0c000100 00000000 00000001"
+            " 0c000200 00000000 00015180 08000300 000000c0 08000400 00000000 08000500 00000001"
+        ),
+    ),
     "add element ip virtports exempt { 10.0.0.0/8 }": (
         AddElements((IP, "exempt"), network_elements([IPv4Network("10.0.0.0/8")])),
         (
@@ -191,6 +216,7 @@ def test_many_elements_take_several_messages_of_which_none_is_too_long() -> None
         st.booleans(),
         st.none() | st.integers(0, 65535),
         st.integers(0, 2**40),
+        st.none() | st.integers(1, 65535),
     )
 )
 def test_an_element_can_be_taken_apart_again(element: Element) -> None:
@@ -202,6 +228,7 @@ def test_an_element_can_be_taken_apart_again(element: Element) -> None:
     assert parts.get(6, b"") == element.userdata
     assert (3 in parts) == element.interval_end
     assert (11 in parts) == (element.budget is not None)
+    assert (7 in parts) == (element.defer_after is not None)
     assert int.from_bytes(parts.get(4, b""), "big") == element.timeout_ms
 
 
