@@ -24,6 +24,7 @@ from cpm.model import (
     NodeName,
     PortRange,
 )
+from cpm.records import JournalEvent
 
 Expected: TypeAlias = tuple[PortRange, AllocationState]
 """The range and state an allocation must have before the change; anything else is a conflict."""
@@ -106,7 +107,25 @@ class FreeAllocation:
     """True: a sibling of the same VM takes them over in this commit; the journal must not say that they were free."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remark:
+    """Put a remark about an allocation into the journal, and change nothing; when it is gone, not even that."""
+
+    id: AllocationId
+    event: JournalEvent
+    """One of :data:`cpm.records.REMARKS`."""
+
+
 Change: TypeAlias = (
-    PutVM | DropVM | PutNode | DropNode | PutAddress | DropAddress | AddAllocation | MoveAllocation | FreeAllocation
+    PutVM
+    | DropVM
+    | PutNode
+    | DropNode
+    | PutAddress
+    | DropAddress
+    | AddAllocation
+    | MoveAllocation
+    | FreeAllocation
+    | Remark
 )
 """One change of the ledger."""

@@ -397,6 +397,7 @@ class Manager:
         self.sizing.compact(now)
         self.trend.note(now, self.view.space.free_ports)
         self.sizing.relieve(now)
+        self.sizing.tick(now)
 
     def _retry_waiting(self, now: float) -> None:
         self._retry_waiting_at = now + WAITING_RETRY_S

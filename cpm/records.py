@@ -52,6 +52,20 @@ class JournalEvent(enum.StrEnum):
     UPDATED = "updated"
     """The VM has another name or internal address now."""
 
+    # Remarks: nothing changes hands, and who held what does not look at them.
+    EXHAUSTED = "exhausted"
+    """The VM is at its cap with every port in use: new connections are refused in words (RFC 6888 REQ-11)."""
+    RELIEVED = "relieved"
+    """It is no longer exhausted."""
+    SHORT = "short"
+    """The VM should have more ports and the pool has none for it."""
+    SUPPLIED = "supplied"
+    """It is no longer short."""
+
+
+REMARKS = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RELIEVED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
+"""Events that say something about an allocation and change nothing."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:

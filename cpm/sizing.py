@@ -17,6 +17,8 @@ from cpm.allocator import compaction
 from cpm.errors import Conflict, NotFound, PortsExhausted
 from cpm.messages import Measured, Need, Report
 from cpm.model import VM, Allocation, AllocationState, DomainUUID, NodeName
+from cpm.records import JournalEvent
+from cpm.remarks import Remarks
 from cpm.rollout import Rollout
 from cpm.scaling import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
 from cpm.scaling.fairness import HEADROOM_SHARE
@@ -87,12 +89,18 @@ class Sizing:
         self._guards = settings.scaling.guard_settings()
         self._compact_at = now + settings.pool.compact_s
         headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
+        self._remarks = Remarks(view)
         self.shortage = Shortage(view, settings.pool.start_reserve, waiting, wishes, self.in_use, headroom)
 
     def forget(self, uuid: DomainUUID) -> None:
         """Drop what is known of the need of a VM that is gone."""
         self.shortage.settled(uuid)
         self.observed.pop(uuid, None)
+        self._remarks.forget(uuid)
+
+    def tick(self, now: float) -> None:
+        """Say in the journal who no longer lacks ports."""
+        self._remarks.tick(now)
 
     def report(self, session: Session, report: Report, now: float) -> None:
         """Take in what a host measured, and follow it."""
@@ -101,8 +109,12 @@ class Sizing:
             if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
                 continue
             observation = self.of(vm.uuid)
+            refused = report.refused.get(vm.uuid, 0)
+            # What was counted before this manager began is no news.
+            if observation.measured is not None and refused > observation.refused_packets:
+                self._remarks.note(vm.uuid, JournalEvent.EXHAUSTED, now)
             observation.measured, observation.measured_at = measured, now
-            observation.refused_packets = report.refused.get(vm.uuid, 0)
+            observation.refused_packets = refused
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 self._scale(vm, observation, measured, now)
@@ -159,6 +171,8 @@ class Sizing:
         if limit.ports != active.ports.size:
             self.resize(vm.uuid, limit.ports, now, room=limit.room)
         observation.refusal = limit.why or observation.refusal
+        if growing and observation.refusal:
+            self._remarks.note(vm.uuid, JournalEvent.SHORT, now)
 
     def in_use(self, uuid: DomainUUID) -> int | None:
         """Return how many ports of its range a VM used when last counted."""

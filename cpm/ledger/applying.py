@@ -17,6 +17,7 @@ from cpm.changes import (
     PutAddress,
     PutNode,
     PutVM,
+    Remark,
 )
 from cpm.errors import AddressInUse, Conflict, Overloading
 from cpm.ledger import rows
@@ -155,6 +156,11 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
         _note(connection, event, new, now)
 
 
+def _remark(connection: sqlite3.Connection, change: Remark, now: float) -> None:
+    if (found := _found(connection, change.id)) is not None:
+        _note(connection, change.event, found, now)
+
+
 def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
     if new.node != old.node:
         return JournalEvent.MOVED
@@ -218,4 +224,5 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     AddAllocation: _add,
     MoveAllocation: _move,
     FreeAllocation: _free,
+    Remark: _remark,
 }

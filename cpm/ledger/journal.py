@@ -11,7 +11,9 @@ from types import TracebackType
 from cpm.errors import LedgerError
 from cpm.ledger import rows
 from cpm.ledger.connection import translated
-from cpm.records import Holding, JournalEntry
+from cpm.records import REMARKS, Holding, JournalEntry
+
+_REMARKS = ", ".join(f"'{event}'" for event in sorted(REMARKS))
 
 
 class JournalReader:
@@ -46,7 +48,8 @@ class JournalReader:
         :param at: UTC seconds; None: now. What was committed at that very instant counts.
         """
         # The index is walked from the newest entry of that address back to the first that has the port.
-        where = "external = ? AND first <= ? AND last >= ?" + ("" if at is None else " AND at <= ?")
+        where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_REMARKS})"
+        where += "" if at is None else " AND at <= ?"
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))
         return rows.holding(found[0]) if found else None

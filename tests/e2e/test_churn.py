@@ -145,5 +145,6 @@ def test_a_light_guest_beside_a_greedy_one_never_waits(lab: Lab) -> None:
     assert greedy.ok > 0.98 * CAP
     assert (greedy.alive, greedy.dead) == (greedy.ok, 0)
     assert pressed.fail > 0.98 * PRESSING
+    assert "exhausted" in [event["event"] for event in facts(lab, "history", "greedy")]
     assert (quiet.ok, quiet.fail) == (LIGHT, 0)
     assert (sent, seen_syns) == (LIGHT, LIGHT)

@@ -7,6 +7,7 @@ import pytest
 from cpm import metrics, overview
 from cpm.messages import Declined, Delta, Measured, Need, Report
 from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.records import JournalEvent
 from natctl.node import StaleEpoch
 from tests.fakes.fleet import Fleet
 
@@ -393,6 +394,10 @@ def test_a_migration_that_comes_to_nothing_changes_nothing() -> None:
     assert states(fleet) == [(1024, 1279, "active")]
 
 
+def journal(fleet: Fleet) -> list[JournalEvent]:
+    return [entry.event for entry in fleet.ledger.reader().history(VM)]
+
+
 def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
     fleet = Fleet()
     started(fleet)
@@ -405,3 +410,8 @@ def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
     assert overview.domain(fleet.manager, VM).refused_packets == 7
     line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
     assert line in metrics.exposition(fleet.manager).decode()
+    # What may have been counted before this manager began is no news, what comes after it is.
+    assert JournalEvent.EXHAUSTED not in journal(fleet)
+    more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})
+    fleet.ask(lambda manager: manager.said(HOST1, more, fleet.now))
+    assert journal(fleet).count(JournalEvent.EXHAUSTED) == 1

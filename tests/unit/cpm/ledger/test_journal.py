@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cpm.changes import DropVM, PutVM
+from cpm.changes import DropVM, PutVM, Remark
 from cpm.errors import LedgerError
 from cpm.ledger import SqliteLedger
-from cpm.model import AllocationState, DomainUUID
-from cpm.records import JournalEvent
+from cpm.model import AllocationId, AllocationState, DomainUUID
+from cpm.records import REMARKS, JournalEvent
 from tests.unit.cpm.ledger.words import A, B, add, expected, free, move, vm
 
 
@@ -71,6 +71,25 @@ def test_history_tells_the_life(ledger: SqliteLedger) -> None:
     assert ledger.reader().history("x") == ledger.reader().history("vm-x")
     assert [entry.event for entry in ledger.reader().history("x", limit=2)] == [JournalEvent.HELD, JournalEvent.FREED]
     assert ledger.reader().history("nobody") == []
+
+
+@pytest.mark.parametrize("event", sorted(REMARKS))
+def test_a_remark_is_told_and_changes_nothing(ledger: SqliteLedger, event: JournalEvent) -> None:
+    _life(ledger)
+    before, holder = ledger.load(), ledger.reader().whois(A, 1030)
+    ledger.commit([Remark(AllocationId(1), event)], 70)
+    assert ledger.load() == before
+    assert ledger.reader().whois(A, 1030) == holder
+    assert ledger.reader().whois(A, 1030, 71) == holder
+    last = ledger.reader().history("x")[-1]
+    assert (last.event, last.at, last.state) == (event, 70, AllocationState.ACTIVE)
+
+
+def test_a_remark_about_what_is_gone_is_none(ledger: SqliteLedger) -> None:
+    _life(ledger)
+    seq = ledger.reader().latest_seq()
+    ledger.commit([Remark(AllocationId(2), JournalEvent.EXHAUSTED)], 70)
+    assert ledger.reader().latest_seq() == seq
 
 
 def test_history_survives_the_vm_and_its_name(ledger: SqliteLedger) -> None:
