@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from cpm.cli import render
 from cpm.errors import VirtPortsError
+from cpm.model import FIRST_PORT, LAST_PORT
 
 if TYPE_CHECKING:
     from cpm.api.client import Client
@@ -74,6 +75,14 @@ def count(text: str) -> int:
     """Read a number of things, 0 or more, for argparse."""
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise argparse.ArgumentTypeError(f"not a number: {text!r}; use 0 or more")
+    return int(text)
+
+
+def ports(text: str) -> int:
+    """Read the size of a range, for argparse."""
+    most = LAST_PORT - FIRST_PORT + 1
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and 1 <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"not the size of a range: {text!r}; use 1 to {most}")
     return int(text)
 
 

@@ -26,7 +26,7 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
         subparsers, "resize", "give one VM more or fewer ports now", about=_ABOUT, examples=_EXAMPLES
     )
     verb.add_argument("vm", metavar="VM", help="name or UUID")
-    verb.add_argument("ports", metavar="PORTS", type=parsing.count, help="how many its range shall have")
+    verb.add_argument("ports", metavar="PORTS", type=parsing.ports, help="how many its range shall have")
 
 
 def run(args: argparse.Namespace) -> int:

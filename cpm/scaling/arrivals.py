@@ -28,7 +28,8 @@ NEXT_LOOK_S: Final = 1.5
 """Seconds in which a host that asked in vain asks again at the latest, and has an answer."""
 
 AGAIN_S: Final = 2.0
-"""A second growth this soon after the last one says that the first was too small."""
+"""A second growth this soon after the last one says that the first was too small; it may then be by
+:data:`FACTOR_AGAIN`, as far as the present rate fills that in the same time."""
 
 FACTOR: Final = 2
 FACTOR_AGAIN: Final = 4
@@ -69,7 +70,10 @@ def on_arrival(
     if arrival.ports_in_use < LEAST_USE * current:
         return Decision(current, current, "mostly-unused", current), state
     again = state.grew_at is not None and 0 <= now - state.grew_at < AGAIN_S
-    by_factor = current * (FACTOR_AGAIN if again else FACTOR)
+    by_factor = current * FACTOR
+    if again:
+        soon = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * AGAIN_S)
+        by_factor = max(by_factor, min(current * FACTOR_AGAIN, soon))
     by_rate = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * HORIZON_S)
     rule = RULE
     if policy is not None and policy.counts_ports:

@@ -28,8 +28,9 @@ def test_the_first_growth_doubles() -> None:
 
 def test_a_second_one_soon_after_gets_several_steps() -> None:
     _, state = on_arrival(Arrival(256, 128, 0.0), ScalingState(), BOUNDS, 100.0)
-    decision, _ = on_arrival(Arrival(512, 256, 0.0), state, BOUNDS, 100.1)
-    assert decision.target == 2048
+    assert on_arrival(Arrival(512, 256, 5_000.0), state, BOUNDS, 100.1)[0].target == 2048
+    assert on_arrival(Arrival(512, 256, 500.0), state, BOUNDS, 100.1)[0].target == 1280, "what comes until then"
+    assert on_arrival(Arrival(512, 256, 0.0), state, BOUNDS, 100.1)[0].target == 1024, "the last of a burst"
 
 
 def test_a_high_rate_gets_what_arrives_until_the_next_look() -> None:
