@@ -99,7 +99,14 @@ class Manager:
         pool = settings.pool
         self.trend = Trend()
         self._rollout = Rollout(
-            self.view, self.sessions, self.present, pool.internal, pool.hold_down_s, self._drain_limit_s, self._cap_of
+            self.view,
+            self.sessions,
+            self.present,
+            pool.internal,
+            settings.timeouts(),
+            pool.hold_down_s,
+            self._drain_limit_s,
+            self._cap_of,
         )
         self.sizing = Sizing(
             self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, settings, now

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from msgspec import Struct
 
 from cpm.model import DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.timeouts import Timeouts
 
 PROTOCOL = 1
 """Version of this vocabulary; both sides must speak the same."""
@@ -215,13 +216,15 @@ class EdgeVM(Struct, frozen=True):
 
 
 class PathState(Struct, frozen=True):
-    """The way between the machines."""
+    """What is said about the whole site: the way between the machines, and how long connections live."""
 
     internal_pool: IPv4Network
     edges: tuple[IPv4Address, ...] = ()
     """Next hops of a host; empty: this machine is its own edge, or there is none yet."""
     externals: tuple[IPv4Address, ...] = ()
     """Every external address of the pool."""
+    timeouts: Timeouts | None = None
+    """For a host; None: the manager does not say, because this is no host or it is an older manager."""
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):

@@ -23,6 +23,7 @@ from cpm.lifecycle import AllocationEvent, hold_expires
 from cpm.messages import HostVM, ManagerMessage, Measured, PathState
 from cpm.model import Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
 from cpm.sessions import Session
+from cpm.timeouts import Timeouts
 from cpm.view import View
 
 _State = AllocationState
@@ -40,6 +41,7 @@ class Rollout:
     :param sessions: The connected nodes; the owner adds and removes.
     :param present: Where each VM runs; the owner keeps it.
     :param internal_pool: Addresses between hosts and edges.
+    :param timeouts: What hosts shall give to connections.
     :param hold_down_s: Seconds that a range rests.
     :param drain_limit_s: Returns after how many seconds a VM's draining ranges are withdrawn in any case; None: never.
     :param cap: Returns how many ports a VM never goes above.
@@ -51,6 +53,7 @@ class Rollout:
         sessions: Mapping[NodeName, Session],
         present: Mapping[DomainUUID, NodeName],
         internal_pool: IPv4Network,
+        timeouts: Timeouts,
         hold_down_s: float,
         drain_limit_s: Callable[[DomainUUID], float | None],
         cap: Callable[[DomainUUID], int],
@@ -59,6 +62,7 @@ class Rollout:
         self._sessions = sessions
         self._present = present
         self._internal_pool = internal_pool
+        self._timeouts = timeouts
         self._hold_down_s = hold_down_s
         self._drain_limit_s = drain_limit_s
         self._cap = cap
@@ -217,4 +221,4 @@ class Rollout:
         return wanted.host_vm(self._view, uuid, node, self._present, self._edges_ready, self._cap(uuid))
 
     def _path_of(self, node: Node) -> PathState:
-        return wanted.path(self._view, node, self._internal_pool)
+        return wanted.path(self._view, node, self._internal_pool, self._timeouts)

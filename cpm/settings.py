@@ -12,6 +12,7 @@ from cpm.errors import ConfigError, InvalidRequest
 from cpm.model import FIRST_PORT, LAST_PORT
 from cpm.scaling import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
 from cpm.service import config
+from cpm.timeouts import Timeouts, TimeoutsTable
 from cpm.wishes import HEAVIEST, Defaults
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
@@ -68,6 +69,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Addresses between hosts and edges, one a VM (RFC 6598). Must not be routed elsewhere in your network."""
     pairing: str = "preferred"
     """``preferred``: a VM that outgrows its external address may move to another one; ``strict``: never."""
+    timeouts: TimeoutsTable = TimeoutsTable()
+    """Seconds for which hosts remember connections that say nothing more; what a host's natd.toml says is nearer."""
 
 
 class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,6 +156,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             drain_limit_s=pool.drain_limit_s,
         )
 
+    def timeouts(self) -> Timeouts:
+        """Return what holds on a host that says nothing of its own."""
+        return self.pool.timeouts.over(Timeouts())
+
 
 def load(path: Path) -> Settings:
     """
@@ -171,6 +178,7 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
     if pool.pairing not in ("preferred", "strict"):
         raise ConfigError(file, "pool.pairing", "use preferred or strict")
+    pool.timeouts.check(file, "pool.timeouts")
     try:
         policy_named(settings.scaling.policy)
     except InvalidRequest as error:

@@ -14,6 +14,7 @@ from ipaddress import IPv4Network
 from cpm import ranges
 from cpm.messages import EdgeVM, ExternalRange, HostVM, PathState
 from cpm.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesced
+from cpm.timeouts import Timeouts
 from cpm.view import View
 
 _State = AllocationState
@@ -74,8 +75,8 @@ def edge_vm(view: View, uuid: DomainUUID, node: Node) -> EdgeVM | None:
     return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, pieces)
 
 
-def path(view: View, node: Node, internal_pool: IPv4Network) -> PathState:
-    """Return the way between the machines as this node should know it."""
+def path(view: View, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:
+    """Return what this node should know about the whole site."""
     own_edge = Role.EDGE in node.roles
     edges = sorted(
         other.underlay
@@ -87,4 +88,5 @@ def path(view: View, node: Node, internal_pool: IPv4Network) -> PathState:
         internal_pool,
         edges=tuple(edges) if Role.HOST in node.roles and not own_edge else (),
         externals=tuple(externals) if own_edge else (),
+        timeouts=timeouts if Role.HOST in node.roles else None,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from ipaddress import IPv4Network
 
 import pytest
 
 from cpm.api import wire
 from cpm.api.views import PoolRequest
 from cpm.errors import InvalidRequest
+from cpm.messages import PathState, Snapshot
+from cpm.timeouts import Timeouts
 
 HELLO = {
     "type": "hello", "protocol": 1, "node": "n", "roles": ["host"], "underlay": "172.30.0.99",
@@ -26,6 +29,24 @@ def test_a_wrong_address_is_an_error_that_names_its_place(wrong: object) -> None
 
 def test_what_is_written_is_read() -> None:
     assert wire.node_message(wire.encode(wire.node_message(json.dumps(HELLO)))) == wire.node_message(json.dumps(HELLO))
+
+
+def test_timeouts_travel_with_what_is_said_about_the_site() -> None:
+    snapshot = Snapshot(1, 1, PathState(IPv4Network("100.64.0.0/10"), timeouts=Timeouts(udp_s=300)))
+    assert wire.manager_message(wire.encode(snapshot)) == snapshot
+
+
+@pytest.mark.parametrize(("said", "understood"), [
+    ({}, None),
+    ({"timeouts": None}, None),
+    ({"timeouts": {"udp_s": 300}}, Timeouts(udp_s=300)),
+    ({"timeouts": {"udp_s": 300, "sctp_s": 600}}, Timeouts(udp_s=300)),
+])  # fmt: skip
+def test_an_older_or_newer_manager_is_understood(said: dict[str, object], understood: Timeouts | None) -> None:
+    path = {"internal_pool": "100.64.0.0/10", "edges": [], "externals": []} | said
+    message = wire.manager_message(json.dumps({"type": "snapshot", "epoch": 1, "generation": 1, "path": path}))
+    assert isinstance(message, Snapshot)
+    assert message.path.timeouts == understood
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[" * 100_000, "{}", '{"type":"hello"}', '{"type":7}'])

@@ -1,0 +1,36 @@
+"""cpmd.toml: what is taken and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpm import settings
+from cpm.errors import ConfigError
+from cpm.timeouts import Timeouts
+
+
+def loaded(tmp_path: Path, text: str) -> settings.Settings:
+    file = tmp_path / "cpmd.toml"
+    file.write_text(text)
+    return settings.load(file)
+
+
+def test_timeouts_are_the_rfcs_floors_unless_said_otherwise(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "").timeouts() == Timeouts()
+
+
+def test_the_pool_says_how_long(tmp_path: Path) -> None:
+    said = loaded(tmp_path, "[pool.timeouts]\nudp_s = 300\ntcp_time_wait_s = 30\n")
+    assert said.timeouts() == Timeouts(udp_s=300, tcp_time_wait_s=30)
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("udp_s = 119", r"cpmd\.toml: pool\.timeouts\.udp_s: 119 s is below the 120 s of RFC 4787 REQ-5; use 120 or more"),
+    ("sctp_s = 9", r"cpmd\.toml: pool\.timeouts\.sctp_s: no such key"),
+    ('icmp_s = "long"', r"cpmd\.toml: pool\.timeouts\.icmp_s: expected `int`, got `str`; correct the value"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, f"[pool.timeouts]\n{line}\n")
