@@ -2,8 +2,8 @@
 What a node's kernel should hold, as values. Imports the manager's vocabulary and nothing else.
 
 :class:`Settings` come from natd's own configuration and rarely change; :class:`HostEntry` and :class:`EdgeEntry` are
-one VM each, as the host role and the edge role see it; :class:`Path` is what the manager says about the way between
-the machines. :class:`Change` is what one kernel transaction changes.
+one VM each, as the host role and the edge role see it; :class:`Path` is what the manager says about the whole site.
+:class:`Change` is what one kernel transaction changes.
 """
 
 from __future__ import annotations
@@ -16,34 +16,13 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from cpm.model import DomainUUID, PortRange
+from cpm.timeouts import Timeouts, TimeoutsTable
 
 DEFAULT_EXEMPT = tuple(
     IPv4Network(text) for text in ("10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
                                    "224.0.0.0/4", "255.255.255.255/32")
 )  # fmt: skip
 """Destinations that are not translated and not sent to the edges unless configured otherwise (RFC 6888 REQ-6)."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Timeouts:
-    """
-    Seconds after which the connection of a VM that says nothing more is forgotten; the host's own keep the system's.
-
-    The defaults are the shortest that the RFCs allow.
-    """
-
-    tcp_established_s: int = 7440
-    """RFC 5382 REQ-5. Also while something sent is not acknowledged, for which the kernel has shorter ones."""
-    tcp_transitory_s: int = 240
-    """Opening, or closed by one side only (RFC 5382 REQ-5)."""
-    tcp_time_wait_s: int = 120
-    """Closed by both sides; the RFC leaves it open, and a shorter one gives ports back earlier."""
-    tcp_reset_s: int = 10
-    """Ended by a reset; the RFC leaves it open."""
-    udp_s: int = 120
-    """RFC 4787 REQ-5, whether or not there was an answer."""
-    icmp_s: int = 60
-    """RFC 5508 REQ-2, for queries."""
 
 
 class Queueing(enum.Enum):
@@ -75,7 +54,8 @@ class HostSettings:
     """NFQUEUE in which connections wait while their VM gets more ports."""
     queueing: Queueing = Queueing.NATIVE
     """How they get there; :attr:`Queueing.NONE`: none waits."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: TimeoutsTable = dataclasses.field(default_factory=TimeoutsTable)
+    """What this host itself says about the lives of its VMs' connections; it goes before :attr:`Path.timeouts`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,13 +124,15 @@ class EdgeEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Path:
-    """What the manager says about the way between the machines."""
+    """What the manager says about the whole site: the way between the machines, and how long connections live."""
 
     internal_pool: IPv4Network
     edges: frozenset[IPv4Address] = frozenset()
     """Next hops of a host: underlay addresses of the edges in service; empty: this machine is its own edge."""
     externals: frozenset[IPv4Address] = frozenset()
     """All external addresses of the pool; an edge drops what arrives for one of them and is nobody's port."""
+    timeouts: Timeouts | None = None
+    """For the connections of VMs on a host; None: nothing was said, the RFCs' floors hold."""
 
 
 _Entry = TypeVar("_Entry")

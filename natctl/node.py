@@ -288,7 +288,7 @@ class Node:
         """
         self._links = links
         if path is not None:
-            self._path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals))
+            self._path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
         for entry in entries:
             self._index[entry.domain] = entry.index
             self._applied[entry.domain] = entry
@@ -779,4 +779,4 @@ def _is_empty(change: Change) -> bool:
 
 
 def _path(state: PathState) -> Path:
-    return Path(state.internal_pool, frozenset(state.edges), frozenset(state.externals))
+    return Path(state.internal_pool, frozenset(state.edges), frozenset(state.externals), state.timeouts)

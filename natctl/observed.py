@@ -129,4 +129,5 @@ def _path(seen: Seen, routing: Routing) -> Path | None:
         routing.pool,
         routing.way[1] if routing.way is not None else frozenset(),
         frozenset(IPv4Address(element.key) for element in externals),
+        host.timeouts_in(seen.holdings),
     )

@@ -1,9 +1,11 @@
 """
 Pure: desired against observed, as the smallest transaction. An empty one means: done.
 
-Structure (base chains, sets and what they are made of) either is as it should be or the table is made anew, with all
-its elements, in the same transaction; the chains and elements of VMs are changed one by one. A table that is replaced
-within one transaction is replaced for every packet at the same instant.
+Structure (base chains and where they hook in, sets and what they are made of) either is as it should be or the table is
+made anew, with all its elements, in the same transaction; the rules of chains, the chains of VMs and the elements are
+changed one by one. What is replaced within one transaction is replaced for every packet at the same instant.
+
+Objects of lifetimes are only ever added: connections live by those that no rule names any more.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from natctl.ruleset.values import (
+    LIFETIMES,
     VM_CHAIN,
     Chain,
     ChainSignature,
@@ -20,6 +23,7 @@ from natctl.ruleset.values import (
     Family,
     Fragment,
     Holdings,
+    Hook,
     Lifetimes,
     Place,
     Ruleset,
@@ -141,18 +145,20 @@ def difference(desired: Ruleset, observed: Holdings) -> Plan:
     operations = [DeleteTable(family) for family in Family if family in rebuilt & observed.tables]
     anew = [op for family in Family if family in rebuilt & wanted.tables for op in _made(family, desired)]
     kept = {place for place in desired.sets if place[0] not in rebuilt}
+    lifetimes = [
+        AddLifetimes(place, lifetimes)
+        for place, lifetimes in desired.lifetimes.items()
+        if place[0] not in rebuilt and place not in observed.lifetimes
+    ]
+    words.extend(f"ct timeout {family} {name} is missing" for (family, name), _ in lifetimes)
     rest = _altered(
-        {
-            place: chain.signature
-            for place, chain in desired.chains.items()
-            if _is_vm(place) and place[0] not in rebuilt
-        },
-        {place: chain for place, chain in observed.chains.items() if _is_vm(place) and place[0] not in rebuilt},
+        {place: chain.signature for place, chain in desired.chains.items() if place[0] not in rebuilt},
+        {place: chain for place, chain in observed.chains.items() if place[0] not in rebuilt},
         {place: desired.elements.get(place, {}) for place in kept},
         {place: observed.elements.get(place, {}) for place in kept},
         desired.chains,
     )
-    return Plan((*operations, *anew, *rest.operations), (*words, *rest.differences))
+    return Plan((*operations, *anew, *lifetimes, *rest.operations), (*words, *rest.differences))
 
 
 def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
@@ -200,14 +206,25 @@ def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterato
     if (family in wanted.tables) != (family in observed.tables):
         yield f"table {family} virtports {'is missing' if family in wanted.tables else 'is not ours to keep'}"
         return
+    # A missing object can be added, and one of former settings is left alone.
+    known = {place: lifetimes for place, lifetimes in wanted.lifetimes.items() if place in observed.lifetimes}
+    judged = {
+        place: lifetimes
+        for place, lifetimes in observed.lifetimes.items()
+        if place in known or not place[1].startswith(LIFETIMES)
+    }
     for kind, ours, theirs in (
-        ("ct timeout", wanted.lifetimes, observed.lifetimes),
-        ("chain", wanted.chains, observed.chains),
+        ("ct timeout", known, judged),
+        ("chain", _hooks(wanted.chains), _hooks(observed.chains)),
         ("set", wanted.sets, observed.sets),
     ):
         for place in sorted({*ours, *theirs}):
             if place[0] == family and not (kind == "chain" and _is_vm(place)) and ours.get(place) != theirs.get(place):
                 yield f"{kind} {family} {place[1]} {_flaw(place, ours, theirs)}"
+
+
+def _hooks(chains: Mapping[Place, ChainSignature]) -> dict[Place, tuple[Hook | None]]:
+    return {place: (chain.hook,) for place, chain in chains.items()}
 
 
 def _flaw(place: Place, ours: Mapping[Place, object], theirs: Mapping[Place, object]) -> str:

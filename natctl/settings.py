@@ -7,12 +7,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
 from cpm.errors import ConfigError
 from cpm.model import Role
 from cpm.service import config
+from cpm.timeouts import TimeoutsTable
 from natctl import desired
 from qga_agent import announce
 
@@ -40,27 +40,6 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     socket: str = "/run/virt-ports/natd.sock"
 
 
-_YEAR_S = 31_536_000
-
-
-class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """Seconds after which a VM's connection that says no more is forgotten; see :class:`natctl.desired.Timeouts`."""
-
-    tcp_established_s: Annotated[int, Meta(ge=7440, le=_YEAR_S)] = 7440
-    """At least 7,440 (RFC 5382 REQ-5)."""
-    tcp_transitory_s: Annotated[int, Meta(ge=240, le=_YEAR_S)] = 240
-    """At least 240 (RFC 5382 REQ-5): opening, or closed by one side only."""
-    tcp_time_wait_s: Annotated[int, Meta(ge=1, le=_YEAR_S)] = 120
-    """Closed by both sides. Shorter gives ports back earlier; a late packet of the old connection may then meet the
-    next one at its port."""
-    tcp_reset_s: Annotated[int, Meta(ge=1, le=_YEAR_S)] = 10
-    """Ended by a reset."""
-    udp_s: Annotated[int, Meta(ge=120, le=_YEAR_S)] = 120
-    """At least 120 (RFC 4787 REQ-5)."""
-    icmp_s: Annotated[int, Meta(ge=60, le=_YEAR_S)] = 60
-    """At least 60 (RFC 5508 REQ-2)."""
-
-
 class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The host role: this machine runs VMs."""
 
@@ -79,6 +58,7 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     queue: Annotated[int, Meta(ge=0, le=65535)] = 7414
     """NFQUEUE in which new connections wait while natd gets more ports for their VM; nobody else may listen to it."""
     timeouts: TimeoutsTable = TimeoutsTable()
+    """Seconds for which connections of VMs are remembered here; what is not said comes from the manager."""
     libvirt: str | None = "qemu:///system"
     """libvirt to watch; None: only the hooks and the taps tell of VMs. An empty string means None."""
 
@@ -157,7 +137,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
                 exempt=host.exempt,
                 log_group=host.log_group,
                 queue=host.queue,
-                timeouts=desired.Timeouts(**msgspec.structs.asdict(host.timeouts)),
+                timeouts=host.timeouts,
             )
             if host is not None and Role.HOST in self.roles
             else None,
@@ -184,6 +164,7 @@ def load(path: Path) -> Settings:
             raise ConfigError(file, f"{role.value}.uplinks", 'name at least one interface: uplinks = ["eth0"]')
     if settings.host is not None:
         _check_mask(file, settings.host.mark_mask)
+        settings.host.timeouts.check(file, "host.timeouts")
     if settings.monitor.source not in ("auto", "libvirt", "psutil"):
         raise ConfigError(file, "monitor.source", "use auto, libvirt or psutil")
     if settings.guests.agent_sockets and "{uuid}" not in settings.guests.agent_sockets:

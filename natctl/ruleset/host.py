@@ -9,7 +9,7 @@ In nftables' notation::
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
-      ct timeout managed-tcp { protocol tcp; … }        # and managed-udp, managed-icmp
+      ct timeout managed-udp-120 { protocol udp; … }    # and managed-icmp-60, managed-tcp-…
       map bindings { type mark : interval ipv4_addr . inet_service; counter; }
       set budgets { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 64 packets … } }
       set deferred { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 240 packets … } }
@@ -34,7 +34,7 @@ In nftables' notation::
         meta mark & FLAG == FLAG oifname @uplinks counter drop }
       chain begun {
         ct mark set ct mark | FLAG
-        ct timeout set "managed-tcp" … }
+        ct timeout set "managed-udp-120" … }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -56,6 +56,9 @@ In nftables' notation::
 - ``refused`` holds where to a VM at its cap has no port left; natd puts it there after counting, and what it does not
   put there again goes by itself, so that no failure of natd can keep a VM from connecting. ``capped`` has the last
   word: it changes with the VM's ports, in the same transaction.
+- An object of lifetimes has its seconds in its name. Other lifetimes are other objects, and the rules of ``begun`` are
+  exchanged; the former objects stay until the table goes, since the kernel would give the connections that live by one
+  back to the system's timeouts with it (``nf_ct_untimeout``).
 - What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
   only the edges can make it fit to be seen outside (``errors``).
 """
@@ -67,7 +70,8 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
 from cpm.model import DomainUUID, PortRange
-from natctl.desired import Destination, HostEntry, HostSettings, Path, Queueing, Timeouts
+from cpm.timeouts import Timeouts
+from natctl.desired import Destination, HostEntry, HostSettings, Path, Queueing
 from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
@@ -123,6 +127,7 @@ from natctl.ruleset.expressions import (
 )
 from natctl.ruleset.values import (
     DROP,
+    LIFETIMES,
     RETURN,
     VM_CHAIN,
     Chain,
@@ -130,6 +135,7 @@ from natctl.ruleset.values import (
     Expression,
     Family,
     Fragment,
+    Holdings,
     Hook,
     Lifetimes,
     Place,
@@ -149,11 +155,14 @@ REFUSED: Final[Place] = (Family.IPV4, "refused")
 """Fleeting, see :data:`~natctl.ruleset.values.FLEETING`."""
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
+BEGUN: Final[Place] = (Family.IPV4, "begun")
 
 UNTRANSLATED: Final = "untranslated"
 """Name of the counter of packets that were managed but not translated, and dropped."""
 
 _ICMP, _TCP, _UDP = 1, 6, 17
+_TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
+"""Places in the list of TCP's states that :func:`_lifetimes` names."""
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
@@ -209,13 +218,14 @@ class Marks(NamedTuple):
 def base(settings: HostSettings, path: Path | None) -> Ruleset:
     """Return tables, chains and sets of the host role, without any VM."""
     marks = Marks.of_mask(settings.mark_mask)
+    lifetimes = _lifetimes(settings.timeouts.over((path and path.timeouts) or Timeouts()))
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks, settings.log_group),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
-        (Family.IPV4, "begun"): _begun(marks),
+        BEGUN: _begun(marks, [name for _, name in lifetimes]),
         (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
@@ -238,7 +248,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         UPLINKS: indexed(interface_elements(settings.uplinks)),
         EXEMPT: indexed(network_elements(settings.exempt)),
     }
-    return Ruleset(chains, sets, elements, _lifetimes(settings.timeouts))
+    return Ruleset(chains, sets, elements, lifetimes)
 
 
 def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
@@ -311,6 +321,27 @@ def entry_of(
     return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps), budget, at_cap, defer_after)
 
 
+def timeouts_in(holdings: Holdings) -> Timeouts | None:
+    """Return what a kernel gives to connections that begin; None: nothing of ours."""
+    rules = holdings.chains[BEGUN].rules if BEGUN in holdings.chains else ()
+    in_force = {
+        lifetimes.protocol: lifetimes.seconds
+        for (_, name), lifetimes in holdings.lifetimes.items()
+        if lifetimes is not None and _giving(name).digest in rules
+    }
+    if in_force.keys() != {_TCP, _UDP, _ICMP}:
+        return None
+    tcp = in_force[_TCP]
+    return Timeouts(
+        tcp_established_s=tcp[_TCP_ESTABLISHED],
+        tcp_transitory_s=tcp[_TCP_OPENING],
+        tcp_time_wait_s=tcp[_TCP_TIME_WAIT],
+        tcp_reset_s=tcp[_TCP_CLOSE],
+        udp_s=in_force[_UDP][0],
+        icmp_s=in_force[_ICMP][0],
+    )
+
+
 def _identify() -> Chain:
     return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iifname"), verdict_of("taps")),))
 
@@ -347,12 +378,12 @@ def _lifetimes(timeouts: Timeouts) -> dict[Place, Lifetimes]:
         established,
         established,
     )
-    by_protocol = {
-        "managed-tcp": Lifetimes(_TCP, tcp),
-        "managed-udp": Lifetimes(_UDP, (timeouts.udp_s, timeouts.udp_s)),
-        "managed-icmp": Lifetimes(_ICMP, (timeouts.icmp_s,)),
+    by_name = {
+        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": Lifetimes(_TCP, tcp),
+        f"udp-{timeouts.udp_s}": Lifetimes(_UDP, (timeouts.udp_s, timeouts.udp_s)),
+        f"icmp-{timeouts.icmp_s}": Lifetimes(_ICMP, (timeouts.icmp_s,)),
     }
-    return {(Family.IPV4, name): lifetimes for name, lifetimes in by_protocol.items()}
+    return {(Family.IPV4, LIFETIMES + name): lifetimes for name, lifetimes in by_name.items()}
 
 
 def _exemption(marks: Marks) -> Chain:
@@ -423,10 +454,13 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     return Chain("guard", filtering(POSTROUTING, 200), rules)
 
 
-def _begun(marks: Marks) -> Chain:
+def _begun(marks: Marks, lifetimes: Iterable[str]) -> Chain:
     remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
-    lifetimes = (rule(lifetimes_of(name)) for name in ("managed-tcp", "managed-udp", "managed-icmp"))
-    return Chain("begun", None, (rule(remember, comment="the connection is ours"), *lifetimes))
+    return Chain("begun", None, (rule(remember, comment="the connection is ours"), *map(_giving, lifetimes)))
+
+
+def _giving(lifetimes: str) -> Rule:
+    return rule(lifetimes_of(lifetimes))
 
 
 def _errors(marks: Marks) -> Chain:

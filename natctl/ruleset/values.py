@@ -20,6 +20,9 @@ TABLE = "virtports"
 VM_CHAIN = "vm-"
 """Prefix of the chains that belong to one VM; they come and go without the rest of the table."""
 
+LIFETIMES = "managed-"
+"""Prefix of our objects of lifetimes; one that no rule names any more stays for the connections that live by it."""
+
 
 class Family(enum.IntEnum):
     """The two protocol families that we have a table in."""

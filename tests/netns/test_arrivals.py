@@ -14,12 +14,13 @@ import pytest
 
 from cpm.errors import KernelError
 from cpm.model import PortRange
-from natctl.desired import Change, Destination, HostEntry, Timeouts
+from cpm.timeouts import LONGEST_S, Timeouts, TimeoutsTable
+from natctl.desired import Change, Destination, HostEntry, Path
 from natctl.netlink.conntrack import dump_crowded
 from natctl.netlink.nflog import Lost, Spent, watch_budgets
 from natctl.netlink.nfqueue import Deferred, PacketQueue
 from natctl.ruleset.host import Marks
-from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, VM, Node, Site, program
+from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, POOL, VM, KernelIn, Node, Site, program
 
 pytestmark = pytest.mark.netns
 
@@ -100,6 +101,12 @@ class Scene:
         entry = dataclasses.replace(self.vm.on_host(), **changes)  # type: ignore[arg-type]
         self.host.kernel.run(self.host.kernel.kernel.change(Change(host={self.vm.domain: entry})))
         return entry
+
+    def give(self, timeouts: Timeouts | None) -> None:
+        """Say to the host, as a manager's snapshot does, how long connections live from now on."""
+        path = Path(POOL, frozenset({self.edge.underlay}), timeouts=timeouts)
+        kernel = self.host.kernel
+        kernel.run(kernel.kernel.replace({self.vm.domain: self.vm.on_host()}, {}, path))
 
     def send(self, count: int, port: int = 9000) -> None:
         """Begin UDP flows to one destination, each from a port of its own."""
@@ -427,7 +434,7 @@ def test_managed_flows_have_the_rfcs_timeouts_and_others_the_systems(scene: Scen
 
 
 def test_timeouts_are_as_set(site: Site) -> None:
-    host, edge = site.host(21, timeouts=Timeouts(udp_s=300, tcp_transitory_s=250)), site.edge(11)
+    host, edge = site.host(21, timeouts=TimeoutsTable(udp_s=300, tcp_transitory_s=250)), site.edge(11)
     site.spread(edge)
     vm = VM.of(1, site.guest(host), SMALL)
     program([host, edge], [vm], {0: (edge,)})
@@ -439,6 +446,94 @@ def test_timeouts_are_as_set(site: Site) -> None:
     assert _outcome(scene, ("192.0.2.200", 80)) == errno.ETIMEDOUT
     (tcp,) = _seconds(scene, "-p", "tcp")
     assert 240 <= tcp <= 250
+
+
+def _alive(client: socket.socket, server: socket.socket) -> None:
+    """Have a connection used in both directions."""
+    for sender, receiver in ((client, server), (server, client)):
+        sender.send(b"alive")
+        receiver.settimeout(PATIENCE)
+        assert receiver.recv(10) == b"alive"
+
+
+def _udp(scene: Scene, stack: contextlib.ExitStack, port: int) -> tuple[socket.socket, socket.socket]:
+    """Return a UDP flow of the VM: its socket and the server's."""
+    server = stack.enter_context(scene.site.internet.udp(INTERNET, port))
+    client = stack.enter_context(scene.vm.guest.namespace.udp())
+    client.connect((INTERNET, port))
+    client.send(b"hello")
+    server.connect(server.recvfrom(10)[1])
+    return client, server
+
+
+def _tcp(scene: Scene, stack: contextlib.ExitStack, port: int) -> tuple[socket.socket, socket.socket]:
+    listener = stack.enter_context(scene.site.internet.listener(INTERNET, port))
+    client = stack.enter_context(scene.vm.guest.namespace.tcp((INTERNET, port)))
+    return client, stack.enter_context(listener.accept()[0])
+
+
+def _lives(scene: Scene, protocol: str, port: int) -> int:
+    (seconds,) = _seconds(scene, "-p", protocol, "--orig-port-dst", str(port))
+    return seconds
+
+
+def test_the_managers_timeouts_are_for_new_flows_of_vms_and_former_flows_keep_theirs(scene: Scene) -> None:
+    kernel = scene.host.kernel
+    scene.give(Timeouts(udp_s=300, tcp_established_s=8000))
+    with contextlib.ExitStack() as stack:
+        former = {"udp": _udp(scene, stack, 9001), "tcp": _tcp(scene, stack, 8001)}
+        for pair in former.values():
+            _alive(*pair)
+        assert 290 <= _lives(scene, "udp", 9001) <= 300
+        assert 7900 <= _lives(scene, "tcp", 8001) <= 8000
+
+        scene.give(Timeouts(udp_s=600, tcp_established_s=9000))
+        now = {"udp": _udp(scene, stack, 9002), "tcp": _tcp(scene, stack, 8002)}
+        for pair in (*former.values(), *now.values()):
+            _alive(*pair)
+        assert 590 <= _lives(scene, "udp", 9002) <= 600
+        assert 8900 <= _lives(scene, "tcp", 8002) <= 9000
+        assert 290 <= _lives(scene, "udp", 9001) <= 300
+        assert 7900 <= _lives(scene, "tcp", 8001) <= 8000
+        # The table is the same one: nothing that it counted is lost.
+        assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 4}
+
+    listed = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
+    assert 'ct timeout set "managed-udp-600"' in listed
+    assert "managed-udp-300" not in listed
+    objects = scene.host.namespace.run("nft", "list", "ruleset")
+    assert "established : 9000" in objects
+    assert "replied : 600" in objects
+    assert kernel.run(kernel.kernel.ensure()) == ()
+
+    with scene.host.namespace.udp() as own:
+        own.sendto(b"x", (str(scene.edge.underlay), 9))
+    (own_udp,) = _seconds(scene, "-p", "udp", "--orig-src", str(scene.host.underlay))
+    assert own_udp <= 30
+
+
+def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(scene: Scene) -> None:
+    given = Timeouts(udp_s=300, tcp_time_wait_s=30)
+    scene.give(given)
+    before = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
+    successor = KernelIn(scene.host.namespace, scene.host.kernel.kernel._settings)
+    try:
+        found = successor.run(successor.kernel.observe()).path
+        assert found is not None
+        assert found.timeouts == given
+        entry = dataclasses.replace(scene.vm.on_host(), budget=7)
+        successor.run(successor.kernel.change(Change(host={entry.domain: entry})))
+        assert scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun") == before
+        assert successor.run(successor.kernel.replace({entry.domain: entry}, {}, found)) == ()
+    finally:
+        successor.close()
+
+
+def test_the_longest_timeout_is_no_surprise_to_the_kernel(scene: Scene) -> None:
+    scene.give(Timeouts(udp_s=LONGEST_S))
+    scene.send(1)
+    (udp,) = _seconds(scene, "-p", "udp")
+    assert LONGEST_S - 10 <= udp <= LONGEST_S
 
 
 def test_a_changed_timeout_is_put_right(scene: Scene) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cpm.errors import KernelError
 from cpm.model import DomainUUID, PortRange, coalesced
+from cpm.timeouts import Timeouts
 from natctl.desired import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.netns
 ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222222-2222-4222-8222-222222222222")
 SETTINGS = Settings(HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
-PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}))
+PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
 HOSTED = HostEntry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
 AT_EDGE = {
     ONE: EdgeEntry(ONE, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, PortRange(20000, 20063)),)),
@@ -292,7 +293,9 @@ def test_a_tap_and_an_index_can_pass_to_another_vm_in_one_change(machine: Machin
 
 def test_the_path_changes(machine: Machine) -> None:
     machine.replace()
-    narrower = Path(IPv4Network("100.64.0.0/16"), frozenset({IPv4Address("172.30.0.12")}), frozenset({EXTERNAL}))
+    narrower = Path(
+        IPv4Network("100.64.0.0/16"), frozenset({IPv4Address("172.30.0.12")}), frozenset({EXTERNAL}), Timeouts()
+    )
     machine.change(Change(path=narrower))
     assert machine.kernel.run(machine.kernel.kernel.observe()).path == narrower
     assert "default via 172.30.0.12 dev eth0" in machine.namespace.run("ip", "route", "show", "table", "7414")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpm.model import DomainUUID, PortRange
+from cpm.timeouts import Timeouts
 from natctl import plan, ruleset
 from natctl.desired import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.plan import (
@@ -34,6 +36,7 @@ from natctl.ruleset.values import (
     Fragment,
     Holdings,
     Hook,
+    Lifetimes,
     Place,
     Ruleset,
     assembled,
@@ -117,6 +120,12 @@ def outcome(operations: tuple[Operation, ...], before: Holdings) -> Holdings:
     return model.holdings
 
 
+def without_former(holdings: Holdings, wanted: Ruleset) -> Holdings:
+    """Leave out the objects of former settings, which stay for the connections that live by them."""
+    lifetimes = {place: held for place, held in holdings.lifetimes.items() if place in wanted.lifetimes}
+    return dataclasses.replace(holdings, lifetimes=lifetimes)
+
+
 def _uuid(number: int) -> DomainUUID:
     return DomainUUID(f"uuid-{number}")
 
@@ -158,6 +167,7 @@ paths = st.builds(
     st.sampled_from([IPv4Network("100.64.0.0/10"), IPv4Network("100.64.0.0/16")]),
     st.just(frozenset()),
     st.just(frozenset(EXTERNALS)) | st.just(frozenset({*EXTERNALS, IPv4Address("203.0.113.9")})),
+    st.sampled_from([None, Timeouts(udp_s=300), Timeouts(tcp_established_s=9000, udp_s=300)]),
 )
 
 
@@ -186,7 +196,9 @@ def test_a_bare_kernel_gets_everything(desired: Ruleset) -> None:
 @settings(max_examples=60)
 def test_a_plan_leads_from_anything_to_the_desired(before: Ruleset, after: Ruleset) -> None:
     made = plan.difference(after, before.holdings)
-    assert outcome(made.operations, before.holdings) == after.holdings
+    reached = outcome(made.operations, before.holdings)
+    assert without_former(reached, after) == after.holdings
+    assert plan.difference(after, reached) == plan.Plan()
     assert bool(made.operations) == bool(made.differences)
 
 
@@ -247,3 +259,68 @@ def test_an_element_that_somebody_else_has_is_replaced_before_it_is_added() -> N
     heir = Fragment((), ((host.TAPS, Element(b"vnet0", chain="vm-2")),))
     kinds = [type(operation) for operation in plan.alteration([taken], [heir]).operations]
     assert kinds == [DeleteElements, AddElements]
+
+
+def _with(timeouts: Timeouts) -> Ruleset:
+    return ruleset.base(SETTINGS, Path(IPv4Network("100.64.0.0/10"), timeouts=timeouts), edge.Layout(1, frozenset()))
+
+
+def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_stays() -> None:
+    before, after = _with(Timeouts(udp_s=300)), _with(Timeouts(udp_s=150))
+    made = plan.difference(after, before.holdings)
+    new, former = (Family.IPV4, "managed-udp-150"), (Family.IPV4, "managed-udp-300")
+    begun = after.chains[host.BEGUN]
+    assert made.operations == (
+        AddLifetimes(new, Lifetimes(17, (150, 150))),
+        FlushChain(Family.IPV4, "begun"),
+        AddRules(Family.IPV4, begun),
+    )
+    assert made.differences == ("ct timeout ip managed-udp-150 is missing", "chain ip begun differs")
+    reached = outcome(made.operations, before.holdings)
+    assert former in reached.lifetimes
+    # And back: the object is there already.
+    back = plan.difference(before, reached)
+    assert [type(operation) for operation in back.operations] == [FlushChain, AddRules]
+
+
+def test_the_objects_of_an_older_natd_are_left_to_its_connections() -> None:
+    desired = _with(Timeouts())
+    lifetimes = {**desired.lifetimes, (Family.IPV4, "managed-udp"): Lifetimes(17, (120, 120))}
+    assert plan.difference(desired, dataclasses.replace(desired.holdings, lifetimes=lifetimes)) == plan.Plan()
+
+
+@pytest.mark.parametrize(("place", "lifetimes", "flaw"), [
+    ((Family.IPV4, "mine"), Lifetimes(17, (10, 10)), "ct timeout ip mine is not ours"),
+    ((Family.IPV4, "managed-udp-120"), None, "ct timeout ip managed-udp-120 differs"),
+    ((Family.IPV4, "managed-udp-120"), Lifetimes(17, (10, 10)), "ct timeout ip managed-udp-120 differs"),
+])  # fmt: skip
+def test_an_object_that_we_would_not_make_has_the_table_made_anew(
+    place: Place, lifetimes: Lifetimes | None, flaw: str
+) -> None:
+    desired = _with(Timeouts())
+    full = desired.holdings
+    made = plan.difference(desired, dataclasses.replace(full, lifetimes={**full.lifetimes, place: lifetimes}))
+    assert made.differences == (flaw,)
+    assert made.operations[0] == DeleteTable(Family.IPV4)
+
+
+def test_rules_that_somebody_changed_are_put_back_and_the_table_stays() -> None:
+    desired = _with(Timeouts())
+    full = desired.holdings
+    guard = (Family.IPV4, "guard")
+    meddled = ChainSignature(full.chains[guard].hook, (b"", *full.chains[guard].rules))
+    made = plan.difference(desired, dataclasses.replace(full, chains={**full.chains, guard: meddled}))
+    assert made.operations == (FlushChain(*guard), AddRules(Family.IPV4, desired.chains[guard]))
+
+
+def test_a_chain_that_hooks_in_elsewhere_has_the_table_made_anew() -> None:
+    desired = _with(Timeouts())
+    full = desired.holdings
+    guard, newcomers = (Family.IPV4, "guard"), (Family.IPV4, "newcomers")
+    for place, hook in ((guard, None), (newcomers, Hook("filter", 0, 0))):
+        moved = ChainSignature(hook, full.chains[place].rules)
+        made = plan.difference(desired, dataclasses.replace(full, chains={**full.chains, place: moved}))
+        assert made.differences == (f"chain ip {place[1]} differs",)
+        assert made.operations[0] == DeleteTable(Family.IPV4)
+    foreign = dataclasses.replace(full, chains={**full.chains, (Family.IPV4, "mine"): ChainSignature(None, ())})
+    assert plan.difference(desired, foreign).differences == ("chain ip mine is not ours",)

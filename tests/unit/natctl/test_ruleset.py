@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -9,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.model import DomainUUID, PortRange
+from cpm.timeouts import Timeouts, TimeoutsTable
 from natctl.desired import DEFAULT_EXEMPT, EdgeEntry, HostEntry, HostSettings, Path
 from natctl.ruleset import edge, host, labels
 from natctl.ruleset.common import network_elements
 from natctl.ruleset.host import Marks
+from natctl.ruleset.values import Family, Lifetimes
 
 ranges = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda ends: PortRange(min(ends), max(ends)))
 
@@ -139,3 +142,35 @@ def test_an_external_address_that_is_new_wants_a_new_layout() -> None:
         DomainUUID("x"), "vm", IPv4Address("100.64.0.9"), None, ((IPv4Address("203.0.113.2"), PortRange(1, 2)),)
     )
     assert not layout.suits(2, [elsewhere])
+
+
+POOL = IPv4Network("100.64.0.0/10")
+
+
+@pytest.mark.parametrize(("own", "site", "together"), [
+    (TimeoutsTable(), None, Timeouts()),
+    (TimeoutsTable(), Timeouts(udp_s=300), Timeouts(udp_s=300)),
+    (TimeoutsTable(udp_s=120), Timeouts(udp_s=300, icmp_s=90), Timeouts(udp_s=120, icmp_s=90)),
+    (TimeoutsTable(tcp_reset_s=1), None, Timeouts(tcp_reset_s=1)),
+])  # fmt: skip
+def test_what_a_host_says_itself_goes_before_what_the_manager_says(
+    own: TimeoutsTable, site: Timeouts | None, together: Timeouts
+) -> None:
+    settings = HostSettings(frozenset({"eth0"}), timeouts=own)
+    assert host.timeouts_in(host.base(settings, Path(POOL, timeouts=site)).holdings) == together
+
+
+def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
+    settings, former = HostSettings(frozenset({"eth0"})), Timeouts(udp_s=600, tcp_established_s=9000)
+    now = host.base(settings, Path(POOL, timeouts=Timeouts(udp_s=300)))
+    left = host.base(settings, Path(POOL, timeouts=former)).lifetimes
+    held = dataclasses.replace(now, lifetimes={**left, **now.lifetimes})
+    assert len(held.lifetimes) == 5
+    assert host.timeouts_in(held.holdings) == Timeouts(udp_s=300)
+
+
+def test_a_table_without_our_rules_gives_no_timeouts() -> None:
+    base = host.base(HostSettings(frozenset({"eth0"})), Path(POOL))
+    assert host.timeouts_in(dataclasses.replace(base, chains={}).holdings) is None
+    strangers = {(Family.IPV4, "managed-udp-9"): Lifetimes(17, (9, 9))}
+    assert host.timeouts_in(dataclasses.replace(base, lifetimes=strangers).holdings) is None

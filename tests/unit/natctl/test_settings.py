@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cpm.errors import ConfigError
+from cpm.timeouts import TimeoutsTable
 from natctl import settings
-from natctl.desired import Timeouts
 
 START = """
 underlay_address = "172.30.0.11"
@@ -24,10 +24,10 @@ def loaded(tmp_path: Path, more: str = "") -> settings.Settings:
     return settings.load(file)
 
 
-def test_timeouts_are_the_rfcs_floors_unless_said_otherwise(tmp_path: Path) -> None:
+def test_timeouts_are_left_to_the_manager_unless_said_otherwise(tmp_path: Path) -> None:
     host = loaded(tmp_path).kernel().host
     assert host is not None
-    assert host.timeouts == Timeouts()
+    assert host.timeouts == TimeoutsTable()
     assert host.log_group == 7414
     assert host.queue == 7414
 
@@ -36,7 +36,7 @@ def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> No
     said = loaded(tmp_path, "[host.timeouts]\nudp_s = 300\ntcp_established_s = 86400\ntcp_time_wait_s = 30\n")
     host = said.kernel().host
     assert host is not None
-    assert host.timeouts == Timeouts(udp_s=300, tcp_established_s=86400, tcp_time_wait_s=30)
+    assert host.timeouts == TimeoutsTable(udp_s=300, tcp_established_s=86400, tcp_time_wait_s=30)
 
 
 @pytest.mark.parametrize("line", [
@@ -46,6 +46,12 @@ def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> No
 def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError, match="timeouts"):
         loaded(tmp_path, f"[host.timeouts]\n{line}\n")
+
+
+def test_a_refused_timeout_names_file_key_source_and_remedy(tmp_path: Path) -> None:
+    words = r"natd\.toml: host\.timeouts\.icmp_s: 59 s is below the 60 s of RFC 5508 REQ-2; use 60 or more"
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, "[host.timeouts]\nicmp_s = 59\n")
 
 
 @pytest.mark.parametrize("key", ["log_group", "queue"])
