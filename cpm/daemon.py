@@ -371,6 +371,7 @@ class Cpmd:
             len(manager.view.nodes),
             len(manager.sessions),
             self._settings.ledger.path,
+            self._settings.timeouts(),
         )
 
     async def metrics(self) -> tuple[bytes, str]:

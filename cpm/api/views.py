@@ -32,6 +32,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cpm.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.timeouts import Timeouts
 
 
 class ErrorView(Struct, frozen=True):
@@ -301,3 +302,5 @@ class StatusView(Struct, frozen=True):
     nodes: int
     nodes_connected: int
     ledger: str
+    timeouts: Timeouts | None = None
+    """What hosts give to the connections of VMs, unless their own natd.toml says otherwise; None: an older manager."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cpm.cli import parsing, render
+from cpm.timeouts import Timeouts
 
 _EXAMPLES = """\
   virt-ports status
@@ -33,5 +34,16 @@ def run(args: argparse.Namespace) -> int:
         ("VMs", view.domains),
         ("Nodes", f"{view.nodes_connected} connected of {view.nodes}"),
         ("Ledger", view.ledger),
+        ("Timeouts", _timeouts(view.timeouts)),
     )))  # fmt: skip
     return 0
+
+
+def _timeouts(timeouts: Timeouts | None) -> str | None:
+    if timeouts is None:
+        return None
+    return (
+        f"TCP {timeouts.tcp_established_s} s, opening or half closed {timeouts.tcp_transitory_s} s, "
+        f"TIME_WAIT {timeouts.tcp_time_wait_s} s, reset {timeouts.tcp_reset_s} s; "
+        f"UDP {timeouts.udp_s} s; ICMP {timeouts.icmp_s} s"
+    )

@@ -25,6 +25,7 @@ from cpm.api.views import (
 )
 from cpm.api.wire import decode
 from cpm.model import AllocationState, NodeName, PortRange, Role
+from cpm.timeouts import Timeouts
 from tests.fakes.canned_manager import CannedManager, lines, refusal
 from tests.unit.cpm.cli.conftest import DB, EXTERNAL, NOW, WEB, Command, domain
 
@@ -429,5 +430,14 @@ def test_status(manager: CannedManager, virt_ports: Command) -> None:
         "VMs:            3\n"
         "Nodes:          2 connected of 4\n"
         "Ledger:         /var/lib/virt-ports/ledger.db\n"
+        "Timeouts:       -\n"
     )
     assert virt_ports("status", "-o", "json").json["epoch"] == 12
+
+
+def test_status_says_how_long_connections_live(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", Timeouts(udp_s=300)))
+    assert virt_ports("status").out.splitlines()[-1] == (
+        "Timeouts:       TCP 7440 s, opening or half closed 240 s, TIME_WAIT 120 s, reset 10 s; UDP 300 s; ICMP 60 s"
+    )
+    assert virt_ports("status", "-o", "json").json["timeouts"]["udp_s"] == 300
