@@ -43,6 +43,16 @@ CPMD = """\
 # Addresses between hosts and edges, one a VM (RFC 6598). They must not be in use elsewhere in your network.
 # internal = "100.64.0.0/10"
 
+[pool.timeouts]
+# Seconds for which hosts remember a VM's connection that says nothing more. Except for tcp_time_wait_s and tcp_reset_s
+# these are the shortest that RFC 5382, 4787 and 5508 allow. [host.timeouts] in a host's natd.toml is nearer.
+# tcp_established_s = 7440
+# tcp_transitory_s = 240
+# tcp_time_wait_s = 120
+# tcp_reset_s = 10
+# udp_s = 120
+# icmp_s = 60
+
 [scaling]
 # True: the specification's rule to the letter, without the guards around it.
 # literal = false

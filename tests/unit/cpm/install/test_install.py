@@ -9,6 +9,7 @@ import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path, PurePosixPath
 
+import msgspec
 import pytest
 
 from cpm import settings as cpmd_settings
@@ -258,7 +259,9 @@ class TestConfigurations:
         path = tmp_path / "all.toml"
         path.write_text(_uncommented(configs.cpmd_toml()))
         cpmd, default = cpmd_settings.load(path), cpmd_settings.Settings()
-        assert (cpmd.pool, cpmd.ledger, cpmd.scaling) == (default.pool, default.ledger, default.scaling)
+        pool = msgspec.structs.replace(cpmd.pool, timeouts=default.pool.timeouts)
+        assert (pool, cpmd.ledger, cpmd.scaling) == (default.pool, default.ledger, default.scaling)
+        assert cpmd.timeouts() == default.timeouts()
         assert cpmd.listen.socket == default.listen.socket
         plain = configs.natd_toml(choices.complete(HERE, frozenset({HOST, EDGE, MANAGER})))
         path.write_text(plain)
