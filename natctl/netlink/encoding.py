@@ -280,9 +280,14 @@ def _packed_kind(spec: SetSpec) -> bytes:
     elif spec.data:
         length = _padded_length(spec.data) * (2 if spec.data_interval else 1)
         attrs += [("NFTA_SET_DATA_TYPE", _type_number(spec.data)), ("NFTA_SET_DATA_LEN", length)]
+    description: list[list[Any]] = []
+    if spec.room:
+        description.append(["NFTA_SET_DESC_SIZE", spec.room])
     if len(spec.key) > 1:
         fields = [{"attrs": [["NFTA_SET_FIELD_LEN", field.length]]} for field in spec.key]
-        attrs.append(("NFTA_SET_DESC", {"attrs": [["NFTA_SET_DESC_CONCAT", fields]]}))
+        description.append(["NFTA_SET_DESC_CONCAT", fields])
+    if description:
+        attrs.append(("NFTA_SET_DESC", {"attrs": description}))
     if spec.counter:
         attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
     packed = _message(set_msg, NEW_SET, Family.IPV4, 0, attrs)[_BEFORE_ATTRIBUTES:]

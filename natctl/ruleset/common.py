@@ -88,6 +88,11 @@ def to_interface(name: str) -> tuple[Expression, ...]:
     return meta("oifname"), member(name)
 
 
+def through(direction: str, name: str) -> tuple[Expression, ...]:
+    """``iifname "NAME"``, ``oifname "NAME"``: for one interface a comparison is far cheaper than a set of names."""
+    return meta(direction), compare(interface_key(name))
+
+
 def address_in(offset: int, name: str, *, negated: bool = False) -> tuple[Expression, ...]:
     """``ip saddr @NAME``, ``ip daddr @NAME``"""
     return payload(1, offset, 4), member(name, negated=negated)

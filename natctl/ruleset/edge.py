@@ -7,13 +7,13 @@ In nftables' notation, shortened::
       map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }       # internal . ports : external
       map inbound-203.0.113.1 { type inet_service : ipv4_addr; flags interval; }        # ports : internal
       map inbound { type ipv4_addr : verdict; elements = { 203.0.113.1 : goto inbound-203.0.113.1 } }
-      map sides { type ifname : verdict; elements = { "eth0" : goto from-outside, "eth1" : goto from-hosts } }
       chain receive { type filter hook prerouting priority raw;
-        iifname vmap @sides
+        ip saddr POOL ip daddr != @externals iifname "eth1" notrack accept        # nearly all that comes from VMs
+        iifname "eth0" goto from-outside
+        iifname "eth1" goto from-hosts
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
         ip daddr POOL notrack accept }
       chain from-hosts {
-        ip saddr POOL ip daddr != @externals ip daddr != POOL notrack accept      # nearly all there is
         ip saddr POOL ip daddr @externals jump outward                        # hairpin: the source first
         jump inward
         ip daddr @locals accept
@@ -26,22 +26,25 @@ In nftables' notation, shortened::
         ip daddr POOL notrack accept
         ip daddr @externals fib daddr type != local counter drop }
       chain send { type filter hook postrouting priority 300;
-        oifname != @outside accept
-        jump outward
-        ip saddr POOL counter drop }                       # a port that the VM does not own never leaves
+        ip saddr POOL oifname "eth0" jump outward
+        ip saddr POOL oifname "eth0" counter drop         # a port that the VM does not own never leaves
+        meta l4proto icmp ip saddr != POOL oifname "eth0" jump outward }  # errors that a machine on the way tells
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
-        meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 return
-        icmp type @queries   ip daddr set icmp id map @inbound-203.0.113.1 return
-        icmp type @errors …  both ip daddr and the embedded source … return }
+        meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 notrack accept
+        icmp type @queries   ip daddr set icmp id map @inbound-203.0.113.1 notrack accept
+        icmp type @errors …  both ip daddr and the embedded source … notrack accept }
       chain outward {
         meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return
         … likewise, and errors that a machine on the way has to tell … }
       chain reassembly { meta l4proto tcp tproxy to :1 }
     }
 
-- Every packet comes through ``receive`` and ``send``, and looking an interface up by its name is the dearest thing in
-  them: once each, and then the test first that decides about most packets.
+- Every packet comes through ``receive`` and ``send``. What decides about most packets is first there; addresses are
+  compared before interfaces, names of interfaces are compared and not looked up, and sets whose size is known say so,
+  because each is several times as cheap as the other way (``docs/design/0004-packet-path.md``).
+- Where the machine has the host role too, what came for its own VMs must be tracked: ``inbound-…`` then returns instead
+  of accepting, and ``receive`` leaves alone what goes from VM to VM.
 - ``outbound`` is keyed by the ports too: a host with stale tables cannot use a port that has moved on. The edges are
   the fence.
 - What one change costs must not grow with the fleet, and removing an element of a concatenated interval map takes time
@@ -73,7 +76,6 @@ from natctl.desired import EdgeEntry, EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
     ICMP_TYPE,
-    INTERFACE,
     PORT,
     POSTROUTING,
     PREROUTING,
@@ -82,13 +84,11 @@ from natctl.ruleset.common import (
     described,
     filtering,
     in_network,
-    interface_elements,
-    interface_key,
-    interfaces,
     looked_up,
     pool_of,
     protocol,
     rule,
+    through,
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
@@ -106,6 +106,7 @@ from natctl.ruleset.expressions import (
     meta,
     notrack,
     payload,
+    verdict,
     verdict_of,
     word,
     write_address,
@@ -125,6 +126,7 @@ from natctl.ruleset.values import (
     Rule,
     Ruleset,
     SetSpec,
+    goto,
     indexed,
     jump,
 )
@@ -132,8 +134,6 @@ from natctl.ruleset.values import (
 OUTBOUND: Final = "outbound"
 INBOUND: Final[Place] = (Family.IPV4, "inbound")
 LOCALS: Final[Place] = (Family.IPV4, "locals")
-OUTSIDE: Final[Place] = (Family.IPV4, "outside")
-SIDES: Final[Place] = (Family.IPV4, "sides")
 EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
@@ -218,11 +218,7 @@ def _shard(number: int, shards: int) -> Place:
 
 
 _SETS: Final = (
-    SetSpec("inbound", (ADDRESS,), verdicts=True),
     SetSpec("locals", (ADDRESS,)),
-    interfaces("outside"),
-    SetSpec("sides", (INTERFACE,), verdicts=True),
-    SetSpec("externals", (ADDRESS,)),
     SetSpec("ported", (PROTOCOL,)),
     SetSpec("queries", (ICMP_TYPE,)),
     SetSpec("errors", (ICMP_TYPE,)),
@@ -238,21 +234,27 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
     externals, pool = sorted(layout.externals), pool_of(path)
     for_vms = _for_vms(pool, is_host=is_host)
     chains = (
-        _receive(for_vms),
+        _receive(settings, pool, for_vms, is_host=is_host),
         _from_hosts(pool, for_vms),
         _from_outside(for_vms),
-        _send(pool),
+        _send(settings, pool),
         _reassembly(),
         _inward(),
-        *map(_inbound, externals),
+        *(_inbound(external, is_host=is_host) for external in externals),
         *_outward(layout, pool),
     )
-    sets = (*_SETS, *(_outbound_map(name) for name in layout.maps), *(_inbound_map(address) for address in externals))
+    # With room to spare, or nobody could put one in that we have to take out again.
+    room = 2 * max(8, len(externals))
+    by_external = SetSpec("inbound", (ADDRESS,), verdicts=True, room=room), SetSpec("externals", (ADDRESS,), room=room)
+    sets = (
+        *_SETS,
+        *by_external,
+        *(_outbound_map(name) for name in layout.maps),
+        *(_inbound_map(address) for address in externals),
+    )
     if layout.shards > 1:
-        sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True),)
+        sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
     elements = {(Family.IPV4, spec.name): indexed(()) for spec in sets} | {
-        OUTSIDE: indexed(interface_elements(settings.uplinks)),
-        SIDES: indexed(_sides(settings)),
         PORTED: _numbers(6, 17, 132, 136),
         QUERIES: _numbers(0, 8, 13, 14),
         ERRORS: _numbers(3, 4, 11, 12),
@@ -338,21 +340,28 @@ def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
     return indexed(Element(bytes((number,))) for number in numbers)
 
 
-def _sides(settings: EdgeSettings) -> Iterator[Element]:
+def _receive(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, is_host: bool) -> Chain:
+    is_elsewhere = address_in(DESTINATION, "externals", negated=True)
+    if is_host:
+        is_elsewhere += in_network(DESTINATION, pool, negated=True)
+    from_vms = in_network(SOURCE, pool) + is_elsewhere
+    hosts = sorted(settings.underlay)
     # Where hosts and the internet are behind one interface, what is done for hosts covers both.
-    for name in sorted(settings.uplinks | settings.underlay):
-        yield Element(interface_key(name), chain=_FROM_HOSTS if name in settings.underlay else _FROM_OUTSIDE)
-
-
-def _receive(for_vms: tuple[Rule, ...]) -> Chain:
-    return Chain("receive", filtering(PREROUTING, -300), (rule(meta("iifname"), verdict_of("sides")), *for_vms))
+    rules = (
+        *(
+            rule(from_vms, through("iifname", name), notrack(), ACCEPT, comment="from a VM to the internet")
+            for name in hosts
+        ),
+        *(rule(through("iifname", name), goto(_FROM_OUTSIDE)) for name in sorted(settings.uplinks - settings.underlay)),
+        *(rule(through("iifname", name), goto(_FROM_HOSTS)) for name in hosts),
+        *for_vms,
+    )
+    return Chain("receive", filtering(PREROUTING, -300), rules)
 
 
 def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...]) -> Chain:
     from_vm = in_network(SOURCE, pool)
-    is_elsewhere = address_in(DESTINATION, "externals", negated=True) + in_network(DESTINATION, pool, negated=True)
     rules = (
-        rule(from_vm, is_elsewhere, notrack(), ACCEPT, comment="from a VM to the internet"),
         rule(from_vm, _to_pool(), jump("outward"), comment="from VM to VM: the source becomes external too"),
         rule(jump("inward")),
         *for_vms,
@@ -381,31 +390,37 @@ def _to_pool() -> tuple[Expression, ...]:
     return address_in(DESTINATION, "externals")
 
 
-def _send(pool: IPv4Network) -> Chain:
+def _send(settings: EdgeSettings, pool: IPv4Network) -> Chain:
+    return Chain("send", filtering(POSTROUTING, 300), tuple(_leaving(pool, sorted(settings.uplinks))))
+
+
+def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
+    by_vm, by_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
     not_owned = "the VM does not hold this port here"
-    rules = (
-        rule(meta("oifname"), member("outside", negated=True), ACCEPT),
-        rule(jump("outward")),
-        rule(in_network(SOURCE, pool), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
-    )
-    return Chain("send", filtering(POSTROUTING, 300), rules)
+    for name in names:
+        leaves = through("oifname", name)
+        yield rule(by_vm, leaves, jump("outward"))
+        yield rule(by_vm, leaves, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
+        # What the jump above translated comes by here again: no port of an external address is in the map.
+        yield rule(protocol(_ICMP), by_others, leaves, jump("outward"), comment=_UNDERWAY)
 
 
 def _inward() -> Chain:
     return Chain("inward", None, (rule(payload(NETWORK, DESTINATION, 4), verdict_of("inbound")),))
 
 
-def _inbound(external: IPv4Address) -> Chain:
+def _inbound(external: IPv4Address, *, is_host: bool) -> Chain:
     name = inbound(external)[1]
+    done = (verdict(RETURN),) if is_host else (notrack(), verdict(ACCEPT))
     rewrite = write_address(DESTINATION)
     rewrite_both = (rewrite, write_embedded_address(SOURCE))
     rules = (
         # Nearly everything is TCP, and a comparison is quicker than a set.
-        rule(protocol(_TCP), _port_in(2, name), rewrite, RETURN),
-        rule(_is_ported(), _port_in(2, name), rewrite, RETURN),
-        rule(_is_icmp("queries"), _port_in(4, name), rewrite, RETURN),
-        rule(_is_error(), _carries_ports(), _port_in(28, name), rewrite_both, RETURN),
-        rule(_is_error(), _carries_query(), _port_in(32, name), rewrite_both, RETURN),
+        rule(protocol(_TCP), _port_in(2, name), rewrite, done),
+        rule(_is_ported(), _port_in(2, name), rewrite, done),
+        rule(_is_icmp("queries"), _port_in(4, name), rewrite, done),
+        rule(_is_error(), _carries_ports(), _port_in(28, name), rewrite_both, done),
+        rule(_is_error(), _carries_query(), _port_in(32, name), rewrite_both, done),
     )
     return Chain(name, None, rules)
 

@@ -26,15 +26,16 @@ In nftables' notation::
         … likewise for ICMP queries, that have no port
         ct status & confirmed == 0 meta mark & MASK @deferred queue num 7414 bypass }
       chain translate { type nat hook postrouting priority srcnat - 10;
-        oifname @uplinks meta mark & MASK @budgets log group 7414 queue-threshold 1
-        oifname @uplinks snat ip to meta mark & MASK map @bindings }
-      chain guard { type filter hook postrouting priority 200;
-        meta mark & FLAG == FLAG ct state new oifname @uplinks jump begun
-        meta mark & FLAG == FLAG ct status snat ip saddr POOL return
-        meta mark & FLAG == FLAG oifname @uplinks counter drop }
+        meta mark & FLAG == FLAG oifname @uplinks jump begun }
       chain begun {
         ct mark set ct mark | FLAG
-        ct timeout set "managed-udp-120" … }
+        ct timeout set "managed-udp-120" … 
+        meta mark & MASK @budgets log group 7414 queue-threshold 1
+        snat ip to meta mark & MASK map @bindings }
+      chain guard { type filter hook postrouting priority 200;
+        meta mark & FLAG != FLAG return
+        ct status snat ip saddr POOL return
+        oifname @uplinks counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -43,7 +44,7 @@ In nftables' notation::
   to others.
 - The identity is the tap; nothing in the packet is believed.
 - Connections that were there before we cared for the VM go on the way they went (last rule of ``exemption``): they
-  lack our bit in the connection mark, which ``guard`` gives every connection of ours. An entry that is made in
+  lack our bit in the connection mark, which ``begun`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
   that was not translated is never let out, whatever source address it claims, so no private address leaks and no port
@@ -223,9 +224,9 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
-        (Family.IPV4, "translate"): _translate(marks, settings.log_group),
+        (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
-        BEGUN: _begun(marks, [name for _, name in lifetimes]),
+        BEGUN: _begun(marks, [name for _, name in lifetimes], settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
@@ -357,6 +358,11 @@ def _is_managed(marks: Marks) -> tuple[Expression, ...]:
     return meta("mark"), masked(flag), compare(flag)
 
 
+def _is_not_managed(marks: Marks) -> tuple[Expression, ...]:
+    flag = word(marks.flag)
+    return meta("mark"), masked(flag), compare(flag, "!=")
+
+
 def _whose(marks: Marks) -> tuple[Expression, ...]:
     return meta("mark"), masked(word(marks.mask))
 
@@ -391,10 +397,9 @@ def _exemption(marks: Marks) -> Chain:
     is_older = (ct("state"), masked(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
     is_not_ours = (ct("mark"), masked(word(marks.flag)), compare(bytes(4)))
     is_ours = (ct("mark"), masked(word(marks.flag)), compare(word(marks.flag)))
-    flag = word(marks.flag)
     rules = (
         rule(is_ours, RETURN, comment="decided when it began"),
-        rule((meta("mark"), masked(flag), compare(flag, "!=")), RETURN),
+        rule(_is_not_managed(marks), RETURN),
         rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
         rule(is_older, is_not_ours, forget, RETURN, comment="older than our care: goes on as it went"),
         rule(_is_new(), jump("newcomers")),
@@ -431,32 +436,36 @@ def _deferral(marks: Marks, settings: HostSettings) -> tuple[Rule, ...]:
     return (rule(is_first, *_whose(marks), member("deferred"), queue(settings.queue), comment=words),)
 
 
-def _translate(marks: Marks, log_group: int) -> Chain:
-    leaves = to_interface("uplinks")
+def _translate(marks: Marks) -> Chain:
+    # Looking an interface up by its name takes longest: once.
+    return Chain(
+        "translate", Hook("nat", POSTROUTING, 90), (rule(_is_managed(marks), to_interface("uplinks"), jump("begun")),)
+    )
+
+
+def _begun(marks: Marks, lifetimes: Iterable[str], log_group: int) -> Chain:
+    remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
     spent = (*_whose(marks), member("budgets"))
     rules = (
-        rule(leaves, spent, log_to(log_group), comment="an arrival budget is used up"),
-        rule(leaves, _whose(marks), mapped("bindings"), source_nat(), comment="a port of the VM's own range"),
+        rule(remember, comment="the connection is ours"),
+        *map(_giving, lifetimes),
+        rule(spent, log_to(log_group), comment="an arrival budget is used up"),
+        rule(_whose(marks), mapped("bindings"), source_nat(), comment="a port of the VM's own range"),
     )
-    return Chain("translate", Hook("nat", POSTROUTING, 90), rules)
+    return Chain("begun", None, rules)
 
 
 def _guard(marks: Marks, pool: IPv4Network) -> Chain:
-    managed, leaves = _is_managed(marks), to_interface("uplinks")
     translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
-    # Every packet comes through here, and looking an interface up by its name takes longest: once a connection.
+    leaves = to_interface("uplinks")
     rules = (
-        rule(managed, _is_new(), leaves, jump("begun")),
+        # Every packet comes through here: those that are nobody's, and all that come back, go first.
+        rule(_is_not_managed(marks), RETURN),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(managed, translated, in_network(SOURCE, pool), RETURN),
-        rule(managed, leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
+        rule(translated, in_network(SOURCE, pool), RETURN),
+        rule(leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
-
-
-def _begun(marks: Marks, lifetimes: Iterable[str]) -> Chain:
-    remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
-    return Chain("begun", None, (rule(remember, comment="the connection is ours"), *map(_giving, lifetimes)))
 
 
 def _giving(lifetimes: str) -> Rule:

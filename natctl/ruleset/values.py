@@ -149,6 +149,8 @@ class SetSpec(NamedTuple):
     """Every element lets some packets pass before it matches all that follow."""
     fleeting: bool = False
     """Elements go by themselves, see :data:`FLEETING`."""
+    room: int = 0
+    """Elements it holds at most; 0: any number. With a limit the kernel makes the quickest kind of hash table."""
 
     @property
     def digest(self) -> bytes:

@@ -85,6 +85,14 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
             " 1a000d00 00040200 00000104 02000000 7e080000 00000000 00000000"
         ),
     ),
+    "add set ip virtports externals { type ipv4_addr; size 16; }": (
+        AddSet(IP, SetSpec("externals", (ADDRESS,), room=16)),
+        (
+            f"74000000 090a0506 00000000 00000000 02000000 {TABLE} 0e000200 65787465 726e616c 73000000"
+            " 08000300 00000000 08000400 00000007 08000500 00000004 08000a00 00000001 0c000900 08000100 00000010"
+            " 14000d00 00040200 00007e08 00000000 00000000"
+        ),
+    ),
     'add element ip virtports outbound { 100.64.0.1 . 2000-2063 comment "web" : 203.0.113.1 }': (
         AddElements((IP, "outbound"), (RANGE,)),
         (
