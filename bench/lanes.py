@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
+import time
 from collections.abc import Iterator
 
 from bench.fleet import FIRST_EXTERNAL
 from bench.site import EDGE, HOST, site, start_all
 from bench.worker import Worker
 from lab import net
-from lab.daemons import DaemonSettings
+from lab.daemons import CPMD, DaemonSettings, natd_of
+from lab.process import Process
 from lab.shell import inside, ip_batch, run
 
 _GUEST = "guest"
+_CATCHING_UP_S = 1.5
 _SETTINGS = DaemonSettings(
     # A range for thousands of connections that all go to one address and port; nothing shrinks it.
     cpmd={"pool": {"initial": 32768}, "scaling.guards": {"shrink_after_samples": 1_000_000}},
@@ -32,6 +36,23 @@ class Lane:
     guest: str
     host: str
     internet: str
+    daemons: tuple[Process, ...] = ()
+
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Stop the daemons while another lane is measured: what they take from the processor is this lane's alone."""
+        if not self.daemons:
+            yield
+            return
+        for daemon in self.daemons:
+            daemon.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for daemon in self.daemons:
+                daemon.signal(signal.SIGCONT)
+            # What they did not do meanwhile they do at once; that is not this lane's daily bread either.
+            time.sleep(_CATCHING_UP_S)
 
 
 @contextlib.contextmanager
@@ -40,7 +61,8 @@ def of_the_product() -> Iterator[Lane]:
     with site(_SETTINGS) as lab:
         start_all(lab)
         guest = lab.add_guest(_GUEST, HOST)
-        yield Lane(guest.namespace, lab.namespace(HOST), lab.namespace("internet"))
+        daemons = tuple(lab.daemons.process(name) for name in (CPMD, natd_of(HOST), natd_of(EDGE)))
+        yield Lane(guest.namespace, lab.namespace(HOST), lab.namespace("internet"), daemons)
 
 
 @contextlib.contextmanager

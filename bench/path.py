@@ -6,7 +6,8 @@ What the two stages cost packets: connections a second and bulk throughput, lane
   since what is compared is what packets meet.
 
 Short runs, two lanes right after each other, in turn the one or the other first; the figure is the median of the pairs'
-ratios. So what else the machine does meets both alike.
+ratios. So what else the machine does meets both alike. The daemons run while our lane is measured, and stand still
+while another one is.
 """
 
 from __future__ import annotations
@@ -66,10 +67,22 @@ def _runs(found: dict[str, Lane]) -> dict[str, list[float]]:
         for pair in (("ours", "plain"), ("many", "one")):
             # Who comes first is as often second.
             for name in pair if turn % 2 else reversed(pair):
-                runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
+                with _alone(found, name):
+                    runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
         for name in ("ours", "plain") if turn % 2 else ("plain", "ours"):
-            runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
+            with _alone(found, name):
+                runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
     return {name: values[1:] for name, values in runs.items()}
+
+
+@contextlib.contextmanager
+def _alone(found: dict[str, Lane], name: str) -> Iterator[None]:
+    """Let the daemons of all other lanes rest."""
+    with contextlib.ExitStack() as stack:
+        for other, lane in found.items():
+            if other != name:
+                stack.enter_context(lane.resting())
+        yield
 
 
 def _connections(lane: Lane) -> float:
