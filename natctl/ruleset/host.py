@@ -29,7 +29,7 @@ In nftables' notation::
         meta mark & FLAG == FLAG oifname @uplinks jump begun }
       chain begun {
         ct mark set ct mark | FLAG
-        ct timeout set "managed-udp-120" … 
+        ct timeout set "managed-udp-120" …
         meta mark & MASK @budgets log group 7414 queue-threshold 1
         snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
