@@ -33,7 +33,8 @@ def namespace() -> Iterator[None]:
 def plug() -> None:
     run("ip", "link", "add", TAP, "type", "veth", "peer", "name", GUEST)
     for name in (TAP, GUEST):
-        run("ip", "link", "set", name, "up")
+        # Without an address of its own the interface says nothing by itself (neighbours, routers, multicast).
+        run("ip", "link", "set", name, "addrgenmode", "none", "up")
 
 
 def send(interface: str, packets: int, size: int) -> None:
