@@ -55,7 +55,7 @@ class JournalEvent(enum.StrEnum):
     # Remarks: nothing changes hands, and who held what does not look at them.
     EXHAUSTED = "exhausted"
     """The VM is at its cap with every port in use: new connections are refused in words (RFC 6888 REQ-11)."""
-    RELIEVED = "relieved"
+    RECOVERED = "recovered"
     """It is no longer exhausted."""
     SHORT = "short"
     """The VM should have more ports and the pool has none for it."""
@@ -63,7 +63,7 @@ class JournalEvent(enum.StrEnum):
     """It is no longer short."""
 
 
-REMARKS = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RELIEVED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
+REMARKS = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
 """Events that say something about an allocation and change nothing."""
 
 

@@ -18,7 +18,7 @@ CALM_S: Final = 60.0
 """Seconds without another word of it after which it is over: at most two entries a minute for a VM and a trouble."""
 
 ENDS: Final = {
-    JournalEvent.EXHAUSTED: JournalEvent.RELIEVED,
+    JournalEvent.EXHAUSTED: JournalEvent.RECOVERED,
     JournalEvent.SHORT: JournalEvent.SUPPLIED,
 }
 """What may begin, and what ends it."""

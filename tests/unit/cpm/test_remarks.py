@@ -41,10 +41,10 @@ def test_begin_and_end_are_said_once_each() -> None:
     assert said(view) == []
     remarks.tick(99.0 + CALM_S)
     remarks.tick(99.0 + 9 * CALM_S)
-    assert said(view) == [JournalEvent.RELIEVED]
+    assert said(view) == [JournalEvent.RECOVERED]
 
 
-def test_a_vm_that_is_gone_is_not_relieved() -> None:
+def test_a_vm_that_is_gone_has_not_recovered() -> None:
     view = a_view()
     remarks = Remarks(view)
     remarks.note(VM, JournalEvent.SHORT, 1.0)
