@@ -2,20 +2,33 @@
 A VM's connections, each on a port of its own: the worst case, all of them to one destination.
 
 Where several destinations are in play the kernel gives one port to connections to each of them, and a VM needs fewer.
+
+A new connection gets any free port of the active range with the same chance, and any connection may be the next that
+ends. So ports that were always in and out of the active range together are all alike, and it is enough to know *how
+many* of them are in use: a range is kept as few pieces, which are cut where the active range begins or ends, with as
+many connections on either side as chance has it. Nothing is lost by it, and a step costs next to nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from cpm.model import PortRange
 from cpm.simulation.dice import Dice
 
-TRIES = 16
-"""Random ports tried before the free ones are looked for in order."""
+
+@dataclasses.dataclass(slots=True)
+class Piece:
+    """Ports that are all alike, and how many of them are in use."""
+
+    ports: PortRange
+    size: int
+    used: int
 
 
 class Guest:
     """
-    Which ports the connections of one VM have.
+    How many connections of one VM are on which ports.
 
     A connection that found no port is closed like any other by the trace, which does not know that it was refused.
     """
@@ -24,82 +37,115 @@ class Guest:
         self.active: PortRange | None = None
         self.in_active = 0
         """Ports of the active range in use."""
+        self.in_use = 0
+        """Ports in use, in all ranges."""
         self.refused = 0
         self.opened = 0
         self.closed = 0
         self._dice = dice
-        self._ports: list[int] = []
-        self._taken: set[int] = set()
+        self._size = 0
+        self._inside: list[Piece] = []
+        """Of the active range, all of it."""
+        self._outside: list[Piece] = []
+        """With connections, and not of the active range."""
         self._ghosts = 0
-        self._first, self._last, self._size = 0, -1, 0
 
     @property
-    def open_ports(self) -> frozenset[int]:
-        """The ports in use, in the active range and in those that drain."""
-        return frozenset(self._taken)
-
-    @property
-    def in_use(self) -> int:
-        """Ports in use, in all ranges."""
-        return len(self._ports)
+    def pieces(self) -> tuple[Piece, ...]:
+        """The ports in use, in the active range and in those that drain, and how many of each run."""
+        return tuple(piece for piece in (*self._inside, *self._outside) if piece.used)
 
     def use(self, active: PortRange | None) -> None:
         """From now on new connections get ports of this range; open ones keep theirs."""
-        self.active = active
-        self._first, self._last = (active.first, active.last) if active else (0, -1)
-        self._size = self._last - self._first + 1
-        self.in_active = self.count(active) if active else 0
-
-    def count(self, ports: PortRange) -> int:
-        """Return how many ports of a range are in use."""
-        first, last = ports.first, ports.last
-        return sum(first <= port <= last for port in self._ports)
+        before = [piece for piece in (*self._inside, *self._outside) if piece.used]
+        self.active, self._size = active, active.size if active else 0
+        self._inside, self._outside = [], []
+        free = [active] if active else []
+        for piece in before:
+            inside, outside = self._cut(piece, active)
+            self._outside += outside
+            if inside is not None:
+                self._inside.append(inside)
+                free = [rest for run in free for rest in run.minus(inside.ports)]
+        self._inside += [Piece(run, run.size, 0) for run in free]
+        self.in_active = sum(piece.used for piece in self._inside)
 
     def is_empty(self, ports: PortRange) -> bool:
-        """Say whether no connection uses a port of a range."""
-        first, last = ports.first, ports.last
-        return not any(first <= port <= last for port in self._ports)
+        """Say whether no connection uses a port of a range, which was active once."""
+        return not any(piece.used and piece.ports.overlaps(ports) for piece in (*self._inside, *self._outside))
 
-    def open(self) -> bool:
-        """Open a connection on a random free port of the active range; say whether there was one."""
-        self.opened += 1
-        if self.in_active >= self._size:
-            self.refused += 1
-            self._ghosts += 1
-            return False
-        port = self._free_port()
-        self._taken.add(port)
-        self._ports.append(port)
-        self.in_active += 1
-        return True
+    def open(self, count: int = 1) -> None:
+        """Open connections on random free ports of the active range; without one they are refused."""
+        self.opened += count
+        refused = max(self.in_active + count - self._size, 0)
+        self.refused += refused
+        self._ghosts += refused
+        count -= refused
+        if len(self._inside) == 1:
+            self._inside[0].used += count
+        else:
+            for free in range(self._size - self.in_active, self._size - self.in_active - count, -1):
+                at = int(self._dice.random() * free)
+                for piece in self._inside:
+                    at -= piece.size - piece.used
+                    if at < 0:
+                        piece.used += 1
+                        break
+        self.in_active += count
+        self.in_use += count
 
-    def close(self) -> bool:
-        """Close a connection, any with the same chance; say whether there was one."""
-        ports = self._ports
-        total = len(ports) + self._ghosts
-        if not total:
-            return False
-        index = int(self._dice.random() * total)
-        if index >= len(ports):
+    def close(self, count: int = 1) -> None:
+        """Close connections, any with the same chance, as far as there are any."""
+        if len(self._inside) == 1 and not self._outside and not self._ghosts:
+            closed = min(count, self.in_use)
+            self._inside[0].used -= closed
+            self.in_active -= closed
+            self.in_use -= closed
+            self.closed += closed
+            return
+        for _ in range(min(count, self.in_use + self._ghosts)):
+            self._close_any()
+
+    def _close_any(self) -> None:
+        at = int(self._dice.random() * (self.in_use + self._ghosts)) - self._ghosts
+        if at < 0:
             self._ghosts -= 1
-            return True
-        port = ports[index]
-        ports[index] = ports[-1]
-        ports.pop()
-        self._taken.discard(port)
+            return
+        self.in_use -= 1
         self.closed += 1
-        if self._first <= port <= self._last:
-            self.in_active -= 1
-        return True
+        for piece in self._inside:
+            at -= piece.used
+            if at < 0:
+                piece.used -= 1
+                self.in_active -= 1
+                return
+        for piece in self._outside:
+            at -= piece.used
+            if at < 0:
+                piece.used -= 1
+                if not piece.used:
+                    self._outside.remove(piece)
+                return
 
-    def _free_port(self) -> int:
-        random, taken = self._dice.random, self._taken
-        for _ in range(TRIES):
-            port = self._first + int(random() * self._size)
-            if port not in taken:
-                return port
-        start = port
-        while port in taken:
-            port = port + 1 if port < self._last else self._first
-            assert port != start, "a range with a free port has a free port"
-        return port
+    def _cut(self, piece: Piece, active: PortRange | None) -> tuple[Piece | None, list[Piece]]:
+        """Return the part of a piece within a range, and the parts outside it that are in use."""
+        runs = piece.ports.minus(active) if active else (piece.ports,)
+        outside = []
+        for run in runs:
+            used = self._share(run.size, piece)
+            piece = Piece(piece.ports, piece.size - run.size, piece.used - used)
+            if used:
+                outside.append(Piece(run, run.size, used))
+        if not piece.size or active is None:
+            return None, outside
+        first, last = max(piece.ports.first, active.first), min(piece.ports.last, active.last)
+        return Piece(PortRange(first, last), piece.size, piece.used), outside
+
+    def _share(self, ports: int, piece: Piece) -> int:
+        """Draw how many of the connections of a piece are on so many of its ports."""
+        if ports == piece.size:
+            return piece.used
+        mine = 0
+        for left in range(piece.size, piece.size - piece.used, -1):
+            mine += self._dice.random() * left < ports - mine
+        return mine

@@ -258,34 +258,30 @@ class Replay:
 
     def _play(self, actor: _Actor, line: Line, begin: float, end: float) -> None:
         guest, opens, closes = actor.guest, line.opened, line.closed
-        quiet = actor.deaf or guest.active is None or guest.in_active + opens < actor.alarm_at
-        if actor.due is None and quiet:
-            self._play_undisturbed(guest, opens, closes)
-            return
         done = 0
         for number in range(opens):
+            heard = guest.active is not None and not actor.deaf and guest.in_active + opens - number >= actor.alarm_at
+            if actor.due is None and not heard:
+                self._play_undisturbed(guest, opens - number, closes - done)
+                return
             at = begin + (end - begin) * (number + 0.5) / opens
-            while (done + 0.5) * opens <= (number + 0.5) * closes and done < closes:
-                guest.close()
-                done += 1
+            due = min(int((number + 0.5) * closes / opens + 0.5), closes)
+            guest.close(due - done)
+            done = due
             if actor.due is not None and actor.due <= at:
                 self._take_effect(actor, at)
             guest.open()
             if guest.in_active >= actor.alarm_at and actor.due is None and not actor.deaf:
                 self._alarm(actor, at)
-        for _ in range(closes - done):
-            guest.close()
+        guest.close(closes - done)
 
     @staticmethod
     def _play_undisturbed(guest: Guest, opens: int, closes: int) -> None:
+        # In the order in which the range is never fuller than it is with both evenly spaced.
         both = min(opens, closes)
-        for _ in range(both):
-            guest.close()
-            guest.open()
-        for _ in range(opens - both):
-            guest.open()
-        for _ in range(closes - both):
-            guest.close()
+        guest.close(both)
+        guest.open(opens)
+        guest.close(closes - both)
 
     def _alarm(self, actor: _Actor, now: float) -> None:
         guest, active = actor.guest, self.view.one(actor.vm.uuid, _State.ACTIVE)

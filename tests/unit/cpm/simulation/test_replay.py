@@ -39,11 +39,14 @@ def check(replay: Replay) -> None:
             seen |= ports
             held += allocation.ports.size
         safe = {port for each in mine if each.state is not AllocationState.HELD for port in each.ports}
-        assert actor.guest.open_ports <= safe
-        assert actor.guest.in_use == len(actor.guest.open_ports)
+        for piece in actor.guest.pieces:
+            assert safe.issuperset(piece.ports)
+            assert 0 < piece.used <= piece.size == piece.ports.size
         active = next((each.ports for each in mine if each.state is AllocationState.ACTIVE), None)
         assert actor.guest.active == active
-        assert actor.guest.in_active == (actor.guest.count(active) if active else 0)
+        inside = [piece.used for piece in actor.guest.pieces if active and active.covers(piece.ports)]
+        assert actor.guest.in_active == sum(inside)
+        assert actor.guest.in_use == sum(piece.used for piece in actor.guest.pieces)
         assert actor.guest.opened - actor.guest.refused - actor.guest.closed == actor.guest.in_use
     usages = [view.space.usage(address.address) for address in view.space.addresses]
     assert sum(usage.taken for usage in usages) == held

@@ -1,0 +1,85 @@
+"""Counting pieces is as good as following every port."""
+
+from __future__ import annotations
+
+import random
+from statistics import fmean
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.model import PortRange
+from cpm.simulation.guest import Guest
+
+RANGES = st.tuples(st.integers(1024, 1400), st.integers(1, 400)).map(lambda t: PortRange(t[0], t[0] + t[1] - 1))
+STEPS = st.lists(st.tuples(st.none() | RANGES, st.integers(0, 200), st.integers(0, 200)), max_size=12)
+
+
+@given(STEPS, st.integers(0, 99))
+def test_nothing_is_lost(steps: list[tuple[PortRange | None, int, int]], seed: int) -> None:
+    guest = Guest(random.Random(seed))
+    for active, opened, closed in steps:
+        guest.use(active)
+        guest.open(opened)
+        guest.close(closed)
+        pieces = guest.pieces
+        assert all(0 < piece.used <= piece.size == piece.ports.size for piece in pieces)
+        assert not any(a.ports.overlaps(b.ports) for i, a in enumerate(pieces) for b in pieces[:i])
+        assert guest.in_use == sum(piece.used for piece in pieces) == guest.opened - guest.refused - guest.closed
+        inside = sum(piece.used for piece in pieces if active and active.covers(piece.ports))
+        assert guest.in_active == inside <= (active.size if active else 0)
+
+
+def test_what_does_not_fit_is_refused_and_ends_as_if_it_had_not_been() -> None:
+    guest = Guest(random.Random(1))
+    guest.use(PortRange(1024, 1033))
+    guest.open(15)
+    assert (guest.in_use, guest.refused) == (10, 5)
+    guest.close(15)
+    assert (guest.in_use, guest.closed) == (0, 10)
+
+
+def test_a_range_is_empty_when_its_last_connection_is_gone() -> None:
+    guest, old = Guest(random.Random(1)), PortRange(1024, 1087)
+    guest.use(old)
+    guest.open(3)
+    guest.use(PortRange(4096, 4223))
+    assert not guest.is_empty(old)
+    assert (guest.in_active, guest.in_use) == (0, 3)
+    guest.close(3)
+    assert guest.is_empty(old)
+
+
+def test_ports_come_and_go_as_if_each_had_been_followed() -> None:
+    small, large, low = PortRange(1024, 1123), PortRange(1024, 1223), PortRange(1024, 1083)
+
+    def by_port(dice: random.Random) -> tuple[int, int]:
+        ports = dice.sample(list(small), 80)
+        for _ in range(60):
+            ports.remove(dice.choice(ports))
+            ports.append(dice.choice([port for port in large if port not in ports]))
+        before = sum(port in low for port in ports)
+        for _ in range(40):
+            ports.remove(dice.choice(ports))
+            ports.append(dice.choice([port for port in low if port not in ports]))
+        return before, sum(port in low for port in ports)
+
+    def by_piece(dice: random.Random) -> tuple[int, int]:
+        guest = Guest(dice)
+        guest.use(small)
+        guest.open(80)
+        guest.use(large)
+        for _ in range(60):
+            guest.close()
+            guest.open()
+        guest.use(low)
+        before = guest.in_active
+        for _ in range(40):
+            guest.close()
+            guest.open()
+        return before, guest.in_active
+
+    one = [by_port(random.Random(seed)) for seed in range(300)]
+    other = [by_piece(random.Random(1000 + seed)) for seed in range(300)]
+    for place in (0, 1):
+        assert abs(fmean(each[place] for each in one) - fmean(each[place] for each in other)) < 1
