@@ -16,7 +16,7 @@ _LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 70, 150, 56, 34, 40
 _POINTS: Final = 400
 """More would be finer than the picture."""
 
-_HELD, _USED, _INK, _FAINT = "#2f6db5", "#e08a1e", "#22272e", "#d5d9de"
+_HELD, _USED, _INK, _SOFT, _FAINT = "#2f6db5", "#e08a1e", "#22272e", "#5c6670", "#d5d9de"
 
 
 def drawn(results: Sequence[Result], title: str) -> str:
@@ -59,6 +59,7 @@ def _panel(result: Result, y: int, top: float, seconds: float) -> list[str]:
         line = bottom - share * PANEL
         parts.append(f'<line x1="{_LEFT}" y1="{line:g}" x2="{right}" y2="{line:g}" stroke="{_FAINT}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{line + 4:g}" text-anchor="end">{_short(top * share)}</text>')
+    parts.append(f'<text x="{_LEFT - 8}" y="{y + 19}" text-anchor="end" fill="{_SOFT}">ports</text>')
     points = _thinned(outcome.points)
     held = [(point.at, float(point.held)) for point in points]
     used = [(point.at, float(point.used)) for point in points]
@@ -81,7 +82,7 @@ def _time_axis(y: int, seconds: float) -> list[str]:
         at = seconds * tick / 4
         x = _LEFT + (WIDTH - _RIGHT - _LEFT) * tick / 4
         parts.append(f'<text x="{x:g}" y="{y + 18}" text-anchor="middle">{at / unit:.3g}</text>')
-    parts.append(f'<text x="{WIDTH - _RIGHT + 12}" y="{y + 18}">{word}</text>')
+    parts.append(f'<text x="{WIDTH - _RIGHT + 24}" y="{y + 18}" fill="{_SOFT}">{word}</text>')
     return parts
 
 
@@ -101,7 +102,7 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 def _round_up(value: int) -> float:
     """Return a round number above."""
     scale = 10.0 ** math.floor(math.log10(max(value, 1)))
-    return next(step * scale for step in (1, 2, 4, 6, 8, 10) if step * scale >= value)
+    return next(step * scale for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * scale >= value)
 
 
 def _short(value: float) -> str:

@@ -24,7 +24,7 @@ def test_a_panel_for_every_policy() -> None:
     assert texts[0] == "a <load> & more"
     assert {result.outcome.policy for result in results} <= set(texts)
     assert len(list(root.iter(f"{SVG}path"))) == 4
-    assert "seconds" in texts
+    assert ("seconds" in texts, texts.count("ports")) == (True, 2)
 
 
 def test_nothing_is_not_drawn() -> None:
