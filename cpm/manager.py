@@ -375,6 +375,8 @@ class Manager:
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
         self.view.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
+        # Whether it is at its cap may have changed, and that its host is to know.
+        self._rollout.changed(uuid)
 
     @property
     def _strict(self) -> bool:

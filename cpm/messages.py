@@ -21,7 +21,7 @@ from msgspec import Struct
 from cpm.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.timeouts import Timeouts
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of this vocabulary; both sides must speak the same."""
 
 

@@ -38,11 +38,15 @@ PATIENCE_S = 1.0
 """Seconds after which a request that nothing came of may be repeated."""
 COUNT_GAP_S = 0.25
 """Seconds between two counts of one VM's ports."""
-DEFER_S = 0.4
+DEFER_S = 0.7
 """Seconds for which a connection is deferred; with what it takes to notice, less than the second after which TCP sends
 its SYN again."""
 RECOUNT_S = 0.4
 """Seconds between two counts of a VM that is being refused."""
+IMPATIENCE_S = 5.0
+"""Seconds for which no connection of a VM is deferred after some were in vain; twice as long each time, until the VM
+has other ports, up to :data:`LONGEST_IMPATIENCE_S`."""
+LONGEST_IMPATIENCE_S = 320.0
 REFUSE_S = 2.0
 """Seconds after which the kernel forgets by itself that a VM is refused."""
 FASTEST_PER_S = 100_000.0
@@ -60,6 +64,11 @@ def usable(size: int) -> int:
     so what is taken grows together into runs, and beyond three quarters some are longer than it looks.
     """
     return size if size <= 128 else size * 3 // 4
+
+
+def findable(size: int) -> int:
+    """Return how many ports of a range can be used while connections come and go: it then hardly clusters."""
+    return size if size <= 128 else size - size // 16
 
 
 def budget(size: int, in_use: float, rate: float) -> int:
@@ -84,6 +93,7 @@ class Ask(NamedTuple):
     domain: DomainUUID
     ports: PortRange
     ports_in_use: int
+    """And those that are wanted by connections that wait."""
     arrivals_per_s: float
 
 
@@ -131,8 +141,10 @@ class _Watch:
     ports: PortRange
     at_cap: bool
     level: float
-    """Ports in use at ``since``: counted, or that and one for each arrival."""
+    """Ports in use at ``since``: counted, or that and one for each arrival that is known."""
     since: float
+    highest: float = 0.0
+    """The same with those that may have come unseen."""
     arrived: float = 0.0
     """Arrivals until ``since``."""
     armed: int = 0
@@ -140,8 +152,14 @@ class _Watch:
     """Connections that may begin, from when the budget was given, before the next ones are deferred."""
     deferred: list[int] = dataclasses.field(default_factory=list)
     deferred_since: float = 0.0
-    is_patient: bool = True
-    """False: deferring led to nothing."""
+    patient_from: float = -math.inf
+    """When connections are deferred again, after some were in vain."""
+    vain: int = 0
+    """How often in a row they were."""
+    in_kernel: int | None = None
+    """The budget last in force."""
+    is_adopted: bool = False
+    """Nothing is known yet of what arrived before us."""
     armed_from: float = 0.0
     """Arrivals when the budget was given."""
     armed_at: float | None = None
@@ -150,7 +168,7 @@ class _Watch:
     rate: float = 0.0
     """Arrivals per second of late."""
     counted_level: float = 0.0
-    """What the last count said, and the arrivals since."""
+    """What the last count said from which arrivals are judged, and the arrivals since."""
     uncounted: float = 0.0
     counted_at: float = -math.inf
     """When the last count that was asked for came."""
@@ -162,18 +180,20 @@ class _Watch:
     quiet_until: float = -math.inf
     full: frozenset[Destination] = frozenset()
 
-    def arm(self) -> None:
+    def arm(self, now: float) -> None:
         """Choose another budget; never the same number, because the kernel would go on where it is."""
         if self.at_cap:
             # Said when the last port is taken, so that the next one is not left in silence.
             fresh = max(0, self.ports.size - int(self.level) - 1)
         else:
             fresh = budget(self.ports.size, self.level, self.rate)
-        self.armed = fresh if fresh != self.armed else fresh + 1
+        while fresh in (self.armed, self.in_kernel):
+            fresh += 1
+        self.armed = fresh
         before, self.defer_after = self.defer_after, None
-        if not self.at_cap and self.is_believed and self.is_patient:
+        if not self.at_cap and not 0 < self.patient_from - now <= LONGEST_IMPATIENCE_S:
             # Those that are deferred come on top, without being counted once more.
-            left = max(1, usable(self.ports.size) - math.ceil(self.level) - len(self.deferred))
+            left = max(1, usable(self.ports.size) - math.ceil(self.highest) - len(self.deferred))
             self.defer_after = left if left != before else left + 1
         self.armed_from = self.arrived
         self.armed_at = None
@@ -185,31 +205,32 @@ class _Watch:
 
     def is_too_soon(self, connections: int, now: float) -> bool:
         """Whether nobody can have begun so many connections since the kernel holds the budget."""
-        return self.armed_at is not None and now - self.armed_at < connections / FASTEST_PER_S
+        return self.armed_at is not None and 0 <= now - self.armed_at < connections / FASTEST_PER_S
 
     def arrive(self, total: float, now: float) -> None:
         """Take note of how many have arrived by now."""
         fresh = max(0.0, total - self.arrived)
         self.rate = fresh / max(now - self.since, 1e-3)
         self.level = min(float(self.ports.size), self.level + fresh)
+        self.highest = min(float(self.ports.size), self.highest + fresh)
         self.uncounted += fresh
         self.arrived, self.since = total, now
 
     def take_count(self, in_use: int) -> None:
         """Take note of an exact count, and of what it says about the arrivals before it."""
+        self.level = self.highest = float(in_use)
         if self.uncounted >= _TELLING:
             needed = in_use - self.counted_level
             self.doubted = self.rate if needed < self.uncounted / 2 else None
-        self.level = self.counted_level = float(in_use)
-        self.uncounted = 0.0
-        self.is_patient = self.is_patient or self.level < CROWDED * self.ports.size
+            self.counted_level, self.uncounted = self.level, 0.0
 
     @property
     def is_short(self) -> bool:
         """Whether the ports run out soon."""
-        left = usable(self.ports.size) - self.level
-        is_crowded = self.level >= CROWDED * self.ports.size and self.rate > 0
-        is_running_out = self.is_believed and left < self.rate * HORIZON_S
+        waiting = len(self.deferred)
+        left = findable(self.ports.size) - self.level - waiting
+        is_crowded = self.level >= CROWDED * self.ports.size and (self.rate > 0 or waiting > 0)
+        is_running_out = left < 0 or (self.is_believed and left < self.rate * HORIZON_S)
         is_early = self.level < LEAST_USE * self.ports.size
         return not self.at_cap and not is_early and (is_crowded or is_running_out)
 
@@ -220,11 +241,11 @@ class _Watch:
 
     def is_waiting(self, now: float) -> bool:
         """Whether something was asked for that may still come."""
-        return self.asked_at is not None and now - self.asked_at < PATIENCE_S
+        return self.asked_at is not None and 0 <= now - self.asked_at < PATIENCE_S
 
     def may_ask(self, now: float) -> bool:
         """Whether it is time to ask."""
-        return not self.is_waiting(now) and now >= self.quiet_until
+        return not self.is_waiting(now) and not 0 < self.quiet_until - now <= PATIENCE_S
 
 
 class Arrivals:
@@ -278,26 +299,32 @@ class Arrivals:
             level = before.level + before.rate * min(max(now - before.since, 0.0), 0.1)
             if before.deferred:
                 level = min(level, float(usable(before.ports.size)))
+            most = before.ports.size if before.defer_after is None else usable(before.ports.size)
+            unseen = min(before.highest + SUDDEN_PER_S * max(now - before.since, 0.0), float(most))
             watch = dataclasses.replace(
                 before,
                 ports=ports,
                 at_cap=at_cap,
                 level=min(float(ports.size), level),
+                highest=min(float(ports.size), max(level, unseen)),
                 # Those that were deferred did not all come in the moment in which they go on.
                 since=before.deferred_since if before.deferred else now,
                 asked_at=None,
                 full=frozenset(),
-                is_patient=True,
+                patient_from=-math.inf,
+                vain=0,
             )
             if before.ports != ports:
                 watch.arrived = 0.0
         elif before is not None:
-            watch.rate, watch.doubted, watch.armed = before.rate, before.doubted, before.armed
-            watch.defer_after, watch.deferred = before.defer_after, before.deferred
+            watch.rate, watch.doubted = before.rate, before.doubted
+            watch.armed, watch.in_kernel, watch.defer_after = before.armed, before.in_kernel, before.defer_after
+            watch.deferred, watch.deferred_since = before.deferred, before.deferred_since
         if found is not None:
             watch.armed, watch.defer_after, watch.armed_at = found, found_defer_after, now
+            watch.is_adopted = True
         else:
-            watch.arm()
+            watch.arm(now)
         self._vms[domain] = watch
 
     def in_force(self, domain: DomainUUID, budget: int | None, now: float) -> list[Step]:
@@ -305,8 +332,17 @@ class Arrivals:
         watch = self._vms.get(domain)
         if watch is None or watch.armed_at is not None or watch.armed != budget:
             return []
-        watch.armed_at = now
-        return _released(watch)
+        watch.armed_at, watch.in_kernel = now, budget
+        if not watch.deferred or watch.defer_after is None:
+            return [*_released(watch)]
+        # As many as find a port, and for the others more is asked for at once.
+        steps = _released(watch, max(0, int(usable(watch.ports.size) - watch.highest)))
+        released = sum(len(step.packets) for step in steps)
+        watch.arrive(watch.arrived + released, now)
+        if watch.deferred and not watch.is_waiting(now):
+            watch.wants_count = True
+            return [*steps, self._ask(domain, watch, now)]
+        return [*steps]
 
     def spent(self, domain: DomainUUID, now: float) -> list[Step]:
         """The kernel says that a VM's budget is used up; when that is an older one, it will say so again."""
@@ -319,7 +355,7 @@ class Arrivals:
         if watch.at_cap:
             return self._count(domain, watch, now)
         if not watch.is_short:
-            watch.arm()
+            watch.arm(now)
             return [Arm(domain)]
         if watch.is_believed and watch.may_ask(now):
             watch.wants_count = True
@@ -327,7 +363,7 @@ class Arrivals:
         if watch.is_waiting(now):
             return []
         # The next signal tells how fast they come, and a rate that is new is believed.
-        watch.arm()
+        watch.arm(now)
         return [Arm(domain), *self._count(domain, watch, now)]
 
     def deferred(self, domain: DomainUUID, packets: Sequence[int], now: float) -> list[Step]:
@@ -345,10 +381,14 @@ class Arrivals:
         if watch.armed_at is None or watch.is_waiting(now):
             # They go on with what is on its way.
             return []
-        watch.arrive(max(watch.arrived, watch.armed_from + watch.defer_after), now)
-        # Also when it was turned down a moment ago: that the range is used up is news.
-        watch.wants_count = True
-        return [self._ask(domain, watch, now)]
+        if watch.is_spent and watch.is_believed:
+            # Also when it was turned down a moment ago: that the range is used up is news.
+            watch.arrive(max(watch.arrived, watch.armed_from + watch.defer_after), now)
+            watch.wants_count = True
+            return [self._ask(domain, watch, now)]
+        # What is deferred is counted before it is known where to it goes, and many may have ended.
+        steps = self._count(domain, watch, now)
+        return steps if watch.counting else self._give_up(domain, watch, now)
 
     def counted(self, count: Count, in_use: int, full: frozenset[Destination], now: float) -> list[Step]:
         """
@@ -368,12 +408,12 @@ class Arrivals:
         steps: list[Step] = []
         if watch.at_cap:
             steps += self._refuse(domain, watch, full)
-        elif watch.is_short and watch.may_ask(now):
-            return [self._ask(domain, watch, now)]
         elif watch.is_waiting(now):
             return []
+        elif watch.is_short and (watch.may_ask(now) or watch.deferred):
+            return [self._ask(domain, watch, now)]
         if watch.is_spent or watch.deferred:
-            watch.arm()
+            watch.arm(now)
             steps.append(Arm(domain))
         return steps
 
@@ -395,7 +435,10 @@ class Arrivals:
         watch = self._vms.get(domain)
         if watch is None or watch.ports != ports:
             return []
-        if arrived is not None:
+        if arrived is not None and watch.is_adopted:
+            watch.arrived = watch.armed_from = float(arrived)
+            watch.counted_level, watch.since, watch.is_adopted = float(in_use), now, False
+        elif arrived is not None:
             watch.armed_from = min(watch.armed_from, arrived)
             if arrived < watch.arrived:
                 # An estimate was too high, or the table was made anew.
@@ -406,7 +449,7 @@ class Arrivals:
             return [self._ask(domain, watch, now)]
         is_low = watch.arrived - watch.armed_from > watch.armed / 2
         if not watch.is_waiting(now) and (watch.is_spent or watch.deferred or is_low):
-            watch.arm()
+            watch.arm(now)
             return [Arm(domain)]
         return []
 
@@ -420,32 +463,41 @@ class Arrivals:
         if watch is None or (ports is not None and ports != watch.ports):
             return []
         watch.asked_at, watch.quiet_until = None, now + PATIENCE_S
-        return self._give_up(domain, watch)
+        return self._give_up(domain, watch, now)
+
+    def unheard(self, now: float) -> list[Step]:
+        """Nobody hears what was asked for: the session with the manager is gone."""
+        asked = [domain for domain, watch in self._vms.items() if watch.asked_at is not None]
+        return [step for domain in asked for step in self.turned_down(domain, now)]
 
     def tick(self, now: float) -> list[Step]:
         """Look after what only time brings: counts that were put off, those who are refused, those who wait in vain."""
         stray, self._stray = self._stray, []
         steps: list[Step] = [Release(tuple(stray))] if stray else []
         for domain, watch in self._vms.items():
-            if watch.deferred and now - watch.deferred_since >= DEFER_S:
-                steps += self._give_up(domain, watch)
+            if watch.deferred and not 0 <= now - watch.deferred_since < DEFER_S:
+                steps += self._give_up(domain, watch, now)
             is_due = watch.wants_count and not watch.is_waiting(now)
             if is_due or (watch.full and now - watch.counted_at >= RECOUNT_S):
                 steps += self._count(domain, watch, now)
         return steps
 
-    def _give_up(self, domain: DomainUUID, watch: _Watch) -> list[Step]:
+    def _give_up(self, domain: DomainUUID, watch: _Watch, now: float) -> list[Step]:
         """Do not defer what would be deferred in vain; and begin to count anew, if the budget is used up."""
         steps = _released(watch)
-        watch.is_patient = watch.is_patient and not steps
-        if not steps and not watch.is_spent:
+        if steps:
+            watch.patient_from = now + min(IMPATIENCE_S * 2**watch.vain, LONGEST_IMPATIENCE_S)
+            watch.vain = min(watch.vain + 1, 16)
+        elif not watch.is_spent:
             return []
-        watch.arm()
+        watch.arm(now)
         return [*steps, Arm(domain)]
 
     def _ask(self, domain: DomainUUID, watch: _Watch, now: float) -> Ask:
         watch.asked_at = now
-        return Ask(domain, watch.ports, int(watch.level), watch.rate)
+        waiting = len(watch.deferred)
+        rate = max(watch.rate, waiting / max(now - watch.deferred_since, REACTION_S))
+        return Ask(domain, watch.ports, int(watch.level) + waiting, rate)
 
     def _count(self, domain: DomainUUID, watch: _Watch, now: float) -> list[Step]:
         if watch.counting:
@@ -462,6 +514,7 @@ class Arrivals:
         return [*steps, Refuse(self.refused())] if full or before else steps
 
 
-def _released(watch: _Watch) -> list[Step]:
-    packets, watch.deferred = watch.deferred, []
+def _released(watch: _Watch, most: int | None = None) -> list[Release]:
+    """Take note that those that have waited longest go on; all of them, unless said otherwise."""
+    packets, watch.deferred = watch.deferred[:most], [] if most is None else watch.deferred[most:]
     return [Release(tuple(packets))] if packets else []

@@ -29,7 +29,7 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.budgets import Release
+from natctl.budgets import DEFER_S, Release
 from natctl.desired import Destination
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
@@ -77,6 +77,8 @@ TELL_S = 0.05
 """Seconds after the manager spoke until guests hear of it: many VMs may change at once."""
 LIST_S = 15.0
 """Seconds between two looks at libvirt's list of domains, for what no event told."""
+LOOK_AGAIN_S = DEFER_S + 0.02
+"""Seconds after connections began to wait until somebody looks whether they still do."""
 LISTEN_AGAIN_S = 15.0
 """Seconds between two attempts to listen to our NFLOG group, when somebody else does."""
 FIRST_LIST_S = 3.0
@@ -118,6 +120,7 @@ class Natd:
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
         self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
         self._queue: PacketQueue | None = None
+        self._looking_again = False
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
@@ -263,6 +266,9 @@ class Natd:
                     log.debug("connections wait: %s", waiting)
                     self._node.deferred(waiting, clock.now())
                     self._carry_out()
+                    if waiting and not self._looking_again:
+                        self._looking_again = True
+                        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
             except KernelError as error:
                 log.warning("%s; connections beyond a VM's last port do not wait for more", error)
             finally:
@@ -270,6 +276,12 @@ class Natd:
                     self._queue.close()
                     self._queue = None
             await asyncio.sleep(LISTEN_AGAIN_S)
+
+    def _look_again(self) -> None:
+        """Let nobody wait for the next tick who waits in vain."""
+        self._looking_again = False
+        self._node.tick(clock.now())
+        self._carry_out()
 
     def _release(self, packets: Sequence[int]) -> None:
         if self._queue is None:

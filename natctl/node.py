@@ -360,6 +360,7 @@ class Node:
 
     def disconnected(self, now: float) -> None:
         """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
+        self._act(self._arrivals.unheard(now), now)
         self._connected = False
         self._synced = False
         # Generations count within a session: the next one must not be told of these.
@@ -384,7 +385,7 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
-            self._act(self._arrivals.turned_down(message.domain, now, message.ports))
+            self._act(self._arrivals.turned_down(message.domain, now, message.ports), now)
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -440,7 +441,7 @@ class Node:
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
-        self._act(self._arrivals.turned_down(refusal.domain, now))
+        self._act(self._arrivals.turned_down(refusal.domain, now), now)
         for waiter in [w for w in self._waiters if w.domain == refusal.domain]:
             self._settle(waiter, refusal.code, refusal.message)
 
@@ -521,7 +522,7 @@ class Node:
             self._settle(waiter, "timeout", "no answer from the manager in time")
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
-        self._act(self._arrivals.tick(now))
+        self._act(self._arrivals.tick(now), now)
 
     # Arrivals
 
@@ -529,14 +530,14 @@ class Node:
         """The kernel says that the budget of the VM with this index is used up."""
         uuid = next((uuid for uuid, own in self._index.items() if own == index), None)
         if uuid is not None:
-            self._act(self._arrivals.spent(uuid, now))
+            self._act(self._arrivals.spent(uuid, now), now)
 
     def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
         domains = {index: uuid for uuid, index in self._index.items()}
         for index, numbers in packets.items():
             uuid = domains.get(index)
-            self._act(self._arrivals.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
+            self._act(self._arrivals.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))], now)
 
     def counted(self, work: CountPorts, in_use: int, full: frozenset[Destination], now: float) -> None:
         """
@@ -544,18 +545,20 @@ class Node:
 
         :param full: Where to no port of the range is left.
         """
-        self._act(self._arrivals.counted(work.count, in_use, full, now))
+        self._act(self._arrivals.counted(work.count, in_use, full, now), now)
 
     def not_counted(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
         self._arrivals.not_counted(work.count.domain)
 
-    def _act(self, steps: Iterable[budgets.Step]) -> None:
+    def _act(self, steps: Iterable[budgets.Step], now: float) -> None:
         """Put into commands what is to be done about arrivals."""
         for step in steps:
             match step:
-                case budgets.Ask(domain, ports, ports_in_use, rate):
+                case budgets.Ask(domain, ports, ports_in_use, rate) if self._connected:
                     self._say(Need(domain, ports, ports_in_use, rate))
+                case budgets.Ask(domain):
+                    self._act(self._arrivals.turned_down(domain, now), now)
                 case Release():
                     self._outbox.append(step)
                 case budgets.Count(domain) if (vm := self._host.get(domain)) is not None:
@@ -620,7 +623,7 @@ class Node:
         for uuid, vm in self._host.items():
             if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
                 in_use = use.in_use(vm.internal, vm.ports)
-                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now))
+                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now), now)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that is smaller began again."""
@@ -729,7 +732,7 @@ class Node:
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
-                self._act(self._arrivals.in_force(uuid, entry.budget, now))
+                self._act(self._arrivals.in_force(uuid, entry.budget, now), now)
                 continue
             self._applied.pop(uuid, None)
             if uuid not in self._host:

@@ -191,7 +191,10 @@ def test_who_was_turned_down_is_quiet_for_a_while() -> None:
     hold(arrivals, AT + 0.01)
     assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.1))
     hold(arrivals, AT + 0.1)
-    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.01 + budgets.PATIENCE_S))
+    later = AT + 0.01 + budgets.PATIENCE_S
+    arrivals.spent(VM, later)
+    hold(arrivals, later)
+    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, later + 0.01))
 
 
 def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
@@ -313,15 +316,31 @@ def test_a_range_that_moves_takes_along_who_waits() -> None:
     arrivals.spent(VM, AT + 0.004)
     arrivals.deferred(VM, [7], AT + 0.01)
     arrivals.resized(VM, PortRange(30000, 31023), AT + 0.012, at_cap=False)
+    assert arrivals.tick(AT + 0.0125) == []
     assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.013) == [Release((7,))]
 
 
-def test_who_waits_and_was_not_asked_for_is_asked_for_once() -> None:
+def test_who_waits_without_a_burst_is_counted_first_and_asked_for_once() -> None:
+    """What is deferred is counted before it is known where to it goes: it may need no port, and others have ended."""
     arrivals = watching()
-    (asked,) = arrivals.deferred(VM, [7], AT + 0.5)
-    assert isinstance(asked, Ask)
-    assert asked.ports_in_use == usable(FLOOR.size)
+    (counting,) = arrivals.deferred(VM, [7], AT + 0.5)
+    assert counting == Count(VM, FLOOR, at_cap=False)
     assert arrivals.deferred(VM, [8], AT + 0.5) == []
+    (asked,) = arrivals.counted(Count(VM, FLOOR, at_cap=False), 230, frozenset(), AT + 0.52)
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use == 232
+    assert arrivals.deferred(VM, [9], AT + 0.53) == []
+
+
+def test_a_count_that_finds_room_lets_those_go_on_that_wait() -> None:
+    arrivals = watching()
+    (counting,) = arrivals.deferred(VM, [7], AT + 0.5)
+    assert isinstance(counting, Count)
+    assert arrivals.counted(counting, 20, frozenset(), AT + 0.52) == [Arm(VM)]
+    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 0.53) == [Release((7,))]
+    # Nor is anybody counted all the time.
+    assert arrivals.deferred(VM, [8], AT + 0.6) == [Release((8,)), Arm(VM)]
+    assert arrivals.defer_after(VM) is None
 
 
 def test_that_a_range_is_used_up_is_news_to_who_turned_us_down() -> None:
@@ -329,21 +348,121 @@ def test_that_a_range_is_used_up_is_news_to_who_turned_us_down() -> None:
     arrivals.spent(VM, AT + 0.004)
     arrivals.turned_down(VM, AT + 0.006)
     hold(arrivals, AT + 0.006)
-    (asked,) = arrivals.deferred(VM, [7], AT + 0.2)
+    (counting,) = arrivals.deferred(VM, [7], AT + 0.2)
+    assert isinstance(counting, Count)
+    (asked,) = arrivals.counted(counting, 200, frozenset(), AT + 0.22)
     assert isinstance(asked, Ask)
 
 
-def test_who_is_turned_down_waits_no_longer_and_nobody_after_it() -> None:
+def test_no_more_go_on_than_find_a_port_and_for_the_others_more_is_asked_for() -> None:
+    arrivals = watching()
+    arrivals.measured(VM, FLOOR, 0, 0, AT + 1)
+    (slow,) = arrivals.spent(VM, AT + 1.9)
+    assert isinstance(slow, Ask)
+    assert slow.arrivals_per_s < 100
+    assert arrivals.deferred(VM, range(2000), AT + 1.95) == []
+    arrivals.resized(VM, DOUBLE, AT + 2.1, at_cap=False)
+    released, asked = arrivals.in_force(VM, arrivals.armed(VM), AT + 2.11)
+    assert isinstance(released, Release)
+    assert 0 < len(released.packets) <= usable(DOUBLE.size) - 65
+    assert isinstance(asked, Ask)
+    assert asked.ports_in_use >= 2000
+    assert asked.arrivals_per_s > 1000
+    large = PortRange(20000, 24095)
+    arrivals.resized(VM, large, AT + 2.12, at_cap=False)
+    (rest,) = arrivals.in_force(VM, arrivals.armed(VM), AT + 2.13)
+    assert isinstance(rest, Release)
+    assert (*released.packets, *rest.packets) == tuple(range(2000))
+
+
+def test_who_is_turned_down_waits_no_longer_and_nobody_after_it_for_a_while() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.1)
+    arrivals.deferred(VM, [7], AT + 0.2)
+    assert arrivals.turned_down(VM, AT + 0.21, DOUBLE) == [], "another range is spoken of"
+    assert arrivals.turned_down(VM, AT + 0.22, FLOOR) == [Release((7,)), Arm(VM)]
+    assert arrivals.defer_after(VM) is None
+    assert arrivals.deferred(VM, [8], AT + 0.23) == [Release((8,))]
+    hold(arrivals, AT + 0.23)
+    assert arrivals.measured(VM, FLOOR, 100, 200, AT + 1) == [Arm(VM)]
+    assert arrivals.defer_after(VM) is None
+    hold(arrivals, AT + 1)
+    assert arrivals.measured(VM, FLOOR, 100, 240, AT + 9) == [Arm(VM)]
+    assert arrivals.defer_after(VM) is not None
+
+
+def test_other_ports_make_patient_at_once() -> None:
     arrivals = watching()
     arrivals.deferred(VM, [7], AT + 0.5)
-    assert arrivals.turned_down(VM, AT + 0.51, DOUBLE) == [], "another range is spoken of"
-    assert arrivals.turned_down(VM, AT + 0.52, FLOOR) == [Release((7,)), Arm(VM)]
-    assert arrivals.defer_after(VM) is None
-    assert arrivals.deferred(VM, [8], AT + 0.53) == [Release((8,))]
-    # Until there is room again.
-    hold(arrivals, AT + 0.53)
-    assert arrivals.measured(VM, FLOOR, 100, 200, AT + 5) == [Arm(VM)]
+    arrivals.turned_down(VM, AT + 0.52)
+    give(arrivals, DOUBLE, AT + 0.6)
     assert arrivals.defer_after(VM) is not None
+
+
+def test_nobody_waits_for_a_manager_that_does_not_hear() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.1)
+    arrivals.deferred(VM, [7], AT + 0.2)
+    assert arrivals.unheard(AT + 0.21) == [Release((7,)), Arm(VM)]
+    assert arrivals.unheard(AT + 0.22) == []
+
+
+def test_a_vm_that_goes_on_as_it_does_is_deferred_all_the_same_when_it_bursts() -> None:
+    """As many connections end as begin, so arrivals say nothing of ports; until they come at another pace."""
+    arrivals = watching()
+    for second in range(1, 30):
+        arrivals.measured(VM, FLOOR, 100, second * 20, AT + second)
+        hold(arrivals, AT + second)
+        assert arrivals.defer_after(VM) is not None
+    (asked,) = arrivals.spent(VM, AT + 29.01)
+    assert isinstance(asked, Ask)
+
+
+def test_doubt_ends_when_slow_arrivals_need_ports() -> None:
+    arrivals = watching()
+    arrivals.measured(VM, FLOOR, 1, 40, AT + 1)
+    hold(arrivals, AT + 1)
+    for second in range(2, 12):
+        arrivals.measured(VM, FLOOR, 5 * second, 40 + 5 * second, AT + second)
+        hold(arrivals, AT + second)
+    arrivals.measured(VM, FLOOR, 230, 230, AT + 12)
+    hold(arrivals, AT + 12)
+    assert any(isinstance(step, Ask) for step in arrivals.measured(VM, FLOOR, 232, 232, AT + 14))
+
+
+def test_what_arrived_before_natd_began_is_no_pace() -> None:
+    arrivals = Arrivals()
+    arrivals.resized(VM, FLOOR, AT, at_cap=False, found=64, found_defer_after=192)
+    assert arrivals.measured(VM, FLOOR, 150, 5000, AT + 1) == []
+
+
+def test_a_steady_load_asks_for_nothing() -> None:
+    arrivals = watching(PortRange(20000, 20255))
+    arrivals.measured(VM, FLOOR, 178, 178, AT + 1)
+    arrivals.turned_down(VM, AT + 1.1)
+    hold(arrivals, AT + 1.1)
+    for second in range(3, 60):
+        steps = arrivals.measured(VM, FLOOR, 178, 178 + 5 * second, AT + second)
+        hold(arrivals, AT + second)
+        assert not any(isinstance(step, Ask) for step in steps)
+
+
+def test_a_clock_that_is_set_back_stops_nothing() -> None:
+    arrivals = watching()
+    arrivals.spent(VM, AT + 0.1)
+    arrivals.deferred(VM, [7], AT + 0.2)
+    release, *_ = arrivals.tick(AT - 3600)
+    assert release == Release((7,))
+    hold(arrivals, AT - 3600)
+    assert any(isinstance(step, Ask) for step in arrivals.measured(VM, FLOOR, 250, 250, AT - 3598))
+
+
+def test_a_budget_that_the_kernel_never_took_does_not_come_back_to_the_one_it_holds() -> None:
+    arrivals = watching(at_cap=True)
+    held = armed(arrivals)
+    for second in range(1, 9):
+        arrivals.measured(VM, FLOOR, 0, second * 400, AT + second)
+        assert armed(arrivals) != held
 
 
 def test_nobody_waits_longer_than_tcp_does() -> None:
@@ -353,14 +472,6 @@ def test_nobody_waits_longer_than_tcp_does() -> None:
     release, *_ = arrivals.tick(AT + 0.51 + budgets.DEFER_S)
     assert release == Release((7,))
     assert arrivals.defer_after(VM) is None
-
-
-def test_a_count_that_finds_room_lets_those_go_on_that_wait() -> None:
-    arrivals = watching()
-    arrivals.deferred(VM, [7], AT + 0.5)
-    assert arrivals.measured(VM, FLOOR, 10, 192, AT + 0.6) == [], "ports were asked for and may still come"
-    assert arrivals.measured(VM, FLOOR, 10, 192, AT + 0.5 + budgets.PATIENCE_S) == [Arm(VM)]
-    assert arrivals.in_force(VM, arrivals.armed(VM), AT + 2) == [Release((7,))]
 
 
 def test_who_waits_for_a_vm_that_is_gone_is_let_go() -> None:

@@ -94,10 +94,10 @@ def test_after_growth_the_ports_are_counted() -> None:
 
 def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     node = running(a_vm())
+    node.spent(1, AT + 0.05)
+    assert len(needs(done(node, AT + 0.05))) == 1
     node.deferred({1: [7, 8], 5: [9]}, AT + 0.1)
-    commands = done(node, AT + 0.1)
-    assert len(needs(commands)) == 1
-    assert Release((9,)) in commands, "nobody's"
+    assert done(node, AT + 0.1) == [Release((9,))], "nobody's"
     node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
     (program,) = node.take()
     assert isinstance(program, Program)
@@ -107,6 +107,7 @@ def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
 
 def test_deferred_connections_go_on_when_the_manager_declines() -> None:
     node = running(a_vm())
+    node.spent(1, AT + 0.05)
     node.deferred({1: [7]}, AT + 0.1)
     done(node, AT + 0.1)
     node.received(Declined(1, VM, FLOOR), AT + 0.11)
@@ -137,7 +138,9 @@ def test_who_is_refused_more_ports_gets_a_new_budget_and_waits() -> None:
     node.spent(1, AT + 0.5)
     assert needs(done(node, AT + 0.5)) == []
     node.spent(1, AT + 1.2)
-    assert len(needs(done(node, AT + 1.2))) == 1
+    done(node, AT + 1.2)
+    node.spent(1, AT + 1.21)
+    assert len(needs(done(node, AT + 1.21))) == 1
 
 
 def test_without_a_manager_nobody_is_asked_and_the_kernel_is_kept_ready() -> None:
@@ -145,6 +148,20 @@ def test_without_a_manager_nobody_is_asked_and_the_kernel_is_kept_ready() -> Non
     node.disconnected(AT)
     node.spent(1, AT + 0.004)
     assert needs(done(node, AT + 0.004)) == []
+
+
+def test_without_a_manager_nobody_waits_for_it() -> None:
+    node = running(a_vm())
+    node.spent(1, AT + 0.05)
+    node.deferred({1: [7]}, AT + 0.1)
+    done(node, AT + 0.1)
+    node.disconnected(AT + 0.11)
+    assert Release((7,)) in done(node, AT + 0.11)
+    node = running(a_vm())
+    node.disconnected(AT)
+    node.spent(1, AT + 0.05)
+    commands = done(node, AT + 0.05)
+    assert needs(commands) == []
 
 
 def test_marks_of_nobody_are_ignored() -> None:
