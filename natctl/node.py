@@ -312,10 +312,11 @@ class Node:
         work, self._under_way = self._under_way, None
         if work is None:
             return
-        self._note_applied(work, now)
         if work.generation is not None:
+            # Before anything that is said about the ports that are in force now.
             self._applied_generation = work.generation
             self._say(Applied(self._epoch, work.generation))
+        self._note_applied(work, now)
         self._answer_ready()
 
     def refused_by_kernel(self, error: VirtPortsError, now: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
-from cpm.messages import PROTOCOL, Declined, Delta, HostVM, Need, PathState, Refused, Report, Snapshot, Welcome
+from cpm.messages import PROTOCOL, Applied, Declined, Delta, HostVM, Need, PathState, Refused, Report, Snapshot, Welcome
 from cpm.model import DomainUUID, NodeName, PortRange, Role
 from natctl import budgets
 from natctl.budgets import Release
@@ -103,6 +103,17 @@ def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     assert isinstance(program, Program)
     node.programmed(AT + 0.12)
     assert Release((7, 8)) in node.take()
+
+
+def test_what_is_in_force_is_said_before_more_is_asked_for() -> None:
+    node = running(a_vm())
+    node.spent(1, AT + 0.05)
+    node.deferred({1: range(1000)}, AT + 0.1)
+    done(node, AT + 0.1)
+    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
+    said = [command.message for command in done(node, AT + 0.12) if isinstance(command, Send)]
+    # The manager takes a need for a range that it does not know to be in force for one that is answered already.
+    assert [type(message) for message in said] == [Applied, Need]
 
 
 def test_deferred_connections_go_on_when_the_manager_declines() -> None:
