@@ -16,7 +16,7 @@ from typing import Final
 
 from bench.figures import Measured, median
 from cpm.manager import Manager
-from cpm.messages import Applied, Attach, Delta, Hello, Report, Snapshot
+from cpm.messages import PROTOCOL, Applied, Attach, Delta, Hello, Report, Snapshot
 from cpm.messages import Measured as MeasuredVM
 from cpm.model import AllocationId, AllocationState, DomainUUID, ExternalAddress, NodeName, Role
 from cpm.records import LedgerState
@@ -56,7 +56,7 @@ class Fleet:
         for number, name in enumerate((NodeName("edge1"), NodeName("edge2"), *self._hosts)):
             role = Role.EDGE if name.startswith("edge") else Role.HOST
             underlay = IPv4Address(_UNDERLAY + number)
-            self._manager.hello(Hello(1, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
+            self._manager.hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
         self._settle()
         for number, uuid in enumerate(self._vms):
             host = self._hosts[number % HOSTS]

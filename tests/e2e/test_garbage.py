@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cpm.messages import PROTOCOL
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.traffic import connect, sink
@@ -103,7 +104,7 @@ def odd(chance: random.Random) -> Any:
 
 
 HELLO = {
-    "type": "hello", "protocol": 1, "node": NOISE, "roles": ["host"], "underlay": "172.30.0.99",
+    "type": "hello", "protocol": PROTOCOL, "node": NOISE, "roles": ["host"], "underlay": "172.30.0.99",
     "version": "0", "epoch": 0, "domains": [],
 }  # fmt: skip
 # Without fields that may be missing: one with a spoilt name is only unknown, hence ignored.
