@@ -228,12 +228,14 @@ class BareQemu:
             env=CLEAN_ENVIRONMENT,
         )  # fmt: skip
         try:
-            assert eventually(self.socket.exists)
+            # QEMU makes its sockets first, and its interfaces some time after.
+            assert eventually(lambda: self.socket.exists() and f" {self.tap}:" in self._host.run("ip", "-o", "link"))
             ip_batch([f"link set {self.tap} master {BRIDGE} up"], self._host.namespace)
             for operation in ("prepare", "start", "started"):
                 self.hook(operation, "begin")
         except BaseException:
             process.kill()
+            process.wait()
             raise
         return process
 
