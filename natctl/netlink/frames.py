@@ -69,6 +69,29 @@ def attributes(buffer: bytes, start: int, end: int) -> Iterator[tuple[int, int, 
         start += aligned(length)
 
 
+def bodies(buffer: bytes, kind: int, header: int) -> Iterator[tuple[int, int]]:
+    """
+    Yield where the attributes of every message of one type begin and end; stop at nonsense.
+
+    :param header: Bytes between the netlink header and the attributes.
+    """
+    offset = 0
+    while offset + HEADER.size <= len(buffer):
+        length, found, _, _, _ = HEADER.unpack_from(buffer, offset)
+        end = offset + length
+        if length < HEADER.size or end > len(buffer):
+            return
+        if found == kind:
+            yield offset + HEADER.size + header, end
+        offset += aligned(length)
+
+
+def error_in(buffer: bytes) -> int:
+    """Return the error number that the kernel answers with, 0 for none."""
+    _, kind, _, _, _ = HEADER.unpack_from(buffer)
+    return -int(_ERRNO.unpack_from(buffer, HEADER.size)[0]) if kind == NLMSG_ERROR else 0
+
+
 class Channel:
     """
     One netlink socket for a few requests, to be used as a context manager by one thread at a time.

@@ -21,7 +21,7 @@ import struct
 from collections.abc import AsyncGenerator, Iterator
 
 from cpm.errors import KernelError
-from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, aligned, attribute, attributes
+from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, attribute, attributes, bodies, error_in
 
 _NETLINK_NETFILTER = 12
 _PACKET, _CONFIG = 4 << 8 | 0, 4 << 8 | 1  # NFNL_SUBSYS_ULOG, NFULNL_MSG_PACKET and _CONFIG
@@ -72,7 +72,7 @@ def _listening(group: int) -> socket.socket:
         news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         news.bind((0, 0))
         news.send(_configuration(group))
-        code = _answer(news.recv(_RECEIVE_BYTES))
+        code = error_in(news.recv(_RECEIVE_BYTES))
         news.settimeout(0)  # asyncio waits for it
     except OSError as error:
         code = error.errno or errno.EIO
@@ -93,11 +93,6 @@ def _configuration(group: int) -> bytes:
     return HEADER.pack(HEADER.size + len(body), _CONFIG, NLM_F_REQUEST | NLM_F_ACK, 1, 0) + body
 
 
-def _answer(buffer: bytes) -> int:
-    _, kind, _, _, _ = HEADER.unpack_from(buffer)
-    return -int(struct.unpack_from("=i", buffer, HEADER.size)[0]) if kind == NLMSG_ERROR else 0
-
-
 async def _heard(news: socket.socket, group: int) -> bytes | None:
     """Wait for what the kernel says next; None when it had to drop something."""
     try:
@@ -111,14 +106,7 @@ async def _heard(news: socket.socket, group: int) -> bytes | None:
 
 def _marks(buffer: bytes) -> Iterator[int]:
     """Yield the mark of every packet that is spoken of; one without a mark is nobody's."""
-    offset = 0
-    while offset + HEADER.size <= len(buffer):
-        length, kind, _, _, _ = HEADER.unpack_from(buffer, offset)
-        end = offset + length
-        if length < HEADER.size or end > len(buffer):
-            return
-        if kind == _PACKET:
-            for attribute_, start, behind in attributes(buffer, offset + HEADER.size + _NFGENMSG.size, end):
-                if attribute_ == _MARK:
-                    yield int.from_bytes(buffer[start:behind], "big")
-        offset += aligned(length)
+    for begin, end in bodies(buffer, _PACKET, _NFGENMSG.size):
+        for attribute_, start, behind in attributes(buffer, begin, end):
+            if attribute_ == _MARK:
+                yield int.from_bytes(buffer[start:behind], "big")

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from cpm.errors import KernelError
 from natctl.desired import Queueing
 from natctl.netlink import encoding
-from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, aligned, attribute, attributes
+from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, attribute, attributes, bodies, error_in
 from natctl.netlink.wire import NETFILTER, Wire
 from natctl.ruleset.expressions import extension_queue_to, queue_to
 
@@ -140,9 +140,7 @@ class PacketQueue:
 
     def _configure(self, made: socket.socket, body: bytes) -> int:
         made.send(self._message(_CONFIG, body, NLM_F_ACK))
-        buffer = made.recv(_RECEIVE_BYTES)
-        _, kind, _, _, _ = HEADER.unpack_from(buffer)
-        return -int(struct.unpack_from("=i", buffer, HEADER.size)[0]) if kind == NLMSG_ERROR else 0
+        return error_in(made.recv(_RECEIVE_BYTES))
 
     def _message(self, kind: int, body: bytes, flags: int = 0) -> bytes:
         size = HEADER.size + _NFGENMSG.size + len(body)
@@ -154,19 +152,12 @@ class PacketQueue:
 
 
 def _deferred(buffer: bytes) -> Iterator[Deferred]:
-    offset = 0
-    while offset + HEADER.size <= len(buffer):
-        length, kind, _, _, _ = HEADER.unpack_from(buffer, offset)
-        end = offset + length
-        if length < HEADER.size or end > len(buffer):
-            return
-        if kind == _PACKET:
-            mark, packet = 0, None
-            for attribute_, start, _ in attributes(buffer, offset + HEADER.size + _NFGENMSG.size, end):
-                if attribute_ == _PACKET_HEADER:
-                    packet = int.from_bytes(buffer[start : start + 4], "big")
-                elif attribute_ == _MARK:
-                    mark = int.from_bytes(buffer[start : start + 4], "big")
-            if packet is not None:
-                yield Deferred(mark, packet)
-        offset += aligned(length)
+    for begin, end in bodies(buffer, _PACKET, _NFGENMSG.size):
+        mark, packet = 0, None
+        for attribute_, start, _ in attributes(buffer, begin, end):
+            if attribute_ == _PACKET_HEADER:
+                packet = int.from_bytes(buffer[start : start + 4], "big")
+            elif attribute_ == _MARK:
+                mark = int.from_bytes(buffer[start : start + 4], "big")
+        if packet is not None:
+            yield Deferred(mark, packet)

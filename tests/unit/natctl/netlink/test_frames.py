@@ -19,6 +19,8 @@ from natctl.netlink.frames import (
     DumpInterrupted,
     attribute,
     attributes,
+    bodies,
+    error_in,
     nested,
 )
 
@@ -124,3 +126,24 @@ def test_attributes_come_back_as_they_were_packed(packed: list[tuple[int, bytes]
 def test_garbage_instead_of_attributes_ends_the_walk_within_bounds(garbage: bytes) -> None:
     for _, start, end in attributes(garbage, 0, len(garbage)):
         assert 4 <= start <= end <= len(garbage)
+
+
+def test_messages_of_one_type_are_found_among_others() -> None:
+    def message(kind: int, body: bytes) -> bytes:
+        return HEADER.pack(HEADER.size + len(body), kind, 0, 1, 0) + body + bytes(-len(body) % 4)
+
+    buffer = message(7, b"head" + b"one") + message(8, b"headtwo!") + message(7, b"headthree")
+    assert [buffer[start:end] for start, end in bodies(buffer, 7, 4)] == [b"one", b"three"]
+
+
+@given(st.binary(max_size=200))
+def test_nonsense_instead_of_messages_ends(data: bytes) -> None:
+    for start, end in bodies(data, 7, 4):
+        assert 0 < start <= len(data) + 4
+        assert end <= len(data)
+
+
+def test_an_error_is_read_and_no_error_is_none() -> None:
+    assert error_in(HEADER.pack(20, NLMSG_ERROR, 0, 1, 0) + struct.pack("=i", -errno.EBUSY)) == errno.EBUSY
+    assert error_in(HEADER.pack(20, NLMSG_ERROR, 0, 1, 0) + struct.pack("=i", 0)) == 0
+    assert error_in(HEADER.pack(20, NLMSG_DONE, 0, 1, 0) + bytes(4)) == 0
