@@ -141,6 +141,11 @@ def dropped(lab: Lab, node: str) -> dict[str, int]:
     return found
 
 
+def clashes(lab: Lab, host: str) -> int:
+    """Return how many first packets the kernel dropped because another one took their port: conntrack's statistics."""
+    return sum(map(int, re.findall(r"insert_failed=(\d+)", lab.run(host, "conntrack", "-S"))))
+
+
 def tracked(lab: Lab, node: str, address: IPv4Address) -> int:
     """Return of how many connections with an address the kernel of a machine keeps state."""
     return sum(f"={address} " in line for line in lab.run(node, "conntrack", "-L").splitlines())

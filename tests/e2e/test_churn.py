@@ -100,13 +100,17 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
             talked = list(pool.map(Held.finish, lasting))
         sent = sum(witness.syns_sent(lab, name) for name in GUESTS)
         seen_syns = arrived()
+        clashes = sum(witness.clashes(lab, host) for host in net.HOSTS)
     seen = recorded(records)
 
     # None refused, none cut: by the clients' words, by packets, and by what edges mapped while connections lived.
     assert sum(tally.fail for tally in ended + talked) == 0
     assert sum(tally.ok for tally in ended) == len(GUESTS) * (BY_RESET + BY_FIN)
     assert [(tally.alive, tally.dead) for tally in talked] == [(LASTING, 0)] * len(GUESTS)
-    assert (sent, _drops(lab)) == (seen_syns, 0)
+    assert _drops(lab) == 0
+    # Two of one VM on two processors in the same microseconds may choose one port; the kernel drops the second.
+    assert 0 <= sent - seen_syns <= clashes
+    assert clashes < sent / 5_000
     assert watcher.faults == []
     assert watcher.flows > 10_000
     # No port had two owners, nor a new one too early, by what the other side saw; and whois knows whose it was.

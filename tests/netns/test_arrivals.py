@@ -301,8 +301,9 @@ def test_a_deferral_that_is_partly_used_stays_as_it_is(scene: Scene, door: Door)
     scene.host.namespace.nft("add table ip other")
     assert kernel.run(kernel.kernel.ensure()) == ()
     assert kernel.run(kernel.kernel.observe()).host == {entry.domain: entry}
-    scene.send(2)
-    assert len(door.next()) == 1
+    scene.send(4)
+    assert door.next()
+    assert len(scene.connections("-p", "udp")) == 3
 
 
 def test_nft_shows_budgets_and_lifetimes_in_words(scene: Scene) -> None:
