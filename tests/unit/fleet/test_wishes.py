@@ -98,6 +98,15 @@ def test_what_the_operator_says_is_kept_over_restarts_and_gives_way_to_the_xml()
     assert vm(fleet).set == Wishes(floor=320, cap=640)
 
 
+def test_a_host_hears_of_a_new_cap_at_once() -> None:
+    fleet = started(Wishes())
+    for cap, at_cap in ((256, True), (512, False)):
+        fleet.ask(lambda manager, cap=cap: manager.set_wishes(ONE, Wishes(cap=cap)))  # type: ignore[misc]
+        fleet.run()
+        entry = fleet.machines[HOST1].kernel.host[ONE]
+        assert (entry.at_cap, entry.defer_after is None) == (at_cap, at_cap)
+
+
 def test_nonsense_in_the_xml_never_keeps_a_vm_from_starting() -> None:
     fleet = started(Wishes(floor=2**63, cap=-5, weight=0, policy="\x00", drain_limit_s=float("1e300")))
     assert fleet.machines[HOST1].answers[1] == ""
