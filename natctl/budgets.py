@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from cpm.model import DomainUUID, PortRange
 from natctl.desired import Destination
+from natctl.port_use import PART, PARTS, Filling
 
 SUDDEN_PER_S = 20_000.0
 """Connections per second that a VM may begin with from one instant to the next."""
@@ -51,6 +52,10 @@ REFUSE_S = 2.0
 """Seconds after which the kernel forgets by itself that a VM is refused."""
 FASTEST_PER_S = 100_000.0
 """Connections per second that no VM can begin: what says so speaks of an older budget."""
+FULL = 0.9
+"""Share of a part of a range in use from which the part counts as one run without a gap."""
+STRAGGLERS = 4
+"""One in so many of the connections that still find a port is kept for those that were deferred a moment ago."""
 _TELLING = 16
 """Arrivals from which on a count tells whether they needed ports."""
 
@@ -66,12 +71,29 @@ def usable(size: int) -> int:
     return size if size <= 128 else size * 3 // 4
 
 
+def room(size: int, in_use: float, densest: float) -> float:
+    """
+    Return how many connections may begin, at once, that next to certainly find a port.
+
+    Until the range is used as far as can be counted on (:func:`usable`), or until its densest part is full: new
+    connections spread over the whole range, and where a former range is part of it they fill that first. Once a quarter
+    of a range is one run without a gap, one connection in 300 finds none. A quarter of what is left is always counted
+    on: of a range that was outgrown long ago nothing else can be said.
+
+    :param size: Ports of the range.
+    :param in_use: Ports in use.
+    :param densest: Share of the ports in use of its densest part, as :attr:`natctl.port_use.Filling.densest`.
+    """
+    left = max(0.0, usable(size) - in_use)
+    return left if size <= PART else max(left / 4, min(left, size * (FULL - densest)))
+
+
 def findable(size: int) -> int:
     """Return how many ports of a range can be used while connections come and go: it then hardly clusters."""
     return size if size <= 128 else size - size // 16
 
 
-def budget(size: int, in_use: float, rate: float) -> int:
+def budget(size: int, in_use: float, rate: float, densest: float = 0.0) -> int:
     """
     Return how many connections may begin before the kernel speaks up.
 
@@ -81,10 +103,11 @@ def budget(size: int, in_use: float, rate: float) -> int:
     :param size: Ports of the range.
     :param in_use: Ports in use.
     :param rate: Connections per second of late.
+    :param densest: As in :func:`room`.
     """
-    left = usable(size) - in_use
-    too_early = math.ceil(size * LEAST_USE - in_use)
-    return max(0, too_early, int(left) // 4, math.floor(left - max(rate, SUDDEN_PER_S) * REACTION_S))
+    left = room(size, in_use, densest)
+    reserve = max(rate, SUDDEN_PER_S) * REACTION_S
+    return max(0, _too_early(size, in_use), int(left) // 4, math.floor(left - reserve))
 
 
 class Ask(NamedTuple):
@@ -145,6 +168,14 @@ class _Watch:
     since: float
     highest: float = 0.0
     """The same with those that may have come unseen."""
+    densest: float = 0.0
+    """Share of the ports in use of the densest part of the range, if as many are in use as that."""
+    may_go_on: int = 0
+    """How many of those that are deferred find a port beside those that the kernel lets begin."""
+    gone_on: int = 0
+    """How many went on since the budget was given; they do not count as begun one after the other."""
+    deferring_from: float = math.inf
+    """Ports in use at which connections are deferred, at most."""
     arrived: float = 0.0
     """Arrivals until ``since``."""
     armed: int = 0
@@ -182,30 +213,43 @@ class _Watch:
 
     def arm(self, now: float) -> None:
         """Choose another budget; never the same number, because the kernel would go on where it is."""
+        size = self.ports.size
+        too_early = _too_early(size, self.level)
+        may_begin = int(max(room(size, self.highest, self.densest), too_early + size / PARTS / 2))
+        # Those that wait go first. Others may be under way here that the kernel deferred by what it held before.
+        waiting = min(len(self.deferred), may_begin)
+        stragglers = (may_begin - waiting) // STRAGGLERS if self.defer_after is not None else 0
+        left = max(1, may_begin - waiting - stragglers)
         if self.at_cap:
             # Said when the last port is taken, so that the next one is not left in silence.
-            fresh = max(0, self.ports.size - int(self.level) - 1)
+            fresh = max(0, size - int(self.level) - 1)
         else:
-            fresh = budget(self.ports.size, self.level, self.rate)
+            # In time before one has to wait.
+            fresh = min(budget(size, self.level, self.rate, self.densest), waiting + left // 2)
+            fresh = max(fresh, too_early)
         while fresh in (self.armed, self.in_kernel):
             fresh += 1
-        self.armed = fresh
-        before, self.defer_after = self.defer_after, None
+        self.armed, self.may_go_on, self.gone_on = fresh, waiting + stragglers, 0
+        before, self.defer_after, self.deferring_from = self.defer_after, None, math.inf
         if not self.at_cap and not 0 < self.patient_from - now <= LONGEST_IMPATIENCE_S:
-            # Those that are deferred come on top, without being counted once more.
-            left = max(1, usable(self.ports.size) - math.ceil(self.highest) - len(self.deferred))
             self.defer_after = left if left != before else left + 1
+            self.deferring_from = self.highest + self.may_go_on + self.defer_after
         self.armed_from = self.arrived
         self.armed_at = None
         self.is_spent = False
 
     def is_stale(self, now: float) -> bool:
         """Whether a signal that comes now is about an older budget than this one."""
-        return self.armed_at is None or self.is_too_soon(self.armed, now)
+        return self.armed_at is None or self.is_too_soon(self.armed - self.gone_on, now)
 
     def is_too_soon(self, connections: int, now: float) -> bool:
         """Whether nobody can have begun so many connections since the kernel holds the budget."""
         return self.armed_at is not None and 0 <= now - self.armed_at < connections / FASTEST_PER_S
+
+    def has_arrived(self, least: float, now: float) -> None:
+        """Take note of how many have arrived at least, unless that is known."""
+        if least > self.arrived:
+            self.arrive(least, now)
 
     def arrive(self, total: float, now: float) -> None:
         """Take note of how many have arrived by now."""
@@ -213,11 +257,13 @@ class _Watch:
         self.rate = fresh / max(now - self.since, 1e-3)
         self.level = min(float(self.ports.size), self.level + fresh)
         self.highest = min(float(self.ports.size), self.highest + fresh)
+        self.densest = min(1.0, self.densest + fresh / self.ports.size)
         self.uncounted += fresh
         self.arrived, self.since = total, now
 
-    def take_count(self, in_use: int) -> None:
+    def take_count(self, filling: Filling) -> None:
         """Take note of an exact count, and of what it says about the arrivals before it."""
+        in_use, self.densest = filling
         self.level = self.highest = float(in_use)
         if self.uncounted >= _TELLING:
             needed = in_use - self.counted_level
@@ -298,15 +344,18 @@ class Arrivals:
             # What came since the last signal is not known, but that it went on as it did.
             level = before.level + before.rate * min(max(now - before.since, 0.0), 0.1)
             if before.deferred:
-                level = min(level, float(usable(before.ports.size)))
-            most = before.ports.size if before.defer_after is None else usable(before.ports.size)
-            unseen = min(before.highest + SUDDEN_PER_S * max(now - before.since, 0.0), float(most))
+                level = min(level, before.deferring_from)
+            most = min(float(before.ports.size), before.deferring_from)
+            unseen = min(before.highest + SUDDEN_PER_S * max(now - before.since, 0.0), most)
+            highest = min(float(ports.size), max(level, unseen))
+            densest = before.densest + (highest - before.highest) / before.ports.size
             watch = dataclasses.replace(
                 before,
                 ports=ports,
                 at_cap=at_cap,
                 level=min(float(ports.size), level),
-                highest=min(float(ports.size), max(level, unseen)),
+                highest=highest,
+                densest=_densest_of(ports.size, highest, densest if before.ports.size <= ports.size else None),
                 # Those that were deferred did not all come in the moment in which they go on.
                 since=before.deferred_since if before.deferred else now,
                 asked_at=None,
@@ -336,13 +385,7 @@ class Arrivals:
         if not watch.deferred or watch.defer_after is None:
             return [*_released(watch)]
         # As many as find a port, and for the others more is asked for at once.
-        steps = _released(watch, max(0, int(usable(watch.ports.size) - watch.highest)))
-        released = sum(len(step.packets) for step in steps)
-        watch.arrive(watch.arrived + released, now)
-        if watch.deferred and not watch.is_waiting(now):
-            watch.wants_count = True
-            return [*steps, self._ask(domain, watch, now)]
-        return [*steps]
+        return self._let_go_on(domain, watch, now)
 
     def spent(self, domain: DomainUUID, now: float) -> list[Step]:
         """The kernel says that a VM's budget is used up; when that is an older one, it will say so again."""
@@ -351,17 +394,17 @@ class Arrivals:
             return []
         if not watch.is_spent:
             watch.is_spent = True
-            watch.arrive(max(watch.arrived, watch.armed_from + watch.armed + 1), now)
+            watch.has_arrived(watch.armed_from + watch.armed + 1, now)
         if watch.at_cap:
             return self._count(domain, watch, now)
+        if watch.is_waiting(now):
+            return []
         if not watch.is_short:
             watch.arm(now)
             return [Arm(domain)]
         if watch.is_believed and watch.may_ask(now):
             watch.wants_count = True
             return [self._ask(domain, watch, now)]
-        if watch.is_waiting(now):
-            return []
         # The next signal tells how fast they come, and a rate that is new is believed.
         watch.arm(now)
         return [Arm(domain), *self._count(domain, watch, now)]
@@ -373,29 +416,31 @@ class Arrivals:
         :param packets: The first packet of each, by the kernel's numbers.
         """
         watch = self._vms.get(domain)
-        if watch is None or watch.defer_after is None or watch.is_too_soon(watch.defer_after, now):
+        if watch is None or watch.defer_after is None:
             return [Release(tuple(packets))]
         if not watch.deferred:
             watch.deferred_since = now
         watch.deferred += packets
+        if watch.is_too_soon(watch.defer_after, now):
+            return self._let_go_on(domain, watch, now)
         if watch.armed_at is None or watch.is_waiting(now):
             # They go on with what is on its way.
             return []
         if watch.is_spent and watch.is_believed:
             # Also when it was turned down a moment ago: that the range is used up is news.
-            watch.arrive(max(watch.arrived, watch.armed_from + watch.defer_after), now)
+            watch.has_arrived(watch.armed_from + watch.defer_after, now)
             watch.wants_count = True
             return [self._ask(domain, watch, now)]
         # What is deferred is counted before it is known where to it goes, and many may have ended.
         steps = self._count(domain, watch, now)
         return steps if watch.counting else self._give_up(domain, watch, now)
 
-    def counted(self, count: Count, in_use: int, full: frozenset[Destination], now: float) -> list[Step]:
+    def counted(self, count: Count, filling: Filling, full: frozenset[Destination], now: float) -> list[Step]:
         """
         A count that was asked for is there.
 
         :param count: What was asked for; it says nothing of ports that have changed since.
-        :param in_use: Ports of the range that some connection has.
+        :param filling: How many ports of the range some connection has.
         :param full: Destinations where to every port of the range is taken; of a VM at its cap.
         """
         domain, watch = count.domain, self._vms.get(count.domain)
@@ -404,7 +449,7 @@ class Arrivals:
         watch.counting, watch.counted_at = False, now
         if (watch.ports, watch.at_cap) != (count.ports, count.at_cap):
             return []
-        watch.take_count(in_use)
+        watch.take_count(filling)
         steps: list[Step] = []
         if watch.at_cap:
             steps += self._refuse(domain, watch, full)
@@ -423,7 +468,7 @@ class Arrivals:
             watch.counting = False
 
     def measured(
-        self, domain: DomainUUID, ports: PortRange, in_use: int, arrived: int | None, now: float
+        self, domain: DomainUUID, ports: PortRange, filling: Filling, arrived: int | None, now: float
     ) -> list[Step]:
         """
         The periodic pass has counted: catches up with signals that were lost, and gives new budgets before old ones
@@ -437,14 +482,14 @@ class Arrivals:
             return []
         if arrived is not None and watch.is_adopted:
             watch.arrived = watch.armed_from = float(arrived)
-            watch.counted_level, watch.since, watch.is_adopted = float(in_use), now, False
+            watch.counted_level, watch.since, watch.is_adopted = float(filling.in_use), now, False
         elif arrived is not None:
             watch.armed_from = min(watch.armed_from, arrived)
             if arrived < watch.arrived:
                 # An estimate was too high, or the table was made anew.
                 watch.arrived = float(arrived)
             watch.arrive(float(arrived), now)
-        watch.take_count(in_use)
+        watch.take_count(filling)
         if watch.is_short and watch.may_ask(now):
             return [self._ask(domain, watch, now)]
         is_low = watch.arrived - watch.armed_from > watch.armed / 2
@@ -493,6 +538,20 @@ class Arrivals:
         watch.arm(now)
         return [*steps, Arm(domain)]
 
+    def _let_go_on(self, domain: DomainUUID, watch: _Watch, now: float) -> list[Step]:
+        """Let as many go on as find a port, and ask for more at once for the others."""
+        steps: list[Step] = [*_released(watch, watch.may_go_on)]
+        released = sum(len(step.packets) for step in steps if isinstance(step, Release))
+        watch.may_go_on -= released
+        watch.gone_on += released
+        watch.has_arrived(watch.arrived + released, now)
+        if watch.deferred and not watch.is_waiting(now):
+            if _too_early(watch.ports.size, watch.level + len(watch.deferred)):
+                return [*steps, *_released(watch)]
+            watch.wants_count = True
+            return [*steps, self._ask(domain, watch, now)]
+        return steps
+
     def _ask(self, domain: DomainUUID, watch: _Watch, now: float) -> Ask:
         watch.asked_at = now
         waiting = len(watch.deferred)
@@ -518,3 +577,20 @@ def _released(watch: _Watch, most: int | None = None) -> list[Release]:
     """Take note that those that have waited longest go on; all of them, unless said otherwise."""
     packets, watch.deferred = watch.deferred[:most], [] if most is None else watch.deferred[most:]
     return [Release(tuple(packets))] if packets else []
+
+
+def _too_early(size: int, in_use: float) -> int:
+    """Return how many connections may begin before the manager would listen."""
+    return max(0, math.ceil(size * LEAST_USE - in_use))
+
+
+def _densest_of(size: int, in_use: float, before: float | None) -> float:
+    """
+    Reckon the densest part of a range in which connections of a former one are; never too low where that grew.
+
+    :param before: Densest part of the range that has grown into this one; None: it became smaller, and what is left is
+        taken to be spread evenly until it is counted.
+    """
+    if before is None:
+        return in_use / size
+    return min(1.0, before, in_use / max(size / PARTS, PART))

@@ -296,15 +296,15 @@ class Natd:
             work = await self._counting.get()
             ports, full = work.count.ports, frozenset[Destination]()
             try:
-                in_use = (await conntrack.ports_of(work.internal)).in_use(ports)
-                if work.count.at_cap and in_use == ports.size:
+                filling = (await conntrack.ports_of(work.internal)).filling(ports)
+                if work.count.at_cap and filling.in_use == ports.size:
                     full = await conntrack.crowded(work.internal, ports)
             except KernelError as error:
                 log.warning("%s", error)
                 self._node.not_counted(work)
             else:
-                log.debug("%s: %d in use, none left for %d destinations", work.count, in_use, len(full))
-                self._node.counted(work, in_use, full, clock.now())
+                log.debug("%s: %d in use, none left for %d destinations", work.count, filling.in_use, len(full))
+                self._node.counted(work, filling, full, clock.now())
             self._carry_out()
 
     # The manager

@@ -52,7 +52,7 @@ from natctl import budgets
 from natctl.budgets import Arrivals, Release
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
 from natctl.observed import NOTHING_COUNTED, Counted
-from natctl.port_use import PortUse
+from natctl.port_use import Filling, PortUse
 from qga_agent.samples import Rates
 
 TAP_GRACE_S = 3.0
@@ -540,13 +540,13 @@ class Node:
             uuid = domains.get(index)
             self._act(self._arrivals.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))], now)
 
-    def counted(self, work: CountPorts, in_use: int, full: frozenset[Destination], now: float) -> None:
+    def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
         """
         The ports of a VM were counted, as commanded.
 
         :param full: Where to no port of the range is left.
         """
-        self._act(self._arrivals.counted(work.count, in_use, full, now), now)
+        self._act(self._arrivals.counted(work.count, filling, full, now), now)
 
     def not_counted(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
@@ -623,8 +623,8 @@ class Node:
             return
         for uuid, vm in self._host.items():
             if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
-                in_use = use.in_use(vm.internal, vm.ports)
-                self._act(self._arrivals.measured(uuid, vm.ports, in_use, connections.get(uuid), now), now)
+                filling = use.filling(vm.internal, vm.ports)
+                self._act(self._arrivals.measured(uuid, vm.ports, filling, connections.get(uuid), now), now)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that is smaller began again."""

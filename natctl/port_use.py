@@ -11,7 +11,9 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
+from itertools import pairwise
 from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from cpm.model import PortRange
 
@@ -19,6 +21,21 @@ IP_PROTOCOL_NAMES: Mapping[int, str] = MappingProxyType(
     {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 132: "sctp", 136: "udplite"}
 )
 """Protocols whose connections have a port, or an identifier that takes its place (ICMP echo, GRE key)."""
+
+
+PART: Final = 128
+"""Ports within which the kernel is certain to find one that is free; a part of a range is no smaller."""
+PARTS: Final = 8
+"""Into how many parts of equal size a range is divided at most, to see how evenly it is used."""
+
+
+class Filling(NamedTuple):
+    """How full a range is."""
+
+    in_use: int
+    """Ports with a connection, in the protocol that takes most of them."""
+    densest: float
+    """The same of its densest part (:data:`PARTS`, each of at least :data:`PART` ports), as a share: 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,6 +74,12 @@ class VMPorts:
         """Return how many ports of the range are taken, in the protocol that takes most of them."""
         return max((_count(each.distinct, ports) for each in self.protocols.values()), default=0)
 
+    def filling(self, ports: PortRange) -> Filling:
+        """Return how full the range is, and its densest part."""
+        parts = _parts(ports)
+        dense = (_count(each.distinct, part) / part.size for each in self.protocols.values() for part in parts)
+        return Filling(self.in_use(ports), max(dense, default=0.0))
+
     def in_use_by_protocol(self, ports: PortRange) -> dict[str, int]:
         """Return how many ports of the range each protocol takes, by its name; those that take none are left out."""
         counts = {number: _count(each.distinct, ports) for number, each in self.protocols.items()}
@@ -90,6 +113,10 @@ class PortUse:
         """Return how many ports of the range the VM has taken, in the protocol that takes most of them."""
         return self.of(internal).in_use(ports)
 
+    def filling(self, internal: IPv4Address, ports: PortRange) -> Filling:
+        """Return how full a range of the VM is."""
+        return self.of(internal).filling(ports)
+
     def connections(self, internal: IPv4Address, ports: PortRange) -> int:
         """Return how many connections of the VM have a port of the range, over all protocols."""
         return self.of(internal).connections(ports)
@@ -97,3 +124,9 @@ class PortUse:
 
 def _count(ports: array[int], within: PortRange) -> int:
     return bisect_right(ports, within.last) - bisect_left(ports, within.first)
+
+
+def _parts(ports: PortRange) -> tuple[PortRange, ...]:
+    count = min(max(ports.size // PART, 1), PARTS)
+    bounds = [ports.first + ports.size * number // count for number in range(count + 1)]
+    return tuple(PortRange(first, behind - 1) for first, behind in pairwise(bounds))

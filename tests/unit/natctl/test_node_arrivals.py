@@ -11,7 +11,7 @@ from natctl.budgets import Release
 from natctl.desired import Destination, HostEntry, Path
 from natctl.node import Command, CountPorts, Identity, Node, Program, RefuseNew, Replace, Send, Warn
 from natctl.observed import Counted
-from natctl.port_use import PortUse, VMPorts
+from natctl.port_use import Filling, PortUse, VMPorts
 from qga_agent.samples import Rates
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")
@@ -186,7 +186,7 @@ def test_a_vm_at_its_cap_is_refused_in_words_and_somebody_is_told() -> None:
     node.spent(1, AT + 1)
     commands = done(node, AT + 1)
     assert needs(commands) == []
-    node.counted(counting(commands), FLOOR.size, frozenset({THERE}), AT + 1.02)
+    node.counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
     commands = done(node, AT + 1.02)
     assert RefuseNew({VM: frozenset({THERE})}, budgets.REFUSE_S) in commands
     (warning,) = (command.text for command in commands if isinstance(command, Warn))
@@ -194,7 +194,7 @@ def test_a_vm_at_its_cap_is_refused_in_words_and_somebody_is_told() -> None:
     assert entry(commands).at_cap
     node.tick(AT + 1.6)
     again = counting(done(node, AT + 1.6))
-    node.counted(again, 255, frozenset(), AT + 1.62)
+    node.counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
     assert RefuseNew({}, budgets.REFUSE_S) in done(node, AT + 1.62)
 
 

@@ -50,3 +50,23 @@ def test_a_reading_answers_for_every_vm() -> None:
     assert read.connections(mine, PortRange(20000, 20063)) == 3
     assert read.in_use(other, PortRange(1, 65535)) == 0
     assert read.connections(other, PortRange(1, 65535)) == 0
+
+
+def test_the_densest_part_is_an_eighth_of_the_range_and_never_a_few_ports() -> None:
+    large = PortRange(20000, 20000 + 2047)
+    taken = VMPorts.of({6: range(20256, 20256 + 192)})
+    assert taken.filling(large) == (192, 0.75)
+    # Half of it in one protocol is not half of it in two.
+    both = VMPorts.of({6: range(20256, 20256 + 128), 17: range(20256 + 128, 20256 + 256)})
+    assert both.filling(large) == (128, 0.5)
+    small = PortRange(20000, 20099)
+    assert VMPorts.of({6: range(20000, 20010)}).filling(small) == (10, 0.1)
+    assert VMPorts().filling(small) == (0, 0.0)
+
+
+@given(st.integers(1, 3000), st.sets(st.integers(20000, 23000)))
+def test_the_densest_part_is_at_least_as_dense_as_the_whole(size: int, taken: set[int]) -> None:
+    ports = PortRange(20000, 20000 + size - 1)
+    in_use, densest = VMPorts.of({6: taken}).filling(ports)
+    assert in_use / size <= densest + 1e-9
+    assert densest <= 1
