@@ -23,18 +23,13 @@ from typing import NamedTuple
 
 from cpm.model import DomainUUID, PortRange
 from natctl.desired import Destination
-from natctl.port_use import PART, PARTS, Filling
+from natctl.port_search import LEAST_USE, REACTION_S, SUDDEN_PER_S, budget, densest_of, findable, room, too_early
+from natctl.port_use import PARTS, Filling
 
-SUDDEN_PER_S = 20_000.0
-"""Connections per second that a VM may begin with from one instant to the next."""
-REACTION_S = 0.03
-"""Seconds from a signal until a larger range is in force, at worst."""
 HORIZON_S = 3.0
 """More is asked for when the ports would run out within so many seconds."""
 CROWDED = 0.75
 """Or when so much of the range is in use, and more connections keep coming."""
-LEAST_USE = 0.25
-"""Share of the range in use below which nothing is asked for: the manager would not listen."""
 PATIENCE_S = 1.0
 """Seconds after which a request that nothing came of may be repeated."""
 COUNT_GAP_S = 0.25
@@ -52,62 +47,10 @@ REFUSE_S = 2.0
 """Seconds after which the kernel forgets by itself that a VM is refused."""
 FASTEST_PER_S = 100_000.0
 """Connections per second that no VM can begin: what says so speaks of an older budget."""
-FULL = 0.9
-"""Share of a part of a range in use from which the part counts as one run without a gap."""
 STRAGGLERS = 4
 """One in so many of the connections that still find a port is kept for those that were deferred a moment ago."""
 _TELLING = 16
 """Arrivals from which on a count tells whether they needed ports."""
-
-
-def usable(size: int) -> int:
-    """
-    Return how many ports of a range can be counted on while connections rush in.
-
-    Of more than 128 ports the kernel looks at runs of 128, 64, 32 and 16, each from a random port on, and gives up
-    (``nf_nat_l4proto_unique_tuple`` in net/netfilter/nf_nat_core.c). It takes the first free port after a random one,
-    so what is taken grows together into runs, and beyond three quarters some are longer than it looks.
-    """
-    return size if size <= 128 else size * 3 // 4
-
-
-def room(size: int, in_use: float, densest: float) -> float:
-    """
-    Return how many connections may begin, at once, that next to certainly find a port.
-
-    Until the range is used as far as can be counted on (:func:`usable`), or until its densest part is full: new
-    connections spread over the whole range, and where a former range is part of it they fill that first. Once a quarter
-    of a range is one run without a gap, one connection in 300 finds none. A quarter of what is left is always counted
-    on: of a range that was outgrown long ago nothing else can be said.
-
-    :param size: Ports of the range.
-    :param in_use: Ports in use.
-    :param densest: Share of the ports in use of its densest part, as :attr:`natctl.port_use.Filling.densest`.
-    """
-    left = max(0.0, usable(size) - in_use)
-    return left if size <= PART else max(left / 4, min(left, size * (FULL - densest)))
-
-
-def findable(size: int) -> int:
-    """Return how many ports of a range can be used while connections come and go: it then hardly clusters."""
-    return size if size <= 128 else size - size // 16
-
-
-def budget(size: int, in_use: float, rate: float, densest: float = 0.0) -> int:
-    """
-    Return how many connections may begin before the kernel speaks up.
-
-    As many as leave ports for what may arrive before a larger range is in force; of a range too small for that, a
-    quarter of what is left. Never so few that it would be too early to ask.
-
-    :param size: Ports of the range.
-    :param in_use: Ports in use.
-    :param rate: Connections per second of late.
-    :param densest: As in :func:`room`.
-    """
-    left = room(size, in_use, densest)
-    reserve = max(rate, SUDDEN_PER_S) * REACTION_S
-    return max(0, _too_early(size, in_use), int(left) // 4, math.floor(left - reserve))
 
 
 class Ask(NamedTuple):
@@ -214,8 +157,8 @@ class _Watch:
     def arm(self, now: float) -> None:
         """Choose another budget; never the same number, because the kernel would go on where it is."""
         size = self.ports.size
-        too_early = _too_early(size, self.level)
-        may_begin = int(max(room(size, self.highest, self.densest), too_early + size / PARTS / 2))
+        silent = too_early(size, self.level)
+        may_begin = int(max(room(size, self.highest, self.densest), silent + size / PARTS / 2))
         # Those that wait go first. Others may be under way here that the kernel deferred by what it held before.
         waiting = min(len(self.deferred), may_begin)
         stragglers = (may_begin - waiting) // STRAGGLERS if self.defer_after is not None else 0
@@ -226,7 +169,7 @@ class _Watch:
         else:
             # In time before one has to wait.
             fresh = min(budget(size, self.level, self.rate, self.densest), waiting + left // 2)
-            fresh = max(fresh, too_early)
+            fresh = max(fresh, silent)
         while fresh in (self.armed, self.in_kernel):
             fresh += 1
         self.armed, self.may_go_on, self.gone_on = fresh, waiting + stragglers, 0
@@ -355,7 +298,7 @@ class Arrivals:
                 at_cap=at_cap,
                 level=min(float(ports.size), level),
                 highest=highest,
-                densest=_densest_of(ports.size, highest, densest if before.ports.size <= ports.size else None),
+                densest=densest_of(ports.size, highest, densest if before.ports.size <= ports.size else None),
                 # Those that were deferred did not all come in the moment in which they go on.
                 since=before.deferred_since if before.deferred else now,
                 asked_at=None,
@@ -546,7 +489,7 @@ class Arrivals:
         watch.gone_on += released
         watch.has_arrived(watch.arrived + released, now)
         if watch.deferred and not watch.is_waiting(now):
-            if _too_early(watch.ports.size, watch.level + len(watch.deferred)):
+            if too_early(watch.ports.size, watch.level + len(watch.deferred)):
                 return [*steps, *_released(watch)]
             watch.wants_count = True
             return [*steps, self._ask(domain, watch, now)]
@@ -577,20 +520,3 @@ def _released(watch: _Watch, most: int | None = None) -> list[Release]:
     """Take note that those that have waited longest go on; all of them, unless said otherwise."""
     packets, watch.deferred = watch.deferred[:most], [] if most is None else watch.deferred[most:]
     return [Release(tuple(packets))] if packets else []
-
-
-def _too_early(size: int, in_use: float) -> int:
-    """Return how many connections may begin before the manager would listen."""
-    return max(0, math.ceil(size * LEAST_USE - in_use))
-
-
-def _densest_of(size: int, in_use: float, before: float | None) -> float:
-    """
-    Reckon the densest part of a range in which connections of a former one are; never too low where that grew.
-
-    :param before: Densest part of the range that has grown into this one; None: it became smaller, and what is left is
-        taken to be spread evenly until it is counted.
-    """
-    if before is None:
-        return in_use / size
-    return min(1.0, before, in_use / max(size / PARTS, PART))

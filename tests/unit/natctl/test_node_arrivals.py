@@ -11,6 +11,7 @@ from natctl.budgets import Release
 from natctl.desired import Destination, HostEntry, Path
 from natctl.node import Command, CountPorts, Identity, Node, Program, RefuseNew, Replace, Send, Warn
 from natctl.observed import Counted
+from natctl.port_search import budget
 from natctl.port_use import Filling, PortUse, VMPorts
 from qga_agent.samples import Rates
 
@@ -68,7 +69,7 @@ def test_ports_come_with_a_budget() -> None:
     node.connected(AT)
     node.received(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
-    assert replace.host[VM].budget == budgets.budget(FLOOR.size, 0, 0)
+    assert replace.host[VM].budget == budget(FLOOR.size, 0, 0)
 
 
 def test_a_burst_is_told_at_once_and_once() -> None:
