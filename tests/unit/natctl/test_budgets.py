@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.model import DomainUUID, PortRange
-from natctl import budgets
+from natctl import budgets, watch
 from natctl.budgets import Arm, Arrivals, Ask, Count, Exhausted, Refuse, Release
 from natctl.desired import Destination
 from natctl.port_search import budget, room, usable
@@ -68,7 +68,7 @@ def test_at_most_one_request_is_outstanding() -> None:
     assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.004))
     for later in (0.005, 0.1, 0.9):
         assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + later))
-    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.004 + budgets.PATIENCE_S))
+    assert any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.004 + watch.PATIENCE_S))
 
 
 def test_new_ports_bring_a_new_budget_and_another_request_may_follow() -> None:
@@ -149,7 +149,7 @@ def test_a_count_that_shows_need_asks() -> None:
     (arm, counting) = arrivals.spent(VM, AT + 0.5)
     assert (arm, isinstance(counting, Count)) == (Arm(VM), True)
     assert isinstance(counting, Count)
-    (asked,) = arrivals.counted(counting, evenly(230), frozenset(), AT + budgets.PATIENCE_S)
+    (asked,) = arrivals.counted(counting, evenly(230), frozenset(), AT + watch.PATIENCE_S)
     assert isinstance(asked, Ask)
     assert asked.ports_in_use == 230
 
@@ -176,7 +176,7 @@ def test_who_was_turned_down_is_quiet_for_a_while() -> None:
     hold(arrivals, AT + 0.01)
     assert not any(isinstance(step, Ask) for step in arrivals.spent(VM, AT + 0.1))
     hold(arrivals, AT + 0.1)
-    later = AT + 0.01 + budgets.PATIENCE_S
+    later = AT + 0.01 + watch.PATIENCE_S
     arrivals.spent(VM, later)
     hold(arrivals, later)
     assert any(isinstance(step, Ask) for step in arrivals.spent(VM, later + 0.01))
