@@ -11,24 +11,19 @@ in net/netfilter/nfnetlink_queue.c.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from cpm.errors import KernelError
 from natctl.desired import Queueing
 from natctl.netlink import encoding
-from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, attribute, attributes, bodies, error_in
-from natctl.netlink.wire import NETFILTER, Wire
+from natctl.netlink.frames import attribute, attributes
+from natctl.netlink.netfilter import Listener, packets_in
+from natctl.netlink.wire import Wire
 from natctl.ruleset.expressions import extension_queue_to, queue_to
 
 _PACKET, _VERDICT, _CONFIG = 3 << 8 | 0, 3 << 8 | 1, 3 << 8 | 2  # NFNL_SUBSYS_QUEUE
-_NFGENMSG = struct.Struct("!BBH")
 _CFG_COMMAND, _CFG_PARAMS, _CFG_LIMIT, _CFG_MASK, _CFG_FLAGS = 1, 2, 3, 4, 5
 _BIND = struct.pack("!BBH", 1, 0, socket.AF_INET)
 _COPY_META = struct.pack("!IB", 0, 1)
@@ -36,9 +31,7 @@ _LET_PASS_WHEN_FULL = struct.pack("!I", 1)
 _PACKET_HEADER, _MARK = 1, 3
 _VERDICT_HEADER = 2
 _ACCEPT = 1
-_RECEIVE_BYTES = 1 << 16
 _BUFFER_BYTES = 4 << 20
-_SO_RCVBUFFORCE = 33
 _MOST: Final = 4096
 """Packets that may wait."""
 _AT_ONCE: Final = 256
@@ -76,12 +69,20 @@ class PacketQueue:
     """
 
     def __init__(self, number: int) -> None:
-        self._number = number
-        self._socket = self._bound()
+        limits = (
+            attribute(_CFG_PARAMS, _COPY_META)
+            + attribute(_CFG_LIMIT, struct.pack("!I", _MOST))
+            + attribute(_CFG_MASK, _LET_PASS_WHEN_FULL)
+            + attribute(_CFG_FLAGS, _LET_PASS_WHEN_FULL)
+        )
+        configuration = [attribute(_CFG_COMMAND, _BIND), limits]
+        self._listener = Listener(
+            number, _ACTION.format(number), _CONFIG, configuration, buffer_bytes=_BUFFER_BYTES, is_urgent=True
+        )
 
     def close(self) -> None:
         """Give the queue back; who waits in it is dropped."""
-        self._socket.close()
+        self._listener.close()
 
     async def next(self) -> list[Deferred]:
         """
@@ -89,16 +90,10 @@ class PacketQueue:
 
         :raise KernelError: When the socket fails.
         """
-        try:
-            buffers = [await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)]
-            with contextlib.suppress(BlockingIOError):
-                while len(buffers) < _MOST:
-                    buffers.append(self._socket.recv(_RECEIVE_BYTES))
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                # The kernel let those pass of which it could not tell.
-                return []
-            raise self._refused(error.errno or errno.EIO) from error
+        buffers = await self._listener.heard(_MOST)
+        if buffers is None:
+            # The kernel let those pass of which it could not tell.
+            return []
         return [deferred for buffer in buffers for deferred in _deferred(buffer)]
 
     def release(self, packets: Sequence[int]) -> None:
@@ -109,50 +104,12 @@ class PacketQueue:
         """
         for start in range(0, len(packets), _AT_ONCE):
             some = packets[start : start + _AT_ONCE]
-            body = (attribute(_VERDICT_HEADER, struct.pack("!II", _ACCEPT, packet)) for packet in some)
-            try:
-                self._socket.send(b"".join(self._message(_VERDICT, verdict) for verdict in body))
-            except OSError as error:
-                raise self._refused(error.errno or errno.EIO) from error
-
-    def _bound(self) -> socket.socket:
-        made = None
-        try:
-            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER)
-            with contextlib.suppress(OSError):
-                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
-            made.bind((0, 0))
-            code = self._configure(made, attribute(_CFG_COMMAND, _BIND)) or self._configure(
-                made,
-                attribute(_CFG_PARAMS, _COPY_META)
-                + attribute(_CFG_LIMIT, struct.pack("!I", _MOST))
-                + attribute(_CFG_MASK, _LET_PASS_WHEN_FULL)
-                + attribute(_CFG_FLAGS, _LET_PASS_WHEN_FULL),
-            )
-            made.settimeout(0)  # asyncio waits for it
-        except OSError as error:
-            code = error.errno or errno.EIO
-        if code or made is None:
-            if made is not None:
-                made.close()
-            raise self._refused(code)
-        return made
-
-    def _configure(self, made: socket.socket, body: bytes) -> int:
-        made.send(self._message(_CONFIG, body, NLM_F_ACK))
-        return error_in(made.recv(_RECEIVE_BYTES))
-
-    def _message(self, kind: int, body: bytes, flags: int = 0) -> bytes:
-        size = HEADER.size + _NFGENMSG.size + len(body)
-        head = HEADER.pack(size, kind, NLM_F_REQUEST | flags, 1, 0)
-        return head + _NFGENMSG.pack(socket.AF_INET, 0, self._number) + body
-
-    def _refused(self, code: int) -> KernelError:
-        return KernelError(_ACTION.format(self._number), code, os.strerror(code))
+            verdicts = [attribute(_VERDICT_HEADER, struct.pack("!II", _ACCEPT, packet)) for packet in some]
+            self._listener.say(_VERDICT, verdicts)
 
 
 def _deferred(buffer: bytes) -> Iterator[Deferred]:
-    for begin, end in bodies(buffer, _PACKET, _NFGENMSG.size):
+    for begin, end in packets_in(buffer, _PACKET):
         mark, packet = 0, None
         for attribute_, start, _ in attributes(buffer, begin, end):
             if attribute_ == _PACKET_HEADER:
