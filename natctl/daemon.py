@@ -30,6 +30,7 @@ from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
 from natctl.budgets import DEFER_S, Release
+from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
 from natctl.desired import Destination
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
@@ -37,20 +38,7 @@ from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.netlink.nflog import Lost, watch_budgets
 from natctl.netlink.nfqueue import PacketQueue
-from natctl.node import (
-    Answer,
-    Command,
-    CountPorts,
-    Forget,
-    Identity,
-    Node,
-    Program,
-    RefuseNew,
-    Replace,
-    Running,
-    Send,
-    Warn,
-)
+from natctl.node import Identity, Node, Running
 from natctl.ruleset.host import Marks
 from qga_agent import announce
 from qga_agent.agent_libvirt import LibvirtAgents

@@ -50,6 +50,7 @@ from cpm.messages import (
 from cpm.model import DomainUUID, NodeName, Role, Wishes
 from natctl import budgets
 from natctl.budgets import Arrivals, Release
+from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import Filling, PortUse
@@ -110,71 +111,6 @@ class Running:
     taps: frozenset[str] = frozenset()
     wishes: Wishes | None = None
     """What its XML says; None: not looked at."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Send:
-    """Say this to the manager."""
-
-    message: NodeMessage
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer the hook of that request; ``code`` is empty when all is well."""
-
-    request: int
-    code: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Program:
-    """Change the kernel by one transaction, then call :meth:`Node.programmed` or :meth:`Node.refused_by_kernel`."""
-
-    change: Change
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Replace:
-    """Make the kernel hold exactly this, then call :meth:`Node.programmed` or :meth:`Node.refused_by_kernel`."""
-
-    host: Mapping[DomainUUID, HostEntry]
-    edge: Mapping[DomainUUID, EdgeEntry]
-    path: Path
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Forget:
-    """Delete the conntrack entries of a VM that ended."""
-
-    internal: IPv4Address
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CountPorts:
-    """Count the ports of one VM, then call :meth:`Node.counted` or :meth:`Node.not_counted`."""
-
-    count: budgets.Count
-    internal: IPv4Address
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RefuseNew:
-    """Have the kernel refuse exactly this in words."""
-
-    where: Mapping[DomainUUID, frozenset[Destination]]
-    for_s: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Warn:
-    """Tell the operator."""
-
-    text: str
-
-
-Command = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Release | Warn
 
 
 @dataclasses.dataclass(slots=True)

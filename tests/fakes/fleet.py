@@ -23,8 +23,9 @@ from cpm.manager import Manager
 from cpm.messages import GuestView, Hello, NodeMessage
 from cpm.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
+from natctl.commands import Answer, Forget, Program, Replace, Send
 from natctl.desired import EdgeEntry, HostEntry, Path
-from natctl.node import Answer, Forget, Identity, Node, Program, Replace, Running, Send
+from natctl.node import Identity, Node, Running
 from natctl.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates
 

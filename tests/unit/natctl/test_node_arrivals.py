@@ -8,8 +8,9 @@ from cpm.messages import PROTOCOL, Applied, Declined, Delta, HostVM, Need, PathS
 from cpm.model import DomainUUID, NodeName, PortRange, Role
 from natctl import budgets
 from natctl.budgets import Release
+from natctl.commands import Command, CountPorts, Program, RefuseNew, Replace, Send, Warn
 from natctl.desired import Destination, HostEntry, Path
-from natctl.node import Command, CountPorts, Identity, Node, Program, RefuseNew, Replace, Send, Warn
+from natctl.node import Identity, Node
 from natctl.observed import Counted
 from natctl.port_search import budget
 from natctl.port_use import Filling, PortUse, VMPorts
