@@ -32,13 +32,14 @@ from natctl import settings as settings_
 from natctl.budgets import DEFER_S, Release
 from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
 from natctl.desired import Destination
+from natctl.domains import Running
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.netlink.nflog import Lost, watch_budgets
 from natctl.netlink.nfqueue import PacketQueue
-from natctl.node import Identity, Node, Running
+from natctl.node import Identity, Node
 from natctl.ruleset.host import Marks
 from qga_agent import announce
 from qga_agent.agent_libvirt import LibvirtAgents

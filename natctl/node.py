@@ -40,28 +40,21 @@ from cpm.messages import (
     Need,
     NodeMessage,
     PathState,
-    Presence,
     Present,
     Refused,
     Rejected,
     Report,
     Snapshot,
 )
-from cpm.model import DomainUUID, NodeName, Role, Wishes
+from cpm.model import DomainUUID, NodeName, Role
 from natctl import budgets
 from natctl.budgets import Arrivals, Release
 from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
+from natctl.domains import Domain, Domains, Running
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import Filling, PortUse
 from qga_agent.samples import Rates
-
-TAP_GRACE_S = 3.0
-"""Seconds a VM may be without interfaces before it counts as gone: a hook usually says so earlier, and libvirt
-re-creates the tap of a VM that is reset."""
-
-START_GRACE_S = 60.0
-"""Seconds between ``prepare`` and the first interface, the longest a VM may take to start."""
 
 WAIT_LIMIT_S = 30.0
 """Seconds after which a hook that waits is answered in any case; its own deadline is shorter."""
@@ -100,28 +93,6 @@ class Identity:
     roles: frozenset[Role]
     underlay: IPv4Address
     version: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Running:
-    """A domain that runs here, as a hook or libvirt describes it."""
-
-    domain: DomainUUID
-    name: str
-    taps: frozenset[str] = frozenset()
-    wishes: Wishes | None = None
-    """What its XML says; None: not looked at."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Domain:
-    name: str
-    since: float
-    taps: frozenset[str] = frozenset()
-    wishes: Wishes | None = None
-    incoming: bool = False
-    had_taps: bool = False
-    bare_since: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +135,7 @@ class Node:
     def __init__(self, identity: Identity, marks: int) -> None:
         self._identity = identity
         self._marks = marks
-        self._domains: dict[DomainUUID, _Domain] = {}
+        self._domains = Domains()
         self._ended: dict[DomainUUID, IPv4Address] = {}
         self._detached: set[DomainUUID] = set()
         self._host: dict[DomainUUID, HostVM] = {}
@@ -172,7 +143,6 @@ class Node:
         self._path: PathState | None = None
         self._index: dict[DomainUUID, int] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
-        self._links: frozenset[str] = frozenset()
         self._waiters: list[_Waiter] = []
         self._connected = False
         self._synced = False
@@ -201,12 +171,11 @@ class Node:
 
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
         """Return the interfaces of each VM that runs here."""
-        return {uuid: domain.taps for uuid, domain in self._domains.items() if domain.taps}
+        return self._domains.taps()
 
     def guests(self) -> dict[DomainUUID, HostVM | None]:
         """Return the VMs that run here, each with what it shall have; None: nothing is known yet."""
-        here = (uuid for uuid, domain in self._domains.items() if domain.taps and not domain.incoming)
-        return {uuid: self._host.get(uuid) for uuid in here}
+        return {uuid: self._host.get(uuid) for uuid in self._domains.guests()}
 
     def take(self) -> list[Command]:
         """Return what is to be done now, in order, and empty the outbox."""
@@ -222,7 +191,6 @@ class Node:
 
         Their marks are kept, so that nothing they send is interrupted by a restart of natd.
         """
-        self._links = links
         if path is not None:
             self._path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
         for entry in entries:
@@ -241,7 +209,7 @@ class Node:
             )
             taps = entry.taps & links
             if taps:
-                self._domains[entry.domain] = _Domain(entry.name, now, taps, had_taps=True)
+                self._domains.found(entry.domain, entry.name, taps)
 
     def programmed(self, now: float) -> None:
         """Take note: the last kernel command is in force."""
@@ -277,7 +245,7 @@ class Node:
         """Take note: there is a session."""
         self._connected = True
         self._synced = False
-        domains = tuple(self._presences())
+        domains = tuple(self._domains.presences())
         self._outbox.append(
             Send(
                 Hello(
@@ -291,9 +259,8 @@ class Node:
                 )
             )
         )
-        for uuid, domain in self._domains.items():
-            if domain.incoming:
-                self._say(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
+        for uuid, domain in self._domains.incoming():
+            self._say(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
 
     def disconnected(self, now: float) -> None:
         """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
@@ -354,10 +321,10 @@ class Node:
         for uuid in delta.host_gone:
             self._host.pop(uuid, None)
             self._arrivals.resized(uuid, None, now, at_cap=False)
-            if uuid in self._domains and uuid in self._detached:
+            if (domain := self._domains.get(uuid)) is not None and uuid in self._detached:
                 # It stopped and started again before the manager heard of either. (One that we did not call gone
                 # has moved to another host; the hook will tell us soon.)
-                self._ask(uuid, self._domains[uuid])
+                self._ask(uuid, domain)
             self._detached.discard(uuid)
         for uuid in delta.edge_gone:
             self._edge.pop(uuid, None)
@@ -415,13 +382,11 @@ class Node:
         domain = self._domains.get(uuid)
         if domain is not None and domain.incoming:
             domain.incoming = False
-            domain.since = now
             self._ask(uuid, domain)
 
     def ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
-        known = self._domains.pop(uuid, None)
-        if known is not None:
+        if self._domains.ended(uuid):
             # Host first: it stops handing the ports out before anybody else hears of it.
             if (vm := self._host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
@@ -436,25 +401,20 @@ class Node:
         """Learn from libvirt what is active: missed hooks, hot-plugged NICs, wishes that changed while it runs."""
         changed = False
         for vm in running:
-            if vm.taps and vm.taps != self._taps_of(vm.domain):
+            if vm.taps and vm.taps != self._domains.taps_of(vm.domain):
                 self.starting(None, vm, now, wait_for_taps=False)
-            changed |= self._note_wishes(vm)
+            changed |= self._domains.wished(vm)
         if changed:
             self.present()
 
     def linked(self, links: frozenset[str], now: float) -> None:
         """The interfaces of this machine changed."""
-        self._links = links
-        for domain in self._domains.values():
-            alive = bool(domain.taps & links)
-            domain.bare_since = None if alive else domain.bare_since or now
+        self._domains.linked(links, now)
 
     def tick(self, now: float) -> None:
         """Look after what only time brings: VMs without interfaces, hooks that wait, a kernel that refused."""
-        for uuid, domain in list(self._domains.items()):
-            grace = TAP_GRACE_S if domain.had_taps and not domain.incoming else START_GRACE_S
-            if domain.bare_since is not None and now - domain.bare_since >= grace:
-                self.ended(None, uuid, "its interfaces are gone", now)
+        for uuid in self._domains.vanished(now):
+            self.ended(None, uuid, "its interfaces are gone", now)
         for waiter in [w for w in self._waiters if now - w.since >= WAIT_LIMIT_S]:
             self._settle(waiter, "timeout", "no answer from the manager in time")
         if self._retry_at is not None and now >= self._retry_at:
@@ -517,7 +477,7 @@ class Node:
 
     def present(self) -> None:
         """Say again which VMs run here."""
-        self._say(Present(tuple(self._presences())))
+        self._say(Present(tuple(self._domains.presences())))
 
     def report(
         self,
@@ -577,42 +537,12 @@ class Node:
         if self._connected:
             self._outbox.append(Send(message))
 
-    def _presences(self) -> Iterable[Presence]:
-        running = ((uuid, domain) for uuid, domain in self._domains.items() if not domain.incoming)
-        return (Presence(uuid, domain.name, domain.wishes) for uuid, domain in running)
-
-    def _known(self, vm: Running, now: float) -> _Domain:
-        domain = self._domains.setdefault(vm.domain, _Domain(vm.name, now, bare_since=now))
-        domain.name = vm.name
-        domain.wishes = vm.wishes if vm.wishes is not None else domain.wishes
-        if vm.taps and vm.taps != domain.taps:
-            self._give_taps(vm.domain, domain, vm.taps)
+    def _known(self, vm: Running, now: float) -> Domain:
+        domain, changed = self._domains.seen(vm, now)
+        self._next.host |= changed
         return domain
 
-    def _note_wishes(self, vm: Running) -> bool:
-        """Take over what the XML of a VM that runs here says now; say whether the manager does not know it yet."""
-        domain = self._domains.get(vm.domain)
-        if domain is None or vm.wishes is None or vm.wishes == domain.wishes:
-            return False
-        domain.wishes = vm.wishes
-        return True
-
-    def _give_taps(self, uuid: DomainUUID, domain: _Domain, taps: frozenset[str]) -> None:
-        # Tap names are reused: whoever had one of these before has it no more.
-        for other_uuid, other in self._domains.items():
-            if other_uuid != uuid and other.taps & taps:
-                other.taps -= taps
-                self._next.host.add(other_uuid)
-        domain.taps = taps
-        domain.had_taps = True
-        domain.bare_since = None
-        self._next.host.add(uuid)
-
-    def _taps_of(self, uuid: DomainUUID) -> frozenset[str]:
-        domain = self._domains.get(uuid)
-        return domain.taps if domain is not None else frozenset()
-
-    def _ask(self, uuid: DomainUUID, domain: _Domain) -> None:
+    def _ask(self, uuid: DomainUUID, domain: Domain) -> None:
         vm = self._host.get(uuid)
         if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
             self._say(Attach(uuid, domain.name, wishes=domain.wishes))
@@ -622,7 +552,7 @@ class Node:
         vm = self._host.get(uuid)
         if entry is None or entry.ports is None or vm is None or vm.ports is None:
             return False
-        return entry.ports == vm.ports and (not needs_taps or entry.taps >= self._taps_of(uuid))
+        return entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
 
     def _answer_ready(self) -> None:
         for waiter in list(self._waiters):
@@ -686,7 +616,7 @@ class Node:
         if vm is None or index is None:
             return None
         budget, defer_after = self._arrivals.armed(uuid), self._arrivals.defer_after(uuid)
-        taps = self._taps_of(uuid)
+        taps = self._domains.taps_of(uuid)
         return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
 
     def _index_of(self, uuid: DomainUUID) -> int | None:

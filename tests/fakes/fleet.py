@@ -25,7 +25,8 @@ from cpm.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
 from natctl.commands import Answer, Forget, Program, Replace, Send
 from natctl.desired import EdgeEntry, HostEntry, Path
-from natctl.node import Identity, Node, Running
+from natctl.domains import Running
+from natctl.node import Identity, Node
 from natctl.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates
 
