@@ -37,7 +37,6 @@ from cpm.messages import (
     HostVM,
     ManagerMessage,
     Measured,
-    Need,
     NodeMessage,
     PathState,
     Present,
@@ -47,13 +46,14 @@ from cpm.messages import (
     Snapshot,
 )
 from cpm.model import DomainUUID, NodeName, Role
-from natctl import budgets
-from natctl.budgets import Arrivals, Release
-from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
+from natctl.budgets import Arm, Release
+from natctl.commands import Answer, Command, CountPorts, Forget, Program, Replace, Send, Warn
 from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
 from natctl.domains import Domain, Domains, Running
+from natctl.newcomers import Deed, Newcomers
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import Filling, PortUse
+from natctl.wanted import Wanted
 from qga_agent.samples import Rates
 
 WAIT_LIMIT_S = 30.0
@@ -138,9 +138,8 @@ class Node:
         self._domains = Domains()
         self._ended: dict[DomainUUID, IPv4Address] = {}
         self._detached: set[DomainUUID] = set()
-        self._host: dict[DomainUUID, HostVM] = {}
-        self._edge: dict[DomainUUID, EdgeVM] = {}
-        self._path: PathState | None = None
+        self._wanted = Wanted()
+        self._newcomers = Newcomers(self._wanted)
         self._index: dict[DomainUUID, int] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._waiters: list[_Waiter] = []
@@ -154,8 +153,6 @@ class Node:
         self._next = _Work()
         self._retry_at: float | None = None
         self._outbox: list[Command] = []
-        self._arrivals = Arrivals()
-        self._connections: Mapping[DomainUUID, int] = {}
 
     # What others ask
 
@@ -175,7 +172,7 @@ class Node:
 
     def guests(self) -> dict[DomainUUID, HostVM | None]:
         """Return the VMs that run here, each with what it shall have; None: nothing is known yet."""
-        return {uuid: self._host.get(uuid) for uuid in self._domains.guests()}
+        return {uuid: self._wanted.host.get(uuid) for uuid in self._domains.guests()}
 
     def take(self) -> list[Command]:
         """Return what is to be done now, in order, and empty the outbox."""
@@ -192,21 +189,12 @@ class Node:
         Their marks are kept, so that nothing they send is interrupted by a restart of natd.
         """
         if path is not None:
-            self._path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
+            self._wanted.found_path(path)
         for entry in entries:
             self._index[entry.domain] = entry.index
             self._applied[entry.domain] = entry
-            self._host[entry.domain] = HostVM(
-                entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap
-            )
-            self._arrivals.resized(
-                entry.domain,
-                entry.ports,
-                now,
-                at_cap=entry.at_cap,
-                found=entry.budget,
-                found_defer_after=entry.defer_after,
-            )
+            self._wanted.found(entry)
+            self._newcomers.found(entry, now)
             taps = entry.taps & links
             if taps:
                 self._domains.found(entry.domain, entry.name, taps)
@@ -245,6 +233,7 @@ class Node:
         """Take note: there is a session."""
         self._connected = True
         self._synced = False
+        self._newcomers.heard()
         domains = tuple(self._domains.presences())
         self._outbox.append(
             Send(
@@ -264,7 +253,7 @@ class Node:
 
     def disconnected(self, now: float) -> None:
         """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
-        self._act(self._arrivals.unheard(now), now)
+        self._do(self._newcomers.unheard(now))
         self._connected = False
         self._synced = False
         # Generations count within a session: the next one must not be told of these.
@@ -289,7 +278,7 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
-            self._act(self._arrivals.turned_down(message.domain, now, message.ports), now)
+            self._do(self._newcomers.turned_down(message.domain, now, message.ports))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -297,15 +286,14 @@ class Node:
         self._answer_ready()
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
-        for uuid in self._host.keys() - {vm.domain for vm in snapshot.host}:
-            self._arrivals.resized(uuid, None, now, at_cap=False)
-        self._note_ports(snapshot.host, now)
+        for uuid in self._wanted.host.keys() - {vm.domain for vm in snapshot.host}:
+            self._newcomers.gone(uuid, now)
+        for vm in snapshot.host:
+            self._newcomers.resized(vm, now)
+        self._wanted.replace(snapshot)
         self._synced = True
         self._detached.clear()
         self._generation = snapshot.generation
-        self._host = {vm.domain: vm for vm in snapshot.host}
-        self._edge = {vm.domain: vm for vm in snapshot.edge}
-        self._path = snapshot.path
         self._retry_at = None
         self._next.merge(_Work(replace=True, generation=snapshot.generation))
 
@@ -315,21 +303,16 @@ class Node:
             self._say(Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
             return
         self._generation = delta.generation
-        self._note_ports(delta.host, now)
-        self._host.update((vm.domain, vm) for vm in delta.host)
-        self._edge.update((vm.domain, vm) for vm in delta.edge)
+        for vm in delta.host:
+            self._newcomers.resized(vm, now)
+        self._wanted.change(delta)
         for uuid in delta.host_gone:
-            self._host.pop(uuid, None)
-            self._arrivals.resized(uuid, None, now, at_cap=False)
+            self._newcomers.gone(uuid, now)
             if (domain := self._domains.get(uuid)) is not None and uuid in self._detached:
                 # It stopped and started again before the manager heard of either. (One that we did not call gone
                 # has moved to another host; the hook will tell us soon.)
                 self._ask(uuid, domain)
             self._detached.discard(uuid)
-        for uuid in delta.edge_gone:
-            self._edge.pop(uuid, None)
-        if delta.path is not None:
-            self._path = delta.path
         self._next.merge(
             _Work(
                 host={vm.domain for vm in delta.host} | set(delta.host_gone),
@@ -339,13 +322,9 @@ class Node:
             )
         )
 
-    def _note_ports(self, vms: Iterable[HostVM], now: float) -> None:
-        for vm in vms:
-            self._arrivals.resized(vm.domain, vm.ports, now, at_cap=vm.at_cap)
-
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
-        self._act(self._arrivals.turned_down(refusal.domain, now), now)
+        self._do(self._newcomers.turned_down(refusal.domain, now))
         for waiter in [w for w in self._waiters if w.domain == refusal.domain]:
             self._settle(waiter, refusal.code, refusal.message)
 
@@ -388,9 +367,9 @@ class Node:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
         if self._domains.ended(uuid):
             # Host first: it stops handing the ports out before anybody else hears of it.
-            if (vm := self._host.pop(uuid, None)) is not None:
+            if (vm := self._wanted.host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
-                self._arrivals.resized(uuid, None, now, at_cap=False)
+                self._newcomers.gone(uuid, now)
                 self._detached.add(uuid)
             self._next.host.add(uuid)
             self._say(Detach(uuid, reason))
@@ -419,7 +398,7 @@ class Node:
             self._settle(waiter, "timeout", "no answer from the manager in time")
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
-        self._act(self._arrivals.tick(now), now)
+        self._do(self._newcomers.tick(now))
 
     # Arrivals
 
@@ -427,14 +406,14 @@ class Node:
         """The kernel says that the budget of the VM with this index is used up."""
         uuid = next((uuid for uuid, own in self._index.items() if own == index), None)
         if uuid is not None:
-            self._act(self._arrivals.spent(uuid, now), now)
+            self._do(self._newcomers.spent(uuid, now))
 
     def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
         domains = {index: uuid for uuid, index in self._index.items()}
         for index, numbers in packets.items():
             uuid = domains.get(index)
-            self._act(self._arrivals.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))], now)
+            self._do(self._newcomers.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
 
     def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
         """
@@ -442,38 +421,11 @@ class Node:
 
         :param full: Where to no port of the range is left.
         """
-        self._act(self._arrivals.counted(work.count, filling, full, now), now)
+        self._do(self._newcomers.counted(work, filling, full, now))
 
     def not_counted(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
-        self._arrivals.not_counted(work.count.domain)
-
-    def _act(self, steps: Iterable[budgets.Step], now: float) -> None:
-        """Put into commands what is to be done about arrivals."""
-        for step in steps:
-            match step:
-                case budgets.Ask(domain, ports, ports_in_use, rate) if self._connected:
-                    self._say(Need(domain, ports, ports_in_use, rate))
-                case budgets.Ask(domain):
-                    self._act(self._arrivals.turned_down(domain, now), now)
-                case Release():
-                    self._outbox.append(step)
-                case budgets.Count(domain) if (vm := self._host.get(domain)) is not None:
-                    self._outbox.append(CountPorts(step, vm.internal))
-                case budgets.Count(domain):
-                    self._arrivals.not_counted(domain)
-                case budgets.Arm(domain):
-                    self._next.host.add(domain)
-                case budgets.Refuse(where):
-                    self._outbox.append(RefuseNew(where, budgets.REFUSE_S))
-                case budgets.Exhausted(domain, ports, destinations):
-                    name = self._host[domain].name if domain in self._host else domain
-                    self._outbox.append(
-                        Warn(
-                            f"VM {name} is at its cap and all {ports.size} ports are in use for {destinations} "
-                            "destinations; new connections there are refused"
-                        )
-                    )
+        self._newcomers.not_counted(work)
 
     def present(self) -> None:
         """Say again which VMs run here."""
@@ -500,11 +452,11 @@ class Node:
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
         """
-        begun = self._begun(counted.connections)
+        begun = self._newcomers.begun(counted.connections)
         vms = tuple(
             _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
             for uuid, rate in rates.items()
-            if (vm := self._host.get(uuid)) is not None
+            if (vm := self._wanted.host.get(uuid)) is not None
         )
         self._say(Report(generation, period_s, vms, dict(dropped), dict(counted.refused)))
 
@@ -517,21 +469,19 @@ class Node:
         """
         if generation != self._applied_generation:
             return
-        for uuid, vm in self._host.items():
+        for uuid, vm in self._wanted.host.items():
             if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
                 filling = use.filling(vm.internal, vm.ports)
-                self._act(self._arrivals.measured(uuid, vm.ports, filling, connections.get(uuid), now), now)
-
-    def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
-        """Return how many connections began since the last report; a counter that is smaller began again."""
-        before, self._connections = self._connections, connections
-        return {
-            uuid: now - before[uuid] if now >= before[uuid] else now
-            for uuid, now in connections.items()
-            if uuid in before
-        }
+                self._do(self._newcomers.measured(uuid, vm.ports, filling, connections.get(uuid), now))
 
     # Inside
+
+    def _do(self, deeds: Iterable[Deed]) -> None:
+        for deed in deeds:
+            if isinstance(deed, Arm):
+                self._next.host.add(deed.domain)
+            else:
+                self._outbox.append(deed)
 
     def _say(self, message: NodeMessage) -> None:
         if self._connected:
@@ -543,13 +493,13 @@ class Node:
         return domain
 
     def _ask(self, uuid: DomainUUID, domain: Domain) -> None:
-        vm = self._host.get(uuid)
+        vm = self._wanted.host.get(uuid)
         if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
             self._say(Attach(uuid, domain.name, wishes=domain.wishes))
 
     def _is_ready(self, uuid: DomainUUID, *, needs_taps: bool) -> bool:
         entry = self._applied.get(uuid)
-        vm = self._host.get(uuid)
+        vm = self._wanted.host.get(uuid)
         if entry is None or entry.ports is None or vm is None or vm.ports is None:
             return False
         return entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
@@ -568,7 +518,7 @@ class Node:
 
     def _advance(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""
-        if self._under_way is not None or not self._next or self._retry_at is not None or self._path is None:
+        if self._under_way is not None or not self._next or self._retry_at is not None or self._wanted.path is None:
             return
         work, self._next = self._next, _Work()
         self._under_way = work
@@ -580,29 +530,29 @@ class Node:
             self._advance()
 
     def _replace_all(self, work: _Work) -> Replace:
-        assert self._path is not None
-        host = {uuid: entry for uuid in self._host if (entry := self._host_entry(uuid)) is not None}
-        edge = {uuid: _edge_entry(vm) for uuid, vm in self._edge.items()}
+        assert self._wanted.path is not None
+        host = {uuid: entry for uuid in self._wanted.host if (entry := self._host_entry(uuid)) is not None}
+        edge = {uuid: _edge_entry(vm) for uuid, vm in self._wanted.edge.items()}
         self._sent = dict.fromkeys(self._applied) | host
         work.host = set(self._sent)
-        return Replace(host, edge, _path(self._path))
+        return Replace(host, edge, _path(self._wanted.path))
 
     def _change(self, work: _Work) -> Program:
-        assert self._path is not None
+        assert self._wanted.path is not None
         host = {uuid: self._host_entry(uuid) for uuid in work.host}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
-        edge = {uuid: _edge_entry(self._edge[uuid]) if uuid in self._edge else None for uuid in work.edge}
+        edge = {uuid: _edge_entry(self._wanted.edge[uuid]) if uuid in self._wanted.edge else None for uuid in work.edge}
         self._sent = host
-        return Program(Change(host=host, edge=edge, path=_path(self._path) if work.path else None))
+        return Program(Change(host=host, edge=edge, path=_path(self._wanted.path) if work.path else None))
 
     def _note_applied(self, work: _Work, now: float) -> None:
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
-                self._act(self._arrivals.in_force(uuid, entry.budget, now), now)
+                self._do(self._newcomers.in_force(entry, now))
                 continue
             self._applied.pop(uuid, None)
-            if uuid not in self._host:
+            if uuid not in self._wanted.host:
                 self._index.pop(uuid, None)
         for uuid in work.host & set(self._ended):
             internal = self._ended.pop(uuid)
@@ -611,11 +561,11 @@ class Node:
         self._sent = {}
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
-        vm = self._host.get(uuid)
+        vm = self._wanted.host.get(uuid)
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
-        budget, defer_after = self._arrivals.armed(uuid), self._arrivals.defer_after(uuid)
+        budget, defer_after = self._newcomers.armed(uuid), self._newcomers.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
         return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
 
