@@ -31,14 +31,12 @@ from cpm.messages import (
     Delta,
     Detach,
     Draining,
-    EdgeVM,
     GuestView,
     Hello,
     HostVM,
     ManagerMessage,
     Measured,
     NodeMessage,
-    PathState,
     Present,
     Refused,
     Rejected,
@@ -47,21 +45,18 @@ from cpm.messages import (
 )
 from cpm.model import DomainUUID, NodeName, Role
 from natctl.budgets import Arm, Release
-from natctl.commands import Answer, Command, CountPorts, Forget, Program, Replace, Send, Warn
-from natctl.desired import Change, Destination, EdgeEntry, HostEntry, Path
+from natctl.commands import Answer, Command, CountPorts, Forget, Program, Send, Warn
+from natctl.desired import Destination, HostEntry, Path
 from natctl.domains import Domain, Domains, Running
 from natctl.newcomers import Deed, Newcomers
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import Filling, PortUse
+from natctl.programming import Programming, Work, is_empty
 from natctl.wanted import Wanted
 from qga_agent.samples import Rates
 
 WAIT_LIMIT_S = 30.0
 """Seconds after which a hook that waits is answered in any case; its own deadline is shorter."""
-
-RETRY_S = 5.0
-"""Seconds between attempts after the kernel refused."""
-
 
 _NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 
@@ -103,27 +98,6 @@ class _Waiter:
     since: float
 
 
-@dataclasses.dataclass(slots=True)
-class _Work:
-    """What the next kernel command has to cover."""
-
-    replace: bool = False
-    host: set[DomainUUID] = dataclasses.field(default_factory=set)
-    edge: set[DomainUUID] = dataclasses.field(default_factory=set)
-    path: bool = False
-    generation: int | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.replace or self.host or self.edge or self.path or self.generation is not None)
-
-    def merge(self, later: _Work) -> None:
-        self.replace |= later.replace
-        self.host |= later.host
-        self.edge |= later.edge
-        self.path |= later.path
-        self.generation = later.generation if later.generation is not None else self.generation
-
-
 class Node:
     """
     One node; every method is told the time and fills the outbox, see :meth:`take`.
@@ -134,24 +108,17 @@ class Node:
 
     def __init__(self, identity: Identity, marks: int) -> None:
         self._identity = identity
-        self._marks = marks
         self._domains = Domains()
         self._ended: dict[DomainUUID, IPv4Address] = {}
         self._detached: set[DomainUUID] = set()
         self._wanted = Wanted()
         self._newcomers = Newcomers(self._wanted)
-        self._index: dict[DomainUUID, int] = {}
-        self._applied: dict[DomainUUID, HostEntry] = {}
+        self._programming = Programming(marks, self._wanted, self._domains, self._newcomers)
         self._waiters: list[_Waiter] = []
         self._connected = False
         self._synced = False
         self._epoch = 0
         self._generation = 0
-        self._applied_generation = 0
-        self._under_way: _Work | None = None
-        self._sent: dict[DomainUUID, HostEntry | None] = {}
-        self._next = _Work()
-        self._retry_at: float | None = None
         self._outbox: list[Command] = []
 
     # What others ask
@@ -159,7 +126,7 @@ class Node:
     @property
     def applied_generation(self) -> int:
         """The last generation the kernel holds, 0 before the first."""
-        return self._applied_generation
+        return self._programming.generation
 
     @property
     def epoch(self) -> int:
@@ -191,8 +158,7 @@ class Node:
         if path is not None:
             self._wanted.found_path(path)
         for entry in entries:
-            self._index[entry.domain] = entry.index
-            self._applied[entry.domain] = entry
+            self._programming.found(entry)
             self._wanted.found(entry)
             self._newcomers.found(entry, now)
             taps = entry.taps & links
@@ -201,31 +167,30 @@ class Node:
 
     def programmed(self, now: float) -> None:
         """Take note: the last kernel command is in force."""
-        work, self._under_way = self._under_way, None
-        if work is None:
+        if (done := self._programming.done()) is None:
             return
+        work, in_force = done
         if work.generation is not None:
             # Before anything that is said about the ports that are in force now.
-            self._applied_generation = work.generation
             self._say(Applied(self._epoch, work.generation))
-        self._note_applied(work, now)
+        for entry in in_force:
+            self._do(self._newcomers.in_force(entry, now))
+        for uuid in work.host & set(self._ended):
+            internal = self._ended.pop(uuid)
+            if uuid not in self._domains:
+                self._outbox.append(Forget(internal))
         self._answer_ready()
 
     def refused_by_kernel(self, error: VirtPortsError, now: float) -> None:
         """Take note: the last kernel command is not in force; nothing of it is."""
-        work, self._under_way = self._under_way, None
-        if work is None:
+        if (work := self._programming.refused(now)) is None:
             return
         self._outbox.append(Warn(f"{error}"))
         if work.generation is not None:
             # The manager must not believe it; it answers with a new snapshot.
             self._say(Rejected(self._epoch, work.generation, error.code, str(error)))
-            work.generation = None
         for waiter in [w for w in self._waiters if w.domain in work.host or work.replace]:
             self._settle(waiter, error.code, str(error))
-        work.merge(self._next)
-        self._next = work
-        self._retry_at = now + RETRY_S
 
     # The manager
 
@@ -257,8 +222,7 @@ class Node:
         self._connected = False
         self._synced = False
         # Generations count within a session: the next one must not be told of these.
-        for work in filter(None, (self._under_way, self._next)):
-            work.generation = None
+        self._programming.leave_out_generations()
         for waiter in list(self._waiters):
             self._settle(waiter, "unreachable", "the manager is not connected; the VM gets its ports when it is back")
 
@@ -294,8 +258,8 @@ class Node:
         self._synced = True
         self._detached.clear()
         self._generation = snapshot.generation
-        self._retry_at = None
-        self._next.merge(_Work(replace=True, generation=snapshot.generation))
+        self._programming.try_again()
+        self._programming.need(Work(replace=True, generation=snapshot.generation))
 
     def _take_delta(self, delta: Delta, now: float) -> None:
         if not self._synced or delta.generation != self._generation + 1:
@@ -313,8 +277,8 @@ class Node:
                 # has moved to another host; the hook will tell us soon.)
                 self._ask(uuid, domain)
             self._detached.discard(uuid)
-        self._next.merge(
-            _Work(
+        self._programming.need(
+            Work(
                 host={vm.domain for vm in delta.host} | set(delta.host_gone),
                 edge={vm.domain for vm in delta.edge} | set(delta.edge_gone),
                 path=delta.path is not None,
@@ -342,7 +306,7 @@ class Node:
             self._ask(vm.domain, domain)
         elif domain.incoming:
             self._outbox.append(Answer(request, "", "migrating; ports follow when it runs here"))
-        elif not self._connected and not self._is_ready(vm.domain, needs_taps=False):
+        elif not self._connected and self._programming.ready(vm.domain, needs_taps=False) is None:
             self._outbox.append(Answer(request, "unreachable", "the manager is not connected; ports follow when it is"))
         else:
             self._waiters.append(_Waiter(request, vm.domain, wait_for_taps, now))
@@ -371,7 +335,7 @@ class Node:
                 self._ended[uuid] = vm.internal
                 self._newcomers.gone(uuid, now)
                 self._detached.add(uuid)
-            self._next.host.add(uuid)
+            self._programming.need_host([uuid])
             self._say(Detach(uuid, reason))
         if request is not None:
             self._outbox.append(Answer(request, "", "released"))
@@ -396,21 +360,19 @@ class Node:
             self.ended(None, uuid, "its interfaces are gone", now)
         for waiter in [w for w in self._waiters if now - w.since >= WAIT_LIMIT_S]:
             self._settle(waiter, "timeout", "no answer from the manager in time")
-        if self._retry_at is not None and now >= self._retry_at:
-            self._retry_at = None
+        self._programming.tick(now)
         self._do(self._newcomers.tick(now))
 
     # Arrivals
 
     def spent(self, index: int, now: float) -> None:
         """The kernel says that the budget of the VM with this index is used up."""
-        uuid = next((uuid for uuid, own in self._index.items() if own == index), None)
-        if uuid is not None:
+        if (uuid := self._programming.owners().get(index)) is not None:
             self._do(self._newcomers.spent(uuid, now))
 
     def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
-        domains = {index: uuid for uuid, index in self._index.items()}
+        domains = self._programming.owners()
         for index, numbers in packets.items():
             uuid = domains.get(index)
             self._do(self._newcomers.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
@@ -467,10 +429,10 @@ class Node:
         :param connections: Begun since each VM got its ports.
         :param generation: :attr:`applied_generation` when counting began.
         """
-        if generation != self._applied_generation:
+        if generation != self.applied_generation:
             return
         for uuid, vm in self._wanted.host.items():
-            if vm.ports is not None and self._is_ready(uuid, needs_taps=False):
+            if vm.ports is not None and self._programming.ready(uuid, needs_taps=False) is not None:
                 filling = use.filling(vm.internal, vm.ports)
                 self._do(self._newcomers.measured(uuid, vm.ports, filling, connections.get(uuid), now))
 
@@ -479,7 +441,7 @@ class Node:
     def _do(self, deeds: Iterable[Deed]) -> None:
         for deed in deeds:
             if isinstance(deed, Arm):
-                self._next.host.add(deed.domain)
+                self._programming.need_host([deed.domain])
             else:
                 self._outbox.append(deed)
 
@@ -489,7 +451,7 @@ class Node:
 
     def _known(self, vm: Running, now: float) -> Domain:
         domain, changed = self._domains.seen(vm, now)
-        self._next.host |= changed
+        self._programming.need_host(changed)
         return domain
 
     def _ask(self, uuid: DomainUUID, domain: Domain) -> None:
@@ -497,20 +459,12 @@ class Node:
         if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
             self._say(Attach(uuid, domain.name, wishes=domain.wishes))
 
-    def _is_ready(self, uuid: DomainUUID, *, needs_taps: bool) -> bool:
-        entry = self._applied.get(uuid)
-        vm = self._wanted.host.get(uuid)
-        if entry is None or entry.ports is None or vm is None or vm.ports is None:
-            return False
-        return entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
-
     def _answer_ready(self) -> None:
         for waiter in list(self._waiters):
             if waiter.domain not in self._domains:
                 self._settle(waiter, "gone", "the VM stopped meanwhile")
-            elif self._is_ready(waiter.domain, needs_taps=waiter.needs_taps):
-                ports = self._applied[waiter.domain].ports
-                self._settle(waiter, "", f"ports {ports}")
+            elif (entry := self._programming.ready(waiter.domain, needs_taps=waiter.needs_taps)) is not None:
+                self._settle(waiter, "", f"ports {entry.ports}")
 
     def _settle(self, waiter: _Waiter, code: str, text: str) -> None:
         self._waiters.remove(waiter)
@@ -518,70 +472,14 @@ class Node:
 
     def _advance(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""
-        if self._under_way is not None or not self._next or self._retry_at is not None or self._wanted.path is None:
-            return
-        work, self._next = self._next, _Work()
-        self._under_way = work
-        self._outbox.append(self._replace_all(work) if work.replace else self._change(work))
-        if isinstance(self._outbox[-1], Program) and _is_empty(self._outbox[-1].change):
+        while commands := self._programming.begin():
+            self._outbox += commands
+            command = commands[-1]
+            if not isinstance(command, Program) or not is_empty(command):
+                return
             # Nothing the kernel would notice, for example ranges that now drain: confirm at once.
             self._outbox.pop()
             self.programmed(0.0)
-            self._advance()
-
-    def _replace_all(self, work: _Work) -> Replace:
-        assert self._wanted.path is not None
-        host = {uuid: entry for uuid in self._wanted.host if (entry := self._host_entry(uuid)) is not None}
-        edge = {uuid: _edge_entry(vm) for uuid, vm in self._wanted.edge.items()}
-        self._sent = dict.fromkeys(self._applied) | host
-        work.host = set(self._sent)
-        return Replace(host, edge, _path(self._wanted.path))
-
-    def _change(self, work: _Work) -> Program:
-        assert self._wanted.path is not None
-        host = {uuid: self._host_entry(uuid) for uuid in work.host}
-        host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
-        edge = {uuid: _edge_entry(self._wanted.edge[uuid]) if uuid in self._wanted.edge else None for uuid in work.edge}
-        self._sent = host
-        return Program(Change(host=host, edge=edge, path=_path(self._wanted.path) if work.path else None))
-
-    def _note_applied(self, work: _Work, now: float) -> None:
-        for uuid, entry in self._sent.items():
-            if entry is not None:
-                self._applied[uuid] = entry
-                self._do(self._newcomers.in_force(entry, now))
-                continue
-            self._applied.pop(uuid, None)
-            if uuid not in self._wanted.host:
-                self._index.pop(uuid, None)
-        for uuid in work.host & set(self._ended):
-            internal = self._ended.pop(uuid)
-            if uuid not in self._domains:
-                self._outbox.append(Forget(internal))
-        self._sent = {}
-
-    def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
-        vm = self._wanted.host.get(uuid)
-        index = self._index_of(uuid) if vm is not None else None
-        if vm is None or index is None:
-            return None
-        budget, defer_after = self._newcomers.armed(uuid), self._newcomers.defer_after(uuid)
-        taps = self._domains.taps_of(uuid)
-        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
-
-    def _index_of(self, uuid: DomainUUID) -> int | None:
-        if uuid not in self._index:
-            used = set(self._index.values())
-            free = next((index for index in range(1, self._marks + 1) if index not in used), None)
-            if free is None:
-                self._outbox.append(Warn(f"VM {uuid} gets no ports: host.mark_mask tells only {self._marks} VMs apart"))
-                return None
-            self._index[uuid] = free
-        return self._index[uuid]
-
-
-def _edge_entry(vm: EdgeVM) -> EdgeEntry:
-    return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
 
 
 def _measured(
@@ -592,11 +490,3 @@ def _measured(
         tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
     )
     return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)
-
-
-def _is_empty(change: Change) -> bool:
-    return not change.host and not change.edge and change.path is None
-
-
-def _path(state: PathState) -> Path:
-    return Path(state.internal_pool, frozenset(state.edges), frozenset(state.externals), state.timeouts)
