@@ -29,16 +29,14 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.budgets import DEFER_S, Release
+from natctl.budgets import Release
 from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
-from natctl.desired import Destination
 from natctl.domains import Running
 from natctl.hook_server import HookServer
 from natctl.kernel import Kernel
+from natctl.listening import Listening
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
-from natctl.netlink.nflog import Lost, watch_budgets
-from natctl.netlink.nfqueue import PacketQueue
 from natctl.node import Identity, Node
 from natctl.ruleset.host import Marks
 from qga_agent import announce
@@ -66,10 +64,6 @@ TELL_S = 0.05
 """Seconds after the manager spoke until guests hear of it: many VMs may change at once."""
 LIST_S = 15.0
 """Seconds between two looks at libvirt's list of domains, for what no event told."""
-LOOK_AGAIN_S = DEFER_S + 0.02
-"""Seconds after connections began to wait until somebody looks whether they still do."""
-LISTEN_AGAIN_S = 15.0
-"""Seconds between two attempts to listen to our NFLOG group, when somebody else does."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
 
@@ -94,8 +88,10 @@ class Natd:
         identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, program.version())
         self._node = Node(identity, marks.highest_index if marks is not None else 0)
         self._kernel = Kernel(kernel)
-        self._marks = marks
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
+        self._listening: Listening | None = None
+        if marks is not None and self._conntrack is not None:
+            self._listening = Listening(self._node, self._carry_out, marks, self._conntrack)
         self._sampler = Sampler()
         self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
         self._session = manager_session.Session(settings.manager.url, self, _context(settings.manager), random.random)
@@ -107,9 +103,6 @@ class Natd:
         self._local_port_range: dict[DomainUUID, bool] = {}
         self._telling = False
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
-        self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
-        self._queue: PacketQueue | None = None
-        self._looking_again = False
         self._dropped: dict[str, int] = {}
         self._listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
@@ -132,12 +125,14 @@ class Natd:
         if self._host is not None:
             await self._hooks.start()
             start("links", self._watch_links(), forever=True)
-            if self._marks is not None and self._conntrack is not None:
-                if self._settings.monitor.arrivals:
-                    start("budgets", self._watch_budgets(self._host.log_group, self._marks), forever=True)
-                    start("deferred", self._watch_deferred(self._host.queue, self._marks), forever=True)
-                start("counting", self._serve_counting(self._conntrack), forever=True)
-            start("measure", self._every(self._settings.monitor.period_s, self._measure), forever=True)
+            monitor = self._settings.monitor
+            if self._listening is not None:
+                if monitor.arrivals:
+                    words = self._listening.watch_budgets(self._host.log_group, monitor.period_s)
+                    start("budgets", words, forever=True)
+                    start("deferred", self._listening.watch_deferred(self._host.queue), forever=True)
+                start("counting", self._listening.serve_counting(), forever=True)
+            start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None:
             start("libvirt", self._libvirt.run(), forever=True)
             start("libvirt events", self._serve_libvirt(self._libvirt), forever=True)
@@ -180,9 +175,11 @@ class Natd:
             case Warn(text):
                 log.warning("%s", text)
             case Release(packets):
-                self._release(packets)
+                if self._listening is not None:
+                    self._listening.release(packets)
             case CountPorts():
-                self._counting.put_nowait(command)
+                if self._listening is not None:
+                    self._listening.count(command)
             case Program() | Replace() | Forget() | RefuseNew():
                 self._kernel_work.put_nowait(command)
 
@@ -224,77 +221,6 @@ class Natd:
             await self._kernel.refuse(command.where, command.for_s)
         except KernelError as error:
             log.warning("%s", error)
-
-    # Arrivals
-
-    async def _watch_budgets(self, group: int, marks: Marks) -> None:
-        """Hear of budgets that are used up; without, the periodic pass finds out later."""
-        while True:
-            try:
-                async with contextlib.aclosing(watch_budgets(group)) as words:
-                    async for word in words:
-                        if isinstance(word, Lost):
-                            log.warning("missed word of used-up arrival budgets; the next reading catches up")
-                            continue
-                        log.debug("budget used up, mark %#x", word.mark)
-                        self._node.spent(marks.index_in(word.mark), clock.now())
-                        self._carry_out()
-            except KernelError as error:
-                log.warning("%s; bursts are noticed once in %g s only", error, self._settings.monitor.period_s)
-            await asyncio.sleep(LISTEN_AGAIN_S)
-
-    async def _watch_deferred(self, number: int, marks: Marks) -> None:
-        """Hear of connections that wait for more ports; without, they go on and may find none."""
-        while True:
-            try:
-                self._queue = PacketQueue(number)
-                while True:
-                    waiting: dict[int, list[int]] = {}
-                    for mark, packet in await self._queue.next():
-                        waiting.setdefault(marks.index_in(mark), []).append(packet)
-                    log.debug("connections wait: %s", waiting)
-                    self._node.deferred(waiting, clock.now())
-                    self._carry_out()
-                    if waiting and not self._looking_again:
-                        self._looking_again = True
-                        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
-            except KernelError as error:
-                log.warning("%s; connections beyond a VM's last port do not wait for more", error)
-            finally:
-                if self._queue is not None:
-                    self._queue.close()
-                    self._queue = None
-            await asyncio.sleep(LISTEN_AGAIN_S)
-
-    def _look_again(self) -> None:
-        """Let nobody wait for the next tick who waits in vain."""
-        self._looking_again = False
-        self._node.tick(clock.now())
-        self._carry_out()
-
-    def _release(self, packets: Sequence[int]) -> None:
-        if self._queue is None:
-            return
-        try:
-            self._queue.release(packets)
-        except KernelError as error:
-            log.warning("%s", error)
-
-    async def _serve_counting(self, conntrack: Conntrack) -> None:
-        while True:
-            work = await self._counting.get()
-            ports, full = work.count.ports, frozenset[Destination]()
-            try:
-                filling = (await conntrack.ports_of(work.internal)).filling(ports)
-                if work.count.at_cap and filling.in_use == ports.size:
-                    full = await conntrack.crowded(work.internal, ports)
-            except KernelError as error:
-                log.warning("%s", error)
-                self._node.not_counted(work)
-            else:
-                log.debug("%s: %d in use, none left for %d destinations", work.count, filling.in_use, len(full))
-                self._node.counted(work, filling, full, clock.now())
-            self._carry_out()
 
     # The manager
 
