@@ -7,11 +7,13 @@ logs or reads a clock, so a whole fleet of these can be driven in virtual time.
 
 What it knows, and where from:
 
-- *domains* that run here: from hooks, libvirt's list, and at start from what the kernel already holds;
-- the manager's wishes for this host and edge: from its snapshot and deltas;
-- what the kernel holds: from the answers to its own commands.
+- *domains* that run here (:mod:`natctl.domains`): from hooks, libvirt's list, and at start from what the kernel already
+  holds;
+- the manager's wishes for this host and edge (:mod:`natctl.wanted`): from its snapshot and deltas;
+- what the kernel holds (:mod:`natctl.programming`): from the answers to its own commands;
+- connections that begin (:mod:`natctl.newcomers`): from what the kernel says of them, and from counts.
 
-Desired entries are computed from the first two whenever something changed; at most one kernel command is under way,
+Desired entries are computed from all but the third whenever something changed; at most one kernel command is under way,
 and what changes meanwhile goes into the next one.
 """
 
