@@ -73,16 +73,18 @@ class Listener:
         :param most: How many messages are taken when more than one is there.
         :raise KernelError: When the socket fails.
         """
+        buffers: list[bytes] = []
         with self._explained():
             try:
-                buffers = [await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)]
+                buffers.append(await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES))
                 with contextlib.suppress(BlockingIOError):
                     while len(buffers) < most:
                         buffers.append(self._socket.recv(_RECEIVE_BYTES))
             except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    return None
-                raise
+                if error.errno != errno.ENOBUFS:
+                    raise
+                # What was there before is not lost with it.
+                return buffers or None
             return buffers
 
     def say(self, kind: int, several: Sequence[bytes]) -> None:
