@@ -22,7 +22,7 @@ from typing import NamedTuple
 from cpm.model import DomainUUID, PortRange
 from natctl.desired import Destination
 from natctl.port_search import REACTION_S, too_early
-from natctl.port_use import Filling
+from natctl.port_use import EMPTY, Filling
 from natctl.watch import Watch
 
 COUNT_GAP_S = 0.25
@@ -112,6 +112,7 @@ class Arrivals:
         now: float,
         *,
         at_cap: bool,
+        filling: Filling = EMPTY,
         found: int | None = None,
         found_defer_after: int | None = None,
     ) -> None:
@@ -119,6 +120,7 @@ class Arrivals:
         Take note of the ports that a VM gets, with a new budget where they are new.
 
         :param ports: None: it has none, or is gone.
+        :param filling: How full they were when last counted; they may have drained until now.
         :param found: Budget that the kernel holds already, used up or not; ``found_defer_after``: likewise.
         """
         before = self._vms.get(domain)
@@ -129,6 +131,7 @@ class Arrivals:
         if before is not None and (before.ports, before.at_cap) == (ports, at_cap):
             return
         watch = before.with_ports(ports, now, at_cap=at_cap) if before is not None else Watch(ports, at_cap, 0.0, now)
+        watch.take_reading(filling)
         if found is not None:
             watch.armed, watch.defer_after, watch.armed_at = found, found_defer_after, now
             watch.is_adopted = True

@@ -14,7 +14,7 @@ from cpm.model import DomainUUID, PortRange
 from natctl.budgets import REFUSE_S, Arm, Arrivals, Ask, Count, Exhausted, Refuse, Release, Step
 from natctl.commands import Command, CountPorts, RefuseNew, Send, Warn
 from natctl.desired import Destination, HostEntry
-from natctl.port_use import Filling
+from natctl.port_use import EMPTY, Filling, PortUse
 from natctl.wanted import Wanted
 
 Deed = Command | Arm
@@ -33,6 +33,7 @@ class Newcomers:
         self._arrivals = Arrivals()
         self._is_heard = False
         self._connections: Mapping[DomainUUID, int] = {}
+        self._use = PortUse()
 
     # What a VM has
 
@@ -56,8 +57,9 @@ class Newcomers:
         )
 
     def resized(self, vm: HostVM, now: float) -> None:
-        """Take note of the ports that a VM gets."""
-        self._arrivals.resized(vm.domain, vm.ports, now, at_cap=vm.at_cap)
+        """Take note of the ports that a VM gets; some of its connections may be there already."""
+        filling = self._use.filling(vm.internal, vm.ports) if vm.ports is not None else EMPTY
+        self._arrivals.resized(vm.domain, vm.ports, now, at_cap=vm.at_cap, filling=filling)
 
     def gone(self, domain: DomainUUID, now: float) -> None:
         """Take note: a VM is not to have ports here any more."""
@@ -119,6 +121,10 @@ class Newcomers:
         :param arrived: Connections begun since the VM's ports were programmed; None: not counted.
         """
         return self._deeds(self._arrivals.measured(domain, ports, filling, arrived, now), now)
+
+    def read(self, use: PortUse) -> None:
+        """Take note of what the manager is told: it may give a VM ports back that drained."""
+        self._use = use
 
     def begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """

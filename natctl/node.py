@@ -416,6 +416,8 @@ class Node:
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
         """
+        if use is not None:
+            self._newcomers.read(use)
         begun = self._newcomers.begun(counted.connections)
         vms = tuple(
             _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)

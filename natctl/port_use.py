@@ -38,6 +38,9 @@ class Filling(NamedTuple):
     """The same of its densest part (:data:`PARTS`, each of at least :data:`PART` ports), as a share: 0 to 1."""
 
 
+EMPTY: Final = Filling(0, 0.0)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProtocolPorts:
     """The ports of one protocol, as sorted arrays: 2 bytes a port, and counting within a range is a bisection."""

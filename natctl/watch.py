@@ -168,6 +168,11 @@ class Watch:
         self.uncounted += fresh
         self.arrived, self.since = total, now
 
+    def take_reading(self, filling: Filling) -> None:
+        """Take note that as many ports are in use at least: a count of these ports, from when the VM had others."""
+        self.level, self.highest = max(self.level, filling.in_use), max(self.highest, filling.in_use)
+        self.densest = max(self.densest, filling.densest)
+
     def take_count(self, filling: Filling) -> None:
         """Take note of an exact count, and of what it says about the arrivals before it."""
         in_use, self.densest = filling

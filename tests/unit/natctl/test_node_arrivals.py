@@ -94,6 +94,20 @@ def test_after_growth_the_ports_are_counted() -> None:
     assert counting(done(node, AT + 0.3)).internal == INTERNAL
 
 
+def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> None:
+    node, elsewhere = running(a_vm()), PortRange(30000, 30255)
+    node.received(Delta(1, 2, host=(a_vm(elsewhere),)), AT + 1)
+    done(node, AT + 1)
+    node.report(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), 2, {})
+    done(node, AT + 2)
+    node.received(Delta(1, 3, host=(a_vm(),)), AT + 2.5)
+    back = entry(done(node, AT + 2.5))
+    assert back.defer_after is not None
+    assert back.defer_after <= FLOOR.size - 180
+    assert back.budget is not None
+    assert back.budget <= back.defer_after
+
+
 def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     node = running(a_vm())
     node.spent(1, AT + 0.05)
