@@ -278,6 +278,11 @@ class Arrivals:
         asked = [domain for domain, watch in self._vms.items() if watch.asked_at is not None]
         return [step for domain in asked for step in self.turned_down(domain, now)]
 
+    @property
+    def look_at(self) -> float | None:
+        """When somebody will have been deferred for long enough, and :meth:`tick` is due; None: nobody is."""
+        return min((watch.deferred_since + DEFER_S for watch in self._vms.values() if watch.deferred), default=None)
+
     def tick(self, now: float) -> list[Step]:
         """Look after what only time brings: counts that were put off, those who are refused, those who wait in vain."""
         stray, self._stray = self._stray, []

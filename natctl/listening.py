@@ -24,8 +24,8 @@ from natctl.ruleset.host import Marks
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = DEFER_S + 0.02
-"""Seconds after connections began to wait until somebody looks whether they still do."""
+LEAST_WAIT_S = 0.02
+"""Seconds between two looks whether connections wait in vain."""
 LISTEN_AGAIN_S = 15.0
 """Seconds between two attempts to listen to our NFLOG group or our queue, when somebody else does."""
 
@@ -47,7 +47,7 @@ class Listening:
         self._conntrack = conntrack
         self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
         self._queue: PacketQueue | None = None
-        self._looking_again = False
+        self._look: asyncio.TimerHandle | None = None
 
     # Commands
 
@@ -103,9 +103,7 @@ class Listening:
                     log.debug("connections wait: %s", waiting)
                     self._node.deferred(waiting, clock.now())
                     self._carry_out()
-                    if waiting and not self._looking_again:
-                        self._looking_again = True
-                        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
+                    self._plan_look()
             except KernelError as error:
                 log.warning("%s; connections beyond a VM's last port do not wait for more", error)
             finally:
@@ -131,8 +129,15 @@ class Listening:
                 self._node.counted(work, filling, full, clock.now())
             self._carry_out()
 
-    def _look_again(self) -> None:
+    def _plan_look(self) -> None:
         """Let nobody wait for the next tick who waits in vain."""
-        self._looking_again = False
+        if self._look is None and (due := self._node.look_at) is not None:
+            # A clock that is set back must not make it sleep for longer than anybody may wait.
+            wait_s = min(max(due - clock.now(), LEAST_WAIT_S), DEFER_S)
+            self._look = asyncio.get_running_loop().call_later(wait_s, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
         self._node.tick(clock.now())
         self._carry_out()
+        self._plan_look()

@@ -139,6 +139,11 @@ class Newcomers:
             if uuid in before
         }
 
+    @property
+    def look_at(self) -> float | None:
+        """When :meth:`tick` is due for somebody whose connections wait; None: nobody's do."""
+        return self._arrivals.look_at
+
     def tick(self, now: float) -> list[Deed]:
         """Look after what only time brings."""
         return self._deeds(self._arrivals.tick(now), now)

@@ -379,6 +379,11 @@ class Node:
             uuid = domains.get(index)
             self._do(self._newcomers.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
 
+    @property
+    def look_at(self) -> float | None:
+        """When :meth:`tick` is due for somebody whose connections wait; None: nobody's do."""
+        return self._newcomers.look_at
+
     def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
         """
         The ports of a VM were counted, as commanded.

@@ -460,6 +460,20 @@ def test_nobody_waits_longer_than_tcp_does() -> None:
     assert arrivals.defer_after(VM) is None
 
 
+def test_whoever_waits_is_looked_after_in_time() -> None:
+    arrivals, other = watching(), DomainUUID("22222222-2222-4222-8222-222222222222")
+    arrivals.resized(other, PortRange(20000, 20255), AT, at_cap=False)
+    hold(arrivals, AT)
+    assert arrivals.look_at is None
+    arrivals.deferred(VM, [7], AT + 0.5)
+    arrivals.deferred(other, [8], AT + 0.7)
+    assert arrivals.look_at == AT + 0.5 + budgets.DEFER_S
+    arrivals.tick(arrivals.look_at + 0.001)
+    assert arrivals.look_at == AT + 0.7 + budgets.DEFER_S
+    arrivals.tick(arrivals.look_at + 0.001)
+    assert arrivals.look_at is None
+
+
 def test_who_waits_for_a_vm_that_is_gone_is_let_go() -> None:
     arrivals = watching()
     arrivals.deferred(VM, [7], AT + 0.5)
