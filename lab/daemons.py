@@ -21,6 +21,8 @@ from lab.shell import CLEAN_ENVIRONMENT, inside
 
 PORT = 7414
 CPMD = "cpmd"
+NICE = -10
+"""As the units have it: guests may keep every processor busy."""
 PROGRAMS = Path(sys.executable).parent
 """Where the commands of the product are installed: beside the Python that runs the lab."""
 _READY_S = 30.0
@@ -201,6 +203,8 @@ class _Launch:
             self._socket.bind(str(notify))
             environment = {**CLEAN_ENVIRONMENT, "NOTIFY_SOCKET": str(notify)}
             self.process = table.start(daemon, argv, log=log, environment=environment)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, NICE)
         except BaseException:
             self._close()
             raise

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from cpm.install import apply, choices, machine, plan
+from lab.daemons import NICE
 
 BARE = machine.Machine("node1", "eth0", {})
 
@@ -55,6 +56,11 @@ class TestUnits:
     def test_a_watchdog_and_a_restart(self, image: Path, name: str) -> None:
         text = unit(image, name).read_text()
         for line in ("Type=notify", "WatchdogSec=30", "Restart=on-failure", "StartLimitIntervalSec=0"):
+            assert re.search(f"^{line}$", text, re.MULTILINE)
+
+    def test_busy_guests_do_not_hold_it_up(self, image: Path, name: str) -> None:
+        text = unit(image, name).read_text()
+        for line in ("CPUWeight=1000", f"Nice={NICE}"):
             assert re.search(f"^{line}$", text, re.MULTILINE)
 
     def test_nothing_is_left_to_fill_in(self, image: Path, name: str) -> None:
