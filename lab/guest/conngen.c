@@ -8,7 +8,7 @@
  *                NAME the first line
  *   conngen [options] ADDRESS PORT N   open N connections, print one line, exit 0 when all succeeded, else 2
  *     -u         UDP: one datagram per socket, which counts when its answer has come
- *     -r RATE    connections per second; 0 (default) as fast as possible, at most 256 waiting for an answer
+ *     -r RATE    connections per second at most; 0 (default) as fast as possible, at most 256 waiting for an answer
  *     -b BURST   so many at once, then wait until the rate allows as many again; default 1
  *     -n NAME    say this line first, be answered after that (the other side runs with -w)
  *     -e PERIOD  on every open connection say a byte every PERIOD seconds, and the next one only when it came back
@@ -464,21 +464,46 @@ static long count_alive(int epoll, double limit)
 	return alive;
 }
 
-static double allowed(const struct options *options, double elapsed)
+/*
+ * What a held-up process missed is made up for a tenth of a second at most: on a machine that is busy elsewhere a rate
+ * must not become a burst.
+ */
+struct pace {
+	double at, saved;
+	int left;
+};
+
+static void save_up(struct pace *pace, const struct options *options)
 {
-	return ((long)(elapsed * options->rate / options->burst) + 1) * (double)options->burst;
+	double at = now(), most = options->burst + options->rate * 0.1;
+
+	pace->saved += options->rate * (at - pace->at);
+	if (pace->saved > most)
+		pace->saved = most;
+	pace->at = at;
+}
+
+static bool may_start(struct pace *pace, const struct options *options)
+{
+	if (options->rate <= 0)
+		return true;
+	if (!pace->left && pace->saved >= options->burst) {
+		pace->saved -= options->burst;
+		pace->left = options->burst;
+	}
+	return pace->left && pace->left--;
 }
 
 static int generate(const struct options *options)
 {
 	int epoll = epoll_create1(0);
 	double begin = now(), end = 0, last_look = begin, last_talk = begin;
+	struct pace pace = {.at = begin, .saved = options->burst};
 	struct epoll_event events[EVENTS];
 
 	while (!stopped) {
-		double elapsed = now() - begin;
-		while (tally.started < options->wanted && tally.waiting < MAX_WAITING &&
-		       (options->rate <= 0 || tally.started < allowed(options, elapsed)))
+		save_up(&pace, options);
+		while (tally.started < options->wanted && tally.waiting < MAX_WAITING && may_start(&pace, options))
 			start_one(epoll, options);
 		int n = epoll_wait(epoll, events, EVENTS, 20);
 		for (int i = 0; i < n; i++)
