@@ -35,6 +35,11 @@ BY_RESET, BY_FIN, LASTING = 4_000, 1_000, 8
 BURST, RATE = 60, 80
 """Never half as many at once as the floor has ports: who takes away ports that are in use gets what they ask for."""
 SIZES = (FLOOR, 640, 768, 1024, 1280)
+INVALID = "never leaves untranslated"
+"""
+Where packets end that connection tracking calls invalid, as the last ones of a connection are that it has forgotten:
+here after a second, and a busy machine is later than that. A SYN that ended there would be missing on the other side.
+"""
 SEED = 20
 SAMPLE = 250
 
@@ -126,9 +131,10 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
 
 
 def _drops(lab: Lab) -> dict[tuple[str, str], int]:
-    """Return which machine dropped packets by which of our rules, and how many."""
+    """Return which machine dropped packets by which of our rules, and how many; but for what is invalid."""
     nodes = (*net.HOSTS, *net.EDGES)
-    return {(node, rule): many for node in nodes for rule, many in witness.dropped(lab, node).items() if many}
+    found = {(node, rule): many for node in nodes for rule, many in witness.dropped(lab, node).items()}
+    return {(node, rule): many for (node, rule), many in found.items() if many and rule != INVALID}
 
 
 def test_a_light_guest_beside_a_greedy_one_never_waits(lab: Lab) -> None:
