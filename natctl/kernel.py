@@ -29,7 +29,7 @@ from natctl.netlink.wire import NETFILTER, ROUTE, Wire
 from natctl.observed import NOTHING_COUNTED, Counted, Observed, observed
 from natctl.plan import DeleteTable, Plan
 from natctl.routing import Routing, Steps
-from natctl.ruleset import edge, host
+from natctl.ruleset import edge_maps, host
 from natctl.ruleset.host import Marks
 from natctl.ruleset.values import Element, Fragment, Seen, assembled
 
@@ -61,7 +61,7 @@ class _Belief:
     """What was last applied, and in which pieces."""
 
     desired: _Desired
-    layout: edge.Layout
+    layout: edge_maps.Layout
     host_fragments: dict[DomainUUID, Fragment]
     edge_fragments: dict[DomainUUID, Fragment]
     generation: int
@@ -215,7 +215,7 @@ class Kernel:
     def _step(self, belief: _Belief, change: Change) -> _Step:
         hosts = {domain: self._host_fragment(entry) for domain, entry in change.host.items() if entry is not None}
         edges = {
-            domain: edge.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
+            domain: edge_maps.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
             for domain, entry in change.edge.items()
             if entry is not None
         }
@@ -280,13 +280,13 @@ class Kernel:
     def _believed(self, desired: _Desired, seen: Seen) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
-        layout = edge.Layout.of(desired.edge.values(), desired.path, edge.shards_in(seen.holdings))
+        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(seen.holdings))
         if self._settings.host is not None:
             hosts = {domain: self._host_fragment(entry) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
             present = _by_internal(seen)
             edges = {
-                domain: edge.fragment(entry, layout, present.get(entry.internal.packed, ()))
+                domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
         return _Belief(desired, layout, hosts, edges, seen.generation)
@@ -442,12 +442,12 @@ def _bindings(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
 
 
 def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
-    return tuple(element for place, element in fragment.elements if edge.is_outbound(place)) if fragment else ()
+    return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
 
 
 def _by_internal(seen: Seen) -> dict[bytes, list[Element]]:
     found: dict[bytes, list[Element]] = {}
-    for _, _, _, element in edge.ranges_in(seen.holdings):
+    for _, _, _, element in edge_maps.ranges_in(seen.holdings):
         found.setdefault(element.key[:4], []).append(element)
     return found
 

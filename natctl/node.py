@@ -11,10 +11,11 @@ What it knows, and where from:
   holds;
 - the manager's wishes for this host and edge (:mod:`natctl.wanted`): from its snapshot and deltas;
 - what the kernel holds (:mod:`natctl.programming`): from the answers to its own commands;
+- hooks that wait for ports (:mod:`natctl.waiting`): from their requests;
 - connections that begin (:mod:`natctl.newcomers`): from what the kernel says of them, and from counts.
 
-Desired entries are computed from all but the third whenever something changed; at most one kernel command is under way,
-and what changes meanwhile goes into the next one.
+Desired entries are computed from all but the third and fourth whenever something changed; at most one kernel command is
+under way, and what changes meanwhile goes into the next one.
 """
 
 from __future__ import annotations
@@ -54,11 +55,9 @@ from natctl.newcomers import Deed, Newcomers
 from natctl.observed import NOTHING_COUNTED, Counted
 from natctl.port_use import Filling, PortUse
 from natctl.programming import Programming, Work, is_empty
+from natctl.waiting import Waiter, Waiting
 from natctl.wanted import Wanted
 from qga_agent.samples import Rates
-
-WAIT_LIMIT_S = 30.0
-"""Seconds after which a hook that waits is answered in any case; its own deadline is shorter."""
 
 _NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 
@@ -92,14 +91,6 @@ class Identity:
     version: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Waiter:
-    request: int
-    domain: DomainUUID
-    needs_taps: bool
-    since: float
-
-
 class Node:
     """
     One node; every method is told the time and fills the outbox, see :meth:`take`.
@@ -116,7 +107,7 @@ class Node:
         self._wanted = Wanted()
         self._newcomers = Newcomers(self._wanted)
         self._programming = Programming(marks, self._wanted, self._domains, self._newcomers)
-        self._waiters: list[_Waiter] = []
+        self._waiting = Waiting()
         self._connected = False
         self._synced = False
         self._epoch = 0
@@ -191,8 +182,7 @@ class Node:
         if work.generation is not None:
             # The manager must not believe it; it answers with a new snapshot.
             self._say(Rejected(self._epoch, work.generation, error.code, str(error)))
-        for waiter in [w for w in self._waiters if w.domain in work.host or work.replace]:
-            self._settle(waiter, error.code, str(error))
+        self._outbox += self._waiting.answer(error.code, str(error), None if work.replace else work.host)
 
     # The manager
 
@@ -225,8 +215,8 @@ class Node:
         self._synced = False
         # Generations count within a session: the next one must not be told of these.
         self._programming.leave_out_generations()
-        for waiter in list(self._waiters):
-            self._settle(waiter, "unreachable", "the manager is not connected; the VM gets its ports when it is back")
+        text = "the manager is not connected; the VM gets its ports when it is back"
+        self._outbox += self._waiting.answer("unreachable", text)
 
     def received(self, message: ManagerMessage, now: float) -> None:
         """
@@ -291,8 +281,7 @@ class Node:
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
         self._do(self._newcomers.turned_down(refusal.domain, now))
-        for waiter in [w for w in self._waiters if w.domain == refusal.domain]:
-            self._settle(waiter, refusal.code, refusal.message)
+        self._outbox += self._waiting.answer(refusal.code, refusal.message, {refusal.domain})
 
     # Domains
 
@@ -311,7 +300,7 @@ class Node:
         elif not self._connected and self._programming.ready(vm.domain, needs_taps=False) is None:
             self._outbox.append(Answer(request, "unreachable", "the manager is not connected; ports follow when it is"))
         else:
-            self._waiters.append(_Waiter(request, vm.domain, wait_for_taps, now))
+            self._waiting.add(Waiter(request, vm.domain, wait_for_taps, now))
             self._ask(vm.domain, domain)
             self._answer_ready()
 
@@ -360,8 +349,7 @@ class Node:
         """Look after what only time brings: VMs without interfaces, hooks that wait, a kernel that refused."""
         for uuid in self._domains.vanished(now):
             self.ended(None, uuid, "its interfaces are gone", now)
-        for waiter in [w for w in self._waiters if now - w.since >= WAIT_LIMIT_S]:
-            self._settle(waiter, "timeout", "no answer from the manager in time")
+        self._outbox += self._waiting.answer_late(now)
         self._programming.tick(now)
         self._do(self._newcomers.tick(now))
 
@@ -469,15 +457,9 @@ class Node:
             self._say(Attach(uuid, domain.name, wishes=domain.wishes))
 
     def _answer_ready(self) -> None:
-        for waiter in list(self._waiters):
-            if waiter.domain not in self._domains:
-                self._settle(waiter, "gone", "the VM stopped meanwhile")
-            elif (entry := self._programming.ready(waiter.domain, needs_taps=waiter.needs_taps)) is not None:
-                self._settle(waiter, "", f"ports {entry.ports}")
-
-    def _settle(self, waiter: _Waiter, code: str, text: str) -> None:
-        self._waiters.remove(waiter)
-        self._outbox.append(Answer(waiter.request, code, text))
+        self._outbox += self._waiting.answer_ready(
+            self._domains, lambda waiter: self._programming.ready(waiter.domain, needs_taps=waiter.needs_taps)
+        )
 
     def _advance(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""

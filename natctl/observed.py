@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from cpm.model import DomainUUID, PortRange, coalesced
 from natctl.desired import EdgeEntry, HostEntry, HostSettings, Path, Settings
 from natctl.routing import Routing
-from natctl.ruleset import edge, host, labels
+from natctl.ruleset import edge, edge_maps, host, labels
 from natctl.ruleset.host import Marks
 from natctl.ruleset.values import VM_CHAIN, Seen
 
@@ -101,7 +101,7 @@ def _counted(
 
 def _edge_entries(seen: Seen, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
     ranges: dict[tuple[DomainUUID, str, IPv4Address], dict[IPv4Address, list[PortRange]]] = {}
-    for internal, external, ports, element in edge.ranges_in(seen.holdings):
+    for internal, external, ports, element in edge_maps.ranges_in(seen.holdings):
         owner = DomainUUID(labels.tag_of(element.userdata))
         key = owner, labels.comment_of(element.userdata), internal
         ranges.setdefault(key, {}).setdefault(external, []).append(ports)

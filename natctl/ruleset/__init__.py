@@ -2,17 +2,18 @@
 Pure: from what a node should do to what its tables should hold.
 
 :func:`base` is everything but the VMs and depends on the settings, the path and the layout only; a VM adds a fragment
-(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge.fragment`), so that a change touches what it is about.
+(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge_maps.fragment`), so that a change touches what it is
+about.
 """
 
 from __future__ import annotations
 
 from natctl.desired import Path, Settings
-from natctl.ruleset import edge, host
+from natctl.ruleset import edge, edge_maps, host
 from natctl.ruleset.values import Ruleset
 
 
-def base(settings: Settings, path: Path | None, layout: edge.Layout) -> Ruleset:
+def base(settings: Settings, path: Path | None, layout: edge_maps.Layout) -> Ruleset:
     """
     Return tables, chains, sets and their elements for the node's roles, without any VM.
 

@@ -1,6 +1,7 @@
 """
 The edge role: internal to external addresses and back, without a state per connection.
 
+What VMs put into its maps, and how many of them there are, :mod:`natctl.ruleset.edge_maps` says.
 In nftables' notation, shortened::
 
     table ip virtports {
@@ -67,21 +68,18 @@ In nftables' notation, shortened::
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, NamedTuple
+from typing import Final
 
-from cpm.model import LAST_PORT, PortRange
-from natctl.desired import EdgeEntry, EdgeSettings, Path
+from natctl.desired import EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
     ICMP_TYPE,
-    PORT,
     POSTROUTING,
     PREROUTING,
     PROTOCOL,
     address_in,
-    described,
     filtering,
     in_network,
     looked_up,
@@ -90,6 +88,7 @@ from natctl.ruleset.common import (
     rule,
     through,
 )
+from natctl.ruleset.edge_maps import OUTBOUND, Layout, inbound, inbound_map, outbound_map
 from natctl.ruleset.expressions import (
     DESTINATION,
     NETWORK,
@@ -120,8 +119,6 @@ from natctl.ruleset.values import (
     Element,
     Expression,
     Family,
-    Fragment,
-    Holdings,
     Place,
     Rule,
     Ruleset,
@@ -131,9 +128,7 @@ from natctl.ruleset.values import (
     jump,
 )
 
-OUTBOUND: Final = "outbound"
 INBOUND: Final[Place] = (Family.IPV4, "inbound")
-LOCALS: Final[Place] = (Family.IPV4, "locals")
 EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
@@ -151,71 +146,6 @@ _ICMP = 1
 _TCP = 6
 _EMBEDDED = 8
 """Transport offset of the header that an ICMP error carries."""
-
-_PER_SHARD: Final = 128
-"""VMs for which one map ``outbound`` is made when the number is chosen."""
-_CROWDED, _DESERTED = 2 * _PER_SHARD, _PER_SHARD // 8
-"""VMs in each map at which the number is chosen anew."""
-_MOST_SHARDS: Final = 256
-
-
-class Layout(NamedTuple):
-    """What the number of VMs and the external addresses decide about chains and maps."""
-
-    shards: int
-    """How many maps ``outbound`` there are, a power of two; the lowest bits of the internal address say which."""
-    externals: frozenset[IPv4Address]
-
-    @classmethod
-    def of(cls, entries: Collection[EdgeEntry], path: Path | None, present: int = 1) -> Layout:
-        """
-        Return the layout for these VMs.
-
-        :param present: The number of maps that there are already; it stays while it is not far off.
-        """
-        used = {int(external): external for entry in entries for external, _ in entry.ranges}
-        return cls(_shards(len(entries), present), frozenset(used.values()) | (path.externals if path else frozenset()))
-
-    def suits(self, vms: int, entries: Iterable[EdgeEntry]) -> bool:
-        """Say whether these VMs can join without a new layout."""
-        has_room = vms <= self.shards * _CROWDED or self.shards == _MOST_SHARDS
-        return has_room and all(external in self.externals for entry in entries for external, _ in entry.ranges)
-
-    def outbound(self, internal: IPv4Address) -> Place:
-        """Return the map that has the ranges of this address."""
-        return _shard(int(internal) & self.shards - 1, self.shards)
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """Names of all maps ``outbound``."""
-        return tuple(_shard(number, self.shards)[1] for number in range(self.shards))
-
-
-def inbound(external: IPv4Address) -> Place:
-    """Return the map that has the ports of this external address."""
-    return _inbound_place(int(external))
-
-
-@functools.lru_cache(4096)
-def _inbound_place(external: int) -> Place:
-    return Family.IPV4, f"inbound-{IPv4Address(external)}"
-
-
-def is_outbound(place: Place) -> bool:
-    """Say whether this is a map from internal to external addresses."""
-    return place[0] is Family.IPV4 and (place[1] == OUTBOUND or place[1].startswith("outbound-"))
-
-
-def _shards(vms: int, present: int) -> int:
-    if present.bit_count() == 1 and vms <= present * _CROWDED and (present == 1 or vms >= present * _DESERTED):
-        return present
-    return min(_MOST_SHARDS, 1 << max(0, (vms - 1) // _PER_SHARD).bit_length()) if vms > _CROWDED else 1
-
-
-@functools.cache
-def _shard(number: int, shards: int) -> Place:
-    return Family.IPV4, OUTBOUND if shards == 1 else f"{OUTBOUND}-{number}"
-
 
 _SETS: Final = (
     SetSpec("locals", (ADDRESS,)),
@@ -249,8 +179,8 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
     sets = (
         *_SETS,
         *by_external,
-        *(_outbound_map(name) for name in layout.maps),
-        *(_inbound_map(address) for address in externals),
+        *(outbound_map(name) for name in layout.maps),
+        *(inbound_map(address) for address in externals),
     )
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
@@ -269,71 +199,6 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
         {(Family.IPV4, spec.name): spec for spec in sets},
         elements,
     )
-
-
-def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()) -> Fragment:
-    """
-    Return what one VM adds, in as many pieces as it takes to leave the present ones alone.
-
-    A range that grows gets another element beside the one it has. Replacing it would be as atomic in its outcome, but
-    on kernels before 6.17 a lookup during the commit could miss an element that is being replaced.
-
-    :param present: The VM's elements of ``outbound`` as the kernel holds them now.
-    """
-    kept = _pieces(entry, present) if present else None
-    label = described(entry.name, entry.domain)
-    elements: list[tuple[Place, Element]] = []
-    internal = int(entry.internal).to_bytes(4, "big")
-    outward = layout.outbound(entry.internal)
-    if entry.via is None:
-        elements.append((LOCALS, Element(internal, b"", b"", "", label)))
-    for external, ports in entry.ranges:
-        inward = _inbound_place(int(external))
-        outside = int(external).to_bytes(4, "big")
-        for piece in (ports,) if kept is None else covered(ports, kept.get(external, ())):
-            first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
-            key, end = internal + first + b"\0\0", internal + last + b"\0\0"
-            elements.append((outward, Element(key, end, outside, "", label)))
-            elements.append((inward, Element(first, b"", internal, "", label)))
-            if piece.last < LAST_PORT:
-                elements.append((inward, Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)))  # noqa: FBT003
-    return Fragment((), tuple(elements))
-
-
-def covered(ports: PortRange, present: Iterable[PortRange]) -> tuple[PortRange, ...]:
-    """Return disjoint ranges, in order, that hold exactly these ports and keep each present one that is within them."""
-    kept = sorted(piece for piece in present if ports.covers(piece))
-    missing = [ports]
-    for piece in kept:
-        missing = [rest for run in missing for rest in run.minus(piece)]
-    return tuple(sorted([*kept, *missing]))
-
-
-def range_of(element: Element) -> tuple[IPv4Address, IPv4Address, PortRange]:
-    """Return internal address, external address and ports of an element of ``outbound``."""
-    ports = PortRange(int.from_bytes(element.key[4:6], "big"), int.from_bytes(element.key_end[4:6], "big"))
-    return IPv4Address(element.key[:4]), IPv4Address(element.data), ports
-
-
-def ranges_in(holdings: Holdings) -> Iterator[tuple[IPv4Address, IPv4Address, PortRange, Element]]:
-    """Yield internal address, external address and ports of every element of ``outbound``, and the element."""
-    for place, elements in holdings.elements.items():
-        if is_outbound(place):
-            yield from ((*range_of(element), element) for element in elements.values() if element.key_end)
-
-
-def shards_in(holdings: Holdings) -> int:
-    """Return how many maps ``outbound`` there are, at least 1."""
-    return max(1, sum(is_outbound(place) and place[1] != OUTBOUND for place in holdings.sets))
-
-
-def _pieces(entry: EdgeEntry, present: Iterable[Element]) -> dict[IPv4Address, list[PortRange]]:
-    pieces: dict[IPv4Address, list[PortRange]] = {}
-    for element in present:
-        internal, external, ports = range_of(element)
-        if internal == entry.internal:
-            pieces.setdefault(external, []).append(ports)
-    return pieces
 
 
 def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
@@ -456,14 +321,6 @@ def _outward_through(chain: str, name: str, pool: IPv4Network) -> Chain:
         rule(_is_error(), _carries_query(), _looked_up_embedded(name, 32), embedded, RETURN, comment=_UNDERWAY),
     )
     return Chain(chain, None, rules)
-
-
-def _outbound_map(name: str) -> SetSpec:
-    return SetSpec(name, (ADDRESS, PORT), data=(ADDRESS,), interval=True)
-
-
-def _inbound_map(external: IPv4Address) -> SetSpec:
-    return SetSpec(inbound(external)[1], (PORT,), data=(ADDRESS,), interval=True)
 
 
 def _reassembly() -> Chain:

@@ -28,7 +28,7 @@ from natctl.plan import (
     FlushSet,
     Operation,
 )
-from natctl.ruleset import edge, host
+from natctl.ruleset import edge_maps, host
 from natctl.ruleset.values import (
     ChainSignature,
     Element,
@@ -175,10 +175,10 @@ paths = st.builds(
 def rulesets(draw: st.DrawFn) -> Ruleset:
     path = draw(paths)
     edges = draw(edge_entries())
-    layout = edge.Layout(draw(st.sampled_from([1, 4])), path.externals)
+    layout = edge_maps.Layout(draw(st.sampled_from([1, 4])), path.externals)
     assert SETTINGS.host is not None
     fragments = [host.fragment(SETTINGS.host, entry) for entry in draw(host_entries()).values()]
-    fragments += [edge.fragment(entry, layout) for entry in edges.values()]
+    fragments += [edge_maps.fragment(entry, layout) for entry in edges.values()]
     return assembled(ruleset.base(SETTINGS, path, layout), fragments)
 
 
@@ -211,12 +211,12 @@ def test_an_alteration_does_what_the_full_comparison_would(
     new_host: Mapping[DomainUUID, HostEntry],
 ) -> None:
     path = Path(IPv4Network("100.64.0.0/10"), frozenset(), frozenset(EXTERNALS))
-    layout = edge.Layout(1, path.externals)
+    layout = edge_maps.Layout(1, path.externals)
     assert SETTINGS.host is not None
     old = [host.fragment(SETTINGS.host, entry) for entry in old_host.values()]
-    old += [edge.fragment(entry, layout) for entry in old_edge.values()]
+    old += [edge_maps.fragment(entry, layout) for entry in old_edge.values()]
     new = [host.fragment(SETTINGS.host, entry) for entry in new_host.values()]
-    new += [edge.fragment(entry, layout) for entry in new_edge.values()]
+    new += [edge_maps.fragment(entry, layout) for entry in new_edge.values()]
     base = ruleset.base(SETTINGS, path, layout)
     before, after = assembled(base, old).holdings, assembled(base, new).holdings
     assert outcome(plan.alteration(old, new).operations, before) == after
@@ -225,7 +225,7 @@ def test_an_alteration_does_what_the_full_comparison_would(
 @pytest.mark.parametrize("lost", [(Family.IPV4, "receive"), (Family.IPV4, "outbound"), (Family.BRIDGE, "taps")])
 def test_what_is_missing_is_named_and_its_table_made_anew(lost: Place) -> None:
     path = Path(IPv4Network("100.64.0.0/10"))
-    desired = ruleset.base(SETTINGS, path, edge.Layout(1, frozenset()))
+    desired = ruleset.base(SETTINGS, path, edge_maps.Layout(1, frozenset()))
     full = desired.holdings
     seen = Holdings(
         full.tables,
@@ -240,12 +240,12 @@ def test_what_is_missing_is_named_and_its_table_made_anew(lost: Place) -> None:
 
 
 def test_one_change_touches_what_it_is_about() -> None:
-    layout = edge.Layout(1, frozenset(EXTERNALS))
+    layout = edge_maps.Layout(1, frozenset(EXTERNALS))
     small = EdgeEntry(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2063)),))
-    before = edge.fragment(small, layout)
+    before = edge_maps.fragment(small, layout)
     grown = EdgeEntry(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2127)),))
-    outbound = [element for place, element in before.elements if edge.is_outbound(place)]
-    after = edge.fragment(grown, layout, outbound)
+    outbound = [element for place, element in before.elements if edge_maps.is_outbound(place)]
+    after = edge_maps.fragment(grown, layout, outbound)
     operations = plan.alteration([before], [after]).operations
     assert all(isinstance(operation, AddElements) for operation in operations)
     added = [
@@ -262,7 +262,9 @@ def test_an_element_that_somebody_else_has_is_replaced_before_it_is_added() -> N
 
 
 def _with(timeouts: Timeouts) -> Ruleset:
-    return ruleset.base(SETTINGS, Path(IPv4Network("100.64.0.0/10"), timeouts=timeouts), edge.Layout(1, frozenset()))
+    return ruleset.base(
+        SETTINGS, Path(IPv4Network("100.64.0.0/10"), timeouts=timeouts), edge_maps.Layout(1, frozenset())
+    )
 
 
 def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_stays() -> None:

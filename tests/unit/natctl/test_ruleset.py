@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cpm.model import DomainUUID, PortRange
 from cpm.timeouts import Timeouts, TimeoutsTable
 from natctl.desired import DEFAULT_EXEMPT, EdgeEntry, HostEntry, HostSettings, Path
-from natctl.ruleset import edge, host, labels
+from natctl.ruleset import edge_maps, host, labels
 from natctl.ruleset.common import network_elements
 from natctl.ruleset.host import Marks
 from natctl.ruleset.values import Family, Lifetimes
@@ -67,7 +67,7 @@ def test_pieces_hold_exactly_the_range_and_keep_what_fits(wanted: PortRange, oth
     for other in others:
         if not any(other.overlaps(piece) for piece in present):
             present.append(other)
-    pieces = edge.covered(wanted, present)
+    pieces = edge_maps.covered(wanted, present)
     assert sum(piece.size for piece in pieces) == wanted.size
     assert all(wanted.covers(piece) for piece in pieces)
     assert not any(a.overlaps(b) for i, a in enumerate(pieces) for b in pieces[:i])
@@ -129,13 +129,13 @@ def _vm(number: int) -> EdgeEntry:
     (60, 4, 1), (64, 4, 4), (100_000, 1, 256), (1000, 3, 8),
 ])  # fmt: skip
 def test_the_number_of_maps_follows_the_number_of_vms_with_leisure(vms: int, present: int, shards: int) -> None:
-    layout = edge.Layout.of([_vm(number) for number in range(vms)], None, present)
+    layout = edge_maps.Layout.of([_vm(number) for number in range(vms)], None, present)
     assert layout.shards == shards
-    assert edge.Layout.of([_vm(number) for number in range(vms)], None, shards) == layout
+    assert edge_maps.Layout.of([_vm(number) for number in range(vms)], None, shards) == layout
 
 
 def test_an_external_address_that_is_new_wants_a_new_layout() -> None:
-    layout = edge.Layout.of([_vm(1)], Path(IPv4Network("100.64.0.0/10")))
+    layout = edge_maps.Layout.of([_vm(1)], Path(IPv4Network("100.64.0.0/10")))
     assert layout.suits(2, [_vm(2)])
     assert not layout.suits(257, [_vm(2)])
     elsewhere = EdgeEntry(
