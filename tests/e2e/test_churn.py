@@ -35,11 +35,6 @@ BY_RESET, BY_FIN, LASTING = 4_000, 1_000, 8
 BURST, RATE = 60, 80
 """Never half as many at once as the floor has ports: who takes away ports that are in use gets what they ask for."""
 SIZES = (FLOOR, 640, 768, 1024, 1280)
-INVALID = "never leaves untranslated"
-"""
-Where packets end that connection tracking calls invalid, as the last ones of a connection are that it has forgotten:
-here after a second, and a busy machine is later than that. A SYN that ended there would be missing on the other side.
-"""
 SEED = 20
 SAMPLE = 250
 
@@ -113,9 +108,9 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
     assert sum(tally.ok for tally in ended) == len(GUESTS) * (BY_RESET + BY_FIN)
     assert [(tally.alive, tally.dead) for tally in talked] == [(LASTING, 0)] * len(GUESTS)
     assert _drops(lab) == {}
-    # A SYN is dropped where its twin goes on: both were deferred, because a busy machine took a second for them.
+    # A SYN is dropped where its twin goes on: both were deferred, or two of one VM chose one port on two processors.
     assert 0 <= sent - seen_syns <= clashes
-    assert clashes < sent / 50
+    assert clashes < sent / 5_000
     assert watcher.faults == []
     assert watcher.flows > 10_000
     # No port had two owners, nor a new one too early, by what the other side saw; and whois knows whose it was.
@@ -131,10 +126,9 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
 
 
 def _drops(lab: Lab) -> dict[tuple[str, str], int]:
-    """Return which machine dropped packets by which of our rules, and how many; but for what is invalid."""
+    """Return which machine dropped packets by which of our rules, and how many."""
     nodes = (*net.HOSTS, *net.EDGES)
-    found = {(node, rule): many for node in nodes for rule, many in witness.dropped(lab, node).items()}
-    return {(node, rule): many for (node, rule), many in found.items() if many and rule != INVALID}
+    return {(node, rule): many for node in nodes for rule, many in witness.dropped(lab, node).items() if many}
 
 
 def test_a_light_guest_beside_a_greedy_one_never_waits(lab: Lab) -> None:
