@@ -84,6 +84,8 @@ class Facts:
     decided_s_ago: float
     refusal: str
     gave: str
+    apart: str
+    """Why its connections are on ports that do not lie beside each other."""
     want: Want | None
     waits_to_start: bool
     fair_share: int | None
@@ -118,7 +120,8 @@ def _asked(vm: Facts) -> tuple[str, ...]:
         asked = f"{ago} its host asked for {decision.asked} ports"
     outcome = "it keeps what it has" if decision.target == decision.current else f"it was to have {decision.target}"
     because = RULES.get(decision.rule)
-    return (f"{asked}; {outcome}" + (f" ({decision.rule}: {because})." if because else "."), _sentence(vm.gave))
+    came = f"{asked}; {outcome}" + (f" ({decision.rule}: {because})." if because else ".")
+    return (came, _sentence(vm.gave), _sentence(vm.apart))
 
 
 def _lacks(vm: Facts) -> tuple[str, ...]:

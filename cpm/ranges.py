@@ -8,12 +8,14 @@ legal, :mod:`cpm.lifecycle` knows.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 
-from cpm.allocator import Placement, Relocation, choose, grow, shrink, whole_blocks
+from cpm.allocator import Placement, Relocation, aside, choose, grow, shrink, whole_blocks
 from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation
 from cpm.errors import PortsExhausted
 from cpm.lifecycle import AllocationEvent, step
-from cpm.model import VM, Allocation, AllocationState, PortRange
+from cpm.model import VM, Allocation, AllocationId, AllocationState, PortRange
 from cpm.view import View
 
 _State = AllocationState
@@ -64,6 +66,46 @@ def enlarge(
     # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
     more = placement.ports.minus(active.ports)[-1]
     return _reserve(view, vm, placement, more, now)
+
+
+def step_aside(
+    view: View,
+    vm: VM,
+    active: Allocation,
+    wanted: int,
+    in_use: int,
+    free_in: Mapping[AllocationId, int],
+    now: float,
+    *,
+    in_all: bool,
+    cap: int,
+    strict: bool,
+    room: int | None = None,
+) -> Allocation | None:
+    """
+    Reserve other ports for new connections where no longer range is to be had; the present range drains meanwhile.
+
+    :param wanted: Ports that the VM should have.
+    :param in_use: Ports of the active range that are in use, or are about to be.
+    :param free_in: Ports that no connection uses, of draining and held ranges; those that it does not name stay.
+    :param in_all: The ports wanted are for the connections on ranges that drain as well.
+    :param cap: Ports that the VM may hold in all. Who holds as many goes back to its own, and takes no free ones.
+    :param room: Free ports that may be taken for it; None: all.
+    :return: None: there are other ports, but the range has too many left to leave it for them now.
+    :raise PortsExhausted: When there are none.
+    """
+    block, held = view.space.block, sum(mine.ports.size for mine in view.of(vm.uuid))
+    lacking = min(wanted - (held if in_all else active.ports.size), cap - held)
+    if room is not None:
+        lacking = min(lacking, room // block * block)
+    may_take = held < cap and (room is None or room >= block)
+    find = functools.partial(aside, view.space, active, lacking if may_take else None, free_in=free_in, strict=strict)
+    find(left=0)
+    try:
+        placement = find(left=max(active.ports.size - in_use, 0))
+    except PortsExhausted:
+        return None
+    return _reserve(view, vm, placement, placement.ports, now)
 
 
 def _newly_taken(placement: Placement, active: Allocation) -> int:

@@ -129,6 +129,10 @@ class Shortage:
         """Number of VMs that want more than they could get."""
         return len(self._wants)
 
+    def others_wait(self, uuid: DomainUUID) -> bool:
+        """Say whether another VM than this one lacks ports."""
+        return any(each != uuid for each in (*self._wants, *self._starting))
+
     def want(self, uuid: DomainUUID) -> Want | None:
         """Return what a VM waits for, if it does."""
         return self._wants.get(uuid)

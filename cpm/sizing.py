@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 
 from cpm import ranges, scaling
 from cpm.allocator import compaction
 from cpm.errors import Conflict, NotFound, PortsExhausted
 from cpm.messages import Measured, Need, Report
-from cpm.model import VM, Allocation, AllocationState, DomainUUID, NodeName
+from cpm.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
 from cpm.records import JournalEvent
 from cpm.remarks import Remarks
 from cpm.rollout import Rollout
@@ -50,8 +50,14 @@ class Observation:
     """Why it has less than was decided; empty: it has not."""
     refused_packets: int = 0
     """Connection attempts that its host refused in words, at the cap with no port left; since it got its ports."""
+    free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
+    """Ports without a connection of the ranges that leave, counted since the VM's ports last changed."""
     gave: str = ""
     """What it was last asked to give back, and why; empty: nothing since it last grew."""
+    apart: str = ""
+    """Why its ports lie apart since they last grew; empty: they do not."""
+    yielded: bool = False
+    """It was asked to give back, and ports are still short: what it gave does not come back to it."""
 
 
 class Sizing:
@@ -117,6 +123,7 @@ class Sizing:
             observation.refused_packets = refused
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
+                observation.free_in = dict(self._free_in(vm, measured))
                 self._scale(vm, observation, measured, now)
 
     def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
@@ -159,17 +166,22 @@ class Sizing:
         policy = policy_named(self._wishes(vm).policy.value)
         decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.decision = decision
-        self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now)
+        self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now, soon=arrival.soon)
         return self._view.one(vm.uuid, _State.RESERVED) is not None
 
-    def _grow_or_shrink(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> None:
+    def _grow_or_shrink(
+        self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float, *, soon: int | None = None
+    ) -> None:
         """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
         limit = self.shortage.limit(vm, active, target, in_use, now)
         observation = self.of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
+        soon = in_use if soon is None else soon
         if limit.ports != active.ports.size:
-            self.resize(vm.uuid, limit.ports, now, room=limit.room)
+            self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=soon)
+        elif growing and soon is not None and not self.shortage.others_wait(vm.uuid):
+            self._go_back(vm, active, soon, now)
         observation.refusal = limit.why or observation.refusal
         if growing and observation.refusal:
             self._remarks.note(vm.uuid, JournalEvent.SHORT, now)
@@ -183,13 +195,17 @@ class Sizing:
         wishes = self._wishes(vm)
         return _bounds(wishes.floor.value, wishes.cap.value, self._pool.block)
 
-    def resize(self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None) -> None:
+    def resize(
+        self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None, in_use: int | None = None
+    ) -> None:
         """
         Start to bring a VM's range to a size; make before break, no connection is cut.
 
         :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
             resized already. When no more ports are to be had, the reason is kept for ``show``.
         :param room: Free ports that may be taken for it; None: all.
+        :param in_use: Ports of the active range that are in use, or are about to be. When they are known and no longer
+            range is to be had, new connections of the VM get other ports as soon as it has few left.
         """
         vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
         if vm is None or active is None or self._view.one(uuid, _State.RESERVED):
@@ -197,7 +213,8 @@ class Sizing:
         observation = self.of(uuid)
         try:
             if target > active.ports.size:
-                ranges.enlarge(self._view, vm, active, target, now, strict=self._strict, room=room)
+                if not self._enlarge(vm, active, target, now, room=room, in_use=in_use):
+                    return
             elif target == active.ports.size or not ranges.reduce(self._view, active, target, now):
                 return
         except PortsExhausted as error:
@@ -206,6 +223,64 @@ class Sizing:
             return
         observation.refusal = ""
         self._rollout.changed(uuid)
+
+    def _enlarge(
+        self, vm: VM, active: Allocation, target: int, now: float, *, room: int | None, in_use: int | None
+    ) -> bool:
+        """Reserve a larger range, or other ports; say whether the VM needs any now."""
+        observation, short = self.of(vm.uuid), self.shortage.holds(now)
+        observation.yielded = observation.yielded and short
+        try:
+            ranges.enlarge(self._view, vm, active, target, now, strict=self._strict, room=room)
+            observation.apart = ""
+        except PortsExhausted as error:
+            if in_use is None:
+                raise
+            observation.apart = f"new connections use other ports until there are more in one piece: {error}"
+            try:
+                if not self._step_aside(vm, active, target, in_use, now, short=short, room=room):
+                    return False
+            except PortsExhausted:
+                raise error from None
+        observation.free_in = {}
+        return True
+
+    def _step_aside(
+        self, vm: VM, active: Allocation, target: int, in_use: int, now: float, *, short: bool, room: int | None
+    ) -> bool:
+        observation, wishes = self.of(vm.uuid), self._wishes(vm)
+        reserved = ranges.step_aside(
+            self._view,
+            vm,
+            active,
+            target,
+            in_use,
+            {} if observation.yielded else observation.free_in,
+            now,
+            in_all=policy_named(wishes.policy.value).counts_ports,
+            # What lies about while ports are short is for those who wait.
+            cap=0 if short else wishes.cap.value,
+            strict=self._strict,
+            room=room,
+        )
+        return reserved is not None
+
+    def _go_back(self, vm: VM, active: Allocation, in_use: int, now: float) -> None:
+        """Let new connections have ports that drain, when enough of those are free: nobody else waits for them."""
+        try:
+            if self._step_aside(vm, active, active.ports.size, in_use, now, short=True, room=None):
+                self.of(vm.uuid).free_in = {}
+                self._rollout.changed(vm.uuid)
+        except PortsExhausted:
+            return
+
+    def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
+        counted = {draining.ports: draining.connections for draining in measured.draining}
+        for mine in self._view.of(vm.uuid):
+            if mine.state is _State.HELD:
+                yield mine.id, mine.ports.size
+            elif mine.state is _State.DRAINING and mine.node == vm.node and mine.ports in counted:
+                yield mine.id, mine.ports.size - counted[mine.ports]
 
     def relocate(self, uuid: DomainUUID, now: float) -> None:
         """
@@ -280,6 +355,7 @@ class Sizing:
             if active is not None and ranges.reduce(
                 self._view, active, ports, now, upper=self.shortage.keeps_upper(active)
             ):
+                self.of(uuid).yielded = True
                 self.of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
                 self._rollout.changed(uuid)
 

@@ -2,8 +2,8 @@
 Which range, on which address.
 
 :class:`AddressSpace` knows every port of the pool: free, taken by an allocation, or reserved by the operator. It has no
-I/O; the manager owns one and tells it of every allocation. :func:`choose`, :func:`grow` and :func:`shrink` decide and
-change nothing. What they promise, always:
+I/O; the manager owns one and tells it of every allocation. :func:`choose`, :func:`grow`, :func:`aside` and
+:func:`shrink` decide and change nothing. What they promise, always:
 
 - ranges start on the block grid, which begins at port 1024, and are whole blocks long;
 - best fit: the smallest free run that is long enough, so that long runs stay whole;
@@ -15,7 +15,7 @@ change nothing. What they promise, always:
 
 from cpm.allocator.compacting import Relocation, compaction
 from cpm.allocator.grid import DEFAULT_BLOCK, USABLE, whole_blocks
-from cpm.allocator.placing import Placement, Shrunk, choose, grow, shrink
+from cpm.allocator.placing import Placement, Shrunk, aside, choose, grow, shrink
 from cpm.allocator.space import AddressSpace, Usage
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Relocation",
     "Shrunk",
     "Usage",
+    "aside",
     "choose",
     "compaction",
     "grow",

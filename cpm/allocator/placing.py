@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from cpm.allocator.grid import aligned, first_at_or_above, first_at_or_below, whole_blocks
 from cpm.allocator.space import AddressSpace
 from cpm.errors import PortsExhausted
-from cpm.model import FIRST_PORT, LAST_PORT, Allocation, AllocationState, DomainUUID, NodeName, PortRange
+from cpm.model import (
+    FIRST_PORT,
+    LAST_PORT,
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    NodeName,
+    PortRange,
+)
+
+LEAST_FREE = 16
+"""A range that drains is gone back to when more than one in so many of its ports is free."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +100,45 @@ def grow(space: AddressSpace, active: Allocation, wanted: int, *, strict: bool =
     return _in_place(space, active, size) or choose(
         space, active.domain, size, node=active.node, prefer=active.external, strict=strict
     )
+
+
+def aside(
+    space: AddressSpace,
+    active: Allocation,
+    lacking: int | None,
+    left: int,
+    free_in: Mapping[AllocationId, int],
+    *,
+    strict: bool = False,
+) -> Placement:
+    """
+    Decide where new connections of a VM go when no longer range is to be had: to ports that are not beside its own.
+
+    Back to a range of its own that drains and has free ports again, else to the shortest free run that has what it
+    lacks, else to the longest there is. The active range then drains, and may be taken back in turn. So free ports
+    serve who needs them although they lie apart, and a VM that lives on several runs holds no more than on one.
+
+    :param lacking: Ports that the VM needs beyond all that it holds, in whatever state; a block at least, for its range
+        is full. None: it goes back to its own, or nowhere.
+    :param left: Free ports of the active range. Only for twice as many, and half a block at least, is it left.
+    :param free_in: Ports that no connection uses, of draining and held ranges; those that it does not name stay.
+    :param strict: Never change the external address.
+    :raise PortsExhausted: When nothing has so many.
+    """
+    block = space.block
+    worthwhile = max(2 * left, block // 2)
+    own = _reclaimable(space, active.domain, active.node)
+    known = [mine for mine in own if mine.id in free_in and (not strict or mine.external == active.external)]
+    most = max(known, key=lambda mine: (free_in[mine.id], -mine.id), default=None)
+    if most is not None and free_in[most.id] > max(worthwhile, most.ports.size // LEAST_FREE):
+        return Placement(most.external, most.ports, reclaimed=(most,))
+    groups = _groups(space, active.domain, active.external, strict=strict)
+    for addresses in groups if lacking is not None else ():
+        longest = max((space.longest_free(address) for address in addresses), default=0)
+        size = min(whole_blocks(lacking or 0, block), longest // block * block)
+        if size >= worthwhile and (found := _fresh(space, active.domain, size, addresses)):
+            return found
+    raise _exhausted(space, worthwhile, [address for addresses in groups for address in addresses])
 
 
 def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) -> Shrunk:

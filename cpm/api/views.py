@@ -174,6 +174,8 @@ class ExplainView(Struct, frozen=True):
     """Why it has less than was decided."""
     gave: str | None
     """What it was asked to give back."""
+    apart: str | None
+    """Why new connections use ports that do not lie beside those of earlier ones."""
     waits_for: int | None
     """Ports in total that it waits for."""
     waits_since: float | None

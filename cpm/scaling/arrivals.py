@@ -54,6 +54,12 @@ class Arrival:
     usual_per_s: float = 0.0
     """Connections that began per second when last measured: as many end, as long as the load is what it was."""
 
+    @property
+    def soon(self) -> int:
+        """Ports in use by the time the host may ask again."""
+        more_per_s = max(self.arrivals_per_s - self.usual_per_s, 0.0)
+        return self.ports_in_use + math.ceil(more_per_s * NEXT_LOOK_S)
+
 
 def on_arrival(
     arrival: Arrival, state: ScalingState, bounds: Bounds, now: float, policy: Policy | None = None
@@ -79,9 +85,7 @@ def on_arrival(
     if policy is not None and policy.counts_ports:
         rule = policy.name
         ports, state = _asked(policy, arrival, state, now)
-        more_per_s = max(arrival.arrivals_per_s - arrival.usual_per_s, 0.0)
-        soon = arrival.ports_in_use + math.ceil(more_per_s * NEXT_LOOK_S)
-        by_factor = max(ports, soon)
+        by_factor = max(ports, arrival.soon)
     asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
     cap = max(bounds.cap // bounds.block, 1) * bounds.block
     target = max(min(asked, cap), current)

@@ -15,7 +15,7 @@ from cpm.simulation.replay import Conditions, Outcome, Progress, Replay, ample, 
 from cpm.simulation.trace import Trace
 
 DOUBLING: Final = OccupancyPolicy(name="doubling", grow_at=0.9)
-"""The baseline of what clouds do: double near exhaustion, halve when mostly empty."""
+"""The baseline of what clouds do: double near exhaustion, in one piece; halve when mostly empty."""
 
 STATIC: Final = "static"
 
@@ -78,7 +78,7 @@ def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
         fixed = dataclasses.replace(conditions, initial=ports, floor=ports, cap=ports)
         return Contender(StaticPolicy(ports, f"{STATIC}:{ports}"), fixed, ports)
     if name == DOUBLING.name:
-        return Contender(DOUBLING, conditions)
+        return Contender(DOUBLING, dataclasses.replace(conditions, aside=False))
     try:
         return Contender(policy_named(name), conditions)
     except InvalidRequest:

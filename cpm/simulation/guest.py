@@ -70,6 +70,10 @@ class Guest:
         self._inside += [Piece(run, run.size, 0) for run in free]
         self.in_active = sum(piece.used for piece in self._inside)
 
+    def used_in(self, ports: PortRange) -> int:
+        """Return how many connections use ports of a range, which was active once."""
+        return sum(piece.used for piece in (*self._inside, *self._outside) if piece.ports.overlaps(ports))
+
     def is_empty(self, ports: PortRange) -> bool:
         """Say whether no connection uses a port of a range, which was active once."""
         return not any(piece.used and piece.ports.overlaps(ports) for piece in (*self._inside, *self._outside))

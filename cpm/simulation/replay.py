@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -83,6 +83,8 @@ class Conditions:
     A VM that is there when the trace begins has what its policy gives a VM that, for long, uses as many ports as this
     one will at most within the trace's first so many seconds. Else every figure would tell of the first minutes.
     """
+    aside: bool = True
+    """Where no longer range is to be had, new connections go to other free ports, or back to ports that drain."""
     signal_s: float = 0.01
     """Seconds from the alarm to the larger range in the kernel."""
 
@@ -143,6 +145,8 @@ class _Actor:
     line: Line | None = None
     usual_per_s: float = 0.0
     """Connections that began per second when last sampled."""
+    free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
+    """Ports without a connection of ranges that leave, when last sampled."""
 
 
 class Replay:
@@ -290,7 +294,7 @@ class Replay:
         draining = guest.in_use - guest.in_active
         arrival = Arrival(active.ports.size, guest.in_active, rate, draining, actor.usual_per_s)
         decision, actor.state = on_arrival(arrival, actor.state, self._bounds, now, self._policy)
-        if decision.target > decision.current and self._enlarge(actor, active, decision.target, now):
+        if decision.target > decision.current and self._enlarge(actor, active, decision.target, now, arrival.soon):
             actor.due = now + self._conditions.signal_s
         else:
             actor.deaf = True
@@ -302,6 +306,7 @@ class Replay:
             self._take_effect(actor, now)
         actor.deaf = False
         active = actor.guest.active
+        actor.free_in = dict(self._free_in(actor))
         if active is None:
             self._retry(actor, now)
         elif actor.due is None:
@@ -325,21 +330,47 @@ class Replay:
         active = self.view.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
         if decision.target > decision.current:
-            if self._enlarge(actor, active, decision.target, now):
+            if self._enlarge(actor, active, decision.target, now, actor.guest.in_active):
                 self._take_effect(actor, now)
         elif decision.target < decision.current and ranges.reduce(self.view, active, decision.target, now):
             self._shrunk += 1
             self._refit(actor)
 
-    def _enlarge(self, actor: _Actor, active: Allocation, target: int, now: float) -> bool:
-        """Reserve what a larger range needs; say whether it was to be had."""
+    def _enlarge(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
+        """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
         try:
-            ranges.enlarge(self.view, actor.vm, active, target, now, strict=False)
+            try:
+                ranges.enlarge(self.view, actor.vm, active, target, now, strict=False)
+            except PortsExhausted:
+                if not self._conditions.aside:
+                    raise
+                if not self._step_aside(actor, active, target, now, soon):
+                    return False
         except PortsExhausted:
             self._denied += 1
             return False
-        actor.due = now
+        actor.due, actor.free_in = now, {}
         return True
+
+    def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
+        reserved = ranges.step_aside(
+            self.view,
+            actor.vm,
+            active,
+            target,
+            soon,
+            actor.free_in,
+            now,
+            in_all=self._policy.counts_ports,
+            cap=self._bounds.cap,
+            strict=False,
+        )
+        return reserved is not None
+
+    def _free_in(self, actor: _Actor) -> Iterator[tuple[AllocationId, int]]:
+        for mine in self.view.of(actor.vm.uuid):
+            if mine.id in self.view.leaving:
+                yield mine.id, mine.ports.size - actor.guest.used_in(mine.ports)
 
     def _demand(self, actor: _Actor, *, exhausted: bool) -> Demand:
         guest, line, step_s = actor.guest, actor.line, self._trace.step_s

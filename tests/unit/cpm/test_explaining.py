@@ -17,8 +17,8 @@ from cpm.wishes import Defaults, effective
 WISHES = effective(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="specification"), policies())
 VM = Facts(
     name="web1", runs=True, external=IPv4Address("203.0.113.1"), ports=PortRange(1024, 1279), leaving=128, in_use=250,
-    score=3503.4, decision=Decision(256, 512, "exhausted", 384), decided_s_ago=1.2, refusal="", gave="", want=None,
-    waits_to_start=False, fair_share=None, wishes=WISHES, now=1000.0,
+    score=3503.4, decision=Decision(256, 512, "exhausted", 384), decided_s_ago=1.2, refusal="", gave="", apart="",
+    want=None, waits_to_start=False, fair_share=None, wishes=WISHES, now=1000.0,
 )  # fmt: skip
 POOL = PoolFacts(
     total=64512, free=640, leaving=128, longest_free=320, addresses=1, short=False, waiting=0,
@@ -54,6 +54,9 @@ def test_who_lacks_ports_is_told_what_was_refused_and_what_is_fair() -> None:
     assert "It waits for 512 ports in all, since 60 s." in said
     assert "Ports are short: its fair share (floors first, the rest by weight) is 320 ports." in said
     assert said[-1] == "No port is free now."
+    assert "New connections use other ports." in lines(
+        dataclasses.replace(VM, apart="new connections use other ports"), POOL
+    )
     assert any(line.endswith("VMs that lack ports: 3.") for line in said)
 
 

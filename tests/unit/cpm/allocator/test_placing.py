@@ -1,12 +1,13 @@
 """Where ranges go."""
 
+import dataclasses
 from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.allocator import AddressSpace, choose, grow, shrink, whole_blocks
+from cpm.allocator import AddressSpace, Placement, aside, choose, grow, shrink, whole_blocks
 from cpm.errors import PortsExhausted
-from cpm.model import Allocation, DomainUUID, ExternalAddress, PortRange
+from cpm.model import Allocation, AllocationId, DomainUUID, ExternalAddress, NodeName, PortRange
 from tests.unit.cpm.allocator.test_space import A, B, allocation
 
 D = DomainUUID("d")
@@ -176,3 +177,54 @@ def test_shrink_keeps_the_low_end(wanted: int, kept: str, released: str | None) 
     result = shrink(allocation(1, "4096-4351"), wanted, 64)
     assert result.kept == PortRange.parse(kept)
     assert result.released == (PortRange.parse(released) if released else None)
+
+
+ACTIVE = allocation(1, "1024-1279", "d")
+DRAINING = allocation(2, "1344-1599", "d", state="draining")
+ON_B = allocation(3, "1024-65535", "z", external=B)
+
+
+def stepped_aside(
+    *others: Allocation,
+    lacking: int | None = 128,
+    left: int = 0,
+    free_in: dict[int, int] | None = None,
+    strict: bool = False,
+) -> Placement:
+    known = {AllocationId(number): free for number, free in (free_in or {}).items()}
+    return aside(space_with(ACTIVE, *others), ACTIVE, lacking, left, known, strict=strict)
+
+
+def test_who_steps_aside_takes_the_shortest_run_that_has_what_it_lacks() -> None:
+    taken = (allocation(4, "1280-1343", "x"), allocation(5, "1536-1599", "x"), allocation(6, "1664-65535", "y"), ON_B)
+    # Free: 1344-1535 (192) and 1600-1663 (64).
+    assert stepped_aside(*taken, lacking=64).ports == PortRange(1600, 1663)
+    assert stepped_aside(*taken, lacking=100).ports == PortRange(1344, 1471)
+    assert stepped_aside(*taken, lacking=1000).ports == PortRange(1344, 1535), "the longest, where none has all"
+
+
+def test_nobody_steps_aside_for_next_to_nothing() -> None:
+    taken = (allocation(4, "1280-1343", "x"), allocation(6, "1472-65535", "y"), ON_B)
+    assert stepped_aside(*taken, left=64).ports == PortRange(1344, 1471)
+    with pytest.raises(PortsExhausted, match="no free run that long"):
+        stepped_aside(*taken, left=65)
+    assert stepped_aside(*taken, left=32, lacking=-500).ports == PortRange(1344, 1407), "a block, for its range is full"
+
+
+def test_ports_that_drain_are_gone_back_to_when_enough_of_them_are_free() -> None:
+    back = stepped_aside(DRAINING, left=10, free_in={2: 33}, lacking=None)
+    assert (back.ports, back.reclaimed, back.in_place) == (DRAINING.ports, (DRAINING,), False)
+    for left, free_in in ((10, {2: 32}), (33, {2: 66}), (10, {})):
+        with pytest.raises(PortsExhausted):
+            stepped_aside(DRAINING, left=left, free_in=free_in, lacking=None)
+    assert stepped_aside(DRAINING, free_in={2: 10}).ports == PortRange(1600, 1727), "free ones, where there are any"
+
+
+def test_ports_that_drain_on_another_host_or_address_are_not_gone_back_to() -> None:
+    elsewhere = dataclasses.replace(DRAINING, node=NodeName("host9"))
+    with pytest.raises(PortsExhausted):
+        stepped_aside(elsewhere, free_in={2: 200}, lacking=None)
+    on_b = dataclasses.replace(DRAINING, external=B)
+    assert stepped_aside(on_b, free_in={2: 200}, lacking=None).external == B
+    with pytest.raises(PortsExhausted):
+        stepped_aside(on_b, free_in={2: 200}, lacking=None, strict=True)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cpm.allocator import AddressSpace, Placement, choose, grow, shrink
+from cpm.allocator import AddressSpace, Placement, aside, choose, grow, shrink
 from cpm.errors import PortsExhausted
 from cpm.model import (
     FIRST_PORT,
@@ -105,6 +105,21 @@ class Space(RuleBasedStateMachine):
             else:
                 self._change(active, S.DRAINING)
                 self._take(domain, placement.external, placement.ports, S.ACTIVE)
+
+    @rule(domain=domains, lacking=sizes, left=st.integers(0, 100), free=st.integers(0, 900))
+    def step_aside(self, domain: DomainUUID, lacking: int, left: int, free: int) -> None:
+        leaving = self._of(domain, S.DRAINING, S.HELD)
+        for active in self._of(domain, S.ACTIVE):
+            try:
+                placement = aside(self.space, active, lacking, left, {each.id: free for each in leaving})
+            except PortsExhausted:
+                return
+            back = [each.ports for each in placement.reclaimed]
+            assert placement.ports.size >= 2 * left or back == [placement.ports]
+            assert back in ([], [placement.ports]), "all of a range of its own, or what nobody has"
+            self._reclaim(placement)
+            self._change(active, S.DRAINING)
+            self._take(domain, placement.external, placement.ports, S.ACTIVE)
 
     @rule(domain=domains, wanted=sizes, upper=st.booleans())
     def shrink_vm(self, domain: DomainUUID, wanted: int, upper: bool) -> None:

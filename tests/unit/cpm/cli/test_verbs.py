@@ -59,7 +59,8 @@ DETAIL = DomainDetail(
 )
 EXPLAINED = ExplainView(
     domain=domain(), lines=("web1 has 256 ports.", "Pool: 9 of 64512 ports are free."), asked=512, decided=256,
-    rule="mostly-unused", decided_at=NOW, refused=None, gave=None, waits_for=None, waits_since=None, fair_share=None,
+    rule="mostly-unused", decided_at=NOW, refused=None, gave=None, apart=None,
+    waits_for=None, waits_since=None, fair_share=None,
     wishes=DETAIL.wishes, ignored=(), pool_total=64512, pool_free=9, pool_leaving=0, pool_longest_free=9,
     pool_short=False, pool_waiting=0, pool_per_minute=-3.5, pool_empty_in_s=154.3,
     holders=(HolderView("db", 32768, 30000), HolderView("web1", 256, None)),

@@ -1,0 +1,60 @@
+"""A VM whose ports lie apart: no free run is long enough for all of them, and there are ports enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from lab.daemons import DaemonSettings
+from lab.lab import Lab
+from lab.traffic import hold, sink
+from lab.witness import Ports
+from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.observing import assert_agree, eventually, facts, states
+
+pytestmark = pytest.mark.e2e
+
+EXTERNAL = IPv4Address("203.0.113.1")
+PIECES = (Ports(EXTERNAL, 1024, 1279), Ports(EXTERNAL, 1344, 1599))
+"""All that is free."""
+SETTINGS = DaemonSettings(
+    cpmd={"pool": {"initial": 256, "floor": 64, "start_reserve": 0.0}},
+    natd={},
+    hosts={"host.timeouts": {"tcp_reset_s": 1}},
+)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    site = Lab(unique_name("p"), settings=SETTINGS)
+    site.up()
+    try:
+        site.operate("pool", "add", str(EXTERNAL), "--reserved", "1280-1343,1600-65535")
+        site.operate("pool", "remove", "203.0.113.2-203.0.113.4")
+        with sink(site):
+            yield site
+    finally:
+        site.down()
+    assert traces(site) == NOTHING
+
+
+def test_connections_go_to_where_ports_are_free_and_back_and_none_is_refused_or_cut(lab: Lab) -> None:
+    lab.add_guest("a", "host1")
+    assert states(lab, "a") == {"active": [PIECES[0]]}
+    slowly = ("-r", "100", "-T", "30", "-R")
+    with hold(lab, "a", 200, *slowly) as first, hold(lab, "a", 200, *slowly) as second:
+        assert states(lab, "a") == {"draining": [PIECES[0]], "active": [PIECES[1]]}
+        assert_agree(lab)
+        said = facts(lab, "explain", "a")
+        assert "other ports" in said["apart"]
+        ended = first.finish()
+        assert eventually(lambda: facts(lab, "show", "a")["ports_in_use"] < 200)
+        with hold(lab, "a", 250, *slowly) as third:
+            assert eventually(lambda: states(lab, "a").get("active") == [PIECES[0]])
+            assert_agree(lab)
+            tallies = (ended, third.finish(), second.finish())
+    assert [(tally.ok, tally.alive, tally.fail, tally.late) for tally in tallies] == [
+        (count, count, 0, 0) for count in (200, 250, 200)
+    ]
