@@ -2,12 +2,15 @@
 VMs per external address without a refused connection, on the made-up heavy-tailed load.
 
 The policy ``predictive`` against static sizing (every VM has the smallest power of two that refuses nobody anything)
-and against doubling near exhaustion. Each is replayed in virtual time by the product's own simulation, in ever smaller
-pools, until a connection is refused: ``virt-ports simulate --generate heavy-tailed`` shows the same.
+and against doubling near exhaustion, with one range for each VM. Against doubling with ports that may lie apart, as
+ours may, it is measured as well: that says what the policy alone is worth. Each is replayed in virtual time by the
+product's own simulation, in ever smaller pools, until a connection is refused:
+``virt-ports simulate --generate heavy-tailed`` shows the same.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import random
 from collections.abc import Callable
@@ -15,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Final
 
 from bench.figures import Measured
-from cpm.simulation import Conditions, Trace, compete, contender, generate
+from cpm.simulation import Conditions, Contender, Trace, compete, contender, generate
 from lab.errors import LabError
 
 KIND: Final = "heavy-tailed"
@@ -29,33 +32,46 @@ BEST: Final = "predictive"
 
 def measure(say: Callable[[str], None]) -> Measured:
     """Measure; nothing here depends on the machine. :raise LabError: When one refuses connections in any pool."""
-    static, doubling, best = [], [], []
+    static, doubling, apart, best = [], [], [], []
     # One process a seed: they share nothing, and pure Python uses one processor.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for seed, (fixed, doubled, predicted) in zip(SEEDS, pool.map(_densities, SEEDS), strict=True):
-            say(f"seed {seed}: static {fixed:.1f}, doubling {doubled:.1f}, {BEST} {predicted:.1f} VMs per address")
-            static.append(fixed)
-            doubling.append(doubled)
-            best.append(predicted)
+        for seed, found in zip(SEEDS, pool.map(_densities, SEEDS), strict=True):
+            static.append(found[0])
+            doubling.append(found[1])
+            apart.append(found[2])
+            best.append(found[3])
+            say(
+                f"seed {seed}: static {static[-1]:.1f}, doubling {doubling[-1]:.1f} (apart {apart[-1]:.1f}), "
+                f"{BEST} {best[-1]:.1f} VMs per address"
+            )
     return Measured(
         {
             "density_vs_static": _median_ratio(best, static),
             "density_vs_doubling": _median_ratio(best, doubling),
+            "density_vs_doubling_apart": _median_ratio(best, apart),
         },
-        {"static_vms_per_address": static, "doubling_vms_per_address": doubling, "best_vms_per_address": best},
+        {
+            "static_vms_per_address": static,
+            "doubling_vms_per_address": doubling,
+            "doubling_apart_vms_per_address": apart,
+            "best_vms_per_address": best,
+        },
     )
 
 
-def _densities(seed: int) -> tuple[float, float, float]:
+def _densities(seed: int) -> tuple[float, ...]:
     trace = generate(KIND, VMS, SECONDS, random.Random(seed))
-    return _density("static", trace, seed), _density("doubling", trace, seed), _density(BEST, trace, seed)
+    ours = Conditions()
+    doubling = contender("doubling", trace, ours)
+    apart = dataclasses.replace(doubling, conditions=ours)
+    contenders = (contender("static", trace, ours), doubling, apart, contender(BEST, trace, ours))
+    return tuple(_density(one, trace, seed) for one in contenders)
 
 
-def _density(name: str, trace: Trace, seed: int) -> float:
-    one = contender(name, trace, Conditions())
+def _density(one: Contender, trace: Trace, seed: int) -> float:
     result = compete(one, trace, lambda: random.Random(seed))
     if result.vms_per_address is None:
-        raise LabError(f"{name} refuses connections in any pool: there is nothing to compare")
+        raise LabError(f"{one.policy.name} refuses connections in any pool: there is nothing to compare")
     return result.vms_per_address
 
 

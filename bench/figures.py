@@ -14,7 +14,7 @@ KEYS = {
     "nft": ("nft_single_ratio", "nft_full_ratio"),
     "path": ("conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
     "ledger": ("ledger_alloc_per_s", "ledger_ratio"),
-    "density": ("density_vs_static", "density_vs_doubling"),
+    "density": ("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
     "tick": ("tick_ms_10k",),
     "stats": ("stats_ms_200",),
     "burst": (

@@ -31,7 +31,8 @@ drain and hold-down included. Nothing is asked of cpmd, nothing changes. One
 port a connection (all to one destination, the worst case); a connection is
 refused when it finds no free port at that moment.
 Policies: static[:PORTS] (alone: the smallest power of two that refuses none),
-doubling (near exhaustion, as clouds do), and what a VM's policy can be.
+doubling (near exhaustion, as clouds do; its ranges stay in one piece), and
+what a VM's policy can be.
 VMs/address: how many share an external address in the smallest pool without a
 refused connection; '-' where some are refused in any. The search takes about
 ten replays a policy: leave it out with --no-packing.

@@ -4,7 +4,7 @@ What a policy would have made of a load: recorded and made-up traces, replayed i
 ``virt-ports simulate`` and the density figures of the benchmark stand on it. Nothing here is part of the services.
 """
 
-from cpm.simulation.compare import Result, compete, contender, contenders
+from cpm.simulation.compare import Contender, Result, compete, contender, contenders
 from cpm.simulation.dice import Dice
 from cpm.simulation.generate import KINDS, generate
 from cpm.simulation.picture import drawn
@@ -15,6 +15,7 @@ from cpm.simulation.trace import Line, Trace, head, read, row, written
 __all__ = [
     "KINDS",
     "Conditions",
+    "Contender",
     "Dice",
     "Line",
     "Outcome",

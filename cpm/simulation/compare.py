@@ -15,7 +15,7 @@ from cpm.simulation.replay import Conditions, Outcome, Progress, Replay, ample, 
 from cpm.simulation.trace import Trace
 
 DOUBLING: Final = OccupancyPolicy(name="doubling", grow_at=0.9)
-"""The baseline of what clouds do: double near exhaustion, in one piece; halve when mostly empty."""
+"""The baseline of what clouds do: double one range near exhaustion, halve it when mostly empty."""
 
 STATIC: Final = "static"
 

@@ -42,9 +42,9 @@ class Faults(RuleBasedStateMachine):
     def stop_without_a_hook(self, uuid: DomainUUID) -> None:
         self.fleet.stop_vm(uuid, hook=False)
 
-    @rule(uuid=vms, blocks=st.integers(1, 12))
-    def resize(self, uuid: DomainUUID, blocks: int) -> None:
-        self.fleet.ask(lambda manager: manager.sizing.resize(uuid, blocks * 64, self.fleet.now))
+    @rule(uuid=vms, blocks=st.integers(1, 12), in_use=st.none() | st.integers(0, 600))
+    def resize(self, uuid: DomainUUID, blocks: int, in_use: int | None) -> None:
+        self.fleet.ask(lambda manager: manager.sizing.resize(uuid, blocks * 64, self.fleet.now, in_use=in_use))
 
     @rule(uuid=vms)
     def relocate(self, uuid: DomainUUID) -> None:
