@@ -164,19 +164,20 @@ def _facts(manager: Manager, vm: VM, now: float) -> explaining.Facts:
     observation = manager.sizing.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, _current(manager, vm)
     short = manager.sizing.shortage.holds(now)
+    leaving = sum(each.ports.size for each in manager.view.of(vm.uuid) if each.id in manager.view.leaving)
     return explaining.Facts(
         name=vm.name,
         runs=vm.uuid in manager.present,
         external=current.external if current is not None else None,
         ports=current.ports if current is not None else None,
-        leaving=sum(each.ports.size for each in manager.view.of(vm.uuid) if each.id in manager.view.leaving),
+        leaving=leaving,
         in_use=measured.ports_in_use if measured is not None and current is not None else None,
         score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
         refusal=observation.refusal,
         gave=observation.gave,
-        apart=observation.apart,
+        apart=observation.apart if leaving else "",
         want=manager.sizing.shortage.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         fair_share=manager.sizing.shortage.fair_share(vm, manager.cap(vm), now) if short else None,

@@ -236,12 +236,12 @@ class Sizing:
         except PortsExhausted as error:
             if in_use is None:
                 raise
-            observation.apart = f"new connections use other ports until there are more in one piece: {error}"
             try:
                 if not self._step_aside(vm, active, target, in_use, now, short=short, room=room):
                     return False
             except PortsExhausted:
                 raise error from None
+            observation.apart = f"new connections use other ports until there are more in one piece: {error}"
         observation.free_in = {}
         return True
 
