@@ -118,7 +118,7 @@ async def test_a_vm_that_libvirt_does_not_know_has_no_agent(libvirt: FakeLibvirt
 async def test_leaving_waits_for_a_call_that_hangs_and_nobody_else_does(
     libvirt: FakeLibvirtAgents, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", -0.99)
+    monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", -0.5)
     agents, told = LibvirtAgents(libvirt), asyncio.Event()
     guest.frozen = True
 
