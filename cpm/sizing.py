@@ -51,7 +51,7 @@ class Observation:
     refused_packets: int = 0
     """Connection attempts that its host refused in words, at the cap with no port left; since it got its ports."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
-    """Ports without a connection, of ranges that leave or are about to; what leaves only gets more of them."""
+    """Ports without a connection of the ranges that leave, counted since the VM's ports last changed."""
     gave: str = ""
     """What it was last asked to give back, and why; empty: nothing since it last grew."""
     apart: str = ""
@@ -177,10 +177,11 @@ class Sizing:
         observation = self.of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
+        soon = in_use if soon is None else soon
         if limit.ports != active.ports.size:
-            self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=in_use, soon=soon)
-        elif growing and in_use is not None and not self.shortage.others_wait(vm.uuid):
-            self._go_back(vm, active, in_use, in_use if soon is None else soon, now)
+            self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=soon)
+        elif growing and soon is not None and not self.shortage.others_wait(vm.uuid):
+            self._go_back(vm, active, soon, now)
         observation.refusal = limit.why or observation.refusal
         if growing and observation.refusal:
             self._remarks.note(vm.uuid, JournalEvent.SHORT, now)
@@ -195,14 +196,7 @@ class Sizing:
         return _bounds(wishes.floor.value, wishes.cap.value, self._pool.block)
 
     def resize(
-        self,
-        uuid: DomainUUID,
-        target: int,
-        now: float,
-        *,
-        room: int | None = None,
-        in_use: int | None = None,
-        soon: int | None = None,
+        self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None, in_use: int | None = None
     ) -> None:
         """
         Start to bring a VM's range to a size; make before break, no connection is cut.
@@ -210,9 +204,8 @@ class Sizing:
         :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
             resized already. When no more ports are to be had, the reason is kept for ``show``.
         :param room: Free ports that may be taken for it; None: all.
-        :param in_use: Ports of the active range that are in use. When they are known and no longer range is to be had,
-            new connections of the VM get other ports as soon as it has few left.
-        :param soon: Ports of the active range that are in use by the time that it may be asked again; None: as many.
+        :param in_use: Ports of the active range that are in use, or are about to be. When they are known and no longer
+            range is to be had, new connections of the VM get other ports as soon as it has few left.
         """
         vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
         if vm is None or active is None or self._view.one(uuid, _State.RESERVED):
@@ -220,9 +213,7 @@ class Sizing:
         observation = self.of(uuid)
         try:
             if target > active.ports.size:
-                soon = in_use if soon is None else soon
-                if not self._enlarge(vm, active, target, now, room=room, in_use=in_use, soon=soon):
-                    observation.refusal = ""
+                if not self._enlarge(vm, active, target, now, room=room, in_use=in_use):
                     return
             elif target == active.ports.size or not ranges.reduce(self._view, active, target, now):
                 return
@@ -234,56 +225,28 @@ class Sizing:
         self._rollout.changed(uuid)
 
     def _enlarge(
-        self,
-        vm: VM,
-        active: Allocation,
-        target: int,
-        now: float,
-        *,
-        room: int | None,
-        in_use: int | None,
-        soon: int | None,
+        self, vm: VM, active: Allocation, target: int, now: float, *, room: int | None, in_use: int | None
     ) -> bool:
         """Reserve a larger range, or other ports; say whether the VM needs any now."""
         observation, short = self.of(vm.uuid), self.shortage.holds(now)
         observation.yielded = observation.yielded and short
         try:
-            ranges.enlarge(
-                self._view,
-                vm,
-                active,
-                target,
-                now,
-                strict=self._strict,
-                room=room,
-                free_in=observation.free_in,
-                in_use=in_use or 0,
-            )
+            ranges.enlarge(self._view, vm, active, target, now, strict=self._strict, room=room)
             observation.apart = ""
         except PortsExhausted as error:
-            if in_use is None or soon is None:
+            if in_use is None:
                 raise
             try:
-                if not self._step_aside(vm, active, target, in_use, soon, now, short=short, room=room):
+                if not self._step_aside(vm, active, target, in_use, now, short=short, room=room):
                     return False
             except PortsExhausted:
                 raise error from None
             observation.apart = f"new connections use other ports until there are more in one piece: {error}"
-        if in_use is not None:
-            observation.free_in = {**observation.free_in, active.id: active.ports.size - in_use}
+        observation.free_in = {}
         return True
 
     def _step_aside(
-        self,
-        vm: VM,
-        active: Allocation,
-        target: int,
-        in_use: int,
-        soon: int,
-        now: float,
-        *,
-        short: bool,
-        room: int | None,
+        self, vm: VM, active: Allocation, target: int, in_use: int, now: float, *, short: bool, room: int | None
     ) -> bool:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
         reserved = ranges.step_aside(
@@ -292,7 +255,6 @@ class Sizing:
             active,
             target,
             in_use,
-            soon,
             {} if observation.yielded else observation.free_in,
             now,
             in_all=policy_named(wishes.policy.value).counts_ports,
@@ -303,13 +265,11 @@ class Sizing:
         )
         return reserved is not None
 
-    def _go_back(self, vm: VM, active: Allocation, in_use: int, soon: int, now: float) -> None:
+    def _go_back(self, vm: VM, active: Allocation, in_use: int, now: float) -> None:
         """Let new connections have ports that drain, when enough of those are free: nobody else waits for them."""
         try:
-            if self._step_aside(vm, active, active.ports.size, in_use, soon, now, short=True, room=None):
-                observation = self.of(vm.uuid)
-                observation.free_in = {**observation.free_in, active.id: active.ports.size - in_use}
-                observation.apart = "new connections use ports of its own that had drained, for ports are short"
+            if self._step_aside(vm, active, active.ports.size, in_use, now, short=True, room=None):
+                self.of(vm.uuid).free_in = {}
                 self._rollout.changed(vm.uuid)
         except PortsExhausted:
             return

@@ -340,16 +340,7 @@ class Replay:
         """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
         try:
             try:
-                ranges.enlarge(
-                    self.view,
-                    actor.vm,
-                    active,
-                    target,
-                    now,
-                    strict=False,
-                    free_in=actor.free_in,
-                    in_use=actor.guest.in_active,
-                )
+                ranges.enlarge(self.view, actor.vm, active, target, now, strict=False)
             except PortsExhausted:
                 if not self._conditions.aside:
                     raise
@@ -358,8 +349,7 @@ class Replay:
         except PortsExhausted:
             self._denied += 1
             return False
-        actor.due = now
-        actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
+        actor.due, actor.free_in = now, {}
         return True
 
     def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
@@ -368,7 +358,6 @@ class Replay:
             actor.vm,
             active,
             target,
-            actor.guest.in_active,
             soon,
             actor.free_in,
             now,
