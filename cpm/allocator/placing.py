@@ -116,7 +116,7 @@ def aside(
 
     Back to a range of its own that drains and has free ports again, else to the shortest free run that has what it
     lacks, else to the longest there is. The active range then drains, and may be taken back in turn. So free ports
-    serve who needs them although they lie apart, and a VM that lives on several runs holds no more than on one.
+    serve who needs them although they lie apart.
 
     :param lacking: Ports that the VM needs beyond all that it holds, in whatever state; a block at least, for its range
         is full. None: it goes back to its own, or nowhere.
@@ -133,11 +133,12 @@ def aside(
     if most is not None and free_in[most.id] > max(worthwhile, most.ports.size // LEAST_FREE):
         return Placement(most.external, most.ports, reclaimed=(most,))
     groups = _groups(space, active.domain, active.external, strict=strict)
-    for addresses in groups if lacking is not None else ():
-        longest = max((space.longest_free(address) for address in addresses), default=0)
-        size = min(whole_blocks(lacking or 0, block), longest // block * block)
-        if size >= worthwhile and (found := _fresh(space, active.domain, size, addresses)):
-            return found
+    if lacking is not None:
+        for addresses in groups:
+            longest = max((space.longest_free(address) for address in addresses), default=0)
+            size = min(whole_blocks(lacking, block), longest // block * block)
+            if size >= worthwhile and (found := _fresh(space, active.domain, size, addresses)):
+                return found
     raise _exhausted(space, worthwhile, [address for addresses in groups for address in addresses])
 
 
