@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from lab.lab import Lab
 from lab.shell import CLEAN_ENVIRONMENT
 
 PORT = 8080
+NICE = -10
+"""The internet is not on this machine, and no guest takes a processor away from it."""
 
 
 class Guest(Protocol):
@@ -75,12 +78,15 @@ def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | 
 
     :param records: Write down there, by the time this is over, who was connected from which port from when to when;
         see :func:`recorded`. Clients must say their name then (``-n``).
+    It has priority over the machine's guests, which by their number would keep it from answering in time.
+
     :raise LabError: When the port is taken.
     """
     options = () if records is None else ("-w", records)
     command = lab.command(node, lab.conngen, "-l", str(port), *options)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT) as server:
         try:
+            os.setpriority(os.PRIO_PROCESS, server.pid, NICE)
             if server.stdout is None or server.stdout.readline() != "listening\n":
                 raise LabError(f"nothing can listen on port {port} of {node}; is a sink there already?")
             yield

@@ -21,7 +21,7 @@ def traces(site: Lab) -> dict[str, list[str]]:
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            command = os.fsdecode((entry / "cmdline").read_bytes().replace(b"\0", b" "))
             mounts = (entry / "mountinfo").read_text()
         except OSError:
             continue
