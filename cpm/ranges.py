@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from cpm.allocator import Placement, Relocation, aside, choose, grow, shrink, whole_blocks
+from cpm.allocator import NOTHING_KNOWN, Placement, Relocation, aside, choose, grow, shrink, whole_blocks
 from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation
 from cpm.errors import PortsExhausted
 from cpm.lifecycle import AllocationEvent, step
@@ -39,7 +39,16 @@ def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bo
 
 
 def enlarge(
-    view: View, vm: VM, active: Allocation, wanted: int, now: float, *, strict: bool, room: int | None = None
+    view: View,
+    vm: VM,
+    active: Allocation,
+    wanted: int,
+    now: float,
+    *,
+    strict: bool,
+    room: int | None = None,
+    free_in: Mapping[AllocationId, int] = NOTHING_KNOWN,
+    in_use: int = 0,
 ) -> Allocation:
     """
     Reserve what a larger range needs: only the new ports when it grows in place, all of it when it moves.
@@ -47,12 +56,15 @@ def enlarge(
     When so many are not to be had, as many as there are between that and what the VM has.
 
     :param room: Free ports that may be taken for it; None: all.
+    :param free_in: Ports that no connection uses, of the VM's draining and held ranges: it does not move back to ports
+        that are in use, as far as this says.
+    :param in_use: Ports of the active range that are in use.
     :raise PortsExhausted: When not one block more is to be had.
     """
     size, block = whole_blocks(wanted, view.space.block), view.space.block
     while True:
         try:
-            placement = grow(view.space, active, size, strict=strict)
+            placement = grow(view.space, active, size, strict=strict, free_in=free_in, in_use=in_use)
             if room is not None and (taken := _newly_taken(placement, active)) > room:
                 raise PortsExhausted(taken, room, "the other free ports are kept for VMs that start")
             break
@@ -74,6 +86,7 @@ def step_aside(
     active: Allocation,
     wanted: int,
     in_use: int,
+    soon: int,
     free_in: Mapping[AllocationId, int],
     now: float,
     *,
@@ -86,7 +99,8 @@ def step_aside(
     Reserve other ports for new connections where no longer range is to be had; the present range drains meanwhile.
 
     :param wanted: Ports that the VM should have.
-    :param in_use: Ports of the active range that are in use, or are about to be.
+    :param in_use: Ports of the active range that are in use. It is left only for more free ports than it has, ...
+    :param soon: ... and for twice as many as it has left when so many are in use.
     :param free_in: Ports that no connection uses, of draining and held ranges; those that it does not name stay.
     :param in_all: The ports wanted are for the connections on ranges that drain as well.
     :param cap: Ports that the VM may hold in all. Who holds as many goes back to its own, and takes no free ones.
@@ -100,9 +114,10 @@ def step_aside(
         lacking = min(lacking, room // block * block)
     may_take = held < cap and (room is None or room >= block)
     find = functools.partial(aside, view.space, active, lacking if may_take else None, free_in=free_in, strict=strict)
-    find(left=0)
+    find(least=0)
     try:
-        placement = find(left=max(active.ports.size - in_use, 0))
+        size = active.ports.size
+        placement = find(least=max(2 * (size - soon), size - in_use + 1, 0))
     except PortsExhausted:
         return None
     return _reserve(view, vm, placement, placement.ports, now)

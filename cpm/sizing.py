@@ -44,6 +44,8 @@ class Observation:
 
     measured: Measured | None = None
     measured_at: float = 0.0
+    counted: AllocationId | None = None
+    """Of which range the ports in use are."""
     scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
     decision: Decision | None = None
     refusal: str = ""
@@ -51,7 +53,7 @@ class Observation:
     refused_packets: int = 0
     """Connection attempts that its host refused in words, at the cap with no port left; since it got its ports."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
-    """Ports without a connection of the ranges that leave, counted since the VM's ports last changed."""
+    """Ports without a connection, of ranges that leave or are about to; what leaves only gets more of them."""
     gave: str = ""
     """What it was last asked to give back, and why; empty: nothing since it last grew."""
     apart: str = ""
@@ -124,6 +126,8 @@ class Sizing:
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 observation.free_in = dict(self._free_in(vm, measured))
+                active = self._view.one(vm.uuid, _State.ACTIVE)
+                observation.counted = active.id if active is not None else None
                 self._scale(vm, observation, measured, now)
 
     def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
@@ -177,26 +181,34 @@ class Sizing:
         observation = self.of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
-        soon = in_use if soon is None else soon
         if limit.ports != active.ports.size:
-            self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=soon)
-        elif growing and soon is not None and not self.shortage.others_wait(vm.uuid):
-            self._go_back(vm, active, soon, now)
+            self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=in_use, soon=soon)
+        elif growing and in_use is not None and not self.shortage.others_wait(vm.uuid):
+            self._go_back(vm, active, in_use, in_use if soon is None else soon, now)
         observation.refusal = limit.why or observation.refusal
         if growing and observation.refusal:
             self._remarks.note(vm.uuid, JournalEvent.SHORT, now)
 
     def in_use(self, uuid: DomainUUID) -> int | None:
-        """Return how many ports of its range a VM used when last counted."""
-        observation = self.observed.get(uuid)
-        return observation.measured.ports_in_use if observation is not None and observation.measured else None
+        """Return how many ports of its range a VM used when last counted; None: not counted since it has this one."""
+        observation, active = self.observed.get(uuid), self._view.one(uuid, _State.ACTIVE)
+        if observation is None or observation.measured is None or active is None or active.id != observation.counted:
+            return None
+        return observation.measured.ports_in_use
 
     def _bounds(self, vm: VM) -> Bounds:
         wishes = self._wishes(vm)
         return _bounds(wishes.floor.value, wishes.cap.value, self._pool.block)
 
     def resize(
-        self, uuid: DomainUUID, target: int, now: float, *, room: int | None = None, in_use: int | None = None
+        self,
+        uuid: DomainUUID,
+        target: int,
+        now: float,
+        *,
+        room: int | None = None,
+        in_use: int | None = None,
+        soon: int | None = None,
     ) -> None:
         """
         Start to bring a VM's range to a size; make before break, no connection is cut.
@@ -204,8 +216,9 @@ class Sizing:
         :param target: Ports; rounded up to whole blocks. Nothing happens when the VM has no active range or is being
             resized already. When no more ports are to be had, the reason is kept for ``show``.
         :param room: Free ports that may be taken for it; None: all.
-        :param in_use: Ports of the active range that are in use, or are about to be. When they are known and no longer
-            range is to be had, new connections of the VM get other ports as soon as it has few left.
+        :param in_use: Ports of the active range that are in use. When they are known and no longer range is to be had,
+            new connections of the VM get other ports as soon as it has few left.
+        :param soon: Ports of the active range that are in use by the time that it may be asked again; None: as many.
         """
         vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
         if vm is None or active is None or self._view.one(uuid, _State.RESERVED):
@@ -213,7 +226,9 @@ class Sizing:
         observation = self.of(uuid)
         try:
             if target > active.ports.size:
-                if not self._enlarge(vm, active, target, now, room=room, in_use=in_use):
+                soon = in_use if soon is None else soon
+                if not self._enlarge(vm, active, target, now, room=room, in_use=in_use, soon=soon):
+                    observation.refusal = ""
                     return
             elif target == active.ports.size or not ranges.reduce(self._view, active, target, now):
                 return
@@ -222,31 +237,65 @@ class Sizing:
             self.shortage.refused(uuid, target, now)
             return
         observation.refusal = ""
-        self._rollout.changed(uuid)
+        self._changed(active, in_use)
 
     def _enlarge(
-        self, vm: VM, active: Allocation, target: int, now: float, *, room: int | None, in_use: int | None
+        self,
+        vm: VM,
+        active: Allocation,
+        target: int,
+        now: float,
+        *,
+        room: int | None,
+        in_use: int | None,
+        soon: int | None,
     ) -> bool:
         """Reserve a larger range, or other ports; say whether the VM needs any now."""
         observation, short = self.of(vm.uuid), self.shortage.holds(now)
         observation.yielded = observation.yielded and short
         try:
-            ranges.enlarge(self._view, vm, active, target, now, strict=self._strict, room=room)
+            ranges.enlarge(
+                self._view,
+                vm,
+                active,
+                target,
+                now,
+                strict=self._strict,
+                room=room,
+                free_in=observation.free_in,
+                in_use=in_use or 0,
+            )
             observation.apart = ""
         except PortsExhausted as error:
-            if in_use is None:
+            if in_use is None or soon is None:
                 raise
             try:
-                if not self._step_aside(vm, active, target, in_use, now, short=short, room=room):
+                if not self._step_aside(vm, active, target, in_use, soon, now, short=short, room=room):
                     return False
             except PortsExhausted:
                 raise error from None
             observation.apart = f"new connections use other ports until there are more in one piece: {error}"
-        observation.free_in = {}
         return True
 
+    def _changed(self, active: Allocation, in_use: int | None) -> None:
+        """Have a change of a VM's ports carried out; remember how full the range is that another is to replace."""
+        reserved = self._view.one(active.domain, _State.RESERVED)
+        if in_use is not None and reserved is not None and not ranges.joins(active, reserved):
+            observation = self.of(active.domain)
+            observation.free_in = {**observation.free_in, active.id: active.ports.size - in_use}
+        self._rollout.changed(active.domain)
+
     def _step_aside(
-        self, vm: VM, active: Allocation, target: int, in_use: int, now: float, *, short: bool, room: int | None
+        self,
+        vm: VM,
+        active: Allocation,
+        target: int,
+        in_use: int,
+        soon: int,
+        now: float,
+        *,
+        short: bool,
+        room: int | None,
     ) -> bool:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
         reserved = ranges.step_aside(
@@ -255,6 +304,7 @@ class Sizing:
             active,
             target,
             in_use,
+            soon,
             {} if observation.yielded else observation.free_in,
             now,
             in_all=policy_named(wishes.policy.value).counts_ports,
@@ -265,12 +315,12 @@ class Sizing:
         )
         return reserved is not None
 
-    def _go_back(self, vm: VM, active: Allocation, in_use: int, now: float) -> None:
+    def _go_back(self, vm: VM, active: Allocation, in_use: int, soon: int, now: float) -> None:
         """Let new connections have ports that drain, when enough of those are free: nobody else waits for them."""
         try:
-            if self._step_aside(vm, active, active.ports.size, in_use, now, short=True, room=None):
-                self.of(vm.uuid).free_in = {}
-                self._rollout.changed(vm.uuid)
+            if self._step_aside(vm, active, active.ports.size, in_use, soon, now, short=True, room=None):
+                self._changed(active, in_use)
+                self.of(vm.uuid).apart = "new connections use ports of its own that had drained, for ports are short"
         except PortsExhausted:
             return
 
@@ -292,7 +342,7 @@ class Sizing:
         """
         vm, active = self._resizable(uuid)
         ranges.relocate(self._view, vm, active, now, strict=self._strict)
-        self._rollout.changed(uuid)
+        self._changed(active, self.in_use(uuid))
 
     def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
         """
@@ -308,7 +358,7 @@ class Sizing:
             ranges.enlarge(self._view, vm, active, target, now, strict=self._strict)
         elif target < active.ports.size:
             ranges.reduce(self._view, active, target, now)
-        self._rollout.changed(uuid)
+        self._changed(active, self.in_use(uuid))
 
     def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
         vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
@@ -330,7 +380,7 @@ class Sizing:
             if found is not None:
                 uuid = found.allocation.domain
                 ranges.move_to(self._view, self._view.vms[uuid], found, now)
-                self._rollout.changed(uuid)
+                self._changed(found.allocation, self.in_use(uuid))
 
     def _is_movable(self, allocation: Allocation) -> bool:
         observation = self.observed.get(allocation.domain)
@@ -357,7 +407,7 @@ class Sizing:
             ):
                 self.of(uuid).yielded = True
                 self.of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
-                self._rollout.changed(uuid)
+                self._changed(active, self.in_use(uuid))
 
     def of(self, uuid: DomainUUID) -> Observation:
         """Return what is known of a VM's need."""

@@ -15,11 +15,12 @@ I/O; the manager owns one and tells it of every allocation. :func:`choose`, :fun
 
 from cpm.allocator.compacting import Relocation, compaction
 from cpm.allocator.grid import DEFAULT_BLOCK, USABLE, whole_blocks
-from cpm.allocator.placing import Placement, Shrunk, aside, choose, grow, shrink
+from cpm.allocator.placing import NOTHING_KNOWN, Placement, Shrunk, aside, choose, grow, shrink
 from cpm.allocator.space import AddressSpace, Usage
 
 __all__ = [
     "DEFAULT_BLOCK",
+    "NOTHING_KNOWN",
     "USABLE",
     "AddressSpace",
     "Placement",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Final
 
 from cpm.allocator.grid import aligned, first_at_or_above, first_at_or_below, whole_blocks
 from cpm.allocator.space import AddressSpace
@@ -19,6 +21,8 @@ from cpm.model import (
     NodeName,
     PortRange,
 )
+
+NOTHING_KNOWN: Final[Mapping[AllocationId, int]] = MappingProxyType({})
 
 LEAST_FREE = 16
 """A range that drains is gone back to when more than one in so many of its ports is free."""
@@ -60,6 +64,8 @@ def choose(
     node: NodeName | None = None,
     prefer: IPv4Address | None = None,
     strict: bool = False,
+    free_in: Mapping[AllocationId, int] = NOTHING_KNOWN,
+    least: int = 0,
 ) -> Placement:
     """
     Decide where a VM gets a range of its own.
@@ -71,18 +77,30 @@ def choose(
     :param node: The VM's host: ranges that drain on another one are not taken back before that one let go. None: any.
     :param prefer: The external address the VM has, or had; None: that of the newest range it still holds, if any.
     :param strict: Search the preferred address only.
+    :param free_in: Ports that no connection uses, of the VM's draining and held ranges; those that it names are taken
+        back only as part of a range with ``least`` free ports.
     :raise PortsExhausted: When no run is long enough; with the longest free run of the addresses searched.
     """
     size = whole_blocks(wanted, space.block)
     groups = _groups(space, domain, prefer, strict=strict)
     for addresses in groups:
-        found = _reclaiming(space, domain, size, addresses, node) or _fresh(space, domain, size, addresses)
+        found = _reclaiming(space, domain, size, addresses, node, free_in, least) or _fresh(
+            space, domain, size, addresses
+        )
         if found:
             return found
     raise _exhausted(space, size, [address for addresses in groups for address in addresses])
 
 
-def grow(space: AddressSpace, active: Allocation, wanted: int, *, strict: bool = False) -> Placement:
+def grow(
+    space: AddressSpace,
+    active: Allocation,
+    wanted: int,
+    *,
+    strict: bool = False,
+    free_in: Mapping[AllocationId, int] = NOTHING_KNOWN,
+    in_use: int = 0,
+) -> Placement:
     """
     Decide where a larger range of a VM goes.
 
@@ -92,13 +110,22 @@ def grow(space: AddressSpace, active: Allocation, wanted: int, *, strict: bool =
     :param active: The range new connections get now.
     :param wanted: Ports in total; rounded and clamped as in :func:`choose`. When the range has as many, it is returned.
     :param strict: Never change the external address.
+    :param free_in: As in :func:`choose`: elsewhere there are as many free ports as there would be in place.
+    :param in_use: Ports of the active range that are in use.
     :raise PortsExhausted: When no run is long enough; a smaller wish may still be met.
     """
     size = whole_blocks(wanted, space.block)
     if size <= active.ports.size:
         return Placement(active.external, active.ports, in_place=True)
     return _in_place(space, active, size) or choose(
-        space, active.domain, size, node=active.node, prefer=active.external, strict=strict
+        space,
+        active.domain,
+        size,
+        node=active.node,
+        prefer=active.external,
+        strict=strict,
+        free_in=free_in,
+        least=size - in_use,
     )
 
 
@@ -106,7 +133,7 @@ def aside(
     space: AddressSpace,
     active: Allocation,
     lacking: int | None,
-    left: int,
+    least: int,
     free_in: Mapping[AllocationId, int],
     *,
     strict: bool = False,
@@ -120,25 +147,32 @@ def aside(
 
     :param lacking: Ports that the VM needs beyond all that it holds, in whatever state; a block at least, for its range
         is full. None: it goes back to its own, or nowhere.
-    :param left: Free ports of the active range. Only for twice as many, and half a block at least, is it left.
+    :param least: Only for so many ports, and half a block at least, is the active range left.
     :param free_in: Ports that no connection uses, of draining and held ranges; those that it does not name stay.
     :param strict: Never change the external address.
     :raise PortsExhausted: When nothing has so many.
     """
     block = space.block
-    worthwhile = max(2 * left, block // 2)
-    own = _reclaimable(space, active.domain, active.node)
-    known = [mine for mine in own if mine.id in free_in and (not strict or mine.external == active.external)]
-    most = max(known, key=lambda mine: (free_in[mine.id], -mine.id), default=None)
-    if most is not None and free_in[most.id] > max(worthwhile, most.ports.size // LEAST_FREE):
+    worthwhile = max(least, block // 2)
+    known = [
+        (free, mine)
+        for mine in _reclaimable(space, active.domain, active.node)
+        if (free := _free(mine, free_in)) > max(worthwhile, mine.ports.size // LEAST_FREE)
+        and (not strict or mine.external == active.external)
+    ]
+    if known:
+        _, most = max(known, key=lambda each: (each[0], -each[1].id))
         return Placement(most.external, most.ports, reclaimed=(most,))
     groups = _groups(space, active.domain, active.external, strict=strict)
     if lacking is not None:
         for addresses in groups:
             longest = max((space.longest_free(address) for address in addresses), default=0)
             size = min(whole_blocks(lacking, block), longest // block * block)
-            if size >= worthwhile and (found := _fresh(space, active.domain, size, addresses)):
-                return found
+            while size >= max(worthwhile, block):
+                if found := _fresh(space, active.domain, size, addresses):
+                    return found
+                # The VM holds some of these numbers on another address.
+                size = size // 2 // block * block
     raise _exhausted(space, worthwhile, [address for addresses in groups for address in addresses])
 
 
@@ -185,7 +219,13 @@ def _groups(
 
 
 def _reclaiming(
-    space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address], node: NodeName | None
+    space: AddressSpace,
+    domain: DomainUUID,
+    size: int,
+    addresses: Collection[IPv4Address],
+    node: NodeName | None,
+    free_in: Mapping[AllocationId, int],
+    least: int,
 ) -> Placement | None:
     """Take back own ports, the longest range first, with free ones beside it where it does not suffice."""
     own = _reclaimable(space, domain, node)
@@ -196,9 +236,19 @@ def _reclaiming(
         run = space.reachable(address, allocation.ports, own)
         for piece in without_foreign_numbers(space, domain, address, run):
             first = _window(piece, allocation.ports, size, space.block)
-            if first is not None:
-                return _placement(address, PortRange(first, first + size - 1), own)
+            if first is None:
+                continue
+            found = _placement(address, PortRange(first, first + size - 1), own)
+            # At worst all connections of a range are on the ports that come back.
+            used = sum(mine.ports.size - _free(mine, free_in) for mine in found.reclaimed if mine.id in free_in)
+            if not used or size - used >= least:
+                return found
     return None
+
+
+def _free(mine: Allocation, free_in: Mapping[AllocationId, int]) -> int:
+    """Return how many ports of a range are known to be free; it may have become shorter since they were counted."""
+    return min(free_in.get(mine.id, 0), mine.ports.size)
 
 
 def _fresh(space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address]) -> Placement | None:

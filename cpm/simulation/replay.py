@@ -340,7 +340,16 @@ class Replay:
         """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
         try:
             try:
-                ranges.enlarge(self.view, actor.vm, active, target, now, strict=False)
+                ranges.enlarge(
+                    self.view,
+                    actor.vm,
+                    active,
+                    target,
+                    now,
+                    strict=False,
+                    free_in=actor.free_in,
+                    in_use=actor.guest.in_active,
+                )
             except PortsExhausted:
                 if not self._conditions.aside:
                     raise
@@ -349,7 +358,10 @@ class Replay:
         except PortsExhausted:
             self._denied += 1
             return False
-        actor.due, actor.free_in = now, {}
+        actor.due = now
+        reserved = self.view.one(active.domain, _State.RESERVED)
+        if reserved is not None and not ranges.joins(active, reserved):
+            actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
     def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
@@ -358,6 +370,7 @@ class Replay:
             actor.vm,
             active,
             target,
+            actor.guest.in_active,
             soon,
             actor.free_in,
             now,

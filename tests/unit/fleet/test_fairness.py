@@ -126,7 +126,8 @@ def test_weights_divide_what_is_above_the_floors() -> None:
     site.start(LIGHT, HOST2, wanted=9999)
     site.fleet.ask(lambda manager: manager.set_wishes(LIGHT, Wishes(weight=300)))
     site.seconds(150)
-    assert site.size(LIGHT) == pytest.approx(64 + 3 * (site.size(GREEDY) - 64), abs=3 * 64)
+    # Each within a block of its share, and a block of one is three of the other.
+    assert site.size(LIGHT) == pytest.approx(64 + 3 * (site.size(GREEDY) - 64), abs=4 * 64)
 
 
 def test_when_there_is_plenty_again_everybody_grows_as_it_likes() -> None:

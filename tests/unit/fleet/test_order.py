@@ -336,57 +336,6 @@ def test_a_fragmented_address_is_compacted_without_cutting_anything() -> None:
     assert [s for uuid in (VM, OTHER, THIRD, FOURTH) for _, _, s in states(fleet, uuid)] == ["active"] * 4
 
 
-def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_back_when_they_are_free() -> None:
-    fleet = fragmented()
-    for offset in range(250):
-        assert fleet.open(VM, offset) is not None
-    assert fleet.manager is not None
-    manager = fleet.manager
-    step_aside(fleet, in_use=250)
-    settle(fleet)
-    assert states(fleet) == [(1024, 1279, "draining"), (1344, 1471, "active")]
-    connections = sorted(fleet.connections, key=lambda each: each.port)
-    fleet.connections -= set(connections[:100])
-    for offset in range(100):
-        assert fleet.open(VM, offset) is not None
-    settle(fleet)
-    assert list(manager.sizing.of(VM).free_in.values()) == [256 - 150]
-    step_aside(fleet, in_use=100)
-    settle(fleet)
-    assert (1024, 1279, "active") in states(fleet)
-    assert fleet.open(VM, 255) is not None
-    assert manager.sizing.of(VM).refusal == ""
-
-
-def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
-    fleet = fragmented()
-    assert fleet.manager is not None
-    fleet.manager.sizing.shortage.refused(THIRD, 2048, fleet.now)
-    step_aside(fleet, in_use=250)
-    fleet.run()
-    assert states(fleet) == [(1024, 1279, "active")]
-    assert "no free run that long" in fleet.manager.sizing.of(VM).refusal
-
-
-def fragmented() -> Fleet:
-    """Seven free blocks, four in one piece at most: not enough for a range of five."""
-    fleet = Fleet(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1))
-    for uuid in (VM, OTHER, THIRD):
-        started(fleet, uuid)
-    resize(fleet, 64, OTHER)
-    settle(fleet)
-    fleet.pass_time(2.0)
-    settle(fleet)
-    assert fleet.manager is not None
-    space = fleet.manager.view.space
-    assert (space.free_ports, space.longest_free()) == (7 * 64, 4 * 64)
-    return fleet
-
-
-def step_aside(fleet: Fleet, in_use: int) -> None:
-    fleet.ask(lambda manager: manager.sizing.resize(VM, 384, fleet.now, in_use=in_use))
-
-
 def test_what_was_confirmed_to_the_last_session_confirms_nothing_to_this_one() -> None:
     """Generations count within a session: work of the former one ends while the new one waits for its snapshot."""
     fleet = Fleet()

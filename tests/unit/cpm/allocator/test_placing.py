@@ -187,12 +187,12 @@ ON_B = allocation(3, "1024-65535", "z", external=B)
 def stepped_aside(
     *others: Allocation,
     lacking: int | None = 128,
-    left: int = 0,
+    least: int = 0,
     free_in: dict[int, int] | None = None,
     strict: bool = False,
 ) -> Placement:
     known = {AllocationId(number): free for number, free in (free_in or {}).items()}
-    return aside(space_with(ACTIVE, *others), ACTIVE, lacking, left, known, strict=strict)
+    return aside(space_with(ACTIVE, *others), ACTIVE, lacking, least, known, strict=strict)
 
 
 def test_who_steps_aside_takes_the_shortest_run_that_has_what_it_lacks() -> None:
@@ -205,18 +205,20 @@ def test_who_steps_aside_takes_the_shortest_run_that_has_what_it_lacks() -> None
 
 def test_nobody_steps_aside_for_next_to_nothing() -> None:
     taken = (allocation(4, "1280-1343", "x"), allocation(6, "1472-65535", "y"), ON_B)
-    assert stepped_aside(*taken, left=64).ports == PortRange(1344, 1471)
+    assert stepped_aside(*taken, least=128).ports == PortRange(1344, 1471)
     with pytest.raises(PortsExhausted, match="no free run that long"):
-        stepped_aside(*taken, left=65)
-    assert stepped_aside(*taken, left=32, lacking=-500).ports == PortRange(1344, 1407), "a block, for its range is full"
+        stepped_aside(*taken, least=129)
+    assert stepped_aside(*taken, least=64, lacking=-500).ports == PortRange(1344, 1407), (
+        "a block, for its range is full"
+    )
 
 
 def test_ports_that_drain_are_gone_back_to_when_enough_of_them_are_free() -> None:
-    back = stepped_aside(DRAINING, left=10, free_in={2: 33}, lacking=None)
+    back = stepped_aside(DRAINING, least=20, free_in={2: 33}, lacking=None)
     assert (back.ports, back.reclaimed, back.in_place) == (DRAINING.ports, (DRAINING,), False)
-    for left, free_in in ((10, {2: 32}), (33, {2: 66}), (10, {})):
+    for least, free_in in ((20, {2: 32}), (66, {2: 66}), (20, {})):
         with pytest.raises(PortsExhausted):
-            stepped_aside(DRAINING, left=left, free_in=free_in, lacking=None)
+            stepped_aside(DRAINING, least=least, free_in=free_in, lacking=None)
     assert stepped_aside(DRAINING, free_in={2: 10}).ports == PortRange(1600, 1727), "free ones, where there are any"
 
 
@@ -228,3 +230,23 @@ def test_ports_that_drain_on_another_host_or_address_are_not_gone_back_to() -> N
     assert stepped_aside(on_b, free_in={2: 200}, lacking=None).external == B
     with pytest.raises(PortsExhausted):
         stepped_aside(on_b, free_in={2: 200}, lacking=None, strict=True)
+
+
+def test_a_range_that_has_too_few_free_ports_does_not_hide_one_that_has_enough() -> None:
+    big = allocation(4, "2048-4095", "d", state="draining")
+    assert stepped_aside(big, DRAINING, free_in={4: 100, 2: 90}, lacking=None).ports == DRAINING.ports
+
+
+def test_who_steps_aside_avoids_numbers_held_elsewhere() -> None:
+    taken = (allocation(4, "1280-65535", "x"), allocation(5, "1024-1151", "y", external=B))
+    rest = allocation(6, "1408-65535", "y", external=B)
+    placement = stepped_aside(*taken, rest, lacking=256)
+    assert (placement.external, placement.ports) == (B, PortRange(1280, 1407))
+
+
+def test_nobody_grows_to_ports_of_its_own_that_are_in_use() -> None:
+    full = allocation(2, "2048-2559", "d", state="draining")
+    space = space_with(ACTIVE, full, allocation(4, "1280-1343", "x"))
+    assert grow(space, ACTIVE, 384, in_use=250).reclaimed == (full,), "nothing is known of it"
+    assert grow(space, ACTIVE, 384, free_in={AllocationId(2): 133}, in_use=250).reclaimed == ()
+    assert grow(space, ACTIVE, 384, free_in={AllocationId(2): 400}, in_use=250).reclaimed == (full,)
