@@ -190,6 +190,13 @@ def natd_of(node: str) -> str:
     return f"natd-{node}"
 
 
+def _prefer(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+        # Between sessions, each of which is a group of its own (sched(7), "The autogroup feature"), only this counts.
+        Path(f"/proc/{pid}/autogroup").write_text(f"{NICE}")
+
+
 class _Launch:
     """One daemon between its start and its ``READY=1`` (sd_notify(3))."""
 
@@ -203,8 +210,7 @@ class _Launch:
             self._socket.bind(str(notify))
             environment = {**CLEAN_ENVIRONMENT, "NOTIFY_SOCKET": str(notify)}
             self.process = table.start(daemon, argv, log=log, environment=environment)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PROCESS, self.process.pid, NICE)
+            _prefer(self.process.pid)
         except BaseException:
             self._close()
             raise

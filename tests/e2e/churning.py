@@ -61,7 +61,7 @@ class _Restless:
 
 class Meddler(_Restless):
     """
-    Resizes and relocates VMs in turn, to sizes that are never below the floor.
+    Resizes and relocates VMs in turn, to sizes that are never below the floor; who cannot be relocated is resized.
 
     :param sizes: Ports to choose from.
     :ivar changed: How often each VM was; ``refused``: what the manager said instead, by its code.
@@ -84,7 +84,7 @@ class Meddler(_Restless):
         guest = self._guests[self._turn % len(self._guests)]
         self._turn += 1
         try:
-            detail = self._relocate(guest) if self._random.random() < 0.5 else self._resize(guest)
+            detail = self._change(guest)
         except RemoteError as error:
             if error.code not in ("conflict", "ports-exhausted"):
                 raise
@@ -96,6 +96,15 @@ class Meddler(_Restless):
             for one in detail.allocations
             if one.state is AllocationState.RESERVED
         }
+
+    def _change(self, guest: str) -> DomainDetail:
+        if self._random.random() < 0.5:
+            try:
+                return self._relocate(guest)
+            except RemoteError as error:
+                if error.code != "ports-exhausted":
+                    raise
+        return self._resize(guest)
 
     def _relocate(self, guest: str) -> DomainDetail:
         return self._client.post(DomainDetail, path_of("domains", guest, "relocate"))

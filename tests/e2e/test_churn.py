@@ -110,7 +110,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
     assert _drops(lab) == {}
     # A SYN is dropped where its twin goes on: both were deferred, or two of one VM chose one port on two processors.
     assert 0 <= sent - seen_syns <= clashes
-    assert clashes < sent / 50
+    assert clashes < sent / 5_000
     assert watcher.faults == []
     assert watcher.flows > 10_000
     # No port had two owners, nor a new one too early, by what the other side saw; and whois knows whose it was.
