@@ -113,6 +113,7 @@ class Shortage:
         self._headroom = headroom
         self._wants: dict[DomainUUID, Want] = {}
         self._calm_at = 0.0
+        self._number = 0
         self._claims: dict[DomainUUID, Claim] = {}
         self._shares = Shares({}, 0.0)
         self._shared_at: float | None = None
@@ -121,8 +122,13 @@ class Shortage:
     def holds(self, now: float) -> bool:
         """Say whether ports are short, or were until a moment ago."""
         if self._wants or self._starting:
+            self._number += now >= self._calm_at
             self._calm_at = now + CALM_S
         return now < self._calm_at
+
+    def number(self, now: float) -> int | None:
+        """Return what tells the present shortage from those before; None: ports are not short."""
+        return self._number if self.holds(now) else None
 
     @property
     def waiting_to_grow(self) -> int:

@@ -58,8 +58,8 @@ class Observation:
     """What it was last asked to give back, and why; empty: nothing since it last grew."""
     apart: str = ""
     """Why its ports lie apart since they last grew; empty: they do not."""
-    yielded: bool = False
-    """It was asked to give back, and ports are still short: what it gave does not come back to it."""
+    yielded: int | None = None
+    """In which shortage it was last asked to give back: while that lasts, what it gave does not come back to it."""
 
 
 class Sizing:
@@ -252,7 +252,6 @@ class Sizing:
     ) -> bool:
         """Reserve a larger range, or other ports; say whether the VM needs any now."""
         observation, short = self.of(vm.uuid), self.shortage.holds(now)
-        observation.yielded = observation.yielded and short
         try:
             ranges.enlarge(
                 self._view,
@@ -298,6 +297,8 @@ class Sizing:
         room: int | None,
     ) -> bool:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
+        shortage = self.shortage.number(now)
+        has_given = shortage is not None and shortage == observation.yielded
         reserved = ranges.step_aside(
             self._view,
             vm,
@@ -305,7 +306,7 @@ class Sizing:
             target,
             in_use,
             soon,
-            {} if observation.yielded else observation.free_in,
+            {} if has_given else observation.free_in,
             now,
             in_all=policy_named(wishes.policy.value).counts_ports,
             # What lies about while ports are short is for those who wait.
@@ -405,7 +406,7 @@ class Sizing:
             if active is not None and ranges.reduce(
                 self._view, active, ports, now, upper=self.shortage.keeps_upper(active)
             ):
-                self.of(uuid).yielded = True
+                self.of(uuid).yielded = self.shortage.number(now)
                 self.of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
                 self._changed(active, self.in_use(uuid))
 

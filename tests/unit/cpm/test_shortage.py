@@ -189,3 +189,17 @@ def test_it_is_over_a_while_after_the_last_who_waited_has_what_it_wants_or_says_
     pool.shortage.refused(DomainUUID("a"), 512, NOW + 100)
     pool.shortage.settled(DomainUUID("a"))
     assert not pool.shortage.holds(NOW + 100)
+
+
+def test_one_shortage_after_another_is_another_one() -> None:
+    pool = Pool(4, {"a": 2, "b": 2})
+    assert pool.shortage.number(NOW) is None
+    pool.shortage.refused(DomainUUID("a"), 512, NOW)
+    first = pool.shortage.number(NOW)
+    assert first is not None
+    assert pool.shortage.number(NOW + CALM_S - 1) == first
+    pool.shortage.settled(DomainUUID("a"))
+    over = NOW + 2 * CALM_S
+    assert pool.shortage.number(over) is None
+    pool.shortage.refused(DomainUUID("b"), 512, over)
+    assert pool.shortage.number(over) not in (None, first)
