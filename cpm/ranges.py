@@ -130,14 +130,33 @@ def _newly_taken(placement: Placement, active: Allocation) -> int:
     return placement.ports.size - had
 
 
-def relocate(view: View, vm: VM, active: Allocation, now: float, *, strict: bool) -> Allocation:
+def relocate(
+    view: View,
+    vm: VM,
+    active: Allocation,
+    now: float,
+    *,
+    strict: bool,
+    free_in: Mapping[AllocationId, int] = NOTHING_KNOWN,
+    in_use: int = 0,
+) -> Allocation:
     """
     Reserve as many ports elsewhere; the old range drains once the new one is active.
 
+    :param free_in: As in :func:`enlarge`; ``in_use`` likewise.
     :raise PortsExhausted: When there is no room for them elsewhere.
     """
     size, block = active.ports.size, view.space.block
-    placement = choose(view.space, vm.uuid, size + block, node=vm.node, prefer=active.external, strict=strict)
+    placement = choose(
+        view.space,
+        vm.uuid,
+        size + block,
+        node=vm.node,
+        prefer=active.external,
+        strict=strict,
+        free_in=free_in,
+        least=size + block - in_use,
+    )
     # Right beside the active range it would be growth: leave a block between.
     first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
     return _reserve(view, vm, placement, PortRange(first, first + size - 1), now)

@@ -342,8 +342,9 @@ class Sizing:
         :raise PortsExhausted: When there is no room elsewhere.
         """
         vm, active = self._resizable(uuid)
-        ranges.relocate(self._view, vm, active, now, strict=self._strict)
-        self._changed(active, self.in_use(uuid))
+        free_in, in_use = self.of(uuid).free_in, self.in_use(uuid)
+        ranges.relocate(self._view, vm, active, now, strict=self._strict, free_in=free_in, in_use=in_use or 0)
+        self._changed(active, in_use)
 
     def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
         """
@@ -355,11 +356,14 @@ class Sizing:
         """
         vm, active = self._resizable(uuid)
         target = min(max(ports, self._wishes(vm).floor.value), self._wishes(vm).cap.value)
+        free_in, in_use = self.of(uuid).free_in, self.in_use(uuid)
         if target > active.ports.size:
-            ranges.enlarge(self._view, vm, active, target, now, strict=self._strict)
+            ranges.enlarge(
+                self._view, vm, active, target, now, strict=self._strict, free_in=free_in, in_use=in_use or 0
+            )
         elif target < active.ports.size:
             ranges.reduce(self._view, active, target, now)
-        self._changed(active, self.in_use(uuid))
+        self._changed(active, in_use)
 
     def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
         vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)

@@ -103,12 +103,29 @@ def test_a_count_of_the_range_before_says_nothing_of_the_one_now() -> None:
     assert fleet.manager is not None
     sizing = fleet.manager.sizing
     assert sizing.in_use(VM) == 100
-    fleet.ask(lambda manager: manager.sizing.relocate(VM, fleet.now))
-    fleet.run()
+    relocated(fleet)
     assert sizing.in_use(VM) is None
     assert list(sizing.of(VM).free_in.values()) == [256 - 100]
     settle(fleet, reports=1)
     assert sizing.in_use(VM) == 0
+
+
+def test_an_operator_does_not_move_a_vm_back_to_ports_that_are_in_use() -> None:
+    fleet = Fleet(hold_down_s=1.0, ports=PortRange(1024, 1024 + 24 * 64 - 1))
+    started(fleet)
+    assert opened(fleet, 140) == 140
+    settle(fleet)
+    relocated(fleet)
+    assert states(fleet) == [(1024, 1279, "draining"), (1344, 1599, "active")]
+    assert opened(fleet, 60) == 60
+    settle(fleet)
+    relocated(fleet)
+    assert states(fleet) == [(1024, 1279, "draining"), (1344, 1599, "draining"), (1664, 1919, "active")]
+
+
+def relocated(fleet: Fleet) -> None:
+    fleet.ask(lambda manager: manager.sizing.relocate(VM, fleet.now))
+    fleet.run()
 
 
 def tight() -> Fleet:
