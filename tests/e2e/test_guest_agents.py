@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import random
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -267,17 +268,23 @@ def bare(lab: Lab, host: LibvirtHost) -> Iterator[BareQemu]:
 def file_behind(path: Path) -> dict[str, Any]:
     """Read the file in a guest by its agent's socket, as anybody can who speaks JSON; waits for its turn."""
 
+    def say(command: str, **arguments: object) -> None:
+        agent.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+
     def ask(command: str, **arguments: object) -> Any:
-        request = {"execute": command, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
-        agent.sendall(json.dumps(request).encode())
-        while "return" not in (reply := json.loads(lines.readline())):
-            raise AssertionError(reply)
+        say(command, **arguments)
+        reply = json.loads(lines.readline())
+        assert "return" in reply, reply
         return reply["return"]
 
-    with socket.socket(socket.AF_UNIX) as agent:
+    with socket.socket(socket.AF_UNIX) as agent, agent.makefile("rb") as lines:
         agent.settimeout(30)
         agent.connect(str(path))
-        lines = agent.makefile("rb")
+        # What comes first may be for somebody who asked before us and did not wait.
+        mine = random.getrandbits(31)
+        say("guest-sync", id=mine)
+        while json.loads(lines.readline()).get("return") != mine:
+            pass
         handle = ask("guest-file-open", path=FILE, mode="r")
         content = ask("guest-file-read", handle=handle)["buf-b64"]
         ask("guest-file-close", handle=handle)
