@@ -76,10 +76,10 @@ def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | 
     """
     Serve TCP and UDP on a machine of the lab: every connection is told its source port as seen there, then echoed.
 
-    :param records: Write down there, by the time this is over, who was connected from which port from when to when;
-        see :func:`recorded`. Clients must say their name then (``-n``).
     It has priority over the machine's guests, which by their number would keep it from answering in time.
 
+    :param records: Write down there, by the time this is over, who was connected from which port from when to when;
+        see :func:`recorded`. Clients must say their name then (``-n``).
     :raise LabError: When the port is taken.
     """
     options = () if records is None else ("-w", records)

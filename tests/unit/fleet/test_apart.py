@@ -6,6 +6,7 @@ import random
 
 from cpm.messages import Need
 from cpm.model import AllocationState, DomainUUID, PortRange
+from cpm.shortage import CALM_S
 from tests.fakes.fleet import Fleet
 from tests.unit.fleet.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, resize, settle, started, states
 
@@ -46,6 +47,32 @@ def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
     fleet.run()
     assert states(fleet) == [(1024, 1279, "active")]
     assert "no free run that long" in fleet.manager.sizing.of(VM).refusal
+
+
+def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:
+    fleet = fragmented()
+    assert opened(fleet, 250) == 250
+    step_aside(fleet, in_use=250)
+    settle(fleet)
+    started(fleet, FOURTH)
+    fleet.connections -= set(sorted(fleet.connections, key=lambda each: each.port)[:94])
+    assert opened(fleet, 100) == 100
+    settle(fleet)
+    assert fleet.manager is not None
+    sizing = fleet.manager.sizing
+    sizing.shortage.refused(THIRD, 2048, fleet.now)
+    sizing.of(VM).yielded = sizing.shortage.number(fleet.now)
+    step_aside(fleet, in_use=150)
+    fleet.run()
+    assert (1024, 1279, "draining") in states(fleet)
+    sizing.shortage.settled(THIRD)
+    sizing.shortage.settled(VM)
+    later = fleet.now + CALM_S
+    assert not sizing.shortage.holds(later)
+    sizing.shortage.refused(THIRD, 2048, later)
+    fleet.ask(lambda manager: manager.sizing.resize(VM, 384, later, in_use=150))
+    fleet.run()
+    assert (1024, 1279, "active") in states(fleet)
 
 
 def fragmented() -> Fleet:
