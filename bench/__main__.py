@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         require_root()
         with _alone():
-            # Before everything else on this machine, and so are all processes of ours, the daemons included.
+            # Before everything else on this machine, and so are all processes of ours; the lab's daemons set their own.
             os.setpriority(os.PRIO_PROCESS, 0, -20)
             return _run([part for part in PARTS if part in chosen or not chosen])
     except LabError as error:
