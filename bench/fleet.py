@@ -7,8 +7,8 @@ import functools
 import uuid
 from ipaddress import IPv4Address, IPv4Network
 
-from cpm.model import FIRST_PORT, DomainUUID, PortRange
-from natctl.desired import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from cpm.protocol.model import FIRST_PORT, DomainUUID, PortRange
+from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 
 HOST = IPv4Address("172.30.0.11")
 EDGE = IPv4Address("172.30.0.21")

@@ -2,8 +2,8 @@
 Durable allocations per second, against the least that SQLite could do.
 
 Both write to the same filesystem, one transaction each, WAL and ``synchronous=FULL``, in alternating runs: ours commits
-one :class:`cpm.changes.AddAllocation` (overlap checks, three indexes, the journal), bare sqlite3 inserts one row into a
-table without indexes.
+one :class:`cpm.core.changes.AddAllocation` (overlap checks, three indexes, the journal), bare sqlite3 inserts one row
+into a table without indexes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from bench.figures import Measured, median, ratio
-from cpm.changes import AddAllocation, PutAddress, PutNode, PutVM
+from cpm.core.changes import AddAllocation, PutAddress, PutNode, PutVM
 from cpm.ledger import SqliteLedger
-from cpm.model import (
+from cpm.protocol.model import (
     VM,
     Allocation,
     AllocationId,

@@ -25,7 +25,7 @@ from bench.fleet import EDGE
 from bench.worker import Worker
 from lab import net
 from lab.shell import inside, ip_batch, run
-from natctl.routing import PROTOCOL
+from natctl.ruleset.routing import PROTOCOL
 
 NAMESPACES = ("bench-ours", "bench-theirs")
 SINGLE_VMS, SINGLE_RUNS = 1_000, 41

@@ -13,10 +13,10 @@ from typing import Any
 from cpm import settings
 from cpm.api.server import Channel
 from cpm.api.views import PoolRequest
+from cpm.core.manager import Manager
 from cpm.daemon import Cpmd
-from cpm.manager import Manager
-from cpm.messages import Applied, NodeMessage
-from cpm.model import Allocation, AllocationState, DomainUUID, NodeName
+from cpm.protocol.messages import Applied, NodeMessage
+from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
 
 LIMIT_S = 10.0
 

@@ -20,7 +20,7 @@ from bench.figures import Measured, median
 from bench.fleet import HOST as FLEETS_HOST
 from bench.fleet import fleet
 from bench.worker import Worker, answer_lines
-from cpm.model import Role
+from cpm.protocol.model import Role
 from lab import net
 from lab.errors import LabError
 from lab.shell import inside, ip_batch

@@ -1,9 +1,9 @@
 """
 One scaling pass over 10,000 VMs in the manager: what cpmd does each period when all hosts report.
 
-The real :class:`cpm.manager.Manager` with 10,000 active VMs on 20 hosts and two edges that confirm everything at once;
-no network and no ledger. A pass is one report from every host, and taking what follows. In most VMs nothing changes,
-as in any second; some sit above or below their range, so that the pass has decisions in it.
+The real :class:`cpm.core.manager.Manager` with 10,000 active VMs on 20 hosts and two edges that confirm everything at
+once; no network and no ledger. A pass is one report from every host, and taking what follows. In most VMs nothing
+changes, as in any second; some sit above or below their range, so that the pass has decisions in it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from bench.figures import Measured, median
-from cpm.manager import Manager
-from cpm.messages import PROTOCOL, Applied, Attach, Delta, Hello, Report, Snapshot
-from cpm.messages import Measured as MeasuredVM
-from cpm.model import AllocationId, AllocationState, DomainUUID, ExternalAddress, NodeName, Role
-from cpm.records import LedgerState
+from cpm.core.journal import LedgerState
+from cpm.core.manager import Manager
+from cpm.protocol.messages import PROTOCOL, Applied, Attach, Delta, Hello, Report, Snapshot
+from cpm.protocol.messages import Measured as MeasuredVM
+from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, ExternalAddress, NodeName, Role
 from cpm.settings import Settings
 
 VMS: Final = 10_000

@@ -23,8 +23,8 @@ from typing import Any
 from bench.fleet import fleet
 from lab.errors import LabError
 from lab.shell import CLEAN_ENVIRONMENT
-from natctl.desired import Change
-from natctl.kernel import Kernel
+from natctl.kernel.kernel import Kernel
+from natctl.model.entries import Change
 
 REPOSITORY = Path(__file__).parents[1]
 

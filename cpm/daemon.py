@@ -1,10 +1,10 @@
 """
 cpmd: the composition root of the manager.
 
-One loop owns the :class:`~cpm.manager.Manager` and the ledger. It takes all inputs that have come, lets the manager
-decide, commits what was decided to the ledger as one transaction, and only then sends messages and answers. It waits
-for the disk by itself: nothing could be decided meanwhile, and handing the commit to a thread and back takes as long as
-the commit. What comes in until then waits in the sockets and is then committed together.
+One loop owns the :class:`~cpm.core.manager.Manager` and the ledger. It takes all inputs that have come, lets the
+manager decide, commits what was decided to the ledger as one transaction, and only then sends messages and answers. It
+waits for the disk by itself: nothing could be decided meanwhile, and handing the commit to a thread and back takes as
+long as the commit. What comes in until then waits in the sockets and is then committed together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from cpm import metrics, overview
 from cpm import settings as settings_
 from cpm.api.server import Channel, Server, tls_context
 from cpm.api.views import (
@@ -40,12 +39,13 @@ from cpm.api.views import (
     WhoisView,
     WishesRequest,
 )
-from cpm.errors import LedgerError, NotFound, VirtPortsError
+from cpm.core.journal import JournalEntry
+from cpm.core.manager import Manager, Outcome
 from cpm.ledger import JournalReader, SqliteLedger
-from cpm.manager import Manager, Outcome
-from cpm.messages import Hello, NodeMessage, Report
-from cpm.model import VM, DomainUUID, ExternalAddress, NodeName
-from cpm.records import JournalEntry
+from cpm.protocol.errors import LedgerError, NotFound, VirtPortsError
+from cpm.protocol.messages import Hello, NodeMessage, Report
+from cpm.protocol.model import VM, DomainUUID, ExternalAddress, NodeName
+from cpm.queries import metrics, overview
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from cpm.errors import ConfigError, InvalidRequest
-from cpm.model import FIRST_PORT, LAST_PORT
-from cpm.scaling import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
+from cpm.core.sizing import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
+from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.model import FIRST_PORT, LAST_PORT
+from cpm.protocol.timeouts import Timeouts, TimeoutsTable
+from cpm.protocol.wishes import HEAVIEST, Defaults
 from cpm.service import config
-from cpm.timeouts import Timeouts, TimeoutsTable
-from cpm.wishes import HEAVIEST, Defaults
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
@@ -74,7 +74,7 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds the policy back (:class:`cpm.scaling.GuardSettings`); each guard can be switched off."""
+    """What holds the policy back (:class:`cpm.core.sizing.GuardSettings`); each guard can be switched off."""
 
     floor: bool = True
     cap: bool = True

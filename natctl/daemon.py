@@ -2,8 +2,8 @@
 natd: the composition root of a node.
 
 Wires what happens (hooks, the session with the manager, interfaces that come and go, libvirt's events, time) to
-:class:`~natctl.node.Node`, and carries out what it commands. Kernel commands are carried out one after the other by one
-task; nothing here decides.
+:class:`~natctl.core.node.Node`, and carries out what it commands. Kernel commands are carried out one after the other
+by one task; nothing here decides.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from cpm import wishes
 from cpm.api import session as manager_session
-from cpm.errors import KernelError, Unreachable, VirtPortsError
-from cpm.messages import HostVM, ManagerMessage, Need
-from cpm.model import DomainUUID, NodeName, Role
+from cpm.protocol import wishes
+from cpm.protocol.errors import KernelError, Unreachable, VirtPortsError
+from cpm.protocol.messages import HostVM, ManagerMessage, Need
+from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.budgets import Release
-from natctl.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
-from natctl.domains import Running
+from natctl.arrivals.budget import Release
+from natctl.core.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
+from natctl.core.domains import Running
+from natctl.core.node import Identity, Node
 from natctl.hook_server import HookServer
-from natctl.kernel import Kernel
-from natctl.listening import Listening
+from natctl.kernel.kernel import Kernel
+from natctl.kernel_events import Listening
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
-from natctl.node import Identity, Node
 from natctl.ruleset.host import Marks
 from qga_agent import announce
 from qga_agent.agent_libvirt import LibvirtAgents

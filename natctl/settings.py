@@ -9,11 +9,11 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from cpm.errors import ConfigError
-from cpm.model import Role
+from cpm.protocol.errors import ConfigError
+from cpm.protocol.model import Role
+from cpm.protocol.timeouts import TimeoutsTable
 from cpm.service import config
-from cpm.timeouts import TimeoutsTable
-from natctl import desired
+from natctl.model import entries
 from qga_agent import announce
 
 DEFAULT_PATH = Path("/etc/virt-ports/natd.toml")
@@ -49,7 +49,7 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Only VMs with an interface on one of these bridges are managed; empty: on any bridge."""
     mark_mask: int = 0x7FFF0000
     """Contiguous bits of the packet mark for our use; the others stay as others set them."""
-    exempt: tuple[IPv4Network, ...] = desired.DEFAULT_EXEMPT
+    exempt: tuple[IPv4Network, ...] = entries.DEFAULT_EXEMPT
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
     rule_priority: int = 7414
@@ -125,11 +125,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         """The name, or the host name where none is set."""
         return self.name or socket.gethostname()
 
-    def kernel(self) -> desired.Settings:
+    def kernel(self) -> entries.Settings:
         """Return what the kernel layer needs of it."""
         host, edge = self.host, self.edge
-        return desired.Settings(
-            host=desired.HostSettings(
+        return entries.Settings(
+            host=entries.HostSettings(
                 uplinks=host.uplinks,
                 mark_mask=host.mark_mask,
                 route_table=host.route_table,
@@ -141,7 +141,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
             if host is not None and Role.HOST in self.roles
             else None,
-            edge=desired.EdgeSettings(uplinks=edge.uplinks, underlay=edge.underlay)
+            edge=entries.EdgeSettings(uplinks=edge.uplinks, underlay=edge.underlay)
             if edge is not None and Role.EDGE in self.roles
             else None,
         )

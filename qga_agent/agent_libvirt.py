@@ -15,8 +15,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from qga_agent.guest_agent import MOST_REPLY_BYTES, AgentSilent, AgentTrouble, GuestLies
 from qga_agent.libvirt_stats import AgentChannel
 from qga_agent.worker import Worker

@@ -24,7 +24,7 @@ from pathlib import Path
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 from qemu.qmp.message import Message
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 from qga_agent.guest_agent import (
     MOST_REPLY_BYTES,
     AgentAbsent,

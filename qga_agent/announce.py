@@ -15,7 +15,7 @@ import json
 import re
 from ipaddress import IPv4Address
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from qga_agent.guest_agent import Agent, AgentRefused, GuestLies, read_file, write_file
 
 FILE = "/run/virt-ports.json"

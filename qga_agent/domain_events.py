@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
-from cpm.errors import VirtPortsError
-from cpm.model import DomainUUID
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.model import DomainUUID
 from qga_agent.samples import InterfaceCounters
 
 _T = TypeVar("_T")

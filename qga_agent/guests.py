@@ -12,8 +12,8 @@ import dataclasses
 import heapq
 from collections.abc import Iterable, Mapping
 
-from cpm.messages import GuestState, GuestView
-from cpm.model import DomainUUID
+from cpm.protocol.messages import GuestState, GuestView
+from cpm.protocol.model import DomainUUID
 from qga_agent.announce import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentTrouble, GuestFigures, GuestLies
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE, DomainFacts, DomainXMLError, parse
 from qga_agent.domain_events import (
     DeviceAdded,

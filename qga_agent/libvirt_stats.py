@@ -14,8 +14,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent.domain_events import ConnectionLost, ConnectionMade, DomainEvent, MonitorEvent
 from qga_agent.libvirt_connection import ConnectionBroken, LibvirtConnection

@@ -12,7 +12,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 
 
 class Kind(enum.StrEnum):

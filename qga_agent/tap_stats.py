@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import psutil
 
-from cpm.errors import Unreachable
+from cpm.protocol.errors import Unreachable
 from qga_agent.samples import InterfaceCounters
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from cpm.messages import GuestView
-from cpm.model import DomainUUID
+from cpm.protocol.messages import GuestView
+from cpm.protocol.model import DomainUUID
 from cpm.service.tasks import Tasks
 from qga_agent.announce import FILE, Announcement, announce
 from qga_agent.guest_agent import Agent, Agents, AgentSilent, AgentTrouble, GuestFigures, read_figures

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
-from cpm.api import wire
 from cpm.api.views import ErrorView
-from cpm.errors import InvalidRequest, Unreachable, VirtPortsError
+from cpm.protocol import codec
+from cpm.protocol.errors import InvalidRequest, Unreachable, VirtPortsError
 
 Query = Mapping[str, str | int | float | bool | None]
 """What follows the question mark; None and False are left out, True becomes 1."""
@@ -32,7 +32,7 @@ class RemoteError(VirtPortsError):
     """
     The manager refused or failed; its facts do not travel, its code and its sentence do.
 
-    :param code: One of the codes in :mod:`cpm.errors`, or ``internal``.
+    :param code: One of the codes in :mod:`cpm.protocol.errors`, or ``internal``.
     :param message: The manager's sentence.
     """
 
@@ -66,11 +66,11 @@ class Client:
 
     def post(self, kind: type[_T], path: str, body: object | None = None) -> _T:
         """Create or change; the body is encoded as it is."""
-        return self._call(kind, "POST", path, None if body is None else wire.encode(body))
+        return self._call(kind, "POST", path, None if body is None else codec.encode(body))
 
     def patch(self, kind: type[_T], path: str, body: object) -> _T:
         """Change some of what is there."""
-        return self._call(kind, "PATCH", path, wire.encode(body))
+        return self._call(kind, "PATCH", path, codec.encode(body))
 
     def delete(self, kind: type[_T], path: str) -> _T:
         """Take away."""
@@ -135,14 +135,14 @@ def _target(path: str, query: Query | None) -> str:
 
 def _understood(kind: type[_T], data: bytes) -> _T:
     try:
-        return wire.decode(kind, data)
+        return codec.decode(kind, data)
     except InvalidRequest as error:
         raise RemoteError("internal", f"the manager's answer: {error}") from error
 
 
 def _refusal(status: int, reason: str, body: bytes) -> RemoteError:
     try:
-        view = wire.decode(ErrorView, body)
+        view = codec.decode(ErrorView, body)
     except InvalidRequest:
         words = f"the manager answered {status} {reason} and did not say why; {_JOURNAL}, and compare the versions"
         return RemoteError("internal", words)

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from cpm.api import wire
 from cpm.api.views import (
     AddressView,
     DomainDetail,
@@ -34,9 +33,10 @@ from cpm.api.views import (
     WhoisView,
     WishesRequest,
 )
-from cpm.errors import InvalidRequest, VirtPortsError
-from cpm.messages import Hello, ManagerMessage, NodeMessage
-from cpm.model import LAST_PORT, NodeName
+from cpm.protocol import codec
+from cpm.protocol.errors import InvalidRequest, VirtPortsError
+from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage
+from cpm.protocol.model import LAST_PORT, NodeName
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +87,12 @@ class Channel:
     async def run(self) -> None:
         """Send until closed."""
         while (message := await self._queue.get()) is not None:
-            await self._socket.send_bytes(wire.encode(message))
+            await self._socket.send_bytes(codec.encode(message))
         await self._socket.close()
 
 
 class Backend(Protocol):
-    """What cpmd does for its peers. Errors are of the family :class:`cpm.errors.VirtPortsError`."""
+    """What cpmd does for its peers. Errors are of the family :class:`cpm.protocol.errors.VirtPortsError`."""
 
     async def domains(self, *, everything: bool) -> Sequence[DomainView]: ...  # noqa: D102
     async def domain(self, name: str) -> DomainDetail: ...  # noqa: D102
@@ -202,11 +202,11 @@ class Server:
         return _json(await self._backend.domain(request.match_info["name"]))
 
     async def _set_wishes(self, request: web.Request) -> web.Response:
-        wishes = wire.decode(WishesRequest, await request.read())
+        wishes = codec.decode(WishesRequest, await request.read())
         return _json(await self._backend.set_wishes(request.match_info["name"], wishes))
 
     async def _resize(self, request: web.Request) -> web.Response:
-        wanted = wire.decode(ResizeRequest, await request.read())
+        wanted = codec.decode(ResizeRequest, await request.read())
         return _json(await self._backend.resize(request.match_info["name"], wanted))
 
     async def _relocate(self, request: web.Request) -> web.Response:
@@ -230,7 +230,7 @@ class Server:
         return _json(await self._backend.pool())
 
     async def _pool_add(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.pool_add(wire.decode(PoolRequest, await request.read())))
+        return _json(await self._backend.pool_add(codec.decode(PoolRequest, await request.read())))
 
     async def _pool_remove(self, request: web.Request) -> web.Response:
         return _json(await self._backend.pool_remove(_address(request.match_info["address"])))
@@ -266,7 +266,7 @@ class Server:
     # Nodes
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_MESSAGE)
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_MESSAGE)
         await socket.prepare(request)
         channel = Channel(socket)
         sender = asyncio.create_task(channel.run(), name=f"session to {request.remote}")  # noqa: TID251
@@ -282,14 +282,14 @@ class Server:
 
     async def _converse(self, request: web.Request, socket: web.WebSocketResponse, channel: Channel) -> None:
         async with asyncio.timeout(HELLO_LIMIT_S):
-            hello = wire.node_message(_text(await socket.receive()))
+            hello = codec.node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
             raise InvalidRequest("a session begins with hello")
         _check_identity(request, hello.node)
         await self._backend.opened(hello, channel)
         try:
             async for frame in socket:
-                await self._backend.heard(hello.node, channel, wire.node_message(_text(frame)))
+                await self._backend.heard(hello.node, channel, codec.node_message(_text(frame)))
         finally:
             await self._backend.closed(hello.node, channel)
 
@@ -354,13 +354,13 @@ async def _streamed(request: web.Request, values: AsyncIterator[object]) -> web.
     await response.prepare(request)
     async with contextlib.aclosing(values) as stream:  # type: ignore[type-var]
         async for value in stream:
-            await response.write(wire.encode(value) + b"\n")
+            await response.write(codec.encode(value) + b"\n")
     await response.write_eof()
     return response
 
 
 def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=wire.encode(value), status=status, content_type="application/json")
+    return web.Response(body=codec.encode(value), status=status, content_type="application/json")
 
 
 def _flag(request: web.Request, name: str) -> bool:

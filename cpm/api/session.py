@@ -10,9 +10,9 @@ from typing import Protocol
 
 import aiohttp
 
-from cpm.api import wire
-from cpm.errors import VirtPortsError
-from cpm.messages import ManagerMessage, NodeMessage
+from cpm.protocol import codec
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.messages import ManagerMessage, NodeMessage
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Session:
         async with (
             aiohttp.ClientSession(connector=connector) as client,
             client.ws_connect(
-                f"{self._url}/v1/session", heartbeat=HEARTBEAT_S, max_msg_size=wire.MAX_MESSAGE
+                f"{self._url}/v1/session", heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_MESSAGE
             ) as socket,
         ):
             self._outgoing = asyncio.Queue()
@@ -95,12 +95,12 @@ class Session:
 
     async def _send_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:
-            await socket.send_bytes(wire.encode(await self._outgoing.get()))
+            await socket.send_bytes(codec.encode(await self._outgoing.get()))
 
     async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> tuple[bool, str]:
         heard = False
         while (frame := await socket.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-            self._listener.on_message(wire.manager_message(frame.data))
+            self._listener.on_message(codec.manager_message(frame.data))
             heard = True
         said = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
         return heard, f"closed by the manager: {said}" if said else "the connection ended"

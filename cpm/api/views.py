@@ -31,8 +31,8 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cpm.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
-from cpm.timeouts import Timeouts
+from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.timeouts import Timeouts
 
 
 class ErrorView(Struct, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
-from cpm.model import PortRange, coalesced
+from cpm.protocol.model import PortRange, coalesced
 
 MOST_AT_ONCE = 1024
 """Addresses; more in one command is a slip of the prefix length more often than a wish."""

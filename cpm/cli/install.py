@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
-from cpm.errors import ConfigError, InvalidRequest
+from cpm.protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.install.apply import Done

@@ -55,7 +55,7 @@ def _none_on(args: argparse.Namespace) -> list[DomainView]:
     """Tell a host without VMs from a misspelt one."""
     from cpm.api.client import path_of
     from cpm.api.views import NodeView
-    from cpm.errors import NotFound
+    from cpm.protocol.errors import NotFound
 
     if not any(node.name == args.node for node in parsing.client(args).get(list[NodeView], path_of("nodes"))):
         raise NotFound("node", args.node, "see `virt-ports node list`")

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from cpm.cli import parsing, render
-from cpm.errors import VirtPortsError
+from cpm.protocol.errors import VirtPortsError
 
 VERBS = {
     "list": "cpm.cli.list",

@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cpm.cli import render
-from cpm.errors import VirtPortsError
-from cpm.model import FIRST_PORT, LAST_PORT
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.model import FIRST_PORT, LAST_PORT
 
 if TYPE_CHECKING:
     from cpm.api.client import Client

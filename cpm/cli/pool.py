@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cpm.cli import addresses, parsing, render
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.api.views import AddressView

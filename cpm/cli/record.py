@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from cpm.cli import parsing, render
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.api.views import MeasurementView, ReportView

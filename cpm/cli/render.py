@@ -74,9 +74,9 @@ def moment(at: float) -> str:
 
 def plain(view: object) -> Any:
     """Return a view of the API as dicts, lists, strings and numbers, named as on the wire."""
-    from cpm.api import wire
+    from cpm.protocol import codec
 
-    return json.loads(wire.encode(view))
+    return json.loads(codec.encode(view))
 
 
 def document(value: object, *, pretty: bool) -> str:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from cpm.cli import parsing, render, show
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.api.views import WishesRequest
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:
     from cpm.api.views import WishesRequest
-    from cpm.wishes import KEYS, strictly_understood
+    from cpm.protocol.wishes import KEYS, strictly_understood
 
     raw = dict(_split(word) for word in words)
     for key in unset:

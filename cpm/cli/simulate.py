@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cpm.cli import parsing, render
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.simulation import Result, Trace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cpm.cli import parsing, render
-from cpm.timeouts import Timeouts
+from cpm.protocol.timeouts import Timeouts
 
 _EXAMPLES = """\
   virt-ports status

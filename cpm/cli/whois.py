@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cpm.cli import addresses, parsing, render, times
-from cpm.errors import InvalidRequest
-from cpm.model import LAST_PORT
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.model import LAST_PORT
 
 if TYPE_CHECKING:
     from cpm.api.views import WhoisView

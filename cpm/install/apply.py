@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from cpm.errors import ConfigError
 from cpm.install.plan import MANIFEST, Action, Target, decide
+from cpm.protocol.errors import ConfigError
 
 _FORMAT = 1
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import IPv4Address
 
-from cpm.errors import InvalidRequest
 from cpm.install.machine import Machine
+from cpm.protocol.errors import InvalidRequest
 
 HOST, EDGE, MANAGER = "host", "edge", "manager"
 ROLES = (HOST, EDGE, MANAGER)

@@ -6,7 +6,7 @@ import importlib.util
 import sysconfig
 from pathlib import Path
 
-from cpm.errors import ConfigError
+from cpm.protocol.errors import ConfigError
 
 _REMEDY = "install virt-ports again with pip or pipx, or run it from its source tree (pip install -e .)"
 

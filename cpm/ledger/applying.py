@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
-from cpm.changes import (
+from cpm.core.changes import (
     AddAllocation,
     Change,
     DropAddress,
@@ -19,10 +19,10 @@ from cpm.changes import (
     PutVM,
     Remark,
 )
-from cpm.errors import AddressInUse, Conflict, Overloading
+from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
-from cpm.model import Allocation, AllocationId, PortRange, coalesced
-from cpm.records import JournalEvent
+from cpm.protocol.errors import AddressInUse, Conflict, Overloading
+from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesced
 
 _INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _UPDATE_ALLOCATION: Final = "UPDATE allocations SET node = ?, first = ?, last = ?, state = ?, since = ? WHERE id = ?"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cpm.errors import LedgerError, VirtPortsError
+from cpm.protocol.errors import LedgerError, VirtPortsError
 
 MEMORY: Final = ":memory:"
 """Path of a ledger that lives and dies with its process: tests and simulation."""
@@ -72,7 +72,7 @@ def lock(path: str) -> int:
 
 @contextlib.contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turn SQLite's errors, and rows that make no sense, into :class:`cpm.errors.LedgerError` with a remedy."""
+    """Turn SQLite's errors, and rows that make no sense, into :class:`LedgerError` with a remedy."""
     try:
         yield
     except VirtPortsError:

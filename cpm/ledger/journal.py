@@ -8,10 +8,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.errors import LedgerError
+from cpm.core.journal import REMARKS, Holding, JournalEntry
 from cpm.ledger import rows
 from cpm.ledger.connection import translated
-from cpm.records import REMARKS, Holding, JournalEntry
+from cpm.protocol.errors import LedgerError
 
 _REMARKS = ", ".join(f"'{event}'" for event in sorted(REMARKS))
 

@@ -8,7 +8,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from cpm.model import (
+from cpm.core.journal import Holding, JournalEntry, JournalEvent
+from cpm.protocol.model import (
     VM,
     Allocation,
     AllocationId,
@@ -21,7 +22,6 @@ from cpm.model import (
     Role,
     Wishes,
 )
-from cpm.records import Holding, JournalEntry, JournalEvent
 
 Row: TypeAlias = tuple[Any, ...]
 

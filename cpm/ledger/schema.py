@@ -16,8 +16,8 @@ from typing import Final, TypeAlias
 
 from sqlite_utils import Database
 
-from cpm.errors import LedgerError, SchemaTooNew
 from cpm.ledger.connection import APPLICATION_ID, rolled_back
+from cpm.protocol.errors import LedgerError, SchemaTooNew
 
 Migration: TypeAlias = Callable[[Database], None]
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from cpm.changes import Change
+from cpm.core.changes import Change
+from cpm.core.journal import LedgerState
 from cpm.ledger import applying, rows, schema
 from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, lock, rolled_back, translated
 from cpm.ledger.journal import JournalReader
-from cpm.model import AllocationId
-from cpm.records import LedgerState
+from cpm.protocol.model import AllocationId
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ class SqliteLedger:
         Make all of the changes, in order, as one transaction that survives a power failure.
 
         :param now: UTC seconds, for the journal.
-        :raise Conflict: When one of them does not fit what is true; :class:`cpm.errors.Overloading` when a port would
-            get a second owner. Nothing changed.
+        :raise Conflict: When one of them does not fit what is true; :class:`cpm.protocol.errors.Overloading` when a
+            port would get a second owner. Nothing changed.
         :raise LedgerError: When SQLite could not write. Nothing changed.
         """
         with self._transaction():

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cpm.errors import ConfigError
+from cpm.protocol.errors import ConfigError
 
 _T = TypeVar("_T")
 

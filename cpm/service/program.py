@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import uvloop
 
-from cpm.errors import ConfigError, VirtPortsError
+from cpm.protocol.errors import ConfigError, VirtPortsError
 from cpm.service import logs, notify
 
 log = logging.getLogger(__name__)

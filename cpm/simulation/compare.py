@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from cpm.allocator import whole_blocks
-from cpm.errors import InvalidRequest
-from cpm.scaling import Demand, Memory, OccupancyPolicy, Policy, policies, policy_named
+from cpm.core.placement import whole_blocks
+from cpm.core.sizing import Demand, Memory, OccupancyPolicy, Policy, policies, policy_named
+from cpm.protocol.errors import InvalidRequest
 from cpm.simulation.dice import Dice
 from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool, vms_per_address
 from cpm.simulation.replay import Conditions, Outcome, Progress, Replay, ample, peaks

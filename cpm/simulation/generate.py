@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 from cpm.simulation.dice import Dice, poisson
 from cpm.simulation.trace import Line, Trace
 

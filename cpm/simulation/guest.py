@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from cpm.simulation.dice import Dice
 
 

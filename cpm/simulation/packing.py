@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from cpm.allocator import USABLE, whole_blocks
-from cpm.scaling import Policy
+from cpm.core.placement import USABLE, whole_blocks
+from cpm.core.sizing import Policy
 from cpm.simulation.dice import Dice
 from cpm.simulation.replay import Conditions, Outcome, Replay, ample
 from cpm.simulation.trace import Trace

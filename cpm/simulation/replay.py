@@ -21,12 +21,16 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
-from cpm import ranges
-from cpm.allocator import USABLE, whole_blocks
-from cpm.changes import AddAllocation, FreeAllocation, MoveAllocation, PutVM
-from cpm.errors import PortsExhausted
-from cpm.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
-from cpm.model import (
+from cpm.core import moves
+from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation, PutVM
+from cpm.core.fleet import View
+from cpm.core.journal import LedgerState
+from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
+from cpm.core.placement import USABLE, whole_blocks
+from cpm.core.sizing import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
+from cpm.core.sizing.arrivals import LEAST_USE
+from cpm.protocol.errors import PortsExhausted
+from cpm.protocol.model import (
     VM,
     Allocation,
     AllocationId,
@@ -36,13 +40,9 @@ from cpm.model import (
     NodeName,
     PortRange,
 )
-from cpm.records import LedgerState
-from cpm.scaling import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
-from cpm.scaling.arrivals import LEAST_USE
 from cpm.simulation.dice import Dice
 from cpm.simulation.guest import Guest
 from cpm.simulation.trace import Line, Trace
-from cpm.view import View
 
 _State = AllocationState
 _HOST = NodeName("host")
@@ -221,11 +221,11 @@ class Replay:
             wanted, actor.state = self._settled(uuid, self._before.get(line.vm, 0))
         wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
         try:
-            reserved = ranges.start(self.view, vm, wanted, self._bounds.floor, now, strict=False)
+            reserved = moves.start(self.view, vm, wanted, self._bounds.floor, now, strict=False)
         except PortsExhausted:
             self._denied += 1
             return actor
-        ranges.activate(self.view, reserved, now)
+        moves.activate(self.view, reserved, now)
         self._refit(actor)
         return actor
 
@@ -317,10 +317,10 @@ class Replay:
 
     def _retry(self, actor: _Actor, now: float) -> None:
         try:
-            reserved = ranges.start(self.view, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
+            reserved = moves.start(self.view, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
         except PortsExhausted:
             return
-        ranges.activate(self.view, reserved, now)
+        moves.activate(self.view, reserved, now)
         self._refit(actor)
 
     def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> None:
@@ -332,7 +332,7 @@ class Replay:
         if decision.target > decision.current:
             if self._enlarge(actor, active, decision.target, now, actor.guest.in_active):
                 self._take_effect(actor, now)
-        elif decision.target < decision.current and ranges.reduce(self.view, active, decision.target, now):
+        elif decision.target < decision.current and moves.reduce(self.view, active, decision.target, now):
             self._shrunk += 1
             self._refit(actor)
 
@@ -340,7 +340,7 @@ class Replay:
         """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
         try:
             try:
-                ranges.enlarge(
+                moves.enlarge(
                     self.view,
                     actor.vm,
                     active,
@@ -360,12 +360,12 @@ class Replay:
             return False
         actor.due = now
         reserved = self.view.one(active.domain, _State.RESERVED)
-        if reserved is not None and not ranges.joins(active, reserved):
+        if reserved is not None and not moves.joins(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
     def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
-        reserved = ranges.step_aside(
+        reserved = moves.step_aside(
             self.view,
             actor.vm,
             active,
@@ -406,8 +406,8 @@ class Replay:
         assert reserved is not None
         actor.due = None
         self._grown += 1
-        self._moved += not ranges.joins(active, reserved)
-        ranges.activate(self.view, reserved, now)
+        self._moved += not moves.joins(active, reserved)
+        moves.activate(self.view, reserved, now)
         self._refit(actor)
 
     def _leave(self, now: float) -> None:
@@ -415,12 +415,12 @@ class Replay:
         for allocation in list(self.view.leaving.values()):
             if allocation.state is _State.HELD:
                 if now >= hold_expires(allocation, self._conditions.hold_down_s):
-                    ranges.advance(self.view, allocation, AllocationEvent.EXPIRED, now)
+                    moves.advance(self.view, allocation, AllocationEvent.EXPIRED, now)
             elif not self._by_uuid[allocation.domain].guest.is_empty(allocation.ports):
                 self._quiet.pop(allocation.id, None)
             elif self._quiet.setdefault(allocation.id, 0) + 1 >= QUIET_SAMPLES:
                 del self._quiet[allocation.id]
-                ranges.advance(self.view, allocation, AllocationEvent.DRAINED, now)
+                moves.advance(self.view, allocation, AllocationEvent.DRAINED, now)
             else:
                 self._quiet[allocation.id] += 1
 

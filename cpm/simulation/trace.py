@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 COLUMNS: Final = ("time", "vm", "opened", "closed", "packets", "bytes")
 MOST_STEPS: Final = 10_000_000

@@ -29,8 +29,9 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from cpm.model import PortRange
-from natctl.desired import Destination
+from cpm.protocol.model import PortRange
+from natctl.model.entries import Destination
+from natctl.model.port_use import PortUse, VMPorts
 from natctl.netlink.frames import (
     NLA_F_NESTED,
     Channel,
@@ -42,7 +43,6 @@ from natctl.netlink.frames import (
     nested,
     network_u32,
 )
-from natctl.port_use import PortUse, VMPorts
 
 FLAG = 0x40000000
 """Bit of the conntrack mark that managed connections carry unless configured otherwise: the highest of the mask."""

@@ -15,7 +15,8 @@ from typing import Any, Final
 from natctl.netlink import wire
 from natctl.netlink.messages import chain_msg, nfgen_msg, rule_msg, set_msg, table_msg
 from natctl.netlink.wire import Member, attribute
-from natctl.plan import (
+from natctl.ruleset import labels
+from natctl.ruleset.plan import (
     AddChain,
     AddElements,
     AddLifetimes,
@@ -29,7 +30,6 @@ from natctl.plan import (
     FlushSet,
     Operation,
 )
-from natctl.ruleset import labels
 from natctl.ruleset.values import (
     ANNOUNCED_PER_S,
     TABLE,

@@ -15,7 +15,7 @@ import struct
 import sys
 from collections.abc import Iterator
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 from natctl.netlink.frames import HEADER, Channel, DumpInterrupted, aligned, attributes
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18

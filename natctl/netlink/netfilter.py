@@ -17,7 +17,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 from natctl.netlink.frames import HEADER, NLM_F_ACK, NLM_F_REQUEST, bodies, error_in
 from natctl.netlink.wire import NETFILTER
 

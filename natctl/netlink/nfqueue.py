@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from natctl.desired import Queueing
+from natctl.model.entries import Queueing
 from natctl.netlink import encoding
 from natctl.netlink.frames import attribute, attributes
 from natctl.netlink.netfilter import Listener, packets_in

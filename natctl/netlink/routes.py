@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 from natctl.netlink import wire
 from natctl.netlink.wire import Member, Wire, attribute, attributes
-from natctl.routing import PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
+from natctl.ruleset.routing import PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
 
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
 _NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34

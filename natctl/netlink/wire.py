@@ -20,7 +20,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 
 ROUTE: Final = 0
 NETFILTER: Final = 12

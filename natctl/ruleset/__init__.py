@@ -8,7 +8,7 @@ about.
 
 from __future__ import annotations
 
-from natctl.desired import Path, Settings
+from natctl.model.entries import Path, Settings
 from natctl.ruleset import edge, edge_maps, host
 from natctl.ruleset.values import Ruleset
 

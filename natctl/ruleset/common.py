@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Final
 
-from natctl.desired import Path
+from natctl.model.entries import Path
 from natctl.ruleset import labels
 from natctl.ruleset.expressions import compare, mapped, masked, member, meta, payload, verdict
 from natctl.ruleset.values import Element, Expression, Field, Hook, Rule, SetSpec, Verdict

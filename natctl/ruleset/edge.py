@@ -72,7 +72,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from natctl.desired import EdgeSettings, Path
+from natctl.model.entries import EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
     ICMP_TYPE,

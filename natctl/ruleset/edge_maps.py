@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
-from cpm.model import LAST_PORT, PortRange
-from natctl.desired import EdgeEntry, Path
+from cpm.protocol.model import LAST_PORT, PortRange
+from natctl.model.entries import EdgeEntry, Path
 from natctl.ruleset.common import ADDRESS, PORT, described
 from natctl.ruleset.values import Element, Family, Fragment, Holdings, Place, SetSpec
 

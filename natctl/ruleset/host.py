@@ -70,9 +70,9 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
-from cpm.model import DomainUUID, PortRange
-from cpm.timeouts import Timeouts
-from natctl.desired import Destination, HostEntry, HostSettings, Path, Queueing
+from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.timeouts import Timeouts
+from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
 from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,

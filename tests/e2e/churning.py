@@ -20,7 +20,7 @@ from typing import Any
 
 from cpm.api.client import Client, RemoteError, path_of
 from cpm.api.views import DomainDetail, DomainView, EventView, ResizeRequest, WhoisView
-from cpm.model import AllocationState
+from cpm.protocol.model import AllocationState
 from lab import net, witness
 from lab.lab import Lab
 from lab.traffic import Record

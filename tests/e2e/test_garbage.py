@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from cpm.messages import PROTOCOL
+from cpm.protocol.messages import PROTOCOL
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.traffic import connect, sink

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from lab.lab import Lab
 from lab.node import BRIDGE, GATEWAY, LibvirtHost
 from lab.vm import RealGuest

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cpm.api import wire
 from cpm.api.views import ErrorView
+from cpm.protocol import codec
 
 Answer = Callable[["Handler"], None]
 
@@ -72,7 +72,7 @@ class CannedManager:
 
 
 def view(value: object, status: int = 200) -> Answer:
-    return lambda handler: handler.send(status, wire.encode(value))
+    return lambda handler: handler.send(status, codec.encode(value))
 
 
 def refusal(status: int, code: str, message: str) -> Answer:
@@ -91,7 +91,7 @@ def lines(values: Sequence[object], *, then: Callable[[], object] = lambda: None
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         for value in values:
-            handler.chunk(wire.encode(value) + b"\n")
+            handler.chunk(codec.encode(value) + b"\n")
         then()
         handler.chunk(b"")
 

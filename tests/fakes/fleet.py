@@ -1,9 +1,9 @@
 """
 A fleet in virtual time: the real deciding code of manager and nodes, over a fake network and fake kernels.
 
-The manager is the real :class:`cpm.manager.Manager` over a real ledger in memory, the nodes are real
-:class:`natctl.node.Node` objects. Messages wait in queues until delivered, kernel commands until carried out; processes
-crash and come back with what survives a crash (ledger, kernel, the interfaces of VMs). After every step
+The manager is the real :class:`cpm.core.manager.Manager` over a real ledger in memory, the nodes are real
+:class:`natctl.core.node.Node` objects. Messages wait in queues until delivered, kernel commands until carried out;
+processes crash and come back with what survives a crash (ledger, kernel, the interfaces of VMs). After every step
 :meth:`Fleet.check` looks at what nobody may ever see.
 """
 
@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import TypeVar
 
-from cpm.api import wire
-from cpm.errors import KernelError, VirtPortsError
+from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
-from cpm.manager import Manager
-from cpm.messages import GuestView, Hello, NodeMessage
-from cpm.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
+from cpm.protocol import codec
+from cpm.protocol.errors import KernelError, VirtPortsError
+from cpm.protocol.messages import GuestView, Hello, NodeMessage
+from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
-from natctl.commands import Answer, Forget, Program, Replace, Send
-from natctl.desired import EdgeEntry, HostEntry, Path
-from natctl.domains import Running
-from natctl.node import Identity, Node
-from natctl.port_use import PortUse, VMPorts
+from natctl.core.commands import Answer, Forget, Program, Replace, Send
+from natctl.core.domains import Running
+from natctl.core.node import Identity, Node
+from natctl.model.entries import EdgeEntry, HostEntry, Path
+from natctl.model.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates
 
 EXTERNAL = IPv4Address("203.0.113.1")
@@ -158,7 +158,7 @@ class Fleet:
         self.ledger.commit(outcome.changes, self.now)
         for name, message in outcome.messages:
             if self.machines[name].connected:
-                self.machines[name].from_manager.append(wire.encode(message))
+                self.machines[name].from_manager.append(codec.encode(message))
 
     # The network
 
@@ -187,7 +187,7 @@ class Fleet:
         machine = self.machines[name]
         if not machine.to_manager or self.manager is None:
             return False
-        message = wire.node_message(machine.to_manager.popleft())
+        message = codec.node_message(machine.to_manager.popleft())
         self.ask(lambda manager: _hear(manager, name, message, self.now))
         return True
 
@@ -195,7 +195,7 @@ class Fleet:
         machine = self.machines[name]
         if not machine.from_manager or machine.node is None:
             return False
-        machine.node.received(wire.manager_message(machine.from_manager.popleft()), self.now)
+        machine.node.received(codec.manager_message(machine.from_manager.popleft()), self.now)
         self._carry_out(machine)
         return True
 
@@ -235,7 +235,7 @@ class Fleet:
         assert machine.node is not None
         for command in machine.node.take():
             if isinstance(command, Send) and machine.connected:
-                machine.to_manager.append(wire.encode(command.message))
+                machine.to_manager.append(codec.encode(command.message))
             elif isinstance(command, Answer):
                 machine.answers[command.request] = command.code
             elif isinstance(command, (Program, Replace, Forget)):

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 from qga_agent.guest_agent import SNMP, SOCKSTAT, Agent, AgentAbsent, AgentRefused, AgentSilent, AgentTrouble
 from qga_agent.worker import Worker
 

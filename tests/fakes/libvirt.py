@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent.domain_events import DomainEvent
 from qga_agent.guest_agent import AgentAbsent

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cpm.model import PortRange
-from natctl.desired import Change
+from cpm.protocol.model import PortRange
+from natctl.model.entries import Change
 from tests.netns.topology import OTHER_EXTERNAL, VM, Guest, Node, Site, program
 
 RANGE = PortRange(20000, 20063)

@@ -12,10 +12,10 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.errors import KernelError
-from cpm.model import PortRange
-from cpm.timeouts import LONGEST_S, Timeouts, TimeoutsTable
-from natctl.desired import Change, Destination, HostEntry, Path
+from cpm.protocol.errors import KernelError
+from cpm.protocol.model import PortRange
+from cpm.protocol.timeouts import LONGEST_S, Timeouts, TimeoutsTable
+from natctl.model.entries import Change, Destination, HostEntry, Path
 from natctl.netlink.conntrack import dump_crowded
 from natctl.netlink.nflog import Lost, Spent, watch_budgets
 from natctl.netlink.nfqueue import Deferred, PacketQueue

@@ -12,9 +12,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
+from natctl.model.port_use import NO_PORTS, PortUse
 from natctl.netlink.conntrack import Conntrack, delete_connections, dump_ports, dump_ports_of
-from natctl.port_use import NO_PORTS, PortUse
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns

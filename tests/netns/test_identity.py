@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from cpm.model import PortRange
-from natctl.desired import Change
+from cpm.protocol.model import PortRange
+from natctl.model.entries import Change
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, VM, Guest, Node, Site, checksum, program
 
 pytestmark = pytest.mark.netns

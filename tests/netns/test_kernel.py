@@ -10,10 +10,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from cpm.errors import KernelError
-from cpm.model import DomainUUID, PortRange, coalesced
-from cpm.timeouts import Timeouts
-from natctl.desired import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from cpm.protocol.errors import KernelError
+from cpm.protocol.model import DomainUUID, PortRange, coalesced
+from cpm.protocol.timeouts import Timeouts
+from natctl.model.entries import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
 
 pytestmark = pytest.mark.netns

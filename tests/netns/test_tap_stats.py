@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 from qga_agent.samples import InterfaceCounters, Sampler
 from qga_agent.tap_stats import Source, TapReader, read_taps
 from tests.netns.private_namespace import private_namespace, run

@@ -28,9 +28,9 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
-from cpm.model import DomainUUID, PortRange
-from natctl.desired import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
-from natctl.kernel import Kernel
+from cpm.protocol.model import DomainUUID, PortRange
+from natctl.kernel.kernel import Kernel
+from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 
 _T = TypeVar("_T")
 Socket = socket.socket

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cpm import settings
-from cpm.errors import ConfigError
-from cpm.timeouts import Timeouts
+from cpm.protocol.errors import ConfigError
+from cpm.protocol.timeouts import Timeouts
 
 
 def loaded(tmp_path: Path, text: str) -> settings.Settings:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from cpm.messages import Need
-from cpm.model import AllocationState, DomainUUID, PortRange
-from cpm.shortage import CALM_S
+from cpm.core.sizing.contention import CALM_S
+from cpm.protocol.messages import Need
+from cpm.protocol.model import AllocationState, DomainUUID, PortRange
 from tests.fakes.fleet import Fleet
 from tests.unit.fleet.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, resize, settle, started, states
 

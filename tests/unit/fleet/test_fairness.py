@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpm.model import AllocationState, DomainUUID, NodeName, PortRange, Wishes
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Wishes
 from tests.fakes.fleet import EXTERNAL, Connection, Fleet
 
 HOST1, HOST2 = NodeName("host1"), NodeName("host2")

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cpm.api import wire
-from cpm.messages import Need
-from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol import codec
+from cpm.protocol.messages import Need
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
 from tests.fakes.fleet import EXTERNAL, Fleet
 
 VMS = [DomainUUID(f"00000000-0000-0000-0000-{number:012d}") for number in range(1, 6)]
@@ -57,7 +57,7 @@ class Faults(RuleBasedStateMachine):
                 vm = machine.node.guests().get(uuid)
                 ports = vm.ports if vm is not None and vm.ports is not None else PortRange(1024, 1279)
                 need = Need(uuid, ports, in_use, rate)
-                machine.to_manager.append(wire.encode(need))
+                machine.to_manager.append(codec.encode(need))
 
     @rule(uuid=vms, offset=st.integers(0, 1000))
     def open_connection(self, uuid: DomainUUID, offset: int) -> None:

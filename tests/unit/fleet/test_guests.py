@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm import overview
-from cpm.messages import GuestState, GuestView
-from cpm.model import DomainUUID, NodeName, PortRange
+from cpm.protocol.messages import GuestState, GuestView
+from cpm.protocol.model import DomainUUID, NodeName, PortRange
+from cpm.queries import overview
 from tests.fakes.fleet import EXTERNAL, Fleet
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cpm import metrics, overview
-from cpm.messages import Declined, Delta, Measured, Need, Report
-from cpm.model import AllocationState, DomainUUID, NodeName, PortRange
-from cpm.records import JournalEvent
-from natctl.node import StaleEpoch
+from cpm.core.journal import JournalEvent
+from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.queries import metrics, overview
+from natctl.core.node import StaleEpoch
 from tests.fakes.fleet import Fleet
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")

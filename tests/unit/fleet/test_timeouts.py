@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from cpm.model import DomainUUID, NodeName
-from cpm.timeouts import Timeouts, TimeoutsTable
+from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from tests.fakes.fleet import Fleet
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cpm.errors import InvalidRequest, NotFound
-from cpm.model import VM, DomainUUID, NodeName, Wishes
-from cpm.wishes import Origin
-from natctl.domains import Running
+from cpm.protocol.errors import InvalidRequest, NotFound
+from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
+from cpm.protocol.wishes import Origin
+from natctl.core.domains import Running
 from tests.fakes.fleet import Fleet
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cpm.errors import ConfigError
-from cpm.timeouts import TimeoutsTable
+from cpm.protocol.errors import ConfigError
+from cpm.protocol.timeouts import TimeoutsTable
 from natctl import settings
 
 START = """

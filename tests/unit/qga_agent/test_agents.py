@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.agent_socket import MOST_STRAYS, SocketAgents
 from qga_agent.announce import FILE, Announcement, announce

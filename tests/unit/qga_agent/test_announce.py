@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from qga_agent import announce
 from qga_agent.announce import FILE, LENGTH, LOCAL_PORT_RANGE, Announcement
 from qga_agent.guest_agent import AgentSilent, GuestLies

@@ -3,7 +3,7 @@ from __future__ import annotations
 import libvirt
 import pytest
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 from qga_agent.domain_events import (
     AgentConnected,
     AgentDisconnected,

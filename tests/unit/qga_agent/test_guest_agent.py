@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.api import wire
-from cpm.messages import GuestState
-from cpm.model import PortRange
+from cpm.protocol import codec
+from cpm.protocol.messages import GuestState
+from cpm.protocol.model import PortRange
 from qga_agent.announce import Announcement
 from qga_agent.guest_agent import (
     MOST_FILE_BYTES,
@@ -225,7 +225,7 @@ async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
         guests.found(UUID, outcome, 5.0)
         view = guests.views()[UUID]
         states.add(view.state)
-        assert wire.encode(view)
+        assert codec.encode(view)
         for figure in (view.connections, view.established, view.interfaces, view.rx_bytes, view.tx_bytes):
             assert figure is None or (type(figure) is int and 0 <= figure < 2**63)
         assert view.why.isprintable()

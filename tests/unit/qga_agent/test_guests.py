@@ -6,8 +6,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.messages import GuestState
-from cpm.model import DomainUUID, PortRange
+from cpm.protocol.messages import GuestState
+from cpm.protocol.model import DomainUUID, PortRange
 from qga_agent.announce import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentSilent, GuestFigures, GuestLies
 from qga_agent.guests import FIRST_S, LONGEST_PAUSE_S, SURE_S, Guests, Outcome, Visit

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent import libvirt_connection
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged

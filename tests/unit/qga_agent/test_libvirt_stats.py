@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cpm.errors import Unreachable
-from cpm.model import DomainUUID
+from cpm.protocol.errors import Unreachable
+from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent import libvirt_stats
 from qga_agent.agent_libvirt import LibvirtAgents

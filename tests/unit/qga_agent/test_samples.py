@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cpm.model import DomainUUID
+from cpm.protocol.model import DomainUUID
 from qga_agent.samples import DESCRIPTIONS, InterfaceCounters, Kind, Rates, Sampler, rates
 
 ONE, TWO = DomainUUID("11111111-1111-1111-1111-111111111111"), DomainUUID("22222222-2222-2222-2222-222222222222")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cpm.errors import Unreachable
+from cpm.protocol.errors import Unreachable
 from qga_agent.samples import InterfaceCounters
 from qga_agent.tap_stats import LIBVIRT_LIMIT, Source, TapReader, chosen, read_taps
 

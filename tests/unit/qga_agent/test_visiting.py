@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.messages import GuestState, GuestView
-from cpm.model import DomainUUID, PortRange
+from cpm.protocol.messages import GuestState, GuestView
+from cpm.protocol.model import DomainUUID, PortRange
 from qga_agent.announce import FILE, Announcement, content
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.visiting import Visitor, look

@@ -10,8 +10,8 @@ import pytest
 
 from cpm.api.client import Client, RemoteError, path_of
 from cpm.api.views import EventView, StatusView
-from cpm.errors import Unreachable, VirtPortsError
-from cpm.model import DomainUUID, NodeName
+from cpm.protocol.errors import Unreachable, VirtPortsError
+from cpm.protocol.model import DomainUUID, NodeName
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, garbage, hang_up, lines, raw, refusal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cpm.api.server import _reason
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 
 
 @pytest.mark.parametrize("pad", range(4))

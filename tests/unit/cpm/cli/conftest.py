@@ -10,7 +10,7 @@ import pytest
 
 from cpm.api.views import DomainView
 from cpm.cli import main
-from cpm.model import DomainUUID, NodeName
+from cpm.protocol.model import DomainUUID, NodeName
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.cli import addresses
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 
 PUBLIC = st.integers(int(IPv4Address("1.0.0.0")), int(IPv4Address("126.255.0.0"))).map(IPv4Address)
 

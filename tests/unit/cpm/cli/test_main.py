@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cpm import errors
 from cpm.cli import main, parsing
+from cpm.protocol import errors
 from cpm.settings import ListenSettings
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, lines, raw, refusal

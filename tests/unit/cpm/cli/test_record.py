@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpm.api import wire
 from cpm.api.views import MeasurementView, ReportView
-from cpm.model import NodeName
+from cpm.protocol import codec
+from cpm.protocol.model import NodeName
 from cpm.simulation import read
 from tests.fakes.canned_manager import Answer, CannedManager
 from tests.unit.cpm.cli.conftest import DB, NOW, WEB, Command
@@ -22,7 +22,7 @@ def report(after_s: float, *ports: int) -> ReportView:
 
 
 def streamed(*reports: ReportView) -> Answer:
-    return lambda handler: handler.send(200, b"".join(wire.encode(each) + b"\n" for each in reports))
+    return lambda handler: handler.send(200, b"".join(codec.encode(each) + b"\n" for each in reports))
 
 
 def test_a_recording_is_a_trace(manager: CannedManager, virt_ports: Command, tmp_path: Path) -> None:

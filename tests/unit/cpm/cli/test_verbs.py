@@ -23,9 +23,9 @@ from cpm.api.views import (
     WhoisView,
     WishView,
 )
-from cpm.api.wire import decode
-from cpm.model import AllocationState, NodeName, PortRange, Role
-from cpm.timeouts import Timeouts
+from cpm.protocol.codec import decode
+from cpm.protocol.model import AllocationState, NodeName, PortRange, Role
+from cpm.protocol.timeouts import Timeouts
 from tests.fakes.canned_manager import CannedManager, lines, refusal
 from tests.unit.cpm.cli.conftest import DB, EXTERNAL, NOW, WEB, Command, domain
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
-from cpm.api import wire
-from cpm.messages import (
+from cpm.protocol import codec
+from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
     Attach,
@@ -34,7 +34,7 @@ from cpm.messages import (
     Snapshot,
     Welcome,
 )
-from cpm.model import DomainUUID, NodeName, Role, Wishes
+from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
 from tests.unit.cpm.cli.conftest import DB, WEB, Result
 
 _PATIENCE_S = 60.0
@@ -89,11 +89,11 @@ class Node:
         self.epoch = self.generation = 0
 
     async def say(self, message: NodeMessage) -> None:
-        await self._session.send_bytes(wire.encode(message))
+        await self._session.send_bytes(codec.encode(message))
 
     async def obey(self) -> None:
         async for frame in self._session:
-            message = wire.manager_message(frame.data)
+            message = codec.manager_message(frame.data)
             if isinstance(message, Welcome):
                 self.epoch = message.epoch
             elif isinstance(message, (Snapshot, Delta)):

@@ -34,7 +34,7 @@ from cpm.api.views import (
     WishesRequest,
 )
 from cpm.cli import main
-from cpm.errors import (
+from cpm.protocol.errors import (
     AddressInUse,
     Ambiguous,
     InternalPoolExhausted,
@@ -43,8 +43,8 @@ from cpm.errors import (
     PortsExhausted,
     VirtPortsError,
 )
-from cpm.messages import Hello, NodeMessage
-from cpm.model import NodeName
+from cpm.protocol.messages import Hello, NodeMessage
+from cpm.protocol.model import NodeName
 from tests.unit.cpm.cli.conftest import NOW, WEB, Result, domain
 from tests.unit.cpm.cli.test_verbs import ADDRESS, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
 

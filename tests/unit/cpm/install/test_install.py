@@ -14,11 +14,11 @@ import pytest
 
 from cpm import settings as cpmd_settings
 from cpm.cli import main
-from cpm.errors import ConfigError, InvalidRequest
 from cpm.install import apply, choices, configs, machine, plan, sources
 from cpm.install.choices import EDGE, HOST, MANAGER
 from cpm.install.plan import Action, Target
-from cpm.model import Role
+from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.model import Role
 from libvirt_hooks import qemu
 from natctl import settings as natd_settings
 

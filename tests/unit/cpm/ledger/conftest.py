@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cpm.changes import PutAddress, PutNode, PutVM
+from cpm.core.changes import PutAddress, PutNode, PutVM
 from cpm.ledger import SqliteLedger
 from tests.unit.cpm.ledger.words import A, B, external, node, vm
 

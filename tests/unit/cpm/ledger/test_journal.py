@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cpm.changes import DropVM, PutVM, Remark
-from cpm.errors import LedgerError
+from cpm.core.changes import DropVM, PutVM, Remark
+from cpm.core.journal import REMARKS, JournalEvent
 from cpm.ledger import SqliteLedger
-from cpm.model import AllocationId, AllocationState, DomainUUID
-from cpm.records import REMARKS, JournalEvent
+from cpm.protocol.errors import LedgerError
+from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
 from tests.unit.cpm.ledger.words import A, B, add, expected, free, move, vm
 
 

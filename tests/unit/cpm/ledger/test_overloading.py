@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpm.changes import PutAddress, PutNode, PutVM
+from cpm.core.changes import PutAddress, PutNode, PutVM
 from cpm.ledger import SqliteLedger
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from tests.unit.cpm.ledger.words import A, B, external, node, vm
 
 RESERVED = PortRange(1032, 1033)

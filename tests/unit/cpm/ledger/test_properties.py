@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cpm.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
-from cpm.errors import Conflict, Overloading
+from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
+from cpm.core.journal import Holding
 from cpm.ledger import SqliteLedger
-from cpm.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
-from cpm.records import Holding
+from cpm.protocol.errors import Conflict, Overloading
+from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 from tests.unit.cpm.ledger.words import A, B, external, node, vm
 
 FIRST, LAST = 1024, 1055

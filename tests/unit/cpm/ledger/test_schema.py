@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from cpm.changes import PutNode, PutVM
-from cpm.errors import LedgerError, SchemaTooNew
+from cpm.core.changes import PutNode, PutVM
 from cpm.ledger import SqliteLedger
 from cpm.ledger.connection import APPLICATION_ID, connect_writer
 from cpm.ledger.schema import MIGRATIONS, migrate, version_of
-from cpm.model import Wishes
+from cpm.protocol.errors import LedgerError, SchemaTooNew
+from cpm.protocol.model import Wishes
 from tests.unit.cpm.ledger.words import A, node, vm
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cpm.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutVM
-from cpm.errors import AddressInUse, Conflict, LedgerError, Overloading
+from cpm.core.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutVM
 from cpm.ledger import SqliteLedger
-from cpm.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
+from cpm.protocol.errors import AddressInUse, Conflict, LedgerError, Overloading
+from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
 from tests.unit.cpm.ledger.words import A, B, add, allocation, expected, external, free, move, node, vm
 
 

@@ -2,8 +2,8 @@
 
 from ipaddress import IPv4Address
 
-from cpm.changes import AddAllocation, Expected, FreeAllocation, MoveAllocation
-from cpm.model import (
+from cpm.core.changes import AddAllocation, Expected, FreeAllocation, MoveAllocation
+from cpm.protocol.model import (
     VM,
     Allocation,
     AllocationId,

@@ -8,7 +8,7 @@ from statistics import fmean
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.model import PortRange
+from cpm.protocol.model import PortRange
 from cpm.simulation.guest import Guest
 
 RANGES = st.tuples(st.integers(1024, 1400), st.integers(1, 400)).map(lambda t: PortRange(t[0], t[0] + t[1] - 1))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpm.allocator import USABLE
-from cpm.errors import InvalidRequest
-from cpm.model import AllocationState
-from cpm.scaling import LITERAL, policies, policy_named
+from cpm.core.placement import USABLE
+from cpm.core.sizing import LITERAL, policies, policy_named
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.model import AllocationState
 from cpm.simulation import KINDS, Conditions, Line, Replay, Trace, compete, contender, contenders, generate
 from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool
 from cpm.simulation.replay import ample, peaks, pool_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.errors import InvalidRequest
+from cpm.protocol.errors import InvalidRequest
 from cpm.simulation import Line, Trace, read, written
 
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)

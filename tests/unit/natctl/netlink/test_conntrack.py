@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 from natctl.netlink.conntrack import _collect, _collect_slowly, _complete, _Entry, dump_ports
 from natctl.netlink.frames import Channel, DumpInterrupted, Frame
 

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natctl.netlink import encoding, wire
-from natctl.plan import (
+from natctl.ruleset import expressions as nft
+from natctl.ruleset import labels
+from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
+from natctl.ruleset.plan import (
     AddChain,
     AddElements,
     AddLifetimes,
@@ -25,9 +28,6 @@ from natctl.plan import (
     FlushSet,
     Operation,
 )
-from natctl.ruleset import expressions as nft
-from natctl.ruleset import labels
-from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
 from natctl.ruleset.values import DROP, Chain, Element, Family, Hook, Lifetimes, SetSpec
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")

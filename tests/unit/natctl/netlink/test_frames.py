@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.errors import KernelError
+from cpm.protocol.errors import KernelError
 from natctl.netlink.frames import (
     HEADER,
     NLM_F_DUMP_INTR,

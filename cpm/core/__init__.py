@@ -1,0 +1,1 @@
+"""The deciding half of the manager: pure, values in and values out."""

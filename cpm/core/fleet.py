@@ -1,0 +1,128 @@
+"""
+The global view: the ledger's content in memory, and nothing else.
+
+Every change the manager decides is applied here and recorded for the ledger in one step (:meth:`View.record`), so that
+the two cannot drift; what the ledger does not know is not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import IPv4Address
+
+from cpm.core.changes import (
+    AddAllocation,
+    Change,
+    DropAddress,
+    DropNode,
+    DropVM,
+    FreeAllocation,
+    MoveAllocation,
+    PutAddress,
+    PutNode,
+    PutVM,
+)
+from cpm.core.journal import LedgerState
+from cpm.core.placement import AddressSpace
+from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName
+
+
+class View:
+    """
+    What the ledger holds.
+
+    :param state: The ledger's content.
+    :param block: Ports per block.
+    """
+
+    def __init__(self, state: LedgerState, block: int) -> None:
+        self.vms: dict[DomainUUID, VM] = {vm.uuid: vm for vm in state.vms}
+        self.nodes: dict[NodeName, Node] = {node.name: node for node in state.nodes}
+        self.space = AddressSpace(block)
+        self.leaving: dict[AllocationId, Allocation] = {}
+        """Draining and held allocations: those that time or a report moves on."""
+        self._internal: set[IPv4Address] = {vm.internal for vm in state.vms}
+        self._by_id: dict[AllocationId, Allocation] = {}
+        self._next_id = state.next_allocation_id
+        self._recorded: list[Change] = []
+        for address in state.addresses:
+            self.space.add_address(address)
+        for allocation in state.allocations:
+            self.space.take(allocation)
+            self._index(allocation)
+
+    def take_recorded(self) -> list[Change]:
+        """Return the changes since the last call, in order."""
+        recorded, self._recorded = self._recorded, []
+        return recorded
+
+    def new_id(self) -> AllocationId:
+        """Return an allocation id that was never used."""
+        taken = self._next_id
+        self._next_id = AllocationId(taken + 1)
+        return taken
+
+    def allocation(self, allocation_id: AllocationId) -> Allocation | None:
+        """Return an allocation, if it is still there."""
+        return self._by_id.get(allocation_id)
+
+    def of(self, uuid: DomainUUID) -> tuple[Allocation, ...]:
+        """Return what a VM holds, in any state."""
+        return self.space.of(uuid)
+
+    def one(self, uuid: DomainUUID, state: AllocationState) -> Allocation | None:
+        """Return the VM's one allocation in that state (active or reserved), if there is one."""
+        return next((allocation for allocation in self.of(uuid) if allocation.state is state), None)
+
+    def uses_internal(self, address: IPv4Address) -> bool:
+        """Say whether a VM has that internal address."""
+        return address in self._internal
+
+    def record(self, change: Change) -> None:
+        """
+        Apply a change, and keep it for the ledger.
+
+        :raise VirtPortsError: When it contradicts what is here; then neither has it.
+        """
+        match change:
+            case PutVM(vm):
+                self._put_vm(vm)
+            case DropVM(uuid):
+                self._internal.discard(self.vms.pop(uuid).internal)
+            case PutNode(node):
+                self.nodes[node.name] = node
+            case DropNode(name):
+                del self.nodes[name]
+            case PutAddress(address):
+                self.space.add_address(address)
+            case DropAddress(address=dropped):
+                self.space.remove_address(dropped)
+            case AddAllocation(allocation):
+                self.space.take(allocation)
+                self._index(allocation)
+            case MoveAllocation():
+                self._move(change)
+            case FreeAllocation(id=freed):
+                self.space.give(freed)
+                del self._by_id[freed]
+                self.leaving.pop(freed, None)
+        self._recorded.append(change)
+
+    def _put_vm(self, vm: VM) -> None:
+        if (known := self.vms.get(vm.uuid)) is not None:
+            self._internal.discard(known.internal)
+        self.vms[vm.uuid] = vm
+        self._internal.add(vm.internal)
+
+    def _move(self, move: MoveAllocation) -> None:
+        old = self._by_id[move.id]
+        new = dataclasses.replace(old, ports=move.ports, state=move.state, since=move.since)
+        self.space.change(new)
+        self._index(new)
+
+    def _index(self, allocation: Allocation) -> None:
+        self._by_id[allocation.id] = allocation
+        if allocation.state in (AllocationState.DRAINING, AllocationState.HELD):
+            self.leaving[allocation.id] = allocation
+        else:
+            self.leaving.pop(allocation.id, None)

@@ -1,0 +1,430 @@
+"""
+What the manager decides: turns requests, reports and nodes' answers into ledger changes and node updates, in order.
+
+No I/O and no clock. Each input is a method that is told the time; :meth:`Manager.take` returns what follows from all
+inputs since the last call: changes that are to be committed to the ledger as one, and messages that may be sent only
+once they are. Should the commit fail, throw this object away and build another from what the ledger holds.
+
+How a decision then reaches the kernels, in which order and when its next step is due, is
+:mod:`cpm.core.rollout.steps`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+
+from cpm.core import moves, sizing
+from cpm.core.changes import Change, DropAddress, PutAddress, PutNode, PutVM
+from cpm.core.fleet import View
+from cpm.core.forecast import Trend
+from cpm.core.journal import LedgerState
+from cpm.core.lifecycle import AllocationEvent
+from cpm.core.rollout.node_sync import Session
+from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.sizer import Sizing
+from cpm.protocol.errors import (
+    Conflict,
+    InternalPoolExhausted,
+    InvalidRequest,
+    NotFound,
+    PortsExhausted,
+    VirtPortsError,
+)
+from cpm.protocol.messages import (
+    PROTOCOL,
+    Applied,
+    Attach,
+    Declined,
+    Detach,
+    Hello,
+    ManagerMessage,
+    Need,
+    NodeMessage,
+    Presence,
+    Present,
+    Refused,
+    Rejected,
+    Report,
+    Welcome,
+)
+from cpm.protocol.model import (
+    VM,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    Node,
+    NodeName,
+    Role,
+    Wishes,
+)
+from cpm.protocol.wishes import Effective, Resolver
+from cpm.settings import Settings
+
+_State = AllocationState
+
+RESYNC_S = 5.0
+"""Seconds before a node that refused a transaction gets everything again."""
+
+WAITING_RETRY_S = 5.0
+"""Seconds between attempts to find ports for VMs that wait for some."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What follows: commit the changes, then send the messages, then close the sessions."""
+
+    changes: tuple[Change, ...]
+    messages: tuple[tuple[NodeName, ManagerMessage], ...]
+
+
+class Manager:
+    """
+    The deciding half of cpmd.
+
+    :param state: The ledger's content.
+    :param settings: cpmd's settings; only how ports are dealt out matters here.
+    :param epoch: This manager's epoch, greater than that of any before it.
+    :param now: UTC seconds.
+    """
+
+    def __init__(self, state: LedgerState, settings: Settings, epoch: int, now: float) -> None:
+        self.epoch = epoch
+        self.view = View(state, settings.pool.block)
+        self.sessions: dict[NodeName, Session] = {}
+        self.present: dict[DomainUUID, NodeName] = {}
+        """VMs that run, by what their host last said; a host without session is believed as it was."""
+        self.waiting: set[DomainUUID] = set()
+        """VMs that run and have no ports because there are none."""
+        self._settings = settings
+        self._resolver = Resolver(settings.defaults(), sizing.policy_words())
+        self._started = now
+        self._last_seen: dict[NodeName, float] = {}
+        self._resync_at: dict[NodeName, float] = {}
+        self._retry_waiting_at = now
+        self._internal_cursor = 0
+        pool = settings.pool
+        self.trend = Trend()
+        self._rollout = Rollout(
+            self.view,
+            self.sessions,
+            self.present,
+            pool.internal,
+            settings.timeouts(),
+            pool.hold_down_s,
+            self._drain_limit_s,
+            self._cap_of,
+        )
+        self.sizing = Sizing(
+            self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, settings, now
+        )
+        for vm in state.vms:
+            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
+                self.present[vm.uuid] = vm.node
+
+    def take(self, now: float) -> Outcome:
+        """Return what follows from all inputs since the last call."""
+        messages = self._rollout.take(now)
+        return Outcome(tuple(self.view.take_recorded()), messages)
+
+    # Nodes
+
+    def hello(self, hello: Hello, version: str, now: float) -> None:
+        """
+        A node opened a session; it gets everything it should hold.
+
+        :raise InvalidRequest: When it speaks another protocol.
+        :raise Conflict: When it has seen a later manager than this one.
+        """
+        if hello.protocol != PROTOCOL:
+            raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
+        if hello.epoch > self.epoch:
+            raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
+        known = self.view.nodes.get(hello.node)
+        node = Node(
+            hello.node,
+            hello.roles,
+            hello.underlay,
+            in_service=known.in_service if known else False,
+            fenced=known.fenced if known else False,
+        )
+        if node != known:
+            self.view.record(PutNode(node))
+            self._rollout.path_changed()
+        self.sessions[hello.node] = Session(hello.node, self.epoch)
+        self._rollout.tell_all(hello.node)
+        self._rollout.say(hello.node, Welcome(PROTOCOL, self.epoch, version))
+        self._take_presence(node, hello.domains, now)
+
+    def lost(self, name: NodeName, now: float) -> None:
+        """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
+        if self.sessions.pop(name, None) is None:
+            return
+        self._rollout.gone(name)
+        self._resync_at.pop(name, None)
+        self._last_seen[name] = now
+
+    def said(self, name: NodeName, message: NodeMessage, now: float) -> None:
+        """
+        A node with a session said something.
+
+        :raise InvalidRequest: When it may not say that.
+        """
+        node, session = self.view.nodes[name], self.sessions[name]
+        if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
+            raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
+        match message:
+            case Hello():
+                raise InvalidRequest(f"{name} said hello twice; it may do so once a session")
+            case Attach():
+                self._attach(node, message, now)
+            case Detach():
+                self._detach(name, message.domain, now)
+            case Present():
+                self._take_presence(node, message.domains, now)
+            case Applied():
+                self._applied(session, message, now)
+            case Rejected():
+                # A gap is mended at once; a kernel that refuses gets some rest first.
+                self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
+            case Report():
+                session.dropped = message.dropped
+                self.sizing.report(session, message, now)
+            case Need(domain, ports):
+                if not self.sizing.need(session, message, now):
+                    self._rollout.say(name, Declined(self.epoch, domain, ports))
+
+    def _applied(self, session: Session, applied: Applied, now: float) -> None:
+        if applied.epoch != self.epoch:
+            return
+        was_synced = session.synced
+        self._rollout.look_at(session.confirm(applied.generation))
+        if session.synced and not was_synced:
+            self._came_into_service(session.node)
+            self._rollout.look_at(self._rollout.unfinished())
+
+    def _came_into_service(self, name: NodeName) -> None:
+        node = self.view.nodes[name]
+        if Role.EDGE in node.roles and not node.in_service and not node.fenced:
+            self._put_node(dataclasses.replace(node, in_service=True))
+
+    def _put_node(self, node: Node) -> None:
+        self.view.record(PutNode(node))
+        self._rollout.path_changed()
+
+    def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
+        """
+        The operator vouches that a node forwards nothing any more, or takes that back.
+
+        A fenced host is not asked before its VMs' ranges are given on; a fenced edge gets no traffic and no wait.
+
+        :raise NotFound: When there is no such node.
+        :raise Conflict: When the node is connected, hence alive.
+        """
+        node = self.view.nodes.get(name)
+        if node is None:
+            raise NotFound("node", name, "see `virt-ports node list`")
+        if fenced and name in self.sessions:
+            raise Conflict(f"{name} is connected, so it is alive; stop its natd and its traffic first, then fence it")
+        session = self.sessions.get(name)
+        in_service = not fenced and Role.EDGE in node.roles and session is not None and session.synced
+        self._put_node(dataclasses.replace(node, fenced=fenced, in_service=in_service))
+        if fenced and Role.HOST in node.roles:
+            for uuid in [uuid for uuid, where in self.present.items() if where == name]:
+                self._detach(name, uuid, now)
+        self._rollout.look_at(self._rollout.unfinished())
+
+    # The pool
+
+    def add_addresses(self, addresses: Iterable[ExternalAddress], now: float) -> None:
+        """
+        Add external addresses, or replace the reserved ports of those that are there.
+
+        :raise Conflict: When a VM holds a port that is to be reserved.
+        """
+        for address in addresses:
+            self.view.record(PutAddress(address))
+        self._rollout.path_changed()
+        self._retry_waiting(now)
+
+    def remove_address(self, address: IPv4Address) -> None:
+        """
+        Take an external address out of the pool.
+
+        :raise NotFound: When it is not there.
+        :raise AddressInUse: When VMs hold ranges on it.
+        """
+        self.view.record(DropAddress(address))
+        self._rollout.path_changed()
+
+    # VMs
+
+    def _attach(self, node: Node, attach: Attach, now: float) -> None:
+        vm = self.view.vms.get(attach.domain)
+        if attach.incoming:
+            if vm is not None and vm.node != node.name:
+                self.view.record(PutVM(dataclasses.replace(vm, destination=node.name)))
+            return
+        try:
+            vm = self._settle_on(node.name, vm, attach)
+            self._start(vm, now)
+        except (PortsExhausted, InternalPoolExhausted) as error:
+            self._refuse(node.name, attach.domain, error)
+
+    def _settle_on(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
+        settled = (
+            VM(attach.domain, attach.name, node, self._free_internal())
+            if vm is None
+            else dataclasses.replace(vm, name=attach.name, node=node, destination=_still_moving(vm, node))
+        )
+        if attach.wishes is not None:
+            settled = dataclasses.replace(settled, metadata=attach.wishes)
+        if settled != vm:
+            self.view.record(PutVM(settled))
+        self.present[attach.domain] = node
+        self._rollout.changed(attach.domain)
+        return settled
+
+    def _start(self, vm: VM, now: float) -> None:
+        """Give a VM that runs its range, unless it has one here already; what it has elsewhere drains."""
+        for allocation in self.view.of(vm.uuid):
+            if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
+                moves.advance(self.view, allocation, AllocationEvent.RELEASED, now)
+        if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
+            return
+        self.waiting.add(vm.uuid)
+        pool = self._settings.pool
+        floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
+        moves.start(self.view, vm, self.sizing.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
+        self.waiting.discard(vm.uuid)
+        self._rollout.changed(vm.uuid)
+
+    def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
+        self.sizing.of(uuid).refusal = str(error)
+        self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
+
+    def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
+        vm = self.view.vms.get(uuid)
+        if vm is None:
+            return
+        if vm.destination == name:
+            # The migration came to nothing.
+            vm = dataclasses.replace(vm, destination=None)
+            self.view.record(PutVM(vm))
+        if vm.node != name:
+            # It runs elsewhere by now: what its former host says of its end is about the past.
+            return
+        if vm.destination is not None and vm.destination in self.view.nodes:
+            self._attach(self.view.nodes[vm.destination], Attach(uuid, vm.name), now)
+            return
+        self.present.pop(uuid, None)
+        self.waiting.discard(uuid)
+        self.sizing.forget(uuid)
+        for allocation in self.view.of(uuid):
+            if allocation.state in (_State.RESERVED, _State.ACTIVE):
+                moves.advance(self.view, allocation, AllocationEvent.RELEASED, now)
+        self._rollout.changed(uuid)
+
+    def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
+        """A host says which VMs run there: learn of those whose start or end we missed."""
+        if Role.HOST not in node.roles:
+            return
+        here = {presence.domain: presence for presence in domains}
+        for uuid, where in list(self.present.items()):
+            if where == node.name and uuid not in here:
+                self._detach(node.name, uuid, now)
+        for uuid, presence in here.items():
+            vm = self.view.vms.get(uuid)
+            elsewhere = vm is not None and vm.node != node.name and self.present.get(uuid) == vm.node
+            # A VM that its owner still has is migrating here, until the owner says it is gone.
+            self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
+
+    def _free_internal(self) -> IPv4Address:
+        pool = self._settings.pool.internal
+        first, usable = int(pool.network_address) + 1, pool.num_addresses - 2
+        # Round-robin: an address rests as long as possible before another VM gets it.
+        for step in range(usable):
+            candidate = IPv4Address(first + (self._internal_cursor + step) % usable)
+            if not self.view.uses_internal(candidate):
+                self._internal_cursor = (self._internal_cursor + step + 1) % usable
+                return candidate
+        raise InternalPoolExhausted(str(pool))
+
+    def floor(self, vm: VM) -> int:
+        """Return the ports a VM never goes below."""
+        return self.wishes(vm).floor.value
+
+    def cap(self, vm: VM) -> int:
+        """Return the ports a VM never goes above."""
+        return self.wishes(vm).cap.value
+
+    def wishes(self, vm: VM) -> Effective:
+        """Return what holds for a VM, of all that was said about it."""
+        return self._resolver.effective(vm)
+
+    def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
+        vm = self.view.vms.get(uuid)
+        return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
+
+    def _cap_of(self, uuid: DomainUUID) -> int:
+        vm = self.view.vms.get(uuid)
+        return self.cap(vm) if vm is not None else self._settings.pool.cap
+
+    def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
+        """
+        The operator says what a VM shall have; it is followed with the next report.
+
+        :param wishes: All of them: what is None is no longer said.
+        :raise NotFound: When there is no such VM.
+        :raise InvalidRequest: When they make no sense.
+        """
+        vm = self.view.vms.get(uuid)
+        if vm is None:
+            raise NotFound("VM", uuid, "see `virt-ports list --all`")
+        self.view.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
+        # Whether it is at its cap may have changed, and that its host is to know.
+        self._rollout.changed(uuid)
+
+    @property
+    def _strict(self) -> bool:
+        return self._settings.pool.pairing == "strict"
+
+    # Time
+
+    def tick(self, now: float) -> None:
+        """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
+        self._rollout.look_at(allocation.domain for allocation in self.view.leaving.values())
+        for name, node in list(self.view.nodes.items()):
+            away_since = self._last_seen.get(name, self._started)
+            if (
+                node.in_service
+                and Role.EDGE in node.roles
+                and name not in self.sessions
+                and now - away_since >= self._settings.nodes.edge_grace_s
+                and any(self._rollout.is_live_edge(other) for other in self.view.nodes.values())
+            ):
+                self._put_node(dataclasses.replace(node, in_service=False))
+        for name, at in list(self._resync_at.items()):
+            if now >= at:
+                del self._resync_at[name]
+                self._rollout.tell_all(name)
+        if now >= self._retry_waiting_at:
+            self._retry_waiting(now)
+        self.sizing.compact(now)
+        self.trend.note(now, self.view.space.free_ports)
+        self.sizing.relieve(now)
+        self.sizing.tick(now)
+
+    def _retry_waiting(self, now: float) -> None:
+        self._retry_waiting_at = now + WAITING_RETRY_S
+        for uuid in list(self.waiting):
+            try:
+                self._start(self.view.vms[uuid], now)
+            except PortsExhausted as error:
+                self.sizing.of(uuid).refusal = str(error)
+
+
+def _still_moving(vm: VM, node: NodeName) -> NodeName | None:
+    """Its present host saying again that it has a VM does not end a migration; that it runs at the destination does."""
+    return vm.destination if node == vm.node else None

@@ -1,0 +1,36 @@
+"""
+Which range, on which address.
+
+:class:`AddressSpace` knows every port of the pool: free, taken by an allocation, or reserved by the operator. It has no
+I/O; the manager owns one and tells it of every allocation. :func:`choose`, :func:`grow`, :func:`aside` and
+:func:`shrink` decide and change nothing. What they promise, always:
+
+- ranges start on the block grid, which begins at port 1024, and are whole blocks long;
+- best fit: the smallest free run that is long enough, so that long runs stay whole;
+- a VM has one external address at a time where that is possible (RFC 6888 REQ-2);
+- a VM's ranges share no port *number*, even on different addresses: its one internal address stands behind them all,
+  and the edges tell its ranges apart by number;
+- no port gets a second owner: :meth:`AddressSpace.take` refuses it whatever a decision said.
+"""
+
+from cpm.core.placement.compacting import Relocation, compaction
+from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE, whole_blocks
+from cpm.core.placement.placing import NOTHING_KNOWN, Placement, Shrunk, aside, choose, grow, shrink
+from cpm.core.placement.space import AddressSpace, Usage
+
+__all__ = [
+    "DEFAULT_BLOCK",
+    "NOTHING_KNOWN",
+    "USABLE",
+    "AddressSpace",
+    "Placement",
+    "Relocation",
+    "Shrunk",
+    "Usage",
+    "aside",
+    "choose",
+    "compaction",
+    "grow",
+    "shrink",
+    "whole_blocks",
+]

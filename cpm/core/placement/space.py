@@ -1,0 +1,265 @@
+"""Every port of the pool and who has it: the index that the manager owns."""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Final
+
+from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
+from cpm.core.placement.runs import FreeRuns
+from cpm.protocol.errors import AddressInUse, NotFound, Overloading
+from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, PortRange, coalesced
+
+_NO_ALLOCATIONS: Final[Mapping[AllocationId, Allocation]] = MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Ports of one external address; the three always add up to 64,512."""
+
+    free: int
+    taken: int
+    reserved: int
+
+
+class AddressSpace:
+    """
+    Every port of the pool, and who has it.
+
+    Each call either does all it says or raises and leaves everything as it was.
+
+    :param block: Ports per block, the unit of sizes and of alignment.
+    :raise ValueError: When the block is not within 1..64512.
+    """
+
+    def __init__(self, block: int = DEFAULT_BLOCK) -> None:
+        if not 1 <= block <= USABLE.size:
+            raise ValueError(f"a block of {block} ports; use 1 to {USABLE.size}")
+        self.block = block
+        self._addresses: dict[IPv4Address, ExternalAddress] = {}
+        self._runs: dict[IPv4Address, FreeRuns] = {}
+        self._on: dict[IPv4Address, dict[AllocationId, Allocation]] = {}
+        self._of: dict[DomainUUID, dict[AllocationId, Allocation]] = {}
+        self._all: dict[AllocationId, Allocation] = {}
+        self.free_ports = 0
+        """Ports of all addresses that nobody has, and that are not reserved."""
+        self.taken_ports = 0
+        """Ports of all addresses that allocations have."""
+
+    @property
+    def addresses(self) -> tuple[ExternalAddress, ...]:
+        """The external addresses, in the order they came."""
+        return tuple(self._addresses.values())
+
+    @property
+    def total_ports(self) -> int:
+        """Ports of all addresses that can be handed out."""
+        return self.free_ports + self.taken_ports
+
+    def add_address(self, address: ExternalAddress) -> None:
+        """
+        Add an external address, or replace the reserved ports of one that is there.
+
+        :raise Overloading: When a VM holds one of the ports to be reserved.
+        """
+        held = self._on.get(address.address, {})
+        for allocation in held.values():
+            _refuse_reserved(address, allocation)
+        free: list[PortRange] = [USABLE]
+        for ports in (*address.reserved, *(allocation.ports for allocation in held.values())):
+            free = [rest for run in free for rest in run.minus(ports)]
+        if address.address in self._addresses:
+            self.free_ports -= self.usage(address.address).free
+        self.free_ports += sum(run.size for run in free)
+        self._addresses[address.address] = address
+        self._runs[address.address] = FreeRuns(sorted(free), self.block)
+        self._on[address.address] = held
+
+    def remove_address(self, address: IPv4Address) -> None:
+        """
+        Take an external address out.
+
+        :raise NotFound: When it is not there.
+        :raise AddressInUse: When ranges on it are held, in any state.
+        """
+        self._known(address)
+        if self._on[address]:
+            raise AddressInUse(address, len(self._on[address]))
+        self.free_ports -= self.usage(address).free
+        del self._addresses[address], self._runs[address], self._on[address]
+
+    def take(self, allocation: Allocation) -> None:
+        """
+        Record a new allocation.
+
+        :raise NotFound: When its external address is not there.
+        :raise Overloading: When one of its ports is taken or reserved, when the same VM holds one of these port
+            numbers on another address, or when the id is in use.
+        """
+        self._known(allocation.external)
+        if allocation.id in self._all:
+            raise Overloading(f"allocation {allocation.id} is there already: {_described(self._all[allocation.id])}")
+        self._refuse_own(allocation, self.of(allocation.domain))
+        if not self._runs[allocation.external].remove(allocation.ports):
+            raise Overloading(self._why_not_free(allocation))
+        self._store(allocation)
+        self.free_ports -= allocation.ports.size
+        self.taken_ports += allocation.ports.size
+
+    def give(self, allocation_id: AllocationId) -> Allocation:
+        """
+        Make the ports of an allocation free, and return what it was.
+
+        :raise NotFound: When there is no such allocation.
+        """
+        allocation = self._held(allocation_id)
+        self._forget(allocation)
+        self._runs[allocation.external].add(allocation.ports)
+        self.free_ports += allocation.ports.size
+        self.taken_ports -= allocation.ports.size
+        return allocation
+
+    def change(self, allocation: Allocation) -> None:
+        """
+        Replace an allocation by a new version of itself: another state, another range, or both.
+
+        :raise NotFound: When there is no allocation with that id, or no such address.
+        :raise Overloading: As :meth:`take`; the old version then stands.
+        """
+        old = self._held(allocation.id)
+        if (old.external, old.ports, old.domain) == (allocation.external, allocation.ports, allocation.domain):
+            self._store(allocation)
+            return
+        self.give(old.id)
+        try:
+            self.take(allocation)
+        except Exception:
+            self.take(old)
+            raise
+
+    def of(self, domain: DomainUUID) -> tuple[Allocation, ...]:
+        """Return what a VM holds, in any state."""
+        return tuple(self._of.get(domain, _NO_ALLOCATIONS).values())
+
+    def on(self, address: IPv4Address) -> tuple[Allocation, ...]:
+        """
+        Return what is held on an address, in order of ports.
+
+        :raise NotFound: When it is not there.
+        """
+        self._known(address)
+        return tuple(sorted(self._on[address].values(), key=lambda allocation: allocation.ports))
+
+    def before(self, allocation: Allocation) -> Allocation | None:
+        """Return the allocation that is next below another one on its address, with whatever is free between."""
+        below = (each for each in self._on[allocation.external].values() if each.ports.last < allocation.ports.first)
+        return max(below, key=lambda each: each.ports, default=None)
+
+    def free_runs(self, address: IPv4Address) -> tuple[PortRange, ...]:
+        """
+        Return the runs of free ports of an address, in order.
+
+        :raise NotFound: When it is not there.
+        """
+        self._known(address)
+        return tuple(self._runs[address])
+
+    def longest_free(self, address: IPv4Address | None = None) -> int:
+        """
+        Return the longest run of whole free blocks, in ports, on one address or on all; 0 when there is none.
+
+        :raise NotFound: When the address is not there.
+        """
+        if address is not None:
+            self._known(address)
+        runs = self._runs.values() if address is None else (self._runs[address],)
+        return max((run.by_size[-1][0] for run in runs if run.by_size), default=0)
+
+    def usage(self, address: IPv4Address) -> Usage:
+        """
+        Count the ports of an address.
+
+        :raise NotFound: When it is not there.
+        """
+        self._known(address)
+        free = sum(run.size for run in self._runs[address])
+        taken = sum(allocation.ports.size for allocation in self._on[address].values())
+        return Usage(free=free, taken=taken, reserved=USABLE.size - free - taken)
+
+    def fitting(self, size: int, addresses: Iterable[IPv4Address]) -> Iterator[tuple[IPv4Address, PortRange]]:
+        """Yield free runs with at least so many ports in whole blocks, on these addresses, the shortest first."""
+        found = (
+            (length, order, first, address)
+            for order, address in enumerate(addresses)
+            for length, first in self._runs[address].at_least(size)
+        )
+        for _, _, first, address in sorted(found):
+            yield address, self._runs[address].starting_at(first)
+
+    def best_fit(self, size: int, addresses: Iterable[IPv4Address]) -> tuple[IPv4Address, PortRange] | None:
+        """Return the first of what :meth:`fitting` would yield, in one bisection an address."""
+        best: tuple[int, int, IPv4Address] | None = None
+        for address in addresses:
+            by_size = self._runs[address].by_size
+            index = bisect_left(by_size, (size, 0))
+            if index < len(by_size) and (best is None or by_size[index][0] < best[0]):
+                best = (*by_size[index], address)
+        return (best[2], self._runs[best[2]].starting_at(best[1])) if best else None
+
+    def reachable(self, address: IPv4Address, start: PortRange, own: Iterable[Allocation]) -> PortRange:
+        """Extend a range on an address by the free ports and the given allocations that adjoin it, on both sides."""
+        runs = self._runs[address]
+        mine = [allocation.ports for allocation in own if allocation.external == address]
+        result = start
+        while True:
+            neighbours = [run for run in (runs.at(result.first - 1), runs.at(result.last + 1)) if run]
+            neighbours += [ports for ports in mine if ports.adjoins(result)]
+            if not neighbours:
+                return result
+            for run in neighbours:
+                result = result.joined(run)
+
+    def _known(self, address: IPv4Address) -> None:
+        if address not in self._addresses:
+            raise NotFound("address", str(address), "see `virt-ports pool list`")
+
+    def _held(self, allocation_id: AllocationId) -> Allocation:
+        if allocation_id not in self._all:
+            raise NotFound("allocation", str(allocation_id), "see `virt-ports list`")
+        return self._all[allocation_id]
+
+    def _store(self, allocation: Allocation) -> None:
+        self._all[allocation.id] = allocation
+        self._on[allocation.external][allocation.id] = allocation
+        self._of.setdefault(allocation.domain, {})[allocation.id] = allocation
+
+    def _forget(self, allocation: Allocation) -> None:
+        del self._all[allocation.id], self._on[allocation.external][allocation.id]
+        del self._of[allocation.domain][allocation.id]
+        if not self._of[allocation.domain]:
+            del self._of[allocation.domain]
+
+    def _refuse_own(self, allocation: Allocation, own: Iterable[Allocation]) -> None:
+        for other in own:
+            if other.ports.overlaps(allocation.ports):
+                raise Overloading(f"{_described(allocation)} shares port numbers with the VM's {_described(other)}")
+
+    def _why_not_free(self, allocation: Allocation) -> str:
+        for other in self._on[allocation.external].values():
+            if other.ports.overlaps(allocation.ports):
+                return f"{_described(allocation)} overlaps {_described(other)}"
+        return f"{_described(allocation)} is not within {USABLE}, or has reserved ports"
+
+
+def _refuse_reserved(address: ExternalAddress, allocation: Allocation) -> None:
+    for ports in coalesced(address.reserved):
+        if ports.overlaps(allocation.ports):
+            raise Overloading(f"{_described(allocation)} has ports of {ports}, which are to be reserved")
+
+
+def _described(allocation: Allocation) -> str:
+    return f"{allocation.external} {allocation.ports} of {allocation.domain} ({allocation.state})"

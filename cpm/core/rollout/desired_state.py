@@ -1,0 +1,92 @@
+"""
+What each node should hold, computed from the view: pure functions, no memory.
+
+The order of a change is in here: edges hold everything a VM has that is not held back (:func:`edge_vm`), a host hands
+out a reserved range only when it is in ``ready`` (every connected edge confirmed it), and nothing that drains
+(:func:`host_vm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from ipaddress import IPv4Network
+
+from cpm.core import moves
+from cpm.core.fleet import View
+from cpm.protocol.messages import EdgeVM, ExternalRange, HostVM, PathState
+from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesced
+from cpm.protocol.timeouts import Timeouts
+
+_State = AllocationState
+
+
+def host_vm(
+    view: View,
+    uuid: DomainUUID,
+    node: Node,
+    present: Mapping[DomainUUID, NodeName],
+    ready: Container[AllocationId],
+    cap: int,
+) -> HostVM | None:
+    """
+    Return a VM as this host should hold it; None: not at all.
+
+    :param present: Where each VM runs.
+    :param ready: Reserved allocations that the edges already map.
+    :param cap: Ports this VM never goes above.
+    """
+    vm = view.vms.get(uuid)
+    if vm is None or Role.HOST not in node.roles or present.get(uuid) != node.name:
+        return None
+    here = [allocation for allocation in view.of(uuid) if allocation.node == node.name]
+    active = next((a for a in here if a.state is _State.ACTIVE), None)
+    reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
+    current, ports = active, active.ports if active is not None else None
+    if reserved is not None:
+        longer = active is not None and moves.joins(active, reserved)
+        ports = reserved.ports.joined(active.ports) if active is not None and longer else reserved.ports
+        current = reserved
+    draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
+    if ports is None and not draining:
+        return None
+    return HostVM(
+        uuid,
+        vm.name,
+        vm.internal,
+        ports,
+        draining,
+        external=current.external if current is not None else None,
+        at_cap=ports is not None and ports.size + view.space.block > cap,
+    )
+
+
+def edge_vm(view: View, uuid: DomainUUID, node: Node) -> EdgeVM | None:
+    """Return a VM as this edge should hold it; None: not at all."""
+    vm = view.vms.get(uuid)
+    host = view.nodes.get(vm.node) if vm is not None else None
+    mapped = [allocation for allocation in view.of(uuid) if allocation.state is not _State.HELD]
+    if vm is None or host is None or not mapped or Role.EDGE not in node.roles:
+        return None
+    pieces = tuple(
+        ExternalRange(external, ports)
+        for external in sorted({allocation.external for allocation in mapped})
+        for ports in coalesced(a.ports for a in mapped if a.external == external)
+    )
+    return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, pieces)
+
+
+def path(view: View, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:
+    """Return what this node should know about the whole site."""
+    own_edge = Role.EDGE in node.roles
+    edges = sorted(
+        other.underlay
+        for other in view.nodes.values()
+        if Role.EDGE in other.roles and other.in_service and not other.fenced
+    )
+    externals = sorted(address.address for address in view.space.addresses)
+    return PathState(
+        internal_pool,
+        edges=tuple(edges) if Role.HOST in node.roles and not own_edge else (),
+        externals=tuple(externals) if own_edge else (),
+        timeouts=timeouts if Role.HOST in node.roles else None,
+    )

@@ -1,0 +1,39 @@
+"""
+How many ports a VM should have.
+
+A :class:`Policy` looks at what was measured and says a number; :func:`decide` puts the guards around it. Nothing here
+knows addresses, ledgers or clocks: what is remembered between samples is a :class:`ScalingState`, passed in and
+returned, so that policies can be compared on the same recorded or generated load.
+"""
+
+from cpm.core.sizing.arrivals import Arrival, on_arrival
+from cpm.core.sizing.demand import Demand, Memory, Policy
+from cpm.core.sizing.guards import GROW_COOL_DOWN, LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
+from cpm.core.sizing.policies.occupancy import OccupancyPolicy
+from cpm.core.sizing.policies.predictive import PredictivePolicy
+from cpm.core.sizing.policies.registry import DEFAULT_POLICY, policies, policy_named, policy_words
+from cpm.core.sizing.policies.specification import SpecificationPolicy, calculate_new_port_range, demand_score
+
+__all__ = [
+    "DEFAULT_POLICY",
+    "GROW_COOL_DOWN",
+    "LITERAL",
+    "Arrival",
+    "Bounds",
+    "Decision",
+    "Demand",
+    "GuardSettings",
+    "Memory",
+    "OccupancyPolicy",
+    "Policy",
+    "PredictivePolicy",
+    "ScalingState",
+    "SpecificationPolicy",
+    "calculate_new_port_range",
+    "decide",
+    "demand_score",
+    "on_arrival",
+    "policies",
+    "policy_named",
+    "policy_words",
+]

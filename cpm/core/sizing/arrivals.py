@@ -1,0 +1,115 @@
+"""
+Growth at once, when the kernel says that a VM nears the end of its range.
+
+No score and no cool-down: new connections are arriving now, and what is not there in time is a dropped SYN. The guard
+that remains is the count: traffic that comes again and again through the same few ports needs no more of them.
+
+A policy that counts ports itself is asked how far to grow, and whether: the alarm is early enough for bursts, and so
+too early for a load that changes slowly. Whatever it says, what arrives beyond the usual until the host may ask again
+will fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Final
+
+from cpm.core.sizing.demand import Demand, Policy
+from cpm.core.sizing.guards import Bounds, Decision, ScalingState
+from cpm.protocol.model import DomainUUID
+
+RULE: Final = "arrivals"
+
+HORIZON_S: Final = 0.25
+"""Seconds of arrivals at the present rate that the new range shall take: many times what a growth takes."""
+
+NEXT_LOOK_S: Final = 1.5
+"""Seconds in which a host that asked in vain asks again at the latest, and has an answer."""
+
+AGAIN_S: Final = 2.0
+"""A second growth this soon after the last one says that the first was too small; it may then be by
+:data:`FACTOR_AGAIN`, as far as the present rate fills that in the same time."""
+
+FACTOR: Final = 2
+FACTOR_AGAIN: Final = 4
+
+EXHAUSTED: Final = 0.95
+"""Share of the range in use from which it counts as used up, for a policy that is asked."""
+
+LEAST_USE: Final = 0.25
+"""Share of the range that must be in use: below it, the arrivals were not new ports."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a host said."""
+
+    current: int
+    """Ports of the active range."""
+    ports_in_use: int
+    arrivals_per_s: float
+    draining: int = 0
+    """As in :class:`cpm.core.sizing.demand.Demand`."""
+    usual_per_s: float = 0.0
+    """Connections that began per second when last measured: as many end, as long as the load is what it was."""
+
+    @property
+    def soon(self) -> int:
+        """Ports in use by the time the host may ask again."""
+        more_per_s = max(self.arrivals_per_s - self.usual_per_s, 0.0)
+        return self.ports_in_use + math.ceil(more_per_s * NEXT_LOOK_S)
+
+
+def on_arrival(
+    arrival: Arrival, state: ScalingState, bounds: Bounds, now: float, policy: Policy | None = None
+) -> tuple[Decision, ScalingState]:
+    """
+    Decide how large the range becomes now.
+
+    :param state: What is remembered of the VM; a growth is remembered as any other.
+    :param bounds: The cap holds; the floor is no matter, the range only grows.
+    :param now: UTC seconds.
+    :param policy: The VM's; None, or one that does not count ports: growth is by :data:`FACTOR`.
+    """
+    current = arrival.current
+    if arrival.ports_in_use < LEAST_USE * current:
+        return Decision(current, current, "mostly-unused", current), state
+    again = state.grew_at is not None and 0 <= now - state.grew_at < AGAIN_S
+    by_factor = current * FACTOR
+    if again:
+        soon = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * AGAIN_S)
+        by_factor = max(by_factor, min(current * FACTOR_AGAIN, soon))
+    by_rate = arrival.ports_in_use + math.ceil(max(arrival.arrivals_per_s, 0.0) * HORIZON_S)
+    rule = RULE
+    if policy is not None and policy.counts_ports:
+        rule = policy.name
+        ports, state = _asked(policy, arrival, state, now)
+        by_factor = max(ports, arrival.soon)
+    asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
+    cap = max(bounds.cap // bounds.block, 1) * bounds.block
+    target = max(min(asked, cap), current)
+    decision = Decision(current, target, rule if target >= asked else "cap", asked)
+    if target == current:
+        return decision, state
+    return decision, dataclasses.replace(state, low_samples=0, grew_at=now, changed_at=now)
+
+
+def _asked(policy: Policy, arrival: Arrival, state: ScalingState, now: float) -> tuple[int, ScalingState]:
+    exhausted = arrival.ports_in_use >= EXHAUSTED * arrival.current
+    if state.memory is None:
+        # Who remembers nothing cannot tell coming and going from growth: then all that arrives must fit.
+        soon = arrival.ports_in_use + max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S
+        exhausted = exhausted or soon > arrival.current
+    demand = Demand(
+        domain=DomainUUID(""),
+        current=arrival.current,
+        ports_in_use=arrival.ports_in_use,
+        draining=arrival.draining,
+        new_connections_per_s=arrival.arrivals_per_s,
+        exhausted=exhausted,
+    )
+    ports, memory = policy.target(demand, state.memory, now)
+    # Whatever it says, a range that is used up grows.
+    least = arrival.current + 1 if exhausted else 0
+    return max(ports, least), dataclasses.replace(state, memory=memory)

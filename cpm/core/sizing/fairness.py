@@ -1,0 +1,186 @@
+"""
+Who gets how much when ports are short, and who gives some back. Pure.
+
+The rule (:func:`share`): everybody's floor first; what is left is shared max-min by weight, so that nobody gets more
+while somebody with less, for its weight, wants more. Who wants little gets all of it, and what it leaves goes to the
+others.
+
+Ports come back in two ways. :func:`give_back` takes what lies idle, the largest idle range first: one large piece is of
+more use than many crumbs, and its owner misses it least. Only where that does not suffice, :func:`yield_back` asks
+those that have more than their share and use it: they hand out fewer ports to new connections, and give the others up
+when the connections on them have ended by themselves. Neither cuts anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from cpm.protocol.model import DomainUUID
+
+HEADROOM_SHARE: Final = 0.25
+HEADROOM_PORTS: Final = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """One VM's claim on the pool; ports everywhere."""
+
+    domain: DomainUUID
+    floor: int
+    cap: int
+    weight: int = 100
+    held: int = 0
+    """What it has, draining ranges not counted."""
+    wanted: int = 0
+    """What it would have if there were plenty."""
+    in_use: int | None = None
+    """None: nobody counted, so nothing of what it holds counts as idle."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shares:
+    """What everybody may have."""
+
+    targets: Mapping[DomainUUID, int]
+    level: float
+    """Ports per unit of weight that everybody may have above the floor; infinite when everybody has what it wants."""
+
+    def entitled(self, claim: Claim, block: int) -> int:
+        """Return what a VM may have that is not in ``targets``, or wants something else by now: whole blocks."""
+        least, most = _bounds(claim, block)
+        if math.isinf(self.level):
+            return most * block
+        return min(most, max(least, least + int(self.level * claim.weight) // block)) * block
+
+
+def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
+    """
+    Share a pool.
+
+    In whole blocks, never above what a VM wants (or its floor, if it wants less) and its cap, never below its floor
+    where all the floors fit; otherwise the floors are levelled, regardless of weight. No block is left while somebody
+    wants it, and those who do not get all they want have the same above their floors by weight, give or take a block.
+
+    :param pool_ports: What there is for all of them together, what they hold included.
+    """
+    bounds = [_bounds(claim, block) for claim in claims]
+    blocks = max(0, pool_ports) // block
+    floors = [least for least, _ in bounds]
+    left = blocks - sum(floors)
+    if left < 0:
+        granted, _ = _filled(blocks, floors, [1] * len(claims))
+        return Shares(_by_domain(claims, granted, block), 0.0)
+    extra, level = _filled(left, [most - least for least, most in bounds], [claim.weight for claim in claims])
+    granted = [least + more for least, more in zip(floors, extra, strict=True)]
+    return Shares(_by_domain(claims, granted, block), level * block)
+
+
+def give_back(
+    needed_ports: int,
+    claims: Iterable[Claim],
+    block: int = 1,
+    *,
+    headroom_share: float = HEADROOM_SHARE,
+    headroom_ports: int = HEADROOM_PORTS,
+) -> list[tuple[DomainUUID, int]]:
+    """
+    Choose idle ports to be given back: the VMs that are to shrink, the largest idle range first, with their new sizes.
+
+    Nobody goes below its floor, nor below its ports in use and their headroom; one that was not counted gives nothing.
+    Together they give what is needed, or all that lies idle.
+    """
+    spare = [
+        (claim.held - kept(claim, block, headroom_share=headroom_share, headroom_ports=headroom_ports), claim)
+        for claim in claims
+        if claim.in_use is not None
+    ]
+    return _taken(needed_ports, spare, block)
+
+
+def yield_back(
+    needed_ports: int, claims: Iterable[Claim], shares: Shares, block: int = 1
+) -> list[tuple[DomainUUID, int]]:
+    """
+    Choose VMs that have more than their share, and are to shrink towards it although they use what they have.
+
+    The one that is farthest above its share first; nobody goes below its share. For VMs that lack what they are
+    entitled to, when nothing lies idle any more: see the module.
+    """
+    return _taken(needed_ports, [(claim.held - shares.targets[claim.domain], claim) for claim in claims], block)
+
+
+def kept(
+    claim: Claim, block: int, *, headroom_share: float = HEADROOM_SHARE, headroom_ports: int = HEADROOM_PORTS
+) -> int:
+    """Return the ports that a VM keeps when it gives back what lies idle: whole blocks, at most what it holds."""
+    if claim.in_use is None:
+        return claim.held
+    needed = needed_ports(claim.in_use, block, headroom_share=headroom_share, headroom_ports=headroom_ports)
+    return min(claim.held, max(needed, _up(claim.floor, block) * block))
+
+
+def needed_ports(in_use: int, block: int, *, headroom_share: float, headroom_ports: int) -> int:
+    """Return the ports in use and their headroom, in whole blocks."""
+    return _up(math.ceil(in_use * (1 + headroom_share)) + headroom_ports, block) * block
+
+
+def _taken(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> list[tuple[DomainUUID, int]]:
+    """Take what is needed from those who can spare most."""
+    chosen: list[tuple[DomainUUID, int]] = []
+    needed = _up(needed_ports, block) * block
+    for ports, claim in sorted(spare, key=lambda each: (-each[0], each[1].domain)):
+        given = min(ports // block * block, needed)
+        if given <= 0:
+            break
+        chosen.append((claim.domain, claim.held - given))
+        needed -= given
+    return chosen
+
+
+def _filled(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[list[int], float]:
+    """
+    Fill everybody up at a pace given by the weights until full or nothing is left: weighted max-min in whole units.
+
+    Returns what each gets, and the level: units per weight at which it ended for those who are not full.
+    """
+    result = [0] * len(limits)
+    order = sorted(range(len(limits)), key=lambda index: limits[index] / weights[index])
+    weight = sum(weights)
+    for position, index in enumerate(order):
+        if limits[index] * weight > units * weights[index]:
+            _divide(units, [(each, weights[each]) for each in order[position:]], weight, result)
+            return result, units / weight
+        result[index] = limits[index]
+        units -= limits[index]
+        weight -= weights[index]
+    return result, math.inf
+
+
+def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: list[int]) -> None:
+    """Divide units by weight among those who would take more: whole ones, the largest remainders get what is left."""
+    remainders: list[tuple[int, int]] = []
+    left = units
+    for index, mine in parts:
+        result[index], remainder = divmod(units * mine, weight)
+        left -= result[index]
+        remainders.append((-remainder, index))
+    for _, index in sorted(remainders)[:left]:
+        result[index] += 1
+
+
+def _bounds(claim: Claim, block: int) -> tuple[int, int]:
+    """Return the fewest and the most blocks; a cap between two whole numbers is the lower, and wins over the floor."""
+    cap = max(1, claim.cap // block)
+    least = min(_up(claim.floor, block), cap)
+    return least, min(cap, max(least, _up(claim.wanted, block)))
+
+
+def _up(ports: int, block: int) -> int:
+    return -(-ports // block)
+
+
+def _by_domain(claims: Sequence[Claim], blocks: Sequence[int], block: int) -> dict[DomainUUID, int]:
+    return {claim.domain: count * block for claim, count in zip(claims, blocks, strict=True)}

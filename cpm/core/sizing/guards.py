@@ -1,0 +1,264 @@
+"""
+The guards around every policy.
+
+In this order, each able to be switched off:
+
+1. *exhausted*: the range is full, so it grows, whatever the policy says;
+2. *headroom*: never below the ports in use and some more;
+3. *whole-blocks*: sizes are rounded up;
+4. growth waits while most of the range is unused (*mostly-unused*) or the last growth is fresh (*grow-cool-down*);
+5. shrinking waits while much of the range is used (*still-used*), until several samples in a row asked for it
+   (*not-quiet-yet*), and while the last change is fresh (*shrink-cool-down*);
+6. *floor* and *cap* always hold.
+
+A policy that counts ports in use itself (:attr:`cpm.core.sizing.demand.Policy.counts_ports`) judges by them when to
+grow and how far: *mostly-unused* and *still-used* leave it alone, *headroom* only keeps it from shrinking below the
+ports in use and ``headroom_ports``, and *exhausted* makes it grow by a block at least. All other guards hold for it as
+for any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Final
+
+from cpm.core.sizing.demand import Demand, Memory, Policy
+
+LONGEST: Final = 64512
+"""Ports 1024-65535: more than this no range can have."""
+
+
+GROW_COOL_DOWN: Final = "grow-cool-down"
+"""The rule that keeps a range from growing because it grew, or was to grow, just now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GuardSettings:
+    """How much a policy is held back. :data:`LITERAL` has everything off."""
+
+    floor: bool = True
+    """Never below the VM's floor."""
+
+    cap: bool = True
+    """Never above the VM's cap."""
+
+    whole_blocks: bool = True
+    """Round up to whole blocks. Without it the allocator rounds; a change of less than a block is then a decision."""
+
+    headroom_share: float | None = 0.25
+    """Spare ports on top of those in use, as a share of those in use; None: no headroom guard at all."""
+
+    headroom_ports: int = 16
+    """Spare ports on top of that, a number: what a quiet VM needs for its next page of connections."""
+
+    exhausted_factor: float | None = 1.5
+    """An exhausted range grows by this factor at least, at once; None: exhaustion changes nothing."""
+
+    grow_above_use: float | None = 0.5
+    """
+    Share of the range that must be in use before it grows; None: the policy alone decides.
+
+    One download is 1,430 packets/s and needs one port. Without a count of ports in use this guard lets growth pass.
+    """
+
+    grow_cool_down_s: float = 5.0
+    """Seconds between two growths; exhaustion does not wait. 0: none."""
+
+    shrink_below_use: float | None = 0.35
+    """
+    Share of the range that may at most be in use while it shrinks; None: headroom alone decides.
+
+    Below ``grow_above_use``, so that a range which just shrank does not grow at once: hysteresis.
+    """
+
+    shrink_after_samples: int = 10
+    """Samples in a row that must ask for less. 1: the first one does."""
+
+    shrink_cool_down_s: float = 30.0
+    """Seconds after any change before the range shrinks. 0: none."""
+
+
+LITERAL: Final = GuardSettings(
+    floor=False,
+    cap=False,
+    whole_blocks=False,
+    headroom_share=None,
+    exhausted_factor=None,
+    grow_above_use=None,
+    grow_cool_down_s=0.0,
+    shrink_below_use=None,
+    shrink_after_samples=1,
+    shrink_cool_down_s=0.0,
+)
+"""The policy alone. Sizes stay within what an address can hold."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """
+    What one VM may have.
+
+    :raise ValueError: When the floor is above the cap, or something is not positive.
+    """
+
+    floor: int = 64
+    """Ports it never goes below."""
+    cap: int = LONGEST
+    """Ports it never goes above."""
+    block: int = 64
+    """Ports per block."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.floor <= self.cap and self.block > 0):
+            raise ValueError(f"floor {self.floor}, cap {self.cap}, block {self.block}: use 0 < floor <= cap, 0 < block")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScalingState:
+    """What is remembered of a VM between samples."""
+
+    low_samples: int = 0
+    """Samples in a row that asked for less."""
+    grew_at: float | None = None
+    """UTC seconds of the last decision to grow."""
+    changed_at: float | None = None
+    """UTC seconds of the last decision to grow or shrink."""
+    memory: Memory = None
+    """What the policy remembers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decision:
+    """How many ports the VM gets, and who said so."""
+
+    current: int
+    target: int
+    """Ports; equal to ``current`` when nothing is to be done."""
+    rule: str
+    """Name of the policy or guard that had the last word."""
+    asked: int
+    """What the policy alone asked for."""
+
+
+def decide(
+    policy: Policy,
+    demand: Demand,
+    state: ScalingState,
+    bounds: Bounds,
+    settings: GuardSettings,
+    now: float,
+) -> tuple[Decision, ScalingState]:
+    """
+    Apply a policy with its guards to one sample.
+
+    :param state: What the call for this VM's previous sample returned; ``ScalingState()`` for the first.
+    :param now: UTC seconds of the sample.
+    :return: The decision, and the state to keep. A decision to change counts as carried out: where it could not be,
+        the cool-down keeps the next one from coming at once.
+    """
+    asked, memory = policy.target(demand, state.memory, now)
+    wanted, rule = _needed(demand, settings, policy, asked)
+    wanted = _rounded(wanted, bounds, settings)
+    low_samples = state.low_samples + 1 if wanted < demand.current else 0
+    hold = _hold(demand, wanted, low_samples, state, settings, policy, now)
+    if hold:
+        wanted, rule = demand.current, hold
+    target, rule = _bounded(wanted, rule, bounds, settings)
+    decision = Decision(demand.current, target, rule, asked)
+    return decision, _remembered(decision, low_samples, state, memory, now)
+
+
+def _needed(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
+    """Raise what was asked to what the VM is known to need."""
+    wanted, rule = asked, policy.name
+    if demand.exhausted and settings.exhausted_factor is not None:
+        factor = 1.0 if policy.counts_ports else settings.exhausted_factor
+        more = max(math.ceil(demand.current * factor), demand.current + 1)
+        if more > wanted:
+            wanted, rule = more, "exhausted"
+    if settings.headroom_share is not None and demand.ports_in_use is not None:
+        share = 0.0 if policy.counts_ports else settings.headroom_share
+        least = math.ceil(demand.ports_in_use * (1 + share)) + settings.headroom_ports
+        if policy.counts_ports:
+            least = min(least, demand.current)
+        if least > wanted:
+            wanted, rule = least, "headroom"
+    return wanted, rule
+
+
+def _rounded(ports: int, bounds: Bounds, settings: GuardSettings) -> int:
+    """Round up to whole blocks, at least one, at most as many as an address has."""
+    block = bounds.block if settings.whole_blocks else 1
+    return min(max(-(-ports // block), 1), LONGEST // block) * block
+
+
+def _hold(
+    demand: Demand,
+    wanted: int,
+    low_samples: int,
+    state: ScalingState,
+    settings: GuardSettings,
+    policy: Policy,
+    now: float,
+) -> str | None:
+    """Return the name of the guard that keeps the range as it is, if one does."""
+    if wanted > demand.current:
+        above = None if policy.counts_ports else settings.grow_above_use
+        return _hold_growth(demand, above, state, settings, now)
+    if wanted < demand.current:
+        below = None if policy.counts_ports else settings.shrink_below_use
+        return _hold_shrinking(demand, below, low_samples, state, settings, now)
+    return None
+
+
+def _hold_growth(
+    demand: Demand, above_use: float | None, state: ScalingState, settings: GuardSettings, now: float
+) -> str | None:
+    if demand.exhausted and settings.exhausted_factor is not None:
+        return None
+    if above_use is not None and _use(demand, default=1.0) < above_use:
+        return "mostly-unused"
+    return GROW_COOL_DOWN if _fresh(state.grew_at, settings.grow_cool_down_s, now) else None
+
+
+def _hold_shrinking(
+    demand: Demand,
+    below_use: float | None,
+    low_samples: int,
+    state: ScalingState,
+    settings: GuardSettings,
+    now: float,
+) -> str | None:
+    if below_use is not None and _use(demand, default=0.0) > below_use:
+        return "still-used"
+    if low_samples < settings.shrink_after_samples:
+        return "not-quiet-yet"
+    return "shrink-cool-down" if _fresh(state.changed_at, settings.shrink_cool_down_s, now) else None
+
+
+def _use(demand: Demand, default: float) -> float:
+    """Return the share of the range in use, or a default where nobody counted or there is no range."""
+    return default if demand.ports_in_use is None or not demand.current else demand.ports_in_use / demand.current
+
+
+def _fresh(at: float | None, period_s: float, now: float) -> bool:
+    # A clock that was set back must not keep a guard closed until it has caught up.
+    return at is not None and 0 <= now - at < period_s
+
+
+def _bounded(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) -> tuple[int, str]:
+    """Apply floor and cap; a cap between two whole numbers of blocks is the lower, and wins over the floor."""
+    block = bounds.block if settings.whole_blocks else 1
+    cap = _rounded(bounds.cap // block * block if settings.cap else LONGEST, bounds, settings)
+    floor = min(_rounded(bounds.floor, bounds, settings), cap) if settings.floor else 1
+    if wanted > cap:
+        return cap, "cap"
+    return (floor, "floor") if wanted < floor else (wanted, rule)
+
+
+def _remembered(decision: Decision, low_samples: int, state: ScalingState, memory: Memory, now: float) -> ScalingState:
+    if decision.target == decision.current:
+        return ScalingState(low_samples, state.grew_at, state.changed_at, memory)
+    grew_at = now if decision.target > decision.current else state.grew_at
+    return ScalingState(0, grew_at, now, memory)

@@ -1,0 +1,1 @@
+"""Scaling policies, one module each: how many ports a VM should have."""

@@ -1,0 +1,91 @@
+"""Prometheus metrics, computed from the manager when asked: nothing is kept beside the truth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from cpm.core.manager import Manager
+from cpm.queries import overview
+
+
+class _Metrics(Collector):
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        yield self._vms()
+        yield self._lacking()
+        yield self._refused()
+        yield from self._addresses()
+        yield from self._nodes()
+        epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
+        epoch.add_metric([], self._manager.epoch)
+        yield epoch
+
+    def _vms(self) -> GaugeMetricFamily:
+        vms = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])
+        for state, count in Counter(vm.state for vm in overview.domains(self._manager, everything=True)).items():
+            vms.add_metric([state], count)
+        return vms
+
+    def _lacking(self) -> GaugeMetricFamily:
+        lacking = GaugeMetricFamily(
+            "virt_ports_domains_lacking_ports", "VMs that could not get the ports they want.", labels=["want"]
+        )
+        lacking.add_metric(["start"], len(self._manager.waiting))
+        lacking.add_metric(["growth"], self._manager.sizing.shortage.waiting_to_grow)
+        return lacking
+
+    def _refused(self) -> CounterMetricFamily:
+        refused = CounterMetricFamily(
+            "virt_ports_domain_refused_packets",
+            "Connection attempts refused in words: the VM is at its cap and no port is left.",
+            labels=["name", "uuid"],
+        )
+        for uuid, observation in self._manager.sizing.observed.items():
+            if observation.refused_packets and (vm := self._manager.view.vms.get(uuid)) is not None:
+                refused.add_metric([vm.name, uuid], observation.refused_packets)
+        return refused
+
+    def _addresses(self) -> Iterator[GaugeMetricFamily]:
+        ports = GaugeMetricFamily(
+            "virt_ports_external_ports", "Ports of an external address by use.", labels=["address", "use"]
+        )
+        longest = GaugeMetricFamily(
+            "virt_ports_external_longest_free", "Longest run of free ports.", labels=["address"]
+        )
+        for view in overview.pool(self._manager):
+            address = str(view.address)
+            ports.add_metric([address, "allocated"], view.ports_allocated)
+            ports.add_metric([address, "leaving"], view.ports_leaving)
+            ports.add_metric([address, "free"], view.ports_total - view.ports_allocated - view.ports_leaving)
+            longest.add_metric([address], view.longest_free)
+        yield ports
+        yield longest
+
+    def _nodes(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        connected = GaugeMetricFamily("virt_ports_node_connected", "1 while a node has a session.", labels=["node"])
+        synced = GaugeMetricFamily("virt_ports_node_synced", "1 when it confirmed all it was told.", labels=["node"])
+        dropped = CounterMetricFamily(
+            "virt_ports_node_dropped_packets", "Packets dropped at a node.", labels=["node", "reason"]
+        )
+        for view in overview.nodes(self._manager):
+            connected.add_metric([view.name], view.connected)
+            synced.add_metric([view.name], view.synced)
+            for reason, count in view.dropped.items():
+                dropped.add_metric([view.name, reason], count)
+        yield connected
+        yield synced
+        yield dropped
+
+
+def exposition(manager: Manager) -> bytes:
+    """Return all metrics in the text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Metrics(manager))
+    return generate_latest(registry)

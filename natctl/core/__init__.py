@@ -1,0 +1,1 @@
+"""The deciding half of natd: pure, inputs in and commands out."""

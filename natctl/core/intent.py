@@ -1,0 +1,49 @@
+"""
+What the manager wants this node to hold, as its last snapshot and the deltas since then say.
+
+Before it has spoken, that is what the kernel holds already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cpm.protocol.messages import Delta, EdgeVM, HostVM, PathState, Snapshot
+from cpm.protocol.model import DomainUUID
+from natctl.model.entries import HostEntry, Path
+
+
+@dataclasses.dataclass(slots=True)
+class Wanted:
+    """The manager's wishes for the host and the edge on this node."""
+
+    host: dict[DomainUUID, HostVM] = dataclasses.field(default_factory=dict)
+    edge: dict[DomainUUID, EdgeVM] = dataclasses.field(default_factory=dict)
+    path: PathState | None = None
+    """None: nothing is known, and nothing is to be changed."""
+
+    def found_path(self, path: Path) -> None:
+        """Take what the kernel holds for wanted, until the manager speaks."""
+        self.path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
+
+    def found(self, entry: HostEntry) -> None:
+        """Take what the kernel holds of a VM for wanted, until the manager speaks."""
+        vm = HostVM(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
+        self.host[entry.domain] = vm
+
+    def replace(self, snapshot: Snapshot) -> None:
+        """Take over what the manager says in full."""
+        self.host = {vm.domain: vm for vm in snapshot.host}
+        self.edge = {vm.domain: vm for vm in snapshot.edge}
+        self.path = snapshot.path
+
+    def change(self, delta: Delta) -> None:
+        """Take over what the manager says has changed."""
+        self.host.update((vm.domain, vm) for vm in delta.host)
+        self.edge.update((vm.domain, vm) for vm in delta.edge)
+        for uuid in delta.host_gone:
+            self.host.pop(uuid, None)
+        for uuid in delta.edge_gone:
+            self.edge.pop(uuid, None)
+        if delta.path is not None:
+            self.path = delta.path

@@ -1,0 +1,1 @@
+"""Programs one machine's kernel and keeps it as it should be."""

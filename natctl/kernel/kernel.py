@@ -1,0 +1,486 @@
+"""
+One node's kernel: observe it, change it, keep it as it should be.
+
+This is the shell around :mod:`natctl.ruleset`, :mod:`natctl.ruleset.plan` and :mod:`natctl.ruleset.routing`, which
+decide, and
+:mod:`natctl.netlink`, which talks. It touches our nftables tables (all named ``virtports``), routes and rules of our
+own protocol number, and the few switches under ``/proc/sys/net/ipv4`` without which packets do not get through;
+nothing else.
+
+Order within one change: a route is there before packets are translated towards it, and stays until none are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import gc
+import pathlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Final, TypeVar
+
+from cpm.protocol.errors import KernelError
+from cpm.protocol.model import DomainUUID
+from natctl import ruleset
+from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path, Settings
+from natctl.netlink import encoding, nfqueue, reading, routes
+from natctl.netlink.wire import NETFILTER, ROUTE, Wire
+from natctl.ruleset import edge_maps, host, plan, routing
+from natctl.ruleset.host import Marks
+from natctl.ruleset.plan import DeleteTable, Plan
+from natctl.ruleset.readback import NOTHING_COUNTED, Counted, Observed, observed
+from natctl.ruleset.routing import Routing, Steps
+from natctl.ruleset.values import Element, Fragment, Seen, assembled
+
+_SMALL: Final = 500
+"""Elements and routes up to which a change is made inline; more are handed to a worker thread."""
+
+_ATTEMPTS: Final = 3
+_MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
+"""What the kernel says when it does not hold what we believe."""
+
+_SYSCTL: Final = pathlib.Path("/proc/sys/net/ipv4")
+
+_T = TypeVar("_T")
+_Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Desired:
+    host: Mapping[DomainUUID, HostEntry]
+    edge: Mapping[DomainUUID, EdgeEntry]
+    path: Path
+
+    def merged(self, change: Change) -> _Desired:
+        return _Desired(_merged(self.host, change.host), _merged(self.edge, change.edge), change.path or self.path)
+
+
+@dataclasses.dataclass(slots=True)
+class _Belief:
+    """What was last applied, and in which pieces."""
+
+    desired: _Desired
+    layout: edge_maps.Layout
+    host_fragments: dict[DomainUUID, Fragment]
+    edge_fragments: dict[DomainUUID, Fragment]
+    generation: int
+    """Of nftables, after our last transaction when nobody else had one since."""
+
+
+class Kernel:
+    """
+    One node's kernel. Believes what it last applied; :meth:`ensure` compares with reality.
+
+    Nothing is touched before the first :meth:`change` or :meth:`replace`, so that a daemon that starts again disturbs
+    nothing. Calls are carried out one after the other. The network namespace is that of the thread that makes the
+    first call.
+
+    :param settings: The roles of this node.
+    :raise ValueError: When the mark mask is not at least 4 bits side by side.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.host is not None:
+            Marks.of_mask(settings.host.mark_mask)
+        self._settings = settings
+        self._belief: _Belief | None = None
+        self._nft: Wire | None = None
+        self._rt: Wire | None = None
+        self._lock = asyncio.Lock()
+
+    async def observe(self) -> Observed:
+        """
+        Return what the kernel holds of ours now, whoever put it there, and what it has counted.
+
+        :raise KernelError: When it cannot be read.
+        """
+        async with self._lock:
+            return await self._elsewhere(self._observe)
+
+    async def change(self, change: Change) -> None:
+        """
+        Make one change: one nftables transaction for the VMs it names, and their routes.
+
+        What the kernel is believed to hold is trusted. When the kernel says otherwise (somebody flushed our tables),
+        all of it is compared and mended, with the change in it. Before the first snapshot the kernel's own state is
+        taken for what should be, and the change is made to that.
+
+        :raise KernelError: When the kernel refuses; then nothing of the change is in force and the belief is unchanged.
+        """
+        async with self._lock:
+            if self._belief is None or not _is_local(self._belief, change):
+                await self._elsewhere(self._change_all, change)
+                return
+            step = self._step(self._belief, change)
+            if step.weight > _SMALL:
+                await self._elsewhere(self._change_some, change, step)
+            else:
+                self._change_some(change, step)
+
+    async def replace(
+        self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeEntry], path: Path
+    ) -> tuple[str, ...]:
+        """
+        Make this the whole of what the kernel holds of ours: observe, compare, and mend in one transaction.
+
+        :return: What differed, a line each; nothing when it was so already.
+        :raise KernelError: When the kernel refuses; then the belief is unchanged.
+        """
+        async with self._lock:
+            return await self._elsewhere(self._settle, _Desired(dict(host), dict(edge), path))
+
+    async def ensure(self) -> tuple[str, ...]:
+        """
+        Compare the kernel with what was last applied, and mend the difference in one transaction.
+
+        Cheap when nobody has used nftables since. Before anything was applied it does nothing.
+
+        :return: What was mended, a line each; nothing when all was well.
+        :raise KernelError: When the kernel cannot be read or refuses.
+        """
+        async with self._lock:
+            return await self._elsewhere(self._ensure)
+
+    async def counted(self) -> Counted:
+        """
+        Return what the kernel has counted for each VM of this host; quick enough for every second.
+
+        :raise KernelError: When it cannot be read.
+        """
+        async with self._lock:
+            return await self._elsewhere(self._counted)
+
+    async def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        """
+        Answer new connections of these VMs to these destinations with words, and all others as ever.
+
+        What was said before is forgotten. VMs that are not at their cap are never refused, whatever is said here.
+
+        :param for_s: Seconds after which the kernel forgets it by itself.
+        :raise KernelError: When the kernel refuses; then what was said before holds on, until its time is over.
+        """
+        async with self._lock:
+            self._wires()
+            self._refuse(where, for_s)
+
+    async def remove(self) -> None:
+        """
+        Take away everything of ours: tables, routes and rules. Switches stay, others may rely on them by now.
+
+        :raise KernelError: When the kernel refuses.
+        """
+        async with self._lock:
+            await self._elsewhere(self._remove)
+
+    async def close(self) -> None:
+        """Close the sockets. The kernel goes on with what it holds."""
+        async with self._lock:
+            for wire in (self._nft, self._rt):
+                if wire is not None:
+                    wire.close()
+            self._nft = self._rt = None
+
+    async def _elsewhere(self, work: Callable[..., _T], *arguments: object) -> _T:
+        # A thread takes the namespace of the one that starts it, but the executor's may be older: open the sockets
+        # here.
+        self._wires()
+        return await asyncio.to_thread(work, *arguments)
+
+    def _wires(self) -> tuple[Wire, Wire]:
+        if self._nft is None:
+            self._nft = Wire(NETFILTER)
+            if self._settings.host is not None:
+                able = dataclasses.replace(self._settings.host, queueing=nfqueue.queueing(self._nft))
+                self._settings = dataclasses.replace(self._settings, host=able)
+        if self._rt is None:
+            self._rt = Wire(ROUTE)
+        return self._nft, self._rt
+
+    def _observe(self) -> Observed:
+        nft, rt = self._wires()
+        return observed(self._settings, reading.read(nft), routes.observe(rt))
+
+    def _change_all(self, change: Change) -> None:
+        self._settle(self._belief.desired.merged(change) if self._belief is not None else self._found(change))
+
+    def _found(self, change: Change) -> _Desired:
+        """Take what the kernel holds for what should be, and the change on top."""
+        now = self._observe()
+        path = change.path or now.path
+        if path is None:
+            raise KernelError("make a change", 0, "nothing is known of the way between the machines yet")
+        return _Desired(now.host, now.edge, path).merged(change)
+
+    def _step(self, belief: _Belief, change: Change) -> _Step:
+        hosts = {domain: self._host_fragment(entry) for domain, entry in change.host.items() if entry is not None}
+        edges = {
+            domain: edge_maps.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
+            for domain, entry in change.edge.items()
+            if entry is not None
+        }
+        if self._settings.host is None:
+            hosts = {}
+        if self._settings.edge is None:
+            edges = {}
+        old = [belief.host_fragments.get(domain, Fragment()) for domain in change.host]
+        old += [belief.edge_fragments.get(domain, Fragment()) for domain in change.edge]
+        tables = plan.alteration(old, [*hosts.values(), *edges.values()])
+        before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
+        after = [entry for entry in change.edge.values() if entry is not None]
+        ways = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
+        return _Step(tables, ways, Routing(routing.of_entries(before)), hosts, edges)
+
+    def _change_some(self, change: Change, step: _Step) -> None:
+        belief = self._belief
+        assert belief is not None
+        desired = belief.desired.merged(change)
+        try:
+            self._apply(step.tables, step.ways, step.before)
+        except KernelError as error:
+            if error.errno not in _MISMATCH:
+                raise
+            self._settle(desired)
+            return
+        belief.desired = desired
+        belief.generation += 1 if step.tables.operations else 0
+        _put(belief.host_fragments, change.host, step.host_fragments)
+        _put(belief.edge_fragments, change.edge, step.edge_fragments)
+
+    def _settle(self, desired: _Desired) -> tuple[str, ...]:
+        """Compare everything with reality, mend it, and believe it."""
+        nft, _ = self._wires()
+        for _ in range(_ATTEMPTS):
+            seen = reading.read(nft)
+            try:
+                with _collecting_later():
+                    return self._settle_once(desired, seen)
+            except KernelError as error:
+                refused = error
+                if error.errno not in _MISMATCH or reading.generation(nft) == seen.generation:
+                    raise
+                # Somebody had a transaction between our look and ours: look again.
+        raise refused
+
+    def _settle_once(self, desired: _Desired, seen: Seen) -> tuple[str, ...]:
+        _, rt = self._wires()
+        ways_now = routes.observe(rt)
+        belief = self._believed(desired, seen)
+        fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
+        tables = plan.difference(
+            assembled(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
+        )
+        ways = routing.steps(self._routing(desired), ways_now)
+        switched = self._switch()
+        self._apply(tables, ways, ways_now)
+        belief.generation = seen.generation + (1 if tables.operations else 0)
+        self._belief = belief
+        return (*tables.differences, *ways.differences, *switched)
+
+    def _believed(self, desired: _Desired, seen: Seen) -> _Belief:
+        hosts: dict[DomainUUID, Fragment] = {}
+        edges: dict[DomainUUID, Fragment] = {}
+        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(seen.holdings))
+        if self._settings.host is not None:
+            hosts = {domain: self._host_fragment(entry) for domain, entry in desired.host.items()}
+        if self._settings.edge is not None:
+            present = _by_internal(seen)
+            edges = {
+                domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
+                for domain, entry in desired.edge.items()
+            }
+        return _Belief(desired, layout, hosts, edges, seen.generation)
+
+    def _host_fragment(self, entry: HostEntry) -> Fragment:
+        assert self._settings.host is not None
+        try:
+            return host.fragment(self._settings.host, entry)
+        except ValueError as error:
+            raise KernelError(f"mark the packets of {entry.name}", 0, str(error)) from error
+
+    def _routing(self, desired: _Desired) -> Routing:
+        entries = desired.edge.values() if self._settings.edge is not None else ()
+        return dataclasses.replace(routing.shared(self._settings, desired.path), internals=routing.of_entries(entries))
+
+    def _apply(self, tables: Plan, ways: Steps, ways_before: Routing) -> None:
+        """Carry out; when the tables are refused, the routes are as before."""
+        nft, rt = self._wires()
+        try:
+            routes.put(rt, ways.put)
+            if tables.operations:
+                nft.execute(encoding.transaction(tables.operations), "program nftables")
+        except KernelError:
+            _undo(rt, ways.put, ways_before)
+            raise
+        routes.drop(rt, ways.drop)
+
+    def _ensure(self) -> tuple[str, ...]:
+        belief = self._belief
+        if belief is None:
+            return ()
+        nft, rt = self._wires()
+        if reading.generation(nft) != belief.generation:
+            return self._settle(belief.desired)
+        ways_now = routes.observe(rt)
+        ways = routing.steps(self._routing(belief.desired), ways_now)
+        self._apply(Plan(), ways, ways_now)
+        return (*ways.differences, *self._switch())
+
+    def _switch(self) -> tuple[str, ...]:
+        """Set what stands in the way of packets; interfaces that are not there yet are left for the next time."""
+        words = []
+        for switch in routing.switches(self._settings):
+            now = _read(switch.path)
+            if now is not None and now not in switch.accepted:
+                _write(switch.path, switch.value)
+                words.append(f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}")
+        for name in routing.asymmetric(self._settings):
+            path = f"conf/{name}/rp_filter"
+            everywhere, here = _read("conf/all/rp_filter"), _read(path)
+            if everywhere is None or here is None:
+                continue
+            value = routing.loosened(int(everywhere), int(here))
+            if value is not None:
+                _write(path, str(value))
+                words.append(f"net.ipv4.{path.replace('/', '.')} was strict, is {value}")
+        return tuple(words)
+
+    def _counted(self) -> Counted:
+        belief = self._belief
+        if belief is None or self._settings.host is None or not belief.desired.host:
+            return NOTHING_COUNTED
+        nft, _ = self._wires()
+        connections, refused = (reading.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
+        keys = {element.key: domain for domain, element in _bindings(belief)}
+        return Counted(
+            {keys[key]: packets for key, packets in connections.items() if key in keys},
+            {keys[key]: packets for key, packets in refused.items() if key in keys},
+        )
+
+    def _refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        belief = self._belief
+        if belief is None or self._settings.host is None:
+            return
+        entries = ((belief.desired.host[domain], to) for domain, to in where.items() if domain in belief.desired.host)
+        timeout_ms = max(1, int(for_s * 1000))
+        elements = tuple(
+            host.refused(self._settings.host, entry.index, destination, timeout_ms)
+            for entry, destinations in entries
+            for destination in destinations
+        )
+        self._apply(plan.refilled(host.REFUSED, elements), Steps(Routing(), Routing()), Routing())
+        belief.generation += 1
+
+    def _remove(self) -> None:
+        nft, rt = self._wires()
+        tables = reading.tables(nft)
+        if tables:
+            gone = [DeleteTable(family) for family in sorted(tables)]
+            nft.execute(encoding.transaction(gone), "remove our nftables tables")
+        routes.drop(rt, routes.observe(rt))
+        self._belief = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Step:
+    tables: Plan
+    ways: Steps
+    before: Routing
+    host_fragments: Mapping[DomainUUID, Fragment]
+    edge_fragments: Mapping[DomainUUID, Fragment]
+
+    @property
+    def weight(self) -> int:
+        return self.tables.weight + len(self.ways.put.internals) + len(self.ways.drop.internals)
+
+
+@contextlib.contextmanager
+def _collecting_later() -> Iterator[None]:
+    """
+    Put garbage collection off.
+
+    Tens of thousands of values are made here and all of them are kept: each look whether they are garbage is in vain,
+    and together they take a third of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _is_local(belief: _Belief, change: Change) -> bool:
+    """Say whether the change is about its VMs only, and path and layout stay."""
+    entries = [entry for entry in change.edge.values() if entry is not None]
+    fits = belief.layout.suits(len(belief.desired.edge) + len(entries), entries)
+    return fits and (change.path is None or change.path == belief.desired.path)
+
+
+def _merged(now: Mapping[DomainUUID, _Entry], change: Mapping[DomainUUID, _Entry | None]) -> dict[DomainUUID, _Entry]:
+    result = dict(now)
+    for domain, entry in change.items():
+        if entry is None:
+            result.pop(domain, None)
+        else:
+            result[domain] = entry
+    return result
+
+
+def _put(
+    fragments: dict[DomainUUID, Fragment], touched: Iterable[DomainUUID], new: Mapping[DomainUUID, Fragment]
+) -> None:
+    for domain in touched:
+        fragments.pop(domain, None)
+    fragments.update(new)
+
+
+def _bindings(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
+    for domain, fragment in belief.host_fragments.items():
+        yield from ((domain, element) for place, element in fragment.elements if place == host.BINDINGS)
+
+
+def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
+    return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
+
+
+def _by_internal(seen: Seen) -> dict[bytes, list[Element]]:
+    found: dict[bytes, list[Element]] = {}
+    for _, _, _, element in edge_maps.ranges_in(seen.holdings):
+        found.setdefault(element.key[:4], []).append(element)
+    return found
+
+
+def _undo(rt: Wire, put: Routing, before: Routing) -> None:
+    """Best effort: the first error is the one to report."""
+    was = {to: before.internals[to] for to in put.internals if to in before.internals}
+    is_new = {to: via for to, via in put.internals.items() if to not in before.internals}
+    try:
+        routes.put(rt, Routing(was, way=before.way if put.way and before.way else None))
+        routes.drop(
+            rt,
+            Routing(
+                is_new,
+                put.pool,
+                put.rule,
+                put.way if before.way is None or (put.way and put.way[0] != before.way[0]) else None,
+            ),
+        )
+    except KernelError:
+        return
+
+
+def _read(path: str) -> str | None:
+    try:
+        return (_SYSCTL / path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        (_SYSCTL / path).write_text(value)
+    except OSError as error:
+        raise KernelError(f"set net.ipv4.{path}", error.errno or 0, error.strerror or "") from error

@@ -1,0 +1,135 @@
+"""
+Which ports of a VM its connections use: what a reading of the kernel's connection table says, as a value.
+
+Read by :mod:`natctl.netlink.conntrack`; asked by the daemon for every range of every VM, active or draining.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from cpm.protocol.model import PortRange
+
+IP_PROTOCOL_NAMES: Mapping[int, str] = MappingProxyType(
+    {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 132: "sctp", 136: "udplite"}
+)
+"""Protocols whose connections have a port, or an identifier that takes its place (ICMP echo, GRE key)."""
+
+
+PART: Final = 128
+"""Ports within which the kernel is certain to find one that is free; a part of a range is no smaller."""
+PARTS: Final = 8
+"""Into how many parts of equal size a range is divided at most, to see how evenly it is used."""
+
+
+class Filling(NamedTuple):
+    """How full a range is."""
+
+    in_use: int
+    """Ports with a connection, in the protocol that takes most of them."""
+    densest: float
+    """The same of its densest part (:data:`PARTS`, each of at least :data:`PART` ports), as a share: 0 to 1."""
+
+
+EMPTY: Final = Filling(0, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProtocolPorts:
+    """The ports of one protocol, as sorted arrays: 2 bytes a port, and counting within a range is a bisection."""
+
+    flows: array[int]
+    """The port of every connection, in order; a port that serves several destinations is there several times."""
+    distinct: array[int]
+    """Every port once, in order."""
+
+    @classmethod
+    def of(cls, ports: Iterable[int]) -> ProtocolPorts:
+        """Take ports in any order, once for each connection."""
+        flows = array("H", sorted(ports))
+        return cls(flows, array("H", sorted(set(flows))))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VMPorts:
+    """
+    The ports that one VM's connections have at one moment, by IP protocol number.
+
+    Each protocol has its own port space: port 20000 may serve a TCP connection and a UDP flow at once. For ICMP the
+    echo identifier counts as the port, as it does for the kernel's source NAT.
+    """
+
+    protocols: Mapping[int, ProtocolPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def of(cls, ports: Mapping[int, Iterable[int]]) -> VMPorts:
+        """Take, for each IP protocol number, the port of every connection."""
+        return cls(MappingProxyType({protocol: ProtocolPorts.of(each) for protocol, each in sorted(ports.items())}))
+
+    def in_use(self, ports: PortRange) -> int:
+        """Return how many ports of the range are taken, in the protocol that takes most of them."""
+        return max((_count(each.distinct, ports) for each in self.protocols.values()), default=0)
+
+    def filling(self, ports: PortRange) -> Filling:
+        """Return how full the range is, and its densest part."""
+        parts = _parts(ports)
+        dense = (_count(each.distinct, part) / part.size for each in self.protocols.values() for part in parts)
+        return Filling(self.in_use(ports), max(dense, default=0.0))
+
+    def in_use_by_protocol(self, ports: PortRange) -> dict[str, int]:
+        """Return how many ports of the range each protocol takes, by its name; those that take none are left out."""
+        counts = {number: _count(each.distinct, ports) for number, each in self.protocols.items()}
+        return {IP_PROTOCOL_NAMES.get(number, str(number)): count for number, count in counts.items() if count}
+
+    def connections(self, ports: PortRange) -> int:
+        """Return how many connections have a port of the range, over all protocols."""
+        return sum(_count(each.flows, ports) for each in self.protocols.values())
+
+    @property
+    def total(self) -> int:
+        """How many connections have a port at all."""
+        return sum(len(each.flows) for each in self.protocols.values())
+
+
+NO_PORTS = VMPorts()
+"""A VM without connections."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PortUse:
+    """One reading of the connections of all VMs, by internal address; a VM without connections is not in it."""
+
+    vms: Mapping[IPv4Address, VMPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+
+    def of(self, internal: IPv4Address) -> VMPorts:
+        """Return the ports of one VM."""
+        return self.vms.get(internal, NO_PORTS)
+
+    def in_use(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return how many ports of the range the VM has taken, in the protocol that takes most of them."""
+        return self.of(internal).in_use(ports)
+
+    def filling(self, internal: IPv4Address, ports: PortRange) -> Filling:
+        """Return how full a range of the VM is."""
+        return self.of(internal).filling(ports)
+
+    def connections(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return how many connections of the VM have a port of the range, over all protocols."""
+        return self.of(internal).connections(ports)
+
+
+def _count(ports: array[int], within: PortRange) -> int:
+    return bisect_right(ports, within.last) - bisect_left(ports, within.first)
+
+
+def _parts(ports: PortRange) -> tuple[PortRange, ...]:
+    count = min(max(ports.size // PART, 1), PARTS)
+    bounds = [ports.first + ports.size * number // count for number in range(count + 1)]
+    return tuple(PortRange(first, behind - 1) for first, behind in pairwise(bounds))

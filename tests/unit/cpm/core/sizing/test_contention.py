@@ -1,0 +1,205 @@
+"""When ports are short: who may grow how far, who is asked to give back, and when it is over."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from cpm.core import moves
+from cpm.core.fleet import View
+from cpm.core.journal import LedgerState
+from cpm.core.sizing.contention import CALM_S, DRAIN_HOPE_S, IN_VAIN_S, WANT_S, Shortage
+from cpm.protocol.model import (
+    VM,
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+    Wishes,
+)
+from cpm.protocol.wishes import Defaults, Resolver
+
+A = IPv4Address("203.0.113.1")
+HOST = NodeName("host1")
+NOW = 1000.0
+
+
+class Pool:
+    """An address with some blocks of 64 ports, and VMs that hold a number of them one after the other."""
+
+    def __init__(self, blocks: int, held: dict[str, int], reserve: float = 0.0, **wishes: Wishes) -> None:
+        reserved = PortRange(1024, 65535).minus(PortRange(1024, 1024 + blocks * 64 - 1))
+        vms, allocations, first = [], [], 1024
+        for number, (name, count) in enumerate(held.items(), 1):
+            internal = IPv4Address("100.64.0.0") + number
+            vms.append(VM(DomainUUID(name), name, HOST, internal, set=wishes.get(name, Wishes())))
+            if count:
+                ports = PortRange(first, first + count * 64 - 1)
+                allocations.append(
+                    Allocation(AllocationId(number), DomainUUID(name), HOST, A, ports, AllocationState.ACTIVE, 0.0)
+                )
+                first = ports.last + 1
+        node = Node(HOST, frozenset(Role), IPv4Address("172.30.0.1"))
+        state = LedgerState(
+            0, tuple(vms), (node,), (ExternalAddress(A, reserved),), tuple(allocations), AllocationId(99)
+        )
+        self.view = View(state, 64)
+        self.starting: set[DomainUUID] = set()
+        self.in_use: dict[str, int] = {}
+        resolver = Resolver(Defaults(floor=64, policy="spec"), ["spec"])
+        self.shortage = Shortage(self.view, reserve, self.starting, resolver.effective, self.in_use.get)
+
+    def active(self, name: str) -> Allocation:
+        active = self.view.one(DomainUUID(name), AllocationState.ACTIVE)
+        assert active is not None
+        return active
+
+    def grows(self, name: str, blocks: int, now: float = NOW) -> tuple[int, str]:
+        """Return how many blocks a VM may have that wants so many, and why they are fewer."""
+        vm = self.view.vms[DomainUUID(name)]
+        limit = self.shortage.limit(vm, self.active(name), blocks * 64, self.in_use.get(name), now)
+        return limit.ports // 64, limit.why
+
+    def relief(self, now: float = NOW) -> dict[str, int]:
+        return {str(uuid): ports // 64 for uuid, ports in self.shortage.relief(now)}
+
+
+def test_with_plenty_everybody_grows_as_it_likes_and_nobody_is_asked() -> None:
+    pool = Pool(100, {"a": 4, "b": 4})
+    assert pool.grows("a", 64) == (64, "")
+    assert not pool.shortage.holds(NOW)
+    assert pool.relief() == {}
+
+
+def test_growth_beyond_the_share_leaves_the_reserve_and_growth_within_it_may_use_it() -> None:
+    pool = Pool(32, {"a": 20, "b": 2}, reserve=0.25)
+    pool.in_use.update(a=1280, b=128)
+    blocks, why = pool.grows("a", 40)
+    assert blocks == 22
+    assert "fair share of it is 1408 ports" in why
+    assert pool.grows("b", 3) == (3, "")
+
+
+def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> None:
+    pool = Pool(10, {"a": 5, "b": 5})
+    pool.in_use.update(a=320, b=100)
+    assert pool.grows("a", 8)[0] == 5
+    assert pool.shortage.want(DomainUUID("a")) is not None
+    assert pool.grows("b", 8) == (5, "the pool is short, and only 100 of the VM's 320 ports are in use")
+    assert pool.shortage.want(DomainUUID("b")) is None
+
+
+def test_starting_vms_go_before_growth() -> None:
+    pool = Pool(10, {"a": 5, "new": 0}, new=Wishes(floor=256))
+    pool.starting.add(DomainUUID("new"))
+    pool.in_use.update(a=320)
+    blocks, why = pool.grows("a", 20)
+    assert blocks == 6
+    assert "320 ports are free, 256 of them kept for VMs that start" in why or "fair share" in why
+
+
+def test_a_start_leaves_the_floors_of_others() -> None:
+    pool = Pool(10, {"a": 5, "b": 0, "c": 0}, b=Wishes(floor=128), c=Wishes(floor=192))
+    pool.starting.update([DomainUUID("b"), DomainUUID("c")])
+    b = pool.view.vms[DomainUUID("b")]
+    assert pool.shortage.first(b, 256, 128) == 128
+    pool.starting.discard(DomainUUID("c"))
+    assert pool.shortage.first(b, 256, 128) == 256
+
+
+def test_the_largest_idle_range_gives_back_for_a_vm_that_starts() -> None:
+    pool = Pool(12, {"busy": 5, "idle": 4, "small": 3, "new": 0})
+    pool.in_use.update(busy=320, idle=0, small=0)
+    pool.starting.add(DomainUUID("new"))
+    assert pool.relief() == {"idle": 3}
+
+
+def test_who_has_more_than_its_share_yields_where_nothing_is_idle() -> None:
+    pool = Pool(12, {"greedy": 10, "light": 2})
+    pool.in_use.update(greedy=640, light=128)
+    assert pool.grows("light", 4)[0] == 2
+    assert pool.relief() == {"greedy": 9}
+
+
+def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None:
+    pool = Pool(12, {"unknown": 8, "growing": 3, "new": 0})
+    pool.in_use.update(growing=0)
+    vm = pool.view.vms[DomainUUID("growing")]
+    moves.enlarge(pool.view, vm, pool.active("growing"), 256, NOW, strict=False)
+    pool.starting.add(DomainUUID("new"))
+    assert pool.relief() == {}
+    pool.in_use.update(unknown=0)
+    assert pool.relief(NOW + IN_VAIN_S) == {"unknown": 7}
+
+
+def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes() -> None:
+    pool = Pool(12, {"idle": 6, "other": 6, "new": 0})
+    pool.in_use.update(idle=0, other=0)
+    pool.starting.add(DomainUUID("new"))
+    assert pool.relief() == {"idle": 5}
+    moves.reduce(pool.view, pool.active("idle"), 320, NOW)
+    assert pool.relief(NOW + 1) == {}
+    assert pool.relief(NOW + DRAIN_HOPE_S) == {"other": 5}
+
+
+def test_asking_in_vain_is_not_repeated_at_once() -> None:
+    pool = Pool(4, {"a": 2, "b": 2}, reserve=0.25)
+    pool.in_use.update(a=128, b=128)
+    assert pool.relief() == {}
+    pool.in_use.update(b=0)
+    assert pool.relief(NOW + IN_VAIN_S - 1) == {}
+    assert pool.relief(NOW + IN_VAIN_S) == {"b": 1}
+
+
+def test_a_range_gives_up_the_side_that_faces_one_who_lacks_ports() -> None:
+    pool = Pool(12, {"low": 4, "middle": 4, "high": 4})
+    pool.in_use.update(low=256, middle=256, high=256)
+    assert pool.grows("low", 8)[0] == 4
+    assert pool.shortage.keeps_upper(pool.active("middle"))
+    assert not pool.shortage.keeps_upper(pool.active("high"))
+    assert not pool.shortage.keeps_upper(pool.active("low"))
+
+
+def test_the_reserve_is_made_up_again() -> None:
+    pool = Pool(10, {"idle": 10}, reserve=0.2)
+    pool.in_use.update(idle=0)
+    assert pool.relief() == {"idle": 8}
+
+
+def test_the_poorest_for_its_weight_is_served_first() -> None:
+    pool = Pool(20, {"a": 6, "b": 4, "c": 8}, c=Wishes(weight=1000))
+    pool.in_use.update(a=384, b=256, c=512)
+    for name in "abc":
+        pool.shortage.refused(DomainUUID(name), 4096, NOW)
+    assert [uuid for uuid, _ in pool.shortage.poorest_first(NOW)] == ["c", "b", "a"]
+
+
+def test_it_is_over_a_while_after_the_last_who_waited_has_what_it_wants_or_says_no_more() -> None:
+    pool = Pool(4, {"a": 2, "b": 2})
+    pool.shortage.refused(DomainUUID("a"), 512, NOW)
+    assert pool.shortage.holds(NOW)
+    pool.shortage.relief(NOW + WANT_S)
+    assert pool.shortage.want(DomainUUID("a")) is None
+    assert pool.shortage.holds(NOW + CALM_S - 1)
+    assert not pool.shortage.holds(NOW + CALM_S)
+    pool.shortage.refused(DomainUUID("a"), 512, NOW + 100)
+    pool.shortage.settled(DomainUUID("a"))
+    assert not pool.shortage.holds(NOW + 100)
+
+
+def test_one_shortage_after_another_is_another_one() -> None:
+    pool = Pool(4, {"a": 2, "b": 2})
+    assert pool.shortage.number(NOW) is None
+    pool.shortage.refused(DomainUUID("a"), 512, NOW)
+    first = pool.shortage.number(NOW)
+    assert first is not None
+    assert pool.shortage.number(NOW + CALM_S - 1) == first
+    pool.shortage.settled(DomainUUID("a"))
+    over = NOW + 2 * CALM_S
+    assert pool.shortage.number(over) is None
+    pool.shortage.refused(DomainUUID("b"), 512, over)
+    assert pool.shortage.number(over) not in (None, first)
