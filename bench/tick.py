@@ -49,7 +49,7 @@ class Fleet:
         state = LedgerState(0, (), (), addresses, (), AllocationId(1))
         self.now = 1_000_000.0
         self.changes = 0
-        self._manager = Manager(state, Settings(), 1, self.now)
+        self._manager = Manager(state, Settings().rules(), 1, self.now)
         self._generations: dict[NodeName, int] = {}
         self._vms = [DomainUUID(f"00000000-0000-0000-0000-{number:012d}") for number in range(vms)]
         self._hosts = [NodeName(f"host{number}") for number in range(HOSTS)]

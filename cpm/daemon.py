@@ -135,7 +135,7 @@ class Cpmd:
         self._ledger = SqliteLedger(path)
         self._reader = self._ledger.reader()
         epoch = self._ledger.next_epoch()
-        self._manager = Manager(self._ledger.load(), self._settings, epoch, clock.now())
+        self._manager = Manager(self._ledger.load(), self._settings.rules(), epoch, clock.now())
 
     async def _read(self, work: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work, *arguments)
@@ -188,7 +188,7 @@ class Cpmd:
             _fail(item, error)
 
     def _start_over(self) -> None:
-        self._manager = Manager(self._ledger.load(), self._settings, self._manager.epoch, clock.now())
+        self._manager = Manager(self._ledger.load(), self._settings.rules(), self._manager.epoch, clock.now())
         for channel in self._channels.values():
             channel.close()
         self._channels.clear()

@@ -9,6 +9,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from cpm.core.sizing import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
+from cpm.core.sizing.rules import PoolRules
 from cpm.protocol.errors import ConfigError, InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
@@ -154,6 +155,23 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             weight=pool.weight,
             policy=self.scaling.policy,
             drain_limit_s=pool.drain_limit_s,
+        )
+
+    def rules(self) -> PoolRules:
+        """Return what the deciding half needs to know of all this."""
+        pool = self.pool
+        return PoolRules(
+            block=pool.block,
+            initial=pool.initial,
+            start_reserve=pool.start_reserve,
+            hold_down_s=pool.hold_down_s,
+            compact_s=pool.compact_s,
+            internal=pool.internal,
+            strict_pairing=pool.pairing == "strict",
+            edge_grace_s=self.nodes.edge_grace_s,
+            timeouts=self.timeouts(),
+            defaults=self.defaults(),
+            guards=self.scaling.guard_settings(),
         )
 
     def timeouts(self) -> Timeouts:

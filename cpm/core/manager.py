@@ -23,6 +23,7 @@ from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import Session
 from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizing
 from cpm.protocol.errors import (
     Conflict,
@@ -60,7 +61,6 @@ from cpm.protocol.model import (
     Wishes,
 )
 from cpm.protocol.wishes import Effective, Resolver
-from cpm.settings import Settings
 
 _State = AllocationState
 
@@ -84,40 +84,39 @@ class Manager:
     The deciding half of cpmd.
 
     :param state: The ledger's content.
-    :param settings: cpmd's settings; only how ports are dealt out matters here.
+    :param rules: How ports are dealt out.
     :param epoch: This manager's epoch, greater than that of any before it.
     :param now: UTC seconds.
     """
 
-    def __init__(self, state: LedgerState, settings: Settings, epoch: int, now: float) -> None:
+    def __init__(self, state: LedgerState, rules: PoolRules, epoch: int, now: float) -> None:
         self.epoch = epoch
-        self.view = View(state, settings.pool.block)
+        self.view = View(state, rules.block)
         self.sessions: dict[NodeName, Session] = {}
         self.present: dict[DomainUUID, NodeName] = {}
         """VMs that run, by what their host last said; a host without session is believed as it was."""
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
-        self._settings = settings
-        self._resolver = Resolver(settings.defaults(), sizing.policy_words())
+        self._rules = rules
+        self._resolver = Resolver(rules.defaults, sizing.policy_words())
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
         self._retry_waiting_at = now
         self._internal_cursor = 0
-        pool = settings.pool
         self.trend = Trend()
         self._rollout = Rollout(
             self.view,
             self.sessions,
             self.present,
-            pool.internal,
-            settings.timeouts(),
-            pool.hold_down_s,
+            rules.internal,
+            rules.timeouts,
+            rules.hold_down_s,
             self._drain_limit_s,
             self._cap_of,
         )
         self.sizing = Sizing(
-            self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, settings, now
+            self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
         )
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
@@ -294,8 +293,7 @@ class Manager:
         if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
             return
         self.waiting.add(vm.uuid)
-        pool = self._settings.pool
-        floor, initial = self.floor(vm), min(max(pool.initial, self.floor(vm)), self.cap(vm))
+        floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
         moves.start(self.view, vm, self.sizing.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
@@ -341,7 +339,7 @@ class Manager:
             self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
 
     def _free_internal(self) -> IPv4Address:
-        pool = self._settings.pool.internal
+        pool = self._rules.internal
         first, usable = int(pool.network_address) + 1, pool.num_addresses - 2
         # Round-robin: an address rests as long as possible before another VM gets it.
         for step in range(usable):
@@ -365,11 +363,11 @@ class Manager:
 
     def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
         vm = self.view.vms.get(uuid)
-        return self.wishes(vm).drain_limit_s.value if vm is not None else self._settings.pool.drain_limit_s
+        return self.wishes(vm).drain_limit_s.value if vm is not None else self._rules.defaults.drain_limit_s
 
     def _cap_of(self, uuid: DomainUUID) -> int:
         vm = self.view.vms.get(uuid)
-        return self.cap(vm) if vm is not None else self._settings.pool.cap
+        return self.cap(vm) if vm is not None else self._rules.defaults.cap
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
@@ -388,7 +386,7 @@ class Manager:
 
     @property
     def _strict(self) -> bool:
-        return self._settings.pool.pairing == "strict"
+        return self._rules.strict_pairing
 
     # Time
 
@@ -401,7 +399,7 @@ class Manager:
                 node.in_service
                 and Role.EDGE in node.roles
                 and name not in self.sessions
-                and now - away_since >= self._settings.nodes.edge_grace_s
+                and now - away_since >= self._rules.edge_grace_s
                 and any(self._rollout.is_live_edge(other) for other in self.view.nodes.values())
             ):
                 self._put_node(dataclasses.replace(node, in_service=False))

@@ -141,7 +141,7 @@ class Fleet:
 
     def start_manager(self) -> None:
         epoch = self.ledger.next_epoch()
-        self.manager = Manager(self.ledger.load(), self.settings, epoch, self.now)
+        self.manager = Manager(self.ledger.load(), self.settings.rules(), epoch, self.now)
 
     def crash_manager(self) -> None:
         self.manager = None

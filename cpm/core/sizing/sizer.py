@@ -21,12 +21,12 @@ from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
 from cpm.core.sizing.contention import Shortage
 from cpm.core.sizing.fairness import HEADROOM_SHARE
+from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import Remarks
 from cpm.protocol.errors import Conflict, NotFound, PortsExhausted
 from cpm.protocol.messages import Measured, Need, Report
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
 from cpm.protocol.wishes import Effective
-from cpm.settings import Settings
 
 _State = AllocationState
 
@@ -72,7 +72,7 @@ class Sizing:
     :param waiting: VMs that run and have no ports because there are none.
     :param rollout: Is told of every VM that changed.
     :param wishes: Says what holds for a VM.
-    :param settings: How ports are dealt out.
+    :param rules: How ports are dealt out.
     :param now: UTC seconds.
     """
 
@@ -84,7 +84,7 @@ class Sizing:
         waiting: Set[DomainUUID],
         rollout: Rollout,
         wishes: Callable[[VM], Effective],
-        settings: Settings,
+        rules: PoolRules,
         now: float,
     ) -> None:
         self.observed: dict[DomainUUID, Observation] = {}
@@ -93,12 +93,12 @@ class Sizing:
         self._present = present
         self._rollout = rollout
         self._wishes = wishes
-        self._pool = settings.pool
-        self._guards = settings.scaling.guard_settings()
-        self._compact_at = now + settings.pool.compact_s
+        self._rules = rules
+        self._guards = rules.guards
+        self._compact_at = now + rules.compact_s
         headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
         self._remarks = Remarks(view)
-        self.shortage = Shortage(view, settings.pool.start_reserve, waiting, wishes, self.in_use, headroom)
+        self.shortage = Shortage(view, rules.start_reserve, waiting, wishes, self.in_use, headroom)
 
     def forget(self, uuid: DomainUUID) -> None:
         """Drop what is known of the need of a VM that is gone."""
@@ -198,7 +198,7 @@ class Sizing:
 
     def _bounds(self, vm: VM) -> Bounds:
         wishes = self._wishes(vm)
-        return _bounds(wishes.floor.value, wishes.cap.value, self._pool.block)
+        return _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
 
     def resize(
         self,
@@ -377,7 +377,7 @@ class Sizing:
         """Join free runs by moving, now and then, a range that few connections use."""
         if now < self._compact_at:
             return
-        self._compact_at = now + self._pool.compact_s
+        self._compact_at = now + self._rules.compact_s
         for address in self._view.space.addresses:
             found = compaction(self._view.space, address.address, self._is_movable)
             if found is not None:
@@ -420,7 +420,7 @@ class Sizing:
 
     @property
     def _strict(self) -> bool:
-        return self._pool.pairing == "strict"
+        return self._rules.strict_pairing
 
 
 @functools.lru_cache
