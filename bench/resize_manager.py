@@ -42,7 +42,7 @@ class _Cpmd(Cpmd):
 
     async def decide(self, uuid: DomainUUID, target: int) -> None:
         """Have the manager decide on a size, as the scaling does for a report."""
-        await self._do(lambda manager, now: manager.sizing.resize(uuid, target, now))
+        await self._do(lambda manager, now: manager.sizer.resize(uuid, target, now))
 
 
 async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
@@ -68,7 +68,7 @@ async def _active(cpmd: _Cpmd, uuid: DomainUUID, size: int) -> Allocation:
     async with asyncio.timeout(LIMIT_S):
         while True:
             cpmd.taken_in.clear()
-            active = cpmd.manager.view.one(uuid, AllocationState.ACTIVE)
+            active = cpmd.manager.fleet.one(uuid, AllocationState.ACTIVE)
             if active is not None and active.ports.size >= size:
                 return active
             await cpmd.taken_in.wait()
@@ -79,7 +79,7 @@ async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
         await cpmd.start()
         return len(await cpmd.pool_add(PoolRequest(tuple(map(IPv4Address, arguments[0])))))
     if name == "resize":
-        vms = sorted(cpmd.manager.view.vms)
+        vms = sorted(cpmd.manager.fleet.vms)
         return [await _resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]
     await cpmd.stop()
     return None

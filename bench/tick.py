@@ -62,7 +62,7 @@ class Fleet:
             host = self._hosts[number % HOSTS]
             self._manager.said(host, Attach(uuid, f"vm{number}"), self.now)
         self._settle()
-        sizes = [self._manager.view.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
+        sizes = [self._manager.fleet.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
         if not all(sizes):
             raise RuntimeError(f"only {sum(map(bool, sizes))} of {vms} VMs have an active range")
 
@@ -87,7 +87,7 @@ class Fleet:
             yield host, Report(self._generations[host], 1.0, vms)
 
     def _measured(self, number: int) -> MeasuredVM:
-        active = self._manager.view.one(self._vms[number], AllocationState.ACTIVE)
+        active = self._manager.fleet.one(self._vms[number], AllocationState.ACTIVE)
         size = active.ports.size if active is not None else 0
         kind = (number // HOSTS) % BUSY_SHARE
         # Changes with time, so that every pass finds somebody to resize.

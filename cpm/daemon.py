@@ -112,7 +112,7 @@ class Cpmd:
             await self._server.listen_tls(host, port, tls_context(listen.certificate, listen.key, listen.ca))
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
-        log.info("epoch %d, %d VMs, listening on %s", self._manager.epoch, len(self._manager.view.vms), listen.socket)
+        log.info("epoch %d, %d VMs, listening on %s", self._manager.epoch, len(self._manager.fleet.vms), listen.socket)
 
     async def stopped(self) -> None:
         """Wait until a loop of ours failed."""
@@ -268,11 +268,11 @@ class Cpmd:
 
     async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
         """Give a VM's range another size now."""
-        return await self._change(name, lambda manager, vm, now: manager.sizing.resize_to(vm.uuid, request.ports, now))
+        return await self._change(name, lambda manager, vm, now: manager.sizer.resize_to(vm.uuid, request.ports, now))
 
     async def relocate(self, name: str) -> DomainDetail:
         """Give a VM other ports."""
-        return await self._change(name, lambda manager, vm, now: manager.sizing.relocate(vm.uuid, now))
+        return await self._change(name, lambda manager, vm, now: manager.sizer.relocate(vm.uuid, now))
 
     async def _change(self, name: str, change: Callable[[Manager, VM, float], None]) -> DomainDetail:
         """Let the manager change something about a VM; return the VM once what was decided is durable."""
@@ -327,7 +327,7 @@ class Cpmd:
     async def fence(self, name: str, *, fenced: bool) -> NodeView:
         """Fence a node or take that back."""
         await self._do(lambda manager, now: manager.fence(NodeName(name), now, fenced=fenced))
-        return overview.node(self._manager, self._manager.view.nodes[NodeName(name)])
+        return overview.node(self._manager, self._manager.fleet.nodes[NodeName(name)])
 
     async def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
         """Yield the journal: the newest ``limit`` entries or those after a position, then, to follow, each new one."""
@@ -368,7 +368,7 @@ class Cpmd:
             manager.epoch,
             self._started,
             len(manager.present),
-            len(manager.view.nodes),
+            len(manager.fleet.nodes),
             len(manager.sessions),
             self._settings.ledger.path,
             self._settings.timeouts(),

@@ -35,7 +35,7 @@ from natctl.core.domains import Running
 from natctl.core.node import Identity, Node
 from natctl.hook_server import HookServer
 from natctl.kernel.kernel import Kernel
-from natctl.kernel_events import Listening
+from natctl.kernel_events import KernelEvents
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.ruleset.host import Marks
@@ -89,9 +89,9 @@ class Natd:
         self._node = Node(identity, marks.highest_index if marks is not None else 0)
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
-        self._listening: Listening | None = None
+        self._listening: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
-            self._listening = Listening(self._node, self._carry_out, marks, self._conntrack)
+            self._listening = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
         self._sampler = Sampler()
         self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
         self._session = manager_session.Session(settings.manager.url, self, _context(settings.manager), random.random)

@@ -30,7 +30,7 @@ LISTEN_AGAIN_S = 15.0
 """Seconds between two attempts to listen to our NFLOG group or our queue, when somebody else does."""
 
 
-class Listening:
+class KernelEvents:
     """
     The loops that listen and count; whoever makes it runs them.
 

@@ -108,12 +108,12 @@ class FreeAllocation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Remark:
+class ShortageNotice:
     """Put a remark about an allocation into the journal, and change nothing; when it is gone, not even that."""
 
     id: AllocationId
     event: JournalEvent
-    """One of :data:`cpm.core.journal.REMARKS`."""
+    """One of :data:`cpm.core.journal.SHORTAGE_NOTICES`."""
 
 
 Change: TypeAlias = (
@@ -126,6 +126,6 @@ Change: TypeAlias = (
     | AddAllocation
     | MoveAllocation
     | FreeAllocation
-    | Remark
+    | ShortageNotice
 )
 """One change of the ledger."""

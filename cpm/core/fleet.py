@@ -1,7 +1,7 @@
 """
-The global view: the ledger's content in memory, and nothing else.
+The global fleet: the ledger's content in memory, and nothing else.
 
-Every change the manager decides is applied here and recorded for the ledger in one step (:meth:`View.record`), so that
+Every change the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so that
 the two cannot drift; what the ledger does not know is not here.
 """
 
@@ -27,7 +27,7 @@ from cpm.core.placement import AddressSpace
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName
 
 
-class View:
+class Fleet:
     """
     What the ledger holds.
 

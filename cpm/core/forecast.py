@@ -15,7 +15,7 @@ LEAST_POINTS: Final = 3
 """Points without which nobody knows a trend."""
 
 
-class Trend:
+class Forecast:
     """A line through the last points; in memory only."""
 
     def __init__(self) -> None:

@@ -52,7 +52,7 @@ class JournalEvent(enum.StrEnum):
     UPDATED = "updated"
     """The VM has another name or internal address now."""
 
-    # Remarks: nothing changes hands, and who held what does not look at them.
+    # ShortageNotices: nothing changes hands, and who held what does not look at them.
     EXHAUSTED = "exhausted"
     """The VM is at its cap with every port in use: new connections are refused in words (RFC 6888 REQ-11)."""
     RECOVERED = "recovered"
@@ -63,7 +63,9 @@ class JournalEvent(enum.StrEnum):
     """It is no longer short."""
 
 
-REMARKS = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
+SHORTAGE_NOTICES = frozenset(
+    {JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED}
+)
 """Events that say something about an allocation and change nothing."""
 
 

@@ -17,14 +17,14 @@ from ipaddress import IPv4Address
 
 from cpm.core import moves, sizing
 from cpm.core.changes import Change, DropAddress, PutAddress, PutNode, PutVM
-from cpm.core.fleet import View
-from cpm.core.forecast import Trend
+from cpm.core.fleet import Fleet
+from cpm.core.forecast import Forecast
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
-from cpm.core.rollout.node_sync import Session
+from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing.rules import PoolRules
-from cpm.core.sizing.sizer import Sizing
+from cpm.core.sizing.sizer import Sizer
 from cpm.protocol.errors import (
     Conflict,
     InternalPoolExhausted,
@@ -91,8 +91,8 @@ class Manager:
 
     def __init__(self, state: LedgerState, rules: PoolRules, epoch: int, now: float) -> None:
         self.epoch = epoch
-        self.view = View(state, rules.block)
-        self.sessions: dict[NodeName, Session] = {}
+        self.fleet = Fleet(state, rules.block)
+        self.sessions: dict[NodeName, NodeSync] = {}
         self.present: dict[DomainUUID, NodeName] = {}
         """VMs that run, by what their host last said; a host without session is believed as it was."""
         self.waiting: set[DomainUUID] = set()
@@ -104,9 +104,9 @@ class Manager:
         self._resync_at: dict[NodeName, float] = {}
         self._retry_waiting_at = now
         self._internal_cursor = 0
-        self.trend = Trend()
+        self.forecast = Forecast()
         self._rollout = Rollout(
-            self.view,
+            self.fleet,
             self.sessions,
             self.present,
             rules.internal,
@@ -115,17 +115,17 @@ class Manager:
             self._drain_limit_s,
             self._cap_of,
         )
-        self.sizing = Sizing(
-            self.view, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
+        self.sizer = Sizer(
+            self.fleet, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
         )
         for vm in state.vms:
-            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
+            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
         messages = self._rollout.take(now)
-        return Outcome(tuple(self.view.take_recorded()), messages)
+        return Outcome(tuple(self.fleet.take_recorded()), messages)
 
     # Nodes
 
@@ -140,7 +140,7 @@ class Manager:
             raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
         if hello.epoch > self.epoch:
             raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
-        known = self.view.nodes.get(hello.node)
+        known = self.fleet.nodes.get(hello.node)
         node = Node(
             hello.node,
             hello.roles,
@@ -149,9 +149,9 @@ class Manager:
             fenced=known.fenced if known else False,
         )
         if node != known:
-            self.view.record(PutNode(node))
+            self.fleet.record(PutNode(node))
             self._rollout.path_changed()
-        self.sessions[hello.node] = Session(hello.node, self.epoch)
+        self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.tell_all(hello.node)
         self._rollout.say(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._take_presence(node, hello.domains, now)
@@ -170,7 +170,7 @@ class Manager:
 
         :raise InvalidRequest: When it may not say that.
         """
-        node, session = self.view.nodes[name], self.sessions[name]
+        node, session = self.fleet.nodes[name], self.sessions[name]
         if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
         match message:
@@ -189,12 +189,12 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
-                self.sizing.report(session, message, now)
+                self.sizer.report(session, message, now)
             case Need(domain, ports):
-                if not self.sizing.need(session, message, now):
+                if not self.sizer.need(session, message, now):
                     self._rollout.say(name, Declined(self.epoch, domain, ports))
 
-    def _applied(self, session: Session, applied: Applied, now: float) -> None:
+    def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
             return
         was_synced = session.synced
@@ -204,12 +204,12 @@ class Manager:
             self._rollout.look_at(self._rollout.unfinished())
 
     def _came_into_service(self, name: NodeName) -> None:
-        node = self.view.nodes[name]
+        node = self.fleet.nodes[name]
         if Role.EDGE in node.roles and not node.in_service and not node.fenced:
             self._put_node(dataclasses.replace(node, in_service=True))
 
     def _put_node(self, node: Node) -> None:
-        self.view.record(PutNode(node))
+        self.fleet.record(PutNode(node))
         self._rollout.path_changed()
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
@@ -221,7 +221,7 @@ class Manager:
         :raise NotFound: When there is no such node.
         :raise Conflict: When the node is connected, hence alive.
         """
-        node = self.view.nodes.get(name)
+        node = self.fleet.nodes.get(name)
         if node is None:
             raise NotFound("node", name, "see `virt-ports node list`")
         if fenced and name in self.sessions:
@@ -243,7 +243,7 @@ class Manager:
         :raise Conflict: When a VM holds a port that is to be reserved.
         """
         for address in addresses:
-            self.view.record(PutAddress(address))
+            self.fleet.record(PutAddress(address))
         self._rollout.path_changed()
         self._retry_waiting(now)
 
@@ -254,16 +254,16 @@ class Manager:
         :raise NotFound: When it is not there.
         :raise AddressInUse: When VMs hold ranges on it.
         """
-        self.view.record(DropAddress(address))
+        self.fleet.record(DropAddress(address))
         self._rollout.path_changed()
 
     # VMs
 
     def _attach(self, node: Node, attach: Attach, now: float) -> None:
-        vm = self.view.vms.get(attach.domain)
+        vm = self.fleet.vms.get(attach.domain)
         if attach.incoming:
             if vm is not None and vm.node != node.name:
-                self.view.record(PutVM(dataclasses.replace(vm, destination=node.name)))
+                self.fleet.record(PutVM(dataclasses.replace(vm, destination=node.name)))
             return
         try:
             vm = self._settle_on(node.name, vm, attach)
@@ -280,48 +280,48 @@ class Manager:
         if attach.wishes is not None:
             settled = dataclasses.replace(settled, metadata=attach.wishes)
         if settled != vm:
-            self.view.record(PutVM(settled))
+            self.fleet.record(PutVM(settled))
         self.present[attach.domain] = node
         self._rollout.changed(attach.domain)
         return settled
 
     def _start(self, vm: VM, now: float) -> None:
         """Give a VM that runs its range, unless it has one here already; what it has elsewhere drains."""
-        for allocation in self.view.of(vm.uuid):
+        for allocation in self.fleet.of(vm.uuid):
             if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
-                moves.advance(self.view, allocation, AllocationEvent.RELEASED, now)
-        if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.view.of(vm.uuid)):
+                moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
+        if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
             return
         self.waiting.add(vm.uuid)
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
-        moves.start(self.view, vm, self.sizing.shortage.first(vm, initial, floor), floor, now, strict=self._strict)
+        moves.start(self.fleet, vm, self.sizer.contention.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
-        self.sizing.of(uuid).refusal = str(error)
+        self.sizer.of(uuid).refusal = str(error)
         self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
-        vm = self.view.vms.get(uuid)
+        vm = self.fleet.vms.get(uuid)
         if vm is None:
             return
         if vm.destination == name:
             # The migration came to nothing.
             vm = dataclasses.replace(vm, destination=None)
-            self.view.record(PutVM(vm))
+            self.fleet.record(PutVM(vm))
         if vm.node != name:
             # It runs elsewhere by now: what its former host says of its end is about the past.
             return
-        if vm.destination is not None and vm.destination in self.view.nodes:
-            self._attach(self.view.nodes[vm.destination], Attach(uuid, vm.name), now)
+        if vm.destination is not None and vm.destination in self.fleet.nodes:
+            self._attach(self.fleet.nodes[vm.destination], Attach(uuid, vm.name), now)
             return
         self.present.pop(uuid, None)
         self.waiting.discard(uuid)
-        self.sizing.forget(uuid)
-        for allocation in self.view.of(uuid):
+        self.sizer.forget(uuid)
+        for allocation in self.fleet.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
-                moves.advance(self.view, allocation, AllocationEvent.RELEASED, now)
+                moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
         self._rollout.changed(uuid)
 
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
@@ -333,7 +333,7 @@ class Manager:
             if where == node.name and uuid not in here:
                 self._detach(node.name, uuid, now)
         for uuid, presence in here.items():
-            vm = self.view.vms.get(uuid)
+            vm = self.fleet.vms.get(uuid)
             elsewhere = vm is not None and vm.node != node.name and self.present.get(uuid) == vm.node
             # A VM that its owner still has is migrating here, until the owner says it is gone.
             self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
@@ -344,7 +344,7 @@ class Manager:
         # Round-robin: an address rests as long as possible before another VM gets it.
         for step in range(usable):
             candidate = IPv4Address(first + (self._internal_cursor + step) % usable)
-            if not self.view.uses_internal(candidate):
+            if not self.fleet.uses_internal(candidate):
                 self._internal_cursor = (self._internal_cursor + step + 1) % usable
                 return candidate
         raise InternalPoolExhausted(str(pool))
@@ -362,11 +362,11 @@ class Manager:
         return self._resolver.effective(vm)
 
     def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
-        vm = self.view.vms.get(uuid)
+        vm = self.fleet.vms.get(uuid)
         return self.wishes(vm).drain_limit_s.value if vm is not None else self._rules.defaults.drain_limit_s
 
     def _cap_of(self, uuid: DomainUUID) -> int:
-        vm = self.view.vms.get(uuid)
+        vm = self.fleet.vms.get(uuid)
         return self.cap(vm) if vm is not None else self._rules.defaults.cap
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
@@ -377,10 +377,10 @@ class Manager:
         :raise NotFound: When there is no such VM.
         :raise InvalidRequest: When they make no sense.
         """
-        vm = self.view.vms.get(uuid)
+        vm = self.fleet.vms.get(uuid)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
-        self.view.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
+        self.fleet.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
         # Whether it is at its cap may have changed, and that its host is to know.
         self._rollout.changed(uuid)
 
@@ -392,15 +392,15 @@ class Manager:
 
     def tick(self, now: float) -> None:
         """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
-        self._rollout.look_at(allocation.domain for allocation in self.view.leaving.values())
-        for name, node in list(self.view.nodes.items()):
+        self._rollout.look_at(allocation.domain for allocation in self.fleet.leaving.values())
+        for name, node in list(self.fleet.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
                 node.in_service
                 and Role.EDGE in node.roles
                 and name not in self.sessions
                 and now - away_since >= self._rules.edge_grace_s
-                and any(self._rollout.is_live_edge(other) for other in self.view.nodes.values())
+                and any(self._rollout.is_live_edge(other) for other in self.fleet.nodes.values())
             ):
                 self._put_node(dataclasses.replace(node, in_service=False))
         for name, at in list(self._resync_at.items()):
@@ -409,18 +409,18 @@ class Manager:
                 self._rollout.tell_all(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
-        self.sizing.compact(now)
-        self.trend.note(now, self.view.space.free_ports)
-        self.sizing.relieve(now)
-        self.sizing.tick(now)
+        self.sizer.compact(now)
+        self.forecast.note(now, self.fleet.space.free_ports)
+        self.sizer.relieve(now)
+        self.sizer.tick(now)
 
     def _retry_waiting(self, now: float) -> None:
         self._retry_waiting_at = now + WAITING_RETRY_S
         for uuid in list(self.waiting):
             try:
-                self._start(self.view.vms[uuid], now)
+                self._start(self.fleet.vms[uuid], now)
             except PortsExhausted as error:
-                self.sizing.of(uuid).refusal = str(error)
+                self.sizer.of(uuid).refusal = str(error)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

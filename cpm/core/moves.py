@@ -1,7 +1,7 @@
 """
-The moves a VM's port ranges can make. Each is a handful of changes recorded in the view, in an order the ledger takes.
+The moves a VM's port ranges can make. Each is a handful of changes recorded in the fleet, in an order the ledger takes.
 
-Pure: the view is a value the caller owns, ``now`` is given. Which move is due, the manager decides; which steps are
+Pure: the fleet is a value the caller owns, ``now`` is given. Which move is due, the manager decides; which steps are
 legal, :mod:`cpm.core.lifecycle` knows.
 """
 
@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping
 
 from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.lifecycle import AllocationEvent, step
 from cpm.core.placement import NOTHING_KNOWN, Placement, Relocation, aside, choose, grow, shrink, whole_blocks
 from cpm.protocol.errors import PortsExhausted
@@ -21,7 +21,7 @@ from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, Po
 _State = AllocationState
 
 
-def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bool) -> Allocation:
+def start(fleet: Fleet, vm: VM, wanted: int, floor: int, now: float, *, strict: bool) -> Allocation:
     """
     Reserve a first range: as many ports as wanted, or half of it again and again down to the floor.
 
@@ -30,8 +30,8 @@ def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bo
     size = wanted
     while True:
         try:
-            placement = choose(view.space, vm.uuid, size, node=vm.node, strict=strict and bool(view.of(vm.uuid)))
-            return _reserve(view, vm, placement, placement.ports, now)
+            placement = choose(fleet.space, vm.uuid, size, node=vm.node, strict=strict and bool(fleet.of(vm.uuid)))
+            return _reserve(fleet, vm, placement, placement.ports, now)
         except PortsExhausted:
             if size <= floor:
                 raise
@@ -39,7 +39,7 @@ def start(view: View, vm: VM, wanted: int, floor: int, now: float, *, strict: bo
 
 
 def enlarge(
-    view: View,
+    fleet: Fleet,
     vm: VM,
     active: Allocation,
     wanted: int,
@@ -61,10 +61,10 @@ def enlarge(
     :param in_use: Ports of the active range that are in use.
     :raise PortsExhausted: When not one block more is to be had.
     """
-    size, block = whole_blocks(wanted, view.space.block), view.space.block
+    size, block = whole_blocks(wanted, fleet.space.block), fleet.space.block
     while True:
         try:
-            placement = grow(view.space, active, size, strict=strict, free_in=free_in, in_use=in_use)
+            placement = grow(fleet.space, active, size, strict=strict, free_in=free_in, in_use=in_use)
             if room is not None and (taken := _newly_taken(placement, active)) > room:
                 raise PortsExhausted(taken, room, "the other free ports are kept for VMs that start")
             break
@@ -74,14 +74,14 @@ def enlarge(
                 raise
             size = smaller
     if not placement.in_place:
-        return _reserve(view, vm, placement, placement.ports, now)
+        return _reserve(fleet, vm, placement, placement.ports, now)
     # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
     more = placement.ports.minus(active.ports)[-1]
-    return _reserve(view, vm, placement, more, now)
+    return _reserve(fleet, vm, placement, more, now)
 
 
 def step_aside(
-    view: View,
+    fleet: Fleet,
     vm: VM,
     active: Allocation,
     wanted: int,
@@ -108,19 +108,19 @@ def step_aside(
     :return: None: there are other ports, but the range has too many left to leave it for them now.
     :raise PortsExhausted: When there are none.
     """
-    block, held = view.space.block, sum(mine.ports.size for mine in view.of(vm.uuid))
+    block, held = fleet.space.block, sum(mine.ports.size for mine in fleet.of(vm.uuid))
     lacking = min(wanted - (held if in_all else active.ports.size), cap - held)
     if room is not None:
         lacking = min(lacking, room // block * block)
     may_take = held < cap and (room is None or room >= block)
-    find = functools.partial(aside, view.space, active, lacking if may_take else None, free_in=free_in, strict=strict)
+    find = functools.partial(aside, fleet.space, active, lacking if may_take else None, free_in=free_in, strict=strict)
     find(least=0)
     try:
         size = active.ports.size
         placement = find(least=max(2 * (size - soon), size - in_use + 1, 0))
     except PortsExhausted:
         return None
-    return _reserve(view, vm, placement, placement.ports, now)
+    return _reserve(fleet, vm, placement, placement.ports, now)
 
 
 def _newly_taken(placement: Placement, active: Allocation) -> int:
@@ -131,7 +131,7 @@ def _newly_taken(placement: Placement, active: Allocation) -> int:
 
 
 def relocate(
-    view: View,
+    fleet: Fleet,
     vm: VM,
     active: Allocation,
     now: float,
@@ -146,9 +146,9 @@ def relocate(
     :param free_in: As in :func:`enlarge`; ``in_use`` likewise.
     :raise PortsExhausted: When there is no room for them elsewhere.
     """
-    size, block = active.ports.size, view.space.block
+    size, block = active.ports.size, fleet.space.block
     placement = choose(
-        view.space,
+        fleet.space,
         vm.uuid,
         size + block,
         node=vm.node,
@@ -159,48 +159,48 @@ def relocate(
     )
     # Right beside the active range it would be growth: leave a block between.
     first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
-    return _reserve(view, vm, placement, PortRange(first, first + size - 1), now)
+    return _reserve(fleet, vm, placement, PortRange(first, first + size - 1), now)
 
 
-def move_to(view: View, vm: VM, relocation: Relocation, now: float) -> Allocation:
+def move_to(fleet: Fleet, vm: VM, relocation: Relocation, now: float) -> Allocation:
     """Reserve the place that compaction found for a range on its own address."""
     external = relocation.allocation.external
-    return _reserve(view, vm, Placement(external, relocation.ports), relocation.ports, now)
+    return _reserve(fleet, vm, Placement(external, relocation.ports), relocation.ports, now)
 
 
-def reduce(view: View, active: Allocation, wanted: int, now: float, *, upper: bool = False) -> bool:
+def reduce(fleet: Fleet, active: Allocation, wanted: int, now: float, *, upper: bool = False) -> bool:
     """
     Let the upper part of a range drain; say whether there was anything to let go.
 
     :param upper: The upper part stays instead, and the lower drains.
     """
-    result = shrink(active, wanted, view.space.block, upper=upper)
+    result = shrink(active, wanted, fleet.space.block, upper=upper)
     if result.released is None:
         return False
-    _move(view, active, result.kept, active.state, active.since)
+    _move(fleet, active, result.kept, active.state, active.since)
     drained = step(active.state, AllocationEvent.SUPERSEDED)
     assert drained is not None
-    tail = dataclasses.replace(active, id=view.new_id(), ports=result.released, state=drained, since=now)
-    view.record(AddAllocation(tail))
+    tail = dataclasses.replace(active, id=fleet.new_id(), ports=result.released, state=drained, since=now)
+    fleet.record(AddAllocation(tail))
     return True
 
 
-def activate(view: View, reserved: Allocation, now: float) -> None:
+def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
     """The host hands the reserved ports out: they join the active range, or replace it and it drains."""
-    active = view.one(reserved.domain, _State.ACTIVE)
+    active = fleet.one(reserved.domain, _State.ACTIVE)
     after = step(reserved.state, AllocationEvent.PROGRAMMED)
     assert after is not None
     if active is None:
-        _move(view, reserved, reserved.ports, after, now)
+        _move(fleet, reserved, reserved.ports, after, now)
     elif joins(active, reserved):
-        view.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), goes_on=True))
-        _move(view, active, active.ports.joined(reserved.ports), active.state, active.since)
+        fleet.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), goes_on=True))
+        _move(fleet, active, active.ports.joined(reserved.ports), active.state, active.since)
     else:
-        advance(view, active, AllocationEvent.SUPERSEDED, now)
-        _move(view, reserved, reserved.ports, after, now)
+        advance(fleet, active, AllocationEvent.SUPERSEDED, now)
+        _move(fleet, reserved, reserved.ports, after, now)
 
 
-def advance(view: View, allocation: Allocation, event: AllocationEvent, now: float) -> None:
+def advance(fleet: Fleet, allocation: Allocation, event: AllocationEvent, now: float) -> None:
     """
     Take one step of an allocation's life.
 
@@ -208,9 +208,9 @@ def advance(view: View, allocation: Allocation, event: AllocationEvent, now: flo
     """
     after = step(allocation.state, event)
     if after is None:
-        view.record(FreeAllocation(allocation.id, (allocation.ports, allocation.state)))
+        fleet.record(FreeAllocation(allocation.id, (allocation.ports, allocation.state)))
     else:
-        _move(view, allocation, allocation.ports, after, now)
+        _move(fleet, allocation, allocation.ports, after, now)
 
 
 def joins(active: Allocation, reserved: Allocation) -> bool:
@@ -219,26 +219,26 @@ def joins(active: Allocation, reserved: Allocation) -> bool:
     return same_place and active.ports.adjoins(reserved.ports)
 
 
-def _reserve(view: View, vm: VM, placement: Placement, ports: PortRange, now: float) -> Allocation:
+def _reserve(fleet: Fleet, vm: VM, placement: Placement, ports: PortRange, now: float) -> Allocation:
     for mine in placement.reclaimed:
         if mine.ports.overlaps(ports):
-            _reclaim(view, mine, ports)
-    reserved = Allocation(view.new_id(), vm.uuid, vm.node, placement.external, ports, _State.RESERVED, now)
-    view.record(AddAllocation(reserved))
+            _reclaim(fleet, mine, ports)
+    reserved = Allocation(fleet.new_id(), vm.uuid, vm.node, placement.external, ports, _State.RESERVED, now)
+    fleet.record(AddAllocation(reserved))
     return reserved
 
 
-def _reclaim(view: View, mine: Allocation, ports: PortRange) -> None:
+def _reclaim(fleet: Fleet, mine: Allocation, ports: PortRange) -> None:
     """Take ports back from a draining or held range of the same VM; what lies outside goes on as before."""
     step(mine.state, AllocationEvent.RECLAIMED)
     rest = mine.ports.minus(ports)
     if not rest:
-        view.record(FreeAllocation(mine.id, (mine.ports, mine.state), goes_on=True))
+        fleet.record(FreeAllocation(mine.id, (mine.ports, mine.state), goes_on=True))
         return
-    _move(view, mine, rest[0], mine.state, mine.since)
+    _move(fleet, mine, rest[0], mine.state, mine.since)
     for other in rest[1:]:
-        view.record(AddAllocation(dataclasses.replace(mine, id=view.new_id(), ports=other)))
+        fleet.record(AddAllocation(dataclasses.replace(mine, id=fleet.new_id(), ports=other)))
 
 
-def _move(view: View, allocation: Allocation, ports: PortRange, state: AllocationState, since: float) -> None:
-    view.record(MoveAllocation(allocation.id, (allocation.ports, allocation.state), ports, state, since))
+def _move(fleet: Fleet, allocation: Allocation, ports: PortRange, state: AllocationState, since: float) -> None:
+    fleet.record(MoveAllocation(allocation.id, (allocation.ports, allocation.state), ports, state, since))

@@ -17,7 +17,7 @@ from cpm.core.changes import (
     PutAddress,
     PutNode,
     PutVM,
-    Remark,
+    ShortageNotice,
 )
 from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
@@ -156,7 +156,7 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
         _note(connection, event, new, now)
 
 
-def _remark(connection: sqlite3.Connection, change: Remark, now: float) -> None:
+def _shortage_notice(connection: sqlite3.Connection, change: ShortageNotice, now: float) -> None:
     if (found := _found(connection, change.id)) is not None:
         _note(connection, change.event, found, now)
 
@@ -224,5 +224,5 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     AddAllocation: _add,
     MoveAllocation: _move,
     FreeAllocation: _free,
-    Remark: _remark,
+    ShortageNotice: _shortage_notice,
 }

@@ -38,7 +38,7 @@ class _Metrics(Collector):
             "virt_ports_domains_lacking_ports", "VMs that could not get the ports they want.", labels=["want"]
         )
         lacking.add_metric(["start"], len(self._manager.waiting))
-        lacking.add_metric(["growth"], self._manager.sizing.shortage.waiting_to_grow)
+        lacking.add_metric(["growth"], self._manager.sizer.contention.waiting_to_grow)
         return lacking
 
     def _refused(self) -> CounterMetricFamily:
@@ -47,8 +47,8 @@ class _Metrics(Collector):
             "Connection attempts refused in words: the VM is at its cap and no port is left.",
             labels=["name", "uuid"],
         )
-        for uuid, observation in self._manager.sizing.observed.items():
-            if observation.refused_packets and (vm := self._manager.view.vms.get(uuid)) is not None:
+        for uuid, observation in self._manager.sizer.observed.items():
+            if observation.refused_packets and (vm := self._manager.fleet.vms.get(uuid)) is not None:
                 refused.add_metric([vm.name, uuid], observation.refused_packets)
         return refused
 

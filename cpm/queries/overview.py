@@ -43,7 +43,7 @@ TOP_HOLDERS = 5
 
 def domains(manager: Manager, *, everything: bool) -> tuple[DomainView, ...]:
     """Return the VMs that run, in order of name; with ``everything`` those that are gone and still hold ranges, too."""
-    vms = sorted(manager.view.vms.values(), key=lambda vm: (vm.name, vm.uuid))
+    vms = sorted(manager.fleet.vms.values(), key=lambda vm: (vm.name, vm.uuid))
     return tuple(_domain(manager, vm) for vm in vms if everything or vm.uuid in manager.present)
 
 
@@ -54,7 +54,7 @@ def find(manager: Manager, name: str) -> VM:
     :raise NotFound: When there is none.
     :raise Ambiguous: When several that run have the name.
     """
-    vms = manager.view.vms
+    vms = manager.fleet.vms
     if (exact := next((vm for vm in vms.values() if vm.uuid == name.lower()), None)) is not None:
         return exact
     named = [vm for vm in vms.values() if vm.name == name]
@@ -74,7 +74,7 @@ def domain(manager: Manager, name: str) -> DomainDetail:
     :raise Ambiguous: When several have it.
     """
     vm = find(manager, name)
-    observation = manager.sizing.observed.get(vm.uuid) or Observation()
+    observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured = observation.measured
     draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
     wishes = manager.wishes(vm)
@@ -97,7 +97,7 @@ def domain(manager: Manager, name: str) -> DomainDetail:
                 allocation.since,
                 draining.get(allocation.ports) if allocation.state is _State.DRAINING else None,
             )
-            for allocation in sorted(manager.view.of(vm.uuid), key=lambda a: (a.external, a.ports))
+            for allocation in sorted(manager.fleet.of(vm.uuid), key=lambda a: (a.external, a.ports))
         ),
         wishes=tuple(_wish(key, getattr(wishes, name)) for key, name in KEYS.items()),
         ignored=wishes.ignored,
@@ -132,7 +132,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     vm = find(manager, name)
     facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
     decision, want = facts.decision, facts.want
-    observation = manager.sizing.observed.get(vm.uuid)
+    observation = manager.sizer.observed.get(vm.uuid)
     return ExplainView(
         domain=_domain(manager, vm),
         lines=explain.lines(facts, pool),
@@ -161,10 +161,10 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
 
 
 def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
-    observation = manager.sizing.observed.get(vm.uuid) or Observation()
+    observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, _current(manager, vm)
-    short = manager.sizing.shortage.holds(now)
-    leaving = sum(each.ports.size for each in manager.view.of(vm.uuid) if each.id in manager.view.leaving)
+    short = manager.sizer.contention.holds(now)
+    leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
     return explain.Facts(
         name=vm.name,
         runs=vm.uuid in manager.present,
@@ -178,34 +178,34 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         refusal=observation.refusal,
         gave=observation.gave,
         apart=observation.apart if leaving else "",
-        want=manager.sizing.shortage.want(vm.uuid),
+        want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
-        fair_share=manager.sizing.shortage.fair_share(vm, manager.cap(vm), now) if short else None,
+        fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
         wishes=manager.wishes(vm),
         now=now,
     )
 
 
 def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
-    space, view = manager.view.space, manager.view
+    space, view = manager.fleet.space, manager.fleet
     return explain.PoolFacts(
         total=space.total_ports,
         free=space.free_ports,
         leaving=sum(each.ports.size for each in view.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
-        short=manager.sizing.shortage.holds(now),
-        waiting=len(manager.waiting) + manager.sizing.shortage.waiting_to_grow,
+        short=manager.sizer.contention.holds(now),
+        waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
         holders=_holders(manager),
-        per_minute=manager.trend.per_minute(),
-        empty_in_s=manager.trend.empty_in_s(space.free_ports),
+        per_minute=manager.forecast.per_minute(),
+        empty_in_s=manager.forecast.empty_in_s(space.free_ports),
     )
 
 
 def _holders(manager: Manager) -> tuple[explain.Holder, ...]:
     held = (
-        (sum(each.ports.size for each in manager.view.of(uuid) if each.id not in manager.view.leaving), vm)
-        for uuid, vm in manager.view.vms.items()
+        (sum(each.ports.size for each in manager.fleet.of(uuid) if each.id not in manager.fleet.leaving), vm)
+        for uuid, vm in manager.fleet.vms.items()
     )
     some = (each for each in held if each[0])
     largest = heapq.nsmallest(TOP_HOLDERS, some, key=lambda each: (-each[0], each[1].name))
@@ -213,12 +213,12 @@ def _holders(manager: Manager) -> tuple[explain.Holder, ...]:
 
 
 def _in_use(manager: Manager, vm: VM) -> int | None:
-    observation = manager.sizing.observed.get(vm.uuid)
+    observation = manager.sizer.observed.get(vm.uuid)
     return observation.measured.ports_in_use if observation is not None and observation.measured is not None else None
 
 
 def _current(manager: Manager, vm: VM) -> Allocation | None:
-    return manager.view.one(vm.uuid, _State.ACTIVE) or manager.view.one(vm.uuid, _State.RESERVED)
+    return manager.fleet.one(vm.uuid, _State.ACTIVE) or manager.fleet.one(vm.uuid, _State.RESERVED)
 
 
 def wished(before: Wishes, request: WishesRequest) -> Wishes:
@@ -233,12 +233,12 @@ def _wish(key: str, chosen: Chosen[Any]) -> WishView:
 
 def pool(manager: Manager) -> tuple[AddressView, ...]:
     """Return the external addresses and how full they are, in order."""
-    return tuple(_address(manager, address) for address in sorted(manager.view.space.addresses, key=_by_number))
+    return tuple(_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number))
 
 
 def nodes(manager: Manager) -> tuple[NodeView, ...]:
     """Return the nodes in order of name."""
-    return tuple(node(manager, item) for _, item in sorted(manager.view.nodes.items()))
+    return tuple(node(manager, item) for _, item in sorted(manager.fleet.nodes.items()))
 
 
 def node(manager: Manager, item: Node) -> NodeView:
@@ -272,7 +272,7 @@ def report(manager: Manager, node: NodeName, said: Report, now: float) -> Report
             measured.new_connections_per_s,
         )
         for measured in said.vms
-        if (vm := manager.view.vms.get(measured.domain)) is not None
+        if (vm := manager.fleet.vms.get(measured.domain)) is not None
     )
     return ReportView(now, node, said.period_s, tuple(measurements))
 
@@ -314,7 +314,7 @@ def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
 
 def _domain(manager: Manager, vm: VM) -> DomainView:
     current = _current(manager, vm)
-    observation = manager.sizing.observed.get(vm.uuid)
+    observation = manager.sizer.observed.get(vm.uuid)
     measured = observation.measured if observation is not None else None
     return DomainView(
         name=vm.name,
@@ -337,7 +337,7 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
         return "waiting"
     if current.state is _State.RESERVED:
         return "starting"
-    return "growing" if manager.view.one(vm.uuid, _State.RESERVED) is not None else "active"
+    return "growing" if manager.fleet.one(vm.uuid, _State.RESERVED) is not None else "active"
 
 
 def _decided(observation: Observation) -> str:
@@ -348,7 +348,7 @@ def _decided(observation: Observation) -> str:
 
 
 def _address(manager: Manager, address: ExternalAddress) -> AddressView:
-    space = manager.view.space
+    space = manager.fleet.space
     usage, held = space.usage(address.address), space.on(address.address)
     leaving = sum(a.ports.size for a in held if a.state in (_State.DRAINING, _State.HELD))
     return AddressView(

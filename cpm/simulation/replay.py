@@ -23,7 +23,7 @@ from typing import Final
 
 from cpm.core import moves
 from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation, PutVM
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
 from cpm.core.placement import USABLE, whole_blocks
@@ -161,7 +161,7 @@ class Replay:
     """
 
     def __init__(self, trace: Trace, policy: Policy, pool_ports: int, conditions: Conditions, dice: Dice) -> None:
-        self.view = View(LedgerState(0, (), (), pool_of(pool_ports), (), AllocationId(1)), conditions.block)
+        self.fleet = Fleet(LedgerState(0, (), (), pool_of(pool_ports), (), AllocationId(1)), conditions.block)
         self.actors: dict[str, _Actor] = {}
         self._trace = trace
         self._policy = policy
@@ -214,18 +214,18 @@ class Replay:
         number = len(self.actors)
         uuid = DomainUUID(f"{number:08d}")
         vm = VM(uuid, line.vm, _HOST, IPv4Address(_FIRST_INTERNAL + number))
-        self.view.record(PutVM(vm))
+        self.fleet.record(PutVM(vm))
         actor = self.actors[line.vm] = self._by_uuid[uuid] = _Actor(vm, Guest(self._dice))
         wanted = self._conditions.initial
         if not now:
             wanted, actor.state = self._settled(uuid, self._before.get(line.vm, 0))
         wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
         try:
-            reserved = moves.start(self.view, vm, wanted, self._bounds.floor, now, strict=False)
+            reserved = moves.start(self.fleet, vm, wanted, self._bounds.floor, now, strict=False)
         except PortsExhausted:
             self._denied += 1
             return actor
-        moves.activate(self.view, reserved, now)
+        moves.activate(self.fleet, reserved, now)
         self._refit(actor)
         return actor
 
@@ -247,7 +247,7 @@ class Replay:
 
     def _refit(self, actor: _Actor) -> None:
         """Let the guest use what is active now."""
-        active = self.view.one(actor.vm.uuid, _State.ACTIVE)
+        active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
         actor.guest.use(active.ports if active else None)
         self._set_alarm(actor)
 
@@ -288,7 +288,7 @@ class Replay:
         guest.close(closes - both)
 
     def _alarm(self, actor: _Actor, now: float) -> None:
-        guest, active = actor.guest, self.view.one(actor.vm.uuid, _State.ACTIVE)
+        guest, active = actor.guest, self.fleet.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
         rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
         draining = guest.in_use - guest.in_active
@@ -317,22 +317,22 @@ class Replay:
 
     def _retry(self, actor: _Actor, now: float) -> None:
         try:
-            reserved = moves.start(self.view, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
+            reserved = moves.start(self.fleet, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
         except PortsExhausted:
             return
-        moves.activate(self.view, reserved, now)
+        moves.activate(self.fleet, reserved, now)
         self._refit(actor)
 
     def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> None:
         """Ask the policy and do what was decided."""
         demand = self._demand(actor, exhausted=exhausted)
         decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
-        active = self.view.one(actor.vm.uuid, _State.ACTIVE)
+        active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
         if decision.target > decision.current:
             if self._enlarge(actor, active, decision.target, now, actor.guest.in_active):
                 self._take_effect(actor, now)
-        elif decision.target < decision.current and moves.reduce(self.view, active, decision.target, now):
+        elif decision.target < decision.current and moves.reduce(self.fleet, active, decision.target, now):
             self._shrunk += 1
             self._refit(actor)
 
@@ -341,7 +341,7 @@ class Replay:
         try:
             try:
                 moves.enlarge(
-                    self.view,
+                    self.fleet,
                     actor.vm,
                     active,
                     target,
@@ -359,14 +359,14 @@ class Replay:
             self._denied += 1
             return False
         actor.due = now
-        reserved = self.view.one(active.domain, _State.RESERVED)
+        reserved = self.fleet.one(active.domain, _State.RESERVED)
         if reserved is not None and not moves.joins(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
     def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
         reserved = moves.step_aside(
-            self.view,
+            self.fleet,
             actor.vm,
             active,
             target,
@@ -381,8 +381,8 @@ class Replay:
         return reserved is not None
 
     def _free_in(self, actor: _Actor) -> Iterator[tuple[AllocationId, int]]:
-        for mine in self.view.of(actor.vm.uuid):
-            if mine.id in self.view.leaving:
+        for mine in self.fleet.of(actor.vm.uuid):
+            if mine.id in self.fleet.leaving:
                 yield mine.id, mine.ports.size - actor.guest.used_in(mine.ports)
 
     def _demand(self, actor: _Actor, *, exhausted: bool) -> Demand:
@@ -401,31 +401,31 @@ class Replay:
     def _take_effect(self, actor: _Actor, now: float) -> None:
         """The reserved range is programmed: the guest's next connection gets a port of it."""
         uuid = actor.vm.uuid
-        active, reserved = self.view.one(uuid, _State.ACTIVE), self.view.one(uuid, _State.RESERVED)
+        active, reserved = self.fleet.one(uuid, _State.ACTIVE), self.fleet.one(uuid, _State.RESERVED)
         assert active is not None
         assert reserved is not None
         actor.due = None
         self._grown += 1
         self._moved += not moves.joins(active, reserved)
-        moves.activate(self.view, reserved, now)
+        moves.activate(self.fleet, reserved, now)
         self._refit(actor)
 
     def _leave(self, now: float) -> None:
         """Let drained ranges rest, and free those that have."""
-        for allocation in list(self.view.leaving.values()):
+        for allocation in list(self.fleet.leaving.values()):
             if allocation.state is _State.HELD:
                 if now >= hold_expires(allocation, self._conditions.hold_down_s):
-                    moves.advance(self.view, allocation, AllocationEvent.EXPIRED, now)
+                    moves.advance(self.fleet, allocation, AllocationEvent.EXPIRED, now)
             elif not self._by_uuid[allocation.domain].guest.is_empty(allocation.ports):
                 self._quiet.pop(allocation.id, None)
             elif self._quiet.setdefault(allocation.id, 0) + 1 >= QUIET_SAMPLES:
                 del self._quiet[allocation.id]
-                moves.advance(self.view, allocation, AllocationEvent.DRAINED, now)
+                moves.advance(self.fleet, allocation, AllocationEvent.DRAINED, now)
             else:
                 self._quiet[allocation.id] += 1
 
     def _count_held(self) -> int:
-        for change in self.view.take_recorded():
+        for change in self.fleet.take_recorded():
             if isinstance(change, AddAllocation):
                 self._held += change.allocation.ports.size
             elif isinstance(change, FreeAllocation):

@@ -13,7 +13,7 @@ from cpm.protocol.messages import HostVM, Need
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.budget import REFUSE_S, Arm, Arrivals, Ask, Count, Exhausted, Refuse, Release, Step
 from natctl.core.commands import Command, CountPorts, RefuseNew, Send, Warn
-from natctl.core.intent import Wanted
+from natctl.core.intent import Intent
 from natctl.model.entries import Destination, HostEntry
 from natctl.model.port_use import EMPTY, Filling, PortUse
 
@@ -28,8 +28,8 @@ class Newcomers:
     :param wanted: What the manager wants the VMs to have; read, not changed.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
+    def __init__(self, wanted: Intent) -> None:
+        self._intent = wanted
         self._arrivals = Arrivals()
         self._is_heard = False
         self._connections: Mapping[DomainUUID, int] = {}
@@ -159,7 +159,7 @@ class Newcomers:
                 return [Send(Need(domain, ports, ports_in_use, rate))]
             case Ask(domain):
                 return self.turned_down(domain, now)
-            case Count(domain) if (vm := self._wanted.host.get(domain)) is not None:
+            case Count(domain) if (vm := self._intent.host.get(domain)) is not None:
                 return [CountPorts(step, vm.internal)]
             case Count():
                 self._arrivals.not_counted(step.domain)
@@ -173,7 +173,7 @@ class Newcomers:
 
     def _warning(self, exhausted: Exhausted) -> Warn:
         domain, ports, destinations = exhausted
-        name = self._wanted.host[domain].name if domain in self._wanted.host else domain
+        name = self._intent.host[domain].name if domain in self._intent.host else domain
         return Warn(
             f"VM {name} is at its cap and all {ports.size} ports are in use for {destinations} "
             "destinations; new connections there are refused"

@@ -14,7 +14,7 @@ from natctl.model.entries import HostEntry, Path
 
 
 @dataclasses.dataclass(slots=True)
-class Wanted:
+class Intent:
     """The manager's wishes for the host and the edge on this node."""
 
     host: dict[DomainUUID, HostVM] = dataclasses.field(default_factory=dict)

@@ -52,7 +52,7 @@ from natctl.arrivals.controller import Deed, Newcomers
 from natctl.core.commands import Answer, Command, CountPorts, Forget, Program, Send, Warn
 from natctl.core.domains import Domain, Domains, Running
 from natctl.core.hook_waiters import Waiter, Waiting
-from natctl.core.intent import Wanted
+from natctl.core.intent import Intent
 from natctl.core.programming import Programming, Work, is_empty
 from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse
@@ -104,9 +104,9 @@ class Node:
         self._domains = Domains()
         self._ended: dict[DomainUUID, IPv4Address] = {}
         self._detached: set[DomainUUID] = set()
-        self._wanted = Wanted()
-        self._newcomers = Newcomers(self._wanted)
-        self._programming = Programming(marks, self._wanted, self._domains, self._newcomers)
+        self._intent = Intent()
+        self._newcomers = Newcomers(self._intent)
+        self._programming = Programming(marks, self._intent, self._domains, self._newcomers)
         self._waiting = Waiting()
         self._connected = False
         self._synced = False
@@ -132,7 +132,7 @@ class Node:
 
     def guests(self) -> dict[DomainUUID, HostVM | None]:
         """Return the VMs that run here, each with what it shall have; None: nothing is known yet."""
-        return {uuid: self._wanted.host.get(uuid) for uuid in self._domains.guests()}
+        return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 
     def take(self) -> list[Command]:
         """Return what is to be done now, in order, and empty the outbox."""
@@ -149,10 +149,10 @@ class Node:
         Their marks are kept, so that nothing they send is interrupted by a restart of natd.
         """
         if path is not None:
-            self._wanted.found_path(path)
+            self._intent.found_path(path)
         for entry in entries:
             self._programming.found(entry)
-            self._wanted.found(entry)
+            self._intent.found(entry)
             self._newcomers.found(entry, now)
             taps = entry.taps & links
             if taps:
@@ -242,11 +242,11 @@ class Node:
         self._answer_ready()
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
-        for uuid in self._wanted.host.keys() - {vm.domain for vm in snapshot.host}:
+        for uuid in self._intent.host.keys() - {vm.domain for vm in snapshot.host}:
             self._newcomers.gone(uuid, now)
         for vm in snapshot.host:
             self._newcomers.resized(vm, now)
-        self._wanted.replace(snapshot)
+        self._intent.replace(snapshot)
         self._synced = True
         self._detached.clear()
         self._generation = snapshot.generation
@@ -261,7 +261,7 @@ class Node:
         self._generation = delta.generation
         for vm in delta.host:
             self._newcomers.resized(vm, now)
-        self._wanted.change(delta)
+        self._intent.change(delta)
         for uuid in delta.host_gone:
             self._newcomers.gone(uuid, now)
             if (domain := self._domains.get(uuid)) is not None and uuid in self._detached:
@@ -322,7 +322,7 @@ class Node:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
         if self._domains.ended(uuid):
             # Host first: it stops handing the ports out before anybody else hears of it.
-            if (vm := self._wanted.host.pop(uuid, None)) is not None:
+            if (vm := self._intent.host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
                 self._newcomers.gone(uuid, now)
                 self._detached.add(uuid)
@@ -415,7 +415,7 @@ class Node:
         vms = tuple(
             _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
             for uuid, rate in rates.items()
-            if (vm := self._wanted.host.get(uuid)) is not None
+            if (vm := self._intent.host.get(uuid)) is not None
         )
         self._say(Report(generation, period_s, vms, dict(dropped), dict(counted.refused)))
 
@@ -428,7 +428,7 @@ class Node:
         """
         if generation != self.applied_generation:
             return
-        for uuid, vm in self._wanted.host.items():
+        for uuid, vm in self._intent.host.items():
             if vm.ports is not None and self._programming.ready(uuid, needs_taps=False) is not None:
                 filling = use.filling(vm.internal, vm.ports)
                 self._do(self._newcomers.measured(uuid, vm.ports, filling, connections.get(uuid), now))
@@ -452,7 +452,7 @@ class Node:
         return domain
 
     def _ask(self, uuid: DomainUUID, domain: Domain) -> None:
-        vm = self._wanted.host.get(uuid)
+        vm = self._intent.host.get(uuid)
         if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
             self._say(Attach(uuid, domain.name, wishes=domain.wishes))
 

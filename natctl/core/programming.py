@@ -15,7 +15,7 @@ from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Newcomers
 from natctl.core.commands import Program, Replace, Warn
 from natctl.core.domains import Domains
-from natctl.core.intent import Wanted
+from natctl.core.intent import Intent
 from natctl.model.entries import Change, EdgeEntry, HostEntry, Path
 
 RETRY_S = 5.0
@@ -54,9 +54,9 @@ class Programming:
     :param newcomers: Whose budgets are programmed along with the ports.
     """
 
-    def __init__(self, marks: int, wanted: Wanted, domains: Domains, newcomers: Newcomers) -> None:
+    def __init__(self, marks: int, wanted: Intent, domains: Domains, newcomers: Newcomers) -> None:
         self._marks = marks
-        self._wanted = wanted
+        self._intent = wanted
         self._domains = domains
         self._newcomers = newcomers
         self._index: dict[DomainUUID, int] = {}
@@ -82,7 +82,7 @@ class Programming:
     def ready(self, uuid: DomainUUID, *, needs_taps: bool) -> HostEntry | None:
         """Return what is in force of a VM; None: not the ports that it shall have, or not the interfaces, if needed."""
         entry = self._applied.get(uuid)
-        vm = self._wanted.host.get(uuid)
+        vm = self._intent.host.get(uuid)
         if entry is None or entry.ports is None or vm is None or vm.ports is None:
             return None
         is_ready = entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
@@ -121,7 +121,7 @@ class Programming:
 
     def begin(self) -> list[Program | Replace | Warn]:
         """Return the next command, last, behind what is to be said about it; nothing, if none is needed or possible."""
-        path = self._wanted.path
+        path = self._intent.path
         if self._under_way is not None or not self._next or self._retry_at is not None or path is None:
             return []
         work, self._next = self._next, Work()
@@ -146,7 +146,7 @@ class Programming:
                 self._applied[uuid] = entry
                 continue
             self._applied.pop(uuid, None)
-            if uuid not in self._wanted.host:
+            if uuid not in self._intent.host:
                 self._index.pop(uuid, None)
         in_force = [entry for entry in self._sent.values() if entry is not None]
         self._sent = {}
@@ -168,8 +168,8 @@ class Programming:
         return work
 
     def _replace_all(self, work: Work, path: PathState) -> Replace:
-        host = {uuid: entry for uuid in self._wanted.host if (entry := self._host_entry(uuid)) is not None}
-        edge = {uuid: _edge_entry(vm) for uuid, vm in self._wanted.edge.items()}
+        host = {uuid: entry for uuid in self._intent.host if (entry := self._host_entry(uuid)) is not None}
+        edge = {uuid: _edge_entry(vm) for uuid, vm in self._intent.edge.items()}
         self._sent = dict.fromkeys(self._applied) | host
         work.host = set(self._sent)
         return Replace(host, edge, _path(path))
@@ -177,13 +177,13 @@ class Programming:
     def _change(self, work: Work, path: PathState) -> Program:
         host = {uuid: self._host_entry(uuid) for uuid in work.host}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
-        wanted = self._wanted.edge
+        wanted = self._intent.edge
         edge = {uuid: _edge_entry(wanted[uuid]) if uuid in wanted else None for uuid in work.edge}
         self._sent = host
         return Program(Change(host=host, edge=edge, path=_path(path) if work.path else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
-        vm = self._wanted.host.get(uuid)
+        vm = self._intent.host.get(uuid)
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None

@@ -1,5 +1,5 @@
 """
-What each node should hold, computed from the view: pure functions, no memory.
+What each node should hold, computed from the fleet: pure functions, no memory.
 
 The order of a change is in here: edges hold everything a VM has that is not held back (:func:`edge_vm`), a host hands
 out a reserved range only when it is in ``ready`` (every connected edge confirmed it), and nothing that drains
@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.protocol.messages import EdgeVM, ExternalRange, HostVM, PathState
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesced
 from cpm.protocol.timeouts import Timeouts
@@ -21,7 +21,7 @@ _State = AllocationState
 
 
 def host_vm(
-    view: View,
+    fleet: Fleet,
     uuid: DomainUUID,
     node: Node,
     present: Mapping[DomainUUID, NodeName],
@@ -35,10 +35,10 @@ def host_vm(
     :param ready: Reserved allocations that the edges already map.
     :param cap: Ports this VM never goes above.
     """
-    vm = view.vms.get(uuid)
+    vm = fleet.vms.get(uuid)
     if vm is None or Role.HOST not in node.roles or present.get(uuid) != node.name:
         return None
-    here = [allocation for allocation in view.of(uuid) if allocation.node == node.name]
+    here = [allocation for allocation in fleet.of(uuid) if allocation.node == node.name]
     active = next((a for a in here if a.state is _State.ACTIVE), None)
     reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
     current, ports = active, active.ports if active is not None else None
@@ -56,15 +56,15 @@ def host_vm(
         ports,
         draining,
         external=current.external if current is not None else None,
-        at_cap=ports is not None and ports.size + view.space.block > cap,
+        at_cap=ports is not None and ports.size + fleet.space.block > cap,
     )
 
 
-def edge_vm(view: View, uuid: DomainUUID, node: Node) -> EdgeVM | None:
+def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeVM | None:
     """Return a VM as this edge should hold it; None: not at all."""
-    vm = view.vms.get(uuid)
-    host = view.nodes.get(vm.node) if vm is not None else None
-    mapped = [allocation for allocation in view.of(uuid) if allocation.state is not _State.HELD]
+    vm = fleet.vms.get(uuid)
+    host = fleet.nodes.get(vm.node) if vm is not None else None
+    mapped = [allocation for allocation in fleet.of(uuid) if allocation.state is not _State.HELD]
     if vm is None or host is None or not mapped or Role.EDGE not in node.roles:
         return None
     pieces = tuple(
@@ -75,15 +75,15 @@ def edge_vm(view: View, uuid: DomainUUID, node: Node) -> EdgeVM | None:
     return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, pieces)
 
 
-def path(view: View, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:
+def path(fleet: Fleet, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:
     """Return what this node should know about the whole site."""
     own_edge = Role.EDGE in node.roles
     edges = sorted(
         other.underlay
-        for other in view.nodes.values()
+        for other in fleet.nodes.values()
         if Role.EDGE in other.roles and other.in_service and not other.fenced
     )
-    externals = sorted(address.address for address in view.space.addresses)
+    externals = sorted(address.address for address in fleet.space.addresses)
     return PathState(
         internal_pool,
         edges=tuple(edges) if Role.HOST in node.roles and not own_edge else (),

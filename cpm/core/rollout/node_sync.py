@@ -1,7 +1,7 @@
 """
 What each connected node was told and has confirmed. Pure: values in, messages out.
 
-A :class:`Session` remembers the last entry it sent for every VM, so that a delta holds exactly what differs, and the
+A :class:`NodeSync` remembers the last entry it sent for every VM, so that a delta holds exactly what differs, and the
 generation in which each VM last changed, so that *settled* means: the node's kernel holds what we last said of it.
 """
 
@@ -16,7 +16,7 @@ from cpm.protocol.model import DomainUUID, NodeName
 _Said = TypeVar("_Said", HostVM, EdgeVM)
 
 
-class Session:
+class NodeSync:
     """
     One node's session, from its ``Hello`` to the loss of its connection.
 

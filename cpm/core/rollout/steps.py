@@ -19,10 +19,10 @@ from ipaddress import IPv4Network
 
 from cpm.core import moves
 from cpm.core.changes import DropVM
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.lifecycle import AllocationEvent, hold_expires
 from cpm.core.rollout import desired_state
-from cpm.core.rollout.node_sync import Session
+from cpm.core.rollout.node_sync import NodeSync
 from cpm.protocol.messages import HostVM, ManagerMessage, Measured, PathState
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
 from cpm.protocol.timeouts import Timeouts
@@ -38,7 +38,7 @@ class Rollout:
     """
     Brings nodes and allocations in step.
 
-    :param view: The global view; steps are recorded in it.
+    :param fleet: The global fleet; steps are recorded in it.
     :param sessions: The connected nodes; the owner adds and removes.
     :param present: Where each VM runs; the owner keeps it.
     :param internal_pool: Addresses between hosts and edges.
@@ -50,8 +50,8 @@ class Rollout:
 
     def __init__(
         self,
-        view: View,
-        sessions: Mapping[NodeName, Session],
+        fleet: Fleet,
+        sessions: Mapping[NodeName, NodeSync],
         present: Mapping[DomainUUID, NodeName],
         internal_pool: IPv4Network,
         timeouts: Timeouts,
@@ -59,7 +59,7 @@ class Rollout:
         drain_limit_s: Callable[[DomainUUID], float | None],
         cap: Callable[[DomainUUID], int],
     ) -> None:
-        self._view = view
+        self._fleet = fleet
         self._sessions = sessions
         self._present = present
         self._internal_pool = internal_pool
@@ -103,7 +103,7 @@ class Rollout:
     def note_draining(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
         """Take in how many connections a host counted on the ranges that drain there."""
         counted = {draining.ports: draining.connections for draining in measured.draining}
-        for allocation in self._view.of(uuid):
+        for allocation in self._fleet.of(uuid):
             if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counted:
                 idle = counted[allocation.ports] == 0
                 self._quiet[allocation.id] = self._quiet.get(allocation.id, 0) + 1 if idle else 0
@@ -121,28 +121,28 @@ class Rollout:
 
     def unfinished(self) -> set[DomainUUID]:
         """Return the VMs with an allocation that is on its way in or out."""
-        reserved = {uuid for uuid in self._view.vms if self._view.one(uuid, _State.RESERVED) is not None}
-        return reserved | {allocation.domain for allocation in self._view.leaving.values()}
+        reserved = {uuid for uuid in self._fleet.vms if self._fleet.one(uuid, _State.RESERVED) is not None}
+        return reserved | {allocation.domain for allocation in self._fleet.leaving.values()}
 
     def _advance(self, uuid: DomainUUID, now: float) -> None:
         """Take every step that is due for a VM, given what the nodes confirmed; what it changes is published next."""
-        for allocation in self._view.of(uuid):
+        for allocation in self._fleet.of(uuid):
             self._STEPS[allocation.state](self, allocation, now)
-        if uuid in self._view.vms and not self._view.of(uuid) and uuid not in self._present:
-            self._view.record(DropVM(uuid))
+        if uuid in self._fleet.vms and not self._fleet.of(uuid) and uuid not in self._present:
+            self._fleet.record(DropVM(uuid))
             for session in self._sessions.values():
                 session.forget(uuid)
 
     def _advance_reserved(self, allocation: Allocation, now: float) -> None:
         uuid = allocation.domain
         if allocation.id not in self._edges_ready:
-            edges = [name for name, node in self._view.nodes.items() if self.is_live_edge(node)]
+            edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
             if edges and all(self._is_settled(name, uuid) for name in edges):
                 self._edges_ready.add(allocation.id)
                 self._dirty.add(uuid)
         elif self._is_settled(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
-            moves.activate(self._view, allocation, now)
+            moves.activate(self._fleet, allocation, now)
             self._dirty.add(uuid)
 
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
@@ -158,15 +158,15 @@ class Rollout:
         )
         if let_go and empty:
             self._quiet.pop(allocation.id, None)
-            moves.advance(self._view, allocation, AllocationEvent.DRAINED, now)
+            moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._dirty.add(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
         if now < hold_expires(allocation, self._hold_down_s):
             return
-        edges = [name for name, node in self._view.nodes.items() if Role.EDGE in node.roles]
+        edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
         if all(self._is_fenced(name) or self._is_settled(name, allocation.domain) for name in edges):
-            moves.advance(self._view, allocation, AllocationEvent.EXPIRED, now)
+            moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._dirty.add(allocation.domain)
 
     def _advance_active(self, allocation: Allocation, now: float) -> None:
@@ -186,7 +186,7 @@ class Rollout:
 
     def _is_fenced(self, name: NodeName) -> bool:
         """Say whether nobody needs to wait for a node: a fenced one that speaks again is asked like any other."""
-        node = self._view.nodes.get(name)
+        node = self._fleet.nodes.get(name)
         return node is not None and node.fenced and name not in self._sessions
 
     def is_live_edge(self, node: Node) -> bool:
@@ -200,28 +200,28 @@ class Rollout:
         """Tell every node what differs from what it was last told."""
         for name, session in self._sessions.items():
             if name in self._fresh:
-                self._messages.append((name, self._snapshot(self._view.nodes[name], session)))
-            elif (delta := self._delta(self._view.nodes[name], session)) is not None:
+                self._messages.append((name, self._snapshot(self._fleet.nodes[name], session)))
+            elif (delta := self._delta(self._fleet.nodes[name], session)) is not None:
                 self._messages.append((name, delta))
         self._due |= self._dirty
         self._fresh.clear()
         self._dirty.clear()
         self._path_dirty = False
 
-    def _snapshot(self, node: Node, session: Session) -> ManagerMessage:
-        host = {uuid: here for uuid in self._view.vms if (here := self._host_vm(uuid, node)) is not None}
+    def _snapshot(self, node: Node, session: NodeSync) -> ManagerMessage:
+        host = {uuid: here for uuid in self._fleet.vms if (here := self._host_vm(uuid, node)) is not None}
         edge = {
-            uuid: vm for uuid in self._view.vms if (vm := desired_state.edge_vm(self._view, uuid, node)) is not None
+            uuid: vm for uuid in self._fleet.vms if (vm := desired_state.edge_vm(self._fleet, uuid, node)) is not None
         }
         return session.snapshot(self._path_of(node), host, edge)
 
-    def _delta(self, node: Node, session: Session) -> ManagerMessage | None:
+    def _delta(self, node: Node, session: NodeSync) -> ManagerMessage | None:
         host = {uuid: self._host_vm(uuid, node) for uuid in self._dirty}
-        edge = {uuid: desired_state.edge_vm(self._view, uuid, node) for uuid in self._dirty}
+        edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._dirty}
         return session.delta(self._path_of(node), host, edge)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostVM | None:
-        return desired_state.host_vm(self._view, uuid, node, self._present, self._edges_ready, self._cap(uuid))
+        return desired_state.host_vm(self._fleet, uuid, node, self._present, self._edges_ready, self._cap(uuid))
 
     def _path_of(self, node: Node) -> PathState:
-        return desired_state.path(self._view, node, self._internal_pool, self._timeouts)
+        return desired_state.path(self._fleet, node, self._internal_pool, self._timeouts)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.placement import grow
 from cpm.core.sizing.fairness import (
     HEADROOM_PORTS,
@@ -84,11 +84,11 @@ class Limit:
     """Why it is less than it wants; empty: it is not."""
 
 
-class Shortage:
+class Contention:
     """
     Who lacks ports.
 
-    :param view: What the ledger holds.
+    :param fleet: What the ledger holds.
     :param reserve_share: Part of the pool that growth leaves for VMs that start.
     :param starting: VMs that wait to start; read, never changed.
     :param wishes: What holds for a VM.
@@ -98,14 +98,14 @@ class Shortage:
 
     def __init__(
         self,
-        view: View,
+        fleet: Fleet,
         reserve_share: float,
         starting: Collection[DomainUUID],
         wishes: Callable[[VM], Effective],
         in_use: Callable[[DomainUUID], int | None],
         headroom: tuple[float, int] = (HEADROOM_SHARE, HEADROOM_PORTS),
     ) -> None:
-        self._view = view
+        self._fleet = fleet
         self._reserve_share = reserve_share
         self._starting = starting
         self._wishes = wishes
@@ -161,7 +161,7 @@ class Shortage:
 
     def first(self, vm: VM, initial: int, floor: int) -> int:
         """Return how many ports a VM that starts may ask for: at least its floor, and what others need is left."""
-        space = self._view.space
+        space = self._fleet.space
         others = self._floors(uuid for uuid in self._starting if uuid != vm.uuid)
         left = (space.free_ports - max(others, self._reserve)) // space.block * space.block
         return max(floor, min(initial, left))
@@ -173,7 +173,7 @@ class Shortage:
         :param target: Ports in total that it should have.
         :param in_use: Ports of its range that are in use; None: not counted.
         """
-        current, space = active.ports.size, self._view.space
+        current, space = active.ports.size, self._fleet.space
         if target <= current:
             self.settled(vm.uuid)
             return Limit(target)
@@ -187,7 +187,7 @@ class Shortage:
         target = needed
         self.refused(vm.uuid, target, now)
         fair = max(current, min(target, self.fair_share(vm, target, now)))
-        own = sum(each.ports.size for each in self._view.of(vm.uuid) if each.state in (_State.DRAINING, _State.HELD))
+        own = sum(each.ports.size for each in self._fleet.of(vm.uuid) if each.state in (_State.DRAINING, _State.HELD))
         room = max(0, space.free_ports - starters)
         ports = min(fair, current + (room + own) // space.block * space.block)
         if ports >= target:
@@ -200,14 +200,14 @@ class Shortage:
     def fair_share(self, vm: VM, wanted: int, now: float) -> int:
         """Return the ports a VM is entitled to while ports are short."""
         claim = self._claim(vm, wanted, held=0)
-        return self._shared(now).entitled(claim, self._view.space.block)
+        return self._shared(now).entitled(claim, self._fleet.space.block)
 
     # When ports are free, or ought to be
 
     def poorest_first(self, now: float) -> list[tuple[DomainUUID, int]]:
         """Return who waits to grow, and to how many ports: those that have least for their weight, at most so many."""
         self._forget_old(now)
-        if self._view.space.free_ports < self._view.space.block:
+        if self._fleet.space.free_ports < self._fleet.space.block:
             return []
         claims = [self._claim(vm, want.ports) for uuid, want in self._wants.items() if (vm := self._vm(uuid))]
         claims.sort(key=lambda claim: (claim.held / claim.weight, claim.domain))
@@ -215,15 +215,15 @@ class Shortage:
 
     def keeps_upper(self, active: Allocation) -> bool:
         """Say whether a range that shrinks should keep its upper part, for one that lacks ports lies right below it."""
-        below = self._view.space.before(active)
+        below = self._fleet.space.before(active)
         while below is not None and below.state in (_State.DRAINING, _State.HELD):
-            below = self._view.space.before(below)
+            below = self._fleet.space.before(below)
         return below is not None and below.domain in self._wants
 
     def relief(self, now: float) -> list[tuple[DomainUUID, int]]:
         """Return which VMs are to shrink, and to how many ports, so that those that lack some get them."""
         self._forget_old(now)
-        space, coming = self._view.space, self._coming(now)
+        space, coming = self._fleet.space, self._coming(now)
         lacks = bool(self._wants or self._starting)
         if (not lacks and space.free_ports + coming >= self._reserve) or 0 <= now - self._in_vain_at < IN_VAIN_S:
             return []
@@ -246,14 +246,14 @@ class Shortage:
 
     def _urgent(self, shares: Shares) -> int:
         """Return the ports that are lacked now: floors of VMs that start, growth up to the fair share."""
-        space = self._view.space
+        space = self._fleet.space
         free, longest = space.free_ports, space.longest_free()
         starters, growth, piece, looked_at = self._floors(self._starting), 0, 0, 0
         for uuid in self._starting:
             vm = self._vm(uuid)
             piece = max(piece, self._wishes(vm).floor.value if vm is not None else 0)
         for uuid in self._wants:
-            active, target = self._view.one(uuid, _State.ACTIVE), shares.targets.get(uuid, 0)
+            active, target = self._fleet.one(uuid, _State.ACTIVE), shares.targets.get(uuid, 0)
             if active is not None and target > active.ports.size:
                 growth += target - active.ports.size
                 step = min(target, max(active.ports.size + space.block, int(active.ports.size * PIECE_GROWTH)))
@@ -265,7 +265,7 @@ class Shortage:
     def _fits(self, active: Allocation) -> bool:
         """Say whether a range can grow by a block as things are."""
         try:
-            grow(self._view.space, active, active.ports.size + self._view.space.block)
+            grow(self._fleet.space, active, active.ports.size + self._fleet.space.block)
         except PortsExhausted:
             return False
         return True
@@ -274,7 +274,7 @@ class Shortage:
         """Return the ports that are about to be free."""
         return sum(
             each.ports.size
-            for each in self._view.leaving.values()
+            for each in self._fleet.leaving.values()
             if each.state is _State.HELD or now - each.since < DRAIN_HOPE_S
         )
 
@@ -282,23 +282,23 @@ class Shortage:
 
     @property
     def _reserve(self) -> int:
-        space = self._view.space
+        space = self._fleet.space
         return -(-int(space.total_ports * self._reserve_share) // space.block) * space.block
 
     def _with_headroom(self, in_use: int) -> int:
         part, ports = self._headroom
-        return needed_ports(in_use, self._view.space.block, headroom_share=part, headroom_ports=ports)
+        return needed_ports(in_use, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
 
     def _floors(self, uuids: Iterable[DomainUUID]) -> int:
-        block = self._view.space.block
+        block = self._fleet.space.block
         floors = (self._wishes(vm).floor.value for uuid in uuids if (vm := self._vm(uuid)) is not None)
         return sum(-(-floor // block) * block for floor in floors)
 
     def _shared(self, now: float, *, fresh: bool = False) -> Shares:
         if fresh or self._shared_at is None or not 0 <= now - self._shared_at < SHARES_S:
-            self._claims = {uuid: self._claim_of(vm) for uuid, vm in self._view.vms.items() if self._counts(uuid)}
-            space = self._view.space
-            leaving = sum(each.ports.size for each in self._view.leaving.values())
+            self._claims = {uuid: self._claim_of(vm) for uuid, vm in self._fleet.vms.items() if self._counts(uuid)}
+            space = self._fleet.space
+            leaving = sum(each.ports.size for each in self._fleet.leaving.values())
             pool = space.total_ports - leaving - self._reserve
             self._shares, self._shared_at = share(pool, tuple(self._claims.values()), space.block), now
         return self._shares
@@ -313,7 +313,7 @@ class Shortage:
         if want is not None:
             return claim
         part, ports = self._headroom
-        needed = kept(claim, self._view.space.block, headroom_share=part, headroom_ports=ports)
+        needed = kept(claim, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
         return dataclasses.replace(claim, wanted=needed)
 
     def _claim(self, vm: VM, wanted: int, held: int | None = None) -> Claim:
@@ -329,16 +329,16 @@ class Shortage:
         )
 
     def _held(self, uuid: DomainUUID) -> int:
-        return sum(each.ports.size for each in self._view.of(uuid) if each.state in (_State.ACTIVE, _State.RESERVED))
+        return sum(each.ports.size for each in self._fleet.of(uuid) if each.state in (_State.ACTIVE, _State.RESERVED))
 
     def _can_give(self, uuid: DomainUUID) -> bool:
-        one = self._view.one
+        one = self._fleet.one
         return one(uuid, _State.ACTIVE) is not None and one(uuid, _State.RESERVED) is None
 
     def _vm(self, uuid: DomainUUID) -> VM | None:
-        return self._view.vms.get(uuid)
+        return self._fleet.vms.get(uuid)
 
     def _forget_old(self, now: float) -> None:
         self._wants = {
-            uuid: want for uuid, want in self._wants.items() if now - want.at < WANT_S and uuid in self._view.vms
+            uuid: want for uuid, want in self._wants.items() if now - want.at < WANT_S and uuid in self._fleet.vms
         }

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from cpm.core.changes import Remark
-from cpm.core.fleet import View
+from cpm.core.changes import ShortageNotice
+from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.protocol.model import AllocationState, DomainUUID
 
@@ -24,17 +24,17 @@ ENDS: Final = {
 """What may begin, and what ends it."""
 
 
-class Remarks:
+class ShortageNotices:
     """
     Who lacks ports, as the journal knows.
 
     Kept in memory only: after a restart of the manager what goes on is said to begin once more.
 
-    :param view: Remarks are recorded in it, about the VM's active range.
+    :param fleet: ShortageNotices are recorded in it, about the VM's active range.
     """
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._last: dict[tuple[DomainUUID, JournalEvent], float] = {}
 
     def note(self, uuid: DomainUUID, trouble: JournalEvent, now: float) -> None:
@@ -56,7 +56,7 @@ class Remarks:
             self._last.pop((uuid, trouble), None)
 
     def _record(self, uuid: DomainUUID, event: JournalEvent) -> bool:
-        active = self._view.one(uuid, AllocationState.ACTIVE)
+        active = self._fleet.one(uuid, AllocationState.ACTIVE)
         if active is not None:
-            self._view.record(Remark(active.id, event))
+            self._fleet.record(ShortageNotice(active.id, event))
         return active is not None

@@ -1,8 +1,8 @@
 """
 How large each VM's range should be, and what comes of it: the manager's answers to measurements.
 
-Pure, like the manager that owns it. Reports, needs and the operator's hand end in :meth:`Sizing.resize` and its like,
-which record the first step in the view; :mod:`cpm.core.rollout.steps` takes the others. The rules themselves are in
+Pure, like the manager that owns it. Reports, needs and the operator's hand end in :meth:`Sizer.resize` and its like,
+which record the first step in the fleet; :mod:`cpm.core.rollout.steps` takes the others. The rules themselves are in
 :mod:`cpm.core.sizing`, and what is fair while ports are short in :mod:`cpm.core.sizing.contention`.
 """
 
@@ -13,16 +13,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Set
 
 from cpm.core import moves, sizing
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.core.placement import compaction
-from cpm.core.rollout.node_sync import Session
+from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import GROW_COOL_DOWN, Arrival, Bounds, Decision, ScalingState, decide, on_arrival, policy_named
-from cpm.core.sizing.contention import Shortage
+from cpm.core.sizing.contention import Contention
 from cpm.core.sizing.fairness import HEADROOM_SHARE
 from cpm.core.sizing.rules import PoolRules
-from cpm.core.sizing.shortage_notices import Remarks
+from cpm.core.sizing.shortage_notices import ShortageNotices
 from cpm.protocol.errors import Conflict, NotFound, PortsExhausted
 from cpm.protocol.messages import Measured, Need, Report
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
@@ -62,11 +62,11 @@ class Observation:
     """In which shortage it was last asked to give back: while that lasts, what it gave does not come back to it."""
 
 
-class Sizing:
+class Sizer:
     """
     Brings ranges to the size that measurements call for.
 
-    :param view: The global view; changes are recorded in it.
+    :param fleet: The global fleet; changes are recorded in it.
     :param sessions: The connected nodes.
     :param present: Where each VM runs.
     :param waiting: VMs that run and have no ports because there are none.
@@ -78,8 +78,8 @@ class Sizing:
 
     def __init__(
         self,
-        view: View,
-        sessions: Mapping[NodeName, Session],
+        fleet: Fleet,
+        sessions: Mapping[NodeName, NodeSync],
         present: Mapping[DomainUUID, NodeName],
         waiting: Set[DomainUUID],
         rollout: Rollout,
@@ -88,7 +88,7 @@ class Sizing:
         now: float,
     ) -> None:
         self.observed: dict[DomainUUID, Observation] = {}
-        self._view = view
+        self._fleet = fleet
         self._sessions = sessions
         self._present = present
         self._rollout = rollout
@@ -97,42 +97,42 @@ class Sizing:
         self._guards = rules.guards
         self._compact_at = now + rules.compact_s
         headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
-        self._remarks = Remarks(view)
-        self.shortage = Shortage(view, rules.start_reserve, waiting, wishes, self.in_use, headroom)
+        self._notices = ShortageNotices(fleet)
+        self.contention = Contention(fleet, rules.start_reserve, waiting, wishes, self.in_use, headroom)
 
     def forget(self, uuid: DomainUUID) -> None:
         """Drop what is known of the need of a VM that is gone."""
-        self.shortage.settled(uuid)
+        self.contention.settled(uuid)
         self.observed.pop(uuid, None)
-        self._remarks.forget(uuid)
+        self._notices.forget(uuid)
 
     def tick(self, now: float) -> None:
         """Say in the journal who no longer lacks ports."""
-        self._remarks.tick(now)
+        self._notices.tick(now)
 
-    def report(self, session: Session, report: Report, now: float) -> None:
+    def report(self, session: NodeSync, report: Report, now: float) -> None:
         """Take in what a host measured, and follow it."""
         for measured in report.vms:
-            vm = self._view.vms.get(measured.domain)
+            vm = self._fleet.vms.get(measured.domain)
             if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
                 continue
             observation = self.of(vm.uuid)
             refused = report.refused.get(vm.uuid, 0)
             # What was counted before this manager began is no news.
             if observation.measured is not None and refused > observation.refused_packets:
-                self._remarks.note(vm.uuid, JournalEvent.EXHAUSTED, now)
+                self._notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
             observation.measured, observation.measured_at = measured, now
             observation.refused_packets = refused
             if report.generation >= session.changed_at(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 observation.free_in = dict(self._free_in(vm, measured))
-                active = self._view.one(vm.uuid, _State.ACTIVE)
+                active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.counted = active.id if active is not None else None
                 self._scale(vm, observation, measured, now)
 
     def _scale(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
-        active = self._view.one(vm.uuid, _State.ACTIVE)
-        if active is None or measured.ports_in_use is None or self._view.one(vm.uuid, _State.RESERVED):
+        active = self._fleet.one(vm.uuid, _State.ACTIVE)
+        if active is None or measured.ports_in_use is None or self._fleet.one(vm.uuid, _State.RESERVED):
             return
         sample = sizing.Demand(
             domain=vm.uuid,
@@ -151,16 +151,16 @@ class Sizing:
         if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
             self._grow_or_shrink(vm, active, decision.target, measured.ports_in_use, now)
 
-    def need(self, session: Session, need: Need, now: float) -> bool:
+    def need(self, session: NodeSync, need: Need, now: float) -> bool:
         """
         A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for.
 
         :return: Whether the VM gets other ports, or is about to.
         """
-        vm, active = self._view.vms.get(need.domain), self._view.one(need.domain, _State.ACTIVE)
+        vm, active = self._fleet.vms.get(need.domain), self._fleet.one(need.domain, _State.ACTIVE)
         if vm is None or active is None or vm.node != session.node:
             return False
-        if active.ports != need.ports or self._view.one(vm.uuid, _State.RESERVED) is not None:
+        if active.ports != need.ports or self._fleet.one(vm.uuid, _State.RESERVED) is not None:
             # It is about a range that the host is to change anyway; with the new one it begins to count anew.
             return True
         observation = self.of(vm.uuid)
@@ -171,27 +171,27 @@ class Sizing:
         decision, observation.scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.decision = decision
         self._grow_or_shrink(vm, active, decision.target, need.ports_in_use, now, soon=arrival.soon)
-        return self._view.one(vm.uuid, _State.RESERVED) is not None
+        return self._fleet.one(vm.uuid, _State.RESERVED) is not None
 
     def _grow_or_shrink(
         self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float, *, soon: int | None = None
     ) -> None:
         """Bring a VM's range to a size, or as near to it as is fair while ports are short."""
-        limit = self.shortage.limit(vm, active, target, in_use, now)
+        limit = self.contention.limit(vm, active, target, in_use, now)
         observation = self.of(vm.uuid)
         growing = target > active.ports.size
         observation.refusal, observation.gave = (observation.refusal, "") if growing else ("", observation.gave)
         if limit.ports != active.ports.size:
             self.resize(vm.uuid, limit.ports, now, room=limit.room, in_use=in_use, soon=soon)
-        elif growing and in_use is not None and not self.shortage.others_wait(vm.uuid):
+        elif growing and in_use is not None and not self.contention.others_wait(vm.uuid):
             self._go_back(vm, active, in_use, in_use if soon is None else soon, now)
         observation.refusal = limit.why or observation.refusal
         if growing and observation.refusal:
-            self._remarks.note(vm.uuid, JournalEvent.SHORT, now)
+            self._notices.note(vm.uuid, JournalEvent.SHORT, now)
 
     def in_use(self, uuid: DomainUUID) -> int | None:
         """Return how many ports of its range a VM used when last counted; None: not counted since it has this one."""
-        observation, active = self.observed.get(uuid), self._view.one(uuid, _State.ACTIVE)
+        observation, active = self.observed.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if observation is None or observation.measured is None or active is None or active.id != observation.counted:
             return None
         return observation.measured.ports_in_use
@@ -220,8 +220,8 @@ class Sizing:
             new connections of the VM get other ports as soon as it has few left.
         :param soon: Ports of the active range that are in use by the time that it may be asked again; None: as many.
         """
-        vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
-        if vm is None or active is None or self._view.one(uuid, _State.RESERVED):
+        vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
+        if vm is None or active is None or self._fleet.one(uuid, _State.RESERVED):
             return
         observation = self.of(uuid)
         try:
@@ -230,11 +230,11 @@ class Sizing:
                 if not self._enlarge(vm, active, target, now, room=room, in_use=in_use, soon=soon):
                     observation.refusal = ""
                     return
-            elif target == active.ports.size or not moves.reduce(self._view, active, target, now):
+            elif target == active.ports.size or not moves.reduce(self._fleet, active, target, now):
                 return
         except PortsExhausted as error:
             observation.refusal = str(error)
-            self.shortage.refused(uuid, target, now)
+            self.contention.refused(uuid, target, now)
             return
         observation.refusal = ""
         self._changed(active, in_use)
@@ -251,10 +251,10 @@ class Sizing:
         soon: int | None,
     ) -> bool:
         """Reserve a larger range, or other ports; say whether the VM needs any now."""
-        observation, short = self.of(vm.uuid), self.shortage.holds(now)
+        observation, short = self.of(vm.uuid), self.contention.holds(now)
         try:
             moves.enlarge(
-                self._view,
+                self._fleet,
                 vm,
                 active,
                 target,
@@ -278,7 +278,7 @@ class Sizing:
 
     def _changed(self, active: Allocation, in_use: int | None) -> None:
         """Have a change of a VM's ports carried out; remember how full the range is that another is to replace."""
-        reserved = self._view.one(active.domain, _State.RESERVED)
+        reserved = self._fleet.one(active.domain, _State.RESERVED)
         if in_use is not None and reserved is not None and not moves.joins(active, reserved):
             observation = self.of(active.domain)
             observation.free_in = {**observation.free_in, active.id: active.ports.size - in_use}
@@ -297,10 +297,10 @@ class Sizing:
         room: int | None,
     ) -> bool:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
-        shortage = self.shortage.number(now)
+        shortage = self.contention.number(now)
         has_given = shortage is not None and shortage == observation.yielded
         reserved = moves.step_aside(
-            self._view,
+            self._fleet,
             vm,
             active,
             target,
@@ -327,7 +327,7 @@ class Sizing:
 
     def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
         counted = {draining.ports: draining.connections for draining in measured.draining}
-        for mine in self._view.of(vm.uuid):
+        for mine in self._fleet.of(vm.uuid):
             if mine.state is _State.HELD:
                 yield mine.id, mine.ports.size
             elif mine.state is _State.DRAINING and mine.node == vm.node and mine.ports in counted:
@@ -343,7 +343,7 @@ class Sizing:
         """
         vm, active = self._resizable(uuid)
         free_in, in_use = self.of(uuid).free_in, self.in_use(uuid)
-        moves.relocate(self._view, vm, active, now, strict=self._strict, free_in=free_in, in_use=in_use or 0)
+        moves.relocate(self._fleet, vm, active, now, strict=self._strict, free_in=free_in, in_use=in_use or 0)
         self._changed(active, in_use)
 
     def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
@@ -358,16 +358,18 @@ class Sizing:
         target = min(max(ports, self._wishes(vm).floor.value), self._wishes(vm).cap.value)
         free_in, in_use = self.of(uuid).free_in, self.in_use(uuid)
         if target > active.ports.size:
-            moves.enlarge(self._view, vm, active, target, now, strict=self._strict, free_in=free_in, in_use=in_use or 0)
+            moves.enlarge(
+                self._fleet, vm, active, target, now, strict=self._strict, free_in=free_in, in_use=in_use or 0
+            )
         elif target < active.ports.size:
-            moves.reduce(self._view, active, target, now)
+            moves.reduce(self._fleet, active, target, now)
         self._changed(active, in_use)
 
     def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
-        vm, active = self._view.vms.get(uuid), self._view.one(uuid, _State.ACTIVE)
+        vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
-        if active is None or self._view.one(uuid, _State.RESERVED) is not None:
+        if active is None or self._fleet.one(uuid, _State.RESERVED) is not None:
             raise Conflict(
                 f"{vm.name} has no active range or is being resized; see `virt-ports show {vm.name}`, try again"
             )
@@ -378,11 +380,11 @@ class Sizing:
         if now < self._compact_at:
             return
         self._compact_at = now + self._rules.compact_s
-        for address in self._view.space.addresses:
-            found = compaction(self._view.space, address.address, self._is_movable)
+        for address in self._fleet.space.addresses:
+            found = compaction(self._fleet.space, address.address, self._is_movable)
             if found is not None:
                 uuid = found.allocation.domain
-                moves.move_to(self._view, self._view.vms[uuid], found, now)
+                moves.move_to(self._fleet, self._fleet.vms[uuid], found, now)
                 self._changed(found.allocation, self.in_use(uuid))
 
     def _is_movable(self, allocation: Allocation) -> bool:
@@ -393,22 +395,22 @@ class Sizing:
             and measured.ports_in_use is not None
             and measured.ports_in_use <= MOVABLE_USE * allocation.ports.size
             and allocation.node in self._sessions
-            and self._view.one(allocation.domain, _State.RESERVED) is None
+            and self._fleet.one(allocation.domain, _State.RESERVED) is None
         )
 
     def relieve(self, now: float) -> None:
         """While ports are short: give what is free to those that wait, and ask others to give back."""
-        for uuid, ports in self.shortage.poorest_first(now):
-            active, want = self._view.one(uuid, _State.ACTIVE), self.shortage.want(uuid)
-            if active is not None and self._view.one(uuid, _State.RESERVED) is None:
-                self._grow_or_shrink(self._view.vms[uuid], active, ports, self.in_use(uuid), now)
-                self.shortage.keep(uuid, want)
-        for uuid, ports in self.shortage.relief(now):
-            active = self._view.one(uuid, _State.ACTIVE)
+        for uuid, ports in self.contention.poorest_first(now):
+            active, want = self._fleet.one(uuid, _State.ACTIVE), self.contention.want(uuid)
+            if active is not None and self._fleet.one(uuid, _State.RESERVED) is None:
+                self._grow_or_shrink(self._fleet.vms[uuid], active, ports, self.in_use(uuid), now)
+                self.contention.keep(uuid, want)
+        for uuid, ports in self.contention.relief(now):
+            active = self._fleet.one(uuid, _State.ACTIVE)
             if active is not None and moves.reduce(
-                self._view, active, ports, now, upper=self.shortage.keeps_upper(active)
+                self._fleet, active, ports, now, upper=self.contention.keeps_upper(active)
             ):
-                self.of(uuid).yielded = self.shortage.number(now)
+                self.of(uuid).yielded = self.contention.number(now)
                 self.of(uuid).gave = f"asked to give back all but {ports} ports, for others lack some"
                 self._changed(active, self.in_use(uuid))
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.forecast import LEAST_POINTS, PERIOD_S, POINTS, Trend
+from cpm.core.forecast import LEAST_POINTS, PERIOD_S, POINTS, Forecast
 
 
 def test_an_even_consumption_is_found_whatever_happened_before_the_last_minutes() -> None:
-    trend = Trend()
+    trend = Forecast()
     for number in range(50):
         trend.note(number * PERIOD_S, 5000)
     for number in range(POINTS):
@@ -20,7 +20,7 @@ def test_an_even_consumption_is_found_whatever_happened_before_the_last_minutes(
 
 
 def test_too_early_to_say() -> None:
-    trend = Trend()
+    trend = Forecast()
     for number in range(LEAST_POINTS - 1):
         trend.note(number * PERIOD_S, 100 - number)
     assert trend.per_minute() is None
@@ -28,14 +28,14 @@ def test_too_early_to_say() -> None:
 
 
 def test_a_pool_that_gets_fuller_or_stays_does_not_run_out() -> None:
-    trend = Trend()
+    trend = Forecast()
     for number in range(10):
         trend.note(number * PERIOD_S, 100 + number // 5)
     assert trend.empty_in_s(101) is None
 
 
 def test_a_clock_that_was_set_back_starts_again() -> None:
-    trend = Trend()
+    trend = Forecast()
     for number in range(10):
         trend.note(1e6 + number * PERIOD_S, 100 - number)
     trend.note(10.0, 50)
@@ -44,7 +44,7 @@ def test_a_clock_that_was_set_back_starts_again() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1e10), st.integers(0, 10**7)), max_size=200))
 def test_any_points(points: list[tuple[float, int]]) -> None:
-    trend = Trend()
+    trend = Forecast()
     for at, free in points:
         trend.note(at, free)
         pace, empty = trend.per_minute(), trend.empty_in_s(free)

@@ -28,7 +28,7 @@ def traced(load: list[dict[str, tuple[int, int]]]) -> Trace:
 
 def check(replay: Replay) -> None:
     """Nothing is lost, nothing has two owners, every connection has a port that is still its VM's."""
-    view = replay.view
+    view = replay.fleet
     seen: set[tuple[object, int]] = set()
     held = 0
     for actor in replay.actors.values():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from cpm.core import moves
-from cpm.core.fleet import View
+from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
-from cpm.core.sizing.contention import CALM_S, DRAIN_HOPE_S, IN_VAIN_S, WANT_S, Shortage
+from cpm.core.sizing.contention import CALM_S, DRAIN_HOPE_S, IN_VAIN_S, WANT_S, Contention
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -47,31 +47,31 @@ class Pool:
         state = LedgerState(
             0, tuple(vms), (node,), (ExternalAddress(A, reserved),), tuple(allocations), AllocationId(99)
         )
-        self.view = View(state, 64)
+        self.fleet = Fleet(state, 64)
         self.starting: set[DomainUUID] = set()
         self.in_use: dict[str, int] = {}
         resolver = Resolver(Defaults(floor=64, policy="spec"), ["spec"])
-        self.shortage = Shortage(self.view, reserve, self.starting, resolver.effective, self.in_use.get)
+        self.contention = Contention(self.fleet, reserve, self.starting, resolver.effective, self.in_use.get)
 
     def active(self, name: str) -> Allocation:
-        active = self.view.one(DomainUUID(name), AllocationState.ACTIVE)
+        active = self.fleet.one(DomainUUID(name), AllocationState.ACTIVE)
         assert active is not None
         return active
 
     def grows(self, name: str, blocks: int, now: float = NOW) -> tuple[int, str]:
         """Return how many blocks a VM may have that wants so many, and why they are fewer."""
-        vm = self.view.vms[DomainUUID(name)]
-        limit = self.shortage.limit(vm, self.active(name), blocks * 64, self.in_use.get(name), now)
+        vm = self.fleet.vms[DomainUUID(name)]
+        limit = self.contention.limit(vm, self.active(name), blocks * 64, self.in_use.get(name), now)
         return limit.ports // 64, limit.why
 
     def relief(self, now: float = NOW) -> dict[str, int]:
-        return {str(uuid): ports // 64 for uuid, ports in self.shortage.relief(now)}
+        return {str(uuid): ports // 64 for uuid, ports in self.contention.relief(now)}
 
 
 def test_with_plenty_everybody_grows_as_it_likes_and_nobody_is_asked() -> None:
     pool = Pool(100, {"a": 4, "b": 4})
     assert pool.grows("a", 64) == (64, "")
-    assert not pool.shortage.holds(NOW)
+    assert not pool.contention.holds(NOW)
     assert pool.relief() == {}
 
 
@@ -88,9 +88,9 @@ def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> 
     pool = Pool(10, {"a": 5, "b": 5})
     pool.in_use.update(a=320, b=100)
     assert pool.grows("a", 8)[0] == 5
-    assert pool.shortage.want(DomainUUID("a")) is not None
+    assert pool.contention.want(DomainUUID("a")) is not None
     assert pool.grows("b", 8) == (5, "the pool is short, and only 100 of the VM's 320 ports are in use")
-    assert pool.shortage.want(DomainUUID("b")) is None
+    assert pool.contention.want(DomainUUID("b")) is None
 
 
 def test_starting_vms_go_before_growth() -> None:
@@ -105,10 +105,10 @@ def test_starting_vms_go_before_growth() -> None:
 def test_a_start_leaves_the_floors_of_others() -> None:
     pool = Pool(10, {"a": 5, "b": 0, "c": 0}, b=Wishes(floor=128), c=Wishes(floor=192))
     pool.starting.update([DomainUUID("b"), DomainUUID("c")])
-    b = pool.view.vms[DomainUUID("b")]
-    assert pool.shortage.first(b, 256, 128) == 128
+    b = pool.fleet.vms[DomainUUID("b")]
+    assert pool.contention.first(b, 256, 128) == 128
     pool.starting.discard(DomainUUID("c"))
-    assert pool.shortage.first(b, 256, 128) == 256
+    assert pool.contention.first(b, 256, 128) == 256
 
 
 def test_the_largest_idle_range_gives_back_for_a_vm_that_starts() -> None:
@@ -128,8 +128,8 @@ def test_who_has_more_than_its_share_yields_where_nothing_is_idle() -> None:
 def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None:
     pool = Pool(12, {"unknown": 8, "growing": 3, "new": 0})
     pool.in_use.update(growing=0)
-    vm = pool.view.vms[DomainUUID("growing")]
-    moves.enlarge(pool.view, vm, pool.active("growing"), 256, NOW, strict=False)
+    vm = pool.fleet.vms[DomainUUID("growing")]
+    moves.enlarge(pool.fleet, vm, pool.active("growing"), 256, NOW, strict=False)
     pool.starting.add(DomainUUID("new"))
     assert pool.relief() == {}
     pool.in_use.update(unknown=0)
@@ -141,7 +141,7 @@ def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes()
     pool.in_use.update(idle=0, other=0)
     pool.starting.add(DomainUUID("new"))
     assert pool.relief() == {"idle": 5}
-    moves.reduce(pool.view, pool.active("idle"), 320, NOW)
+    moves.reduce(pool.fleet, pool.active("idle"), 320, NOW)
     assert pool.relief(NOW + 1) == {}
     assert pool.relief(NOW + DRAIN_HOPE_S) == {"other": 5}
 
@@ -159,9 +159,9 @@ def test_a_range_gives_up_the_side_that_faces_one_who_lacks_ports() -> None:
     pool = Pool(12, {"low": 4, "middle": 4, "high": 4})
     pool.in_use.update(low=256, middle=256, high=256)
     assert pool.grows("low", 8)[0] == 4
-    assert pool.shortage.keeps_upper(pool.active("middle"))
-    assert not pool.shortage.keeps_upper(pool.active("high"))
-    assert not pool.shortage.keeps_upper(pool.active("low"))
+    assert pool.contention.keeps_upper(pool.active("middle"))
+    assert not pool.contention.keeps_upper(pool.active("high"))
+    assert not pool.contention.keeps_upper(pool.active("low"))
 
 
 def test_the_reserve_is_made_up_again() -> None:
@@ -174,32 +174,32 @@ def test_the_poorest_for_its_weight_is_served_first() -> None:
     pool = Pool(20, {"a": 6, "b": 4, "c": 8}, c=Wishes(weight=1000))
     pool.in_use.update(a=384, b=256, c=512)
     for name in "abc":
-        pool.shortage.refused(DomainUUID(name), 4096, NOW)
-    assert [uuid for uuid, _ in pool.shortage.poorest_first(NOW)] == ["c", "b", "a"]
+        pool.contention.refused(DomainUUID(name), 4096, NOW)
+    assert [uuid for uuid, _ in pool.contention.poorest_first(NOW)] == ["c", "b", "a"]
 
 
 def test_it_is_over_a_while_after_the_last_who_waited_has_what_it_wants_or_says_no_more() -> None:
     pool = Pool(4, {"a": 2, "b": 2})
-    pool.shortage.refused(DomainUUID("a"), 512, NOW)
-    assert pool.shortage.holds(NOW)
-    pool.shortage.relief(NOW + WANT_S)
-    assert pool.shortage.want(DomainUUID("a")) is None
-    assert pool.shortage.holds(NOW + CALM_S - 1)
-    assert not pool.shortage.holds(NOW + CALM_S)
-    pool.shortage.refused(DomainUUID("a"), 512, NOW + 100)
-    pool.shortage.settled(DomainUUID("a"))
-    assert not pool.shortage.holds(NOW + 100)
+    pool.contention.refused(DomainUUID("a"), 512, NOW)
+    assert pool.contention.holds(NOW)
+    pool.contention.relief(NOW + WANT_S)
+    assert pool.contention.want(DomainUUID("a")) is None
+    assert pool.contention.holds(NOW + CALM_S - 1)
+    assert not pool.contention.holds(NOW + CALM_S)
+    pool.contention.refused(DomainUUID("a"), 512, NOW + 100)
+    pool.contention.settled(DomainUUID("a"))
+    assert not pool.contention.holds(NOW + 100)
 
 
 def test_one_shortage_after_another_is_another_one() -> None:
     pool = Pool(4, {"a": 2, "b": 2})
-    assert pool.shortage.number(NOW) is None
-    pool.shortage.refused(DomainUUID("a"), 512, NOW)
-    first = pool.shortage.number(NOW)
+    assert pool.contention.number(NOW) is None
+    pool.contention.refused(DomainUUID("a"), 512, NOW)
+    first = pool.contention.number(NOW)
     assert first is not None
-    assert pool.shortage.number(NOW + CALM_S - 1) == first
-    pool.shortage.settled(DomainUUID("a"))
+    assert pool.contention.number(NOW + CALM_S - 1) == first
+    pool.contention.settled(DomainUUID("a"))
     over = NOW + 2 * CALM_S
-    assert pool.shortage.number(over) is None
-    pool.shortage.refused(DomainUUID("b"), 512, over)
-    assert pool.shortage.number(over) not in (None, first)
+    assert pool.contention.number(over) is None
+    pool.contention.refused(DomainUUID("b"), 512, over)
+    assert pool.contention.number(over) not in (None, first)

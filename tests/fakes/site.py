@@ -1,5 +1,5 @@
 """
-A fleet in virtual time: the real deciding code of manager and nodes, over a fake network and fake kernels.
+A site in virtual time: the real deciding code of manager and nodes, over a fake network and fake kernels.
 
 The manager is the real :class:`cpm.core.manager.Manager` over a real ledger in memory, the nodes are real
 :class:`natctl.core.node.Node` objects. Messages wait in queues until delivered, kernel commands until carried out;
@@ -98,7 +98,7 @@ class Machine:
     answers: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
-class Fleet:
+class Site:
     """Two hosts, two edges, one manager; VMs come and go."""
 
     def __init__(self, *, hold_down_s: float = 120.0, ports: PortRange | None = None) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from cpm.protocol import codec
 from cpm.protocol.messages import Need
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
-from tests.fakes.fleet import EXTERNAL, Fleet
+from tests.fakes.site import EXTERNAL, Site
 
 VMS = [DomainUUID(f"00000000-0000-0000-0000-{number:012d}") for number in range(1, 6)]
 NODES = [NodeName(name) for name in ("host1", "host2", "edge1", "edge2")]
@@ -26,33 +26,33 @@ class Faults(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fleet = Fleet(hold_down_s=20.0, ports=PortRange(1024, 1024 + 24 * 64 - 1))
+        self.site = Site(hold_down_s=20.0, ports=PortRange(1024, 1024 + 24 * 64 - 1))
 
     def running(self, uuid: DomainUUID) -> bool:
-        return any(uuid in machine.guests for machine in self.fleet.hosts)
+        return any(uuid in machine.guests for machine in self.site.hosts)
 
     @rule(uuid=vms, host=hosts)
     def start_or_stop(self, uuid: DomainUUID, host: NodeName) -> None:
         if self.running(uuid):
-            self.fleet.stop_vm(uuid)
+            self.site.stop_vm(uuid)
         else:
-            self.fleet.start_vm(host, uuid)
+            self.site.start_vm(host, uuid)
 
     @rule(uuid=vms)
     def stop_without_a_hook(self, uuid: DomainUUID) -> None:
-        self.fleet.stop_vm(uuid, hook=False)
+        self.site.stop_vm(uuid, hook=False)
 
     @rule(uuid=vms, blocks=st.integers(1, 12), in_use=st.none() | st.integers(0, 600))
     def resize(self, uuid: DomainUUID, blocks: int, in_use: int | None) -> None:
-        self.fleet.ask(lambda manager: manager.sizing.resize(uuid, blocks * 64, self.fleet.now, in_use=in_use))
+        self.site.ask(lambda manager: manager.sizer.resize(uuid, blocks * 64, self.site.now, in_use=in_use))
 
     @rule(uuid=vms)
     def relocate(self, uuid: DomainUUID) -> None:
-        self.fleet.ask(lambda manager: manager.sizing.relocate(uuid, self.fleet.now))
+        self.site.ask(lambda manager: manager.sizer.relocate(uuid, self.site.now))
 
     @rule(uuid=vms, in_use=st.integers(0, 600), rate=st.sampled_from([0.0, 1000.0]))
     def say_that_it_needs_more(self, uuid: DomainUUID, in_use: int, rate: float) -> None:
-        for machine in self.fleet.hosts:
+        for machine in self.site.hosts:
             if machine.connected and machine.node is not None:
                 vm = machine.node.guests().get(uuid)
                 ports = vm.ports if vm is not None and vm.ports is not None else PortRange(1024, 1279)
@@ -61,101 +61,101 @@ class Faults(RuleBasedStateMachine):
 
     @rule(uuid=vms, offset=st.integers(0, 1000))
     def open_connection(self, uuid: DomainUUID, offset: int) -> None:
-        self.fleet.open(uuid, offset)
+        self.site.open(uuid, offset)
 
     @rule()
     def close_connections(self) -> None:
-        self.fleet.connections.clear()
+        self.site.connections.clear()
 
     @rule(name=nodes, count=st.integers(1, 4))
     def deliver_up(self, name: NodeName, count: int) -> None:
         for _ in range(count):
-            self.fleet.deliver_up(name)
+            self.site.deliver_up(name)
 
     @rule(name=nodes, count=st.integers(1, 4))
     def deliver_down(self, name: NodeName, count: int) -> None:
         for _ in range(count):
-            self.fleet.deliver_down(name)
+            self.site.deliver_down(name)
 
     @rule(name=nodes)
     def kernel_step(self, name: NodeName) -> None:
-        self.fleet.kernel_step(name)
+        self.site.kernel_step(name)
 
     @rule()
     def let_it_all_happen(self) -> None:
-        self.fleet.run()
+        self.site.run()
 
     @rule(host=hosts, busy=st.booleans())
     def report(self, host: NodeName, busy: bool) -> None:
-        self.fleet.report(host, busy=busy)
+        self.site.report(host, busy=busy)
 
     @rule(seconds=st.sampled_from([0.5, 2.0, 6.0, 25.0]))
     def pass_time(self, seconds: float) -> None:
-        self.fleet.pass_time(seconds)
+        self.site.pass_time(seconds)
 
     @rule(name=nodes)
     def cut_off(self, name: NodeName) -> None:
-        self.fleet.disconnect(name)
+        self.site.disconnect(name)
 
     @rule(name=nodes)
     def reconnect(self, name: NodeName) -> None:
-        self.fleet.connect(name)
+        self.site.connect(name)
 
     @rule(name=nodes)
     def kill_natd(self, name: NodeName) -> None:
-        self.fleet.kill_natd(name)
+        self.site.kill_natd(name)
 
     @rule(name=nodes)
     def start_natd(self, name: NodeName) -> None:
-        self.fleet.start_natd(name)
+        self.site.start_natd(name)
 
     @rule(name=nodes)
     def let_the_kernel_refuse(self, name: NodeName) -> None:
-        self.fleet.machines[name].failing = True
+        self.site.machines[name].failing = True
 
-    @precondition(lambda self: self.fleet.manager is not None)
+    @precondition(lambda self: self.site.manager is not None)
     @rule()
     def crash_manager(self) -> None:
-        self.fleet.crash_manager()
+        self.site.crash_manager()
 
-    @precondition(lambda self: self.fleet.manager is None)
+    @precondition(lambda self: self.site.manager is None)
     @rule()
     def restart_manager(self) -> None:
-        self.fleet.start_manager()
+        self.site.start_manager()
 
     @invariant()
     def nobody_sees_what_nobody_may_see(self) -> None:
-        self.fleet.check()
+        self.site.check()
 
     def teardown(self) -> None:
-        fleet = self.fleet
-        fleet.heal()
-        fleet.connections.clear()
+        site = self.site
+        site.heal()
+        site.connections.clear()
         for _ in range(6):
             for host in HOSTS:
-                fleet.report(host, busy=False)
-            fleet.run()
-            fleet.pass_time(25.0)
-            fleet.run()
-        manager = fleet.manager
+                site.report(host, busy=False)
+            site.run()
+            site.pass_time(25.0)
+            site.run()
+        manager = site.manager
         assert manager is not None
-        rows = [row for vm in manager.view.vms for row in manager.view.of(vm)]
+        rows = [row for vm in manager.fleet.vms for row in manager.fleet.of(vm)]
         assert {row.state for row in rows} <= {AllocationState.ACTIVE}, rows
-        usage = manager.view.space.usage(EXTERNAL)
+        usage = manager.fleet.space.usage(EXTERNAL)
         assert usage.free + sum(row.ports.size for row in rows) == 24 * 64
         assert {row.domain for row in rows} | manager.waiting == {uuid for uuid in VMS if self.running(uuid)}
-        for machine in fleet.hosts:
+        for machine in site.hosts:
             for row in rows:
                 if row.node == machine.identity.name:
                     assert machine.kernel.host[row.domain].ports == row.ports
                     assert machine.kernel.host[row.domain].taps == machine.guests[row.domain]
             assert set(machine.kernel.host) == {r.domain for r in rows if r.node == machine.identity.name}
-        for machine in fleet.edges:
+        for machine in site.edges:
             mapped = {entry.domain: entry.ranges for entry in machine.kernel.edge.values()}
             assert mapped == {row.domain: ((EXTERNAL, row.ports),) for row in rows}
-        state = fleet.ledger.load()
+        state = site.ledger.load()
         assert {(row.domain, row.ports) for row in state.allocations} == {(row.domain, row.ports) for row in rows}
-        fleet.ledger.close()
+        site.ledger.close()
 
 
 TestFaults = Faults.TestCase

@@ -1,0 +1,202 @@
+"""A VM whose ports lie apart: what its new connections get, and that none is denied while the VM has ports free."""
+
+from __future__ import annotations
+
+import random
+
+from cpm.core.sizing.contention import CALM_S
+from cpm.protocol.messages import Need
+from cpm.protocol.model import AllocationState, DomainUUID, PortRange
+from tests.fakes.site import Site
+from tests.unit.site.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, resize, settle, started, states
+
+FIFTH = DomainUUID("00000000-0000-0000-0000-000000000005")
+
+
+def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_back_when_they_are_free() -> None:
+    site = fragmented()
+    for offset in range(250):
+        assert site.open(VM, offset) is not None
+    assert site.manager is not None
+    manager = site.manager
+    step_aside(site, in_use=250)
+    settle(site)
+    assert states(site) == [(1024, 1279, "draining"), (1344, 1471, "active")]
+    started(site, FOURTH)
+    connections = sorted(site.connections, key=lambda each: each.port)
+    site.connections -= set(connections[:100])
+    for offset in range(100):
+        assert site.open(VM, offset) is not None
+    settle(site)
+    assert list(manager.sizer.of(VM).free_in.values()) == [256 - 150]
+    step_aside(site, in_use=100)
+    site.run()
+    assert states(site) == [(1024, 1279, "draining"), (1344, 1535, "active")], "it has 92 left itself"
+    step_aside(site, in_use=150)
+    settle(site)
+    assert (1024, 1279, "active") in states(site)
+    assert site.open(VM, 255) is not None
+    assert manager.sizer.of(VM).refusal == ""
+
+
+def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
+    site = fragmented()
+    assert site.manager is not None
+    site.manager.sizer.contention.refused(THIRD, 2048, site.now)
+    step_aside(site, in_use=250)
+    site.run()
+    assert states(site) == [(1024, 1279, "active")]
+    assert "no free run that long" in site.manager.sizer.of(VM).refusal
+
+
+def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:
+    site = fragmented()
+    assert opened(site, 250) == 250
+    step_aside(site, in_use=250)
+    settle(site)
+    started(site, FOURTH)
+    site.connections -= set(sorted(site.connections, key=lambda each: each.port)[:94])
+    assert opened(site, 100) == 100
+    settle(site)
+    assert site.manager is not None
+    sizing = site.manager.sizer
+    sizing.contention.refused(THIRD, 2048, site.now)
+    sizing.of(VM).yielded = sizing.contention.number(site.now)
+    step_aside(site, in_use=150)
+    site.run()
+    assert (1024, 1279, "draining") in states(site)
+    sizing.contention.settled(THIRD)
+    sizing.contention.settled(VM)
+    later = site.now + CALM_S
+    assert not sizing.contention.holds(later)
+    sizing.contention.refused(THIRD, 2048, later)
+    site.ask(lambda manager: manager.sizer.resize(VM, 384, later, in_use=150))
+    site.run()
+    assert (1024, 1279, "active") in states(site)
+
+
+def fragmented() -> Site:
+    """Seven free blocks, four in one piece at most: not enough for a range of five."""
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1))
+    for uuid in (VM, OTHER, THIRD):
+        started(site, uuid)
+    resize(site, 64, OTHER)
+    settle(site)
+    site.pass_time(2.0)
+    settle(site)
+    assert site.manager is not None
+    space = site.manager.fleet.space
+    assert (space.free_ports, space.longest_free()) == (7 * 64, 4 * 64)
+    return site
+
+
+def step_aside(site: Site, in_use: int) -> None:
+    site.ask(lambda manager: manager.sizer.resize(VM, 384, site.now, in_use=in_use))
+
+
+def test_while_connections_come_and_go_slowly_none_is_denied_for_ports_that_are_free() -> None:
+    """A growth that took back a range of the VM's own that is full would leave it with fewer ports than before."""
+    site = tight()
+    draw = random.Random(1)
+    for _ in range(14):
+        for host in (HOST1, HOST2):
+            site.report(host, busy=False)
+        site.run()
+        site.pass_time(1.0)
+        site.run()
+        mine = sorted(site.connections, key=lambda each: each.port)
+        site.connections -= set(draw.sample(mine, 20))
+        before = unused(site)
+        need(site, arrivals_per_s=20.0)
+        assert len(unused(site)) >= min(len(before), 20)
+        assert opened(site, 20) == 20
+
+
+def test_what_grows_in_place_is_not_remembered_as_left() -> None:
+    site = Site()
+    started(site)
+    assert opened(site, 200) == 200
+    need(site, arrivals_per_s=20.0)
+    assert states(site) == [(1024, 1535, "active")]
+    assert site.manager is not None
+    assert site.manager.sizer.of(VM).free_in == {}
+
+
+def test_a_count_of_the_range_before_says_nothing_of_the_one_now() -> None:
+    site = Site()
+    started(site)
+    assert opened(site, 100) == 100
+    settle(site)
+    assert site.manager is not None
+    sizing = site.manager.sizer
+    assert sizing.in_use(VM) == 100
+    relocated(site)
+    assert sizing.in_use(VM) is None
+    assert list(sizing.of(VM).free_in.values()) == [256 - 100]
+    settle(site, reports=1)
+    assert sizing.in_use(VM) == 0
+
+
+def test_an_operator_does_not_move_a_vm_back_to_ports_that_are_in_use() -> None:
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 24 * 64 - 1))
+    started(site)
+    assert opened(site, 140) == 140
+    settle(site)
+    relocated(site)
+    assert states(site) == [(1024, 1279, "draining"), (1344, 1599, "active")]
+    assert opened(site, 60) == 60
+    settle(site)
+    relocated(site)
+    assert states(site) == [(1024, 1279, "draining"), (1344, 1599, "draining"), (1664, 1919, "active")]
+
+
+def relocated(site: Site) -> None:
+    site.ask(lambda manager: manager.sizer.relocate(VM, site.now))
+    site.run()
+
+
+def tight() -> Site:
+    """A VM on several runs, all but full, and next to nothing free."""
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 21 * 64 - 1))
+    started(site)
+    resize(site, 512)
+    site.run()
+    for uuid in (OTHER, THIRD, FOURTH):
+        started(site, uuid)
+    for uuid in (OTHER, FOURTH):
+        resize(site, 64, uuid)
+    settle(site)
+    site.pass_time(2.0)
+    settle(site)
+    assert opened(site, 512) == 512
+    need(site, arrivals_per_s=30.0)
+    started(site, FIFTH, HOST2)
+    opened(site, 160)
+    return site
+
+
+def active(site: Site) -> PortRange:
+    assert site.manager is not None
+    found = site.manager.fleet.one(VM, AllocationState.ACTIVE)
+    assert found is not None
+    return found.ports
+
+
+def unused(site: Site) -> list[int]:
+    """Return what the VM's next connections may use."""
+    ports, used = active(site), {each.port for each in site.connections}
+    return [port for port in range(ports.first, ports.last + 1) if port not in used]
+
+
+def opened(site: Site, count: int) -> int:
+    """Open connections of the VM, and say how many have become one."""
+    first = active(site).first
+    return sum(site.open(VM, port - first) is not None for port in unused(site)[:count])
+
+
+def need(site: Site, arrivals_per_s: float) -> None:
+    """Let its host say that the VM nears the end of its range."""
+    ports = active(site)
+    said = Need(VM, ports, ports.size - len(unused(site)), arrivals_per_s)
+    site.ask(lambda manager: manager.said(HOST1, said, site.now))
+    site.run()

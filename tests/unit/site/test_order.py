@@ -1,0 +1,417 @@
+"""The order of a change, seen step by step: edges first and host last; host first and edges last."""
+
+from __future__ import annotations
+
+import pytest
+
+from cpm.core.journal import JournalEvent
+from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.queries import metrics, overview
+from natctl.core.node import StaleEpoch
+from tests.fakes.site import Site
+
+VM = DomainUUID("00000000-0000-0000-0000-000000000001")
+OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
+THIRD = DomainUUID("00000000-0000-0000-0000-000000000003")
+FOURTH = DomainUUID("00000000-0000-0000-0000-000000000004")
+HOST1, HOST2, EDGE1, EDGE2 = (NodeName(name) for name in ("host1", "host2", "edge1", "edge2"))
+
+
+def states(site: Site, uuid: DomainUUID = VM) -> list[tuple[int, int, str]]:
+    assert site.manager is not None
+    return sorted((a.ports.first, a.ports.last, a.state.value) for a in site.manager.fleet.of(uuid))
+
+
+def started(site: Site, uuid: DomainUUID = VM, host: NodeName = HOST1) -> None:
+    request = site.start_vm(host, uuid)
+    site.run()
+    assert site.machines[host].answers[request] == ""
+
+
+def resize(site: Site, ports: int, uuid: DomainUUID = VM) -> None:
+    site.ask(lambda manager: manager.sizer.resize(uuid, ports, site.now))
+
+
+def ways(site: Site) -> int:
+    """Return how many edges host1 spreads its packets over."""
+    path = site.machines[HOST1].kernel.path
+    assert path is not None
+    return len(path.edges)
+
+
+def settle(site: Site, *, reports: int = 3) -> None:
+    site.run()
+    for _ in range(reports):
+        for host in (HOST1, HOST2):
+            site.report(host, busy=False)
+        site.run()
+
+
+def test_a_vm_starts_only_when_both_edges_and_then_its_host_hold_its_ports() -> None:
+    site = Site()
+    request = site.start_vm(HOST1, VM)
+    site.deliver_up(HOST1)
+    site.deliver_down(EDGE1), site.kernel_step(EDGE1), site.deliver_up(EDGE1)
+    while site.deliver_down(HOST1) or site.kernel_step(HOST1) or site.deliver_up(HOST1):
+        pass
+    assert site.machines[EDGE1].kernel.edge[VM].ranges
+    assert VM not in site.machines[HOST1].kernel.host
+    assert request not in site.machines[HOST1].answers
+    site.run()
+    assert site.machines[HOST1].kernel.host[VM].ports == site.machines[EDGE2].kernel.edge[VM].ranges[0][1]
+    assert site.machines[HOST1].answers[request] == ""
+    assert states(site) == [(1024, 1279, "active")]
+
+
+def test_growth_in_place_reaches_the_edges_before_the_host() -> None:
+    site = Site()
+    started(site)
+    resize(site, 512)
+    site.deliver_down(EDGE1), site.kernel_step(EDGE1), site.deliver_up(EDGE1)
+    assert site.machines[HOST1].kernel.host[VM].ports.size == 256  # type: ignore[union-attr]
+    site.run()
+    assert site.machines[HOST1].kernel.host[VM].ports.size == 512  # type: ignore[union-attr]
+    assert states(site) == [(1024, 1535, "active")]
+
+
+def test_shrinking_reaches_the_host_first_and_the_edges_when_no_connection_is_left() -> None:
+    site = Site()
+    started(site)
+    connection = site.open(VM, 200)
+    assert connection is not None
+    resize(site, 128)
+    settle(site)
+    assert site.machines[HOST1].kernel.host[VM].ports.size == 128  # type: ignore[union-attr]
+    assert states(site) == [(1024, 1151, "active"), (1152, 1279, "draining")]
+    assert all(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)
+    site.connections.clear()
+    settle(site)
+    assert states(site) == [(1024, 1151, "active"), (1152, 1279, "held")]
+    assert not any(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)
+
+
+def test_a_held_range_is_free_after_the_hold_down_and_not_a_second_earlier() -> None:
+    site = Site(hold_down_s=120.0)
+    started(site)
+    site.stop_vm(VM)
+    site.run()
+    assert states(site) == [(1024, 1279, "held")]
+    site.pass_time(119.0)
+    site.run()
+    assert states(site) == [(1024, 1279, "held")]
+    site.pass_time(1.0)
+    site.run()
+    assert states(site) == []
+    assert site.manager is not None
+    assert VM not in site.manager.fleet.vms
+
+
+def test_an_edge_that_is_away_keeps_a_range_from_its_next_owner_until_it_is_fenced() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    site.disconnect(EDGE2)
+    site.stop_vm(VM)
+    for _ in range(5):
+        site.run()
+        site.pass_time(60.0)
+    assert states(site) == [(1024, 1279, "held")]
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    site.run()
+    assert states(site) == []
+
+
+def test_an_edge_that_stays_away_gets_no_more_packets_and_starts_do_not_wait_for_it() -> None:
+    site = Site()
+    started(site)
+    site.disconnect(EDGE2)
+    started(site, OTHER, HOST2)
+    assert ways(site) == 2
+    site.pass_time(11.0)
+    site.run()
+    assert ways(site) == 1
+    site.connect(EDGE2)
+    site.run()
+    assert ways(site) == 2
+
+
+def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    site.kill_natd(HOST1)
+    site.machines[HOST1].guests.pop(VM)
+    started(site, VM, HOST2)
+    site.pass_time(60.0)
+    site.run()
+    assert (1024, 1279, "draining") in states(site)
+    assert site.machines[HOST2].kernel.host[VM].ports != site.machines[HOST1].kernel.host[VM].ports
+    site.start_natd(HOST1)
+    site.connect(HOST1)
+    site.run()
+    assert VM not in site.machines[HOST1].kernel.host
+    site.pass_time(60.0)
+    site.run()
+    assert [state for _, _, state in states(site)] == ["active"]
+
+
+def test_a_manager_that_comes_back_takes_up_every_change_where_it_was() -> None:
+    site = Site()
+    started(site)
+    resize(site, 1024)
+    site.deliver_down(EDGE1)
+    site.crash_manager()
+    site.heal()
+    assert states(site) == [(1024, 2047, "active")]
+    assert site.machines[HOST1].kernel.host[VM].ports.size == 1024  # type: ignore[union-attr]
+
+
+def test_natd_restarted_while_the_manager_is_away_changes_nothing() -> None:
+    site = Site()
+    started(site)
+    before = dict(site.machines[HOST1].kernel.host)
+    site.crash_manager()
+    site.kill_natd(HOST1)
+    site.start_natd(HOST1)
+    site.pass_time(30.0)
+    site.run()
+    assert site.machines[HOST1].kernel.host == before
+
+
+def test_a_vm_that_stops_while_nobody_looks_is_found_gone() -> None:
+    site = Site()
+    started(site)
+    site.kill_natd(HOST1)
+    site.stop_vm(VM, hook=False)
+    site.heal()
+    assert [state for _, _, state in states(site)] == [AllocationState.HELD]
+
+
+def test_a_vm_whose_interfaces_vanish_without_a_hook_counts_as_gone() -> None:
+    site = Site()
+    started(site)
+    site.stop_vm(VM, hook=False)
+    site.pass_time(2.0)
+    site.run()
+    assert states(site) == [(1024, 1279, "active")]
+    site.pass_time(2.0)
+    site.run()
+    assert states(site) == [(1024, 1279, "held")]
+
+
+def test_a_vm_that_starts_again_at_once_has_its_ports_back() -> None:
+    site = Site()
+    started(site)
+    site.stop_vm(VM)
+    request = site.start_vm(HOST1, VM)
+    site.run()
+    assert site.machines[HOST1].answers[request] == ""
+    assert (1024, 1279, "active") in states(site)
+
+
+def test_without_a_manager_a_start_is_answered_at_once_and_the_ports_follow() -> None:
+    site = Site()
+    site.crash_manager()
+    request = site.start_vm(HOST1, VM)
+    assert site.machines[HOST1].answers[request] == "unreachable"
+    site.heal()
+    assert states(site) == [(1024, 1279, "active")]
+    assert site.machines[HOST1].kernel.host[VM].taps
+
+
+def test_a_full_pool_refuses_with_the_reason_and_serves_when_ports_are_free() -> None:
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1087))
+    started(site)
+    request = site.start_vm(HOST2, OTHER)
+    site.run()
+    assert site.machines[HOST2].answers[request] == "ports-exhausted"
+    site.stop_vm(VM)
+    for _ in range(4):
+        site.run()
+        site.pass_time(6.0)
+    site.run()
+    assert states(site, OTHER) == [(1024, 1087, "active")]
+
+
+def test_a_kernel_that_refuses_gets_everything_again() -> None:
+    site = Site()
+    site.machines[EDGE1].failing = True
+    request = site.start_vm(HOST1, VM)
+    site.run()
+    assert request not in site.machines[HOST1].answers
+    site.pass_time(6.0)
+    site.run()
+    assert site.machines[HOST1].answers[request] == ""
+    assert site.machines[EDGE1].kernel.edge[VM] == site.machines[EDGE2].kernel.edge[VM]
+
+
+def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
+    site = Site()
+    started(site)
+    node = site.machines[HOST1].node
+    assert node is not None
+    before = node.epoch
+    site.crash_manager()
+    site.heal()
+    with pytest.raises(StaleEpoch):
+        node.received(Delta(before, 99, host_gone=(VM,)), site.now)
+    assert node.epoch > before
+    assert VM in site.machines[HOST1].kernel.host
+
+
+def test_a_vm_that_two_hosts_claim_after_a_crash_ends_where_it_runs() -> None:
+    site = Site()
+    site.start_vm(HOST2, VM)
+    site.deliver_up(HOST2)
+    site.stop_vm(VM, hook=False)
+    site.start_vm(HOST1, VM)
+    site.crash_manager()
+    site.heal()
+    assert site.manager is not None
+    assert site.manager.present == {VM: HOST1}
+    assert site.machines[HOST1].kernel.host[VM].ports is not None
+
+
+def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
+    site = Site()
+    started(site)
+    node = site.machines[HOST1].node
+    assert node is not None
+    need = Need(VM, PortRange(1024, 1279), ports_in_use=200, arrivals_per_s=4000.0)
+    site.ask(lambda manager: manager.said(HOST1, need, site.now))
+    site.run()
+    assert states(site) == [(1024, 1024 + 1216 - 1, "active")]
+    site.ask(lambda manager: manager.said(HOST1, need, site.now))
+    site.run()
+    assert states(site) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
+
+
+def test_a_need_that_nothing_comes_of_is_declined_and_one_that_is_late_is_not() -> None:
+    site = Site()
+    started(site)
+    assert site.manager is not None
+    manager, range_ = site.manager, PortRange(1024, 1279)
+
+    def answers(need: Need) -> list[Declined]:
+        manager.said(HOST1, need, site.now)
+        outcome = manager.take(site.now)
+        return [message for name, message in outcome.messages if name == HOST1 and isinstance(message, Declined)]
+
+    assert answers(Need(VM, range_, ports_in_use=10, arrivals_per_s=4000.0)) == [Declined(manager.epoch, VM, range_)]
+    assert answers(Need(VM, PortRange(1024, 1151), ports_in_use=128, arrivals_per_s=1.0)) == []
+    assert answers(Need(VM, range_, ports_in_use=200, arrivals_per_s=4000.0)) == []
+
+
+def test_a_relocated_range_serves_its_connections_until_they_end() -> None:
+    site = Site()
+    started(site)
+    connection = site.open(VM, 7)
+    assert connection is not None
+    site.ask(lambda manager: manager.sizer.relocate(VM, site.now))
+    settle(site)
+    assert states(site) == [(1024, 1279, "draining"), (1344, 1599, "active")]
+    assert all(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)
+    site.connections.clear()
+    settle(site)
+    assert states(site) == [(1024, 1279, "held"), (1344, 1599, "active")]
+
+
+def test_a_fragmented_address_is_compacted_without_cutting_anything() -> None:
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1))
+    for uuid in (VM, OTHER, THIRD, FOURTH):
+        started(site, uuid)
+    connection = site.open(THIRD, 0)
+    for uuid in (VM, OTHER, FOURTH):
+        resize(site, 64, uuid)
+        settle(site)
+    resize(site, 64, THIRD)
+    settle(site)
+    assert site.manager is not None
+    assert site.manager.fleet.space.longest_free() < 6 * 64
+    site.connections.clear()
+    for _ in range(20):
+        settle(site)
+        site.pass_time(31.0)
+    assert connection is not None
+    assert site.manager.fleet.space.longest_free() >= 6 * 64
+    assert [s for uuid in (VM, OTHER, THIRD, FOURTH) for _, _, s in states(site, uuid)] == ["active"] * 4
+
+
+def test_what_was_confirmed_to_the_last_session_confirms_nothing_to_this_one() -> None:
+    """Generations count within a session: work of the former one ends while the new one waits for its snapshot."""
+    site = Site()
+    site.start_vm(HOST1, VM)
+    site.deliver_up(HOST1)
+    site.deliver_down(EDGE1)
+    site.disconnect(EDGE1)
+    site.connect(EDGE1)
+    site.deliver_up(EDGE1)
+    site.kernel_step(EDGE1)
+    site.deliver_up(EDGE1)
+    assert site.manager is not None
+    assert not site.manager.sessions[EDGE1].synced
+
+
+def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -> None:
+    site = Site()
+    started(site)
+    site.migrate(VM, HOST2)
+    settle(site)
+    assert VM in site.machines[HOST1].kernel.host, "it still runs here"
+    assert VM not in site.machines[HOST2].kernel.host
+    site.resume(VM, HOST2)
+    site.run()
+    assert site.machines[HOST2].kernel.host[VM].taps
+    assert VM not in site.machines[HOST1].kernel.host
+    moved = site.machines[HOST2].kernel.host[VM].ports
+    site.left(VM, HOST1)
+    settle(site)
+    assert site.machines[HOST2].kernel.host[VM].ports == moved
+    assert site.manager is not None
+    assert site.manager.present == {VM: HOST2}
+
+
+def test_a_migration_whose_arrival_nobody_saw_ends_with_the_stop_at_its_source() -> None:
+    site = Site()
+    started(site)
+    site.migrate(VM, HOST2)
+    site.run()
+    site.left(VM, HOST1)
+    site.run()
+    assert site.machines[HOST2].kernel.host[VM].taps
+    assert site.manager is not None
+    assert site.manager.present == {VM: HOST2}
+
+
+def test_a_migration_that_comes_to_nothing_changes_nothing() -> None:
+    site = Site()
+    started(site)
+    before = dict(site.machines[HOST1].kernel.host)
+    site.migrate(VM, HOST2)
+    site.run()
+    site.left(VM, HOST2)
+    settle(site)
+    assert site.machines[HOST1].kernel.host == before
+    assert states(site) == [(1024, 1279, "active")]
+
+
+def journal(site: Site) -> list[JournalEvent]:
+    return [entry.event for entry in site.ledger.reader().history(VM)]
+
+
+def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
+    site = Site()
+    started(site)
+    node = site.machines[HOST1].node
+    assert node is not None
+    vms = (Measured(VM, 10.0, 0.1, ports_in_use=256),)
+    report = Report(node.applied_generation, 1.0, vms, refused={VM: 7})
+    site.ask(lambda manager: manager.said(HOST1, report, site.now))
+    assert site.manager is not None
+    assert overview.domain(site.manager, VM).refused_packets == 7
+    line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
+    assert line in metrics.exposition(site.manager).decode()
+    # What may have been counted before this manager began is no news, what comes after it is.
+    assert JournalEvent.EXHAUSTED not in journal(site)
+    more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})
+    site.ask(lambda manager: manager.said(HOST1, more, site.now))
+    assert journal(site).count(JournalEvent.EXHAUSTED) == 1

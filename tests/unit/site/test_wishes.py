@@ -1,0 +1,158 @@
+"""What a domain's XML says reaches the manager, wins over what the operator says, and is followed while the VM runs."""
+
+from __future__ import annotations
+
+from cpm.protocol.errors import InvalidRequest, NotFound
+from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
+from cpm.protocol.wishes import Origin
+from natctl.core.domains import Running
+from tests.fakes.site import Site
+
+ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
+HOST1, HOST2 = NodeName("host1"), NodeName("host2")
+
+
+def vm(site: Site) -> VM:
+    assert site.manager is not None
+    return site.manager.fleet.vms[ONE]
+
+
+def floor(site: Site) -> tuple[int, str]:
+    assert site.manager is not None
+    chosen = site.manager.wishes(vm(site)).floor
+    return chosen.value, chosen.origin
+
+
+def size(site: Site) -> int:
+    ports = site.machines[HOST1].kernel.host[ONE].ports
+    assert ports is not None
+    return ports.size
+
+
+def lists(site: Site, wishes: Wishes | None) -> None:
+    """libvirt's list says this of the VM, as after an event METADATA_CHANGE."""
+    machine = site.machines[HOST1]
+    assert machine.node is not None
+    machine.node.listed([Running(ONE, "vm-0001", machine.guests[ONE], wishes)], site.now)
+    site._carry_out(machine)
+    site.run()
+
+
+def reports(site: Site, count: int = 1) -> None:
+    for _ in range(count):
+        site.report(HOST1, busy=False)
+        site.run()
+        site.pass_time(6.0)
+        site.run()
+
+
+def started(wishes: Wishes | None = None) -> Site:
+    site = Site()
+    machine = site.machines[HOST1]
+    assert machine.node is not None
+    machine.guests[ONE] = frozenset({"vnet0"})
+    machine.node.linked(frozenset({"vnet0"}), site.now)
+    machine.node.starting(1, Running(ONE, "vm-0001", frozenset({"vnet0"}), wishes), site.now, wait_for_taps=True)
+    site._carry_out(machine)
+    site.run()
+    return site
+
+
+def test_a_vm_starts_with_what_its_xml_says() -> None:
+    site = started(Wishes(floor=512, nonsense=("weight 'x': it is not a whole number",)))
+    assert size(site) == 512
+    assert floor(site) == (512, Origin.METADATA)
+
+
+def test_a_change_of_the_xml_of_a_running_vm_is_told_at_once_and_followed_with_the_next_report() -> None:
+    site = started(Wishes())
+    assert size(site) == 256
+    lists(site, Wishes(floor=1024))
+    assert vm(site).metadata == Wishes(floor=1024)
+    reports(site)
+    assert size(site) == 1024
+    lists(site, Wishes())
+    assert floor(site) == (64, Origin.POOL)
+
+
+def test_a_host_that_does_not_know_the_xml_changes_nothing() -> None:
+    site = started(Wishes(floor=512))
+    site.kill_natd(HOST1)
+    site.start_natd(HOST1)
+    site.connect(HOST1)
+    site.run()
+    assert vm(site).metadata == Wishes(floor=512)
+
+
+def test_what_the_operator_says_is_kept_over_restarts_and_gives_way_to_the_xml() -> None:
+    site = started(Wishes())
+    site.ask(lambda manager: manager.set_wishes(ONE, Wishes(floor=320, cap=640)))
+    reports(site)
+    assert size(site) == 320
+    site.crash_manager()
+    site.heal()
+    assert vm(site).set == Wishes(floor=320, cap=640)
+    assert floor(site) == (320, Origin.SET)
+    lists(site, Wishes(floor=512))
+    assert floor(site) == (512, Origin.METADATA)
+    assert vm(site).set == Wishes(floor=320, cap=640)
+
+
+def test_a_host_hears_of_a_new_cap_at_once() -> None:
+    site = started(Wishes())
+    for cap, at_cap in ((256, True), (512, False)):
+        site.ask(lambda manager, cap=cap: manager.set_wishes(ONE, Wishes(cap=cap)))  # type: ignore[misc]
+        site.run()
+        entry = site.machines[HOST1].kernel.host[ONE]
+        assert (entry.at_cap, entry.defer_after is None) == (at_cap, at_cap)
+
+
+def test_nonsense_in_the_xml_never_keeps_a_vm_from_starting() -> None:
+    site = started(Wishes(floor=2**63, cap=-5, weight=0, policy="\x00", drain_limit_s=float("1e300")))
+    assert site.machines[HOST1].answers[1] == ""
+    assert size(site) == 256
+    assert site.manager is not None
+    assert len(site.manager.wishes(vm(site)).ignored) == 4
+
+
+def test_the_policy_of_a_vm_decides_about_it() -> None:
+    # Much traffic through no ports at all: the specification's score asks for half as many again.
+    for policy, asks_for_more in (("specification", True), ("occupancy", False)):
+        site = started(Wishes(policy=policy))
+        site.report(HOST1, busy=True)
+        site.run()
+        assert site.manager is not None
+        decision = site.manager.sizer.observed[ONE].decision
+        assert decision is not None
+        assert (decision.asked > decision.current) is asks_for_more
+
+
+def test_a_drain_limit_of_its_own_ends_what_the_pool_would_let_drain_for_ever() -> None:
+    site = started(Wishes(drain_limit_s=30.0))
+    for offset in range(200, 256):
+        assert site.open(ONE, offset) is not None
+    site.ask(lambda manager: manager.sizer.resize(ONE, 64, site.now))
+    reports(site, 4)
+    assert site.manager is not None
+    assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}
+    site.connections.clear()  # the limit is there to cut them
+    site.machines[HOST1].node.report(1.0, {}, None, 0, {})  # type: ignore[union-attr]
+    site.pass_time(30.0)
+    site.run()
+    assert "draining" not in {row.state.value for row in site.manager.fleet.of(ONE)}
+
+
+def test_an_operator_who_says_nonsense_is_told() -> None:
+    site = started()
+    assert site.manager is not None
+    for wishes, uuid, error in (
+        (Wishes(floor=99, cap=64), ONE, InvalidRequest),
+        (Wishes(policy="magic"), ONE, InvalidRequest),
+        (Wishes(), DomainUUID("none"), NotFound),
+    ):
+        try:
+            site.manager.set_wishes(uuid, wishes)
+        except error:
+            continue
+        raise AssertionError(wishes)
+    assert vm(site).set == Wishes()
