@@ -1,0 +1,375 @@
+"""
+The bytes of every message between manager and nodes, for protocol 2.
+
+A change here means that nodes and manager of different versions no longer understand each other: raise
+:data:`cpm.protocol.messages.PROTOCOL` with it. Each message stands once with every optional field set and once with
+every optional field left out, beside the exact JSON that a running manager or node of this protocol sends.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+import pytest
+
+from cpm.protocol import codec
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.messages import (
+    PROTOCOL,
+    Applied,
+    Attach,
+    Declined,
+    Delta,
+    Detach,
+    Draining,
+    EdgeVM,
+    ExternalRange,
+    GuestState,
+    GuestView,
+    Hello,
+    HostVM,
+    ManagerMessage,
+    Measured,
+    Need,
+    NodeMessage,
+    PathState,
+    Presence,
+    Present,
+    Refused,
+    Rejected,
+    Report,
+    Snapshot,
+    Welcome,
+)
+from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.protocol.timeouts import Timeouts
+
+WEB, DB = DomainUUID("u-web"), DomainUUID("u-db")
+EXTERNAL, INTERNAL, UNDERLAY = IPv4Address("203.0.113.1"), IPv4Address("100.64.0.1"), IPv4Address("172.30.0.11")
+PORTS, OTHER_PORTS = PortRange(20480, 20735), PortRange(1024, 1087)
+
+ALL_WISHES = Wishes(
+    floor=256, cap=4096, weight=200, policy="spec", drain_limit_s=600.0, nonsense=("weight 'x': no number",)
+)
+GUEST = GuestView(
+    GuestState.ANSWERING,
+    1.5,
+    why="guest-file-open: disabled",
+    connections=12,
+    established=7,
+    interfaces=2,
+    rx_bytes=1000,
+    tx_bytes=2000,
+    external=EXTERNAL,
+    ports=PORTS,
+)
+PATH = PathState(
+    IPv4Network("100.64.0.0/10"),
+    edges=(UNDERLAY, IPv4Address("172.30.0.12")),
+    externals=(EXTERNAL,),
+    timeouts=Timeouts(udp_s=300),
+)
+HOST_VM = HostVM(WEB, "web1", INTERNAL, PORTS, draining=(OTHER_PORTS,), external=EXTERNAL, at_cap=True)
+EDGE_VM = EdgeVM(
+    WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
+)
+
+FROM_NODES: list[tuple[NodeMessage, bytes]] = [
+    (
+        Hello(
+            PROTOCOL,
+            NodeName("host1"),
+            frozenset({Role.HOST}),
+            UNDERLAY,
+            "0.1.0",
+            3,
+            (Presence(WEB, "web1", ALL_WISHES),),
+        ),
+        (
+            b'{"type":"hello","protocol":2,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
+            b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
+            b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
+            b'"nonsense":["weight \'x\': no number"]}}]}'
+        ),
+    ),
+    (
+        Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
+        (
+            b'{"type":"hello","protocol":2,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
+            b'"version":"0.1.0","epoch":0,"domains":[]}'
+        ),
+    ),
+    (
+        Attach(WEB, "web1", incoming=True, wishes=ALL_WISHES),
+        (
+            b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
+            b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
+            b'"nonsense":["weight \'x\': no number"]}}'
+        ),
+    ),
+    (Attach(WEB, "web1"), b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":null}'),
+    (
+        Attach(WEB, "web1", wishes=Wishes()),
+        (
+            b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
+            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,"nonsense":[]}}'
+        ),
+    ),
+    (
+        Attach(WEB, "web1", wishes=Wishes(drain_limit_s=UNLIMITED)),
+        (
+            b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
+            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,"nonsense":[]}}'
+        ),
+    ),
+    (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
+    (
+        Present((Presence(WEB, "web1"), Presence(DB, 'd"b\n\u00fc', Wishes(floor=64)))),
+        (
+            b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
+            b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
+            b'"drain_limit_s":null,"nonsense":[]}}]}'
+        ),
+    ),
+    (Present(()), b'{"type":"present","domains":[]}'),
+    (Applied(3, 17), b'{"type":"applied","epoch":3,"generation":17}'),
+    (
+        Rejected(3, 17, "kernel", "cannot apply: No space left on device"),
+        (
+            b'{"type":"rejected","epoch":3,"generation":17,"code":"kernel",'
+            b'"message":"cannot apply: No space left on device"}'
+        ),
+    ),
+    (
+        Report(
+            17,
+            1.0,
+            (Measured(WEB, 120.5, 3.25, 192, 40.0, (Draining(OTHER_PORTS, 2),), GUEST),),
+            {"no mapping": 4},
+            {WEB: 9},
+        ),
+        (
+            b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
+            b'"megabits_per_s":3.25,"ports_in_use":192,"new_connections_per_s":40.0,"draining":[{"ports":{'
+            b'"first":1024,"last":1087},"connections":2}],"guest":{"state":"answering","since":1.5,'
+            b'"why":"guest-file-open: disabled","connections":12,"established":7,"interfaces":2,'
+            b'"rx_bytes":1000,"tx_bytes":2000,"external":"203.0.113.1","ports":{"first":20480,'
+            b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9}}'
+        ),
+    ),
+    (
+        Report(17, 1.0, (Measured(WEB, 0.0, 0.0),)),
+        (
+            b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
+            b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
+            b'"guest":null}],"dropped":{},"refused":{}}'
+        ),
+    ),
+    (
+        Report(17, 1.0, (Measured(WEB, 0.0, 0.0, guest=GuestView(GuestState.ABSENT, 1.5)),)),
+        (
+            b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
+            b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
+            b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
+            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{}}'
+        ),
+    ),
+    (Report(17, 1.0, ()), b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{}}'),
+    (
+        Need(WEB, PORTS, 192, 850.5),
+        (
+            b'{"type":"need","domain":"u-web","ports":{"first":20480,"last":20735},"ports_in_use":192,'
+            b'"arrivals_per_s":850.5}'
+        ),
+    ),
+]
+
+FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
+    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":2,"epoch":3,"version":"0.1.0"}'),
+    (
+        Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,)),
+        (
+            b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10",'
+            b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
+            b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
+            b'"udp_s":300,"icmp_s":60}},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
+            b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
+            b'"external":"203.0.113.1","at_cap":true}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
+            b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]}'
+        ),
+    ),
+    (
+        Snapshot(3, 1, PathState(IPv4Network("100.64.0.0/10"))),
+        (
+            b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
+            b'"externals":[],"timeouts":null},"host":[],"edge":[]}'
+        ),
+    ),
+    (
+        Snapshot(
+            3,
+            1,
+            PathState(IPv4Network("100.64.0.0/10")),
+            (HostVM(WEB, "web1", INTERNAL, None),),
+            (EdgeVM(WEB, "web1", INTERNAL, None, ()),),
+        ),
+        (
+            b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
+            b'"externals":[],"timeouts":null},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
+            b'"ports":null,"draining":[],"external":null,"at_cap":false}],"edge":[{"domain":"u-web",'
+            b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}]}'
+        ),
+    ),
+    (
+        Delta(3, 2, (HOST_VM,), (EDGE_VM,), (WEB,), (DB,), PATH),
+        (
+            b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
+            b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
+            b'"last":1087}],"external":"203.0.113.1","at_cap":true}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
+            b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
+            b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
+            b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
+            b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
+            b'"udp_s":300,"icmp_s":60}}}'
+        ),
+    ),
+    (
+        Delta(3, 2),
+        b'{"type":"delta","epoch":3,"generation":2,"host":[],"edge":[],"host_gone":[],"edge_gone":[],"path":null}',
+    ),
+    (
+        Refused(3, WEB, "ports-exhausted", "cannot allocate 64 ports"),
+        b'{"type":"refused","epoch":3,"domain":"u-web","code":"ports-exhausted","message":"cannot allocate 64 ports"}',
+    ),
+    (Declined(3, WEB, PORTS), b'{"type":"declined","epoch":3,"domain":"u-web","ports":{"first":20480,"last":20735}}'),
+]
+
+
+def _name(message: object) -> str:
+    return type(message).__name__
+
+
+@pytest.mark.parametrize(("message", "wire"), FROM_NODES, ids=_name)
+def test_what_a_node_sends(message: NodeMessage, wire: bytes) -> None:
+    assert codec.encode(message) == wire
+    assert codec.node_message(wire) == message
+
+
+@pytest.mark.parametrize(("message", "wire"), FROM_MANAGER, ids=_name)
+def test_what_the_manager_sends(message: ManagerMessage, wire: bytes) -> None:
+    assert codec.encode(message) == wire
+    assert codec.manager_message(wire) == message
+
+
+def test_roles_are_a_list_in_any_order() -> None:
+    both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
+    start = b'{"type":"hello","protocol":2,"node":"n","roles":["'
+    end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[]}'
+    texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
+    assert codec.encode(both) in texts
+    assert [codec.node_message(text) for text in texts] == [both, both]
+
+
+def test_every_message_and_every_optional_field_is_above() -> None:
+    for union, samples in ((NodeMessage, FROM_NODES), (ManagerMessage, FROM_MANAGER)):
+        kinds = typing.get_args(union)
+        assert {type(message) for message, _ in samples} == set(kinds)
+        for kind in kinds:
+            for field in msgspec.structs.fields(kind):
+                if not field.required:
+                    empty = {not getattr(message, field.name) for message, _ in samples if isinstance(message, kind)}
+                    assert empty == {True, False}, f"{kind.__name__}.{field.name}"
+
+
+REQUIRED = {
+    "hello": {"protocol", "node", "roles", "underlay", "version", "epoch", "domains"},
+    "attach": {"domain", "name"},
+    "detach": {"domain", "reason"},
+    "present": {"domains"},
+    "applied": {"epoch", "generation"},
+    "rejected": {"epoch", "generation", "code", "message"},
+    "report": {"generation", "period_s", "vms"},
+    "need": {"domain", "ports", "ports_in_use", "arrivals_per_s"},
+    "welcome": {"protocol", "epoch", "version"},
+    "snapshot": {"epoch", "generation", "path"},
+    "delta": {"epoch", "generation"},
+    "refused": {"epoch", "domain", "code", "message"},
+    "declined": {"epoch", "domain", "ports"},
+}
+"""Fields without which a message is refused; all others have a default."""
+
+
+def _samples() -> list[tuple[typing.Callable[[bytes], object], bytes]]:
+    return [(codec.node_message, wire) for _, wire in FROM_NODES] + [
+        (codec.manager_message, wire) for _, wire in FROM_MANAGER
+    ]
+
+
+@pytest.mark.parametrize(("decode", "wire"), _samples(), ids=lambda value: "")
+def test_a_missing_field_is_its_default_or_an_error_that_names_it(
+    decode: typing.Callable[[bytes], object], wire: bytes
+) -> None:
+    fields = json.loads(wire)
+    required = REQUIRED[fields["type"]]
+    for name in required:
+        with pytest.raises(InvalidRequest, match=f"missing required field `{name}`"):
+            decode(_without(fields, name))
+    for name in fields.keys() - required - {"type"}:
+        assert decode(_without(fields, name)) is not None
+    with pytest.raises(InvalidRequest, match="missing required field `type`"):
+        decode(_without(fields, "type"))
+
+
+def _without(fields: dict[str, object], name: str) -> bytes:
+    return json.dumps({key: value for key, value in fields.items() if key != name}).encode()
+
+
+@pytest.mark.parametrize(("decode", "wire"), _samples(), ids=lambda value: "")
+def test_fields_of_a_newer_version_are_ignored_at_every_level(
+    decode: typing.Callable[[bytes], object], wire: bytes
+) -> None:
+    assert decode(json.dumps(_with_news(json.loads(wire))).encode()) == decode(wire)
+
+
+def _with_news(value: typing.Any) -> typing.Any:
+    if isinstance(value, list):
+        return [_with_news(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    # The keys of these two are data: a reason, a UUID.
+    return {key: item if key in ("dropped", "refused") else _with_news(item) for key, item in value.items()} | {
+        "news": [1]
+    }
+
+
+@pytest.mark.parametrize(
+    ("wire", "path"),
+    [
+        (b'{"type":"need","domain":"u","ports":{"first":1},"ports_in_use":1,"arrivals_per_s":1}', r"`last`.*\$\.ports"),
+        (
+            b'{"type":"need","domain":"u","ports":{"first":9,"last":1},"ports_in_use":1,"arrivals_per_s":1}',
+            r"\$\.ports",
+        ),
+        (b'{"type":"need","domain":"u","ports":"1-9","ports_in_use":1,"arrivals_per_s":1}', r"\$\.ports"),
+        (b'{"type":"present","domains":[{"domain":"u"}]}', r"`name`.*\$\.domains\[0\]"),
+        (b'{"type":"attach","domain":"u","name":"n","wishes":{"floor":"64"}}', r"\$\.wishes\.floor"),
+        (b'{"type":"attach","domain":"u","name":"n","incoming":1}', r"\$\.incoming"),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_its_place(wire: bytes, path: str) -> None:
+    with pytest.raises(InvalidRequest, match=path):
+        codec.node_message(wire)
+
+
+def test_each_side_refuses_its_own_messages() -> None:
+    for _, wire in FROM_NODES:
+        with pytest.raises(InvalidRequest):
+            codec.manager_message(wire)
+    for _, wire in FROM_MANAGER:
+        with pytest.raises(InvalidRequest):
+            codec.node_message(wire)
