@@ -114,7 +114,7 @@ class Cpmd:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
         log.info("epoch %d, %d VMs, listening on %s", self._manager.epoch, len(self._manager.fleet.vms), listen.socket)
 
-    async def stopped(self) -> None:
+    async def wait_failed(self) -> None:
         """Wait until a loop of ours failed."""
         await self._tasks.failed.wait()
 

@@ -176,7 +176,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def timeouts(self) -> Timeouts:
         """Return what holds on a host that says nothing of its own."""
-        return self.pool.timeouts.over(Timeouts())
+        return self.pool.timeouts.override(Timeouts())
 
 
 def load(path: Path) -> Settings:

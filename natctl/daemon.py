@@ -148,7 +148,7 @@ class Natd:
             "%s (%s), %d VMs found in the kernel", self._settings.node_name, _roles(self._settings), len(found.host)
         )
 
-    async def stopped(self) -> None:
+    async def wait_failed(self) -> None:
         """Wait until a loop of ours failed."""
         await self._tasks.failed.wait()
 

@@ -282,14 +282,14 @@ class Server:
 
     async def _converse(self, request: web.Request, socket: web.WebSocketResponse, channel: Channel) -> None:
         async with asyncio.timeout(HELLO_LIMIT_S):
-            hello = codec.node_message(_text(await socket.receive()))
+            hello = codec.decode_node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
             raise InvalidRequest("a session begins with hello")
         _check_identity(request, hello.node)
         await self._backend.opened(hello, channel)
         try:
             async for frame in socket:
-                await self._backend.heard(hello.node, channel, codec.node_message(_text(frame)))
+                await self._backend.heard(hello.node, channel, codec.decode_node_message(_text(frame)))
         finally:
             await self._backend.closed(hello.node, channel)
 

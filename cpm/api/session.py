@@ -100,7 +100,7 @@ class Session:
     async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> tuple[bool, str]:
         heard = False
         while (frame := await socket.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-            self._listener.on_message(codec.manager_message(frame.data))
+            self._listener.on_message(codec.decode_manager_message(frame.data))
             heard = True
         said = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
         return heard, f"closed by the manager: {said}" if said else "the connection ended"

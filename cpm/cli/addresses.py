@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
-from cpm.protocol.model import PortRange, coalesced
+from cpm.protocol.model import PortRange, coalesce
 
 MOST_AT_ONCE = 1024
 """Addresses; more in one command is a slip of the prefix length more often than a wish."""
@@ -64,7 +64,7 @@ def parse_reserved(text: str) -> tuple[PortRange, ...]:
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:
         raise ValueError("no ports given; write ports and ranges with commas, for example 5060,8000-8100")
-    return coalesced(map(PortRange.parse, parts))
+    return coalesce(map(PortRange.parse, parts))
 
 
 def _ends(word: str) -> tuple[IPv4Address, IPv4Address]:

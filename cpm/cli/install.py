@@ -12,7 +12,7 @@ from cpm.cli import parsing, render
 from cpm.protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
-    from cpm.install.apply import Done
+    from cpm.install.apply import FileOutcome
 
 _ABOUT = """\
 Writes systemd units, the user and directory they need, the libvirt hook (role
@@ -63,13 +63,13 @@ def run(args: argparse.Namespace) -> int:
         underlay_address=args.underlay_address,
     )
     targets = plan.targets(wanted, _programs(args))
-    done = apply.Machine(args.root, dry_run=args.dry_run).install(targets, wanted.roles)
+    done = apply.Installer(args.root, dry_run=args.dry_run).install(targets, wanted.roles)
     hook_is_new = any(one.path == plan.HOOK and one.action is plan.Action.CREATE for one in done)
-    _report(args, done, plan.remaining(wanted, hook_is_new=hook_is_new))
+    _report(args, done, plan.remaining_steps(wanted, hook_is_new=hook_is_new))
     return 0
 
 
-def _report(args: argparse.Namespace, done: list[Done], steps: list[str]) -> None:
+def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str]) -> None:
     if parsing.wants_json(args):
         files = [{"path": str(one.path), "action": one.action.value} for one in done]
         render.emit_document({"dry_run": args.dry_run, "files": files, "remaining": steps})
@@ -79,7 +79,7 @@ def _report(args: argparse.Namespace, done: list[Done], steps: list[str]) -> Non
     render.emit("\n".join(lines) + "\n")
 
 
-def _sentence(one: Done, *, dry_run: bool) -> str:
+def _sentence(one: FileOutcome, *, dry_run: bool) -> str:
     from cpm.install.plan import Action
 
     would = "would " if dry_run else ""

@@ -103,7 +103,7 @@ class FreeAllocation:
 
     id: AllocationId
     expected: Expected
-    goes_on: bool = False
+    taken_over: bool = False
     """True: a sibling of the same VM takes them over in this commit; the journal must not say that they were free."""
 
 

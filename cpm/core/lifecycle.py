@@ -87,7 +87,7 @@ def name_of(state: State) -> str:
     return "free" if state is None else state.value
 
 
-def hold_expires(allocation: Allocation, hold_down_s: float = DEFAULT_HOLD_DOWN_S) -> float:
+def hold_down_end(allocation: Allocation, hold_down_s: float = DEFAULT_HOLD_DOWN_S) -> float:
     """
     Return the UTC second at which the hold-down of a held allocation is over.
 

@@ -193,8 +193,8 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
     if active is None:
         _move(fleet, reserved, reserved.ports, after, now)
     elif joins(active, reserved):
-        fleet.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), goes_on=True))
-        _move(fleet, active, active.ports.joined(reserved.ports), active.state, active.since)
+        fleet.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), taken_over=True))
+        _move(fleet, active, active.ports.join_with(reserved.ports), active.state, active.since)
     else:
         advance(fleet, active, AllocationEvent.SUPERSEDED, now)
         _move(fleet, reserved, reserved.ports, after, now)
@@ -233,7 +233,7 @@ def _reclaim(fleet: Fleet, mine: Allocation, ports: PortRange) -> None:
     step(mine.state, AllocationEvent.RECLAIMED)
     rest = mine.ports.minus(ports)
     if not rest:
-        fleet.record(FreeAllocation(mine.id, (mine.ports, mine.state), goes_on=True))
+        fleet.record(FreeAllocation(mine.id, (mine.ports, mine.state), taken_over=True))
         return
     _move(fleet, mine, rest[0], mine.state, mine.since)
     for other in rest[1:]:

@@ -17,14 +17,14 @@ _FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Done:
+class FileOutcome:
     """What happened, or would happen, to one file."""
 
     path: PurePosixPath
     action: Action
 
 
-class Machine:
+class Installer:
     """
     The file system to install on.
 
@@ -36,7 +36,7 @@ class Machine:
         self._root = root
         self._dry_run = dry_run
 
-    def install(self, targets: Iterable[Target], roles: Iterable[str]) -> list[Done]:
+    def install(self, targets: Iterable[Target], roles: Iterable[str]) -> list[FileOutcome]:
         """
         Make the targets exist; edited files stay as they are.
 
@@ -52,7 +52,7 @@ class Machine:
             self._carry_out(action, target)
             if action is not Action.KEEP:
                 manifest[str(target.path)] = target.sha256
-            done.append(Done(target.path, action))
+            done.append(FileOutcome(target.path, action))
         self._write(MANIFEST, _manifest_text(manifest, roles), 0o644)
         return done
 

@@ -95,7 +95,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def remaining(choices: Choices, *, hook_is_new: bool) -> list[str]:
+def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     """Return what is left to do by hand, in order: the product starts no processes."""
     daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
     steps = [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]

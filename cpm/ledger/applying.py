@@ -22,7 +22,7 @@ from cpm.core.changes import (
 from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
 from cpm.protocol.errors import AddressInUse, Conflict, Overloading
-from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesced
+from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesce
 
 _INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _UPDATE_ALLOCATION: Final = "UPDATE allocations SET node = ?, first = ?, last = ?, state = ?, since = ? WHERE id = ?"
@@ -70,15 +70,15 @@ def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
     if before == (vm.name, internal):
         return
     connection.execute("INSERT OR IGNORE INTO names (name, uuid) VALUES (?, ?)", (vm.name, vm.uuid))
-    for allocation in _held(connection, "domain", vm.uuid) if before else ():
-        _note(connection, JournalEvent.UPDATED, allocation, now)
+    for allocation in _allocations_where(connection, "domain", vm.uuid) if before else ():
+        _journal(connection, JournalEvent.UPDATED, allocation, now)
 
 
 def _drop_vm(connection: sqlite3.Connection, change: DropVM, now: float) -> None:
-    held = _held(connection, "domain", change.uuid)
+    held = _allocations_where(connection, "domain", change.uuid)
     if held:
         raise Conflict(f"VM {change.uuid} still holds {len(held)} ranges; it is forgotten when they are free")
-    _deleted(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
+    _require_deleted(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
 
 
 def _put_node(connection: sqlite3.Connection, change: PutNode, now: float) -> None:
@@ -92,7 +92,7 @@ def _drop_node(connection: sqlite3.Connection, change: DropNode, now: float) -> 
     (used,) = connection.execute(query, (change.name,)).fetchone()
     if used:
         raise Conflict(f"VMs or ranges still belong to node {change.name}; stop or migrate them first")
-    _deleted(connection.execute("DELETE FROM nodes WHERE name = ?", (change.name,)), "node", change.name)
+    _require_deleted(connection.execute("DELETE FROM nodes WHERE name = ?", (change.name,)), "node", change.name)
 
 
 def _put_address(connection: sqlite3.Connection, change: PutAddress, now: float) -> None:
@@ -101,16 +101,16 @@ def _put_address(connection: sqlite3.Connection, change: PutAddress, now: float)
     connection.execute("DELETE FROM reserved_ports WHERE external = ?", (external,))
     connection.executemany(
         "INSERT INTO reserved_ports (external, first, last) VALUES (?, ?, ?)",
-        [(external, ports.first, ports.last) for ports in coalesced(change.address.reserved)],
+        [(external, ports.first, ports.last) for ports in coalesce(change.address.reserved)],
     )
 
 
 def _drop_address(connection: sqlite3.Connection, change: DropAddress, now: float) -> None:
-    held = _held(connection, "external", str(change.address))
+    held = _allocations_where(connection, "external", str(change.address))
     if held:
         raise AddressInUse(change.address, len(held))
     deleted = connection.execute("DELETE FROM addresses WHERE address = ?", (str(change.address),))
-    _deleted(deleted, "address", str(change.address))
+    _require_deleted(deleted, "address", str(change.address))
 
 
 def _add(connection: sqlite3.Connection, change: AddAllocation, now: float) -> None:
@@ -130,14 +130,14 @@ def _add(connection: sqlite3.Connection, change: AddAllocation, now: float) -> N
             ),
         )
     except sqlite3.IntegrityError:
-        if _found(connection, allocation.id) == allocation:
+        if _allocation(connection, allocation.id) == allocation:
             return
         raise
-    _note(connection, JournalEvent(allocation.state.value), allocation, now)
+    _journal(connection, JournalEvent(allocation.state.value), allocation, now)
 
 
 def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) -> None:
-    old = _expected(connection, change)
+    old = _expect(connection, change)
     new = Allocation(
         id=old.id,
         domain=old.domain,
@@ -150,15 +150,15 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
     values = (new.node, new.ports.first, new.ports.last, new.state.value, new.since, new.id)
     connection.execute(_UPDATE_ALLOCATION, values)
     for ports in old.ports.minus(new.ports):
-        _note(connection, JournalEvent.TRIMMED, old, now, ports)
+        _journal(connection, JournalEvent.TRIMMED, old, now, ports)
     event = _event(old, new)
     if event:
-        _note(connection, event, new, now)
+        _journal(connection, event, new, now)
 
 
 def _shortage_notice(connection: sqlite3.Connection, change: ShortageNotice, now: float) -> None:
-    if (found := _found(connection, change.id)) is not None:
-        _note(connection, change.event, found, now)
+    if (found := _allocation(connection, change.id)) is not None:
+        _journal(connection, change.event, found, now)
 
 
 def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
@@ -170,12 +170,12 @@ def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
 
 
 def _free(connection: sqlite3.Connection, change: FreeAllocation, now: float) -> None:
-    old = _expected(connection, change)
+    old = _expect(connection, change)
     connection.execute("DELETE FROM allocations WHERE id = ?", (change.id,))
-    _note(connection, JournalEvent.MERGED if change.goes_on else JournalEvent.FREED, old, now, old.ports)
+    _journal(connection, JournalEvent.MERGED if change.taken_over else JournalEvent.FREED, old, now, old.ports)
 
 
-def _note(
+def _journal(
     connection: sqlite3.Connection, event: JournalEvent, what: Allocation, now: float, freed: PortRange | None = None
 ) -> None:
     """Append to the journal; ``freed``: these ports no longer belong to the allocation."""
@@ -186,19 +186,19 @@ def _note(
     )
 
 
-def _found(connection: sqlite3.Connection, number: AllocationId) -> Allocation | None:
+def _allocation(connection: sqlite3.Connection, number: AllocationId) -> Allocation | None:
     query = f"SELECT {rows.ALLOCATION} FROM allocations WHERE id = ?"  # noqa: S608 - constants
     row = connection.execute(query, (number,)).fetchone()
     return rows.allocation(row) if row else None
 
 
-def _held(connection: sqlite3.Connection, column: str, value: str) -> list[Allocation]:
+def _allocations_where(connection: sqlite3.Connection, column: str, value: str) -> list[Allocation]:
     query = f"SELECT {rows.ALLOCATION} FROM allocations WHERE {column} = ? ORDER BY id"  # noqa: S608 - constants
     return [rows.allocation(row) for row in connection.execute(query, (value,))]
 
 
-def _expected(connection: sqlite3.Connection, change: MoveAllocation | FreeAllocation) -> Allocation:
-    found = _found(connection, change.id)
+def _expect(connection: sqlite3.Connection, change: MoveAllocation | FreeAllocation) -> Allocation:
+    found = _allocation(connection, change.id)
     ports, state = change.expected
     if found is None:
         raise Conflict(f"allocation {change.id} was expected to be {state} with {ports}, but it is free")
@@ -209,7 +209,7 @@ def _expected(connection: sqlite3.Connection, change: MoveAllocation | FreeAlloc
     return found
 
 
-def _deleted(cursor: sqlite3.Cursor, kind: str, name: str) -> None:
+def _require_deleted(cursor: sqlite3.Cursor, kind: str, name: str) -> None:
     if not cursor.rowcount:
         raise Conflict(f"there is no {kind} {name} to be dropped")
 

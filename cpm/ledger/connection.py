@@ -71,7 +71,7 @@ def lock(path: str) -> int:
 
 
 @contextlib.contextmanager
-def translated(path: str) -> Iterator[None]:
+def ledger_errors(path: str) -> Iterator[None]:
     """Turn SQLite's errors, and rows that make no sense, into :class:`LedgerError` with a remedy."""
     try:
         yield
@@ -84,7 +84,7 @@ def translated(path: str) -> Iterator[None]:
         raise LedgerError(_sentence(path, f"a row makes no sense: {error}", "SQLITE_CORRUPT")) from error
 
 
-def rolled_back(connection: sqlite3.Connection) -> None:
+def roll_back(connection: sqlite3.Connection) -> None:
     """End the open transaction, if there is one: a full disk or an I/O error has already ended it."""
     if connection.in_transaction:
         with contextlib.suppress(sqlite3.Error):

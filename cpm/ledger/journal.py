@@ -10,7 +10,7 @@ from types import TracebackType
 
 from cpm.core.journal import SHORTAGE_NOTICES, Holding, JournalEntry
 from cpm.ledger import rows
-from cpm.ledger.connection import translated
+from cpm.ledger.connection import ledger_errors
 from cpm.protocol.errors import LedgerError
 
 _SHORTAGE_NOTICES = ", ".join(f"'{event}'" for event in sorted(SHORTAGE_NOTICES))
@@ -73,7 +73,7 @@ class JournalReader:
 
     def latest_seq(self) -> int:
         """Return the position of the newest entry, 0 when there is none."""
-        with translated(self._path):
+        with ledger_errors(self._path):
             return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0])
 
     def backup(self, target: Path) -> None:
@@ -87,7 +87,7 @@ class JournalReader:
         if target.exists():
             raise LedgerError(f"{target} exists already; give the backup another name")
         part = target.with_name(f"{target.name}.part")
-        with translated(str(target)):
+        with ledger_errors(str(target)):
             try:
                 part.unlink(missing_ok=True)
                 copy = sqlite3.connect(part, isolation_level=None)
@@ -102,5 +102,5 @@ class JournalReader:
                     part.unlink(missing_ok=True)
 
     def _entries(self, query: str, *parameters: object) -> list[JournalEntry]:
-        with translated(self._path):
+        with ledger_errors(self._path):
             return [rows.entry(row) for row in self._connection.execute(query, parameters)]

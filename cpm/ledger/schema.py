@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from sqlite_utils import Database
 
-from cpm.ledger.connection import APPLICATION_ID, rolled_back
+from cpm.ledger.connection import APPLICATION_ID, roll_back
 from cpm.protocol.errors import LedgerError, SchemaTooNew
 
 Migration: TypeAlias = Callable[[Database], None]
@@ -61,7 +61,7 @@ def _apply(database: Database, version: int, step: Migration) -> None:
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute("COMMIT")
     except BaseException:
-        rolled_back(database.conn)
+        roll_back(database.conn)
         raise
 
 

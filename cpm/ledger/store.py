@@ -13,7 +13,7 @@ from types import TracebackType
 from cpm.core.changes import Change
 from cpm.core.journal import LedgerState
 from cpm.ledger import applying, rows, schema
-from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, lock, rolled_back, translated
+from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, ledger_errors, lock, roll_back
 from cpm.ledger.journal import JournalReader
 from cpm.protocol.model import AllocationId
 
@@ -38,7 +38,7 @@ class SqliteLedger:
         with contextlib.ExitStack() as undo:
             if self.path != MEMORY:
                 undo.callback(os.close, lock(self.path))
-            with translated(self.path):
+            with ledger_errors(self.path):
                 self._connection = connect_writer(self.path)
                 undo.callback(self._connection.close)
                 schema.migrate(self._connection)
@@ -70,7 +70,7 @@ class SqliteLedger:
         """
         if self.path == MEMORY:
             return JournalReader(self._connection, self.path, owned=False)
-        with translated(self.path):
+        with ledger_errors(self.path):
             reader = JournalReader(connect_reader(self.path), self.path)
         self._readers.append(reader)
         return reader
@@ -127,11 +127,11 @@ class SqliteLedger:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
-        with translated(self.path):
+        with ledger_errors(self.path):
             self._connection.execute(begin)
             try:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                rolled_back(self._connection)
+                roll_back(self._connection)
                 raise

@@ -20,13 +20,13 @@ MAX_MESSAGE = 64 * 1024 * 1024
 _T = TypeVar("_T")
 
 
-def _out(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, (IPv4Address, IPv4Network)):
         return str(value)
     raise NotImplementedError(type(value).__name__)
 
 
-def _in(kind: type, value: Any) -> Any:
+def _from_json(kind: type, value: Any) -> Any:
     if kind not in (IPv4Address, IPv4Network):
         raise NotImplementedError(kind.__name__)
     if not isinstance(value, str):
@@ -35,9 +35,9 @@ def _in(kind: type, value: Any) -> Any:
     return kind(value)
 
 
-_encoder = msgspec.json.Encoder(enc_hook=_out)
-_from_node: msgspec.json.Decoder[NodeMessage] = msgspec.json.Decoder(NodeMessage, dec_hook=_in)
-_from_manager: msgspec.json.Decoder[ManagerMessage] = msgspec.json.Decoder(ManagerMessage, dec_hook=_in)
+_encoder = msgspec.json.Encoder(enc_hook=_to_json)
+_from_node: msgspec.json.Decoder[NodeMessage] = msgspec.json.Decoder(NodeMessage, dec_hook=_from_json)
+_from_manager: msgspec.json.Decoder[ManagerMessage] = msgspec.json.Decoder(ManagerMessage, dec_hook=_from_json)
 
 
 def encode(message: object) -> bytes:
@@ -45,29 +45,29 @@ def encode(message: object) -> bytes:
     return _encoder.encode(message)
 
 
-def _decoded(decoder: msgspec.json.Decoder[_T], data: bytes | str) -> _T:
+def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | str) -> _T:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"cannot understand message: {error}; both sides must run the same version") from error
 
 
-def node_message(data: bytes | str) -> NodeMessage:
+def decode_node_message(data: bytes | str) -> NodeMessage:
     """
     Read what a node said.
 
     :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or wrong.
     """
-    return _decoded(_from_node, data)
+    return _decode(_from_node, data)
 
 
-def manager_message(data: bytes | str) -> ManagerMessage:
+def decode_manager_message(data: bytes | str) -> ManagerMessage:
     """
     Read what the manager said.
 
     :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or wrong.
     """
-    return _decoded(_from_manager, data)
+    return _decode(_from_manager, data)
 
 
 def decode(kind: type[_T], data: bytes | str) -> _T:
@@ -76,4 +76,4 @@ def decode(kind: type[_T], data: bytes | str) -> _T:
 
     :raise InvalidRequest: When it is not JSON, or a field is missing or wrong.
     """
-    return _decoded(msgspec.json.Decoder(kind, dec_hook=_in), data)
+    return _decode(msgspec.json.Decoder(kind, dec_hook=_from_json), data)

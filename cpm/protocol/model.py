@@ -95,7 +95,7 @@ class PortRange:
         right = (PortRange(other.last + 1, self.last),) if other.last < self.last else ()
         return left + right
 
-    def joined(self, other: PortRange) -> PortRange:
+    def join_with(self, other: PortRange) -> PortRange:
         """
         Return the one range that holds exactly the ports of both.
 
@@ -106,12 +106,12 @@ class PortRange:
         return PortRange(min(self.first, other.first), max(self.last, other.last))
 
 
-def coalesced(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
+def coalesce(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """Return the fewest ranges, in order, that hold exactly the ports of the given ones."""
     result: list[PortRange] = []
     for ports in sorted(ranges):
         if result and (result[-1].overlaps(ports) or result[-1].adjoins(ports)):
-            result[-1] = result[-1].joined(ports)
+            result[-1] = result[-1].join_with(ports)
         else:
             result.append(ports)
     return tuple(result)

@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct, UnsetType, structs
 
 from cpm.protocol.errors import ConfigError
 
-LEAST: Final = {
+MINIMUM: Final = {
     "tcp_established_s": (7440, "RFC 5382 REQ-5"),
     "tcp_transitory_s": (240, "RFC 5382 REQ-5"),
     "udp_s": (120, "RFC 4787 REQ-5"),
@@ -21,24 +21,24 @@ LEAST: Final = {
 }
 """The shortest that is allowed, in seconds, and by what; of the other keys one second."""
 
-LONGEST_S: Final = 2_147_483
+MAXIMUM_S: Final = 2_147_483
 """The kernel counts up to 2^31 ticks, at most 1,000 a second; what is longer would be over at once."""
 
 
 class Timeouts(Struct, frozen=True):
     """Seconds for each kind of connection. The defaults are the shortest that the RFCs allow."""
 
-    tcp_established_s: int = LEAST["tcp_established_s"][0]
+    tcp_established_s: int = MINIMUM["tcp_established_s"][0]
     """Also while something sent is not acknowledged, for which the kernel has shorter ones."""
-    tcp_transitory_s: int = LEAST["tcp_transitory_s"][0]
+    tcp_transitory_s: int = MINIMUM["tcp_transitory_s"][0]
     """Opening, or closed by one side only."""
     tcp_time_wait_s: int = 120
     """Closed by both sides; the RFC leaves it open."""
     tcp_reset_s: int = 10
     """Ended by a reset; the RFC leaves it open."""
-    udp_s: int = LEAST["udp_s"][0]
+    udp_s: int = MINIMUM["udp_s"][0]
     """Whether or not there was an answer."""
-    icmp_s: int = LEAST["icmp_s"][0]
+    icmp_s: int = MINIMUM["icmp_s"][0]
     """Queries."""
 
 
@@ -59,9 +59,9 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
     icmp_s: int | UnsetType = UNSET
     """At least 60 (RFC 5508 REQ-2)."""
 
-    def over(self, others: Timeouts) -> Timeouts:
+    def override(self, base: Timeouts) -> Timeouts:
         """Return what is said here and, where nothing is, what others say."""
-        return structs.replace(others, **self._said())
+        return structs.replace(base, **self._said())
 
     def check(self, file: str, table: str) -> None:
         """
@@ -72,13 +72,13 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
         :raise ConfigError: When something is too short or too long.
         """
         for key, seconds in self._said().items():
-            least, source = LEAST.get(key, (1, ""))
+            least, source = MINIMUM.get(key, (1, ""))
             if seconds < least:
                 reason = f"{seconds} s is below the {least:,} s of {source}; " if source else ""
                 raise ConfigError(file, f"{table}.{key}", f"{reason}use {least} or more, or remove the line")
-            if seconds > LONGEST_S:
+            if seconds > MAXIMUM_S:
                 raise ConfigError(
-                    file, f"{table}.{key}", f"the kernel cannot wait for {seconds} s; use {LONGEST_S} or less"
+                    file, f"{table}.{key}", f"the kernel cannot wait for {seconds} s; use {MAXIMUM_S} or less"
                 )
 
     def _said(self) -> dict[str, int]:

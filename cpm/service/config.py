@@ -40,10 +40,10 @@ def load(path: Path, kind: type[_T]) -> _T:
     try:
         return msgspec.convert(document, kind, dec_hook=_convert, strict=True)
     except (msgspec.ValidationError, ValueError) as error:
-        raise _named(path, str(error)) from error
+        raise _config_error(path, str(error)) from error
 
 
-def _named(path: Path, message: str) -> ConfigError:
+def _config_error(path: Path, message: str) -> ConfigError:
     """Msgspec says ``Expected `int`, got `str` - at `$.pool.block```; we say the key first."""
     text, _, where = message.partition(" - at ")
     key = where.strip("`").removeprefix("$").removeprefix(".")

@@ -42,7 +42,7 @@ def _field(key: str, value: str) -> bytes:
     return key.encode() + b"=" + data + b"\n"
 
 
-def to_journal(identifier: str, level: str) -> None:
+def set_up(identifier: str, level: str) -> None:
     """
     Set logging up for a daemon.
 

@@ -31,7 +31,7 @@ class Service(Protocol):
         :raise OSError: When that cannot be.
         """
 
-    async def stopped(self) -> None:
+    async def wait_failed(self) -> None:
         """Wait until a loop that was meant to run for ever ended."""
 
     async def stop(self) -> None:
@@ -61,7 +61,7 @@ async def serve(service: Service) -> int:
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
     await service.start()
     notify.notify("READY=1")
-    ends = [asyncio.ensure_future(end) for end in (asked.wait(), service.stopped())]  # noqa: TID251
+    ends = [asyncio.ensure_future(end) for end in (asked.wait(), service.wait_failed())]  # noqa: TID251
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for end in ends:
         end.cancel()
@@ -98,7 +98,7 @@ def run(
         return 2
     if options.check:
         return 0
-    logs.to_journal(parser.prog, settings.log_level)
+    logs.set_up(parser.prog, settings.log_level)
 
     async def main() -> int:
         return await serve(build(settings))

@@ -26,16 +26,16 @@ class Tasks:
         """Run the coroutine as a task of that name; ``forever``: its end is a failure of the daemon."""
         task = asyncio.create_task(work, name=name)  # noqa: TID251 - this is the home the ban names
         self._running.add(task)
-        task.add_done_callback(self._ended_for_ever if forever else self._ended)
+        task.add_done_callback(self._on_eternal_task_done if forever else self._on_task_done)
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("task %s failed: %s", task.get_name(), error, exc_info=error)
 
-    def _ended_for_ever(self, task: asyncio.Task[Any]) -> None:
-        self._ended(task)
+    def _on_eternal_task_done(self, task: asyncio.Task[Any]) -> None:
+        self._on_task_done(task)
         if not task.cancelled():
             log.error("task %s ended, stopping", task.get_name())
             self.failed.set()

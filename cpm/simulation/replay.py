@@ -25,7 +25,7 @@ from cpm.core import moves
 from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation, PutVM
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
-from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
+from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_down_end
 from cpm.core.placement import USABLE, whole_blocks
 from cpm.core.sizing import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
 from cpm.core.sizing.arrivals import LEAST_USE
@@ -414,7 +414,7 @@ class Replay:
         """Let drained ranges rest, and free those that have."""
         for allocation in list(self.fleet.leaving.values()):
             if allocation.state is _State.HELD:
-                if now >= hold_expires(allocation, self._conditions.hold_down_s):
+                if now >= hold_down_end(allocation, self._conditions.hold_down_s):
                     moves.advance(self.fleet, allocation, AllocationEvent.EXPIRED, now)
             elif not self._by_uuid[allocation.domain].guest.is_empty(allocation.ports):
                 self._quiet.pop(allocation.id, None)

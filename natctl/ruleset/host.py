@@ -219,7 +219,7 @@ class Marks(NamedTuple):
 def base(settings: HostSettings, path: Path | None) -> Ruleset:
     """Return tables, chains and sets of the host role, without any VM."""
     marks = Marks.of_mask(settings.mark_mask)
-    lifetimes = _lifetimes(settings.timeouts.over((path and path.timeouts) or Timeouts()))
+    lifetimes = _lifetimes(settings.timeouts.override((path and path.timeouts) or Timeouts()))
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),

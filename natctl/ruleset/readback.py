@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
-from cpm.protocol.model import DomainUUID, PortRange, coalesced
+from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from natctl.model.entries import EdgeEntry, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset import edge, edge_maps, host, labels
 from natctl.ruleset.host import Marks
@@ -118,7 +118,7 @@ def _via(routing: Routing, internal: IPv4Address) -> IPv4Address | None:
 
 
 def _flat(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[tuple[IPv4Address, PortRange], ...]:
-    return tuple((address, ports) for address in sorted(pieces) for ports in coalesced(pieces[address]))
+    return tuple((address, ports) for address in sorted(pieces) for ports in coalesce(pieces[address]))
 
 
 def _path(seen: Seen, routing: Routing) -> Path | None:

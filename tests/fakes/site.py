@@ -187,7 +187,7 @@ class Site:
         machine = self.machines[name]
         if not machine.to_manager or self.manager is None:
             return False
-        message = codec.node_message(machine.to_manager.popleft())
+        message = codec.decode_node_message(machine.to_manager.popleft())
         self.ask(lambda manager: _hear(manager, name, message, self.now))
         return True
 
@@ -195,7 +195,7 @@ class Site:
         machine = self.machines[name]
         if not machine.from_manager or machine.node is None:
             return False
-        machine.node.received(codec.manager_message(machine.from_manager.popleft()), self.now)
+        machine.node.received(codec.decode_manager_message(machine.from_manager.popleft()), self.now)
         self._carry_out(machine)
         return True
 

@@ -14,7 +14,7 @@ import pytest
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
-from cpm.protocol.timeouts import LONGEST_S, Timeouts, TimeoutsTable
+from cpm.protocol.timeouts import MAXIMUM_S, Timeouts, TimeoutsTable
 from natctl.model.entries import Change, Destination, HostEntry, Path
 from natctl.netlink.conntrack import dump_crowded
 from natctl.netlink.nflog import Lost, Spent, watch_budgets
@@ -531,10 +531,10 @@ def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(s
 
 
 def test_the_longest_timeout_is_no_surprise_to_the_kernel(scene: Scene) -> None:
-    scene.give(Timeouts(udp_s=LONGEST_S))
+    scene.give(Timeouts(udp_s=MAXIMUM_S))
     scene.send(1)
     (udp,) = _seconds(scene, "-p", "udp")
-    assert LONGEST_S - 10 <= udp <= LONGEST_S
+    assert MAXIMUM_S - 10 <= udp <= MAXIMUM_S
 
 
 def test_a_changed_timeout_is_put_right(scene: Scene) -> None:

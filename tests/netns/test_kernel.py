@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from cpm.protocol.errors import KernelError
-from cpm.protocol.model import DomainUUID, PortRange, coalesced
+from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
@@ -428,7 +428,7 @@ def _owned(owners: list[int]) -> dict[DomainUUID, EdgeEntry]:
     for number in sorted({*owners} - {0}):
         blocks = [block for block, owner in zip(BLOCKS, owners, strict=True) if owner == number]
         uuid = DomainUUID(f"{number:08}-0000-4000-8000-000000000000")
-        ranges = tuple((EXTERNAL, ports) for ports in coalesced(blocks))
+        ranges = tuple((EXTERNAL, ports) for ports in coalesce(blocks))
         entries[uuid] = EdgeEntry(uuid, f"vm{number}", IPv4Address("100.64.0.0") + number, None, ranges)
     return entries
 

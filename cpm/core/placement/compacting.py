@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from cpm.core.placement.grid import aligned
 from cpm.core.placement.placing import without_foreign_numbers
 from cpm.core.placement.space import AddressSpace
-from cpm.protocol.model import Allocation, AllocationState, PortRange, coalesced
+from cpm.protocol.model import Allocation, AllocationState, PortRange, coalesce
 
 ENOUGH = 0.5
 """Share of an address's free ports that its longest run should have; with as much, nothing is moved."""
@@ -43,7 +43,7 @@ def compaction(space: AddressSpace, address: IPv4Address, movable: Callable[[All
     free, held = space.free_runs(address), space.on(address)
     if any(allocation.state is AllocationState.RESERVED for allocation in held):
         return None
-    coming = coalesced((*free, *(allocation.ports for allocation in held if _leaves(allocation))))
+    coming = coalesce((*free, *(allocation.ports for allocation in held if _leaves(allocation))))
     whole = (aligned(run, space.block) for run in coming)
     longest = max((run.size for run in whole if run is not None), default=0)
     if longest >= ENOUGH * sum(run.size for run in coming):

@@ -66,10 +66,10 @@ class FreeRuns:
         """Put back ports that are not free now."""
         index = bisect_right(self._firsts, ports.first)
         if index < len(self._firsts) and self._firsts[index] == ports.last + 1:
-            ports = ports.joined(self._delete(index))
+            ports = ports.join_with(self._delete(index))
         if index > 0 and self._lasts[index - 1] + 1 == ports.first:
             index -= 1
-            ports = self._delete(index).joined(ports)
+            ports = self._delete(index).join_with(ports)
         self._insert(index, ports)
 
     def at_least(self, size: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Final
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
 from cpm.core.placement.runs import FreeRuns
 from cpm.protocol.errors import AddressInUse, NotFound, Overloading
-from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, PortRange, coalesced
+from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, PortRange, coalesce
 
 _NO_ALLOCATIONS: Final[Mapping[AllocationId, Allocation]] = MappingProxyType({})
 
@@ -221,7 +221,7 @@ class AddressSpace:
             if not neighbours:
                 return result
             for run in neighbours:
-                result = result.joined(run)
+                result = result.join_with(run)
 
     def _known(self, address: IPv4Address) -> None:
         if address not in self._addresses:
@@ -256,7 +256,7 @@ class AddressSpace:
 
 
 def _refuse_reserved(address: ExternalAddress, allocation: Allocation) -> None:
-    for ports in coalesced(address.reserved):
+    for ports in coalesce(address.reserved):
         if ports.overlaps(allocation.ports):
             raise Overloading(f"{_described(allocation)} has ports of {ports}, which are to be reserved")
 

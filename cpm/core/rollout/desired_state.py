@@ -14,7 +14,7 @@ from ipaddress import IPv4Network
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.protocol.messages import EdgeVM, ExternalRange, HostVM, PathState
-from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesced
+from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
 from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
@@ -44,7 +44,7 @@ def host_vm(
     current, ports = active, active.ports if active is not None else None
     if reserved is not None:
         longer = active is not None and moves.joins(active, reserved)
-        ports = reserved.ports.joined(active.ports) if active is not None and longer else reserved.ports
+        ports = reserved.ports.join_with(active.ports) if active is not None and longer else reserved.ports
         current = reserved
     draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
     if ports is None and not draining:
@@ -70,7 +70,7 @@ def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeVM | None:
     pieces = tuple(
         ExternalRange(external, ports)
         for external in sorted({allocation.external for allocation in mapped})
-        for ports in coalesced(a.ports for a in mapped if a.external == external)
+        for ports in coalesce(a.ports for a in mapped if a.external == external)
     )
     return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, pieces)
 

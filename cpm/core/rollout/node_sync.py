@@ -46,7 +46,7 @@ class NodeSync:
         """Say whether the node confirmed everything it was told of this VM."""
         return self.synced and uuid not in self._unconfirmed
 
-    def changed_at(self, uuid: DomainUUID) -> int:
+    def last_change(self, uuid: DomainUUID) -> int:
         """Return the generation in which the VM last changed on this node."""
         return max(self._changed.get(uuid, 0), self._snapshot_at)
 

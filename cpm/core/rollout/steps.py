@@ -20,7 +20,7 @@ from ipaddress import IPv4Network
 from cpm.core import moves
 from cpm.core.changes import DropVM
 from cpm.core.fleet import Fleet
-from cpm.core.lifecycle import AllocationEvent, hold_expires
+from cpm.core.lifecycle import AllocationEvent, hold_down_end
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.protocol.messages import HostVM, ManagerMessage, Measured, PathState
@@ -162,7 +162,7 @@ class Rollout:
             self._dirty.add(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
-        if now < hold_expires(allocation, self._hold_down_s):
+        if now < hold_down_end(allocation, self._hold_down_s):
             return
         edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
         if all(self._is_fenced(name) or self._is_settled(name, allocation.domain) for name in edges):

@@ -123,7 +123,7 @@ class Sizer:
                 self._notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
             observation.measured, observation.measured_at = measured, now
             observation.refused_packets = refused
-            if report.generation >= session.changed_at(vm.uuid):
+            if report.generation >= session.last_change(vm.uuid):
                 self._rollout.note_draining(vm.uuid, session.node, measured)
                 observation.free_in = dict(self._free_in(vm, measured))
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)

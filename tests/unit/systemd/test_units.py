@@ -27,7 +27,7 @@ def image(tmp_path: Path) -> Path:
         (programs / program).chmod(0o755)
     root = tmp_path / "root"
     root.mkdir()
-    apply.Machine(root).install(plan.targets(wanted, PurePosixPath(programs)), wanted.roles)
+    apply.Installer(root).install(plan.targets(wanted, PurePosixPath(programs)), wanted.roles)
     return root
 
 

@@ -93,7 +93,7 @@ class Node:
 
     async def obey(self) -> None:
         async for frame in self._session:
-            message = codec.manager_message(frame.data)
+            message = codec.decode_manager_message(frame.data)
             if isinstance(message, Welcome):
                 self.epoch = message.epoch
             elif isinstance(message, (Snapshot, Delta)):

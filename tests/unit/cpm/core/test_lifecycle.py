@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.core import lifecycle
-from cpm.core.lifecycle import FREE, TRANSITIONS, AllocationEvent, hold_expires, name_of, step
+from cpm.core.lifecycle import FREE, TRANSITIONS, AllocationEvent, hold_down_end, name_of, step
 from cpm.protocol.errors import IllegalStep
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 
@@ -67,11 +67,11 @@ def _allocation(state: AllocationState) -> Allocation:
 
 
 def test_hold_down_counts_from_the_moment_of_holding() -> None:
-    assert hold_expires(_allocation(AllocationState.HELD)) == 170.0
-    assert hold_expires(_allocation(AllocationState.HELD), hold_down_s=0) == 50.0
+    assert hold_down_end(_allocation(AllocationState.HELD)) == 170.0
+    assert hold_down_end(_allocation(AllocationState.HELD), hold_down_s=0) == 50.0
 
 
 @pytest.mark.parametrize("state", [state for state in AllocationState if state is not AllocationState.HELD])
 def test_hold_down_of_what_is_not_held_has_no_end(state: AllocationState) -> None:
     with pytest.raises(ValueError, match="not held"):
-        hold_expires(_allocation(state))
+        hold_down_end(_allocation(state))

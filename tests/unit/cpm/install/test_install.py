@@ -198,7 +198,7 @@ class TestRefused:
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(ConfigError, match="No space left"):
-            apply.Machine(tmp_path).install([Target(PurePosixPath("/etc/f"), "text")], ["host"])
+            apply.Installer(tmp_path).install([Target(PurePosixPath("/etc/f"), "text")], ["host"])
         assert tree(tmp_path) == {}
 
 
@@ -277,7 +277,7 @@ class TestConfigurations:
 
     def test_what_is_not_known_is_asked_for_and_refused_by_natd(self, tmp_path: Path) -> None:
         wanted = choices.complete(NOWHERE, frozenset({EDGE}), manager=REMOTE)
-        steps = plan.remaining(wanted, hook_is_new=False)
+        steps = plan.remaining_steps(wanted, hook_is_new=False)
         for setting in ("underlay_address", "edge.uplinks", "edge.underlay"):
             assert any(setting in step for step in steps)
         path = tmp_path / "natd.toml"

@@ -22,20 +22,20 @@ HELLO = {
 @pytest.mark.parametrize("wrong", [7, None, [], {}, "172.30.0", True])
 def test_a_wrong_address_is_an_error_that_names_its_place(wrong: object) -> None:
     with pytest.raises(InvalidRequest, match=r"\$\.underlay"):
-        codec.node_message(json.dumps(HELLO | {"underlay": wrong}))
+        codec.decode_node_message(json.dumps(HELLO | {"underlay": wrong}))
     with pytest.raises(InvalidRequest, match=r"\$\.addresses\[0\]"):
         codec.decode(PoolRequest, json.dumps({"addresses": [wrong]}).encode())
 
 
 def test_what_is_written_is_read() -> None:
-    assert codec.node_message(codec.encode(codec.node_message(json.dumps(HELLO)))) == codec.node_message(
-        json.dumps(HELLO)
-    )
+    assert codec.decode_node_message(
+        codec.encode(codec.decode_node_message(json.dumps(HELLO)))
+    ) == codec.decode_node_message(json.dumps(HELLO))
 
 
 def test_timeouts_travel_with_what_is_said_about_the_site() -> None:
     snapshot = Snapshot(1, 1, PathState(IPv4Network("100.64.0.0/10"), timeouts=Timeouts(udp_s=300)))
-    assert codec.manager_message(codec.encode(snapshot)) == snapshot
+    assert codec.decode_manager_message(codec.encode(snapshot)) == snapshot
 
 
 @pytest.mark.parametrize(("said", "understood"), [
@@ -46,13 +46,13 @@ def test_timeouts_travel_with_what_is_said_about_the_site() -> None:
 ])  # fmt: skip
 def test_an_older_or_newer_manager_is_understood(said: dict[str, object], understood: Timeouts | None) -> None:
     path = {"internal_pool": "100.64.0.0/10", "edges": [], "externals": []} | said
-    message = codec.manager_message(json.dumps({"type": "snapshot", "epoch": 1, "generation": 1, "path": path}))
+    message = codec.decode_manager_message(json.dumps({"type": "snapshot", "epoch": 1, "generation": 1, "path": path}))
     assert isinstance(message, Snapshot)
     assert message.path.timeouts == understood
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[" * 100_000, "{}", '{"type":"hello"}', '{"type":7}'])
 def test_no_message(text: str) -> None:
-    for read in (codec.node_message, codec.manager_message):
+    for read in (codec.decode_node_message, codec.decode_manager_message):
         with pytest.raises(InvalidRequest, match="both sides must run the same version"):
             read(text)

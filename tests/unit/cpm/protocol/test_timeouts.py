@@ -6,15 +6,15 @@ import pytest
 from msgspec import structs
 
 from cpm.protocol.errors import ConfigError
-from cpm.protocol.timeouts import LEAST, LONGEST_S, Timeouts, TimeoutsTable
+from cpm.protocol.timeouts import MAXIMUM_S, MINIMUM, Timeouts, TimeoutsTable
 
 
 def test_the_defaults_are_allowed_and_the_floors_are_those_of_the_rfcs() -> None:
     defaults = structs.asdict(Timeouts())
     TimeoutsTable(**defaults).check("file", "table")
-    assert {key: defaults[key] for key in LEAST} == {key: seconds for key, (seconds, _) in LEAST.items()}
-    assert (LEAST["tcp_established_s"], LEAST["udp_s"]) == ((7440, "RFC 5382 REQ-5"), (120, "RFC 4787 REQ-5"))
-    assert (LEAST["tcp_transitory_s"], LEAST["icmp_s"]) == ((240, "RFC 5382 REQ-5"), (60, "RFC 5508 REQ-2"))
+    assert {key: defaults[key] for key in MINIMUM} == {key: seconds for key, (seconds, _) in MINIMUM.items()}
+    assert (MINIMUM["tcp_established_s"], MINIMUM["udp_s"]) == ((7440, "RFC 5382 REQ-5"), (120, "RFC 4787 REQ-5"))
+    assert (MINIMUM["tcp_transitory_s"], MINIMUM["icmp_s"]) == ((240, "RFC 5382 REQ-5"), (60, "RFC 5508 REQ-2"))
 
 
 def test_both_kinds_have_the_same_keys() -> None:
@@ -22,10 +22,10 @@ def test_both_kinds_have_the_same_keys() -> None:
 
 
 def test_the_nearer_wins_key_by_key() -> None:
-    pool = TimeoutsTable(udp_s=300, icmp_s=90).over(Timeouts())
+    pool = TimeoutsTable(udp_s=300, icmp_s=90).override(Timeouts())
     assert pool == Timeouts(udp_s=300, icmp_s=90)
-    assert TimeoutsTable(udp_s=120, tcp_reset_s=1).over(pool) == Timeouts(udp_s=120, icmp_s=90, tcp_reset_s=1)
-    assert TimeoutsTable().over(pool) == pool
+    assert TimeoutsTable(udp_s=120, tcp_reset_s=1).override(pool) == Timeouts(udp_s=120, icmp_s=90, tcp_reset_s=1)
+    assert TimeoutsTable().override(pool) == pool
 
 
 @pytest.mark.parametrize(("said", "words"), [
@@ -39,7 +39,7 @@ def test_the_nearer_wins_key_by_key() -> None:
      "icmp_s: 59 s is below the 60 s of RFC 5508 REQ-2; use 60 or more, or remove the line"),
     (TimeoutsTable(tcp_time_wait_s=0), "tcp_time_wait_s: use 1 or more, or remove the line"),
     (TimeoutsTable(tcp_reset_s=-1), "tcp_reset_s: use 1 or more, or remove the line"),
-    (TimeoutsTable(udp_s=LONGEST_S + 1),
+    (TimeoutsTable(udp_s=MAXIMUM_S + 1),
      "udp_s: the kernel cannot wait for 2147484 s; use 2147483 or less"),
 ])  # fmt: skip
 def test_what_is_not_allowed_names_file_key_source_and_remedy(said: TimeoutsTable, words: str) -> None:

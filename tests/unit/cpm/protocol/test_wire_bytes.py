@@ -257,13 +257,13 @@ def _name(message: object) -> str:
 @pytest.mark.parametrize(("message", "wire"), FROM_NODES, ids=_name)
 def test_what_a_node_sends(message: NodeMessage, wire: bytes) -> None:
     assert codec.encode(message) == wire
-    assert codec.node_message(wire) == message
+    assert codec.decode_node_message(wire) == message
 
 
 @pytest.mark.parametrize(("message", "wire"), FROM_MANAGER, ids=_name)
 def test_what_the_manager_sends(message: ManagerMessage, wire: bytes) -> None:
     assert codec.encode(message) == wire
-    assert codec.manager_message(wire) == message
+    assert codec.decode_manager_message(wire) == message
 
 
 def test_roles_are_a_list_in_any_order() -> None:
@@ -272,7 +272,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[]}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
-    assert [codec.node_message(text) for text in texts] == [both, both]
+    assert [codec.decode_node_message(text) for text in texts] == [both, both]
 
 
 def test_every_message_and_every_optional_field_is_above() -> None:
@@ -305,8 +305,8 @@ REQUIRED = {
 
 
 def _samples() -> list[tuple[typing.Callable[[bytes], object], bytes]]:
-    return [(codec.node_message, wire) for _, wire in FROM_NODES] + [
-        (codec.manager_message, wire) for _, wire in FROM_MANAGER
+    return [(codec.decode_node_message, wire) for _, wire in FROM_NODES] + [
+        (codec.decode_manager_message, wire) for _, wire in FROM_MANAGER
     ]
 
 
@@ -363,13 +363,13 @@ def _with_news(value: typing.Any) -> typing.Any:
 )
 def test_a_wrong_value_is_an_error_that_names_its_place(wire: bytes, path: str) -> None:
     with pytest.raises(InvalidRequest, match=path):
-        codec.node_message(wire)
+        codec.decode_node_message(wire)
 
 
 def test_each_side_refuses_its_own_messages() -> None:
     for _, wire in FROM_NODES:
         with pytest.raises(InvalidRequest):
-            codec.manager_message(wire)
+            codec.decode_manager_message(wire)
     for _, wire in FROM_MANAGER:
         with pytest.raises(InvalidRequest):
-            codec.node_message(wire)
+            codec.decode_node_message(wire)

@@ -138,7 +138,7 @@ def test_an_operator_is_told_rather_than_passed_over() -> None:
 def test_wishes_travel_and_old_nodes_are_understood() -> None:
     wishes = Wishes(floor=256, nonsense=("no",))
     attach = Attach(DomainUUID("u"), "web", wishes=wishes)
-    assert codec.node_message(codec.encode(attach)) == attach
-    old = codec.node_message(b'{"type":"present","domains":[{"domain":"u","name":"web"}]}')
+    assert codec.decode_node_message(codec.encode(attach)) == attach
+    old = codec.decode_node_message(b'{"type":"present","domains":[{"domain":"u","name":"web"}]}')
     assert isinstance(old, Present)
     assert old.domains[0].wishes is None

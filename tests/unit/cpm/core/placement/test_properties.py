@@ -19,7 +19,7 @@ from cpm.protocol.model import (
     ExternalAddress,
     NodeName,
     PortRange,
-    coalesced,
+    coalesce,
 )
 
 S = AllocationState
@@ -128,7 +128,7 @@ class Space(RuleBasedStateMachine):
             if result.released is None:
                 assert result.kept == active.ports
                 return
-            assert result.kept.joined(result.released) == active.ports
+            assert result.kept.join_with(result.released) == active.ports
             assert result.kept.size >= wanted
             assert (result.kept.last == active.ports.last) is upper
             self._change(active, S.ACTIVE, result.kept)
@@ -154,8 +154,8 @@ class Space(RuleBasedStateMachine):
         for address in POOL:
             taken = [each.ports for each in self.space.on(address.address)]
             free = list(self.space.free_runs(address.address))
-            assert list(coalesced(free)) == free
-            reserved = [part for ports in coalesced(address.reserved) for part in _within(ports)]
+            assert list(coalesce(free)) == free
+            reserved = [part for ports in coalesce(address.reserved) for part in _within(ports)]
             parts = sorted(taken + free + reserved)
             assert parts[0].first == FIRST_PORT
             assert parts[-1].last == 65535
