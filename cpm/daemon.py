@@ -263,7 +263,7 @@ class Cpmd:
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
         """Take in what the operator wishes for a VM."""
         return await self._change(
-            name, lambda manager, vm, now: manager.set_wishes(vm.uuid, overview.wished(vm.set, request))
+            name, lambda manager, vm, now: manager.set_wishes(vm.uuid, overview.wished(vm.operator_wishes, request))
         )
 
     async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:

@@ -10,10 +10,11 @@ from msgspec import Meta, Struct
 
 from cpm.core.sizing import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
 from cpm.core.sizing.rules import PoolRules
+from cpm.core.wishes import Defaults
 from cpm.protocol.errors import ConfigError, InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
-from cpm.protocol.wishes import HEAVIEST, Defaults
+from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
@@ -55,7 +56,7 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Ports no VM goes below; what a VM starts with when the pool is short."""
     cap: _Ports = 32768
     """Ports no VM goes above: one VM must not take a whole address."""
-    weight: Annotated[int, Meta(ge=1, le=HEAVIEST)] = 100
+    weight: Annotated[int, Meta(ge=1, le=MAXIMUM_WEIGHT)] = 100
     """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
     start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
     """Part of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""

@@ -291,7 +291,7 @@ class Natd:
         self._local_port_range[DomainUUID(facts.uuid)] = announce.wished(
             said.pop(announce.WISH, None), default=self._settings.guests.announce_local_port_range
         )
-        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.understood(said))
+        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
 
     def _tell_guests(self) -> None:
         self._telling = False

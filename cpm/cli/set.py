@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:
     from cpm.api.views import WishesRequest
-    from cpm.protocol.wishes import KEYS, strictly_understood
+    from cpm.protocol.wishes import KEYS, parse_strictly
 
     raw = dict(_split(word) for word in words)
     for key in unset:
@@ -66,7 +66,7 @@ def _request(words: list[str], unset: list[str]) -> WishesRequest:
             raise InvalidRequest(f"cannot unset {key!r}; use one of {', '.join(KEYS)} that is not set at the same time")
     if not raw and not unset:
         raise InvalidRequest("nothing to set; write KEY=VALUE, for example floor=256, or --unset KEY")
-    wishes = strictly_understood(raw)
+    wishes = parse_strictly(raw)
     changes: dict[str, Any] = {KEYS[key]: getattr(wishes, KEYS[key]) for key in raw}
     return WishesRequest(**changes, **dict.fromkeys(KEYS[key] for key in unset))
 

@@ -25,6 +25,7 @@ from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
+from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
     InternalPoolExhausted,
@@ -60,7 +61,6 @@ from cpm.protocol.model import (
     Role,
     Wishes,
 )
-from cpm.protocol.wishes import Effective, Resolver
 
 _State = AllocationState
 
@@ -278,7 +278,7 @@ class Manager:
             else dataclasses.replace(vm, name=attach.name, node=node, destination=_still_moving(vm, node))
         )
         if attach.wishes is not None:
-            settled = dataclasses.replace(settled, metadata=attach.wishes)
+            settled = dataclasses.replace(settled, xml_wishes=attach.wishes)
         if settled != vm:
             self.fleet.record(PutVM(settled))
         self.present[attach.domain] = node
@@ -357,9 +357,9 @@ class Manager:
         """Return the ports a VM never goes above."""
         return self.wishes(vm).cap.value
 
-    def wishes(self, vm: VM) -> Effective:
+    def wishes(self, vm: VM) -> EffectiveWishes:
         """Return what holds for a VM, of all that was said about it."""
-        return self._resolver.effective(vm)
+        return self._resolver.resolve(vm)
 
     def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
         vm = self.fleet.vms.get(uuid)
@@ -380,7 +380,8 @@ class Manager:
         vm = self.fleet.vms.get(uuid)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
-        self.fleet.record(PutVM(dataclasses.replace(vm, set=self._resolver.checked(wishes))))
+        self._resolver.check(wishes)
+        self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
         # Whether it is at its cap may have changed, and that its host is to know.
         self._rollout.changed(uuid)
 

@@ -65,7 +65,7 @@ def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
     vm = change.vm
     before = connection.execute("SELECT name, internal FROM vms WHERE uuid = ?", (vm.uuid,)).fetchone()
     internal = str(vm.internal)
-    said = rows.wishes_text(vm.metadata), rows.wishes_text(vm.set)
+    said = rows.wishes_text(vm.xml_wishes), rows.wishes_text(vm.operator_wishes)
     connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, *said))
     if before == (vm.name, internal):
         return

@@ -55,8 +55,8 @@ def vm(row: Row) -> VM:
         node=NodeName(node),
         internal=IPv4Address(internal),
         destination=None if destination is None else NodeName(destination),
-        metadata=wishes(metadata),
-        set=wishes(said),
+        xml_wishes=wishes(metadata),
+        operator_wishes=wishes(said),
     )
 
 

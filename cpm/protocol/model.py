@@ -199,9 +199,9 @@ class VM:
     internal: IPv4Address
     destination: NodeName | None = None
     """The host it is migrating to, or None."""
-    metadata: Wishes = Wishes()
+    xml_wishes: Wishes = Wishes()
     """What its domain XML says."""
-    set: Wishes = Wishes()
+    operator_wishes: Wishes = Wishes()
     """What the operator said by ``virt-ports set``."""
 
 

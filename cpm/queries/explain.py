@@ -15,8 +15,9 @@ from typing import Final
 
 from cpm.core.sizing import Decision
 from cpm.core.sizing.contention import Want
+from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.model import PortRange
-from cpm.protocol.wishes import KEYS, Effective
+from cpm.protocol.wishes import KEYS
 
 RULES: Final[Mapping[str, str]] = {
     "headroom": "it keeps the ports in use and some spare ones",
@@ -90,7 +91,7 @@ class Facts:
     waits_to_start: bool
     fair_share: int | None
     """What it is entitled to; None: ports are not short."""
-    wishes: Effective
+    wishes: EffectiveWishes
     now: float
 
 

@@ -29,10 +29,11 @@ from cpm.core.journal import Holding, JournalEntry
 from cpm.core.manager import Manager
 from cpm.core.sizing.policies.specification import demand_score
 from cpm.core.sizing.sizer import Observation
+from cpm.core.wishes import EffectiveValue
 from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView, Report
 from cpm.protocol.model import VM, Allocation, AllocationState, ExternalAddress, Node, NodeName, Role, Wishes
-from cpm.protocol.wishes import KEYS, Chosen
+from cpm.protocol.wishes import KEYS
 from cpm.queries import explain
 
 _State = AllocationState
@@ -227,7 +228,7 @@ def wished(before: Wishes, request: WishesRequest) -> Wishes:
     return dataclasses.replace(before, **changes)
 
 
-def _wish(key: str, chosen: Chosen[Any]) -> WishView:
+def _wish(key: str, chosen: EffectiveValue[Any]) -> WishView:
     return WishView(key, chosen.value, chosen.origin)
 
 

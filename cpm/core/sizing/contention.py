@@ -33,9 +33,9 @@ from cpm.core.sizing.fairness import (
     share,
     yield_back,
 )
+from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID
-from cpm.protocol.wishes import Effective
 
 _State = AllocationState
 
@@ -101,7 +101,7 @@ class Contention:
         fleet: Fleet,
         reserve_share: float,
         starting: Collection[DomainUUID],
-        wishes: Callable[[VM], Effective],
+        wishes: Callable[[VM], EffectiveWishes],
         in_use: Callable[[DomainUUID], int | None],
         headroom: tuple[float, int] = (HEADROOM_SHARE, HEADROOM_PORTS),
     ) -> None:

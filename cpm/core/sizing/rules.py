@@ -6,8 +6,8 @@ import dataclasses
 from ipaddress import IPv4Network
 
 from cpm.core.sizing.guards import GuardSettings
+from cpm.core.wishes import Defaults
 from cpm.protocol.timeouts import Timeouts
-from cpm.protocol.wishes import Defaults
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,10 +23,10 @@ from cpm.core.sizing.contention import Contention
 from cpm.core.sizing.fairness import HEADROOM_SHARE
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
+from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import Conflict, NotFound, PortsExhausted
 from cpm.protocol.messages import Measured, Need, Report
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
-from cpm.protocol.wishes import Effective
 
 _State = AllocationState
 
@@ -83,7 +83,7 @@ class Sizer:
         present: Mapping[DomainUUID, NodeName],
         waiting: Set[DomainUUID],
         rollout: Rollout,
-        wishes: Callable[[VM], Effective],
+        wishes: Callable[[VM], EffectiveWishes],
         rules: PoolRules,
         now: float,
     ) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
-from cpm.protocol.wishes import Origin
 from natctl.core.domains import Running
 from tests.fakes.site import Site
 
@@ -68,7 +68,7 @@ def test_a_change_of_the_xml_of_a_running_vm_is_told_at_once_and_followed_with_t
     site = started(Wishes())
     assert size(site) == 256
     lists(site, Wishes(floor=1024))
-    assert vm(site).metadata == Wishes(floor=1024)
+    assert vm(site).xml_wishes == Wishes(floor=1024)
     reports(site)
     assert size(site) == 1024
     lists(site, Wishes())
@@ -81,7 +81,7 @@ def test_a_host_that_does_not_know_the_xml_changes_nothing() -> None:
     site.start_natd(HOST1)
     site.connect(HOST1)
     site.run()
-    assert vm(site).metadata == Wishes(floor=512)
+    assert vm(site).xml_wishes == Wishes(floor=512)
 
 
 def test_what_the_operator_says_is_kept_over_restarts_and_gives_way_to_the_xml() -> None:
@@ -91,11 +91,11 @@ def test_what_the_operator_says_is_kept_over_restarts_and_gives_way_to_the_xml()
     assert size(site) == 320
     site.crash_manager()
     site.heal()
-    assert vm(site).set == Wishes(floor=320, cap=640)
+    assert vm(site).operator_wishes == Wishes(floor=320, cap=640)
     assert floor(site) == (320, Origin.SET)
     lists(site, Wishes(floor=512))
     assert floor(site) == (512, Origin.METADATA)
-    assert vm(site).set == Wishes(floor=320, cap=640)
+    assert vm(site).operator_wishes == Wishes(floor=320, cap=640)
 
 
 def test_a_host_hears_of_a_new_cap_at_once() -> None:
@@ -155,4 +155,4 @@ def test_an_operator_who_says_nonsense_is_told() -> None:
         except error:
             continue
         raise AssertionError(wishes)
-    assert vm(site).set == Wishes()
+    assert vm(site).operator_wishes == Wishes()

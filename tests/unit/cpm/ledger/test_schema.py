@@ -71,8 +71,8 @@ def test_version_3_keeps_floors_and_caps_as_what_the_operator_said(connection: s
     connection.close()
     with SqliteLedger(path) as ledger:
         state = ledger.load()
-        assert [vm.set for vm in state.vms] == [Wishes(floor=128, cap=4096), Wishes(cap=512), Wishes()]
-        assert {vm.metadata for vm in state.vms} == {Wishes()}
+        assert [vm.operator_wishes for vm in state.vms] == [Wishes(floor=128, cap=4096), Wishes(cap=512), Wishes()]
+        assert {vm.xml_wishes for vm in state.vms} == {Wishes()}
         assert {vm.destination for vm in state.vms} == {"host2"}
         assert [allocation.domain for allocation in state.allocations] == ["u1"]
 

@@ -26,8 +26,8 @@ def test_everything_comes_back_after_reopening(path: Path) -> None:
     guest = dataclasses.replace(
         vm("x"),
         destination=NodeName("host2"),
-        metadata=Wishes(floor=64, cap=1024, nonsense=("weight 'x': it is not a whole number",)),
-        set=Wishes(weight=7, policy="spec", drain_limit_s=UNLIMITED),
+        xml_wishes=Wishes(floor=64, cap=1024, nonsense=("weight 'x': it is not a whole number",)),
+        operator_wishes=Wishes(weight=7, policy="spec", drain_limit_s=UNLIMITED),
     )
     edge = dataclasses.replace(node("host1"), in_service=False, fenced=True)
     address = external(A, "80", "5060-5061")

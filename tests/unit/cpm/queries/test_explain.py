@@ -10,11 +10,11 @@ import pytest
 
 from cpm.core.sizing import Decision, policies
 from cpm.core.sizing.contention import Want
+from cpm.core.wishes import Defaults, resolve
 from cpm.protocol.model import PortRange, Wishes
-from cpm.protocol.wishes import Defaults, effective
 from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, lines
 
-WISHES = effective(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="specification"), policies())
+WISHES = resolve(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="specification"), policies())
 VM = Facts(
     name="web1", runs=True, external=IPv4Address("203.0.113.1"), ports=PortRange(1024, 1279), leaving=128, in_use=250,
     score=3503.4, decision=Decision(256, 512, "exhausted", 384), decided_s_ago=1.2, refusal="", gave="", apart="",

@@ -8,6 +8,7 @@ from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.sizing.contention import CALM_S, DRAIN_HOPE_S, IN_VAIN_S, WANT_S, Contention
+from cpm.core.wishes import Defaults, Resolver
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -21,7 +22,6 @@ from cpm.protocol.model import (
     Role,
     Wishes,
 )
-from cpm.protocol.wishes import Defaults, Resolver
 
 A = IPv4Address("203.0.113.1")
 HOST = NodeName("host1")
@@ -36,7 +36,7 @@ class Pool:
         vms, allocations, first = [], [], 1024
         for number, (name, count) in enumerate(held.items(), 1):
             internal = IPv4Address("100.64.0.0") + number
-            vms.append(VM(DomainUUID(name), name, HOST, internal, set=wishes.get(name, Wishes())))
+            vms.append(VM(DomainUUID(name), name, HOST, internal, operator_wishes=wishes.get(name, Wishes())))
             if count:
                 ports = PortRange(first, first + count * 64 - 1)
                 allocations.append(
@@ -51,7 +51,7 @@ class Pool:
         self.starting: set[DomainUUID] = set()
         self.in_use: dict[str, int] = {}
         resolver = Resolver(Defaults(floor=64, policy="spec"), ["spec"])
-        self.contention = Contention(self.fleet, reserve, self.starting, resolver.effective, self.in_use.get)
+        self.contention = Contention(self.fleet, reserve, self.starting, resolver.resolve, self.in_use.get)
 
     def active(self, name: str) -> Allocation:
         active = self.fleet.one(DomainUUID(name), AllocationState.ACTIVE)

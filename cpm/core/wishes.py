@@ -1,0 +1,173 @@
+"""
+Which wishes take effect for a VM. Pure.
+
+There are three origins, in order of precedence: the domain's XML (``<metadata>``), then ``virt-ports set``, then the
+pool's defaults. Precedence is decided value by value. A wish that is invalid never keeps a VM from running: it is
+skipped as if it had not been made, and :attr:`EffectiveWishes.ignored` says why.
+
+How wishes are written and parsed is in :mod:`cpm.protocol.wishes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Collection
+from typing import Any, Final, Generic, TypeVar
+
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Wishes
+from cpm.protocol.wishes import KEYS, MAXIMUM_PORTS, MAXIMUM_WEIGHT, NONE
+
+_T = TypeVar("_T")
+
+
+class Origin(enum.StrEnum):
+    """Where a value comes from."""
+
+    METADATA = "metadata"
+    """The domain's XML."""
+    SET = "set"
+    """The operator, by ``virt-ports set``."""
+    POOL = "pool"
+    """The defaults in ``cpmd.toml``."""
+
+
+_PRECEDENCE: Final = {Origin.POOL: 0, Origin.SET: 1, Origin.METADATA: 2}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EffectiveValue(Generic[_T]):
+    """A value in effect, and where it comes from."""
+
+    value: _T
+    origin: Origin
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveWishes:
+    """The values in effect for one VM; the floor is never above the cap."""
+
+    floor: EffectiveValue[int]
+    """Ports."""
+    cap: EffectiveValue[int]
+    """Ports."""
+    weight: EffectiveValue[int]
+    policy: EffectiveValue[str]
+    drain_limit_s: EffectiveValue[float | None]
+    """Seconds; None: no limit."""
+    ignored: tuple[str, ...] = ()
+    """Why a wish is not in effect, one sentence each."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The pool's defaults, from settings that have been checked."""
+
+    floor: int = 64
+    cap: int = 32768
+    weight: int = 100
+    policy: str
+    drain_limit_s: float | None = None
+    """Seconds; None: no limit."""
+
+
+class Resolver:
+    """
+    Resolves the wishes of VMs, and caches the results: most VMs have no wishes, so most results are the same.
+
+    :param defaults: The pool's defaults.
+    :param policies: Names of the existing policies.
+    """
+
+    CACHED_VMS = 100_000
+    """When the cache holds so many VMs, it is emptied."""
+
+    def __init__(self, defaults: Defaults, policies: Collection[str]) -> None:
+        self._defaults = defaults
+        self._policies = frozenset(policies)
+        self._by_wishes: dict[tuple[Wishes, Wishes], EffectiveWishes] = {}
+        self._by_vm: dict[DomainUUID, tuple[VM, EffectiveWishes]] = {}
+
+    def resolve(self, vm: VM) -> EffectiveWishes:
+        """Return the wishes in effect for a VM."""
+        cached = self._by_vm.get(vm.uuid)
+        if cached is not None and cached[0] is vm:  # the same object as last time: no need to hash its wishes
+            return cached[1]
+        if len(self._by_vm) >= self.CACHED_VMS:
+            self._by_vm.clear()
+            self._by_wishes.clear()
+        key = (vm.xml_wishes, vm.operator_wishes)
+        if (answer := self._by_wishes.get(key)) is None:
+            answer = self._by_wishes[key] = resolve(*key, self._defaults, self._policies)
+        self._by_vm[vm.uuid] = (vm, answer)
+        return answer
+
+    def check(self, wishes: Wishes) -> None:
+        """
+        Check what an operator typed: somebody is there to correct it, so it is refused rather than skipped.
+
+        :raise InvalidRequest: When a value is invalid, or the floor is above the cap.
+        """
+        for key, name in KEYS.items():
+            value = getattr(wishes, name)
+            if value is not None and (why := _objection(name, value, self._policies)) is not None:
+                raise InvalidRequest(f"{key} {value}: {why}")
+        if wishes.floor is not None and wishes.cap is not None and wishes.floor > wishes.cap:
+            raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; use a floor that is not")
+
+
+def resolve(xml: Wishes, operator: Wishes, defaults: Defaults, policies: Collection[str]) -> EffectiveWishes:
+    """
+    Return the wishes in effect.
+
+    :param xml: From the domain's XML; takes precedence over ``operator``.
+    :param operator: From ``virt-ports set``; takes precedence over ``defaults``.
+    :param policies: Names of the existing policies.
+    """
+    ignored = [f"{Origin.METADATA}: {sentence}" for sentence in xml.nonsense]
+    ignored += [f"{Origin.SET}: {sentence}" for sentence in operator.nonsense]
+    layers = ((Origin.SET, operator), (Origin.METADATA, xml))
+    values: dict[str, EffectiveValue[Any]] = {}
+    for key, name in KEYS.items():
+        values[name] = EffectiveValue(getattr(defaults, name), Origin.POOL)
+        for origin, wishes in layers:
+            value = getattr(wishes, name)
+            if value is None:
+                continue
+            if (why := _objection(name, value, policies)) is not None:
+                ignored.append(f"{origin}: {key} {value}: {why}")
+            else:
+                values[name] = EffectiveValue(value, origin)
+    if values["drain_limit_s"].value == UNLIMITED:
+        values["drain_limit_s"] = EffectiveValue(None, values["drain_limit_s"].origin)
+    floor, cap, why_not = _reconcile(values["floor"], values["cap"], defaults)
+    return EffectiveWishes(**{**values, "floor": floor, "cap": cap}, ignored=(*ignored, *why_not))
+
+
+def _reconcile(
+    floor: EffectiveValue[int], cap: EffectiveValue[int], defaults: Defaults
+) -> tuple[EffectiveValue[int], EffectiveValue[int], list[str]]:
+    """Return a floor that is not above the cap; of two that contradict, the one with higher precedence stays."""
+    if floor.value <= cap.value:
+        return floor, cap, []
+    if _PRECEDENCE[floor.origin] > _PRECEDENCE[cap.origin]:
+        # The cap gives way, to the pool's default or as far as the floor needs.
+        why = f"{cap.origin}: cap {cap.value}: it is below floor {floor.value} ({floor.origin})"
+        origin = Origin.POOL if defaults.cap >= floor.value else floor.origin
+        return floor, EffectiveValue(max(defaults.cap, floor.value), origin), [why]
+    why = f"{floor.origin}: floor {floor.value}: it is above cap {cap.value} ({cap.origin})"
+    origin = Origin.POOL if defaults.floor <= cap.value else cap.origin
+    return EffectiveValue(min(defaults.floor, cap.value), origin), cap, [why]
+
+
+def _objection(name: str, value: Any, policies: Collection[str]) -> str | None:
+    """Return why a value is invalid; None: it is valid."""
+    if name in ("floor", "cap"):
+        return None if 1 <= value <= MAXIMUM_PORTS else f"use 1 to {MAXIMUM_PORTS} ports"
+    if name == "weight":
+        return None if 1 <= value <= MAXIMUM_WEIGHT else f"use 1 to {MAXIMUM_WEIGHT}"
+    if name == "policy":
+        return None if value in policies else f"there is no such policy; use one of {', '.join(sorted(policies))}"
+    return None if value >= 0 and math.isfinite(value) else f"use seconds, or {NONE}"

@@ -1,0 +1,109 @@
+"""Which wishes take effect: precedence value by value, and invalid ones never."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpm.core.wishes import Defaults, EffectiveValue, Origin, Resolver, resolve
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.model import UNLIMITED, VM, DomainUUID, NodeName, Wishes
+from cpm.protocol.wishes import MAXIMUM_PORTS, MAXIMUM_WEIGHT, parse
+
+POLICIES = ("specification", "spec", "occupancy")
+DEFAULTS = Defaults(policy="specification", drain_limit_s=900.0)
+METADATA, SET, POOL = Origin
+
+
+def test_the_nearest_wins_value_by_value() -> None:
+    said = resolve(Wishes(cap=4096), Wishes(cap=512, weight=200), DEFAULTS, POLICIES)
+    assert said.floor == EffectiveValue(64, POOL)
+    assert said.cap == EffectiveValue(4096, METADATA)
+    assert said.weight == EffectiveValue(200, SET)
+    assert said.policy == EffectiveValue("specification", POOL)
+    assert said.drain_limit_s == EffectiveValue(900.0, POOL)
+    assert said.ignored == ()
+
+
+def test_never_to_withdraw_overrides_the_pools_limit() -> None:
+    assert resolve(Wishes(drain_limit_s=UNLIMITED), Wishes(), DEFAULTS, POLICIES).drain_limit_s == EffectiveValue(
+        None, METADATA
+    )
+
+
+def test_nonsense_is_passed_over_and_what_is_farther_holds() -> None:
+    said = resolve(Wishes(policy="magic", weight=0), Wishes(policy="occupancy"), DEFAULTS, POLICIES)
+    assert said.policy == EffectiveValue("occupancy", SET)
+    assert said.weight == EffectiveValue(100, POOL)
+    assert any("metadata: policy magic: there is no such policy" in why for why in said.ignored)
+    assert any("metadata: weight 0: use 1 to 10000" in why for why in said.ignored)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said", "floor", "cap"),
+    [
+        (Wishes(floor=512, cap=256), Wishes(), EffectiveValue(64, POOL), EffectiveValue(256, METADATA)),
+        (Wishes(cap=256), Wishes(floor=512), EffectiveValue(64, POOL), EffectiveValue(256, METADATA)),
+        (Wishes(floor=512), Wishes(cap=256), EffectiveValue(512, METADATA), EffectiveValue(32768, POOL)),
+        (Wishes(cap=32), Wishes(), EffectiveValue(32, METADATA), EffectiveValue(32, METADATA)),
+        (Wishes(floor=60000), Wishes(), EffectiveValue(60000, METADATA), EffectiveValue(60000, METADATA)),
+    ],
+)
+def test_of_a_floor_above_the_cap_the_nearer_stays(
+    metadata: Wishes, said: Wishes, floor: EffectiveValue[int], cap: EffectiveValue[int]
+) -> None:
+    answer = resolve(metadata, said, DEFAULTS, POLICIES)
+    assert (answer.floor, answer.cap) == (floor, cap)
+    assert len(answer.ignored) == 1
+
+
+_numbers = st.none() | st.integers(-(2**70), 2**70) | st.integers(0, 70_000)
+_wishes = st.builds(
+    Wishes,
+    floor=_numbers,
+    cap=_numbers,
+    weight=_numbers,
+    policy=st.none() | st.sampled_from(POLICIES) | st.text(),
+    drain_limit_s=st.none() | st.floats(),
+)
+
+
+@given(_wishes, _wishes)
+def test_whatever_is_said_what_holds_makes_sense(metadata: Wishes, said: Wishes) -> None:
+    holds = resolve(metadata, said, DEFAULTS, POLICIES)
+    assert 1 <= holds.floor.value <= holds.cap.value <= MAXIMUM_PORTS
+    assert 1 <= holds.weight.value <= MAXIMUM_WEIGHT
+    assert holds.policy.value in POLICIES
+    limit = holds.drain_limit_s.value
+    assert limit is None or (limit > 0 and math.isfinite(limit))
+
+
+def test_an_operator_is_told_rather_than_passed_over() -> None:
+    resolver = Resolver(DEFAULTS, POLICIES)
+    resolver.check(Wishes(floor=64, cap=64))
+    for wrong in (Wishes(floor=65, cap=64), Wishes(floor=0), Wishes(policy="magic"), Wishes(drain_limit_s=-1.0)):
+        with pytest.raises(InvalidRequest):
+            resolver.check(wrong)
+
+
+def test_what_could_not_be_parsed_is_ignored_with_its_reason() -> None:
+    wishes = parse({"weight": "heavy", "cap": "128"})
+    effective = resolve(wishes, Wishes(), DEFAULTS, POLICIES)
+    assert effective.ignored == ("metadata: weight 'heavy': it is not a whole number",)
+    assert effective.cap == EffectiveValue(128, METADATA)
+    assert resolve(Wishes(), wishes, DEFAULTS, POLICIES).ignored == ("set: weight 'heavy': it is not a whole number",)
+
+
+def test_the_cache_answers_for_the_vm_as_it_is_now() -> None:
+    resolver = Resolver(DEFAULTS, POLICIES)
+    guest = VM(DomainUUID("u"), "web", NodeName("host1"), IPv4Address("100.64.0.1"))
+    assert resolver.resolve(guest).cap == EffectiveValue(32768, POOL)
+    changed = dataclasses.replace(guest, operator_wishes=Wishes(cap=512))
+    assert resolver.resolve(changed).cap == EffectiveValue(512, SET)
+    assert resolver.resolve(changed) is resolver.resolve(changed)
+    assert resolver.resolve(guest).cap == EffectiveValue(32768, POOL)
