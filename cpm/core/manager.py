@@ -22,7 +22,7 @@ from cpm.core.forecast import Forecast
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
-from cpm.core.rollout.steps import Rollout
+from cpm.core.rollout.steps import Rollout, RolloutRules
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.wishes import EffectiveWishes, Resolver
@@ -109,11 +109,8 @@ class Manager:
             self.fleet,
             self.sessions,
             self.present,
-            rules.internal,
-            rules.timeouts,
-            rules.hold_down_s,
-            self._drain_limit_s,
-            self._cap_of,
+            RolloutRules(internal_pool=rules.internal, timeouts=rules.timeouts, hold_down_s=rules.hold_down_s),
+            self.wishes,
         )
         self.sizer = Sizer(
             self.fleet, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
@@ -124,7 +121,7 @@ class Manager:
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
-        messages = self._rollout.take(now)
+        messages = self._rollout.advance(now)
         return Outcome(tuple(self.fleet.take_recorded()), messages)
 
     # Nodes
@@ -150,17 +147,17 @@ class Manager:
         )
         if node != known:
             self.fleet.record(PutNode(node))
-            self._rollout.path_changed()
+            self._rollout.on_path_changed()
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
-        self._rollout.tell_all(hello.node)
-        self._rollout.say(hello.node, Welcome(PROTOCOL, self.epoch, version))
+        self._rollout.queue_snapshot(hello.node)
+        self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._take_presence(node, hello.domains, now)
 
     def lost(self, name: NodeName, now: float) -> None:
         """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
         if self.sessions.pop(name, None) is None:
             return
-        self._rollout.gone(name)
+        self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
 
@@ -192,16 +189,16 @@ class Manager:
                 self.sizer.report(session, message, now)
             case Need(domain, ports):
                 if not self.sizer.need(session, message, now):
-                    self._rollout.say(name, Declined(self.epoch, domain, ports))
+                    self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
 
     def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
             return
         was_synced = session.synced
-        self._rollout.look_at(session.confirm(applied.generation))
+        self._rollout.on_applied(session, applied.generation)
         if session.synced and not was_synced:
             self._came_into_service(session.node)
-            self._rollout.look_at(self._rollout.unfinished())
+            self._rollout.check_all()
 
     def _came_into_service(self, name: NodeName) -> None:
         node = self.fleet.nodes[name]
@@ -210,7 +207,7 @@ class Manager:
 
     def _put_node(self, node: Node) -> None:
         self.fleet.record(PutNode(node))
-        self._rollout.path_changed()
+        self._rollout.on_path_changed()
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """
@@ -232,7 +229,7 @@ class Manager:
         if fenced and Role.HOST in node.roles:
             for uuid in [uuid for uuid, where in self.present.items() if where == name]:
                 self._detach(name, uuid, now)
-        self._rollout.look_at(self._rollout.unfinished())
+        self._rollout.check_all()
 
     # The pool
 
@@ -244,7 +241,7 @@ class Manager:
         """
         for address in addresses:
             self.fleet.record(PutAddress(address))
-        self._rollout.path_changed()
+        self._rollout.on_path_changed()
         self._retry_waiting(now)
 
     def remove_address(self, address: IPv4Address) -> None:
@@ -255,7 +252,7 @@ class Manager:
         :raise AddressInUse: When VMs hold ranges on it.
         """
         self.fleet.record(DropAddress(address))
-        self._rollout.path_changed()
+        self._rollout.on_path_changed()
 
     # VMs
 
@@ -282,7 +279,7 @@ class Manager:
         if settled != vm:
             self.fleet.record(PutVM(settled))
         self.present[attach.domain] = node
-        self._rollout.changed(attach.domain)
+        self._rollout.on_vm_changed(attach.domain)
         return settled
 
     def _start(self, vm: VM, now: float) -> None:
@@ -296,11 +293,11 @@ class Manager:
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
         moves.start(self.fleet, vm, self.sizer.contention.first(vm, initial, floor), floor, now, strict=self._strict)
         self.waiting.discard(vm.uuid)
-        self._rollout.changed(vm.uuid)
+        self._rollout.on_vm_changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
         self.sizer.of(uuid).refusal = str(error)
-        self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
+        self._rollout.queue_message(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         vm = self.fleet.vms.get(uuid)
@@ -322,7 +319,7 @@ class Manager:
         for allocation in self.fleet.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
-        self._rollout.changed(uuid)
+        self._rollout.on_vm_changed(uuid)
 
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
         """A host says which VMs run there: learn of those whose start or end we missed."""
@@ -361,14 +358,6 @@ class Manager:
         """Return what holds for a VM, of all that was said about it."""
         return self._resolver.resolve(vm)
 
-    def _drain_limit_s(self, uuid: DomainUUID) -> float | None:
-        vm = self.fleet.vms.get(uuid)
-        return self.wishes(vm).drain_limit_s.value if vm is not None else self._rules.defaults.drain_limit_s
-
-    def _cap_of(self, uuid: DomainUUID) -> int:
-        vm = self.fleet.vms.get(uuid)
-        return self.cap(vm) if vm is not None else self._rules.defaults.cap
-
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
         The operator says what a VM shall have; it is followed with the next report.
@@ -383,7 +372,7 @@ class Manager:
         self._resolver.check(wishes)
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
         # Whether it is at its cap may have changed, and that its host is to know.
-        self._rollout.changed(uuid)
+        self._rollout.on_vm_changed(uuid)
 
     @property
     def _strict(self) -> bool:
@@ -393,7 +382,7 @@ class Manager:
 
     def tick(self, now: float) -> None:
         """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
-        self._rollout.look_at(allocation.domain for allocation in self.fleet.leaving.values())
+        self._rollout.check_leaving()
         for name, node in list(self.fleet.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
@@ -407,7 +396,7 @@ class Manager:
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]
-                self._rollout.tell_all(name)
+                self._rollout.queue_snapshot(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
         self.sizer.compact(now)

@@ -1,9 +1,9 @@
 """
 What each node should hold, computed from the fleet: pure functions, no memory.
 
-The order of a change is in here: edges hold everything a VM has that is not held back (:func:`edge_vm`), a host hands
-out a reserved range only when it is in ``ready`` (every connected edge confirmed it), and nothing that drains
-(:func:`host_vm`).
+The order of a change follows from these: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host
+uses a *reserved* range only when it is in ``ready``, that is, when every connected edge confirmed it, and no *draining*
+range (:func:`host_vm`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ipaddress import IPv4Network
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.protocol.messages import EdgeVM, ExternalRange, HostVM, PathState
-from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
+from cpm.protocol.model import VM, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
 from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
@@ -22,23 +22,22 @@ _State = AllocationState
 
 def host_vm(
     fleet: Fleet,
-    uuid: DomainUUID,
+    vm: VM,
     node: Node,
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
     cap: int,
 ) -> HostVM | None:
     """
-    Return a VM as this host should hold it; None: not at all.
+    Return what this host should hold for a VM; None: nothing.
 
-    :param present: Where each VM runs.
+    :param present: The host that each running VM is on.
     :param ready: Reserved allocations that the edges already map.
     :param cap: Ports this VM never goes above.
     """
-    vm = fleet.vms.get(uuid)
-    if vm is None or Role.HOST not in node.roles or present.get(uuid) != node.name:
+    if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
-    here = [allocation for allocation in fleet.of(uuid) if allocation.node == node.name]
+    here = [allocation for allocation in fleet.of(vm.uuid) if allocation.node == node.name]
     active = next((a for a in here if a.state is _State.ACTIVE), None)
     reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
     current, ports = active, active.ports if active is not None else None
@@ -50,7 +49,7 @@ def host_vm(
     if ports is None and not draining:
         return None
     return HostVM(
-        uuid,
+        vm.uuid,
         vm.name,
         vm.internal,
         ports,
@@ -61,18 +60,18 @@ def host_vm(
 
 
 def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeVM | None:
-    """Return a VM as this edge should hold it; None: not at all."""
+    """Return what this edge should hold for a VM; None: nothing."""
     vm = fleet.vms.get(uuid)
     host = fleet.nodes.get(vm.node) if vm is not None else None
     mapped = [allocation for allocation in fleet.of(uuid) if allocation.state is not _State.HELD]
     if vm is None or host is None or not mapped or Role.EDGE not in node.roles:
         return None
-    pieces = tuple(
+    ranges = tuple(
         ExternalRange(external, ports)
         for external in sorted({allocation.external for allocation in mapped})
         for ports in coalesce(a.ports for a in mapped if a.external == external)
     )
-    return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, pieces)
+    return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, ranges)
 
 
 def path(fleet: Fleet, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:

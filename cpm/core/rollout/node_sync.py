@@ -1,8 +1,8 @@
 """
-What each connected node was told and has confirmed. Pure: values in, messages out.
+What one connected node was told and what it has confirmed. Pure.
 
-A :class:`NodeSync` remembers the last entry it sent for every VM, so that a delta holds exactly what differs, and the
-generation in which each VM last changed, so that *settled* means: the node's kernel holds what we last said of it.
+A :class:`NodeSync` keeps the last entry it sent for every VM, so that a delta holds exactly what differs, and the
+generations in which each VM last changed and which the node has not confirmed yet.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TypeVar
 from cpm.protocol.messages import Delta, EdgeVM, HostVM, PathState, Snapshot
 from cpm.protocol.model import DomainUUID, NodeName
 
-_Said = TypeVar("_Said", HostVM, EdgeVM)
+_Entry = TypeVar("_Entry", HostVM, EdgeVM)
 
 
 class NodeSync:
     """
-    One node's session, from its ``Hello`` to the loss of its connection.
+    The state of one node's session, from its ``Hello`` to the loss of its connection.
 
     :param node: The node.
     :param epoch: The manager's epoch; every message carries it.
@@ -27,8 +27,11 @@ class NodeSync:
     def __init__(self, node: NodeName, epoch: int) -> None:
         self.node = node
         self.generation = 0
+        """Generation of the last message sent."""
         self.applied = 0
+        """Greatest generation that the node confirmed."""
         self.dropped: dict[str, int] = {}
+        """Packets that the node dropped, by reason, from its last report."""
         self._epoch = epoch
         self._snapshot_at = 0
         self._path: PathState | None = None
@@ -39,29 +42,29 @@ class NodeSync:
 
     @property
     def synced(self) -> bool:
-        """The node confirmed its snapshot: from then on its kernel holds what it confirms, no more and no less."""
+        """Whether the node confirmed its snapshot: from then on its kernel holds exactly what it confirms."""
         return 0 < self._snapshot_at <= self.applied
 
-    def settled(self, uuid: DomainUUID) -> bool:
-        """Say whether the node confirmed everything it was told of this VM."""
+    def is_confirmed(self, uuid: DomainUUID) -> bool:
+        """Return whether the node confirmed everything it was told about this VM."""
         return self.synced and uuid not in self._unconfirmed
 
     def last_change(self, uuid: DomainUUID) -> int:
-        """Return the generation in which the VM last changed on this node."""
+        """Return the generation in which the VM's entry last changed on this node."""
         return max(self._changed.get(uuid, 0), self._snapshot_at)
 
-    def confirm(self, generation: int) -> set[DomainUUID]:
-        """Take note that the node holds everything up to a generation; return the VMs that this settles."""
+    def on_applied(self, generation: int) -> set[DomainUUID]:
+        """Record that the node holds everything up to a generation; return the VMs that are confirmed by it."""
         self.applied = max(self.applied, min(generation, self.generation))
-        settled = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
-        for uuid in settled:
+        confirmed = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
+        for uuid in confirmed:
             del self._unconfirmed[uuid]
-        return settled
+        return confirmed
 
-    def snapshot(
+    def make_snapshot(
         self, path: PathState, host: Mapping[DomainUUID, HostVM], edge: Mapping[DomainUUID, EdgeVM]
     ) -> Snapshot:
-        """Return the message that says everything, and start counting from it."""
+        """Return a message with everything the node should hold; deltas and confirmations count from it."""
         self.generation += 1
         self._snapshot_at = self.generation
         self._path, self._host, self._edge = path, dict(host), dict(edge)
@@ -69,14 +72,14 @@ class NodeSync:
         self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
         return Snapshot(self._epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
 
-    def delta(
+    def make_delta(
         self, path: PathState, host: Mapping[DomainUUID, HostVM | None], edge: Mapping[DomainUUID, EdgeVM | None]
     ) -> Delta | None:
         """
-        Return the message that says what differs from what was last said, or None when nothing does.
+        Return a message with what differs from the last messages, or None when nothing does.
 
-        :param path: The way between the machines as it should be.
-        :param host: The VMs that may have changed, as this host should hold them; None: not here.
+        :param path: What the node should know about the whole site.
+        :param host: The VMs that may have changed, as this host should hold them; None: not on this host.
         :param edge: The same for an edge.
         """
         new_host = {uuid: vm for uuid, vm in host.items() if vm != self._host.get(uuid)}
@@ -94,21 +97,21 @@ class NodeSync:
             path=path if path != self._path else None,
         )
         self._path = path
-        _remember(self._host, new_host)
-        _remember(self._edge, new_edge)
+        _update_entries(self._host, new_host)
+        _update_entries(self._edge, new_edge)
         changed = dict.fromkeys([*new_host, *new_edge], self.generation)
         self._changed.update(changed)
         self._unconfirmed.update(changed)
         return message
 
     def forget(self, uuid: DomainUUID) -> None:
-        """Drop the bookkeeping of a VM that the ledger no longer knows."""
+        """Drop what is kept about a VM that the ledger no longer has."""
         self._changed.pop(uuid, None)
 
 
-def _remember(known: dict[DomainUUID, _Said], new: Mapping[DomainUUID, _Said | None]) -> None:
-    for uuid, vm in new.items():
-        if vm is None:
-            known.pop(uuid, None)
+def _update_entries(entries: dict[DomainUUID, _Entry], new: Mapping[DomainUUID, _Entry | None]) -> None:
+    for uuid, entry in new.items():
+        if entry is None:
+            entries.pop(uuid, None)
         else:
-            known[uuid] = vm
+            entries[uuid] = entry

@@ -1,20 +1,21 @@
 """
 How a decision reaches the kernels, step by step and in order.
 
-Pure. :class:`Rollout` tells every node what differs from what it was last told, hears what each confirmed, and takes
-the next step of an allocation's life that is due:
+Pure. :class:`Rollout` sends every node what differs from its last message, records what each node confirmed, and takes
+the steps of an allocation's life that are due:
 
-- *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed, it is active;
+- *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed it, it is active;
 - *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held;
 - *held*: once the hold-down has passed and **every** edge confirmed the removal, connected or not, or was fenced by
   the operator, it is free.
 
-It looks at how things are, not at what happened, so nothing depends on having seen every message.
+Whether a step is due follows from the present state, not from the event that led to it, so no message has to be seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
@@ -23,151 +24,167 @@ from cpm.core.fleet import Fleet
 from cpm.core.lifecycle import AllocationEvent, hold_down_end
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.node_sync import NodeSync
+from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.messages import HostVM, ManagerMessage, Measured, PathState
-from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
+from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
 from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
 
-QUIET_REPORTS = 2
-"""Reports in a row without a connection before a draining range counts as empty: one dump may just miss a flow that
-was being set up when the host let go of the range, or that moved while the kernel resized its table."""
+IDLE_REPORTS = 2
+"""Consecutive reports without a connection after which a draining range counts as empty. One dump may miss a flow that
+was being set up when the host stopped using the range, or that moved while the kernel resized its table."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutRules:
+    """The part of the configuration that the rollout needs."""
+
+    internal_pool: IPv4Network
+    """Addresses between hosts and edges."""
+    timeouts: Timeouts
+    """Connection timeouts that hosts get from the pool."""
+    hold_down_s: float
+    """Seconds between the end of a range and its next owner."""
 
 
 class Rollout:
     """
     Brings nodes and allocations in step.
 
-    :param fleet: The global fleet; steps are recorded in it.
-    :param sessions: The connected nodes; the owner adds and removes.
-    :param present: Where each VM runs; the owner keeps it.
-    :param internal_pool: Addresses between hosts and edges.
-    :param timeouts: What hosts shall give to connections.
-    :param hold_down_s: Seconds that a range rests.
-    :param drain_limit_s: Returns after how many seconds a VM's draining ranges are withdrawn in any case; None: never.
-    :param cap: Returns how many ports a VM never goes above.
+    Inputs and commands only mark what is to be done; :meth:`advance` does it.
+
+    :param fleet: The fleet; steps are recorded in it.
+    :param node_syncs: The connected nodes; the owner adds and removes them.
+    :param present: The host that each running VM is on; the owner keeps it.
+    :param rules: Rules of the pool.
+    :param wishes: Returns the wishes in effect for a VM.
     """
 
     def __init__(
         self,
         fleet: Fleet,
-        sessions: Mapping[NodeName, NodeSync],
+        node_syncs: Mapping[NodeName, NodeSync],
         present: Mapping[DomainUUID, NodeName],
-        internal_pool: IPv4Network,
-        timeouts: Timeouts,
-        hold_down_s: float,
-        drain_limit_s: Callable[[DomainUUID], float | None],
-        cap: Callable[[DomainUUID], int],
+        rules: RolloutRules,
+        wishes: Callable[[VM], EffectiveWishes],
     ) -> None:
         self._fleet = fleet
-        self._sessions = sessions
+        self._node_syncs = node_syncs
         self._present = present
-        self._internal_pool = internal_pool
-        self._timeouts = timeouts
-        self._hold_down_s = hold_down_s
-        self._drain_limit_s = drain_limit_s
-        self._cap = cap
+        self._rules = rules
+        self._wishes = wishes
         self._edges_ready: set[AllocationId] = set()
-        self._quiet: dict[AllocationId, int] = {}
-        self._dirty: set[DomainUUID] = set()
+        self._idle_reports: dict[AllocationId, int] = {}
+        self._changed: set[DomainUUID] = set()
         self._due: set[DomainUUID] = set()
-        self._path_dirty = False
-        self._fresh: set[NodeName] = set()
+        self._path_changed = False
+        self._snapshot_due: set[NodeName] = set()
         self._messages: list[tuple[NodeName, ManagerMessage]] = []
 
-    def changed(self, uuid: DomainUUID) -> None:
-        """Take note that a VM, or what it holds, may have to be told anew."""
-        self._dirty.add(uuid)
+    # Inputs
 
-    def path_changed(self) -> None:
-        """Take note that nodes or external addresses changed."""
-        self._path_dirty = True
+    def on_vm_changed(self, uuid: DomainUUID) -> None:
+        """Record that a VM or its ranges changed: nodes may have to be told."""
+        self._changed.add(uuid)
 
-    def look_at(self, uuids: Iterable[DomainUUID]) -> None:
-        """Take note that steps of these VMs may be due: time passed, or a node confirmed or vanished."""
-        self._due.update(uuids)
+    def on_path_changed(self) -> None:
+        """Record that nodes or external addresses changed: all nodes may have to be told."""
+        self._path_changed = True
 
-    def tell_all(self, name: NodeName) -> None:
-        """Take note that a node needs a snapshot."""
-        self._fresh.add(name)
+    def on_applied(self, node_sync: NodeSync, generation: int) -> None:
+        """Record that a node's kernel holds everything up to a generation."""
+        self._due.update(node_sync.on_applied(generation))
 
-    def gone(self, name: NodeName) -> None:
-        """Take note that a node's session ended."""
-        self._fresh.discard(name)
-        self.look_at(self.unfinished())
+    def on_session_end(self, name: NodeName) -> None:
+        """Record that a node's session ended: steps may be due that waited for it."""
+        self._snapshot_due.discard(name)
+        self.check_all()
 
-    def say(self, name: NodeName, message: ManagerMessage) -> None:
-        """Put a message in line, before whatever follows from later changes."""
-        self._messages.append((name, message))
-
-    def note_draining(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
-        """Take in how many connections a host counted on the ranges that drain there."""
-        counted = {draining.ports: draining.connections for draining in measured.draining}
+    def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
+        """Record how many connections a host counted on the VM's draining ranges."""
+        counts = {draining.ports: draining.connections for draining in measured.draining}
         for allocation in self._fleet.of(uuid):
-            if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counted:
-                idle = counted[allocation.ports] == 0
-                self._quiet[allocation.id] = self._quiet.get(allocation.id, 0) + 1 if idle else 0
+            if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counts:
+                idle = counts[allocation.ports] == 0
+                self._idle_reports[allocation.id] = self._idle_reports.get(allocation.id, 0) + 1 if idle else 0
                 self._due.add(uuid)
 
-    def take(self, now: float) -> tuple[tuple[NodeName, ManagerMessage], ...]:
-        """Publish and take steps until nothing more is due now; return what is to be said, in order."""
-        while self._due or self._dirty or self._fresh or self._path_dirty:
-            self._publish()
+    # Commands
+
+    def check_leaving(self) -> None:
+        """Check for due steps of VMs with draining or held ranges: time has passed."""
+        self._due.update(allocation.domain for allocation in self._fleet.leaving.values())
+
+    def check_all(self) -> None:
+        """Check for due steps of VMs with a range in any state but active."""
+        self._due.update(uuid for uuid in self._fleet.vms if self._fleet.one(uuid, _State.RESERVED) is not None)
+        self.check_leaving()
+
+    def queue_snapshot(self, name: NodeName) -> None:
+        """Send a node everything it should hold."""
+        self._snapshot_due.add(name)
+
+    def queue_message(self, name: NodeName, message: ManagerMessage) -> None:
+        """Send a node a message, before the messages about later changes."""
+        self._messages.append((name, message))
+
+    def advance(self, now: float) -> tuple[tuple[NodeName, ManagerMessage], ...]:
+        """Update the nodes and take steps until nothing more is due now; return the messages to send, in order."""
+        while self._due or self._changed or self._snapshot_due or self._path_changed:
+            self._queue_updates()
             due, self._due = self._due, set()
             for uuid in due:
-                self._advance(uuid, now)
+                self._advance_vm(uuid, now)
         messages, self._messages = self._messages, []
         return tuple(messages)
 
-    def unfinished(self) -> set[DomainUUID]:
-        """Return the VMs with an allocation that is on its way in or out."""
-        reserved = {uuid for uuid in self._fleet.vms if self._fleet.one(uuid, _State.RESERVED) is not None}
-        return reserved | {allocation.domain for allocation in self._fleet.leaving.values()}
+    # Steps
 
-    def _advance(self, uuid: DomainUUID, now: float) -> None:
-        """Take every step that is due for a VM, given what the nodes confirmed; what it changes is published next."""
+    def _advance_vm(self, uuid: DomainUUID, now: float) -> None:
+        """Take every step that is due for a VM, given what the nodes confirmed."""
         for allocation in self._fleet.of(uuid):
             self._STEPS[allocation.state](self, allocation, now)
         if uuid in self._fleet.vms and not self._fleet.of(uuid) and uuid not in self._present:
             self._fleet.record(DropVM(uuid))
-            for session in self._sessions.values():
-                session.forget(uuid)
+            for node_sync in self._node_syncs.values():
+                node_sync.forget(uuid)
 
     def _advance_reserved(self, allocation: Allocation, now: float) -> None:
         uuid = allocation.domain
         if allocation.id not in self._edges_ready:
             edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
-            if edges and all(self._is_settled(name, uuid) for name in edges):
+            if edges and all(self._is_confirmed(name, uuid) for name in edges):
                 self._edges_ready.add(allocation.id)
-                self._dirty.add(uuid)
-        elif self._is_settled(allocation.node, uuid):
+                self._changed.add(uuid)
+        elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
             moves.activate(self._fleet, allocation, now)
-            self._dirty.add(uuid)
+            self._changed.add(uuid)
 
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
         self._edges_ready.discard(allocation.id)
         fenced = self._is_fenced(allocation.node)
-        let_go = fenced or self._is_settled(allocation.node, allocation.domain)
-        limit = self._drain_limit_s(allocation.domain)
+        let_go = fenced or self._is_confirmed(allocation.node, allocation.domain)
+        limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
         empty = (
             fenced
             or self._present.get(allocation.domain) != allocation.node
-            or self._quiet.get(allocation.id, 0) >= QUIET_REPORTS
+            or self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
             or (limit is not None and now - allocation.since >= limit)
         )
         if let_go and empty:
-            self._quiet.pop(allocation.id, None)
+            self._idle_reports.pop(allocation.id, None)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
-            self._dirty.add(allocation.domain)
+            self._changed.add(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
-        if now < hold_down_end(allocation, self._hold_down_s):
+        if now < hold_down_end(allocation, self._rules.hold_down_s):
             return
         edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
-        if all(self._is_fenced(name) or self._is_settled(name, allocation.domain) for name in edges):
+        if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in edges):
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
-            self._dirty.add(allocation.domain)
+            self._changed.add(allocation.domain)
 
     def _advance_active(self, allocation: Allocation, now: float) -> None:
         """Nothing is due."""
@@ -179,49 +196,53 @@ class Rollout:
         _State.HELD: _advance_held,
     }
 
-    def _is_settled(self, name: NodeName, uuid: DomainUUID) -> bool:
-        """Say whether a node holds what we have decided so far: told, and confirmed."""
-        session = self._sessions.get(name)
-        return session is not None and uuid not in self._dirty and session.settled(uuid)
+    def _is_confirmed(self, name: NodeName, uuid: DomainUUID) -> bool:
+        """Return whether a node was told everything decided so far about a VM, and confirmed it."""
+        node_sync = self._node_syncs.get(name)
+        return node_sync is not None and uuid not in self._changed and node_sync.is_confirmed(uuid)
 
     def _is_fenced(self, name: NodeName) -> bool:
-        """Say whether nobody needs to wait for a node: a fenced one that speaks again is asked like any other."""
+        """Return whether steps need not wait for a node. A fenced node that connects again has to confirm again."""
         node = self._fleet.nodes.get(name)
-        return node is not None and node.fenced and name not in self._sessions
+        return node is not None and node.fenced and name not in self._node_syncs
 
     def is_live_edge(self, node: Node) -> bool:
-        """Say whether an edge is connected and holds what it was told at first: changes wait for it."""
-        session = self._sessions.get(node.name)
-        return Role.EDGE in node.roles and not node.fenced and session is not None and session.synced
+        """Return whether a node is a connected edge that confirmed its snapshot: new ranges wait for it."""
+        node_sync = self._node_syncs.get(node.name)
+        return Role.EDGE in node.roles and not node.fenced and node_sync is not None and node_sync.synced
 
-    # What each node should hold
+    # Messages
 
-    def _publish(self) -> None:
-        """Tell every node what differs from what it was last told."""
-        for name, session in self._sessions.items():
-            if name in self._fresh:
-                self._messages.append((name, self._snapshot(self._fleet.nodes[name], session)))
-            elif (delta := self._delta(self._fleet.nodes[name], session)) is not None:
-                self._messages.append((name, delta))
-        self._due |= self._dirty
-        self._fresh.clear()
-        self._dirty.clear()
-        self._path_dirty = False
+    def _queue_updates(self) -> None:
+        """Queue a message to every node for which something changed."""
+        for name, node_sync in self._node_syncs.items():
+            node = self._fleet.nodes[name]
+            update = self._snapshot(node, node_sync) if name in self._snapshot_due else self._delta(node, node_sync)
+            if update is not None:
+                self._messages.append((name, update))
+        self._due |= self._changed
+        self._snapshot_due.clear()
+        self._changed.clear()
+        self._path_changed = False
 
-    def _snapshot(self, node: Node, session: NodeSync) -> ManagerMessage:
+    def _snapshot(self, node: Node, node_sync: NodeSync) -> ManagerMessage:
         host = {uuid: here for uuid in self._fleet.vms if (here := self._host_vm(uuid, node)) is not None}
         edge = {
             uuid: vm for uuid in self._fleet.vms if (vm := desired_state.edge_vm(self._fleet, uuid, node)) is not None
         }
-        return session.snapshot(self._path_of(node), host, edge)
+        return node_sync.make_snapshot(self._path(node), host, edge)
 
-    def _delta(self, node: Node, session: NodeSync) -> ManagerMessage | None:
-        host = {uuid: self._host_vm(uuid, node) for uuid in self._dirty}
-        edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._dirty}
-        return session.delta(self._path_of(node), host, edge)
+    def _delta(self, node: Node, node_sync: NodeSync) -> ManagerMessage | None:
+        host = {uuid: self._host_vm(uuid, node) for uuid in self._changed}
+        edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed}
+        return node_sync.make_delta(self._path(node), host, edge)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostVM | None:
-        return desired_state.host_vm(self._fleet, uuid, node, self._present, self._edges_ready, self._cap(uuid))
+        vm = self._fleet.vms.get(uuid)
+        if vm is None:
+            return None
+        cap = self._wishes(vm).cap.value
+        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, cap)
 
-    def _path_of(self, node: Node) -> PathState:
-        return desired_state.path(self._fleet, node, self._internal_pool, self._timeouts)
+    def _path(self, node: Node) -> PathState:
+        return desired_state.path(self._fleet, node, self._rules.internal_pool, self._rules.timeouts)

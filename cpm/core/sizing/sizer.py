@@ -124,7 +124,7 @@ class Sizer:
             observation.measured, observation.measured_at = measured, now
             observation.refused_packets = refused
             if report.generation >= session.last_change(vm.uuid):
-                self._rollout.note_draining(vm.uuid, session.node, measured)
+                self._rollout.on_draining_counted(vm.uuid, session.node, measured)
                 observation.free_in = dict(self._free_in(vm, measured))
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.counted = active.id if active is not None else None
@@ -282,7 +282,7 @@ class Sizer:
         if in_use is not None and reserved is not None and not moves.joins(active, reserved):
             observation = self.of(active.domain)
             observation.free_in = {**observation.free_in, active.id: active.ports.size - in_use}
-        self._rollout.changed(active.domain)
+        self._rollout.on_vm_changed(active.domain)
 
     def _step_aside(
         self,
