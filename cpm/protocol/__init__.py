@@ -1,1 +1,1 @@
-"""What manager and nodes share: the vocabulary, messages and their encoding, errors, timeouts and wishes."""
+"""Shared by manager and nodes: values, messages and their JSON encoding, errors, timeouts, wishes."""

@@ -1,7 +1,8 @@
 """
-JSON on the wire <-> the vocabulary. Strict: a wrong type or a missing field names its path (``$.vms[3].domain``).
+JSON encoding of messages, requests and views.
 
-The only module that knows how addresses and networks are written.
+Decoding is strict about types and required fields, and an error names the JSON path (``$.vms[3].domain``). Unknown
+fields are ignored, so that a newer peer may send more. How addresses and networks are written is known here only.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def _from_json(kind: type, value: Any) -> Any:
     if kind not in (IPv4Address, IPv4Network):
         raise NotImplementedError(kind.__name__)
     if not isinstance(value, str):
-        # ipaddress would take numbers and bytes too.
+        # ipaddress would accept numbers and bytes, too.
         raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
     return kind(value)
 
@@ -41,7 +42,7 @@ _from_manager: msgspec.json.Decoder[ManagerMessage] = msgspec.json.Decoder(Manag
 
 
 def encode(message: object) -> bytes:
-    """Return the JSON of a message, view or request."""
+    """Return a message, view or request as JSON."""
     return _encoder.encode(message)
 
 
@@ -54,26 +55,26 @@ def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | str) -> _T:
 
 def decode_node_message(data: bytes | str) -> NodeMessage:
     """
-    Read what a node said.
+    Decode a message from a node.
 
-    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or wrong.
+    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or has a wrong type.
     """
     return _decode(_from_node, data)
 
 
 def decode_manager_message(data: bytes | str) -> ManagerMessage:
     """
-    Read what the manager said.
+    Decode a message from the manager.
 
-    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or wrong.
+    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or has a wrong type.
     """
     return _decode(_from_manager, data)
 
 
 def decode(kind: type[_T], data: bytes | str) -> _T:
     """
-    Read any other value, such as a request's body.
+    Decode any other value, such as the body of a request.
 
-    :raise InvalidRequest: When it is not JSON, or a field is missing or wrong.
+    :raise InvalidRequest: When it is not JSON, or a field is missing or has a wrong type.
     """
     return _decode(msgspec.json.Decoder(kind, dec_hook=_from_json), data)

@@ -1,23 +1,23 @@
 """
-Errors that a user, an operator or a peer gets to see.
+Errors that an operator, a peer or a program using the API can see.
 
-Each carries facts as attributes, a stable machine ``code`` and one sentence that ends in what to do::
+Each has the facts as attributes, a stable ``code`` for programs, and a sentence that ends in what to do::
 
     VirtPortsError
-    ├── InvalidRequest          what was asked cannot be understood
-    ├── ConfigError             file, key and remedy
+    ├── InvalidRequest          malformed, or contradicts itself
+    ├── ConfigError             a configuration file is wrong
     ├── NotFound                no such VM, address or node
-    ├── Ambiguous               a name that fits several VMs
-    ├── Conflict                true, but not now
+    ├── Ambiguous               several VMs have that name
+    ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
-    │   ├── IllegalStep         an allocation cannot do that in its state
-    │   └── Overloading         one external port, two owners: refused by the ledger itself
-    ├── PortsExhausted          no free run of ports is long enough
+    │   ├── IllegalStep         an allocation in that state cannot take that step
+    │   └── Overloading         a port would have two owners: refused by the ledger
+    ├── PortsExhausted          no run of free ports is long enough
     ├── InternalPoolExhausted   no internal address is left
     ├── LedgerError             the ledger cannot be read or written
     │   └── SchemaTooNew
     ├── KernelError             the kernel refused a transaction
-    └── Unreachable             the other side does not answer
+    └── Unreachable             the peer does not answer
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ipaddress import IPv4Address
 
 
 class VirtPortsError(Exception):
-    """The family. ``str()`` is a sentence for a person, ``code`` is for programs."""
+    """Base class. ``str()`` is a sentence for people, ``code`` is for programs."""
 
     code: str = "error"
 
 
 class InvalidRequest(VirtPortsError):
-    """What was asked cannot be understood; the message names the part and what would be right."""
+    """A request is malformed or contradicts itself; the message names the part and what to use instead."""
 
     code = "invalid-request"
 
@@ -61,9 +61,9 @@ class ConfigError(VirtPortsError):
 
 class NotFound(VirtPortsError):
     """
-    Nothing of that kind goes by that name.
+    There is nothing of that kind and name.
 
-    :param kind: What was looked for, in a word: ``VM``, ``address``, ``node``.
+    :param kind: In a word: ``VM``, ``address``, ``node``.
     :param name: The name as given.
     :param remedy: Where to look, for example the command that lists them.
     """
@@ -82,10 +82,10 @@ class NotFound(VirtPortsError):
 
 class Ambiguous(VirtPortsError):
     """
-    Several VMs go by that name.
+    Several VMs have that name.
 
     :param name: The name as given.
-    :param uuids: Those that fit.
+    :param uuids: Their UUIDs.
     """
 
     code = "ambiguous"
@@ -100,7 +100,7 @@ class Ambiguous(VirtPortsError):
 
 
 class Conflict(VirtPortsError):
-    """True as asked, but the present state does not allow it; the message says what does."""
+    """A valid request that the present state does not allow; the message says what to do first."""
 
     code = "conflict"
 
@@ -129,7 +129,7 @@ class AddressInUse(Conflict):
 
 class IllegalStep(Conflict):
     """
-    An event that cannot happen to an allocation in its present state.
+    An allocation cannot take a step in its present state.
 
     :param state: The state, in a word.
     :param event: The event, in a word.
@@ -148,9 +148,9 @@ class IllegalStep(Conflict):
 
 class Overloading(Conflict):
     """
-    One external port would have had two owners; the ledger refused and nothing changed.
+    An external port would have got a second owner; the ledger refused, and nothing changed.
 
-    :param detail: The ledger's own words: address, ports and both owners where known.
+    :param detail: The constraint that refused, and the change.
     """
 
     code = "overloading"
@@ -165,10 +165,10 @@ class Overloading(Conflict):
 
 class PortsExhausted(VirtPortsError):
     """
-    No free run of ports is long enough.
+    No run of free ports is long enough.
 
-    :param wanted: Ports asked for.
-    :param longest_free: Longest free run on any address that was searched, in ports; 0 when all are full.
+    :param wanted: Ports requested.
+    :param longest_free: Ports in the longest free run of the addresses that were searched; 0 when all are full.
     :param reason: Why, in a few words, for example ``no external address in the pool``.
     """
 
@@ -205,7 +205,7 @@ class InternalPoolExhausted(VirtPortsError):
 
 
 class LedgerError(VirtPortsError):
-    """The ledger cannot be read or written; the message has SQLite's words and what to look at. Nothing changed."""
+    """The ledger cannot be read or written; the message has SQLite's error and what to check. Nothing changed."""
 
     code = "ledger"
 
@@ -215,7 +215,7 @@ class SchemaTooNew(LedgerError):
     The ledger was written by a newer version.
 
     :param found: Schema version in the file.
-    :param known: Newest version this program knows.
+    :param known: Newest schema version that this program knows.
     """
 
     code = "schema-too-new"
@@ -234,11 +234,11 @@ class SchemaTooNew(LedgerError):
 
 class KernelError(VirtPortsError):
     """
-    The kernel refused a transaction; nothing of it is in force.
+    The kernel refused a transaction; no part of it is in effect.
 
-    :param action: What was being done.
-    :param errno: The kernel's answer, 0 when there was none.
-    :param detail: The kernel's words, or ours.
+    :param action: What was attempted, in the infinitive: ``add an element``.
+    :param errno: The kernel's error number, 0 when there was no answer.
+    :param detail: The kernel's error message, or ours.
     """
 
     code = "kernel"
@@ -255,10 +255,10 @@ class KernelError(VirtPortsError):
 
 class Unreachable(VirtPortsError):
     """
-    The other side does not answer.
+    A peer does not answer.
 
-    :param peer: Whom we wanted: a socket path or URL.
-    :param detail: What the system said.
+    :param peer: A socket path or URL.
+    :param detail: The system's error message.
     :param remedy: What to do.
     """
 

@@ -1,14 +1,15 @@
 """
-What manager and nodes say to each other over a session: values that travel as JSON (``cpm.protocol.codec``).
+The messages of a session between manager and node. They travel as JSON (:mod:`cpm.protocol.codec`).
 
-A node opens the session with :class:`Hello`; the manager answers :class:`Welcome` and a :class:`Snapshot`, then
-:class:`Delta` after delta. Each is one kernel transaction of the node, which answers :class:`Applied` or
-:class:`Rejected`. Everything the manager says carries its *epoch*, which grows with each start of a manager: a node
-refuses an older one, so a manager that was frozen and wakes up can do no harm. *Generations* count within a session.
+A node opens the session with :class:`Hello`. The manager answers with :class:`Welcome` and a :class:`Snapshot`, then
+sends a :class:`Delta` for every change. The node applies each of these as one kernel transaction and answers
+:class:`Applied` or :class:`Rejected`. Every message of the manager has its *epoch*, which is greater after each start
+of a manager: a node refuses a lower one, so a manager that was frozen and resumes does no harm. *Generations* count the
+snapshots and deltas within a session.
 
-The other direction: :class:`Attach` and :class:`Detach` tell of a VM that starts or is gone, :class:`Present` of all
-VMs there are, :class:`Report` what was measured. Nothing depends on having seen every one of them: the next
-:class:`Hello` or :class:`Present` says it all again.
+In the other direction, :class:`Attach` and :class:`Detach` announce that a VM starts or is gone, :class:`Present` lists
+all VMs, :class:`Report` has measurements. A lost message does no lasting harm: the next :class:`Hello` or
+:class:`Present` has everything again.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.timeouts import Timeouts
 
 PROTOCOL = 2
-"""Version of this vocabulary; both sides must speak the same."""
+"""Version of these messages; both sides must have the same."""
 
 
 class Presence(Struct, frozen=True):
-    """A VM that runs on the node that says so."""
+    """A VM that runs on the node that sent the message."""
 
     domain: DomainUUID
     name: str
     wishes: Wishes | None = None
-    """What its domain XML says; None: the node does not know."""
+    """From its domain XML; None: not known to the node."""
 
 
 class Hello(Struct, frozen=True, tag="hello"):
-    """First message of a node: who it is and which VMs run there."""
+    """First message of a node: its identity and the VMs that run on it."""
 
     protocol: int
     node: NodeName
@@ -43,7 +44,7 @@ class Hello(Struct, frozen=True, tag="hello"):
     underlay: IPv4Address
     version: str
     epoch: int
-    """Highest epoch this node has seen; a manager that is behind must not serve it."""
+    """Highest epoch this node has seen; a manager with a lower epoch must not serve it."""
     domains: tuple[Presence, ...]
 
 
@@ -53,9 +54,9 @@ class Attach(Struct, frozen=True, tag="attach"):
     domain: DomainUUID
     name: str
     incoming: bool = False
-    """True: it is migrating here and still runs elsewhere; its ports stay where they are for now."""
+    """True: it is migrating to this node and still runs on another; its ports stay there for now."""
     wishes: Wishes | None = None
-    """What its domain XML says; None: the node does not know."""
+    """From its domain XML; None: not known to the node."""
 
 
 class Detach(Struct, frozen=True, tag="detach"):
@@ -66,7 +67,7 @@ class Detach(Struct, frozen=True, tag="detach"):
 
 
 class Present(Struct, frozen=True, tag="present"):
-    """All VMs on this node; who is not in it is gone."""
+    """All VMs on this node; a VM that is not listed is gone."""
 
     domains: tuple[Presence, ...]
 
@@ -79,7 +80,7 @@ class Applied(Struct, frozen=True, tag="applied"):
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):
-    """The kernel refused this generation; it still holds what it held. The node asks for a new snapshot."""
+    """The kernel refused this generation and is unchanged. The node needs a new snapshot."""
 
     epoch: int
     generation: int
@@ -88,52 +89,52 @@ class Rejected(Struct, frozen=True, tag="rejected"):
 
 
 class Draining(Struct, frozen=True):
-    """How many flows still use ports that are on their way out."""
+    """Number of connections that still use a draining range."""
 
     ports: PortRange
     connections: int
 
 
 class GuestState(enum.StrEnum):
-    """How it stands between a host and the guest agent of one VM."""
+    """State of the connection from a host to the guest agent of one VM."""
 
     ABSENT = "absent"
-    """No channel, or no agent at its other end."""
+    """There is no channel, or no agent at its other end."""
     SILENT = "not answering"
-    """There may be one, but it does not answer in time."""
+    """An agent may be there, but it does not answer in time."""
     ANSWERING = "answering"
     NONSENSE = "nonsense"
-    """What it says cannot be: nothing of it is used."""
+    """Its answers are impossible; none of them is used."""
 
 
 class GuestView(Struct, frozen=True):
     """
-    What the guest itself says, and what it was told.
+    What the guest reports about itself, and what it was told.
 
-    For people to see, beside what its host measured. Nothing is decided by it: a guest can say what it likes.
+    Shown to people beside the host's measurements. No decision uses it: a guest can report anything.
     """
 
     state: GuestState
     since: float
     """UTC seconds."""
     why: str = ""
-    """Why it is so, or what an agent that answers refused; in the words of whoever said it."""
+    """Reason of the state, or the error of a command that the agent refused, as reported."""
     connections: int | None = None
-    """IPv4 TCP sockets in use, listening ones included; None: not said."""
+    """IPv4 TCP sockets in use, listening ones included; None: not reported."""
     established: int | None = None
     """TCP connections, IPv6 ones included."""
     interfaces: int | None = None
-    """With a hardware address."""
+    """Interfaces with a hardware address."""
     rx_bytes: int | None = None
-    """Received on them since each was made."""
+    """Bytes received on these interfaces since each was created."""
     tx_bytes: int | None = None
     external: IPv4Address | None = None
-    """What it was told, and took: its external address; None: nothing yet."""
+    """The external address that it was told and accepted; None: none yet."""
     ports: PortRange | None = None
 
 
 class Measured(Struct, frozen=True):
-    """One VM over the last period, as its host saw it."""
+    """Measurements of one VM over the last period, by its host."""
 
     domain: DomainUUID
     packets_per_s: float
@@ -141,60 +142,60 @@ class Measured(Struct, frozen=True):
     megabits_per_s: float
     """Both directions, 10^6 bit/s."""
     ports_in_use: int | None = None
-    """Largest number of distinct ports of the active range in use over the protocols; None: not counted."""
+    """Distinct ports of the active range in use, of the protocol that uses most; None: not counted."""
     new_connections_per_s: float | None = None
     draining: tuple[Draining, ...] = ()
     """Counted after generation ``Report.generation`` was in force."""
     guest: GuestView | None = None
-    """None: the guest has not been asked yet, or is not asked."""
+    """None: the guest agent was not asked, or not yet."""
 
 
 class Report(Struct, frozen=True, tag="report"):
-    """What a host measured over one period, all VMs in one message."""
+    """Measurements of all VMs of a host over one period."""
 
     generation: int
     """Generation that was in force when counting began."""
     period_s: float
     vms: tuple[Measured, ...]
     dropped: dict[str, int] = {}
-    """Packets dropped at this node since its tables were made, by reason."""
+    """Packets dropped on this node since its tables were created, by reason."""
     refused: dict[DomainUUID, int] = {}
-    """Packets of VMs at their cap that were refused in words because no port was left, since they got their ports."""
+    """By VM at its cap: packets answered with an ICMP error because no port was left, since the VM got its ports."""
 
 
 class Need(Struct, frozen=True, tag="need"):
     """
-    A VM nears the end of its range; said at once, and again only when the range changed or nothing came of it.
+    A VM is about to run out of ports. Sent at once, and again only when its range changed or a request had no effect.
 
-    Answered by other ports or by :class:`Declined`, unless other ports are on their way already.
+    The manager answers with other ports or with :class:`Declined`, unless other ports are on their way already.
     """
 
     domain: DomainUUID
     ports: PortRange
-    """The range it is about."""
+    """The VM's range when the message was sent."""
     ports_in_use: int
     """As in :class:`Measured`."""
     arrivals_per_s: float
-    """New connections per second of late."""
+    """Recent rate of new connections."""
 
 
 NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | Need
 
 
 class HostVM(Struct, frozen=True):
-    """One VM as its host should hold it."""
+    """What a host should hold for one VM."""
 
     domain: DomainUUID
     name: str
     internal: IPv4Address
     ports: PortRange | None
-    """What new connections get; None: nothing."""
+    """Ports for new connections; None: none."""
     draining: tuple[PortRange, ...] = ()
-    """Ranges whose connections the host counts in its reports."""
+    """Ranges whose connections the host counts for its reports."""
     external: IPv4Address | None = None
-    """The external address behind ``ports``, for the guest to know."""
+    """The external address of ``ports``; the guest is told."""
     at_cap: bool = False
-    """It gets no more ports than these: when all are in use, new connections are refused in words (RFC 6888 REQ-11)."""
+    """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
 
 
 class ExternalRange(Struct, frozen=True):
@@ -205,7 +206,7 @@ class ExternalRange(Struct, frozen=True):
 
 
 class EdgeVM(Struct, frozen=True):
-    """One VM as every edge should hold it."""
+    """What every edge should hold for one VM."""
 
     domain: DomainUUID
     name: str
@@ -216,15 +217,15 @@ class EdgeVM(Struct, frozen=True):
 
 
 class PathState(Struct, frozen=True):
-    """What is said about the whole site: the way between the machines, and how long connections live."""
+    """What concerns the whole site: routes between the machines, and connection timeouts."""
 
     internal_pool: IPv4Network
     edges: tuple[IPv4Address, ...] = ()
-    """Next hops of a host; empty: this machine is its own edge, or there is none yet."""
+    """Next hops of a host; empty: this machine is its own edge, or there is no edge yet."""
     externals: tuple[IPv4Address, ...] = ()
     """Every external address of the pool."""
     timeouts: Timeouts | None = None
-    """For a host; None: the manager does not say, because this is no host or it is an older manager."""
+    """For a host; None: the node is no host, or the manager is older than this field."""
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
@@ -236,7 +237,7 @@ class Welcome(Struct, frozen=True, tag="welcome"):
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
-    """All that the node's kernel should hold."""
+    """Everything that the node's kernel should hold."""
 
     epoch: int
     generation: int
@@ -258,7 +259,7 @@ class Delta(Struct, frozen=True, tag="delta"):
 
 
 class Refused(Struct, frozen=True, tag="refused"):
-    """The manager cannot give this VM ports now; it goes on trying while the VM is there."""
+    """The manager has no ports for this VM now; it keeps trying while the VM runs."""
 
     epoch: int
     domain: DomainUUID
@@ -267,12 +268,12 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 
 class Declined(Struct, frozen=True, tag="declined"):
-    """Nothing comes of a :class:`Need` now; the node may say it again later."""
+    """The manager does not change the range because of a :class:`Need`; the node may send another later."""
 
     epoch: int
     domain: DomainUUID
     ports: PortRange
-    """The range that the need was about."""
+    """The range of the :class:`Need`."""
 
 
 ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined

@@ -1,14 +1,14 @@
 """
-The vocabulary: values only.
+The values that manager and nodes share.
 
-Everything here is immutable, compares by value and imports nothing of ours. Words are those of the field (RFC 4787,
-6888, 7422, libvirt); one word has one meaning:
+All are immutable and compare by value; this module imports nothing of ours. Terms are defined in
+``docs/reference/glossary.md``. The most important ones:
 
-- *external address*: a public IPv4 address that VMs share; *internal address*: the one address per VM between host and
-  edge, out of a pool the manager owns (default in 100.64.0.0/10, RFC 6598).
-- *port range*: contiguous, both ends inclusive; *block*: the unit sizes are rounded to.
+- *external address*: a public IPv4 address that VMs share; *internal address*: one per VM, used between host and edge,
+  from a pool that the manager owns (by default 100.64.0.0/10, RFC 6598).
+- *port range*: consecutive ports, both ends inclusive; *block*: the unit to which sizes are rounded.
 - *allocation*: one port range on one external address that a VM holds, in one of the states of
-  :class:`AllocationState`. A VM has at most one active allocation, and any number that are on their way out.
+  :class:`AllocationState`. A VM has at most one active and one reserved allocation, and any number that are leaving.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ipaddress import IPv4Address
 from typing import Final, NewType
 
 DomainUUID = NewType("DomainUUID", str)
-"""libvirt's UUID of a domain, lower case with dashes. VMs are keyed by it because names are reused."""
+"""libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
 
 NodeName = NewType("NodeName", str)
-"""The name under which a natd presents itself; with TLS it is in the node's certificate."""
+"""The name that a natd gives for itself; with TLS it has to be in the node's certificate."""
 
 AllocationId = NewType("AllocationId", int)
-"""Identifies one allocation for ever: never reused, so that a repeated change is recognised."""
+"""Identifies one allocation. Never reused, so that a repeated change is recognised."""
 
 FIRST_PORT = 1024
-"""Ports below are never handed out: well-known services live there (RFC 6056 section 3.2)."""
+"""Lower ports are never handed out: they are the well-known ports (RFC 6056 section 3.2)."""
 
 LAST_PORT = 65535
 
@@ -37,7 +37,7 @@ LAST_PORT = 65535
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class PortRange:
     """
-    A contiguous run of transport ports; both ends are inclusive.
+    Consecutive transport ports; both ends are inclusive.
 
     :raise ValueError: When the ends are out of order or outside 0..65535.
     """
@@ -52,7 +52,7 @@ class PortRange:
     @classmethod
     def parse(cls, text: str) -> PortRange:
         """
-        Read ``"20000-20511"`` or a single port ``"5060"``.
+        Parse ``"20000-20511"`` or a single port ``"5060"``.
 
         :raise ValueError: When the text is neither, or the ends are out of order.
         """
@@ -76,19 +76,19 @@ class PortRange:
         return f"{self.first}-{self.last}"
 
     def overlaps(self, other: PortRange) -> bool:
-        """Say whether at least one port is in both."""
+        """Return whether at least one port is in both."""
         return self.first <= other.last and other.first <= self.last
 
     def covers(self, other: PortRange) -> bool:
-        """Say whether every port of the other is in this one."""
+        """Return whether every port of the other is in this one."""
         return self.first <= other.first and other.last <= self.last
 
     def adjoins(self, other: PortRange) -> bool:
-        """Say whether the two touch without sharing a port."""
+        """Return whether one begins right after the other ends."""
         return self.last + 1 == other.first or other.last + 1 == self.first
 
     def minus(self, other: PortRange) -> tuple[PortRange, ...]:
-        """Return what is left without the ports of the other: none, one or two ranges, in order."""
+        """Return the ports that are not in the other: none, one or two ranges, in order."""
         if not self.overlaps(other):
             return (self,)
         left = (PortRange(self.first, other.first - 1),) if self.first < other.first else ()
@@ -97,7 +97,7 @@ class PortRange:
 
     def join_with(self, other: PortRange) -> PortRange:
         """
-        Return the one range that holds exactly the ports of both.
+        Return the range with exactly the ports of both.
 
         :raise ValueError: When there is a gap between them.
         """
@@ -107,7 +107,7 @@ class PortRange:
 
 
 def coalesce(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
-    """Return the fewest ranges, in order, that hold exactly the ports of the given ones."""
+    """Return the fewest ranges, in order, with exactly the ports of the given ones."""
     result: list[PortRange] = []
     for ports in sorted(ranges):
         if result and (result[-1].overlaps(ports) or result[-1].adjoins(ports)):
@@ -121,22 +121,23 @@ class Role(enum.StrEnum):
     """What a node does on the path of a packet."""
 
     HOST = "host"
-    """First computing device: runs VMs, translates source ports into each VM's range."""
+    """Runs VMs and translates their source ports into each VM's range (the specification's first computing device)."""
     EDGE = "edge"
-    """Second computing device: translates addresses, keeps no state per connection."""
+    """Translates addresses, without state per connection (the specification's second computing device)."""
 
 
 class AllocationState(enum.StrEnum):
-    """Where an allocation is in its life; legal steps: :mod:`cpm.core.lifecycle`. A free range is not in the ledger."""
+    """State of an allocation; the steps between them: :mod:`cpm.core.lifecycle`. A free range is not in the ledger."""
 
     RESERVED = "reserved"
-    """Promised to the VM; being programmed, edges first and host last."""
+    """The VM's, but not in use yet: being programmed, first on the edges, then on the host."""
     ACTIVE = "active"
-    """The host hands these ports to new connections."""
+    """The host uses these ports for new connections."""
     DRAINING = "draining"
-    """The host no longer hands them out, or was told so; edges still map them for the connections that live."""
+    """The host has been told not to use them for new connections; edges still map them for existing connections."""
     HELD = "held"
-    """No connection is left; edges withdraw it, and it rests for the hold-down (RFC 6888 REQ-8)."""
+    """No connection is left; edges withdraw the mapping, and nobody gets the ports before the hold-down has passed
+    (RFC 6888 REQ-8)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class Allocation:
     id: AllocationId
     domain: DomainUUID
     node: NodeName
-    """The host that hands these ports out, and must confirm that it stopped before anybody else gets them."""
+    """The host that uses these ports, and has to confirm that it stopped before another VM gets them."""
     external: IPv4Address
     ports: PortRange
     state: AllocationState
@@ -163,46 +164,46 @@ class Allocation:
 
 
 UNLIMITED: Final = 0.0
-"""As :attr:`Wishes.drain_limit_s`: never; what drains may take as long as it likes, whatever the pool's default is."""
+"""As :attr:`Wishes.drain_limit_s`: no limit, whatever the pool's default is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
     """
-    What somebody said about one VM; None: nothing, so that the next who has a say decides (:mod:`cpm.protocol.wishes`).
+    Wishes about one VM from one origin; None: no wish, so that the next origin decides (:mod:`cpm.core.wishes`).
 
-    As they were said: whether they make sense together is found out where they are used.
+    The values are as they were written: whether they are valid is checked where they are used.
     """
 
     floor: int | None = None
-    """Ports it never goes below."""
+    """The VM never has fewer ports."""
     cap: int | None = None
-    """Ports it never goes above."""
+    """The VM never has more ports."""
     weight: int | None = None
-    """Its part of what is left above the floors when ports are short, compared with other VMs'."""
+    """Its share, relative to other VMs, of the ports above the floors when ports are short."""
     policy: str | None = None
     """Name of the scaling policy."""
     drain_limit_s: float | None = None
-    """Seconds after which a draining range is withdrawn although connections live; :data:`UNLIMITED`: never."""
+    """Seconds after which a draining range is withdrawn although connections use it; :data:`UNLIMITED`: never."""
     nonsense: tuple[str, ...] = ()
-    """What was said and could not be understood, a sentence each; for people, nothing follows from it."""
+    """What could not be parsed, a sentence each; shown to people only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VM:
-    """A domain that has, or waits for, ports."""
+    """A libvirt domain that has ports or waits for some."""
 
     uuid: DomainUUID
     name: str
     node: NodeName
-    """The host that runs it; only this one may hand out its ports."""
+    """The host that runs it; only this host may use its ports."""
     internal: IPv4Address
     destination: NodeName | None = None
     """The host it is migrating to, or None."""
     xml_wishes: Wishes = Wishes()
-    """What its domain XML says."""
+    """From its domain XML."""
     operator_wishes: Wishes = Wishes()
-    """What the operator said by ``virt-ports set``."""
+    """From ``virt-ports set``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -212,8 +213,8 @@ class Node:
     name: NodeName
     roles: frozenset[Role]
     underlay: IPv4Address
-    """Its address between hosts and edges: the next hop of the others."""
+    """Its address in the network between hosts and edges: the other nodes' next hop."""
     in_service: bool = True
-    """False: hosts send nothing through this edge."""
+    """False: hosts do not route through this edge."""
     fenced: bool = False
-    """True: the operator vouches that it forwards nothing any more, so nobody waits for its answer."""
+    """True: the operator has confirmed that it no longer forwards packets, so no step waits for its confirmation."""

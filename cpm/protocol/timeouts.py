@@ -1,8 +1,8 @@
 """
-How long the connection of a VM that says nothing more is remembered, and how short the RFCs let it be.
+Connection timeouts: after how many idle seconds a VM's connection is forgotten, and the minimum that the RFCs demand.
 
-The pool has one set of these for all hosts (``[pool.timeouts]`` of ``cpmd.toml``); what a host's own ``natd.toml`` says
-(``[host.timeouts]``) is nearer and wins there, key by key.
+The pool has one set for all hosts (``[pool.timeouts]`` in ``cpmd.toml``). On a host, the keys of ``[host.timeouts]`` in
+its own ``natd.toml`` take precedence, each by itself.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ MINIMUM: Final = {
     "udp_s": (120, "RFC 4787 REQ-5"),
     "icmp_s": (60, "RFC 5508 REQ-2"),
 }
-"""The shortest that is allowed, in seconds, and by what; of the other keys one second."""
+"""The minimum in seconds, and the RFC that sets it. The minimum of the other keys is one second."""
 
 MAXIMUM_S: Final = 2_147_483
-"""The kernel counts up to 2^31 ticks, at most 1,000 a second; what is longer would be over at once."""
+"""The kernel counts up to 2^31 ticks, at most 1,000 a second; a longer timeout would expire at once."""
 
 
 class Timeouts(Struct, frozen=True):
-    """Seconds for each kind of connection. The defaults are the shortest that the RFCs allow."""
+    """Idle timeout in seconds for each kind of connection. The defaults are the minimum where an RFC sets one."""
 
     tcp_established_s: int = MINIMUM["tcp_established_s"][0]
-    """Also while something sent is not acknowledged, for which the kernel has shorter ones."""
+    """Also while sent data is not acknowledged, for which the kernel has a shorter timeout."""
     tcp_transitory_s: int = MINIMUM["tcp_transitory_s"][0]
     """Opening, or closed by one side only."""
     tcp_time_wait_s: int = 120
-    """Closed by both sides; the RFC leaves it open."""
+    """Closed by both sides; the RFC sets no minimum."""
     tcp_reset_s: int = 10
-    """Ended by a reset; the RFC leaves it open."""
+    """Ended by a reset; the RFC sets no minimum."""
     udp_s: int = MINIMUM["udp_s"][0]
-    """Whether or not there was an answer."""
+    """Answered or not."""
     icmp_s: int = MINIMUM["icmp_s"][0]
     """Queries."""
 
 
 class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a configuration file says of them; a key that is not there leaves it to the next who has a say."""
+    """The timeouts table of a configuration file; a key that is missing leaves the timeout as it is."""
 
     tcp_established_s: int | UnsetType = UNSET
     """At least 7,440 (RFC 5382 REQ-5)."""
     tcp_transitory_s: int | UnsetType = UNSET
     """At least 240 (RFC 5382 REQ-5): opening, or closed by one side only."""
     tcp_time_wait_s: int | UnsetType = UNSET
-    """Closed by both sides. Shorter gives ports back earlier; a late packet of the old connection may then meet the
-    next one at its port."""
+    """Closed by both sides. A shorter timeout frees ports earlier; a late packet of the old connection may then reach
+    the next connection on the same port."""
     tcp_reset_s: int | UnsetType = UNSET
     """Ended by a reset."""
     udp_s: int | UnsetType = UNSET
@@ -60,18 +60,18 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """At least 60 (RFC 5508 REQ-2)."""
 
     def override(self, base: Timeouts) -> Timeouts:
-        """Return what is said here and, where nothing is, what others say."""
-        return structs.replace(base, **self._said())
+        """Return ``base`` with the keys of this table in place of its own."""
+        return structs.replace(base, **self._given())
 
     def check(self, file: str, table: str) -> None:
         """
-        Make sure that the RFCs and the kernel allow what is said.
+        Check every key against the minimum of the RFCs and the maximum of the kernel.
 
-        :param file: Path of the file that says it.
+        :param file: Path of the configuration file.
         :param table: Dotted name of the table.
-        :raise ConfigError: When something is too short or too long.
+        :raise ConfigError: When a timeout is too short or too long.
         """
-        for key, seconds in self._said().items():
+        for key, seconds in self._given().items():
             least, source = MINIMUM.get(key, (1, ""))
             if seconds < least:
                 reason = f"{seconds} s is below the {least:,} s of {source}; " if source else ""
@@ -81,5 +81,5 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
                     file, f"{table}.{key}", f"the kernel cannot wait for {seconds} s; use {MAXIMUM_S} or less"
                 )
 
-    def _said(self) -> dict[str, int]:
+    def _given(self) -> dict[str, int]:
         return {key: seconds for key, seconds in structs.asdict(self).items() if seconds is not UNSET}
