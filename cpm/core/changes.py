@@ -1,10 +1,10 @@
 """
-What the ledger is told: changes as values.
+Changes of the ledger, as values. Tested with the ledger that applies them (``tests/unit/cpm/ledger``).
 
-The manager decides and returns changes; the shell commits the changes of many events as one transaction and only then
-sends anything to a node. A change that alters an allocation names the state it expects to find, so that any engine
-(SQLite now, etcd later) answers committed or conflict without a preceding read. Within one commit the order counts:
-make room first (free, trim, step down), then take.
+The manager decides and returns changes; cpmd commits the changes of several inputs as one transaction, and only then
+sends messages to nodes. A change of an allocation names the range and state that it expects to find, so the ledger can
+answer "committed" or "conflict" without a read before. The order within one commit matters: first free ports (free,
+trim, leave the active state), then take them.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ from cpm.protocol.model import (
 )
 
 Expected: TypeAlias = tuple[PortRange, AllocationState]
-"""The range and state an allocation must have before the change; anything else is a conflict."""
+"""The range and state that an allocation must have before the change; anything else is a conflict."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutVM:
-    """Add a VM, or replace what is known of it; a new name or internal address is journalled for its ranges."""
+    """Add or replace a VM. A new name or internal address gets a journal entry for each of its ranges."""
 
     vm: VM
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DropVM:
-    """Forget a VM; a conflict while it holds ranges in any state."""
+    """Remove a VM; a conflict while it has ranges in any state."""
 
     uuid: DomainUUID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutNode:
-    """Add a node, or replace what is known of it."""
+    """Add or replace a node."""
 
     node: Node
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DropNode:
-    """Forget a node; a conflict while VMs belong to it."""
+    """Remove a node; a conflict while VMs or ranges belong to it."""
 
     name: NodeName
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutAddress:
-    """Add an external address, or replace its reserved ports; refused when a reserved port is held by a VM."""
+    """Add an external address, or replace its reserved ports; a conflict when a VM holds a reserved port."""
 
     address: ExternalAddress
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DropAddress:
-    """Take an external address out of the pool; a conflict while ranges on it are held."""
+    """Remove an external address from the pool; a conflict while VMs have ranges on it."""
 
     address: IPv4Address
 
@@ -75,9 +75,9 @@ class DropAddress:
 @dataclasses.dataclass(frozen=True, slots=True)
 class AddAllocation:
     """
-    Insert an allocation in the state it carries: reserved when it is new, another when it was split off.
+    Add an allocation: in state reserved when it is new, in another state when it was split off another allocation.
 
-    Idempotent by id: the same allocation twice is once. Ids ascend and are never used again.
+    Idempotent: adding an equal allocation again does nothing. Ids ascend and are never reused.
     """
 
     allocation: Allocation
@@ -85,7 +85,7 @@ class AddAllocation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MoveAllocation:
-    """Change state, range or host of one allocation: a step of its life, a trim, a merge, a migration."""
+    """Change state, range or host of an allocation: a step of its life, a trim, a merge, a migration."""
 
     id: AllocationId
     expected: Expected
@@ -94,22 +94,22 @@ class MoveAllocation:
     since: float
     """UTC seconds at which ``state`` was entered."""
     node: NodeName | None = None
-    """The host that hands these ports out from now on; None: the same as before."""
+    """The host that uses these ports from now on; None: the same as before."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FreeAllocation:
-    """Remove an allocation: its ports are free, or the next change gives them to a sibling of the same VM."""
+    """Remove an allocation: its ports become free, or another allocation of the same VM takes them over."""
 
     id: AllocationId
     expected: Expected
     taken_over: bool = False
-    """True: a sibling of the same VM takes them over in this commit; the journal must not say that they were free."""
+    """True: an allocation of the same VM takes the ports over in this commit; the journal does not call them free."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShortageNotice:
-    """Put a remark about an allocation into the journal, and change nothing; when it is gone, not even that."""
+    """Add a journal entry about an allocation and change nothing; ignored when the allocation is gone."""
 
     id: AllocationId
     event: JournalEvent

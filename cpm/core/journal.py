@@ -1,4 +1,4 @@
-"""What the ledger tells: its whole state when a manager starts, and the journal's answers. Values only."""
+"""What the ledger returns: its content when a manager starts, and entries of the journal. Tested with the ledger."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from cpm.protocol.model import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LedgerState:
-    """Everything a manager needs to go on where the last one stopped."""
+    """Everything that a manager needs to continue where the last one stopped."""
 
     epoch: int
-    """The epoch of the last manager that started; 0 when none ever did."""
+    """The epoch of the last manager that started; 0: none did."""
     vms: tuple[VM, ...]
     nodes: tuple[Node, ...]
     addresses: tuple[ExternalAddress, ...]
     allocations: tuple[Allocation, ...]
     next_allocation_id: AllocationId
-    """Greater than every id ever used, those of freed allocations included."""
+    """Greater than every id ever used, including those of freed allocations."""
 
 
 class JournalEvent(enum.StrEnum):
-    """What happened to a range."""
+    """What happened to an allocation."""
 
     RESERVED = "reserved"
     ACTIVE = "active"
     DRAINING = "draining"
     HELD = "held"
     RESIZED = "resized"
-    """The range of an allocation changed; the entry has the new one."""
+    """The allocation has another range; the entry has the new one."""
     TRIMMED = "trimmed"
-    """These ports no longer belong to the allocation; where they go on in another, that one's entry follows."""
+    """The entry's ports no longer belong to the allocation. If another one has them, its entry follows."""
     MERGED = "merged"
-    """The allocation ended because another one of the same VM took its ports over; that one's entry follows."""
+    """Another allocation of the same VM took the ports over; its entry follows."""
     FREED = "freed"
     MOVED = "moved"
-    """Another host hands these ports out now."""
+    """Another host uses these ports now."""
     UPDATED = "updated"
-    """The VM has another name or internal address now."""
+    """The VM has another name or internal address."""
 
-    # ShortageNotices: nothing changes hands, and who held what does not look at them.
+    # Shortage notices change no ownership; queries about ownership skip them.
     EXHAUSTED = "exhausted"
-    """The VM is at its cap with every port in use: new connections are refused in words (RFC 6888 REQ-11)."""
+    """The VM is at its cap with every port in use: new connections get an ICMP error (RFC 6888 REQ-11)."""
     RECOVERED = "recovered"
     """It is no longer exhausted."""
     SHORT = "short"
-    """The VM should have more ports and the pool has none for it."""
+    """The VM should have more ports, and the pool has none for it."""
     SUPPLIED = "supplied"
     """It is no longer short."""
 
@@ -66,15 +66,15 @@ class JournalEvent(enum.StrEnum):
 SHORTAGE_NOTICES = frozenset(
     {JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED}
 )
-"""Events that say something about an allocation and change nothing."""
+"""Events that concern an allocation and change nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """One line of the journal. Of all entries whose ports contain a port, the one with the greatest seq holds."""
+    """An entry of the journal. The newest entry whose range has a port (shortage notices aside) tells who holds it."""
 
     seq: int
-    """Position in the journal, ascending without end."""
+    """Position in the journal; ascends."""
     at: float
     """UTC seconds at which it was committed."""
     event: JournalEvent
@@ -83,17 +83,17 @@ class JournalEntry:
     name: str
     """The VM's name at that time."""
     node: NodeName
-    """The host that handed these ports out at that time."""
+    """The host that used these ports at that time."""
     external: IPv4Address
     internal: IPv4Address
     ports: PortRange
     state: AllocationState | None
-    """The state these ports are in from here on; None: free."""
+    """The state of these ports from then on; None: free."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Holding:
-    """Who held a port (RFC 6302: address, port and second name exactly one VM)."""
+    """Who held a port (RFC 6302: address, port and time identify exactly one VM)."""
 
     domain: DomainUUID
     name: str
@@ -103,4 +103,4 @@ class Holding:
     ports: PortRange
     state: AllocationState
     since: float
-    """UTC seconds since when all of the above was so."""
+    """UTC seconds since which all of the above is true."""

@@ -1,5 +1,5 @@
 """
-The life of an allocation, as one table; every state change of the manager goes through :func:`step`.
+The states of an allocation, as one transition table; every state change of the manager goes through :func:`step`.
 
 ::
 
@@ -13,8 +13,8 @@ The life of an allocation, as one table; every state change of the manager goes 
     held     --reclaimed-->  reserved
     held     --expired-->    free
 
-Free is the absence of a row in the ledger. Merging two allocations of one VM, or splitting one, changes rows but not
-the state any port is in, and is therefore no step.
+*free* means that there is no row in the ledger. Merging two allocations of a VM, or splitting one, is not a step: rows
+change, but every port stays in its state.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ from cpm.protocol.errors import IllegalStep
 from cpm.protocol.model import Allocation, AllocationState
 
 State: TypeAlias = AllocationState | None
-"""A state of ports; None is free."""
+"""A state of ports; None: free."""
 
 FREE: Final[State] = None
 DEFAULT_HOLD_DOWN_S: Final = 120.0
-"""RFC 6888 REQ-8: ports rest this long, because a remote peer can still be sending to the old owner."""
+"""Seconds (RFC 6888 REQ-8): a remote peer may still be sending to the former owner."""
 
 
 class AllocationEvent(enum.StrEnum):
     """What can happen to an allocation."""
 
     RESERVED = "reserved"
-    """The ledger promises the ports to a VM."""
+    """The ports were assigned to a VM."""
     PROGRAMMED = "programmed"
-    """Edges first, then the host confirmed: new connections get these ports."""
+    """First the edges, then the host confirmed: new connections get these ports."""
     RELEASED = "released"
-    """The VM is gone or gives the ports up."""
+    """The VM is gone, or gives the ports up."""
     SUPERSEDED = "superseded"
-    """New connections get another range, or less of this one."""
+    """New connections get another range, or a smaller part of this one."""
     DRAINED = "drained"
-    """The host no longer hands them out and no connection is left, or the operator's drain limit has passed."""
+    """The host confirmed that it no longer uses them, and no connection is left or the drain limit has passed."""
     EXPIRED = "expired"
-    """The hold-down has passed and every edge confirmed the removal, or is out of service."""
+    """The hold-down has passed, and every edge confirmed the removal or is fenced."""
     RECLAIMED = "reclaimed"
-    """The same VM takes them back; nobody else can have seen them, so no hold-down is needed."""
+    """The same VM takes them back. No hold-down is needed: nobody else had them."""
 
 
 _S = AllocationState
@@ -60,8 +60,8 @@ _E = AllocationEvent
 TRANSITIONS: Final[Mapping[State, Mapping[AllocationEvent, State]]] = MappingProxyType(
     {
         FREE: {_E.RESERVED: _S.RESERVED},
-        # Reserved ports drain like active ones: a crash between programming a kernel and hearing of it may
-        # already have put connections on them.
+        # Reserved ports drain like active ones: after a crash between programming a kernel and its confirmation
+        # there may be connections on them.
         _S.RESERVED: {_E.PROGRAMMED: _S.ACTIVE, _E.RELEASED: _S.DRAINING},
         _S.ACTIVE: {_E.RELEASED: _S.DRAINING, _E.SUPERSEDED: _S.DRAINING},
         _S.DRAINING: {_E.DRAINED: _S.HELD, _E.RECLAIMED: _S.RESERVED},
@@ -74,7 +74,7 @@ def step(state: State, event: AllocationEvent) -> State:
     """
     Return the state after an event.
 
-    :raise IllegalStep: When that event cannot happen in that state; nothing may be changed then.
+    :raise IllegalStep: When the table has no such step; the caller must change nothing then.
     """
     try:
         return TRANSITIONS[state][event]
@@ -83,15 +83,15 @@ def step(state: State, event: AllocationEvent) -> State:
 
 
 def name_of(state: State) -> str:
-    """Return the word for a state: ``free`` for None."""
+    """Return the name of a state: ``free`` for None."""
     return "free" if state is None else state.value
 
 
 def hold_down_end(allocation: Allocation, hold_down_s: float = DEFAULT_HOLD_DOWN_S) -> float:
     """
-    Return the UTC second at which the hold-down of a held allocation is over.
+    Return when the hold-down of a held allocation ends, in UTC seconds.
 
-    :raise ValueError: When the allocation is not held: its rest has not begun.
+    :raise ValueError: When the allocation is not held.
     """
     if allocation.state is not AllocationState.HELD:
         raise ValueError(f"allocation {allocation.id} is {allocation.state}, not held")

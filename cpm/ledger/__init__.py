@@ -1,8 +1,8 @@
 """
-The ledger: the one durable truth about who owns which ports, and the journal of who ever did.
+The ledger: the durable record of who owns which ports, and the journal of all former owners.
 
-SQLite, written by one connection. :class:`SqliteLedger` commits changes, :class:`JournalReader` answers questions from
-any other thread. Only this package touches SQLite, and only cpmd opens the file: everything else asks cpmd.
+It is an SQLite file with one writing connection. :class:`SqliteLedger` commits changes; :class:`JournalReader` answers
+queries, in another thread if need be. Only this package uses SQLite, and only cpmd opens the file.
 """
 
 from cpm.ledger.journal import JournalReader

@@ -1,4 +1,4 @@
-"""One change to the tables and to the journal, inside a transaction that the store has begun."""
+"""Applies one change to the tables and the journal, inside a transaction that the store has begun."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _PUT_NODE: Final = (
 
 def apply(connection: sqlite3.Connection, change: Change, now: float) -> None:
     """
-    Make one change and journal it.
+    Apply one change and write it to the journal.
 
     :param now: UTC seconds of the commit.
     :raise Conflict: When the present state is not the expected one; :class:`Overloading` when a port would get a
-        second owner. The transaction is then to be rolled back.
+        second owner. The caller has to roll the transaction back.
     """
     try:
         _APPLY[type(change)](connection, change, now)
@@ -77,7 +77,7 @@ def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
 def _drop_vm(connection: sqlite3.Connection, change: DropVM, now: float) -> None:
     held = _allocations_where(connection, "domain", change.uuid)
     if held:
-        raise Conflict(f"VM {change.uuid} still holds {len(held)} ranges; it is forgotten when they are free")
+        raise Conflict(f"VM {change.uuid} still holds {len(held)} ranges; it is removed when they are free")
     _require_deleted(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
 
 
@@ -178,7 +178,7 @@ def _free(connection: sqlite3.Connection, change: FreeAllocation, now: float) ->
 def _journal(
     connection: sqlite3.Connection, event: JournalEvent, what: Allocation, now: float, freed: PortRange | None = None
 ) -> None:
-    """Append to the journal; ``freed``: these ports no longer belong to the allocation."""
+    """Append an entry to the journal; ``freed``: the ports that no longer belong to the allocation, if any."""
     ports, state = (what.ports, what.state.value) if freed is None else (freed, rows.FREE)
     connection.execute(
         _JOURNAL,
@@ -211,7 +211,7 @@ def _expect(connection: sqlite3.Connection, change: MoveAllocation | FreeAllocat
 
 def _require_deleted(cursor: sqlite3.Cursor, kind: str, name: str) -> None:
     if not cursor.rowcount:
-        raise Conflict(f"there is no {kind} {name} to be dropped")
+        raise Conflict(f"there is no {kind} {name} to drop")
 
 
 _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]] = {

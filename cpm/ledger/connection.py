@@ -1,4 +1,4 @@
-"""How the ledger's file is opened, by one writer and by readers, and what SQLite's errors mean for an operator."""
+"""Opens the ledger's file for one writer and for readers, and turns SQLite's errors into advice for operators."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Final
 from cpm.protocol.errors import LedgerError, VirtPortsError
 
 MEMORY: Final = ":memory:"
-"""Path of a ledger that lives and dies with its process: tests and simulation."""
+"""Path of a ledger in memory, for tests."""
 
 APPLICATION_ID: Final = 0x76706C31
-"""``vpl1``, in the header of every ledger, so that another program's database is not taken for one."""
+"""``vpl1``, in the header of every ledger: identifies the file as ours."""
 
 _REMEDIES: Final = {
     "SQLITE_FULL": "free space on the filesystem of {path}",
     "SQLITE_READONLY": "make {path} and its directory writable for the user that runs cpmd",
     "SQLITE_CANTOPEN": "make sure that the directory of {path} exists and the user that runs cpmd may write there",
-    "SQLITE_NOTADB": "{path} is no SQLite database; move it away or restore a backup",
+    "SQLITE_NOTADB": "{path} is not an SQLite database; move it away or restore a backup",
     "SQLITE_CORRUPT": "{path} is damaged; stop cpmd, keep the file, restore the last backup",
     "SQLITE_BUSY": "another process has {path} open for writing; only one cpmd may, and no tool beside it",
     "SQLITE_LOCKED": "another process has {path} open for writing; only one cpmd may, and no tool beside it",
@@ -31,10 +31,10 @@ _REMEDIES: Final = {
 
 
 def connect_writer(path: str) -> sqlite3.Connection:
-    """Open the connection that writes: transactions are begun by hand, every commit survives a power failure."""
+    """Open the connection that writes: transactions are begun explicitly, and a commit survives a power failure."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
-        # FULL: with NORMAL a power failure may undo the last commits, and the same ports would be handed out twice.
+        # FULL: with NORMAL a power failure may undo the last commits, and their ports would be handed out again.
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
             connection.execute(f"PRAGMA {pragma}")
     except BaseException:
@@ -44,7 +44,7 @@ def connect_writer(path: str) -> sqlite3.Connection:
 
 
 def connect_reader(path: str) -> sqlite3.Connection:
-    """Open a connection that can only read, and never checkpoints: only the writer does (SQLite's WAL-reset bug)."""
+    """Open a read-only connection. It never checkpoints; only the writer may (SQLite's WAL-reset bug)."""
     uri = f"{Path(path).absolute().as_uri()}?mode=ro"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -54,9 +54,9 @@ def connect_reader(path: str) -> sqlite3.Connection:
 
 def lock(path: str) -> int:
     """
-    Make sure to be the only writer, as long as this process lives or until the descriptor is closed.
+    Lock the ledger against other writers, until the returned descriptor is closed or this process ends.
 
-    :raise LedgerError: When another process has the lock, or the lock file cannot be made.
+    :raise LedgerError: When another process has the lock, or the lock file cannot be created.
     """
     try:
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -72,7 +72,7 @@ def lock(path: str) -> int:
 
 @contextlib.contextmanager
 def ledger_errors(path: str) -> Iterator[None]:
-    """Turn SQLite's errors, and rows that make no sense, into :class:`LedgerError` with a remedy."""
+    """Turn SQLite's errors, and the ``ValueError`` of invalid rows, into :class:`LedgerError` with a remedy."""
     try:
         yield
     except VirtPortsError:
@@ -81,11 +81,11 @@ def ledger_errors(path: str) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
         raise LedgerError(_sentence(path, f"{error} ({name})", name)) from error
     except ValueError as error:
-        raise LedgerError(_sentence(path, f"a row makes no sense: {error}", "SQLITE_CORRUPT")) from error
+        raise LedgerError(_sentence(path, f"a row is invalid: {error}", "SQLITE_CORRUPT")) from error
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """End the open transaction, if there is one: a full disk or an I/O error has already ended it."""
+    """Roll the open transaction back. There may be none: a full disk or an I/O error has already ended it."""
     if connection.in_transaction:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""Questions to the journal: who held a port at a second, what a VM held, what happened since."""
+"""Queries on the journal: who held a port at a given time, what a VM held, what happened since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SHORTAGE_NOTICES = ", ".join(f"'{event}'" for event in sorted(SHORTAGE_NOTICES)
 
 class JournalReader:
     """
-    Reads the journal over a connection of its own; any one thread at a time may use it.
+    Reads the journal over a connection of its own. Any thread may use it, but only one at a time.
 
     :raise LedgerError: By every method, when the file cannot be read.
     """
@@ -37,17 +37,17 @@ class JournalReader:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; twice is once."""
+        """Close the connection. May be called more than once."""
         if self._owned:
             self._connection.close()
 
     def whois(self, external: IPv4Address, port: int, at: float | None = None) -> Holding | None:
         """
-        Say who held a port of an external address at a second; None when nobody did.
+        Return who held a port of an external address at a given time; None: nobody did.
 
-        :param at: UTC seconds; None: now. What was committed at that very instant counts.
+        :param at: UTC seconds; None: now. A change committed at exactly that time counts.
         """
-        # The index is walked from the newest entry of that address back to the first that has the port.
+        # SQLite walks the index backwards, from the newest entry of the address to the first that has the port.
         where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_SHORTAGE_NOTICES})"
         where += "" if at is None else " AND at <= ?"
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
@@ -56,9 +56,9 @@ class JournalReader:
 
     def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
         """
-        Return the newest entries of a VM, oldest first; of all VMs that ever had the name when it is no UUID.
+        Return the newest ``limit`` entries of a VM, oldest first.
 
-        :param vm: UUID or name.
+        :param vm: UUID, or a name: then the entries of all VMs that ever had that name.
         """
         query = (
             f"SELECT {rows.ENTRY} FROM journal WHERE domain = ? OR domain IN (SELECT uuid FROM names WHERE name = ?) "  # noqa: S608
@@ -67,7 +67,7 @@ class JournalReader:
         return self._entries(query, vm, vm, limit)[::-1]
 
     def events(self, after_seq: int = 0, limit: int = 1000) -> list[JournalEntry]:
-        """Return entries after a position, oldest first; to follow, ask again after the last one's ``seq``."""
+        """Return the entries after a position, oldest first. To go on, pass the ``seq`` of the last one."""
         query = f"SELECT {rows.ENTRY} FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
         return self._entries(query, after_seq, limit)
 
@@ -78,11 +78,11 @@ class JournalReader:
 
     def backup(self, target: Path) -> None:
         """
-        Write a consistent copy of the whole ledger, while the writer goes on.
+        Write a consistent copy of the whole ledger while the writer continues.
 
-        The copy appears under its name only when it is complete.
+        The file gets its final name only when it is complete.
 
-        :raise LedgerError: When there is such a file already, or it cannot be written.
+        :raise LedgerError: When the file exists, or cannot be written.
         """
         if target.exists():
             raise LedgerError(f"{target} exists already; give the backup another name")

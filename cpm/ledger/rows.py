@@ -1,4 +1,4 @@
-"""Rows of the ledger to values, nothing else."""
+"""Converts rows of the ledger to values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, intern
 
 
 def allocation(row: Row) -> Allocation:
-    """Read a row of :data:`ALLOCATION`."""
+    """Convert a row of :data:`ALLOCATION`."""
     number, domain, node, external, first, last, state, since = row
     return Allocation(
         AllocationId(number),
@@ -47,8 +47,8 @@ def allocation(row: Row) -> Allocation:
 
 
 def vm(row: Row) -> VM:
-    """Read a row of :data:`VM_COLUMNS`."""
-    uuid, name, node, internal, destination, metadata, said = row
+    """Convert a row of :data:`VM_COLUMNS`."""
+    uuid, name, node, internal, destination, metadata, by_operator = row
     return VM(
         uuid=DomainUUID(uuid),
         name=name,
@@ -56,15 +56,15 @@ def vm(row: Row) -> VM:
         internal=IPv4Address(internal),
         destination=None if destination is None else NodeName(destination),
         xml_wishes=wishes(metadata),
-        operator_wishes=wishes(said),
+        operator_wishes=wishes(by_operator),
     )
 
 
 def wishes(text: str) -> Wishes:
     """
-    Read the JSON of somebody's wishes.
+    Parse wishes from JSON.
 
-    :raise ValueError: When it is not such JSON.
+    :raise ValueError: When it is not the JSON of wishes.
     """
     try:
         return msgspec.json.decode(text, type=Wishes)
@@ -72,14 +72,14 @@ def wishes(text: str) -> Wishes:
         raise ValueError(f"wishes {text!r}: {error}") from error
 
 
-def wishes_text(said: Wishes) -> str:
-    """Return them as JSON, without what was not said."""
-    known = {name: value for name in Wishes.__slots__ if (value := getattr(said, name)) not in (None, ())}
+def wishes_text(wishes: Wishes) -> str:
+    """Return wishes as JSON, without fields that are not set."""
+    known = {name: value for name in Wishes.__slots__ if (value := getattr(wishes, name)) not in (None, ())}
     return msgspec.json.encode(known).decode()
 
 
 def node(row: Row) -> Node:
-    """Read a row of :data:`NODE`."""
+    """Convert a row of :data:`NODE`."""
     name, roles, underlay, in_service, fenced = row
     return Node(
         name=NodeName(name),
@@ -91,7 +91,7 @@ def node(row: Row) -> Node:
 
 
 def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAddress, ...]:
-    """Read rows of addresses, and of (external, first, last) in order."""
+    """Convert rows of addresses, and rows of (external, first, last) ordered by first port."""
     ports: dict[str, list[PortRange]] = {name: [] for (name,) in names}
     for external, first, last in reserved:
         ports[external].append(PortRange(first, last))
@@ -99,7 +99,7 @@ def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAd
 
 
 def entry(row: Row) -> JournalEntry:
-    """Read a row of :data:`ENTRY`."""
+    """Convert a row of :data:`ENTRY`."""
     seq, at, event, number, domain, name, host, external, internal, first, last, state = row
     return JournalEntry(
         seq=seq,
@@ -117,7 +117,7 @@ def entry(row: Row) -> JournalEntry:
 
 
 def holding(found: JournalEntry) -> Holding | None:
-    """Return who holds the ports of an entry; None when it says that they are free."""
+    """Return who holds the ports of an entry; None: they are free."""
     if found.state is None:
         return None
     return Holding(

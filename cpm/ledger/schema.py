@@ -1,11 +1,12 @@
 """
-The tables, and how older files become newer ones.
+The schema of the ledger, and the migrations from older versions.
 
-Migrations are contiguous from 1; each runs in one transaction together with the new version number, so a crash leaves
-a file at one version or the next, never between. What must never be wrong is in the schema itself, so that it also
-holds for statements typed by hand: see the triggers.
+Migrations are numbered from 1 without gaps. Each runs in one transaction together with the new version number, so a
+crash leaves the file at one version or the next. Invariants are enforced by the schema itself (see the triggers), so
+they also hold for SQL typed by hand.
 
-Text addresses are canonical (checked), because ``203.0.113.01`` beside ``203.0.113.1`` would be a second owner.
+Addresses are stored as text in canonical form, which a constraint checks: ``203.0.113.01`` beside ``203.0.113.1`` would
+be a second owner.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ Migration: TypeAlias = Callable[[Database], None]
 
 
 def version_of(connection: sqlite3.Connection) -> int:
-    """Return the schema version of a file; 0 when it is empty."""
+    """Return the schema version of a file; 0: it is empty."""
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] | None = None) -> None:
     """
-    Bring a file to the newest version.
+    Migrate a file to the newest version.
 
-    :param migrations: Those to apply, version 1 first; None: all of this module.
+    :param migrations: The migrations, version 1 first; None: :data:`MIGRATIONS`.
     :raise SchemaTooNew: When the file is newer than the last migration.
     :raise LedgerError: When the file belongs to another program.
     """
@@ -66,7 +67,7 @@ def _apply(database: Database, version: int, step: Migration) -> None:
 
 
 def _canonical(column: str) -> str:
-    """Return SQL that is true for an IPv4 address as Python writes it: four numbers, no leading zeros."""
+    """Return an SQL condition: the column is an IPv4 address as Python writes it, without leading zeros."""
     return (
         f"{column} NOT GLOB '*[^0-9.]*' AND '.' || {column} NOT GLOB '*.0[0-9]*' "
         f"AND '.' || {column} || '.' NOT GLOB '*..*' AND length({column}) - length(replace({column}, '.', '')) = 3"
@@ -118,8 +119,8 @@ _TABLES: Final = (
     "CREATE UNIQUE INDEX one_reserved_range ON allocations (domain) WHERE state = 'reserved'",
 )
 
-# Ranges on one address never overlap, so the only one that can reach into a new range from below or lie in it is the
-# one with the greatest first port that is not above the new range's end: one index lookup, whatever the fleet.
+# Ranges on one address never overlap. So if any range overlaps the new one, then also the range with the greatest
+# first port that is not above the new range's last port. That is one index lookup, however many ranges there are.
 _OVERLAPS: Final = """
     SELECT RAISE(ABORT, 'overloading: another range on this address has some of these ports')
     WHERE NEW.first <= (SELECT last FROM allocations
@@ -156,7 +157,7 @@ _TRIGGERS: Final = (
 
 
 def _ownership(database: Database) -> None:
-    """1: nodes, addresses, VMs and the ranges they hold."""
+    """Version 1: nodes, addresses, VMs and their ranges."""
     for statement in (*_TABLES, *_TRIGGERS):
         database.execute(statement)
     database["meta"].insert_all([{"key": "epoch", "value": 0}, {"key": "highest_freed", "value": 0}])
@@ -190,7 +191,7 @@ _JOURNAL: Final = (
     """CREATE TRIGGER journal_is_not_rewritten BEFORE UPDATE ON journal BEGIN
         SELECT RAISE(ABORT, 'the journal is append-only');
     END""",
-    # INSERT OR REPLACE would delete a row without the first trigger's notice; and a row is added at the end only.
+    # INSERT OR REPLACE deletes a row without firing the first trigger. Rows may only be added at the end.
     """CREATE TRIGGER journal_is_not_replaced BEFORE INSERT ON journal BEGIN
         SELECT RAISE(ABORT, 'the journal is append-only')
         WHERE NEW.seq <> -1 AND NEW.seq <= (SELECT max(seq) FROM journal);
@@ -203,7 +204,7 @@ _JOURNAL: Final = (
 
 
 def _journal(database: Database) -> None:
-    """2: who held what when, and every name a VM ever had; begins with what is held now."""
+    """Version 2: the journal, and every name a VM ever had. The journal begins with the present allocations."""
     for statement in _JOURNAL:
         database.execute(statement)
 
@@ -211,7 +212,7 @@ def _journal(database: Database) -> None:
 _WISHES: Final = (
     "ALTER TABLE vms ADD COLUMN metadata TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(metadata))",
     "ALTER TABLE vms ADD COLUMN wishes TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(wishes))",
-    # A patch leaves out what is null.
+    # json_patch drops keys whose value is null.
     "UPDATE vms SET wishes = json_patch('{}', json_object('floor', floor, 'cap', cap))",
     "ALTER TABLE vms DROP COLUMN floor",
     "ALTER TABLE vms DROP COLUMN cap",
@@ -219,10 +220,10 @@ _WISHES: Final = (
 
 
 def _wishes(database: Database) -> None:
-    """3: what was said about each VM, apart by who said it: its domain XML, and the operator (floor and cap before)."""
+    """Version 3: wishes per VM, from its domain XML and from the operator (before: floor and cap only)."""
     for statement in _WISHES:
         database.execute(statement)
 
 
 MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes)
-"""All of them, version 1 first. Append only: a released one is never edited."""
+"""All migrations, version 1 first. Append only: never edit a migration that was released."""

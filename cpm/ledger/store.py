@@ -1,4 +1,4 @@
-"""The one writer of the ledger: a batch of changes is one durable transaction, or nothing."""
+"""The writer of the ledger: a batch of changes is one durable transaction, or nothing."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ log = logging.getLogger(__name__)
 
 class SqliteLedger:
     """
-    The ledger in one SQLite file, opened, locked against other writers and brought to the newest schema.
+    The ledger in one SQLite file: opened, locked against other writers, migrated to the newest schema.
 
-    Synchronous; one thread at a time may call it (cpmd has one thread for nothing else). Readers from
-    :meth:`reader` work beside it in other threads.
+    Synchronous: a commit returns when it is on disk. cpmd calls it from its event loop, which has nothing to decide
+    until then (see :mod:`cpm.daemon`). Not for several threads at once; readers from :meth:`reader` may be used in
+    other threads meanwhile.
 
-    :param path: The file, made if missing; ``:memory:`` for one that dies with the object.
+    :param path: The file, created if missing; ``:memory:`` for a ledger in memory.
     :raise SchemaTooNew: When a newer version has written the file.
-    :raise LedgerError: When it cannot be opened or another process writes to it; the message says what to look at.
+    :raise LedgerError: When it cannot be opened, or another process has it open for writing.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -55,16 +56,16 @@ class SqliteLedger:
         self.close()
 
     def close(self) -> None:
-        """Close readers, then the writer, then let go of the lock; twice is once."""
+        """Close the readers and the writer, then release the lock. May be called more than once."""
         while self._readers:
             self._readers.pop().close()
         self._undo.close()
 
     def reader(self) -> JournalReader:
         """
-        Return a reader for another thread; the ledger closes it when it is closed itself.
+        Return a reader, for use in any thread; closing the ledger closes it.
 
-        A ledger in memory has one connection only, which its readers share: use them in the same thread.
+        Readers of a ledger in memory share its only connection and have to be used in the same thread.
 
         :raise LedgerError: When the file cannot be opened.
         """
@@ -77,9 +78,9 @@ class SqliteLedger:
 
     def next_epoch(self) -> int:
         """
-        Begin a new epoch, durably, and return it: greater than every one before.
+        Commit a new epoch, greater than every one before, and return it.
 
-        :raise LedgerError: When that could not be made durable; no new epoch has then begun.
+        :raise LedgerError: When it cannot be committed; the epoch is then unchanged.
         """
         with self._transaction():
             query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
@@ -87,11 +88,11 @@ class SqliteLedger:
 
     def load(self) -> LedgerState:
         """
-        Return everything that is true now.
+        Return the present content, without the journal.
 
-        :raise LedgerError: When the file cannot be read or a row makes no sense.
+        :raise LedgerError: When the file cannot be read, or a row is invalid.
         """
-        # A reading transaction: a ledger on a disk that went read-only can still be looked at.
+        # A read transaction: it works on a disk that has become read-only, too.
         with self._transaction("BEGIN"):
             rows_of = self._connection.execute
             meta = dict(rows_of("SELECT key, value FROM meta").fetchall())
@@ -114,12 +115,12 @@ class SqliteLedger:
 
     def commit(self, changes: Sequence[Change], now: float) -> None:
         """
-        Make all of the changes, in order, as one transaction that survives a power failure.
+        Apply all changes, in order, as one transaction that survives a power failure.
 
         :param now: UTC seconds, for the journal.
-        :raise Conflict: When one of them does not fit what is true; :class:`cpm.protocol.errors.Overloading` when a
+        :raise Conflict: When a change does not fit the present content; :class:`cpm.protocol.errors.Overloading` when a
             port would get a second owner. Nothing changed.
-        :raise LedgerError: When SQLite could not write. Nothing changed.
+        :raise LedgerError: When SQLite cannot write. Nothing changed.
         """
         with self._transaction():
             for change in changes:

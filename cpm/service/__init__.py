@@ -1,1 +1,1 @@
-"""What both daemons need from their surroundings: named tasks, the clock, the journal, readiness, configuration."""
+"""Shared by both daemons: configuration files, logging, start and stop, named tasks, the clock, sd_notify."""

@@ -1,4 +1,4 @@
-"""The one place that reads the clock; everything that decides takes ``now`` as a parameter."""
+"""The only place that reads the clock; code that decides takes ``now`` as a parameter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ def now() -> float:
     """
     Return UTC seconds.
 
-    Wall-clock, because the ledger's hold-downs and its journal must mean the same after a restart (RFC 6302 asks for
-    UTC seconds).
+    Wall-clock time, because hold-downs and journal have to be valid after a restart (RFC 6302 asks for UTC seconds).
     """
-    return time.time()  # noqa: TID251 - this is the home the ban names
+    return time.time()  # noqa: TID251 - the ban names this function

@@ -1,4 +1,4 @@
-"""TOML files -> settings; an error names file, key and remedy."""
+"""Reads settings from TOML files; an error names file, key and remedy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load(path: Path, kind: type[_T]) -> _T:
 
 
 def _config_error(path: Path, message: str) -> ConfigError:
-    """Msgspec says ``Expected `int`, got `str` - at `$.pool.block```; we say the key first."""
+    """Translate msgspec's ``Expected `int`, got `str` - at `$.pool.block``` into an error that begins with the key."""
     text, _, where = message.partition(" - at ")
     key = where.strip("`").removeprefix("$").removeprefix(".")
     if unknown := re.search(r"unknown field `(.+?)`", text):

@@ -1,4 +1,4 @@
-"""Logging for the journal: its native protocol where it listens, plain lines on stderr elsewhere."""
+"""Logging to journald by its native protocol, or to stderr where there is no journald."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.
 
 
 class JournalHandler(logging.Handler):
-    """Writes records with their fields to journald (systemd's *Native Journal Protocol*)."""
+    """Sends log records with their fields to journald (systemd's *Native Journal Protocol*)."""
 
     def __init__(self, identifier: str) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class JournalHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record; a journal that is away loses it, as it would anybody's."""
+        """Send one record; it is lost when journald does not run."""
         fields = {
             "MESSAGE": self.format(record),
             "PRIORITY": str(_PRIORITY.get(record.levelno, 6)),
@@ -44,9 +44,12 @@ def _field(key: str, value: str) -> bytes:
 
 def set_up(identifier: str, level: str) -> None:
     """
-    Set logging up for a daemon.
+    Set up logging for a daemon.
 
-    Under systemd (``JOURNAL_STREAM`` is set) records go to journald with their priority; by hand, to stderr.
+    Under systemd (``JOURNAL_STREAM`` is set) records go to journald with their priority, otherwise to stderr.
+
+    :param identifier: Value of ``SYSLOG_IDENTIFIER``.
+    :param level: Lowest level that is logged, for example ``info``.
     """
     handler: logging.Handler
     if os.environ.get("JOURNAL_STREAM") and Path(_JOURNAL).exists():

@@ -1,4 +1,4 @@
-"""sd_notify(3): tell the service manager how we are, if there is one."""
+"""sd_notify(3): reports the state of a daemon to systemd, if systemd started it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 def notify(state: str) -> None:
     """
-    Send ``READY=1``, ``STATUS=…``, ``WATCHDOG=1`` or ``STOPPING=1``; quietly nothing where nobody listens.
+    Send ``READY=1``, ``STATUS=…``, ``WATCHDOG=1`` or ``STOPPING=1``; do nothing without a service manager.
 
     :param state: Newline-separated assignments, see sd_notify(3).
     """
@@ -21,11 +21,11 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), address)
         except OSError:
-            # The manager that started us is gone; we serve on.
+            # The service manager is gone; keep serving.
             return
 
 
 def watchdog_period() -> float | None:
-    """Return how often to send ``WATCHDOG=1``, in seconds: half of what was asked for; None when it was not."""
+    """Return the seconds between two ``WATCHDOG=1``, half of systemd's timeout; None: systemd expects none."""
     usec = os.environ.get("WATCHDOG_USEC", "")
     return int(usec) / 2_000_000 if usec.isdigit() and int(usec) > 0 else None

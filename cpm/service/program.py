@@ -1,4 +1,4 @@
-"""A daemon as a program: its command line, its settings, its signals, its exit code."""
+"""Runs a daemon: command line, settings, signals, exit code."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ log = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """A composition root."""
+    """What :func:`run` runs: the composition root of a daemon."""
 
     async def start(self) -> None:
         """
-        Begin to serve.
+        Start; return when ready to serve.
 
-        :raise VirtPortsError: When that cannot be.
-        :raise OSError: When that cannot be.
+        :raise VirtPortsError: When it cannot start.
+        :raise OSError: When it cannot start.
         """
 
     async def wait_failed(self) -> None:
-        """Wait until a loop that was meant to run for ever ended."""
+        """Return when a task that should run for ever has ended."""
 
     async def stop(self) -> None:
-        """End in order."""
+        """Stop serving and release everything."""
 
 
 class Settings(Protocol):
-    """What every daemon's settings have."""
+    """Settings that every daemon has."""
 
     @property
     def log_level(self) -> str:
-        """Least level that is logged."""
+        """Lowest level that is logged."""
 
 
 _Settings = TypeVar("_Settings", bound=Settings)
@@ -55,19 +55,19 @@ def version() -> str:
 
 
 async def serve(service: Service) -> int:
-    """Run until told to stop (0) or until a loop failed (1)."""
-    asked = asyncio.Event()
+    """Run until SIGTERM or SIGINT (return 0), or until a task failed (return 1)."""
+    stop_signal = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop_signal.set)
     await service.start()
     notify.notify("READY=1")
-    ends = [asyncio.ensure_future(end) for end in (asked.wait(), service.wait_failed())]  # noqa: TID251
+    ends = [asyncio.ensure_future(end) for end in (stop_signal.wait(), service.wait_failed())]  # noqa: TID251
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for end in ends:
         end.cancel()
     notify.notify("STOPPING=1")
     await service.stop()
-    return 0 if asked.is_set() else 1
+    return 0 if stop_signal.is_set() else 1
 
 
 def run(
@@ -78,14 +78,15 @@ def run(
     arguments: Sequence[str] | None,
 ) -> int:
     """
-    Be the program.
+    Run the daemon.
 
-    :param parser: Has the program's name and description; gets the options that all daemons have.
-    :param default: Where the settings usually are.
-    :param load: Reads settings, raising :class:`ConfigError`.
-    :param build: Makes the service of them, inside the event loop.
-    :param arguments: The command line, or None for the process's own.
-    :return: 0 when told to stop, 1 when it could not start or a loop failed, 2 when the settings are wrong.
+    :param parser: Has the program's name and description; the options of all daemons are added to it.
+    :param default: Default path of the settings.
+    :param load: Reads the settings; may raise :class:`ConfigError`.
+    :param build: Makes the service from the settings, inside the event loop.
+    :param arguments: The command line; None: that of the process.
+    :return: Exit code: 0 after SIGTERM or SIGINT, 1 when it could not start or a task failed, 2 when the settings are
+        wrong.
     """
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="settings (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="check the settings and exit")

@@ -1,4 +1,4 @@
-"""Tasks with a name and an owner."""
+"""Asyncio tasks with a name and an owner."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 class Tasks:
     """
-    The tasks of one composition root.
+    The tasks of a daemon.
 
-    A task that ends with an error is logged and, when it was meant to run for ever, sets :attr:`failed`, upon which
-    the daemon stops and lets systemd start it again: a daemon that lost a loop must not look alive.
+    A task that ends with an error is logged. If it should run for ever, its end also sets :attr:`failed`; the daemon
+    then stops, and systemd restarts it: a daemon without one of its loops must not look alive.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def start(self, name: str, work: Coroutine[Any, Any, Any], *, forever: bool = False) -> asyncio.Task[Any]:
-        """Run the coroutine as a task of that name; ``forever``: its end is a failure of the daemon."""
-        task = asyncio.create_task(work, name=name)  # noqa: TID251 - this is the home the ban names
+        """Run a coroutine as a named task; ``forever``: when it ends, the daemon has failed."""
+        task = asyncio.create_task(work, name=name)  # noqa: TID251 - the ban names this method
         self._running.add(task)
         task.add_done_callback(self._on_eternal_task_done if forever else self._on_task_done)
         return task
@@ -41,7 +41,7 @@ class Tasks:
             self.failed.set()
 
     async def stop(self) -> None:
-        """Cancel all and wait until each has ended."""
+        """Cancel all tasks and wait until they have ended."""
         running = list(self._running)
         for task in running:
             task.cancel()

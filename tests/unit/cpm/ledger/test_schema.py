@@ -83,7 +83,7 @@ def test_wishes_that_are_no_json_are_refused_and_those_that_make_no_sense_are_a_
         with pytest.raises(sqlite3.IntegrityError):
             ledger._connection.execute("UPDATE vms SET wishes = 'floor'")
         ledger._connection.execute("""UPDATE vms SET wishes = '{"floor": "many"}'""")
-        with pytest.raises(LedgerError, match="a row makes no sense"):
+        with pytest.raises(LedgerError, match="a row is invalid"):
             ledger.load()
 
 
@@ -122,7 +122,7 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path) -> No
 
 def test_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"this is a letter, not a ledger" * 100)
-    with pytest.raises(LedgerError, match="no SQLite database") as caught:
+    with pytest.raises(LedgerError, match="not an SQLite database") as caught:
         SqliteLedger(path)
     assert str(path) in str(caught.value)
 
@@ -135,7 +135,7 @@ def test_missing_directory_is_named(tmp_path: Path) -> None:
 def test_rows_that_make_no_sense_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
         ledger._connection.execute("INSERT INTO nodes VALUES ('host1', 'gateway', '172.30.0.1', 1, 0)")
-        with pytest.raises(LedgerError, match="a row makes no sense"):
+        with pytest.raises(LedgerError, match="a row is invalid"):
             ledger.load()
         ledger._connection.execute("DELETE FROM nodes")
         assert ledger.load().nodes == ()
