@@ -1,1 +1,1 @@
-"""Puts the product on a machine: units, hook and a first configuration. Used by ``virt-ports install`` only."""
+"""Installs systemd units, the libvirt hook and a first configuration. Used by ``virt-ports install`` only."""

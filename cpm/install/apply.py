@@ -1,4 +1,4 @@
-"""Carries out an install on the file system: reads, writes whole files or nothing, keeps the manifest."""
+"""Carries out an install on a file system: writes each file completely or not at all, and keeps the manifest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileOutcome:
-    """What happened, or would happen, to one file."""
+    """What was done, or would be done, with one file."""
 
     path: PurePosixPath
     action: Action
@@ -26,10 +26,10 @@ class FileOutcome:
 
 class Installer:
     """
-    The file system to install on.
+    Installs files below a directory.
 
-    :param root: Where it is mounted: ``/``, or the directory of an image.
-    :param dry_run: True: look, but write nothing.
+    :param root: ``/``, or the directory in which an image is mounted.
+    :param dry_run: True: write nothing.
     """
 
     def __init__(self, root: Path, *, dry_run: bool = False) -> None:
@@ -38,10 +38,12 @@ class Installer:
 
     def install(self, targets: Iterable[Target], roles: Iterable[str]) -> list[FileOutcome]:
         """
-        Make the targets exist; edited files stay as they are.
+        Write the targets; files that somebody edited stay as they are.
 
-        Twice is the same as once. When it fails half-way, what is written is whole, and the next run goes on there.
+        Idempotent. When it fails half-way, every file written so far is complete, and the next run continues.
 
+        :param roles: Roles of this machine, for the manifest.
+        :return: The outcome for each target, in their order.
         :raise ConfigError: When a file cannot be read or written; it names the file.
         """
         manifest = self._manifest()
@@ -72,7 +74,7 @@ class Installer:
         try:
             return {str(path): str(sha256) for path, sha256 in json.loads(content)["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
-            remedy = "not a manifest of virt-ports; move it away, and every file that is there counts as edited"
+            remedy = "not a manifest of virt-ports; move it away: existing files then count as edited"
             raise ConfigError(str(MANIFEST), "", remedy) from None
 
     def _read(self, path: PurePosixPath) -> bytes | None:
@@ -101,12 +103,12 @@ class Installer:
     def _real(self, path: PurePosixPath) -> Path:
         real = self._root / path.relative_to("/")
         if not real.parent.resolve().is_relative_to(self._root.resolve()):
-            raise ConfigError(str(path), "", f"a symbolic link on the way leads out of {self._root}; resolve it first")
+            raise ConfigError(str(path), "", f"a symbolic link in the path leads out of {self._root}; remove it first")
         return real
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    """Write beside it, then rename: whoever reads it sees the old one or the new one, also after a crash."""
+    """Write a temporary file and rename it: readers see the old or the new file, also after a crash."""
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -1,11 +1,11 @@
-"""What the operator wants on this machine, completed by what the machine says about itself. Pure."""
+"""The operator's choices for this machine, completed with facts about the machine. Pure."""
 
 from __future__ import annotations
 
 import dataclasses
 from ipaddress import IPv4Address
 
-from cpm.install.machine import Machine
+from cpm.install.machine import MachineFacts
 from cpm.protocol.errors import InvalidRequest
 
 HOST, EDGE, MANAGER = "host", "edge", "manager"
@@ -15,40 +15,40 @@ LOCAL_MANAGER = "unix:///run/virt-ports/cpmd.sock"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Choices:
-    """Everything the files depend on."""
+    """Everything that the installed files depend on."""
 
     roles: frozenset[str]
     name: str
     manager_url: str
     uplink: str | None
-    """Interface to the internet; None: not given and not found."""
+    """Interface to the internet; None: neither given nor detected."""
     underlay: str | None
     """Interface between hosts and edges; None: not given."""
     underlay_address: IPv4Address | None
 
     @property
     def is_node(self) -> bool:
-        """Say whether natd runs here."""
+        """Whether natd runs on this machine."""
         return bool(self.roles & {HOST, EDGE})
 
     @property
     def host_uplinks(self) -> tuple[str, ...]:
-        """Interfaces through which VMs' packets leave this host; empty: not known."""
+        """Interfaces through which packets of VMs leave this host; empty: not known."""
         if EDGE not in self.roles:
             return tuple(filter(None, [self.underlay or self.uplink]))
         return tuple(filter(None, dict.fromkeys([self.uplink, self.underlay])))
 
     @property
     def edge_underlay(self) -> tuple[str, ...]:
-        """Interfaces to other hosts; empty on a machine that is its own edge."""
+        """Interfaces to hosts; empty on a machine that is its own edge."""
         return tuple(filter(None, [self.underlay]))
 
 
 def parse_roles(text: str) -> frozenset[str]:
     """
-    Read ``host,edge``.
+    Parse ``host,edge``.
 
-    :raise InvalidRequest: When it names anything but roles, or none.
+    :raise InvalidRequest: When it is empty, or has a word that is no role.
     """
     roles = frozenset(word.strip() for word in text.split(",") if word.strip())
     if not roles or not roles <= set(ROLES):
@@ -57,7 +57,7 @@ def parse_roles(text: str) -> frozenset[str]:
 
 
 def complete(
-    machine: Machine,
+    machine: MachineFacts,
     roles: frozenset[str],
     *,
     name: str | None = None,
@@ -67,16 +67,16 @@ def complete(
     underlay_address: IPv4Address | None = None,
 ) -> Choices:
     """
-    Fill in what was not given.
+    Return the choices, with what was not given filled in from facts about the machine.
 
-    :raise InvalidRequest: When the manager runs elsewhere and nobody said where, or its URL is none.
+    :raise InvalidRequest: When the manager runs on another machine and its URL is missing or invalid.
     """
     if manager is None and MANAGER not in roles:
         raise InvalidRequest(
-            "where is the manager? give --manager https://ADDRESS:PORT, or add the role manager to run it here"
+            "the manager's address is missing; use --manager https://ADDRESS:PORT, or add the role manager"
         )
     if manager is not None and not manager.startswith(("unix:///", "https://")):
-        raise InvalidRequest(f"not a manager: {manager!r}; use https://ADDRESS:PORT or unix:///PATH")
+        raise InvalidRequest(f"not a manager's URL: {manager!r}; use https://ADDRESS:PORT or unix:///PATH")
     uplink = uplink or machine.default_interface
     return Choices(
         roles=roles,

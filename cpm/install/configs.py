@@ -1,8 +1,8 @@
 """
-The first configuration files, as text. Pure.
+The texts of the first configuration files. Pure.
 
-A setting that stands at its default is written as a comment: the file shows what can be set, and a better default of a
-later version still comes into force.
+A setting with its default value is written as a comment: the file shows what can be set, and a later version may still
+change the default.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from cpm.install.choices import EDGE, HOST, Choices
 
 CPMD = """\
 # cpmd, the manager of virt-ports. Commented settings show their defaults. After a change: systemctl restart cpmd
-# External addresses are not set here but with `virt-ports pool add ADDRESS`.
+# External addresses are not set here; add them with `virt-ports pool add ADDRESS`.
 
 # log_level = "info"
 
 [listen]
-# For virt-ports, and for natd on this machine. Whoever may open it (group virt-ports) may do everything.
+# For virt-ports, and for natd on this machine. Users who may open it (group virt-ports) may do everything.
 # socket = "/run/virt-ports/cpmd.sock"
 
 # For nodes on other machines: TLS with client certificates. Set all four. The key must be readable for the group
-# virt-ports (chgrp virt-ports, chmod 0640). Use a CA of its own: whoever it signs may join.
+# virt-ports (chgrp virt-ports, chmod 0640). Use a CA for this purpose only: every certificate it signs may connect.
 # address = "172.30.0.2:7414"
 # certificate = "/etc/virt-ports/tls/manager.pem"
 # key = "/etc/virt-ports/tls/manager.key"
@@ -33,19 +33,19 @@ CPMD = """\
 # path = "/var/lib/virt-ports/ledger.db"
 
 [pool]
-# Ports: ranges are whole blocks; a VM starts with `initial`, never goes below `floor` nor above `cap`.
+# Ports: ranges are whole blocks; a VM starts with `initial`, and never has fewer than `floor` nor more than `cap`.
 # block = 64
 # initial = 256
 # floor = 64
 # cap = 32768
-# Seconds a range rests between two owners (RFC 6888 REQ-8).
+# Seconds between the end of a range and its next owner (RFC 6888 REQ-8).
 # hold_down_s = 120.0
-# Addresses between hosts and edges, one a VM (RFC 6598). They must not be in use elsewhere in your network.
+# Internal addresses, one per VM, used between hosts and edges (RFC 6598). They must not be used in your network.
 # internal = "100.64.0.0/10"
 
 [pool.timeouts]
-# Seconds for which hosts remember a VM's connection that says nothing more. Except for tcp_time_wait_s and tcp_reset_s
-# these are the shortest that RFC 5382, 4787 and 5508 allow. [host.timeouts] in a host's natd.toml is nearer.
+# Idle seconds after which hosts forget a connection of a VM. Except for tcp_time_wait_s and tcp_reset_s these are the
+# minimum of RFC 5382, 4787 and 5508. [host.timeouts] in a host's natd.toml takes precedence.
 # tcp_established_s = 7440
 # tcp_transitory_s = 240
 # tcp_time_wait_s = 120
@@ -54,36 +54,36 @@ CPMD = """\
 # icmp_s = 60
 
 [scaling]
-# True: the specification's rule to the letter, without the guards around it.
+# true: the specification's rule to the letter, without guards.
 # literal = false
 
 [scaling.guards]
-# Seconds between two steps of growth of one VM, and between its last resize and its next step down.
+# Seconds between two growth steps of a VM, and between its last resize and its next reduction.
 # grow_cool_down_s = 5.0
 # shrink_cool_down_s = 30.0
 """
 
 HOOK = """\
-# The libvirt hook of virt-ports; read at every call. Commented settings show their defaults.
+# The libvirt hook of virt-ports. Read at every call. Commented settings show their defaults.
 
-# Where natd listens for it.
+# Socket of natd.
 # socket=/run/virt-ports/natd.sock
 
-# Seconds for the whole hook; libvirt waits for it.
+# Seconds for one call of the hook; libvirt waits that long.
 # deadline=2
 
-# What happens to a VM when natd cannot answer in time: `start` (logged, natd mends it later) or `refuse`.
+# When natd does not answer in time: `start` the VM (logged; natd gives it its ports later) or `refuse` to start it.
 # on-failure=start
 """
 
 _NATD = """\
 # natd, the NAT component of virt-ports on this machine. Commented settings show their defaults.
-# After a change: systemctl restart natd (connections of VMs go on meanwhile).
+# After a change: systemctl restart natd (connections of VMs are not affected).
 
-# How the manager knows this machine; with https it must be in the certificate.
+# Name of this machine for the manager; with https it must be in the certificate.
 name = {name}
 roles = {roles}
-# This machine's address between hosts and edges.
+# This machine's address in the network between hosts and edges.
 {underlay_address}
 # log_level = "info"
 
@@ -97,13 +97,13 @@ url = {url}
 
 _HOST = """
 [host]
-# Interfaces through which VMs' packets leave: towards the edges, or to the internet where this machine is its own edge.
+# Interfaces through which packets of VMs leave: to the edges, or to the internet if this machine is its own edge.
 uplinks = {uplinks}
-# Only VMs with an interface on one of these bridges are managed; empty: on any bridge.
+# Only VMs with an interface on one of these bridges are managed; empty: any bridge.
 # bridges = []
-# Bits of the packet mark that are ours; change them if other software uses the same ones.
+# Bits of the packet mark that virt-ports uses; change them if other software uses the same.
 # mark_mask = 0x7fff0000
-# Destinations that are neither translated nor sent to the edges: your own networks.
+# Destinations that are neither translated nor routed to the edges: your own networks.
 # exempt = ["10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/4", \
 "255.255.255.255/32"]
 # libvirt = "qemu:///system"
@@ -113,24 +113,24 @@ _EDGE = """
 [edge]
 # Interfaces to the internet.
 uplinks = {uplinks}
-# Interfaces to the hosts; empty where the only host is this machine.
+# Interfaces to the hosts; empty if this machine is the only host.
 underlay = {underlay}
 """
 
 _MONITOR = """
 [monitor]
-# Seconds between two readings of all VMs.
+# Seconds between two measurements of all VMs.
 # period_s = 1.0
 """
 
 _GUESTS = """\
-# Seconds between two visits to a VM's guest agent; 0: no visits, and guests are told nothing.
+# Seconds between two visits to the guest agent of a VM; 0: guest agents are not used.
 # guest_period_s = 10.0
 
 [guests]
-# Where a guest finds its external address and ports; "": nowhere.
+# File in the guest with its external address and ports; "": none.
 # announce_file = "/run/virt-ports.json"
-# Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range).
+# true: set net.ipv4.ip_local_port_range in guests, so that they use source ports of their range.
 # announce_local_port_range = false
 # Agents of VMs that libvirt does not run, for example "/run/virt-ports/agents/{uuid}.sock".
 # agent_sockets = ""
@@ -154,7 +154,7 @@ def hook_conf() -> str:
 
 
 def natd_toml(choices: Choices) -> str:
-    """Return a first natd.toml; what is not known is left empty, and natd then says what to write."""
+    """Return a first natd.toml; what is not known is left empty, and natd then refuses to start and names it."""
     address = choices.underlay_address
     text = _NATD.format(
         name=_quote(choices.name),
@@ -173,12 +173,12 @@ def natd_toml(choices: Choices) -> str:
 
 
 def open_questions(choices: Choices) -> list[str]:
-    """Say which settings of natd.toml only the operator knows."""
+    """Return the settings of natd.toml that the operator has to fill in, with their meaning."""
     questions = []
     if choices.underlay_address is None:
-        questions.append("underlay_address: this machine's address between hosts and edges")
+        questions.append("underlay_address: this machine's address in the network between hosts and edges")
     if HOST in choices.roles and not choices.host_uplinks:
-        questions.append("host.uplinks: interfaces through which VMs' packets leave")
+        questions.append("host.uplinks: interfaces through which packets of VMs leave")
     if EDGE in choices.roles and not choices.uplink:
         questions.append("edge.uplinks: interfaces to the internet")
     if choices.roles & {HOST, EDGE} == {EDGE} and not choices.edge_underlay:

@@ -1,4 +1,4 @@
-"""What can be found out about this machine for a first configuration."""
+"""Facts about this machine that a first configuration needs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Machine:
-    """What a first configuration wants to know."""
+class MachineFacts:
+    """Facts about a machine that a first configuration needs."""
 
     hostname: str
     default_interface: str | None
-    """Interface of the IPv4 default route; None: there is none."""
+    """Interface of the IPv4 default route; None: there is no such route."""
     addresses: dict[str, IPv4Address]
     """First IPv4 address of every interface."""
 
 
-def detect() -> Machine:
-    """Look at the machine this runs on; what cannot be found out is left out."""
+def detect() -> MachineFacts:
+    """Return the facts about the machine this runs on; what cannot be detected is None or empty."""
     try:
         routes = Path("/proc/net/route").read_text(encoding="ascii")
     except OSError:
         routes = ""
-    return Machine(socket.gethostname(), default_interface(routes), _addresses())
+    return MachineFacts(socket.gethostname(), default_interface(routes), _addresses())
 
 
 def default_interface(routes: str) -> str | None:

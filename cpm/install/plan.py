@@ -1,9 +1,9 @@
 """
-Which files a machine gets, and what to do about those that are there already.
+Which files a machine gets, and what to do about files that exist already.
 
-The rule: a file that somebody edited is never overwritten. Ours are replaced as long as they are what an earlier
-install wrote; configuration belongs to the operator from the moment it exists. Where the new text differs from a file
-that is kept, it is put beside it as ``FILE.new``, which neither systemd nor libvirt nor we ever read.
+A file that somebody edited is never overwritten. Our files are replaced if they are still as an earlier install wrote
+them; configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it
+is written beside it as ``FILE.new``, which neither systemd nor libvirt nor we read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SYSUSERS = PurePosixPath("/etc/sysusers.d/virt-ports.conf")
 TMPFILES = PurePosixPath("/etc/tmpfiles.d/virt-ports.conf")
 HOOK = PurePosixPath("/etc/libvirt/hooks/qemu.d/virt-ports")
 MANIFEST = ETC / "install.json"
-"""What was written, for the next install and for an uninstall. Not under /var/lib/virt-ports: that is cpmd's own, and
-root must not take its orders from there."""
+"""List of the files written, for the next install. Not in /var/lib/virt-ports, which cpmd's user can write: the next
+install runs as root and trusts this list."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,24 +37,24 @@ class Target:
 
     @property
     def sha256(self) -> str:
-        """Digest of the content."""
+        """SHA-256 of the content, in hexadecimal."""
         return digest(self.text.encode())
 
 
 class Action(enum.Enum):
-    """What to do about a target."""
+    """What to do with a target."""
 
     CREATE = "create"
     UPDATE = "update"
-    """It is what an earlier install wrote, and the new one writes something else."""
+    """The file is as an earlier install wrote it, and the new text differs."""
     LEAVE = "unchanged"
     KEEP = "keep"
-    """It is the operator's, as configuration is, or somebody edited it; the new text goes beside it."""
+    """The file is configuration, or somebody edited it: the new text is written beside it."""
 
 
 def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
     """
-    Return the files of a machine, in the order they are written: whatever uses another one comes after it.
+    Return the files of a machine, in the order in which they are written: a file comes after those it needs.
 
     :param programs: Directory of cpmd and natd, on the machine.
     :raise ConfigError: When a file is missing from this installation.
@@ -76,10 +76,10 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
 
 def decide(target: Target, found: bytes | None, written: str | None) -> Action:
     """
-    Say what to do about one file.
+    Return what to do with one file.
 
-    :param found: Its content now; None: it does not exist.
-    :param written: Digest of what an earlier install wrote there; None: none did.
+    :param found: Its present content; None: it does not exist.
+    :param written: Digest of the content that an earlier install wrote; None: no earlier install wrote it.
     """
     if found is None:
         return Action.CREATE
@@ -96,7 +96,7 @@ def digest(content: bytes) -> str:
 
 
 def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
-    """Return what is left to do by hand, in order: the product starts no processes."""
+    """Return the steps that are left to the operator, in order: the product starts no processes."""
     daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
     steps = [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
     if choices.is_node and choices.manager_url.startswith("https://"):
@@ -105,7 +105,7 @@ def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     steps.append(f"systemctl daemon-reload && systemctl enable --now {daemons}")
     if hook_is_new:
         steps.append(
-            "systemctl reload libvirtd (or virtqemud): it looks for new hooks then; running VMs are not touched"
+            "systemctl reload libvirtd (or virtqemud): it finds new hooks only then; running VMs are not affected"
         )
     if MANAGER in choices.roles:
         steps.append("virt-ports pool add ADDRESS: the public addresses the VMs share")

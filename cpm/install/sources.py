@@ -1,4 +1,4 @@
-"""Where the files come from that `virt-ports install` puts on a machine."""
+"""Finds the files of this installation that `virt-ports install` copies."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _REMEDY = "install virt-ports again with pip or pipx, or run it from its source 
 
 def system_file(name: str) -> str:
     """
-    Return a file of ``systemd/``: from the source tree when this runs there, else from where the wheel put it.
+    Return the text of a file in ``systemd/`` of the source tree or, in an installed wheel, in ``share/virt-ports``.
 
-    :raise ConfigError: When it is in neither place, or cannot be read.
+    :raise ConfigError: When it is missing or cannot be read.
     """
     tree = Path(__file__).parents[2] / "systemd"
     wheel = Path(sysconfig.get_path("data")) / "share/virt-ports/systemd"
@@ -27,11 +27,11 @@ def system_file(name: str) -> str:
 
 def hook_file() -> str:
     """
-    Return the hook as it is installed.
+    Return the text of the libvirt hook.
 
     :raise ConfigError: When it is missing or cannot be read.
     """
-    # Found, not imported: the manager's package does not depend on the hook's.
+    # Found, not imported: cpm must not import libvirt_hooks.
     package = importlib.util.find_spec("libvirt_hooks")
     if package is None or package.origin is None:
         raise ConfigError("libvirt_hooks", "", f"is missing; {_REMEDY}")
@@ -39,7 +39,7 @@ def hook_file() -> str:
 
 
 def program_directory() -> Path:
-    """Return where this installation keeps ``cpmd`` and ``natd``."""
+    """Return the directory of the programs ``cpmd`` and ``natd``."""
     return Path(sysconfig.get_path("scripts"))
 
 

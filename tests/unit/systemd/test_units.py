@@ -13,7 +13,7 @@ import pytest
 from cpm.install import apply, choices, machine, plan
 from lab.daemons import NICE
 
-BARE = machine.Machine("node1", "eth0", {})
+BARE = machine.MachineFacts("node1", "eth0", {})
 
 
 @pytest.fixture

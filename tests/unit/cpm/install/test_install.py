@@ -22,10 +22,10 @@ from cpm.protocol.model import Role
 from libvirt_hooks import qemu
 from natctl import settings as natd_settings
 
-HERE = machine.Machine(
+HERE = machine.MachineFacts(
     "node1", "eth0", {"eth0": IPv4Address("198.51.100.11"), "eth1": IPv4Address("172.30.0.11")}
 )  # fmt: skip
-NOWHERE = machine.Machine("node1", None, {})
+NOWHERE = machine.MachineFacts("node1", None, {})
 REMOTE = "https://172.30.0.2:7414"
 FILES = {
     "etc/libvirt/hooks/qemu.d/virt-ports", "etc/systemd/system/cpmd.service", "etc/systemd/system/natd.service",
