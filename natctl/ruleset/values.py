@@ -2,7 +2,7 @@
 Tables, chains, rules, sets and elements of nftables as values; and what a kernel holds of them.
 
 Names of expressions and their attributes are the kernel's own (``include/uapi/linux/netfilter/nf_tables.h``), so that
-the values can be read beside its source. Nothing here knows how they travel: that is :mod:`natctl.netlink.nftables`.
+the values can be read beside its source. Nothing here knows how they travel: that is :mod:`natctl.netlink`.
 """
 
 from __future__ import annotations
