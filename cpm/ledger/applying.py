@@ -1,4 +1,8 @@
-"""Applies one change to the tables and the journal, inside a transaction that the store has begun."""
+"""
+Applies one change to the tables and the journal, inside a transaction that the store has begun.
+
+Tested with the store in ``tests/unit/cpm/ledger/test_store.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts rows of the ledger to values."""
+"""Converts rows of the ledger to values. Tested with the store (``tests/unit/cpm/ledger``)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """
-The messages of a session between manager and node. They travel as JSON (:mod:`cpm.protocol.codec`).
+The messages of a session between manager and node. They travel as JSON (:mod:`cpm.protocol.codec`); their bytes are
+pinned in ``tests/unit/cpm/protocol/test_wire_bytes.py``.
 
 A node opens the session with :class:`Hello`. The manager answers with :class:`Welcome` and a :class:`Snapshot`, then
 sends a :class:`Delta` for every change. The node applies each of these as one kernel transaction and answers

@@ -3,7 +3,7 @@ What each node should hold, computed from the fleet: pure functions, no memory.
 
 The order of a change follows from these: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host
 uses a *reserved* range only when it is in ``ready``, that is, when every connected edge confirmed it, and no *draining*
-range (:func:`host_vm`).
+range (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,9 @@ the steps of an allocation's life that are due:
 - *held*: once the hold-down has passed and **every** edge confirmed the removal, connected or not, or was fenced by
   the operator, it is free.
 
-Whether a step is due follows from the present state, not from the event that led to it, so no message has to be seen.
+Whether a step is due follows from the present state, not from the event that led to it, so a lost message does no harm.
+
+Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations
