@@ -2,7 +2,8 @@
 JSON encoding of messages, requests and views.
 
 Decoding is strict about types and required fields, and an error names the JSON path (``$.vms[3].domain``). Unknown
-fields are ignored, so that a newer peer may send more. How addresses and networks are written is known here only.
+fields are ignored, so that a newer peer may send more. How addresses and networks are written in JSON is known
+here only.
 """
 
 from __future__ import annotations
