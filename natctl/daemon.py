@@ -29,13 +29,12 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.arrivals.budget import Release
-from natctl.core.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Replace, Send, Warn
 from natctl.core.domains import Running
 from natctl.core.node import Identity, Node
 from natctl.hook_server import HookServer
 from natctl.kernel.kernel import Kernel
 from natctl.kernel_events import KernelEvents
+from natctl.model.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Release, Replace, Send, Warn
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.ruleset.host import Marks

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 from cpm.protocol.errors import KernelError
 from cpm.service import clock
-from natctl.arrivals.budget import DEFER_S
-from natctl.core.commands import CountPorts
+from natctl.arrivals.deferral import DEFER_S
 from natctl.core.node import Node
+from natctl.model.commands import CountPorts
 from natctl.model.entries import Destination
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.nflog import Lost, watch_budgets
@@ -116,16 +116,16 @@ class KernelEvents:
         """Count what is to be counted."""
         while True:
             work = await self._counting.get()
-            ports, full = work.count.ports, frozenset[Destination]()
+            ports, full = work.ports, frozenset[Destination]()
             try:
                 filling = (await self._conntrack.ports_of(work.internal)).filling(ports)
-                if work.count.at_cap and filling.in_use == ports.size:
+                if work.at_cap and filling.in_use == ports.size:
                     full = await self._conntrack.crowded(work.internal, ports)
             except KernelError as error:
                 log.warning("%s", error)
                 self._node.not_counted(work)
             else:
-                log.debug("%s: %d in use, none left for %d destinations", work.count, filling.in_use, len(full))
+                log.debug("%s: %d in use, none left for %d destinations", work, filling.in_use, len(full))
                 self._node.counted(work, filling, full, clock.now())
             self._carry_out()
 

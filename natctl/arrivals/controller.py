@@ -1,180 +1,316 @@
 """
-What a host does about the connections that begin on its VMs: what happens in, commands out; pure.
+When a host asks for more ports for a VM, and when it refuses connections because there are none.
 
-:class:`natctl.arrivals.budget.Arrivals` decides; :class:`Newcomers` puts that into words for the manager, the kernel
-and the operator, of VMs as the manager wants them.
+The kernel counts the connections that begin and gives a signal when a VM's budget is used up
+(``docs/design/0003-arrivals.md``). The manager is asked at once where the estimate says that the ports run out soon,
+and an exact count follows. Connections that begin after the last port was taken, by that estimate, are not lost: the
+kernel *defers* them and lets them go on when a larger range is in force, or when no larger range is available.
+
+:class:`Arrivals` is told what happens, with the time, and returns commands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cpm.protocol.messages import HostVM, Need
 from cpm.protocol.model import DomainUUID, PortRange
-from natctl.arrivals.budget import REFUSE_S, Arm, Arrivals, Ask, Count, Exhausted, Refuse, Release, Step
-from natctl.core.commands import Command, CountPorts, RefuseNew, Send, Warn
-from natctl.core.intent import Intent
+from natctl.arrivals.phases import Phases
+from natctl.arrivals.port_headroom import REACTION_S, least_budget
+from natctl.arrivals.refusal import RECOUNT_S, REFUSE_S
+from natctl.arrivals.vm import VMArrivals
+from natctl.model.commands import Arm, ArrivalCommand, CountPorts, RefuseNew, Release, Send, Warn
 from natctl.model.entries import Destination, HostEntry
-from natctl.model.port_use import EMPTY, Filling, PortUse
-
-Deed = Command | Arm
-"""What is to be done: a command, or to give a VM's budget to the kernel with the next change."""
+from natctl.model.port_use import Filling, PortUse
 
 
-class Newcomers:
-    """
-    The connections that begin on this host.
+class Arrivals:
+    """The connections that begin on the VMs of this host."""
 
-    :param wanted: What the manager wants the VMs to have; read, not changed.
-    """
-
-    def __init__(self, wanted: Intent) -> None:
-        self._intent = wanted
-        self._arrivals = Arrivals()
-        self._is_heard = False
-        self._connections: Mapping[DomainUUID, int] = {}
+    def __init__(self) -> None:
+        self._vms: dict[DomainUUID, VMArrivals] = {}
+        self._is_connected = False
         self._use = PortUse()
+        self._ownerless: tuple[int, ...] = ()
+        """Deferred packets whose VM is gone."""
 
-    # What a VM has
+    # Queries
 
-    def armed(self, domain: DomainUUID) -> int | None:
+    def budget(self, domain: DomainUUID) -> int | None:
         """Return the budget that the kernel should hold for this VM; None: it has no ports."""
-        return self._arrivals.armed(domain)
+        vm = self._vms.get(domain)
+        return vm.budget.limit if vm is not None else None
 
     def defer_after(self, domain: DomainUUID) -> int | None:
         """Return after how many connections the next ones of this VM are to be deferred; None: never."""
-        return self._arrivals.defer_after(domain)
+        vm = self._vms.get(domain)
+        return vm.budget.defer_after if vm is not None else None
 
-    def found(self, entry: HostEntry, now: float) -> None:
-        """Take note of what the kernel held of a VM before natd began."""
-        self._arrivals.resized(
-            entry.domain,
-            entry.ports,
-            now,
-            at_cap=entry.at_cap,
-            found=entry.budget,
-            found_defer_after=entry.defer_after,
-        )
+    def refusals(self) -> Mapping[DomainUUID, frozenset[Destination]]:
+        """Return the VMs to which connections are refused, and to which destinations."""
+        return {domain: vm.refusal.destinations for domain, vm in self._vms.items() if vm.refusal.is_refusing}
 
-    def resized(self, vm: HostVM, now: float) -> None:
-        """Take note of the ports that a VM gets; some of its connections may be there already."""
-        filling = self._use.filling(vm.internal, vm.ports) if vm.ports is not None else EMPTY
-        self._arrivals.resized(vm.domain, vm.ports, now, at_cap=vm.at_cap, filling=filling)
+    def phases(self, domain: DomainUUID) -> Phases | None:
+        """Return the phases of a VM; None: it has no ports."""
+        vm = self._vms.get(domain)
+        return vm.phases if vm is not None else None
 
-    def gone(self, domain: DomainUUID, now: float) -> None:
-        """Take note: a VM is not to have ports here any more."""
-        self._arrivals.resized(domain, None, now, at_cap=False)
+    @property
+    def deadline(self) -> float | None:
+        """When a connection will have been deferred for long enough, and :meth:`on_tick` is due; None: none is."""
+        deadlines = (vm.deferral.deadline for vm in self._vms.values())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
-    def in_force(self, entry: HostEntry, now: float) -> list[Deed]:
-        """The kernel holds this of a VM now."""
-        return self._deeds(self._arrivals.in_force(entry.domain, entry.budget, now), now)
+    # The ports of VMs
+
+    def on_found(self, entry: HostEntry, now: float) -> None:
+        """The kernel held this of a VM before natd began."""
+        if entry.ports is None:
+            return
+        vm = HostVM(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
+        self._vms[entry.domain] = found = VMArrivals(vm, entry.ports, now, entry.budget, entry.defer_after)
+        if entry.budget is None:
+            found.arm(now)
+
+    def on_vm(self, vm: HostVM, now: float) -> None:
+        """The manager says what a VM shall have; it gets a new budget where its ports are new."""
+        if vm.ports is None:
+            self.on_gone(vm.domain)
+            return
+        former = self._vms.get(vm.domain)
+        if former is not None and (former.ports, former.vm.at_cap) == (vm.ports, vm.at_cap):
+            former.on_described(vm)
+            return
+        # Some of its connections may be there already.
+        filling = self._use.filling(vm.internal, vm.ports)
+        if former is not None:
+            former.on_ports(vm, vm.ports, now, filling)
+            return
+        self._vms[vm.domain] = new = VMArrivals(vm, vm.ports, now)
+        new.estimate.on_former_count(filling)
+        new.arm(now)
+
+    def on_gone(self, domain: DomainUUID) -> None:
+        """A VM has no ports here any more."""
+        if (vm := self._vms.pop(domain, None)) is not None:
+            self._ownerless += vm.deferral.take()
+
+    def on_port_use(self, use: PortUse) -> None:
+        """All VMs' connections were read; the manager may give a VM a range back that still has some."""
+        self._use = use
 
     # The manager
 
-    def heard(self) -> None:
-        """Take note: there is a session, and who asks is heard."""
-        self._is_heard = True
+    def on_connected(self) -> None:
+        """There is a session with the manager, and requests reach it."""
+        self._is_connected = True
 
-    def unheard(self, now: float) -> list[Deed]:
-        """The session is gone: nobody hears what was asked for."""
-        deeds = self._deeds(self._arrivals.unheard(now), now)
-        self._is_heard = False
-        return deeds
+    def on_disconnected(self, now: float) -> list[ArrivalCommand]:
+        """The session is gone, and with it every request."""
+        self._is_connected = False
+        asked = [vm for vm in self._vms.values() if vm.requests.has_asked]
+        return [command for vm in asked for command in self._turn_down(vm, now)]
 
-    def turned_down(self, domain: DomainUUID, now: float, ports: PortRange | None = None) -> list[Deed]:
+    def on_turned_down(self, domain: DomainUUID, now: float, ports: PortRange | None = None) -> list[ArrivalCommand]:
         """
         The manager has no more ports for this VM now.
 
-        :param ports: The range that it speaks of; None: whatever the VM has.
+        :param ports: The range that the manager means; None: whatever the VM has.
         """
-        return self._deeds(self._arrivals.turned_down(domain, now, ports), now)
+        vm = self._vms.get(domain)
+        if vm is None or (ports is not None and ports != vm.ports):
+            return []
+        return self._turn_down(vm, now)
 
     # The kernel
 
-    def spent(self, domain: DomainUUID, now: float) -> list[Deed]:
-        """The kernel says that a VM's budget is used up."""
-        return self._deeds(self._arrivals.spent(domain, now), now)
+    def on_programmed(self, entry: HostEntry, now: float) -> list[ArrivalCommand]:
+        """The kernel holds this of a VM now."""
+        vm = self._vms.get(entry.domain)
+        if vm is None or vm.budget.is_armed or vm.budget.limit != entry.budget:
+            return []
+        vm.budget.on_programmed(now)
+        if vm.deferral.deferred and vm.budget.defer_after is not None:
+            return self._let_go_on(vm, now)
+        return _release(vm)
 
-    def deferred(self, domain: DomainUUID, packets: Sequence[int], now: float) -> list[Deed]:
-        """The kernel has deferred connections of a VM: their first packets' numbers."""
-        return self._deeds(self._arrivals.deferred(domain, packets, now), now)
+    def on_budget_used_up(self, domain: DomainUUID, now: float) -> list[ArrivalCommand]:
+        """The kernel signals that a VM's budget is used up. A signal about an older one is ignored: another follows."""
+        vm = self._vms.get(domain)
+        if vm is None or (not vm.budget.is_used_up and vm.budget.is_stale_signal(now)):
+            return []
+        if not vm.budget.is_used_up:
+            vm.budget.on_used_up()
+            vm.estimate.on_least_arrivals(vm.budget.arrivals_before + vm.budget.limit + 1, now)
+        if vm.refusal.is_at_cap:
+            return self._count(vm, now)
+        if vm.requests.is_awaited(now):
+            return []
+        if not vm.is_short:
+            return self._arm(vm, now)
+        if vm.estimate.is_trusted and vm.requests.may_ask(now):
+            vm.requests.want_count()
+            return self._ask(vm, now)
+        # The next signal tells the pace, and a pace that is new is trusted.
+        return [*self._arm(vm, now), *self._count(vm, now)]
 
-    def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> list[Deed]:
+    def on_deferred(self, domain: DomainUUID, packets: Sequence[int], now: float) -> list[ArrivalCommand]:
+        """
+        The kernel has deferred connections of a VM.
+
+        :param packets: The kernel's numbers of their first packets; at least one.
+        """
+        vm = self._vms.get(domain)
+        if vm is None or vm.budget.defer_after is None:
+            return [Release(tuple(packets))]
+        vm.deferral.on_deferred(packets, now)
+        if vm.budget.is_too_soon(vm.budget.defer_after, now):
+            # By what the kernel held before.
+            return self._let_go_on(vm, now)
+        if not vm.budget.is_armed or vm.requests.is_awaited(now):
+            # They go on with what is on its way.
+            return []
+        if vm.budget.is_used_up and vm.estimate.is_trusted:
+            # Even if the manager declined a moment ago: that the range is used up is news.
+            vm.estimate.on_least_arrivals(vm.budget.arrivals_before + vm.budget.defer_after, now)
+            vm.requests.want_count()
+            return self._ask(vm, now)
+        # The kernel defers a connection before its destination is known, and many may have ended: count first.
+        commands = self._count(vm, now)
+        return commands if vm.requests.is_counting else self._stop_deferring(vm, now)
+
+    def on_counted(
+        self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float
+    ) -> list[ArrivalCommand]:
         """
         The ports of a VM were counted, as commanded.
 
-        :param full: Where to no port of the range is left.
+        :param work: The command; it says nothing of ports that have changed since.
+        :param filling: How many ports of the range are in use.
+        :param full: Destinations to which every port of the range is taken; only of a VM at its cap.
         """
-        return self._deeds(self._arrivals.counted(work.count, filling, full, now), now)
+        vm = self._vms.get(work.domain)
+        if vm is None:
+            return []
+        vm.requests.on_counted(now)
+        if (vm.ports, vm.refusal.is_at_cap) != (work.ports, work.at_cap):
+            return []
+        vm.estimate.on_counted(filling)
+        commands: list[ArrivalCommand] = []
+        if vm.refusal.is_at_cap:
+            commands = self._refuse(vm, full)
+        elif vm.requests.is_awaited(now):
+            return []
+        elif vm.is_short and (vm.requests.may_ask(now) or vm.deferral.deferred):
+            return self._ask(vm, now)
+        if vm.budget.is_used_up or vm.deferral.deferred:
+            commands += self._arm(vm, now)
+        return commands
 
-    def not_counted(self, work: CountPorts) -> None:
+    def on_count_failed(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
-        self._arrivals.not_counted(work.count.domain)
+        if (vm := self._vms.get(work.domain)) is not None:
+            vm.requests.on_count_failed()
 
-    def measured(
-        self, domain: DomainUUID, ports: PortRange, filling: Filling, arrived: int | None, now: float
-    ) -> list[Deed]:
+    # Time
+
+    def on_periodic_count(
+        self, domain: DomainUUID, ports: PortRange, filling: Filling, arrivals: int | None, now: float
+    ) -> list[ArrivalCommand]:
         """
-        The periodic pass has counted the ports of a VM.
+        The periodic pass has counted: catch up with signals that were lost, and renew budgets before they are used up.
 
-        :param ports: Range whose ports were counted.
-        :param arrived: Connections begun since the VM's ports were programmed; None: not counted.
+        :param ports: The range whose ports were counted.
+        :param filling: How many of them are in use.
+        :param arrivals: Connections begun since the VM's ports were programmed; None: not counted.
         """
-        return self._deeds(self._arrivals.measured(domain, ports, filling, arrived, now), now)
+        vm = self._vms.get(domain)
+        if vm is None or vm.ports != ports:
+            return []
+        if arrivals is not None:
+            vm.budget.on_arrivals_read(arrivals, is_first=vm.estimate.is_adopted)
+            vm.estimate.on_arrivals_read(arrivals, filling.in_use, now)
+        vm.estimate.on_counted(filling)
+        if vm.is_short and vm.requests.may_ask(now):
+            return self._ask(vm, now)
+        is_due = vm.budget.is_used_up or vm.deferral.deferred or vm.budget.is_low(vm.estimate.arrivals)
+        return self._arm(vm, now) if is_due and not vm.requests.is_awaited(now) else []
 
-    def read(self, use: PortUse) -> None:
-        """Take note of what the manager is told: it may give a VM ports back that drained."""
-        self._use = use
-
-    def begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
-        """
-        Return how many connections began since this was last asked; a counter that is smaller began again.
-
-        :param connections: Begun since each VM got its ports.
-        """
-        before, self._connections = self._connections, connections
-        return {
-            uuid: now - before[uuid] if now >= before[uuid] else now
-            for uuid, now in connections.items()
-            if uuid in before
-        }
-
-    @property
-    def look_at(self) -> float | None:
-        """When :meth:`tick` is due for somebody whose connections wait; None: nobody's do."""
-        return self._arrivals.look_at
-
-    def tick(self, now: float) -> list[Deed]:
-        """Look after what only time brings."""
-        return self._deeds(self._arrivals.tick(now), now)
+    def on_tick(self, now: float) -> list[ArrivalCommand]:
+        """Do what only time makes due: counts that were put off, refusals to renew, deferrals that are overdue."""
+        ownerless, self._ownerless = self._ownerless, ()
+        commands: list[ArrivalCommand] = [Release(ownerless)] if ownerless else []
+        for vm in self._vms.values():
+            if vm.deferral.is_overdue(now):
+                commands += self._stop_deferring(vm, now)
+            is_due = vm.requests.wants_count and not vm.requests.is_awaited(now)
+            if is_due or (vm.refusal.is_refusing and vm.requests.s_since_count(now) >= RECOUNT_S):
+                commands += self._count(vm, now)
+        return commands
 
     # Inside
 
-    def _deeds(self, steps: Iterable[Step], now: float) -> list[Deed]:
-        return [deed for step in steps for deed in self._deeds_of(step, now)]
+    def _arm(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        vm.arm(now)
+        return [Arm(vm.vm.domain)]
 
-    def _deeds_of(self, step: Step, now: float) -> list[Deed]:
-        match step:
-            case Ask(domain, ports, ports_in_use, rate) if self._is_heard:
-                return [Send(Need(domain, ports, ports_in_use, rate))]
-            case Ask(domain):
-                return self.turned_down(domain, now)
-            case Count(domain) if (vm := self._intent.host.get(domain)) is not None:
-                return [CountPorts(step, vm.internal)]
-            case Count():
-                self._arrivals.not_counted(step.domain)
-                return []
-            case Refuse(where):
-                return [RefuseNew(where, REFUSE_S)]
-            case Exhausted():
-                return [self._warning(step)]
-            case Arm() | Release():
-                return [step]
+    def _ask(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        if not self._is_connected:
+            return self._turn_down(vm, now)
+        vm.requests.on_asked(now)
+        deferred = vm.deferral.deferred
+        rate = max(vm.estimate.rate, deferred / max(now - vm.deferral.since, REACTION_S))
+        return [Send(Need(vm.vm.domain, vm.ports, int(vm.estimate.in_use) + deferred, rate))]
 
-    def _warning(self, exhausted: Exhausted) -> Warn:
-        domain, ports, destinations = exhausted
-        name = self._intent.host[domain].name if domain in self._intent.host else domain
-        return Warn(
-            f"VM {name} is at its cap and all {ports.size} ports are in use for {destinations} "
-            "destinations; new connections there are refused"
-        )
+    def _turn_down(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        vm.requests.on_turned_down(now)
+        return self._stop_deferring(vm, now)
+
+    def _stop_deferring(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        """Let connections go on that are deferred for nothing, and renew the budget if it is used up."""
+        commands = _release(vm)
+        if commands:
+            vm.deferral.back_off(now)
+        elif not vm.budget.is_used_up:
+            return []
+        return [*commands, *self._arm(vm, now)]
+
+    def _let_go_on(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        """Let as many deferred connections go on as find a port, and ask for more at once for the others."""
+        before = vm.deferral.deferred
+        commands = _release(vm, vm.budget.may_go_on)
+        released = before - vm.deferral.deferred
+        vm.budget.on_gone_on(released)
+        vm.estimate.on_least_arrivals(vm.estimate.arrivals + released, now)
+        if not vm.deferral.deferred or vm.requests.is_awaited(now):
+            return commands
+        if least_budget(vm.ports.size, vm.estimate.in_use + vm.deferral.deferred):
+            return [*commands, *_release(vm)]
+        vm.requests.want_count()
+        return [*commands, *self._ask(vm, now)]
+
+    def _count(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        if not vm.requests.start_count(now):
+            return []
+        return [CountPorts(vm.vm.domain, vm.vm.internal, vm.ports, vm.refusal.is_at_cap)]
+
+    def _refuse(self, vm: VMArrivals, full: frozenset[Destination]) -> list[ArrivalCommand]:
+        was_refusing = vm.refusal.is_refusing
+        vm.refusal.on_counted(full)
+        if not full and not was_refusing:
+            return []
+        warnings = [_warning(vm, len(full))] if not was_refusing else []
+        return [*warnings, RefuseNew(self.refusals(), REFUSE_S)]
+
+
+def _release(vm: VMArrivals, most: int | None = None) -> list[ArrivalCommand]:
+    """Let those go on that were deferred first; all, unless said otherwise."""
+    packets = vm.deferral.take(most)
+    return [Release(packets)] if packets else []
+
+
+def _warning(vm: VMArrivals, destinations: int) -> Warn:
+    return Warn(
+        f"VM {vm.vm.name} is at its cap and all {vm.ports.size} ports are in use for {destinations} "
+        "destinations; new connections there are refused"
+    )

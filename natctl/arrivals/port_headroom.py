@@ -68,10 +68,10 @@ def budget(size: int, in_use: float, rate: float, densest: float = 0.0) -> int:
     """
     left = room(size, in_use, densest)
     reserve = max(rate, SUDDEN_PER_S) * REACTION_S
-    return max(0, too_early(size, in_use), int(left) // 4, math.floor(left - reserve))
+    return max(0, least_budget(size, in_use), int(left) // 4, math.floor(left - reserve))
 
 
-def too_early(size: int, in_use: float) -> int:
+def least_budget(size: int, in_use: float) -> int:
     """Return how many connections may begin before the manager would listen."""
     return max(0, math.ceil(size * LEAST_USE - in_use))
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from cpm.protocol.model import DomainUUID
-from natctl.core.commands import Answer
 from natctl.core.domains import Domains
+from natctl.model.commands import Answer
 from natctl.model.entries import HostEntry
 
 WAIT_LIMIT_S: Final = 30.0

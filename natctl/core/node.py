@@ -23,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
-from types import MappingProxyType
 
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import (
@@ -33,33 +32,39 @@ from cpm.protocol.messages import (
     Declined,
     Delta,
     Detach,
-    Draining,
     GuestView,
     Hello,
     HostVM,
     ManagerMessage,
-    Measured,
     NodeMessage,
     Present,
     Refused,
     Rejected,
-    Report,
     Snapshot,
 )
 from cpm.protocol.model import DomainUUID, NodeName, Role
-from natctl.arrivals.budget import Arm, Release
-from natctl.arrivals.controller import Deed, Newcomers
-from natctl.core.commands import Answer, Command, CountPorts, Forget, Program, Send, Warn
+from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domain, Domains, Running
 from natctl.core.hook_waiters import Waiter, Waiting
 from natctl.core.intent import Intent
 from natctl.core.programming import Programming, Work, is_empty
+from natctl.core.reports import NO_GUESTS, Reports
+from natctl.model.commands import (
+    Answer,
+    Arm,
+    ArrivalCommand,
+    Command,
+    CountPorts,
+    Forget,
+    Program,
+    Release,
+    Send,
+    Warn,
+)
 from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.samples import Rates
-
-_NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 
 
 class StaleEpoch(VirtPortsError):
@@ -105,8 +110,9 @@ class Node:
         self._ended: dict[DomainUUID, IPv4Address] = {}
         self._detached: set[DomainUUID] = set()
         self._intent = Intent()
-        self._newcomers = Newcomers(self._intent)
-        self._programming = Programming(marks, self._intent, self._domains, self._newcomers)
+        self._arrivals = Arrivals()
+        self._reports = Reports()
+        self._programming = Programming(marks, self._intent, self._domains, self._arrivals)
         self._waiting = Waiting()
         self._connected = False
         self._synced = False
@@ -153,7 +159,7 @@ class Node:
         for entry in entries:
             self._programming.found(entry)
             self._intent.found(entry)
-            self._newcomers.found(entry, now)
+            self._arrivals.on_found(entry, now)
             taps = entry.taps & links
             if taps:
                 self._domains.found(entry.domain, entry.name, taps)
@@ -167,7 +173,7 @@ class Node:
             # Before anything that is said about the ports that are in force now.
             self._say(Applied(self._epoch, work.generation))
         for entry in in_force:
-            self._do(self._newcomers.in_force(entry, now))
+            self._do(self._arrivals.on_programmed(entry, now))
         for uuid in work.host & set(self._ended):
             internal = self._ended.pop(uuid)
             if uuid not in self._domains:
@@ -190,7 +196,7 @@ class Node:
         """Take note: there is a session."""
         self._connected = True
         self._synced = False
-        self._newcomers.heard()
+        self._arrivals.on_connected()
         domains = tuple(self._domains.presences())
         self._outbox.append(
             Send(
@@ -210,7 +216,7 @@ class Node:
 
     def disconnected(self, now: float) -> None:
         """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
-        self._do(self._newcomers.unheard(now))
+        self._do(self._arrivals.on_disconnected(now))
         self._connected = False
         self._synced = False
         # Generations count within a session: the next one must not be told of these.
@@ -234,7 +240,7 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
-            self._do(self._newcomers.turned_down(message.domain, now, message.ports))
+            self._do(self._arrivals.on_turned_down(message.domain, now, message.ports))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -243,9 +249,9 @@ class Node:
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
         for uuid in self._intent.host.keys() - {vm.domain for vm in snapshot.host}:
-            self._newcomers.gone(uuid, now)
+            self._arrivals.on_gone(uuid)
         for vm in snapshot.host:
-            self._newcomers.resized(vm, now)
+            self._arrivals.on_vm(vm, now)
         self._intent.replace(snapshot)
         self._synced = True
         self._detached.clear()
@@ -260,10 +266,10 @@ class Node:
             return
         self._generation = delta.generation
         for vm in delta.host:
-            self._newcomers.resized(vm, now)
+            self._arrivals.on_vm(vm, now)
         self._intent.change(delta)
         for uuid in delta.host_gone:
-            self._newcomers.gone(uuid, now)
+            self._arrivals.on_gone(uuid)
             if (domain := self._domains.get(uuid)) is not None and uuid in self._detached:
                 # It stopped and started again before the manager heard of either. (One that we did not call gone
                 # has moved to another host; the hook will tell us soon.)
@@ -280,7 +286,7 @@ class Node:
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
-        self._do(self._newcomers.turned_down(refusal.domain, now))
+        self._do(self._arrivals.on_turned_down(refusal.domain, now))
         self._outbox += self._waiting.answer(refusal.code, refusal.message, {refusal.domain})
 
     # Domains
@@ -324,7 +330,7 @@ class Node:
             # Host first: it stops handing the ports out before anybody else hears of it.
             if (vm := self._intent.host.pop(uuid, None)) is not None:
                 self._ended[uuid] = vm.internal
-                self._newcomers.gone(uuid, now)
+                self._arrivals.on_gone(uuid)
                 self._detached.add(uuid)
             self._programming.need_host([uuid])
             self._say(Detach(uuid, reason))
@@ -351,26 +357,26 @@ class Node:
             self.ended(None, uuid, "its interfaces are gone", now)
         self._outbox += self._waiting.answer_late(now)
         self._programming.tick(now)
-        self._do(self._newcomers.tick(now))
+        self._do(self._arrivals.on_tick(now))
 
     # Arrivals
 
     def spent(self, index: int, now: float) -> None:
         """The kernel says that the budget of the VM with this index is used up."""
         if (uuid := self._programming.owners().get(index)) is not None:
-            self._do(self._newcomers.spent(uuid, now))
+            self._do(self._arrivals.on_budget_used_up(uuid, now))
 
     def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
         domains = self._programming.owners()
         for index, numbers in packets.items():
             uuid = domains.get(index)
-            self._do(self._newcomers.deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
+            self._do(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
 
     @property
     def look_at(self) -> float | None:
         """When :meth:`tick` is due for somebody whose connections wait; None: nobody's do."""
-        return self._newcomers.look_at
+        return self._arrivals.deadline
 
     def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
         """
@@ -378,11 +384,11 @@ class Node:
 
         :param full: Where to no port of the range is left.
         """
-        self._do(self._newcomers.counted(work, filling, full, now))
+        self._do(self._arrivals.on_counted(work, filling, full, now))
 
     def not_counted(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
-        self._newcomers.not_counted(work)
+        self._arrivals.on_count_failed(work)
 
     def present(self) -> None:
         """Say again which VMs run here."""
@@ -395,7 +401,7 @@ class Node:
         use: PortUse | None,
         generation: int,
         dropped: Mapping[str, int],
-        guests: Mapping[DomainUUID, GuestView] = _NO_GUESTS,
+        guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
     ) -> None:
         """
@@ -410,14 +416,9 @@ class Node:
         :param counted: What the kernel has counted.
         """
         if use is not None:
-            self._newcomers.read(use)
-        begun = self._newcomers.begun(counted.connections)
-        vms = tuple(
-            _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
-            for uuid, rate in rates.items()
-            if (vm := self._intent.host.get(uuid)) is not None
-        )
-        self._say(Report(generation, period_s, vms, dict(dropped), dict(counted.refused)))
+            self._arrivals.on_port_use(use)
+        report = self._reports.report(self._intent.host, period_s, rates, use, generation, dropped, guests, counted)
+        self._say(report)
 
     def arrived(self, use: PortUse, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
         """
@@ -431,16 +432,16 @@ class Node:
         for uuid, vm in self._intent.host.items():
             if vm.ports is not None and self._programming.ready(uuid, needs_taps=False) is not None:
                 filling = use.filling(vm.internal, vm.ports)
-                self._do(self._newcomers.measured(uuid, vm.ports, filling, connections.get(uuid), now))
+                self._do(self._arrivals.on_periodic_count(uuid, vm.ports, filling, connections.get(uuid), now))
 
     # Inside
 
-    def _do(self, deeds: Iterable[Deed]) -> None:
-        for deed in deeds:
-            if isinstance(deed, Arm):
-                self._programming.need_host([deed.domain])
+    def _do(self, commands: Iterable[ArrivalCommand]) -> None:
+        for command in commands:
+            if isinstance(command, Arm):
+                self._programming.need_host([command.domain])
             else:
-                self._outbox.append(deed)
+                self._outbox.append(command)
 
     def _say(self, message: NodeMessage) -> None:
         if self._connected:
@@ -471,13 +472,3 @@ class Node:
             # Nothing the kernel would notice, for example ranges that now drain: confirm at once.
             self._outbox.pop()
             self.programmed(0.0)
-
-
-def _measured(
-    vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
-) -> Measured:
-    in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
-    draining = (
-        tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
-    )
-    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 
 from cpm.protocol.messages import EdgeVM, PathState
 from cpm.protocol.model import DomainUUID
-from natctl.arrivals.controller import Newcomers
-from natctl.core.commands import Program, Replace, Warn
+from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domains
 from natctl.core.intent import Intent
+from natctl.model.commands import Program, Replace, Warn
 from natctl.model.entries import Change, EdgeEntry, HostEntry, Path
 
 RETRY_S = 5.0
@@ -51,14 +51,14 @@ class Programming:
     :param marks: How many VMs the mark can tell apart on this host.
     :param wanted: What the manager wants.
     :param domains: The VMs that run here.
-    :param newcomers: Whose budgets are programmed along with the ports.
+    :param arrivals: The VMs' arrival budgets, which are programmed along with the ports.
     """
 
-    def __init__(self, marks: int, wanted: Intent, domains: Domains, newcomers: Newcomers) -> None:
+    def __init__(self, marks: int, wanted: Intent, domains: Domains, arrivals: Arrivals) -> None:
         self._marks = marks
         self._intent = wanted
         self._domains = domains
-        self._newcomers = newcomers
+        self._arrivals = arrivals
         self._index: dict[DomainUUID, int] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._generation = 0
@@ -187,7 +187,7 @@ class Programming:
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
-        budget, defer_after = self._newcomers.armed(uuid), self._newcomers.defer_after(uuid)
+        budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
         return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
 

@@ -23,9 +23,9 @@ from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
-from natctl.core.commands import Answer, Forget, Program, Replace, Send
 from natctl.core.domains import Running
 from natctl.core.node import Identity, Node
+from natctl.model.commands import Answer, Forget, Program, Replace, Send
 from natctl.model.entries import EdgeEntry, HostEntry, Path
 from natctl.model.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates

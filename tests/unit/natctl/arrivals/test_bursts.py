@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from cpm.core.sizing import Arrival, Bounds, ScalingState, on_arrival
-from cpm.protocol.model import DomainUUID, PortRange
-from natctl.arrivals.budget import Arm, Arrivals, Ask, Count, Release, Step
+from cpm.protocol.messages import Need
+from cpm.protocol.model import PortRange
+from natctl.arrivals.controller import Arrivals
+from natctl.model.commands import Arm, ArrivalCommand, CountPorts, Release, Send
 from natctl.model.port_use import VMPorts
+from tests.unit.natctl.arrivals.driving import VM, a_vm, entry
 
-VM = DomainUUID("11111111-1111-4111-8111-111111111111")
 FLOOR, CAP = 256, 32768
 TCP = 6
 CONNECTIONS = 10_000
@@ -59,8 +61,8 @@ class Burst:
 
     def run(self) -> None:
         """Let all begin, and come to an end."""
-        self._arrivals.resized(VM, self._decided, 0.0, at_cap=False)
-        self._program()
+        self._arrivals.on_connected()
+        self._decide(self._decided)
         self._tick()
         begun, following = 0, 0.1
         while begun < CONNECTIONS or self._waiting:
@@ -84,7 +86,7 @@ class Burst:
         if self._defer_after is not None and not self._until_deferral:
             self.waited += 1
             self._waiting[number] = None
-            self._later(NOTICE_S, lambda: self._act(self._arrivals.deferred(VM, [number], self._now)))
+            self._later(NOTICE_S, lambda: self._act(self._arrivals.on_deferred(VM, [number], self._now)))
             return
         self._until_deferral -= self._defer_after is not None
         self._translate()
@@ -94,7 +96,7 @@ class Burst:
             self._until_signal -= 1
         elif self._now >= self._quiet_until:
             self._quiet_until = self._now + FLOOD_S
-            self._later(NOTICE_S, lambda: self._act(self._arrivals.spent(VM, self._now)))
+            self._later(NOTICE_S, lambda: self._act(self._arrivals.on_budget_used_up(VM, self._now)))
         port = self._free()
         if port is None:
             self.lost += 1
@@ -115,7 +117,7 @@ class Burst:
             attempts //= 2
 
     def _program(self) -> None:
-        budget, defer_after = self._arrivals.armed(VM), self._arrivals.defer_after(VM)
+        budget, defer_after = self._arrivals.budget(VM), self._arrivals.defer_after(VM)
         assert budget is not None
         self._ports = self._decided
         if budget != self._budget:
@@ -123,42 +125,45 @@ class Burst:
             self._quiet_until = 0.0
         if defer_after != self._defer_after:
             self._defer_after, self._until_deferral = defer_after, defer_after or 0
-        self._act(self._arrivals.in_force(VM, budget, self._now))
+        self._act(self._arrivals.on_programmed(entry(self._ports, budget), self._now))
 
     # Host and manager
 
-    def _act(self, steps: Iterable[Step]) -> None:
-        for step in steps:
-            match step:
+    def _act(self, commands: Iterable[ArrivalCommand]) -> None:
+        for command in commands:
+            match command:
                 case Arm():
                     self._later(PROGRAM_S, self._program)
                 case Release(packets):
                     for packet in packets:
                         del self._waiting[packet]
                         self._translate()
-                case Count():
-                    self._later(COUNT_S, lambda count=step: self._count(count))  # type: ignore[misc]
-                case Ask():
+                case CountPorts():
+                    self._later(COUNT_S, lambda work=command: self._count(work))  # type: ignore[misc]
+                case Send(Need() as need):
                     answer_s = self._chance.uniform(*self._answer_s)
-                    self._later(answer_s, lambda asked=step: self._answer(asked))  # type: ignore[misc]
+                    self._later(answer_s, lambda need=need: self._answer(need))  # type: ignore[misc]
 
-    def _count(self, count: Count) -> None:
+    def _count(self, work: CountPorts) -> None:
         taken = VMPorts.of({TCP: (port for port, is_taken in enumerate(self._taken) if is_taken)})
-        self._act(self._arrivals.counted(count, taken.filling(count.ports), frozenset(), self._now))
+        self._act(self._arrivals.on_counted(work, taken.filling(work.ports), frozenset(), self._now))
 
-    def _answer(self, asked: Ask) -> None:
-        arrival = Arrival(self._decided.size, asked.ports_in_use, asked.arrivals_per_s)
+    def _answer(self, need: Need) -> None:
+        arrival = Arrival(self._decided.size, need.ports_in_use, need.arrivals_per_s)
         bounds = Bounds(floor=FLOOR, cap=CAP, block=64)
         decision, self._scaling = on_arrival(arrival, self._scaling, bounds, self._now)
         if decision.target == self._decided.size:
-            self._act(self._arrivals.turned_down(VM, self._now, asked.ports))
+            self._act(self._arrivals.on_turned_down(VM, self._now, need.ports))
             return
-        self._decided = PortRange(2048, 2047 + decision.target)
-        self._arrivals.resized(VM, self._decided, self._now, at_cap=decision.target == CAP)
+        self._decide(PortRange(2048, 2047 + decision.target))
+
+    def _decide(self, ports: PortRange) -> None:
+        self._decided = ports
+        self._arrivals.on_vm(a_vm(ports, at_cap=ports.size == CAP), self._now)
         self._program()
 
     def _tick(self) -> None:
-        self._act(self._arrivals.tick(self._now))
+        self._act(self._arrivals.on_tick(self._now))
         self._later(TICK_S, self._tick)
 
 

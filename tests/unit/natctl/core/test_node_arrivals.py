@@ -18,11 +18,10 @@ from cpm.protocol.messages import (
     Welcome,
 )
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
-from natctl.arrivals import budget as budget_
-from natctl.arrivals.budget import Release
 from natctl.arrivals.port_headroom import budget
-from natctl.core.commands import Command, CountPorts, Program, RefuseNew, Replace, Send, Warn
+from natctl.arrivals.refusal import REFUSE_S
 from natctl.core.node import Identity, Node
+from natctl.model.commands import Command, CountPorts, Program, RefuseNew, Release, Replace, Send, Warn
 from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse, VMPorts
 from natctl.ruleset.readback import Counted
@@ -216,14 +215,14 @@ def test_a_vm_at_its_cap_is_refused_in_words_and_somebody_is_told() -> None:
     assert needs(commands) == []
     node.counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
     commands = done(node, AT + 1.02)
-    assert RefuseNew({VM: frozenset({THERE})}, budget_.REFUSE_S) in commands
+    assert RefuseNew({VM: frozenset({THERE})}, REFUSE_S) in commands
     (warning,) = (command.text for command in commands if isinstance(command, Warn))
     assert "web is at its cap and all 256 ports are in use" in warning
     assert entry(commands).at_cap
     node.tick(AT + 1.6)
     again = counting(done(node, AT + 1.6))
     node.counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
-    assert RefuseNew({}, budget_.REFUSE_S) in done(node, AT + 1.62)
+    assert RefuseNew({}, REFUSE_S) in done(node, AT + 1.62)
 
 
 def test_a_count_that_failed_can_be_made_again() -> None:

@@ -1,0 +1,104 @@
+"""What was asked for one VM: more ports of the manager, a count of its ports of the kernel."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from natctl.arrivals.phases import COUNT, REQUEST, CountEvent, CountPhase, RequestEvent, RequestPhase, transition
+
+PATIENCE_S: Final = 1.0
+"""Seconds after which a request without an answer may be repeated, and another follow one that was turned down."""
+COUNT_GAP_S: Final = 0.25
+"""Seconds from the end of a count of one VM's ports to the next one."""
+
+
+class Requests:
+    """The requests and counts of one VM; nothing was asked for yet."""
+
+    __slots__ = ("_asked_at", "_count", "_counted_at", "_quiet_until", "_request")
+
+    def __init__(self) -> None:
+        self._request = RequestPhase.IDLE
+        self._asked_at = -math.inf
+        self._quiet_until = -math.inf
+        self._count = CountPhase.IDLE
+        self._counted_at = -math.inf
+
+    # The manager
+
+    @property
+    def request_phase(self) -> RequestPhase:
+        """Whether something was asked for."""
+        return self._request
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request has had no answer, however old it is."""
+        return self._request is RequestPhase.ASKED
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether the answer to a request may still come."""
+        return self.has_asked and 0 <= now - self._asked_at < PATIENCE_S
+
+    def may_ask(self, now: float) -> bool:
+        """Whether it is time to ask: no answer is awaited, and none that declined is recent."""
+        return not self.is_awaited(now) and not 0 < self._quiet_until - now <= PATIENCE_S
+
+    def on_asked(self, now: float) -> None:
+        """More ports were asked for."""
+        self._request = transition(REQUEST, self._request, RequestEvent.ASKED)
+        self._asked_at = now
+
+    def on_granted(self) -> None:
+        """The VM has other ports, asked for or not."""
+        self._request = transition(REQUEST, self._request, RequestEvent.GRANTED)
+
+    def on_turned_down(self, now: float) -> None:
+        """There are no more ports now; nothing is to be asked for in the next :data:`PATIENCE_S`."""
+        self._request = transition(REQUEST, self._request, RequestEvent.TURNED_DOWN)
+        self._quiet_until = now + PATIENCE_S
+
+    # Counts
+
+    @property
+    def count_phase(self) -> CountPhase:
+        """Whether the ports are being counted, or are to be."""
+        return self._count
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether a count is under way."""
+        return self._count in (CountPhase.COUNTING, CountPhase.COUNTING_WANTED)
+
+    @property
+    def wants_count(self) -> bool:
+        """Whether the ports are to be counted when that is possible."""
+        return self._count in (CountPhase.WANTED, CountPhase.COUNTING_WANTED)
+
+    def s_since_count(self, now: float) -> float:
+        """Return how many seconds ago a count gave a result; infinite before the first."""
+        return now - self._counted_at
+
+    def want_count(self) -> None:
+        """Have the ports counted when that is possible."""
+        self._count = transition(COUNT, self._count, CountEvent.WANTED)
+
+    def start_count(self, now: float) -> bool:
+        """Start a count, unless one is under way or has just been; then it is put off. Return whether it starts."""
+        if self.is_counting:
+            return False
+        if self.s_since_count(now) < COUNT_GAP_S:
+            self.want_count()
+            return False
+        self._count = transition(COUNT, self._count, CountEvent.STARTED)
+        return True
+
+    def on_counted(self, now: float) -> None:
+        """A count gave a result."""
+        self._count = transition(COUNT, self._count, CountEvent.ENDED)
+        self._counted_at = now
+
+    def on_count_failed(self) -> None:
+        """A count failed."""
+        self._count = transition(COUNT, self._count, CountEvent.ENDED)

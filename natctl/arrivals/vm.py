@@ -1,0 +1,125 @@
+"""The records of one VM with ports on this host, and what moves several of them at once."""
+
+from __future__ import annotations
+
+from cpm.protocol.messages import HostVM
+from cpm.protocol.model import PortRange
+from natctl.arrivals.budget import Budget
+from natctl.arrivals.deferral import Deferral
+from natctl.arrivals.estimate import Estimate
+from natctl.arrivals.phases import Phases
+from natctl.arrivals.refusal import Refusal
+from natctl.arrivals.requests import Requests
+from natctl.model.port_use import Filling
+
+
+class VMArrivals:
+    """
+    The arrivals of one VM; it has no budget before :meth:`arm`, unless one was found.
+
+    :param vm: What the manager says of the VM.
+    :param ports: Its ports.
+    :param budget: The budget that the kernel held before natd began; None: it held none.
+    :param defer_after: Likewise.
+    """
+
+    __slots__ = ("_budget", "_deferral", "_estimate", "_ports", "_refusal", "_requests", "_vm")
+
+    def __init__(
+        self, vm: HostVM, ports: PortRange, now: float, budget: int | None = None, defer_after: int | None = None
+    ) -> None:
+        is_found = budget is not None
+        self._vm = vm
+        self._ports = ports
+        self._estimate = Estimate(ports.size, now, is_adopted=is_found)
+        self._budget = Budget(budget, defer_after, now) if budget is not None else Budget()
+        self._deferral = Deferral(is_on=is_found and defer_after is not None)
+        self._requests = Requests()
+        self._refusal = Refusal(at_cap=vm.at_cap)
+
+    @property
+    def vm(self) -> HostVM:
+        """What the manager says of the VM."""
+        return self._vm
+
+    @property
+    def ports(self) -> PortRange:
+        """Its ports."""
+        return self._ports
+
+    @property
+    def estimate(self) -> Estimate:
+        """Ports in use, and pace."""
+        return self._estimate
+
+    @property
+    def budget(self) -> Budget:
+        """What the kernel was given, and when."""
+        return self._budget
+
+    @property
+    def deferral(self) -> Deferral:
+        """Connections that wait for ports."""
+        return self._deferral
+
+    @property
+    def requests(self) -> Requests:
+        """What was asked for."""
+        return self._requests
+
+    @property
+    def refusal(self) -> Refusal:
+        """What is refused at the cap."""
+        return self._refusal
+
+    @property
+    def phases(self) -> Phases:
+        """Where it is in all tables."""
+        requests = self._requests
+        return Phases(
+            self._budget.phase,
+            requests.request_phase,
+            requests.count_phase,
+            self._deferral.phase,
+            self._refusal.phase,
+        )
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the ports run out soon, and more may be had."""
+        return not self._refusal.is_at_cap and self._estimate.is_short(self._deferral.deferred)
+
+    def arm(self, now: float) -> None:
+        """Choose another budget, which the kernel is to hold with the next change."""
+        at_cap = self._refusal.is_at_cap
+        may_defer = not at_cap and not self._deferral.is_backing_off(now)
+        self._budget.choose(self._estimate, self._deferral.deferred, at_cap=at_cap, may_defer=may_defer)
+        self._deferral.on_armed(is_on=may_defer)
+
+    def on_described(self, vm: HostVM) -> None:
+        """The manager says something of the VM that changes neither its ports nor whether it is at its cap."""
+        self._vm = vm
+
+    def on_ports(self, vm: HostVM, ports: PortRange, now: float, filling: Filling) -> None:
+        """
+        The VM has other ports, or may now have more, or no more; it gets a new budget.
+
+        :param filling: How full they were when last counted; some of those connections may have ended.
+        """
+        if self._ports.overlaps(ports):
+            self._estimate.on_ports(
+                ports.size,
+                now,
+                is_same_range=self._ports == ports,
+                deferred_since=self._deferral.since if self._deferral.deferred else None,
+                deferral_limit=self._budget.deferral_limit,
+            )
+            self._requests.on_granted()
+        else:
+            self._estimate = self._estimate.elsewhere(ports.size, now)
+            self._requests = Requests()
+        self._vm, self._ports = vm, ports
+        self._deferral.on_ports()
+        self._refusal.on_ports(at_cap=vm.at_cap)
+        self._estimate.on_former_count(filling)
+        self.arm(now)

@@ -1,0 +1,71 @@
+"""What a node tells the manager of its measurements, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from cpm.protocol.messages import Draining, GuestView, HostVM, Measured, Report
+from cpm.protocol.model import DomainUUID
+from natctl.model.port_use import PortUse
+from natctl.ruleset.readback import NOTHING_COUNTED, Counted
+from qga_agent.samples import Rates
+
+NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
+
+
+class Reports:
+    """Makes reports; remembers the counters of the last one, to report how fast connections begin."""
+
+    def __init__(self) -> None:
+        self._connections: Mapping[DomainUUID, int] = {}
+
+    def report(
+        self,
+        vms: Mapping[DomainUUID, HostVM],
+        period_s: float,
+        rates: Mapping[DomainUUID, Rates],
+        use: PortUse | None,
+        generation: int,
+        dropped: Mapping[str, int],
+        guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
+        counted: Counted = NOTHING_COUNTED,
+    ) -> Report:
+        """
+        Return what was measured over one period, of all VMs.
+
+        :param vms: What each VM shall have; one that is not among them is left out.
+        :param period_s: Length of the period in seconds.
+        :param rates: Traffic by VM; a VM without a rate is left out.
+        :param use: Ports in use, or None when they were not counted this time.
+        :param generation: Generation that the kernel held when counting began.
+        :param dropped: Packets dropped at this node by reason, totals.
+        :param guests: What the guests themselves say, of those that were asked.
+        :param counted: What the kernel has counted.
+        """
+        begun = self._begun(counted.connections)
+        measured = tuple(
+            _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
+            for uuid, rate in rates.items()
+            if (vm := vms.get(uuid)) is not None
+        )
+        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused))
+
+    def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
+        """Return how many connections began since the last report; a counter that is smaller began again."""
+        before, self._connections = self._connections, connections
+        return {
+            uuid: now - before[uuid] if now >= before[uuid] else now
+            for uuid, now in connections.items()
+            if uuid in before
+        }
+
+
+def _measured(
+    vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
+) -> Measured:
+    in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
+    draining = (
+        tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
+    )
+    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)

@@ -1,0 +1,108 @@
+"""
+The commands of natd's deciding half: values only.
+
+:class:`natctl.core.node.Node` and :class:`natctl.arrivals.controller.Arrivals` share this vocabulary.
+``natctl.daemon`` carries the commands out. It tells the node whether the kernel took a transaction
+(:meth:`~natctl.core.node.Node.on_kernel_programmed`, :meth:`~natctl.core.node.Node.on_kernel_refused`) and what a count
+gave (:meth:`~natctl.core.node.Node.on_ports_counted`, :meth:`~natctl.core.node.Node.on_count_failed`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from typing import TypeAlias
+
+from cpm.protocol.messages import NodeMessage
+from cpm.protocol.model import DomainUUID, PortRange
+from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to the manager."""
+
+    message: NodeMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the hook of that request; ``code`` is empty when all is well."""
+
+    request: int
+    code: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """Change the kernel by one transaction, then report whether it is in force."""
+
+    change: Change
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replace:
+    """Make the kernel hold exactly this, then report whether it is in force."""
+
+    host: Mapping[DomainUUID, HostEntry]
+    edge: Mapping[DomainUUID, EdgeEntry]
+    path: Path
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forget:
+    """Delete the conntrack entries of a VM that ended."""
+
+    internal: IPv4Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CountPorts:
+    """Count the ports in use of one VM, then report the result."""
+
+    domain: DomainUUID
+    internal: IPv4Address
+    ports: PortRange
+    at_cap: bool
+    """If no port is left, also find the destinations to which every port is taken."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RefuseNew:
+    """Have the kernel answer new connections to exactly these destinations with ICMP errors, for ``for_s`` seconds."""
+
+    where: Mapping[DomainUUID, frozenset[Destination]]
+    for_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Release:
+    """Let deferred connections go on: the kernel's numbers of their first packets."""
+
+    packets: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell the operator."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arm:
+    """
+    Give a VM's new arrival budget to the kernel with the next change.
+
+    The node does this itself: the budget is part of the VM's :class:`~natctl.model.entries.HostEntry`.
+    """
+
+    domain: DomainUUID
+
+
+Command: TypeAlias = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Release | Warn
+"""What the node hands to the daemon."""
+ArrivalCommand: TypeAlias = Send | CountPorts | RefuseNew | Release | Warn | Arm
+"""What the controller of arrivals hands to the node, which passes on all but :class:`Arm`."""
