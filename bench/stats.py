@@ -71,7 +71,7 @@ class _Natd(Natd):
     async def found(self) -> int:
         """Take over what the kernel holds, as after a restart. :return: VMs whose interfaces were found."""
         held = await self._kernel.observe()
-        self._node.adopt(held.host.values(), held.path, frozenset(list_links()), time.time())
+        self._node.on_kernel_found(held.host.values(), held.path, frozenset(list_links()), time.time())
         return len(self._node.taps())
 
     async def pass_ms(self) -> float:

@@ -1,8 +1,8 @@
 """
 natd: the composition root of a node.
 
-Wires what happens (hooks, the session with the manager, interfaces that come and go, libvirt's events, time) to
-:class:`~natctl.core.node.Node`, and carries out what it commands. Kernel commands are carried out one after the other
+Passes events (hooks, the session with the manager, interfaces that come and go, libvirt's events, time) to
+:class:`~natctl.core.node.Node`, and carries out its commands. Kernel commands are carried out one after the other
 by one task; nothing here decides.
 """
 
@@ -29,7 +29,7 @@ from cpm.service.tasks import Tasks
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.core.domains import Running
+from natctl.core.domains import RunningDomain
 from natctl.core.node import Identity, Node
 from natctl.hook_server import HookServer
 from natctl.kernel.kernel import Kernel
@@ -60,9 +60,9 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 TELL_S = 0.05
-"""Seconds after the manager spoke until guests hear of it: many VMs may change at once."""
+"""Seconds from a message of the manager until guests are told: many VMs may change at once."""
 LIST_S = 15.0
-"""Seconds between two looks at libvirt's list of domains, for what no event told."""
+"""Seconds between two readings of libvirt's list of domains, for changes without an event."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
 
@@ -88,22 +88,24 @@ class Natd:
         self._node = Node(identity, marks.highest_index if marks is not None else 0)
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
-        self._listening: KernelEvents | None = None
+        self._kernel_events: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
-            self._listening = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
+            self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
         self._sampler = Sampler()
         self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
-        self._session = manager_session.Session(settings.manager.url, self, _context(settings.manager), random.random)
+        self._session = manager_session.Session(
+            settings.manager.url, self, _tls_context(settings.manager), random.random
+        )
         libvirt = self._host.libvirt if self._host is not None else None
         self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
         source = Source(settings.monitor.source)
         self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
-        self._visitor = _visitor(settings, self._libvirt) if self._host is not None else None
+        self._visitor = _make_visitor(settings, self._libvirt) if self._host is not None else None
         self._local_port_range: dict[DomainUUID, bool] = {}
-        self._telling = False
+        self._is_telling_guests = False
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
-        self._listed = asyncio.Event()
+        self._domains_listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
         self._tasks = Tasks()
 
@@ -111,26 +113,26 @@ class Natd:
 
     async def start(self) -> None:
         """
-        Look at what the kernel holds, listen for hooks, begin to serve. Changes nothing before the manager spoke.
+        Read what the kernel holds, listen for hooks, begin to serve. The kernel keeps it until the first snapshot.
 
         :raise KernelError: When the kernel cannot be read.
         :raise OSError: When the socket cannot be made.
         """
         found = await self._kernel.observe()
         self._links = frozenset(list_links())
-        self._node.adopt(found.host.values(), found.path, self._links, clock.now())
+        self._node.on_kernel_found(found.host.values(), found.path, self._links, clock.now())
         start = self._tasks.start
         start("kernel", self._serve_kernel(), forever=True)
         if self._host is not None:
             await self._hooks.start()
             start("links", self._watch_links(), forever=True)
             monitor = self._settings.monitor
-            if self._listening is not None:
+            if self._kernel_events is not None:
                 if monitor.arrivals:
-                    words = self._listening.watch_budgets(self._host.log_group, monitor.period_s)
-                    start("budgets", words, forever=True)
-                    start("deferred", self._listening.watch_deferred(self._host.queue), forever=True)
-                start("counting", self._listening.serve_counting(), forever=True)
+                    budgets = self._kernel_events.watch_budgets(self._host.log_group, monitor.period_s)
+                    start("budgets", budgets, forever=True)
+                    start("deferred", self._kernel_events.watch_deferred(self._host.queue), forever=True)
+                start("counting", self._kernel_events.serve_counting(), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None:
             start("libvirt", self._libvirt.run(), forever=True)
@@ -148,7 +150,7 @@ class Natd:
         )
 
     async def wait_failed(self) -> None:
-        """Wait until a loop of ours failed."""
+        """Wait until one of the loops has failed."""
         await self._tasks.failed.wait()
 
     async def stop(self) -> None:
@@ -157,7 +159,7 @@ class Natd:
         await self._tasks.stop()
         await self._kernel.close()
 
-    # What the node commands
+    # The commands of the node
 
     def _carry_out(self) -> None:
         for command in self._node.take():
@@ -174,11 +176,11 @@ class Natd:
             case Warn(text):
                 log.warning("%s", text)
             case Release(packets):
-                if self._listening is not None:
-                    self._listening.release(packets)
+                if self._kernel_events is not None:
+                    self._kernel_events.release(packets)
             case CountPorts():
-                if self._listening is not None:
-                    self._listening.count(command)
+                if self._kernel_events is not None:
+                    self._kernel_events.count(command)
             case Program() | Replace() | Forget() | RefuseNew():
                 self._kernel_work.put_nowait(command)
 
@@ -194,9 +196,9 @@ class Natd:
             try:
                 await self._program(command)
             except KernelError as error:
-                self._node.refused_by_kernel(error, clock.now())
+                self._node.on_kernel_refused(error, clock.now())
             else:
-                self._node.programmed(clock.now())
+                self._node.on_kernel_programmed(clock.now())
             self._carry_out()
 
     async def _program(self, command: Program | Replace) -> None:
@@ -225,57 +227,57 @@ class Natd:
 
     async def _serve_session(self) -> None:
         if self._libvirt is not None:
-            # Whom we leave out of our first words counts as gone.
+            # A VM that is missing in our first message counts as gone.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._listed.wait(), FIRST_LIST_S)
+                await asyncio.wait_for(self._domains_listed.wait(), FIRST_LIST_S)
         await self._session.run()
 
     def on_connected(self) -> None:
         """Say hello."""
         log.info("connected to %s", self._settings.manager.url)
-        self._node.connected(clock.now())
+        self._node.on_connected(clock.now())
         self._carry_out()
 
     def on_message(self, message: ManagerMessage) -> None:
         """
-        Take in what the manager said.
+        Follow a message of the manager.
 
-        :raise VirtPortsError: When it is not the present manager.
+        :raise VirtPortsError: When it is not from the present manager.
         """
-        self._node.received(message, clock.now())
+        self._node.on_message(message, clock.now())
         self._carry_out()
-        if self._visitor is not None and not self._telling:
-            self._telling = True
+        if self._visitor is not None and not self._is_telling_guests:
+            self._is_telling_guests = True
             asyncio.get_running_loop().call_later(TELL_S, self._tell_guests)
 
     def on_disconnected(self, reason: str) -> None:
-        """Take note; everything that runs goes on."""
+        """The session is gone; everything that runs goes on."""
         log.warning("no session with %s: %s; trying again", self._settings.manager.url, reason)
-        self._node.disconnected(clock.now())
+        self._node.on_disconnected(clock.now())
         self._carry_out()
 
     # Domains
 
     def _on_hook(self, request: int, operation: HookOperation, facts: DomainFacts) -> None:
         now = clock.now()
-        vm = self._running(facts)
+        vm = self._running_domain(facts)
         if operation in _ENDS:
-            self._node.ended(request, DomainUUID(facts.uuid), operation.value, now)
+            self._node.on_domain_ended(request, DomainUUID(facts.uuid), operation.value, now)
         elif vm is None:
             self._hooks.answer(request, "", "no interface of ours")
         elif operation is HookOperation.MIGRATE:
-            self._node.incoming(request, vm, now)
+            self._node.on_domain_incoming(request, vm, now)
         elif operation is HookOperation.RESTORE:
             self._hooks.answer(request, "", "")
         elif operation is HookOperation.RECONNECT:
             # Never let a running VM wait, or fail, because of us.
             self._hooks.answer(request, "", "")
-            self._node.starting(None, vm, now, wait_for_taps=False)
+            self._node.on_domain_starting(None, vm, now, wait_for_taps=False)
         else:
-            self._node.starting(request, vm, now, wait_for_taps=operation in _STARTS)
+            self._node.on_domain_starting(request, vm, now, wait_for_taps=operation in _STARTS)
         self._carry_out()
 
-    def _running(self, facts: DomainFacts) -> Running | None:
+    def _running_domain(self, facts: DomainFacts) -> RunningDomain | None:
         """Return the VM with its interfaces on our bridges; None when it has none."""
         assert self._host is not None
         mine = [
@@ -290,10 +292,10 @@ class Natd:
         self._local_port_range[DomainUUID(facts.uuid)] = announce.wished(
             said.pop(announce.WISH, None), default=self._settings.guests.announce_local_port_range
         )
-        return Running(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
+        return RunningDomain(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
 
     def _tell_guests(self) -> None:
-        self._telling = False
+        self._is_telling_guests = False
         if self._visitor is None:
             return
         guests = self._node.guests()
@@ -309,7 +311,7 @@ class Natd:
         while True:
             event = await libvirt.events.get()
             if isinstance(event, DomainResumedMigrated):
-                self._node.resumed(event.uuid, clock.now())
+                self._node.on_domain_resumed(event.uuid, clock.now())
                 self._carry_out()
             elif isinstance(event, (AgentConnected, AgentDisconnected)):
                 self._note_agent(event)
@@ -336,10 +338,10 @@ class Natd:
             return
         known = {facts.uuid for facts in domains} | self._node.guests().keys()
         self._local_port_range = {uuid: wish for uuid, wish in self._local_port_range.items() if uuid in known}
-        running = [vm for facts in domains if (vm := self._running(facts)) is not None]
+        running = [vm for facts in domains if (vm := self._running_domain(facts)) is not None]
         here = [dataclasses.replace(vm, taps=vm.taps & self._links) for vm in running]
-        self._node.listed(here, clock.now())
-        self._listed.set()
+        self._node.on_domains_listed(here, clock.now())
+        self._domains_listed.set()
         self._carry_out()
 
     async def _watch_links(self) -> None:
@@ -351,7 +353,7 @@ class Natd:
                     self._links |= {event.name}
                 else:
                     self._links -= {event.name}
-                self._node.linked(self._links, clock.now())
+                self._node.on_links(self._links, clock.now())
                 self._carry_out()
 
     # Time
@@ -365,7 +367,7 @@ class Natd:
                 log.warning("%s", str(error) or type(error).__name__)
 
     async def _tick(self) -> None:
-        self._node.tick(clock.now())
+        self._node.on_tick(clock.now())
         self._carry_out()
         self._tell_guests()
 
@@ -374,7 +376,7 @@ class Natd:
             log.warning("mended: %s", difference)
         self._dropped = dict((await self._kernel.observe()).drops)
         if self._host is not None:
-            self._node.present()
+            self._node.send_presence()
         else:
             self._node.report(self._settings.monitor.ensure_s, {}, None, self._node.applied_generation, self._dropped)
         self._carry_out()
@@ -390,7 +392,7 @@ class Natd:
         guests = self._visitor.views() if self._visitor is not None else {}
         self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests, counted)
         if use is not None:
-            self._node.arrived(use, counted.connections, generation, clock.now())
+            self._node.on_periodic_count(use, counted.connections, generation, clock.now())
         self._carry_out()
 
     async def _watchdog(self, period_s: float) -> None:
@@ -399,7 +401,7 @@ class Natd:
             await asyncio.sleep(period_s)
 
 
-def _visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) -> Visitor | None:
+def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) -> Visitor | None:
     guests, period_s = settings.guests, settings.monitor.guest_period_s
     if not period_s or (libvirt is None and not guests.agent_sockets):
         return None
@@ -417,7 +419,7 @@ def _roles(settings: settings_.Settings) -> str:
     return ", ".join(sorted(settings.roles))
 
 
-def _context(manager: settings_.ManagerSettings) -> ssl.SSLContext | None:
+def _tls_context(manager: settings_.ManagerSettings) -> ssl.SSLContext | None:
     if manager.certificate and manager.key and manager.ca:
         return manager_session.tls_context(manager.certificate, manager.key, manager.ca)
     return None

@@ -1,4 +1,4 @@
-"""natd's side of the hook: a unix socket that reads one request a connection and answers it when the time has come."""
+"""natd's side of the hook: a unix socket that reads one request per connection and answers it when the node does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from libvirt_hooks import domain_xml
 from libvirt_hooks.domain_xml import DomainFacts, DomainXMLError
@@ -14,25 +15,25 @@ from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest
 
 log = logging.getLogger(__name__)
 
-READ_LIMIT_S = 10.0
-"""Seconds a caller has to say what it wants."""
+READ_TIMEOUT_S = 10.0
+"""Seconds that a caller has to send its request."""
 
-Called = Callable[[int, HookOperation, DomainFacts], None]
-"""Who is told: request number, operation, what the XML says. Answers later by :meth:`HookServer.answer`."""
+OnRequest: TypeAlias = Callable[[int, HookOperation, DomainFacts], None]
+"""Gets the number of the request, the operation and the facts in the XML; :meth:`HookServer.answer` follows later."""
 
 
 class HookServer:
     """
     Listens for the libvirt hook.
 
-    :param path: Where.
-    :param called: Who is told of each request.
+    :param path: Of the socket.
+    :param on_request: Called for each request.
     """
 
-    def __init__(self, path: Path, called: Callable[[int, HookOperation, DomainFacts], None]) -> None:
+    def __init__(self, path: Path, on_request: OnRequest) -> None:
         self._path = path
-        self._called = called
-        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._on_request = on_request
+        self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
         self._server: asyncio.Server | None = None
 
@@ -57,12 +58,12 @@ class HookServer:
 
     def answer(self, request: int, code: str, text: str) -> None:
         """Answer a request; nothing happens when its caller is gone."""
-        if (waiting := self._waiting.get(request)) is not None and not waiting.done():
-            waiting.set_result(error_answer(code, text) if code else ok_answer(text))
+        if (future := self._answers.get(request)) is not None and not future.done():
+            future.set_result(error_answer(code, text) if code else ok_answer(text))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(READ_LIMIT_S):
+            async with asyncio.timeout(READ_TIMEOUT_S):
                 request = await _read(reader)
             answer = await self._ask(request, domain_xml.parse(request.xml), reader)
         except (HookProtocolError, DomainXMLError) as error:
@@ -78,12 +79,12 @@ class HookServer:
     async def _ask(self, request: HookRequest, facts: DomainFacts, reader: asyncio.StreamReader) -> bytes:
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        self._answers[number] = answer
         try:
-            self._called(number, request.operation, facts)
+            self._on_request(number, request.operation, facts)
             return await answer
         finally:
-            del self._waiting[number]
+            del self._answers[number]
 
 
 async def _read(reader: asyncio.StreamReader) -> HookRequest:

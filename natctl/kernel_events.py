@@ -1,7 +1,7 @@
 """
-Listens to what the kernel says of connections that begin on this host's VMs, lets them go on, and counts ports.
+Receives the kernel's signals about connections that begin on this host's VMs, releases connections, and counts ports.
 
-What is heard and counted is told to :class:`~natctl.core.node.Node`; nothing here decides.
+All of it is passed to :class:`~natctl.core.node.Node`; nothing here decides.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from natctl.ruleset.host import Marks
 
 log = logging.getLogger(__name__)
 
-LEAST_WAIT_S = 0.02
-"""Seconds between two looks whether connections wait in vain."""
+LEAST_DELAY_S = 0.02
+"""Seconds between two checks whether connections have been deferred for too long, at least."""
 LISTEN_AGAIN_S = 15.0
-"""Seconds between two attempts to listen to our NFLOG group or our queue, when somebody else does."""
+"""Seconds between two attempts to open our NFLOG group or queue, when another process has it."""
 
 
 class KernelEvents:
     """
-    The loops that listen and count; whoever makes it runs them.
+    The loops that receive and count; the owner runs them.
 
-    :param node: Who is told.
-    :param carry_out: Called when it has been told something, to do what it commands.
-    :param marks: How packets say whose they are.
-    :param conntrack: Where ports are counted.
+    :param node: Gets all events.
+    :param carry_out: Called after each event, to carry out the node's commands.
+    :param marks: Finds the VM in a packet's mark.
+    :param conntrack: Counts ports.
     """
 
     def __init__(self, node: Node, carry_out: Callable[[], None], marks: Marks, conntrack: Conntrack) -> None:
@@ -45,14 +45,14 @@ class KernelEvents:
         self._carry_out = carry_out
         self._marks = marks
         self._conntrack = conntrack
-        self._counting: asyncio.Queue[CountPorts] = asyncio.Queue()
+        self._counts: asyncio.Queue[CountPorts] = asyncio.Queue()
         self._queue: PacketQueue | None = None
-        self._look: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     # Commands
 
     def release(self, packets: Sequence[int]) -> None:
-        """Let deferred connections go on; who waited in a queue that was lost is gone with it."""
+        """Let deferred connections go on; those of a queue that was lost are gone with it."""
         if self._queue is None:
             return
         try:
@@ -62,34 +62,34 @@ class KernelEvents:
 
     def count(self, work: CountPorts) -> None:
         """Have ports counted, one VM after the other."""
-        self._counting.put_nowait(work)
+        self._counts.put_nowait(work)
 
     # Loops
 
     async def watch_budgets(self, group: int, period_s: float) -> None:
         """
-        Hear of budgets that are used up; without, the periodic pass finds out later.
+        Receive the signals that budgets are used up; without them the periodic pass finds out later.
 
         :param group: NFLOG group.
-        :param period_s: Seconds between two of these passes.
+        :param period_s: Seconds between two periodic passes.
         """
         while True:
             try:
-                async with contextlib.aclosing(watch_budgets(group)) as words:
-                    async for word in words:
-                        if isinstance(word, Lost):
-                            log.warning("missed word of used-up arrival budgets; the next reading catches up")
+                async with contextlib.aclosing(watch_budgets(group)) as signals:
+                    async for signal in signals:
+                        if isinstance(signal, Lost):
+                            log.warning("missed signals of used-up arrival budgets; the periodic pass catches up")
                             continue
-                        log.debug("budget used up, mark %#x", word.mark)
-                        self._node.spent(self._marks.index_in(word.mark), clock.now())
+                        log.debug("budget used up, mark %#x", signal.mark)
+                        self._node.on_budget_used_up(self._marks.index_in(signal.mark), clock.now())
                         self._carry_out()
             except KernelError as error:
-                log.warning("%s; bursts are noticed once in %g s only", error, period_s)
+                log.warning("%s; bursts are noticed by the periodic pass only, every %g s", error, period_s)
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def watch_deferred(self, number: int) -> None:
         """
-        Hear of connections that wait for more ports; without, they go on and may find none.
+        Receive deferred connections; without this they go on and may find no port.
 
         :param number: Of the NFQUEUE.
         """
@@ -97,15 +97,15 @@ class KernelEvents:
             try:
                 self._queue = PacketQueue(number)
                 while True:
-                    waiting: dict[int, list[int]] = {}
+                    deferred: dict[int, list[int]] = {}
                     for mark, packet in await self._queue.next():
-                        waiting.setdefault(self._marks.index_in(mark), []).append(packet)
-                    log.debug("connections wait: %s", waiting)
-                    self._node.deferred(waiting, clock.now())
+                        deferred.setdefault(self._marks.index_in(mark), []).append(packet)
+                    log.debug("connections deferred: %s", deferred)
+                    self._node.on_deferred(deferred, clock.now())
                     self._carry_out()
-                    self._plan_look()
+                    self._schedule_check()
             except KernelError as error:
-                log.warning("%s; connections beyond a VM's last port do not wait for more", error)
+                log.warning("%s; no connection is deferred when a VM's ports are all in use", error)
             finally:
                 if self._queue is not None:
                     self._queue.close()
@@ -113,9 +113,9 @@ class KernelEvents:
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def serve_counting(self) -> None:
-        """Count what is to be counted."""
+        """Carry out the counts, one after the other."""
         while True:
-            work = await self._counting.get()
+            work = await self._counts.get()
             ports, full = work.ports, frozenset[Destination]()
             try:
                 filling = (await self._conntrack.ports_of(work.internal)).filling(ports)
@@ -123,21 +123,21 @@ class KernelEvents:
                     full = await self._conntrack.crowded(work.internal, ports)
             except KernelError as error:
                 log.warning("%s", error)
-                self._node.not_counted(work)
+                self._node.on_count_failed(work)
             else:
-                log.debug("%s: %d in use, none left for %d destinations", work, filling.in_use, len(full))
-                self._node.counted(work, filling, full, clock.now())
+                log.debug("%s: %d in use, no port left for %d destinations", work, filling.in_use, len(full))
+                self._node.on_ports_counted(work, filling, full, clock.now())
             self._carry_out()
 
-    def _plan_look(self) -> None:
-        """Let nobody wait for the next tick who waits in vain."""
-        if self._look is None and (due := self._node.look_at) is not None:
-            # A clock that is set back must not make it sleep for longer than anybody may wait.
-            wait_s = min(max(due - clock.now(), LEAST_WAIT_S), DEFER_S)
-            self._look = asyncio.get_running_loop().call_later(wait_s, self._look_again)
+    def _schedule_check(self) -> None:
+        """Re-check when the first deferral expires, without waiting for the next tick."""
+        if self._timer is None and (due := self._node.deferral_deadline) is not None:
+            # A clock that is set back must not delay it for longer than a connection may be deferred.
+            delay_s = min(max(due - clock.now(), LEAST_DELAY_S), DEFER_S)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)
 
-    def _look_again(self) -> None:
-        self._look = None
-        self._node.tick(clock.now())
+    def _check(self) -> None:
+        self._timer = None
+        self._node.on_tick(clock.now())
         self._carry_out()
-        self._plan_look()
+        self._schedule_check()

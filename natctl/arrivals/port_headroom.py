@@ -1,8 +1,8 @@
 """
 How many connections may begin in a range before the kernel finds no port for them: arithmetic of its search, pure.
 
-It takes the first free port after a random one, so that ports in use grow together into runs, and gives up when all
-runs that it looks at are taken, long before a large range is full (``docs/design/0003-arrivals.md``).
+The kernel takes the first free port after a random one, so that ports in use grow together into runs, and gives up when
+all runs that it looks at are taken, long before a large range is full (``docs/design/0003-arrivals.md``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SUDDEN_PER_S = 20_000.0
 REACTION_S = 0.03
 """Seconds from a signal until a larger range is in force, at worst."""
 LEAST_USE = 0.25
-"""Share of the range in use below which nothing is asked for: the manager would not listen."""
+"""Share of the range in use below which nothing is asked for: the manager ignores such requests."""
 FULL = 0.9
 """Share of a part of a range in use from which the part counts as one run without a gap."""
 
@@ -56,14 +56,14 @@ def room(size: int, in_use: float, densest: float) -> float:
 
 def budget(size: int, in_use: float, rate: float, densest: float = 0.0) -> int:
     """
-    Return how many connections may begin before the kernel speaks up.
+    Return how many connections may begin before the kernel gives a signal.
 
     As many as leave ports for what may arrive before a larger range is in force; of a range too small for that, a
     quarter of what is left. Never so few that it would be too early to ask.
 
     :param size: Ports of the range.
     :param in_use: Ports in use.
-    :param rate: Connections per second of late.
+    :param rate: Arrivals per second of late.
     :param densest: As in :func:`room`.
     """
     left = room(size, in_use, densest)
@@ -72,13 +72,13 @@ def budget(size: int, in_use: float, rate: float, densest: float = 0.0) -> int:
 
 
 def least_budget(size: int, in_use: float) -> int:
-    """Return how many connections may begin before the manager would listen."""
+    """Return how many connections may begin before the manager follows a request."""
     return max(0, math.ceil(size * LEAST_USE - in_use))
 
 
 def densest_of(size: int, in_use: float, before: float | None) -> float:
     """
-    Reckon the densest part of a range in which connections of a former one are; never too low where that grew.
+    Estimate how dense the densest part of a range is that a former range is part of; never too low where it grew.
 
     :param before: Densest part of the range that has grown into this one; None: it became smaller, and what is left is
         taken to be spread evenly until it is counted.

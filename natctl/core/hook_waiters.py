@@ -1,4 +1,4 @@
-"""Hooks that wait for a VM's ports: who they are, and who is answered now. Pure."""
+"""Hooks that wait for the ports of their VM, and the answers to them: pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from natctl.model.commands import Answer
 from natctl.model.entries import HostEntry
 
 WAIT_LIMIT_S: Final = 30.0
-"""Seconds after which a hook that waits is answered in any case; its own deadline is shorter."""
+"""Seconds after which a waiting hook is answered in any case; its own timeout is shorter."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Waiter:
-    """One request of a hook."""
+class HookWaiter:
+    """One request of a hook, not answered yet."""
 
     request: int
     domain: DomainUUID
@@ -26,46 +26,46 @@ class Waiter:
     since: float
 
 
-class Waiting:
-    """The hooks that wait; whoever is answered waits no longer."""
+class HookWaiters:
+    """The requests of hooks that are not answered yet."""
 
     def __init__(self) -> None:
-        self._waiters: list[Waiter] = []
+        self._waiters: list[HookWaiter] = []
 
-    def add(self, waiter: Waiter) -> None:
-        """Let a hook wait."""
+    def add(self, waiter: HookWaiter) -> None:
+        """Add a request."""
         self._waiters.append(waiter)
 
     def answer(self, code: str, text: str, domains: Container[DomainUUID] | None = None) -> list[Answer]:
         """
-        Answer those that wait for these VMs.
+        Answer the hooks of these VMs.
 
         :param domains: None: all VMs.
         """
-        return self._settle(lambda waiter: (code, text) if domains is None or waiter.domain in domains else None)
+        return self._answer_if(lambda waiter: (code, text) if domains is None or waiter.domain in domains else None)
 
-    def answer_ready(self, running: Domains, ready: Callable[[Waiter], HostEntry | None]) -> list[Answer]:
+    def answer_ready(self, running: Domains, ready: Callable[[HookWaiter], HostEntry | None]) -> list[Answer]:
         """
-        Answer those whose VM has its ports, or stopped.
+        Answer the hooks of VMs that have their ports, or have stopped.
 
         :param running: VMs that run here.
-        :param ready: Returns what the kernel holds for a VM, as far as the hook waits for it.
+        :param ready: Returns the entry that is in force and has all that the hook waits for; None: not yet.
         """
 
-        def word(waiter: Waiter) -> tuple[str, str] | None:
+        def reply(waiter: HookWaiter) -> tuple[str, str] | None:
             if waiter.domain not in running:
                 return "gone", "the VM stopped meanwhile"
             entry = ready(waiter)
             return ("", f"ports {entry.ports}") if entry is not None else None
 
-        return self._settle(word)
+        return self._answer_if(reply)
 
     def answer_late(self, now: float) -> list[Answer]:
-        """Answer those that have waited too long."""
-        word = "timeout", "no answer from the manager in time"
-        return self._settle(lambda waiter: word if now - waiter.since >= WAIT_LIMIT_S else None)
+        """Answer the hooks that have waited too long."""
+        reply = "timeout", "no answer from the manager in time"
+        return self._answer_if(lambda waiter: reply if now - waiter.since >= WAIT_LIMIT_S else None)
 
-    def _settle(self, word: Callable[[Waiter], tuple[str, str] | None]) -> list[Answer]:
-        words = [(waiter, word(waiter)) for waiter in self._waiters]
-        self._waiters = [waiter for waiter, said in words if said is None]
-        return [Answer(waiter.request, *said) for waiter, said in words if said is not None]
+    def _answer_if(self, reply: Callable[[HookWaiter], tuple[str, str] | None]) -> list[Answer]:
+        replies = [(waiter, reply(waiter)) for waiter in self._waiters]
+        self._waiters = [waiter for waiter, text in replies if text is None]
+        return [Answer(waiter.request, *text) for waiter, text in replies if text is not None]

@@ -1,7 +1,7 @@
 """
-What the manager wants this node to hold, as its last snapshot and the deltas since then say.
+The manager's intent for this node: its last snapshot, and the deltas since then.
 
-Before it has spoken, that is what the kernel holds already.
+Until the first snapshot it is what the kernel holds already.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from natctl.model.entries import HostEntry, Path
 
 @dataclasses.dataclass(slots=True)
 class Intent:
-    """The manager's wishes for the host and the edge on this node."""
+    """What the VMs shall have on this node, as host and as edge."""
 
     host: dict[DomainUUID, HostVM] = dataclasses.field(default_factory=dict)
     edge: dict[DomainUUID, EdgeVM] = dataclasses.field(default_factory=dict)
     path: PathState | None = None
     """None: nothing is known, and nothing is to be changed."""
 
-    def found_path(self, path: Path) -> None:
-        """Take what the kernel holds for wanted, until the manager speaks."""
+    def adopt_path(self, path: Path) -> None:
+        """Take over the path that the kernel holds, until the first snapshot."""
         self.path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
 
-    def found(self, entry: HostEntry) -> None:
-        """Take what the kernel holds of a VM for wanted, until the manager speaks."""
+    def adopt(self, entry: HostEntry) -> None:
+        """Take over what the kernel holds of a VM, until the first snapshot."""
         vm = HostVM(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
         self.host[entry.domain] = vm
 
     def replace(self, snapshot: Snapshot) -> None:
-        """Take over what the manager says in full."""
+        """Take over a snapshot."""
         self.host = {vm.domain: vm for vm in snapshot.host}
         self.edge = {vm.domain: vm for vm in snapshot.edge}
         self.path = snapshot.path
 
-    def change(self, delta: Delta) -> None:
-        """Take over what the manager says has changed."""
+    def apply(self, delta: Delta) -> None:
+        """Take over a delta."""
         self.host.update((vm.domain, vm) for vm in delta.host)
         self.edge.update((vm.domain, vm) for vm in delta.edge)
         for uuid in delta.host_gone:

@@ -1,21 +1,21 @@
 """
 What a node decides: the pure half of natd.
 
-:class:`Node` is told what happened (a hook called, the manager said something, a tap vanished, the kernel took a
-transaction) and puts commands in an outbox; ``natctl.daemon`` carries them out and tells how it went. It never awaits,
-logs or reads a clock, so a whole fleet of these can be driven in virtual time.
+:class:`Node` is told what happens (a hook calls, a message from the manager arrives, a tap vanishes, the kernel takes a
+transaction) and puts commands in an outbox; ``natctl.daemon`` carries them out and reports the result. It never awaits,
+logs or reads a clock, so that a whole fleet of these can be driven in virtual time.
 
-What it knows, and where from:
+What it knows, and its sources:
 
 - *domains* that run here (:mod:`natctl.core.domains`): from hooks, libvirt's list, and at start from what the kernel
   already holds;
-- the manager's wishes for this host and edge (:mod:`natctl.core.intent`): from its snapshot and deltas;
+- the manager's intent for this host and edge (:mod:`natctl.core.intent`): from its snapshot and deltas;
 - what the kernel holds (:mod:`natctl.core.programming`): from the answers to its own commands;
 - hooks that wait for ports (:mod:`natctl.core.hook_waiters`): from their requests;
-- connections that begin (:mod:`natctl.arrivals.controller`): from what the kernel says of them, and from counts.
+- connections that begin (:mod:`natctl.arrivals.controller`): from the kernel's signals, and from counts.
 
-Desired entries are computed from all but the third and fourth whenever something changed; at most one kernel command is
-under way, and what changes meanwhile goes into the next one.
+The entries that the kernel should hold follow from domains, intent and arrivals. They are computed whenever one of
+these changes; at most one kernel command is under way, and what changes meanwhile goes into the next one.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from cpm.protocol.messages import (
 )
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from natctl.arrivals.controller import Arrivals
-from natctl.core.domains import Domain, Domains, Running
-from natctl.core.hook_waiters import Waiter, Waiting
+from natctl.core.domains import Domain, Domains, RunningDomain
+from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent
-from natctl.core.programming import Programming, Work, is_empty
+from natctl.core.programming import Programming, Scope, is_empty
 from natctl.core.reports import NO_GUESTS, Reports
 from natctl.model.commands import (
     Answer,
@@ -69,10 +69,10 @@ from qga_agent.samples import Rates
 
 class StaleEpoch(VirtPortsError):
     """
-    A manager speaks that is not the present one.
+    A message from a manager that is not the present one.
 
-    :param said: Its epoch.
-    :param seen: The highest this node has seen.
+    :param said: The message's epoch.
+    :param seen: The highest epoch that this node has seen.
     """
 
     code = "stale-epoch"
@@ -88,7 +88,7 @@ class StaleEpoch(VirtPortsError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this node is."""
+    """How this node introduces itself to the manager."""
 
     name: NodeName
     roles: frozenset[Role]
@@ -98,33 +98,33 @@ class Identity:
 
 class Node:
     """
-    One node; every method is told the time and fills the outbox, see :meth:`take`.
+    One node. Methods named ``on_…`` are its inputs: they are given the time and fill the outbox, see :meth:`take`.
 
-    :param identity: Who we are.
-    :param marks: How many VMs the mark can tell apart on this host.
+    :param identity: This node.
+    :param marks: How many VMs the packet mark can distinguish on this host.
     """
 
     def __init__(self, identity: Identity, marks: int) -> None:
         self._identity = identity
         self._domains = Domains()
-        self._ended: dict[DomainUUID, IPv4Address] = {}
-        self._detached: set[DomainUUID] = set()
+        self._to_forget: dict[DomainUUID, IPv4Address] = {}
+        self._reported_gone: set[DomainUUID] = set()
         self._intent = Intent()
         self._arrivals = Arrivals()
         self._reports = Reports()
         self._programming = Programming(marks, self._intent, self._domains, self._arrivals)
-        self._waiting = Waiting()
-        self._connected = False
-        self._synced = False
+        self._hook_waiters = HookWaiters()
+        self._is_connected = False
+        self._is_synced = False
         self._epoch = 0
         self._generation = 0
         self._outbox: list[Command] = []
 
-    # What others ask
+    # Queries
 
     @property
     def applied_generation(self) -> int:
-        """The last generation the kernel holds, 0 before the first."""
+        """The last generation that the kernel holds, 0 before the first."""
         return self._programming.generation
 
     @property
@@ -137,65 +137,67 @@ class Node:
         return self._domains.taps()
 
     def guests(self) -> dict[DomainUUID, HostVM | None]:
-        """Return the VMs that run here, each with what it shall have; None: nothing is known yet."""
+        """Return the VMs that run here, each with what it shall have; None: the manager has not said."""
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 
     def take(self) -> list[Command]:
-        """Return what is to be done now, in order, and empty the outbox."""
-        self._advance()
+        """Return the commands to carry out now, in order, and empty the outbox."""
+        self._begin_programming()
         commands, self._outbox = self._outbox, []
         return commands
 
-    # The kernel, as found and as told
+    # The kernel
 
-    def adopt(self, entries: Iterable[HostEntry], path: Path | None, links: frozenset[str], now: float) -> None:
+    def on_kernel_found(
+        self, entries: Iterable[HostEntry], path: Path | None, links: frozenset[str], now: float
+    ) -> None:
         """
         Start from what the kernel already holds: VMs whose interfaces exist go on running.
 
         Their marks are kept, so that nothing they send is interrupted by a restart of natd.
         """
         if path is not None:
-            self._intent.found_path(path)
+            self._intent.adopt_path(path)
         for entry in entries:
-            self._programming.found(entry)
-            self._intent.found(entry)
+            self._programming.adopt(entry)
+            self._intent.adopt(entry)
             self._arrivals.on_found(entry, now)
             taps = entry.taps & links
             if taps:
-                self._domains.found(entry.domain, entry.name, taps)
+                self._domains.adopt(entry.domain, entry.name, taps)
 
-    def programmed(self, now: float) -> None:
-        """Take note: the last kernel command is in force."""
-        if (done := self._programming.done()) is None:
+    def on_kernel_programmed(self, now: float) -> None:
+        """The last kernel command is in force."""
+        if (done := self._programming.on_programmed()) is None:
             return
-        work, in_force = done
-        if work.generation is not None:
-            # Before anything that is said about the ports that are in force now.
-            self._say(Applied(self._epoch, work.generation))
+        scope, in_force = done
+        if scope.generation is not None:
+            # Before any message about the ports that are in force now.
+            self._send(Applied(self._epoch, scope.generation))
         for entry in in_force:
-            self._do(self._arrivals.on_programmed(entry, now))
-        for uuid in work.host & set(self._ended):
-            internal = self._ended.pop(uuid)
+            self._command(self._arrivals.on_programmed(entry, now))
+        for uuid in scope.host & set(self._to_forget):
+            internal = self._to_forget.pop(uuid)
             if uuid not in self._domains:
                 self._outbox.append(Forget(internal))
-        self._answer_ready()
+        self._answer_ready_hooks()
 
-    def refused_by_kernel(self, error: VirtPortsError, now: float) -> None:
-        """Take note: the last kernel command is not in force; nothing of it is."""
-        if (work := self._programming.refused(now)) is None:
+    def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
+        """The kernel refused the last command; nothing of it is in force."""
+        if (scope := self._programming.on_refused(now)) is None:
             return
         self._outbox.append(Warn(f"{error}"))
-        if work.generation is not None:
+        if scope.generation is not None:
             # The manager must not believe it; it answers with a new snapshot.
-            self._say(Rejected(self._epoch, work.generation, error.code, str(error)))
-        self._outbox += self._waiting.answer(error.code, str(error), None if work.replace else work.host)
+            self._send(Rejected(self._epoch, scope.generation, error.code, str(error)))
+        self._outbox += self._hook_waiters.answer(error.code, str(error), None if scope.replace else scope.host)
 
     # The manager
 
-    def connected(self, now: float) -> None:
-        """Take note: there is a session."""
-        self._connected = True
-        self._synced = False
+    def on_connected(self, now: float) -> None:
+        """There is a session with the manager."""
+        self._is_connected = True
+        self._is_synced = False
         self._arrivals.on_connected()
         domains = tuple(self._domains.presences())
         self._outbox.append(
@@ -211,24 +213,24 @@ class Node:
                 )
             )
         )
-        for uuid, domain in self._domains.incoming():
-            self._say(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
+        for uuid, domain in self._domains.incoming_domains():
+            self._send(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
 
-    def disconnected(self, now: float) -> None:
-        """Take note: the session is gone. Everything that runs goes on; those who wait are told."""
-        self._do(self._arrivals.on_disconnected(now))
-        self._connected = False
-        self._synced = False
+    def on_disconnected(self, now: float) -> None:
+        """The session is gone. Everything that runs goes on; hooks that wait for ports are answered."""
+        self._command(self._arrivals.on_disconnected(now))
+        self._is_connected = False
+        self._is_synced = False
         # Generations count within a session: the next one must not be told of these.
-        self._programming.leave_out_generations()
+        self._programming.drop_generations()
         text = "the manager is not connected; the VM gets its ports when it is back"
-        self._outbox += self._waiting.answer("unreachable", text)
+        self._outbox += self._hook_waiters.answer("unreachable", text)
 
-    def received(self, message: ManagerMessage, now: float) -> None:
+    def on_message(self, message: ManagerMessage, now: float) -> None:
         """
-        Take in what the manager said.
+        Follow a message of the manager.
 
-        :raise StaleEpoch: When an older manager speaks; the session is to be closed.
+        :raise StaleEpoch: When an older manager sent it; the session is to be closed.
         """
         if message.epoch < self._epoch:
             raise StaleEpoch(message.epoch, self._epoch)
@@ -240,12 +242,12 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
-            self._do(self._arrivals.on_turned_down(message.domain, now, message.ports))
+            self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
             )
-        self._answer_ready()
+        self._answer_ready_hooks()
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
         for uuid in self._intent.host.keys() - {vm.domain for vm in snapshot.host}:
@@ -253,30 +255,32 @@ class Node:
         for vm in snapshot.host:
             self._arrivals.on_vm(vm, now)
         self._intent.replace(snapshot)
-        self._synced = True
-        self._detached.clear()
+        self._is_synced = True
+        self._reported_gone.clear()
         self._generation = snapshot.generation
-        self._programming.try_again()
-        self._programming.need(Work(replace=True, generation=snapshot.generation))
+        self._programming.retry_now()
+        self._programming.require(Scope(replace=True, generation=snapshot.generation))
 
     def _take_delta(self, delta: Delta, now: float) -> None:
-        if not self._synced or delta.generation != self._generation + 1:
-            self._synced = False
-            self._say(Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
+        if not self._is_synced or delta.generation != self._generation + 1:
+            self._is_synced = False
+            self._send(
+                Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected")
+            )
             return
         self._generation = delta.generation
         for vm in delta.host:
             self._arrivals.on_vm(vm, now)
-        self._intent.change(delta)
+        self._intent.apply(delta)
         for uuid in delta.host_gone:
             self._arrivals.on_gone(uuid)
-            if (domain := self._domains.get(uuid)) is not None and uuid in self._detached:
-                # It stopped and started again before the manager heard of either. (One that we did not call gone
-                # has moved to another host; the hook will tell us soon.)
-                self._ask(uuid, domain)
-            self._detached.discard(uuid)
-        self._programming.need(
-            Work(
+            if (domain := self._domains.get(uuid)) is not None and uuid in self._reported_gone:
+                # It stopped and started again before the manager knew of either. (One that we did not report as gone
+                # has moved to another host; the hook follows soon.)
+                self._request_ports(uuid, domain)
+            self._reported_gone.discard(uuid)
+        self._programming.require(
+            Scope(
                 host={vm.domain for vm in delta.host} | set(delta.host_gone),
                 edge={vm.domain for vm in delta.edge} | set(delta.edge_gone),
                 path=delta.path is not None,
@@ -286,113 +290,113 @@ class Node:
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
-        self._do(self._arrivals.on_turned_down(refusal.domain, now))
-        self._outbox += self._waiting.answer(refusal.code, refusal.message, {refusal.domain})
+        self._command(self._arrivals.on_turned_down(refusal.domain, now))
+        self._outbox += self._hook_waiters.answer(refusal.code, refusal.message, {refusal.domain})
 
     # Domains
 
-    def starting(self, request: int | None, vm: Running, now: float, *, wait_for_taps: bool) -> None:
+    def on_domain_starting(self, request: int | None, vm: RunningDomain, now: float, *, wait_for_taps: bool) -> None:
         """
         A domain starts or runs (hooks ``prepare``, ``start``, ``started``, ``attach``, ``reconnect``).
 
         Answers the request, when there is one, as soon as the kernels on the path hold its ports; at once when it is
-        migrating here (its ports follow when it runs) or when no manager is there to give any.
+        migrating here (its ports follow when it runs) or when there is no session with a manager.
         """
-        domain = self._known(vm, now)
+        domain = self._update_domain(vm, now)
         if request is None:
-            self._ask(vm.domain, domain)
-        elif domain.incoming:
+            self._request_ports(vm.domain, domain)
+        elif domain.is_incoming:
             self._outbox.append(Answer(request, "", "migrating; ports follow when it runs here"))
-        elif not self._connected and self._programming.ready(vm.domain, needs_taps=False) is None:
+        elif not self._is_connected and self._programming.entry_in_force(vm.domain, needs_taps=False) is None:
             self._outbox.append(Answer(request, "unreachable", "the manager is not connected; ports follow when it is"))
         else:
-            self._waiting.add(Waiter(request, vm.domain, wait_for_taps, now))
-            self._ask(vm.domain, domain)
-            self._answer_ready()
+            self._hook_waiters.add(HookWaiter(request, vm.domain, wait_for_taps, now))
+            self._request_ports(vm.domain, domain)
+            self._answer_ready_hooks()
 
-    def incoming(self, request: int, vm: Running, now: float) -> None:
+    def on_domain_incoming(self, request: int, vm: RunningDomain, now: float) -> None:
         """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
-        domain = self._known(vm, now)
-        domain.incoming = True
-        self._say(Attach(vm.domain, vm.name, incoming=True, wishes=domain.wishes))
+        domain = self._update_domain(vm, now)
+        domain.is_incoming = True
+        self._send(Attach(vm.domain, vm.name, incoming=True, wishes=domain.wishes))
         self._outbox.append(Answer(request, "", "expected"))
 
-    def resumed(self, uuid: DomainUUID, now: float) -> None:
+    def on_domain_resumed(self, uuid: DomainUUID, now: float) -> None:
         """A domain that migrated here runs (libvirt's event ``Resumed Migrated``)."""
         domain = self._domains.get(uuid)
-        if domain is not None and domain.incoming:
-            domain.incoming = False
-            self._ask(uuid, domain)
+        if domain is not None and domain.is_incoming:
+            domain.is_incoming = False
+            self._request_ports(uuid, domain)
 
-    def ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
+    def on_domain_ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
-        if self._domains.ended(uuid):
-            # Host first: it stops handing the ports out before anybody else hears of it.
+        if self._domains.remove(uuid):
+            # Host first: it stops handing the ports out before the manager and the edges know.
             if (vm := self._intent.host.pop(uuid, None)) is not None:
-                self._ended[uuid] = vm.internal
+                self._to_forget[uuid] = vm.internal
                 self._arrivals.on_gone(uuid)
-                self._detached.add(uuid)
-            self._programming.need_host([uuid])
-            self._say(Detach(uuid, reason))
+                self._reported_gone.add(uuid)
+            self._programming.require_hosts([uuid])
+            self._send(Detach(uuid, reason))
         if request is not None:
             self._outbox.append(Answer(request, "", "released"))
 
-    def listed(self, running: Iterable[Running], now: float) -> None:
-        """Learn from libvirt what is active: missed hooks, hot-plugged NICs, wishes that changed while it runs."""
+    def on_domains_listed(self, running: Iterable[RunningDomain], now: float) -> None:
+        """Compare with libvirt's list: hooks that were missed, NICs that were plugged in, wishes that changed."""
         changed = False
         for vm in running:
             if vm.taps and vm.taps != self._domains.taps_of(vm.domain):
-                self.starting(None, vm, now, wait_for_taps=False)
-            changed |= self._domains.wished(vm)
+                self.on_domain_starting(None, vm, now, wait_for_taps=False)
+            changed |= self._domains.update_wishes(vm)
         if changed:
-            self.present()
+            self.send_presence()
 
-    def linked(self, links: frozenset[str], now: float) -> None:
-        """The interfaces of this machine changed."""
-        self._domains.linked(links, now)
+    def on_links(self, links: frozenset[str], now: float) -> None:
+        """The network interfaces of this machine changed."""
+        self._domains.on_links(links, now)
 
-    def tick(self, now: float) -> None:
-        """Look after what only time brings: VMs without interfaces, hooks that wait, a kernel that refused."""
-        for uuid in self._domains.vanished(now):
-            self.ended(None, uuid, "its interfaces are gone", now)
-        self._outbox += self._waiting.answer_late(now)
-        self._programming.tick(now)
-        self._do(self._arrivals.on_tick(now))
+    def on_tick(self, now: float) -> None:
+        """Do what only time makes due: VMs without interfaces, hooks that wait, a kernel that refused, arrivals."""
+        for uuid in self._domains.without_taps(now):
+            self.on_domain_ended(None, uuid, "its interfaces are gone", now)
+        self._outbox += self._hook_waiters.answer_late(now)
+        self._programming.on_tick(now)
+        self._command(self._arrivals.on_tick(now))
 
     # Arrivals
 
-    def spent(self, index: int, now: float) -> None:
-        """The kernel says that the budget of the VM with this index is used up."""
+    def on_budget_used_up(self, index: int, now: float) -> None:
+        """The kernel signals that the arrival budget of the VM with this index is used up."""
         if (uuid := self._programming.owners().get(index)) is not None:
-            self._do(self._arrivals.on_budget_used_up(uuid, now))
+            self._command(self._arrivals.on_budget_used_up(uuid, now))
 
-    def deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
-        """The kernel has deferred connections: by the index of their VM, their first packets' numbers."""
+    def on_deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
+        """The kernel has deferred connections: the numbers of their first packets, by the index of their VM."""
         domains = self._programming.owners()
         for index, numbers in packets.items():
             uuid = domains.get(index)
-            self._do(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
+            self._command(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
 
     @property
-    def look_at(self) -> float | None:
-        """When :meth:`tick` is due for somebody whose connections wait; None: nobody's do."""
+    def deferral_deadline(self) -> float | None:
+        """When :meth:`on_tick` is due for connections that are deferred; None: none is."""
         return self._arrivals.deadline
 
-    def counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
+    def on_ports_counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
         """
         The ports of a VM were counted, as commanded.
 
-        :param full: Where to no port of the range is left.
+        :param full: Destinations to which no port of the range is left.
         """
-        self._do(self._arrivals.on_counted(work, filling, full, now))
+        self._command(self._arrivals.on_counted(work, filling, full, now))
 
-    def not_counted(self, work: CountPorts) -> None:
+    def on_count_failed(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
         self._arrivals.on_count_failed(work)
 
-    def present(self) -> None:
-        """Say again which VMs run here."""
-        self._say(Present(tuple(self._domains.presences())))
+    def send_presence(self) -> None:
+        """Tell the manager again which VMs run here."""
+        self._send(Present(tuple(self._domains.presences())))
 
     def report(
         self,
@@ -418,57 +422,60 @@ class Node:
         if use is not None:
             self._arrivals.on_port_use(use)
         report = self._reports.report(self._intent.host, period_s, rates, use, generation, dropped, guests, counted)
-        self._say(report)
+        self._send(report)
 
-    def arrived(self, use: PortUse, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
+    def on_periodic_count(
+        self, use: PortUse, connections: Mapping[DomainUUID, int], generation: int, now: float
+    ) -> None:
         """
-        Look at all VMs' arrivals, after they were counted.
+        The connections of all VMs were counted.
 
-        :param connections: Begun since each VM got its ports.
+        :param use: Ports in use.
+        :param connections: Connections begun since each VM got its ports.
         :param generation: :attr:`applied_generation` when counting began.
         """
         if generation != self.applied_generation:
             return
         for uuid, vm in self._intent.host.items():
-            if vm.ports is not None and self._programming.ready(uuid, needs_taps=False) is not None:
+            if vm.ports is not None and self._programming.entry_in_force(uuid, needs_taps=False) is not None:
                 filling = use.filling(vm.internal, vm.ports)
-                self._do(self._arrivals.on_periodic_count(uuid, vm.ports, filling, connections.get(uuid), now))
+                self._command(self._arrivals.on_periodic_count(uuid, vm.ports, filling, connections.get(uuid), now))
 
     # Inside
 
-    def _do(self, commands: Iterable[ArrivalCommand]) -> None:
+    def _command(self, commands: Iterable[ArrivalCommand]) -> None:
         for command in commands:
             if isinstance(command, Arm):
-                self._programming.need_host([command.domain])
+                self._programming.require_hosts([command.domain])
             else:
                 self._outbox.append(command)
 
-    def _say(self, message: NodeMessage) -> None:
-        if self._connected:
+    def _send(self, message: NodeMessage) -> None:
+        if self._is_connected:
             self._outbox.append(Send(message))
 
-    def _known(self, vm: Running, now: float) -> Domain:
-        domain, changed = self._domains.seen(vm, now)
-        self._programming.need_host(changed)
+    def _update_domain(self, vm: RunningDomain, now: float) -> Domain:
+        domain, changed = self._domains.update(vm, now)
+        self._programming.require_hosts(changed)
         return domain
 
-    def _ask(self, uuid: DomainUUID, domain: Domain) -> None:
+    def _request_ports(self, uuid: DomainUUID, domain: Domain) -> None:
         vm = self._intent.host.get(uuid)
-        if not domain.incoming and (vm is None or vm.ports is None or not self._synced):
-            self._say(Attach(uuid, domain.name, wishes=domain.wishes))
+        if not domain.is_incoming and (vm is None or vm.ports is None or not self._is_synced):
+            self._send(Attach(uuid, domain.name, wishes=domain.wishes))
 
-    def _answer_ready(self) -> None:
-        self._outbox += self._waiting.answer_ready(
-            self._domains, lambda waiter: self._programming.ready(waiter.domain, needs_taps=waiter.needs_taps)
+    def _answer_ready_hooks(self) -> None:
+        self._outbox += self._hook_waiters.answer_ready(
+            self._domains, lambda waiter: self._programming.entry_in_force(waiter.domain, needs_taps=waiter.needs_taps)
         )
 
-    def _advance(self) -> None:
+    def _begin_programming(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""
         while commands := self._programming.begin():
             self._outbox += commands
             command = commands[-1]
             if not isinstance(command, Program) or not is_empty(command):
                 return
-            # Nothing the kernel would notice, for example ranges that now drain: confirm at once.
+            # No change for the kernel, for example ranges that now drain: confirm at once.
             self._outbox.pop()
-            self.programmed(0.0)
+            self.on_kernel_programmed(0.0)

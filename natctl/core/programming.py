@@ -1,8 +1,8 @@
 """
 What the kernel of this node holds, what it is to hold next, and the one command that is under way: pure.
 
-What changes while a command is under way goes into the next one. What a VM's entry says comes from what the manager
-wants, from the interfaces that the VM has here, and from the budget of its arrivals.
+What changes while a command is under way goes into the next one. A VM's entry follows from the manager's intent, from
+the interfaces that the VM has here, and from its arrival budget.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RETRY_S = 5.0
 
 
 @dataclasses.dataclass(slots=True)
-class Work:
+class Scope:
     """What a kernel command has to cover."""
 
     replace: bool = False
@@ -35,7 +35,7 @@ class Work:
     def __bool__(self) -> bool:
         return bool(self.replace or self.host or self.edge or self.path or self.generation is not None)
 
-    def merge(self, later: Work) -> None:
+    def merge(self, later: Scope) -> None:
         """Cover both."""
         self.replace |= later.replace
         self.host |= later.host
@@ -46,25 +46,25 @@ class Work:
 
 class Programming:
     """
-    What the kernel is told; reads what it is told of, and changes nothing of that.
+    The kernel commands of a node; reads intent, domains and arrivals, and changes none of them.
 
-    :param marks: How many VMs the mark can tell apart on this host.
-    :param wanted: What the manager wants.
+    :param marks: How many VMs the packet mark can distinguish on this host.
+    :param intent: The manager's intent.
     :param domains: The VMs that run here.
     :param arrivals: The VMs' arrival budgets, which are programmed along with the ports.
     """
 
-    def __init__(self, marks: int, wanted: Intent, domains: Domains, arrivals: Arrivals) -> None:
+    def __init__(self, marks: int, intent: Intent, domains: Domains, arrivals: Arrivals) -> None:
         self._marks = marks
-        self._intent = wanted
+        self._intent = intent
         self._domains = domains
         self._arrivals = arrivals
         self._index: dict[DomainUUID, int] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._generation = 0
-        self._under_way: Work | None = None
+        self._under_way: Scope | None = None
         self._sent: dict[DomainUUID, HostEntry | None] = {}
-        self._next = Work()
+        self._next = Scope()
         self._retry_at: float | None = None
         self._warnings: list[Warn] = []
 
@@ -76,11 +76,15 @@ class Programming:
         return self._generation
 
     def owners(self) -> dict[int, DomainUUID]:
-        """Return whose each index is."""
+        """Return the VM of each index."""
         return {index: uuid for uuid, index in self._index.items()}
 
-    def ready(self, uuid: DomainUUID, *, needs_taps: bool) -> HostEntry | None:
-        """Return what is in force of a VM; None: not the ports that it shall have, or not the interfaces, if needed."""
+    def entry_in_force(self, uuid: DomainUUID, *, needs_taps: bool) -> HostEntry | None:
+        """
+        Return what is in force of a VM; None: not the ports that it shall have.
+
+        :param needs_taps: None as well when one of its interfaces is missing.
+        """
         entry = self._applied.get(uuid)
         vm = self._intent.host.get(uuid)
         if entry is None or entry.ports is None or vm is None or vm.ports is None:
@@ -88,59 +92,59 @@ class Programming:
         is_ready = entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
         return entry if is_ready else None
 
-    def found(self, entry: HostEntry) -> None:
-        """Take note of what the kernel held before natd began."""
+    def adopt(self, entry: HostEntry) -> None:
+        """Record what the kernel held before natd began."""
         self._index[entry.domain] = entry.index
         self._applied[entry.domain] = entry
 
-    # What it is to hold
+    # What it should hold
 
-    def need(self, work: Work) -> None:
+    def require(self, scope: Scope) -> None:
         """Have the next command cover this, too."""
-        self._next.merge(work)
+        self._next.merge(scope)
 
-    def need_host(self, uuids: Iterable[DomainUUID]) -> None:
+    def require_hosts(self, uuids: Iterable[DomainUUID]) -> None:
         """Have the next command cover the host's entries of these VMs, too."""
         self._next.host.update(uuids)
 
-    def leave_out_generations(self) -> None:
-        """Confirm no generation that is under way: they count within a session, and that is gone."""
-        for work in filter(None, (self._under_way, self._next)):
-            work.generation = None
+    def drop_generations(self) -> None:
+        """Confirm no generation that is under way: generations count within a session, and that is gone."""
+        for scope in filter(None, (self._under_way, self._next)):
+            scope.generation = None
 
-    def try_again(self) -> None:
-        """Do not wait any longer because the kernel refused."""
+    def retry_now(self) -> None:
+        """End the delay that follows a refusal by the kernel."""
         self._retry_at = None
 
-    def tick(self, now: float) -> None:
-        """Try again when it is time."""
+    def on_tick(self, now: float) -> None:
+        """End the delay that follows a refusal by the kernel, when it has passed."""
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
 
     # Commands
 
     def begin(self) -> list[Program | Replace | Warn]:
-        """Return the next command, last, behind what is to be said about it; nothing, if none is needed or possible."""
+        """Return the next command, preceded by its warnings; nothing, if none is needed or possible."""
         path = self._intent.path
         if self._under_way is not None or not self._next or self._retry_at is not None or path is None:
             return []
-        work, self._next = self._next, Work()
-        self._under_way = work
-        command = self._replace_all(work, path) if work.replace else self._change(work, path)
+        scope, self._next = self._next, Scope()
+        self._under_way = scope
+        command = self._replace_all(scope, path) if scope.replace else self._change(scope, path)
         warnings, self._warnings = self._warnings, []
         return [*warnings, command]
 
-    def done(self) -> tuple[Work, list[HostEntry]] | None:
+    def on_programmed(self) -> tuple[Scope, list[HostEntry]] | None:
         """
-        Take note: the command that was under way is in force.
+        The command that was under way is in force.
 
-        :return: What it covered, and what is in force anew of the VMs of this host; None: nothing was under way.
+        :return: What it covered, and the entries of this host's VMs that are new in force; None: nothing was under way.
         """
-        work, self._under_way = self._under_way, None
-        if work is None:
+        scope, self._under_way = self._under_way, None
+        if scope is None:
             return None
-        if work.generation is not None:
-            self._generation = work.generation
+        if scope.generation is not None:
+            self._generation = scope.generation
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
@@ -150,37 +154,37 @@ class Programming:
                 self._index.pop(uuid, None)
         in_force = [entry for entry in self._sent.values() if entry is not None]
         self._sent = {}
-        return work, in_force
+        return scope, in_force
 
-    def refused(self, now: float) -> Work | None:
+    def on_refused(self, now: float) -> Scope | None:
         """
-        Take note: the command that was under way is not in force; it is tried again, without its generation.
+        The kernel refused the command that was under way; it is tried again, without its generation.
 
         :return: What it covered; None: nothing was under way.
         """
-        work, self._under_way = self._under_way, None
-        if work is None:
+        scope, self._under_way = self._under_way, None
+        if scope is None:
             return None
-        again = dataclasses.replace(work, host=set(work.host), edge=set(work.edge), generation=None)
+        again = dataclasses.replace(scope, host=set(scope.host), edge=set(scope.edge), generation=None)
         again.merge(self._next)
         self._next = again
         self._retry_at = now + RETRY_S
-        return work
+        return scope
 
-    def _replace_all(self, work: Work, path: PathState) -> Replace:
+    def _replace_all(self, scope: Scope, path: PathState) -> Replace:
         host = {uuid: entry for uuid in self._intent.host if (entry := self._host_entry(uuid)) is not None}
         edge = {uuid: _edge_entry(vm) for uuid, vm in self._intent.edge.items()}
         self._sent = dict.fromkeys(self._applied) | host
-        work.host = set(self._sent)
+        scope.host = set(self._sent)
         return Replace(host, edge, _path(path))
 
-    def _change(self, work: Work, path: PathState) -> Program:
-        host = {uuid: self._host_entry(uuid) for uuid in work.host}
+    def _change(self, scope: Scope, path: PathState) -> Program:
+        host = {uuid: self._host_entry(uuid) for uuid in scope.host}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
-        wanted = self._intent.edge
-        edge = {uuid: _edge_entry(wanted[uuid]) if uuid in wanted else None for uuid in work.edge}
+        vms = self._intent.edge
+        edge = {uuid: _edge_entry(vms[uuid]) if uuid in vms else None for uuid in scope.edge}
         self._sent = host
-        return Program(Change(host=host, edge=edge, path=_path(path) if work.path else None))
+        return Program(Change(host=host, edge=edge, path=_path(path) if scope.path else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
         vm = self._intent.host.get(uuid)
@@ -205,7 +209,7 @@ class Programming:
 
 
 def is_empty(command: Program) -> bool:
-    """Whether the kernel would notice nothing."""
+    """Whether the command changes nothing in the kernel."""
     return not command.change.host and not command.change.edge and command.change.path is None
 
 

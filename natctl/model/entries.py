@@ -26,7 +26,7 @@ DEFAULT_EXEMPT = tuple(
 
 
 class Queueing(enum.Enum):
-    """How a rule hands packets to a program, as this kernel can."""
+    """How a rule of this kernel hands packets to a program."""
 
     NATIVE = "nft_queue"
     EXTENSION = "xt_NFQUEUE"
@@ -49,13 +49,13 @@ class HostSettings:
     """Priority of the rule that sends managed packets there."""
     exempt: tuple[IPv4Network, ...] = DEFAULT_EXEMPT
     log_group: int = 7414
-    """NFLOG group in which the kernel says that a VM's arrival budget is used up."""
+    """NFLOG group in which the kernel signals that a VM's arrival budget is used up."""
     queue: int = 7414
-    """NFQUEUE in which connections wait while their VM gets more ports."""
+    """NFQUEUE that holds deferred connections while their VM gets more ports."""
     queueing: Queueing = Queueing.NATIVE
-    """How they get there; :attr:`Queueing.NONE`: none waits."""
+    """How they get there; :attr:`Queueing.NONE`: none is deferred."""
     timeouts: TimeoutsTable = dataclasses.field(default_factory=TimeoutsTable)
-    """What this host itself says about the lives of its VMs' connections; it goes before :attr:`Path.timeouts`."""
+    """This host's own timeouts for its VMs' connections; they take precedence over :attr:`Path.timeouts`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,17 +90,16 @@ class HostEntry:
     taps: frozenset[str] = frozenset()
     """Names of its interfaces on this host; empty before libvirt made them."""
     budget: int | None = None
-    """Connections that may begin before the kernel speaks up, 65,535 at most; None: it never does. Only a change of
-    this number, or of the table, makes the kernel count from the beginning again."""
+    """Connections that may begin before the kernel gives a signal, 65,535 at most; None: it never does. Only a change
+    of this number, or of the table, makes the kernel count from the beginning again."""
     at_cap: bool = False
-    """It may be told in words that no port is left."""
+    """It gets no more ports: new connections may be refused with ICMP errors."""
     defer_after: int | None = None
-    """Connections that may begin, counted as for ``budget``, before the next ones wait for natd's word; None: none
-    waits."""
+    """Connections that may begin, counted as for ``budget``, before the next ones are deferred; None: none is."""
 
 
 class Destination(NamedTuple):
-    """Where to a connection goes."""
+    """The destination of a connection."""
 
     protocol: int
     """IP protocol number."""
@@ -124,7 +123,7 @@ class EdgeEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Path:
-    """What the manager says about the whole site: the way between the machines, and how long connections live."""
+    """What the manager says about the whole site: the way between the machines, and the timeouts of connections."""
 
     internal_pool: IPv4Network
     edges: frozenset[IPv4Address] = frozenset()
@@ -132,7 +131,7 @@ class Path:
     externals: frozenset[IPv4Address] = frozenset()
     """All external addresses of the pool; an edge drops what arrives for one of them and is nobody's port."""
     timeouts: Timeouts | None = None
-    """For the connections of VMs on a host; None: nothing was said, the RFCs' floors hold."""
+    """For the connections of VMs on a host; None: the manager gives none, and the RFCs' floors hold."""
 
 
 _Entry = TypeVar("_Entry")
@@ -144,7 +143,7 @@ def _nothing() -> Mapping[DomainUUID, _Entry]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What one kernel transaction changes; None as a value means: this VM is gone."""
+    """What one kernel transaction changes; None as a value: this VM is gone."""
 
     host: Mapping[DomainUUID, HostEntry | None] = dataclasses.field(default_factory=_nothing)
     edge: Mapping[DomainUUID, EdgeEntry | None] = dataclasses.field(default_factory=_nothing)

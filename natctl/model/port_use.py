@@ -1,5 +1,5 @@
 """
-Which ports of a VM its connections use: what a reading of the kernel's connection table says, as a value.
+The ports that the connections of VMs use: a reading of the kernel's connection table, as a value.
 
 Read by :mod:`natctl.netlink.conntrack`; asked by the daemon for every range of every VM, active or draining.
 """
@@ -26,7 +26,7 @@ IP_PROTOCOL_NAMES: Mapping[int, str] = MappingProxyType(
 PART: Final = 128
 """Ports within which the kernel is certain to find one that is free; a part of a range is no smaller."""
 PARTS: Final = 8
-"""Into how many parts of equal size a range is divided at most, to see how evenly it is used."""
+"""Number of equal parts into which a range is divided at most, to see how evenly it is used."""
 
 
 class Filling(NamedTuple):

@@ -23,7 +23,7 @@ from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
-from natctl.core.domains import Running
+from natctl.core.domains import RunningDomain
 from natctl.core.node import Identity, Node
 from natctl.model.commands import Answer, Forget, Program, Replace, Send
 from natctl.model.entries import EdgeEntry, HostEntry, Path
@@ -167,7 +167,7 @@ class Site:
         if machine.node is None or machine.connected or self.manager is None:
             return
         machine.connected = True
-        machine.node.connected(self.now)
+        machine.node.on_connected(self.now)
         self._carry_out(machine)
 
     def disconnect(self, name: NodeName) -> None:
@@ -179,7 +179,7 @@ class Site:
         machine.to_manager.clear()
         machine.from_manager.clear()
         if machine.node is not None:
-            machine.node.disconnected(self.now)
+            machine.node.on_disconnected(self.now)
             self._carry_out(machine)
         self.ask(lambda manager: manager.lost(name, self.now))
 
@@ -195,7 +195,7 @@ class Site:
         machine = self.machines[name]
         if not machine.from_manager or machine.node is None:
             return False
-        machine.node.received(codec.decode_manager_message(machine.from_manager.popleft()), self.now)
+        machine.node.on_message(codec.decode_manager_message(machine.from_manager.popleft()), self.now)
         self._carry_out(machine)
         return True
 
@@ -206,7 +206,7 @@ class Site:
         if machine.node is None:
             machine.node = Node(machine.identity, marks=1000)
             links = frozenset(tap for taps in machine.guests.values() for tap in taps)
-            machine.node.adopt(machine.kernel.host.values(), machine.kernel.path, links, self.now)
+            machine.node.on_kernel_found(machine.kernel.host.values(), machine.kernel.path, links, self.now)
             self._list(machine)
 
     def kill_natd(self, name: NodeName) -> None:
@@ -224,10 +224,10 @@ class Site:
             return True
         if machine.failing:
             machine.failing = False
-            machine.node.refused_by_kernel(KernelError("program nftables", 12, "out of memory"), self.now)
+            machine.node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), self.now)
         else:
             machine.kernel.carry_out(command)
-            machine.node.programmed(self.now)
+            machine.node.on_kernel_programmed(self.now)
         self._carry_out(machine)
         return True
 
@@ -252,8 +252,10 @@ class Site:
         machine.guests[uuid] = taps
         self._requests += 1
         if machine.node is not None:
-            machine.node.linked(self._links(machine), self.now)
-            machine.node.starting(self._requests, Running(uuid, f"vm-{uuid[-4:]}", taps), self.now, wait_for_taps=True)
+            machine.node.on_links(self._links(machine), self.now)
+            machine.node.on_domain_starting(
+                self._requests, RunningDomain(uuid, f"vm-{uuid[-4:]}", taps), self.now, wait_for_taps=True
+            )
             self._carry_out(machine)
         return self._requests
 
@@ -264,19 +266,19 @@ class Site:
             self.connections = {c for c in self.connections if c.domain != uuid}
             if machine.node is not None:
                 if hook:
-                    machine.node.ended(None, uuid, "stopped", self.now)
-                machine.node.linked(self._links(machine), self.now)
+                    machine.node.on_domain_ended(None, uuid, "stopped", self.now)
+                machine.node.on_links(self._links(machine), self.now)
                 self._carry_out(machine)
 
     def migrate(self, uuid: DomainUUID, to: NodeName) -> None:
         """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
         machine = self.machines[to]
-        vm = Running(uuid, f"vm-{uuid[-4:]}", frozenset({f"vnet-{uuid[-4:]}"}))
+        vm = RunningDomain(uuid, f"vm-{uuid[-4:]}", frozenset({f"vnet-{uuid[-4:]}"}))
         machine.guests[uuid] = vm.taps
         if machine.node is not None:
-            machine.node.linked(self._links(machine), self.now)
-            machine.node.incoming(self._request(), vm, self.now)
-            machine.node.starting(self._request(), vm, self.now, wait_for_taps=True)
+            machine.node.on_links(self._links(machine), self.now)
+            machine.node.on_domain_incoming(self._request(), vm, self.now)
+            machine.node.on_domain_starting(self._request(), vm, self.now, wait_for_taps=True)
             self._carry_out(machine)
 
     def resume(self, uuid: DomainUUID, to: NodeName) -> None:
@@ -284,7 +286,7 @@ class Site:
         self.connections = {c for c in self.connections if c.domain != uuid}
         machine = self.machines[to]
         if machine.node is not None:
-            machine.node.resumed(uuid, self.now)
+            machine.node.on_domain_resumed(uuid, self.now)
             self._carry_out(machine)
 
     def left(self, uuid: DomainUUID, source: NodeName) -> None:
@@ -292,8 +294,8 @@ class Site:
         machine = self.machines[source]
         machine.guests.pop(uuid, None)
         if machine.node is not None:
-            machine.node.ended(None, uuid, "stopped", self.now)
-            machine.node.linked(self._links(machine), self.now)
+            machine.node.on_domain_ended(None, uuid, "stopped", self.now)
+            machine.node.on_links(self._links(machine), self.now)
             self._carry_out(machine)
 
     def _request(self) -> int:
@@ -303,8 +305,8 @@ class Site:
     def _list(self, machine: Machine) -> None:
         """What natd learns from libvirt at start and now and then."""
         if machine.node is not None:
-            running = [Running(uuid, f"vm-{uuid[-4:]}", taps) for uuid, taps in machine.guests.items()]
-            machine.node.listed(running, self.now)
+            running = [RunningDomain(uuid, f"vm-{uuid[-4:]}", taps) for uuid, taps in machine.guests.items()]
+            machine.node.on_domains_listed(running, self.now)
             self._carry_out(machine)
 
     def _links(self, machine: Machine) -> frozenset[str]:
@@ -349,7 +351,7 @@ class Site:
         self.now += seconds
         for machine in self.machines.values():
             if machine.node is not None:
-                machine.node.tick(self.now)
+                machine.node.on_tick(self.now)
                 self._carry_out(machine)
                 self._list(machine)
         self.ask(lambda manager: manager.tick(self.now))
@@ -374,7 +376,7 @@ class Site:
             self.pass_time(6.0)
             for machine in self.machines.values():
                 if machine.node is not None:  # as natd does every monitor.ensure_s
-                    machine.node.present()
+                    machine.node.send_presence()
                     self._carry_out(machine)
         self.run()
 

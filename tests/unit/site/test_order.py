@@ -253,7 +253,7 @@ def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
     site.crash_manager()
     site.heal()
     with pytest.raises(StaleEpoch):
-        node.received(Delta(before, 99, host_gone=(VM,)), site.now)
+        node.on_message(Delta(before, 99, host_gone=(VM,)), site.now)
     assert node.epoch > before
     assert VM in site.machines[HOST1].kernel.host
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
-from natctl.core.domains import Running
+from natctl.core.domains import RunningDomain
 from tests.fakes.site import Site
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -33,7 +33,7 @@ def lists(site: Site, wishes: Wishes | None) -> None:
     """libvirt's list says this of the VM, as after an event METADATA_CHANGE."""
     machine = site.machines[HOST1]
     assert machine.node is not None
-    machine.node.listed([Running(ONE, "vm-0001", machine.guests[ONE], wishes)], site.now)
+    machine.node.on_domains_listed([RunningDomain(ONE, "vm-0001", machine.guests[ONE], wishes)], site.now)
     site._carry_out(machine)
     site.run()
 
@@ -51,8 +51,10 @@ def started(wishes: Wishes | None = None) -> Site:
     machine = site.machines[HOST1]
     assert machine.node is not None
     machine.guests[ONE] = frozenset({"vnet0"})
-    machine.node.linked(frozenset({"vnet0"}), site.now)
-    machine.node.starting(1, Running(ONE, "vm-0001", frozenset({"vnet0"}), wishes), site.now, wait_for_taps=True)
+    machine.node.on_links(frozenset({"vnet0"}), site.now)
+    machine.node.on_domain_starting(
+        1, RunningDomain(ONE, "vm-0001", frozenset({"vnet0"}), wishes), site.now, wait_for_taps=True
+    )
     site._carry_out(machine)
     site.run()
     return site

@@ -46,16 +46,16 @@ def done(node: Node, now: float) -> list[Command]:
         commands += more
         for command in more:
             if isinstance(command, Program | Replace):
-                node.programmed(now)
+                node.on_kernel_programmed(now)
     return commands
 
 
 def running(vm: HostVM) -> Node:
     """Return a node whose kernel holds this VM's ports; its index is 1."""
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
-    node.connected(AT)
-    node.received(Welcome(PROTOCOL, 1, "test"), AT)
-    node.received(Snapshot(1, 1, WAY, host=(vm,)), AT)
+    node.on_connected(AT)
+    node.on_message(Welcome(PROTOCOL, 1, "test"), AT)
+    node.on_message(Snapshot(1, 1, WAY, host=(vm,)), AT)
     done(node, AT)
     return node
 
@@ -78,40 +78,40 @@ def counting(commands: list[Command]) -> CountPorts:
 
 def test_ports_come_with_a_budget() -> None:
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
-    node.connected(AT)
-    node.received(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
+    node.on_connected(AT)
+    node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
     assert replace.host[VM].budget == budget(FLOOR.size, 0, 0)
 
 
 def test_a_burst_is_told_at_once_and_once() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.004)
+    node.on_budget_used_up(1, AT + 0.004)
     first = done(node, AT + 0.004)
     (need,) = needs(first)
     assert (need.domain, need.ports) == (VM, FLOOR)
     assert need.arrivals_per_s > 10_000
-    node.spent(1, AT + 0.02)
+    node.on_budget_used_up(1, AT + 0.02)
     assert done(node, AT + 0.02) == []
 
 
 def test_after_growth_the_ports_are_counted() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.004)
+    node.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
-    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
+    node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
     done(node, AT + 0.008)
-    node.tick(AT + 0.3)
+    node.on_tick(AT + 0.3)
     assert counting(done(node, AT + 0.3)).internal == INTERNAL
 
 
 def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> None:
     node, elsewhere = running(a_vm()), PortRange(30000, 30255)
-    node.received(Delta(1, 2, host=(a_vm(elsewhere),)), AT + 1)
+    node.on_message(Delta(1, 2, host=(a_vm(elsewhere),)), AT + 1)
     done(node, AT + 1)
     node.report(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), 2, {})
     done(node, AT + 2)
-    node.received(Delta(1, 3, host=(a_vm(),)), AT + 2.5)
+    node.on_message(Delta(1, 3, host=(a_vm(),)), AT + 2.5)
     back = entry(done(node, AT + 2.5))
     assert back.defer_after is not None
     assert back.defer_after <= FLOOR.size - 180
@@ -121,23 +121,23 @@ def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> Non
 
 def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.05)
+    node.on_budget_used_up(1, AT + 0.05)
     assert len(needs(done(node, AT + 0.05))) == 1
-    node.deferred({1: [7, 8], 5: [9]}, AT + 0.1)
+    node.on_deferred({1: [7, 8], 5: [9]}, AT + 0.1)
     assert done(node, AT + 0.1) == [Release((9,))], "nobody's"
-    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
+    node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
     (program,) = node.take()
     assert isinstance(program, Program)
-    node.programmed(AT + 0.12)
+    node.on_kernel_programmed(AT + 0.12)
     assert Release((7, 8)) in node.take()
 
 
 def test_what_is_in_force_is_said_before_more_is_asked_for() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.05)
-    node.deferred({1: range(1000)}, AT + 0.1)
+    node.on_budget_used_up(1, AT + 0.05)
+    node.on_deferred({1: range(1000)}, AT + 0.1)
     done(node, AT + 0.1)
-    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
+    node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
     said = [command.message for command in done(node, AT + 0.12) if isinstance(command, Send)]
     # The manager takes a need for a range that it does not know to be in force for one that is answered already.
     assert [type(message) for message in said] == [Applied, Need]
@@ -145,10 +145,10 @@ def test_what_is_in_force_is_said_before_more_is_asked_for() -> None:
 
 def test_deferred_connections_go_on_when_the_manager_declines() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.05)
-    node.deferred({1: [7]}, AT + 0.1)
+    node.on_budget_used_up(1, AT + 0.05)
+    node.on_deferred({1: [7]}, AT + 0.1)
     done(node, AT + 0.1)
-    node.received(Declined(1, VM, FLOOR), AT + 0.11)
+    node.on_message(Declined(1, VM, FLOOR), AT + 0.11)
     commands = done(node, AT + 0.11)
     assert commands[0] == Release((7,))
     assert entry(commands).defer_after is None
@@ -156,87 +156,87 @@ def test_deferred_connections_go_on_when_the_manager_declines() -> None:
 
 def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_follow() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.004)
+    node.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
-    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
+    node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
     programmed = entry(done(node, AT + 0.008))
     assert programmed.ports == DOUBLE
     assert programmed.budget is not None
-    node.spent(1, AT + 0.014)
+    node.on_budget_used_up(1, AT + 0.014)
     (need,) = needs(done(node, AT + 0.014))
     assert need.ports == DOUBLE
 
 
 def test_who_is_refused_more_ports_gets_a_new_budget_and_waits() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.004)
+    node.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
-    node.received(Refused(1, VM, "exhausted", "the pool is short"), AT + 0.01)
+    node.on_message(Refused(1, VM, "exhausted", "the pool is short"), AT + 0.01)
     assert entry(done(node, AT + 0.01)).budget is not None
-    node.spent(1, AT + 0.5)
+    node.on_budget_used_up(1, AT + 0.5)
     assert needs(done(node, AT + 0.5)) == []
-    node.spent(1, AT + 1.2)
+    node.on_budget_used_up(1, AT + 1.2)
     done(node, AT + 1.2)
-    node.spent(1, AT + 1.21)
+    node.on_budget_used_up(1, AT + 1.21)
     assert len(needs(done(node, AT + 1.21))) == 1
 
 
 def test_without_a_manager_nobody_is_asked_and_the_kernel_is_kept_ready() -> None:
     node = running(a_vm())
-    node.disconnected(AT)
-    node.spent(1, AT + 0.004)
+    node.on_disconnected(AT)
+    node.on_budget_used_up(1, AT + 0.004)
     assert needs(done(node, AT + 0.004)) == []
 
 
 def test_without_a_manager_nobody_waits_for_it() -> None:
     node = running(a_vm())
-    node.spent(1, AT + 0.05)
-    node.deferred({1: [7]}, AT + 0.1)
+    node.on_budget_used_up(1, AT + 0.05)
+    node.on_deferred({1: [7]}, AT + 0.1)
     done(node, AT + 0.1)
-    node.disconnected(AT + 0.11)
+    node.on_disconnected(AT + 0.11)
     assert Release((7,)) in done(node, AT + 0.11)
     node = running(a_vm())
-    node.disconnected(AT)
-    node.spent(1, AT + 0.05)
+    node.on_disconnected(AT)
+    node.on_budget_used_up(1, AT + 0.05)
     commands = done(node, AT + 0.05)
     assert needs(commands) == []
 
 
 def test_marks_of_nobody_are_ignored() -> None:
     node = running(a_vm())
-    node.spent(5, AT + 0.004)
+    node.on_budget_used_up(5, AT + 0.004)
     assert done(node, AT + 0.004) == []
 
 
 def test_a_vm_at_its_cap_is_refused_in_words_and_somebody_is_told() -> None:
     node = running(a_vm(at_cap=True))
-    node.spent(1, AT + 1)
+    node.on_budget_used_up(1, AT + 1)
     commands = done(node, AT + 1)
     assert needs(commands) == []
-    node.counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
+    node.on_ports_counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
     commands = done(node, AT + 1.02)
     assert RefuseNew({VM: frozenset({THERE})}, REFUSE_S) in commands
     (warning,) = (command.text for command in commands if isinstance(command, Warn))
     assert "web is at its cap and all 256 ports are in use" in warning
     assert entry(commands).at_cap
-    node.tick(AT + 1.6)
+    node.on_tick(AT + 1.6)
     again = counting(done(node, AT + 1.6))
-    node.counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
+    node.on_ports_counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
     assert RefuseNew({}, REFUSE_S) in done(node, AT + 1.62)
 
 
 def test_a_count_that_failed_can_be_made_again() -> None:
     node = running(a_vm(at_cap=True))
-    node.spent(1, AT + 1)
-    node.not_counted(counting(done(node, AT + 1)))
-    node.spent(1, AT + 2)
+    node.on_budget_used_up(1, AT + 1)
+    node.on_count_failed(counting(done(node, AT + 1)))
+    node.on_budget_used_up(1, AT + 2)
     counting(done(node, AT + 2))
 
 
 def test_the_periodic_pass_finds_what_a_lost_word_would_have_said() -> None:
     node = running(a_vm())
     use = PortUse({INTERNAL: VMPorts.of({6: range(20000, 20220)})})
-    node.arrived(use, {VM: 220}, node.applied_generation, AT + 1)
+    node.on_periodic_count(use, {VM: 220}, node.applied_generation, AT + 1)
     (need,) = needs(done(node, AT + 1))
     assert (need.ports_in_use, need.arrivals_per_s) == (220, 220.0)
 
@@ -244,9 +244,9 @@ def test_the_periodic_pass_finds_what_a_lost_word_would_have_said() -> None:
 def test_what_was_counted_before_a_change_says_nothing_after_it() -> None:
     node = running(a_vm())
     before = node.applied_generation
-    node.received(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.5)
+    node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.5)
     done(node, AT + 0.5)
-    node.arrived(PortUse({INTERNAL: VMPorts.of({6: range(20000, 20500)})}), {VM: 500}, before, AT + 1)
+    node.on_periodic_count(PortUse({INTERNAL: VMPorts.of({6: range(20000, 20500)})}), {VM: 500}, before, AT + 1)
     assert done(node, AT + 1) == []
 
 
@@ -267,8 +267,8 @@ def test_a_report_says_how_many_began_and_were_refused() -> None:
 def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
     found = HostEntry(VM, "web", 1, INTERNAL, FLOOR, frozenset({"vnet0"}), 33)
-    node.adopt([found], Path(WAY.internal_pool), frozenset({"vnet0"}), AT)
-    node.connected(AT)
-    node.received(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
+    node.on_kernel_found([found], Path(WAY.internal_pool), frozenset({"vnet0"}), AT)
+    node.on_connected(AT)
+    node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
     assert replace.host == {VM: found}
