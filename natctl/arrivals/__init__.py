@@ -1,1 +1,1 @@
-"""Connections that begin on this host's VMs: when to ask for more ports, and what waits meanwhile. Pure."""
+"""Connections that begin on this host's VMs: when more ports are asked for, and what is deferred until then. Pure."""

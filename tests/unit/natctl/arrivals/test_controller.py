@@ -54,7 +54,7 @@ def test_new_ports_bring_a_new_budget_and_another_request_may_follow() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.004)
     give(arrivals, DOUBLE, AT + 0.008)
-    # What arrived meanwhile is reckoned with.
+    # What arrived meanwhile is in the estimate.
     assert 0 < armed(arrivals) < budget(DOUBLE.size, 64, 0)
     (asked, *_) = arrivals.on_budget_used_up(VM, AT + 0.012)
     request = need(asked)
@@ -68,7 +68,7 @@ def test_the_same_ports_again_change_nothing() -> None:
     assert armed(arrivals) == before
 
 
-def test_a_slow_vm_gets_a_new_budget_and_asks_nobody() -> None:
+def test_a_slow_vm_gets_a_new_budget_and_asks_for_nothing() -> None:
     arrivals = watching()
     before = armed(arrivals)
     assert arrivals.on_budget_used_up(VM, AT + 60) == [Arm(VM)]
@@ -88,7 +88,7 @@ def test_a_budget_armed_again_is_never_the_same_number() -> None:
         assert armed(arrivals) != before
 
 
-def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
+def test_arrivals_that_need_no_ports_are_not_trusted_twice() -> None:
     """One socket to very many destinations: it grows once on the strength of arrivals, and then is counted first."""
     arrivals = watching()
     (asked,) = arrivals.on_budget_used_up(VM, AT + 0.1)
@@ -109,7 +109,7 @@ def test_arrivals_that_need_no_ports_are_not_believed_twice() -> None:
                 assert not asks(then)
 
 
-def test_who_is_doubted_and_bursts_is_believed_again() -> None:
+def test_arrivals_at_more_than_twice_the_doubted_pace_are_trusted_again() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.1)
     arrivals.on_turned_down(VM, AT + 0.11)
@@ -148,7 +148,7 @@ def test_a_count_of_ports_that_changed_says_nothing() -> None:
     assert any(isinstance(step, CountPorts) for step in arrivals.on_tick(AT + 1.22))
 
 
-def test_who_was_turned_down_is_quiet_for_a_while() -> None:
+def test_a_vm_that_was_turned_down_asks_for_nothing_for_a_while() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.004)
     assert arrivals.on_turned_down(VM, AT + 0.01) == [Arm(VM)]
@@ -188,7 +188,7 @@ def test_a_vm_at_its_cap_never_asks_and_is_refused_where_nothing_is_left() -> No
     assert armed(arrivals) == 0
 
 
-def test_a_refusal_is_said_again_until_a_count_ends_it() -> None:
+def test_a_refusal_is_renewed_until_a_count_ends_it() -> None:
     arrivals = watching(at_cap=True)
     (counting,) = arrivals.on_budget_used_up(VM, AT + 1)
     assert isinstance(counting, CountPorts)
@@ -243,7 +243,7 @@ def test_a_budget_found_in_the_kernel_stays() -> None:
     assert arrivals.budget(VM) == 33
 
 
-def test_word_of_an_older_budget_is_not_taken_for_one_of_the_new() -> None:
+def test_a_signal_of_an_older_budget_is_not_taken_for_one_of_the_new() -> None:
     arrivals = watching()
     assert arrivals.on_budget_used_up(VM, AT + 0.004)
     arrivals.on_vm(a_vm(DOUBLE), AT + 0.008)

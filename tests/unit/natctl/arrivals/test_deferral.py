@@ -53,7 +53,7 @@ def test_what_is_deferred_goes_on_with_more_ports() -> None:
     assert hold(arrivals, AT + 0.014) == []
 
 
-def test_a_range_that_moves_takes_along_who_waits() -> None:
+def test_deferred_connections_go_along_to_a_range_elsewhere() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.004)
     arrivals.on_deferred(VM, [7], AT + 0.01)
@@ -62,8 +62,8 @@ def test_a_range_that_moves_takes_along_who_waits() -> None:
     assert hold(arrivals, AT + 0.013) == [Release((7,))]
 
 
-def test_who_waits_without_a_burst_is_counted_first_and_asked_for_once() -> None:
-    """What is deferred is counted before it is known where to it goes: it may need no port, and others have ended."""
+def test_deferred_without_a_burst_ports_are_counted_first_and_asked_for_once() -> None:
+    """A connection is deferred before its destination is known: it may need no port, and others have ended."""
     arrivals = watching()
     (counting,) = arrivals.on_deferred(VM, [7], AT + 0.5)
     assert counting == count(FLOOR)
@@ -74,18 +74,18 @@ def test_who_waits_without_a_burst_is_counted_first_and_asked_for_once() -> None
     assert arrivals.on_deferred(VM, [9], AT + 0.53) == []
 
 
-def test_a_count_that_finds_room_lets_those_go_on_that_wait() -> None:
+def test_a_count_that_finds_room_releases_what_is_deferred() -> None:
     arrivals = watching()
     (counting,) = arrivals.on_deferred(VM, [7], AT + 0.5)
     assert isinstance(counting, CountPorts)
     assert arrivals.on_counted(counting, evenly(20), frozenset(), AT + 0.52) == [Arm(VM)]
     assert hold(arrivals, AT + 0.53) == [Release((7,))]
-    # Nor is anybody counted all the time.
+    # Nor is there a count each time.
     assert arrivals.on_deferred(VM, [8], AT + 0.6) == [Release((8,)), Arm(VM)]
     assert arrivals.defer_after(VM) is None
 
 
-def test_that_a_range_is_used_up_is_news_to_who_turned_us_down() -> None:
+def test_deferred_connections_are_a_reason_to_ask_again_after_being_turned_down() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.004)
     arrivals.on_turned_down(VM, AT + 0.006)
@@ -117,7 +117,7 @@ def test_no_more_go_on_than_find_a_port_and_for_the_others_more_is_asked_for() -
     assert (*released.packets, *rest.packets) == tuple(range(2000))
 
 
-def test_who_is_turned_down_waits_no_longer_and_nobody_after_it_for_a_while() -> None:
+def test_a_vm_that_is_turned_down_releases_its_connections_and_defers_none_for_a_while() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.1)
     arrivals.on_deferred(VM, [7], AT + 0.2)
@@ -133,7 +133,7 @@ def test_who_is_turned_down_waits_no_longer_and_nobody_after_it_for_a_while() ->
     assert arrivals.defer_after(VM) is not None
 
 
-def test_other_ports_make_patient_at_once() -> None:
+def test_other_ports_enable_deferral_at_once() -> None:
     arrivals = watching()
     arrivals.on_deferred(VM, [7], AT + 0.5)
     arrivals.on_turned_down(VM, AT + 0.52)
@@ -141,7 +141,7 @@ def test_other_ports_make_patient_at_once() -> None:
     assert arrivals.defer_after(VM) is not None
 
 
-def test_nobody_waits_for_a_manager_that_does_not_hear() -> None:
+def test_without_a_session_nothing_stays_deferred() -> None:
     arrivals = watching()
     arrivals.on_budget_used_up(VM, AT + 0.1)
     arrivals.on_deferred(VM, [7], AT + 0.2)
@@ -170,7 +170,7 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
     assert asks(arrivals.on_periodic_count(VM, FLOOR, evenly(250), 250, AT - 3598))
 
 
-def test_nobody_waits_longer_than_tcp_does() -> None:
+def test_no_connection_is_deferred_for_longer_than_tcp_waits() -> None:
     arrivals = watching()
     arrivals.on_deferred(VM, [7], AT + 0.5)
     assert arrivals.on_tick(AT + 0.6) == []
@@ -179,7 +179,7 @@ def test_nobody_waits_longer_than_tcp_does() -> None:
     assert arrivals.defer_after(VM) is None
 
 
-def test_whoever_waits_is_looked_after_in_time() -> None:
+def test_the_deadline_is_that_of_the_first_deferred_connection() -> None:
     arrivals, other = watching(), DomainUUID("22222222-2222-4222-8222-222222222222")
     arrivals.on_vm(a_vm(PortRange(20000, 20255), domain=other), AT)
     hold(arrivals, AT)
@@ -193,7 +193,7 @@ def test_whoever_waits_is_looked_after_in_time() -> None:
     assert arrivals.deadline is None
 
 
-def test_who_waits_for_a_vm_that_is_gone_is_let_go() -> None:
+def test_deferred_connections_of_a_vm_that_is_gone_are_released() -> None:
     arrivals = watching()
     arrivals.on_deferred(VM, [7], AT + 0.5)
     arrivals.on_gone(VM)
@@ -207,7 +207,7 @@ def test_a_vm_at_its_cap_is_refused_and_not_deferred() -> None:
     assert arrivals.on_deferred(VM, [7], AT + 1) == [Release((7,))]
 
 
-def test_word_of_an_older_deferral_lets_go_at_once() -> None:
+def test_what_an_older_budget_deferred_is_released_at_once() -> None:
     arrivals = watching()
     assert arrivals.on_deferred(VM, [7], AT + 0.0001) == [Release((7,))]
     arrivals.on_vm(a_vm(DOUBLE), AT + 0.5)

@@ -167,7 +167,7 @@ def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_foll
     assert need.ports == DOUBLE
 
 
-def test_who_is_refused_more_ports_gets_a_new_budget_and_waits() -> None:
+def test_a_vm_that_is_refused_more_ports_gets_a_new_budget_and_asks_later() -> None:
     node = running(a_vm())
     node.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
@@ -181,14 +181,14 @@ def test_who_is_refused_more_ports_gets_a_new_budget_and_waits() -> None:
     assert len(needs(done(node, AT + 1.21))) == 1
 
 
-def test_without_a_manager_nobody_is_asked_and_the_kernel_is_kept_ready() -> None:
+def test_without_a_manager_nothing_is_asked_for_and_the_kernel_is_kept_ready() -> None:
     node = running(a_vm())
     node.on_disconnected(AT)
     node.on_budget_used_up(1, AT + 0.004)
     assert needs(done(node, AT + 0.004)) == []
 
 
-def test_without_a_manager_nobody_waits_for_it() -> None:
+def test_without_a_manager_nothing_stays_deferred() -> None:
     node = running(a_vm())
     node.on_budget_used_up(1, AT + 0.05)
     node.on_deferred({1: [7]}, AT + 0.1)
@@ -202,13 +202,13 @@ def test_without_a_manager_nobody_waits_for_it() -> None:
     assert needs(commands) == []
 
 
-def test_marks_of_nobody_are_ignored() -> None:
+def test_marks_of_no_vm_are_ignored() -> None:
     node = running(a_vm())
     node.on_budget_used_up(5, AT + 0.004)
     assert done(node, AT + 0.004) == []
 
 
-def test_a_vm_at_its_cap_is_refused_in_words_and_somebody_is_told() -> None:
+def test_a_vm_at_its_cap_is_refused_and_the_operator_is_told() -> None:
     node = running(a_vm(at_cap=True))
     node.on_budget_used_up(1, AT + 1)
     commands = done(node, AT + 1)
@@ -233,7 +233,7 @@ def test_a_count_that_failed_can_be_made_again() -> None:
     counting(done(node, AT + 2))
 
 
-def test_the_periodic_pass_finds_what_a_lost_word_would_have_said() -> None:
+def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
     node = running(a_vm())
     use = PortUse({INTERNAL: VMPorts.of({6: range(20000, 20220)})})
     node.on_periodic_count(use, {VM: 220}, node.applied_generation, AT + 1)
