@@ -25,7 +25,8 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path, Settings
-from natctl.netlink import encoding, nfqueue, reading, routes
+from natctl.netlink import nfqueue, routes
+from natctl.netlink.nftables import encode, read
 from natctl.netlink.wire import NETFILTER, ROUTE, Wire
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.host import Marks
@@ -200,7 +201,7 @@ class Kernel:
 
     def _observe(self) -> Observed:
         nft, rt = self._wires()
-        return observed(self._settings, reading.read(nft), routes.observe(rt))
+        return observed(self._settings, read.read(nft), routes.observe(rt))
 
     def _change_all(self, change: Change) -> None:
         self._settle(self._belief.desired.merged(change) if self._belief is not None else self._found(change))
@@ -252,13 +253,13 @@ class Kernel:
         """Compare everything with reality, mend it, and believe it."""
         nft, _ = self._wires()
         for _ in range(_ATTEMPTS):
-            seen = reading.read(nft)
+            seen = read.read(nft)
             try:
                 with _collecting_later():
                     return self._settle_once(desired, seen)
             except KernelError as error:
                 refused = error
-                if error.errno not in _MISMATCH or reading.generation(nft) == seen.generation:
+                if error.errno not in _MISMATCH or read.generation(nft) == seen.generation:
                     raise
                 # Somebody had a transaction between our look and ours: look again.
         raise refused
@@ -309,7 +310,7 @@ class Kernel:
         try:
             routes.put(rt, ways.put)
             if tables.operations:
-                nft.execute(encoding.transaction(tables.operations), "program nftables")
+                nft.execute(encode.transaction(tables.operations), "program nftables")
         except KernelError:
             _undo(rt, ways.put, ways_before)
             raise
@@ -320,7 +321,7 @@ class Kernel:
         if belief is None:
             return ()
         nft, rt = self._wires()
-        if reading.generation(nft) != belief.generation:
+        if read.generation(nft) != belief.generation:
             return self._settle(belief.desired)
         ways_now = routes.observe(rt)
         ways = routing.steps(self._routing(belief.desired), ways_now)
@@ -351,7 +352,7 @@ class Kernel:
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
         nft, _ = self._wires()
-        connections, refused = (reading.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
+        connections, refused = (read.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
         keys = {element.key: domain for domain, element in _bindings(belief)}
         return Counted(
             {keys[key]: packets for key, packets in connections.items() if key in keys},
@@ -374,10 +375,10 @@ class Kernel:
 
     def _remove(self) -> None:
         nft, rt = self._wires()
-        tables = reading.tables(nft)
+        tables = read.tables(nft)
         if tables:
             gone = [DeleteTable(family) for family in sorted(tables)]
-            nft.execute(encoding.transaction(gone), "remove our nftables tables")
+            nft.execute(encode.transaction(gone), "remove our nftables tables")
         routes.drop(rt, routes.observe(rt))
         self._belief = None
 

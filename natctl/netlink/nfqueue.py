@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from natctl.model.entries import Queueing
-from natctl.netlink import encoding
 from natctl.netlink.frames import attribute, attributes
 from natctl.netlink.netfilter import Listener, packets_in
+from natctl.netlink.nftables import encode
 from natctl.netlink.wire import Wire
 from natctl.ruleset.expressions import extension_queue_to, queue_to
 
@@ -46,7 +46,7 @@ def queueing(wire: Wire) -> Queueing:
     """
     ways = {Queueing.NATIVE: queue_to(0), Queueing.EXTENSION: extension_queue_to(0)}
     for way, expression in ways.items():
-        if not wire.answer_to_last(encoding.trial(expression), "try whether packets can be queued"):
+        if not wire.answer_to_last(encode.trial(expression), "try whether packets can be queued"):
             return way
     return Queueing.NONE
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natctl.netlink import encoding, wire
+from natctl.netlink import wire
+from natctl.netlink.nftables import encode
 from natctl.ruleset import expressions as nft
 from natctl.ruleset import labels
 from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
@@ -182,7 +183,7 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
 @pytest.mark.parametrize("command", GOLDEN)
 def test_a_message_is_what_nft_would_send(command: str) -> None:
     operation, golden = GOLDEN[command]
-    begin, member, end = encoding.transaction([operation])
+    begin, member, end = encode.transaction([operation])
     assert _without_digest(operation, member.data).hex(" ", 4) == golden
     # NFNL_MSG_BATCH_BEGIN and _END, for the subsystem nftables.
     assert begin.data.hex(" ", 4) == "14000000 10000100 00000000 00000000 0000000a"
@@ -201,13 +202,13 @@ def _without_digest(operation: Operation, data: bytes) -> bytes:
 
 def test_only_the_last_member_asks_for_an_answer() -> None:
     operations: list[Operation] = [AddTable(IP), AddTable(Family.BRIDGE)]
-    flags = [struct.unpack_from("=H", member.data, 6)[0] & wire.ACK for member in encoding.transaction(operations)]
+    flags = [struct.unpack_from("=H", member.data, 6)[0] & wire.ACK for member in encode.transaction(operations)]
     assert flags == [0, 0, wire.ACK, 0]
 
 
 def test_many_elements_take_several_messages_of_which_none_is_too_long() -> None:
     elements = tuple(RANGE._replace(key=number.to_bytes(4, "big") + port_word(1)) for number in range(5000))
-    _, *members, _ = encoding.transaction([AddElements((IP, "outbound"), elements)])
+    _, *members, _ = encode.transaction([AddElements((IP, "outbound"), elements)])
     assert len(members) > 1
     assert all(len(member.data) < 65536 for member in members)
     lists = [wire.attributes(member.data, 20)[3] for member in members]
@@ -229,7 +230,7 @@ def test_many_elements_take_several_messages_of_which_none_is_too_long() -> None
     )
 )
 def test_an_element_can_be_taken_apart_again(element: Element) -> None:
-    (item,) = wire.each(encoding.packed_element(element))
+    (item,) = wire.each(encode.packed_element(element))
     parts = wire.attributes(item)
     assert wire.attributes(parts[1])[1] == element.key
     assert (wire.attributes(parts[10])[1] if 10 in parts else b"") == element.key_end

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from natctl.netlink import wire
-from natctl.netlink.messages import chain_msg, nfgen_msg, rule_msg, set_msg, table_msg
+from natctl.netlink.nftables.schema import chain_msg, nfgen_msg, rule_msg, set_msg, table_msg
 from natctl.netlink.wire import Member, attribute
 from natctl.ruleset import labels
 from natctl.ruleset.plan import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from natctl.netlink import encoding
+from natctl.netlink.nftables import encode
 from natctl.netlink.wire import Wire, attribute, attributes, each, text
 from natctl.ruleset import labels
 from natctl.ruleset.values import (
@@ -33,7 +33,7 @@ def generation(wire: Wire) -> int:
 
     :raise KernelError: When the kernel refuses.
     """
-    body = wire.ask(encoding.request(encoding.GET_GENERATION, 0, 1), "read the nftables generation")
+    body = wire.ask(encode.request(encode.GET_GENERATION, 0, 1), "read the nftables generation")
     return int.from_bytes(attributes(body, 4)[1], "big")
 
 
@@ -104,7 +104,7 @@ class _Reader:
     def _list(self, kind: int, family: Family, *more: bytes) -> list[dict[int, bytes]]:
         # The kernel filters rules by table, but not tables, chains and sets on every version: filter here too.
         table = attribute(1, TABLE.encode() + b"\0")
-        asked = encoding.request(kind, family, 0x301, table, *more)
+        asked = encode.request(kind, family, 0x301, table, *more)
         found = [attributes(body, 4) for body in self._wire.dump(asked, _ACTION) if body[0] == family]
         return [item for item in found if text(item.get(1, b"")) == TABLE]
 
@@ -112,9 +112,9 @@ class _Reader:
         if not self.has_table(family):
             return
         self._tables.add(family)
-        for chain in self._list(encoding.GET_CHAIN, family):
+        for chain in self._list(encode.GET_CHAIN, family):
             self._hooks[family, text(chain[3])] = _hook(chain)
-        for rule in self._list(encoding.GET_RULE, family):
+        for rule in self._list(encode.GET_RULE, family):
             self._read_rule((family, text(rule[2])), rule)
 
     def _read_rule(self, place: Place, rule: dict[int, bytes]) -> None:
@@ -131,20 +131,20 @@ class _Reader:
     def _read_sets(self, family: Family) -> None:
         if family not in self._tables:
             return
-        for item in self._list(encoding.GET_SET, family):
+        for item in self._list(encode.GET_SET, family):
             place = (family, text(item[2]))
             self._sets[place] = labels.digest_of(item.get(13, b""))
             self._elements[place] = {}
 
     def _read_lifetimes(self, family: Family) -> None:
         if family in self._tables:
-            for item in self._list(encoding.GET_OBJECT, family):
+            for item in self._list(encode.GET_OBJECT, family):
                 self._lifetimes[family, text(item[2])] = _lifetimes(item)
 
     def read_elements(self, place: Place) -> None:
         name = attribute(2, place[1].encode() + b"\0")
         held = self._elements.setdefault(place, {})
-        for message in self._list(encoding.GET_ELEMENTS, place[0], name):
+        for message in self._list(encode.GET_ELEMENTS, place[0], name):
             for item in each(message.get(3, b"")):
                 element, packets = _element(item)
                 held[element.key, element.interval_end] = element
@@ -197,7 +197,7 @@ def _life(expression: dict[int, bytes]) -> tuple[int | None, int | None]:
 
 
 def _lifetimes(item: dict[int, bytes]) -> Lifetimes | None:
-    if int.from_bytes(item.get(3, b""), "big") != encoding.CT_TIMEOUT:
+    if int.from_bytes(item.get(3, b""), "big") != encode.CT_TIMEOUT:
         return None
     data = attributes(item.get(4, b""))
     seconds = attributes(data.get(3, b""))

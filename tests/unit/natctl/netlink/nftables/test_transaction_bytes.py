@@ -1,7 +1,7 @@
 """
 The bytes of whole transactions, pinned: what a host and an edge send for everything that they can hold.
 
-The golden messages of ``test_encoding`` show what single bytes mean. These digests show that a change of the code that
+The golden messages of ``test_encode`` show what single bytes mean. These digests show that a change of the code that
 encodes changes no byte anywhere; when rules or sets change on purpose, the digests do too.
 """
 
@@ -20,7 +20,8 @@ from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
 from natctl.model.entries import Destination, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Queueing, Settings
-from natctl.netlink import encoding, routes
+from natctl.netlink import routes
+from natctl.netlink.nftables import encode
 from natctl.netlink.wire import ROUTE, Member, Wire
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.routing import Routing
@@ -79,7 +80,7 @@ def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[Edg
 
 def digest(*plans: plan.Plan) -> str:
     """Number of messages, their bytes, and a hash over all of them."""
-    members = [member for each in plans for member in encoding.transaction(each.operations)]
+    members = [member for each in plans for member in encode.transaction(each.operations)]
     data = b"".join(member.data for member in members)
     return f"{len(members)} messages, {len(data)} bytes, {hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
