@@ -15,11 +15,10 @@ import time
 from typing import Final
 
 from bench.worker import answer_lines
-from natctl.netlink.frames import HEADER, SOL_NETLINK, aligned, attributes
+from natctl.netlink.message import attribute_map, netfilter_bodies, text
 
-_NETLINK_NETFILTER, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 12, 1, 7
+_NETLINK_NETFILTER, _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES = 12, 270, 1, 7
 _NEW_SET_ELEMENT: Final = 10 << 8 | 12  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWSETELEM
-_NFGENMSG_BYTES: Final = 4
 _SET_NAME: Final = 2  # NFTA_SET_ELEM_LIST_SET
 _RECEIVE_BYTES: Final = 1 << 18
 
@@ -35,7 +34,7 @@ class _Here:
         """Begin to note when the kernel says that elements were added to a set or map of this namespace."""
         news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         news.bind((0, 0))
-        news.setsockopt(SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        news.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
 
     def heard(self) -> list[tuple[float, str]]:
@@ -72,16 +71,8 @@ class _Here:
 
 
 def _sets_in(buffer: bytes) -> list[str]:
-    names, offset = [], 0
-    while offset + HEADER.size <= len(buffer):
-        length, kind, _, _, _ = HEADER.unpack_from(buffer, offset)
-        end = min(offset + length, len(buffer))
-        if kind == _NEW_SET_ELEMENT:
-            for attribute, start, behind in attributes(buffer, offset + HEADER.size + _NFGENMSG_BYTES, end):
-                if attribute == _SET_NAME:
-                    names.append(buffer[start:behind].rstrip(b"\0").decode())
-        offset += max(aligned(length), HEADER.size)
-    return names
+    parts = (attribute_map(buffer[start:end]) for start, end in netfilter_bodies(buffer, _NEW_SET_ELEMENT))
+    return [text(part[_SET_NAME]) for part in parts if _SET_NAME in part]
 
 
 if __name__ == "__main__":

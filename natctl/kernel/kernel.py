@@ -27,7 +27,7 @@ from natctl import ruleset
 from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
-from natctl.netlink.wire import NETFILTER, ROUTE, Wire
+from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.host import Marks
 from natctl.ruleset.plan import DeleteTable, Plan
@@ -87,8 +87,8 @@ class Kernel:
             Marks.of_mask(settings.host.mark_mask)
         self._settings = settings
         self._belief: _Belief | None = None
-        self._nft: Wire | None = None
-        self._rt: Wire | None = None
+        self._nft: Socket | None = None
+        self._rt: Socket | None = None
         self._lock = asyncio.Lock()
 
     async def observe(self) -> Observed:
@@ -163,7 +163,7 @@ class Kernel:
         :raise KernelError: When the kernel refuses; then what was said before holds on, until its time is over.
         """
         async with self._lock:
-            self._wires()
+            self._sockets()
             self._refuse(where, for_s)
 
     async def remove(self) -> None:
@@ -178,30 +178,30 @@ class Kernel:
     async def close(self) -> None:
         """Close the sockets. The kernel goes on with what it holds."""
         async with self._lock:
-            for wire in (self._nft, self._rt):
-                if wire is not None:
-                    wire.close()
+            for each in (self._nft, self._rt):
+                if each is not None:
+                    each.close()
             self._nft = self._rt = None
 
     async def _elsewhere(self, work: Callable[..., _T], *arguments: object) -> _T:
         # A thread takes the namespace of the one that starts it, but the executor's may be older: open the sockets
         # here.
-        self._wires()
+        self._sockets()
         return await asyncio.to_thread(work, *arguments)
 
-    def _wires(self) -> tuple[Wire, Wire]:
+    def _sockets(self) -> tuple[Socket, Socket]:
         if self._nft is None:
-            self._nft = Wire(NETFILTER)
+            self._nft = Socket(NETFILTER, "reach nftables")
             if self._settings.host is not None:
                 able = dataclasses.replace(self._settings.host, queueing=nfqueue.queueing(self._nft))
                 self._settings = dataclasses.replace(self._settings, host=able)
         if self._rt is None:
-            self._rt = Wire(ROUTE)
+            self._rt = Socket(ROUTE, "reach the routing tables")
         return self._nft, self._rt
 
     def _observe(self) -> Observed:
-        nft, rt = self._wires()
-        return observed(self._settings, read.read(nft), routes.observe(rt))
+        nft, rt = self._sockets()
+        return observed(self._settings, read.read(nft), routes.read(rt))
 
     def _change_all(self, change: Change) -> None:
         self._settle(self._belief.desired.merged(change) if self._belief is not None else self._found(change))
@@ -251,7 +251,7 @@ class Kernel:
 
     def _settle(self, desired: _Desired) -> tuple[str, ...]:
         """Compare everything with reality, mend it, and believe it."""
-        nft, _ = self._wires()
+        nft, _ = self._sockets()
         for _ in range(_ATTEMPTS):
             seen = read.read(nft)
             try:
@@ -265,8 +265,8 @@ class Kernel:
         raise refused
 
     def _settle_once(self, desired: _Desired, seen: Seen) -> tuple[str, ...]:
-        _, rt = self._wires()
-        ways_now = routes.observe(rt)
+        _, rt = self._sockets()
+        ways_now = routes.read(rt)
         belief = self._believed(desired, seen)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
         tables = plan.difference(
@@ -306,7 +306,7 @@ class Kernel:
 
     def _apply(self, tables: Plan, ways: Steps, ways_before: Routing) -> None:
         """Carry out; when the tables are refused, the routes are as before."""
-        nft, rt = self._wires()
+        nft, rt = self._sockets()
         try:
             routes.put(rt, ways.put)
             if tables.operations:
@@ -320,10 +320,10 @@ class Kernel:
         belief = self._belief
         if belief is None:
             return ()
-        nft, rt = self._wires()
+        nft, rt = self._sockets()
         if read.generation(nft) != belief.generation:
             return self._settle(belief.desired)
-        ways_now = routes.observe(rt)
+        ways_now = routes.read(rt)
         ways = routing.steps(self._routing(belief.desired), ways_now)
         self._apply(Plan(), ways, ways_now)
         return (*ways.differences, *self._switch())
@@ -351,7 +351,7 @@ class Kernel:
         belief = self._belief
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
-        nft, _ = self._wires()
+        nft, _ = self._sockets()
         connections, refused = (read.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
         keys = {element.key: domain for domain, element in _bindings(belief)}
         return Counted(
@@ -374,12 +374,12 @@ class Kernel:
         belief.generation += 1
 
     def _remove(self) -> None:
-        nft, rt = self._wires()
+        nft, rt = self._sockets()
         tables = read.tables(nft)
         if tables:
             gone = [DeleteTable(family) for family in sorted(tables)]
             nft.execute(encode.transaction(gone), "remove our nftables tables")
-        routes.drop(rt, routes.observe(rt))
+        routes.drop(rt, routes.read(rt))
         self._belief = None
 
 
@@ -454,7 +454,7 @@ def _by_internal(seen: Seen) -> dict[bytes, list[Element]]:
     return found
 
 
-def _undo(rt: Wire, put: Routing, before: Routing) -> None:
+def _undo(rt: Socket, put: Routing, before: Routing) -> None:
     """Best effort: the first error is the one to report."""
     was = {to: before.internals[to] for to in put.internals if to in before.internals}
     is_new = {to: via for to, via in put.internals.items() if to not in before.internals}

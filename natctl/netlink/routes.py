@@ -1,4 +1,9 @@
-"""Our routes and rules, over rtnetlink."""
+"""
+Our routes and rules, over rtnetlink.
+
+The rule goes through pyroute2's message class. Routes, of which there is one a VM, are packed here: pyroute2 takes
+some 100 µs for each (``docs/design/0006-netlink.md``).
+"""
 
 from __future__ import annotations
 
@@ -6,28 +11,50 @@ import errno
 import functools
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final, NamedTuple
 
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
+from pyroute2.netlink.rtnl import (
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_GETROUTE,
+    RTM_GETRULE,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    rt_scope,
+    rt_type,
+)
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
 from cpm.protocol.errors import KernelError
-from natctl.netlink import wire
-from natctl.netlink.wire import Member, Wire, attribute, attributes
+from natctl.netlink.message import (
+    MalformedMessage,
+    Request,
+    aligned,
+    asking_for_answer,
+    attribute,
+    attribute_map,
+    message,
+    native_number,
+    native_u32,
+)
+from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
 
-_NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE = 24, 25, 26
-_NEW_RULE, _DELETE_RULE, _GET_RULE = 32, 33, 34
-_MAIN = 254
-_UNICAST, _UNREACHABLE = 1, 7
-_TO_TABLE = 1
-_LINK_SCOPE_NOWHERE, _UNIVERSE = 255, 0
-_DESTINATION, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE = 1, 5, 6, 9, 15
-_RULE_PRIORITY, _RULE_MARK, _RULE_TABLE = 6, 10, 15
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_MANY: Final = 500
-"""Messages in one request: others wait meanwhile for the lock that routes have, and errors must fit our buffer."""
+_MAIN: Final = 254
+_UNICAST, _UNREACHABLE = rt_type["unicast"], rt_type["unreachable"]
+_UNIVERSE, _NOWHERE = rt_scope["universe"], rt_scope["nowhere"]
+_TO_TABLE: Final = 1  # FR_ACT_TO_TBL
+_RTA_DST, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 5, 6, 9, 15
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_PROTOCOL = 6, 10, 15, 21
+_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+"""``struct rtmsg``, and ``struct fib_rule_hdr``, which has the same size."""
+_NEXT_HOP: Final = struct.Struct("=HBBi")
+"""``struct rtnexthop``"""
+_BATCH: Final = 500
+"""Requests in one batch: others wait meanwhile for the lock that routes have, and errors must fit our buffer."""
 
 
 class _ToVM(NamedTuple):
@@ -38,177 +65,186 @@ class _ToVM(NamedTuple):
         return f"route to {IPv4Address(self.to)} via {IPv4Address(self.via)}"
 
 
-def observe(wire_: Wire) -> Routing:
+def read(rtnl: Socket) -> Routing:
     """
     Return what the kernel holds of ours.
 
-    :raise KernelError: When the kernel refuses.
+    :raise KernelError: When the kernel refuses, or what it sends cannot be read.
+    """
+    return decode(
+        rtnl.dump_bodies(_route(RTM_GETROUTE, NLM_F_DUMP), _RTMSG.size, "read our routes"),
+        rtnl.dump_bodies(_rules_request(), _RTMSG.size, "read our routing rules"),
+    )
+
+
+def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
+    """
+    Return what lists of routes and rules say; of the rules, only ours count.
+
+    :param routes: Bodies of messages, each at least as long as its fixed header; of our protocol number.
+    :raise MalformedMessage: When an address is none.
     """
     internals: dict[bytes, bytes] = {}
     pool: IPv4Network | None = None
     way: tuple[int, frozenset[IPv4Address]] | None = None
-    for body in wire_.dump(_header(_GET_ROUTE, wire.DUMP, 0, 0, 0, 0, 0), "read our routes"):
-        _, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
-        parts = attributes(body, _ROUTE.size)
-        table = _word(parts.get(_TABLE)) or table
-        to = parts.get(_DESTINATION, bytes(4))
-        if kind == _UNREACHABLE:
-            pool = IPv4Network((to, length))
-        elif length == 32 and _GATEWAY in parts:
-            internals[to] = parts[_GATEWAY]
-        elif length == 0:
-            way = (table, frozenset(_next_hops(parts)))
-    return Routing(internals, pool, _observed_rule(wire_), way)
+    try:
+        for body in routes:
+            _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
+            parts = attribute_map(body, _RTMSG.size)
+            to = parts.get(_RTA_DST, bytes(4))
+            if kind == _UNREACHABLE:
+                pool = IPv4Network((to, length))
+            elif length == 32 and _RTA_GATEWAY in parts:
+                internals[to] = parts[_RTA_GATEWAY]
+            elif length == 0:
+                table = native_number(parts.get(_RTA_TABLE, b"")) or table
+                way = (table, frozenset(_next_hops(parts)))
+    except ValueError as error:
+        raise MalformedMessage("read our routes", str(error)) from error
+    return Routing(internals, pool, _our_rule(rules), way)
 
 
-def put(wire_: Wire, routing: Routing) -> None:
+def put(rtnl: Socket, routing: Routing) -> None:
     """
     Add these, or replace what is there in their stead.
 
     :raise KernelError: When the kernel refuses one; those before it stand.
     """
     action = "program routes"
-    to_vms = (_internal(_NEW_ROUTE, wire.CREATE | wire.REPLACE, to, via) for to, via in routing.internals.items())
-    _execute(wire_, to_vms, action)
+    create = NLM_F_CREATE | NLM_F_REPLACE
+    _execute(rtnl, (_to_vm(RTM_NEWROUTE, create, to, via) for to, via in routing.internals.items()), action)
     if routing.pool is not None:
-        _execute(wire_, [_pool(_NEW_ROUTE, wire.CREATE | wire.REPLACE, routing.pool)], action)
+        _execute(rtnl, [_pool(RTM_NEWROUTE, create, routing.pool)], action)
     if routing.way is not None:
-        _execute(wire_, [_way(*routing.way)], action)
+        _execute(rtnl, [_way(*routing.way)], action)
     if routing.rule is not None:
-        _execute(wire_, [_rule(_NEW_RULE, wire.CREATE | wire.EXCLUSIVE, routing.rule)], action)
+        _execute(rtnl, [_rule(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, routing.rule)], action)
 
 
-def drop(wire_: Wire, routing: Routing) -> None:
+def drop(rtnl: Socket, routing: Routing) -> None:
     """
     Remove these; what is gone already is no error.
 
     :raise KernelError: When the kernel refuses one.
     """
-    gone = [_internal(_DELETE_ROUTE, wire.ACK, to, via) for to, via in routing.internals.items()]
+    surplus = [_to_vm(RTM_DELROUTE, NLM_F_ACK, to, via) for to, via in routing.internals.items()]
     if routing.pool is not None:
-        gone.append(_pool(_DELETE_ROUTE, 0, routing.pool))
+        surplus.append(_pool(RTM_DELROUTE, 0, routing.pool))
     if routing.rule is not None:
-        gone.append(_rule(_DELETE_RULE, 0, routing.rule))
+        surplus.append(_rule(RTM_DELRULE, 0, routing.rule))
     if routing.way is not None:
-        header = _header(_DELETE_ROUTE, wire.ACK, 0, routing.way[0], _UNICAST, _LINK_SCOPE_NOWHERE, 0)
-        gone.append(Member(header, f"delete the default route in table {routing.way[0]}"))
-    for member in gone:
+        table = routing.way[0]
+        data = _route(RTM_DELROUTE, NLM_F_ACK, table=table, kind=_UNICAST, scope=_NOWHERE)
+        surplus.append(Request(data, f"delete the default route in table {table}"))
+    for request in surplus:
         try:
-            wire_.execute([member], "withdraw routes")
+            rtnl.execute([request], "withdraw routes")
         except KernelError as error:
             if error.errno not in (errno.ESRCH, errno.ENOENT):
                 raise
 
 
-def _execute(wire_: Wire, members: Iterable[Member], action: str) -> None:
-    waiting = list(members)
-    for start in range(0, len(waiting), _MANY):
-        some = waiting[start : start + _MANY]
-        some[-1] = _asking(some[-1])
-        wire_.execute(some, action)
+def _execute(rtnl: Socket, requests: Iterable[Request], action: str) -> None:
+    waiting = list(requests)
+    for start in range(0, len(waiting), _BATCH):
+        batch = waiting[start : start + _BATCH]
+        # An answer to each of very many would cost as much as the routes.
+        batch[-1] = asking_for_answer(batch[-1])
+        rtnl.execute(batch, action)
 
 
-def _asking(member: Member) -> Member:
-    """Have the kernel answer this one: an answer to each of very many would cost as much as the routes."""
-    flags = int(struct.unpack_from("=H", member.data, 6)[0]) | wire.ACK
-    return Member(member.data[:6] + struct.pack("=H", flags) + member.data[8:], member.words)
-
-
-def _header(kind: int, flags: int, length: int, table: int, route: int, scope: int, size: int) -> bytes:
-    protocol = PROTOCOL
+def _route(
+    request: int, flags: int, *parts: bytes, length: int = 0, table: int = 0, kind: int = 0, scope: int = 0
+) -> bytes:
+    """Pack a route; all of ours have our protocol number."""
     small = table if table < 256 else 0
-    fixed = _ROUTE.pack(socket.AF_INET, length, 0, 0, small, protocol, scope, route, 0)
-    more = attribute(_TABLE, struct.pack("=I", table)) if table >= 256 else b""
-    total = 16 + len(fixed) + len(more) + size
-    return struct.pack("=IHHII", total, kind, wire.REQUEST | flags, 0, 0) + fixed + more
+    fixed = _RTMSG.pack(socket.AF_INET, length, 0, 0, small, PROTOCOL, scope, kind, 0)
+    more = attribute(_RTA_TABLE, native_u32(table)) if table >= 256 else b""
+    return message(request, flags, b"".join((fixed, more, *parts)))
 
 
-def _route(kind: int, flags: int, length: int, table: int, route: int, scope: int, *parts: bytes) -> bytes:
-    body = b"".join(parts)
-    return _header(kind, flags | wire.ACK, length, table, route, scope, len(body)) + body
-
-
-def _internal(kind: int, flags: int, to: bytes, via: bytes) -> Member:
-    before, between = _frame(kind, flags)
-    return Member(before + to + between + via, _ToVM(to, via))
+def _to_vm(request: int, flags: int, to: bytes, via: bytes) -> Request:
+    before, between = _frame(request, flags)
+    return Request(before + to + between + via, _ToVM(to, via))
 
 
 @functools.cache
-def _frame(kind: int, flags: int) -> tuple[bytes, bytes]:
+def _frame(request: int, flags: int) -> tuple[bytes, bytes]:
     """Return what stands before the destination, and between it and the gateway; there is one such message a VM."""
-    scope = _UNIVERSE if kind == _NEW_ROUTE else _LINK_SCOPE_NOWHERE
-    parts = attribute(_DESTINATION, bytes(4)), attribute(_GATEWAY, bytes(4))
-    header = _header(kind, flags, 32, _MAIN, _UNICAST, scope, sum(map(len, parts)))
-    return header + parts[0][:4], parts[1][:4]
+    scope = _UNIVERSE if request == RTM_NEWROUTE else _NOWHERE
+    to, via = attribute(_RTA_DST, bytes(4)), attribute(_RTA_GATEWAY, bytes(4))
+    data = _route(request, flags, to, via, length=32, table=_MAIN, kind=_UNICAST, scope=scope)
+    return data[: -len(via) - 4], via[:4]
 
 
-def _pool(kind: int, flags: int, pool: IPv4Network) -> Member:
-    parts = attribute(_DESTINATION, pool.network_address.packed), attribute(_PRIORITY, _packed(UNREACHABLE_METRIC))
-    data = _route(kind, flags, pool.prefixlen, _MAIN, _UNREACHABLE, _UNIVERSE, *parts)
-    return Member(data, f"unreachable route {pool}")
+def _pool(request: int, flags: int, pool: IPv4Network) -> Request:
+    parts = attribute(_RTA_DST, pool.network_address.packed), attribute(_RTA_PRIORITY, native_u32(UNREACHABLE_METRIC))
+    data = _route(
+        request, flags | NLM_F_ACK, *parts, length=pool.prefixlen, table=_MAIN, kind=_UNREACHABLE, scope=_UNIVERSE
+    )
+    return Request(data, f"unreachable route {pool}")
 
 
-def _way(table: int, edges: frozenset[IPv4Address]) -> Member:
+def _way(table: int, edges: frozenset[IPv4Address]) -> Request:
     hops = sorted(edges)
-    flags = wire.CREATE | wire.REPLACE
     if len(hops) == 1:
-        part = attribute(_GATEWAY, hops[0].packed)
+        part = attribute(_RTA_GATEWAY, hops[0].packed)
     else:
-        part = attribute(_MULTIPATH, b"".join(_next_hop(address) for address in hops))
-    words = f"default route in table {table} via {', '.join(map(str, hops))}"
-    return Member(_route(_NEW_ROUTE, flags, 0, table, _UNICAST, _UNIVERSE, part), words)
+        part = attribute(_RTA_MULTIPATH, b"".join(_next_hop(address) for address in hops))
+    flags = NLM_F_CREATE | NLM_F_REPLACE | NLM_F_ACK
+    data = _route(RTM_NEWROUTE, flags, part, table=table, kind=_UNICAST, scope=_UNIVERSE)
+    return Request(data, f"default route in table {table} via {', '.join(map(str, hops))}")
 
 
 def _next_hop(address: IPv4Address) -> bytes:
-    inner = attribute(_GATEWAY, address.packed)
-    return struct.pack("=HBBi", 8 + len(inner), 0, 0, 0) + inner
+    inner = attribute(_RTA_GATEWAY, address.packed)
+    return _NEXT_HOP.pack(_NEXT_HOP.size + len(inner), 0, 0, 0) + inner
 
 
-def _next_hops(parts: dict[int, bytes]) -> Iterator[IPv4Address]:
-    if _GATEWAY in parts:
-        yield IPv4Address(parts[_GATEWAY])
-    data = parts.get(_MULTIPATH, b"")
-    while len(data) >= 8:
-        length = int(struct.unpack_from("=H", data)[0])
-        yield from (IPv4Address(value) for value in [attributes(data[8:length]).get(_GATEWAY)] if value)
-        data = data[length + 3 & ~3 :]
+def _next_hops(parts: Mapping[int, bytes]) -> Iterator[IPv4Address]:
+    if _RTA_GATEWAY in parts:
+        yield IPv4Address(parts[_RTA_GATEWAY])
+    data = parts.get(_RTA_MULTIPATH, b"")
+    while len(data) >= _NEXT_HOP.size:
+        length = int(_NEXT_HOP.unpack_from(data)[0])
+        if length < _NEXT_HOP.size:
+            return
+        gateway = attribute_map(data[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)
+        if gateway:
+            yield IPv4Address(gateway)
+        data = data[aligned(length) :]
 
 
-def _rule(kind: int, flags: int, rule: MarkRule) -> Member:
-    message: Any = fibmsg()
-    message["family"] = socket.AF_INET
-    message["action"] = _TO_TABLE
-    message["attrs"] = [
+def _rule(request: int, flags: int, rule: MarkRule) -> Request:
+    encoded: Any = fibmsg()
+    encoded["family"] = socket.AF_INET
+    encoded["action"] = _TO_TABLE
+    encoded["attrs"] = [
         ["FRA_PRIORITY", rule.priority],
         ["FRA_FWMARK", rule.mark],
         ["FRA_FWMASK", rule.mark],
         ["FRA_TABLE", rule.table],
         ["FRA_PROTOCOL", PROTOCOL],
     ]
-    message["header"]["type"] = kind
-    message["header"]["flags"] = wire.REQUEST | wire.ACK | flags
-    message["header"]["sequence_number"] = 0
-    message["header"]["pid"] = 0
-    message.reset()
-    message.encode()
-    return Member(bytes(message.data), f"rule fwmark {rule.mark:#x} lookup {rule.table}")
+    encoded["header"]["type"] = request
+    encoded["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | flags
+    encoded["header"]["sequence_number"] = 0
+    encoded["header"]["pid"] = 0
+    encoded.reset()
+    encoded.encode()
+    return Request(bytes(encoded.data), f"rule fwmark {rule.mark:#x} lookup {rule.table}")
 
 
-def _observed_rule(wire_: Wire) -> MarkRule | None:
-    request = struct.pack("=IHHII", 28, _GET_RULE, wire.REQUEST | wire.DUMP, 0, 0)
-    request += struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
-    for body in wire_.dump(request, "read our routing rules"):
-        parts = attributes(body, 12)
-        if parts.get(21) == bytes((PROTOCOL,)):
-            return MarkRule(
-                _word(parts.get(_RULE_MARK)), _word(parts.get(_RULE_TABLE)), _word(parts.get(_RULE_PRIORITY))
+def _rules_request() -> bytes:
+    return message(RTM_GETRULE, NLM_F_DUMP, _RTMSG.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0))
+
+
+def _our_rule(rules: Iterable[bytes]) -> MarkRule | None:
+    for body in rules:
+        parts = attribute_map(body, _RTMSG.size)
+        if parts.get(_FRA_PROTOCOL) == bytes((PROTOCOL,)):
+            mark, table, priority = (
+                native_number(parts.get(kind, b"")) for kind in (_FRA_FWMARK, _FRA_TABLE, _FRA_PRIORITY)
             )
+            return MarkRule(mark, table, priority)
     return None
-
-
-def _word(value: bytes | None) -> int:
-    return int(struct.unpack("=I", value)[0]) if value else 0
-
-
-def _packed(value: int) -> bytes:
-    return struct.pack("=I", value)

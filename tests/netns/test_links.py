@@ -11,6 +11,7 @@ import pytest
 
 from natctl.netlink import links
 from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, list_links, watch_links
+from natctl.netlink.socket import Listener
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns
@@ -88,14 +89,15 @@ async def test_an_interface_that_moves_to_another_namespace_is_gone_here() -> No
 
 
 async def test_after_an_overflow_comes_the_whole_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    subscribe = links._subscription
+    listener = links._listener
 
-    def small() -> socket.socket:
-        news = subscribe()
-        news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel makes it its minimum, a message or two
-        return news
+    def small() -> Listener:
+        made = listener()
+        # The kernel makes it its minimum, a message or two.
+        made._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        return made
 
-    monkeypatch.setattr(links, "_subscription", small)
+    monkeypatch.setattr(links, "_listener", small)
     async with aclosing(watch_links()) as events:
         assert await following(events, 1) == [Resync({"lo": None})]
         run(

@@ -1,16 +1,81 @@
-"""From what the kernel lists of our tables to values."""
+"""
+From what the kernel lists of our tables to values.
+
+Lists of tens of thousands of elements are read with :mod:`natctl.netlink.message`: pyroute2 takes 57 µs for an element
+and never returns for the description of a concatenated set (``docs/design/0006-netlink.md``).
+"""
 
 from __future__ import annotations
 
 import struct
 from typing import Final
 
-from natctl.netlink.nftables import encode
-from natctl.netlink.wire import Wire, attribute, attributes, each, text
+from pyroute2.netlink import NLM_F_DUMP
+from pyroute2.netlink.nfnetlink.nftsocket import (
+    NFT_MSG_GETCHAIN,
+    NFT_MSG_GETGEN,
+    NFT_MSG_GETOBJ,
+    NFT_MSG_GETRULE,
+    NFT_MSG_GETSET,
+    NFT_MSG_GETSETELEM,
+    NFT_MSG_GETTABLE,
+)
+
+from natctl.netlink.message import (
+    NFGENMSG_BYTES,
+    attribute,
+    attribute_map,
+    attribute_payloads,
+    netfilter_message,
+    network_number,
+    required,
+    terminated,
+    text,
+)
+from natctl.netlink.nftables.schema import (
+    CHAIN_HOOK,
+    CHAIN_NAME,
+    CHAIN_TYPE,
+    COUNTER_PACKETS,
+    CT_TIMEOUT,
+    CT_TIMEOUT_DATA,
+    CT_TIMEOUT_L4PROTO,
+    DATA_VALUE,
+    DATA_VERDICT,
+    ELEMENT_DATA,
+    ELEMENT_EXPRESSION,
+    ELEMENT_EXPRESSIONS,
+    ELEMENT_FLAGS,
+    ELEMENT_KEY,
+    ELEMENT_KEY_END,
+    ELEMENT_USERDATA,
+    EXPRESSION_DATA,
+    EXPRESSION_NAME,
+    GENERATION_ID,
+    HOOK_NUMBER,
+    HOOK_PRIORITY,
+    LIMIT_BURST,
+    LIMIT_FLAGS,
+    LIST_ELEMENTS,
+    LIST_SET,
+    OBJECT_DATA,
+    OBJECT_NAME,
+    OBJECT_TYPE,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
+    RULE_USERDATA,
+    SET_NAME,
+    SET_USERDATA,
+    TABLE_NAME,
+    VERDICT_CHAIN,
+    kind,
+)
+from natctl.netlink.socket import Socket
 from natctl.ruleset import labels
 from natctl.ruleset.values import (
     FLEETING,
     TABLE,
+    VM_CHAIN,
     ChainSignature,
     Element,
     Family,
@@ -22,59 +87,59 @@ from natctl.ruleset.values import (
 )
 
 _ACTION: Final = "read our nftables tables"
-_COUNTER_PACKETS = 2
-_LIMIT_BURST, _LIMIT_FLAGS = 3, 5
-_LENGTH = struct.Struct("=H")
+_LENGTH: Final = struct.Struct("=H")
 
 
-def generation(wire: Wire) -> int:
+def generation(nft: Socket) -> int:
     """
     Return the number of the last transaction of anybody in this namespace.
 
     :raise KernelError: When the kernel refuses.
     """
-    body = wire.ask(encode.request(encode.GET_GENERATION, 0, 1), "read the nftables generation")
-    return int.from_bytes(attributes(body, 4)[1], "big")
+    body = nft.ask(netfilter_message(kind(NFT_MSG_GETGEN), 0, 0, b""), "read the nftables generation")
+    return network_number(required(attribute_map(body, NFGENMSG_BYTES), GENERATION_ID))
 
 
-def tables(wire: Wire) -> frozenset[Family]:
+def tables(nft: Socket) -> frozenset[Family]:
     """
     Return the families in which there is a table of ours.
 
     :raise KernelError: When the kernel refuses.
     """
-    reader = _Reader(wire, 0)
+    reader = _Reader(nft, 0)
     return frozenset(family for family in Family if reader.has_table(family))
 
 
-def read(wire: Wire) -> Seen:
+def read(nft: Socket) -> Seen:
     """
     Read all that our tables hold.
 
     :raise KernelError: When the kernel refuses, or the tables keep changing while they are read.
+    :raise MalformedMessage: When what the kernel sends cannot be read.
     """
     while True:
-        before = generation(wire)
-        seen = _Reader(wire, before).read()
+        before = generation(nft)
+        seen = _Reader(nft, before).read()
         # Several lists make one picture only when nothing happened between them.
-        if generation(wire) == before:
+        if generation(nft) == before:
             return seen
 
 
-def counted(wire: Wire, place: Place) -> dict[bytes, int]:
+def counted(nft: Socket, place: Place) -> dict[bytes, int]:
     """
     Return what the elements of one set have counted, by key.
 
     :raise KernelError: When the kernel refuses; there is no such set, for example.
+    :raise MalformedMessage: When what the kernel sends cannot be read.
     """
-    reader = _Reader(wire, 0)
+    reader = _Reader(nft, 0)
     reader.read_elements(place)
     return reader.counted.get(place, {})
 
 
 class _Reader:
-    def __init__(self, wire: Wire, number: int) -> None:
-        self._wire = wire
+    def __init__(self, nft: Socket, number: int) -> None:
+        self._nft = nft
         self._number = number
         self._tables: set[Family] = set()
         self._hooks: dict[Place, Hook | None] = {}
@@ -99,116 +164,133 @@ class _Reader:
         return Seen(holdings, self._number, self._vm_rules, self._drops, self.counted)
 
     def has_table(self, family: Family) -> bool:
-        return bool(self._list(1, family))
+        return bool(self._list(NFT_MSG_GETTABLE, family))
 
-    def _list(self, kind: int, family: Family, *more: bytes) -> list[dict[int, bytes]]:
+    def read_elements(self, place: Place) -> None:
+        name = attribute(LIST_SET, terminated(place[1]))
+        held = self._elements.setdefault(place, {})
+        for message in self._list(NFT_MSG_GETSETELEM, place[0], name):
+            for item in attribute_payloads(message.get(LIST_ELEMENTS, b"")):
+                element, packets = decode_element(item)
+                held[element.key, element.interval_end] = element
+                if packets is not None:
+                    self.counted.setdefault(place, {})[element.key] = packets
+
+    def _list(self, message: int, family: Family, *more: bytes) -> list[dict[int, bytes]]:
+        body = attribute(TABLE_NAME, terminated(TABLE)) + b"".join(more)
+        request = netfilter_message(kind(message), NLM_F_DUMP, family, body)
+        bodies = self._nft.dump_bodies(request, NFGENMSG_BYTES, _ACTION)
         # The kernel filters rules by table, but not tables, chains and sets on every version: filter here too.
-        table = attribute(1, TABLE.encode() + b"\0")
-        asked = encode.request(kind, family, 0x301, table, *more)
-        found = [attributes(body, 4) for body in self._wire.dump(asked, _ACTION) if body[0] == family]
-        return [item for item in found if text(item.get(1, b"")) == TABLE]
+        found = [attribute_map(body, NFGENMSG_BYTES) for body in bodies if body[0] == family]
+        return [item for item in found if text(item.get(TABLE_NAME, b"")) == TABLE]
 
     def _read_chains(self, family: Family) -> None:
         if not self.has_table(family):
             return
         self._tables.add(family)
-        for chain in self._list(encode.GET_CHAIN, family):
-            self._hooks[family, text(chain[3])] = _hook(chain)
-        for rule in self._list(encode.GET_RULE, family):
-            self._read_rule((family, text(rule[2])), rule)
+        for chain in self._list(NFT_MSG_GETCHAIN, family):
+            self._hooks[family, text(required(chain, CHAIN_NAME))] = decode_hook(chain)
+        for rule in self._list(NFT_MSG_GETRULE, family):
+            self._read_rule((family, text(required(rule, RULE_CHAIN))), rule)
 
     def _read_rule(self, place: Place, rule: dict[int, bytes]) -> None:
-        userdata = rule.get(7, b"")
+        userdata = rule.get(RULE_USERDATA, b"")
         self._rules.setdefault(place, []).append(labels.digest_of(userdata))
-        if place[1].startswith("vm-"):
+        if place[1].startswith(VM_CHAIN):
             self._vm_rules.setdefault(place[1], userdata)
         tag = labels.tag_of(userdata)
-        for expression in each(rule.get(4, b"")):
-            parts = attributes(expression)
-            if tag and text(parts.get(1, b"")) == "counter":
-                self._drops[tag] = self._drops.get(tag, 0) + _packets(parts.get(2, b""))
+        for expression in attribute_payloads(rule.get(RULE_EXPRESSIONS, b"")) if tag else ():
+            parts = attribute_map(expression)
+            if text(parts.get(EXPRESSION_NAME, b"")) == "counter":
+                self._drops[tag] = self._drops.get(tag, 0) + _packets(parts.get(EXPRESSION_DATA, b""))
 
     def _read_sets(self, family: Family) -> None:
         if family not in self._tables:
             return
-        for item in self._list(encode.GET_SET, family):
-            place = (family, text(item[2]))
-            self._sets[place] = labels.digest_of(item.get(13, b""))
+        for item in self._list(NFT_MSG_GETSET, family):
+            place = (family, text(required(item, SET_NAME)))
+            self._sets[place] = labels.digest_of(item.get(SET_USERDATA, b""))
             self._elements[place] = {}
 
     def _read_lifetimes(self, family: Family) -> None:
         if family in self._tables:
-            for item in self._list(encode.GET_OBJECT, family):
-                self._lifetimes[family, text(item[2])] = _lifetimes(item)
-
-    def read_elements(self, place: Place) -> None:
-        name = attribute(2, place[1].encode() + b"\0")
-        held = self._elements.setdefault(place, {})
-        for message in self._list(encode.GET_ELEMENTS, place[0], name):
-            for item in each(message.get(3, b"")):
-                element, packets = _element(item)
-                held[element.key, element.interval_end] = element
-                if packets is not None:
-                    self.counted.setdefault(place, {})[element.key] = packets
+            for item in self._list(NFT_MSG_GETOBJ, family):
+                self._lifetimes[family, text(required(item, OBJECT_NAME))] = decode_lifetimes(item)
 
 
-def _hook(chain: dict[int, bytes]) -> Hook | None:
-    if 4 not in chain:
+def decode_hook(chain: dict[int, bytes]) -> Hook | None:
+    """
+    Return where a chain is called from; None when it is only jumped to.
+
+    :raise MalformedMessage: When the hook has no number or priority.
+    """
+    if CHAIN_HOOK not in chain:
         return None
-    hook = attributes(chain[4])
-    number, priority = (struct.unpack(">i", hook[kind])[0] for kind in (1, 2))
-    return Hook(text(chain.get(7, b"")), number, priority)
+    hook = attribute_map(chain[CHAIN_HOOK])
+    number, priority = (
+        int.from_bytes(required(hook, part, 4), "big", signed=True) for part in (HOOK_NUMBER, HOOK_PRIORITY)
+    )
+    return Hook(text(chain.get(CHAIN_TYPE, b"")), number, priority)
 
 
-def _element(item: bytes) -> tuple[Element, int | None]:
-    parts = attributes(item)
+def decode_element(item: bytes) -> tuple[Element, int | None]:
+    """
+    Return an element of a set, and the packets it has counted; None when it does not count.
+
+    :raise MalformedMessage: When it has no key.
+    """
+    parts = attribute_map(item)
     data, chain = b"", ""
-    if 2 in parts:
-        inner = attributes(parts[2])
-        data = inner.get(1, b"")
-        if 2 in inner:
-            chain = text(attributes(inner[2]).get(2, b""))
-    expressions = [parts[7]] if 7 in parts else list(each(parts.get(11, b"")))
-    packets, limit = _life(attributes(expressions[0])) if expressions else (None, None)
+    if ELEMENT_DATA in parts:
+        inner = attribute_map(parts[ELEMENT_DATA])
+        data = inner.get(DATA_VALUE, b"")
+        if DATA_VERDICT in inner:
+            chain = text(attribute_map(inner[DATA_VERDICT]).get(VERDICT_CHAIN, b""))
+    if ELEMENT_EXPRESSION in parts:
+        expressions = [parts[ELEMENT_EXPRESSION]]
+    else:
+        expressions = list(attribute_payloads(parts.get(ELEMENT_EXPRESSIONS, b"")))
+    packets, limit = _counter_or_limit(attribute_map(expressions[0])) if expressions else (None, None)
     is_only = len(expressions) == 1
     element = Element(
-        _value(parts[1]),
-        _value(parts[10]) if 10 in parts else b"",
+        _value(required(parts, ELEMENT_KEY)),
+        _value(parts.get(ELEMENT_KEY_END, b"")),
         data,
         chain,
-        parts.get(6, b""),
-        bool(int.from_bytes(parts.get(3, b""), "big") & 1),
+        parts.get(ELEMENT_USERDATA, b""),
+        bool(network_number(parts.get(ELEMENT_FLAGS, b"")) & 1),
         budget=None if is_only else limit,
         defer_after=limit if is_only else None,
     )
     return element, packets
 
 
-def _life(expression: dict[int, bytes]) -> tuple[int | None, int | None]:
+def decode_lifetimes(item: dict[int, bytes]) -> Lifetimes | None:
+    """Return a ``ct timeout`` object; None when the object is of another kind."""
+    if network_number(item.get(OBJECT_TYPE, b"")) != CT_TIMEOUT:
+        return None
+    data = attribute_map(item.get(OBJECT_DATA, b""))
+    seconds = attribute_map(data.get(CT_TIMEOUT_DATA, b""))
+    values = tuple(network_number(seconds[state]) for state in sorted(seconds))
+    return Lifetimes(network_number(data.get(CT_TIMEOUT_L4PROTO, b"")), values)
+
+
+def _counter_or_limit(expression: dict[int, bytes]) -> tuple[int | None, int | None]:
     """Return what an element's first expression has counted, or how many packets it lets pass."""
-    name, data = text(expression.get(1, b"")), expression.get(2, b"")
+    name, data = text(expression.get(EXPRESSION_NAME, b"")), expression.get(EXPRESSION_DATA, b"")
     if name == "counter":
         return _packets(data), None
     if name == "limit":
-        limit = attributes(data)
-        is_over = int.from_bytes(limit.get(_LIMIT_FLAGS, b""), "big") & 1
-        return None, int.from_bytes(limit.get(_LIMIT_BURST, b""), "big") if is_over else 0
+        limit = attribute_map(data)
+        is_over = network_number(limit.get(LIMIT_FLAGS, b"")) & 1
+        return None, network_number(limit.get(LIMIT_BURST, b"")) if is_over else 0
     return None, None
-
-
-def _lifetimes(item: dict[int, bytes]) -> Lifetimes | None:
-    if int.from_bytes(item.get(3, b""), "big") != encode.CT_TIMEOUT:
-        return None
-    data = attributes(item.get(4, b""))
-    seconds = attributes(data.get(3, b""))
-    values = (int.from_bytes(seconds[state], "big") for state in sorted(seconds))
-    return Lifetimes(data.get(2, b"\0")[0], tuple(values))
 
 
 def _value(data: bytes) -> bytes:
     # NFTA_DATA_VALUE, the only attribute in it.
-    return data[4 : _LENGTH.unpack_from(data)[0]]
+    return data[4 : _LENGTH.unpack_from(data)[0]] if len(data) >= 4 else b""
 
 
 def _packets(counter: bytes) -> int:
-    return int.from_bytes(attributes(counter).get(_COUNTER_PACKETS, b""), "big")
+    return network_number(attribute_map(counter).get(COUNTER_PACKETS, b""))

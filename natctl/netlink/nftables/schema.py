@@ -1,5 +1,5 @@
 """
-pyroute2's message classes of nftables, and the corrections they need (0.9.7).
+pyroute2's message classes of nftables with the corrections they need (0.9.7), and its attribute maps as numbers.
 
 Each correction is a subclass that changes one description, so that it could be sent upstream as it is:
 
@@ -14,16 +14,21 @@ Each correction is a subclass that changes one description, so that it could be 
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from pyroute2.netlink import nla
-from pyroute2.netlink.nfnetlink import nfgen_msg
+from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 from pyroute2.netlink.nfnetlink.nftsocket import (
     nft_chain_msg,
     nft_contains_expr,
+    nft_gen_msg,
     nft_rule_msg,
     nft_set_elem_list_msg,
     nft_set_msg,
     nft_table_msg,
 )
+
+from natctl.netlink.message import netfilter_type
 
 _Description = tuple[tuple[str, str], ...]
 
@@ -142,4 +147,46 @@ class table_msg(nft_table_msg):  # type: ignore[misc]  # noqa: N801
     """``NFT_MSG_NEWTABLE``, ``NFT_MSG_DELTABLE``."""
 
 
-__all__ = ["chain_msg", "elements_msg", "expr", "nfgen_msg", "rule_msg", "set_msg", "table_msg"]
+def kind(message: int) -> int:
+    """Return the netlink message type of ``NFT_MSG_*``."""
+    return netfilter_type(NFNL_SUBSYS_NFTABLES, message)
+
+
+def _numbers(cls: Any, *names: str) -> tuple[int, ...]:
+    """Return the numbers of attributes: their places in the kernel's enumeration, in whose order pyroute2 has them."""
+    places = {name: number for number, (name, _) in enumerate(cls.nla_map)}
+    return tuple(places[f"NFTA_{name}"] for name in names)
+
+
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_TYPE = _numbers(
+    chain_msg, "CHAIN_TABLE", "CHAIN_NAME", "CHAIN_HOOK", "CHAIN_TYPE"
+)
+HOOK_NUMBER, HOOK_PRIORITY = _numbers(chain_msg.hook, "HOOK_HOOKNUM", "HOOK_PRIORITY")
+RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = _numbers(
+    rule_msg, "RULE_TABLE", "RULE_CHAIN", "RULE_EXPRESSIONS", "RULE_USERDATA"
+)
+SET_TABLE, SET_NAME, SET_USERDATA, SET_EXPRESSION, SET_EXPRESSIONS = _numbers(
+    set_msg, "SET_TABLE", "SET_NAME", "SET_USERDATA", "SET_EXPR", "SET_EXPRESSIONS"
+)
+LIST_TABLE, LIST_SET, LIST_ELEMENTS = _numbers(
+    elements_msg, "SET_ELEM_LIST_TABLE", "SET_ELEM_LIST_SET", "SET_ELEM_LIST_ELEMENTS"
+)
+_ELEMENT = nft_set_elem_list_msg.set_elem
+ELEMENT_KEY, ELEMENT_KEY_END, ELEMENT_DATA = _numbers(_ELEMENT, "SET_ELEM_KEY", "SET_ELEM_KEY_END", "SET_ELEM_DATA")
+ELEMENT_FLAGS, ELEMENT_TIMEOUT, ELEMENT_USERDATA, ELEMENT_EXPRESSION, ELEMENT_EXPRESSIONS = _numbers(
+    _ELEMENT, "SET_ELEM_FLAGS", "SET_ELEM_TIMEOUT", "SET_ELEM_USERDATA", "SET_ELEM_EXPR", "SET_ELEM_EXPRESSIONS"
+)
+EXPRESSION_NAME, EXPRESSION_DATA = _numbers(expr, "EXPR_NAME", "EXPR_DATA")
+COUNTER_PACKETS, *_ = _numbers(expr.nft_counter, "COUNTER_PACKETS")
+LIMIT_BURST, LIMIT_FLAGS = _numbers(expr.nft_limit, "LIMIT_BURST", "LIMIT_FLAGS")
+GENERATION_ID, *_ = _numbers(nft_gen_msg, "GEN_ID")
+
+# Of what pyroute2 does not describe, or describes as part of something else.
+TABLE_NAME: Final = 1
+"""The table's name comes first in everything that is in a table, too."""
+LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
+DATA_VALUE, DATA_VERDICT = 1, 2
+VERDICT_CODE, VERDICT_CHAIN = 1, 2
+OBJECT_TABLE, OBJECT_NAME, OBJECT_TYPE, OBJECT_DATA = 1, 2, 3, 4
+CT_TIMEOUT: Final = 7  # NFT_OBJECT_CT_TIMEOUT
+CT_TIMEOUT_L3PROTO, CT_TIMEOUT_L4PROTO, CT_TIMEOUT_DATA = 1, 2, 3

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.protocol.errors import KernelError
-from natctl.netlink.conntrack import _collect, _collect_slowly, _complete, _Entry, dump_ports
-from natctl.netlink.frames import Channel, DumpInterrupted, Frame
+from cpm.protocol.model import PortRange
+from natctl.netlink.conntrack import _collect, _collect_slowly, _Entry, _taken, dump_ports
+from natctl.netlink.message import Slice
+from natctl.netlink.socket import ROUTE, Socket
 
 # conntrack -L: udp src=127.0.0.1 dst=127.0.0.1 sport=4000 dport=5000 src=127.0.0.1 dst=127.0.0.9 sport=5000 dport=20228
 UDP = bytes.fromhex(
@@ -39,15 +41,15 @@ PORTLESS = bytes.fromhex(
 INTERNAL = int(IPv4Address("127.0.0.9"))
 
 
-class Listing(Channel):
-    """A channel that has these entries to tell."""
+class Listing(Socket):
+    """A socket that has these entries to list."""
 
     def __init__(self, *entries: bytes) -> None:
-        super().__init__(socket.NETLINK_ROUTE, "read the test's entries")
+        super().__init__(ROUTE, "read the test's entries")
         self._entries = entries
 
-    def dump(self, kind: int, body: bytes) -> Iterator[Frame]:
-        del kind, body
+    def dump(self, request: bytes, action: str = "") -> Iterator[Slice]:
+        del request, action
         buffer = bytes(16) + b"".join(self._entries)  # a message's body never starts at 0
         start = 16
         for entry in self._entries:
@@ -56,8 +58,8 @@ class Listing(Channel):
 
 
 def collected(*entries: bytes) -> dict[int, list[int]]:
-    with Listing(*entries) as channel:
-        return dict(_collect(channel, b""))
+    with Listing(*entries) as ct:
+        return dict(_collect(ct, b""))
 
 
 def collected_slowly(entry: bytes) -> dict[int, list[int]]:
@@ -91,22 +93,15 @@ def test_a_damaged_entry_never_raises(at: int, damage: bytes) -> None:
     for port in itertools.chain(*collected(damaged).values()):
         assert 0 <= port <= 65535
     _Entry.decode(damaged, 0, len(damaged))
+    with Listing(damaged) as ct:
+        _taken(ct, IPv4Address(INTERNAL), PortRange(20000, 20999))
 
 
-def test_an_interrupted_reading_is_repeated_a_few_times() -> None:
-    answers: list[int | None] = [None, None, 5]
-
-    def read() -> int:
-        answer = answers.pop(0)
-        if answer is None:
-            raise DumpInterrupted
-        return answer
-
-    with Listing() as channel:
-        assert _complete(channel, read) == 5
-        answers[:] = [None] * 10
-        with pytest.raises(KernelError, match="cannot read the test's entries"):
-            _complete(channel, read)
+@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_garbage_in_a_dump_is_passed_over(entries: list[bytes]) -> None:
+    assert collected(*entries) == {}
+    with Listing(*entries) as ct:
+        assert _taken(ct, IPv4Address(INTERNAL), PortRange(20000, 20999)) == {}
 
 
 def test_a_kernel_that_refuses_is_an_error_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,9 @@ from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
 from natctl.model.entries import Destination, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Queueing, Settings
 from natctl.netlink import routes
+from natctl.netlink.message import Request
 from natctl.netlink.nftables import encode
-from natctl.netlink.wire import ROUTE, Member, Wire
+from natctl.netlink.socket import ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, assembled
@@ -85,16 +86,16 @@ def digest(*plans: plan.Plan) -> str:
     return f"{len(members)} messages, {len(data)} bytes, {hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
-class Recorder(Wire):
+class Recorder(Socket):
     """A socket that keeps what is sent and takes everything."""
 
     def __init__(self) -> None:
-        super().__init__(ROUTE)
-        self.sent: list[Member] = []
+        super().__init__(ROUTE, "record")
+        self.sent: list[Request] = []
 
-    def execute(self, members: Sequence[Member], action: str) -> None:
+    def execute(self, requests: Sequence[Request], action: str = "") -> None:
         del action
-        self.sent += members
+        self.sent += requests
 
 
 def routes_digest(missing: Routing, surplus: Routing) -> str:

@@ -1,0 +1,75 @@
+"""Reading lists of the kernel's: what was encoded comes back, and nonsense is an error or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natctl.netlink.message import MalformedMessage, attribute, attribute_map, attribute_payloads
+from natctl.netlink.nftables import encode
+from natctl.netlink.nftables.elements import packed_element
+from natctl.netlink.nftables.read import decode_element, decode_hook, decode_lifetimes
+from natctl.ruleset.plan import AddChain, AddLifetimes
+from natctl.ruleset.values import Chain, Element, Family, Hook, Lifetimes
+
+BEHIND_HEADERS = 20
+
+
+@given(
+    st.builds(
+        Element,
+        st.binary(min_size=1, max_size=16),
+        st.binary(max_size=16),
+        st.binary(max_size=16),
+        st.just(""),
+        st.binary(max_size=255),
+        st.booleans(),
+        st.none() | st.integers(0, 65535),
+        st.just(0),
+        st.none(),
+    )
+)
+def test_an_element_is_read_as_it_was_packed(element: Element) -> None:
+    (item,) = attribute_payloads(packed_element(element))
+    assert decode_element(item) == (element, None)
+
+
+def test_an_element_that_goes_to_a_chain_or_defers_is_read_as_it_was_packed() -> None:
+    for element in (Element(b"vnet0".ljust(16, b"\0"), chain="vm-1"), Element(b"mark", defer_after=192)):
+        (item,) = attribute_payloads(packed_element(element))
+        assert decode_element(item) == (element, None)
+
+
+@pytest.mark.parametrize("hook", [None, Hook("nat", 4, 90), Hook("filter", 0, -300)])
+def test_a_hook_is_read_as_it_was_packed(hook: Hook | None) -> None:
+    _, request, _ = encode.transaction([AddChain(Family.IPV4, Chain("c", hook, ()))])
+    assert decode_hook(attribute_map(request.data, BEHIND_HEADERS)) == hook
+
+
+def test_an_object_of_timeouts_is_read_as_it_was_packed() -> None:
+    timeouts = Lifetimes(6, (240, 240, 7440, 240))
+    _, request, _ = encode.transaction([AddLifetimes((Family.IPV4, "managed-tcp"), timeouts)])
+    assert decode_lifetimes(attribute_map(request.data, BEHIND_HEADERS)) == timeouts
+
+
+def test_an_object_of_another_kind_is_none_of_ours() -> None:
+    assert decode_lifetimes({3: b"\0\0\0\1"}) is None
+
+
+def test_an_element_without_a_key_is_an_error() -> None:
+    with pytest.raises(MalformedMessage):
+        decode_element(attribute(6, b"comment"))
+
+
+@given(st.dictionaries(st.integers(0, 20), st.binary(max_size=60)), st.binary(max_size=100))
+def test_nonsense_is_an_error_or_nothing(parts: dict[int, bytes], item: bytes) -> None:
+    packed = b"".join(attribute(kind, payload) for kind, payload in parts.items())
+    for data in (item, packed):
+        with contextlib.suppress(MalformedMessage):
+            decode_element(data)
+    with contextlib.suppress(MalformedMessage):
+        decode_hook(parts)
+    decode_lifetimes({**parts, 3: b"\0\0\0\7"})

@@ -1,0 +1,56 @@
+"""Reading routes and rules: what was encoded comes back, and nonsense is an error or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from natctl.netlink import routes
+from natctl.netlink.message import HEADER, MalformedMessage, attribute
+from natctl.ruleset.routing import MarkRule, Routing
+from tests.unit.natctl.netlink.nftables.test_transaction_bytes import Recorder
+
+EDGES = frozenset({IPv4Address("172.30.0.21"), IPv4Address("172.30.0.22")})
+ROUTING = Routing(
+    {bytes((100, 64, 0, 1)): bytes((172, 30, 0, 11)), bytes((100, 64, 0, 2)): bytes((172, 30, 0, 12))},
+    IPv4Network("100.64.0.0/10"),
+    MarkRule(0x40000000, 7414, 7414),
+    (7414, EDGES),
+)
+
+
+def bodies(routing: Routing) -> list[bytes]:
+    with Recorder() as recorder:
+        routes.put(recorder, routing)
+    return [request.data[HEADER.size :] for request in recorder.sent]
+
+
+def test_routes_and_the_rule_are_read_as_they_were_packed() -> None:
+    *ways, rule = bodies(ROUTING)
+    assert routes.decode(ways, [rule]) == ROUTING
+
+
+def test_one_edge_is_a_gateway_and_read_as_well() -> None:
+    one = Routing(way=(7, frozenset({IPv4Address("172.30.0.21")})))
+    assert routes.decode(bodies(one), []) == one
+
+
+def test_rules_of_others_are_not_ours() -> None:
+    *_, rule = bodies(ROUTING)
+    assert routes.decode([], [rule.replace(attribute(21, b"\x4a"), attribute(21, b"\x03"))]) == Routing()
+
+
+NEXT_HOP_OF_NO_LENGTH = bytes((2, 0, 0, 0, 7, 74, 0, 1, 0, 0, 0, 0)) + attribute(9, bytes(8))
+
+
+@given(st.binary(min_size=12, max_size=100), st.binary(max_size=100))
+@example(NEXT_HOP_OF_NO_LENGTH[:12], NEXT_HOP_OF_NO_LENGTH[12:])
+def test_nonsense_is_an_error_or_nothing(head: bytes, tail: bytes) -> None:
+    for kind in (1, 7):
+        for length in (head[1], 0, 32):
+            body = head[:1] + bytes((length,)) + head[2:7] + bytes((kind,)) + head[8:] + tail
+            with contextlib.suppress(MalformedMessage):
+                routes.decode([body], [body])
