@@ -17,13 +17,13 @@ import contextlib
 import dataclasses
 import errno
 import gc
-import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
+from natctl.kernel import sysctl
 from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
@@ -41,8 +41,6 @@ _SMALL: Final = 500
 _ATTEMPTS: Final = 3
 _MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
 """What the kernel says when it does not hold what we believe."""
-
-_SYSCTL: Final = pathlib.Path("/proc/sys/net/ipv4")
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
@@ -273,7 +271,7 @@ class Kernel:
             assembled(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
         )
         ways = routing.steps(self._routing(desired), ways_now)
-        switched = self._switch()
+        switched = sysctl.apply(self._settings)
         self._apply(tables, ways, ways_now)
         belief.generation = seen.generation + (1 if tables.operations else 0)
         self._belief = belief
@@ -326,26 +324,7 @@ class Kernel:
         ways_now = routes.read(rt)
         ways = routing.steps(self._routing(belief.desired), ways_now)
         self._apply(Plan(), ways, ways_now)
-        return (*ways.differences, *self._switch())
-
-    def _switch(self) -> tuple[str, ...]:
-        """Set what stands in the way of packets; interfaces that are not there yet are left for the next time."""
-        words = []
-        for switch in routing.switches(self._settings):
-            now = _read(switch.path)
-            if now is not None and now not in switch.accepted:
-                _write(switch.path, switch.value)
-                words.append(f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}")
-        for name in routing.asymmetric(self._settings):
-            path = f"conf/{name}/rp_filter"
-            everywhere, here = _read("conf/all/rp_filter"), _read(path)
-            if everywhere is None or here is None:
-                continue
-            value = routing.loosened(int(everywhere), int(here))
-            if value is not None:
-                _write(path, str(value))
-                words.append(f"net.ipv4.{path.replace('/', '.')} was strict, is {value}")
-        return tuple(words)
+        return (*ways.differences, *sysctl.apply(self._settings))
 
     def _counted(self) -> Counted:
         belief = self._belief
@@ -471,17 +450,3 @@ def _undo(rt: Socket, put: Routing, before: Routing) -> None:
         )
     except KernelError:
         return
-
-
-def _read(path: str) -> str | None:
-    try:
-        return (_SYSCTL / path).read_text().strip()
-    except OSError:
-        return None
-
-
-def _write(path: str, value: str) -> None:
-    try:
-        (_SYSCTL / path).write_text(value)
-    except OSError as error:
-        raise KernelError(f"set net.ipv4.{path}", error.errno or 0, error.strerror or "") from error

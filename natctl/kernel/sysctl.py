@@ -1,0 +1,62 @@
+"""
+Kernel settings under ``/proc/sys/net/ipv4`` without which packets do not get through.
+
+:mod:`natctl.ruleset.routing` decides which. They belong to the network namespace of the calling thread. Tested by
+``tests/netns/test_kernel.py``.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Final
+
+from cpm.protocol.errors import KernelError
+from natctl.model.entries import Settings
+from natctl.ruleset import routing
+
+_DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
+
+
+def apply(settings: Settings) -> tuple[str, ...]:
+    """
+    Set what these roles need; interfaces that are not there yet are left for the next time.
+
+    :return: What was changed, a line each.
+    :raise KernelError: When the kernel does not take a value.
+    """
+    return (*_switch(settings), *_loosen_reverse_path_filters(settings))
+
+
+def _switch(settings: Settings) -> Iterator[str]:
+    for switch in routing.switches(settings):
+        now = _read(switch.path)
+        if now is not None and now not in switch.accepted:
+            _write(switch.path, switch.value)
+            yield f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}"
+
+
+def _loosen_reverse_path_filters(settings: Settings) -> Iterator[str]:
+    for name in routing.asymmetric(settings):
+        path = f"conf/{name}/rp_filter"
+        everywhere, here = _read("conf/all/rp_filter"), _read(path)
+        if everywhere is None or here is None:
+            continue
+        value = routing.loosened(int(everywhere), int(here))
+        if value is not None:
+            _write(path, str(value))
+            yield f"net.ipv4.{path.replace('/', '.')} was strict, is {value}"
+
+
+def _read(path: str) -> str | None:
+    try:
+        return (_DIRECTORY / path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        (_DIRECTORY / path).write_text(value)
+    except OSError as error:
+        raise KernelError(f"set net.ipv4.{path}", error.errno or 0, error.strerror or "") from error
