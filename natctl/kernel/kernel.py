@@ -31,9 +31,9 @@ from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.host import Marks
 from natctl.ruleset.plan import DeleteTable, Plan
-from natctl.ruleset.readback import NOTHING_COUNTED, Counted, Observed, observed
+from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, kernel_state
 from natctl.ruleset.routing import Routing, Steps
-from natctl.ruleset.values import Element, Fragment, Seen, assembled
+from natctl.ruleset.values import Element, Fragment, Reading, with_fragments
 
 _SMALL: Final = 500
 """Elements and routes up to which a change is made inline; more are handed to a worker thread."""
@@ -89,7 +89,7 @@ class Kernel:
         self._rt: Socket | None = None
         self._lock = asyncio.Lock()
 
-    async def observe(self) -> Observed:
+    async def observe(self) -> KernelState:
         """
         Return what the kernel holds of ours now, whoever put it there, and what it has counted.
 
@@ -197,14 +197,14 @@ class Kernel:
             self._rt = Socket(ROUTE, "reach the routing tables")
         return self._nft, self._rt
 
-    def _observe(self) -> Observed:
+    def _observe(self) -> KernelState:
         nft, rt = self._sockets()
-        return observed(self._settings, read.read(nft), routes.read(rt))
+        return kernel_state(self._settings, read.read_tables(nft), routes.read(rt))
 
     def _change_all(self, change: Change) -> None:
-        self._settle(self._belief.desired.merged(change) if self._belief is not None else self._found(change))
+        self._settle(self._belief.desired.merged(change) if self._belief is not None else self._kernels_own(change))
 
-    def _found(self, change: Change) -> _Desired:
+    def _kernels_own(self, change: Change) -> _Desired:
         """Take what the kernel holds for what should be, and the change on top."""
         now = self._observe()
         path = change.path or now.path
@@ -251,9 +251,9 @@ class Kernel:
         """Compare everything with reality, mend it, and believe it."""
         nft, _ = self._sockets()
         for _ in range(_ATTEMPTS):
-            seen = read.read(nft)
+            seen = read.read_tables(nft)
             try:
-                with _collecting_later():
+                with _postponed_collection():
                     return self._settle_once(desired, seen)
             except KernelError as error:
                 refused = error
@@ -262,13 +262,13 @@ class Kernel:
                 # Somebody had a transaction between our look and ours: look again.
         raise refused
 
-    def _settle_once(self, desired: _Desired, seen: Seen) -> tuple[str, ...]:
+    def _settle_once(self, desired: _Desired, seen: Reading) -> tuple[str, ...]:
         _, rt = self._sockets()
         ways_now = routes.read(rt)
-        belief = self._believed(desired, seen)
+        belief = self._belief_in(desired, seen)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
         tables = plan.difference(
-            assembled(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
+            with_fragments(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
         )
         ways = routing.steps(self._routing(desired), ways_now)
         switched = sysctl.apply(self._settings)
@@ -277,7 +277,7 @@ class Kernel:
         self._belief = belief
         return (*tables.differences, *ways.differences, *switched)
 
-    def _believed(self, desired: _Desired, seen: Seen) -> _Belief:
+    def _belief_in(self, desired: _Desired, seen: Reading) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
         layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(seen.holdings))
@@ -331,7 +331,7 @@ class Kernel:
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
         nft, _ = self._sockets()
-        connections, refused = (read.counted(nft, place) for place in (host.BINDINGS, host.CAPPED))
+        connections, refused = (read.counters(nft, place) for place in (host.BINDINGS, host.CAPPED))
         keys = {element.key: domain for domain, element in _bindings(belief)}
         return Counted(
             {keys[key]: packets for key, packets in connections.items() if key in keys},
@@ -345,11 +345,11 @@ class Kernel:
         entries = ((belief.desired.host[domain], to) for domain, to in where.items() if domain in belief.desired.host)
         timeout_ms = max(1, int(for_s * 1000))
         elements = tuple(
-            host.refused(self._settings.host, entry.index, destination, timeout_ms)
+            host.refusal(self._settings.host, entry.index, destination, timeout_ms)
             for entry, destinations in entries
             for destination in destinations
         )
-        self._apply(plan.refilled(host.REFUSED, elements), Steps(Routing(), Routing()), Routing())
+        self._apply(plan.refill(host.REFUSED, elements), Steps(Routing(), Routing()), Routing())
         belief.generation += 1
 
     def _remove(self) -> None:
@@ -376,7 +376,7 @@ class _Step:
 
 
 @contextlib.contextmanager
-def _collecting_later() -> Iterator[None]:
+def _postponed_collection() -> Iterator[None]:
     """
     Put garbage collection off.
 
@@ -426,7 +426,7 @@ def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
     return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
 
 
-def _by_internal(seen: Seen) -> dict[bytes, list[Element]]:
+def _by_internal(seen: Reading) -> dict[bytes, list[Element]]:
     found: dict[bytes, list[Element]] = {}
     for _, _, _, element in edge_maps.ranges_in(seen.holdings):
         found.setdefault(element.key[:4], []).append(element)

@@ -37,12 +37,12 @@ def _switch(settings: Settings) -> Iterator[str]:
 
 
 def _loosen_reverse_path_filters(settings: Settings) -> Iterator[str]:
-    for name in routing.asymmetric(settings):
+    for name in routing.asymmetric_interfaces(settings):
         path = f"conf/{name}/rp_filter"
         everywhere, here = _read("conf/all/rp_filter"), _read(path)
         if everywhere is None or here is None:
             continue
-        value = routing.loosened(int(everywhere), int(here))
+        value = routing.loose_rp_filter(int(everywhere), int(here))
         if value is not None:
             _write(path, str(value))
             yield f"net.ipv4.{path.replace('/', '.')} was strict, is {value}"

@@ -1,9 +1,9 @@
 """
-Pure: from what a node should do to what its tables should hold.
+Pure: the nftables ruleset that a node should have.
 
 :func:`base` is everything but the VMs and depends on the settings, the path and the layout only; a VM adds a fragment
-(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge_maps.fragment`), so that a change touches what it is
-about.
+(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge_maps.fragment`), so that changing a VM changes its
+fragment only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def base(settings: Settings, path: Path | None, layout: edge_maps.Layout) -> Rul
             {**result.chains, **part.chains},
             {**result.sets, **part.sets},
             {**result.elements, **part.elements},
-            {**result.lifetimes, **part.lifetimes},
+            {**result.ct_timeouts, **part.ct_timeouts},
         )
     return result
 

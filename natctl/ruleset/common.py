@@ -1,4 +1,4 @@
-"""What the host's and the edge's part of the ruleset are both built from."""
+"""Building blocks that the rulesets of the host role and the edge role share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from natctl.model.entries import Path
 from natctl.ruleset import labels
-from natctl.ruleset.expressions import compare, mapped, masked, member, meta, payload, verdict
+from natctl.ruleset.expressions import bitwise, compare, map_lookup, meta, payload, set_lookup, verdict
 from natctl.ruleset.values import Element, Expression, Field, Hook, Rule, SetSpec, Verdict
 
 ADDRESS: Final = Field(7, 4)
@@ -50,10 +50,10 @@ def interface_elements(names: Iterable[str]) -> tuple[Element, ...]:
 
 def network_elements(of: Iterable[IPv4Network]) -> tuple[Element, ...]:
     """
-    Return the elements of a set of networks: of each run of addresses the first, and the first behind it.
+    Return the elements of a set of networks: of each run of addresses the first, and the first after it.
 
-    Like ``nft`` we begin with the end of nothing when the set does not begin at 0.0.0.0, and leave the end of a run out
-    that reaches 255.255.255.255 (its user data then says that the interval is open).
+    As ``nft`` does, a set that does not begin at 0.0.0.0 starts with an interval end at 0.0.0.0, and a run that reaches
+    255.255.255.255 has no end (its user data says that the interval is open).
     """
     elements: list[Element] = []
     for first, behind in _runs(of):
@@ -85,7 +85,7 @@ def port_word(port: int) -> bytes:
 
 def to_interface(name: str) -> tuple[Expression, ...]:
     """``oifname @NAME``"""
-    return meta("oifname"), member(name)
+    return meta("oifname"), set_lookup(name)
 
 
 def through(direction: str, name: str) -> tuple[Expression, ...]:
@@ -95,14 +95,14 @@ def through(direction: str, name: str) -> tuple[Expression, ...]:
 
 def address_in(offset: int, name: str, *, negated: bool = False) -> tuple[Expression, ...]:
     """``ip saddr @NAME``, ``ip daddr @NAME``"""
-    return payload(1, offset, 4), member(name, negated=negated)
+    return payload(1, offset, 4), set_lookup(name, negated=negated)
 
 
 def in_network(offset: int, network: IPv4Network, *, negated: bool = False) -> tuple[Expression, ...]:
     """``ip saddr 100.64.0.0/10``: a mask and a comparison, for every packet far cheaper than a set of one interval."""
     comparison = "!=" if negated else "=="
     mask, first = network.netmask.packed, network.network_address.packed
-    return payload(1, offset, 4), masked(mask), compare(first, comparison)
+    return payload(1, offset, 4), bitwise(mask), compare(first, comparison)
 
 
 def pool_of(path: Path | None) -> IPv4Network:
@@ -128,11 +128,11 @@ def rule(*parts: Expression | tuple[Expression, ...] | Verdict, comment: str = "
     return Rule(tuple(expressions), comment, tag)
 
 
-def looked_up(name: str, address_offset: int, port_offset: int) -> tuple[Expression, ...]:
+def address_port_lookup(name: str, address_offset: int, port_offset: int) -> tuple[Expression, ...]:
     """``ip saddr . th sport map @NAME``: an address of the header and two bytes behind it select an address."""
-    return payload(1, address_offset, 4), payload(2, port_offset, 2, 9), mapped(name)
+    return payload(1, address_offset, 4), payload(2, port_offset, 2, 9), map_lookup(name)
 
 
-def described(name: str, owner: str) -> bytes:
+def element_label(name: str, owner: str) -> bytes:
     """Return the user data of an element: the VM's name to read, and its UUID for us."""
-    return labels.packed(comment=name, tag=owner)
+    return labels.pack(comment=name, tag=owner)

@@ -80,9 +80,9 @@ from natctl.ruleset.common import (
     PREROUTING,
     PROTOCOL,
     address_in,
+    address_port_lookup,
     filtering,
     in_network,
-    looked_up,
     pool_of,
     protocol,
     rule,
@@ -95,18 +95,18 @@ from natctl.ruleset.expressions import (
     SECOND,
     SOURCE,
     TRANSPORT,
+    bitwise,
     compare,
     counter,
     destination_kind,
     intercept,
-    mapped,
-    masked,
-    member,
+    map_lookup,
     meta,
     notrack,
     payload,
+    set_lookup,
     verdict,
-    verdict_of,
+    verdict_lookup,
     word,
     write_address,
     write_embedded_address,
@@ -123,8 +123,8 @@ from natctl.ruleset.values import (
     Rule,
     Ruleset,
     SetSpec,
+    by_identity,
     goto,
-    indexed,
     jump,
 )
 
@@ -184,16 +184,16 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
     )
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
-    elements = {(Family.IPV4, spec.name): indexed(()) for spec in sets} | {
+    elements = {(Family.IPV4, spec.name): by_identity(()) for spec in sets} | {
         PORTED: _numbers(6, 17, 132, 136),
         QUERIES: _numbers(0, 8, 13, 14),
         ERRORS: _numbers(3, 4, 11, 12),
-        EXTERNALS: indexed(Element(address.packed) for address in externals),
-        INBOUND: indexed(Element(address.packed, chain=inbound(address)[1]) for address in externals),
+        EXTERNALS: by_identity(Element(address.packed) for address in externals),
+        INBOUND: by_identity(Element(address.packed, chain=inbound(address)[1]) for address in externals),
     }
     if layout.shards > 1:
         ways = (Element(number.to_bytes(4, "big"), chain=name) for number, name in enumerate(layout.maps))
-        elements[Family.IPV4, OUTBOUND] = indexed(ways)
+        elements[Family.IPV4, OUTBOUND] = by_identity(ways)
     return Ruleset(
         {(Family.IPV4, chain.name): chain for chain in chains},
         {(Family.IPV4, spec.name): spec for spec in sets},
@@ -202,7 +202,7 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
 
 
 def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
-    return indexed(Element(bytes((number,))) for number in numbers)
+    return by_identity(Element(bytes((number,))) for number in numbers)
 
 
 def _receive(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, is_host: bool) -> Chain:
@@ -271,7 +271,7 @@ def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
 
 
 def _inward() -> Chain:
-    return Chain("inward", None, (rule(payload(NETWORK, DESTINATION, 4), verdict_of("inbound")),))
+    return Chain("inward", None, (rule(payload(NETWORK, DESTINATION, 4), verdict_lookup("inbound")),))
 
 
 def _inbound(external: IPv4Address, *, is_host: bool) -> Chain:
@@ -293,14 +293,14 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> Chain:
 def _outward(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
     if layout.shards == 1:
         return (_outward_through("outward", OUTBOUND, pool),)
-    lowest_bits = masked((layout.shards - 1).to_bytes(4, "big"))
-    by_vm = (payload(NETWORK, SOURCE, 4), lowest_bits, verdict_of(OUTBOUND))
+    lowest_bits = bitwise((layout.shards - 1).to_bytes(4, "big"))
+    by_vm = (payload(NETWORK, SOURCE, 4), lowest_bits, verdict_lookup(OUTBOUND))
     by_others = (
         *_is_error(),
         *in_network(SOURCE, pool, negated=True),
         payload(TRANSPORT, _EMBEDDED + DESTINATION, 4),
         lowest_bits,
-        verdict_of(OUTBOUND),
+        verdict_lookup(OUTBOUND),
     )
     return Chain("outward", None, (rule(by_others, comment=_UNDERWAY), rule(by_vm))), *(
         _outward_through(name, name, pool) for name in layout.maps
@@ -312,13 +312,13 @@ def _outward_through(chain: str, name: str, pool: IPv4Network) -> Chain:
     embedded = write_embedded_address(DESTINATION)
     by_vm = _is_error() + in_network(SOURCE, pool)
     rules = (
-        rule(protocol(_TCP), looked_up(name, SOURCE, 0), rewrite, RETURN),
-        rule(_is_ported(), looked_up(name, SOURCE, 0), rewrite, RETURN),
-        rule(_is_icmp("queries"), looked_up(name, SOURCE, 4), rewrite, RETURN),
-        rule(by_vm, _carries_ports(), looked_up(name, SOURCE, 30), rewrite, embedded, RETURN),
-        rule(by_vm, _carries_query(), looked_up(name, SOURCE, 32), rewrite, embedded, RETURN),
-        rule(_is_error(), _carries_ports(), _looked_up_embedded(name, 30), embedded, RETURN, comment=_UNDERWAY),
-        rule(_is_error(), _carries_query(), _looked_up_embedded(name, 32), embedded, RETURN, comment=_UNDERWAY),
+        rule(protocol(_TCP), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
+        rule(_is_ported(), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
+        rule(_is_icmp("queries"), address_port_lookup(name, SOURCE, 4), rewrite, RETURN),
+        rule(by_vm, _carries_ports(), address_port_lookup(name, SOURCE, 30), rewrite, embedded, RETURN),
+        rule(by_vm, _carries_query(), address_port_lookup(name, SOURCE, 32), rewrite, embedded, RETURN),
+        rule(_is_error(), _carries_ports(), _embedded_lookup(name, 30), embedded, RETURN, comment=_UNDERWAY),
+        rule(_is_error(), _carries_query(), _embedded_lookup(name, 32), embedded, RETURN, comment=_UNDERWAY),
     )
     return Chain(chain, None, rules)
 
@@ -330,36 +330,36 @@ def _reassembly() -> Chain:
 
 @functools.cache
 def _is_ported() -> tuple[Expression, ...]:
-    return meta("l4proto"), member("ported")
+    return meta("l4proto"), set_lookup("ported")
 
 
 @functools.cache
 def _is_icmp(types: str) -> tuple[Expression, ...]:
-    return (*protocol(_ICMP), payload(TRANSPORT, 0, 1), member(types))
+    return (*protocol(_ICMP), payload(TRANSPORT, 0, 1), set_lookup(types))
 
 
 @functools.cache
 def _is_error() -> tuple[Expression, ...]:
     has_no_options = (payload(TRANSPORT, _EMBEDDED, 1), compare(b"\x45"))
-    is_first_fragment = (payload(TRANSPORT, _EMBEDDED + 6, 2), masked(b"\x1f\xff"), compare(b"\0\0"))
+    is_first_fragment = (payload(TRANSPORT, _EMBEDDED + 6, 2), bitwise(b"\x1f\xff"), compare(b"\0\0"))
     return _is_icmp("errors") + has_no_options + is_first_fragment
 
 
 @functools.cache
 def _carries_ports() -> tuple[Expression, ...]:
-    return payload(TRANSPORT, _EMBEDDED + 9, 1), member("ported")
+    return payload(TRANSPORT, _EMBEDDED + 9, 1), set_lookup("ported")
 
 
 @functools.cache
 def _carries_query() -> tuple[Expression, ...]:
     is_icmp = (payload(TRANSPORT, _EMBEDDED + 9, 1), compare(bytes((_ICMP,))))
-    return (*is_icmp, payload(TRANSPORT, _EMBEDDED + 20, 1), member("queries"))
+    return (*is_icmp, payload(TRANSPORT, _EMBEDDED + 20, 1), set_lookup("queries"))
 
 
-def _looked_up_embedded(name: str, port_offset: int) -> tuple[Expression, ...]:
+def _embedded_lookup(name: str, port_offset: int) -> tuple[Expression, ...]:
     address = payload(TRANSPORT, _EMBEDDED + DESTINATION, 4)
-    return address, payload(TRANSPORT, port_offset, 2, SECOND), mapped(name)
+    return address, payload(TRANSPORT, port_offset, 2, SECOND), map_lookup(name)
 
 
 def _port_in(offset: int, name: str) -> tuple[Expression, ...]:
-    return payload(TRANSPORT, offset, 2), mapped(name)
+    return payload(TRANSPORT, offset, 2), map_lookup(name)

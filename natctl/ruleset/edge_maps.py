@@ -1,5 +1,5 @@
 """
-The maps of the edge role, and what a VM puts into them.
+The maps of the edge role, and the elements that a VM has in them.
 
 ``outbound`` (one or several) says which external address the ports of an internal one have, ``inbound-…`` the reverse,
 one for each external address; :mod:`natctl.ruleset.edge` has the rules that look things up, and says why there are so
@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from cpm.protocol.model import LAST_PORT, PortRange
 from natctl.model.entries import EdgeEntry, Path
-from natctl.ruleset.common import ADDRESS, PORT, described
+from natctl.ruleset.common import ADDRESS, PORT, element_label
 from natctl.ruleset.values import Element, Family, Fragment, Holdings, Place, SetSpec
 
 OUTBOUND: Final = "outbound"
@@ -98,15 +98,15 @@ def inbound_map(external: IPv4Address) -> SetSpec:
 
 def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()) -> Fragment:
     """
-    Return what one VM adds, in as many pieces as it takes to leave the present ones alone.
+    Return the part of one VM; ranges are divided so that the elements that the kernel has already stay.
 
-    A range that grows gets another element beside the one it has. Replacing it would be as atomic in its outcome, but
+    A range that grows gets another element beside the one it has. Replacing that one would have the same result, but
     on kernels before 6.17 a lookup during the commit could miss an element that is being replaced.
 
     :param present: The VM's elements of ``outbound`` as the kernel holds them now.
     """
     kept = _pieces(entry, present) if present else None
-    label = described(entry.name, entry.domain)
+    label = element_label(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
     internal = int(entry.internal).to_bytes(4, "big")
     outward = layout.outbound(entry.internal)
@@ -115,7 +115,7 @@ def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()
     for external, ports in entry.ranges:
         inward = _inbound_place(int(external))
         outside = int(external).to_bytes(4, "big")
-        for piece in (ports,) if kept is None else covered(ports, kept.get(external, ())):
+        for piece in (ports,) if kept is None else pieces_covering(ports, kept.get(external, ())):
             first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
             key, end = internal + first + b"\0\0", internal + last + b"\0\0"
             elements.append((outward, Element(key, end, outside, "", label)))
@@ -125,7 +125,7 @@ def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()
     return Fragment((), tuple(elements))
 
 
-def covered(ports: PortRange, present: Iterable[PortRange]) -> tuple[PortRange, ...]:
+def pieces_covering(ports: PortRange, present: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """Return disjoint ranges, in order, that hold exactly these ports and keep each present one that is within them."""
     kept = sorted(piece for piece in present if ports.covers(piece))
     missing = [ports]

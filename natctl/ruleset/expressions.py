@@ -102,26 +102,26 @@ def compare(data: bytes, comparison: str = "==", register: int = FIRST) -> Expre
     return _expression("cmp", sreg=register, op=_COMPARISON[comparison], data=data)
 
 
-def masked(mask: bytes, xor: bytes | None = None, register: int = FIRST) -> Expression:
+def bitwise(mask: bytes, xor: bytes | None = None, register: int = FIRST) -> Expression:
     """``… & MASK ^ XOR``"""
     return _expression(
         "bitwise", sreg=register, dreg=register, len=len(mask), mask=mask, xor=bytes(len(mask)) if xor is None else xor
     )
 
 
-def member(name: str, register: int = FIRST, *, negated: bool = False) -> Expression:
+def set_lookup(name: str, register: int = FIRST, *, negated: bool = False) -> Expression:
     """``… @NAME``, ``… != @NAME``"""
     flags = {"flags": frozenset({"NFT_LOOKUP_F_INV"})} if negated else {}
     return _expression("lookup", set=name, sreg=register, **flags)
 
 
 @functools.lru_cache(1024)
-def mapped(name: str, register: int = FIRST, into: int = FIRST) -> Expression:
+def map_lookup(name: str, register: int = FIRST, into: int = FIRST) -> Expression:
     """``… map @NAME``; the rule ends here when the map has no such key."""
     return _expression("lookup", set=name, sreg=register, dreg=into)
 
 
-def verdict_of(name: str, register: int = FIRST) -> Expression:
+def verdict_lookup(name: str, register: int = FIRST) -> Expression:
     """``… vmap @NAME``"""
     return _expression("lookup", set=name, sreg=register, dreg=VERDICT_REGISTER)
 
@@ -138,12 +138,12 @@ def literal(data: bytes, register: int = FIRST) -> Expression:
 
 
 def log_to(group: int) -> Expression:
-    """``log group GROUP queue-threshold 1``: no verdict; and no waiting until several have come together."""
+    """``log group GROUP queue-threshold 1``: no verdict, and each packet is reported at once."""
     return _expression("log", group=group, qthreshold=1)
 
 
 def queue_to(number: int) -> Expression:
-    """``queue num NUMBER bypass``: the packet waits for a program's word; when no program listens it goes on."""
+    """``queue num NUMBER bypass``: the packet waits for a program's verdict; when no program listens it goes on."""
     return _expression("queue", num=number, total=1, flags=1)
 
 
@@ -153,7 +153,7 @@ def extension_queue_to(number: int) -> Expression:
     return _expression("target", name="NFQUEUE", rev=3, info=Opaque(info))
 
 
-def lifetimes_of(name: str) -> Expression:
+def ct_timeout(name: str) -> Expression:
     """``ct timeout set "NAME"``; only for a connection that is not confirmed yet, and of the object's protocol."""
     return _expression("objref", imm_type=7, imm_name=name)
 

@@ -1,5 +1,5 @@
 """
-The host role: whose packet it is, and which ports it may use.
+The host role: which VM a packet belongs to, and which ports it may use.
 
 In nftables' notation::
 
@@ -42,7 +42,7 @@ In nftables' notation::
 
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
   to others.
-- The identity is the tap; nothing in the packet is believed.
+- The tap tells which VM it is; nothing in the packet is trusted for that.
 - Connections that were there before we cared for the VM go on the way they went (last rule of ``exemption``): they
   lack our bit in the connection mark, which ``begun`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
@@ -54,14 +54,14 @@ In nftables' notation::
   after as many as the budget allowed; it goes on like any other (``docs/design/0003-arrivals.md``).
 - ``deferred`` lets as many connections begin as there are ports for; those that follow wait in natd's queue, before
   they have a port, until the VM has a larger range. Without a natd that listens they go on as they would without it.
-- ``refused`` holds where to a VM at its cap has no port left; natd puts it there after counting, and what it does not
-  put there again goes by itself, so that no failure of natd can keep a VM from connecting. ``capped`` has the last
-  word: it changes with the VM's ports, in the same transaction.
-- An object of lifetimes has its seconds in its name. Other lifetimes are other objects, and the rules of ``begun`` are
-  exchanged; the former objects stay until the table goes, since the kernel would give the connections that live by one
-  back to the system's timeouts with it (``nf_ct_untimeout``).
-- What this host itself has to say about a packet for a VM (too large, no such guest) goes the VM's way, not its own:
-  only the edges can make it fit to be seen outside (``errors``).
+- ``refused`` holds the destinations for which a VM at its cap has no port left. natd adds them after counting, and
+  elements that it does not renew time out, so that no failure of natd can keep a VM from connecting. ``capped`` decides
+  in the end: it changes with the VM's ports, in the same transaction.
+- A ``ct timeout`` object has its seconds in its name. Other seconds are another object, and the rules of ``begun`` are
+  exchanged; the former object stays until the table goes, since removing it would give the connections that use it
+  back to the system's timeouts (``nf_ct_untimeout``).
+- An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
+  as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ from natctl.ruleset.common import (
     PREROUTING,
     PROTOCOL,
     address_in,
-    described,
+    element_label,
     filtering,
     in_network,
     interface_elements,
@@ -107,43 +107,43 @@ from natctl.ruleset.expressions import (
     SOURCE,
     THIRD,
     TRANSPORT,
+    bitwise,
     compare,
     counter,
     ct,
+    ct_timeout,
     extension_queue_to,
-    lifetimes_of,
     log_to,
-    mapped,
-    masked,
-    member,
+    map_lookup,
     meta,
     payload,
     queue_to,
     refuse,
     set_ct,
+    set_lookup,
     set_meta,
     source_nat,
-    verdict_of,
+    verdict_lookup,
     word,
 )
 from natctl.ruleset.values import (
+    CT_TIMEOUTS,
     DROP,
-    LIFETIMES,
     RETURN,
     VM_CHAIN,
     Chain,
+    CtTimeout,
     Element,
     Expression,
     Family,
     Fragment,
     Holdings,
     Hook,
-    Lifetimes,
     Place,
     Rule,
     Ruleset,
     SetSpec,
-    indexed,
+    by_identity,
     jump,
 )
 
@@ -153,7 +153,7 @@ BUDGETS: Final[Place] = (Family.IPV4, "budgets")
 DEFERRED: Final[Place] = (Family.IPV4, "deferred")
 CAPPED: Final[Place] = (Family.IPV4, "capped")
 REFUSED: Final[Place] = (Family.IPV4, "refused")
-"""Fleeting, see :data:`~natctl.ruleset.values.FLEETING`."""
+"""Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 BEGUN: Final[Place] = (Family.IPV4, "begun")
@@ -163,7 +163,7 @@ UNTRANSLATED: Final = "untranslated"
 
 _ICMP, _TCP, _UDP = 1, 6, 17
 _TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
-"""Places in the list of TCP's states that :func:`_lifetimes` names."""
+"""Places in the list of TCP's states that :func:`_ct_timeouts` names."""
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
@@ -178,7 +178,7 @@ _SOURCE_TRANSLATED = word(0x10)
 
 class Marks(NamedTuple):
     """
-    How a packet mark says whose the packet is: the highest bit of the mask says that somebody's, the others whose.
+    How a packet mark tells the VM: the highest bit of the mask says that there is one, the other bits are its index.
 
     :raise ValueError: By :meth:`of_mask`, when the bits are not contiguous or fewer than 4.
     """
@@ -219,14 +219,14 @@ class Marks(NamedTuple):
 def base(settings: HostSettings, path: Path | None) -> Ruleset:
     """Return tables, chains and sets of the host role, without any VM."""
     marks = Marks.of_mask(settings.mark_mask)
-    lifetimes = _lifetimes(settings.timeouts.override((path and path.timeouts) or Timeouts()))
+    ct_timeouts = _ct_timeouts(settings.timeouts.override((path and path.timeouts) or Timeouts()))
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
-        BEGUN: _begun(marks, [name for _, name in lifetimes], settings.log_group),
+        BEGUN: _begun(marks, [name for _, name in ct_timeouts], settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
@@ -235,7 +235,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         BUDGETS: SetSpec("budgets", (MARK,), budgets=True),
         DEFERRED: SetSpec("deferred", (MARK,), deferring=True),
         CAPPED: SetSpec("capped", (MARK,), counter=True),
-        REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), fleeting=True),
+        REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), expiring=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
@@ -246,10 +246,10 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         DEFERRED: {},
         CAPPED: {},
         REFUSED: {},
-        UPLINKS: indexed(interface_elements(settings.uplinks)),
-        EXEMPT: indexed(network_elements(settings.exempt)),
+        UPLINKS: by_identity(interface_elements(settings.uplinks)),
+        EXEMPT: by_identity(network_elements(settings.exempt)),
     }
-    return Ruleset(chains, sets, elements, lifetimes)
+    return Ruleset(chains, sets, elements, ct_timeouts)
 
 
 def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
@@ -260,7 +260,7 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
     """
     mark = Marks.of_mask(settings.mark_mask).of(entry.index)
     chain = _vm_chain(settings, entry, mark)
-    label = described(entry.name, entry.domain)
+    label = element_label(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = [
         (TAPS, Element(interface_key(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
@@ -280,7 +280,7 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
 
 
 class Identity(NamedTuple):
-    """What the chain of a VM says about it."""
+    """The VM that a chain belongs to, as its user data says."""
 
     domain: DomainUUID
     name: str
@@ -296,8 +296,8 @@ def identity(userdata: bytes) -> Identity | None:
         return None
 
 
-def refused(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> Element:
-    """Return what has a VM's new connections to this destination refused until the time is over."""
+def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> Element:
+    """Return the element by which a VM's new connections to this destination are refused until it times out."""
     mark = word(Marks.of_mask(settings.mark_mask).of(index))
     key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
     return Element(key, timeout_ms=timeout_ms)
@@ -305,7 +305,7 @@ def refused(settings: HostSettings, index: int, where: Destination, timeout_ms: 
 
 def entry_of(
     index: int,
-    who: Identity,
+    owner: Identity,
     taps: Iterable[str],
     binding: Element | None,
     budget: int | None = None,
@@ -315,20 +315,20 @@ def entry_of(
 ) -> HostEntry:
     """Return the entry whose fragment was found in the kernel."""
     ports = None
-    internal = who.internal
+    internal = owner.internal
     if binding is not None:
         internal = IPv4Address(binding.data[:4])
         ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
-    return HostEntry(who.domain, who.name, index, internal, ports, frozenset(taps), budget, at_cap, defer_after)
+    return HostEntry(owner.domain, owner.name, index, internal, ports, frozenset(taps), budget, at_cap, defer_after)
 
 
 def timeouts_in(holdings: Holdings) -> Timeouts | None:
-    """Return what a kernel gives to connections that begin; None: nothing of ours."""
+    """Return the timeouts that new connections get; None: there is nothing of ours."""
     rules = holdings.chains[BEGUN].rules if BEGUN in holdings.chains else ()
     in_force = {
-        lifetimes.protocol: lifetimes.seconds
-        for (_, name), lifetimes in holdings.lifetimes.items()
-        if lifetimes is not None and _giving(name).digest in rules
+        timeout.protocol: timeout.seconds
+        for (_, name), timeout in holdings.ct_timeouts.items()
+        if timeout is not None and _set_timeout(name).digest in rules
     }
     if in_force.keys() != {_TCP, _UDP, _ICMP}:
         return None
@@ -344,33 +344,33 @@ def timeouts_in(holdings: Holdings) -> Timeouts | None:
 
 
 def _identify() -> Chain:
-    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iifname"), verdict_of("taps")),))
+    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iifname"), verdict_lookup("taps")),))
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
-    merge = masked(word(settings.mark_mask ^ 0xFFFFFFFF), word(mark))
+    merge = bitwise(word(settings.mark_mask ^ 0xFFFFFFFF), word(mark))
     marking = Rule((meta("mark"), merge, set_meta("mark")), entry.name, f"{entry.domain} {entry.internal}")
     return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 
 def _is_managed(marks: Marks) -> tuple[Expression, ...]:
     flag = word(marks.flag)
-    return meta("mark"), masked(flag), compare(flag)
+    return meta("mark"), bitwise(flag), compare(flag)
 
 
 def _is_not_managed(marks: Marks) -> tuple[Expression, ...]:
     flag = word(marks.flag)
-    return meta("mark"), masked(flag), compare(flag, "!=")
+    return meta("mark"), bitwise(flag), compare(flag, "!=")
 
 
-def _whose(marks: Marks) -> tuple[Expression, ...]:
-    return meta("mark"), masked(word(marks.mask))
+def _owner(marks: Marks) -> tuple[Expression, ...]:
+    return meta("mark"), bitwise(word(marks.mask))
 
 
-def _lifetimes(timeouts: Timeouts) -> dict[Place, Lifetimes]:
+def _ct_timeouts(timeouts: Timeouts) -> dict[Place, CtTimeout]:
     transitory, established = timeouts.tcp_transitory_s, timeouts.tcp_established_s
-    # SYN sent, SYN received, established, FIN wait, close wait, last ACK, time wait, close, second SYN sent, and while
-    # something is sent again or not acknowledged: a connection is no less established for that.
+    # SYN sent, SYN received, established, FIN wait, close wait, last ACK, time wait, close, second SYN sent, and the
+    # two for retransmitted and for unacknowledged data: a connection is no less established for that.
     tcp = (
         transitory,
         transitory,
@@ -385,18 +385,18 @@ def _lifetimes(timeouts: Timeouts) -> dict[Place, Lifetimes]:
         established,
     )
     by_name = {
-        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": Lifetimes(_TCP, tcp),
-        f"udp-{timeouts.udp_s}": Lifetimes(_UDP, (timeouts.udp_s, timeouts.udp_s)),
-        f"icmp-{timeouts.icmp_s}": Lifetimes(_ICMP, (timeouts.icmp_s,)),
+        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(_TCP, tcp),
+        f"udp-{timeouts.udp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
+        f"icmp-{timeouts.icmp_s}": CtTimeout(_ICMP, (timeouts.icmp_s,)),
     }
-    return {(Family.IPV4, LIFETIMES + name): lifetimes for name, lifetimes in by_name.items()}
+    return {(Family.IPV4, CT_TIMEOUTS + name): timeout for name, timeout in by_name.items()}
 
 
 def _exemption(marks: Marks) -> Chain:
-    forget = (meta("mark"), masked(word(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
-    is_older = (ct("state"), masked(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
-    is_not_ours = (ct("mark"), masked(word(marks.flag)), compare(bytes(4)))
-    is_ours = (ct("mark"), masked(word(marks.flag)), compare(word(marks.flag)))
+    forget = (meta("mark"), bitwise(word(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
+    is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
+    is_not_ours = (ct("mark"), bitwise(word(marks.flag)), compare(bytes(4)))
+    is_ours = (ct("mark"), bitwise(word(marks.flag)), compare(word(marks.flag)))
     rules = (
         rule(is_ours, RETURN, comment="decided when it began"),
         rule(_is_not_managed(marks), RETURN),
@@ -408,19 +408,19 @@ def _exemption(marks: Marks) -> Chain:
 
 
 def _is_new() -> tuple[Expression, ...]:
-    return ct("state"), masked(_NEW), compare(bytes(4), "!=")
+    return ct("state"), bitwise(_NEW), compare(bytes(4), "!=")
 
 
 def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
-    ported = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
-    portless = (*_whose(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
+    ported = (*_owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
+    portless = (*_owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
     # A query's code is 0, and stands where the others have their port.
-    is_capped = (*_whose(marks), member("capped"))
+    is_capped = (*_owner(marks), set_lookup("capped"))
     words = "no port is left for it"
     rules = (
-        rule(ported, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
-        rule(protocol(_ICMP), portless, member("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        rule(ported, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        rule(protocol(_ICMP), portless, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         *_deferral(marks, settings),
     )
     return Chain("newcomers", None, rules)
@@ -429,11 +429,11 @@ def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
 def _deferral(marks: Marks, settings: HostSettings) -> tuple[Rule, ...]:
     if settings.queueing is Queueing.NONE:
         return ()
-    # A connection that has begun and is not answered yet is new as well, but has its port.
-    is_first = (ct("status"), masked(_CONFIRMED), compare(bytes(4)))
+    # A connection that is not answered yet is still "new" for connection tracking, but has its port already.
+    is_first = (ct("status"), bitwise(_CONFIRMED), compare(bytes(4)))
     queue = queue_to if settings.queueing is Queueing.NATIVE else extension_queue_to
     words = "waits until the VM has more ports"
-    return (rule(is_first, *_whose(marks), member("deferred"), queue(settings.queue), comment=words),)
+    return (rule(is_first, *_owner(marks), set_lookup("deferred"), queue(settings.queue), comment=words),)
 
 
 def _translate(marks: Marks) -> Chain:
@@ -443,20 +443,20 @@ def _translate(marks: Marks) -> Chain:
     )
 
 
-def _begun(marks: Marks, lifetimes: Iterable[str], log_group: int) -> Chain:
-    remember = (ct("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
-    spent = (*_whose(marks), member("budgets"))
+def _begun(marks: Marks, timeouts: Iterable[str], log_group: int) -> Chain:
+    remember = (ct("mark"), bitwise(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
+    spent = (*_owner(marks), set_lookup("budgets"))
     rules = (
         rule(remember, comment="the connection is ours"),
-        *map(_giving, lifetimes),
+        *map(_set_timeout, timeouts),
         rule(spent, log_to(log_group), comment="an arrival budget is used up"),
-        rule(_whose(marks), mapped("bindings"), source_nat(), comment="a port of the VM's own range"),
+        rule(_owner(marks), map_lookup("bindings"), source_nat(), comment="a port of the VM's own range"),
     )
     return Chain("begun", None, rules)
 
 
 def _guard(marks: Marks, pool: IPv4Network) -> Chain:
-    translated = (ct("status"), masked(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
+    translated = (ct("status"), bitwise(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     leaves = to_interface("uplinks")
     rules = (
         # Every packet comes through here: those that are nobody's, and all that come back, go first.
@@ -468,14 +468,14 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     return Chain("guard", filtering(POSTROUTING, 200), rules)
 
 
-def _giving(lifetimes: str) -> Rule:
-    return rule(lifetimes_of(lifetimes))
+def _set_timeout(name: str) -> Rule:
+    return rule(ct_timeout(name))
 
 
 def _errors(marks: Marks) -> Chain:
     flag = word(marks.flag)
-    is_related = (ct("state"), masked(_RELATED), compare(bytes(4), "!="))
-    is_ours = (ct("mark"), masked(flag), compare(flag))
-    manage = (meta("mark"), masked(word(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
+    is_related = (ct("state"), bitwise(_RELATED), compare(bytes(4), "!="))
+    is_ours = (ct("mark"), bitwise(flag), compare(flag))
+    manage = (meta("mark"), bitwise(word(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
     said = rule(protocol(_ICMP), is_related, is_ours, manage, comment="what we say about a VM's packet goes its way")
     return Chain("errors", Hook("route", OUTPUT, -150), (said,))

@@ -1,5 +1,5 @@
 """
-What we write beside rules, sets and elements: nftables' user data, type-length-value with one byte each.
+Labels of rules, sets and elements: nftables' user data, type-length-value with one byte for type and length.
 
 Type 0 of rules and elements is the comment that ``nft list`` shows. Types from 126 up are ours; ``nft`` skips what it
 does not know (libnftnl, ``udata.c``), the kernel keeps up to 256 bytes as they are.
@@ -17,7 +17,7 @@ _MAXIMUM_COMMENT = 127
 """Bytes without the final zero: ``NFTNL_UDATA_COMMENT_MAXLEN`` is 128."""
 
 
-def shown(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
+def printable(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
     """
     Return the text as ``nft`` can print and read again: no quotes, nothing unprintable, cut at a whole character.
 
@@ -31,11 +31,11 @@ def shown(text: str, limit: int = _MAXIMUM_COMMENT) -> bytes:
     return encoded if len(encoded) <= limit else encoded[:limit].decode("utf-8", "ignore").encode()
 
 
-def packed(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
+def pack(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
     """Return the user data; parts that are empty are left out."""
     parts: list[bytes] = []
     if comment:
-        text = shown(comment)
+        text = printable(comment)
         parts += _head(COMMENT, len(text) + 1), text, b"\0"
     if digest:
         parts += _head(DIGEST, len(digest)), digest
@@ -45,8 +45,8 @@ def packed(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
     return b"".join(parts)
 
 
-def unpacked(userdata: bytes) -> dict[int, bytes]:
-    """Return the parts by type; what is cut short is left out."""
+def unpack(userdata: bytes) -> dict[int, bytes]:
+    """Return the parts by type; a part that is cut off is left out."""
     parts: dict[int, bytes] = {}
     offset = 0
     while offset + 2 <= len(userdata):
@@ -60,17 +60,17 @@ def unpacked(userdata: bytes) -> dict[int, bytes]:
 
 def comment_of(userdata: bytes) -> str:
     """Return the comment, or nothing."""
-    return unpacked(userdata).get(COMMENT, b"").rstrip(b"\0").decode("utf-8", "replace")
+    return unpack(userdata).get(COMMENT, b"").rstrip(b"\0").decode("utf-8", "replace")
 
 
 def tag_of(userdata: bytes) -> str:
     """Return our tag, or nothing."""
-    return unpacked(userdata).get(TAG, b"").decode("utf-8", "replace")
+    return unpack(userdata).get(TAG, b"").decode("utf-8", "replace")
 
 
 def digest_of(userdata: bytes) -> bytes:
     """Return the digest, or nothing."""
-    return unpacked(userdata).get(DIGEST, b"")
+    return unpack(userdata).get(DIGEST, b"")
 
 
 @functools.cache

@@ -1,11 +1,11 @@
 """
-Pure: desired against observed, as the smallest transaction. An empty one means: done.
+Pure: the smallest transaction that turns the observed tables into the desired ones; an empty one when they are equal.
 
-Structure (base chains and where they hook in, sets and what they are made of) either is as it should be or the table is
-made anew, with all its elements, in the same transaction; the rules of chains, the chains of VMs and the elements are
-changed one by one. What is replaced within one transaction is replaced for every packet at the same instant.
+When structure differs (base chains and their hooks, sets and their types), the table is made anew, with all its
+elements, in the same transaction; the rules of chains, the chains of VMs and the elements are changed one by one. What
+is replaced within one transaction is replaced for every packet at the same instant.
 
-Objects of lifetimes are only ever added: connections live by those that no rule names any more.
+``ct timeout`` objects are only ever added: connections may still use those that no rule names any more.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from natctl.ruleset.values import (
-    LIFETIMES,
+    CT_TIMEOUTS,
     VM_CHAIN,
     Chain,
     ChainSignature,
+    CtTimeout,
     Element,
     Elements,
     Family,
     Fragment,
     Holdings,
     Hook,
-    Lifetimes,
     Place,
     Ruleset,
     SetSpec,
@@ -43,11 +43,11 @@ class AddTable(NamedTuple):
     family: Family
 
 
-class AddLifetimes(NamedTuple):
-    """Make an object that gives connections their timeouts."""
+class AddCtTimeout(NamedTuple):
+    """Make a ``ct timeout`` object."""
 
     place: Place
-    lifetimes: Lifetimes
+    timeout: CtTimeout
 
 
 class AddChain(NamedTuple):
@@ -108,7 +108,7 @@ class FlushSet(NamedTuple):
 Operation = (
     DeleteTable
     | AddTable
-    | AddLifetimes
+    | AddCtTimeout
     | AddChain
     | AddRules
     | FlushChain
@@ -121,19 +121,19 @@ Operation = (
 
 
 class Plan(NamedTuple):
-    """Operations in the order in which the kernel takes them, and in words what was not as it should be."""
+    """Operations in the order in which the kernel takes them, and the differences that they mend, a line each."""
 
     operations: tuple[Operation, ...] = ()
     differences: tuple[str, ...] = ()
 
     @property
     def weight(self) -> int:
-        """How many elements and chains it moves; tells whether it takes long."""
+        """How many elements and chains it changes: a measure of how long it takes."""
         return sum(len(op.elements) if isinstance(op, AddElements | DeleteElements) else 1 for op in self.operations)
 
 
 def difference(desired: Ruleset, observed: Holdings) -> Plan:
-    """Return what makes the observed tables the desired ones."""
+    """Return the plan that turns the observed tables into the desired ones."""
     wanted = desired.holdings
     rebuilt: set[Family] = set()
     words: list[str] = []
@@ -143,30 +143,30 @@ def difference(desired: Ruleset, observed: Holdings) -> Plan:
         if flaws:
             rebuilt.add(family)
     operations = [DeleteTable(family) for family in Family if family in rebuilt & observed.tables]
-    anew = [op for family in Family if family in rebuilt & wanted.tables for op in _made(family, desired)]
+    anew = [op for family in Family if family in rebuilt & wanted.tables for op in _creation(family, desired)]
     kept = {place for place in desired.sets if place[0] not in rebuilt}
-    lifetimes = [
-        AddLifetimes(place, lifetimes)
-        for place, lifetimes in desired.lifetimes.items()
-        if place[0] not in rebuilt and place not in observed.lifetimes
+    ct_timeouts = [
+        AddCtTimeout(place, timeout)
+        for place, timeout in desired.ct_timeouts.items()
+        if place[0] not in rebuilt and place not in observed.ct_timeouts
     ]
-    words.extend(f"ct timeout {family} {name} is missing" for (family, name), _ in lifetimes)
-    rest = _altered(
+    words.extend(f"ct timeout {family} {name} is missing" for (family, name), _ in ct_timeouts)
+    rest = _alteration(
         {place: chain.signature for place, chain in desired.chains.items() if place[0] not in rebuilt},
         {place: chain for place, chain in observed.chains.items() if place[0] not in rebuilt},
         {place: desired.elements.get(place, {}) for place in kept},
         {place: observed.elements.get(place, {}) for place in kept},
         desired.chains,
     )
-    return Plan((*operations, *anew, *lifetimes, *rest.operations), (*words, *rest.differences))
+    return Plan((*operations, *anew, *ct_timeouts, *rest.operations), (*words, *rest.differences))
 
 
 def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
-    """Return what turns the old parts of some VMs into the new ones, all else being as it is."""
+    """Return the plan that turns the old parts of some VMs into the new ones; all else stays."""
     old_chains, old_elements = _merged(old)
     new_chains, new_elements = _merged(new)
     places = {*old_elements, *new_elements}
-    return _altered(
+    return _alteration(
         {place: chain.signature for place, chain in new_chains.items()},
         {place: chain.signature for place, chain in old_chains.items()},
         {place: new_elements.get(place, {}) for place in places},
@@ -175,17 +175,9 @@ def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
     )
 
 
-def refilled(place: Place, elements: tuple[Element, ...]) -> Plan:
-    """Return what makes these the elements of a set, whatever it holds."""
+def refill(place: Place, elements: tuple[Element, ...]) -> Plan:
+    """Return the plan after which a set has exactly these elements, whatever it had."""
     return Plan((FlushSet(place), AddElements(place, elements)) if elements else (FlushSet(place),))
-
-
-def joined(*plans: Plan) -> Plan:
-    """Return one plan of several that touch different things, in the given order."""
-    return Plan(
-        tuple(op for plan in plans for op in plan.operations),
-        tuple(word for plan in plans for word in plan.differences),
-    )
 
 
 def _merged(fragments: Iterable[Fragment]) -> tuple[dict[Place, Chain], dict[Place, dict[tuple[bytes, bool], Element]]]:
@@ -207,11 +199,11 @@ def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterato
         yield f"table {family} virtports {'is missing' if family in wanted.tables else 'is not ours to keep'}"
         return
     # A missing object can be added, and one of former settings is left alone.
-    known = {place: lifetimes for place, lifetimes in wanted.lifetimes.items() if place in observed.lifetimes}
+    known = {place: timeout for place, timeout in wanted.ct_timeouts.items() if place in observed.ct_timeouts}
     judged = {
-        place: lifetimes
-        for place, lifetimes in observed.lifetimes.items()
-        if place in known or not place[1].startswith(LIFETIMES)
+        place: timeout
+        for place, timeout in observed.ct_timeouts.items()
+        if place in known or not place[1].startswith(CT_TIMEOUTS)
     }
     for kind, ours, theirs in (
         ("ct timeout", known, judged),
@@ -233,11 +225,11 @@ def _flaw(place: Place, ours: Mapping[Place, object], theirs: Mapping[Place, obj
     return "differs" if place in ours else "is not ours"
 
 
-def _made(family: Family, desired: Ruleset) -> Iterator[Operation]:
+def _creation(family: Family, desired: Ruleset) -> Iterator[Operation]:
     chains = [chain for place, chain in desired.chains.items() if place[0] == family]
     specs = [(place, spec) for place, spec in desired.sets.items() if place[0] == family]
     yield AddTable(family)
-    yield from (AddLifetimes(place, lifetimes) for place, lifetimes in desired.lifetimes.items() if place[0] == family)
+    yield from (AddCtTimeout(place, timeout) for place, timeout in desired.ct_timeouts.items() if place[0] == family)
     yield from (AddChain(family, chain) for chain in chains)
     yield from (AddSet(family, spec) for _, spec in specs)
     yield from (AddRules(family, chain) for chain in chains if chain.rules)
@@ -246,7 +238,7 @@ def _made(family: Family, desired: Ruleset) -> Iterator[Operation]:
             yield AddElements(place, tuple(held.values()))
 
 
-def _altered(
+def _alteration(
     new_chains: Mapping[Place, ChainSignature],
     old_chains: Mapping[Place, ChainSignature],
     new_elements: Mapping[Place, Elements],
@@ -257,7 +249,7 @@ def _altered(
     words: list[str] = []
     added: list[Operation] = []
     for place in sorted(new_elements):
-        surplus, missing = _compared(new_elements[place], old_elements[place])
+        surplus, missing = _element_changes(new_elements[place], old_elements[place])
         if surplus:
             operations.append(DeleteElements(place, surplus))
             words.append(f"{len(surplus)} elements too many in {place[0]} {place[1]}")
@@ -266,13 +258,13 @@ def _altered(
             words.append(f"{len(missing)} elements missing in {place[0]} {place[1]}")
     for place in sorted({*new_chains, *old_chains}):
         if new_chains.get(place) != old_chains.get(place):
-            operations.extend(_rechained(place, old_chains, chains if place in new_chains else {}))
+            operations.extend(_chain_changes(place, old_chains, chains if place in new_chains else {}))
             words.append(f"chain {place[0]} {place[1]} {_flaw(place, new_chains, old_chains)}")
     return Plan((*operations, *added), tuple(words))
 
 
-def _compared(new: Elements, old: Elements) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
-    """Return what is to go and what is to come, in the order in which the kernel takes it."""
+def _element_changes(new: Elements, old: Elements) -> tuple[tuple[Element, ...], tuple[Element, ...]]:
+    """Return the elements to delete and those to add, each in the order in which the kernel takes them."""
     surplus = {identity: element for identity, element in old.items() if new.get(identity) != element}
     missing = {identity: element for identity, element in new.items() if old.get(identity) != element}
     if not old or not any(is_end for _, is_end in (*surplus, *missing)):
@@ -301,8 +293,10 @@ def _starts(elements: Elements) -> dict[tuple[bytes, bool], Element]:
     return found
 
 
-def _rechained(place: Place, old: Mapping[Place, ChainSignature], chains: Mapping[Place, Chain]) -> Iterator[Operation]:
-    # A chain that stays keeps its elements in the map that lead to it; only its rules are exchanged.
+def _chain_changes(
+    place: Place, old: Mapping[Place, ChainSignature], chains: Mapping[Place, Chain]
+) -> Iterator[Operation]:
+    # A chain that stays keeps the map elements that lead to it; only its rules are exchanged.
     chain = chains.get(place)
     if chain is None:
         yield DeleteChain(place[0], place[1])

@@ -1,4 +1,4 @@
-"""Pure: what the tables and routes of a kernel say in the words of :mod:`natctl.model.entries`."""
+"""Pure: what tables and routes read from a kernel mean, as values of :mod:`natctl.model.entries`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from natctl.model.entries import EdgeEntry, HostEntry, HostSettings, Path, Setti
 from natctl.ruleset import edge, edge_maps, host, labels
 from natctl.ruleset.host import Marks
 from natctl.ruleset.routing import Routing
-from natctl.ruleset.values import VM_CHAIN, Seen
+from natctl.ruleset.values import VM_CHAIN, Reading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Observed:
+class KernelState:
     """
     What the kernel holds of ours. Names are as shown by ``nft``: cut, and without characters that it cannot print.
 
@@ -33,12 +33,12 @@ class Observed:
     connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
     """Connections begun by each VM, a counter."""
     refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
-    """Packets of each VM at its cap that were answered with words because no port was left, a counter."""
+    """Packets of each VM at its cap that were answered with an ICMP error because no port was left, a counter."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Counted:
-    """Counters by VM, which begin at 0 as those of :class:`Observed` do."""
+    """Counters by VM, which begin at 0 as those of :class:`KernelState` do."""
 
     connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
     refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
@@ -47,10 +47,10 @@ class Counted:
 NOTHING_COUNTED = Counted()
 
 
-def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
-    """Put into our words what was read; what makes no sense is left out, and the next comparison mends it."""
+def kernel_state(settings: Settings, seen: Reading, routing: Routing) -> KernelState:
+    """Return the entries and counters in what was read; nonsense is left out, and the next comparison mends it."""
     hosts = _host_entries(settings.host, seen) if settings.host is not None else {}
-    return Observed(
+    return KernelState(
         hosts,
         _edge_entries(seen, routing) if settings.edge is not None else {},
         _path(seen, routing),
@@ -60,7 +60,7 @@ def observed(settings: Settings, seen: Seen, routing: Routing) -> Observed:
     )
 
 
-def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEntry]:
+def _host_entries(settings: HostSettings, seen: Reading) -> dict[DomainUUID, HostEntry]:
     marks = Marks.of_mask(settings.mark_mask)
     taps: dict[str, list[str]] = {}
     for element in seen.holdings.elements.get(host.TAPS, {}).values():
@@ -75,13 +75,13 @@ def _host_entries(settings: HostSettings, seen: Seen) -> dict[DomainUUID, HostEn
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in seen.vm_rules.items():
         number = chain.removeprefix(VM_CHAIN)
-        who = host.identity(userdata)
-        if who is not None and number.isdecimal():
+        owner = host.identity(userdata)
+        if owner is not None and number.isdecimal():
             index = int(number)
             budget = budgets[index].budget if index in budgets else None
-            found[who.domain] = host.entry_of(
+            found[owner.domain] = host.entry_of(
                 index,
-                who,
+                owner,
                 taps.get(chain, ()),
                 bindings.get(index),
                 budget,
@@ -99,7 +99,7 @@ def _counted(
     return {domain: by_index[entry.index] for domain, entry in entries.items() if entry.index in by_index}
 
 
-def _edge_entries(seen: Seen, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
+def _edge_entries(seen: Reading, routing: Routing) -> dict[DomainUUID, EdgeEntry]:
     ranges: dict[tuple[DomainUUID, str, IPv4Address], dict[IPv4Address, list[PortRange]]] = {}
     for internal, external, ports, element in edge_maps.ranges_in(seen.holdings):
         owner = DomainUUID(labels.tag_of(element.userdata))
@@ -121,7 +121,7 @@ def _flat(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[tuple[IPv4
     return tuple((address, ports) for address in sorted(pieces) for ports in coalesce(pieces[address]))
 
 
-def _path(seen: Seen, routing: Routing) -> Path | None:
+def _path(seen: Reading, routing: Routing) -> Path | None:
     if routing.pool is None:
         return None
     externals = seen.holdings.elements.get(edge.EXTERNALS, {}).values()

@@ -1,8 +1,7 @@
 """
 Pure: the routes, the routing rule and the kernel settings that a node should have.
 
-Our routes and rules carry a routing protocol number of their own, so that they are told from everybody else's: those
-without it are neither changed nor removed.
+Our routes and rules carry a routing protocol number of their own; those without it are neither changed nor removed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ PROTOCOL: Final = 74
 """``rtm_protocol`` of what is ours; iproute2's ``rt_protos`` gives it to nobody. See ``ip route show proto 74``."""
 
 UNREACHABLE_METRIC: Final = 4_294_967_294
-"""Of the route that ends the internal pool: anything that somebody else has for it goes first."""
+"""Of the unreachable route for the internal pool: any route that somebody else has for it is preferred."""
 
 
 class MarkRule(NamedTuple):
@@ -45,7 +44,7 @@ class Routing:
 
 def shared(settings: Settings, path: Path | None) -> Routing:
     """
-    Return what is not about one VM.
+    Return the routes and the rule that all VMs share.
 
     The rule that sends managed packets to the edges stands only while there is an edge to send them to; without one
     this machine is its own edge.
@@ -72,7 +71,7 @@ def of_entries(entries: Iterable[EdgeEntry]) -> dict[bytes, bytes]:
 
 
 class Steps(NamedTuple):
-    """How to get from one routing to another; between the two, packets may still need what is going to be dropped."""
+    """Two steps from one routing to another; between them, packets may still use the routes that are dropped last."""
 
     put: Routing
     """Add, or replace what is there."""
@@ -81,12 +80,12 @@ class Steps(NamedTuple):
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """In words what is not as it should be."""
+        """The differences, a line each."""
         return tuple(_words(self.put, "is missing")) + tuple(_words(self.drop, "is not wanted"))
 
 
 def steps(desired: Routing, observed: Routing) -> Steps:
-    """Return what makes the observed routing the desired one."""
+    """Return the steps that turn the observed routing into the desired one."""
     put = {to: via for to, via in desired.internals.items() if observed.internals.get(to) != via}
     drop = {to: via for to, via in observed.internals.items() if to not in desired.internals}
     way_moved = desired.way != observed.way
@@ -130,7 +129,7 @@ def switches(settings: Settings) -> tuple[Switch, ...]:
     """
     Return the kernel settings without which no packet, or not every packet, gets through.
 
-    Reverse path filtering is dealt with by :func:`loosened`, since two files decide it together.
+    Reverse path filtering is dealt with by :func:`loose_rp_filter`, since two files decide it together.
     """
     on = frozenset({"1"})
     found = [Switch("ip_forward", on, "1")]
@@ -143,7 +142,7 @@ def switches(settings: Settings) -> tuple[Switch, ...]:
     return tuple(found)
 
 
-def asymmetric(settings: Settings) -> tuple[str, ...]:
+def asymmetric_interfaces(settings: Settings) -> tuple[str, ...]:
     """Return the interfaces at which a packet may come in by another way than the answer leaves."""
     names: set[str] = set()
     if settings.host is not None:
@@ -153,7 +152,7 @@ def asymmetric(settings: Settings) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def loosened(everywhere: int, here: int) -> int | None:
+def loose_rp_filter(everywhere: int, here: int) -> int | None:
     """
     Return what to write to an interface's ``rp_filter``, or None when it need not change.
 

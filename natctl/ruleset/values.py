@@ -2,7 +2,7 @@
 Tables, chains, rules, sets and elements of nftables as values; and what a kernel holds of them.
 
 Names of expressions and their attributes are the kernel's own (``include/uapi/linux/netfilter/nf_tables.h``), so that
-the values can be read beside its source. Nothing here knows how they travel: that is :mod:`natctl.netlink`.
+the values can be read beside its source. How they are encoded is the business of :mod:`natctl.netlink.nftables`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TABLE = "virtports"
 VM_CHAIN = "vm-"
 """Prefix of the chains that belong to one VM; they come and go without the rest of the table."""
 
-LIFETIMES = "managed-"
-"""Prefix of our objects of lifetimes; one that no rule names any more stays for the connections that live by it."""
+CT_TIMEOUTS = "managed-"
+"""Prefix of our ``ct timeout`` objects; one that no rule names any more stays for the connections that use it."""
 
 
 class Family(enum.IntEnum):
@@ -38,7 +38,7 @@ class Family(enum.IntEnum):
 
 
 class Verdict(NamedTuple):
-    """What becomes of the packet: ``NF_*`` or ``NFT_*`` code, and a chain for jump and goto."""
+    """A verdict: ``NF_*`` or ``NFT_*`` code, and a chain for jump and goto."""
 
     code: int
     chain: str = ""
@@ -60,7 +60,7 @@ def goto(chain: str) -> Verdict:
 
 
 class Opaque(NamedTuple):
-    """A structure of the kernel's, as it is."""
+    """The bytes of a kernel structure, sent unchanged."""
 
     data: bytes
 
@@ -111,7 +111,7 @@ class Chain(NamedTuple):
 
     @property
     def signature(self) -> ChainSignature:
-        """What of it can be read back from the kernel."""
+        """The parts of it that can be read back from the kernel."""
         return ChainSignature(self.hook, tuple(rule.digest for rule in self.rules))
 
 
@@ -147,8 +147,8 @@ class SetSpec(NamedTuple):
     """Every element lets some packets pass before it matches, see :attr:`Element.budget`."""
     deferring: bool = False
     """Every element lets some packets pass before it matches all that follow."""
-    fleeting: bool = False
-    """Elements go by themselves, see :data:`FLEETING`."""
+    expiring: bool = False
+    """Elements time out, see :data:`EXPIRING`."""
     room: int = 0
     """Elements it holds at most; 0: any number. With a limit the kernel makes the quickest kind of hash table."""
 
@@ -172,17 +172,17 @@ class Element(NamedTuple):
     budget: int | None = None
     """In a set with budgets: packets that pass before it matches, and then only so often (:data:`ANNOUNCED_PER_S`)."""
     timeout_ms: int = 0
-    """In a set whose elements go by themselves: when; 0: never."""
+    """In a set whose elements time out: after how long; 0: never."""
     defer_after: int | None = None
     """In a set that defers: packets that pass before it matches, 1 and up."""
 
     @property
     def identity(self) -> tuple[bytes, bool]:
-        """What the kernel tells elements of a set apart by."""
+        """Key and kind of end, by which the kernel tells elements of a set apart."""
         return self.key, self.interval_end
 
 
-class Lifetimes(NamedTuple):
+class CtTimeout(NamedTuple):
     """A ``ct timeout`` object: the seconds for each state of the connections of one protocol."""
 
     protocol: int
@@ -194,8 +194,8 @@ class Lifetimes(NamedTuple):
 Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
-FLEETING: frozenset[Place] = frozenset({(Family.IPV4, "refused")})
-"""Sets whose elements go by themselves: nobody compares them or puts them back."""
+EXPIRING: frozenset[Place] = frozenset({(Family.IPV4, "refused")})
+"""Sets whose elements time out: they are not compared and not restored."""
 
 ANNOUNCED_PER_S = 50
 """Packets a second that an element with a budget matches at most once its budget is used up."""
@@ -210,7 +210,7 @@ class Ruleset:
     chains: Mapping[Place, Chain]
     sets: Mapping[Place, SetSpec]
     elements: Mapping[Place, Elements]
-    lifetimes: Mapping[Place, Lifetimes] = dataclasses.field(default_factory=dict)
+    ct_timeouts: Mapping[Place, CtTimeout] = dataclasses.field(default_factory=dict)
 
     @property
     def holdings(self) -> Holdings:
@@ -220,25 +220,25 @@ class Ruleset:
             {place: chain.signature for place, chain in self.chains.items()},
             {place: spec.digest for place, spec in self.sets.items()},
             self.elements,
-            self.lifetimes,
+            self.ct_timeouts,
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Holdings:
-    """What our tables do hold."""
+    """What our tables hold in the kernel."""
 
     tables: frozenset[Family] = frozenset()
     chains: Mapping[Place, ChainSignature] = dataclasses.field(default_factory=dict)
     sets: Mapping[Place, bytes] = dataclasses.field(default_factory=dict)
     elements: Mapping[Place, Elements] = dataclasses.field(default_factory=dict)
-    lifetimes: Mapping[Place, Lifetimes | None] = dataclasses.field(default_factory=dict)
+    ct_timeouts: Mapping[Place, CtTimeout | None] = dataclasses.field(default_factory=dict)
     """None: an object of another kind, not ours."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Seen:
-    """What our tables hold, and what they have counted."""
+class Reading:
+    """One reading of our tables: what they hold, and what they have counted."""
 
     holdings: Holdings
     generation: int
@@ -252,26 +252,26 @@ class Seen:
 
 
 class Fragment(NamedTuple):
-    """The part of the ruleset that is about one VM in one role."""
+    """The part of the ruleset that belongs to one VM in one role."""
 
     chains: tuple[tuple[Place, Chain], ...] = ()
     elements: tuple[tuple[Place, Element], ...] = ()
 
 
-def indexed(elements: Iterable[Element]) -> dict[tuple[bytes, bool], Element]:
-    """Return the elements by what the kernel tells them apart by."""
+def by_identity(elements: Iterable[Element]) -> dict[tuple[bytes, bool], Element]:
+    """Return the elements by key and kind of end, see :attr:`Element.identity`."""
     return {element.identity: element for element in elements}
 
 
-def assembled(base: Ruleset, fragments: Iterable[Fragment]) -> Ruleset:
-    """Return the ruleset with the VMs' parts put in; where two claim one element the later stands."""
+def with_fragments(base: Ruleset, fragments: Iterable[Fragment]) -> Ruleset:
+    """Return the ruleset with the VMs' parts added; of two parts with the same element the later one counts."""
     chains = dict(base.chains)
     elements = {place: dict(held) for place, held in base.elements.items()}
     for fragment in fragments:
         chains.update(fragment.chains)
         for place, element in fragment.elements:
             elements[place][element.key, element.interval_end] = element
-    return Ruleset(chains, base.sets, elements, base.lifetimes)
+    return Ruleset(chains, base.sets, elements, base.ct_timeouts)
 
 
 @functools.lru_cache(4096)

@@ -44,8 +44,8 @@ from natctl.netlink.nftables.schema import chain_msg, kind, rule_msg, set_msg
 from natctl.ruleset import labels
 from natctl.ruleset.plan import (
     AddChain,
+    AddCtTimeout,
     AddElements,
-    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -59,12 +59,12 @@ from natctl.ruleset.plan import (
 from natctl.ruleset.values import (
     TABLE,
     Chain,
+    CtTimeout,
     Element,
     Expression,
     Family,
     Field,
     Hook,
-    Lifetimes,
     Opaque,
     Place,
     Rule,
@@ -135,8 +135,8 @@ def _encoded(operation: Operation) -> Iterator[Request]:
             yield _request(NFT_MSG_DELCHAIN, 0, family, body, f"delete chain {family} {name}")
         case AddTable(family):
             yield _request(NFT_MSG_NEWTABLE, _NEW, family, _IN_OUR_TABLE, f"add table {family} {TABLE}")
-        case AddLifetimes(place, lifetimes):
-            yield _lifetimes(place, lifetimes)
+        case AddCtTimeout(place, timeout):
+            yield _ct_timeout(place, timeout)
         case FlushSet(place):
             yield _request(NFT_MSG_DELSETELEM, 0, place[0], _names(place[1]), f"flush set {place[0]} {place[1]}")
         case DeleteTable(family):
@@ -147,11 +147,11 @@ def _request(message: int, flags: int, family: Family, body: bytes, description:
     return Request(netfilter_message(kind(message), flags, family, body), description)
 
 
-def _lifetimes(place: Place, lifetimes: Lifetimes) -> Request:
-    seconds = (attribute(state, network_u32(value)) for state, value in enumerate(lifetimes.seconds, 1))
+def _ct_timeout(place: Place, timeout: CtTimeout) -> Request:
+    seconds = (attribute(state, network_u32(value)) for state, value in enumerate(timeout.seconds, 1))
     data = (
         attribute(schema.CT_TIMEOUT_L3PROTO, struct.pack(">H", int(Family.IPV4))),
-        attribute(schema.CT_TIMEOUT_L4PROTO, bytes((lifetimes.protocol,))),
+        attribute(schema.CT_TIMEOUT_L4PROTO, bytes((timeout.protocol,))),
         nested(schema.CT_TIMEOUT_DATA, *seconds),
     )
     body = (
@@ -182,7 +182,7 @@ def _rule(family: Family, chain: Chain, rule: Rule) -> Request:
         _IN_OUR_TABLE
         + attribute(schema.RULE_CHAIN, terminated(chain.name))
         + nested(schema.RULE_EXPRESSIONS, *map(_packed_expression, rule.expressions))
-        + attribute(schema.RULE_USERDATA, labels.packed(rule.comment, rule.tag, rule.digest))
+        + attribute(schema.RULE_USERDATA, labels.pack(rule.comment, rule.tag, rule.digest))
     )
     description = f"add rule to {family} {chain.name} ({rule.comment or 'no comment'})"
     return _request(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, body, description)
@@ -263,7 +263,7 @@ def _set_flags(spec: SetSpec) -> int:
         (_INTERVAL if spec.interval else 0)
         | (_MAP if spec.data or spec.verdicts else 0)
         | (_CONCATENATION if len(spec.key) > 1 else 0)
-        | (_TIMEOUT if spec.fleeting else 0)
+        | (_TIMEOUT if spec.expiring else 0)
         | (_SEVERAL_EXPRESSIONS if spec.budgets else 0)
     )
 
@@ -292,7 +292,7 @@ def _set_userdata(spec: SetSpec) -> bytes:
         data += number(_DATA_ORDER, _HOST_ENDIAN if spec.data[0].host_order else _BIG_ENDIAN)
     if spec.data_interval:
         data += number(_DATA_INTERVAL, 1)
-    return data + labels.packed(digest=spec.digest)
+    return data + labels.pack(digest=spec.digest)
 
 
 def _elements(message: int, flags: int, place: Place, elements: Iterable[Element], words: str) -> Iterator[Request]:

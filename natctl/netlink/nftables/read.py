@@ -73,17 +73,17 @@ from natctl.netlink.nftables.schema import (
 from natctl.netlink.socket import Socket
 from natctl.ruleset import labels
 from natctl.ruleset.values import (
-    FLEETING,
+    EXPIRING,
     TABLE,
     VM_CHAIN,
     ChainSignature,
+    CtTimeout,
     Element,
     Family,
     Holdings,
     Hook,
-    Lifetimes,
     Place,
-    Seen,
+    Reading,
 )
 
 _ACTION: Final = "read our nftables tables"
@@ -110,7 +110,7 @@ def tables(nft: Socket) -> frozenset[Family]:
     return frozenset(family for family in Family if reader.has_table(family))
 
 
-def read(nft: Socket) -> Seen:
+def read_tables(nft: Socket) -> Reading:
     """
     Read all that our tables hold.
 
@@ -125,7 +125,7 @@ def read(nft: Socket) -> Seen:
             return seen
 
 
-def counted(nft: Socket, place: Place) -> dict[bytes, int]:
+def counters(nft: Socket, place: Place) -> dict[bytes, int]:
     """
     Return what the elements of one set have counted, by key.
 
@@ -148,20 +148,20 @@ class _Reader:
         self._elements: dict[Place, dict[tuple[bytes, bool], Element]] = {}
         self._vm_rules: dict[str, bytes] = {}
         self._drops: dict[str, int] = {}
-        self._lifetimes: dict[Place, Lifetimes | None] = {}
+        self._ct_timeouts: dict[Place, CtTimeout | None] = {}
         self.counted: dict[Place, dict[bytes, int]] = {}
 
-    def read(self) -> Seen:
+    def read(self) -> Reading:
         for family in Family:
             self._read_chains(family)
             self._read_sets(family)
-            self._read_lifetimes(family)
+            self._read_ct_timeouts(family)
         for place in self._sets:
-            if place not in FLEETING:
+            if place not in EXPIRING:
                 self.read_elements(place)
         chains = {place: ChainSignature(hook, tuple(self._rules.get(place, ()))) for place, hook in self._hooks.items()}
-        holdings = Holdings(frozenset(self._tables), chains, self._sets, self._elements, self._lifetimes)
-        return Seen(holdings, self._number, self._vm_rules, self._drops, self.counted)
+        holdings = Holdings(frozenset(self._tables), chains, self._sets, self._elements, self._ct_timeouts)
+        return Reading(holdings, self._number, self._vm_rules, self._drops, self.counted)
 
     def has_table(self, family: Family) -> bool:
         return bool(self._list(NFT_MSG_GETTABLE, family))
@@ -212,10 +212,10 @@ class _Reader:
             self._sets[place] = labels.digest_of(item.get(SET_USERDATA, b""))
             self._elements[place] = {}
 
-    def _read_lifetimes(self, family: Family) -> None:
+    def _read_ct_timeouts(self, family: Family) -> None:
         if family in self._tables:
             for item in self._list(NFT_MSG_GETOBJ, family):
-                self._lifetimes[family, text(required(item, OBJECT_NAME))] = decode_lifetimes(item)
+                self._ct_timeouts[family, text(required(item, OBJECT_NAME))] = decode_ct_timeout(item)
 
 
 def decode_hook(chain: dict[int, bytes]) -> Hook | None:
@@ -265,14 +265,14 @@ def decode_element(item: bytes) -> tuple[Element, int | None]:
     return element, packets
 
 
-def decode_lifetimes(item: dict[int, bytes]) -> Lifetimes | None:
+def decode_ct_timeout(item: dict[int, bytes]) -> CtTimeout | None:
     """Return a ``ct timeout`` object; None when the object is of another kind."""
     if network_number(item.get(OBJECT_TYPE, b"")) != CT_TIMEOUT:
         return None
     data = attribute_map(item.get(OBJECT_DATA, b""))
     seconds = attribute_map(data.get(CT_TIMEOUT_DATA, b""))
     values = tuple(network_number(seconds[state]) for state in sorted(seconds))
-    return Lifetimes(network_number(data.get(CT_TIMEOUT_L4PROTO, b"")), values)
+    return CtTimeout(network_number(data.get(CT_TIMEOUT_L4PROTO, b"")), values)
 
 
 def _counter_or_limit(expression: dict[int, bytes]) -> tuple[int | None, int | None]:

@@ -17,8 +17,8 @@ from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSetting
 from natctl.ruleset import edge_maps, host, plan
 from natctl.ruleset.plan import (
     AddChain,
+    AddCtTimeout,
     AddElements,
-    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -31,15 +31,15 @@ from natctl.ruleset.plan import (
 )
 from natctl.ruleset.values import (
     ChainSignature,
+    CtTimeout,
     Element,
     Family,
     Fragment,
     Holdings,
     Hook,
-    Lifetimes,
     Place,
     Ruleset,
-    assembled,
+    with_fragments,
 )
 
 SETTINGS = Settings(HostSettings(frozenset({"eth0"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
@@ -59,22 +59,22 @@ class Model:
         self.rules = {place: list(chain.rules) for place, chain in holdings.chains.items()}
         self.sets = dict(holdings.sets)
         self.elements = {place: dict(held) for place, held in holdings.elements.items()}
-        self.lifetimes = dict(holdings.lifetimes)
+        self.ct_timeouts = dict(holdings.ct_timeouts)
 
     def apply(self, operation: Operation) -> None:
         match operation:
             case DeleteTable(family):
                 self.tables.remove(family)
-                for held in (self.hooks, self.rules, self.sets, self.elements, self.lifetimes):
+                for held in (self.hooks, self.rules, self.sets, self.elements, self.ct_timeouts):
                     for place in [place for place in held if place[0] is family]:
                         del held[place]
             case AddTable(family):
                 assert family not in self.tables
                 self.tables.add(family)
-            case AddLifetimes(place, lifetimes):
+            case AddCtTimeout(place, timeout):
                 assert place[0] in self.tables
-                assert place not in self.lifetimes
-                self.lifetimes[place] = lifetimes
+                assert place not in self.ct_timeouts
+                self.ct_timeouts[place] = timeout
             case FlushSet(place):
                 self.elements[place].clear()
             case AddChain(family, chain):
@@ -110,7 +110,7 @@ class Model:
     @property
     def holdings(self) -> Holdings:
         chains = {place: ChainSignature(hook, tuple(self.rules[place])) for place, hook in self.hooks.items()}
-        return Holdings(frozenset(self.tables), chains, self.sets, self.elements, self.lifetimes)
+        return Holdings(frozenset(self.tables), chains, self.sets, self.elements, self.ct_timeouts)
 
 
 def outcome(operations: tuple[Operation, ...], before: Holdings) -> Holdings:
@@ -122,8 +122,8 @@ def outcome(operations: tuple[Operation, ...], before: Holdings) -> Holdings:
 
 def without_former(holdings: Holdings, wanted: Ruleset) -> Holdings:
     """Leave out the objects of former settings, which stay for the connections that live by them."""
-    lifetimes = {place: held for place, held in holdings.lifetimes.items() if place in wanted.lifetimes}
-    return dataclasses.replace(holdings, lifetimes=lifetimes)
+    ct_timeouts = {place: held for place, held in holdings.ct_timeouts.items() if place in wanted.ct_timeouts}
+    return dataclasses.replace(holdings, ct_timeouts=ct_timeouts)
 
 
 def _uuid(number: int) -> DomainUUID:
@@ -179,7 +179,7 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
     assert SETTINGS.host is not None
     fragments = [host.fragment(SETTINGS.host, entry) for entry in draw(host_entries()).values()]
     fragments += [edge_maps.fragment(entry, layout) for entry in edges.values()]
-    return assembled(ruleset.base(SETTINGS, path, layout), fragments)
+    return with_fragments(ruleset.base(SETTINGS, path, layout), fragments)
 
 
 @given(rulesets())
@@ -218,7 +218,7 @@ def test_an_alteration_does_what_the_full_comparison_would(
     new = [host.fragment(SETTINGS.host, entry) for entry in new_host.values()]
     new += [edge_maps.fragment(entry, layout) for entry in new_edge.values()]
     base = ruleset.base(SETTINGS, path, layout)
-    before, after = assembled(base, old).holdings, assembled(base, new).holdings
+    before, after = with_fragments(base, old).holdings, with_fragments(base, new).holdings
     assert outcome(plan.alteration(old, new).operations, before) == after
 
 
@@ -232,7 +232,7 @@ def test_what_is_missing_is_named_and_its_table_made_anew(lost: Place) -> None:
         {place: chain for place, chain in full.chains.items() if place != lost},
         {place: digest for place, digest in full.sets.items() if place != lost},
         full.elements,
-        full.lifetimes,
+        full.ct_timeouts,
     )
     made = plan.difference(desired, seen)
     assert any(lost[1] in words and "missing" in words for words in made.differences)
@@ -273,13 +273,13 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
     new, former = (Family.IPV4, "managed-udp-150"), (Family.IPV4, "managed-udp-300")
     begun = after.chains[host.BEGUN]
     assert made.operations == (
-        AddLifetimes(new, Lifetimes(17, (150, 150))),
+        AddCtTimeout(new, CtTimeout(17, (150, 150))),
         FlushChain(Family.IPV4, "begun"),
         AddRules(Family.IPV4, begun),
     )
     assert made.differences == ("ct timeout ip managed-udp-150 is missing", "chain ip begun differs")
     reached = outcome(made.operations, before.holdings)
-    assert former in reached.lifetimes
+    assert former in reached.ct_timeouts
     # And back: the object is there already.
     back = plan.difference(before, reached)
     assert [type(operation) for operation in back.operations] == [FlushChain, AddRules]
@@ -287,21 +287,21 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
 
 def test_the_objects_of_an_older_natd_are_left_to_its_connections() -> None:
     desired = _with(Timeouts())
-    lifetimes = {**desired.lifetimes, (Family.IPV4, "managed-udp"): Lifetimes(17, (120, 120))}
-    assert plan.difference(desired, dataclasses.replace(desired.holdings, lifetimes=lifetimes)) == plan.Plan()
+    ct_timeouts = {**desired.ct_timeouts, (Family.IPV4, "managed-udp"): CtTimeout(17, (120, 120))}
+    assert plan.difference(desired, dataclasses.replace(desired.holdings, ct_timeouts=ct_timeouts)) == plan.Plan()
 
 
-@pytest.mark.parametrize(("place", "lifetimes", "flaw"), [
-    ((Family.IPV4, "mine"), Lifetimes(17, (10, 10)), "ct timeout ip mine is not ours"),
+@pytest.mark.parametrize(("place", "timeout", "flaw"), [
+    ((Family.IPV4, "mine"), CtTimeout(17, (10, 10)), "ct timeout ip mine is not ours"),
     ((Family.IPV4, "managed-udp-120"), None, "ct timeout ip managed-udp-120 differs"),
-    ((Family.IPV4, "managed-udp-120"), Lifetimes(17, (10, 10)), "ct timeout ip managed-udp-120 differs"),
+    ((Family.IPV4, "managed-udp-120"), CtTimeout(17, (10, 10)), "ct timeout ip managed-udp-120 differs"),
 ])  # fmt: skip
 def test_an_object_that_we_would_not_make_has_the_table_made_anew(
-    place: Place, lifetimes: Lifetimes | None, flaw: str
+    place: Place, timeout: CtTimeout | None, flaw: str
 ) -> None:
     desired = _with(Timeouts())
     full = desired.holdings
-    made = plan.difference(desired, dataclasses.replace(full, lifetimes={**full.lifetimes, place: lifetimes}))
+    made = plan.difference(desired, dataclasses.replace(full, ct_timeouts={**full.ct_timeouts, place: timeout}))
     assert made.differences == (flaw,)
     assert made.operations[0] == DeleteTable(Family.IPV4)
 

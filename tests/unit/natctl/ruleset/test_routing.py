@@ -72,7 +72,7 @@ def test_new_next_hops_replace_the_old_in_place() -> None:
     ("everywhere", "here", "value"), [(0, 0, None), (0, 1, 2), (1, 0, 2), (1, 2, None), (2, 1, None)]
 )
 def test_strict_reverse_path_filtering_becomes_loose(everywhere: int, here: int, value: int | None) -> None:
-    assert routing.loosened(everywhere, here) == value
+    assert routing.loose_rp_filter(everywhere, here) == value
 
 
 def test_switches_follow_the_roles() -> None:
@@ -80,4 +80,4 @@ def test_switches_follow_the_roles() -> None:
     of_edge = {switch.path for switch in routing.switches(EDGE)}
     assert of_host == {"ip_forward", "fib_multipath_hash_policy"}
     assert of_edge == {"ip_forward", *(f"conf/{name}/send_redirects" for name in ("all", "eth0", "eth1"))}
-    assert routing.asymmetric(HOST) == ("eth0",)
+    assert routing.asymmetric_interfaces(HOST) == ("eth0",)

@@ -15,7 +15,7 @@ from natctl.model.entries import DEFAULT_EXEMPT, EdgeEntry, HostEntry, HostSetti
 from natctl.ruleset import edge_maps, host, labels
 from natctl.ruleset.common import network_elements
 from natctl.ruleset.host import Marks
-from natctl.ruleset.values import Family, Lifetimes
+from natctl.ruleset.values import CtTimeout, Family
 
 ranges = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda ends: PortRange(min(ends), max(ends)))
 
@@ -67,7 +67,7 @@ def test_pieces_hold_exactly_the_range_and_keep_what_fits(wanted: PortRange, oth
     for other in others:
         if not any(other.overlaps(piece) for piece in present):
             present.append(other)
-    pieces = edge_maps.covered(wanted, present)
+    pieces = edge_maps.pieces_covering(wanted, present)
     assert sum(piece.size for piece in pieces) == wanted.size
     assert all(wanted.covers(piece) for piece in pieces)
     assert not any(a.overlaps(b) for i, a in enumerate(pieces) for b in pieces[:i])
@@ -76,18 +76,18 @@ def test_pieces_hold_exactly_the_range_and_keep_what_fits(wanted: PortRange, oth
 
 @given(st.text(max_size=200), st.text(max_size=60))
 def test_any_name_fits_and_is_read_back_as_shown(name: str, owner: str) -> None:
-    userdata = labels.packed(name, owner, b"12345678")
+    userdata = labels.pack(name, owner, b"12345678")
     assert len(userdata) <= 256
-    parts = labels.unpacked(userdata)
+    parts = labels.unpack(userdata)
     assert len(parts.get(labels.COMMENT, b"")) <= 128
-    assert labels.comment_of(userdata) == labels.shown(name).decode()
+    assert labels.comment_of(userdata) == labels.printable(name).decode()
     assert labels.comment_of(userdata).isprintable() and '"' not in labels.comment_of(userdata)
     assert labels.digest_of(userdata) == b"12345678"
 
 
 @given(st.binary(max_size=64))
 def test_foreign_user_data_is_read_without_harm(userdata: bytes) -> None:
-    labels.unpacked(userdata)
+    labels.unpack(userdata)
     labels.comment_of(userdata)
     host.identity(userdata)
 
@@ -103,7 +103,7 @@ def test_a_host_fragment_says_whose_it_is() -> None:
     )
     fragment = host.fragment(HostSettings(frozenset({"eth0"})), entry)
     ((_, chain),) = fragment.chains
-    who = host.identity(labels.packed(chain.rules[0].comment, chain.rules[0].tag, chain.rules[0].digest))
+    who = host.identity(labels.pack(chain.rules[0].comment, chain.rules[0].tag, chain.rules[0].digest))
     binding = next(element for place, element in fragment.elements if place == host.BINDINGS)
     assert who is not None
     assert host.entry_of(5, who, ["vnet3"], binding) == entry
@@ -163,14 +163,14 @@ def test_what_a_host_says_itself_goes_before_what_the_manager_says(
 def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
     settings, former = HostSettings(frozenset({"eth0"})), Timeouts(udp_s=600, tcp_established_s=9000)
     now = host.base(settings, Path(POOL, timeouts=Timeouts(udp_s=300)))
-    left = host.base(settings, Path(POOL, timeouts=former)).lifetimes
-    held = dataclasses.replace(now, lifetimes={**left, **now.lifetimes})
-    assert len(held.lifetimes) == 5
+    left = host.base(settings, Path(POOL, timeouts=former)).ct_timeouts
+    held = dataclasses.replace(now, ct_timeouts={**left, **now.ct_timeouts})
+    assert len(held.ct_timeouts) == 5
     assert host.timeouts_in(held.holdings) == Timeouts(udp_s=300)
 
 
 def test_a_table_without_our_rules_gives_no_timeouts() -> None:
     base = host.base(HostSettings(frozenset({"eth0"})), Path(POOL))
     assert host.timeouts_in(dataclasses.replace(base, chains={}).holdings) is None
-    strangers = {(Family.IPV4, "managed-udp-9"): Lifetimes(17, (9, 9))}
-    assert host.timeouts_in(dataclasses.replace(base, lifetimes=strangers).holdings) is None
+    strangers = {(Family.IPV4, "managed-udp-9"): CtTimeout(17, (9, 9))}
+    assert host.timeouts_in(dataclasses.replace(base, ct_timeouts=strangers).holdings) is None

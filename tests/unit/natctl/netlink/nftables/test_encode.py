@@ -19,8 +19,8 @@ from natctl.ruleset import labels
 from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
 from natctl.ruleset.plan import (
     AddChain,
+    AddCtTimeout,
     AddElements,
-    AddLifetimes,
     AddRules,
     AddSet,
     AddTable,
@@ -31,7 +31,7 @@ from natctl.ruleset.plan import (
     FlushSet,
     Operation,
 )
-from natctl.ruleset.values import DROP, Chain, Element, Family, Hook, Lifetimes, SetSpec
+from natctl.ruleset.values import DROP, Chain, CtTimeout, Element, Family, Hook, SetSpec
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")
 
@@ -40,7 +40,7 @@ RANGE = Element(
     bytes((100, 64, 0, 1)) + port_word(2000),
     bytes((100, 64, 0, 1)) + port_word(2063),
     bytes((203, 0, 113, 1)),
-    userdata=labels.packed("web"),
+    userdata=labels.pack("web"),
 )
 TABLE = "0e000100 76697274 706f7274 73000000"
 OUTBOUND = "0d000200 6f757462 6f756e64 00000000"
@@ -70,7 +70,7 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
         f"30000000 080a0500 00000000 00000000 07000000 {TABLE} 09000200 766d2d31 00000000",
     ),
     "add rule ip virtports send oifname @outside drop": (
-        AddRules(IP, Chain("send", None, (rule(nft.meta("oifname"), nft.member("outside"), DROP),))),
+        AddRules(IP, Chain("send", None, (rule(nft.meta("oifname"), nft.set_lookup("outside"), DROP),))),
         (
             f"c0000000 060a050c 00000000 00000000 02000000 {TABLE} 09000200 73656e64 00000000 80000480"
             " 24000100 09000100 6d657461 00000000 14000200 08000100 00000001 08000200 00000007"
@@ -120,7 +120,7 @@ GOLDEN: dict[str, tuple[Operation, str]] = {
         ),
     ),
     "add ct timeout ip virtports managed-udp { protocol udp; policy = { unreplied : 120, replied : 120 }; }": (
-        AddLifetimes((IP, "managed-udp"), Lifetimes(17, (120, 120))),
+        AddCtTimeout((IP, "managed-udp"), CtTimeout(17, (120, 120))),
         (
             f"64000000 120a0506 00000000 00000000 02000000 {TABLE} 10000200 6d616e61 6765642d 75647000"
             " 08000300 00000007 28000480 06000100 00020000 05000200 11000000"

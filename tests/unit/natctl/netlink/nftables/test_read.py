@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from natctl.netlink.message import MalformedMessage, attribute, attribute_map, attribute_payloads
 from natctl.netlink.nftables import encode
 from natctl.netlink.nftables.elements import packed_element
-from natctl.netlink.nftables.read import decode_element, decode_hook, decode_lifetimes
-from natctl.ruleset.plan import AddChain, AddLifetimes
-from natctl.ruleset.values import Chain, Element, Family, Hook, Lifetimes
+from natctl.netlink.nftables.read import decode_ct_timeout, decode_element, decode_hook
+from natctl.ruleset.plan import AddChain, AddCtTimeout
+from natctl.ruleset.values import Chain, CtTimeout, Element, Family, Hook
 
 BEHIND_HEADERS = 20
 
@@ -50,13 +50,13 @@ def test_a_hook_is_read_as_it_was_packed(hook: Hook | None) -> None:
 
 
 def test_an_object_of_timeouts_is_read_as_it_was_packed() -> None:
-    timeouts = Lifetimes(6, (240, 240, 7440, 240))
-    _, request, _ = encode.transaction([AddLifetimes((Family.IPV4, "managed-tcp"), timeouts)])
-    assert decode_lifetimes(attribute_map(request.data, BEHIND_HEADERS)) == timeouts
+    timeouts = CtTimeout(6, (240, 240, 7440, 240))
+    _, request, _ = encode.transaction([AddCtTimeout((Family.IPV4, "managed-tcp"), timeouts)])
+    assert decode_ct_timeout(attribute_map(request.data, BEHIND_HEADERS)) == timeouts
 
 
 def test_an_object_of_another_kind_is_none_of_ours() -> None:
-    assert decode_lifetimes({3: b"\0\0\0\1"}) is None
+    assert decode_ct_timeout({3: b"\0\0\0\1"}) is None
 
 
 def test_an_element_without_a_key_is_an_error() -> None:
@@ -72,4 +72,4 @@ def test_nonsense_is_an_error_or_nothing(parts: dict[int, bytes], item: bytes) -
             decode_element(data)
     with contextlib.suppress(MalformedMessage):
         decode_hook(parts)
-    decode_lifetimes({**parts, 3: b"\0\0\0\7"})
+    decode_ct_timeout({**parts, 3: b"\0\0\0\7"})

@@ -26,7 +26,7 @@ from natctl.netlink.nftables import encode
 from natctl.netlink.socket import ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.routing import Routing
-from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, assembled
+from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, with_fragments
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")
 
@@ -76,7 +76,7 @@ def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[Edg
     assert settings.host is not None
     fragments = [host.fragment(settings.host, entry) for entry in hosts]
     fragments += [edge_maps.fragment(entry, layout) for entry in edges]
-    return assembled(ruleset.base(settings, path, layout), fragments)
+    return with_fragments(ruleset.base(settings, path, layout), fragments)
 
 
 def digest(*plans: plan.Plan) -> str:
@@ -116,7 +116,7 @@ def test_first_load_of_an_edge_with_many_vms_in_several_maps() -> None:
     layout = edge_maps.Layout.of(edges, PATH)
     assert layout.shards > 1
     fragments = [edge_maps.fragment(entry, layout) for entry in edges]
-    wanted = assembled(ruleset.base(Settings(edge=EDGE), PATH, layout), fragments)
+    wanted = with_fragments(ruleset.base(Settings(edge=EDGE), PATH, layout), fragments)
     assert digest(plan.difference(wanted, Holdings())) == "178 messages, 240296 bytes, 042e57ea3fe0ea3257c414d66d2d3370"
 
 
@@ -141,14 +141,14 @@ def test_changes_of_single_vms() -> None:
         host.fragment(HOST, dataclasses.replace(on_host(1), ports=PortRange(4000, 4127), budget=1)),
         edge_maps.fragment(dataclasses.replace(at_edge(1), ranges=()), layout),
     ]
-    refusals = (host.refused(HOST, 2, Destination(6, IPv4Address("192.0.2.1"), 443), 5000),)
+    refusals = (host.refusal(HOST, 2, Destination(6, IPv4Address("192.0.2.1"), 443), 5000),)
     plans = [
         plan.alteration(old, new),
         plan.alteration(new, old),
         plan.alteration([], old),
         plan.alteration(old, [Fragment()]),
-        plan.refilled(host.REFUSED, refusals),
-        plan.refilled(host.REFUSED, ()),
+        plan.refill(host.REFUSED, refusals),
+        plan.refill(host.REFUSED, ()),
         plan.Plan(tuple(plan.DeleteTable(family) for family in Family)),
     ]
     assert digest(*plans) == "50 messages, 4708 bytes, 906f00264faece30680e404e3e9ccb9d"
