@@ -1,13 +1,11 @@
 """
-One node's kernel: observe it, change it, keep it as it should be.
+One node's kernel: read it, change it, keep it as it should be.
 
-This is the shell around :mod:`natctl.ruleset`, :mod:`natctl.ruleset.plan` and :mod:`natctl.ruleset.routing`, which
-decide, and
-:mod:`natctl.netlink`, which talks. It touches our nftables tables (all named ``virtports``), routes and rules of our
-own protocol number, and the few switches under ``/proc/sys/net/ipv4`` without which packets do not get through;
-nothing else.
+:mod:`natctl.ruleset` decides what tables and routes there are, :mod:`natctl.netlink` talks to the kernel; this module
+brings both together. It touches our nftables tables (all named ``virtports``), routes and rules with our own protocol
+number, and the few settings of :mod:`natctl.kernel.sysctl`; nothing else.
 
-Order within one change: a route is there before packets are translated towards it, and stays until none are.
+Order within one change: a route is added before packets are translated towards it, and removed after.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _SMALL: Final = 500
 
 _ATTEMPTS: Final = 3
 _MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
-"""What the kernel says when it does not hold what we believe."""
+"""Errors of the kernel when it does not hold what we believe."""
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
@@ -58,23 +56,22 @@ class _Desired:
 
 @dataclasses.dataclass(slots=True)
 class _Belief:
-    """What was last applied, and in which pieces."""
+    """What was last applied, and the fragments of each VM."""
 
     desired: _Desired
     layout: edge_maps.Layout
     host_fragments: dict[DomainUUID, Fragment]
     edge_fragments: dict[DomainUUID, Fragment]
     generation: int
-    """Of nftables, after our last transaction when nobody else had one since."""
+    """nftables' generation after our last transaction; another one says that somebody else had a transaction since."""
 
 
 class Kernel:
     """
     One node's kernel. Believes what it last applied; :meth:`ensure` compares with reality.
 
-    Nothing is touched before the first :meth:`change` or :meth:`replace`, so that a daemon that starts again disturbs
-    nothing. Calls are carried out one after the other. The network namespace is that of the thread that makes the
-    first call.
+    Nothing is changed before the first :meth:`change` or :meth:`replace`, so that restarting the daemon disturbs
+    nothing. Calls are carried out one after the other, in the network namespace of the thread that makes the first.
 
     :param settings: The roles of this node.
     :raise ValueError: When the mark mask is not at least 4 bits side by side.
@@ -96,25 +93,25 @@ class Kernel:
         :raise KernelError: When it cannot be read.
         """
         async with self._lock:
-            return await self._elsewhere(self._observe)
+            return await self._in_thread(self._observe)
 
     async def change(self, change: Change) -> None:
         """
         Make one change: one nftables transaction for the VMs it names, and their routes.
 
-        What the kernel is believed to hold is trusted. When the kernel says otherwise (somebody flushed our tables),
-        all of it is compared and mended, with the change in it. Before the first snapshot the kernel's own state is
-        taken for what should be, and the change is made to that.
+        The kernel is taken to hold what was last applied. When its answer shows that it does not (somebody flushed our
+        tables), everything is compared and mended, including the change. Before the first :meth:`replace`, the change
+        is made to whatever the kernel holds.
 
         :raise KernelError: When the kernel refuses; then nothing of the change is in force and the belief is unchanged.
         """
         async with self._lock:
             if self._belief is None or not _is_local(self._belief, change):
-                await self._elsewhere(self._change_all, change)
+                await self._in_thread(self._change_all, change)
                 return
             step = self._step(self._belief, change)
             if step.weight > _SMALL:
-                await self._elsewhere(self._change_some, change, step)
+                await self._in_thread(self._change_some, change, step)
             else:
                 self._change_some(change, step)
 
@@ -122,25 +119,25 @@ class Kernel:
         self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeEntry], path: Path
     ) -> tuple[str, ...]:
         """
-        Make this the whole of what the kernel holds of ours: observe, compare, and mend in one transaction.
+        Make this all that the kernel holds of ours: read, compare, and mend in one transaction.
 
-        :return: What differed, a line each; nothing when it was so already.
+        :return: The differences, a line each; nothing when there were none.
         :raise KernelError: When the kernel refuses; then the belief is unchanged.
         """
         async with self._lock:
-            return await self._elsewhere(self._settle, _Desired(dict(host), dict(edge), path))
+            return await self._in_thread(self._reconcile, _Desired(dict(host), dict(edge), path))
 
     async def ensure(self) -> tuple[str, ...]:
         """
         Compare the kernel with what was last applied, and mend the difference in one transaction.
 
-        Cheap when nobody has used nftables since. Before anything was applied it does nothing.
+        Cheap when nobody else had an nftables transaction since. Before anything was applied it does nothing.
 
         :return: What was mended, a line each; nothing when all was well.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
         async with self._lock:
-            return await self._elsewhere(self._ensure)
+            return await self._in_thread(self._ensure)
 
     async def counted(self) -> Counted:
         """
@@ -149,16 +146,16 @@ class Kernel:
         :raise KernelError: When it cannot be read.
         """
         async with self._lock:
-            return await self._elsewhere(self._counted)
+            return await self._in_thread(self._counted)
 
     async def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         """
-        Answer new connections of these VMs to these destinations with words, and all others as ever.
+        Answer new connections of these VMs to these destinations, and no others, with an ICMP error.
 
-        What was said before is forgotten. VMs that are not at their cap are never refused, whatever is said here.
+        Replaces the destinations of the previous call. VMs that are not at their cap are never refused.
 
-        :param for_s: Seconds after which the kernel forgets it by itself.
-        :raise KernelError: When the kernel refuses; then what was said before holds on, until its time is over.
+        :param for_s: Seconds after which the kernel forgets these destinations by itself.
+        :raise KernelError: When the kernel refuses; then the previous destinations stay until they time out.
         """
         async with self._lock:
             self._sockets()
@@ -166,12 +163,12 @@ class Kernel:
 
     async def remove(self) -> None:
         """
-        Take away everything of ours: tables, routes and rules. Switches stay, others may rely on them by now.
+        Remove everything of ours: tables, routes and rules. Settings stay, since others may rely on them by now.
 
         :raise KernelError: When the kernel refuses.
         """
         async with self._lock:
-            await self._elsewhere(self._remove)
+            await self._in_thread(self._remove)
 
     async def close(self) -> None:
         """Close the sockets. The kernel goes on with what it holds."""
@@ -181,9 +178,8 @@ class Kernel:
                     each.close()
             self._nft = self._rt = None
 
-    async def _elsewhere(self, work: Callable[..., _T], *arguments: object) -> _T:
-        # A thread takes the namespace of the one that starts it, but the executor's may be older: open the sockets
-        # here.
+    async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
+        # Open the sockets here: the executor's threads may be older than this thread's namespace.
         self._sockets()
         return await asyncio.to_thread(work, *arguments)
 
@@ -202,10 +198,12 @@ class Kernel:
         return kernel_state(self._settings, read.read_tables(nft), routes.read(rt))
 
     def _change_all(self, change: Change) -> None:
-        self._settle(self._belief.desired.merged(change) if self._belief is not None else self._kernels_own(change))
+        self._reconcile(
+            self._belief.desired.merged(change) if self._belief is not None else self._desired_from_kernel(change)
+        )
 
-    def _kernels_own(self, change: Change) -> _Desired:
-        """Take what the kernel holds for what should be, and the change on top."""
+    def _desired_from_kernel(self, change: Change) -> _Desired:
+        """Return what the kernel holds now, with the change made to it."""
         now = self._observe()
         path = change.path or now.path
         if path is None:
@@ -228,68 +226,68 @@ class Kernel:
         tables = plan.alteration(old, [*hosts.values(), *edges.values()])
         before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
         after = [entry for entry in change.edge.values() if entry is not None]
-        ways = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
-        return _Step(tables, ways, Routing(routing.of_entries(before)), hosts, edges)
+        route_steps = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
+        return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges)
 
     def _change_some(self, change: Change, step: _Step) -> None:
         belief = self._belief
         assert belief is not None
         desired = belief.desired.merged(change)
         try:
-            self._apply(step.tables, step.ways, step.before)
+            self._apply(step.tables, step.route_steps, step.before)
         except KernelError as error:
             if error.errno not in _MISMATCH:
                 raise
-            self._settle(desired)
+            self._reconcile(desired)
             return
         belief.desired = desired
         belief.generation += 1 if step.tables.operations else 0
         _put(belief.host_fragments, change.host, step.host_fragments)
         _put(belief.edge_fragments, change.edge, step.edge_fragments)
 
-    def _settle(self, desired: _Desired) -> tuple[str, ...]:
-        """Compare everything with reality, mend it, and believe it."""
+    def _reconcile(self, desired: _Desired) -> tuple[str, ...]:
+        """Compare everything with the kernel, mend it, and believe that."""
         nft, _ = self._sockets()
         for _ in range(_ATTEMPTS):
-            seen = read.read_tables(nft)
+            reading = read.read_tables(nft)
             try:
                 with _postponed_collection():
-                    return self._settle_once(desired, seen)
+                    return self._reconcile_once(desired, reading)
             except KernelError as error:
-                refused = error
-                if error.errno not in _MISMATCH or read.generation(nft) == seen.generation:
+                last_error = error
+                if error.errno not in _MISMATCH or read.generation(nft) == reading.generation:
                     raise
-                # Somebody had a transaction between our look and ours: look again.
-        raise refused
+                # Somebody had a transaction between our reading and ours: read again.
+        raise last_error
 
-    def _settle_once(self, desired: _Desired, seen: Reading) -> tuple[str, ...]:
+    def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
         _, rt = self._sockets()
-        ways_now = routes.read(rt)
-        belief = self._belief_in(desired, seen)
+        routing_now = routes.read(rt)
+        belief = self._new_belief(desired, reading)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
         tables = plan.difference(
-            with_fragments(ruleset.base(self._settings, desired.path, belief.layout), fragments), seen.holdings
+            with_fragments(ruleset.base(self._settings, desired.path, belief.layout), fragments), reading.holdings
         )
-        ways = routing.steps(self._routing(desired), ways_now)
-        switched = sysctl.apply(self._settings)
-        self._apply(tables, ways, ways_now)
-        belief.generation = seen.generation + (1 if tables.operations else 0)
+        route_steps = routing.steps(self._routing(desired), routing_now)
+        settings_changed = sysctl.apply(self._settings)
+        self._apply(tables, route_steps, routing_now)
+        belief.generation = reading.generation + (1 if tables.operations else 0)
         self._belief = belief
-        return (*tables.differences, *ways.differences, *switched)
+        return (*tables.differences, *route_steps.differences, *settings_changed)
 
-    def _belief_in(self, desired: _Desired, seen: Reading) -> _Belief:
+    def _new_belief(self, desired: _Desired, reading: Reading) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
-        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(seen.holdings))
+        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(reading.holdings))
         if self._settings.host is not None:
             hosts = {domain: self._host_fragment(entry) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
-            present = _by_internal(seen)
+            present = _by_internal(reading)
             edges = {
                 domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
-        return _Belief(desired, layout, hosts, edges, seen.generation)
+        return _Belief(desired, layout, hosts, edges, reading.generation)
 
     def _host_fragment(self, entry: HostEntry) -> Fragment:
         assert self._settings.host is not None
@@ -302,17 +300,17 @@ class Kernel:
         entries = desired.edge.values() if self._settings.edge is not None else ()
         return dataclasses.replace(routing.shared(self._settings, desired.path), internals=routing.of_entries(entries))
 
-    def _apply(self, tables: Plan, ways: Steps, ways_before: Routing) -> None:
-        """Carry out; when the tables are refused, the routes are as before."""
+    def _apply(self, tables: Plan, route_steps: Steps, routing_before: Routing) -> None:
+        """Carry out a plan and its routes; when the kernel refuses the tables, restore the routes."""
         nft, rt = self._sockets()
         try:
-            routes.put(rt, ways.put)
+            routes.put(rt, route_steps.put)
             if tables.operations:
                 nft.execute(encode.transaction(tables.operations), "program nftables")
         except KernelError:
-            _undo(rt, ways.put, ways_before)
+            _undo(rt, route_steps.put, routing_before)
             raise
-        routes.drop(rt, ways.drop)
+        routes.drop(rt, route_steps.drop)
 
     def _ensure(self) -> tuple[str, ...]:
         belief = self._belief
@@ -320,11 +318,11 @@ class Kernel:
             return ()
         nft, rt = self._sockets()
         if read.generation(nft) != belief.generation:
-            return self._settle(belief.desired)
-        ways_now = routes.read(rt)
-        ways = routing.steps(self._routing(belief.desired), ways_now)
-        self._apply(Plan(), ways, ways_now)
-        return (*ways.differences, *sysctl.apply(self._settings))
+            return self._reconcile(belief.desired)
+        routing_now = routes.read(rt)
+        route_steps = routing.steps(self._routing(belief.desired), routing_now)
+        self._apply(Plan(), route_steps, routing_now)
+        return (*route_steps.differences, *sysctl.apply(self._settings))
 
     def _counted(self) -> Counted:
         belief = self._belief
@@ -332,7 +330,7 @@ class Kernel:
             return NOTHING_COUNTED
         nft, _ = self._sockets()
         connections, refused = (read.counters(nft, place) for place in (host.BINDINGS, host.CAPPED))
-        keys = {element.key: domain for domain, element in _bindings(belief)}
+        keys = {element.key: domain for domain, element in _binding_elements(belief)}
         return Counted(
             {keys[key]: packets for key, packets in connections.items() if key in keys},
             {keys[key]: packets for key, packets in refused.items() if key in keys},
@@ -365,23 +363,23 @@ class Kernel:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Step:
     tables: Plan
-    ways: Steps
+    route_steps: Steps
     before: Routing
     host_fragments: Mapping[DomainUUID, Fragment]
     edge_fragments: Mapping[DomainUUID, Fragment]
 
     @property
     def weight(self) -> int:
-        return self.tables.weight + len(self.ways.put.internals) + len(self.ways.drop.internals)
+        return self.tables.weight + len(self.route_steps.put.internals) + len(self.route_steps.drop.internals)
 
 
 @contextlib.contextmanager
 def _postponed_collection() -> Iterator[None]:
     """
-    Put garbage collection off.
+    Postpone garbage collection.
 
-    Tens of thousands of values are made here and all of them are kept: each look whether they are garbage is in vain,
-    and together they take a third of the time.
+    Tens of thousands of values are made here and all of them are kept: the collector would find nothing, and its scans
+    take a third of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -393,7 +391,7 @@ def _postponed_collection() -> Iterator[None]:
 
 
 def _is_local(belief: _Belief, change: Change) -> bool:
-    """Say whether the change is about its VMs only, and path and layout stay."""
+    """Say whether the change concerns its VMs only, so that path and layout stay."""
     entries = [entry for entry in change.edge.values() if entry is not None]
     fits = belief.layout.suits(len(belief.desired.edge) + len(entries), entries)
     return fits and (change.path is None or change.path == belief.desired.path)
@@ -417,7 +415,7 @@ def _put(
     fragments.update(new)
 
 
-def _bindings(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
+def _binding_elements(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
     for domain, fragment in belief.host_fragments.items():
         yield from ((domain, element) for place, element in fragment.elements if place == host.BINDINGS)
 
@@ -426,15 +424,15 @@ def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
     return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
 
 
-def _by_internal(seen: Reading) -> dict[bytes, list[Element]]:
+def _by_internal(reading: Reading) -> dict[bytes, list[Element]]:
     found: dict[bytes, list[Element]] = {}
-    for _, _, _, element in edge_maps.ranges_in(seen.holdings):
+    for _, _, _, element in edge_maps.ranges_in(reading.holdings):
         found.setdefault(element.key[:4], []).append(element)
     return found
 
 
 def _undo(rt: Socket, put: Routing, before: Routing) -> None:
-    """Best effort: the first error is the one to report."""
+    """Restore the routes as well as can be done: the first error is the one to report."""
     was = {to: before.internals[to] for to in put.internals if to in before.internals}
     is_new = {to: via for to, via in put.internals.items() if to not in before.internals}
     try:
