@@ -1,8 +1,9 @@
 """
 The network interfaces of this namespace, and a report of each that comes or goes.
 
-A VM's tap is the VM, as far as a host's kernel knows. Format: rtnetlink(7), linux/if_link.h. Two attributes of an
-interface are read, which takes 16 µs; pyroute2 decodes all of them in 0.4 ms, and a host has hundreds of taps.
+To a host's kernel, a VM is its tap. Format: rtnetlink(7), linux/if_link.h. Two attributes of an interface are read
+here, since a host has hundreds of taps and pyroute2's class takes nearly ten times as long
+(``docs/design/0006-netlink.md``).
 """
 
 from __future__ import annotations
