@@ -120,7 +120,7 @@ class Socket:
             raise _error(action, error) from error
         _set_option(self._socket, socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
         _set_option(self._socket, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        # An error does not quote the whole request, but says in words what is wrong; lists are filtered by the kernel.
+        # Errors do not quote the request, but have an explanation; the kernel checks and applies filters of dumps.
         for option in _CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK:
             _set_option(self._socket, SOL_NETLINK, option, 1)
 

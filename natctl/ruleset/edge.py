@@ -1,7 +1,7 @@
 """
 The edge role: internal to external addresses and back, without a state per connection.
 
-What VMs put into its maps, and how many of them there are, :mod:`natctl.ruleset.edge_maps` says.
+The elements that VMs have in its maps, and how many maps there are, are in :mod:`natctl.ruleset.edge_maps`.
 In nftables' notation, shortened::
 
     table ip virtports {
@@ -41,17 +41,17 @@ In nftables' notation, shortened::
       chain reassembly { meta l4proto tcp tproxy to :1 }
     }
 
-- Every packet comes through ``receive`` and ``send``. What decides about most packets is first there; addresses are
-  compared before interfaces, names of interfaces are compared and not looked up, and sets whose size is known say so,
-  because each is several times as cheap as the other way (``docs/design/0004-packet-path.md``).
-- Where the machine has the host role too, what came for its own VMs must be tracked: ``inbound-…`` then returns instead
-  of accepting, and ``receive`` leaves alone what goes from VM to VM.
-- ``outbound`` is keyed by the ports too: a host with stale tables cannot use a port that has moved on. The edges are
-  the fence.
-- What one change costs must not grow with the fleet, and removing an element of a concatenated interval map takes time
-  in proportion to the map. So ``inbound`` is one map of plain port intervals (a tree) for each external address, and
-  where there are many VMs ``outbound`` becomes ``outbound-0`` … by the lowest bits of the internal address
-  (``docs/design/0002-edge-maps.md``).
+- Every packet passes ``receive`` and ``send``. The rules that match most packets come first; addresses are compared
+  before interfaces, names of interfaces are compared and not looked up, and sets of known size have that size declared,
+  because each of these is several times as cheap as the alternative (``docs/design/0004-packet-path.md``).
+- Where the machine has the host role too, packets for its own VMs must be tracked: ``inbound-…`` then returns instead
+  of accepting, and ``receive`` does not touch packets from VM to VM.
+- ``outbound`` is keyed by the ports too: the edges do not let a host with stale tables use a port that another VM has
+  by now.
+- The cost of one change must not grow with the number of VMs, and removing an element of a concatenated interval map
+  takes time in proportion to the map. So ``inbound`` is one map of plain port intervals (a tree) for each external
+  address, and where there are many VMs ``outbound`` becomes ``outbound-0`` … by the lowest bits of the internal
+  address (``docs/design/0002-edge-maps.md``).
 - Replies for a VM of this very machine can come in through another edge, by the underlay. They must be tracked, because
   connection tracking undoes the host role's translation; hence ``@locals``, and hence only packets *from* an internal
   address are untracked on their way in from the underlay.
@@ -62,7 +62,8 @@ In nftables' notation, shortened::
   ``raw`` (nf_defrag_ipv4, enabled by nft_tproxy.c), and only then have all of them ports. A ``ct`` expression would do
   that too, but it also sends every packet through connection tracking, which a machine that is only an edge can do
   without.
-- A pool address that is this machine's own is not dropped when it is nobody's port: then it is this machine's.
+- Packets for a pool address that is this machine's own are not dropped when no VM has the port: they are for this
+  machine.
 """
 
 from __future__ import annotations
@@ -102,12 +103,12 @@ from natctl.ruleset.expressions import (
     intercept,
     map_lookup,
     meta,
+    native_u32,
     notrack,
     payload,
     set_lookup,
     verdict,
     verdict_lookup,
-    word,
     write_address,
     write_embedded_address,
 )
@@ -173,7 +174,7 @@ def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: 
         *(_inbound(external, is_host=is_host) for external in externals),
         *_outward(layout, pool),
     )
-    # With room to spare, or nobody could put one in that we have to take out again.
+    # With room to spare: the kernel refuses to add to a full set, and somebody else may have added to it.
     room = 2 * max(8, len(externals))
     by_external = SetSpec("inbound", (ADDRESS,), verdicts=True, room=room), SetSpec("externals", (ADDRESS,), room=room)
     sets = (
@@ -230,14 +231,14 @@ def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...]) -> Chain:
         rule(from_vm, _to_pool(), jump("outward"), comment="from VM to VM: the source becomes external too"),
         rule(jump("inward")),
         *for_vms,
-        _nobodys(),
+        _unowned_port(),
         rule(from_vm, notrack()),
     )
     return Chain(_FROM_HOSTS, None, rules)
 
 
 def _from_outside(for_vms: tuple[Rule, ...]) -> Chain:
-    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *for_vms, _nobodys()))
+    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *for_vms, _unowned_port()))
 
 
 def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
@@ -245,8 +246,8 @@ def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
     return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), notrack(), ACCEPT))
 
 
-def _nobodys() -> Rule:
-    is_not_here = (destination_kind(), compare(word(2), "!="))
+def _unowned_port() -> Rule:
+    is_not_here = (destination_kind(), compare(native_u32(2), "!="))
     why = "nobody's port: would loop between here and the router"
     return rule(_to_pool(), is_not_here, counter(), DROP, comment=why, tag=NOBODYS_PORT)
 
@@ -266,7 +267,7 @@ def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
         leaves = through("oifname", name)
         yield rule(by_vm, leaves, jump("outward"))
         yield rule(by_vm, leaves, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
-        # What the jump above translated comes by here again: no port of an external address is in the map.
+        # What the jump above translated passes here too, but no port of an external address is in the map.
         yield rule(protocol(_ICMP), by_others, leaves, jump("outward"), comment=_UNDERWAY)
 
 

@@ -1,5 +1,5 @@
 """
-Expressions by what they say, each beside its notation in ``nft``.
+Constructors of expressions, each with its notation in ``nft``.
 
 Registers are the kernel's: 1 holds sixteen bytes and overlaps the 4-byte registers 8 to 11 (``NFT_REG32_00`` …), so
 a key of an address and a port is loaded into 1 and 9, as ``nft`` does.
@@ -40,8 +40,8 @@ def _expression(kind: str, **attributes: Value) -> Expression:
     return Expression(kind, tuple((prefix + name.upper(), value) for name, value in attributes.items()))
 
 
-def word(value: int) -> bytes:
-    """Return 32 bits as packet and connection marks are kept: in the order of this machine."""
+def native_u32(value: int) -> bytes:
+    """Return 32 bits in the byte order of this machine, as packet and connection marks are kept."""
     return value.to_bytes(4, sys.byteorder)
 
 

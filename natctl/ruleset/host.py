@@ -116,6 +116,7 @@ from natctl.ruleset.expressions import (
     log_to,
     map_lookup,
     meta,
+    native_u32,
     payload,
     queue_to,
     refuse,
@@ -124,7 +125,6 @@ from natctl.ruleset.expressions import (
     set_meta,
     source_nat,
     verdict_lookup,
-    word,
 )
 from natctl.ruleset.values import (
     CT_TIMEOUTS,
@@ -167,12 +167,12 @@ _TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
-_RELATED = word(4)
-_ESTABLISHED_OR_RELATED = word(2 | 4)
-_NEW = word(8)
-_CONFIRMED = word(8)
+_RELATED = native_u32(4)
+_ESTABLISHED_OR_RELATED = native_u32(2 | 4)
+_NEW = native_u32(8)
+_CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
-_SOURCE_TRANSLATED = word(0x10)
+_SOURCE_TRANSLATED = native_u32(0x10)
 """``ct status snat``: IPS_SRC_NAT."""
 
 
@@ -268,14 +268,16 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
         data = (
             entry.internal.packed + port_word(entry.ports.first) + entry.internal.packed + port_word(entry.ports.last)
         )
-        elements.append((BINDINGS, Element(word(mark), data=data, userdata=label)))
+        elements.append((BINDINGS, Element(native_u32(mark), data=data, userdata=label)))
         if entry.budget is not None:
-            elements.append((BUDGETS, Element(word(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET))))
+            elements.append(
+                (BUDGETS, Element(native_u32(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET)))
+            )
         if entry.defer_after is not None:
             defer_after = min(entry.defer_after, _LARGEST_BUDGET)
-            elements.append((DEFERRED, Element(word(mark), userdata=label, defer_after=defer_after)))
+            elements.append((DEFERRED, Element(native_u32(mark), userdata=label, defer_after=defer_after)))
         if entry.at_cap:
-            elements.append((CAPPED, Element(word(mark), userdata=label)))
+            elements.append((CAPPED, Element(native_u32(mark), userdata=label)))
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
 
 
@@ -298,7 +300,7 @@ def identity(userdata: bytes) -> Identity | None:
 
 def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> Element:
     """Return the element by which a VM's new connections to this destination are refused until it times out."""
-    mark = word(Marks.of_mask(settings.mark_mask).of(index))
+    mark = native_u32(Marks.of_mask(settings.mark_mask).of(index))
     key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
     return Element(key, timeout_ms=timeout_ms)
 
@@ -348,23 +350,23 @@ def _identify() -> Chain:
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
-    merge = bitwise(word(settings.mark_mask ^ 0xFFFFFFFF), word(mark))
+    merge = bitwise(native_u32(settings.mark_mask ^ 0xFFFFFFFF), native_u32(mark))
     marking = Rule((meta("mark"), merge, set_meta("mark")), entry.name, f"{entry.domain} {entry.internal}")
     return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 
 def _is_managed(marks: Marks) -> tuple[Expression, ...]:
-    flag = word(marks.flag)
+    flag = native_u32(marks.flag)
     return meta("mark"), bitwise(flag), compare(flag)
 
 
 def _is_not_managed(marks: Marks) -> tuple[Expression, ...]:
-    flag = word(marks.flag)
+    flag = native_u32(marks.flag)
     return meta("mark"), bitwise(flag), compare(flag, "!=")
 
 
 def _owner(marks: Marks) -> tuple[Expression, ...]:
-    return meta("mark"), bitwise(word(marks.mask))
+    return meta("mark"), bitwise(native_u32(marks.mask))
 
 
 def _ct_timeouts(timeouts: Timeouts) -> dict[Place, CtTimeout]:
@@ -393,10 +395,10 @@ def _ct_timeouts(timeouts: Timeouts) -> dict[Place, CtTimeout]:
 
 
 def _exemption(marks: Marks) -> Chain:
-    forget = (meta("mark"), bitwise(word(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
+    forget = (meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
     is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
-    is_not_ours = (ct("mark"), bitwise(word(marks.flag)), compare(bytes(4)))
-    is_ours = (ct("mark"), bitwise(word(marks.flag)), compare(word(marks.flag)))
+    is_not_ours = (ct("mark"), bitwise(native_u32(marks.flag)), compare(bytes(4)))
+    is_ours = (ct("mark"), bitwise(native_u32(marks.flag)), compare(native_u32(marks.flag)))
     rules = (
         rule(is_ours, RETURN, comment="decided when it began"),
         rule(_is_not_managed(marks), RETURN),
@@ -444,7 +446,7 @@ def _translate(marks: Marks) -> Chain:
 
 
 def _begun(marks: Marks, timeouts: Iterable[str], log_group: int) -> Chain:
-    remember = (ct("mark"), bitwise(word(marks.flag ^ 0xFFFFFFFF), word(marks.flag)), set_ct("mark"))
+    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
     spent = (*_owner(marks), set_lookup("budgets"))
     rules = (
         rule(remember, comment="the connection is ours"),
@@ -459,7 +461,7 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     translated = (ct("status"), bitwise(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     leaves = to_interface("uplinks")
     rules = (
-        # Every packet comes through here: those that are nobody's, and all that come back, go first.
+        # Every packet passes here: those of no VM, and all replies, are let through first.
         rule(_is_not_managed(marks), RETURN),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
         rule(translated, in_network(SOURCE, pool), RETURN),
@@ -473,9 +475,11 @@ def _set_timeout(name: str) -> Rule:
 
 
 def _errors(marks: Marks) -> Chain:
-    flag = word(marks.flag)
+    flag = native_u32(marks.flag)
     is_related = (ct("state"), bitwise(_RELATED), compare(bytes(4), "!="))
     is_ours = (ct("mark"), bitwise(flag), compare(flag))
-    manage = (meta("mark"), bitwise(word(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
-    said = rule(protocol(_ICMP), is_related, is_ours, manage, comment="what we say about a VM's packet goes its way")
-    return Chain("errors", Hook("route", OUTPUT, -150), (said,))
+    manage = (meta("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
+    own_errors = rule(
+        protocol(_ICMP), is_related, is_ours, manage, comment="what we say about a VM's packet goes its way"
+    )
+    return Chain("errors", Hook("route", OUTPUT, -150), (own_errors,))

@@ -15,7 +15,7 @@ from natctl.model.entries import EdgeEntry, HostSettings, Path, Settings
 from natctl.ruleset.host import Marks
 
 PROTOCOL: Final = 74
-"""``rtm_protocol`` of what is ours; iproute2's ``rt_protos`` gives it to nobody. See ``ip route show proto 74``."""
+"""``rtm_protocol`` of our routes and rules, unassigned in iproute2's ``rt_protos``. See ``ip route show proto 74``."""
 
 UNREACHABLE_METRIC: Final = 4_294_967_294
 """Of the unreachable route for the internal pool: any route that somebody else has for it is preferred."""

@@ -80,13 +80,13 @@ class Rule(NamedTuple):
     One rule.
 
     The digest is kept with the rule in the kernel, so that a rule that somebody replaced, or that an older version of
-    ours made, is told apart without reading expressions back.
+    natd made, is recognized without reading expressions back.
     """
 
     expressions: tuple[Expression, ...]
     comment: str = ""
     tag: str = ""
-    """Ours: what the rule, or its counter, is about; not shown by ``nft``."""
+    """The subject of the rule or of its counter, for natd only; not shown by ``nft``."""
 
     @property
     def digest(self) -> bytes:

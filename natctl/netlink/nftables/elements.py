@@ -49,7 +49,7 @@ def packed_lists(elements: Iterable[Element], *, with_data: bool) -> Iterator[by
     """
     Yield lists of elements, each short enough for one message.
 
-    :param with_data: Whether all of an element is said, or only what tells it apart from others.
+    :param with_data: Whether an element is packed with all its parts, or, for deleting it, with its key only.
     """
     packed = [packed_element(element, with_data=with_data) for element in elements]
     many = _PER_MESSAGE // max(map(len, packed), default=1)
@@ -89,7 +89,7 @@ def packed_allowance(packets: int) -> bytes:
 
 
 def _with_expressions(element: Element) -> bytes:
-    """Return an element that lets some packets pass first, or that goes by itself after some time."""
+    """Return an element that lets some packets pass before it matches, or that times out."""
     packed = packed_element(element._replace(budget=None, timeout_ms=0, defer_after=None))
     if element.timeout_ms:
         packed += attribute(ELEMENT_TIMEOUT, struct.pack(">Q", element.timeout_ms))

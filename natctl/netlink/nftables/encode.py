@@ -250,7 +250,7 @@ def _packed_kind(spec: SetSpec) -> bytes:
     if spec.counter:
         attrs.append(("NFTA_SET_EXPR", _expression(Expression("counter"))))
     packed = _attributes(set_msg, attrs)
-    # Which expressions elements have: nft wants it said to list and to load them.
+    # The expressions that elements have: nft needs them declared to list and to load the set.
     if spec.budgets:
         packed += nested(schema.SET_EXPRESSIONS, packed_budget(1))
     if spec.deferring:

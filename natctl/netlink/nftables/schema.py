@@ -9,7 +9,7 @@ Each correction is a subclass that changes one description, so that it could be 
 - ``elements_msg``: the list of elements as bytes; encoding 10,000 through classes takes half a second, packing 30 ms.
 - ``rule_msg``: the result of ``fib`` is a number, its flags are flags; pyroute2 has them the other way round. The
   group and the threshold of ``log`` are 16 bit, the flags of ``queue`` cannot be encoded, the type of an object that
-  is referred to is a number and not a register, and what an extension of xtables is told is bytes.
+  is referred to is a number and not a register, and the parameters of an xtables extension are bytes.
 """
 
 from __future__ import annotations
