@@ -6,6 +6,8 @@ brings both together. It touches our nftables tables (all named ``virtports``), 
 number, and the few settings of :mod:`natctl.kernel.sysctl`; nothing else.
 
 Order within one change: a route is added before packets are translated towards it, and removed after.
+
+Tested by ``tests/netns/test_kernel.py``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ The network interfaces of this namespace, and a report of each that comes or goe
 
 To a host's kernel, a VM is its tap. Format: rtnetlink(7), linux/if_link.h. Two attributes of an interface are read
 here, since a host has hundreds of taps and pyroute2's class takes nearly ten times as long
-(``docs/design/0006-netlink.md``).
+(``docs/design/0006-netlink.md``). Tested in ``test_reports`` and ``tests/netns/test_links.py``.
 """
 
 from __future__ import annotations

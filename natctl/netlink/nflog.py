@@ -6,7 +6,7 @@ Only the packet's description is asked for, not the packet. A group has one list
 groups, and their listeners, are not touched.
 
 Sources: linux/netfilter/nfnetlink_log.h; ``nfulnl_recv_config`` and ``nfulnl_log_packet`` in
-net/netfilter/nfnetlink_log.c.
+net/netfilter/nfnetlink_log.c. Tested in ``test_reports`` and ``tests/netns/test_arrivals.py``.
 """
 
 from __future__ import annotations

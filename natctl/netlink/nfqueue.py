@@ -7,7 +7,7 @@ When too many wait, those that follow go on at once. A queue has one listener in
 their listeners, are not touched.
 
 Sources: linux/netfilter/nfnetlink_queue.h; ``nfqnl_recv_config``, ``nfqnl_enqueue_packet`` and ``nfqnl_recv_verdict``
-in net/netfilter/nfnetlink_queue.c.
+in net/netfilter/nfnetlink_queue.c. Tested in ``test_reports`` and ``tests/netns/test_arrivals.py``.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def test_a_deferral_that_is_partly_used_stays_as_it_is(scene: Scene, door: Door)
     assert len(scene.connections("-p", "udp")) == 3
 
 
-def test_nft_shows_budgets_and_lifetimes_in_words(scene: Scene) -> None:
+def test_nft_shows_budgets_and_timeouts_in_words(scene: Scene) -> None:
     scene.tell(budget=64, at_cap=True, defer_after=192)
     listed = scene.host.namespace.run("nft", "list", "ruleset")
     for words in (
