@@ -22,7 +22,8 @@ from pathlib import Path
 from cpm.api import session as manager_session
 from cpm.protocol import wishes
 from cpm.protocol.errors import KernelError, Unreachable, VirtPortsError
-from cpm.protocol.messages import HostVM, ManagerMessage, Need
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import ManagerMessage, Need
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
@@ -301,7 +302,7 @@ class Natd:
         guests = self._node.guests()
         self._visitor.running({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
 
-    def _announcement(self, uuid: DomainUUID, vm: HostVM | None) -> announce.Announcement | None:
+    def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announce.Announcement | None:
         if vm is None or vm.ports is None or vm.external is None:
             return None
         wish = self._local_port_range.get(uuid, self._settings.guests.announce_local_port_range)

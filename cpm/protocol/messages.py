@@ -20,6 +20,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
+from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.timeouts import Timeouts
 
@@ -183,40 +184,6 @@ class Need(Struct, frozen=True, tag="need"):
 NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | Need
 
 
-class HostVM(Struct, frozen=True):
-    """What a host should hold for one VM."""
-
-    domain: DomainUUID
-    name: str
-    internal: IPv4Address
-    ports: PortRange | None
-    """Ports for new connections; None: none."""
-    draining: tuple[PortRange, ...] = ()
-    """Ranges whose connections the host counts for its reports."""
-    external: IPv4Address | None = None
-    """The external address of ``ports``; the guest is told."""
-    at_cap: bool = False
-    """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
-
-
-class ExternalRange(Struct, frozen=True):
-    """Ports on an external address."""
-
-    external: IPv4Address
-    ports: PortRange
-
-
-class EdgeVM(Struct, frozen=True):
-    """What every edge should hold for one VM."""
-
-    domain: DomainUUID
-    name: str
-    internal: IPv4Address
-    via: IPv4Address | None
-    """Underlay address of its host; None: the host is this machine."""
-    ranges: tuple[ExternalRange, ...]
-
-
 class PathState(Struct, frozen=True):
     """What concerns the whole site: routes between the machines, and connection timeouts."""
 
@@ -243,8 +210,8 @@ class Snapshot(Struct, frozen=True, tag="snapshot"):
     epoch: int
     generation: int
     path: PathState
-    host: tuple[HostVM, ...] = ()
-    edge: tuple[EdgeVM, ...] = ()
+    host: tuple[HostIntent, ...] = ()
+    edge: tuple[EdgeIntent, ...] = ()
 
 
 class Delta(Struct, frozen=True, tag="delta"):
@@ -252,8 +219,8 @@ class Delta(Struct, frozen=True, tag="delta"):
 
     epoch: int
     generation: int
-    host: tuple[HostVM, ...] = ()
-    edge: tuple[EdgeVM, ...] = ()
+    host: tuple[HostIntent, ...] = ()
+    edge: tuple[EdgeIntent, ...] = ()
     host_gone: tuple[DomainUUID, ...] = ()
     edge_gone: tuple[DomainUUID, ...] = ()
     path: PathState | None = None

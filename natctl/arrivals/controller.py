@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cpm.protocol.messages import HostVM, Need
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import Need
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.phases import Phases
 from natctl.arrivals.port_headroom import REACTION_S, least_budget
@@ -67,12 +68,12 @@ class Arrivals:
         """The kernel held this of a VM before natd began."""
         if entry.ports is None:
             return
-        vm = HostVM(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
+        vm = HostIntent(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
         self._vms[entry.domain] = found = VMArrivals(vm, entry.ports, now, entry.budget, entry.defer_after)
         if entry.budget is None:
             found.arm(now)
 
-    def on_vm(self, vm: HostVM, now: float) -> None:
+    def on_vm(self, vm: HostIntent, now: float) -> None:
         """The manager says what a VM shall have; it gets a new budget where its ports are new."""
         if vm.ports is None:
             self.on_gone(vm.domain)

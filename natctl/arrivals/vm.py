@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cpm.protocol.messages import HostVM
+from cpm.protocol.intent import HostIntent
 from cpm.protocol.model import PortRange
 from natctl.arrivals.budget import Budget
 from natctl.arrivals.deferral import Deferral
@@ -26,7 +26,7 @@ class VMArrivals:
     __slots__ = ("_budget", "_deferral", "_estimate", "_ports", "_refusal", "_requests", "_vm")
 
     def __init__(
-        self, vm: HostVM, ports: PortRange, now: float, budget: int | None = None, defer_after: int | None = None
+        self, vm: HostIntent, ports: PortRange, now: float, budget: int | None = None, defer_after: int | None = None
     ) -> None:
         is_found = budget is not None
         self._vm = vm
@@ -38,7 +38,7 @@ class VMArrivals:
         self._refusal = Refusal(at_cap=vm.at_cap)
 
     @property
-    def vm(self) -> HostVM:
+    def vm(self) -> HostIntent:
         """What the manager says of the VM."""
         return self._vm
 
@@ -96,11 +96,11 @@ class VMArrivals:
         self._budget.choose(self._estimate, self._deferral.deferred, at_cap=at_cap, may_defer=may_defer)
         self._deferral.on_armed(is_on=may_defer)
 
-    def on_described(self, vm: HostVM) -> None:
+    def on_described(self, vm: HostIntent) -> None:
         """The manager says something of the VM that changes neither its ports nor whether it is at its cap."""
         self._vm = vm
 
-    def on_ports(self, vm: HostVM, ports: PortRange, now: float, filling: Filling) -> None:
+    def on_ports(self, vm: HostIntent, ports: PortRange, now: float, filling: Filling) -> None:
         """
         The VM has other ports, or may now have more, or no more; it gets a new budget.
 

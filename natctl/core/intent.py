@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.protocol.messages import Delta, EdgeVM, HostVM, PathState, Snapshot
+from cpm.protocol.intent import EdgeIntent, HostIntent
+from cpm.protocol.messages import Delta, PathState, Snapshot
 from cpm.protocol.model import DomainUUID
 from natctl.model.entries import HostEntry, Path
 
@@ -17,8 +18,8 @@ from natctl.model.entries import HostEntry, Path
 class Intent:
     """What the VMs shall have on this node, as host and as edge."""
 
-    host: dict[DomainUUID, HostVM] = dataclasses.field(default_factory=dict)
-    edge: dict[DomainUUID, EdgeVM] = dataclasses.field(default_factory=dict)
+    host: dict[DomainUUID, HostIntent] = dataclasses.field(default_factory=dict)
+    edge: dict[DomainUUID, EdgeIntent] = dataclasses.field(default_factory=dict)
     path: PathState | None = None
     """None: nothing is known, and nothing is to be changed."""
 
@@ -28,7 +29,7 @@ class Intent:
 
     def adopt(self, entry: HostEntry) -> None:
         """Take over what the kernel holds of a VM, until the first snapshot."""
-        vm = HostVM(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
+        vm = HostIntent(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
         self.host[entry.domain] = vm
 
     def replace(self, snapshot: Snapshot) -> None:

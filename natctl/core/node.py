@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
@@ -34,7 +35,6 @@ from cpm.protocol.messages import (
     Detach,
     GuestView,
     Hello,
-    HostVM,
     ManagerMessage,
     NodeMessage,
     Present,
@@ -136,7 +136,7 @@ class Node:
         """Return the interfaces of each VM that runs here."""
         return self._domains.taps()
 
-    def guests(self) -> dict[DomainUUID, HostVM | None]:
+    def guests(self) -> dict[DomainUUID, HostIntent | None]:
         """Return the VMs that run here, each with what it shall have; None: the manager has not said."""
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 

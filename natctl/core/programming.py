@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from cpm.protocol.messages import EdgeVM, PathState
+from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domains
@@ -213,7 +214,7 @@ def is_empty(command: Program) -> bool:
     return not command.change.host and not command.change.edge and command.change.path is None
 
 
-def _edge_entry(vm: EdgeVM) -> EdgeEntry:
+def _edge_entry(vm: EdgeIntent) -> EdgeEntry:
     return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
 
 

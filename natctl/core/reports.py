@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from cpm.protocol.messages import Draining, GuestView, HostVM, Measured, Report
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import Draining, GuestView, Measured, Report
 from cpm.protocol.model import DomainUUID
 from natctl.model.port_use import PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
@@ -22,7 +23,7 @@ class Reports:
 
     def report(
         self,
-        vms: Mapping[DomainUUID, HostVM],
+        vms: Mapping[DomainUUID, HostIntent],
         period_s: float,
         rates: Mapping[DomainUUID, Rates],
         use: PortUse | None,
@@ -62,7 +63,7 @@ class Reports:
 
 
 def _measured(
-    vm: HostVM, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
+    vm: HostIntent, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
 ) -> Measured:
     in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
     draining = (

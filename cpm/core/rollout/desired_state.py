@@ -13,7 +13,8 @@ from ipaddress import IPv4Network
 
 from cpm.core import moves
 from cpm.core.fleet import Fleet
-from cpm.protocol.messages import EdgeVM, ExternalRange, HostVM, PathState
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
+from cpm.protocol.messages import PathState
 from cpm.protocol.model import VM, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
 from cpm.protocol.timeouts import Timeouts
 
@@ -27,7 +28,7 @@ def host_vm(
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
     cap: int,
-) -> HostVM | None:
+) -> HostIntent | None:
     """
     Return what this host should hold for a VM; None: nothing.
 
@@ -48,7 +49,7 @@ def host_vm(
     draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
     if ports is None and not draining:
         return None
-    return HostVM(
+    return HostIntent(
         vm.uuid,
         vm.name,
         vm.internal,
@@ -59,7 +60,7 @@ def host_vm(
     )
 
 
-def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeVM | None:
+def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeIntent | None:
     """Return what this edge should hold for a VM; None: nothing."""
     vm = fleet.vms.get(uuid)
     host = fleet.nodes.get(vm.node) if vm is not None else None
@@ -71,7 +72,7 @@ def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeVM | None:
         for external in sorted({allocation.external for allocation in mapped})
         for ports in coalesce(a.ports for a in mapped if a.external == external)
     )
-    return EdgeVM(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, ranges)
+    return EdgeIntent(uuid, vm.name, vm.internal, None if host.name == node.name else host.underlay, ranges)
 
 
 def path(fleet: Fleet, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:

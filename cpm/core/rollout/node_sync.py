@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from cpm.protocol.messages import Delta, EdgeVM, HostVM, PathState, Snapshot
+from cpm.protocol.intent import EdgeIntent, HostIntent
+from cpm.protocol.messages import Delta, PathState, Snapshot
 from cpm.protocol.model import DomainUUID, NodeName
 
-_Entry = TypeVar("_Entry", HostVM, EdgeVM)
+_Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
 
 
 class NodeSync:
@@ -35,8 +36,8 @@ class NodeSync:
         self._epoch = epoch
         self._snapshot_at = 0
         self._path: PathState | None = None
-        self._host: dict[DomainUUID, HostVM] = {}
-        self._edge: dict[DomainUUID, EdgeVM] = {}
+        self._host: dict[DomainUUID, HostIntent] = {}
+        self._edge: dict[DomainUUID, EdgeIntent] = {}
         self._changed: dict[DomainUUID, int] = {}
         self._unconfirmed: dict[DomainUUID, int] = {}
 
@@ -62,7 +63,7 @@ class NodeSync:
         return confirmed
 
     def make_snapshot(
-        self, path: PathState, host: Mapping[DomainUUID, HostVM], edge: Mapping[DomainUUID, EdgeVM]
+        self, path: PathState, host: Mapping[DomainUUID, HostIntent], edge: Mapping[DomainUUID, EdgeIntent]
     ) -> Snapshot:
         """Return a message with everything the node should hold; deltas and confirmations count from it."""
         self.generation += 1
@@ -73,7 +74,10 @@ class NodeSync:
         return Snapshot(self._epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
 
     def make_delta(
-        self, path: PathState, host: Mapping[DomainUUID, HostVM | None], edge: Mapping[DomainUUID, EdgeVM | None]
+        self,
+        path: PathState,
+        host: Mapping[DomainUUID, HostIntent | None],
+        edge: Mapping[DomainUUID, EdgeIntent | None],
     ) -> Delta | None:
         """
         Return a message with what differs from the last messages, or None when nothing does.

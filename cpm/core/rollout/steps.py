@@ -27,7 +27,8 @@ from cpm.core.lifecycle import AllocationEvent, hold_down_end
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.wishes import EffectiveWishes
-from cpm.protocol.messages import HostVM, ManagerMessage, Measured, PathState
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import ManagerMessage, Measured, PathState
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
 from cpm.protocol.timeouts import Timeouts
 
@@ -239,7 +240,7 @@ class Rollout:
         edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed}
         return node_sync.make_delta(self._path(node), host, edge)
 
-    def _host_vm(self, uuid: DomainUUID, node: Node) -> HostVM | None:
+    def _host_vm(self, uuid: DomainUUID, node: Node) -> HostIntent | None:
         vm = self._fleet.vms.get(uuid)
         if vm is None:
             return None

@@ -17,6 +17,7 @@ import pytest
 
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
@@ -25,12 +26,9 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Draining,
-    EdgeVM,
-    ExternalRange,
     GuestState,
     GuestView,
     Hello,
-    HostVM,
     ManagerMessage,
     Measured,
     Need,
@@ -72,8 +70,8 @@ PATH = PathState(
     externals=(EXTERNAL,),
     timeouts=Timeouts(udp_s=300),
 )
-HOST_VM = HostVM(WEB, "web1", INTERNAL, PORTS, draining=(OTHER_PORTS,), external=EXTERNAL, at_cap=True)
-EDGE_VM = EdgeVM(
+HOST_VM = HostIntent(WEB, "web1", INTERNAL, PORTS, draining=(OTHER_PORTS,), external=EXTERNAL, at_cap=True)
+EDGE_VM = EdgeIntent(
     WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
 )
 
@@ -214,8 +212,8 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             3,
             1,
             PathState(IPv4Network("100.64.0.0/10")),
-            (HostVM(WEB, "web1", INTERNAL, None),),
-            (EdgeVM(WEB, "web1", INTERNAL, None, ()),),
+            (HostIntent(WEB, "web1", INTERNAL, None),),
+            (EdgeIntent(WEB, "web1", INTERNAL, None, ()),),
         ),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from cpm.protocol.messages import HostVM, Need
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import Need
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.controller import Arrivals
 from natctl.model.commands import ArrivalCommand, CountPorts, Send
@@ -26,8 +27,8 @@ def watching(ports: PortRange = FLOOR, *, at_cap: bool = False) -> Arrivals:
     return arrivals
 
 
-def a_vm(ports: PortRange, *, at_cap: bool = False, domain: DomainUUID = VM) -> HostVM:
-    return HostVM(domain, "web", INTERNAL, ports, at_cap=at_cap)
+def a_vm(ports: PortRange, *, at_cap: bool = False, domain: DomainUUID = VM) -> HostIntent:
+    return HostIntent(domain, "web", INTERNAL, ports, at_cap=at_cap)
 
 
 def entry(ports: PortRange, budget: int | None, defer_after: int | None = None) -> HostEntry:

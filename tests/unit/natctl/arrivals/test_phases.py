@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cpm.protocol.messages import HostVM, Need
+from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import Need
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals import budget, deferral, phases, refusal, requests
 from natctl.arrivals.controller import Arrivals
@@ -161,7 +162,7 @@ class Drive:
                 return arrivals.on_turned_down(uuid, now, choose([None, ports]))
             case "vm":
                 at_cap = choose([False, False, True])
-                arrivals.on_vm(HostVM(uuid, "vm", IPv4Address("100.64.0.1"), ports, at_cap=at_cap), now)
+                arrivals.on_vm(HostIntent(uuid, "vm", IPv4Address("100.64.0.1"), ports, at_cap=at_cap), now)
             case "found" if arrivals.budget(uuid) is None:
                 arrivals.on_found(
                     HostEntry(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
     Declined,
     Delta,
-    HostVM,
     Need,
     PathState,
     Refused,
@@ -35,8 +35,8 @@ THERE = Destination(6, IPv4Address("192.0.2.2"), 443)
 AT = 1000.0
 
 
-def a_vm(ports: PortRange = FLOOR, *, at_cap: bool = False) -> HostVM:
-    return HostVM(VM, "web", INTERNAL, ports, at_cap=at_cap)
+def a_vm(ports: PortRange = FLOOR, *, at_cap: bool = False) -> HostIntent:
+    return HostIntent(VM, "web", INTERNAL, ports, at_cap=at_cap)
 
 
 def done(node: Node, now: float) -> list[Command]:
@@ -50,7 +50,7 @@ def done(node: Node, now: float) -> list[Command]:
     return commands
 
 
-def running(vm: HostVM) -> Node:
+def running(vm: HostIntent) -> Node:
     """Return a node whose kernel holds this VM's ports; its index is 1."""
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
     node.on_connected(AT)

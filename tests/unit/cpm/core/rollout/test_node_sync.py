@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network
 
 from cpm.core.rollout.node_sync import NodeSync
-from cpm.protocol.messages import Delta, EdgeVM, HostVM, PathState, Snapshot
+from cpm.protocol.intent import EdgeIntent, HostIntent
+from cpm.protocol.messages import Delta, PathState, Snapshot
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 
 A, B = DomainUUID("a"), DomainUUID("b")
@@ -13,12 +14,12 @@ PATH = PathState(IPv4Network("100.64.0.0/10"))
 INTERNAL = IPv4Address("100.64.0.1")
 
 
-def host(uuid: DomainUUID, first: int = 1024) -> HostVM:
-    return HostVM(uuid, str(uuid), INTERNAL, PortRange(first, first + 63))
+def host(uuid: DomainUUID, first: int = 1024) -> HostIntent:
+    return HostIntent(uuid, str(uuid), INTERNAL, PortRange(first, first + 63))
 
 
-def edge(uuid: DomainUUID) -> EdgeVM:
-    return EdgeVM(uuid, str(uuid), INTERNAL, None, ())
+def edge(uuid: DomainUUID) -> EdgeIntent:
+    return EdgeIntent(uuid, str(uuid), INTERNAL, None, ())
 
 
 def synced() -> NodeSync:

@@ -1,0 +1,60 @@
+"""
+What a VM shall have: one value that travels whole from the manager's decision to the ruleset that programs it.
+
+The manager makes it (``cpm.core.rollout.desired_state``), messages carry it, natd keeps it as its intent, and
+``natctl.ruleset.host`` and ``natctl.ruleset.edge_maps`` program it and read it back. Nothing on the way copies it field
+by field, so a new property is added here, where it is decided and where it is programmed, and nowhere else.
+
+Tested by ``tests/unit/cpm/protocol/test_wire_bytes.py`` and by every test of the two rulesets.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import msgspec
+from msgspec import Struct
+
+from cpm.protocol.model import DomainUUID, PortRange
+
+
+class VmIntent(Struct, frozen=True):
+    """What its host and every edge hold for one VM."""
+
+    domain: DomainUUID
+    name: str
+    internal: IPv4Address
+
+
+class HostIntent(VmIntent, frozen=True):
+    """What a host should hold for one VM."""
+
+    ports: PortRange | None
+    """Ports for new connections; None: none, and its packets are dropped."""
+    draining: tuple[PortRange, ...] = ()
+    """Ranges whose connections the host counts for its reports."""
+    external: IPv4Address | None = None
+    """The external address of ``ports``; the guest is told."""
+    at_cap: bool = False
+    """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
+
+    @property
+    def programmed(self) -> HostIntent:
+        """The part that the kernel holds: all but what natd only counts or tells the guest."""
+        return msgspec.structs.replace(self, draining=(), external=None)
+
+
+class ExternalRange(Struct, frozen=True):
+    """Ports on an external address."""
+
+    external: IPv4Address
+    ports: PortRange
+
+
+class EdgeIntent(VmIntent, frozen=True):
+    """What every edge should hold for one VM."""
+
+    via: IPv4Address | None
+    """Underlay address of its host; None: the host is this machine."""
+    ranges: tuple[ExternalRange, ...]
+    """Coalesced, in order of address and ports."""
