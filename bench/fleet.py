@@ -7,8 +7,11 @@ import functools
 import uuid
 from ipaddress import IPv4Address, IPv4Network
 
+import msgspec
+
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
 from cpm.protocol.model import FIRST_PORT, DomainUUID, PortRange
-from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
 
 HOST = IPv4Address("172.30.0.11")
 EDGE = IPv4Address("172.30.0.21")
@@ -27,7 +30,7 @@ class Fleet:
     """All VMs, on one host, through one edge."""
 
     host: dict[DomainUUID, HostEntry]
-    edge: dict[DomainUUID, EdgeEntry]
+    edge: dict[DomainUUID, EdgeIntent]
     path: Path
 
     def settings(self, role: str) -> Settings:
@@ -36,23 +39,23 @@ class Fleet:
             return Settings(host=HostSettings(frozenset({"underlay"})))
         return Settings(edge=EdgeSettings(frozenset({"uplink"}), frozenset({"underlay"})))
 
-    def edge_vm(self, number: int, ranges: bool) -> EdgeEntry:  # noqa: FBT001 - called over a pipe
+    def edge_vm(self, number: int, ranges: bool) -> EdgeIntent:  # noqa: FBT001 - called over a pipe
         """Return a VM as an edge holds it, with its ports or, after the hold-down, without."""
         entry = self.edge[_uuid(number)]
-        return entry if ranges else dataclasses.replace(entry, ranges=())
+        return entry if ranges else msgspec.structs.replace(entry, ranges=())
 
 
 @functools.cache
 def fleet(vms: int) -> Fleet:
     """Return so many VMs: number 0 with a big range and the interface ``tap0``, all others with one block each."""
     host: dict[DomainUUID, HostEntry] = {}
-    edge: dict[DomainUUID, EdgeEntry] = {}
+    edge: dict[DomainUUID, EdgeIntent] = {}
     for number in range(vms):
         domain, name, internal = _uuid(number), f"vm{number}", FIRST_INTERNAL + number
         external, ports = _range(number)
-        host[domain] = HostEntry(domain, name, number + 1, internal, ports, frozenset({f"tap{number}"}))
-        edge[domain] = EdgeEntry(domain, name, internal, HOST, ((external, ports),))
-    externals = frozenset(external for entry in edge.values() for external, _ in entry.ranges)
+        host[domain] = HostEntry(HostIntent(domain, name, internal, ports), number + 1, frozenset({f"tap{number}"}))
+        edge[domain] = EdgeIntent(domain, name, internal, HOST, (ExternalRange(external, ports),))
+    externals = frozenset(each.external for vm in edge.values() for each in vm.ranges)
     return Fleet(host, edge, Path(IPv4Network("100.64.0.0/10"), frozenset({EDGE}), externals))
 
 

@@ -38,7 +38,7 @@ from natctl.kernel_events import KernelEvents
 from natctl.model.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Release, Replace, Send, Warn
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
-from natctl.ruleset.host import Marks
+from natctl.ruleset.marks import Marks
 from qga_agent import announce
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.agent_socket import SocketAgents

@@ -20,7 +20,7 @@ from natctl.model.entries import Destination
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.nflog import Lost, watch_budgets
 from natctl.netlink.nfqueue import PacketQueue
-from natctl.ruleset.host import Marks
+from natctl.ruleset.marks import Marks
 
 log = logging.getLogger(__name__)
 

@@ -66,10 +66,10 @@ class Arrivals:
 
     def on_found(self, entry: HostEntry, now: float) -> None:
         """The kernel held this of a VM before natd began."""
-        if entry.ports is None:
+        if entry.intent.ports is None:
             return
-        vm = HostIntent(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
-        self._vms[entry.domain] = found = VMArrivals(vm, entry.ports, now, entry.budget, entry.defer_after)
+        vm = entry.intent
+        self._vms[vm.domain] = found = VMArrivals(vm, entry.intent.ports, now, entry.budget, entry.defer_after)
         if entry.budget is None:
             found.arm(now)
 
@@ -127,7 +127,7 @@ class Arrivals:
 
     def on_programmed(self, entry: HostEntry, now: float) -> list[ArrivalCommand]:
         """The kernel holds this of a VM now."""
-        vm = self._vms.get(entry.domain)
+        vm = self._vms.get(entry.intent.domain)
         if vm is None or vm.budget.is_armed or vm.budget.limit != entry.budget:
             return []
         vm.budget.on_programmed(now)

@@ -56,7 +56,7 @@ class HookWaiters:
             if waiter.domain not in running:
                 return "gone", "the VM stopped meanwhile"
             entry = ready(waiter)
-            return ("", f"ports {entry.ports}") if entry is not None else None
+            return ("", f"ports {entry.intent.ports}") if entry is not None else None
 
         return self._answer_if(reply)
 

@@ -29,8 +29,7 @@ class Intent:
 
     def adopt(self, entry: HostEntry) -> None:
         """Take over what the kernel holds of a VM, until the first snapshot."""
-        vm = HostIntent(entry.domain, entry.name, entry.internal, entry.ports, at_cap=entry.at_cap)
-        self.host[entry.domain] = vm
+        self.host[entry.intent.domain] = entry.intent
 
     def replace(self, snapshot: Snapshot) -> None:
         """Take over a snapshot."""

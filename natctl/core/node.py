@@ -164,7 +164,7 @@ class Node:
             self._arrivals.on_found(entry, now)
             taps = entry.taps & links
             if taps:
-                self._domains.adopt(entry.domain, entry.name, taps)
+                self._domains.adopt(entry.intent.domain, entry.intent.name, taps)
 
     def on_kernel_programmed(self, now: float) -> None:
         """The last kernel command is in force."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domains
 from natctl.core.intent import Intent
 from natctl.model.commands import Program, Replace, Warn
-from natctl.model.entries import Change, EdgeEntry, HostEntry, Path
+from natctl.model.entries import Change, HostEntry, Path
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
@@ -88,15 +87,15 @@ class Programming:
         """
         entry = self._applied.get(uuid)
         vm = self._intent.host.get(uuid)
-        if entry is None or entry.ports is None or vm is None or vm.ports is None:
+        if entry is None or entry.intent.ports is None or vm is None or vm.ports is None:
             return None
-        is_ready = entry.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
+        is_ready = entry.intent.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
         return entry if is_ready else None
 
     def adopt(self, entry: HostEntry) -> None:
         """Record what the kernel held before natd began."""
-        self._index[entry.domain] = entry.index
-        self._applied[entry.domain] = entry
+        self._index[entry.intent.domain] = entry.index
+        self._applied[entry.intent.domain] = entry
 
     # What it should hold
 
@@ -174,7 +173,7 @@ class Programming:
 
     def _replace_all(self, scope: Scope, path: PathState) -> Replace:
         host = {uuid: entry for uuid in self._intent.host if (entry := self._host_entry(uuid)) is not None}
-        edge = {uuid: _edge_entry(vm) for uuid, vm in self._intent.edge.items()}
+        edge = dict(self._intent.edge)
         self._sent = dict.fromkeys(self._applied) | host
         scope.host = set(self._sent)
         return Replace(host, edge, _path(path))
@@ -183,7 +182,7 @@ class Programming:
         host = {uuid: self._host_entry(uuid) for uuid in scope.host}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
         vms = self._intent.edge
-        edge = {uuid: _edge_entry(vms[uuid]) if uuid in vms else None for uuid in scope.edge}
+        edge = {uuid: vms.get(uuid) for uuid in scope.edge}
         self._sent = host
         return Program(Change(host=host, edge=edge, path=_path(path) if scope.path else None))
 
@@ -194,7 +193,7 @@ class Programming:
             return None
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
-        return HostEntry(uuid, vm.name, index, vm.internal, vm.ports, taps, budget, vm.at_cap, defer_after)
+        return HostEntry(vm.programmed, index, taps, budget, defer_after)
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:
@@ -212,10 +211,6 @@ class Programming:
 def is_empty(command: Program) -> bool:
     """Whether the command changes nothing in the kernel."""
     return not command.change.host and not command.change.edge and command.change.path is None
-
-
-def _edge_entry(vm: EdgeIntent) -> EdgeEntry:
-    return EdgeEntry(vm.domain, vm.name, vm.internal, vm.via, tuple((r.external, r.ports) for r in vm.ranges))
 
 
 def _path(state: PathState) -> Path:

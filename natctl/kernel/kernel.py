@@ -21,15 +21,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.kernel import sysctl
-from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path, Settings
+from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
-from natctl.ruleset.host import Marks
+from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable, Plan
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, kernel_state
 from natctl.ruleset.routing import Routing, Steps
@@ -43,13 +44,13 @@ _MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESR
 """Errors of the kernel when it does not hold what we believe."""
 
 _T = TypeVar("_T")
-_Entry = TypeVar("_Entry", HostEntry, EdgeEntry)
+_Entry = TypeVar("_Entry", HostEntry, EdgeIntent)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Desired:
     host: Mapping[DomainUUID, HostEntry]
-    edge: Mapping[DomainUUID, EdgeEntry]
+    edge: Mapping[DomainUUID, EdgeIntent]
     path: Path
 
     def merged(self, change: Change) -> _Desired:
@@ -118,7 +119,7 @@ class Kernel:
                 self._change_some(change, step)
 
     async def replace(
-        self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeEntry], path: Path
+        self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
     ) -> tuple[str, ...]:
         """
         Make this all that the kernel holds of ours: read, compare, and mend in one transaction.
@@ -296,7 +297,7 @@ class Kernel:
         try:
             return host.fragment(self._settings.host, entry)
         except ValueError as error:
-            raise KernelError(f"mark the packets of {entry.name}", 0, str(error)) from error
+            raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
 
     def _routing(self, desired: _Desired) -> Routing:
         entries = desired.edge.values() if self._settings.edge is not None else ()

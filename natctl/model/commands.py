@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import TypeAlias
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import NodeMessage
 from cpm.protocol.model import DomainUUID, PortRange
-from natctl.model.entries import Change, Destination, EdgeEntry, HostEntry, Path
+from natctl.model.entries import Change, Destination, HostEntry, Path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Replace:
     """Make the kernel hold exactly this, then report whether it is in force."""
 
     host: Mapping[DomainUUID, HostEntry]
-    edge: Mapping[DomainUUID, EdgeEntry]
+    edge: Mapping[DomainUUID, EdgeIntent]
     path: Path
 
 

@@ -1,9 +1,9 @@
 """
 What a node's kernel should hold, as values. Imports the manager's vocabulary and nothing else.
 
-:class:`Settings` come from natd's own configuration and rarely change; :class:`HostEntry` and :class:`EdgeEntry` are
-one VM each, as the host role and the edge role see it; :class:`Path` is what the manager says about the whole site.
-:class:`Change` is what one kernel transaction changes.
+:class:`Settings` come from natd's own configuration and rarely change. One VM is a :class:`HostEntry` on its host and a
+:class:`~cpm.protocol.intent.EdgeIntent` at an edge. :class:`Path` is what the manager says about the whole site, and
+:class:`Change` what one kernel transaction changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ipaddress import IPv4Address, IPv4Network
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.intent import EdgeIntent, HostIntent
+from cpm.protocol.model import DomainUUID
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 
 DEFAULT_EXEMPT = tuple(
@@ -78,22 +79,17 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostEntry:
-    """One VM on its host."""
+    """One VM on its host: what it shall have, and what only this host knows of it."""
 
-    domain: DomainUUID
-    name: str
+    intent: HostIntent
+    """The programmed part, :attr:`~cpm.protocol.intent.HostIntent.programmed`."""
     index: int
     """Value of the owner bits of its mark, 1 and up; unique on this host."""
-    internal: IPv4Address
-    ports: PortRange | None
-    """Ports new connections get; None: none yet, or none any more (its packets are then dropped at the edge)."""
     taps: frozenset[str] = frozenset()
     """Names of its interfaces on this host; empty before libvirt made them."""
     budget: int | None = None
     """Connections that may begin before the kernel gives a signal, 65,535 at most; None: it never does. Only a change
     of this number, or of the table, makes the kernel count from the beginning again."""
-    at_cap: bool = False
-    """It gets no more ports: new connections may be refused with ICMP errors."""
     defer_after: int | None = None
     """Connections that may begin, counted as for ``budget``, before the next ones are deferred; None: none is."""
 
@@ -106,19 +102,6 @@ class Destination(NamedTuple):
     address: IPv4Address
     port: int
     """0 for protocols without."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EdgeEntry:
-    """One VM at an edge."""
-
-    domain: DomainUUID
-    name: str
-    internal: IPv4Address
-    via: IPv4Address | None
-    """Underlay address of its host; None: it runs on this very machine."""
-    ranges: tuple[tuple[IPv4Address, PortRange], ...]
-    """External address and ports, coalesced, in order."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,6 +129,6 @@ class Change:
     """What one kernel transaction changes; None as a value: this VM is gone."""
 
     host: Mapping[DomainUUID, HostEntry | None] = dataclasses.field(default_factory=_nothing)
-    edge: Mapping[DomainUUID, EdgeEntry | None] = dataclasses.field(default_factory=_nothing)
+    edge: Mapping[DomainUUID, EdgeIntent | None] = dataclasses.field(default_factory=_nothing)
     path: Path | None = None
     """The new path, or None: as before."""

@@ -9,12 +9,14 @@ many.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
-from cpm.protocol.model import LAST_PORT, PortRange
-from natctl.model.entries import EdgeEntry, Path
+from cpm.protocol.intent import EdgeIntent, ExternalRange, VmIntent
+from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange, coalesce
+from natctl.model.entries import Path
+from natctl.ruleset import labels
 from natctl.ruleset.common import ADDRESS, PORT, element_label
 from natctl.ruleset.values import Element, Family, Fragment, Holdings, Place, SetSpec
 
@@ -36,19 +38,19 @@ class Layout(NamedTuple):
     externals: frozenset[IPv4Address]
 
     @classmethod
-    def of(cls, entries: Collection[EdgeEntry], path: Path | None, present: int = 1) -> Layout:
+    def of(cls, entries: Collection[EdgeIntent], path: Path | None, present: int = 1) -> Layout:
         """
         Return the layout for these VMs.
 
         :param present: The number of maps that there are already; it stays while it is not far off.
         """
-        used = {int(external): external for entry in entries for external, _ in entry.ranges}
+        used = {int(each.external): each.external for entry in entries for each in entry.ranges}
         return cls(_shards(len(entries), present), frozenset(used.values()) | (path.externals if path else frozenset()))
 
-    def suits(self, vms: int, entries: Iterable[EdgeEntry]) -> bool:
+    def suits(self, vms: int, entries: Iterable[EdgeIntent]) -> bool:
         """Say whether these VMs can join without a new layout."""
         has_room = vms <= self.shards * _CROWDED or self.shards == _MOST_SHARDS
-        return has_room and all(external in self.externals for entry in entries for external, _ in entry.ranges)
+        return has_room and all(each.external in self.externals for entry in entries for each in entry.ranges)
 
     def outbound(self, internal: IPv4Address) -> Place:
         """Return the map that has the ranges of this address."""
@@ -96,7 +98,7 @@ def inbound_map(external: IPv4Address) -> SetSpec:
     return SetSpec(inbound(external)[1], (PORT,), data=(ADDRESS,), interval=True)
 
 
-def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()) -> Fragment:
+def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = ()) -> Fragment:
     """
     Return the part of one VM; ranges are divided so that the elements that the kernel has already stay.
 
@@ -112,7 +114,7 @@ def fragment(entry: EdgeEntry, layout: Layout, present: Collection[Element] = ()
     outward = layout.outbound(entry.internal)
     if entry.via is None:
         elements.append((LOCALS, Element(internal, b"", b"", "", label)))
-    for external, ports in entry.ranges:
+    for external, ports in ((each.external, each.ports) for each in entry.ranges):
         inward = _inbound_place(int(external))
         outside = int(external).to_bytes(4, "big")
         for piece in (ports,) if kept is None else pieces_covering(ports, kept.get(external, ())):
@@ -147,12 +149,38 @@ def ranges_in(holdings: Holdings) -> Iterator[tuple[IPv4Address, IPv4Address, Po
             yield from ((*range_of(element), element) for element in elements.values() if element.key_end)
 
 
+def entries_in(holdings: Holdings, routes: Mapping[bytes, bytes]) -> dict[DomainUUID, EdgeIntent]:
+    """
+    Return the VMs whose fragments are in the kernel; what makes no sense is left out.
+
+    :param routes: Underlay address by internal address, both packed.
+    """
+    pieces: dict[VmIntent, dict[IPv4Address, list[PortRange]]] = {}
+    for internal, external, ports, element in ranges_in(holdings):
+        owner = VmIntent(DomainUUID(labels.tag_of(element.userdata)), labels.comment_of(element.userdata), internal)
+        pieces.setdefault(owner, {}).setdefault(external, []).append(ports)
+    return {
+        vm.domain: EdgeIntent(vm.domain, vm.name, vm.internal, _via(routes, vm.internal), _ranges(by_external))
+        for vm, by_external in pieces.items()
+        if vm.domain
+    }
+
+
+def _via(routes: Mapping[bytes, bytes], internal: IPv4Address) -> IPv4Address | None:
+    via = routes.get(internal.packed)
+    return IPv4Address(via) if via is not None else None
+
+
+def _ranges(pieces: Mapping[IPv4Address, Iterable[PortRange]]) -> tuple[ExternalRange, ...]:
+    return tuple(ExternalRange(address, ports) for address in sorted(pieces) for ports in coalesce(pieces[address]))
+
+
 def shards_in(holdings: Holdings) -> int:
     """Return how many maps ``outbound`` there are, at least 1."""
     return max(1, sum(is_outbound(place) and place[1] != OUTBOUND for place in holdings.sets))
 
 
-def _pieces(entry: EdgeEntry, present: Iterable[Element]) -> dict[IPv4Address, list[PortRange]]:
+def _pieces(entry: EdgeIntent, present: Iterable[Element]) -> dict[IPv4Address, list[PortRange]]:
     pieces: dict[IPv4Address, list[PortRange]] = {}
     for element in present:
         internal, external, ports = range_of(element)

@@ -66,10 +66,12 @@ In nftables' notation::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final, NamedTuple
+from typing import Final
 
+from cpm.protocol.intent import HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
@@ -126,6 +128,7 @@ from natctl.ruleset.expressions import (
     source_nat,
     verdict_lookup,
 )
+from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import (
     CT_TIMEOUTS,
     DROP,
@@ -140,6 +143,7 @@ from natctl.ruleset.values import (
     Holdings,
     Hook,
     Place,
+    Reading,
     Rule,
     Ruleset,
     SetSpec,
@@ -174,46 +178,6 @@ _CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
 _SOURCE_TRANSLATED = native_u32(0x10)
 """``ct status snat``: IPS_SRC_NAT."""
-
-
-class Marks(NamedTuple):
-    """
-    How a packet mark tells the VM: the highest bit of the mask says that there is one, the other bits are its index.
-
-    :raise ValueError: By :meth:`of_mask`, when the bits are not contiguous or fewer than 4.
-    """
-
-    mask: int
-    flag: int
-    shift: int
-
-    @classmethod
-    def of_mask(cls, mask: int) -> Marks:
-        """Read the settings' mask."""
-        shift = max(0, (mask & -mask).bit_length() - 1)
-        bits = (mask >> shift).bit_length()
-        if not 0 < mask <= 0xFFFFFFFF or mask >> shift != (1 << bits) - 1 or bits < 4:
-            raise ValueError(f"not a mark mask: {mask:#x}; use at least 4 bits side by side, for example 0x7fff0000")
-        return cls(mask, 1 << (shift + bits - 1), shift)
-
-    @property
-    def highest_index(self) -> int:
-        """The largest index that fits."""
-        return (self.mask ^ self.flag) >> self.shift
-
-    def of(self, index: int) -> int:
-        """
-        Return the mark, within the mask, of the VM with that index.
-
-        :raise ValueError: When the index does not fit.
-        """
-        if not 1 <= index <= self.highest_index:
-            raise ValueError(f"index {index} does not fit the mark mask {self.mask:#x}; widen host.mark_mask")
-        return self.flag | index << self.shift
-
-    def index_in(self, mark: int) -> int:
-        """Return the index that the mark carries."""
-        return (mark & self.mask ^ self.flag) >> self.shift
 
 
 def base(settings: HostSettings, path: Path | None) -> Ruleset:
@@ -254,21 +218,19 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
 
 def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
     """
-    Return what one VM adds.
+    Return what one VM adds; :func:`entries_in` reads it back.
 
     :raise ValueError: When its index does not fit the mark mask.
     """
-    mark = Marks.of_mask(settings.mark_mask).of(entry.index)
+    mark, vm = Marks.of_mask(settings.mark_mask).of(entry.index), entry.intent
     chain = _vm_chain(settings, entry, mark)
-    label = element_label(entry.name, entry.domain)
+    label = element_label(vm.name, vm.domain)
     elements: list[tuple[Place, Element]] = [
         (TAPS, Element(interface_key(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
-    if entry.ports is not None:
-        data = (
-            entry.internal.packed + port_word(entry.ports.first) + entry.internal.packed + port_word(entry.ports.last)
-        )
-        elements.append((BINDINGS, Element(native_u32(mark), data=data, userdata=label)))
+    if vm.ports is not None:
+        first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
+        elements.append((BINDINGS, Element(native_u32(mark), data=first + last, userdata=label)))
         if entry.budget is not None:
             elements.append(
                 (BUDGETS, Element(native_u32(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET)))
@@ -276,24 +238,52 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
         if entry.defer_after is not None:
             defer_after = min(entry.defer_after, _LARGEST_BUDGET)
             elements.append((DEFERRED, Element(native_u32(mark), userdata=label, defer_after=defer_after)))
-        if entry.at_cap:
+        if vm.at_cap:
             elements.append((CAPPED, Element(native_u32(mark), userdata=label)))
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
 
 
-class Identity(NamedTuple):
-    """The VM that a chain belongs to, as its user data says."""
+def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, HostEntry]:
+    """Return the VMs whose fragments are in the kernel; what makes no sense is left out."""
+    marks = Marks.of_mask(settings.mark_mask)
+    taps: dict[str, list[str]] = {}
+    for element in reading.holdings.elements.get(TAPS, {}).values():
+        taps.setdefault(element.chain, []).append(element.key.rstrip(b"\0").decode("utf-8", "replace"))
+    by_index = {
+        place: {
+            marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
+            for element in reading.holdings.elements.get(place, {}).values()
+        }
+        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED)
+    }
+    found: dict[DomainUUID, HostEntry] = {}
+    for chain, userdata in reading.vm_rules.items():
+        number, owner = chain.removeprefix(VM_CHAIN), _vm_in(userdata)
+        if owner is not None and number.isdecimal():
+            elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
+            found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
+    return found
 
-    domain: DomainUUID
-    name: str
-    internal: IPv4Address
+
+def _entry(index: int, owner: VmIntent, taps: Iterable[str], elements: Mapping[Place, Element]) -> HostEntry:
+    ports, internal = None, owner.internal
+    if (binding := elements.get(BINDINGS)) is not None:
+        internal = IPv4Address(binding.data[:4])
+        ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
+    return HostEntry(
+        HostIntent(owner.domain, owner.name, internal, ports, at_cap=CAPPED in elements),
+        index,
+        frozenset(taps),
+        budget=elements[BUDGETS].budget if BUDGETS in elements else None,
+        defer_after=elements[DEFERRED].defer_after if DEFERRED in elements else None,
+    )
 
 
-def identity(userdata: bytes) -> Identity | None:
+def _vm_in(userdata: bytes) -> VmIntent | None:
     """Read the user data of the rule in a VM's chain; None when it is not ours."""
     domain, _, internal = labels.tag_of(userdata).partition(" ")
     try:
-        return Identity(DomainUUID(domain), labels.comment_of(userdata), IPv4Address(internal))
+        return VmIntent(DomainUUID(domain), labels.comment_of(userdata), IPv4Address(internal))
     except ValueError:
         return None
 
@@ -303,25 +293,6 @@ def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: 
     mark = native_u32(Marks.of_mask(settings.mark_mask).of(index))
     key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
     return Element(key, timeout_ms=timeout_ms)
-
-
-def entry_of(
-    index: int,
-    owner: Identity,
-    taps: Iterable[str],
-    binding: Element | None,
-    budget: int | None = None,
-    *,
-    at_cap: bool = False,
-    defer_after: int | None = None,
-) -> HostEntry:
-    """Return the entry whose fragment was found in the kernel."""
-    ports = None
-    internal = owner.internal
-    if binding is not None:
-        internal = IPv4Address(binding.data[:4])
-        ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
-    return HostEntry(owner.domain, owner.name, index, internal, ports, frozenset(taps), budget, at_cap, defer_after)
 
 
 def timeouts_in(holdings: Holdings) -> Timeouts | None:
@@ -351,7 +322,9 @@ def _identify() -> Chain:
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
     merge = bitwise(native_u32(settings.mark_mask ^ 0xFFFFFFFF), native_u32(mark))
-    marking = Rule((meta("mark"), merge, set_meta("mark")), entry.name, f"{entry.domain} {entry.internal}")
+    marking = Rule(
+        (meta("mark"), merge, set_meta("mark")), entry.intent.name, f"{entry.intent.domain} {entry.intent.internal}"
+    )
     return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 

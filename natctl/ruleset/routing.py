@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, NamedTuple
 
-from natctl.model.entries import EdgeEntry, HostSettings, Path, Settings
-from natctl.ruleset.host import Marks
+from cpm.protocol.intent import EdgeIntent
+from natctl.model.entries import HostSettings, Path, Settings
+from natctl.ruleset.marks import Marks
 
 PROTOCOL: Final = 74
 """``rtm_protocol`` of our routes and rules, unassigned in iproute2's ``rt_protos``. See ``ip route show proto 74``."""
@@ -61,7 +62,7 @@ def mark_rule(settings: HostSettings) -> MarkRule:
     return MarkRule(Marks.of_mask(settings.mark_mask).flag, settings.route_table, settings.rule_priority)
 
 
-def of_entries(entries: Iterable[EdgeEntry]) -> dict[bytes, bytes]:
+def of_entries(entries: Iterable[EdgeIntent]) -> dict[bytes, bytes]:
     """Return the routes to VMs on other machines."""
     return {
         int(entry.internal).to_bytes(4, "big"): int(entry.via).to_bytes(4, "big")

@@ -20,13 +20,14 @@ from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError, VirtPortsError
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
 from natctl.core.domains import RunningDomain
 from natctl.core.node import Identity, Node
 from natctl.model.commands import Answer, Forget, Program, Replace, Send
-from natctl.model.entries import EdgeEntry, HostEntry, Path
+from natctl.model.entries import HostEntry, Path
 from natctl.model.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates
 
@@ -40,7 +41,7 @@ class Kernel:
     """What survives natd: the tables."""
 
     host: dict[DomainUUID, HostEntry] = dataclasses.field(default_factory=dict)
-    edge: dict[DomainUUID, EdgeEntry] = dataclasses.field(default_factory=dict)
+    edge: dict[DomainUUID, EdgeIntent] = dataclasses.field(default_factory=dict)
     path: Path | None = None
 
     def carry_out(self, command: Program | Replace) -> None:
@@ -53,8 +54,8 @@ class Kernel:
             _put(self.edge, uuid, edge)
         self.path = command.change.path or self.path
 
-    def mapped(self) -> Iterator[tuple[IPv4Address, PortRange, EdgeEntry]]:
-        return ((external, ports, entry) for entry in self.edge.values() for external, ports in entry.ranges)
+    def mapped(self) -> Iterator[tuple[IPv4Address, PortRange, EdgeIntent]]:
+        return ((each.external, each.ports, vm) for vm in self.edge.values() for each in vm.ranges)
 
     def maps(self, internal: IPv4Address, port: int) -> IPv4Address | None:
         return next((e for e, ports, entry in self.mapped() if entry.internal == internal and port in ports), None)
@@ -316,15 +317,16 @@ class Site:
         """The VM opens a connection, as its host's and the edges' kernels let it; None when it gets no port."""
         for machine in self.hosts:
             entry = machine.kernel.host.get(uuid)
-            if uuid not in machine.guests or entry is None or entry.ports is None or not entry.taps:
+            if uuid not in machine.guests or entry is None or entry.intent.ports is None or not entry.taps:
                 continue
-            port = entry.ports.first + offset % entry.ports.size
+            port = entry.intent.ports.first + offset % entry.intent.ports.size
             ways = [self._at(address) for address in sorted(machine.kernel.path.edges)] if machine.kernel.path else []
             edge = ways[offset % len(ways)] if ways else None
-            external = edge.kernel.maps(entry.internal, port) if edge else None
+            external = edge.kernel.maps(entry.intent.internal, port) if edge else None
             if external is None:
                 return None
-            connection = Connection(uuid, self.lives[uuid], machine.identity.name, entry.internal, external, port)
+            internal = entry.intent.internal
+            connection = Connection(uuid, self.lives[uuid], machine.identity.name, internal, external, port)
             self.connections.add(connection)
             return connection
         return None

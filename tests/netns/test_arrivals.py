@@ -19,7 +19,8 @@ from natctl.model.entries import Change, Destination, HostEntry, Path
 from natctl.netlink.conntrack import dump_crowded
 from natctl.netlink.nflog import Lost, Spent, watch_budgets
 from natctl.netlink.nfqueue import Deferred, PacketQueue
-from natctl.ruleset.host import Marks
+from natctl.ruleset.marks import Marks
+from tests.fakes.intents import with_intent
 from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, POOL, VM, KernelIn, Node, Site, program
 
 pytestmark = pytest.mark.netns
@@ -98,7 +99,7 @@ class Scene:
 
     def tell(self, **changes: object) -> HostEntry:
         """Say to the host what is to be about the VM now."""
-        entry = dataclasses.replace(self.vm.on_host(), **changes)  # type: ignore[arg-type]
+        entry = with_intent(self.vm.on_host(), **changes)
         self.host.kernel.run(self.host.kernel.kernel.change(Change(host={self.vm.domain: entry})))
         return entry
 
@@ -212,8 +213,8 @@ def test_a_budget_that_is_partly_used_stays_as_it_is(scene: Scene, ear: Ear) -> 
     # Somebody has a transaction, so everything is compared; and the VM is told what it was told.
     scene.host.namespace.nft("add table ip other")
     assert kernel.run(kernel.kernel.ensure()) == ()
-    kernel.run(kernel.kernel.change(Change(host={entry.domain: entry})))
-    assert kernel.run(kernel.kernel.observe()).host == {entry.domain: entry}
+    kernel.run(kernel.kernel.change(Change(host={entry.intent.domain: entry})))
+    assert kernel.run(kernel.kernel.observe()).host == {entry.intent.domain: entry}
     scene.send(1)
     assert ear.heard() == 0
     scene.send(1)
@@ -300,7 +301,7 @@ def test_a_deferral_that_is_partly_used_stays_as_it_is(scene: Scene, door: Door)
     scene.send(2)
     scene.host.namespace.nft("add table ip other")
     assert kernel.run(kernel.kernel.ensure()) == ()
-    assert kernel.run(kernel.kernel.observe()).host == {entry.domain: entry}
+    assert kernel.run(kernel.kernel.observe()).host == {entry.intent.domain: entry}
     scene.send(4)
     assert door.next()
     assert len(scene.connections("-p", "udp")) == 3
@@ -523,9 +524,9 @@ def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(s
         assert found is not None
         assert found.timeouts == given
         entry = dataclasses.replace(scene.vm.on_host(), budget=7)
-        successor.run(successor.kernel.change(Change(host={entry.domain: entry})))
+        successor.run(successor.kernel.change(Change(host={entry.intent.domain: entry})))
         assert scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun") == before
-        assert successor.run(successor.kernel.replace({entry.domain: entry}, {}, found)) == ()
+        assert successor.run(successor.kernel.replace({entry.intent.domain: entry}, {}, found)) == ()
     finally:
         successor.close()
 

@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
+import msgspec
 import pytest
 
 from cpm.protocol.errors import KernelError
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from cpm.protocol.timeouts import Timeouts
-from natctl.model.entries import Change, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import Change, EdgeSettings, HostSettings, Path, Settings
+from tests.fakes.intents import edge_intent, host_entry, with_intent, with_ranges
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
 
 pytestmark = pytest.mark.netns
@@ -22,10 +25,10 @@ ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222
 SETTINGS = Settings(HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
 PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
-HOSTED = HostEntry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
+HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
 AT_EDGE = {
-    ONE: EdgeEntry(ONE, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, PortRange(20000, 20063)),)),
-    TWO: EdgeEntry(
+    ONE: edge_intent(ONE, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, PortRange(20000, 20063)),)),
+    TWO: edge_intent(
         TWO, "db", IPv4Address("100.64.0.2"), IPv4Address("172.30.0.22"), ((EXTERNAL, PortRange(20064, 20127)),)
     ),
 }
@@ -119,9 +122,7 @@ def test_a_restart_disturbs_nothing_and_knows_what_runs(machine: Machine) -> Non
 def test_a_change_before_the_first_snapshot_keeps_the_rest(machine: Machine) -> None:
     machine.replace()
     fresh = machine.restarted()
-    added = dataclasses.replace(
-        HOSTED, domain=TWO, index=2, internal=IPv4Address("100.64.0.9"), taps=frozenset({"vnet7"})
-    )
+    added = with_intent(HOSTED, domain=TWO, internal=IPv4Address("100.64.0.9"), index=2, taps=frozenset({"vnet7"}))
     fresh.run(fresh.kernel.change(Change(host={TWO: added})))
     seen = fresh.run(fresh.kernel.observe())
     assert (seen.host, seen.edge) == ({ONE: HOSTED, TWO: added}, AT_EDGE)
@@ -238,7 +239,7 @@ def test_foreign_tables_routes_and_rules_stay(machine: Machine) -> None:
 def test_a_change_after_a_flush_brings_everything_back(machine: Machine) -> None:
     machine.replace()
     machine.nft("flush", "ruleset")
-    grown = dataclasses.replace(HOSTED, ports=PortRange(20000, 20127))
+    grown = with_intent(HOSTED, ports=PortRange(20000, 20127))
     machine.change(Change(host={ONE: grown}, edge={TWO: None}))
     seen = machine.kernel.run(machine.kernel.kernel.observe())
     assert (seen.host, seen.edge) == ({ONE: grown}, {ONE: AT_EDGE[ONE]})
@@ -249,9 +250,7 @@ def test_a_refused_change_leaves_everything_as_before(machine: Machine) -> None:
     """The range overlaps the other VM's: the kernel itself refuses a port with two owners."""
     machine.replace()
     before = machine.everything()
-    moved = dataclasses.replace(
-        AT_EDGE[TWO], via=IPv4Address("172.30.0.23"), ranges=((EXTERNAL, PortRange(20032, 20095)),)
-    )
+    moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20032, 20095)), via=IPv4Address("172.30.0.23"))
     with pytest.raises(KernelError) as caught:
         machine.change(Change(host={ONE: None}, edge={TWO: moved}))
     assert "inbound" in str(caught.value)
@@ -262,9 +261,7 @@ def test_a_refused_change_leaves_everything_as_before(machine: Machine) -> None:
 def test_a_route_that_cannot_be_leaves_everything_as_before(machine: Machine) -> None:
     machine.replace()
     before = machine.everything()
-    moved = dataclasses.replace(
-        AT_EDGE[TWO], via=IPv4Address("192.0.2.99"), ranges=((EXTERNAL, PortRange(30000, 30063)),)
-    )
+    moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(30000, 30063)), via=IPv4Address("192.0.2.99"))
     with pytest.raises(KernelError, match=r"route to 100\.64\.0\.2"):
         machine.change(Change(edge={TWO: moved}))
     assert machine.everything() == before
@@ -273,7 +270,7 @@ def test_a_route_that_cannot_be_leaves_everything_as_before(machine: Machine) ->
 
 def test_many_failures_cost_no_sockets_and_no_numbers(machine: Machine) -> None:
     machine.replace()
-    bad = dataclasses.replace(AT_EDGE[TWO], ranges=((EXTERNAL, PortRange(20032, 20095)),))
+    bad = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20032, 20095)))
     for _ in range(40):
         with pytest.raises(KernelError):
             machine.change(Change(edge={TWO: bad}))
@@ -283,7 +280,7 @@ def test_many_failures_cost_no_sockets_and_no_numbers(machine: Machine) -> None:
 
 def test_a_tap_and_an_index_can_pass_to_another_vm_in_one_change(machine: Machine) -> None:
     machine.replace()
-    heir = dataclasses.replace(HOSTED, domain=TWO, name="heir", internal=IPv4Address("100.64.0.9"))
+    heir = with_intent(HOSTED, domain=TWO, name="heir", internal=IPv4Address("100.64.0.9"))
     machine.change(Change(host={ONE: None, TWO: heir}))
     assert machine.kernel.run(machine.kernel.kernel.observe()).host == {TWO: heir}
     assert machine.ensure() == ()
@@ -304,8 +301,8 @@ def test_the_path_changes(machine: Machine) -> None:
 
 def test_a_vm_moves_to_another_host(machine: Machine) -> None:
     machine.replace()
-    here = dataclasses.replace(AT_EDGE[TWO], via=None)
-    machine.change(Change(edge={TWO: dataclasses.replace(here, via=IPv4Address("172.30.0.23"))}))
+    here = msgspec.structs.replace(AT_EDGE[TWO], via=None)
+    machine.change(Change(edge={TWO: msgspec.structs.replace(here, via=IPv4Address("172.30.0.23"))}))
     assert "100.64.0.2 via 172.30.0.23" in machine.namespace.run("ip", "route")
     machine.change(Change(edge={TWO: here}))
     assert "100.64.0.2 via" not in machine.namespace.run("ip", "route")
@@ -329,9 +326,9 @@ NAMES = (
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_can_be_listed_and_loaded_again(machine: Machine, name: str) -> None:
-    hosted = dataclasses.replace(HOSTED, name=name)
+    hosted = with_intent(HOSTED, name=name)
     machine.kernel.run(
-        machine.kernel.kernel.replace({ONE: hosted}, {ONE: dataclasses.replace(AT_EDGE[ONE], name=name)}, PATH)
+        machine.kernel.kernel.replace({ONE: hosted}, {ONE: msgspec.structs.replace(AT_EDGE[ONE], name=name)}, PATH)
     )
     assert machine.ensure() == ()
     listed = machine.nft("-s", "list", "ruleset")
@@ -369,13 +366,13 @@ def test_ten_thousand_vms_load_and_are_compared(machine: Machine) -> None:
     assert machine.kernel.run(machine.kernel.kernel.observe()).edge == edge
 
 
-def _many(count: int) -> Iterator[EdgeEntry]:
+def _many(count: int) -> Iterator[EdgeIntent]:
     for number in range(count):
         first = 1024 + number % 1000 * 64
         external = IPv4Address("203.0.113.0") + number // 1000
         via = IPv4Address("172.30.0.22")
         ranges = ((external, PortRange(first, first + 63)),)
-        yield EdgeEntry(DomainUUID(f"uuid-{number}"), f"vm {number}", IPv4Address("100.64.0.0") + number, via, ranges)
+        yield edge_intent(DomainUUID(f"uuid-{number}"), f"vm {number}", IPv4Address("100.64.0.0") + number, via, ranges)
 
 
 def _resized(vm: VM, nodes: list[Node], ports: PortRange, *also: PortRange, edges_first: bool = True) -> None:
@@ -422,14 +419,14 @@ def test_a_connection_survives_grow_relocate_and_shrink(site: Site) -> None:
 BLOCKS = [PortRange(first, first + 63) for first in (*range(1024, 2624, 64), *range(65536 - 640, 65536, 64))]
 
 
-def _owned(owners: list[int]) -> dict[DomainUUID, EdgeEntry]:
+def _owned(owners: list[int]) -> dict[DomainUUID, EdgeIntent]:
     """Return what an edge holds when each block belongs to the VM of that number, 0 to nobody."""
     entries = {}
     for number in sorted({*owners} - {0}):
         blocks = [block for block, owner in zip(BLOCKS, owners, strict=True) if owner == number]
         uuid = DomainUUID(f"{number:08}-0000-4000-8000-000000000000")
         ranges = tuple((EXTERNAL, ports) for ports in coalesce(blocks))
-        entries[uuid] = EdgeEntry(uuid, f"vm{number}", IPv4Address("100.64.0.0") + number, None, ranges)
+        entries[uuid] = edge_intent(uuid, f"vm{number}", IPv4Address("100.64.0.0") + number, None, ranges)
     return entries
 
 
@@ -438,7 +435,7 @@ def test_whatever_becomes_of_ranges_the_kernel_takes_it(machine: Machine, way: s
     """Neighbours that grow, shrink, split, join, swap: the order in which ends come and go matters since Linux 6.19."""
     draw = random.Random(way)
     owners = [0] * len(BLOCKS)
-    held: dict[DomainUUID, EdgeEntry] = {}
+    held: dict[DomainUUID, EdgeIntent] = {}
     machine.replace()
     machine.kernel.run(machine.kernel.kernel.replace({}, {}, PATH))
     for _ in range(150):
@@ -459,8 +456,8 @@ def test_whatever_becomes_of_ranges_the_kernel_takes_it(machine: Machine, way: s
         assert machine.ensure() == ()
 
 
-def _ports_of(entry: EdgeEntry) -> Iterator[int]:
-    return (port for _, ports in entry.ranges for port in range(ports.first, ports.last + 1))
+def _ports_of(entry: EdgeIntent) -> Iterator[int]:
+    return (port for each in entry.ranges for port in each.ports)
 
 
 @pytest.mark.parametrize("way", ["growing", "shrinking"])

@@ -28,9 +28,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.kernel import Kernel
-from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
+from tests.fakes.intents import edge_intent, host_entry
 
 _T = TypeVar("_T")
 Socket = socket.socket
@@ -321,11 +323,11 @@ class VM:
 
     def on_host(self) -> HostEntry:
         taps = frozenset({self.guest.tap})
-        return HostEntry(self.domain, f"web {self.number}", self.number, self.internal, self.ports, taps)
+        return host_entry(self.domain, f"web {self.number}", self.number, self.internal, self.ports, taps)
 
-    def at(self, edge: Node) -> EdgeEntry:
+    def at(self, edge: Node) -> EdgeIntent:
         via = None if edge is self.guest.host else self.guest.host.underlay
-        return EdgeEntry(self.domain, f"web {self.number}", self.internal, via, self.ranges)
+        return edge_intent(self.domain, f"web {self.number}", self.internal, via, self.ranges)
 
 
 def program(nodes: list[Node], vms: list[VM], edges: Mapping[int, tuple[Node, ...]] | None = None) -> None:

@@ -20,7 +20,7 @@ def test_a_part_for_every_figure() -> None:
 
 def test_no_two_vms_of_a_fleet_share_a_port() -> None:
     vms = fleet(2_500)
-    ranges = sorted((external, ports) for entry in vms.edge.values() for external, ports in entry.ranges)
+    ranges = sorted((each.external, each.ports) for vm in vms.edge.values() for each in vm.ranges)
     assert len(ranges) == len(vms.edge) == len(vms.host) == 2_500
     for (external, ports), (other_external, others) in itertools.pairwise(ranges):
         assert external != other_external or not ports.overlaps(others)

@@ -64,7 +64,7 @@ class Load:
     def active(self, uuid: DomainUUID) -> PortRange | None:
         for machine in self.site.hosts:
             if uuid in machine.kernel.host:
-                return machine.kernel.host[uuid].ports
+                return machine.kernel.host[uuid].intent.ports
         return None
 
     def size(self, uuid: DomainUUID) -> int:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cpm.protocol import codec
+from cpm.protocol.intent import ExternalRange
 from cpm.protocol.messages import Need
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
 from tests.fakes.site import EXTERNAL, Site
@@ -147,12 +148,12 @@ class Faults(RuleBasedStateMachine):
         for machine in site.hosts:
             for row in rows:
                 if row.node == machine.identity.name:
-                    assert machine.kernel.host[row.domain].ports == row.ports
+                    assert machine.kernel.host[row.domain].intent.ports == row.ports
                     assert machine.kernel.host[row.domain].taps == machine.guests[row.domain]
             assert set(machine.kernel.host) == {r.domain for r in rows if r.node == machine.identity.name}
         for machine in site.edges:
             mapped = {entry.domain: entry.ranges for entry in machine.kernel.edge.values()}
-            assert mapped == {row.domain: ((EXTERNAL, row.ports),) for row in rows}
+            assert mapped == {row.domain: (ExternalRange(EXTERNAL, row.ports),) for row in rows}
         state = site.ledger.load()
         assert {(row.domain, row.ports) for row in state.allocations} == {(row.domain, row.ports) for row in rows}
         site.ledger.close()

@@ -88,7 +88,7 @@ def test_a_host_knows_what_to_tell_its_guests_and_when_it_changes() -> None:
     site.run()
     told = node.guests()[VM]
     assert told is not None
-    assert (told.external, told.ports) == (EXTERNAL, site.machines[HOST1].kernel.host[VM].ports)
+    assert (told.external, told.ports) == (EXTERNAL, site.machines[HOST1].kernel.host[VM].intent.ports)
     site.ask(lambda manager: manager.sizer.resize(VM, 512, site.now))
     site.run()
     larger = node.guests()[VM]

@@ -59,7 +59,7 @@ def test_a_vm_starts_only_when_both_edges_and_then_its_host_hold_its_ports() -> 
     assert VM not in site.machines[HOST1].kernel.host
     assert request not in site.machines[HOST1].answers
     site.run()
-    assert site.machines[HOST1].kernel.host[VM].ports == site.machines[EDGE2].kernel.edge[VM].ranges[0][1]
+    assert site.machines[HOST1].kernel.host[VM].intent.ports == site.machines[EDGE2].kernel.edge[VM].ranges[0].ports
     assert site.machines[HOST1].answers[request] == ""
     assert states(site) == [(1024, 1279, "active")]
 
@@ -69,9 +69,9 @@ def test_growth_in_place_reaches_the_edges_before_the_host() -> None:
     started(site)
     resize(site, 512)
     site.deliver_down(EDGE1), site.kernel_step(EDGE1), site.deliver_up(EDGE1)
-    assert site.machines[HOST1].kernel.host[VM].ports.size == 256  # type: ignore[union-attr]
+    assert site.machines[HOST1].kernel.host[VM].intent.ports.size == 256  # type: ignore[union-attr]
     site.run()
-    assert site.machines[HOST1].kernel.host[VM].ports.size == 512  # type: ignore[union-attr]
+    assert site.machines[HOST1].kernel.host[VM].intent.ports.size == 512  # type: ignore[union-attr]
     assert states(site) == [(1024, 1535, "active")]
 
 
@@ -82,7 +82,7 @@ def test_shrinking_reaches_the_host_first_and_the_edges_when_no_connection_is_le
     assert connection is not None
     resize(site, 128)
     settle(site)
-    assert site.machines[HOST1].kernel.host[VM].ports.size == 128  # type: ignore[union-attr]
+    assert site.machines[HOST1].kernel.host[VM].intent.ports.size == 128  # type: ignore[union-attr]
     assert states(site) == [(1024, 1151, "active"), (1152, 1279, "draining")]
     assert all(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)
     site.connections.clear()
@@ -144,7 +144,7 @@ def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others() 
     site.pass_time(60.0)
     site.run()
     assert (1024, 1279, "draining") in states(site)
-    assert site.machines[HOST2].kernel.host[VM].ports != site.machines[HOST1].kernel.host[VM].ports
+    assert site.machines[HOST2].kernel.host[VM].intent.ports != site.machines[HOST1].kernel.host[VM].intent.ports
     site.start_natd(HOST1)
     site.connect(HOST1)
     site.run()
@@ -162,7 +162,7 @@ def test_a_manager_that_comes_back_takes_up_every_change_where_it_was() -> None:
     site.crash_manager()
     site.heal()
     assert states(site) == [(1024, 2047, "active")]
-    assert site.machines[HOST1].kernel.host[VM].ports.size == 1024  # type: ignore[union-attr]
+    assert site.machines[HOST1].kernel.host[VM].intent.ports.size == 1024  # type: ignore[union-attr]
 
 
 def test_natd_restarted_while_the_manager_is_away_changes_nothing() -> None:
@@ -268,7 +268,7 @@ def test_a_vm_that_two_hosts_claim_after_a_crash_ends_where_it_runs() -> None:
     site.heal()
     assert site.manager is not None
     assert site.manager.present == {VM: HOST1}
-    assert site.machines[HOST1].kernel.host[VM].ports is not None
+    assert site.machines[HOST1].kernel.host[VM].intent.ports is not None
 
 
 def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
@@ -362,10 +362,10 @@ def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -
     site.run()
     assert site.machines[HOST2].kernel.host[VM].taps
     assert VM not in site.machines[HOST1].kernel.host
-    moved = site.machines[HOST2].kernel.host[VM].ports
+    moved = site.machines[HOST2].kernel.host[VM].intent.ports
     site.left(VM, HOST1)
     settle(site)
-    assert site.machines[HOST2].kernel.host[VM].ports == moved
+    assert site.machines[HOST2].kernel.host[VM].intent.ports == moved
     assert site.manager is not None
     assert site.manager.present == {VM: HOST2}
 

@@ -24,7 +24,7 @@ def floor(site: Site) -> tuple[int, str]:
 
 
 def size(site: Site) -> int:
-    ports = site.machines[HOST1].kernel.host[ONE].ports
+    ports = site.machines[HOST1].kernel.host[ONE].intent.ports
     assert ports is not None
     return ports.size
 
@@ -106,7 +106,7 @@ def test_a_host_hears_of_a_new_cap_at_once() -> None:
         site.ask(lambda manager, cap=cap: manager.set_wishes(ONE, Wishes(cap=cap)))  # type: ignore[misc]
         site.run()
         entry = site.machines[HOST1].kernel.host[ONE]
-        assert (entry.at_cap, entry.defer_after is None) == (at_cap, at_cap)
+        assert (entry.intent.at_cap, entry.defer_after is None) == (at_cap, at_cap)
 
 
 def test_nonsense_in_the_xml_never_keeps_a_vm_from_starting() -> None:

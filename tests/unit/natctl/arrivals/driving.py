@@ -11,6 +11,7 @@ from natctl.arrivals.controller import Arrivals
 from natctl.model.commands import ArrivalCommand, CountPorts, Send
 from natctl.model.entries import Destination, HostEntry
 from natctl.model.port_use import Filling
+from tests.fakes.intents import host_entry
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")
 INTERNAL = IPv4Address("100.64.0.1")
@@ -32,7 +33,7 @@ def a_vm(ports: PortRange, *, at_cap: bool = False, domain: DomainUUID = VM) -> 
 
 
 def entry(ports: PortRange, budget: int | None, defer_after: int | None = None) -> HostEntry:
-    return HostEntry(VM, "web", 1, INTERNAL, ports, budget=budget, defer_after=defer_after)
+    return host_entry(VM, "web", 1, INTERNAL, ports, budget=budget, defer_after=defer_after)
 
 
 def give(arrivals: Arrivals, ports: PortRange, at: float, *, at_cap: bool = False) -> None:

@@ -39,8 +39,9 @@ from natctl.arrivals.phases import (
     transition,
 )
 from natctl.model.commands import ArrivalCommand, CountPorts, Release, Send
-from natctl.model.entries import Destination, HostEntry
+from natctl.model.entries import Destination
 from natctl.model.port_use import Filling
+from tests.fakes.intents import host_entry
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "design" / "0003-arrivals.md"
 TABLES: Mapping[str, tuple[Table[Any, Any], type[enum.StrEnum], type[enum.StrEnum]]] = {
@@ -153,7 +154,7 @@ class Drive:
                 arrivals.on_count_failed(self._counts.pop(0))
             case "programmed":
                 budget_ = choose([arrivals.budget(uuid)] * 5 + [1])
-                entry = HostEntry(uuid, "vm", 1, IPv4Address("100.64.0.1"), ports, budget=budget_)
+                entry = host_entry(uuid, "vm", 1, IPv4Address("100.64.0.1"), ports, budget=budget_)
                 return arrivals.on_programmed(entry, now)
             case "periodic":
                 filling = _filling(ports, choose([0, 0.3, 0.8, 1]))
@@ -165,7 +166,7 @@ class Drive:
                 arrivals.on_vm(HostIntent(uuid, "vm", IPv4Address("100.64.0.1"), ports, at_cap=at_cap), now)
             case "found" if arrivals.budget(uuid) is None:
                 arrivals.on_found(
-                    HostEntry(
+                    host_entry(
                         uuid, "vm", 1, IPv4Address("100.64.0.1"), ports, budget=choose([None, 9]), at_cap=False,
                         defer_after=choose([None, 90]),
                     ),

@@ -26,6 +26,7 @@ from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse, VMPorts
 from natctl.ruleset.readback import Counted
 from qga_agent.samples import Rates
+from tests.fakes.intents import host_entry
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")
 INTERNAL = IPv4Address("100.64.0.1")
@@ -160,7 +161,7 @@ def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_foll
     done(node, AT + 0.004)
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
     programmed = entry(done(node, AT + 0.008))
-    assert programmed.ports == DOUBLE
+    assert programmed.intent.ports == DOUBLE
     assert programmed.budget is not None
     node.on_budget_used_up(1, AT + 0.014)
     (need,) = needs(done(node, AT + 0.014))
@@ -218,7 +219,7 @@ def test_a_vm_at_its_cap_is_refused_and_the_operator_is_told() -> None:
     assert RefuseNew({VM: frozenset({THERE})}, REFUSE_S) in commands
     (warning,) = (command.text for command in commands if isinstance(command, Warn))
     assert "web is at its cap and all 256 ports are in use" in warning
-    assert entry(commands).at_cap
+    assert entry(commands).intent.at_cap
     node.on_tick(AT + 1.6)
     again = counting(done(node, AT + 1.6))
     node.on_ports_counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
@@ -266,7 +267,7 @@ def test_a_report_says_how_many_began_and_were_refused() -> None:
 
 def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
-    found = HostEntry(VM, "web", 1, INTERNAL, FLOOR, frozenset({"vnet0"}), 33)
+    found = host_entry(VM, "web", 1, INTERNAL, FLOOR, frozenset({"vnet0"}), 33)
     node.on_kernel_found([found], Path(WAY.internal_pool), frozenset({"vnet0"}), AT)
     node.on_connected(AT)
     node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)

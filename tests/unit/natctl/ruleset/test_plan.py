@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
-from natctl.model.entries import EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset import edge_maps, host, plan
 from natctl.ruleset.plan import (
     AddChain,
@@ -41,6 +42,7 @@ from natctl.ruleset.values import (
     Ruleset,
     with_fragments,
 )
+from tests.fakes.intents import edge_intent, host_entry
 
 SETTINGS = Settings(HostSettings(frozenset({"eth0"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 EXTERNALS = [IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2")]
@@ -137,7 +139,7 @@ def host_entries(draw: st.DrawFn) -> Mapping[DomainUUID, HostEntry]:
     for index in draw(st.sets(st.integers(1, 6))):
         taps = draw(st.sets(st.integers(0, 2)))
         first = draw(st.integers(1024, 60000))
-        entry = HostEntry(
+        entry = host_entry(
             _uuid(draw(st.integers(0, 3)) * 10 + index),
             draw(st.sampled_from(["web", "db", 'quo"ted'])),
             index,
@@ -145,12 +147,12 @@ def host_entries(draw: st.DrawFn) -> Mapping[DomainUUID, HostEntry]:
             draw(st.none() | st.just(PortRange(first, first + 63))),
             frozenset(f"vnet{index * 10 + tap}" for tap in taps),
         )
-        entries[entry.domain] = entry
+        entries[entry.intent.domain] = entry
     return entries
 
 
 @st.composite
-def edge_entries(draw: st.DrawFn) -> Mapping[DomainUUID, EdgeEntry]:
+def edge_entries(draw: st.DrawFn) -> Mapping[DomainUUID, EdgeIntent]:
     """VMs whose ranges do not overlap: each takes some of a hundred slots."""
     slots = draw(st.dictionaries(st.integers(0, 99), st.integers(0, 5), max_size=20))
     entries = {}
@@ -158,7 +160,7 @@ def edge_entries(draw: st.DrawFn) -> Mapping[DomainUUID, EdgeEntry]:
         mine = sorted(slot for slot, owner in slots.items() if owner == number)
         ranges = tuple((EXTERNALS[slot % 2], PortRange(2000 + slot * 100, 2099 + slot * 100)) for slot in mine)
         via = draw(st.none() | st.just(IPv4Address("172.30.0.22")))
-        entries[_uuid(number)] = EdgeEntry(_uuid(number), "vm", IPv4Address("100.64.1.0") + number, via, ranges)
+        entries[_uuid(number)] = edge_intent(_uuid(number), "vm", IPv4Address("100.64.1.0") + number, via, ranges)
     return entries
 
 
@@ -205,8 +207,8 @@ def test_a_plan_leads_from_anything_to_the_desired(before: Ruleset, after: Rules
 @given(edge_entries(), edge_entries(), host_entries(), host_entries())
 @settings(max_examples=60)
 def test_an_alteration_does_what_the_full_comparison_would(
-    old_edge: Mapping[DomainUUID, EdgeEntry],
-    new_edge: Mapping[DomainUUID, EdgeEntry],
+    old_edge: Mapping[DomainUUID, EdgeIntent],
+    new_edge: Mapping[DomainUUID, EdgeIntent],
     old_host: Mapping[DomainUUID, HostEntry],
     new_host: Mapping[DomainUUID, HostEntry],
 ) -> None:
@@ -241,9 +243,9 @@ def test_what_is_missing_is_named_and_its_table_made_anew(lost: Place) -> None:
 
 def test_one_change_touches_what_it_is_about() -> None:
     layout = edge_maps.Layout(1, frozenset(EXTERNALS))
-    small = EdgeEntry(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2063)),))
+    small = edge_intent(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2063)),))
     before = edge_maps.fragment(small, layout)
-    grown = EdgeEntry(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2127)),))
+    grown = edge_intent(_uuid(1), "vm", IPv4Address("100.64.0.1"), None, ((EXTERNALS[0], PortRange(2000, 2127)),))
     outbound = [element for place, element in before.elements if edge_maps.is_outbound(place)]
     after = edge_maps.fragment(grown, layout, outbound)
     operations = plan.alteration([before], [after]).operations

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
-from natctl.model.entries import DEFAULT_EXEMPT, EdgeEntry, HostEntry, HostSettings, Path
+from natctl.model.entries import DEFAULT_EXEMPT, HostSettings, Path
 from natctl.ruleset import edge_maps, host, labels
 from natctl.ruleset.common import network_elements
-from natctl.ruleset.host import Marks
-from natctl.ruleset.values import CtTimeout, Family
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.values import CtTimeout, Family, Holdings, Reading
+from tests.fakes.intents import edge_intent, host_entry
 
 ranges = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda ends: PortRange(min(ends), max(ends)))
 
@@ -89,29 +91,34 @@ def test_any_name_fits_and_is_read_back_as_shown(name: str, owner: str) -> None:
 def test_foreign_user_data_is_read_without_harm(userdata: bytes) -> None:
     labels.unpack(userdata)
     labels.comment_of(userdata)
-    host.identity(userdata)
+    reading = Reading(Holdings(), 1, vm_rules={"vm-1": userdata})
+    assert host.entries_in(HostSettings(frozenset({"eth0"})), reading) == {}
 
 
-def test_a_host_fragment_says_whose_it_is() -> None:
-    entry = HostEntry(
+def test_a_host_fragment_can_be_read_back() -> None:
+    settings = HostSettings(frozenset({"eth0"}))
+    entry = host_entry(
         DomainUUID("11111111-1111-4111-8111-111111111111"),
         "web",
         5,
         IPv4Address("100.64.0.5"),
         PortRange(2000, 2063),
         frozenset({"vnet3"}),
+        budget=40,
+        at_cap=True,
+        defer_after=50,
     )
-    fragment = host.fragment(HostSettings(frozenset({"eth0"})), entry)
+    fragment = host.fragment(settings, entry)
     ((_, chain),) = fragment.chains
-    who = host.identity(labels.pack(chain.rules[0].comment, chain.rules[0].tag, chain.rules[0].digest))
-    binding = next(element for place, element in fragment.elements if place == host.BINDINGS)
-    assert who is not None
-    assert host.entry_of(5, who, ["vnet3"], binding) == entry
+    held = {place: {element.identity: element} for place, element in fragment.elements}
+    mark_rule = labels.pack(chain.rules[0].comment, chain.rules[0].tag, chain.rules[0].digest)
+    reading = Reading(Holdings(elements=held), 1, vm_rules={chain.name: mark_rule})
+    assert host.entries_in(settings, reading) == {entry.intent.domain: entry}
 
 
 def test_digests_change_with_anything_in_a_rule() -> None:
     settings = HostSettings(frozenset({"eth0"}))
-    entry = HostEntry(DomainUUID("a"), "web", 5, IPv4Address("100.64.0.5"), None)
+    entry = host_entry(DomainUUID("a"), "web", 5, IPv4Address("100.64.0.5"), None)
     chain = host.fragment(settings, entry).chains[0][1]
     (rule,) = chain.rules
     others = [rule._replace(comment="db"), rule._replace(tag="b"), rule._replace(expressions=rule.expressions[:-1])]
@@ -119,9 +126,9 @@ def test_digests_change_with_anything_in_a_rule() -> None:
     assert chain.signature != chain._replace(hook=None, rules=()).signature
 
 
-def _vm(number: int) -> EdgeEntry:
+def _vm(number: int) -> EdgeIntent:
     ports = ((IPv4Address("203.0.113.1"), PortRange(2000, 2063)),)
-    return EdgeEntry(DomainUUID(str(number)), "vm", IPv4Address("100.64.0.0") + number, None, ports)
+    return edge_intent(DomainUUID(str(number)), "vm", IPv4Address("100.64.0.0") + number, None, ports)
 
 
 @pytest.mark.parametrize(("vms", "present", "shards"), [
@@ -138,7 +145,7 @@ def test_an_external_address_that_is_new_wants_a_new_layout() -> None:
     layout = edge_maps.Layout.of([_vm(1)], Path(IPv4Network("100.64.0.0/10")))
     assert layout.suits(2, [_vm(2)])
     assert not layout.suits(257, [_vm(2)])
-    elsewhere = EdgeEntry(
+    elsewhere = edge_intent(
         DomainUUID("x"), "vm", IPv4Address("100.64.0.9"), None, ((IPv4Address("203.0.113.2"), PortRange(1, 2)),)
     )
     assert not layout.suits(2, [elsewhere])

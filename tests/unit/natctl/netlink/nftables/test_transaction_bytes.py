@@ -16,10 +16,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
-from natctl.model.entries import Destination, EdgeEntry, EdgeSettings, HostEntry, HostSettings, Path, Queueing, Settings
+from natctl.model.entries import Destination, EdgeSettings, HostEntry, HostSettings, Path, Queueing, Settings
 from natctl.netlink import routes
 from natctl.netlink.message import Request
 from natctl.netlink.nftables import encode
@@ -27,6 +28,7 @@ from natctl.netlink.socket import ROUTE, Socket
 from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, with_fragments
+from tests.fakes.intents import edge_intent, host_entry, with_intent, with_ranges
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes below are of a little-endian machine")
 
@@ -49,7 +51,7 @@ def domain(number: int) -> DomainUUID:
 def on_host(number: int) -> HostEntry:
     """A VM with, by its number, every property that one can have."""
     ports = None if number % 5 == 4 else PortRange(2000 + 64 * number, 2063 + 64 * number)
-    return HostEntry(
+    return host_entry(
         domain(number),
         f"vm “{number}”",
         number + 1,
@@ -62,15 +64,15 @@ def on_host(number: int) -> HostEntry:
     )
 
 
-def at_edge(number: int) -> EdgeEntry:
+def at_edge(number: int) -> EdgeIntent:
     external = IPv4Address("203.0.113.1") + number % 4
     first = 2000 + 64 * (number % 900)
     ranges = ((external, PortRange(first, first + 63)), (external + 4, PortRange(first, first + 127)))
     via = None if number % 7 == 0 else IPv4Address("172.30.0.11")
-    return EdgeEntry(domain(number), f"vm{number}", IPv4Address("100.64.0.1") + number, via, ranges[: 1 + number % 2])
+    return edge_intent(domain(number), f"vm{number}", IPv4Address("100.64.0.1") + number, via, ranges[: 1 + number % 2])
 
 
-def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[EdgeEntry], path: Path = PATH) -> Ruleset:
+def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[EdgeIntent], path: Path = PATH) -> Ruleset:
     edges = tuple(edges)
     layout = edge_maps.Layout.of(edges, path)
     assert settings.host is not None
@@ -138,8 +140,8 @@ def test_changes_of_single_vms() -> None:
     layout = edge_maps.Layout.of([at_edge(1)], PATH)
     old = [host.fragment(HOST, on_host(1)), edge_maps.fragment(at_edge(1), layout)]
     new = [
-        host.fragment(HOST, dataclasses.replace(on_host(1), ports=PortRange(4000, 4127), budget=1)),
-        edge_maps.fragment(dataclasses.replace(at_edge(1), ranges=()), layout),
+        host.fragment(HOST, with_intent(dataclasses.replace(on_host(1), budget=1), ports=PortRange(4000, 4127))),
+        edge_maps.fragment(with_ranges(at_edge(1)), layout),
     ]
     refusals = (host.refusal(HOST, 2, Destination(6, IPv4Address("192.0.2.1"), 443), 5000),)
     plans = [
