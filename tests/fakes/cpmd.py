@@ -1,0 +1,127 @@
+"""
+A real cpmd inside the test's own event loop, and a node whose kernel accepts everything at once.
+
+The clock stands still, so that two runs of the same requests give the same answers to the byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from cpm import settings
+from cpm.daemon import Cpmd
+from cpm.protocol import codec
+from cpm.protocol.messages import PROTOCOL, Applied, Delta, Hello, NodeMessage, Snapshot, Welcome
+from cpm.protocol.model import NodeName, Role
+from cpm.service import clock
+
+NOW = 1763879880.0  # 2025-11-23T06:38:00Z
+
+
+class Answer:
+    """What came back: status, type and body."""
+
+    def __init__(self, status: int, content_type: str, body: str) -> None:
+        self.status = status
+        self.content_type = content_type
+        self.body = body
+
+
+class Site:
+    """A running manager with nodes; ``path`` is its socket."""
+
+    def __init__(self, http: aiohttp.ClientSession, path: str, directory: Path) -> None:
+        self._http = http
+        self.path = path
+        self.directory = directory
+
+    async def ask(self, method: str, target: str, body: bytes | None = None) -> Answer:
+        async with self._http.request(method, f"http://localhost{target}", data=body) as response:
+            text = await response.text()
+            return Answer(response.status, response.headers.get("Content-Type", ""), text)
+
+    async def lines(self, target: str, count: int, started: asyncio.Event | None = None) -> Answer:
+        """Read the first lines of a stream that may never end, then hang up; ``started``: set once it is open."""
+        async with self._http.get(f"http://localhost{target}") as response:
+            if started is not None:
+                started.set()
+            text = "".join([(await response.content.readline()).decode() for _ in range(count)])
+            return Answer(response.status, response.headers.get("Content-Type", ""), text)
+
+    @contextlib.asynccontextmanager
+    async def node(self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)) -> AsyncIterator[Node]:
+        """Open a node's session; it applies all that it is told."""
+        async with self._http.ws_connect("http://localhost/v1/session") as session:
+            node = Node(session)
+            await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))
+            obeying = asyncio.create_task(node.obey())
+            try:
+                yield node
+            finally:
+                await session.close()
+                await asyncio.wait_for(obeying, 60)
+
+    async def settle(self) -> None:
+        """Wait until every connected node has confirmed all it was told."""
+        while any(n["connected"] and not n["synced"] for n in json.loads((await self.ask("GET", "/v1/nodes")).body)):
+            await asyncio.sleep(0.002)
+
+
+class Node:
+    """A machine whose kernel accepts everything at once."""
+
+    def __init__(self, session: aiohttp.ClientWebSocketResponse) -> None:
+        self._session = session
+        self.epoch = self.generation = 0
+
+    async def say(self, message: NodeMessage) -> None:
+        await self._session.send_bytes(codec.encode(message))
+
+    async def obey(self) -> None:
+        async for frame in self._session:
+            message = codec.decode_manager_message(frame.data)
+            if isinstance(message, Welcome):
+                self.epoch = message.epoch
+            elif isinstance(message, (Snapshot, Delta)):
+                self.generation = message.generation
+                await self.say(Applied(message.epoch, message.generation))
+
+
+@contextlib.contextmanager
+def _short_directory() -> Iterator[Path]:
+    """Return a directory of its own; its name is short because a socket's path may have 107 bytes only."""
+    directory = Path(tempfile.mkdtemp(prefix="vpt-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[Site]:
+    """Run a manager with an empty ledger."""
+    with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "now", lambda: NOW)
+        path = directory / "cpmd.sock"
+        cpmd = Cpmd(
+            settings.Settings(
+                listen=settings.ListenSettings(socket=str(path)),
+                ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
+            )
+        )
+        await cpmd.start()
+        try:
+            async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
+                yield Site(http, str(path), directory)
+        finally:
+            await cpmd.stop()
