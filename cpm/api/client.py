@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 from cpm.api.views import ErrorView
 from cpm.protocol import codec
-from cpm.protocol.errors import InvalidRequest, Unreachable, VirtPortsError
+from cpm.protocol.errors import CODES, ExitCode, InvalidRequest, Unreachable, VirtPortsError
 
 Query = Mapping[str, str | int | float | bool | None]
 """What follows the question mark; None and False are left out, True becomes 1."""
@@ -40,6 +40,7 @@ class RemoteError(VirtPortsError):
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.exit_code = _exit_code(code)
 
     def __str__(self) -> str:
         return self.message
@@ -147,6 +148,14 @@ def _refusal(status: int, reason: str, body: bytes) -> RemoteError:
         words = f"the manager answered {status} {reason} and did not say why; {_JOURNAL}, and compare the versions"
         return RemoteError("internal", words)
     return RemoteError(view.code, view.message)
+
+
+def _exit_code(code: str) -> ExitCode:
+    if code == "internal":
+        return ExitCode.INTERNAL
+    kind = CODES.get(code)
+    # A newer manager may refuse for a reason that we have no name for.
+    return ExitCode.REFUSED if kind is None else kind.exit_code
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -49,19 +49,6 @@ HELLO_LIMIT_S = 10.0
 MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request."""
 
-_STATUS = {
-    "invalid-request": 400,
-    "not-found": 404,
-    "conflict": 409,
-    "ambiguous": 409,
-    "address-in-use": 409,
-    "overloading": 409,
-    "ports-exhausted": 507,
-    "internal-pool-exhausted": 507,
-    "ledger": 503,
-    "schema-too-new": 503,
-}
-
 
 class Channel:
     """The way to one connected node; messages go out in order, without anybody waiting for a slow one."""
@@ -337,7 +324,7 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
     try:
         return await handler(request)
     except VirtPortsError as error:
-        return _json(ErrorView(error.code, str(error)), status=_STATUS.get(error.code, 500))
+        return _json(ErrorView(error.code, str(error)), status=error.http_status)
     except web.HTTPException as error:
         code = "not-found" if error.status == 404 else "invalid-request"
         return _json(ErrorView(code, f"{request.method} {request.path}: {error.reason}"), status=error.status)

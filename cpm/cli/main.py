@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from cpm.cli import parsing, render
-from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.errors import ExitCode, VirtPortsError
 
 VERBS = {
     "list": "cpm.cli.list",
@@ -31,24 +31,6 @@ VERBS = {
     "install": "cpm.cli.install",
 }
 """Verb to the module that has its ``add_parser`` and ``run``, in the order of the help."""
-
-OK, REFUSED, USAGE, UNREACHABLE, INTERNAL = range(5)
-INTERRUPTED, BROKEN_PIPE = 130, 141
-"""128 + signal, as a shell reports it."""
-
-EXIT_CODES = {
-    "usage": USAGE,
-    "invalid-request": USAGE,
-    "unreachable": UNREACHABLE,
-    "error": INTERNAL,
-    "internal": INTERNAL,
-    "kernel": INTERNAL,
-    "ledger": INTERNAL,
-    "schema-too-new": INTERNAL,
-    "overloading": INTERNAL,
-    "illegal-step": INTERNAL,
-}
-"""Error code to exit code; every other error is a refusal."""
 
 _ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: who has which, who had, and what is left."
 
@@ -117,7 +99,7 @@ def execute(argv: Sequence[str], *, now: float) -> int:
         return int(_module(args.verb).run(args))
     except VirtPortsError as error:
         render.complain(error.code, str(error), output)
-        return EXIT_CODES.get(error.code, REFUSED)
+        return error.exit_code
 
 
 def main() -> int:
@@ -127,10 +109,10 @@ def main() -> int:
     try:
         return execute(sys.argv[1:], now=clock.now())
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
-        return BROKEN_PIPE
+        return ExitCode.BROKEN_PIPE
     except Exception as error:
         return _confess(error)
 
@@ -141,7 +123,7 @@ def _confess(error: Exception) -> int:
     traceback.print_exc()
     message = f"unexpected {type(error).__name__}: {error}; please report this as a bug, with the lines above"
     render.complain("internal", message, parsing.wished_output(sys.argv[1:]))
-    return INTERNAL
+    return ExitCode.INTERNAL
 
 
 def _module(verb: str) -> ModuleType:

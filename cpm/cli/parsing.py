@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cpm.cli import render
-from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.errors import ExitCode, VirtPortsError
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class UsageError(VirtPortsError):
     """The arguments do not parse."""
 
     code = "usage"
+    exit_code = ExitCode.USAGE
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,7 +1,8 @@
 """
 Errors that an operator, a peer or a program using the API can see.
 
-Each has the facts as attributes, a stable ``code`` for programs, and a sentence that ends in what to do::
+Each has the facts as attributes, a stable ``code`` for programs, and a sentence that ends in what to do. A class also
+states the HTTP status that the manager answers with and the exit code of ``virt-ports``; else its parent's hold::
 
     VirtPortsError
     ├── InvalidRequest          malformed, or contradicts itself
@@ -22,19 +23,40 @@ Each has the facts as attributes, a stable ``code`` for programs, and a sentence
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator
 from ipaddress import IPv4Address
+from typing import Final
+
+
+class ExitCode(enum.IntEnum):
+    """With what ``virt-ports`` ends."""
+
+    DONE = 0
+    REFUSED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    INTERNAL = 4
+    INTERRUPTED = 130
+    """128 + SIGINT, as a shell reports it."""
+    BROKEN_PIPE = 141
+    """128 + SIGPIPE, as a shell reports it."""
 
 
 class VirtPortsError(Exception):
     """Base class. ``str()`` is a sentence for people, ``code`` is for programs."""
 
     code: str = "error"
+    http_status: int = 500
+    exit_code: ExitCode = ExitCode.INTERNAL
 
 
 class InvalidRequest(VirtPortsError):
     """A request is malformed or contradicts itself; the message names the part and what to use instead."""
 
     code = "invalid-request"
+    http_status = 400
+    exit_code = ExitCode.USAGE
 
 
 class ConfigError(VirtPortsError):
@@ -47,6 +69,7 @@ class ConfigError(VirtPortsError):
     """
 
     code = "config"
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, file: str, key: str, remedy: str) -> None:
         super().__init__(file, key, remedy)
@@ -69,6 +92,8 @@ class NotFound(VirtPortsError):
     """
 
     code = "not-found"
+    http_status = 404
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, kind: str, name: str, remedy: str) -> None:
         super().__init__(kind, name, remedy)
@@ -89,6 +114,8 @@ class Ambiguous(VirtPortsError):
     """
 
     code = "ambiguous"
+    http_status = 409
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, name: str, uuids: tuple[str, ...]) -> None:
         super().__init__(name, uuids)
@@ -103,6 +130,8 @@ class Conflict(VirtPortsError):
     """A valid request that the present state does not allow; the message says what to do first."""
 
     code = "conflict"
+    http_status = 409
+    exit_code = ExitCode.REFUSED
 
 
 class AddressInUse(Conflict):
@@ -136,6 +165,8 @@ class IllegalStep(Conflict):
     """
 
     code = "illegal-step"
+    http_status = 500
+    exit_code = ExitCode.INTERNAL
 
     def __init__(self, state: str, event: str) -> None:
         super().__init__(state, event)
@@ -154,6 +185,7 @@ class Overloading(Conflict):
     """
 
     code = "overloading"
+    exit_code = ExitCode.INTERNAL
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -173,6 +205,8 @@ class PortsExhausted(VirtPortsError):
     """
 
     code = "ports-exhausted"
+    http_status = 507
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, wanted: int, longest_free: int, reason: str) -> None:
         super().__init__(wanted, longest_free, reason)
@@ -195,6 +229,8 @@ class InternalPoolExhausted(VirtPortsError):
     """
 
     code = "internal-pool-exhausted"
+    http_status = 507
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, pool: str) -> None:
         super().__init__(pool)
@@ -208,6 +244,7 @@ class LedgerError(VirtPortsError):
     """The ledger cannot be read or written; the message has SQLite's error and what to check. Nothing changed."""
 
     code = "ledger"
+    http_status = 503
 
 
 class SchemaTooNew(LedgerError):
@@ -263,6 +300,7 @@ class Unreachable(VirtPortsError):
     """
 
     code = "unreachable"
+    exit_code = ExitCode.UNREACHABLE
 
     def __init__(self, peer: str, detail: str, remedy: str) -> None:
         super().__init__(peer, detail, remedy)
@@ -272,3 +310,15 @@ class Unreachable(VirtPortsError):
 
     def __str__(self) -> str:
         return f"cannot reach {self.peer}: {self.detail}; {self.remedy}"
+
+
+def family(kind: type[VirtPortsError] = VirtPortsError) -> Iterator[type[VirtPortsError]]:
+    """Yield a class of errors and all below it that are declared here, parents first."""
+    yield kind
+    for each in kind.__subclasses__():
+        if each.__module__ == __name__:
+            yield from family(each)
+
+
+CODES: Final = {kind.code: kind for kind in family()}
+"""What a code that came over the wire stands for."""

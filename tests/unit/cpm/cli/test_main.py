@@ -36,6 +36,13 @@ REFUSALS = [
 ]
 
 
+def test_statuses_are_those_declared() -> None:
+    assert {code: kind.http_status for code, kind in errors.CODES.items()} == {
+        **{code: status for status, code, _ in REFUSALS if code != "internal"},
+        **dict.fromkeys(("config", "illegal-step", "kernel", "unreachable"), 500),
+    }
+
+
 @pytest.mark.parametrize(("status", "code", "exit_code"), REFUSALS)
 def test_a_refusal_has_the_managers_words(
     manager: CannedManager, virt_ports: Command, status: int, code: str, exit_code: int
@@ -49,10 +56,20 @@ def test_a_refusal_has_the_managers_words(
 
 def test_every_code_of_the_family_has_an_exit_code_on_purpose() -> None:
     codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
-    refused = {"not-found", "ambiguous", "conflict", "address-in-use", "ports-exhausted", "internal-pool-exhausted",
-               "config"}  # fmt: skip
-    assert codes - refused <= set(main.EXIT_CODES)
-    assert not refused & set(main.EXIT_CODES)
+    assert codes == set(errors.CODES)
+    ends = dict.fromkeys(codes, 1) | {
+        "invalid-request": 2, "unreachable": 3, "error": 4, "kernel": 4, "ledger": 4, "schema-too-new": 4,
+        "overloading": 4, "illegal-step": 4,
+    }  # fmt: skip
+    assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
+    refused = {code for code, end in ends.items() if end == 1}
+    assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "ports-exhausted",
+                       "internal-pool-exhausted", "config"}  # fmt: skip
+
+
+def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/domains/web1", refusal(418, "teapot", "cannot, because; do this"))
+    assert virt_ports("show", "web1").code == 1
 
 
 @pytest.mark.parametrize(

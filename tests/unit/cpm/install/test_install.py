@@ -17,7 +17,7 @@ from cpm.cli import main
 from cpm.install import apply, choices, configs, machine, plan, sources
 from cpm.install.choices import EDGE, HOST, MANAGER
 from cpm.install.plan import Action, Target
-from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 from cpm.protocol.model import Role
 from libvirt_hooks import qemu
 from natctl import settings as natd_settings
@@ -160,10 +160,10 @@ class TestRefused:
     @pytest.mark.parametrize("roles", ["", "hosts", "host,", "host;edge", "Host"])
     def test_roles(self, tmp_path: Path, roles: str) -> None:
         ok = roles == "host,"  # a comma too many harms nobody
-        assert install(tmp_path, "--manager", REMOTE, roles=roles) == (0 if ok else main.USAGE)
+        assert install(tmp_path, "--manager", REMOTE, roles=roles) == (0 if ok else ExitCode.USAGE)
 
     def test_a_node_must_know_its_manager(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert install(tmp_path, roles="host") == main.USAGE
+        assert install(tmp_path, roles="host") == ExitCode.USAGE
         assert "--manager https://ADDRESS:PORT" in capsys.readouterr().err
         assert tree(tmp_path) == {}
 
@@ -171,25 +171,25 @@ class TestRefused:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        assert install(Path("/")) == main.USAGE
+        assert install(Path("/")) == ExitCode.USAGE
         assert "only root" in capsys.readouterr().err
 
     @pytest.mark.parametrize("directory", ["/root/.local/bin", "/home/me/bin", "bin", "/opt/my programs", "/opt/%h"])
     def test_programs_that_services_cannot_use(self, tmp_path: Path, directory: str) -> None:
-        assert install(tmp_path, "--bindir", directory) == main.USAGE
+        assert install(tmp_path, "--bindir", directory) == ExitCode.USAGE
 
     def test_an_image_whose_links_lead_out_of_it(self, tmp_path: Path) -> None:
         outside, root = tmp_path / "outside", tmp_path / "root"
         outside.mkdir()
         root.mkdir()
         (root / "etc").symlink_to(outside)
-        assert install(root) == main.REFUSED
+        assert install(root) == ExitCode.REFUSED
         assert tree(outside) == {}
 
     def test_a_manifest_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         install(tmp_path)
         (tmp_path / "etc/virt-ports/install.json").write_text("[]")
-        assert install(tmp_path) == main.REFUSED
+        assert install(tmp_path) == ExitCode.REFUSED
         assert "install.json: not a manifest" in capsys.readouterr().err
 
     def test_a_failed_write_leaves_no_halves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
