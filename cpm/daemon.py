@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from cpm import settings as settings_
@@ -44,8 +45,9 @@ from cpm.core.manager import Manager, Outcome
 from cpm.ledger import JournalReader, SqliteLedger
 from cpm.protocol.errors import LedgerError, NotFound, VirtPortsError
 from cpm.protocol.messages import Hello, NodeMessage, Report
-from cpm.protocol.model import VM, DomainUUID, ExternalAddress, NodeName
-from cpm.queries import metrics, overview
+from cpm.protocol.model import VM, DomainUUID, ExternalAddress, NodeName, Wishes
+from cpm.protocol.wishes import KEYS
+from cpm.queries import explain_facts, journal, measurements, metrics, nodes, pool, vms
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 
@@ -235,7 +237,7 @@ class Cpmd:
             if self._channels.get(node) is channel:
                 manager.said(node, message, now)
                 if isinstance(message, Report) and self._followers:
-                    self._pass_on(overview.report(manager, node, message, now))
+                    self._pass_on(measurements.report(manager, node, message, now))
 
         await self._do(act)
 
@@ -254,16 +256,16 @@ class Cpmd:
 
     async def domains(self, *, everything: bool) -> Sequence[DomainView]:
         """Return the VMs."""
-        return overview.domains(self._manager, everything=everything)
+        return vms.summaries(self._manager, everything=everything)
 
     async def domain(self, name: str) -> DomainDetail:
         """Return one VM."""
-        return overview.domain(self._manager, name)
+        return vms.detail(self._manager, name)
 
     async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
         """Take in what the operator wishes for a VM."""
         return await self._change(
-            name, lambda manager, vm, now: manager.set_wishes(vm.uuid, overview.wished(vm.operator_wishes, request))
+            name, lambda manager, vm, now: manager.set_wishes(vm.uuid, _wished(vm.operator_wishes, request))
         )
 
     async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
@@ -278,22 +280,22 @@ class Cpmd:
         """Let the manager change something about a VM; return the VM once what was decided is durable."""
 
         def act(manager: Manager, now: float) -> DomainUUID:
-            vm = overview.find(manager, name)
+            vm = vms.find(manager, name)
             change(manager, vm, now)
             return vm.uuid
 
-        return overview.domain(self._manager, await self._do(act))
+        return vms.detail(self._manager, await self._do(act))
 
     async def explain(self, name: str) -> ExplainView:
         """Return why a VM has the ports it has."""
-        return overview.explanation(self._manager, name, clock.now())
+        return explain_facts.explanation(self._manager, name, clock.now())
 
     async def history(self, name: str, limit: int) -> Sequence[EventView]:
         """Return what a VM held, oldest first; VMs that are gone included."""
         entries: list[JournalEntry] = await self._read(self._reader.history, name, limit)
         if not entries:
             raise NotFound("VM", name, "no VM of that name or UUID ever had ports; see `virt-ports list --all`")
-        return overview.events(entries)
+        return journal.events(entries)
 
     async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView:
         """Return who held a port."""
@@ -303,31 +305,31 @@ class Cpmd:
             raise NotFound(
                 "holder of", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`"
             )
-        return overview.whois(held, port, moment)
+        return journal.whois(held, port, moment)
 
     async def pool(self) -> Sequence[AddressView]:
         """Return the external addresses."""
-        return overview.pool(self._manager)
+        return pool.addresses(self._manager)
 
     async def pool_add(self, request: PoolRequest) -> Sequence[AddressView]:
         """Add external addresses."""
         addresses = [ExternalAddress(address, request.reserved) for address in request.addresses]
         await self._do(lambda manager, now: manager.add_addresses(addresses, now))
-        return overview.pool(self._manager)
+        return pool.addresses(self._manager)
 
     async def pool_remove(self, address: IPv4Address) -> Sequence[AddressView]:
         """Take an external address out."""
         await self._do(lambda manager, now: manager.remove_address(address))
-        return overview.pool(self._manager)
+        return pool.addresses(self._manager)
 
     async def nodes(self) -> Sequence[NodeView]:
         """Return the nodes."""
-        return overview.nodes(self._manager)
+        return nodes.nodes(self._manager)
 
     async def fence(self, name: str, *, fenced: bool) -> NodeView:
         """Fence a node or take that back."""
         await self._do(lambda manager, now: manager.fence(NodeName(name), now, fenced=fenced))
-        return overview.node(self._manager, self._manager.fleet.nodes[NodeName(name)])
+        return nodes.node(self._manager, self._manager.fleet.nodes[NodeName(name)])
 
     async def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
         """Yield the journal: the newest ``limit`` entries or those after a position, then, to follow, each new one."""
@@ -341,7 +343,7 @@ class Cpmd:
                 return
             if not entries:
                 await news.wait()
-            for event in overview.events(entries):
+            for event in journal.events(entries):
                 yield event
                 position, sent = event.seq, sent + 1
 
@@ -382,6 +384,12 @@ class Cpmd:
 def _fail(item: _Input, error: VirtPortsError) -> None:
     if not item.answer.done():
         item.answer.set_exception(error)
+
+
+def _wished(before: Wishes, request: WishesRequest) -> Wishes:
+    """Return what the operator wishes after a request."""
+    changes = {name: value for name in KEYS.values() if (value := getattr(request, name)) is not UNSET}
+    return dataclasses.replace(before, **changes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

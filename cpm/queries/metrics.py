@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cpm.core.manager import Manager
-from cpm.queries import overview
+from cpm.queries import nodes, pool, vms
 
 
 class _Metrics(Collector):
@@ -28,10 +28,10 @@ class _Metrics(Collector):
         yield epoch
 
     def _vms(self) -> GaugeMetricFamily:
-        vms = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])
-        for state, count in Counter(vm.state for vm in overview.domains(self._manager, everything=True)).items():
-            vms.add_metric([state], count)
-        return vms
+        domains = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])
+        for state, count in Counter(vm.state for vm in vms.summaries(self._manager, everything=True)).items():
+            domains.add_metric([state], count)
+        return domains
 
     def _lacking(self) -> GaugeMetricFamily:
         lacking = GaugeMetricFamily(
@@ -59,7 +59,7 @@ class _Metrics(Collector):
         longest = GaugeMetricFamily(
             "virt_ports_external_longest_free", "Longest run of free ports.", labels=["address"]
         )
-        for view in overview.pool(self._manager):
+        for view in pool.addresses(self._manager):
             address = str(view.address)
             ports.add_metric([address, "allocated"], view.ports_allocated)
             ports.add_metric([address, "leaving"], view.ports_leaving)
@@ -74,7 +74,7 @@ class _Metrics(Collector):
         dropped = CounterMetricFamily(
             "virt_ports_node_dropped_packets", "Packets dropped at a node.", labels=["node", "reason"]
         )
-        for view in overview.nodes(self._manager):
+        for view in nodes.nodes(self._manager):
             connected.add_metric([view.name], view.connected)
             synced.add_metric([view.name], view.synced)
             for reason, count in view.dropped.items():

@@ -9,7 +9,7 @@ import pytest
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
-from cpm.queries import overview
+from cpm.queries import vms
 from tests.fakes.site import EXTERNAL, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -63,17 +63,17 @@ def test_what_it_claims_is_shown_as_what_it_claims() -> None:
     assert site.manager is not None
     site.report(HOST1, busy=False)
     site.run()
-    assert overview.domain(site.manager, VM).guest is None
+    assert vms.detail(site.manager, VM).guest is None
     site.report(HOST1, busy=False, guests={VM: lie(), OTHER: lie()})
     site.run()
-    detail = overview.domain(site.manager, VM)
+    detail = vms.detail(site.manager, VM)
     assert detail.guest is not None
     assert (detail.guest.state, detail.guest.connections) == ("answering", A_BILLION)
     assert (detail.guest.first_port, detail.guest.last_port) == (1, 65535)
     assert detail.domain.ports_in_use == 0
     site.report(HOST1, busy=False, guests={VM: GuestView(GuestState.ABSENT, 5.0, "no channel")})
     site.run()
-    detail = overview.domain(site.manager, VM)
+    detail = vms.detail(site.manager, VM)
     assert detail.guest is not None
     assert (detail.guest.state, detail.guest.connections, detail.guest.last_port) == ("absent", None, None)
 

@@ -7,7 +7,8 @@ import pytest
 from cpm.core.journal import JournalEvent
 from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
-from cpm.queries import metrics, overview
+from cpm.queries import metrics
+from cpm.queries import vms as vms_queries
 from natctl.core.node import StaleEpoch
 from tests.fakes.site import Site
 
@@ -407,7 +408,7 @@ def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
     report = Report(node.applied_generation, 1.0, vms, refused={VM: 7})
     site.ask(lambda manager: manager.said(HOST1, report, site.now))
     assert site.manager is not None
-    assert overview.domain(site.manager, VM).refused_packets == 7
+    assert vms_queries.detail(site.manager, VM).refused_packets == 7
     line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
     assert line in metrics.exposition(site.manager).decode()
     # What may have been counted before this manager began is no news, what comes after it is.

@@ -1,0 +1,112 @@
+"""Gathers from the manager the facts that :mod:`cpm.queries.explain` puts into sentences."""
+
+from __future__ import annotations
+
+import heapq
+
+from cpm.api.views import ExplainView, HolderView
+from cpm.core.manager import Manager
+from cpm.core.sizing.policies.specification import demand_score
+from cpm.core.sizing.sizer import Observation
+from cpm.protocol.model import VM
+from cpm.protocol.wishes import KEYS
+from cpm.queries import explain
+from cpm.queries.vms import current_range, find, summary, wish_view
+
+TOP_HOLDERS = 5
+"""VMs that an explanation names as holding most of the pool."""
+
+
+def explanation(manager: Manager, name: str, now: float) -> ExplainView:
+    """
+    Return why a VM has the ports it has.
+
+    :raise NotFound: When there is none of that name.
+    :raise Ambiguous: When several have it.
+    """
+    vm = find(manager, name)
+    facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
+    decision, want = facts.decision, facts.want
+    observation = manager.sizer.observed.get(vm.uuid)
+    return ExplainView(
+        domain=summary(manager, vm),
+        lines=explain.lines(facts, pool),
+        asked=decision.asked if decision is not None else None,
+        decided=decision.target if decision is not None else None,
+        rule=decision.rule if decision is not None else None,
+        decided_at=observation.measured_at if observation is not None and decision is not None else None,
+        refused=facts.refusal or None,
+        gave=facts.gave or None,
+        apart=facts.apart or None,
+        waits_for=want.ports if want is not None else None,
+        waits_since=want.since if want is not None else None,
+        fair_share=facts.fair_share,
+        wishes=tuple(wish_view(key, getattr(facts.wishes, name)) for key, name in KEYS.items()),
+        ignored=facts.wishes.ignored,
+        pool_total=pool.total,
+        pool_free=pool.free,
+        pool_leaving=pool.leaving,
+        pool_longest_free=pool.longest_free,
+        pool_short=pool.short,
+        pool_waiting=pool.waiting,
+        pool_per_minute=pool.per_minute,
+        pool_empty_in_s=pool.empty_in_s,
+        holders=tuple(HolderView(each.name, each.ports, each.in_use) for each in pool.holders),
+    )
+
+
+def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
+    observation = manager.sizer.observed.get(vm.uuid) or Observation()
+    measured, current = observation.measured, current_range(manager, vm)
+    short = manager.sizer.contention.holds(now)
+    leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
+    return explain.Facts(
+        name=vm.name,
+        runs=vm.uuid in manager.present,
+        external=current.external if current is not None else None,
+        ports=current.ports if current is not None else None,
+        leaving=leaving,
+        in_use=measured.ports_in_use if measured is not None and current is not None else None,
+        score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
+        decision=observation.decision,
+        decided_s_ago=now - observation.measured_at,
+        refusal=observation.refusal,
+        gave=observation.gave,
+        apart=observation.apart if leaving else "",
+        want=manager.sizer.contention.want(vm.uuid),
+        waits_to_start=vm.uuid in manager.waiting,
+        fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
+        wishes=manager.wishes(vm),
+        now=now,
+    )
+
+
+def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
+    space, view = manager.fleet.space, manager.fleet
+    return explain.PoolFacts(
+        total=space.total_ports,
+        free=space.free_ports,
+        leaving=sum(each.ports.size for each in view.leaving.values()),
+        longest_free=space.longest_free(),
+        addresses=len(space.addresses),
+        short=manager.sizer.contention.holds(now),
+        waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
+        holders=_holders(manager),
+        per_minute=manager.forecast.per_minute(),
+        empty_in_s=manager.forecast.empty_in_s(space.free_ports),
+    )
+
+
+def _holders(manager: Manager) -> tuple[explain.Holder, ...]:
+    held = (
+        (sum(each.ports.size for each in manager.fleet.of(uuid) if each.id not in manager.fleet.leaving), vm)
+        for uuid, vm in manager.fleet.vms.items()
+    )
+    some = (each for each in held if each[0])
+    largest = heapq.nsmallest(TOP_HOLDERS, some, key=lambda each: (-each[0], each[1].name))
+    return tuple(explain.Holder(vm.name, ports, _in_use(manager, vm)) for ports, vm in largest)
+
+
+def _in_use(manager: Manager, vm: VM) -> int | None:
+    observation = manager.sizer.observed.get(vm.uuid)
+    return observation.measured.ports_in_use if observation is not None and observation.measured is not None else None

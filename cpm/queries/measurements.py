@@ -1,0 +1,26 @@
+"""What a host measured, as those who follow measurements get it."""
+
+from __future__ import annotations
+
+from cpm.api.views import MeasurementView, ReportView
+from cpm.core.manager import Manager
+from cpm.protocol.messages import Report
+from cpm.protocol.model import NodeName
+
+
+def report(manager: Manager, node: NodeName, said: Report, now: float) -> ReportView:
+    """Return what a host measured; VMs that are unknown by now are left out."""
+    measurements = (
+        MeasurementView(
+            vm.name,
+            vm.uuid,
+            measured.packets_per_s,
+            measured.megabits_per_s,
+            measured.ports_in_use,
+            sum(draining.connections for draining in measured.draining),
+            measured.new_connections_per_s,
+        )
+        for measured in said.vms
+        if (vm := manager.fleet.vms.get(measured.domain)) is not None
+    )
+    return ReportView(now, node, said.period_s, tuple(measurements))

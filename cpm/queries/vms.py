@@ -1,0 +1,144 @@
+"""Queries for VMs: all of them, one of them, and which one a name means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cpm.api.views import AllocationView, DomainDetail, DomainView, GuestAgentView, WishView
+from cpm.core.manager import Manager
+from cpm.core.sizing.policies.specification import demand_score
+from cpm.core.sizing.sizer import Observation
+from cpm.core.wishes import EffectiveValue
+from cpm.protocol.errors import Ambiguous, NotFound
+from cpm.protocol.messages import GuestView
+from cpm.protocol.model import VM, Allocation, AllocationState
+from cpm.protocol.wishes import KEYS
+
+_State = AllocationState
+
+
+def summaries(manager: Manager, *, everything: bool) -> tuple[DomainView, ...]:
+    """Return the VMs that run, in order of name; with ``everything`` those that are gone and still hold ranges, too."""
+    vms = sorted(manager.fleet.vms.values(), key=lambda vm: (vm.name, vm.uuid))
+    return tuple(summary(manager, vm) for vm in vms if everything or vm.uuid in manager.present)
+
+
+def find(manager: Manager, name: str) -> VM:
+    """
+    Return the VM of that name or UUID.
+
+    :raise NotFound: When there is none.
+    :raise Ambiguous: When several that run have the name.
+    """
+    vms = manager.fleet.vms
+    if (exact := next((vm for vm in vms.values() if vm.uuid == name.lower()), None)) is not None:
+        return exact
+    named = [vm for vm in vms.values() if vm.name == name]
+    named = [vm for vm in named if vm.uuid in manager.present] or named
+    if not named:
+        raise NotFound("VM", name, "see `virt-ports list --all`; `virt-ports history` knows those that are gone")
+    if len(named) > 1:
+        raise Ambiguous(name, tuple(vm.uuid for vm in named))
+    return named[0]
+
+
+def detail(manager: Manager, name: str) -> DomainDetail:
+    """
+    Return everything known of one VM.
+
+    :raise NotFound: When there is none of that name.
+    :raise Ambiguous: When several have it.
+    """
+    vm = find(manager, name)
+    observation = manager.sizer.observed.get(vm.uuid) or Observation()
+    measured = observation.measured
+    draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
+    wishes = manager.wishes(vm)
+    return DomainDetail(
+        domain=summary(manager, vm),
+        internal_address=vm.internal,
+        floor=wishes.floor.value,
+        cap=wishes.cap.value,
+        packets_per_s=measured.packets_per_s if measured else None,
+        megabits_per_s=measured.megabits_per_s if measured else None,
+        new_connections_per_s=measured.new_connections_per_s if measured else None,
+        score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured else None,
+        decided=_decided(observation),
+        allocations=tuple(
+            AllocationView(
+                allocation.external,
+                allocation.ports.first,
+                allocation.ports.last,
+                allocation.state,
+                allocation.since,
+                draining.get(allocation.ports) if allocation.state is _State.DRAINING else None,
+            )
+            for allocation in sorted(manager.fleet.of(vm.uuid), key=lambda a: (a.external, a.ports))
+        ),
+        wishes=tuple(wish_view(key, getattr(wishes, name)) for key, name in KEYS.items()),
+        ignored=wishes.ignored,
+        guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
+        refused_packets=observation.refused_packets,
+    )
+
+
+def summary(manager: Manager, vm: VM) -> DomainView:
+    """Return one VM as a list shows it."""
+    current = current_range(manager, vm)
+    observation = manager.sizer.observed.get(vm.uuid)
+    measured = observation.measured if observation is not None else None
+    return DomainView(
+        name=vm.name,
+        uuid=vm.uuid,
+        node=vm.node,
+        external_address=current.external if current else None,
+        first_port=current.ports.first if current else None,
+        last_port=current.ports.last if current else None,
+        ports_in_use=measured.ports_in_use if measured is not None and current else None,
+        state=_state(manager, vm, current),
+    )
+
+
+def current_range(manager: Manager, vm: VM) -> Allocation | None:
+    """Return the range that new connections get, or the one that is about to become it."""
+    return manager.fleet.one(vm.uuid, _State.ACTIVE) or manager.fleet.one(vm.uuid, _State.RESERVED)
+
+
+def wish_view(key: str, chosen: EffectiveValue[Any]) -> WishView:
+    """Return one wish with its origin."""
+    return WishView(key, chosen.value, chosen.origin)
+
+
+def _guest(guest: GuestView) -> GuestAgentView:
+    return GuestAgentView(
+        guest.state,
+        guest.since,
+        guest.why,
+        guest.connections,
+        guest.established,
+        guest.interfaces,
+        guest.rx_bytes,
+        guest.tx_bytes,
+        guest.external,
+        guest.ports.first if guest.ports is not None else None,
+        guest.ports.last if guest.ports is not None else None,
+    )
+
+
+def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
+    if vm.uuid not in manager.present:
+        return "gone"
+    if vm.node not in manager.sessions:
+        return "unreachable"
+    if current is None:
+        return "waiting"
+    if current.state is _State.RESERVED:
+        return "starting"
+    return "growing" if manager.fleet.one(vm.uuid, _State.RESERVED) is not None else "active"
+
+
+def _decided(observation: Observation) -> str:
+    if observation.decision is None:
+        return observation.refusal or "nothing yet"
+    said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
+    return f"{said}; {observation.refusal}" if observation.refusal else said
