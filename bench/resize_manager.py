@@ -11,38 +11,57 @@ from pathlib import Path
 from typing import Any
 
 from cpm import settings
-from cpm.api.server import Channel
+from cpm.api import operations
+from cpm.api.server import NodeConnection
 from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
 from cpm.daemon import Cpmd
 from cpm.protocol.messages import Applied, NodeMessage
 from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
+from cpm.serving.node_sessions import NodeSessions
+from cpm.serving.streams import ReportFollowers
 
 LIMIT_S = 10.0
 
 
-class _Cpmd(Cpmd):
-    """Lets somebody wait for what follows from what nodes say, and keeps when they said that they applied something."""
+class _NodeSessions(NodeSessions):
+    """Lets the bench wait for what follows from what nodes say, and keeps when each said that it applied something."""
 
+    taken_in: asyncio.Event
+    applied_at: dict[NodeName, float]
+
+    async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
+        now = time.perf_counter()
+        await super().on_message(node, connection, message)
+        if isinstance(message, Applied):
+            self.applied_at[node] = now
+        self.taken_in.set()
+
+
+class _Cpmd(Cpmd):
     def __init__(self, of: settings.Settings) -> None:
         super().__init__(of)
         self.taken_in = asyncio.Event()
         self.applied_at: dict[NodeName, float] = {}
 
-    async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
-        now = time.perf_counter()
-        await super().heard(node, channel, message)
-        if isinstance(message, Applied):
-            self.applied_at[node] = now
-        self.taken_in.set()
+    def _node_sessions(self, version: str, reports: ReportFollowers) -> NodeSessions:
+        sessions = _NodeSessions(self.decisions, self._connections, version, reports)
+        sessions.taken_in, sessions.applied_at = self.taken_in, self.applied_at
+        return sessions
 
     @property
     def manager(self) -> Manager:
-        return self._manager
+        return self.decisions.manager
 
     async def decide(self, uuid: DomainUUID, target: int) -> None:
         """Have the manager decide on a size, as the scaling does for a report."""
-        await self._do(lambda manager, now: manager.sizer.resize(uuid, target, now))
+        await self.decisions.do(lambda manager, now: manager.sizer.resize(uuid, target, now))
+
+    async def pool_add(self, addresses: list[str]) -> int:
+        """Add external addresses; return how many there are now."""
+        request = PoolRequest(tuple(map(IPv4Address, addresses)))
+        await self.operators.answer(operations.ADD_TO_POOL, {"body": request})
+        return len(self.manager.fleet.space.addresses)
 
 
 async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
@@ -77,7 +96,7 @@ async def _active(cpmd: _Cpmd, uuid: DomainUUID, size: int) -> Allocation:
 async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
     if name == "start":
         await cpmd.start()
-        return len(await cpmd.pool_add(PoolRequest(tuple(map(IPv4Address, arguments[0])))))
+        return await cpmd.pool_add(arguments[0])
     if name == "resize":
         vms = sorted(cpmd.manager.fleet.vms)
         return [await _resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]

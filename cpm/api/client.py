@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TypeVar
-from urllib.parse import quote, urlencode
 
+from cpm.api.operations import Argument, Operation
 from cpm.api.views import ErrorView
 from cpm.protocol import codec
 from cpm.protocol.errors import CODES, ExitCode, InvalidRequest, Unreachable, VirtPortsError
 
-Query = Mapping[str, str | int | float | bool | None]
-"""What follows the question mark; None and False are left out, True becomes 1."""
-
-_T = TypeVar("_T")
+_A = TypeVar("_A")
 
 _CHECK = "is cpmd running? see `systemctl status cpmd`, or name its socket with --socket or VIRT_PORTS_SOCKET"
 _ALLOW = "run this as root or as a member of the socket's group, see `ls -l {path}`"
@@ -61,25 +58,28 @@ class Client:
         self.socket_path = socket_path
         self.timeout_s = timeout_s
 
-    def get(self, kind: type[_T], path: str, query: Query | None = None) -> _T:
-        """Read one resource."""
-        return self._call(kind, "GET", _target(path, query))
-
-    def post(self, kind: type[_T], path: str, body: object | None = None) -> _T:
-        """Create or change; the body is encoded as it is."""
-        return self._call(kind, "POST", path, None if body is None else codec.encode(body))
-
-    def patch(self, kind: type[_T], path: str, body: object) -> _T:
-        """Change some of what is there."""
-        return self._call(kind, "PATCH", path, codec.encode(body))
-
-    def delete(self, kind: type[_T], path: str) -> _T:
-        """Take away."""
-        return self._call(kind, "DELETE", path)
-
-    def stream(self, kind: type[_T], path: str, query: Query | None = None, *, follow: bool = False) -> Iterator[_T]:
+    def call(self, operation: Operation[_A], body: object | None = None, **arguments: Argument) -> _A:
         """
-        Yield a newline-delimited resource, value by value, as they come.
+        Do one operation; return its answer.
+
+        :param body: The request's body, for an operation that has one.
+        :param arguments: By parameter of the operation.
+        :raise TypeError: When the operation is not declared so.
+        """
+        if (body is None) != (operation.body is None):
+            raise TypeError(f"{operation} takes {operation.body} as body, not {type(body)}")
+        data = None if body is None else codec.encode(body)
+        with _reaching(self.socket_path):
+            connection = self._connect()
+            try:
+                answer = self._response(connection, operation.method, operation.target(arguments), data).read()
+            finally:
+                connection.close()
+        return _decoded(operation.answer, answer)
+
+    def stream(self, operation: Operation[_A], *, follow: bool = False, **arguments: Argument) -> Iterator[_A]:
+        """
+        Yield the lines of a streamed answer as they come.
 
         :param follow: Wait for more, without limit. The iterator then never ends by itself.
         :raise Unreachable: Also when the manager closes a stream that was to be followed.
@@ -89,24 +89,16 @@ class Client:
             try:
                 connection.connect()
                 reads = connection.sock  # http.client forgets it when the answer says Connection: close
-                response = self._response(connection, "GET", _target(path, {**(query or {}), "follow": follow}), None)
+                target = operation.target({**arguments, "follow": follow})
+                response = self._response(connection, operation.method, target, None)
                 reads.settimeout(None if follow else self.timeout_s)
                 while line := response.readline():
                     if line.strip():
-                        yield _understood(kind, line)
+                        yield _decoded(operation.answer, line)
             finally:
                 connection.close()
         if follow:
             raise Unreachable(self.socket_path, "the manager ended the stream", _JOURNAL)
-
-    def _call(self, kind: type[_T], method: str, target: str, body: bytes | None = None) -> _T:
-        with _reaching(self.socket_path):
-            connection = self._connect()
-            try:
-                data = self._response(connection, method, target, body).read()
-            finally:
-                connection.close()
-        return _understood(kind, data)
 
     def _connect(self) -> http.client.HTTPConnection:
         return _UnixConnection(self.socket_path, self.timeout_s)
@@ -123,18 +115,7 @@ class Client:
         return response
 
 
-def path_of(*parts: str) -> str:
-    """Return the path of a resource; parts are names as users give them, with whatever characters."""
-    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _target(path: str, query: Query | None) -> str:
-    given = {key: value for key, value in (query or {}).items() if value is not None and value is not False}
-    written = {key: 1 if value is True else value for key, value in given.items()}
-    return f"{path}?{urlencode(written)}" if written else path
-
-
-def _understood(kind: type[_T], data: bytes) -> _T:
+def _decoded(kind: type[_A], data: bytes) -> _A:
     try:
         return codec.decode(kind, data)
     except InvalidRequest as error:

@@ -1,8 +1,9 @@
 """
-The manager's HTTP side: operators' requests, nodes' sessions, metrics.
+The manager's HTTP side: operators' requests and nodes' sessions.
 
 Two doors. The unix socket serves everything; who may open it may do everything. The TLS door serves node sessions only,
-to peers whose certificate names them. What is behind the doors is :class:`Backend`, owned here, implemented by cpmd.
+to peers whose certificate names them. What is behind the doors is declared here (:class:`OperatorRequests`,
+:class:`NodeSessions`) and implemented in :mod:`cpm.serving`.
 """
 
 from __future__ import annotations
@@ -11,32 +12,19 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from ipaddress import IPv4Address
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from cpm.api.views import (
-    AddressView,
-    DomainDetail,
-    DomainView,
-    ErrorView,
-    EventView,
-    ExplainView,
-    NodeView,
-    PoolRequest,
-    ReportView,
-    ResizeRequest,
-    StatusView,
-    WhoisView,
-    WishesRequest,
-)
+from cpm.api.operations import OPERATIONS, Operation
+from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest, VirtPortsError
 from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage
-from cpm.protocol.model import LAST_PORT, NodeName
+from cpm.protocol.model import NodeName
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +38,8 @@ MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request."""
 
 
-class Channel:
-    """The way to one connected node; messages go out in order, without anybody waiting for a slow one."""
+class NodeConnection:
+    """The way to one connected node; messages go out in order, and a slow node keeps nobody waiting."""
 
     LIMIT = 10_000
     """Messages that may wait for a slow node; then its session is closed, and it starts again with a snapshot."""
@@ -78,35 +66,43 @@ class Channel:
         await self._socket.close()
 
 
-class Backend(Protocol):
-    """What cpmd does for its peers. Errors are of the family :class:`cpm.protocol.errors.VirtPortsError`."""
+class OperatorRequests(Protocol):
+    """Answers what is declared in :mod:`cpm.api.operations`."""
 
-    async def domains(self, *, everything: bool) -> Sequence[DomainView]: ...  # noqa: D102
-    async def domain(self, name: str) -> DomainDetail: ...  # noqa: D102
-    async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail: ...  # noqa: D102
-    async def resize(self, name: str, request: ResizeRequest) -> DomainDetail: ...  # noqa: D102
-    async def relocate(self, name: str) -> DomainDetail: ...  # noqa: D102
-    async def explain(self, name: str) -> ExplainView: ...  # noqa: D102
-    async def history(self, name: str, limit: int) -> Sequence[EventView]: ...  # noqa: D102
-    async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView: ...  # noqa: D102
-    async def pool(self) -> Sequence[AddressView]: ...  # noqa: D102
-    async def pool_add(self, request: PoolRequest) -> Sequence[AddressView]: ...  # noqa: D102
-    async def pool_remove(self, address: IPv4Address) -> Sequence[AddressView]: ...  # noqa: D102
-    async def nodes(self) -> Sequence[NodeView]: ...  # noqa: D102
-    async def fence(self, name: str, *, fenced: bool) -> NodeView: ...  # noqa: D102
-    def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]: ...  # noqa: D102
-    def measurements(self) -> AsyncIterator[ReportView]: ...  # noqa: D102
-    async def status(self) -> StatusView: ...  # noqa: D102
-    async def metrics(self) -> tuple[bytes, str]:
-        """Return the exposition and its content type."""
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+        """
+        Return the answer to one request.
 
-    async def opened(self, hello: Hello, channel: Channel) -> None:
-        """A node opened a session; from now on messages to it go through the channel."""
+        :param arguments: By parameter, read and checked; ``body`` has the request's body.
+        :raise VirtPortsError: When it is refused.
+        """
 
-    async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
-        """A node said something on that session."""
+    def stream(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> AsyncIterator[object]:
+        """
+        Return the lines of a streamed answer.
 
-    async def closed(self, node: NodeName, channel: Channel) -> None:
+        :raise VirtPortsError: When it is refused.
+        """
+
+
+class NodeSessions(Protocol):
+    """Is told what happens on the sessions of nodes."""
+
+    async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
+        """
+        A node opened a session; from now on messages to it go through the connection.
+
+        :raise VirtPortsError: When it may not; the session is then closed.
+        """
+
+    async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
+        """
+        A node said something on that session.
+
+        :raise VirtPortsError: When it may not say that; the session is then closed.
+        """
+
+    async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
         """That session is over."""
 
 
@@ -114,11 +110,13 @@ class Server:
     """
     Listens and translates.
 
-    :param backend: Who answers.
+    :param operators: Answers the requests of operators.
+    :param nodes: Is told what nodes say.
     """
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, operators: OperatorRequests, nodes: NodeSessions) -> None:
+        self._operators = operators
+        self._nodes = nodes
         self._runners: list[web.AppRunner] = []
 
     async def listen_unix(self, path: Path) -> None:
@@ -155,110 +153,41 @@ class Server:
 
     def _everything(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json])
-        app.add_routes(
-            [
-                web.get("/v1/domains", self._domains),
-                web.get("/v1/domains/{name}", self._domain),
-                web.patch("/v1/domains/{name}", self._set_wishes),
-                web.post("/v1/domains/{name}/resize", self._resize),
-                web.post("/v1/domains/{name}/relocate", self._relocate),
-                web.get("/v1/domains/{name}/explain", self._explain),
-                web.get("/v1/domains/{name}/history", self._history),
-                web.get("/v1/whois", self._whois),
-                web.get("/v1/pool", self._pool),
-                web.post("/v1/pool", self._pool_add),
-                web.delete("/v1/pool/{address}", self._pool_remove),
-                web.get("/v1/nodes", self._nodes),
-                web.post("/v1/nodes/{name}/fence", self._fence),
-                web.delete("/v1/nodes/{name}/fence", self._unfence),
-                web.get("/v1/events", self._events),
-                web.get("/v1/measurements", self._measurements),
-                web.get("/v1/status", self._status),
-                web.get("/v1/session", self._session),
-                web.get("/metrics", self._metrics),
-            ]
-        )
+        for operation in OPERATIONS:
+            # add_get() has HEAD answered too, add_route() has not.
+            add = app.router.add_get if operation.method == "GET" else partial(app.router.add_route, operation.method)
+            add(operation.path, partial(self._stream if operation.streams else self._answer, operation))
+        app.router.add_get("/v1/session", self._session)
         return app
 
     # Operators
 
-    async def _domains(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.domains(everything=_flag(request, "all")))
+    async def _answer(self, operation: Operation[Any], request: web.Request) -> web.Response:
+        answer = await self._operators.answer(operation, await _arguments(operation, request))
+        if isinstance(answer, Document):
+            return web.Response(body=answer.body, headers={"Content-Type": answer.content_type})
+        return _json(answer)
 
-    async def _domain(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.domain(request.match_info["name"]))
-
-    async def _set_wishes(self, request: web.Request) -> web.Response:
-        wishes = codec.decode(WishesRequest, await request.read())
-        return _json(await self._backend.set_wishes(request.match_info["name"], wishes))
-
-    async def _resize(self, request: web.Request) -> web.Response:
-        wanted = codec.decode(ResizeRequest, await request.read())
-        return _json(await self._backend.resize(request.match_info["name"], wanted))
-
-    async def _relocate(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.relocate(request.match_info["name"]))
-
-    async def _explain(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.explain(request.match_info["name"]))
-
-    async def _history(self, request: web.Request) -> web.Response:
-        limit = _whole(request, "limit", 1000, 1, 100_000)
-        return _json(await self._backend.history(request.match_info["name"], limit))
-
-    async def _whois(self, request: web.Request) -> web.Response:
-        at = request.query.get("at")
-        port = _whole(request, "port", None, 0, LAST_PORT)
-        return _json(
-            await self._backend.whois(_address(request.query.get("address", "")), port, _time(at) if at else None)
-        )
-
-    async def _pool(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.pool())
-
-    async def _pool_add(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.pool_add(codec.decode(PoolRequest, await request.read())))
-
-    async def _pool_remove(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.pool_remove(_address(request.match_info["address"])))
-
-    async def _nodes(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.nodes())
-
-    async def _fence(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.fence(request.match_info["name"], fenced=True))
-
-    async def _unfence(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.fence(request.match_info["name"], fenced=False))
-
-    async def _status(self, request: web.Request) -> web.Response:
-        return _json(await self._backend.status())
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        body, kind = await self._backend.metrics()
-        return web.Response(body=body, headers={"Content-Type": kind})
-
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        after = _whole(request, "after", -1, 0, 2**62)
-        events = self._backend.events(
-            after if after >= 0 else None, _whole(request, "limit", 100, 0, 100_000), follow=_flag(request, "follow")
-        )
-        return await _streamed(request, events)
-
-    async def _measurements(self, request: web.Request) -> web.StreamResponse:
-        if not _flag(request, "follow"):
-            raise InvalidRequest("measurements are not kept; ask with follow=1 for those to come")
-        return await _streamed(request, self._backend.measurements())
+    async def _stream(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:
+        """Answer with a value a line, as they come."""
+        lines = self._operators.stream(operation, await _arguments(operation, request))
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
+            async for value in values:
+                await response.write(codec.encode(value) + b"\n")
+        await response.write_eof()
+        return response
 
     # Nodes
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_MESSAGE)
         await socket.prepare(request)
-        channel = Channel(socket)
-        sender = asyncio.create_task(channel.run(), name=f"session to {request.remote}")  # noqa: TID251
+        connection = NodeConnection(socket)
+        sender = asyncio.create_task(connection.run(), name=f"session to {request.remote}")  # noqa: TID251
         try:
-            await self._converse(request, socket, channel)
+            await self._converse(request, socket, connection)
         except VirtPortsError as error:
             log.warning("session with %s ended: %s", _peer(request), error)
             await socket.close(code=1008, message=_reason(error))
@@ -267,18 +196,18 @@ class Server:
             await asyncio.gather(sender, return_exceptions=True)
         return socket
 
-    async def _converse(self, request: web.Request, socket: web.WebSocketResponse, channel: Channel) -> None:
+    async def _converse(self, request: web.Request, socket: web.WebSocketResponse, connection: NodeConnection) -> None:
         async with asyncio.timeout(HELLO_LIMIT_S):
             hello = codec.decode_node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
             raise InvalidRequest("a session begins with hello")
         _check_identity(request, hello.node)
-        await self._backend.opened(hello, channel)
+        await self._nodes.on_connected(hello, connection)
         try:
             async for frame in socket:
-                await self._backend.heard(hello.node, channel, codec.decode_node_message(_text(frame)))
+                await self._nodes.on_message(hello.node, connection, codec.decode_node_message(_text(frame)))
         finally:
-            await self._backend.closed(hello.node, channel)
+            await self._nodes.on_disconnected(hello.node, connection)
 
 
 def _text(frame: Any) -> bytes | str:
@@ -335,46 +264,22 @@ async def _errors_as_json(request: web.Request, handler: _Handler) -> web.Stream
         )
 
 
-async def _streamed(request: web.Request, values: AsyncIterator[object]) -> web.StreamResponse:
-    """Answer with a value a line, as they come."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    async with contextlib.aclosing(values) as stream:  # type: ignore[type-var]
-        async for value in stream:
-            await response.write(codec.encode(value) + b"\n")
-    await response.write_eof()
-    return response
-
-
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(body=codec.encode(value), status=status, content_type="application/json")
 
 
-def _flag(request: web.Request, name: str) -> bool:
-    return request.query.get(name, "0") not in ("", "0", "false")
+async def _arguments(operation: Operation[Any], request: web.Request) -> dict[str, Any]:
+    """
+    Return what a request says, by the names its handler has for it.
 
-
-def _whole(request: web.Request, name: str, default: int | None, least: int, most: int) -> int:
-    text = request.query.get(name)
-    if text is None and default is not None:
-        return default
-    if text is None or not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
-        raise InvalidRequest(f"{name} is {text!r}; use a whole number from {least} to {most}")
-    return int(text)
-
-
-def _time(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidRequest(f"at is {text!r}; use seconds since 1970 in UTC") from None
-
-
-def _address(text: str) -> IPv4Address:
-    try:
-        return IPv4Address(text)
-    except ValueError:
-        raise InvalidRequest(f"{text!r} is not an IPv4 address; write it like 203.0.113.1") from None
+    :raise InvalidRequest: When something is missing or is not what was declared.
+    """
+    arguments: dict[str, Any] = {}
+    if operation.body is not None:
+        arguments["body"] = codec.decode(operation.body, await request.read())
+    for each in operation.parameters:
+        arguments[each.name] = each.read(request.match_info.get(each.name, request.query.get(each.name)))
+    return arguments
 
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:

@@ -1,27 +1,7 @@
 """
 What operators get to see: the JSON of the HTTP API, one class a noun. Used by server and command line alike.
 
-============================================  ==========================================================
-``GET /v1/domains``                           list of :class:`DomainView`; ``?all=1`` with those gone
-``GET /v1/domains/{name or uuid}``            :class:`DomainDetail`
-``PATCH /v1/domains/{name or uuid}``          body :class:`WishesRequest`, answers :class:`DomainDetail`
-``POST /v1/domains/{name or uuid}/resize``    body :class:`ResizeRequest`, answers :class:`DomainDetail`
-``POST /v1/domains/{name or uuid}/relocate``  answers :class:`DomainDetail`
-``GET /v1/domains/{name or uuid}/explain``    :class:`ExplainView`
-``GET /v1/domains/{name or uuid}/history``    list of :class:`EventView`, oldest first; ``?limit=N``
-``GET /v1/whois?address=&port=``              :class:`WhoisView`; ``&at=`` UTC seconds, ``&protocol=``
-``GET /v1/pool``                              list of :class:`AddressView`
-``POST /v1/pool``                             body :class:`PoolRequest`, answers list of :class:`AddressView`
-``DELETE /v1/pool/{address}``                 answers the remaining list of :class:`AddressView`
-``GET /v1/nodes``                             list of :class:`NodeView`
-``POST /v1/nodes/{name}/fence``               answers :class:`NodeView`; ``DELETE`` takes it back
-``GET /v1/events``                            newline-delimited :class:`EventView`; ``?after=SEQ&follow=1&limit=N``
-``GET /v1/measurements?follow=1``             newline-delimited :class:`ReportView`, one a host and period, from now on
-``GET /v1/status``                            :class:`StatusView`
-============================================  ==========================================================
-
-Errors: HTTP status 400 (invalid-request), 404 (not-found), 409 (conflict, ambiguous, address-in-use),
-507 (ports-exhausted, internal-pool-exhausted), 503 (ledger) or 500, with :class:`ErrorView` as body.
+Which operation takes and answers what is declared in :mod:`cpm.api.operations`.
 """
 
 from __future__ import annotations
@@ -306,3 +286,10 @@ class StatusView(Struct, frozen=True):
     ledger: str
     timeouts: Timeouts | None = None
     """What hosts give to the connections of VMs, unless their own natd.toml says otherwise; None: an older manager."""
+
+
+class Document(Struct, frozen=True):
+    """An answer that is not JSON."""
+
+    content_type: str
+    body: bytes

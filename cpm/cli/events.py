@@ -34,11 +34,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the journal."""
-    from cpm.api.client import path_of
-    from cpm.api.views import EventView
+    from cpm.api.operations import EVENTS
 
-    query = {"after": args.after, "limit": args.limit}
-    views = parsing.client(args).stream(EventView, path_of("events"), query, follow=args.follow)
+    views = parsing.client(args).stream(EVENTS, after=args.after, limit=args.limit, follow=args.follow)
     if args.follow:
         _follow(views, json=parsing.wants_json(args))
     elif parsing.wants_json(args):

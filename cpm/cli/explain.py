@@ -25,10 +25,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the explanation."""
-    from cpm.api.client import path_of
-    from cpm.api.views import ExplainView
+    from cpm.api.operations import EXPLAIN
 
-    view = parsing.client(args).get(ExplainView, path_of("domains", args.vm, "explain"))
+    view = parsing.client(args).call(EXPLAIN, name=args.vm)
     if parsing.wants_json(args):
         render.emit_document(render.plain(view))
     else:

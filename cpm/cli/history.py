@@ -23,11 +23,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the VM's lines of the journal."""
-    from cpm.api.client import path_of
-    from cpm.api.views import EventView
+    from cpm.api.operations import HISTORY
 
-    path = path_of("domains", args.vm, "history")
-    views = parsing.client(args).get(list[EventView], path, {"limit": args.limit})
+    views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit)
     if parsing.wants_json(args):
         render.emit_document(render.plain(views))
     else:

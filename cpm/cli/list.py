@@ -33,10 +33,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the VMs."""
-    from cpm.api.client import path_of
-    from cpm.api.views import DomainView
+    from cpm.api.operations import LIST_VMS
 
-    views = parsing.client(args).get(list[DomainView], path_of("domains"), {"all": args.all})
+    views = parsing.client(args).call(LIST_VMS, all=args.all)
     if args.node is not None:
         views = [view for view in views if view.node == args.node] or _none_on(args)
     if parsing.wants_json(args):
@@ -53,10 +52,9 @@ def _row(view: DomainView) -> tuple[object, ...]:
 
 def _none_on(args: argparse.Namespace) -> list[DomainView]:
     """Tell a host without VMs from a misspelt one."""
-    from cpm.api.client import path_of
-    from cpm.api.views import NodeView
+    from cpm.api.operations import LIST_NODES
     from cpm.protocol.errors import NotFound
 
-    if not any(node.name == args.node for node in parsing.client(args).get(list[NodeView], path_of("nodes"))):
+    if not any(node.name == args.node for node in parsing.client(args).call(LIST_NODES)):
         raise NotFound("node", args.node, "see `virt-ports node list`")
     return []

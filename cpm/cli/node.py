@@ -43,16 +43,15 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one action and print the node or nodes."""
-    from cpm.api.client import path_of
-    from cpm.api.views import NodeView
+    from cpm.api.operations import FENCE, LIST_NODES, UNFENCE
 
     manager = parsing.client(args)
     if args.action == "list":
-        _print(manager.get(list[NodeView], path_of("nodes")), args)
+        _print(manager.call(LIST_NODES), args)
     elif args.action == "fence":
-        _print(manager.post(NodeView, path_of("nodes", args.node, "fence")), args)
+        _print(manager.call(FENCE, name=args.node), args)
     else:
-        _print(manager.delete(NodeView, path_of("nodes", args.node, "fence")), args)
+        _print(manager.call(UNFENCE, name=args.node), args)
     return 0
 
 

@@ -57,28 +57,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> list[AddressView]:
-    from cpm.api.client import path_of
-    from cpm.api.views import AddressView
+    from cpm.api.operations import LIST_POOL
 
-    return parsing.client(args).get(list[AddressView], path_of("pool"))
+    return parsing.client(args).call(LIST_POOL)
 
 
 def _add(args: argparse.Namespace) -> list[AddressView]:
-    from cpm.api.client import path_of
-    from cpm.api.views import AddressView, PoolRequest
+    from cpm.api.operations import ADD_TO_POOL
+    from cpm.api.views import PoolRequest
 
     reserved = () if args.reserved is None else addresses.parse_reserved(args.reserved)
     request = PoolRequest(addresses=addresses.parse(args.addresses), reserved=reserved)
-    return parsing.client(args).post(list[AddressView], path_of("pool"), request)
+    return parsing.client(args).call(ADD_TO_POOL, request)
 
 
 def _remove(args: argparse.Namespace) -> list[AddressView]:
-    from cpm.api.client import path_of
-    from cpm.api.views import AddressView
+    from cpm.api.operations import REMOVE_FROM_POOL
 
     left: list[AddressView] = []
     for address in addresses.parse(args.addresses):
-        left = parsing.client(args).delete(list[AddressView], path_of("pool", str(address)))
+        left = parsing.client(args).call(REMOVE_FROM_POOL, address=address)
     return left
 
 

@@ -40,10 +40,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write until it is enough."""
-    from cpm.api.client import path_of
-    from cpm.api.views import ReportView
+    from cpm.api.operations import MEASUREMENTS
 
-    reports = parsing.client(args).stream(ReportView, path_of("measurements"), follow=True)
+    reports = parsing.client(args).stream(MEASUREMENTS, follow=True)
     vms: set[str] = set()
     lines, last = 0, 0.0
     with _opened(args.file) as file, contextlib.suppress(KeyboardInterrupt):

@@ -27,10 +27,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the manager, and print what the VM holds once it has decided."""
-    from cpm.api.client import path_of
-    from cpm.api.views import DomainDetail
+    from cpm.api.operations import RELOCATE
 
-    detail = parsing.client(args).post(DomainDetail, path_of("domains", args.vm, "relocate"))
+    detail = parsing.client(args).call(RELOCATE, name=args.vm)
     if parsing.wants_json(args):
         render.emit_document(show.flat(render.plain(detail)))
     else:

@@ -31,11 +31,10 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Ask the manager, and print what the VM holds once it has decided."""
-    from cpm.api.client import path_of
-    from cpm.api.views import DomainDetail, ResizeRequest
+    from cpm.api.operations import RESIZE
+    from cpm.api.views import ResizeRequest
 
-    request = ResizeRequest(args.ports)
-    detail = parsing.client(args).post(DomainDetail, path_of("domains", args.vm, "resize"), request)
+    detail = parsing.client(args).call(RESIZE, ResizeRequest(args.ports), name=args.vm)
     if parsing.wants_json(args):
         render.emit_document(show.flat(render.plain(detail)))
     else:

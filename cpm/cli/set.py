@@ -45,10 +45,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Say it to the manager, and print the VM as it is from now on."""
     request = _request(args.wishes, args.unset)
-    from cpm.api.client import path_of
-    from cpm.api.views import DomainDetail
+    from cpm.api.operations import SET_WISHES
 
-    detail = parsing.client(args).patch(DomainDetail, path_of("domains", args.vm), request)
+    detail = parsing.client(args).call(SET_WISHES, request, name=args.vm)
     if parsing.wants_json(args):
         render.emit_document(show.flat(render.plain(detail)))
     else:

@@ -34,10 +34,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the VM."""
-    from cpm.api.client import path_of
-    from cpm.api.views import DomainDetail
+    from cpm.api.operations import SHOW_VM
 
-    detail = parsing.client(args).get(DomainDetail, path_of("domains", args.vm))
+    detail = parsing.client(args).call(SHOW_VM, name=args.vm)
     if parsing.wants_json(args):
         render.emit_document(flat(render.plain(detail)))
     else:

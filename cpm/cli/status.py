@@ -20,10 +20,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the manager's facts."""
-    from cpm.api.client import path_of
-    from cpm.api.views import StatusView
+    from cpm.api.operations import STATUS
 
-    view = parsing.client(args).get(StatusView, path_of("status"))
+    view = parsing.client(args).call(STATUS)
     if parsing.wants_json(args):
         render.emit_document(render.plain(view))
         return 0

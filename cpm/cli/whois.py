@@ -10,6 +10,7 @@ from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import LAST_PORT
 
 if TYPE_CHECKING:
+    from cpm.api.operations import Argument
     from cpm.api.views import WhoisView
 
 _EXAMPLES = """\
@@ -37,10 +38,9 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the owner."""
-    from cpm.api.client import path_of
-    from cpm.api.views import WhoisView
+    from cpm.api.operations import WHOIS
 
-    view = parsing.client(args).get(WhoisView, path_of("whois"), _question(args))
+    view = parsing.client(args).call(WHOIS, **_question(args))
     if parsing.wants_json(args):
         render.emit_document(render.plain(view))
     else:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _question(args: argparse.Namespace) -> dict[str, str | int | float | None]:
+def _question(args: argparse.Namespace) -> dict[str, Argument]:
     if not (args.port.isascii() and args.port.isdigit() and int(args.port) <= LAST_PORT):
         raise InvalidRequest(f"not a port: {args.port!r}; use a number from 0 to {LAST_PORT}")
     try:
@@ -56,7 +56,7 @@ def _question(args: argparse.Namespace) -> dict[str, str | int | float | None]:
         at = None if args.at is None else times.parse(args.at, args.now)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    return {"address": str(address), "port": int(args.port), "at": at, "protocol": args.protocol}
+    return {"address": address, "port": int(args.port), "at": at, "protocol": args.protocol}
 
 
 def _facts(view: WhoisView) -> str:

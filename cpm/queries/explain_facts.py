@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 
+from cpm.api import handlers, operations
 from cpm.api.views import ExplainView, HolderView
 from cpm.core.manager import Manager
 from cpm.core.sizing.policies.specification import demand_score
@@ -17,6 +18,7 @@ TOP_HOLDERS = 5
 """VMs that an explanation names as holding most of the pool."""
 
 
+@handlers.query(operations.EXPLAIN)
 def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     """
     Return why a VM has the ports it has.

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address
 
+from cpm.api import handlers, operations
 from cpm.api.views import EventView, WhoisView
 from cpm.core.journal import Holding, JournalEntry
+from cpm.ledger import JournalReader
+from cpm.protocol.errors import NotFound
 
 
-def whois(held: Holding, port: int, at: float) -> WhoisView:
-    """Return who held a port."""
-    return WhoisView(
-        held.external,
-        port,
-        at,
-        held.name,
-        held.domain,
-        held.node,
-        held.internal,
-        held.ports.first,
-        held.ports.last,
-        held.state,
-        held.since,
-    )
+@handlers.journal_query(operations.WHOIS)
+def whois(
+    journal: JournalReader, now: float, address: IPv4Address, port: int, at: float | None, protocol: str | None
+) -> WhoisView:
+    """
+    Return the owner of a port at a moment.
+
+    :raise NotFound: When it had none.
+    """
+    del protocol  # a range is one VM's for all protocols
+    moment = at if at is not None else now
+    held = journal.whois(address, port, moment)
+    if held is None:
+        raise NotFound("holder of", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`")
+    return _owner(held, port, moment)
 
 
-def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
+@handlers.journal_query(operations.HISTORY)
+def history(journal: JournalReader, name: str, limit: int) -> list[EventView]:
+    """
+    Return what a VM held, oldest first; VMs that are gone included.
+
+    :raise NotFound: When no VM of that name or UUID ever held a range.
+    """
+    entries = journal.history(name, limit)
+    if not entries:
+        raise NotFound("VM", name, "no VM of that name or UUID ever had ports; see `virt-ports list --all`")
+    return events(entries)
+
+
+def events(entries: Sequence[JournalEntry]) -> list[EventView]:
     """Return lines of the journal."""
-    return tuple(
+    return [
         EventView(
             entry.seq,
             entry.at,
@@ -40,4 +57,20 @@ def events(entries: Sequence[JournalEntry]) -> tuple[EventView, ...]:
             entry.ports.last,
         )
         for entry in entries
+    ]
+
+
+def _owner(held: Holding, port: int, at: float) -> WhoisView:
+    return WhoisView(
+        held.external,
+        port,
+        at,
+        held.name,
+        held.domain,
+        held.node,
+        held.internal,
+        held.ports.first,
+        held.ports.last,
+        held.state,
+        held.since,
     )

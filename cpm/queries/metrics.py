@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from cpm.api import handlers, operations
+from cpm.api.views import Document
 from cpm.core.manager import Manager
 from cpm.queries import nodes, pool, vms
 
@@ -29,7 +31,7 @@ class _Metrics(Collector):
 
     def _vms(self) -> GaugeMetricFamily:
         domains = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])
-        for state, count in Counter(vm.state for vm in vms.summaries(self._manager, everything=True)).items():
+        for state, count in Counter(vm.state for vm in vms.summaries(self._manager, all=True)).items():
             domains.add_metric([state], count)
         return domains
 
@@ -84,8 +86,9 @@ class _Metrics(Collector):
         yield dropped
 
 
-def exposition(manager: Manager) -> bytes:
+@handlers.query(operations.METRICS)
+def exposition(manager: Manager) -> Document:
     """Return all metrics in the text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Metrics(manager))
-    return generate_latest(registry)
+    return Document(CONTENT_TYPE_LATEST, generate_latest(registry))

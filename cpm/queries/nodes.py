@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from cpm.api import handlers, operations
 from cpm.api.views import NodeView
 from cpm.core.manager import Manager
 from cpm.protocol.model import Node, Role
 
 
-def nodes(manager: Manager) -> tuple[NodeView, ...]:
+@handlers.query(operations.LIST_NODES)
+def nodes(manager: Manager) -> list[NodeView]:
     """Return the nodes in order of name."""
-    return tuple(node(manager, item) for _, item in sorted(manager.fleet.nodes.items()))
+    return [node(manager, item) for _, item in sorted(manager.fleet.nodes.items())]
 
 
 def node(manager: Manager, item: Node) -> NodeView:

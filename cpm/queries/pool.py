@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cpm.api import handlers, operations
 from cpm.api.views import AddressView
 from cpm.core.manager import Manager
 from cpm.protocol.model import AllocationState, ExternalAddress
@@ -9,9 +10,10 @@ from cpm.protocol.model import AllocationState, ExternalAddress
 _State = AllocationState
 
 
-def addresses(manager: Manager) -> tuple[AddressView, ...]:
+@handlers.query(operations.LIST_POOL)
+def addresses(manager: Manager) -> list[AddressView]:
     """Return the external addresses and how full they are, in order."""
-    return tuple(_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number))
+    return [_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
 
 
 def _address(manager: Manager, address: ExternalAddress) -> AddressView:

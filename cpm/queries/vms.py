@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpm.api import handlers, operations
 from cpm.api.views import AllocationView, DomainDetail, DomainView, GuestAgentView, WishView
 from cpm.core.manager import Manager
 from cpm.core.sizing.policies.specification import demand_score
@@ -17,10 +18,11 @@ from cpm.protocol.wishes import KEYS
 _State = AllocationState
 
 
-def summaries(manager: Manager, *, everything: bool) -> tuple[DomainView, ...]:
-    """Return the VMs that run, in order of name; with ``everything`` those that are gone and still hold ranges, too."""
+@handlers.query(operations.LIST_VMS)
+def summaries(manager: Manager, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
+    """Return the VMs that run, in order of name; with ``all`` those that are gone and still hold ranges, too."""
     vms = sorted(manager.fleet.vms.values(), key=lambda vm: (vm.name, vm.uuid))
-    return tuple(summary(manager, vm) for vm in vms if everything or vm.uuid in manager.present)
+    return [summary(manager, vm) for vm in vms if all or vm.uuid in manager.present]
 
 
 def find(manager: Manager, name: str) -> VM:
@@ -42,6 +44,7 @@ def find(manager: Manager, name: str) -> VM:
     return named[0]
 
 
+@handlers.query(operations.SHOW_VM)
 def detail(manager: Manager, name: str) -> DomainDetail:
     """
     Return everything known of one VM.

@@ -18,8 +18,9 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
-from cpm.api.client import Client, RemoteError, path_of
-from cpm.api.views import DomainDetail, DomainView, EventView, ResizeRequest, WhoisView
+from cpm.api import operations
+from cpm.api.client import Client, RemoteError
+from cpm.api.views import DomainDetail, ResizeRequest
 from cpm.protocol.model import AllocationState
 from lab import net, witness
 from lab.lab import Lab
@@ -107,11 +108,11 @@ class Meddler(_Restless):
         return self._resize(guest)
 
     def _relocate(self, guest: str) -> DomainDetail:
-        return self._client.post(DomainDetail, path_of("domains", guest, "relocate"))
+        return self._client.call(operations.RELOCATE, name=guest)
 
     def _resize(self, guest: str) -> DomainDetail:
         request = ResizeRequest(self._random.choice(self._sizes))
-        return self._client.post(DomainDetail, path_of("domains", guest, "resize"), request)
+        return self._client.call(operations.RESIZE, request, name=guest)
 
 
 class Watcher(_Restless):
@@ -227,12 +228,7 @@ def misattributed(lab: Lab, records: Iterable[Record]) -> list[str]:
     found = []
     for record in records:
         for at in (record.begin, record.end):
-            query: dict[str, str | int | float | bool | None] = {
-                "address": str(record.peer),
-                "port": record.port,
-                "at": at,
-            }
-            owner = client.get(WhoisView, path_of("whois"), query).name
+            owner = client.call(operations.WHOIS, address=record.peer, port=record.port, at=at).name
             if owner != record.name:
                 found.append(f"{record}: whois at {at} names {owner}")
     return found
@@ -253,8 +249,8 @@ def settled(lab: Lab) -> list[str]:
 def _differences(lab: Lab) -> list[str]:
     client = Client(str(lab.socket))
     wanted: set[tuple[IPv4Address, IPv4Address, int]] = set()
-    for vm in client.get(list[DomainView], path_of("domains"), {"all": True}):
-        detail = client.get(DomainDetail, path_of("domains", vm.uuid))
+    for vm in client.call(operations.LIST_VMS, all=True):
+        detail = client.call(operations.SHOW_VM, name=vm.uuid)
         for one in detail.allocations:
             if one.state is not AllocationState.HELD:
                 ports = range(one.first_port, one.last_port + 1)
@@ -276,7 +272,7 @@ def compacted(lab: Lab, asked: set[Reserved]) -> int:
     """Return how many ranges moved, without change of size, that nobody had asked for."""
     sizes: dict[str, int] = {}
     moves = 0
-    for event in Client(str(lab.socket)).stream(EventView, path_of("events"), {"limit": 100_000}):
+    for event in Client(str(lab.socket)).stream(operations.EVENTS, limit=100_000):
         size = event.last_port - event.first_port + 1
         if event.event in ("active", "resized"):
             sizes[event.name] = size

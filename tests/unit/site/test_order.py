@@ -410,7 +410,7 @@ def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
     assert site.manager is not None
     assert vms_queries.detail(site.manager, VM).refused_packets == 7
     line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
-    assert line in metrics.exposition(site.manager).decode()
+    assert line in metrics.exposition(site.manager).body.decode()
     # What may have been counted before this manager began is no news, what comes after it is.
     assert JournalEvent.EXHAUSTED not in journal(site)
     more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})

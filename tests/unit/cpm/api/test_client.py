@@ -8,14 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from cpm.api.client import Client, RemoteError, path_of
+from cpm.api.client import Client, RemoteError
+from cpm.api.operations import EVENTS, STATUS, Operation
+from cpm.api.parameters import Flag, Parameter
 from cpm.api.views import EventView, StatusView
 from cpm.protocol.errors import Unreachable, VirtPortsError
 from cpm.protocol.model import DomainUUID, NodeName
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, garbage, hang_up, lines, raw, refusal
 
-STATUS = StatusView("0.1.0", 1, 0.0, 0, 0, 0, "ledger.db")
+VIEW = StatusView("0.1.0", 1, 0.0, 0, 0, 0, "ledger.db")
+
+ASK = Operation("GET", "/v1/status", StatusView, "", tuple(Parameter(name, "") for name in "abcd"))
+CHANGE = Operation("POST", "/v1/x", StatusView, "", body=StatusView)
+DO = Operation("POST", "/v1/x", StatusView, "")
+REMOVE = Operation("DELETE", "/v1/x/{name}", StatusView, "", (Parameter("name", ""), Flag("all", "")))
 
 
 def event(seq: int) -> EventView:
@@ -33,24 +40,36 @@ def client(manager: CannedManager) -> Client:
     return Client(manager.path, timeout_s=30.0)
 
 
-def test_get_decodes(manager: CannedManager, client: Client) -> None:
-    manager.on("GET /v1/status?a=1&b=x+y", STATUS)
-    assert client.get(StatusView, "/v1/status", {"a": True, "b": "x y", "c": None, "d": False}) == STATUS
+def test_an_answer_is_decoded(manager: CannedManager, client: Client) -> None:
+    manager.on("GET /v1/status?a=1&b=x+y", VIEW)
+    assert client.call(ASK, a=True, b="x y", c=None, d=False) == VIEW
 
 
-def test_post_and_delete(manager: CannedManager, client: Client) -> None:
-    manager.on("POST /v1/x", STATUS)
-    manager.on("DELETE /v1/x", STATUS)
-    assert client.post(StatusView, "/v1/x", STATUS) == STATUS
-    assert client.post(StatusView, "/v1/x") == STATUS
-    assert client.delete(StatusView, "/v1/x") == STATUS
+def test_changes(manager: CannedManager, client: Client) -> None:
+    manager.on("POST /v1/x", VIEW)
+    manager.on("DELETE /v1/x/y?all=1", VIEW)
+    assert client.call(CHANGE, VIEW) == VIEW
+    assert client.call(DO) == VIEW
+    assert client.call(REMOVE, name="y", all=True) == VIEW
     assert [len(body) > 0 for _, body in manager.asked] == [True, False, False]
+
+
+def test_what_is_not_declared_is_not_sent(manager: CannedManager, client: Client) -> None:
+    with pytest.raises(TypeError, match=r"DELETE /v1/x/\{name\} takes \['all', 'name'\], not \['everything', 'name'\]"):
+        client.call(REMOVE, name="y", everything=True)
+    with pytest.raises(TypeError):
+        client.call(REMOVE)
+    with pytest.raises(TypeError):
+        client.call(CHANGE)
+    with pytest.raises(TypeError):
+        client.call(DO, VIEW)
+    assert manager.asked == []
 
 
 def test_a_refusal_keeps_code_and_sentence(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/status", refusal(409, "ambiguous", "2 VMs are named 'a'"))
     with pytest.raises(RemoteError) as refused:
-        client.get(StatusView, "/v1/status")
+        client.call(STATUS)
     assert (refused.value.code, str(refused.value)) == ("ambiguous", "2 VMs are named 'a'")
     assert isinstance(refused.value, VirtPortsError)
     assert VirtPortsError.code == RemoteError.code == "error"  # the class is untouched
@@ -59,14 +78,14 @@ def test_a_refusal_keeps_code_and_sentence(manager: CannedManager, client: Clien
 def test_an_answer_of_another_version(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/status", raw(200, b'{"version": "9"}'))
     with pytest.raises(RemoteError, match="must run the same version") as refused:
-        client.get(StatusView, "/v1/status")
+        client.call(STATUS)
     assert refused.value.code == "internal"
 
 
 def test_stream_yields_before_the_end(manager: CannedManager, client: Client) -> None:
     taken = threading.Event()
     manager.on("GET /v1/events?after=3&follow=1", lines([event(4), event(5)], then=lambda: taken.wait(60)))
-    stream = client.stream(EventView, "/v1/events", {"after": 3}, follow=True)
+    stream = client.stream(EVENTS, after=3, follow=True)
     assert [next(stream).seq, next(stream).seq] == [4, 5]
     taken.set()
     with pytest.raises(Unreachable, match="the manager ended the stream"):
@@ -75,13 +94,13 @@ def test_stream_yields_before_the_end(manager: CannedManager, client: Client) ->
 
 def test_stream_without_following_ends(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/events", lines([event(4), event(5)]))
-    assert [each.seq for each in client.stream(EventView, "/v1/events")] == [4, 5]
+    assert [each.seq for each in client.stream(EVENTS)] == [4, 5]
 
 
 def test_stream_refused(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/events?after=x", refusal(400, "invalid-request", "after is not a number"))
     with pytest.raises(RemoteError, match="after is not a number"):
-        next(client.stream(EventView, "/v1/events", {"after": "x"}))
+        next(client.stream(EVENTS, after="x"))
 
 
 def test_stream_cut(manager: CannedManager, client: Client) -> None:
@@ -89,7 +108,7 @@ def test_stream_cut(manager: CannedManager, client: Client) -> None:
         lines([event(4)], then=lambda: handler.connection.shutdown(socket.SHUT_RDWR))(handler)
 
     manager.on("GET /v1/events?follow=1", cut)
-    stream = client.stream(EventView, "/v1/events", follow=True)
+    stream = client.stream(EVENTS, follow=True)
     assert next(stream).seq == 4
     with pytest.raises(Unreachable, match=r"the manager (closed the connection|ended the stream)"):
         next(stream)
@@ -102,7 +121,7 @@ def test_stream_cut(manager: CannedManager, client: Client) -> None:
 def test_a_bad_partner(manager: CannedManager, client: Client, answer: canned_manager.Answer, detail: str) -> None:
     manager.on("GET /v1/status", answer)
     with pytest.raises(Unreachable, match=detail):
-        client.get(StatusView, "/v1/status")
+        client.call(STATUS)
 
 
 def test_an_answer_cut_short(manager: CannedManager, client: Client) -> None:
@@ -114,22 +133,22 @@ def test_an_answer_cut_short(manager: CannedManager, client: Client) -> None:
 
     manager.on("GET /v1/status", short)
     with pytest.raises(Unreachable, match="the manager closed the connection"):
-        client.get(StatusView, "/v1/status")
+        client.call(STATUS)
 
 
 def test_no_answer_in_time(manager: CannedManager) -> None:
     waiting = threading.Event()
     manager.on("GET /v1/status", lambda _: waiting.wait(60))
     with pytest.raises(Unreachable, match="no answer in time; see `journalctl -u cpmd`"):
-        Client(manager.path, timeout_s=0.05).get(StatusView, "/v1/status")
+        Client(manager.path, timeout_s=0.05).call(STATUS)
     waiting.set()
 
 
 def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no such socket; is cpmd running"):
-        Client(str(tmp_path / "x")).get(StatusView, "/v1/status")
+        Client(str(tmp_path / "x")).call(STATUS)
     with pytest.raises(Unreachable, match="name its socket with --socket or VIRT_PORTS_SOCKET"):
-        Client("/" + "x" * 200).get(StatusView, "/v1/status")
+        Client("/" + "x" * 200).call(STATUS)
 
 
 def test_nobody_listens(manager: CannedManager, tmp_path: Path) -> None:
@@ -137,7 +156,7 @@ def test_nobody_listens(manager: CannedManager, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     with pytest.raises(Unreachable, match="nobody listens there; is cpmd running"):
-        Client(str(path)).get(StatusView, "/v1/status")
+        Client(str(path)).call(STATUS)
 
 
 def test_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +167,4 @@ def test_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("cpm.api.client._UnixConnection.connect", refuse)
     with pytest.raises(Unreachable, match=r"permission denied; run this as root or .* see `ls -l /s`"):
-        Client("/s").get(StatusView, "/v1/status")
-
-
-def test_paths() -> None:
-    assert path_of("domains", "a/b?c#d e", "history") == "/v1/domains/a%2Fb%3Fc%23d%20e/history"
+        Client("/s").call(STATUS)

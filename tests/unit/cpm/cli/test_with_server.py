@@ -5,34 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import itertools
 import json
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpm.api.client import Client, RemoteError
-from cpm.api.server import Channel, Server
-from cpm.api.views import (
-    AddressView,
-    DomainDetail,
-    DomainView,
-    EventView,
-    ExplainView,
-    NodeView,
-    PoolRequest,
-    ReportView,
-    ResizeRequest,
-    StatusView,
-    WhoisView,
-    WishesRequest,
-)
+from cpm.api import operations
+from cpm.api.client import Client
+from cpm.api.operations import Operation
+from cpm.api.server import NodeConnection, Server
+from cpm.api.views import EventView, PoolRequest, ResizeRequest, StatusView, WishesRequest
 from cpm.cli import main
 from cpm.protocol.errors import (
     AddressInUse,
@@ -48,95 +36,57 @@ from cpm.protocol.model import NodeName
 from tests.unit.cpm.cli.conftest import NOW, WEB, Result, domain
 from tests.unit.cpm.cli.test_verbs import ADDRESS, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
 
+ANSWERS: dict[Operation[Any], object] = {
+    operations.LIST_VMS: [domain()],
+    operations.SHOW_VM: DETAIL,
+    operations.SET_WISHES: DETAIL,
+    operations.RESIZE: DETAIL,
+    operations.RELOCATE: DETAIL,
+    operations.EXPLAIN: EXPLAINED,
+    operations.HISTORY: EVENTS,
+    operations.WHOIS: whois_view(NOW),
+    operations.LIST_POOL: [ADDRESS],
+    operations.ADD_TO_POOL: [ADDRESS],
+    operations.REMOVE_FROM_POOL: [],
+    operations.LIST_NODES: NODES,
+    operations.FENCE: NODES[0],
+    operations.UNFENCE: NODES[0],
+    operations.STATUS: StatusView("0.1.0", 1, NOW, 1, 2, 2, "ledger.db"),
+}
+
 
 class SaysWhatItIsTold:
-    """A backend; ``trouble`` is raised by every call, ``asked`` remembers the arguments."""
+    """Both backends of a server; ``trouble`` is raised by every request, ``asked`` has the arguments of each."""
 
     def __init__(self) -> None:
         self.trouble: Exception | None = None
         self.asked: list[object] = []
         self.more: asyncio.Queue[EventView] = asyncio.Queue()
 
-    def _hear(self, *arguments: object) -> None:
-        self.asked.append(arguments)
+    def _hear(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> None:
+        self.asked.append((operation, arguments))
         if self.trouble is not None:
             raise self.trouble
 
-    async def domains(self, *, everything: bool) -> Sequence[DomainView]:
-        self._hear("domains", everything)
-        return [domain()]
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+        self._hear(operation, arguments)
+        return ANSWERS[operation]
 
-    async def domain(self, name: str) -> DomainDetail:
-        self._hear("domain", name)
-        return DETAIL
+    def stream(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> AsyncIterator[object]:
+        self._hear(operation, arguments)
+        return self._events(follow=arguments["follow"])
 
-    async def set_wishes(self, name: str, request: WishesRequest) -> DomainDetail:
-        self._hear("set", name, request)
-        return DETAIL
-
-    async def resize(self, name: str, request: ResizeRequest) -> DomainDetail:
-        self._hear("resize", name, request)
-        return DETAIL
-
-    async def relocate(self, name: str) -> DomainDetail:
-        self._hear("relocate", name)
-        return DETAIL
-
-    async def explain(self, name: str) -> ExplainView:
-        self._hear("explain", name)
-        return EXPLAINED
-
-    async def history(self, name: str, limit: int) -> Sequence[EventView]:
-        self._hear("history", name, limit)
-        return EVENTS
-
-    async def whois(self, address: IPv4Address, port: int, at: float | None) -> WhoisView:
-        self._hear("whois", address, port, at)
-        return whois_view(NOW if at is None else at)
-
-    async def pool(self) -> Sequence[AddressView]:
-        self._hear("pool")
-        return [ADDRESS]
-
-    async def pool_add(self, request: PoolRequest) -> Sequence[AddressView]:
-        self._hear("pool_add", request)
-        return [ADDRESS]
-
-    async def pool_remove(self, address: IPv4Address) -> Sequence[AddressView]:
-        self._hear("pool_remove", address)
-        return []
-
-    async def nodes(self) -> Sequence[NodeView]:
-        self._hear("nodes")
-        return NODES
-
-    async def fence(self, name: str, *, fenced: bool) -> NodeView:
-        self._hear("fence", name, fenced)
-        return NODES[0]
-
-    async def events(self, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
-        self._hear("events", after, limit, follow)
+    async def _events(self, *, follow: bool) -> AsyncIterator[EventView]:
         for event in EVENTS[: 0 if follow else None]:
             yield event
         while follow:
             yield await self.more.get()
 
-    async def measurements(self) -> AsyncIterator[ReportView]:
-        self._hear("measurements")
-        yield ReportView(NOW, NodeName("host1"), 1.0, ())
+    async def on_connected(self, hello: Hello, connection: NodeConnection) -> None: ...
 
-    async def status(self) -> StatusView:
-        self._hear("status")
-        return StatusView("0.1.0", 1, NOW, 1, 2, 2, "ledger.db")
+    async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None: ...
 
-    async def metrics(self) -> tuple[bytes, str]:
-        return b"", "text/plain"
-
-    async def opened(self, hello: Hello, channel: Channel) -> None: ...
-
-    async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None: ...
-
-    async def closed(self, node: NodeName, channel: Channel) -> None: ...
+    async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None: ...
 
 
 class Running:
@@ -158,7 +108,7 @@ def server() -> Iterator[Running]:
     thread = threading.Thread(target=loop.run_forever, name="server")
     thread.start()
     backend = SaysWhatItIsTold()
-    running, real = Running(backend, loop, str(directory / "cpmd.sock")), Server(backend)
+    running, real = Running(backend, loop, str(directory / "cpmd.sock")), Server(backend, backend)
     try:
         running.wait(real.listen_unix(directory / "cpmd.sock"))
         yield running
@@ -182,33 +132,38 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
 @pytest.mark.parametrize(
     ("words", "asked"),
     [
-        (["list"], ("domains", False)),
-        (["list", "--all"], ("domains", True)),
-        (["show", "a/b?c#d é%2F"], ("domain", "a/b?c#d é%2F")),
+        (["list"], (operations.LIST_VMS, {"all": False})),
+        (["list", "--all"], (operations.LIST_VMS, {"all": True})),
+        (["show", "a/b?c#d é%2F"], (operations.SHOW_VM, {"name": "a/b?c#d é%2F"})),
         (
             ["set", "web 1", "floor=64", "drain-limit=2.5", "--unset", "cap"],
-            ("set", "web 1", WishesRequest(floor=64, cap=None, drain_limit_s=2.5)),
+            (operations.SET_WISHES, {"name": "web 1", "body": WishesRequest(floor=64, cap=None, drain_limit_s=2.5)}),
         ),
-        (["resize", "web 1", "512"], ("resize", "web 1", ResizeRequest(512))),
-        (["relocate", "web/1"], ("relocate", "web/1")),
-        (["explain", "web 1"], ("explain", "web 1")),
-        (["history", "web 1", "--limit", "5"], ("history", "web 1", 5)),
-        (["whois", "203.0.113.1", "20817"], ("whois", IPv4Address("203.0.113.1"), 20817, None)),
+        (["resize", "web 1", "512"], (operations.RESIZE, {"name": "web 1", "body": ResizeRequest(512)})),
+        (["relocate", "web/1"], (operations.RELOCATE, {"name": "web/1"})),
+        (["explain", "web 1"], (operations.EXPLAIN, {"name": "web 1"})),
+        (["history", "web 1"], (operations.HISTORY, {"name": "web 1", "limit": 1000})),
+        (["history", "web 1", "--limit", "5"], (operations.HISTORY, {"name": "web 1", "limit": 5})),
+        (
+            ["whois", "203.0.113.1", "20817"],
+            (operations.WHOIS, {"address": ADDRESS.address, "port": 20817, "at": None, "protocol": None}),
+        ),
         (
             ["whois", "203.0.113.1", "7", "--at", "-10m", "--protocol", "icmp"],
-            ("whois", IPv4Address("203.0.113.1"), 7, NOW - 600),
+            (operations.WHOIS, {"address": ADDRESS.address, "port": 7, "at": NOW - 600, "protocol": "icmp"}),
         ),
-        (["pool", "list"], ("pool",)),
+        (["pool", "list"], (operations.LIST_POOL, {})),
         (
             ["pool", "add", "203.0.113.1", "--reserved", "5060,8000-8100"],
-            ("pool_add", PoolRequest((ADDRESS.address,), ADDRESS.reserved)),
+            (operations.ADD_TO_POOL, {"body": PoolRequest((ADDRESS.address,), ADDRESS.reserved)}),
         ),
-        (["pool", "remove", "203.0.113.1"], ("pool_remove", IPv4Address("203.0.113.1"))),
-        (["node", "list"], ("nodes",)),
-        (["node", "fence", "host1"], ("fence", "host1", True)),
-        (["node", "unfence", "host1"], ("fence", "host1", False)),
-        (["events", "--after", "3", "--limit", "7"], ("events", 3, 7, False)),
-        (["status"], ("status",)),
+        (["pool", "remove", "203.0.113.1"], (operations.REMOVE_FROM_POOL, {"address": ADDRESS.address})),
+        (["node", "list"], (operations.LIST_NODES, {})),
+        (["node", "fence", "host1"], (operations.FENCE, {"name": "host1"})),
+        (["node", "unfence", "host1"], (operations.UNFENCE, {"name": "host1"})),
+        (["events"], (operations.EVENTS, {"after": None, "limit": 100, "follow": False})),
+        (["events", "--after", "3", "--limit", "7"], (operations.EVENTS, {"after": 3, "limit": 7, "follow": False})),
+        (["status"], (operations.STATUS, {})),
     ],
 )
 def test_every_verb_is_understood(server: Running, run: Any, words: list[str], asked: tuple[object, ...]) -> None:
@@ -234,13 +189,6 @@ def test_the_managers_sentence_arrives(server: Running, run: Any, trouble: VirtP
     assert json.loads(run("show", "web1", "-o", "json").err) == {"code": trouble.code, "message": str(trouble)}
 
 
-def test_measurements_are_only_there_to_be_followed(server: Running) -> None:
-    with pytest.raises(RemoteError, match="ask with follow=1"):
-        next(Client(server.path).stream(ReportView, "/v1/measurements"))
-    [report] = itertools.islice(Client(server.path).stream(ReportView, "/v1/measurements", follow=True), 1)
-    assert (report.at, report.node) == (NOW, "host1")
-
-
 def test_a_limit_the_manager_refuses_is_a_matter_of_usage(run: Any) -> None:
     assert run("history", "web1", "--limit", "0").code == 2
 
@@ -261,7 +209,7 @@ class KeepsItsConnection(Client):
 
 def test_following_waits_without_limit_and_gets_each_event_at_once(server: Running) -> None:
     client = KeepsItsConnection(server.path)
-    with contextlib.closing(client.stream(EventView, "/v1/events", follow=True)) as stream:  # type: ignore[type-var]
+    with contextlib.closing(client.stream(operations.EVENTS, follow=True)) as stream:  # type: ignore[type-var]
         for event in EVENTS:
             server.wait(server.backend.more.put(event))
             assert next(stream) == event

@@ -1,0 +1,179 @@
+"""
+What operators can ask of the manager and have it do: each operation declared once.
+
+From these the server has its routes and checks requests, and the client knows paths and types. A function answers an
+operation when it is registered for it (:mod:`cpm.api.handlers`); its arguments are the parameters declared here and,
+where there is one, ``body``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+from msgspec import Struct
+
+from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
+from cpm.api.views import (
+    AddressView,
+    Document,
+    DomainDetail,
+    DomainView,
+    EventView,
+    ExplainView,
+    NodeView,
+    PoolRequest,
+    ReportView,
+    ResizeRequest,
+    StatusView,
+    WhoisView,
+    WishesRequest,
+)
+from cpm.protocol.errors import AddressInUse, Ambiguous, Conflict, NotFound, Overloading, PortsExhausted, VirtPortsError
+from cpm.protocol.model import LAST_PORT
+
+Argument = str | int | float | bool | IPv4Address | None
+"""The value of a parameter as a client gives it; None and False are left out of the query, True becomes 1."""
+
+Answer = TypeVar("Answer")
+
+
+class Operation(Struct, Generic[Answer], frozen=True, eq=False):
+    """
+    One thing that the API can do.
+
+    :param method: The HTTP method.
+    :param path: The path; ``{name}`` stands for the parameter of that name.
+    :param answer: Type of the answer; of a stream, of each of its lines.
+    :param summary: A sentence for the reference.
+    :param parameters: Those of the path and those of the query, in the order in which they are checked.
+    :param body: Type of the request's body; None: it has none.
+    :param streams: Answers newline-delimited JSON, value by value.
+    :param errors: What it can answer besides the errors that any operation can.
+    """
+
+    method: str
+    path: str
+    answer: type[Answer]
+    summary: str
+    parameters: tuple[Parameter, ...] = ()
+    body: type[object] | None = None
+    streams: bool = False
+    errors: tuple[type[VirtPortsError], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        """The names of what its handler is given out of a request."""
+        return frozenset(each.name for each in self.parameters) | ({"body"} if self.body is not None else set())
+
+    def target(self, arguments: Mapping[str, Argument]) -> str:
+        """
+        Return path and query of a request.
+
+        :param arguments: By parameter; texts may have any characters.
+        :raise TypeError: When one is not declared, or one of the path is missing.
+        """
+        undeclared = arguments.keys() - {each.name for each in self.parameters}
+        in_path = set(re.findall(r"\{(\w+)\}", self.path))
+        if undeclared or in_path - arguments.keys():
+            raise TypeError(f"{self} takes {sorted(self.arguments)}, not {sorted(arguments)}")
+        path = re.sub(r"\{(\w+)\}", lambda found: quote(str(arguments[found[1]]), safe=""), self.path)
+        query = {
+            name: 1 if value is True else value
+            for name, value in arguments.items()
+            if name not in in_path and value is not None and value is not False
+        }
+        return f"{path}?{urlencode(query)}" if query else path
+
+
+_VM = Parameter("name", "name or UUID of a VM")
+_NODE = Parameter("name", "name of a node")
+_FOLLOW = Flag("follow", "wait for more, until the client hangs up")
+_NO_SUCH_VM = (NotFound, Ambiguous)
+
+LIST_VMS: Final = Operation(
+    "GET", "/v1/domains", list[DomainView], "List the VMs that have ports or wait for some, in order of name.",
+    parameters=(Flag("all", "also VMs that are gone and whose ports are not free yet"),),
+)  # fmt: skip
+SHOW_VM: Final = Operation(
+    "GET", "/v1/domains/{name}", DomainDetail, "Show everything known of one VM.",
+    parameters=(_VM,), errors=_NO_SUCH_VM,
+)  # fmt: skip
+SET_WISHES: Final = Operation(
+    "PATCH", "/v1/domains/{name}", DomainDetail, "Set or unset what one VM shall have, from its next measurement on.",
+    parameters=(_VM,), body=WishesRequest, errors=_NO_SUCH_VM,
+)  # fmt: skip
+RESIZE: Final = Operation(
+    "POST", "/v1/domains/{name}/resize", DomainDetail, "Give one VM's range another size now.",
+    parameters=(_VM,), body=ResizeRequest, errors=(*_NO_SUCH_VM, Conflict, PortsExhausted),
+)  # fmt: skip
+RELOCATE: Final = Operation(
+    "POST", "/v1/domains/{name}/relocate", DomainDetail, "Move one VM to other ports of the same number.",
+    parameters=(_VM,), errors=(*_NO_SUCH_VM, Conflict, PortsExhausted),
+)  # fmt: skip
+EXPLAIN: Final = Operation(
+    "GET", "/v1/domains/{name}/explain", ExplainView, "Say why one VM has the ports it has.",
+    parameters=(_VM,), errors=_NO_SUCH_VM,
+)  # fmt: skip
+HISTORY: Final = Operation(
+    "GET", "/v1/domains/{name}/history", list[EventView],
+    "Return the newest journal entries of one VM, oldest first; of a VM that is gone, too.",
+    parameters=(_VM, WholeNumber("limit", "most entries to return", 1, 100_000, default=1000)),
+    errors=(NotFound,),
+)  # fmt: skip
+WHOIS: Final = Operation(
+    "GET", "/v1/whois", WhoisView, "Say which VM held an external port at a moment.",
+    parameters=(
+        WholeNumber("port", "transport port, or ICMP echo identifier", 0, LAST_PORT, required=True),
+        Address("address", "external address"),
+        Moment("at", "the moment"),
+        Parameter("protocol", "for the record; a range is one VM's for all protocols"),
+    ),
+    errors=(NotFound,),
+)  # fmt: skip
+LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the external addresses, in order.")
+ADD_TO_POOL: Final = Operation(
+    "POST", "/v1/pool", list[AddressView],
+    "Add external addresses, or replace the reserved ports of those that are there; answer all of them.",
+    body=PoolRequest, errors=(Overloading,),
+)  # fmt: skip
+REMOVE_FROM_POOL: Final = Operation(
+    "DELETE", "/v1/pool/{address}", list[AddressView], "Remove an external address; answer the remaining ones.",
+    parameters=(Address("address", "external address"),), errors=(NotFound, AddressInUse),
+)  # fmt: skip
+LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
+FENCE: Final = Operation(
+    "POST", "/v1/nodes/{name}/fence", NodeView, "Vouch that a node forwards nothing any more.",
+    parameters=(_NODE,), errors=(NotFound, Conflict),
+)  # fmt: skip
+UNFENCE: Final = Operation(
+    "DELETE", "/v1/nodes/{name}/fence", NodeView, "Withdraw a fence: the node may serve again.",
+    parameters=(_NODE,), errors=(NotFound,),
+)  # fmt: skip
+EVENTS: Final = Operation(
+    "GET", "/v1/events", EventView, "Stream the journal: the newest entries, or those after a position.",
+    parameters=(
+        WholeNumber("after", "only entries with a greater `seq`", 0, 2**62),
+        WholeNumber("limit", "most entries to return of those that are there", 0, 100_000, default=100),
+        _FOLLOW,
+    ),
+    streams=True,
+)  # fmt: skip
+MEASUREMENTS: Final = Operation(
+    "GET", "/v1/measurements", ReportView,
+    "Stream what the hosts measure from now on, one line a host and period; only with `follow=1`.",
+    parameters=(_FOLLOW,), streams=True,
+)  # fmt: skip
+STATUS: Final = Operation("GET", "/v1/status", StatusView, "Describe the manager itself.")
+METRICS: Final = Operation("GET", "/metrics", Document, "Return metrics in Prometheus' text format.")
+
+OPERATIONS: Final[tuple[Operation[Any], ...]] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Operation)
+)
+"""All of them, in the order of this module."""

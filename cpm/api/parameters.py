@@ -1,0 +1,108 @@
+"""
+What may stand in the path or the query of a request, and how its text is read: one class a kind of value.
+
+A parameter is declared once (:mod:`cpm.api.operations`); the server reads requests with it, the reference says what it
+takes.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Any
+
+from msgspec import Struct
+
+from cpm.protocol.errors import InvalidRequest
+
+
+class Parameter(Struct, frozen=True):
+    """
+    A text, as it is.
+
+    :param name: As in the path or the query; the handler has an argument of the same name.
+    :param meaning: A phrase for the reference.
+    """
+
+    name: str
+    meaning: str
+
+    def read(self, text: str | None) -> Any:
+        """
+        Return the value; None stands for a parameter that was not given.
+
+        :raise InvalidRequest: When the text is not of this kind, or is missing without a default.
+        """
+        return text
+
+    @property
+    def takes(self) -> str:
+        """What may be written, in words."""
+        return "text"
+
+
+class Flag(Parameter, frozen=True):
+    """Yes or no; not given is no."""
+
+    def read(self, text: str | None) -> bool:  # noqa: D102 - as the parent's
+        return text not in (None, "", "0", "false")
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return "`1` or `0`; default `0`"
+
+
+class WholeNumber(Parameter, frozen=True):
+    """
+    A whole number within bounds.
+
+    :param least: The smallest allowed.
+    :param most: The largest allowed.
+    :param default: What holds when it is not given; None: the handler gets None.
+    :param required: It must be given.
+    """
+
+    least: int
+    most: int
+    default: int | None = None
+    required: bool = False
+
+    def read(self, text: str | None) -> int | None:  # noqa: D102
+        if text is None and not self.required:
+            return self.default
+        # More than 20 digits are above any bound; int() of very many would take its time.
+        if text is None or not text.isascii() or not text.isdigit() or not self.least <= int(text[:20]) <= self.most:
+            raise InvalidRequest(f"{self.name} is {text!r}; use a whole number from {self.least} to {self.most}")
+        return int(text)
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        default = "required" if self.required else f"default {self.default}" if self.default is not None else "optional"
+        return f"whole number from {self.least} to {self.most}; {default}"
+
+
+class Moment(Parameter, frozen=True):
+    """UTC seconds; the handler gets None when it is not given or empty."""
+
+    def read(self, text: str | None) -> float | None:  # noqa: D102
+        try:
+            return float(text) if text else None
+        except ValueError:
+            raise InvalidRequest(f"{self.name} is {text!r}; use seconds since 1970 in UTC") from None
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return "seconds since 1970 in UTC; default now"
+
+
+class Address(Parameter, frozen=True):
+    """An IPv4 address, required."""
+
+    def read(self, text: str | None) -> IPv4Address:  # noqa: D102
+        try:
+            return IPv4Address(text or "")
+        except ValueError:
+            raise InvalidRequest(f"{text or ''!r} is not an IPv4 address; write it like 203.0.113.1") from None
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return "IPv4 address; required"

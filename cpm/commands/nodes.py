@@ -1,0 +1,40 @@
+"""Changes to nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cpm.api import handlers, operations
+from cpm.api.views import NodeView
+from cpm.core.manager import Manager
+from cpm.protocol.model import NodeName
+from cpm.queries import nodes
+
+_Answer = Callable[[Manager], NodeView]
+
+
+@handlers.change(operations.FENCE)
+def fence(manager: Manager, now: float, name: str) -> _Answer:
+    """
+    Record the operator's word that a node forwards nothing any more.
+
+    :raise NotFound: When there is no such node.
+    :raise Conflict: When it is connected, hence alive.
+    """
+    manager.fence(NodeName(name), now, fenced=True)
+    return _shown(name)
+
+
+@handlers.change(operations.UNFENCE)
+def unfence(manager: Manager, now: float, name: str) -> _Answer:
+    """
+    Withdraw that word.
+
+    :raise NotFound: When there is no such node.
+    """
+    manager.fence(NodeName(name), now, fenced=False)
+    return _shown(name)
+
+
+def _shown(name: str) -> _Answer:
+    return lambda manager: nodes.node(manager, manager.fleet.nodes[NodeName(name)])

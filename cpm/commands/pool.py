@@ -1,0 +1,37 @@
+"""Changes to the pool of external addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+from cpm.api import handlers, operations
+from cpm.api.views import AddressView, PoolRequest
+from cpm.core.manager import Manager
+from cpm.protocol.model import ExternalAddress
+from cpm.queries import pool
+
+_Answer = Callable[[Manager], list[AddressView]]
+
+
+@handlers.change(operations.ADD_TO_POOL)
+def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
+    """
+    Add external addresses, or replace the reserved ports of those that are there.
+
+    :raise Overloading: When a VM holds a port that is to be reserved.
+    """
+    manager.add_addresses([ExternalAddress(address, body.reserved) for address in body.addresses], now)
+    return pool.addresses
+
+
+@handlers.change(operations.REMOVE_FROM_POOL)
+def remove(manager: Manager, address: IPv4Address) -> _Answer:
+    """
+    Take an external address out.
+
+    :raise NotFound: When it is not there.
+    :raise AddressInUse: When VMs hold ranges on it.
+    """
+    manager.remove_address(address)
+    return pool.addresses

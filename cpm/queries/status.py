@@ -1,0 +1,38 @@
+"""Query for the manager itself."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cpm.api import handlers, operations
+from cpm.api.views import StatusView
+from cpm.core.manager import Manager
+from cpm.protocol.timeouts import Timeouts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class About:
+    """What a running cpmd knows of itself."""
+
+    version: str
+    started: float
+    """UTC seconds."""
+    ledger: str
+    """Path of the file."""
+    timeouts: Timeouts
+    """Of hosts that say nothing of their own."""
+
+
+@handlers.query(operations.STATUS)
+def status(manager: Manager, about: About) -> StatusView:
+    """Return how the manager is."""
+    return StatusView(
+        about.version,
+        manager.epoch,
+        about.started,
+        len(manager.present),
+        len(manager.fleet.nodes),
+        len(manager.sessions),
+        about.ledger,
+        about.timeouts,
+    )

@@ -1,0 +1,116 @@
+"""The sessions of nodes: which are connected, what they say to the manager and what it says to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from cpm.api.server import NodeConnection
+from cpm.core.manager import Manager
+from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage, Report
+from cpm.protocol.model import NodeName
+from cpm.queries import measurements
+from cpm.serving.decision_loop import DecisionLoop
+from cpm.serving.streams import ReportFollowers
+
+log = logging.getLogger(__name__)
+
+
+class NodeConnections:
+    """The connected nodes, as :class:`cpm.serving.decision_loop.Outbox`; at most one connection a node."""
+
+    def __init__(self) -> None:
+        self._connections: dict[NodeName, NodeConnection] = {}
+
+    def add(self, node: NodeName, connection: NodeConnection) -> None:
+        """Use this connection to a node from now on; a former one is closed."""
+        if (former := self._connections.get(node)) is not None:
+            former.close()
+        self._connections[node] = connection
+
+    def remove(self, node: NodeName) -> None:
+        """Forget a node's connection, which is closed."""
+        del self._connections[node]
+
+    def is_current(self, node: NodeName, connection: NodeConnection) -> bool:
+        """Say whether this is the node's connection, and was not replaced meanwhile."""
+        return self._connections.get(node) is connection
+
+    def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
+        """Send each to its node, in order; what is for a node without a session is dropped."""
+        for node, message in messages:
+            if (connection := self._connections.get(node)) is not None:
+                connection.send(message)
+
+    def close_all(self) -> None:
+        """End all sessions, each in its own time."""
+        for connection in self._connections.values():
+            connection.close()
+
+    def drop_all(self) -> None:
+        """End all sessions; what they still say does not count."""
+        self.close_all()
+        self._connections.clear()
+
+
+class NodeSessions:
+    """
+    Hands what nodes say to the manager, as :class:`cpm.api.server.NodeSessions`.
+
+    :param decisions: Where the manager decides.
+    :param connections: The connected nodes.
+    :param version: Of cpmd, told to nodes.
+    :param reports: Those who follow what hosts measure.
+    """
+
+    def __init__(
+        self,
+        decisions: DecisionLoop,
+        connections: NodeConnections,
+        version: str,
+        reports: ReportFollowers,
+    ) -> None:
+        self._decisions = decisions
+        self._connections = connections
+        self._version = version
+        self._reports = reports
+
+    async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
+        """
+        Begin a node's session; a former one of the same node is over.
+
+        :raise VirtPortsError: When the manager refuses the node.
+        """
+
+        def act(manager: Manager, now: float) -> None:
+            manager.hello(hello, self._version, now)
+            self._connections.add(hello.node, connection)
+
+        await self._decisions.do(act)
+        log.info("node %s connected (%s)", hello.node, ", ".join(sorted(hello.roles)))
+
+    async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
+        """
+        Tell the manager what a node said, unless its session was replaced meanwhile.
+
+        :raise VirtPortsError: When the node may not say that.
+        """
+
+        def act(manager: Manager, now: float) -> None:
+            if self._connections.is_current(node, connection):
+                manager.said(node, message, now)
+                if isinstance(message, Report) and self._reports:
+                    self._reports.publish(measurements.report(manager, node, message, now))
+
+        await self._decisions.do(act)
+
+    async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
+        """Tell the manager that a session is over, unless it was replaced meanwhile."""
+
+        def act(manager: Manager, now: float) -> None:
+            if self._connections.is_current(node, connection):
+                self._connections.remove(node)
+                manager.lost(node, now)
+
+        await self._decisions.do(act)
+        log.info("node %s disconnected", node)

@@ -1,0 +1,54 @@
+"""Has the operations of :mod:`cpm.api.operations` answered by the functions that are registered for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from cpm import commands, queries, serving
+from cpm.api import handlers
+from cpm.api.handlers import Kind
+from cpm.api.operations import Operation
+from cpm.queries.status import About
+from cpm.service import clock
+from cpm.serving.streams import Feeds
+
+
+class OperatorRequests:
+    """
+    Runs handlers by their kind, as :class:`cpm.api.server.OperatorRequests`.
+
+    :param feeds: The manager, the journal and the reports.
+    :param about: What the manager says about itself.
+    :raise LookupError: When an operation has no handler.
+    """
+
+    def __init__(self, feeds: Feeds, about: About) -> None:
+        self._feeds = feeds
+        self._about = about
+        self._handlers = handlers.load((queries, commands, serving))
+
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+        """
+        Return the answer to one request.
+
+        :raise VirtPortsError: When it is refused.
+        """
+        handler, decisions = self._handlers[operation], self._feeds.decisions
+        if handler.kind is Kind.JOURNAL_QUERY:
+            return await self._feeds.journal.read(
+                lambda journal: handler.call({"journal": journal, "now": clock.now(), **arguments})
+            )
+        if handler.kind is Kind.CHANGE:
+            query = await decisions.do(lambda manager, now: handler.call({"manager": manager, "now": now, **arguments}))
+            return query(decisions.manager)
+        return handler.call({"manager": decisions.manager, "now": clock.now(), "about": self._about, **arguments})
+
+    def stream(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> AsyncIterator[object]:
+        """
+        Return the lines of a streamed answer.
+
+        :raise VirtPortsError: When it is refused.
+        """
+        lines: AsyncIterator[object] = self._handlers[operation].call({"feeds": self._feeds, **arguments})
+        return lines
