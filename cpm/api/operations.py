@@ -1,9 +1,9 @@
 """
 What operators can ask of the manager and have it do: each operation declared once.
 
-From these the server has its routes and checks requests, and the client knows paths and types. A function answers an
-operation when it is registered for it (:mod:`cpm.api.handlers`); its arguments are the parameters declared here and,
-where there is one, ``body``.
+From these the server has its routes and checks requests, the client knows paths and types, and
+``docs/reference/api.md`` is written. A function answers an operation when it is registered for it
+(:mod:`cpm.api.handlers`); its arguments are the parameters declared here and, where there is one, ``body``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 What operators get to see: the JSON of the HTTP API, one class a noun. Used by server and command line alike.
 
-Which operation takes and answers what is declared in :mod:`cpm.api.operations`.
+Which operation takes and answers what is declared in :mod:`cpm.api.operations`; ``docs/reference/api.md`` has both.
 """
 
 from __future__ import annotations

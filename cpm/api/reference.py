@@ -1,0 +1,149 @@
+"""
+Writes ``docs/reference/api.md`` out of the declarations, so that it says what the manager does::
+
+    python -m cpm.api.reference > docs/reference/api.md
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from typing import Any
+
+from msgspec import Meta, Struct, UnsetType
+
+from cpm.api.operations import OPERATIONS, Operation
+from cpm.api.views import Document, ErrorView
+from cpm.protocol.errors import CODES
+
+_HEAD = """\
+# HTTP API
+
+What `virt-ports` asks of cpmd, for programs that want to ask the same. This page is generated from the declarations in
+`cpm/api/operations.py` by `python -m cpm.api.reference`, and a test fails when it is stale.
+
+The API is served on a unix socket, `/run/virt-ports/cpmd.sock` unless `cpmd.toml` says otherwise; whoever may open it
+may do everything. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is
+answered once it is durable.
+
+    curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
+
+New keys may come; a program should ignore those it does not know.
+"""
+
+_ERRORS = """
+## Errors
+
+An answer with another status than 200 has an [ErrorView](#errorview) as body. Besides the errors that an operation
+names, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
+request by `error`. The table has all codes, with the HTTP status and with the exit code of `virt-ports`; some occur
+only there.
+
+| code | status | exit code |
+|---|---|---|
+"""
+
+_SIMPLE: dict[Any, str] = {
+    int: "integer", float: "number", str: "string", bool: "boolean", IPv4Address: "IPv4 address", type(None): "null",
+}  # fmt: skip
+
+
+def markdown() -> str:
+    """Return the page."""
+    errors = "".join(f"| `{code}` | {kind.http_status} | {int(kind.exit_code)} |\n" for code, kind in CODES.items())
+    operations = "".join(map(_operation, OPERATIONS))
+    return f"{_HEAD}\n## Operations\n{operations}{_ERRORS}{errors}\n## Types\n{''.join(map(_type, _types()))}"
+
+
+def _operation(operation: Operation[Any]) -> str:
+    lines = [f"\n### `{operation}`\n", operation.summary, ""]
+    for each in operation.parameters:
+        place = "path" if f"{{{each.name}}}" in operation.path else "query"
+        lines.append(f"- `{each.name}` ({place}): {each.meaning}; {each.takes}.")
+    if operation.body is not None:
+        lines.append(f"- Body: {_named(operation.body)}.")
+    lines.append(f"- Answer: {_answer(operation)}.")
+    if operation.errors:
+        lines.append(f"- Errors: {', '.join(f'`{kind.code}`' for kind in operation.errors)}.")
+    return "\n".join(lines) + "\n"
+
+
+def _answer(operation: Operation[Any]) -> str:
+    if operation.answer is Document:
+        return "text"
+    return f"newline-delimited {_named(operation.answer)}" if operation.streams else _named(operation.answer)
+
+
+def _types() -> list[type]:
+    """Return the types that operations name and those named within, in order of name."""
+    found: set[type] = set()
+    todo: list[Any] = [
+        ErrorView,
+        *(op.answer for op in OPERATIONS),
+        *(op.body for op in OPERATIONS if op.body is not None),
+    ]
+    while todo:
+        kind = todo.pop()
+        todo += typing.get_args(kind)
+        if kind not in found and _is_object(kind) and kind is not Document:
+            found.add(kind)
+            todo += typing.get_type_hints(kind).values()
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+def _type(kind: type) -> str:
+    hints, meanings = typing.get_type_hints(kind, include_extras=True), dict(_meanings(kind))
+    summary = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+    rows = "".join(f"| `{name}` | {_named(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
+    return f"\n### {kind.__name__}\n\n{summary}\n\n| key | value | |\n|---|---|---|\n{rows}"
+
+
+def _meanings(kind: type) -> Iterator[tuple[str, str]]:
+    """Yield the attributes of a class that have a docstring below them, with that."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    for field, below in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            yield field.target.id, " ".join(str(below.value.value).replace("``", "`").split())
+
+
+def _named(hint: Any) -> str:
+    """Return a type as JSON has it, in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in _SIMPLE:
+        return _SIMPLE[hint]
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_named(each) for each in arguments if each is not UnsetType)
+    if origin is typing.Annotated:
+        [meta] = [each for each in arguments if isinstance(each, Meta)]
+        return f"{_named(arguments[0])} from {meta.ge} to {meta.le}"
+    if origin is dict:
+        return f"object with values {_named(arguments[1])}"
+    if origin in (tuple, list):
+        return f"list of {_named(arguments[0])}"
+    if isinstance(hint, typing.NewType):
+        return _named(hint.__supertype__)
+    if issubclass(hint, enum.Enum):
+        return ", ".join(f"`{each.value}`" for each in hint)
+    return f"[{hint.__name__}](#{hint.__name__.lower()})"
+
+
+def _is_object(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, Struct) or dataclasses.is_dataclass(kind))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())
