@@ -14,21 +14,21 @@ from cpm.cli import parsing, render
 from cpm.protocol.errors import ExitCode, VirtPortsError
 
 VERBS = {
-    "list": "cpm.cli.list",
-    "show": "cpm.cli.show",
-    "set": "cpm.cli.set",
-    "explain": "cpm.cli.explain",
-    "resize": "cpm.cli.resize",
-    "relocate": "cpm.cli.relocate",
-    "whois": "cpm.cli.whois",
-    "history": "cpm.cli.history",
-    "pool": "cpm.cli.pool",
-    "node": "cpm.cli.node",
-    "events": "cpm.cli.events",
-    "record": "cpm.cli.record",
-    "simulate": "cpm.cli.simulate",
-    "status": "cpm.cli.status",
-    "install": "cpm.cli.install",
+    "list": "cpm.cli.verbs.list",
+    "show": "cpm.cli.verbs.show",
+    "set": "cpm.cli.verbs.set",
+    "explain": "cpm.cli.verbs.explain",
+    "resize": "cpm.cli.verbs.resize",
+    "relocate": "cpm.cli.verbs.relocate",
+    "whois": "cpm.cli.verbs.whois",
+    "history": "cpm.cli.verbs.history",
+    "pool": "cpm.cli.verbs.pool",
+    "node": "cpm.cli.verbs.node",
+    "events": "cpm.cli.verbs.events",
+    "record": "cpm.cli.verbs.record",
+    "simulate": "cpm.cli.verbs.simulate",
+    "status": "cpm.cli.verbs.status",
+    "install": "cpm.cli.verbs.install",
 }
 """Verb to the module that has its ``add_parser`` and ``run``, in the order of the help."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from cpm.cli import parsing, render, show
+from cpm.cli import parsing, render
+from cpm.cli.verbs import show
 from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from cpm.cli import parsing, render, show
+from cpm.cli import parsing, render
+from cpm.cli.verbs import show
 
 _ABOUT = """\
 New connections get as many ports elsewhere, on the same external address if it

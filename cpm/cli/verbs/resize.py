@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from cpm.cli import parsing, render, show
+from cpm.cli import parsing, render
+from cpm.cli.verbs import show
 
 _ABOUT = """\
 PORTS is rounded up to whole blocks and held between the VM's floor and its cap.
