@@ -10,27 +10,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from cpm.cli import parsing, render
+from cpm.cli import parsing, render, verbs
 from cpm.protocol.errors import ExitCode, VirtPortsError
-
-VERBS = {
-    "list": "cpm.cli.verbs.list",
-    "show": "cpm.cli.verbs.show",
-    "set": "cpm.cli.verbs.set",
-    "explain": "cpm.cli.verbs.explain",
-    "resize": "cpm.cli.verbs.resize",
-    "relocate": "cpm.cli.verbs.relocate",
-    "whois": "cpm.cli.verbs.whois",
-    "history": "cpm.cli.verbs.history",
-    "pool": "cpm.cli.verbs.pool",
-    "node": "cpm.cli.verbs.node",
-    "events": "cpm.cli.verbs.events",
-    "record": "cpm.cli.verbs.record",
-    "simulate": "cpm.cli.verbs.simulate",
-    "status": "cpm.cli.verbs.status",
-    "install": "cpm.cli.verbs.install",
-}
-"""Verb to the module that has its ``add_parser`` and ``run``, in the order of the help."""
 
 _ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: who has which, who had, and what is left."
 
@@ -69,16 +50,27 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def build_parser(verbs: Sequence[str] = tuple(VERBS)) -> parsing.Parser:
-    """Return the parser for some verbs; a verb's module is imported here."""
+def verb_names() -> tuple[str, ...]:
+    """Return the verbs: a module in :mod:`cpm.cli.verbs` is one."""
+    files = sorted(os.listdir(verbs.__path__[0]))  # noqa: PTH208 - importing pathlib costs 10 ms
+    return tuple(file.removesuffix(".py") for file in files if file.endswith(".py") and file != "__init__.py")
+
+
+def build_parser(names: Sequence[str] | None = None) -> parsing.Parser:
+    """
+    Return the parser for some verbs, whose modules are imported here.
+
+    :param names: The verbs; None: all, in the order of the help.
+    """
     parser = parsing.Parser(prog="virt-ports", description=_ABOUT, epilog=_EPILOG)
     parser.add_argument("--version", action=_Version)
     parsing.add_common(parser)
     subparsers = parser.add_subparsers(
         title="verbs", dest="verb", metavar="VERB", required=True, parser_class=parsing.Parser
     )
-    for verb in verbs:
-        _module(verb).add_parser(subparsers)
+    modules = {name: _module(name) for name in names or verb_names()}
+    for name, module in sorted(modules.items(), key=lambda item: item[1].VERB.position):
+        module.add_arguments(parsing.add_verb(subparsers, name, module.VERB))
     return parser
 
 
@@ -94,7 +86,7 @@ def execute(argv: Sequence[str], *, now: float) -> int:
     words = _joined(argv)
     output = parsing.wished_output(words)
     try:
-        args = build_parser(words[:1] if words[:1] and words[0] in VERBS else tuple(VERBS)).parse_args(words)
+        args = build_parser(words[:1] if words[:1] and words[0] in verb_names() else None).parse_args(words)
         args.now = now
         return int(_module(args.verb).run(args))
     except VirtPortsError as error:
@@ -127,7 +119,7 @@ def _confess(error: Exception) -> int:
 
 
 def _module(verb: str) -> ModuleType:
-    return importlib.import_module(VERBS[verb])
+    return importlib.import_module(f"{verbs.__name__}.{verb}")
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

@@ -1,15 +1,17 @@
 """
 What all verbs share: options, help in one shape, and the client they ask.
 
-A verb's module has ``add_parser(subparsers)`` and ``run(args) -> exit code`` and imports what it needs inside ``run``.
+A verb's module has ``VERB``, ``add_arguments(parser)`` and ``run(args) -> exit code``; it imports what it needs inside
+``run``, so that a command does not wait for the imports of another.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from cpm.cli import render
 from cpm.protocol.errors import ExitCode, VirtPortsError
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 
 SOCKET_VARIABLE = "VIRT_PORTS_SOCKET"
 DEFAULT_SOCKET = "/run/virt-ports/cpmd.sock"
+
+
+class Verb(NamedTuple):
+    """What the help says of a verb."""
+
+    position: int
+    """Its place in the list of verbs, the lowest first."""
+    summary: str
+    """One line, for that list."""
+    about: str = ""
+    """What there is to know beyond it."""
+    examples: str = ""
+    """Commands, one a line, with what they do."""
 
 
 class UsageError(VirtPortsError):
@@ -48,19 +63,18 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
-def add_verb(subparsers: Subparsers, name: str, summary: str, *, about: str = "", examples: str = "") -> Parser:
-    """
-    Add a verb with the options all verbs have.
+def add_verb(subparsers: Subparsers, name: str, verb: Verb) -> Parser:
+    """Add a verb with the options all verbs have; its arguments are added to what is returned."""
+    return add_action(subparsers, name, verb.summary, about=verb.about, examples=verb.examples)
 
-    :param summary: One line, for the list of verbs.
-    :param about: What there is to know beyond it.
-    :param examples: Commands, one a line, with what they do.
-    """
+
+def add_action(subparsers: Subparsers, name: str, summary: str, *, about: str = "", examples: str = "") -> Parser:
+    """Add one of the actions of a verb, with the options all verbs have; the texts are as those of :class:`Verb`."""
     description = f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{about}" if about else "")
     epilog = f"examples:\n{examples}" if examples else None
-    verb = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
-    add_common(verb, default=argparse.SUPPRESS)
-    return verb
+    parser = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
+    add_common(parser, default=argparse.SUPPRESS)
+    return parser
 
 
 def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
@@ -99,6 +113,20 @@ def wished_output(argv: list[str]) -> render.Format:
 def wants_json(args: argparse.Namespace) -> bool:
     """Say whether the user asked for JSON."""
     return bool(args.output == render.Format.JSON)
+
+
+def answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
+    """
+    Print an answer as the user asked for it; return the exit code.
+
+    :param value: What a program gets: a view of the API, several, or dicts and lists.
+    :param text: Returns what a person gets.
+    """
+    if wants_json(args):
+        render.emit_document(render.plain(value))
+    else:
+        render.emit(text())
+    return ExitCode.DONE
 
 
 def client(args: argparse.Namespace) -> Client:

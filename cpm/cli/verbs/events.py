@@ -19,12 +19,11 @@ _EXAMPLES = """\
 
 _ABOUT = "With -o json one document; with --follow one document a line."
 
+VERB = parsing.Verb(110, "print the journal: who got, resized and gave back what", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "events", "print the journal: who got, resized and gave back what", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("-f", "--follow", action="store_true", help="wait for more")
     verb.add_argument("--after", metavar="SEQ", type=parsing.count, help="only lines after this number")
     verb.add_argument(

@@ -14,12 +14,11 @@ _EXAMPLES = """\
   virt-ports explain web1
   virt-ports explain web1 -o json | jq .fair_share"""
 
+VERB = parsing.Verb(40, "say why a VM has the ports it has", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "explain", "say why a VM has the ports it has", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
 
 
@@ -28,8 +27,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import EXPLAIN
 
     view = parsing.client(args).call(EXPLAIN, name=args.vm)
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(view))
-    else:
-        render.emit("".join(f"{render.cell(line)}\n" for line in view.lines))
-    return 0
+    return parsing.answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))

@@ -11,12 +11,11 @@ _EXAMPLES = """\
   virt-ports history web1 --limit 20
   virt-ports history 6695eb01-f6a4-8304-79aa-97f2502e193f -o json"""
 
+VERB = parsing.Verb(80, "show which ranges a VM held, and when", about="Oldest first.", examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "history", "show which ranges a VM held, and when", about="Oldest first.", examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID; a VM that is gone too")
     verb.add_argument("--limit", metavar="N", type=parsing.count, help="only the latest N lines (default: 1000)")
 
@@ -26,8 +25,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import HISTORY
 
     views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit)
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(views))
-    else:
-        render.emit(render.table(journal.HEADER, map(journal.row, views)))
-    return 0
+    return parsing.answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))

@@ -27,13 +27,11 @@ _EXAMPLES = """\
   virt-ports install --role edge --manager https://172.30.0.2:7414 --underlay eth1
   virt-ports install --role host,edge,manager --dry-run  only say what it would do"""
 
+VERB = parsing.Verb(150, "put units, hook and a first configuration on this machine", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "install", "put units, hook and a first configuration on this machine",
-        about=_ABOUT, examples=_EXAMPLES,
-    )  # fmt: skip
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     option = verb.add_argument
     option("--role", metavar="ROLES", required=True,
            help="host (runs VMs), edge (talks to the internet), manager; several with commas")  # fmt: skip

@@ -23,10 +23,11 @@ States: active; starting (being programmed); growing; waiting (no ports to be
 had); unreachable (its host is not connected; its traffic goes on); gone.
 'In use' counts ports of the present range, '-' where not measured yet."""
 
+VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(subparsers, "list", "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("--all", action="store_true", help="also VMs that are gone")
     verb.add_argument("--node", metavar="NODE", help="only VMs on this host")
 
@@ -38,11 +39,7 @@ def run(args: argparse.Namespace) -> int:
     views = parsing.client(args).call(LIST_VMS, all=args.all)
     if args.node is not None:
         views = [view for view in views if view.node == args.node] or _none_on(args)
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(views))
-    else:
-        render.emit(render.table(HEADER, map(_row, views)))
-    return 0
+    return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
 def _row(view: DomainView) -> tuple[object, ...]:

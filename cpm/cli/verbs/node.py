@@ -29,15 +29,16 @@ _EXAMPLES = """\
   virt-ports node fence host2      its power is off: give its ports to others
   virt-ports node unfence host2    it is back"""
 
+VERB = parsing.Verb(100, "list, fence and unfence hosts and edges", examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    node = parsing.add_verb(subparsers, "node", "list, fence and unfence hosts and edges", examples=_EXAMPLES)
-    actions = node.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    parsing.add_verb(actions, "list", "list the nodes", about=_LIST_ABOUT)
-    fence = parsing.add_verb(actions, "fence", "vouch that a node forwards nothing any more", about=_FENCE_ABOUT)
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
+    actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    parsing.add_action(actions, "list", "list the nodes", about=_LIST_ABOUT)
+    fence = parsing.add_action(actions, "fence", "vouch that a node forwards nothing any more", about=_FENCE_ABOUT)
     fence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
-    unfence = parsing.add_verb(actions, "unfence", "take a fence back: the node may serve again")
+    unfence = parsing.add_action(actions, "unfence", "take a fence back: the node may serve again")
     unfence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
 
 
@@ -47,19 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     manager = parsing.client(args)
     if args.action == "list":
-        _print(manager.call(LIST_NODES), args)
-    elif args.action == "fence":
-        _print(manager.call(FENCE, name=args.node), args)
-    else:
-        _print(manager.call(UNFENCE, name=args.node), args)
-    return 0
-
-
-def _print(answer: NodeView | list[NodeView], args: argparse.Namespace) -> None:
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(answer))
-    else:
-        render.emit(render.table(HEADER, map(_row, answer if isinstance(answer, list) else [answer])))
+        views = manager.call(LIST_NODES)
+        return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+    view = manager.call(FENCE if args.action == "fence" else UNFENCE, name=args.node)
+    return parsing.answer(args, view, lambda: render.table(HEADER, [_row(view)]))
 
 
 def _row(view: NodeView) -> tuple[object, ...]:

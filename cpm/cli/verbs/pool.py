@@ -28,16 +28,17 @@ _LIST_ABOUT = """\
 'Allocated' ports are active or on their way in, 'Leaving' ones drain or rest
 before their next owner; 'Longest free' is the largest range a VM could get."""
 
+VERB = parsing.Verb(90, "list, add and remove external addresses", examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    pool = parsing.add_verb(subparsers, "pool", "list, add and remove external addresses", examples=_EXAMPLES)
-    actions = pool.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    parsing.add_verb(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
-    add = parsing.add_verb(actions, "add", "add addresses", about=_ADD_ABOUT, examples=_examples_of("add"))
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
+    actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    parsing.add_action(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
+    add = parsing.add_action(actions, "add", "add addresses", about=_ADD_ABOUT, examples=_examples_of("add"))
     add.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
     add.add_argument("--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100")
-    remove = parsing.add_verb(
+    remove = parsing.add_action(
         actions, "remove", "remove addresses nobody holds ports on", examples=_examples_of("remove")
     )
     remove.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
@@ -49,11 +50,7 @@ def run(args: argparse.Namespace) -> int:
         views = _ACTIONS[args.action](args)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(views))
-    else:
-        render.emit(render.table(HEADER, map(_row, views)))
-    return 0
+    return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
 def _list(args: argparse.Namespace) -> list[AddressView]:

@@ -29,10 +29,11 @@ Ends after --for seconds or with Ctrl-C; what is written by then is complete.
 An existing file is replaced. Prints how much was recorded (on stderr when the
 trace goes to standard output)."""
 
+VERB = parsing.Verb(120, "record the load as a trace", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(subparsers, "record", "record the load as a trace", about=_ABOUT, examples=_EXAMPLES)
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("file", metavar="FILE", help="where to write; - is standard output")
     verb.add_argument("--for", metavar="SECONDS", dest="seconds", type=parsing.count, help="how long (default: until "
                       "Ctrl-C)")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cpm.cli import parsing, render
+from cpm.cli import parsing
 from cpm.cli.verbs import show
 
 _ABOUT = """\
@@ -19,10 +19,11 @@ stay."""
 _EXAMPLES = """\
   virt-ports relocate web1"""
 
+VERB = parsing.Verb(60, "move one VM to other ports", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(subparsers, "relocate", "move one VM to other ports", about=_ABOUT, examples=_EXAMPLES)
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
 
 
@@ -31,8 +32,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import RELOCATE
 
     detail = parsing.client(args).call(RELOCATE, name=args.vm)
-    if parsing.wants_json(args):
-        render.emit_document(show.flat(render.plain(detail)))
-    else:
-        render.emit(show.ranges(detail))
-    return 0
+    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cpm.cli import parsing, render
+from cpm.cli import parsing
 from cpm.cli.verbs import show
 
 _ABOUT = """\
@@ -20,12 +20,11 @@ _EXAMPLES = """\
   virt-ports resize web1 1024
   virt-ports set web1 floor=1024    the same from the next measurement on, to stay"""
 
+VERB = parsing.Verb(50, "give one VM more or fewer ports now", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "resize", "give one VM more or fewer ports now", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
     verb.add_argument("ports", metavar="PORTS", type=parsing.ports, help="how many its range shall have")
 
@@ -36,8 +35,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.views import ResizeRequest
 
     detail = parsing.client(args).call(RESIZE, ResizeRequest(args.ports), name=args.vm)
-    if parsing.wants_json(args):
-        render.emit_document(show.flat(render.plain(detail)))
-    else:
-        render.emit(show.ranges(detail))
-    return 0
+    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))

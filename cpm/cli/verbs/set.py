@@ -32,12 +32,11 @@ _EXAMPLES = """\
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 --unset cap --unset weight"""
 
+VERB = parsing.Verb(30, "say what one VM shall have: floor, cap, weight ...", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "set", "say what one VM shall have: floor, cap, weight ...", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
     verb.add_argument("wishes", metavar="KEY=VALUE", nargs="*", help="what it shall have")
     verb.add_argument("--unset", metavar="KEY", action="append", default=[], help="no longer say this; may be repeated")
@@ -49,11 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import SET_WISHES
 
     detail = parsing.client(args).call(SET_WISHES, request, name=args.vm)
-    if parsing.wants_json(args):
-        render.emit_document(show.flat(render.plain(detail)))
-    else:
-        render.emit(render.fields(show.wishes(detail)))
-    return 0
+    return parsing.answer(args, show.flat(detail), lambda: render.fields(show.wishes(detail)))
 
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:

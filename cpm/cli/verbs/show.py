@@ -23,12 +23,11 @@ Ranges: 'active' is what new connections get; 'reserved' is on its way in;
 owner. What 'Guest says' comes from within the VM: a hint, by which nothing is
 decided."""
 
+VERB = parsing.Verb(20, "show one VM: its ranges, its demand, the last decision", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "show", "show one VM: its ranges, its demand, the last decision", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
 
 
@@ -37,16 +36,13 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_VM
 
     detail = parsing.client(args).call(SHOW_VM, name=args.vm)
-    if parsing.wants_json(args):
-        render.emit_document(flat(render.plain(detail)))
-    else:
-        render.emit(_facts(detail) + "\n" + ranges(detail))
-    return 0
+    return parsing.answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
 
 
-def flat(detail: dict[str, Any]) -> dict[str, Any]:
-    """Put what ``list`` says about a VM beside the rest, so that both verbs have the same keys."""
-    return {**detail.pop("domain"), **detail}
+def flat(detail: DomainDetail) -> dict[str, Any]:
+    """Return a VM for programs, with what ``list`` says beside the rest, so that both verbs have the same keys."""
+    plain = render.plain(detail)
+    return {**plain.pop("domain"), **plain}
 
 
 def _facts(detail: DomainDetail) -> str:

@@ -38,12 +38,11 @@ refused connection; '-' where some are refused in any. The search takes about
 ten replays a policy: leave it out with --no-packing.
 A trace is written by `virt-ports record`."""
 
+VERB = parsing.Verb(130, "compare policies on a recorded or made-up load", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "simulate", "compare policies on a recorded or made-up load", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument("trace", metavar="TRACE", nargs="?", help="a recorded load (CSV); - is standard input")
     source.add_argument("--generate", metavar="KIND", help="a made-up load: steady, diurnal, bursty, heavy-tailed, "

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 from cpm.protocol.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from cpm.api.views import StatusView
 
 _EXAMPLES = """\
   virt-ports status
   virt-ports status -o json | jq .nodes_connected
   virt-ports status >/dev/null || echo "exit code $?"    3: cpmd cannot be reached"""
 
+VERB = parsing.Verb(140, "say how the manager is", examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    parsing.add_verb(subparsers, "status", "say how the manager is", examples=_EXAMPLES)
+
+def add_arguments(_: parsing.Parser) -> None:
+    """Add none."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import STATUS
 
     view = parsing.client(args).call(STATUS)
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(view))
-        return 0
-    render.emit(render.fields((
+    return parsing.answer(args, view, lambda: _facts(view))
+
+
+def _facts(view: StatusView) -> str:
+    return render.fields((
         ("Version", view.version),
         ("Epoch", view.epoch),
         ("Running since", render.moment(view.started)),
@@ -34,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
         ("Nodes", f"{view.nodes_connected} connected of {view.nodes}"),
         ("Ledger", view.ledger),
         ("Timeouts", _timeouts(view.timeouts)),
-    )))  # fmt: skip
-    return 0
+    ))  # fmt: skip
 
 
 def _timeouts(timeouts: Timeouts | None) -> str | None:

@@ -24,12 +24,11 @@ A range is one VM's for all protocols alike; for ICMP the port is the echo
 identifier. TIME is ISO 8601 (in the local zone unless it says Z or an offset),
 UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
 
+VERB = parsing.Verb(70, "say which VM holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)
 
-def add_parser(subparsers: parsing.Subparsers) -> None:
-    """Add the verb."""
-    verb = parsing.add_verb(
-        subparsers, "whois", "say which VM holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES
-    )
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
     verb.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
     verb.add_argument("port", metavar="PORT", help="transport port, or ICMP echo identifier")
     verb.add_argument("--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="for the record; all share a range")
@@ -41,11 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import WHOIS
 
     view = parsing.client(args).call(WHOIS, **_question(args))
-    if parsing.wants_json(args):
-        render.emit_document(render.plain(view))
-    else:
-        render.emit(_facts(view))
-    return 0
+    return parsing.answer(args, view, lambda: _facts(view))
 
 
 def _question(args: argparse.Namespace) -> dict[str, Argument]:

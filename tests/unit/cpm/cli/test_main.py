@@ -144,7 +144,17 @@ def test_the_default_socket_is_the_managers_default() -> None:
     assert ListenSettings().socket == parsing.DEFAULT_SOCKET
 
 
-@pytest.mark.parametrize("verb", main.VERBS)
+def test_the_order_of_the_help() -> None:
+    [verbs] = [action.choices for action in main.build_parser()._actions if action.dest == "verb"]
+    assert verbs is not None
+    assert list(verbs) == [
+        "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "node", "events", "record",
+        "simulate", "status", "install",
+    ]  # fmt: skip
+    assert sorted(verbs) == list(main.verb_names())
+
+
+@pytest.mark.parametrize("verb", main.verb_names())
 def test_help_helps(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.execute([verb, "--help"], now=NOW)
@@ -158,7 +168,7 @@ def test_help_lists_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit):
         main.execute(["--help"], now=NOW)
     text = capsys.readouterr().out
-    assert all(f"\n    {verb} " in text for verb in main.VERBS)
+    assert all(f"\n    {verb} " in text for verb in main.verb_names())
     assert "  3    the manager (cpmd) cannot be reached\n" in text
 
 
