@@ -88,6 +88,7 @@ def lines(values: Sequence[object], *, then: Callable[[], object] = lambda: None
 
     def answer(handler: Handler) -> None:
         handler.send_response(200)
+        handler.send_header("Content-Type", "application/x-ndjson")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         for value in values:
