@@ -173,10 +173,12 @@ class Server:
         lines = self._operators.stream(operation, await _arguments(operation, request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
-            async for value in values:
-                await response.write(codec.encode(value) + b"\n")
-        await response.write_eof()
+        # A client ends a stream by hanging up.
+        with contextlib.suppress(ConnectionResetError):
+            async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
+                async for value in values:
+                    await response.write(codec.encode(value) + b"\n")
+            await response.write_eof()
         return response
 
     # Nodes

@@ -1,4 +1,4 @@
-"""What the server says when it ends a session."""
+"""How the server ends sessions and streams."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import pytest
 
 from cpm.api.server import _reason
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.messages import Attach
+from cpm.protocol.model import DomainUUID
+from tests.fakes import cpmd
+
+WEB = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
 
 
 @pytest.mark.parametrize("pad", range(4))
@@ -13,3 +18,13 @@ def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: int) -> 
     reason = _reason(InvalidRequest("x" * pad + "\N{EURO SIGN}" * 100))
     assert 120 < len(reason) <= 123
     assert set(reason.decode()) <= {"x", "\N{EURO SIGN}"}
+
+
+async def test_a_client_that_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with cpmd.running() as site:
+        assert (await site.lines("/v1/events?follow=1", 0)).status == 200
+        async with site.node("host1", "172.30.0.11") as node:
+            await site.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
+            await node.say(Attach(WEB, "web1"))
+            await site.settle()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
