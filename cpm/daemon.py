@@ -27,7 +27,7 @@ from cpm.serving.streams import Feeds, ReportFollowers
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-"""Seconds between looks at hold-downs and other things that only time brings."""
+"""Seconds between checks of hold-downs and of whatever else becomes due by time alone."""
 
 
 class Cpmd:
@@ -66,11 +66,11 @@ class Cpmd:
         )
 
     async def wait_failed(self) -> None:
-        """Wait until a loop of ours failed."""
+        """Wait until one of the loops has failed."""
         await self._tasks.failed.wait()
 
     async def stop(self) -> None:
-        """Close doors, finish what is under way, close the ledger."""
+        """Stop listening, finish what is under way, close the ledger."""
         self._connections.close_all()
         await self._server.stop()
         await self._tasks.stop()
@@ -108,7 +108,7 @@ class Cpmd:
             try:
                 await self.decisions.do(Manager.tick)
             except VirtPortsError:
-                # One thing that could not be done must not keep the next tick from the others.
+                # What failed must not keep the next tick from doing the rest.
                 log.exception("part of a tick was not done")
 
     async def _watchdog(self, period_s: float) -> None:

@@ -1,8 +1,8 @@
 """
 The API as a blocking client: what the command line, tests and scripts use. Standard library and msgspec only.
 
-Not for natd, which holds a websocket session. The one place that knows how the manager is reached is
-:meth:`Client._connect`; a URL with client certificates will go there.
+natd has a websocket session instead (:mod:`cpm.api.session`). Only :meth:`Client._connect` knows how the manager is
+reached.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _JOURNAL = "see `journalctl -u cpmd`"
 
 class RemoteError(VirtPortsError):
     """
-    The manager refused or failed; its facts do not travel, its code and its sentence do.
+    The manager refused or failed. Code and sentence are those of its error; the attributes of that do not travel.
 
     :param code: One of the codes in :mod:`cpm.protocol.errors`, or ``internal``.
     :param message: The manager's sentence.
@@ -69,7 +69,7 @@ class Client:
         if (body is None) != (operation.body is None):
             raise TypeError(f"{operation} takes {operation.body} as body, not {type(body)}")
         data = None if body is None else codec.encode(body)
-        with _reaching(self.socket_path):
+        with _unreachable_on_failure(self.socket_path):
             connection = self._connect()
             try:
                 answer = self._response(connection, operation.method, operation.target(arguments), data).read()
@@ -84,7 +84,7 @@ class Client:
         :param follow: Wait for more, without limit. The iterator then never ends by itself.
         :raise Unreachable: Also when the manager closes a stream that was to be followed.
         """
-        with _reaching(self.socket_path):
+        with _unreachable_on_failure(self.socket_path):
             connection = self._connect()
             try:
                 connection.connect()
@@ -151,8 +151,8 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 @contextlib.contextmanager
-def _reaching(path: str) -> Iterator[None]:
-    """Turn what the system says into :class:`Unreachable` with the remedy that fits."""
+def _unreachable_on_failure(path: str) -> Iterator[None]:
+    """Raise :class:`Unreachable` with a fitting remedy instead of the errors of sockets and HTTP."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:

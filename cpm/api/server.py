@@ -1,9 +1,9 @@
 """
 The manager's HTTP side: operators' requests and nodes' sessions.
 
-Two doors. The unix socket serves everything; who may open it may do everything. The TLS door serves node sessions only,
-to peers whose certificate names them. What is behind the doors is declared here (:class:`OperatorRequests`,
-:class:`NodeSessions`) and implemented in :mod:`cpm.serving`.
+There are two listeners. The unix socket serves everything; whoever may open it may do everything. The TLS listener
+serves node sessions only, to peers whose certificate names them. What the server needs behind it is declared here
+(:class:`OperatorRequests`, :class:`NodeSessions`) and implemented in :mod:`cpm.serving`.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ HEARTBEAT_S = 10.0
 """Seconds between pings on a session; a peer that does not answer within half of it is gone."""
 
 HELLO_LIMIT_S = 10.0
-"""Seconds a new connection has to say who it is."""
+"""Seconds within which hello must arrive on a new connection."""
 
 MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request."""
 
 
 class NodeConnection:
-    """The way to one connected node; messages go out in order, and a slow node keeps nobody waiting."""
+    """Sends messages to one connected node, in order; sending never waits for the node."""
 
     LIMIT = 10_000
-    """Messages that may wait for a slow node; then its session is closed, and it starts again with a snapshot."""
+    """Messages that may be queued for a slow node; beyond that its session is closed, and the next one begins with a
+    snapshot."""
 
     def __init__(self, socket: web.WebSocketResponse) -> None:
         self._socket = socket
         self._queue: asyncio.Queue[ManagerMessage | None] = asyncio.Queue()
 
     def send(self, message: ManagerMessage) -> None:
-        """Put a message in line."""
+        """Queue a message."""
         if self._queue.qsize() >= self.LIMIT:
             self.close()
         else:
             self._queue.put_nowait(message)
 
     def close(self) -> None:
-        """End the session after what is in line."""
+        """End the session once what is queued is sent."""
         self._queue.put_nowait(None)
 
     async def run(self) -> None:
@@ -90,16 +91,16 @@ class NodeSessions(Protocol):
 
     async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
         """
-        A node opened a session; from now on messages to it go through the connection.
+        A node opened a session; messages to it go through the connection from now on.
 
         :raise VirtPortsError: When it may not; the session is then closed.
         """
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """
-        A node said something on that session.
+        A message came from the node on that session.
 
-        :raise VirtPortsError: When it may not say that; the session is then closed.
+        :raise VirtPortsError: When the message is not allowed; the session is then closed.
         """
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
@@ -108,10 +109,10 @@ class NodeSessions(Protocol):
 
 class Server:
     """
-    Listens and translates.
+    Translates between HTTP and what is behind it.
 
     :param operators: Answers the requests of operators.
-    :param nodes: Is told what nodes say.
+    :param nodes: Is told what happens on the sessions of nodes.
     """
 
     def __init__(self, operators: OperatorRequests, nodes: NodeSessions) -> None:
@@ -141,7 +142,7 @@ class Server:
         await web.TCPSite(await self._runner(app), host, port, ssl_context=context).start()
 
     async def stop(self) -> None:
-        """Close doors and connections."""
+        """Stop listening; close all connections."""
         for runner in self._runners:
             await runner.cleanup()
 
@@ -169,7 +170,7 @@ class Server:
         return _json(answer)
 
     async def _stream(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:
-        """Answer with a value a line, as they come."""
+        """Answer with one line for each value, as the values come."""
         lines = self._operators.stream(operation, await _arguments(operation, request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
@@ -189,7 +190,7 @@ class Server:
         connection = NodeConnection(socket)
         sender = asyncio.create_task(connection.run(), name=f"session to {request.remote}")  # noqa: TID251
         try:
-            await self._converse(request, socket, connection)
+            await self._serve_session(request, socket, connection)
         except VirtPortsError as error:
             log.warning("session with %s ended: %s", _peer(request), error)
             await socket.close(code=1008, message=_reason(error))
@@ -198,7 +199,9 @@ class Server:
             await asyncio.gather(sender, return_exceptions=True)
         return socket
 
-    async def _converse(self, request: web.Request, socket: web.WebSocketResponse, connection: NodeConnection) -> None:
+    async def _serve_session(
+        self, request: web.Request, socket: web.WebSocketResponse, connection: NodeConnection
+    ) -> None:
         async with asyncio.timeout(HELLO_LIMIT_S):
             hello = codec.decode_node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
@@ -220,7 +223,7 @@ def _text(frame: Any) -> bytes | str:
 
 
 def _reason(error: VirtPortsError) -> bytes:
-    """Return why, as long as a close frame may be (RFC 6455: 123 bytes), and whole characters: else it is malformed."""
+    """Return the reason for a close frame: at most 123 bytes (RFC 6455) and whole characters, or it is malformed."""
     return str(error).encode()[:123].decode(errors="ignore").encode()
 
 
@@ -230,7 +233,7 @@ def _peer(request: web.Request) -> str:
 
 def _check_identity(request: web.Request, name: NodeName) -> None:
     """
-    Let a node in only under the name in its certificate; on the unix socket there is none, and its mode decides.
+    Check that a node has the name in its certificate. On the unix socket there is none; there the file mode decides.
 
     :raise InvalidRequest: When the certificate does not name it.
     """
@@ -272,7 +275,7 @@ def _json(value: object, status: int = 200) -> web.Response:
 
 async def _arguments(operation: Operation[Any], request: web.Request) -> dict[str, Any]:
     """
-    Return what a request says, by the names its handler has for it.
+    Return the arguments that a request has for its handler.
 
     :raise InvalidRequest: When something is missing or is not what was declared.
     """
@@ -286,7 +289,7 @@ async def _arguments(operation: Operation[Any], request: web.Request) -> dict[st
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
     """
-    Return a context that shows our certificate and demands one from the peer.
+    Return a context with our certificate that requires one from the peer.
 
     :raise OSError: When a file cannot be read.
     :raise ssl.SSLError: When a file is not what it should be.

@@ -1,4 +1,4 @@
-"""A node's side of the session: one websocket to the manager, opened again and again until told to stop."""
+"""A node's side of the session: one websocket to the manager, opened again whenever it breaks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ LONGEST_PAUSE_S = 10.0
 
 
 class Listener(Protocol):
-    """Who is told what happens on the session."""
+    """Is told what happens on the session."""
 
     def on_connected(self) -> None:
-        """The connection stands; the first thing to say is hello."""
+        """The connection is open; the first message on it must be hello."""
 
     def on_message(self, message: ManagerMessage) -> None:
         """
-        The manager said something.
+        A message came from the manager.
 
-        :raise VirtPortsError: When it makes no sense to go on with this manager; the session is then closed.
+        :raise VirtPortsError: When the session cannot go on with this manager; it is then closed.
         """
 
     def on_disconnected(self, reason: str) -> None:
@@ -43,9 +43,9 @@ class Session:
     Keeps a session with the manager.
 
     :param url: ``unix:///path`` or ``https://address:port``.
-    :param listener: Who is told.
+    :param listener: Is told what happens.
     :param context: TLS context for ``https``; None for a unix socket.
-    :param jitter: Returns a number in 0..1; keeps a crowd of nodes from coming back in the same instant.
+    :param jitter: Returns a number in 0..1; keeps nodes from reconnecting all at the same instant.
     """
 
     def __init__(
@@ -59,24 +59,24 @@ class Session:
         self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue()
 
     def send(self, message: NodeMessage) -> None:
-        """Put a message in line; what is in line when the connection breaks is dropped."""
+        """Queue a message; what is queued when the connection breaks is dropped."""
         self._outgoing.put_nowait(message)
 
     async def run(self) -> None:
-        """Connect, serve, and when it breaks begin again after a pause that grows."""
+        """Connect and serve; when the connection breaks, connect again after a pause that grows."""
         pause = FIRST_PAUSE_S
         while True:
             try:
-                heard, reason = await self._once()
-                pause = FIRST_PAUSE_S if heard else pause
+                any_message, reason = await self._serve_connection()
+                pause = FIRST_PAUSE_S if any_message else pause
             except (aiohttp.ClientError, OSError, TimeoutError, VirtPortsError) as error:
                 reason = str(error) or type(error).__name__
             self._listener.on_disconnected(reason)
             await asyncio.sleep(pause * (0.5 + self._jitter()))
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
-    async def _once(self) -> tuple[bool, str]:
-        """Serve one connection; say whether the manager spoke at all, and why it ended."""
+    async def _serve_connection(self) -> tuple[bool, str]:
+        """Serve one connection; return whether the manager sent anything, and why it ended."""
         connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
         async with (
             aiohttp.ClientSession(connector=connector) as client,
@@ -98,12 +98,12 @@ class Session:
             await socket.send_bytes(codec.encode(await self._outgoing.get()))
 
     async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> tuple[bool, str]:
-        heard = False
+        any_message = False
         while (frame := await socket.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             self._listener.on_message(codec.decode_manager_message(frame.data))
-            heard = True
-        said = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
-        return heard, f"closed by the manager: {said}" if said else "the connection ended"
+            any_message = True
+        reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
+        return any_message, f"closed by the manager: {reason}" if reason else "the connection ended"
 
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:

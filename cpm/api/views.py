@@ -1,5 +1,5 @@
 """
-What operators get to see: the JSON of the HTTP API, one class a noun. Used by server and command line alike.
+The JSON of the HTTP API, as server and clients have it: one class for each thing an operator sees or sends.
 
 Which operation takes and answers what is declared in :mod:`cpm.api.operations`; ``docs/reference/api.md`` has both.
 """
@@ -16,7 +16,7 @@ from cpm.protocol.timeouts import Timeouts
 
 
 class ErrorView(Struct, frozen=True):
-    """Why a request failed."""
+    """The answer to a request that failed."""
 
     code: str
     message: str
@@ -32,10 +32,10 @@ class DomainView(Struct, frozen=True):
     first_port: int | None
     last_port: int | None
     ports_in_use: int | None
-    """Of the active range; None: not measured yet."""
+    """Of the active range; null: not measured yet."""
     state: str
-    """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports to be had), ``gone``, or
-    ``unreachable`` (its host is not connected; its traffic goes on)."""
+    """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports are available), ``gone``,
+    or ``unreachable`` (its host is not connected; its traffic goes on)."""
 
 
 class AllocationView(Struct, frozen=True):
@@ -48,21 +48,22 @@ class AllocationView(Struct, frozen=True):
     since: float
     """UTC seconds."""
     connections: int | None = None
-    """Flows still using it, for draining ranges."""
+    """Connections that still use it; null unless it is draining."""
 
 
 class WishView(Struct, frozen=True):
-    """One thing a VM shall have."""
+    """One property that is wished for a VM."""
 
     key: str
     """``floor``, ``cap`` (ports), ``weight``, ``policy`` or ``drain-limit`` (seconds; null: never)."""
     value: int | float | str | None
     origin: str
-    """Who said so: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the defaults)."""
+    """Where the value comes from: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
+    defaults)."""
 
 
 class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What the operator wishes for a VM from now on: what is left out stays, null is no longer said (RFC 7396)."""
+    """The operator's wishes for a VM: a key that is left out stays as it is, null withdraws it (RFC 7396)."""
 
     floor: int | UnsetType | None = UNSET
     cap: int | UnsetType | None = UNSET
@@ -73,21 +74,22 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """What size a VM's range shall have now."""
+    """The size that a VM's range is to have now."""
 
     ports: Annotated[int, Meta(ge=1, le=LAST_PORT)]
-    """Rounded up to whole blocks, held between floor and cap."""
+    """Rounded up to whole blocks, kept between floor and cap."""
 
 
 class GuestAgentView(Struct, frozen=True):
-    """What the guest itself says, and what it was told: hints, nothing is decided by them."""
+    """What the guest agent reports, and what it was told. Informational: no decision depends on it."""
 
     state: str
-    """``answering``, ``not answering``, ``absent`` (no channel, or nobody at its other end) or ``nonsense``."""
+    """``answering``, ``not answering``, ``absent`` (no channel, or no agent in the guest) or
+    ``nonsense`` (answers that cannot be understood)."""
     since: float
     """UTC seconds."""
     why: str
-    """Why it is so, or what an agent that answers refused."""
+    """The reason for the state, or what an agent that answers refused."""
     connections: int | None
     """IPv4 TCP sockets in use, listening ones included."""
     established: int | None
@@ -97,13 +99,13 @@ class GuestAgentView(Struct, frozen=True):
     """Received on its interfaces since each was made."""
     tx_bytes: int | None
     external_address: IPv4Address | None
-    """What the guest was told, and took; null: nothing yet."""
+    """The range that the guest was told and accepted; null: none yet."""
     first_port: int | None
     last_port: int | None
 
 
 class DomainDetail(Struct, frozen=True):
-    """A VM with all we know."""
+    """Everything known of one VM."""
 
     domain: DomainView
     internal_address: IPv4Address
@@ -115,14 +117,14 @@ class DomainDetail(Struct, frozen=True):
     score: float | None
     """The specification's demand score."""
     decided: str
-    """The last scaling decision in words: which rule, what it asked, what came of it."""
+    """The last scaling decision in words: rule, ports asked for, ports decided."""
     allocations: tuple[AllocationView, ...]
     wishes: tuple[WishView, ...] = ()
-    """What it shall have, floor and cap included."""
+    """The wishes that hold, floor and cap included."""
     ignored: tuple[str, ...] = ()
-    """Why something that was said about it does not hold, a sentence each."""
+    """Wishes that are ignored, each with the reason."""
     guest: GuestAgentView | None = None
-    """null: the guest has not been asked yet, or is not asked."""
+    """null: the guest agent has not been asked yet, or is not asked at all."""
     refused_packets: int = 0
     """Connection attempts that were answered by ICMP because the VM is at its cap and no port was left."""
 
@@ -137,17 +139,17 @@ class HolderView(Struct, frozen=True):
 
 
 class ExplainView(Struct, frozen=True):
-    """Why a VM has the ports it has; null where nothing is known or nothing is to be said."""
+    """Why a VM has the ports it has; null where something is not known or does not apply."""
 
     domain: DomainView
     lines: tuple[str, ...]
-    """The explanation for people, a line each."""
+    """The explanation in sentences, one or two a line."""
     asked: int | None
     """Ports that the policy, or the host, asked for last."""
     decided: int | None
-    """Ports that came of it."""
+    """Ports that were decided on."""
     rule: str | None
-    """Policy or guard that had the last word."""
+    """The policy or guard that determined that number."""
     decided_at: float | None
     """UTC seconds."""
     refused: str | None
@@ -155,9 +157,9 @@ class ExplainView(Struct, frozen=True):
     gave: str | None
     """What it was asked to give back."""
     apart: str | None
-    """Why new connections use ports that do not lie beside those of earlier ones."""
+    """Why new connections use an overflow range, which is not adjacent to the earlier ports."""
     waits_for: int | None
-    """Ports in total that it waits for."""
+    """Ports in total that it is to have and waits for."""
     waits_since: float | None
     """UTC seconds."""
     fair_share: int | None
@@ -172,14 +174,14 @@ class ExplainView(Struct, frozen=True):
     pool_waiting: int
     """VMs that lack ports."""
     pool_per_minute: float | None
-    """Free ports that come, or below zero go, a minute."""
+    """Change of the number of free ports in a minute."""
     pool_empty_in_s: float | None
     holders: tuple[HolderView, ...]
-    """Who holds most, the largest first."""
+    """The VMs that hold most ports, the largest first."""
 
 
 class WhoisView(Struct, frozen=True):
-    """Who held an external port at a moment."""
+    """The owner of an external port at a moment."""
 
     address: IPv4Address
     port: int
@@ -218,9 +220,9 @@ class MeasurementView(Struct, frozen=True):
     megabits_per_s: float
     """Both directions, 10^6 bit/s."""
     ports_in_use: int | None
-    """Of the active range; None: not counted."""
+    """Of the active range; null: not counted."""
     draining_connections: int
-    """On ranges of this VM that drain."""
+    """On draining ranges of this VM."""
     new_connections_per_s: float | None
 
 
@@ -246,7 +248,7 @@ class AddressView(Struct, frozen=True):
 
     address: IPv4Address
     ports_total: int
-    """That can be handed out: 1024-65535 less the reserved ones."""
+    """1024-65535 without the reserved ones."""
     ports_allocated: int
     """Active or reserved."""
     ports_leaving: int
@@ -266,7 +268,7 @@ class NodeView(Struct, frozen=True):
     in_service: bool
     fenced: bool
     synced: bool
-    """It confirmed everything it was told."""
+    """It has confirmed everything it was sent."""
     generation: int
     applied: int
     domains: int
@@ -285,7 +287,7 @@ class StatusView(Struct, frozen=True):
     nodes_connected: int
     ledger: str
     timeouts: Timeouts | None = None
-    """What hosts give to the connections of VMs, unless their own natd.toml says otherwise; None: an older manager."""
+    """Of the connections of VMs, unless a host's natd.toml says otherwise; null: the manager is of an older version."""
 
 
 class Document(Struct, frozen=True):

@@ -1,7 +1,7 @@
 """
 External addresses as people write them: ``203.0.113.1``, ``203.0.113.1-203.0.113.4``, ``203.0.113.0/29``.
 
-Refuses what can be no public address of anybody before the manager is asked.
+Addresses that can never be external are refused before the manager is asked.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueE
 from cpm.protocol.model import PortRange, coalesce
 
 MOST_AT_ONCE = 1024
-"""Addresses; more in one command is a slip of the prefix length more often than a wish."""
+"""Addresses; more in one command is more likely a wrong prefix length than intended."""
 
 _HOWTO = "write 203.0.113.1, 203.0.113.1-203.0.113.4 or 203.0.113.0/29"
 
-_NOBODYS = (
+_NEVER_EXTERNAL = (
     (IPv4Network("0.0.0.0/8"), "means this host"),
     (IPv4Network("127.0.0.0/8"), "is loopback"),
     (IPv4Network("169.254.0.0/16"), "is link-local"),
@@ -38,7 +38,7 @@ def parse(words: Iterable[str]) -> tuple[IPv4Address, ...]:
         first, last = _ends(word.strip())
         if int(last) - int(first) >= MOST_AT_ONCE - len(found):
             raise ValueError(f"{word}: more than {MOST_AT_ONCE} addresses at once; check it, or add them in parts")
-        _refuse_nobodys(first, last)
+        _check_usable(first, last)
         found.update(dict.fromkeys(IPv4Address(number) for number in range(int(first), int(last) + 1)))
     return tuple(found)
 
@@ -89,7 +89,7 @@ def _network(word: str) -> tuple[IPv4Address, IPv4Address]:
     return network[0], network[-1]
 
 
-def _refuse_nobodys(first: IPv4Address, last: IPv4Address) -> None:
-    for network, why in _NOBODYS:
+def _check_usable(first: IPv4Address, last: IPv4Address) -> None:
+    for network, why in _NEVER_EXTERNAL:
         if first <= network[-1] and network[0] <= last:
             raise ValueError(f"{max(first, network[0])} {why} and can be no external address; {_HOWTO}")

@@ -1,4 +1,4 @@
-"""Entry point of ``virt-ports``: finds the verb, runs it, and turns what goes wrong into a sentence and a code."""
+"""Entry point of ``virt-ports``: finds the verb, runs it, and turns errors into a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -83,19 +83,19 @@ def execute(argv: Sequence[str], *, now: float) -> int:
     :return: The exit code, as in the help.
     :raise SystemExit: After ``--help`` and ``--version``.
     """
-    words = _joined(argv)
-    output = parsing.wished_output(words)
+    words = _with_at_attached(argv)
+    output = parsing.requested_output(words)
     try:
         args = build_parser(words[:1] if words[:1] and words[0] in verb_names() else None).parse_args(words)
         args.now = now
         return int(_module(args.verb).run(args))
     except VirtPortsError as error:
-        render.complain(error.code, str(error), output)
+        render.print_error(error.code, str(error), output)
         return error.exit_code
 
 
 def main() -> int:
-    """Run the command in ``sys.argv``; never a traceback for what a user can do wrong."""
+    """Run the command in ``sys.argv``; a traceback appears only for a bug of ours."""
     from cpm.service import clock
 
     try:
@@ -106,15 +106,15 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return ExitCode.BROKEN_PIPE
     except Exception as error:
-        return _confess(error)
+        return _report_bug(error)
 
 
-def _confess(error: Exception) -> int:
+def _report_bug(error: Exception) -> int:
     import traceback
 
     traceback.print_exc()
     message = f"unexpected {type(error).__name__}: {error}; please report this as a bug, with the lines above"
-    render.complain("internal", message, parsing.wished_output(sys.argv[1:]))
+    render.print_error("internal", message, parsing.requested_output(sys.argv[1:]))
     return ExitCode.INTERNAL
 
 
@@ -122,8 +122,8 @@ def _module(verb: str) -> ModuleType:
     return importlib.import_module(f"{verbs.__name__}.{verb}")
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Glue ``--at`` to its value: argparse would take ``-10m`` for an option."""
+def _with_at_attached(argv: Sequence[str]) -> list[str]:
+    """Return the words with ``--at`` and its value as one: argparse would take ``-10m`` for an option."""
     words: list[str] = []
     for word in argv:
         if words and words[-1] == "--at":

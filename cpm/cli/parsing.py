@@ -47,7 +47,7 @@ class UsageError(VirtPortsError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that keeps examples as written, takes no abbreviations, and complains as all of virt-ports does."""
+    """argparse that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{
@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """
-        Say what is wrong and where the help is.
+        Report a mistake in the arguments.
 
         :raise UsageError: Always, instead of printing and exiting.
         """
@@ -101,8 +101,8 @@ def ports(text: str) -> int:
     return int(text)
 
 
-def wished_output(argv: list[str]) -> render.Format:
-    """Return the output format asked for, before or without parsing: errors in the arguments follow it too."""
+def requested_output(argv: list[str]) -> render.Format:
+    """Return the output format that was asked for, without parsing: errors in the arguments are printed in it, too."""
     joined = {"-ojson", "-o=json", "--output=json"}
     asked = any(word in joined for word in argv) or any(
         option in ("-o", "--output") and value == "json" for option, value in pairwise(argv)
@@ -111,7 +111,7 @@ def wished_output(argv: list[str]) -> render.Format:
 
 
 def wants_json(args: argparse.Namespace) -> bool:
-    """Say whether the user asked for JSON."""
+    """Return whether the user asked for JSON."""
     return bool(args.output == render.Format.JSON)
 
 

@@ -1,7 +1,7 @@
 """
 What the command line prints: tables and fields in virsh's shape, JSON in one piece, errors on stderr.
 
-Everything goes through here, so that all verbs look alike; what is in a column is the verb's affair.
+Everything is printed through this module, so that all verbs look alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
     Return a table as virsh prints it: header, dashes, one line a row, an empty line at the end.
 
-    None becomes ``-``; what cannot be printed is escaped, so that a name cannot drive the terminal.
+    None becomes ``-``; unprintable characters are escaped, so that a name cannot control the terminal.
     """
     cells = [[cell(value) for value in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(header, *cells, strict=True)]
@@ -51,7 +51,7 @@ def fields(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """Return a value as people read it: one line, printable, ``-`` for None, at most one decimal."""
+    """Return a value for a table: one line, printable, ``-`` for None, at most one decimal."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -85,7 +85,7 @@ def document(value: object, *, pretty: bool) -> str:
 
 
 def emit(text: str, stream: TextIO | None = None) -> None:
-    """Print at once, so that a reader who went away is noticed here."""
+    """Print and flush, so that a closed pipe is noticed here."""
     stream = stream or sys.stdout
     stream.write(text)
     stream.flush()
@@ -96,7 +96,7 @@ def emit_document(value: object) -> None:
     emit(document(value, pretty=sys.stdout.isatty()))
 
 
-def complain(code: str, message: str, output: Format) -> None:
+def print_error(code: str, message: str, output: Format) -> None:
     """Print an error on stderr: a sentence, or with ``-o json`` an object with code and message."""
     if output is Format.JSON:
         emit(document({"code": code, "message": message}, pretty=False), sys.stderr)

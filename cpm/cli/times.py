@@ -16,7 +16,7 @@ import re
 from datetime import datetime, tzinfo
 
 SKEW_S = 60.0
-"""How far in the future a moment may lie: two machines' clocks."""
+"""Seconds that a moment may lie in the future, since the clocks of two machines differ."""
 
 _HOWTO = "use ISO 8601 such as 2025-11-23T06:38:00Z, UTC seconds, -10m, or '5 minutes ago'"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

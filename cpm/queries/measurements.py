@@ -1,4 +1,4 @@
-"""What a host measured, as those who follow measurements get it."""
+"""The measurements of one host, as clients that follow them get them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cpm.protocol.model import NodeName
 
 
 def report(manager: Manager, node: NodeName, said: Report, now: float) -> ReportView:
-    """Return what a host measured; VMs that are unknown by now are left out."""
+    """Return what a host measured, without VMs that have become unknown meanwhile."""
     measurements = (
         MeasurementView(
             vm.name,

@@ -1,4 +1,4 @@
-"""Prometheus metrics, computed from the manager when asked: nothing is kept beside the truth."""
+"""Prometheus metrics, computed from the manager for each request."""
 
 from __future__ import annotations
 

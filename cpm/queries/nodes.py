@@ -1,4 +1,4 @@
-"""Queries for nodes: which there are, and whether they hold what they should."""
+"""Queries for nodes: all of them, each with its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries for VMs: all of them, one of them, and which one a name means."""
+"""Queries for VMs: all of them, one of them, and the one of a given name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
         megabits_per_s=measured.megabits_per_s if measured else None,
         new_connections_per_s=measured.new_connections_per_s if measured else None,
         score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured else None,
-        decided=_decided(observation),
+        decided=_last_decision(observation),
         allocations=tuple(
             AllocationView(
                 allocation.external,
@@ -140,7 +140,7 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
     return "growing" if manager.fleet.one(vm.uuid, _State.RESERVED) is not None else "active"
 
 
-def _decided(observation: Observation) -> str:
+def _last_decision(observation: Observation) -> str:
     if observation.decision is None:
         return observation.refusal or "nothing yet"
     said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"

@@ -35,7 +35,7 @@ class Outbox(Protocol):
         """Send each to its node, in order; what is for a node without a session is dropped."""
 
     def drop_all(self) -> None:
-        """End all sessions; what they still say does not count."""
+        """End all sessions; messages that still arrive on them are ignored."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -65,7 +65,7 @@ class DecisionLoop:
         self._outbox = outbox
         self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
         self.next_commit = asyncio.Event()
-        """Set by the next commit, which puts another one here: take it before you look, wait for it afterwards."""
+        """Set by the next commit, which then puts a new event here. To miss none: take it, read, then wait for it."""
         epoch = ledger.next_epoch()
         self.manager = Manager(ledger.load(), rules, epoch, clock.now())
         """To be read only; another one after a failed commit."""

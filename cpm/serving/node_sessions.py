@@ -1,4 +1,4 @@
-"""The sessions of nodes: which are connected, what they say to the manager and what it says to them."""
+"""The sessions of nodes: which nodes are connected, and the messages between them and the manager."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ class NodeConnections:
             connection.close()
 
     def drop_all(self) -> None:
-        """End all sessions; what they still say does not count."""
+        """End all sessions; messages that still arrive on them are ignored."""
         self.close_all()
         self._connections.clear()
 
 
 class NodeSessions:
     """
-    Hands what nodes say to the manager, as :class:`cpm.api.server.NodeSessions`.
+    Passes the messages of nodes to the manager, as :class:`cpm.api.server.NodeSessions`.
 
     :param decisions: Where the manager decides.
     :param connections: The connected nodes.
     :param version: Of cpmd, told to nodes.
-    :param reports: Those who follow what hosts measure.
+    :param reports: The clients that follow what hosts measure.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class NodeSessions:
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """
-        Tell the manager what a node said, unless its session was replaced meanwhile.
+        Pass a message to the manager, unless the session was replaced meanwhile.
 
-        :raise VirtPortsError: When the node may not say that.
+        :raise VirtPortsError: When the message is not allowed.
         """
 
         def act(manager: Manager, now: float) -> None:

@@ -23,7 +23,7 @@ REPORTS_WAITING = 256
 
 
 class ReportFollowers:
-    """Those who follow what hosts measure."""
+    """The clients that follow what hosts measure."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[ReportView]] = set()

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     views = parsing.client(args).call(LIST_VMS, all=args.all)
     if args.node is not None:
-        views = [view for view in views if view.node == args.node] or _none_on(args)
+        views = [view for view in views if view.node == args.node] or _no_vms_on(args)
     return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
@@ -47,8 +47,12 @@ def _row(view: DomainView) -> tuple[object, ...]:
     return view.name, view.uuid, view.node, view.external_address, ports, view.ports_in_use, view.state
 
 
-def _none_on(args: argparse.Namespace) -> list[DomainView]:
-    """Tell a host without VMs from a misspelt one."""
+def _no_vms_on(args: argparse.Namespace) -> list[DomainView]:
+    """
+    Return no VMs.
+
+    :raise NotFound: When there is no such host: its name may be misspelt.
+    """
     from cpm.api.operations import LIST_NODES
     from cpm.protocol.errors import NotFound
 

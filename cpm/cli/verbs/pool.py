@@ -45,7 +45,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out one action and print what it leaves."""
+    """Carry out one action and print the addresses of the pool."""
     try:
         views = _ACTIONS[args.action](args)
     except ValueError as error:

@@ -40,13 +40,13 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write until it is enough."""
+    """Write until the time is over or the user interrupts."""
     from cpm.api.operations import MEASUREMENTS
 
     reports = parsing.client(args).stream(MEASUREMENTS, follow=True)
     vms: set[str] = set()
     lines, last = 0, 0.0
-    with _opened(args.file) as file, contextlib.suppress(KeyboardInterrupt):
+    with _output_file(args.file) as file, contextlib.suppress(KeyboardInterrupt):
         for at, name, text in _rows(reports, args.seconds):
             render.emit(text, file)
             vms.add(name)
@@ -87,7 +87,7 @@ def _sample(view: MeasurementView) -> Sample:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[TextIO]:
+def _output_file(path: str) -> Iterator[TextIO]:
     if path == "-":
         yield sys.stdout
         return

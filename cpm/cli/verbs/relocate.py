@@ -28,7 +28,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the manager, and print what the VM holds once it has decided."""
+    """Have the manager do it, and print the ranges of the VM."""
     from cpm.api.operations import RELOCATE
 
     detail = parsing.client(args).call(RELOCATE, name=args.vm)

@@ -1,4 +1,4 @@
-"""``virt-ports set``: what the operator wishes for one VM."""
+"""``virt-ports set``: the operator's wishes for one VM."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Say it to the manager, and print the VM as it is from now on."""
+    """Change the wishes, and print those that hold from now on."""
     request = _request(args.wishes, args.unset)
     from cpm.api.operations import SET_WISHES
 

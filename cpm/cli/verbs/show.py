@@ -1,4 +1,4 @@
-"""``virt-ports show``: one VM with all we know."""
+"""``virt-ports show``: everything known of one VM."""
 
 from __future__ import annotations
 
@@ -68,16 +68,16 @@ def _facts(detail: DomainDetail) -> str:
 
 
 def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
-    """Return what the VM shall have, with who said so, and what was said in vain."""
+    """Return the wishes that hold, with their origin, and those that are ignored."""
     known = [
-        (wish.key.replace("-", " ").capitalize(), f"{_worded(wish.key, wish.value)} ({wish.origin})")
+        (wish.key.replace("-", " ").capitalize(), f"{_wish_text(wish.key, wish.value)} ({wish.origin})")
         for wish in detail.wishes
     ]
     return [*known, *(("Ignored", why) for why in detail.ignored)]
 
 
 def guest(view: GuestAgentView | None) -> list[tuple[str, object]]:
-    """Return what the guest itself says, and what it was told."""
+    """Return what the guest agent reports, and what it was told."""
     if view is None:
         return [("Guest agent", "not asked yet")]
     why = f": {view.why}" if view.why else ""
@@ -100,7 +100,7 @@ def _figures(view: GuestAgentView) -> str:
     return ", ".join(f"{figure} {what}" for figure, what in figures if figure is not None)
 
 
-def _worded(key: str, value: float | str | None) -> str:
+def _wish_text(key: str, value: float | str | None) -> str:
     if key in ("floor", "cap"):
         return f"{value} ports"
     if key == "drain-limit":

@@ -24,7 +24,7 @@ def add_arguments(_: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the manager's facts."""
+    """Print what the manager says of itself."""
     from cpm.api.operations import STATUS
 
     view = parsing.client(args).call(STATUS)

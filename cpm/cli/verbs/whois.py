@@ -1,4 +1,4 @@
-"""``virt-ports whois``: who held an external port, now or then. What an abuse desk asks."""
+"""``virt-ports whois``: the owner of an external port, now or earlier, as an abuse desk needs it."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the owner."""
     from cpm.api.operations import WHOIS
 
-    view = parsing.client(args).call(WHOIS, **_question(args))
+    view = parsing.client(args).call(WHOIS, **_arguments(args))
     return parsing.answer(args, view, lambda: _facts(view))
 
 
-def _question(args: argparse.Namespace) -> dict[str, Argument]:
+def _arguments(args: argparse.Namespace) -> dict[str, Argument]:
     if not (args.port.isascii() and args.port.isdigit() and int(args.port) <= LAST_PORT):
         raise InvalidRequest(f"not a port: {args.port!r}; use a number from 0 to {LAST_PORT}")
     try:

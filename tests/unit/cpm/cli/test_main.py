@@ -225,7 +225,7 @@ def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
     assert (child.returncode, err) == (141, "")
 
 
-def test_a_bug_is_confessed(
+def test_a_bug_is_reported(
     manager: CannedManager, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(_: canned_manager.Handler) -> None:
