@@ -13,7 +13,7 @@ from typing import Any
 from cpm.cli import parsing, render, verbs
 from cpm.protocol.errors import ExitCode, VirtPortsError
 
-_ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: who has which, who had, and what is left."
+_ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: present and former owners, and what is free."
 
 _EPILOG = """\
 exit codes:
@@ -26,14 +26,14 @@ exit codes:
 
 examples:
   virt-ports list                             all VMs with their ports
-  virt-ports show web1                        one VM with all we know
-  virt-ports set web1 floor=256               what it shall have
-  virt-ports explain web1                     why it has what it has
-  virt-ports whois 203.0.113.1 20817          who has that port now
+  virt-ports show web1                        everything known of one VM
+  virt-ports set web1 floor=256               never give it fewer ports
+  virt-ports explain web1                     why it has the ports it has
+  virt-ports whois 203.0.113.1 20817          the VM that has that port now
   virt-ports pool add 203.0.113.0/29          add external addresses
   virt-ports list -o json | jq -r '.[].name'  names, for a script
 
-Errors go to stderr as "error: ..." and end in what to do; with -o json as {"code": ..., "message": ...}.
+Errors go to stderr as "error: ..." and end with a remedy; with -o json as {"code": ..., "message": ...}.
 Times are printed in the local zone with its offset, in JSON as UTC seconds."""
 
 

@@ -46,7 +46,7 @@ class _Metrics(Collector):
     def _refused(self) -> CounterMetricFamily:
         refused = CounterMetricFamily(
             "virt_ports_domain_refused_packets",
-            "Connection attempts refused in words: the VM is at its cap and no port is left.",
+            "Connection attempts answered by ICMP: the VM is at its cap and has no free port.",
             labels=["name", "uuid"],
         )
         for uuid, observation in self._manager.sizer.observed.items():

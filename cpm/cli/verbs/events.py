@@ -19,7 +19,7 @@ _EXAMPLES = """\
 
 _ABOUT = "With -o json one document; with --follow one document a line."
 
-VERB = parsing.Verb(110, "print the journal: who got, resized and gave back what", about=_ABOUT, examples=_EXAMPLES)
+VERB = parsing.Verb(110, "print the journal: ranges given, resized and released", about=_ABOUT, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:

@@ -7,14 +7,15 @@ import argparse
 from cpm.cli import parsing, render
 
 _ABOUT = """\
-What it asked, what was decided by which rule, what was refused and why, who
-holds the pool, and when that runs out at the trend of the last ten minutes."""
+What it asked for, what was decided and by which rule, what was refused and why,
+which VMs hold most of the pool, and when the pool runs out at the trend of the
+last ten minutes."""
 
 _EXAMPLES = """\
   virt-ports explain web1
   virt-ports explain web1 -o json | jq .fair_share"""
 
-VERB = parsing.Verb(40, "say why a VM has the ports it has", about=_ABOUT, examples=_EXAMPLES)
+VERB = parsing.Verb(40, "explain why a VM has the ports it has", about=_ABOUT, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:

@@ -16,7 +16,7 @@ VERB = parsing.Verb(80, "show which ranges a VM held, and when", about="Oldest f
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
-    verb.add_argument("vm", metavar="VM", help="name or UUID; a VM that is gone too")
+    verb.add_argument("vm", metavar="VM", help="name or UUID, also of a VM that is gone")
     verb.add_argument("--limit", metavar="N", type=parsing.count, help="only the latest N lines (default: 1000)")
 
 

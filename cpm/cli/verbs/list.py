@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 HEADER = ("Name", "UUID", "Node", "External address", "Ports", "In use", "State")
 
 _EXAMPLES = """\
-  virt-ports list                  VMs that have or wait for ports
-  virt-ports list --all            also those that are gone, while their ports come back
+  virt-ports list                  VMs that have ports or wait for some
+  virt-ports list --all            also those that are gone and whose ports are not free yet
   virt-ports list --node host1     those on one host
   virt-ports list -o json | jq -r '.[] | select(.state=="waiting").name'"""
 
 _ABOUT = """\
-States: active; starting (being programmed); growing; waiting (no ports to be
-had); unreachable (its host is not connected; its traffic goes on); gone.
-'In use' counts ports of the present range, '-' where not measured yet."""
+States: active; starting (being programmed); growing; waiting (no ports are
+available); unreachable (its host is not connected; its traffic goes on); gone.
+'In use' counts ports of the active range; '-' means not measured yet."""
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
 

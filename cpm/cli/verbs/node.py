@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Dropped")
 
 _LIST_ABOUT = """\
-States: connected; away; fenced; 'out of service' (an edge that hosts send
-nothing through). 'Synced' is yes when the node confirmed all it was told;
-'Generation' is what it confirmed of what it was told. 'Dropped' counts packets
-an edge dropped, by reason."""
+States: connected; away; fenced; 'out of service' (an edge that hosts do not
+use). 'Synced' is yes when the node has confirmed everything it was sent;
+'Generation' is the last one it confirmed and the last one it was sent. 'Dropped'
+counts packets that an edge dropped, by reason."""
 
 _FENCE_ABOUT = """\
-Fencing says: I made sure that this machine forwards nothing any more (it is off,
-or cut from the network). From then on nobody waits for its answer, and the ports
-of its VMs may go to others. Fence a machine that still runs, and one external
-port can have two owners."""
+Fence a node only after you made sure that it forwards nothing any more: it is
+off, or cut from the network. From then on cpmd does not wait for its
+confirmation, and the ports of its VMs may be given to others. If you fence a
+machine that still runs, one external port can have two owners."""
 
 _EXAMPLES = """\
   virt-ports node list
-  virt-ports node fence host2      its power is off: give its ports to others
+  virt-ports node fence host2      it is switched off: give its ports to others
   virt-ports node unfence host2    it is back"""
 
 VERB = parsing.Verb(100, "list, fence and unfence hosts and edges", examples=_EXAMPLES)

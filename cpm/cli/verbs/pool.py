@@ -25,8 +25,8 @@ ADDRESS is one address, a range like 203.0.113.1-203.0.113.4, or a network like
 routed to the edges; ports below 1024 are never handed out."""
 
 _LIST_ABOUT = """\
-'Allocated' ports are active or on their way in, 'Leaving' ones drain or rest
-before their next owner; 'Longest free' is the largest range a VM could get."""
+'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their
+hold-down; 'Longest free' is the largest range a VM could get."""
 
 VERB = parsing.Verb(90, "list, add and remove external addresses", examples=_EXAMPLES)
 
@@ -39,7 +39,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     add.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
     add.add_argument("--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100")
     remove = parsing.add_action(
-        actions, "remove", "remove addresses nobody holds ports on", examples=_examples_of("remove")
+        actions, "remove", "remove addresses on which no VM holds ports", examples=_examples_of("remove")
     )
     remove.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
 

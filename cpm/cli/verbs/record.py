@@ -19,7 +19,7 @@ STEP_S = 1.0
 
 _EXAMPLES = """\
   virt-ports record monday.csv --for 3600       an hour
-  virt-ports record - | head -100               and look at it
+  virt-ports record - | head -100               the first lines
   virt-ports record day.csv --for 86400 && virt-ports simulate day.csv"""
 
 _ABOUT = """\

@@ -8,13 +8,12 @@ from cpm.cli import parsing
 from cpm.cli.verbs import show
 
 _ABOUT = """\
-New connections get as many ports elsewhere, on the same external address if it
-has room. What is connected keeps its port: the old ports drain until their last
-connection is gone.
+New connections get a range of the same size elsewhere, on the same external
+address if it has room. Established connections keep their ports: the old range
+drains until its last connection is gone.
 
-The size stays as it is; `virt-ports resize` changes that. The next measurement
-may bring another size, `virt-ports set VM floor=PORTS` or `cap=PORTS` makes one
-stay."""
+The size stays as it is; `virt-ports resize` changes it. The next measurement may
+change it, too; `virt-ports set VM floor=PORTS` or `cap=PORTS` prevents that."""
 
 _EXAMPLES = """\
   virt-ports relocate web1"""

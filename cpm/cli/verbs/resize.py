@@ -8,17 +8,17 @@ from cpm.cli import parsing
 from cpm.cli.verbs import show
 
 _ABOUT = """\
-PORTS is rounded up to whole blocks and held between the VM's floor and its cap.
-Where the neighbouring ports are free the range grows in place; otherwise new
-connections get a larger range elsewhere. Either way, what is connected keeps its
-port: the old ports drain until their last connection is gone.
+PORTS is rounded up to whole blocks and kept between the VM's floor and its cap.
+If the adjacent ports are free the range grows in place; otherwise new
+connections get a larger range elsewhere. Either way, established connections
+keep their ports: old ports drain until their last connection is gone.
 
-The next measurement may bring the size back: to make it stay, say
+The next measurement may change the size again. To make it permanent, use
 `virt-ports set VM floor=PORTS` or `cap=PORTS`."""
 
 _EXAMPLES = """\
   virt-ports resize web1 1024
-  virt-ports set web1 floor=1024    the same from the next measurement on, to stay"""
+  virt-ports set web1 floor=1024    permanently, from the next measurement on"""
 
 VERB = parsing.Verb(50, "give one VM more or fewer ports now", about=_ABOUT, examples=_EXAMPLES)
 

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from cpm.api.views import WishesRequest
 
 _ABOUT = """\
-KEY=VALUE, as many as you like:
+One or more of:
   floor=PORTS          never below, and what it starts with when ports are short
   cap=PORTS            never above
-  weight=N             its part, compared with other VMs, of what is left above
-                       the floors when ports are short (1 to 10000, usual 100)
+  weight=N             its share, relative to other VMs, of what is left above the
+                       floors when ports are short (1 to 10000, normally 100)
   policy=NAME          spec, occupancy or predictive
-  drain-limit=SECONDS  cut what still uses a range that is on its way out after
-                       so long; none: never, whatever the pool's default is
+  drain-limit=SECONDS  after so long, cut the connections that still use a
+                       draining range; none: never, whatever the pool's default
 
-What the VM's domain XML says wins over this, and this over the pool's defaults;
-`virt-ports show` says where each value came from. It is followed from the next
-measurement on and kept until it is unset. No connection is cut by it, except by
+The VM's domain XML takes precedence over this, and this over the pool's
+defaults; `virt-ports show` prints the origin of each value. It applies from the
+next measurement on, until it is unset. It cuts no connection, except by
 drain-limit."""
 
 _EXAMPLES = """\
@@ -32,14 +32,16 @@ _EXAMPLES = """\
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 --unset cap --unset weight"""
 
-VERB = parsing.Verb(30, "say what one VM shall have: floor, cap, weight ...", about=_ABOUT, examples=_EXAMPLES)
+VERB = parsing.Verb(30, "set the floor, cap, weight ... of one VM", about=_ABOUT, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
-    verb.add_argument("wishes", metavar="KEY=VALUE", nargs="*", help="what it shall have")
-    verb.add_argument("--unset", metavar="KEY", action="append", default=[], help="no longer say this; may be repeated")
+    verb.add_argument("wishes", metavar="KEY=VALUE", nargs="*", help="one of the settings above")
+    verb.add_argument(
+        "--unset", metavar="KEY", action="append", default=[], help="remove this setting; may be repeated"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,10 +18,10 @@ _EXAMPLES = """\
   virt-ports show web1 -o json | jq .allocations"""
 
 _ABOUT = """\
-Ranges: 'active' is what new connections get; 'reserved' is on its way in;
-'draining' serves the connections it still has; 'held' rests before its next
-owner. What 'Guest says' comes from within the VM: a hint, by which nothing is
-decided."""
+Ranges: 'active' is used by new connections; 'reserved' is being programmed;
+'draining' is used by the connections it still has; 'held' is in its hold-down
+and then free. 'Guest says' is what the guest agent reports; no decision depends
+on it."""
 
 VERB = parsing.Verb(20, "show one VM: its ranges, its demand, the last decision", about=_ABOUT, examples=_EXAMPLES)
 

@@ -16,7 +16,7 @@ _EXAMPLES = """\
   virt-ports status -o json | jq .nodes_connected
   virt-ports status >/dev/null || echo "exit code $?"    3: cpmd cannot be reached"""
 
-VERB = parsing.Verb(140, "say how the manager is", examples=_EXAMPLES)
+VERB = parsing.Verb(140, "show the state of the manager", examples=_EXAMPLES)
 
 
 def add_arguments(_: parsing.Parser) -> None:

@@ -20,18 +20,20 @@ _EXAMPLES = """\
   virt-ports whois 203.0.113.1 4711 --protocol icmp --at -2h"""
 
 _ABOUT = """\
-A range is one VM's for all protocols alike; for ICMP the port is the echo
+A range belongs to one VM for all protocols; for ICMP the port is the echo
 identifier. TIME is ISO 8601 (in the local zone unless it says Z or an offset),
 UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
 
-VERB = parsing.Verb(70, "say which VM holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)
+VERB = parsing.Verb(70, "find the VM that holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     verb.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
     verb.add_argument("port", metavar="PORT", help="transport port, or ICMP echo identifier")
-    verb.add_argument("--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="for the record; all share a range")
+    verb.add_argument(
+        "--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="for your notes; a range is for all protocols"
+    )
     verb.add_argument("--at", metavar="TIME", help="when (default: now)")
 
 
