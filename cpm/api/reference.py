@@ -100,7 +100,10 @@ def _types() -> list[type]:
 
 
 def _type(kind: type) -> str:
-    hints, meanings = typing.get_type_hints(kind, include_extras=True), dict(_meanings(kind))
+    hints = typing.get_type_hints(kind, include_extras=True)
+    meanings = dict(
+        pair for base in kind.__mro__ if _is_object(base) and base is not Struct for pair in _meanings(base)
+    )
     summary = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
     rows = "".join(f"| `{name}` | {_named(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
     return f"\n### {kind.__name__}\n\n{summary}\n\n| key | value | |\n|---|---|---|\n{rows}"
