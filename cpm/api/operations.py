@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
 from cpm.api.views import (
+    AddressDetail,
     AddressView,
     Document,
     DomainDetail,
@@ -142,6 +143,10 @@ ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
     "Add external addresses, or replace the reserved ports of those that are there; answer all of them.",
     body=PoolRequest, errors=(Overloading,),
+)  # fmt: skip
+SHOW_ADDRESS: Final = Operation(
+    "GET", "/v1/pool/{address}", AddressDetail, "Show which VMs hold which ports of an external address.",
+    parameters=(Address("address", "external address"),), errors=(NotFound,),
 )  # fmt: skip
 REMOVE_FROM_POOL: Final = Operation(
     "DELETE", "/v1/pool/{address}", list[AddressView], "Remove an external address; answer the remaining ones.",

@@ -258,6 +258,27 @@ class AddressView(Struct, frozen=True):
     reserved: tuple[PortRange, ...] = ()
 
 
+class RangeView(Struct, frozen=True):
+    """One port range on an address, and the VM that holds it."""
+
+    first_port: int
+    last_port: int
+    state: AllocationState
+    since: float
+    """UTC seconds."""
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    """The host that uses it, or has to confirm that it no longer does."""
+
+
+class AddressDetail(AddressView, frozen=True):
+    """One external address with everything that is held on it."""
+
+    ranges: tuple[RangeView, ...] = ()
+    """In order of ports; what lies between them is free or reserved."""
+
+
 class NodeView(Struct, frozen=True):
     """A machine with a natd."""
 

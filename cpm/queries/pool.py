@@ -1,9 +1,13 @@
-"""Queries for the pool: its external addresses and how full they are."""
+"""Queries for the pool: its external addresses, how full they are, and the ranges on one."""
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
+from msgspec import structs
+
 from cpm.api import handlers, operations
-from cpm.api.views import AddressView
+from cpm.api.views import AddressDetail, AddressView, RangeView
 from cpm.core.manager import Manager
 from cpm.protocol.model import AllocationState, ExternalAddress
 
@@ -14,6 +18,31 @@ _State = AllocationState
 def addresses(manager: Manager) -> list[AddressView]:
     """Return the external addresses and how full they are, in order."""
     return [_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
+
+
+@handlers.query(operations.SHOW_ADDRESS)
+def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
+    """
+    Return an external address with the ranges on it, in order of ports.
+
+    :raise NotFound: When it is not in the pool.
+    """
+    fleet = manager.fleet
+    held = fleet.space.on(address)
+    [known] = [each for each in fleet.space.addresses if each.address == address]
+    ranges = (
+        RangeView(
+            each.ports.first,
+            each.ports.last,
+            each.state,
+            each.since,
+            fleet.vms[each.domain].name,
+            each.domain,
+            each.node,
+        )
+        for each in held
+    )
+    return AddressDetail(**structs.asdict(_address(manager, known)), ranges=tuple(ranges))
 
 
 def _address(manager: Manager, address: ExternalAddress) -> AddressView:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cpm.cli import addresses, parsing, render
 from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from cpm.api.views import AddressView
+    from cpm.api.views import AddressDetail, AddressView
 
 HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Reserved")
+RANGES_HEADER = ("Ports", "Name", "UUID", "Node", "State", "Since")
 
 _EXAMPLES = """\
   virt-ports pool list
+  virt-ports pool show 203.0.113.1
   virt-ports pool add 203.0.113.1
   virt-ports pool add 203.0.113.0/29 --reserved 5060,8000-8100
   virt-ports pool remove 203.0.113.4"""
@@ -28,13 +31,17 @@ _LIST_ABOUT = """\
 'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their
 hold-down; 'Longest free' is the largest range a VM could get."""
 
-VERB = parsing.Verb(90, "list, add and remove external addresses", examples=_EXAMPLES)
+VERB = parsing.Verb(90, "list, show, add and remove external addresses", examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     parsing.add_action(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
+    show = parsing.add_action(
+        actions, "show", "show which VMs hold which ports of one address", examples=_examples_of("show")
+    )
+    show.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
     add = parsing.add_action(actions, "add", "add addresses", about=_ADD_ABOUT, examples=_examples_of("add"))
     add.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
     add.add_argument("--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100")
@@ -45,8 +52,10 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out one action and print the addresses of the pool."""
+    """Carry out one action; print one address, or those of the pool."""
     try:
+        if args.action == "show":
+            return _show(args)
         views = _ACTIONS[args.action](args)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
@@ -77,15 +86,35 @@ def _remove(args: argparse.Namespace) -> list[AddressView]:
     return left
 
 
+def _show(args: argparse.Namespace) -> int:
+    from cpm.api.operations import SHOW_ADDRESS
+
+    view = parsing.client(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
+    return parsing.answer(args, view, lambda: _facts(view) + "\n" + render.table(RANGES_HEADER, _ranges(view)))
+
+
 _ACTIONS = {"list": _list, "add": _add, "remove": _remove}
 
 
 def _row(view: AddressView) -> tuple[object, ...]:
-    reserved = ",".join(str(part) if part.size > 1 else str(part.first) for part in view.reserved)
     return (
         view.address, view.ports_total, view.ports_allocated, view.ports_leaving, view.longest_free, view.domains,
-        reserved,
+        _reserved(view),
     )  # fmt: skip
+
+
+def _facts(view: AddressDetail) -> str:
+    return render.fields(zip(HEADER, _row(view), strict=True))
+
+
+def _ranges(view: AddressDetail) -> Iterator[tuple[object, ...]]:
+    for each in view.ranges:
+        ports = render.ports(each.first_port, each.last_port)
+        yield ports, each.name, each.uuid, each.node, each.state, render.moment(each.since)
+
+
+def _reserved(view: AddressView) -> str:
+    return ",".join(str(part) if part.size > 1 else str(part.first) for part in view.reserved)
 
 
 def _examples_of(action: str) -> str:

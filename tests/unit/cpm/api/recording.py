@@ -58,6 +58,8 @@ WITH_VMS: list[Request] = [
     ("GET", "/v1/events?after=1&limit=1", None),
     ("GET", "/v1/events?limit=0", None),
     ("GET", "/metrics", None),
+    ("GET", "/v1/pool/203.0.113.1", None),
+    ("GET", "/v1/pool/203.0.113.2", None),
 ]
 
 CHANGES: list[Request] = [
@@ -105,6 +107,8 @@ REFUSED: list[Request] = [
     ("DELETE", "/v1/pool/203.0.113.1", None),
     ("DELETE", "/v1/pool/203.0.113.77", None),
     ("DELETE", "/v1/pool/203.0.113", None),
+    ("GET", "/v1/pool/203.0.113.77", None),
+    ("GET", "/v1/pool/203.0.113", None),
     ("POST", "/v1/nodes/host1/fence", None),
     ("POST", "/v1/nodes/host9/fence", None),
     ("DELETE", "/v1/nodes/host9/fence", None),

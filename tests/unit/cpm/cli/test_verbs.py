@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cpm.api.views import (
+    AddressDetail,
     AddressView,
     AllocationView,
     DomainDetail,
@@ -19,6 +20,7 @@ from cpm.api.views import (
     HolderView,
     NodeView,
     PoolRequest,
+    RangeView,
     StatusView,
     WhoisView,
     WishView,
@@ -70,6 +72,13 @@ EVENTS = [
     EventView(1042, NOW, "draining", "db", DB, HOST1, EXTERNAL, 1024, 1087),
 ]
 ADDRESS = AddressView(EXTERNAL, 64511, 320, 64, 60000, 2, (PortRange(5060, 5060), PortRange(8000, 8100)))
+ADDRESS_DETAIL = AddressDetail(
+    **msgspec.structs.asdict(ADDRESS),
+    ranges=(
+        RangeView(1024, 1087, AllocationState.DRAINING, NOW, "db", DB, HOST1),
+        RangeView(20000, 20255, AllocationState.ACTIVE, NOW - 3600, "web1", WEB, HOST1),
+    ),
+)
 NODES = [
     NodeView(
         HOST1, (Role.HOST,), IPv4Address("172.30.0.11"), connected=True, in_service=True, fenced=False, synced=True,
@@ -355,6 +364,32 @@ def test_pool_list(manager: CannedManager, virt_ports: Command) -> None:
         " 203.0.113.1   64511   320         64        60000          2     5060,8000-8100\n"
         "\n"
     )
+
+
+def test_pool_show(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/pool/203.0.113.1", ADDRESS_DETAIL)
+    assert virt_ports("pool", "show", "203.0.113.1").out == (
+        "Address:        203.0.113.1\n"
+        "Ports:          64511\n"
+        "Allocated:      320\n"
+        "Leaving:        64\n"
+        "Longest free:   60000\n"
+        "VMs:            2\n"
+        "Reserved:       5060,8000-8100\n"
+        "\n"
+        " Ports         Name   UUID                                   Node    State      Since\n"
+        "-----------------------------------------------------------------------------------------------------------\n"
+        " 1024-1087     db     0c2b4d5e-1111-4222-8333-444455556666   host1   draining   2025-11-23T07:38:00+01:00\n"
+        " 20000-20255   web1   6695eb01-f6a4-8304-79aa-97f2502e193f   host1   active     2025-11-23T06:38:00+01:00\n"
+        "\n"
+    )
+    shown = virt_ports("pool", "show", "203.0.113.1", "-o", "json").json
+    assert (shown["address"], shown["ranges"][0]["name"], shown["ranges"][0]["first_port"]) == (
+        "203.0.113.1",
+        "db",
+        1024,
+    )
+    assert virt_ports("pool", "show", "203.0.113").err == "error: not an IPv4 address: '203.0.113'; write 203.0.113.1\n"
 
 
 def test_pool_add(manager: CannedManager, virt_ports: Command) -> None:

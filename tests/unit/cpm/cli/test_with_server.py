@@ -34,7 +34,7 @@ from cpm.protocol.errors import (
 from cpm.protocol.messages import Hello, NodeMessage
 from cpm.protocol.model import NodeName
 from tests.unit.cpm.cli.conftest import NOW, WEB, Result, domain
-from tests.unit.cpm.cli.test_verbs import ADDRESS, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
+from tests.unit.cpm.cli.test_verbs import ADDRESS, ADDRESS_DETAIL, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
 
 ANSWERS: dict[Operation[Any], object] = {
     operations.LIST_VMS: [domain()],
@@ -46,6 +46,7 @@ ANSWERS: dict[Operation[Any], object] = {
     operations.HISTORY: EVENTS,
     operations.WHOIS: whois_view(NOW),
     operations.LIST_POOL: [ADDRESS],
+    operations.SHOW_ADDRESS: ADDRESS_DETAIL,
     operations.ADD_TO_POOL: [ADDRESS],
     operations.REMOVE_FROM_POOL: [],
     operations.LIST_NODES: NODES,
@@ -153,6 +154,7 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
             (operations.WHOIS, {"address": ADDRESS.address, "port": 7, "at": NOW - 600, "protocol": "icmp"}),
         ),
         (["pool", "list"], (operations.LIST_POOL, {})),
+        (["pool", "show", "203.0.113.1"], (operations.SHOW_ADDRESS, {"address": ADDRESS.address})),
         (
             ["pool", "add", "203.0.113.1", "--reserved", "5060,8000-8100"],
             (operations.ADD_TO_POOL, {"body": PoolRequest((ADDRESS.address,), ADDRESS.reserved)}),
