@@ -1,4 +1,8 @@
-"""cpmd: the composition root of the manager. Builds its parts and owns its loops; decides nothing."""
+"""
+cpmd: the composition root of the manager. Builds its parts and owns its loops; decides nothing.
+
+Tested in tests/unit/cpm/cli/test_with_cpmd.py.
+"""
 
 from __future__ import annotations
 

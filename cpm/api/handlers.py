@@ -13,6 +13,8 @@ registered with            what it may name as arguments     what it does
 
 ``now`` is UTC seconds; ``about`` is :class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`.
 A function names what it needs; the parameters of its operation, and ``body`` where there is one, it names all.
+
+Tested in tests/unit/cpm/api/test_operations.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A node's side of the session: one websocket to the manager, opened again whenever it breaks."""
+"""
+A node's side of the session: one websocket to the manager, opened again whenever it breaks.
+
+Tested in tests/netns/test_identity.py.
+"""
 
 from __future__ import annotations
 

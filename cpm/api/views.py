@@ -2,6 +2,8 @@
 The JSON of the HTTP API, as server and clients have it: one class for each thing an operator sees or sends.
 
 Which operation takes and answers what is declared in :mod:`cpm.api.operations`; ``docs/reference/api.md`` has both.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Lines of the journal, as ``history`` and ``events`` print them."""
+"""
+Lines of the journal, as ``history`` and ``events`` print them.
+
+Tested in tests/unit/cpm/cli/test_verbs.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ What all verbs share: options, help in one shape, and the client they ask.
 
 A verb's module has ``VERB``, ``add_arguments(parser)`` and ``run(args) -> exit code``; it imports what it needs inside
 ``run``, so that a command does not wait for the imports of another.
+
+Tested in tests/unit/cpm/cli/test_main.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Changes to nodes."""
+"""
+Changes to nodes.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Changes to the pool of external addresses."""
+"""
+Changes to the pool of external addresses.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

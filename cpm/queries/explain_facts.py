@@ -1,4 +1,8 @@
-"""Gathers from the manager the facts that :mod:`cpm.queries.explain` puts into sentences."""
+"""
+Gathers from the manager the facts that :mod:`cpm.queries.explain` puts into sentences.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

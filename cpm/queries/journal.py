@@ -1,4 +1,8 @@
-"""Queries for the journal: the owner of a port at a moment, and what happened."""
+"""
+Queries for the journal: the owner of a port at a moment, and what happened.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

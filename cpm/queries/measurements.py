@@ -1,4 +1,8 @@
-"""The measurements of one host, as clients that follow them get them."""
+"""
+The measurements of one host, as clients that follow them get them.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Prometheus metrics, computed from the manager for each request."""
+"""
+Prometheus metrics, computed from the manager for each request.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Queries for nodes: all of them, each with its state."""
+"""
+Queries for nodes: all of them, each with its state.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

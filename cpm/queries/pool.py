@@ -1,4 +1,8 @@
-"""Queries for the pool: its external addresses, how full they are, and the ranges on one."""
+"""
+Queries for the pool: its external addresses, how full they are, and the ranges on one.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Query for the manager itself."""
+"""
+Query for the manager itself.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

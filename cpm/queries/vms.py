@@ -1,4 +1,8 @@
-"""Queries for VMs: all of them, one of them, and the one of a given name."""
+"""
+Queries for VMs: all of them, one of them, and the one of a given name.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The thread that reads the journal, so that a long history keeps no decision waiting."""
+"""
+The thread that reads the journal, so that a long history keeps no decision waiting.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The sessions of nodes: which nodes are connected, and the messages between them and the manager."""
+"""
+The sessions of nodes: which nodes are connected, and the messages between them and the manager.
+
+Tested in tests/unit/cpm/cli/test_with_cpmd.py.
+"""
 
 from __future__ import annotations
 

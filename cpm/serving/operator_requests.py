@@ -1,4 +1,8 @@
-"""Has the operations of :mod:`cpm.api.operations` answered by the functions that are registered for them."""
+"""
+Has the operations of :mod:`cpm.api.operations` answered by the functions that are registered for them.
+
+Tested in tests/unit/cpm/api/test_recorded_answers.py.
+"""
 
 from __future__ import annotations
 

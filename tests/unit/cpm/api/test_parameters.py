@@ -1,0 +1,63 @@
+"""What may stand in a path or query, and what is refused with which words."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
+from cpm.protocol.errors import InvalidRequest
+
+COUNT = WholeNumber("limit", "", 1, 100, default=10)
+OPTIONAL = WholeNumber("after", "", 0, 100)
+PORT = WholeNumber("port", "", 0, 65535, required=True)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "value"),
+    [
+        (Parameter("name", ""), "a/b", "a/b"),
+        (Parameter("name", ""), None, None),
+        (Flag("all", ""), None, False),
+        (Flag("all", ""), "", False),
+        (Flag("all", ""), "0", False),
+        (Flag("all", ""), "false", False),
+        (Flag("all", ""), "1", True),
+        (Flag("all", ""), "yes", True),
+        (COUNT, None, 10),
+        (COUNT, "1", 1),
+        (COUNT, "100", 100),
+        (OPTIONAL, None, None),
+        (OPTIONAL, "0", 0),
+        (PORT, "0", 0),
+        (Moment("at", ""), None, None),
+        (Moment("at", ""), "", None),
+        (Moment("at", ""), "1763879880.5", 1763879880.5),
+        (Address("address", ""), "203.0.113.1", IPv4Address("203.0.113.1")),
+    ],
+)
+def test_accepted(parameter: Parameter, text: str | None, value: object) -> None:
+    assert parameter.read(text) == value
+
+
+@pytest.mark.parametrize(
+    ("parameter", "text", "message"),
+    [
+        (COUNT, "0", "limit is '0'; use a whole number from 1 to 100"),
+        (COUNT, "101", "limit is '101'; use"),
+        (COUNT, "", "limit is ''; use"),
+        (COUNT, "-1", "limit is '-1'; use"),
+        (COUNT, "1.5", "limit is '1.5'; use"),
+        (COUNT, "١", "limit is '١'; use"),
+        (COUNT, "9" * 100_000, "use a whole number from 1 to 100"),
+        (PORT, None, "port is None; use"),
+        (Moment("at", ""), "noon", "at is 'noon'; use seconds since 1970 in UTC"),
+        (Address("address", ""), None, "'' is not an IPv4 address; write it like 203.0.113.1"),
+        (Address("address", ""), "::1", "'::1' is not an IPv4 address"),
+    ],
+)
+def test_refused(parameter: Parameter, text: str | None, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parameter.read(text)
+    assert message in str(refused.value)
