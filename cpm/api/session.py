@@ -1,8 +1,4 @@
-"""
-A node's side of the session: one websocket to the manager, opened again whenever it breaks.
-
-Tested in tests/netns/test_identity.py.
-"""
+"""A node's side of the session: one websocket to the manager, opened again whenever it breaks."""
 
 from __future__ import annotations
 

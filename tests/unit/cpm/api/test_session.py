@@ -1,0 +1,88 @@
+"""A node's side of the session against a real cpmd: it connects, hears, is closed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.api import session as session_
+from cpm.api.session import Session
+from cpm.protocol.errors import Conflict
+from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage, Snapshot, Welcome
+from cpm.protocol.model import NodeName, Role
+from tests.fakes import cpmd
+
+LIMIT_S = 60.0
+
+
+class Node:
+    """Says hello whenever it is connected; keeps what happens."""
+
+    def __init__(self, protocol: int = PROTOCOL) -> None:
+        self.session: Session
+        self.messages: asyncio.Queue[ManagerMessage] = asyncio.Queue()
+        self.reasons: asyncio.Queue[str] = asyncio.Queue()
+        self.trouble: Conflict | None = None
+        self._hello = Hello(protocol, NodeName("host1"), frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
+
+    def on_connected(self) -> None:
+        self.session.send(self._hello)
+
+    def on_message(self, message: ManagerMessage) -> None:
+        self.messages.put_nowait(message)
+        trouble, self.trouble = self.trouble, None
+        if trouble is not None:
+            raise trouble
+
+    def on_disconnected(self, reason: str) -> None:
+        self.reasons.put_nowait(reason)
+
+
+@contextlib.asynccontextmanager
+async def running(node: Node, path: str) -> AsyncIterator[None]:
+    node.session = Session(f"unix://{path}", node, None, lambda: 0.0)
+    task = asyncio.create_task(node.session.run())
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_, "FIRST_PAUSE_S", 0.001)
+
+
+async def test_hello_is_answered_by_welcome_and_a_snapshot() -> None:
+    node = Node()
+    async with cpmd.running() as site, running(node, site.path):
+        welcome, snapshot = await node.messages.get(), await node.messages.get()
+    assert (type(welcome), type(snapshot)) == (Welcome, Snapshot)
+
+
+async def test_a_listener_that_cannot_go_on_closes_the_session_and_it_is_opened_again() -> None:
+    node = Node()
+    node.trouble = Conflict("an older manager")
+    async with cpmd.running() as site, running(node, site.path):
+        assert await node.reasons.get() == "an older manager"
+        while not isinstance(await node.messages.get(), Snapshot):
+            pass
+
+
+async def test_the_managers_reason_arrives() -> None:
+    node = Node(protocol=PROTOCOL + 1)
+    async with cpmd.running() as site, running(node, site.path):
+        reason = await node.reasons.get()
+    assert reason.startswith(f"closed by the manager: host1 speaks protocol {PROTOCOL + 1}, we {PROTOCOL}")
+
+
+async def test_a_manager_that_is_not_there_is_a_reason_too() -> None:
+    node = Node()
+    async with running(node, "/nonexistent/cpmd.sock"):
+        assert "/nonexistent/cpmd.sock" in await node.reasons.get()
