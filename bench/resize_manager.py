@@ -14,6 +14,7 @@ from cpm import settings
 from cpm.api.server import Channel
 from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
+from cpm.core.sizing.sizer import Target
 from cpm.daemon import Cpmd
 from cpm.protocol.messages import Applied, NodeMessage
 from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
@@ -42,7 +43,7 @@ class _Cpmd(Cpmd):
 
     async def decide(self, uuid: DomainUUID, target: int) -> None:
         """Have the manager decide on a size, as the scaling does for a report."""
-        await self._do(lambda manager, now: manager.sizer.resize(uuid, target, now))
+        await self._do(lambda manager, now: manager.sizer.resize(uuid, Target(target), now))
 
 
 async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.protocol.errors import (
@@ -294,12 +295,14 @@ class Manager:
             return
         self.waiting.add(vm.uuid)
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
-        moves.start(self.fleet, vm, self.sizer.contention.first(vm, initial, floor), floor, now, strict=self._strict)
+        wanted = self.sizer.contention.start_allowance(vm, initial, floor)
+        placement = choose_first(self.fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
+        moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
         self.waiting.discard(vm.uuid)
         self._rollout.changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
-        self.sizer.of(uuid).refusal = str(error)
+        self.sizer.on_not_started(uuid, error)
         self._rollout.say(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
@@ -384,10 +387,6 @@ class Manager:
         # Whether it is at its cap may have changed, and that its host is to know.
         self._rollout.changed(uuid)
 
-    @property
-    def _strict(self) -> bool:
-        return self._rules.strict_pairing
-
     # Time
 
     def tick(self, now: float) -> None:
@@ -420,7 +419,7 @@ class Manager:
             try:
                 self._start(self.fleet.vms[uuid], now)
             except PortsExhausted as error:
-                self.sizer.of(uuid).refusal = str(error)
+                self.sizer.on_not_started(uuid, error)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

@@ -27,8 +27,8 @@ from cpm.api.views import (
 )
 from cpm.core.journal import Holding, JournalEntry
 from cpm.core.manager import Manager
+from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
-from cpm.core.sizing.sizer import Observation
 from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView, Report
 from cpm.protocol.model import VM, Allocation, AllocationState, ExternalAddress, Node, NodeName, Role, Wishes
@@ -163,8 +163,9 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
 def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, _current(manager, vm)
-    short = manager.sizer.contention.holds(now)
+    short = manager.sizer.contention.is_short(now)
     leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
+    overflow = observation.overflow if leaving else None
     return explain.Facts(
         name=vm.name,
         runs=vm.uuid in manager.present,
@@ -175,9 +176,9 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
-        refusal=observation.refusal,
-        gave=observation.gave,
-        apart=observation.apart if leaving else "",
+        refusal=explain.refused(observation.refusal) if observation.refusal is not None else "",
+        gave=explain.gave(observation.gave) if observation.gave is not None else "",
+        apart=explain.overflow(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
@@ -194,7 +195,7 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         leaving=sum(each.ports.size for each in view.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
-        short=manager.sizer.contention.holds(now),
+        short=manager.sizer.contention.is_short(now),
         waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
         holders=_holders(manager),
         per_minute=manager.forecast.per_minute(),
@@ -341,10 +342,11 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
 
 
 def _decided(observation: Observation) -> str:
+    refusal = explain.refused(observation.refusal) if observation.refusal is not None else ""
     if observation.decision is None:
-        return observation.refusal or "nothing yet"
+        return refusal or "nothing yet"
     said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
-    return f"{said}; {observation.refusal}" if observation.refusal else said
+    return f"{said}; {refusal}" if refusal else said
 
 
 def _address(manager: Manager, address: ExternalAddress) -> AddressView:

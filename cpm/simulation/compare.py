@@ -78,7 +78,7 @@ def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
         fixed = dataclasses.replace(conditions, initial=ports, floor=ports, cap=ports)
         return Contender(StaticPolicy(ports, f"{STATIC}:{ports}"), fixed, ports)
     if name == DOUBLING.name:
-        return Contender(DOUBLING, dataclasses.replace(conditions, aside=False))
+        return Contender(DOUBLING, dataclasses.replace(conditions, overflow=False))
     try:
         return Contender(policy_named(name), conditions)
     except InvalidRequest:

@@ -26,9 +26,11 @@ from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation, PutV
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_expires
-from cpm.core.placement import USABLE, whole_blocks
+from cpm.core.placement import USABLE, Refused, whole_blocks
 from cpm.core.sizing import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
 from cpm.core.sizing.arrivals import LEAST_USE
+from cpm.core.sizing.guards import LONGEST
+from cpm.core.sizing.resizing import Situation, choose, choose_first
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     VM,
@@ -83,8 +85,8 @@ class Conditions:
     A VM that is there when the trace begins has what its policy gives a VM that, for long, uses as many ports as this
     one will at most within the trace's first so many seconds. Else every figure would tell of the first minutes.
     """
-    aside: bool = True
-    """Where no longer range is to be had, new connections go to other free ports, or back to ports that drain."""
+    overflow: bool = True
+    """Where no longer range is to be had, new connections get an overflow range."""
     signal_s: float = 0.01
     """Seconds from the alarm to the larger range in the kernel."""
 
@@ -221,13 +223,18 @@ class Replay:
             wanted, actor.state = self._settled(uuid, self._before.get(line.vm, 0))
         wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
         try:
-            reserved = moves.start(self.fleet, vm, wanted, self._bounds.floor, now, strict=False)
+            reserved = self._start(vm, wanted, now)
         except PortsExhausted:
             self._denied += 1
             return actor
         moves.activate(self.fleet, reserved, now)
         self._refit(actor)
         return actor
+
+    def _start(self, vm: VM, wanted: int, now: float) -> Allocation:
+        """:raise PortsExhausted: When not even the floor is to be had."""
+        placement = choose_first(self.fleet.space, vm, wanted, self._bounds.floor, strict=False)
+        return moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
 
     def _settled(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
         """Return what the policy gives a VM, and remembers of it, after an even load for long."""
@@ -294,7 +301,7 @@ class Replay:
         draining = guest.in_use - guest.in_active
         arrival = Arrival(active.ports.size, guest.in_active, rate, draining, actor.usual_per_s)
         decision, actor.state = on_arrival(arrival, actor.state, self._bounds, now, self._policy)
-        if decision.target > decision.current and self._enlarge(actor, active, decision.target, now, arrival.soon):
+        if self._resize(actor, active, self._situation(actor, active, decision.target, arrival.soon), now):
             actor.due = now + self._conditions.signal_s
         else:
             actor.deaf = True
@@ -317,7 +324,7 @@ class Replay:
 
     def _retry(self, actor: _Actor, now: float) -> None:
         try:
-            reserved = moves.start(self.fleet, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
+            reserved = self._start(actor.vm, self._bounds.floor, now)
         except PortsExhausted:
             return
         moves.activate(self.fleet, reserved, now)
@@ -329,56 +336,46 @@ class Replay:
         decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
         active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
-        if decision.target > decision.current:
-            if self._enlarge(actor, active, decision.target, now, actor.guest.in_active):
-                self._take_effect(actor, now)
-        elif decision.target < decision.current and moves.reduce(self.fleet, active, decision.target, now):
+        if decision.target == decision.current:
+            return
+        if self._resize(actor, active, self._situation(actor, active, decision.target, actor.guest.in_active), now):
+            self._take_effect(actor, now)
+
+    def _resize(self, actor: _Actor, active: Allocation, situation: Situation, now: float) -> bool:
+        """
+        Decide on a range and record it, as the manager does.
+
+        :return: Whether ports were reserved, which come into force later.
+        """
+        outcome = choose(situation)
+        self._denied += isinstance(outcome, Refused)
+        if not moves.record(self.fleet, active, outcome, now):
+            return False
+        reserved = self.fleet.one(active.domain, _State.RESERVED)
+        if reserved is None:
             self._shrunk += 1
             self._refit(actor)
-
-    def _enlarge(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
-        """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
-        try:
-            try:
-                moves.enlarge(
-                    self.fleet,
-                    actor.vm,
-                    active,
-                    target,
-                    now,
-                    strict=False,
-                    free_in=actor.free_in,
-                    in_use=actor.guest.in_active,
-                )
-            except PortsExhausted:
-                if not self._conditions.aside:
-                    raise
-                if not self._step_aside(actor, active, target, now, soon):
-                    return False
-        except PortsExhausted:
-            self._denied += 1
             return False
         actor.due = now
-        reserved = self.fleet.one(active.domain, _State.RESERVED)
-        if reserved is not None and not moves.joins(active, reserved):
+        if not moves.joins(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
-    def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
-        reserved = moves.step_aside(
-            self.fleet,
-            actor.vm,
-            active,
-            target,
-            actor.guest.in_active,
-            soon,
-            actor.free_in,
-            now,
-            in_all=self._policy.counts_ports,
-            cap=self._bounds.cap,
-            strict=False,
+    def _situation(self, actor: _Actor, active: Allocation, target: int, expected_in_use: int) -> Situation:
+        """Return the situation of a VM: the pool is no matter as long as it has ports."""
+        conditions = self._conditions
+        return Situation(
+            space=self.fleet.space,
+            active=active,
+            target=target,
+            allowed=target,
+            cap=conditions.cap if conditions.guards.cap else LONGEST,
+            in_use=actor.guest.in_active,
+            expected_in_use=expected_in_use,
+            free_in=actor.free_in,
+            counts_ports=self._policy.counts_ports,
+            may_overflow=conditions.overflow,
         )
-        return reserved is not None
 
     def _free_in(self, actor: _Actor) -> Iterator[tuple[AllocationId, int]]:
         for mine in self.fleet.of(actor.vm.uuid):

@@ -15,17 +15,41 @@ I/O; the manager owns one and tells it of every allocation. :func:`choose`, :fun
 
 from cpm.core.placement.compacting import Relocation, compaction
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE, whole_blocks
+from cpm.core.placement.outcomes import (
+    AT_TARGET,
+    Grow,
+    Outcome,
+    Overflow,
+    Refused,
+    Relocate,
+    Shrink,
+    Stay,
+    StayReason,
+)
 from cpm.core.placement.placing import NOTHING_KNOWN, Placement, Shrunk, aside, choose, grow, shrink
+from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace, Usage
 
 __all__ = [
+    "AT_TARGET",
     "DEFAULT_BLOCK",
     "NOTHING_KNOWN",
     "USABLE",
     "AddressSpace",
+    "Grow",
+    "NoRoom",
+    "NoRoomError",
+    "Obstacle",
+    "Outcome",
+    "Overflow",
     "Placement",
+    "Refused",
+    "Relocate",
     "Relocation",
+    "Shrink",
     "Shrunk",
+    "Stay",
+    "StayReason",
     "Usage",
     "aside",
     "choose",

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Final
 
 from cpm.core.placement.grid import aligned, first_at_or_above, first_at_or_below, whole_blocks
+from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace
-from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     FIRST_PORT,
     LAST_PORT,
@@ -310,11 +310,11 @@ def _placement(
     )
 
 
-def _exhausted(space: AddressSpace, size: int, addresses: Sequence[IPv4Address]) -> PortsExhausted:
+def _exhausted(space: AddressSpace, size: int, addresses: Sequence[IPv4Address]) -> NoRoomError:
     if not space.addresses:
-        return PortsExhausted(size, 0, "no external address in the pool")
-    longest = max((space.longest_free(address) for address in addresses), default=0)
-    if longest >= size:
-        return PortsExhausted(size, longest, "the VM's own draining ports have these numbers on another address")
-    where = f"{addresses[0]} has" if len(addresses) == 1 else f"the {len(addresses)} addresses have"
-    return PortsExhausted(size, longest, f"{where} no free run that long" if addresses else "its address is gone")
+        return NoRoomError(NoRoom(size, 0, Obstacle.NO_ADDRESS))
+    if not addresses:
+        return NoRoomError(NoRoom(size, 0, Obstacle.ADDRESS_GONE))
+    longest = max(space.longest_free(address) for address in addresses)
+    obstacle = Obstacle.OWN_NUMBERS if longest >= size else Obstacle.NO_FREE_RUN
+    return NoRoomError(NoRoom(size, longest, obstacle, len(addresses), addresses[0]))
