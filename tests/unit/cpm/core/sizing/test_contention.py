@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from ipaddress import IPv4Address
 
 from cpm.core import moves
@@ -12,11 +13,13 @@ from cpm.core.sizing.contention import (
     DRAIN_HOPE_S,
     IN_VAIN_S,
     WANT_S,
+    Allowance,
     Contention,
     FairShare,
     FewInUse,
     KeptForStarts,
     LessThanWanted,
+    Want,
 )
 from cpm.core.sizing.resizing import Situation, choose
 from cpm.protocol.model import (
@@ -223,3 +226,39 @@ def test_one_shortage_after_another_is_another_one() -> None:
     assert pool.contention.shortage(over) is None
     pool.contention.on_refused(DomainUUID("b"), 512, over)
     assert pool.contention.shortage(over) not in (None, first)
+
+
+def test_questions_change_nothing() -> None:
+    pool = Pool(10, {"a": 5, "b": 5})
+    pool.in_use.update(a=320, b=320)
+    pool.contention.on_refused(DomainUUID("a"), 512, NOW)
+    for now in (NOW, NOW + WANT_S, NOW + 2 * CALM_S):
+        before = copy.copy(vars(pool.contention))
+        for name in "ab":
+            vm = pool.fleet.vms[DomainUUID(name)]
+            pool.contention.assess(vm, pool.active(name), 640, 320, now)
+            pool.contention.fair_share(vm, 640, now)
+            pool.contention.start_allowance(vm, 256, 64)
+            pool.contention.keeps_upper(pool.active(name))
+            pool.contention.others_wait(vm.uuid)
+        pool.contention.is_short(now)
+        pool.contention.shortage(now)
+        pool.contention.relief(now)
+        pool.contention.growth_queue()
+        assert vars(pool.contention) == before
+
+
+def test_a_vm_that_is_tried_again_on_our_own_has_not_said_anew_that_it_waits() -> None:
+    pool = Pool(10, {"a": 5, "b": 5})
+    pool.in_use.update(a=320, b=320)
+    vm = pool.fleet.vms[DomainUUID("a")]
+    pool.contention.on_refused(vm.uuid, 512, NOW)
+    allowance = pool.contention.assess(vm, pool.active("a"), 384, 320, NOW + 5)
+    pool.contention.note(vm.uuid, allowance, NOW + 5, anew=False)
+    assert pool.contention.want(vm.uuid) == Want(512, NOW, NOW)
+    pool.contention.note(vm.uuid, Allowance(384), NOW + 6, placed=False, anew=False)
+    assert pool.contention.want(vm.uuid) == Want(512, NOW, NOW)
+    pool.contention.note(vm.uuid, allowance, NOW + 7)
+    assert pool.contention.want(vm.uuid) == Want(384, NOW, NOW + 7)
+    pool.contention.note(vm.uuid, Allowance(384), NOW + 8)
+    assert pool.contention.want(vm.uuid) is None
