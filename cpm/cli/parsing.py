@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,12 +32,23 @@ class UsageError(VirtPortsError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that keeps examples as written, takes no abbreviations, and complains as all of virt-ports does."""
+    """
+    argparse that keeps examples as written, takes no abbreviations, and complains as all of virt-ports does.
 
-    def __init__(self, **options: Any) -> None:
+    :param about: What stands below the summary; computed only when the help is printed.
+    """
+
+    def __init__(self, *, about: Callable[[], str] | None = None, **options: Any) -> None:
+        self._about = about
         super().__init__(**{
             "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options
         })  # fmt: skip
+
+    def format_help(self) -> str:
+        """Return the help."""
+        if self._about is not None:
+            self.description, self._about = f"{self.description}\n\n{self._about()}", None
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """
@@ -47,17 +59,24 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
-def add_verb(subparsers: Subparsers, name: str, summary: str, *, about: str = "", examples: str = "") -> Parser:
+def add_verb(
+    subparsers: Subparsers, name: str, summary: str, *, about: str | Callable[[], str] = "", examples: str = ""
+) -> Parser:
     """
     Add a verb with the options all verbs have.
 
     :param summary: One line, for the list of verbs.
-    :param about: What there is to know beyond it.
+    :param about: What there is to know beyond it; a function where that costs imports.
     :param examples: Commands, one a line, with what they do.
     """
-    description = f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{about}" if about else "")
-    epilog = f"examples:\n{examples}" if examples else None
-    verb = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
+    later = about if callable(about) else (lambda: about) if about else None
+    verb = subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{examples}" if examples else None,
+        about=later,
+    )
     add_common(verb, default=argparse.SUPPRESS)
     return verb
 
@@ -69,6 +88,17 @@ def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
                          help="what to print: a table for people (default) or one JSON document")  # fmt: skip
     options.add_argument("--socket", metavar="PATH", default=default,
                          help=f"the manager's socket (default: ${SOCKET_VARIABLE}, else {DEFAULT_SOCKET})")  # fmt: skip
+
+
+def policies(indent: int) -> str:
+    """Return what a VM's policy can be, a line each, for a help."""
+    from cpm.core.sizing.policies import registrations
+
+    known = registrations()
+    names = [f"{each.policy.name} (or {each.short})" if each.short else each.policy.name for each in known]
+    width = max(map(len, names))
+    lines = (f"{' ' * indent}{name:{width}}  {each.summary}" for name, each in zip(names, known, strict=True))
+    return "\n".join(lines)
 
 
 def count(text: str) -> int:

@@ -17,7 +17,8 @@ KEY=VALUE, as many as you like:
   cap=PORTS            never above
   weight=N             its part, compared with other VMs, of what is left above
                        the floors when ports are short (1 to 10000, usual 100)
-  policy=NAME          spec, occupancy or predictive
+  policy=NAME          how its range grows and shrinks:
+{policies}
   drain-limit=SECONDS  cut what still uses a range that is on its way out after
                        so long; none: never, whatever the pool's default is
 
@@ -35,11 +36,15 @@ _EXAMPLES = """\
 def add_parser(subparsers: parsing.Subparsers) -> None:
     """Add the verb."""
     verb = parsing.add_verb(
-        subparsers, "set", "say what one VM shall have: floor, cap, weight ...", about=_ABOUT, examples=_EXAMPLES
+        subparsers, "set", "say what one VM shall have: floor, cap, weight ...", about=_about, examples=_EXAMPLES
     )
     verb.add_argument("vm", metavar="VM", help="name or UUID")
     verb.add_argument("wishes", metavar="KEY=VALUE", nargs="*", help="what it shall have")
     verb.add_argument("--unset", metavar="KEY", action="append", default=[], help="no longer say this; may be repeated")
+
+
+def _about() -> str:
+    return _ABOUT.format(policies=parsing.policies(indent=4))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,9 +20,9 @@ DEFAULT_SEED = 1
 
 _EXAMPLES = """\
   virt-ports simulate monday.csv                          all policies on a recorded load
-  virt-ports simulate --generate heavy-tailed --vms 100 --policy static --policy predictive
+  virt-ports simulate --generate heavy-tailed --vms 100 --policy static --policy doubling
   virt-ports simulate monday.csv --svg monday.svg         and a picture
-  virt-ports simulate --generate bursty --save bursty.csv --policy occupancy
+  virt-ports simulate --generate bursty --save bursty.csv --policy static:512
   virt-ports simulate monday.csv -o json | jq '.policies[] | {policy, refused}'"""
 
 _ABOUT = """\
@@ -32,7 +32,8 @@ port a connection (all to one destination, the worst case); a connection is
 refused when it finds no free port at that moment.
 Policies: static[:PORTS] (alone: the smallest power of two that refuses none),
 doubling (near exhaustion, as clouds do; its ranges stay in one piece), and
-what a VM's policy can be.
+what a VM's policy can be:
+{policies}
 VMs/address: how many share an external address in the smallest pool without a
 refused connection; '-' where some are refused in any. The search takes about
 ten replays a policy: leave it out with --no-packing.
@@ -42,7 +43,7 @@ A trace is written by `virt-ports record`."""
 def add_parser(subparsers: parsing.Subparsers) -> None:
     """Add the verb."""
     verb = parsing.add_verb(
-        subparsers, "simulate", "compare policies on a recorded or made-up load", about=_ABOUT, examples=_EXAMPLES
+        subparsers, "simulate", "compare policies on a recorded or made-up load", about=_about, examples=_EXAMPLES
     )
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument("trace", metavar="TRACE", nargs="?", help="a recorded load (CSV); - is standard input")
@@ -57,6 +58,10 @@ def add_parser(subparsers: parsing.Subparsers) -> None:
     verb.add_argument("--save", metavar="FILE", help="write the load as a trace")
     verb.add_argument("--svg", metavar="FILE", help="write a picture: ports held and used over time")
     verb.add_argument("--no-packing", action="store_true", help="do not search the smallest pool")
+
+
+def _about() -> str:
+    return _ABOUT.format(policies=parsing.policies(indent=2))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from cpm.core.placement import whole_blocks
-from cpm.core.sizing import Demand, Memory, OccupancyPolicy, Policy, policies, policy_named
+from cpm.core.sizing import Demand, Memory, Policy, policies, policy_named
+from cpm.core.sizing.policies.occupancy import OccupancyPolicy
 from cpm.protocol.errors import InvalidRequest
 from cpm.simulation.dice import Dice
 from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool, vms_per_address

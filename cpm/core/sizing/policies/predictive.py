@@ -21,6 +21,7 @@ import math
 from typing import Final
 
 from cpm.core.sizing.demand import Demand, Memory
+from cpm.core.sizing.policies.registry import Registration
 
 LONGEST_GAP_S: Final = 60.0
 """Seconds between samples after which what was remembered says nothing any more about the trend."""
@@ -122,3 +123,6 @@ class PredictivePolicy:
         if needed * (1 + self.keep_share) < current * (1 - self.slack_share):
             return math.ceil(needed * (1 + self.keep_share))
         return current
+
+
+POLICY: Final = Registration(PredictivePolicy(), "what the VM is about to need, from its past")
