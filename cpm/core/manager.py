@@ -23,6 +23,7 @@ from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.host_reports import HostReports
 from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
@@ -116,9 +117,8 @@ class Manager:
             self._drain_limit_s,
             self._cap_of,
         )
-        self.sizer = Sizer(
-            self.fleet, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
-        )
+        self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
+        self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
@@ -190,9 +190,9 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
-                self.sizer.report(session, message, now)
+                self._reports.on_report(session, message, now)
             case Need(domain, ports):
-                if not self.sizer.need(session, message, now):
+                if not self._reports.on_need(session, message, now):
                     self._rollout.say(name, Declined(self.epoch, domain, ports))
 
     def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:

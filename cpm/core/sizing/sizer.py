@@ -1,24 +1,22 @@
 """
-How large each VM's range should be, and what comes of it: the manager's answers to measurements.
+Brings VMs' ranges to the size that hosts, the operator or a shortage call for.
 
-Pure, like the manager that owns it. Reports, needs and the operator end in :meth:`Sizer.resize` and its like: the
-situation is put together here, :mod:`cpm.core.sizing.resizing` decides, :mod:`cpm.core.moves` records the first step in
-the fleet; :mod:`cpm.core.rollout.steps` takes the others.
+Pure, like the manager that owns it. The situation is put together here, :mod:`cpm.core.sizing.resizing` decides,
+:mod:`cpm.core.moves` records the first step in the fleet; :mod:`cpm.core.rollout.steps` takes the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
-from cpm.core import moves, sizing
+from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.core.placement import NoRoomError, Outcome, Refused
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
-from cpm.core.sizing import GROW_COOL_DOWN, Arrival, Bounds, decide, on_arrival, policy_named
+from cpm.core.sizing import policy_named
 from cpm.core.sizing.contention import Allowance, Contention
 from cpm.core.sizing.fairness import HEADROOM_SHARE
 from cpm.core.sizing.guards import LONGEST
@@ -27,15 +25,10 @@ from cpm.core.sizing.resizing import Situation, choose, choose_compaction, choos
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
 from cpm.protocol.errors import Conflict, NotFound, VirtPortsError
-from cpm.protocol.messages import Measured, Need, Report
-from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
+from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, NodeName
 from cpm.protocol.wishes import Effective
 
 _State = AllocationState
-
-NEARLY_FULL = 0.95
-"""Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
-fail (it tries 248 candidates)."""
 
 MOVABLE_USE = 0.25
 """Share of a range in use up to which compaction may move it: its old place drains faster."""
@@ -55,11 +48,10 @@ class Target:
 
 class Sizer:
     """
-    Brings ranges to the size that measurements call for.
+    Resizes and moves ranges, and knows what was measured of each VM.
 
     :param fleet: The global fleet; changes are recorded in it.
     :param sessions: The connected nodes.
-    :param present: Where each VM runs.
     :param waiting: VMs that run and have no ports because there are none.
     :param rollout: Is told of every VM that changed.
     :param wishes: Says what holds for a VM.
@@ -71,7 +63,6 @@ class Sizer:
         self,
         fleet: Fleet,
         sessions: Mapping[NodeName, NodeSync],
-        present: Mapping[DomainUUID, NodeName],
         waiting: Set[DomainUUID],
         rollout: Rollout,
         wishes: Callable[[VM], Effective],
@@ -81,14 +72,13 @@ class Sizer:
         self.observed: dict[DomainUUID, Observation] = {}
         self._fleet = fleet
         self._sessions = sessions
-        self._present = present
         self._rollout = rollout
         self._wishes = wishes
         self._rules = rules
         self._guards = rules.guards
         self._compact_at = now + rules.compact_s
         headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
-        self._notices = ShortageNotices(fleet)
+        self.notices = ShortageNotices(fleet)
         self.contention = Contention(fleet, rules.start_reserve, waiting, wishes, self.in_use, headroom)
 
     # What is known of a VM's need
@@ -110,86 +100,11 @@ class Sizer:
         """Drop what is known of the need of a VM that is gone."""
         self.contention.on_settled(uuid)
         self.observed.pop(uuid, None)
-        self._notices.forget(uuid)
+        self.notices.forget(uuid)
 
     def on_not_started(self, uuid: DomainUUID, error: VirtPortsError) -> None:
         """Keep why a VM that runs has no ports."""
         self.of(uuid).on_not_started(error)
-
-    # What hosts say
-
-    def report(self, session: NodeSync, report: Report, now: float) -> None:
-        """Take in what a host measured, and follow it."""
-        for measured in report.vms:
-            vm = self._fleet.vms.get(measured.domain)
-            if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
-                continue
-            observation = self.of(vm.uuid)
-            if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
-                self._notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
-            if report.generation >= session.changed_at(vm.uuid):
-                self._rollout.note_draining(vm.uuid, session.node, measured)
-                active = self._fleet.one(vm.uuid, _State.ACTIVE)
-                observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
-                if active is not None:
-                    self._scale(vm, active, observation, measured, now)
-
-    def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
-        counted = {draining.ports: draining.connections for draining in measured.draining}
-        for mine in self._fleet.of(vm.uuid):
-            if mine.state is _State.HELD:
-                yield mine.id, mine.ports.size
-            elif mine.state is _State.DRAINING and mine.node == vm.node and mine.ports in counted:
-                yield mine.id, mine.ports.size - counted[mine.ports]
-
-    def _scale(self, vm: VM, active: Allocation, observation: Observation, measured: Measured, now: float) -> None:
-        if measured.ports_in_use is None or self._fleet.one(vm.uuid, _State.RESERVED):
-            return
-        sample = sizing.Demand(
-            domain=vm.uuid,
-            current=active.ports.size,
-            ports_in_use=measured.ports_in_use,
-            draining=_draining(measured),
-            packets_per_s=measured.packets_per_s,
-            megabits_per_s=measured.megabits_per_s,
-            new_connections_per_s=measured.new_connections_per_s,
-            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
-        )
-        policy = policy_named(self._wishes(vm).policy.value)
-        decision, scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._guards, now)
-        observation.on_decision(decision, scaling)
-        if decision.target == decision.current:
-            if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
-                self.contention.on_settled(vm.uuid)
-                observation.on_enough()
-        else:
-            self._resize(vm, active, Target(decision.target, measured.ports_in_use), now)
-
-    def need(self, session: NodeSync, need: Need, now: float) -> bool:
-        """
-        A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for.
-
-        :return: Whether the VM gets other ports, or is about to.
-        """
-        vm, active = self._fleet.vms.get(need.domain), self._fleet.one(need.domain, _State.ACTIVE)
-        if vm is None or active is None or vm.node != session.node:
-            return False
-        if active.ports != need.ports or self._fleet.one(vm.uuid, _State.RESERVED) is not None:
-            # It is about a range that the host is to change anyway; with the new one it begins to count anew.
-            return True
-        observation = self.of(vm.uuid)
-        measured = observation.measured
-        usual = (measured.new_connections_per_s or 0.0) if measured is not None else 0.0
-        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(measured), usual)
-        policy = policy_named(self._wishes(vm).policy.value)
-        decision, scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
-        observation.on_decision(decision, scaling)
-        self._resize(vm, active, Target(decision.target, need.ports_in_use, arrival.soon), now)
-        return self._fleet.one(vm.uuid, _State.RESERVED) is not None
-
-    def _bounds(self, vm: VM) -> Bounds:
-        wishes = self._wishes(vm)
-        return _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
 
     # Resizing
 
@@ -213,7 +128,7 @@ class Sizer:
         observation.on_resize(allowance, outcome, wants_more=wants_more)
         self._record(active, outcome, target.in_use, now)
         if wants_more and observation.refusal is not None:
-            self._notices.note(vm.uuid, JournalEvent.SHORT, now)
+            self.notices.note(vm.uuid, JournalEvent.SHORT, now)
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
@@ -310,7 +225,7 @@ class Sizer:
 
     def tick(self, now: float) -> None:
         """End shortage notices in the journal."""
-        self._notices.tick(now)
+        self.notices.tick(now)
 
     def compact(self, now: float) -> None:
         """Join free runs by moving, now and then, a range that few connections use."""
@@ -352,14 +267,3 @@ class Sizer:
         outcome = choose(dataclasses.replace(self._plain_situation(active, kept), keep_upper=upper))
         if self._record(active, outcome, self.in_use(uuid), now):
             self.of(uuid).on_give_back(kept, self.contention.shortage(now))
-
-
-@functools.lru_cache
-def _bounds(floor: int, cap: int, block: int) -> Bounds:
-    """Return one value for the many VMs that have the same."""
-    return Bounds(floor=floor, cap=cap, block=block)
-
-
-def _draining(measured: Measured | None) -> int:
-    """Return how many connections still use ranges of a VM that are on their way out."""
-    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
