@@ -102,7 +102,7 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
     policy: str = default_policy()
-    """For VMs about which nobody says anything else: one of :mod:`cpm.core.sizing.policies`."""
+    """For VMs without a wish of their own: one of :mod:`cpm.core.sizing.policies`."""
     literal: bool = False
     """True: the policy to the letter, all guards off."""
     guards: GuardTable = GuardTable()

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     trace = _trace(args, dice())
     if args.save is not None:
-        _write(args.save, "".join(simulation.written(trace)))
+        _write(args.save, "".join(simulation.trace_lines(trace)))
     # Every name is checked before the first of them is replayed for minutes.
     names = args.policy or simulation.contenders()
     playing = [simulation.contender(name, trace, simulation.Conditions()) for name in names]
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         with _progress(one.policy.name) as progress:
             results.append(simulation.compete(one, trace, dice, progress, packing=not args.no_packing))
     if args.svg is not None:
-        _write(args.svg, simulation.drawn(results, _title(args, trace)))
+        _write(args.svg, simulation.draw(results, _title(args, trace)))
     if parsing.wants_json(args):
         render.emit_document(_document(args, trace, results))
     else:

@@ -51,7 +51,7 @@ class AllocationEvent(enum.StrEnum):
     EXPIRED = "expired"
     """The hold-down has passed and every edge confirmed the removal, or is out of service."""
     RECLAIMED = "reclaimed"
-    """The same VM takes them back; nobody else can have seen them, so no hold-down is needed."""
+    """The same VM takes them back; no peer of another VM can have seen them, so no hold-down is needed."""
 
 
 _S = AllocationState

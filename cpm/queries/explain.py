@@ -97,7 +97,7 @@ class Facts:
     now: float
 
 
-def refused(reason: Refusal) -> str:
+def refusal_text(reason: Refusal) -> str:
     """Return why a VM has less than it wants, as a part of a sentence."""
     match reason:
         case FewInUse(in_use, current):
@@ -112,12 +112,12 @@ def refused(reason: Refusal) -> str:
             return str(NoRoomError(reason))
 
 
-def gave(back: GaveBack) -> str:
+def give_back_text(back: GaveBack) -> str:
     """Return what a VM was asked to give back."""
     return f"asked to give back all but {back.kept} ports, for others lack some"
 
 
-def overflow(overflow_range: OverflowRange) -> str:
+def overflow_text(overflow_range: OverflowRange) -> str:
     """Return why new connections of a VM have an overflow range."""
     if overflow_range.no_room is None:
         return "new connections use ports of its own that had drained, for ports are short"

@@ -176,9 +176,9 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
-        refusal=explain.refused(observation.refusal) if observation.refusal is not None else "",
-        gave=explain.gave(observation.gave) if observation.gave is not None else "",
-        apart=explain.overflow(overflow) if overflow is not None else "",
+        refusal=explain.refusal_text(observation.refusal) if observation.refusal is not None else "",
+        gave=explain.give_back_text(observation.gave) if observation.gave is not None else "",
+        apart=explain.overflow_text(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
@@ -342,7 +342,7 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
 
 
 def _decided(observation: Observation) -> str:
-    refusal = explain.refused(observation.refusal) if observation.refusal is not None else ""
+    refusal = explain.refusal_text(observation.refusal) if observation.refusal is not None else ""
     if observation.decision is None:
         return refusal or "nothing yet"
     said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"

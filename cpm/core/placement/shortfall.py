@@ -47,11 +47,11 @@ class NoRoomError(PortsExhausted):
     """
 
     def __init__(self, no_room: NoRoom) -> None:
-        super().__init__(no_room.wanted, no_room.longest_free, _described(no_room))
+        super().__init__(no_room.wanted, no_room.longest_free, _describe(no_room))
         self.no_room = no_room
 
 
-def _described(no_room: NoRoom) -> str:
+def _describe(no_room: NoRoom) -> str:
     match no_room.obstacle:
         case Obstacle.NO_ADDRESS:
             return "no external address in the pool"

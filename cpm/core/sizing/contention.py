@@ -9,9 +9,9 @@ asked; what happens is told by :meth:`Contention.note` and the ``on_`` methods. 
   leaves it alone;
 - once a VM was refused, and until none waits any more, every VM grows to its fair share at most;
 - what is free is first for the VMs that wait to start, then for the poorest of those that wait to grow;
-- meanwhile others give back: first what lies idle, then, for VMs that lack what they are entitled to, what is above the
-  owner's share. Ranges shrink as they always do, make before break; the ports are there when they have drained and
-  rested.
+- meanwhile others give back: first idle ports, then, for VMs that lack what they are entitled to, ports above the
+  owner's share. Ranges shrink as they always do, make before break; the ports become free once they have drained and
+  the hold-down has passed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, TypeAlias
 
 from cpm.core.fleet import Fleet
-from cpm.core.placement import NoRoomError, grow
+from cpm.core.placement import NoRoomError, place_larger
 from cpm.core.sizing.fairness import (
     HEADROOM_PORTS,
     HEADROOM_SHARE,
     Claim,
     Shares,
     give_back,
-    kept,
+    kept_ports,
     needed_ports,
     share,
     yield_back,
@@ -46,19 +46,19 @@ WANT_S: Final = 15.0
 """Seconds after which a VM that wanted more, and did not say so again, no longer counts as wanting."""
 
 AT_ONCE: Final = 100
-"""VMs that wait to grow, of which so many are looked at in one go: with thousands the rest has its turn soon enough."""
+"""VMs that wait to grow of which so many are considered at once: with thousands of them, the rest follow soon."""
 
 PIECE_GROWTH: Final = 1.25
-"""What must be free in one piece for a range that can only grow elsewhere, in terms of its size."""
+"""Length of the free run that a range needs which can only grow elsewhere, as a multiple of its size."""
 
 DRAIN_HOPE_S: Final = 30.0
-"""Seconds for which a draining range counts as coming: one that drains longer may do so for days."""
+"""Seconds for which a draining range counts as about to be free: one that drains longer may do so for days."""
 
-IN_VAIN_S: Final = 5.0
+RELIEF_RETRY_S: Final = 5.0
 """Seconds before VMs are asked again when none had anything to give back."""
 
 SHARES_S: Final = 1.0
-"""Seconds for which shares hold once computed: they cost a look at every VM."""
+"""Seconds for which shares are reused once computed: that takes a pass over all VMs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Relief:
 
 class Contention:
     """
-    The VMs that lack ports, and what that means for all others.
+    The VMs that lack ports, and what follows for all others.
 
     :param fleet: What the ledger holds.
     :param reserve_share: Part of the pool that growth leaves for VMs that start.
@@ -167,7 +167,7 @@ class Contention:
         self._calm_at = 0.0
         self._number = 0
         self._division: Division | None = None
-        self._in_vain_at = -math.inf
+        self._nothing_to_give_at = -math.inf
 
     # Inputs
 
@@ -208,7 +208,7 @@ class Contention:
         """Record that VMs were asked to give back, or that none had anything to give."""
         self._division = relief.division
         if relief.missing > 0:
-            self._in_vain_at = -math.inf if relief.requests else now
+            self._nothing_to_give_at = -math.inf if relief.requests else now
 
     def on_tick(self, now: float) -> None:
         """Forget wants that were not repeated, and follow the shortage."""
@@ -316,7 +316,7 @@ class Contention:
         space, coming = self._fleet.space, self._coming(now)
         if not self._lacking and space.free_ports + coming >= self._reserve:
             return None
-        if 0 <= now - self._in_vain_at < IN_VAIN_S:
+        if 0 <= now - self._nothing_to_give_at < RELIEF_RETRY_S:
             return None
         division = self._divided(now)
         urgent = self._urgent(division.shares) - coming
@@ -359,7 +359,7 @@ class Contention:
     def _fits(self, active: Allocation) -> bool:
         """Return whether a range can grow by a block as things are."""
         try:
-            grow(self._fleet.space, active, active.ports.size + self._fleet.space.block)
+            place_larger(self._fleet.space, active, active.ports.size + self._fleet.space.block)
         except NoRoomError:
             return False
         return True
@@ -415,12 +415,12 @@ class Contention:
         return uuid in self._starting or self._held(uuid) > 0
 
     def _claim_of(self, vm: VM, wanted: int | None) -> Claim:
-        """Return a VM's claim: what it waits for, or what it uses and some more; what lies idle nobody claims."""
+        """Return a VM's claim: what it waits for, or what it uses and some headroom; idle ports are not claimed."""
         claim = self._claim(vm, wanted or 0)
         if wanted is not None:
             return claim
         part, ports = self._headroom
-        needed = kept(claim, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
+        needed = kept_ports(claim, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
         return dataclasses.replace(claim, wanted=needed)
 
     def _claim(self, vm: VM, wanted: int, held: int | None = None) -> Claim:

@@ -122,7 +122,7 @@ class HostReports:
         policy = policy_named(self._wishes(vm).policy.value)
         decision, scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
         observation.on_decision(decision, scaling)
-        self._sizer.resize(vm.uuid, Target(decision.target, need.ports_in_use, arrival.soon), now)
+        self._sizer.resize(vm.uuid, Target(decision.target, need.ports_in_use, arrival.expected_in_use), now)
         return self._fleet.one(vm.uuid, _State.RESERVED) is not None
 
     def _bounds(self, vm: VM) -> Bounds:

@@ -33,13 +33,13 @@ from cpm.core.placement import (
     Shrink,
     Stay,
     StayReason,
-    aside,
     compaction,
-    grow,
+    place,
+    place_larger,
+    place_overflow,
     shrink,
     whole_blocks,
 )
-from cpm.core.placement import choose as place
 from cpm.core.sizing.guards import LONGEST
 from cpm.protocol.model import VM, Allocation, AllocationId, PortRange
 
@@ -88,13 +88,13 @@ class Situation:
 
 def choose(situation: Situation) -> Outcome:
     """Decide what becomes of a range that should have ``target`` ports."""
-    size, allowed = situation.active.ports.size, _capped(situation)
+    size, allowed = situation.active.ports.size, _allowed_size(situation)
     if allowed > size:
-        return _larger(situation, allowed)
+        return _enlarge(situation, allowed)
     if allowed < size:
-        return _smaller(situation, allowed)
+        return _reduce(situation, allowed)
     if situation.target > size and situation.may_return and situation.in_use is not None:
-        return _returned(situation)
+        return _return_to_own(situation)
     return AT_TARGET
 
 
@@ -152,23 +152,23 @@ def choose_first(space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict
             size = max(floor, size // 2)
 
 
-def _capped(situation: Situation) -> int:
+def _allowed_size(situation: Situation) -> int:
     """Return what the range may have; a cap between two whole numbers of blocks is the lower."""
     block = situation.space.block
     most = max(situation.cap // block, 1) * block
     return min(situation.allowed, max(most, situation.active.ports.size))
 
 
-def _larger(situation: Situation, allowed: int) -> Outcome:
+def _enlarge(situation: Situation, allowed: int) -> Outcome:
     try:
-        return _enlarged(situation, allowed)
+        return _find_longer(situation, allowed)
     except NoRoomError as error:
         if not situation.may_overflow or situation.in_use is None:
             return Refused(error.no_room)
         return _overflow(situation, allowed, error.no_room)
 
 
-def _enlarged(situation: Situation, allowed: int) -> Grow | Relocate:
+def _find_longer(situation: Situation, allowed: int) -> Grow | Relocate:
     """
     Find a longer range, as long as it may be or shorter.
 
@@ -178,7 +178,7 @@ def _enlarged(situation: Situation, allowed: int) -> Grow | Relocate:
     size, current = whole_blocks(allowed, space.block), active.ports.size
     while True:
         try:
-            placement = grow(
+            placement = place_larger(
                 space,
                 active,
                 size,
@@ -220,15 +220,15 @@ def _overflow(situation: Situation, allowed: int, no_room: NoRoom) -> Overflow |
     if room is not None:
         lacking = min(lacking, room // block * block)
     may_take = held < cap and (room is None or room >= block)
-    return _placed_overflow(situation, lacking if may_take else None, no_room) or Refused(no_room)
+    return _place_overflow(situation, lacking if may_take else None, no_room) or Refused(no_room)
 
 
-def _returned(situation: Situation) -> Overflow | Stay:
+def _return_to_own(situation: Situation) -> Overflow | Stay:
     """Find ports of the VM's own to which new connections return."""
-    return _placed_overflow(situation, None, None) or _NOTHING_TO_RETURN_TO
+    return _place_overflow(situation, None, None) or _NOTHING_TO_RETURN_TO
 
 
-def _placed_overflow(situation: Situation, lacking: int | None, no_room: NoRoom | None) -> Overflow | Stay | None:
+def _place_overflow(situation: Situation, lacking: int | None, no_room: NoRoom | None) -> Overflow | Stay | None:
     """
     Place an overflow range; None: there are no ports for one.
 
@@ -238,7 +238,7 @@ def _placed_overflow(situation: Situation, lacking: int | None, no_room: NoRoom 
     active, in_use = situation.active, situation.in_use or 0
     expected = in_use if situation.expected_in_use is None else situation.expected_in_use
     free_in = NOTHING_KNOWN if situation.gave_back else situation.free_in
-    find = functools.partial(aside, situation.space, active, lacking, free_in=free_in, strict=situation.strict)
+    find = functools.partial(place_overflow, situation.space, active, lacking, free_in=free_in, strict=situation.strict)
     try:
         find(least=0)
     except NoRoomError:
@@ -250,7 +250,7 @@ def _placed_overflow(situation: Situation, lacking: int | None, no_room: NoRoom 
         return _ENOUGH_LEFT
 
 
-def _smaller(situation: Situation, allowed: int) -> Shrink | Stay:
+def _reduce(situation: Situation, allowed: int) -> Shrink | Stay:
     shrunk = shrink(situation.active, allowed, situation.space.block, upper=situation.keep_upper)
     return _NO_WHOLE_BLOCK if shrunk.released is None else Shrink(shrunk)
 

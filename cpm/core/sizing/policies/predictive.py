@@ -83,10 +83,10 @@ class PredictivePolicy:
         if demand.ports_in_use is None:
             more = math.ceil(demand.current * (1 + self.step_share))
             return more if demand.exhausted else demand.current, memory
-        trace = self._followed(demand, memory if isinstance(memory, Trace) else None, now)
-        return self._sized(demand, trace), trace
+        trace = self._follow(demand, memory if isinstance(memory, Trace) else None, now)
+        return self._size(demand, trace), trace
 
-    def _followed(self, demand: Demand, before: Trace | None, now: float) -> Trace:
+    def _follow(self, demand: Demand, before: Trace | None, now: float) -> Trace:
         """Take one more sample in."""
         used, rate = (demand.ports_in_use or 0) + demand.draining, demand.new_connections_per_s or 0.0
         if before is None or not 0 <= now - before.at <= LONGEST_GAP_S:
@@ -109,7 +109,7 @@ class PredictivePolicy:
         usual = before.usual + weight * (rate - before.usual)
         return Trace(now, used, level, trend, peak, stray, gain, usual)
 
-    def _sized(self, demand: Demand, trace: Trace) -> int:
+    def _size(self, demand: Demand, trace: Trace) -> int:
         current, used = demand.current, demand.ports_in_use or 0
         expected = trace.level + max(trace.trend, 0.0) * self.ahead_s + self.strays * trace.stray
         expected = max(expected, trace.peak)

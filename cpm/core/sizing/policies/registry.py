@@ -45,7 +45,7 @@ def policies() -> tuple[str, ...]:
 
 
 def default_policy() -> str:
-    """Return the name of the policy of VMs about which nobody says anything else."""
+    """Return the name of the policy that VMs have unless a wish or a setting names another."""
     return next(iter(_registered))
 
 

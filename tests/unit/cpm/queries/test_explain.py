@@ -14,7 +14,7 @@ from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
 from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.protocol.model import PortRange, Wishes
 from cpm.protocol.wishes import Defaults, effective
-from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, gave, lines, overflow, refused
+from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, give_back_text, lines, overflow_text, refusal_text
 
 WISHES = effective(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="specification"), policies())
 VM = Facts(
@@ -128,7 +128,7 @@ RUN_TOO_SHORT = (
     ],
 )
 def test_every_reason_is_a_sentence(reason: Refusal, sentence: str) -> None:
-    assert refused(reason) == sentence
+    assert refusal_text(reason) == sentence
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,16 @@ def test_every_reason_is_a_sentence(reason: Refusal, sentence: str) -> None:
     ],
 )
 def test_every_obstacle_is_named(obstacle: Obstacle, words: str) -> None:
-    assert refused(NoRoom(64, 0, obstacle)).startswith(f"cannot allocate 64 ports: {words} (longest free run: 0); add ")
+    assert refusal_text(NoRoom(64, 0, obstacle)).startswith(
+        f"cannot allocate 64 ports: {words} (longest free run: 0); add "
+    )
 
 
 def test_what_was_given_back_and_why_there_is_an_overflow_range() -> None:
-    assert gave(GaveBack(192)) == "asked to give back all but 192 ports, for others lack some"
-    assert overflow(OverflowRange(None)) == (
+    assert give_back_text(GaveBack(192)) == "asked to give back all but 192 ports, for others lack some"
+    assert overflow_text(OverflowRange(None)) == (
         "new connections use ports of its own that had drained, for ports are short"
     )
-    assert overflow(OverflowRange(NO_RUN)) == (
+    assert overflow_text(OverflowRange(NO_RUN)) == (
         f"new connections use other ports until there are more in one piece: {RUN_TOO_SHORT}"
     )

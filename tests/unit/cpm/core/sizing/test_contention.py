@@ -11,7 +11,7 @@ from cpm.core.journal import LedgerState
 from cpm.core.sizing.contention import (
     CALM_S,
     DRAIN_HOPE_S,
-    IN_VAIN_S,
+    RELIEF_RETRY_S,
     WANT_S,
     Allowance,
     Contention,
@@ -154,7 +154,7 @@ def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None
     pool.starting.add(DomainUUID("new"))
     assert pool.relief() == {}
     pool.in_use.update(unknown=0)
-    assert pool.relief(NOW + IN_VAIN_S) == {"unknown": 7}
+    assert pool.relief(NOW + RELIEF_RETRY_S) == {"unknown": 7}
 
 
 def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes() -> None:
@@ -172,8 +172,8 @@ def test_asking_in_vain_is_not_repeated_at_once() -> None:
     pool.in_use.update(a=128, b=128)
     assert pool.relief() == {}
     pool.in_use.update(b=0)
-    assert pool.relief(NOW + IN_VAIN_S - 1) == {}
-    assert pool.relief(NOW + IN_VAIN_S) == {"b": 1}
+    assert pool.relief(NOW + RELIEF_RETRY_S - 1) == {}
+    assert pool.relief(NOW + RELIEF_RETRY_S) == {"b": 1}
 
 
 def test_a_range_gives_up_the_side_that_faces_one_who_lacks_ports() -> None:
