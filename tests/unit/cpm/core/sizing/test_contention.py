@@ -167,7 +167,7 @@ def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes()
     assert pool.relief(NOW + DRAIN_HOPE_S) == {"other": 5}
 
 
-def test_asking_in_vain_is_not_repeated_at_once() -> None:
+def test_vms_with_nothing_to_give_are_not_asked_again_at_once() -> None:
     pool = Pool(4, {"a": 2, "b": 2}, reserve=0.25)
     pool.in_use.update(a=128, b=128)
     assert pool.relief() == {}
