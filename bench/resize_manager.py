@@ -15,6 +15,7 @@ from cpm.api import operations
 from cpm.api.server import NodeConnection
 from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
+from cpm.core.sizing.sizer import Target
 from cpm.daemon import Cpmd
 from cpm.protocol.messages import Applied, NodeMessage
 from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
@@ -55,7 +56,7 @@ class _Cpmd(Cpmd):
 
     async def decide(self, uuid: DomainUUID, target: int) -> None:
         """Have the manager decide on a size, as the scaling does for a report."""
-        await self.decisions.do(lambda manager, now: manager.sizer.resize(uuid, target, now))
+        await self.decisions.do(lambda manager, now: manager.sizer.resize(uuid, Target(target), now))
 
     async def pool_add(self, addresses: list[str]) -> int:
         """Add external addresses; return how many there are now."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from cpm.core.sizing import DEFAULT_POLICY, LITERAL, GuardSettings, policy_named
+from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
 from cpm.protocol.errors import ConfigError, InvalidRequest
@@ -102,9 +102,8 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
 class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
-    policy: str = DEFAULT_POLICY
-    """``specification``: its rule, score = packets/s x 0.7 + Mbit/s x 0.3; below 100 half, above 1,000 one and a half.
-    ``occupancy``: double and halve on the ports in use. ``predictive``: what the VM is about to need."""
+    policy: str = default_policy()
+    """For VMs without a wish of their own: one of :mod:`cpm.core.sizing.policies`."""
     literal: bool = False
     """True: the policy to the letter, all guards off."""
     guards: GuardTable = GuardTable()

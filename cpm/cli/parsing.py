@@ -35,8 +35,8 @@ class Verb(NamedTuple):
     """Its place in the list of verbs, the lowest first."""
     summary: str
     """One line, for that list."""
-    about: str = ""
-    """What there is to know beyond it."""
+    about: str | Callable[[], str] = ""
+    """What there is to know beyond it; a function where finding out costs imports."""
     examples: str = ""
     """Commands, one a line, with what they do."""
 
@@ -49,12 +49,24 @@ class UsageError(VirtPortsError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`."""
+    """
+    argparse that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`.
 
-    def __init__(self, **options: Any) -> None:
+
+    :param about: Returns what stands below the summary; called only when the help is printed.
+    """
+
+    def __init__(self, *, about: Callable[[], str] | None = None, **options: Any) -> None:
+        self._about = about
         super().__init__(**{
             "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options
         })  # fmt: skip
+
+    def format_help(self) -> str:
+        """Return the help."""
+        if self._about is not None:
+            self.description, self._about = f"{self.description}\n\n{self._about()}", None
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """
@@ -70,11 +82,17 @@ def add_verb(subparsers: Subparsers, name: str, verb: Verb) -> Parser:
     return add_action(subparsers, name, verb.summary, about=verb.about, examples=verb.examples)
 
 
-def add_action(subparsers: Subparsers, name: str, summary: str, *, about: str = "", examples: str = "") -> Parser:
+def add_action(
+    subparsers: Subparsers, name: str, summary: str, *, about: str | Callable[[], str] = "", examples: str = ""
+) -> Parser:
     """Add one of the actions of a verb, with the options all verbs have; the texts are as those of :class:`Verb`."""
-    description = f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{about}" if about else "")
-    epilog = f"examples:\n{examples}" if examples else None
-    parser = subparsers.add_parser(name, help=summary, description=description, epilog=epilog)
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{examples}" if examples else None,
+        about=about if callable(about) else (lambda: about) if about else None,
+    )
     add_common(parser, default=argparse.SUPPRESS)
     return parser
 
@@ -86,6 +104,17 @@ def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
                          help="what to print: a table for people (default) or one JSON document")  # fmt: skip
     options.add_argument("--socket", metavar="PATH", default=default,
                          help=f"the manager's socket (default: ${SOCKET_VARIABLE}, else {DEFAULT_SOCKET})")  # fmt: skip
+
+
+def policies(indent: int) -> str:
+    """Return what a VM's policy can be, a line each, for a help."""
+    from cpm.core.sizing.policies import registrations
+
+    known = registrations()
+    names = [f"{each.policy.name} (or {each.short})" if each.short else each.policy.name for each in known]
+    width = max(map(len, names))
+    lines = (f"{' ' * indent}{name:{width}}  {each.summary}" for name, each in zip(names, known, strict=True))
+    return "\n".join(lines)
 
 
 def count(text: str) -> int:

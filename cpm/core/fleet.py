@@ -1,8 +1,8 @@
 """
-The global fleet: the ledger's content in memory, and nothing else.
+The global fleet: the ledger's content in memory.
 
-Every change the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so that
-the two cannot drift; what the ledger does not know is not here.
+Every change that the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so
+that the two cannot drift apart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Fleet:
         self.nodes: dict[NodeName, Node] = {node.name: node for node in state.nodes}
         self.space = AddressSpace(block)
         self.leaving: dict[AllocationId, Allocation] = {}
-        """Draining and held allocations: those that time or a report moves on."""
+        """Draining and held allocations."""
         self._internal: set[IPv4Address] = {vm.internal for vm in state.vms}
         self._by_id: dict[AllocationId, Allocation] = {}
         self._next_id = state.next_allocation_id
@@ -75,14 +75,14 @@ class Fleet:
         return next((allocation for allocation in self.of(uuid) if allocation.state is state), None)
 
     def uses_internal(self, address: IPv4Address) -> bool:
-        """Say whether a VM has that internal address."""
+        """Return whether a VM has that internal address."""
         return address in self._internal
 
     def record(self, change: Change) -> None:
         """
         Apply a change, and keep it for the ledger.
 
-        :raise VirtPortsError: When it contradicts what is here; then neither has it.
+        :raise VirtPortsError: When it contradicts the content; then it is neither applied nor recorded.
         """
         match change:
             case PutVM(vm):

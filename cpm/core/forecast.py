@@ -1,4 +1,4 @@
-"""Which way the pool goes: its free ports over the last minutes, and when they end at that pace. Pure."""
+"""Forecast of the pool: its free ports over the last minutes, and when none is left at that pace. Pure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ POINTS: Final = 60
 """Points kept: ten minutes."""
 
 LEAST_POINTS: Final = 3
-"""Points without which nobody knows a trend."""
+"""Fewest points from which a trend is computed."""
 
 
 class Forecast:
-    """A line through the last points; in memory only."""
+    """Least-squares line through the last points; in memory only."""
 
     def __init__(self) -> None:
         self._points: collections.deque[tuple[float, int]] = collections.deque(maxlen=POINTS)
 
     def note(self, now: float, free_ports: int) -> None:
-        """Keep a point, unless the last one is fresh. A clock that was set back starts again."""
+        """Keep a point, unless the last one is recent. After the clock was set back, start again."""
         if self._points and now < self._points[-1][0]:
             self._points.clear()
         if not self._points or now - self._points[-1][0] >= PERIOD_S:
@@ -40,6 +40,6 @@ class Forecast:
         return 60.0 * sum((at - start - mean_at) * (free - mean_free) for at, free in self._points) / spread
 
     def empty_in_s(self, free_ports: int) -> float | None:
-        """Return in how many seconds no port is free at this pace; None: not at this pace, or too early to say."""
+        """Return the seconds until no port is free at this pace; None: never at this pace, or too early to say."""
         pace = self.per_minute()
         return None if pace is None or pace >= 0 else 60.0 * free_ports / -pace

@@ -23,6 +23,8 @@ from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
+from cpm.core.sizing.host_reports import HostReports
+from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.wishes import EffectiveWishes, Resolver
@@ -112,9 +114,8 @@ class Manager:
             RolloutRules(internal_pool=rules.internal, timeouts=rules.timeouts, hold_down_s=rules.hold_down_s),
             self.wishes,
         )
-        self.sizer = Sizer(
-            self.fleet, self.sessions, self.present, self.waiting, self._rollout, self.wishes, rules, now
-        )
+        self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
+        self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
@@ -186,9 +187,9 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
-                self.sizer.report(session, message, now)
+                self._reports.on_report(session, message, now)
             case Need(domain, ports):
-                if not self.sizer.need(session, message, now):
+                if not self._reports.on_need(session, message, now):
                     self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
 
     def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:
@@ -291,12 +292,14 @@ class Manager:
             return
         self.waiting.add(vm.uuid)
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
-        moves.start(self.fleet, vm, self.sizer.contention.first(vm, initial, floor), floor, now, strict=self._strict)
+        wanted = self.sizer.contention.start_allowance(vm, initial, floor)
+        placement = choose_first(self.fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
+        moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
         self.waiting.discard(vm.uuid)
         self._rollout.on_vm_changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
-        self.sizer.of(uuid).refusal = str(error)
+        self.sizer.on_not_started(uuid, error)
         self._rollout.queue_message(node, Refused(self.epoch, uuid, error.code, str(error)))
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
@@ -374,10 +377,6 @@ class Manager:
         # Whether it is at its cap may have changed, and that its host is to know.
         self._rollout.on_vm_changed(uuid)
 
-    @property
-    def _strict(self) -> bool:
-        return self._rules.strict_pairing
-
     # Time
 
     def tick(self, now: float) -> None:
@@ -410,7 +409,7 @@ class Manager:
             try:
                 self._start(self.fleet.vms[uuid], now)
             except PortsExhausted as error:
-                self.sizer.of(uuid).refusal = str(error)
+                self.sizer.on_not_started(uuid, error)
 
 
 def _still_moving(vm: VM, node: NodeName) -> NodeName | None:

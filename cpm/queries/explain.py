@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
+from cpm.core.placement import NoRoom, NoRoomError
 from cpm.core.sizing import Decision
-from cpm.core.sizing.contention import Want
+from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
+from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.errors import InternalPoolExhausted
 from cpm.protocol.model import PortRange
 from cpm.protocol.wishes import KEYS
 
@@ -93,6 +96,34 @@ class Facts:
     """What it is entitled to; None: ports are not short."""
     wishes: EffectiveWishes
     now: float
+
+
+def refusal_text(reason: Refusal) -> str:
+    """Return why a VM has less than it wants, as a part of a sentence."""
+    match reason:
+        case FewInUse(in_use, current):
+            return f"the pool is short, and only {in_use} of the VM's {current} ports are in use"
+        case KeptForStarts(free, kept):
+            return f"{free} ports are free, {kept} of them kept for VMs that start"
+        case FairShare(ports):
+            return f"the pool is short, and the VM's fair share of it is {ports} ports"
+        case NoInternalAddress(pool):
+            return str(InternalPoolExhausted(pool))
+        case NoRoom():
+            return str(NoRoomError(reason))
+
+
+def give_back_text(back: GaveBack) -> str:
+    """Return what a VM was asked to give back."""
+    return f"asked to give back all but {back.kept} ports, for others lack some"
+
+
+def overflow_text(overflow_range: OverflowRange) -> str:
+    """Return why new connections of a VM have an overflow range."""
+    if overflow_range.no_room is None:
+        return "new connections use ports of its own that had drained, for ports are short"
+    error = NoRoomError(overflow_range.no_room)
+    return f"new connections use other ports until there are more in one piece: {error}"
 
 
 def lines(vm: Facts, pool: PoolFacts) -> tuple[str, ...]:

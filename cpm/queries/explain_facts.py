@@ -11,8 +11,8 @@ import heapq
 from cpm.api import handlers, operations
 from cpm.api.views import ExplainView, HolderView
 from cpm.core.manager import Manager
+from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
-from cpm.core.sizing.sizer import Observation
 from cpm.protocol.model import VM
 from cpm.protocol.wishes import KEYS
 from cpm.queries import explain
@@ -64,8 +64,9 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
 def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, current_range(manager, vm)
-    short = manager.sizer.contention.holds(now)
+    short = manager.sizer.contention.is_short(now)
     leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
+    overflow = observation.overflow if leaving else None
     return explain.Facts(
         name=vm.name,
         runs=vm.uuid in manager.present,
@@ -76,9 +77,9 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         score=demand_score(measured.packets_per_s, measured.megabits_per_s) if measured is not None else None,
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
-        refusal=observation.refusal,
-        gave=observation.gave,
-        apart=observation.apart if leaving else "",
+        refusal=explain.refusal_text(observation.refusal) if observation.refusal is not None else "",
+        gave=explain.give_back_text(observation.gave) if observation.gave is not None else "",
+        apart=explain.overflow_text(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
@@ -95,7 +96,7 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         leaving=sum(each.ports.size for each in view.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
-        short=manager.sizer.contention.holds(now),
+        short=manager.sizer.contention.is_short(now),
         waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
         holders=_holders(manager),
         per_minute=manager.forecast.per_minute(),

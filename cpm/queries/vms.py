@@ -11,13 +11,14 @@ from typing import Any
 from cpm.api import handlers, operations
 from cpm.api.views import AllocationView, DomainDetail, DomainView, GuestAgentView, WishView
 from cpm.core.manager import Manager
+from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
-from cpm.core.sizing.sizer import Observation
 from cpm.core.wishes import EffectiveValue
 from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import VM, Allocation, AllocationState
 from cpm.protocol.wishes import KEYS
+from cpm.queries import explain
 
 _State = AllocationState
 
@@ -145,7 +146,8 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
 
 
 def _last_decision(observation: Observation) -> str:
+    refusal = explain.refusal_text(observation.refusal) if observation.refusal is not None else ""
     if observation.decision is None:
-        return observation.refusal or "nothing yet"
+        return refusal or "nothing yet"
     said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
-    return f"{said}; {observation.refusal}" if observation.refusal else said
+    return f"{said}; {refusal}" if refusal else said

@@ -1,5 +1,5 @@
 """
-What a policy would have made of a load: recorded and made-up traces, replayed in virtual time. Pure.
+Policies compared on recorded and made-up loads, replayed in virtual time. Pure.
 
 ``virt-ports simulate`` and the density figures of the benchmark stand on it. Nothing here is part of the services.
 """
@@ -7,10 +7,10 @@ What a policy would have made of a load: recorded and made-up traces, replayed i
 from cpm.simulation.compare import Contender, Result, compete, contender, contenders
 from cpm.simulation.dice import Dice
 from cpm.simulation.generate import KINDS, generate
-from cpm.simulation.picture import drawn
+from cpm.simulation.picture import draw
 from cpm.simulation.recording import Recorder, Sample
 from cpm.simulation.replay import Conditions, Outcome, Point, Replay
-from cpm.simulation.trace import Line, Trace, head, read, row, written
+from cpm.simulation.trace import Line, Trace, head, read, row, trace_lines
 
 __all__ = [
     "KINDS",
@@ -28,10 +28,10 @@ __all__ = [
     "compete",
     "contender",
     "contenders",
-    "drawn",
+    "draw",
     "generate",
     "head",
     "read",
     "row",
-    "written",
+    "trace_lines",
 ]

@@ -1,4 +1,4 @@
-"""Several policies on the same load: who takes part, and what came of each."""
+"""Several policies on the same load: which can be compared, and the result of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from cpm.core.placement import whole_blocks
-from cpm.core.sizing import Demand, Memory, OccupancyPolicy, Policy, policies, policy_named
+from cpm.core.sizing import Demand, Memory, Policy, policies, policy_named
+from cpm.core.sizing.policies.occupancy import OccupancyPolicy
 from cpm.protocol.errors import InvalidRequest
 from cpm.simulation.dice import Dice
 from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool, vms_per_address
@@ -21,13 +22,13 @@ STATIC: Final = "static"
 
 
 def contenders() -> tuple[str, ...]:
-    """Return what can be compared; ``static:1024`` and the like also can."""
+    """Return the names of what can be compared; ``static:1024`` and the like also can."""
     return (STATIC, DOUBLING.name, *policies())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StaticPolicy:
-    """Every VM has the same range for ever, as most systems have it."""
+    """Every VM has the same range for ever, as in most systems."""
 
     ports: int
     name: str = STATIC
@@ -40,7 +41,7 @@ class StaticPolicy:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contender:
-    """A policy and what it plays under."""
+    """A policy and the conditions of its replay."""
 
     policy: Policy
     conditions: Conditions
@@ -50,7 +51,7 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one contender."""
+    """The result of one contender."""
 
     outcome: Outcome
     """In an ample pool."""
@@ -62,12 +63,12 @@ class Result:
 
 def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
     """
-    Return who goes by a name: a policy, ``doubling``, ``static:PORTS``, or ``static``.
+    Return the contender of that name: a policy, ``doubling``, ``static:PORTS``, or ``static``.
 
     ``static`` is the smallest power of two that refuses nobody anything: the operator knows the load in advance, but
     not which VM will need how much.
 
-    :raise InvalidRequest: When nobody does.
+    :raise InvalidRequest: When there is none of that name.
     """
     word, colon, size = name.partition(":")
     if word == STATIC:
@@ -78,7 +79,7 @@ def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
         fixed = dataclasses.replace(conditions, initial=ports, floor=ports, cap=ports)
         return Contender(StaticPolicy(ports, f"{STATIC}:{ports}"), fixed, ports)
     if name == DOUBLING.name:
-        return Contender(DOUBLING, dataclasses.replace(conditions, aside=False))
+        return Contender(DOUBLING, dataclasses.replace(conditions, overflow=False))
     try:
         return Contender(policy_named(name), conditions)
     except InvalidRequest:
@@ -92,8 +93,8 @@ def compete(
     """
     Replay a trace for one contender, and search the smallest pool.
 
-    :param dice: Returns the same chance anew for every replay.
-    :param progress: Is told the share of the first replay that is done, then 1 with every pool that is tried.
+    :param dice: Returns the same seeded randomness for every replay.
+    :param progress: Called with the share of the first replay that is done, then with 1 for every pool that was tried.
     """
     outcome = Replay(trace, one.policy, ample(trace, one.conditions), one.conditions, dice()).run(progress)
     if not packing or outcome.refused:
@@ -103,9 +104,9 @@ def compete(
         fit = fixed_per_address(one.fixed, one.conditions.block)
         return Result(outcome, outcome.vms * one.fixed, float(fit))
 
-    def tried(ports: int) -> None:
+    def on_pool(ports: int) -> None:
         if progress is not None:
             progress(1.0)
 
-    pool = smallest_pool(trace, one.policy, one.conditions, dice, outcome, tried)
+    pool = smallest_pool(trace, one.policy, one.conditions, dice, outcome, on_pool)
     return Result(outcome, pool, vms_per_address(outcome.vms, pool) if pool else None)

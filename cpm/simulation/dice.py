@@ -1,4 +1,4 @@
-"""The chance that simulations need, as an interface: :class:`random.Random` has it, seeded by whoever starts one."""
+"""Seeded randomness, as an interface that :class:`random.Random` has; the caller of a simulation seeds it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Dice(Protocol):
-    """What of :class:`random.Random` is used."""
+    """The part of :class:`random.Random` that is used."""
 
     def random(self) -> float:
         """Return a number from 0 up to, not including, 1."""

@@ -1,5 +1,5 @@
 """
-Made-up loads of the kinds that port ranges meet. Pure: the chance is passed in, same dice, same trace.
+Made-up loads of several kinds. Pure: randomness is passed in, and the same seed gives the same trace.
 
 Each VM opens connections at a rate that changes over time and keeps each for a time drawn from its own distribution;
 how many are open at once follows from both (Little's law: rate times mean lifetime).
@@ -31,7 +31,7 @@ Rate = Callable[[float], float]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Load:
-    """What one VM does."""
+    """The load of one VM."""
 
     rate: Rate
     lifetime: Callable[[], float]
@@ -59,7 +59,7 @@ def generate(kind: str, vms: int, seconds: int, dice: Dice) -> Trace:
 
 
 def _play(name: str, load: Load, steps: list[list[Line]], dice: Dice) -> None:
-    """Begin before the trace does, so that it begins in the middle of things: what is open by then is in step one."""
+    """Add a VM. Its load begins before the trace, so that step one has the connections that are open by then."""
     closing = [0] * len(steps)
     carried = still_open = 0
     for second in range(-BEFORE_S, len(steps)):

@@ -3,10 +3,10 @@ A VM's connections, each on a port of its own: the worst case, all of them to on
 
 Where several destinations are in play the kernel gives one port to connections to each of them, and a VM needs fewer.
 
-A new connection gets any free port of the active range with the same chance, and any connection may be the next that
-ends. So ports that were always in and out of the active range together are all alike, and it is enough to know *how
-many* of them are in use: a range is kept as few pieces, which are cut where the active range begins or ends, with as
-many connections on either side as chance has it. Nothing is lost by it, and a step costs next to nothing.
+A new connection gets any free port of the active range with equal probability, and any connection may be the next that
+ends. So ports that were always in and out of the active range together are alike, and it is enough to know *how many*
+of them are in use: a range is kept as few pieces, which are cut where the active range begins or ends, with the
+connections distributed at random. That is exact, and makes a step cheap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cpm.simulation.dice import Dice
 
 @dataclasses.dataclass(slots=True)
 class Piece:
-    """Ports that are all alike, and how many of them are in use."""
+    """Ports that are alike, and how many of them are in use."""
 
     ports: PortRange
     size: int
@@ -28,9 +28,10 @@ class Piece:
 
 class Guest:
     """
-    How many connections of one VM are on which ports.
+    The connections of one VM, by pieces of its ranges.
 
-    A connection that found no port is closed like any other by the trace, which does not know that it was refused.
+    A connection that found no port is closed by the trace like any other, since the trace does not know that it was
+    refused.
     """
 
     def __init__(self, dice: Dice) -> None:

@@ -1,4 +1,4 @@
-"""How many VMs an external address carries without refusing a connection: the smallest pool that does, by search."""
+"""VMs per external address without a refused connection: a search for the smallest pool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def smallest_pool(
     conditions: Conditions,
     dice: Callable[[], Dice],
     outcome: Outcome,
-    tried: Callable[[int], None] | None = None,
+    on_pool: Callable[[int], None] | None = None,
 ) -> int | None:
     """
     Return the ports of the smallest pool found in which a replay refuses no connection.
@@ -29,9 +29,9 @@ def smallest_pool(
     Between what is used at the peak, without which it cannot be, and the largest tried: a bisection that takes for
     granted that more ports never refuse more, which is nearly so. What is returned was replayed in full.
 
-    :param dice: Returns the same chance anew for every replay.
-    :param outcome: What came of a replay in an ample pool.
-    :param tried: Is told the ports of every pool that was tried.
+    :param dice: Returns the same seeded randomness for every replay.
+    :param outcome: Of a replay in an ample pool.
+    :param on_pool: Called with the ports of every pool that was tried.
     :return: None when connections are refused even where the pool is ample.
     """
     if outcome.refused:
@@ -39,18 +39,18 @@ def smallest_pool(
     block = conditions.block
 
     def suffices(ports: int) -> bool:
-        if tried is not None:
-            tried(ports)
+        if on_pool is not None:
+            on_pool(ports)
         return not Replay(trace, policy, ports, conditions, dice()).run(stop_at_refusal=True).refused
 
-    high, most = _up(outcome.peak_held, block), ample(trace, conditions)
+    high, most = _blocks_for(outcome.peak_held, block), ample(trace, conditions)
     low = outcome.peak_used
     while not suffices(high):
         if high >= most:
             return most
-        low, high = high, min(_up(int(high * 1.1), block), most)
+        low, high = high, min(_blocks_for(int(high * 1.1), block), most)
     while high - low > max(block, high * CLOSE_ENOUGH):
-        middle = _up((low + high) // 2, block)
+        middle = _blocks_for((low + high) // 2, block)
         if middle >= high:
             break
         low, high = (low, middle) if suffices(middle) else (middle, high)
@@ -72,5 +72,5 @@ def fixed_size(peak: int, floor: int) -> int:
     return 1 << (max(peak, floor, 1) - 1).bit_length()
 
 
-def _up(ports: int, block: int) -> int:
+def _blocks_for(ports: int, block: int) -> int:
     return max(-(-ports // block), 1) * block

@@ -19,7 +19,7 @@ _POINTS: Final = 400
 _HELD, _USED, _INK, _SOFT, _FAINT = "#2f6db5", "#e08a1e", "#22272e", "#5c6670", "#d5d9de"
 
 
-def drawn(results: Sequence[Result], title: str) -> str:
+def draw(results: Sequence[Result], title: str) -> str:
     """
     Return the picture. All panels have the same axes, so that they can be compared by eye.
 
@@ -60,7 +60,7 @@ def _panel(result: Result, y: int, top: float, seconds: float) -> list[str]:
         parts.append(f'<line x1="{_LEFT}" y1="{line:g}" x2="{right}" y2="{line:g}" stroke="{_FAINT}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{line + 4:g}" text-anchor="end">{_short(top * share)}</text>')
     parts.append(f'<text x="{_LEFT - 8}" y="{y + 19}" text-anchor="end" fill="{_SOFT}">ports</text>')
-    points = _thinned(outcome.points)
+    points = _thin(outcome.points)
     held = [(point.at, float(point.held)) for point in points]
     used = [(point.at, float(point.used)) for point in points]
     parts += [
@@ -93,7 +93,7 @@ def _area(points: Sequence[tuple[float, float]], bottom: int, top: float, second
     return f"M{corners[0][0]:.1f} {bottom} {line} L{corners[-1][0]:.1f} {bottom} Z"
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
+def _thin(points: Sequence[Point]) -> list[Point]:
     """Return few enough points; of those that share a place the one with the most ports held."""
     share = math.ceil(len(points) / _POINTS)
     return [max(points[at : at + share], key=lambda point: point.held) for at in range(0, len(points), share)]

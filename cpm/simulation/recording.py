@@ -19,7 +19,7 @@ class Sample:
     """One VM over one period."""
 
     key: str
-    """What tells it from VMs of the same name."""
+    """Distinguishes it from VMs of the same name."""
     name: str
     ports: int | None
     """In use, draining ranges included; None: not counted this time."""
@@ -38,7 +38,7 @@ class Recorder:
 
     def lines(self, node: str, period_s: float, samples: Iterable[Sample]) -> Iterator[Line]:
         """
-        Yield what one report of a host says.
+        Yield the lines for one report of a host.
 
         A VM that was on that host and no longer is has closed all its connections; one that moved to another host
         opens them again there.

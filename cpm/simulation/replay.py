@@ -1,8 +1,8 @@
 """
 Replays a trace against the deciding code of the manager, in virtual time.
 
-What decides is the real thing: allocator, moves of ranges with drain and hold-down, policy and guards. What is around
-it is modelled, and this is the model:
+The deciding code is the manager's own: placement, resize engine with drain and hold-down, policy and guards. Its
+surroundings are modelled:
 
 - one port for each connection (:mod:`cpm.simulation.guest`); within a step connections open and close evenly spaced;
 - at the end of each step every VM is measured and its policy asked, as with natd's reports;
@@ -10,7 +10,7 @@ it is modelled, and this is the model:
   a refusal not again in that step; ``signal_s`` later the larger range is in force. Every other move is so at once;
 - a connection that finds no free port at that moment is *refused*. (A guest's TCP would try again a second later.)
 
-All VMs get what they ask for as long as the pool has it: how a short pool is shared is not part of this.
+All VMs get what they ask for as long as the pool has it: fair shares of a short pool are not modelled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation, PutV
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import DEFAULT_HOLD_DOWN_S, AllocationEvent, hold_down_end
-from cpm.core.placement import USABLE, whole_blocks
+from cpm.core.placement import USABLE, Refused, whole_blocks
 from cpm.core.sizing import Arrival, Bounds, Demand, GuardSettings, Policy, ScalingState, decide, on_arrival
 from cpm.core.sizing.arrivals import LEAST_USE
+from cpm.core.sizing.guards import LONGEST
+from cpm.core.sizing.resizing import Situation, choose, choose_first
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     VM,
@@ -58,15 +60,15 @@ QUIET_SAMPLES = 2
 SETTLING_SAMPLES, SETTLING_GAP_S = 60, 20.0
 
 Progress = Callable[[float], None]
-"""Is told the share of the work that is done, 0 to 1."""
+"""Called with the share of the work that is done, 0 to 1."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What surrounds the policy; the defaults are those of cpmd."""
+    """The conditions of a replay; the defaults are those of cpmd."""
 
     initial: int = 256
-    """Ports a VM starts with after the trace's first step. Who is there by then was there before: see ``before_s``."""
+    """Ports of a VM that starts after the trace's first step; for the others see ``before_s``."""
     floor: int = 64
     cap: int = 32768
     block: int = 64
@@ -80,11 +82,11 @@ class Conditions:
     """... or what is left would be gone within so many seconds at the present rate (as natd asks)."""
     before_s: float = 300.0
     """
-    A VM that is there when the trace begins has what its policy gives a VM that, for long, uses as many ports as this
-    one will at most within the trace's first so many seconds. Else every figure would tell of the first minutes.
+    Seconds. A VM that is there when the trace begins has the range that its policy gives a VM with a long steady load,
+    namely the peak of this one's load within the first so many seconds. Else the first minutes would dominate.
     """
-    aside: bool = True
-    """Where no longer range is to be had, new connections go to other free ports, or back to ports that drain."""
+    overflow: bool = True
+    """Where no longer range is to be had, new connections get an overflow range."""
     signal_s: float = 0.01
     """Seconds from the alarm to the larger range in the kernel."""
 
@@ -95,14 +97,14 @@ class Point:
 
     at: float
     held: int
-    """Ports that nobody else could have had: active, reserved, draining and held."""
+    """Ports not available to other VMs: active, reserved, draining and held."""
     used: int
     """Ports with a connection."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a replay."""
+    """The result of a replay."""
 
     policy: str
     vms: int
@@ -140,8 +142,8 @@ class _Actor:
     """When the reserved range comes into force."""
     alarm_at: int = 0
     """Ports in use at which the alarm sounds."""
-    deaf: bool = False
-    """Nothing more to be had before the next sample."""
+    ignores_alarms: bool = False
+    """Its last request was declined; it does not ask again before the next sample."""
     line: Line | None = None
     usual_per_s: float = 0.0
     """Connections that began per second when last sampled."""
@@ -154,9 +156,9 @@ class Replay:
     One trace, one policy, one pool.
 
     :param trace: The load.
-    :param policy: Who sizes.
+    :param policy: Sizes all ranges.
     :param pool_ports: Ports of the pool: whole external addresses, and the rest on one more.
-    :param conditions: What surrounds it.
+    :param conditions: Of the replay.
     :param dice: Decides which ports are used and which connections end.
     """
 
@@ -190,12 +192,12 @@ class Replay:
         return self._outcome(tuple(points))
 
     def steps(self) -> Iterator[Point]:
-        """Replay step by step; between two steps everything can be looked at."""
+        """Replay step by step; between two steps ``fleet`` and ``actors`` can be read."""
         step_s = self._trace.step_s
         for number, lines in enumerate(self._trace.steps):
             begin, end = number * step_s, (number + 1) * step_s
             for line in lines:
-                actor = self.actors.get(line.vm) or self._started(line, begin)
+                actor = self.actors.get(line.vm) or self._start_vm(line, begin)
                 if number == 0:
                     # Already open when the trace began, so neither a rate nor a reason for alarm.
                     self._play_undisturbed(actor.guest, line.opened, line.closed)
@@ -210,7 +212,7 @@ class Replay:
 
     # A VM
 
-    def _started(self, line: Line, now: float) -> _Actor:
+    def _start_vm(self, line: Line, now: float) -> _Actor:
         number = len(self.actors)
         uuid = DomainUUID(f"{number:08d}")
         vm = VM(uuid, line.vm, _HOST, IPv4Address(_FIRST_INTERNAL + number))
@@ -218,10 +220,10 @@ class Replay:
         actor = self.actors[line.vm] = self._by_uuid[uuid] = _Actor(vm, Guest(self._dice))
         wanted = self._conditions.initial
         if not now:
-            wanted, actor.state = self._settled(uuid, self._before.get(line.vm, 0))
+            wanted, actor.state = self._settle(uuid, self._before.get(line.vm, 0))
         wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
         try:
-            reserved = moves.start(self.fleet, vm, wanted, self._bounds.floor, now, strict=False)
+            reserved = self._reserve_first(vm, wanted, now)
         except PortsExhausted:
             self._denied += 1
             return actor
@@ -229,8 +231,13 @@ class Replay:
         self._refit(actor)
         return actor
 
-    def _settled(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
-        """Return what the policy gives a VM, and remembers of it, after an even load for long."""
+    def _reserve_first(self, vm: VM, wanted: int, now: float) -> Allocation:
+        """:raise PortsExhausted: When not even the floor is to be had."""
+        placement = choose_first(self.fleet.space, vm, wanted, self._bounds.floor, strict=False)
+        return moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
+
+    def _settle(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
+        """Return the size and the policy's state of a VM after a long steady load."""
         current, state = self._bounds.floor, ScalingState()
         for number in range(-SETTLING_SAMPLES, 0):
             used = min(peak, current)
@@ -264,8 +271,12 @@ class Replay:
         guest, opens, closes = actor.guest, line.opened, line.closed
         done = 0
         for number in range(opens):
-            heard = guest.active is not None and not actor.deaf and guest.in_active + opens - number >= actor.alarm_at
-            if actor.due is None and not heard:
+            may_alarm = (
+                guest.active is not None
+                and not actor.ignores_alarms
+                and guest.in_active + opens - number >= actor.alarm_at
+            )
+            if actor.due is None and not may_alarm:
                 self._play_undisturbed(guest, opens - number, closes - done)
                 return
             at = begin + (end - begin) * (number + 0.5) / opens
@@ -275,7 +286,7 @@ class Replay:
             if actor.due is not None and actor.due <= at:
                 self._take_effect(actor, at)
             guest.open()
-            if guest.in_active >= actor.alarm_at and actor.due is None and not actor.deaf:
+            if guest.in_active >= actor.alarm_at and actor.due is None and not actor.ignores_alarms:
                 self._alarm(actor, at)
         guest.close(closes - done)
 
@@ -294,17 +305,17 @@ class Replay:
         draining = guest.in_use - guest.in_active
         arrival = Arrival(active.ports.size, guest.in_active, rate, draining, actor.usual_per_s)
         decision, actor.state = on_arrival(arrival, actor.state, self._bounds, now, self._policy)
-        if decision.target > decision.current and self._enlarge(actor, active, decision.target, now, arrival.soon):
+        if self._resize(actor, active, self._situation(actor, active, decision.target, arrival.expected_in_use), now):
             actor.due = now + self._conditions.signal_s
         else:
-            actor.deaf = True
+            actor.ignores_alarms = True
 
     # Between two steps
 
     def _sample(self, actor: _Actor, now: float) -> None:
         if actor.due is not None and actor.due <= now:
             self._take_effect(actor, now)
-        actor.deaf = False
+        actor.ignores_alarms = False
         active = actor.guest.active
         actor.free_in = dict(self._free_in(actor))
         if active is None:
@@ -317,7 +328,7 @@ class Replay:
 
     def _retry(self, actor: _Actor, now: float) -> None:
         try:
-            reserved = moves.start(self.fleet, actor.vm, self._bounds.floor, self._bounds.floor, now, strict=False)
+            reserved = self._reserve_first(actor.vm, self._bounds.floor, now)
         except PortsExhausted:
             return
         moves.activate(self.fleet, reserved, now)
@@ -329,56 +340,46 @@ class Replay:
         decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
         active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
         assert active is not None
-        if decision.target > decision.current:
-            if self._enlarge(actor, active, decision.target, now, actor.guest.in_active):
-                self._take_effect(actor, now)
-        elif decision.target < decision.current and moves.reduce(self.fleet, active, decision.target, now):
+        if decision.target == decision.current:
+            return
+        if self._resize(actor, active, self._situation(actor, active, decision.target, actor.guest.in_active), now):
+            self._take_effect(actor, now)
+
+    def _resize(self, actor: _Actor, active: Allocation, situation: Situation, now: float) -> bool:
+        """
+        Decide on a range and record it, as the manager does.
+
+        :return: Whether ports were reserved, which come into force later.
+        """
+        outcome = choose(situation)
+        self._denied += isinstance(outcome, Refused)
+        if not moves.record(self.fleet, active, outcome, now):
+            return False
+        reserved = self.fleet.one(active.domain, _State.RESERVED)
+        if reserved is None:
             self._shrunk += 1
             self._refit(actor)
-
-    def _enlarge(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
-        """Reserve what a larger range needs, or other ports; say whether there was anything to reserve."""
-        try:
-            try:
-                moves.enlarge(
-                    self.fleet,
-                    actor.vm,
-                    active,
-                    target,
-                    now,
-                    strict=False,
-                    free_in=actor.free_in,
-                    in_use=actor.guest.in_active,
-                )
-            except PortsExhausted:
-                if not self._conditions.aside:
-                    raise
-                if not self._step_aside(actor, active, target, now, soon):
-                    return False
-        except PortsExhausted:
-            self._denied += 1
             return False
         actor.due = now
-        reserved = self.fleet.one(active.domain, _State.RESERVED)
-        if reserved is not None and not moves.joins(active, reserved):
+        if not moves.joins(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
-    def _step_aside(self, actor: _Actor, active: Allocation, target: int, now: float, soon: int) -> bool:
-        reserved = moves.step_aside(
-            self.fleet,
-            actor.vm,
-            active,
-            target,
-            actor.guest.in_active,
-            soon,
-            actor.free_in,
-            now,
-            in_all=self._policy.counts_ports,
-            cap=self._bounds.cap,
-            strict=False,
+    def _situation(self, actor: _Actor, active: Allocation, target: int, expected_in_use: int) -> Situation:
+        """Return the situation of a VM; it is allowed all of its target, since shares are not modelled."""
+        conditions = self._conditions
+        return Situation(
+            space=self.fleet.space,
+            active=active,
+            target=target,
+            allowed=target,
+            cap=conditions.cap if conditions.guards.cap else LONGEST,
+            in_use=actor.guest.in_active,
+            expected_in_use=expected_in_use,
+            free_in=actor.free_in,
+            counts_ports=self._policy.counts_ports,
+            may_overflow=conditions.overflow,
         )
-        return reserved is not None
 
     def _free_in(self, actor: _Actor) -> Iterator[tuple[AllocationId, int]]:
         for mine in self.fleet.of(actor.vm.uuid):
@@ -485,6 +486,6 @@ def peaks(trace: Trace) -> dict[str, int]:
 
 
 def ample(trace: Trace, conditions: Conditions) -> int:
-    """Return a pool, in ports, in which nobody is ever denied anything."""
+    """Return the ports of a pool in which no VM is ever denied a port."""
     need = sum(whole_blocks(max(4 * peak, conditions.initial), conditions.block) for peak in peaks(trace).values())
     return (3 * need // USABLE.size + 3) * USABLE.size

@@ -81,7 +81,7 @@ def row(time: float, line: Line) -> str:
     return f"{time:g},{name},{line.opened},{line.closed},{line.packets},{line.bytes}\n"
 
 
-def written(trace: Trace) -> Iterator[str]:
+def trace_lines(trace: Trace) -> Iterator[str]:
     """Yield the lines of the file that holds a trace."""
     yield head(trace.step_s)
     for number, lines in enumerate(trace.steps):
@@ -107,19 +107,19 @@ def read(lines: Iterable[str], where: str) -> Trace:
     for number, fields in enumerate(csv.reader(rows), start=3):
         if not fields or fields[0].startswith("#"):
             continue
-        time, line = _parsed(fields, f"{where}, line {number}")
+        time, line = _parse(fields, f"{where}, line {number}")
         first = time if first is None else first
         step = round((time - first) / step_s)
         if not 0 <= step < MOST_STEPS:
             raise InvalidRequest(f"{where}, line {number}: time {time:g} lies before the first or far behind the last")
         here = steps.setdefault(step, {})
-        here[line.vm] = _added(here.get(line.vm), line)
+        here[line.vm] = _add(here.get(line.vm), line)
     if not steps:
         raise InvalidRequest(f"{where}: nothing happens in this trace")
     return Trace(step_s, tuple(tuple(steps.get(step, {}).values()) for step in range(max(steps) + 1)))
 
 
-def _parsed(fields: list[str], where: str) -> tuple[float, Line]:
+def _parse(fields: list[str], where: str) -> tuple[float, Line]:
     if len(fields) != len(COLUMNS):
         raise InvalidRequest(f"{where}: {len(fields)} fields; use {','.join(COLUMNS)}")
     time, vm, *numbers = fields
@@ -135,7 +135,7 @@ def _parsed(fields: list[str], where: str) -> tuple[float, Line]:
     return at, Line(vm, *map(int, numbers))
 
 
-def _added(before: Line | None, line: Line) -> Line:
+def _add(before: Line | None, line: Line) -> Line:
     if before is None:
         return line
     return Line(

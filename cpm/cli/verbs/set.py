@@ -18,7 +18,8 @@ One or more of:
   cap=PORTS            never above
   weight=N             its share, relative to other VMs, of what is left above the
                        floors when ports are short (1 to 10000, normally 100)
-  policy=NAME          spec, occupancy or predictive
+  policy=NAME          how its range grows and shrinks:
+{policies}
   drain-limit=SECONDS  after so long, cut the connections that still use a
                        draining range; none: never, whatever the pool's default
 
@@ -32,7 +33,12 @@ _EXAMPLES = """\
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 --unset cap --unset weight"""
 
-VERB = parsing.Verb(30, "set the floor, cap, weight ... of one VM", about=_ABOUT, examples=_EXAMPLES)
+
+def _about() -> str:
+    return _ABOUT.format(policies=parsing.policies(indent=4))
+
+
+VERB = parsing.Verb(30, "set the floor, cap, weight ... of one VM", about=_about, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:

@@ -20,9 +20,9 @@ DEFAULT_SEED = 1
 
 _EXAMPLES = """\
   virt-ports simulate monday.csv                          all policies on a recorded load
-  virt-ports simulate --generate heavy-tailed --vms 100 --policy static --policy predictive
+  virt-ports simulate --generate heavy-tailed --vms 100 --policy static --policy doubling
   virt-ports simulate monday.csv --svg monday.svg         and a picture
-  virt-ports simulate --generate bursty --save bursty.csv --policy occupancy
+  virt-ports simulate --generate bursty --save bursty.csv --policy static:512
   virt-ports simulate monday.csv -o json | jq '.policies[] | {policy, refused}'"""
 
 _ABOUT = """\
@@ -32,13 +32,19 @@ port a connection (all to one destination, the worst case); a connection is
 refused when it finds no free port at that moment.
 Policies: static[:PORTS] (alone: the smallest power of two that refuses none),
 doubling (near exhaustion, as clouds do; its ranges stay in one piece), and
-what a VM's policy can be.
+what a VM's policy can be:
+{policies}
 VMs/address: how many share an external address in the smallest pool without a
 refused connection; '-' where some are refused in any. The search takes about
 ten replays a policy: leave it out with --no-packing.
 A trace is written by `virt-ports record`."""
 
-VERB = parsing.Verb(130, "compare policies on a recorded or made-up load", about=_ABOUT, examples=_EXAMPLES)
+
+def _about() -> str:
+    return _ABOUT.format(policies=parsing.policies(indent=2))
+
+
+VERB = parsing.Verb(130, "compare policies on a recorded or made-up load", about=_about, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     trace = _trace(args, dice())
     if args.save is not None:
-        _write(args.save, "".join(simulation.written(trace)))
+        _write(args.save, "".join(simulation.trace_lines(trace)))
     # Every name is checked before the first of them is replayed for minutes.
     names = args.policy or simulation.contenders()
     playing = [simulation.contender(name, trace, simulation.Conditions()) for name in names]
@@ -78,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         with _progress(one.policy.name) as progress:
             results.append(simulation.compete(one, trace, dice, progress, packing=not args.no_packing))
     if args.svg is not None:
-        _write(args.svg, simulation.drawn(results, _title(args, trace)))
+        _write(args.svg, simulation.draw(results, _title(args, trace)))
     if parsing.wants_json(args):
         render.emit_document(_document(args, trace, results))
     else:

@@ -2,8 +2,8 @@
 Which range, on which address.
 
 :class:`AddressSpace` knows every port of the pool: free, taken by an allocation, or reserved by the operator. It has no
-I/O; the manager owns one and tells it of every allocation. :func:`choose`, :func:`grow`, :func:`aside` and
-:func:`shrink` decide and change nothing. What they promise, always:
+I/O; the manager owns one and tells it of every allocation. :func:`place`, :func:`place_larger`,
+:func:`place_overflow` and :func:`shrink` decide and change nothing. What they promise, always:
 
 - ranges start on the block grid, which begins at port 1024, and are whole blocks long;
 - best fit: the smallest free run that is long enough, so that long runs stay whole;
@@ -15,22 +15,46 @@ I/O; the manager owns one and tells it of every allocation. :func:`choose`, :fun
 
 from cpm.core.placement.compacting import Relocation, compaction
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE, whole_blocks
-from cpm.core.placement.placing import NOTHING_KNOWN, Placement, Shrunk, aside, choose, grow, shrink
+from cpm.core.placement.outcomes import (
+    AT_TARGET,
+    Grow,
+    Outcome,
+    Overflow,
+    Refused,
+    Relocate,
+    Shrink,
+    Stay,
+    StayReason,
+)
+from cpm.core.placement.placing import NOTHING_KNOWN, Placement, Shrunk, place, place_larger, place_overflow, shrink
+from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace, Usage
 
 __all__ = [
+    "AT_TARGET",
     "DEFAULT_BLOCK",
     "NOTHING_KNOWN",
     "USABLE",
     "AddressSpace",
+    "Grow",
+    "NoRoom",
+    "NoRoomError",
+    "Obstacle",
+    "Outcome",
+    "Overflow",
     "Placement",
+    "Refused",
+    "Relocate",
     "Relocation",
+    "Shrink",
     "Shrunk",
+    "Stay",
+    "StayReason",
     "Usage",
-    "aside",
-    "choose",
     "compaction",
-    "grow",
+    "place",
+    "place_larger",
+    "place_overflow",
     "shrink",
     "whole_blocks",
 ]

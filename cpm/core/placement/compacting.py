@@ -1,8 +1,8 @@
 """
 Which range to move so that short free runs become a long one.
 
-Ranges that grew and shrank leave holes between them: ports that are free and too far apart to serve a VM that grows.
-Moving one range at a time, into a hole that it fills well, joins the free runs on both sides of where it was.
+Ranges that grew and shrank leave holes between them: free ports in runs too short for a VM that grows. Moving one range
+at a time, into a hole that it fills well, joins the free runs on both sides of where it was.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 
-from cpm.core.placement.grid import aligned
+from cpm.core.placement.grid import blocks_within
 from cpm.core.placement.placing import without_foreign_numbers
 from cpm.core.placement.space import AddressSpace
 from cpm.protocol.model import Allocation, AllocationState, PortRange, coalesce
 
 ENOUGH = 0.5
-"""Share of an address's free ports that its longest run should have; with as much, nothing is moved."""
+"""Share of an address's free ports that its longest run should have; from there on nothing is moved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ def compaction(space: AddressSpace, address: IPv4Address, movable: Callable[[All
     """
     Return the most useful single move on an address, None when it is not fragmented or no move helps.
 
-    What drains or is held counts as free already: a place that was left is not left again for the same end, and a
-    connection that lasts for days on one range keeps no other from moving. But nothing moves into it, and nothing moves
-    while a range is reserved on the address: one at a time. Each move lengthens the longest run, so there is an end.
+    Leaving ranges count as free already: no range moves twice for the same gain, and a connection that lasts for days
+    on one range keeps no other from moving. But no range moves into them, and none moves while another is reserved on
+    the address: one at a time. Each move lengthens the longest run, so compaction terminates.
 
     :param movable: Says which active ranges may move, for example because few connections live on them.
     :raise NotFound: When the address is not there.
@@ -44,7 +44,7 @@ def compaction(space: AddressSpace, address: IPv4Address, movable: Callable[[All
     if any(allocation.state is AllocationState.RESERVED for allocation in held):
         return None
     coming = coalesce((*free, *(allocation.ports for allocation in held if _leaves(allocation))))
-    whole = (aligned(run, space.block) for run in coming)
+    whole = (blocks_within(run, space.block) for run in coming)
     longest = max((run.size for run in whole if run is not None), default=0)
     if longest >= ENOUGH * sum(run.size for run in coming):
         return None
@@ -73,7 +73,7 @@ def _move(
         for run in elsewhere
         for piece in without_foreign_numbers(space, allocation.domain, allocation.external, run)
     )
-    holes = [hole for piece in pieces if (hole := aligned(piece, space.block)) is not None and hole.size >= size]
+    holes = [hole for piece in pieces if (hole := blocks_within(piece, space.block)) is not None and hole.size >= size]
     if not beside or not holes:
         return None
     hole = min(holes, key=lambda run: (run.size, run.first))

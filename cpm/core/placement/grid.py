@@ -1,4 +1,4 @@
-"""The block grid: it begins at port 1024, and every range the allocator hands out lies on it."""
+"""The block grid: it begins at port 1024, and every range is placed on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole_blocks(ports: int, block: int) -> int:
     return min(max(-(-ports // block), 1) * block, longest)
 
 
-def aligned(run: PortRange, block: int) -> PortRange | None:
+def blocks_within(run: PortRange, block: int) -> PortRange | None:
     """Return the whole blocks inside a run, None when there is none."""
     first = first_at_or_above(run.first, block)
     size = (run.last + 1 - first) // block * block

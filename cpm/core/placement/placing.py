@@ -8,9 +8,9 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final
 
-from cpm.core.placement.grid import aligned, first_at_or_above, first_at_or_below, whole_blocks
+from cpm.core.placement.grid import blocks_within, first_at_or_above, first_at_or_below, whole_blocks
+from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace
-from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     FIRST_PORT,
     LAST_PORT,
@@ -25,7 +25,7 @@ from cpm.protocol.model import (
 NOTHING_KNOWN: Final[Mapping[AllocationId, int]] = MappingProxyType({})
 
 LEAST_FREE = 16
-"""A range that drains is gone back to when more than one in so many of its ports is free."""
+"""New connections return to a draining range when more than one in so many of its ports is free."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Shrunk:
     released: PortRange | None
 
 
-def choose(
+def place(
     space: AddressSpace,
     domain: DomainUUID,
     wanted: int,
@@ -70,8 +70,8 @@ def choose(
     """
     Decide where a VM gets a range of its own.
 
-    On the preferred address if it has one, otherwise on any; there first where the VM's own draining or held ports can
-    be taken back, then by best fit. Nothing that the VM has in other states is touched.
+    On the preferred address if it has one, otherwise on any; on each first where the VM's own draining or held ports
+    can be taken back, then by best fit. Ranges of the VM in other states are not touched.
 
     :param wanted: Ports; rounded up to whole blocks, clamped to what one address can hold.
     :param node: The VM's host: ranges that drain on another one are not taken back before that one let go. None: any.
@@ -84,15 +84,15 @@ def choose(
     size = whole_blocks(wanted, space.block)
     groups = _groups(space, domain, prefer, strict=strict)
     for addresses in groups:
-        found = _reclaiming(space, domain, size, addresses, node, free_in, least) or _fresh(
+        found = _place_on_own(space, domain, size, addresses, node, free_in, least) or _place_on_free(
             space, domain, size, addresses
         )
         if found:
             return found
-    raise _exhausted(space, size, [address for addresses in groups for address in addresses])
+    raise _no_room(space, size, [address for addresses in groups for address in addresses])
 
 
-def grow(
+def place_larger(
     space: AddressSpace,
     active: Allocation,
     wanted: int,
@@ -108,16 +108,16 @@ def grow(
     Otherwise elsewhere on the same address, otherwise on another; the old range then drains.
 
     :param active: The range new connections get now.
-    :param wanted: Ports in total; rounded and clamped as in :func:`choose`. When the range has as many, it is returned.
+    :param wanted: Ports in total; rounded and clamped as in :func:`place`. When the range has as many, it is returned.
     :param strict: Never change the external address.
-    :param free_in: As in :func:`choose`: elsewhere there are as many free ports as there would be in place.
+    :param free_in: As in :func:`place`: elsewhere there are as many free ports as there would be in place.
     :param in_use: Ports of the active range that are in use.
     :raise PortsExhausted: When no run is long enough; a smaller wish may still be met.
     """
     size = whole_blocks(wanted, space.block)
     if size <= active.ports.size:
         return Placement(active.external, active.ports, in_place=True)
-    return _in_place(space, active, size) or choose(
+    return _extend(space, active, size) or place(
         space,
         active.domain,
         size,
@@ -129,7 +129,7 @@ def grow(
     )
 
 
-def aside(
+def place_overflow(
     space: AddressSpace,
     active: Allocation,
     lacking: int | None,
@@ -139,25 +139,25 @@ def aside(
     strict: bool = False,
 ) -> Placement:
     """
-    Decide where new connections of a VM go when no longer range is to be had: to ports that are not beside its own.
+    Decide where the overflow range of a VM goes: ports for new connections when no larger range is available.
 
-    Back to a range of its own that drains and has free ports again, else to the shortest free run that has what it
-    lacks, else to the longest there is. The active range then drains, and may be taken back in turn. So free ports
-    serve who needs them although they lie apart.
+    A leaving range of its own that has free ports again, else the shortest free run that has what it lacks, else the
+    longest free run. The active range then drains, and may be taken back in turn. So fragmented free ports still serve
+    VMs that need them.
 
-    :param lacking: Ports that the VM needs beyond all that it holds, in whatever state; a block at least, for its range
-        is full. None: it goes back to its own, or nowhere.
-    :param least: Only for so many ports, and half a block at least, is the active range left.
+    :param lacking: Ports that the VM needs beyond all that it holds, in any state; at least a block, since its range
+        is full. None: only its own leaving ranges are considered.
+    :param least: The active range is left only for so many free ports, and for half a block at least.
     :param free_in: Ports that no connection uses, of draining and held ranges; those that it does not name stay.
     :param strict: Never change the external address.
-    :raise PortsExhausted: When nothing has so many.
+    :raise PortsExhausted: When neither has so many.
     """
     block = space.block
     worthwhile = max(least, block // 2)
     known = [
         (free, mine)
-        for mine in _reclaimable(space, active.domain, active.node)
-        if (free := _free(mine, free_in)) > max(worthwhile, mine.ports.size // LEAST_FREE)
+        for mine in _own_leaving(space, active.domain, active.node)
+        if (free := _free_ports(mine, free_in)) > max(worthwhile, mine.ports.size // LEAST_FREE)
         and (not strict or mine.external == active.external)
     ]
     if known:
@@ -169,11 +169,11 @@ def aside(
             longest = max((space.longest_free(address) for address in addresses), default=0)
             size = min(whole_blocks(lacking, block), longest // block * block)
             while size >= max(worthwhile, block):
-                if found := _fresh(space, active.domain, size, addresses):
+                if found := _place_on_free(space, active.domain, size, addresses):
                     return found
                 # The VM holds some of these numbers on another address.
                 size = size // 2 // block * block
-    raise _exhausted(space, worthwhile, [address for addresses in groups for address in addresses])
+    raise _no_room(space, worthwhile, [address for addresses in groups for address in addresses])
 
 
 def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) -> Shrunk:
@@ -218,7 +218,7 @@ def _groups(
     return [first] if strict else [first, [address for address in known if address != prefer]]
 
 
-def _reclaiming(
+def _place_on_own(
     space: AddressSpace,
     domain: DomainUUID,
     size: int,
@@ -227,8 +227,8 @@ def _reclaiming(
     free_in: Mapping[AllocationId, int],
     least: int,
 ) -> Placement | None:
-    """Take back own ports, the longest range first, with free ones beside it where it does not suffice."""
-    own = _reclaimable(space, domain, node)
+    """Take back own ports, the longest range first, with free ports beside it where that range is too short."""
+    own = _own_leaving(space, domain, node)
     for allocation in sorted(own, key=lambda mine: (-mine.ports.size, mine.id)):
         address = allocation.external
         if address not in addresses:
@@ -239,35 +239,37 @@ def _reclaiming(
             if first is None:
                 continue
             found = _placement(address, PortRange(first, first + size - 1), own)
-            # At worst all connections of a range are on the ports that come back.
-            used = sum(mine.ports.size - _free(mine, free_in) for mine in found.reclaimed if mine.id in free_in)
+            # At worst all connections of a range use the ports that are taken back.
+            used = sum(mine.ports.size - _free_ports(mine, free_in) for mine in found.reclaimed if mine.id in free_in)
             if not used or size - used >= least:
                 return found
     return None
 
 
-def _free(mine: Allocation, free_in: Mapping[AllocationId, int]) -> int:
+def _free_ports(mine: Allocation, free_in: Mapping[AllocationId, int]) -> int:
     """Return how many ports of a range are known to be free; it may have become shorter since they were counted."""
     return min(free_in.get(mine.id, 0), mine.ports.size)
 
 
-def _fresh(space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address]) -> Placement | None:
+def _place_on_free(
+    space: AddressSpace, domain: DomainUUID, size: int, addresses: Collection[IPv4Address]
+) -> Placement | None:
     """Best fit among the free runs."""
     best = space.best_fit(size, addresses)
     if best is None:
         return None
-    # The first candidate nearly always does; the others matter to a VM whose own ranges are on another address.
+    # The first candidate nearly always fits; the others matter to a VM whose own ranges are on another address.
     for address, run in space.fitting(size, addresses) if space.of(domain) else (best,):
         for piece in without_foreign_numbers(space, domain, address, run):
-            blocks = aligned(piece, space.block)
+            blocks = blocks_within(piece, space.block)
             if blocks and blocks.size >= size:
                 return Placement(address, PortRange(blocks.first, blocks.first + size - 1))
     return None
 
 
-def _in_place(space: AddressSpace, active: Allocation, size: int) -> Placement | None:
+def _extend(space: AddressSpace, active: Allocation, size: int) -> Placement | None:
     """Extend the active range: all upwards, else all downwards, else as far up as it goes and the rest down."""
-    own = _reclaimable(space, active.domain, active.node)
+    own = _own_leaving(space, active.domain, active.node)
     run = space.reachable(active.external, active.ports, own)
     for piece in without_foreign_numbers(space, active.domain, active.external, run):
         if not piece.covers(active.ports):
@@ -292,7 +294,7 @@ def _window(piece: PortRange, own: PortRange, size: int, block: int) -> int | No
     return min(max(first_at_or_above(own.first, block), lowest), highest)
 
 
-def _reclaimable(space: AddressSpace, domain: DomainUUID, node: NodeName | None) -> tuple[Allocation, ...]:
+def _own_leaving(space: AddressSpace, domain: DomainUUID, node: NodeName | None) -> tuple[Allocation, ...]:
     """Held ranges, which their host let go, and those that drain on the VM's present host."""
     return tuple(
         mine
@@ -310,11 +312,11 @@ def _placement(
     )
 
 
-def _exhausted(space: AddressSpace, size: int, addresses: Sequence[IPv4Address]) -> PortsExhausted:
+def _no_room(space: AddressSpace, size: int, addresses: Sequence[IPv4Address]) -> NoRoomError:
     if not space.addresses:
-        return PortsExhausted(size, 0, "no external address in the pool")
-    longest = max((space.longest_free(address) for address in addresses), default=0)
-    if longest >= size:
-        return PortsExhausted(size, longest, "the VM's own draining ports have these numbers on another address")
-    where = f"{addresses[0]} has" if len(addresses) == 1 else f"the {len(addresses)} addresses have"
-    return PortsExhausted(size, longest, f"{where} no free run that long" if addresses else "its address is gone")
+        return NoRoomError(NoRoom(size, 0, Obstacle.NO_ADDRESS))
+    if not addresses:
+        return NoRoomError(NoRoom(size, 0, Obstacle.ADDRESS_GONE))
+    longest = max(space.longest_free(address) for address in addresses)
+    obstacle = Obstacle.OWN_NUMBERS if longest >= size else Obstacle.NO_FREE_RUN
+    return NoRoomError(NoRoom(size, longest, obstacle, len(addresses), addresses[0]))

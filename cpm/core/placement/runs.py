@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 
-from cpm.core.placement.grid import USABLE, aligned
+from cpm.core.placement.grid import USABLE, blocks_within
 from cpm.protocol.model import PortRange
 
 
@@ -27,13 +27,13 @@ class FreeRuns:
     def _insert(self, index: int, run: PortRange) -> None:
         self._firsts.insert(index, run.first)
         self._lasts.insert(index, run.last)
-        blocks = aligned(run, self._block)
+        blocks = blocks_within(run, self._block)
         if blocks:
             insort(self.by_size, (blocks.size, run.first))
 
     def _delete(self, index: int) -> PortRange:
         run = PortRange(self._firsts.pop(index), self._lasts.pop(index))
-        blocks = aligned(run, self._block)
+        blocks = blocks_within(run, self._block)
         if blocks:
             del self.by_size[bisect_left(self.by_size, (blocks.size, run.first))]
         return run

@@ -1,4 +1,4 @@
-"""Every port of the pool and who has it: the index that the manager owns."""
+"""The index of all ports of the pool and their owners; the manager has one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Usage:
 
 class AddressSpace:
     """
-    Every port of the pool, and who has it.
+    All ports of the pool and their owners.
 
     Each call either does all it says or raises and leaves everything as it was.
 
@@ -46,7 +46,7 @@ class AddressSpace:
         self._of: dict[DomainUUID, dict[AllocationId, Allocation]] = {}
         self._all: dict[AllocationId, Allocation] = {}
         self.free_ports = 0
-        """Ports of all addresses that nobody has, and that are not reserved."""
+        """Ports of all addresses that are neither allocated nor reserved."""
         self.taken_ports = 0
         """Ports of all addresses that allocations have."""
 
@@ -86,7 +86,7 @@ class AddressSpace:
         :raise NotFound: When it is not there.
         :raise AddressInUse: When ranges on it are held, in any state.
         """
-        self._known(address)
+        self._require_known(address)
         if self._on[address]:
             raise AddressInUse(address, len(self._on[address]))
         self.free_ports -= self.usage(address).free
@@ -100,9 +100,9 @@ class AddressSpace:
         :raise Overloading: When one of its ports is taken or reserved, when the same VM holds one of these port
             numbers on another address, or when the id is in use.
         """
-        self._known(allocation.external)
+        self._require_known(allocation.external)
         if allocation.id in self._all:
-            raise Overloading(f"allocation {allocation.id} is there already: {_described(self._all[allocation.id])}")
+            raise Overloading(f"allocation {allocation.id} is there already: {_describe(self._all[allocation.id])}")
         self._refuse_own(allocation, self.of(allocation.domain))
         if not self._runs[allocation.external].remove(allocation.ports):
             raise Overloading(self._why_not_free(allocation))
@@ -116,7 +116,7 @@ class AddressSpace:
 
         :raise NotFound: When there is no such allocation.
         """
-        allocation = self._held(allocation_id)
+        allocation = self._allocation(allocation_id)
         self._forget(allocation)
         self._runs[allocation.external].add(allocation.ports)
         self.free_ports += allocation.ports.size
@@ -130,7 +130,7 @@ class AddressSpace:
         :raise NotFound: When there is no allocation with that id, or no such address.
         :raise Overloading: As :meth:`take`; the old version then stands.
         """
-        old = self._held(allocation.id)
+        old = self._allocation(allocation.id)
         if (old.external, old.ports, old.domain) == (allocation.external, allocation.ports, allocation.domain):
             self._store(allocation)
             return
@@ -151,11 +151,11 @@ class AddressSpace:
 
         :raise NotFound: When it is not there.
         """
-        self._known(address)
+        self._require_known(address)
         return tuple(sorted(self._on[address].values(), key=lambda allocation: allocation.ports))
 
     def before(self, allocation: Allocation) -> Allocation | None:
-        """Return the allocation that is next below another one on its address, with whatever is free between."""
+        """Return the next allocation below another one on its address; None: there is none."""
         below = (each for each in self._on[allocation.external].values() if each.ports.last < allocation.ports.first)
         return max(below, key=lambda each: each.ports, default=None)
 
@@ -165,7 +165,7 @@ class AddressSpace:
 
         :raise NotFound: When it is not there.
         """
-        self._known(address)
+        self._require_known(address)
         return tuple(self._runs[address])
 
     def longest_free(self, address: IPv4Address | None = None) -> int:
@@ -175,7 +175,7 @@ class AddressSpace:
         :raise NotFound: When the address is not there.
         """
         if address is not None:
-            self._known(address)
+            self._require_known(address)
         runs = self._runs.values() if address is None else (self._runs[address],)
         return max((run.by_size[-1][0] for run in runs if run.by_size), default=0)
 
@@ -185,7 +185,7 @@ class AddressSpace:
 
         :raise NotFound: When it is not there.
         """
-        self._known(address)
+        self._require_known(address)
         free = sum(run.size for run in self._runs[address])
         taken = sum(allocation.ports.size for allocation in self._on[address].values())
         return Usage(free=free, taken=taken, reserved=USABLE.size - free - taken)
@@ -223,11 +223,11 @@ class AddressSpace:
             for run in neighbours:
                 result = result.join_with(run)
 
-    def _known(self, address: IPv4Address) -> None:
+    def _require_known(self, address: IPv4Address) -> None:
         if address not in self._addresses:
             raise NotFound("address", str(address), "see `virt-ports pool list`")
 
-    def _held(self, allocation_id: AllocationId) -> Allocation:
+    def _allocation(self, allocation_id: AllocationId) -> Allocation:
         if allocation_id not in self._all:
             raise NotFound("allocation", str(allocation_id), "see `virt-ports list`")
         return self._all[allocation_id]
@@ -246,20 +246,20 @@ class AddressSpace:
     def _refuse_own(self, allocation: Allocation, own: Iterable[Allocation]) -> None:
         for other in own:
             if other.ports.overlaps(allocation.ports):
-                raise Overloading(f"{_described(allocation)} shares port numbers with the VM's {_described(other)}")
+                raise Overloading(f"{_describe(allocation)} shares port numbers with the VM's {_describe(other)}")
 
     def _why_not_free(self, allocation: Allocation) -> str:
         for other in self._on[allocation.external].values():
             if other.ports.overlaps(allocation.ports):
-                return f"{_described(allocation)} overlaps {_described(other)}"
-        return f"{_described(allocation)} is not within {USABLE}, or has reserved ports"
+                return f"{_describe(allocation)} overlaps {_describe(other)}"
+        return f"{_describe(allocation)} is not within {USABLE}, or has reserved ports"
 
 
 def _refuse_reserved(address: ExternalAddress, allocation: Allocation) -> None:
     for ports in coalesce(address.reserved):
         if ports.overlaps(allocation.ports):
-            raise Overloading(f"{_described(allocation)} has ports of {ports}, which are to be reserved")
+            raise Overloading(f"{_describe(allocation)} has ports of {ports}, which are to be reserved")
 
 
-def _described(allocation: Allocation) -> str:
+def _describe(allocation: Allocation) -> str:
     return f"{allocation.external} {allocation.ports} of {allocation.domain} ({allocation.state})"

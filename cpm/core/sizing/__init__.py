@@ -9,13 +9,9 @@ returned, so that policies can be compared on the same recorded or generated loa
 from cpm.core.sizing.arrivals import Arrival, on_arrival
 from cpm.core.sizing.demand import Demand, Memory, Policy
 from cpm.core.sizing.guards import GROW_COOL_DOWN, LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
-from cpm.core.sizing.policies.occupancy import OccupancyPolicy
-from cpm.core.sizing.policies.predictive import PredictivePolicy
-from cpm.core.sizing.policies.registry import DEFAULT_POLICY, policies, policy_named, policy_words
-from cpm.core.sizing.policies.specification import SpecificationPolicy, calculate_new_port_range, demand_score
+from cpm.core.sizing.policies import default_policy, policies, policy_named, policy_words
 
 __all__ = [
-    "DEFAULT_POLICY",
     "GROW_COOL_DOWN",
     "LITERAL",
     "Arrival",
@@ -24,14 +20,10 @@ __all__ = [
     "Demand",
     "GuardSettings",
     "Memory",
-    "OccupancyPolicy",
     "Policy",
-    "PredictivePolicy",
     "ScalingState",
-    "SpecificationPolicy",
-    "calculate_new_port_range",
     "decide",
-    "demand_score",
+    "default_policy",
     "on_arrival",
     "policies",
     "policy_named",

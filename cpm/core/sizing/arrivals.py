@@ -1,12 +1,12 @@
 """
 Growth at once, when the kernel says that a VM nears the end of its range.
 
-No score and no cool-down: new connections are arriving now, and what is not there in time is a dropped SYN. The guard
-that remains is the count: traffic that comes again and again through the same few ports needs no more of them.
+No score and no cool-down: new connections are arriving now, and a port that is not there in time is a dropped SYN. The
+guard that remains is the count: traffic that reuses the same few ports needs no more of them.
 
-A policy that counts ports itself is asked how far to grow, and whether: the alarm is early enough for bursts, and so
-too early for a load that changes slowly. Whatever it says, what arrives beyond the usual until the host may ask again
-will fit.
+A policy that counts ports itself is asked whether to grow and how far: the alarm is early enough for bursts, and so
+too early for a load that changes slowly. Whatever it says, there is room for the arrivals beyond the usual rate until
+the host may ask again.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ HORIZON_S: Final = 0.25
 """Seconds of arrivals at the present rate that the new range shall take: many times what a growth takes."""
 
 NEXT_LOOK_S: Final = 1.5
-"""Seconds in which a host that asked in vain asks again at the latest, and has an answer."""
+"""Seconds within which a host whose request was declined asks again and has an answer."""
 
 AGAIN_S: Final = 2.0
-"""A second growth this soon after the last one says that the first was too small; it may then be by
+"""Seconds. A second growth this soon after the last one means that the first was too small; it may then be by
 :data:`FACTOR_AGAIN`, as far as the present rate fills that in the same time."""
 
 FACTOR: Final = 2
@@ -38,12 +38,12 @@ EXHAUSTED: Final = 0.95
 """Share of the range in use from which it counts as used up, for a policy that is asked."""
 
 LEAST_USE: Final = 0.25
-"""Share of the range that must be in use: below it, the arrivals were not new ports."""
+"""Share of the range that must be in use: below it, the arrivals needed no new ports."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a host said."""
+    """A host's alarm: connections arrive, and few ports are left."""
 
     current: int
     """Ports of the active range."""
@@ -55,7 +55,7 @@ class Arrival:
     """Connections that began per second when last measured: as many end, as long as the load is what it was."""
 
     @property
-    def soon(self) -> int:
+    def expected_in_use(self) -> int:
         """Ports in use by the time the host may ask again."""
         more_per_s = max(self.arrivals_per_s - self.usual_per_s, 0.0)
         return self.ports_in_use + math.ceil(more_per_s * NEXT_LOOK_S)
@@ -84,8 +84,8 @@ def on_arrival(
     rule = RULE
     if policy is not None and policy.counts_ports:
         rule = policy.name
-        ports, state = _asked(policy, arrival, state, now)
-        by_factor = max(ports, arrival.soon)
+        ports, state = _ask_policy(policy, arrival, state, now)
+        by_factor = max(ports, arrival.expected_in_use)
     asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
     cap = max(bounds.cap // bounds.block, 1) * bounds.block
     target = max(min(asked, cap), current)
@@ -95,12 +95,12 @@ def on_arrival(
     return decision, dataclasses.replace(state, low_samples=0, grew_at=now, changed_at=now)
 
 
-def _asked(policy: Policy, arrival: Arrival, state: ScalingState, now: float) -> tuple[int, ScalingState]:
+def _ask_policy(policy: Policy, arrival: Arrival, state: ScalingState, now: float) -> tuple[int, ScalingState]:
     exhausted = arrival.ports_in_use >= EXHAUSTED * arrival.current
     if state.memory is None:
-        # Who remembers nothing cannot tell coming and going from growth: then all that arrives must fit.
-        soon = arrival.ports_in_use + max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S
-        exhausted = exhausted or soon > arrival.current
+        # Without history, churn looks like growth: then all arrivals must fit.
+        expected = arrival.ports_in_use + max(arrival.arrivals_per_s, 0.0) * NEXT_LOOK_S
+        exhausted = exhausted or expected > arrival.current
     demand = Demand(
         domain=DomainUUID(""),
         current=arrival.current,
@@ -110,6 +110,6 @@ def _asked(policy: Policy, arrival: Arrival, state: ScalingState, now: float) ->
         exhausted=exhausted,
     )
     ports, memory = policy.target(demand, state.memory, now)
-    # Whatever it says, a range that is used up grows.
+    # Whatever the policy says, a range that is used up grows.
     least = arrival.current + 1 if exhausted else 0
     return max(ports, least), dataclasses.replace(state, memory=memory)

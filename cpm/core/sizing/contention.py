@@ -1,64 +1,64 @@
 """
-What happens when ports run short: who waits for how many, how far others may grow meanwhile, who is to give back.
+Contention: which VMs lack ports, how far others may grow meanwhile, and which are to give back.
 
-Pure: no I/O and no clock; the manager owns one, tells it what was refused, and asks it before anybody grows. The sums
-are those of :mod:`cpm.core.sizing.fairness`; here is when they count:
+Pure: no I/O and no clock. Questions (:meth:`Contention.assess` and its like) change nothing, however often they are
+asked; what happens is told by :meth:`Contention.note` and the ``on_`` methods. The sums are those of
+:mod:`cpm.core.sizing.fairness`; here is when they count:
 
 - a part of the pool is kept for VMs that start and for those that have less than their share: growth beyond one's share
   leaves it alone;
-- once somebody was refused, and until nobody waits any more, everybody grows to its fair share at most;
+- once a VM was refused, and until none waits any more, every VM grows to its fair share at most;
 - what is free is first for the VMs that wait to start, then for the poorest of those that wait to grow;
-- meanwhile others give back: first what lies idle, then, for VMs that lack what they are entitled to, what is above the
-  owner's share. Ranges shrink as they always do, make before break; the ports are there when they have drained and
-  rested.
+- meanwhile others give back: first idle ports, then, for VMs that lack what they are entitled to, ports above the
+  owner's share. Ranges shrink as they always do, make before break; the ports become free once they have drained and
+  the hold-down has passed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, TypeAlias
 
 from cpm.core.fleet import Fleet
-from cpm.core.placement import grow
+from cpm.core.placement import NoRoomError, place_larger
 from cpm.core.sizing.fairness import (
     HEADROOM_PORTS,
     HEADROOM_SHARE,
     Claim,
     Shares,
     give_back,
-    kept,
+    kept_ports,
     needed_ports,
     share,
     yield_back,
 )
 from cpm.core.wishes import EffectiveWishes
-from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID
 
 _State = AllocationState
 
 CALM_S: Final = 10.0
-"""Seconds after the last refusal until everybody may grow as it likes again."""
+"""Seconds that a shortage lasts after no VM waits any more."""
 
 WANT_S: Final = 15.0
 """Seconds after which a VM that wanted more, and did not say so again, no longer counts as wanting."""
 
 AT_ONCE: Final = 100
-"""VMs that wait to grow, of which so many are looked at in one go: with thousands the rest has its turn soon enough."""
+"""VMs that wait to grow of which so many are considered at once: with thousands of them, the rest follow soon."""
 
 PIECE_GROWTH: Final = 1.25
-"""What must be free in one piece for a range that can only grow elsewhere, in terms of its size."""
+"""Length of the free run that a range needs which can only grow elsewhere, as a multiple of its size."""
 
 DRAIN_HOPE_S: Final = 30.0
-"""Seconds for which a draining range counts as coming: one that drains longer may do so for days."""
+"""Seconds for which a draining range counts as about to be free: one that drains longer may do so for days."""
 
-IN_VAIN_S: Final = 5.0
-"""Seconds before VMs are asked again when nobody had anything to give back."""
+RELIEF_RETRY_S: Final = 5.0
+"""Seconds before VMs are asked again when none had anything to give back."""
 
 SHARES_S: Final = 1.0
-"""Seconds for which shares hold once computed: they cost a look at every VM."""
+"""Seconds for which shares are reused once computed: that takes a pass over all VMs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,20 +73,72 @@ class Want:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Limit:
+class FewInUse:
+    """Ports are short, and the VM has enough for what it uses."""
+
+    in_use: int
+    current: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeptForStarts:
+    """What is free is kept for VMs that start."""
+
+    free: int
+    kept: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FairShare:
+    """Ports are short, and the VM has its share of them."""
+
+    ports: int
+
+
+LessThanWanted: TypeAlias = FewInUse | KeptForStarts | FairShare
+"""Why a VM may not have what it wants."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Division:
+    """What every VM is entitled to, as of one moment."""
+
+    at: float
+    """UTC seconds."""
+    claims: Mapping[DomainUUID, Claim]
+    shares: Shares
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Allowance:
     """How far a VM may grow now."""
 
     ports: int
     """In total; what it has, when it may not grow at all."""
     room: int | None = None
     """Ports that may be taken out of the free ones for it; None: all of them."""
-    why: str = ""
-    """Why it is less than it wants; empty: it is not."""
+    reason: LessThanWanted | None = None
+    """Why it is less than it wants; None: it is not."""
+    waits_for: int | None = None
+    """Ports in total that it goes on waiting for; None: it waits for none."""
+    division: Division | None = dataclasses.field(default=None, repr=False, compare=False)
+    """What it was computed from, where shares counted."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Relief:
+    """Which VMs are to shrink so that others get ports."""
+
+    requests: tuple[tuple[DomainUUID, int], ...]
+    """With the ports that each keeps."""
+    missing: int
+    """Ports that are lacked."""
+    division: Division = dataclasses.field(repr=False, compare=False)
 
 
 class Contention:
     """
-    Who lacks ports.
+    The VMs that lack ports, and what follows for all others.
 
     :param fleet: What the ledger holds.
     :param reserve_share: Part of the pool that growth leaves for VMs that start.
@@ -114,21 +166,77 @@ class Contention:
         self._wants: dict[DomainUUID, Want] = {}
         self._calm_at = 0.0
         self._number = 0
-        self._claims: dict[DomainUUID, Claim] = {}
-        self._shares = Shares({}, 0.0)
-        self._shared_at: float | None = None
-        self._in_vain_at = -math.inf
+        self._division: Division | None = None
+        self._nothing_to_give_at = -math.inf
 
-    def holds(self, now: float) -> bool:
-        """Say whether ports are short, or were until a moment ago."""
-        if self._wants or self._starting:
+    # Inputs
+
+    def note(
+        self, uuid: DomainUUID, allowance: Allowance, now: float, *, placed: bool = True, anew: bool = True
+    ) -> None:
+        """
+        Record what a VM may have and got: it waits for more, or no longer.
+
+        :param placed: False: it may have more than it has, but there was no place for it.
+        :param anew: As for :meth:`on_refused`.
+        """
+        self._follow_shortage(now)
+        if allowance.division is not None:
+            self._division = allowance.division
+        waits_for = allowance.waits_for if placed else allowance.ports
+        if waits_for is None:
+            self.on_settled(uuid)
+        else:
+            self.on_refused(uuid, waits_for, now, anew=anew)
+        self._follow_shortage(now)
+
+    def on_refused(self, uuid: DomainUUID, ports: int, now: float, *, anew: bool = True) -> None:
+        """
+        Record that a VM wanted so many ports in total and did not get them.
+
+        :param anew: False: it was tried again on our own, so a VM that still waits has not said so again.
+        """
+        known = self._wants.get(uuid)
+        if known is None or anew:
+            self._wants[uuid] = Want(ports, known.since if known is not None else now, now)
+
+    def on_settled(self, uuid: DomainUUID) -> None:
+        """Record that a VM wants no more than it has, or is gone."""
+        self._wants.pop(uuid, None)
+
+    def on_relief(self, relief: Relief, now: float) -> None:
+        """Record that VMs were asked to give back, or that none had anything to give."""
+        self._division = relief.division
+        if relief.missing > 0:
+            self._nothing_to_give_at = -math.inf if relief.requests else now
+
+    def on_tick(self, now: float) -> None:
+        """Forget wants that were not repeated, and follow the shortage."""
+        vms = self._fleet.vms
+        self._wants = {uuid: want for uuid, want in self._wants.items() if now - want.at < WANT_S and uuid in vms}
+        self._follow_shortage(now)
+
+    def _follow_shortage(self, now: float) -> None:
+        """A shortage lasts while a VM lacks ports, and until :data:`CALM_S` after that."""
+        if self._lacking:
             self._number += now >= self._calm_at
             self._calm_at = now + CALM_S
-        return now < self._calm_at
 
-    def number(self, now: float) -> int | None:
+    # Questions: none of them changes anything
+
+    @property
+    def _lacking(self) -> bool:
+        return bool(self._wants or self._starting)
+
+    def is_short(self, now: float) -> bool:
+        """Return whether ports are short, or were until a moment ago."""
+        return self._lacking or now < self._calm_at
+
+    def shortage(self, now: float) -> int | None:
         """Return what tells the present shortage from those before; None: ports are not short."""
-        return self._number if self.holds(now) else None
+        if not self.is_short(now):
+            return None
+        return self._number + (now >= self._calm_at)
 
     @property
     def waiting_to_grow(self) -> int:
@@ -136,77 +244,60 @@ class Contention:
         return len(self._wants)
 
     def others_wait(self, uuid: DomainUUID) -> bool:
-        """Say whether another VM than this one lacks ports."""
+        """Return whether another VM than this one lacks ports."""
         return any(each != uuid for each in (*self._wants, *self._starting))
 
     def want(self, uuid: DomainUUID) -> Want | None:
         """Return what a VM waits for, if it does."""
         return self._wants.get(uuid)
 
-    def refused(self, uuid: DomainUUID, ports: int, now: float) -> None:
-        """Take note: a VM wanted so many ports in total and did not get them."""
-        known = self._wants.get(uuid)
-        self._wants[uuid] = Want(ports, known.since if known is not None else now, now)
-
-    def keep(self, uuid: DomainUUID, want: Want | None) -> None:
-        """A VM was tried again of our own accord: if it still waits, it has not said so anew."""
-        if want is not None and uuid in self._wants:
-            self._wants[uuid] = want
-
-    def settled(self, uuid: DomainUUID) -> None:
-        """Take note: a VM wants no more than it has, or is gone."""
-        self._wants.pop(uuid, None)
-
-    # Before somebody gets ports
-
-    def first(self, vm: VM, initial: int, floor: int) -> int:
+    def start_allowance(self, vm: VM, initial: int, floor: int) -> int:
         """Return how many ports a VM that starts may ask for: at least its floor, and what others need is left."""
         space = self._fleet.space
         others = self._floors(uuid for uuid in self._starting if uuid != vm.uuid)
         left = (space.free_ports - max(others, self._reserve)) // space.block * space.block
         return max(floor, min(initial, left))
 
-    def limit(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> Limit:
+    def assess(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> Allowance:
         """
-        Return how far a VM may grow that wants to; a VM that does not is not limited.
+        Return how far a VM may grow that wants to; one that does not is not limited.
 
         :param target: Ports in total that it should have.
         :param in_use: Ports of its range that are in use; None: not counted.
         """
         current, space = active.ports.size, self._fleet.space
         if target <= current:
-            self.settled(vm.uuid)
-            return Limit(target)
+            return Allowance(target)
         starters = self._floors(self._starting)
-        if not self.holds(now) and space.free_ports - (target - current) >= max(self._reserve, starters):
-            return Limit(target, max(0, space.free_ports - max(self._reserve, starters)))
-        needed = target if in_use is None else min(target, self._with_headroom(in_use))
-        if needed <= current:
-            self.settled(vm.uuid)
-            return Limit(current, 0, f"the pool is short, and only {in_use} of the VM's {current} ports are in use")
-        target = needed
-        self.refused(vm.uuid, target, now)
-        fair = max(current, min(target, self.fair_share(vm, target, now)))
+        kept_free = max(self._reserve, starters)
+        if not self.is_short(now) and space.free_ports - (target - current) >= kept_free:
+            return Allowance(target, max(0, space.free_ports - kept_free))
+        if in_use is not None:
+            target = min(target, self._with_headroom(in_use))
+            if target <= current:
+                return Allowance(current, 0, FewInUse(in_use, current))
+        return self._shared_allowance(vm, active, target, starters, now)
+
+    def _shared_allowance(self, vm: VM, active: Allocation, needed: int, starters: int, now: float) -> Allowance:
+        """Return how far a VM may grow that needs more than it has while ports are short, or about to be."""
+        current, space = active.ports.size, self._fleet.space
+        division = self._division_at(now, (vm.uuid, needed))
+        entitled = division.shares.entitled(self._claim(vm, needed, held=0), space.block)
+        fair = max(current, min(needed, entitled))
         own = sum(each.ports.size for each in self._fleet.of(vm.uuid) if each.state in (_State.DRAINING, _State.HELD))
         room = max(0, space.free_ports - starters)
         ports = min(fair, current + (room + own) // space.block * space.block)
-        if ports >= target:
-            self.settled(vm.uuid)
-            return Limit(target, room)
-        if ports < fair:
-            return Limit(ports, room, f"{space.free_ports} ports are free, {starters} of them kept for VMs that start")
-        return Limit(ports, room, f"the pool is short, and the VM's fair share of it is {fair} ports")
+        if ports >= needed:
+            return Allowance(needed, room, division=division)
+        reason = KeptForStarts(space.free_ports, starters) if ports < fair else FairShare(fair)
+        return Allowance(ports, room, reason, needed, division)
 
     def fair_share(self, vm: VM, wanted: int, now: float) -> int:
         """Return the ports a VM is entitled to while ports are short."""
-        claim = self._claim(vm, wanted, held=0)
-        return self._shared(now).entitled(claim, self._fleet.space.block)
+        return self._division_at(now).shares.entitled(self._claim(vm, wanted, held=0), self._fleet.space.block)
 
-    # When ports are free, or ought to be
-
-    def poorest_first(self, now: float) -> list[tuple[DomainUUID, int]]:
-        """Return who waits to grow, and to how many ports: those that have least for their weight, at most so many."""
-        self._forget_old(now)
+    def growth_queue(self) -> list[tuple[DomainUUID, int]]:
+        """Return the VMs that wait to grow, with the ports that they want: the poorest for their weight first."""
         if self._fleet.space.free_ports < self._fleet.space.block:
             return []
         claims = [self._claim(vm, want.ports) for uuid, want in self._wants.items() if (vm := self._vm(uuid))]
@@ -214,35 +305,38 @@ class Contention:
         return [(claim.domain, claim.wanted) for claim in claims[:AT_ONCE]]
 
     def keeps_upper(self, active: Allocation) -> bool:
-        """Say whether a range that shrinks should keep its upper part, for one that lacks ports lies right below it."""
+        """Return whether a range that shrinks keeps its upper part: one that lacks ports lies right below it."""
         below = self._fleet.space.before(active)
         while below is not None and below.state in (_State.DRAINING, _State.HELD):
             below = self._fleet.space.before(below)
         return below is not None and below.domain in self._wants
 
-    def relief(self, now: float) -> list[tuple[DomainUUID, int]]:
-        """Return which VMs are to shrink, and to how many ports, so that those that lack some get them."""
-        self._forget_old(now)
+    def relief(self, now: float) -> Relief | None:
+        """Return which VMs are to shrink so that those that lack ports get them; None: none needs to."""
         space, coming = self._fleet.space, self._coming(now)
-        lacks = bool(self._wants or self._starting)
-        if (not lacks and space.free_ports + coming >= self._reserve) or 0 <= now - self._in_vain_at < IN_VAIN_S:
-            return []
-        shares = self._shared(now, fresh=True)
-        urgent = self._urgent(shares) - coming
+        if not self._lacking and space.free_ports + coming >= self._reserve:
+            return None
+        if 0 <= now - self._nothing_to_give_at < RELIEF_RETRY_S:
+            return None
+        division = self._divided(now)
+        urgent = self._urgent(division.shares) - coming
         missing = urgent + self._reserve
-        if missing <= 0:
-            return []
-        able = [claim for claim in self._claims.values() if self._can_give(claim.domain)]
+        requests = self._requests(missing, urgent, division) if missing > 0 else ()
+        return Relief(requests, missing, division)
+
+    def _requests(self, missing: int, urgent: int, division: Division) -> tuple[tuple[DomainUUID, int], ...]:
+        """Return which VMs give back: what is idle for all that is missing, what is used only for what is urgent."""
+        block = self._fleet.space.block
+        able = [claim for claim in division.claims.values() if self._can_give(claim.domain)]
         part, ports = self._headroom
-        given = give_back(missing, able, space.block, headroom_share=part, headroom_ports=ports)
-        relieved = sum(self._claims[uuid].held - target for uuid, target in given)
-        if urgent > relieved:
-            less = dict(given)
-            rest = [dataclasses.replace(claim, held=less.get(claim.domain, claim.held)) for claim in able]
-            less.update(yield_back(urgent - relieved, rest, shares, space.block))
-            given = list(less.items())
-        self._in_vain_at = now if not given else -math.inf
-        return given
+        given = give_back(missing, able, block, headroom_share=part, headroom_ports=ports)
+        relieved = sum(division.claims[uuid].held - target for uuid, target in given)
+        if urgent <= relieved:
+            return tuple(given)
+        less = dict(given)
+        rest = [dataclasses.replace(claim, held=less.get(claim.domain, claim.held)) for claim in able]
+        less.update(yield_back(urgent - relieved, rest, division.shares, block))
+        return tuple(less.items())
 
     def _urgent(self, shares: Shares) -> int:
         """Return the ports that are lacked now: floors of VMs that start, growth up to the fair share."""
@@ -259,14 +353,14 @@ class Contention:
                 step = min(target, max(active.ports.size + space.block, int(active.ports.size * PIECE_GROWTH)))
                 looked_at += 1
                 piece = max(piece, 0 if looked_at > AT_ONCE or self._fits(active) else step)
-        # What is free in crumbs is of no use to those who need it in one piece.
+        # Free ports that are fragmented are of no use to a range that needs them in one piece.
         return max(starters + growth - free, piece - longest if piece else -free)
 
     def _fits(self, active: Allocation) -> bool:
-        """Say whether a range can grow by a block as things are."""
+        """Return whether a range can grow by a block as things are."""
         try:
-            grow(self._fleet.space, active, active.ports.size + self._fleet.space.block)
-        except PortsExhausted:
+            place_larger(self._fleet.space, active, active.ports.size + self._fleet.space.block)
+        except NoRoomError:
             return False
         return True
 
@@ -294,26 +388,39 @@ class Contention:
         floors = (self._wishes(vm).floor.value for uuid in uuids if (vm := self._vm(uuid)) is not None)
         return sum(-(-floor // block) * block for floor in floors)
 
-    def _shared(self, now: float, *, fresh: bool = False) -> Shares:
-        if fresh or self._shared_at is None or not 0 <= now - self._shared_at < SHARES_S:
-            self._claims = {uuid: self._claim_of(vm) for uuid, vm in self._fleet.vms.items() if self._counts(uuid)}
-            space = self._fleet.space
-            leaving = sum(each.ports.size for each in self._fleet.leaving.values())
-            pool = space.total_ports - leaving - self._reserve
-            self._shares, self._shared_at = share(pool, tuple(self._claims.values()), space.block), now
-        return self._shares
+    def _division_at(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
+        """Return the recorded division while it is fresh, else a new one; ``want`` as in :meth:`_divided`."""
+        if self._division is not None and 0 <= now - self._division.at < SHARES_S:
+            return self._division
+        return self._divided(now, want)
+
+    def _divided(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
+        """
+        Divide the pool.
+
+        :param want: What one VM waits for now, recorded or not.
+        """
+        wanted = {uuid: each.ports for uuid, each in self._wants.items()}
+        if want is not None:
+            wanted[want[0]] = want[1]
+        claims = {
+            uuid: self._claim_of(vm, wanted.get(uuid)) for uuid, vm in self._fleet.vms.items() if self._counts(uuid)
+        }
+        space = self._fleet.space
+        leaving = sum(each.ports.size for each in self._fleet.leaving.values())
+        pool = space.total_ports - leaving - self._reserve
+        return Division(now, claims, share(pool, tuple(claims.values()), space.block))
 
     def _counts(self, uuid: DomainUUID) -> bool:
         return uuid in self._starting or self._held(uuid) > 0
 
-    def _claim_of(self, vm: VM) -> Claim:
-        """Return a VM's claim: what it waits for, or what it uses and some more; what lies idle nobody claims."""
-        want = self._wants.get(vm.uuid)
-        claim = self._claim(vm, want.ports if want is not None else 0)
-        if want is not None:
+    def _claim_of(self, vm: VM, wanted: int | None) -> Claim:
+        """Return a VM's claim: what it waits for, or what it uses and some headroom; idle ports are not claimed."""
+        claim = self._claim(vm, wanted or 0)
+        if wanted is not None:
             return claim
         part, ports = self._headroom
-        needed = kept(claim, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
+        needed = kept_ports(claim, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
         return dataclasses.replace(claim, wanted=needed)
 
     def _claim(self, vm: VM, wanted: int, held: int | None = None) -> Claim:
@@ -337,8 +444,3 @@ class Contention:
 
     def _vm(self, uuid: DomainUUID) -> VM | None:
         return self._fleet.vms.get(uuid)
-
-    def _forget_old(self, now: float) -> None:
-        self._wants = {
-            uuid: want for uuid, want in self._wants.items() if now - want.at < WANT_S and uuid in self._fleet.vms
-        }

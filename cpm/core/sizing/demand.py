@@ -1,4 +1,4 @@
-"""What is known of a VM's need, and who draws a conclusion from it."""
+"""A VM's demand as measured, and the interface of policies that size its range by it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Demand:
     """
     Connections on ranges of this VM that drain, after a move or a step down.
 
-    They need no port of the active range, but as long as the load stays what it is, their successors will.
+    They need no port of the active range, but the connections that succeed them will.
     """
     packets_per_s: float = 0.0
     """Both directions."""
@@ -34,15 +34,15 @@ class Demand:
 
 
 Memory: TypeAlias = object
-"""What a policy remembers of one VM between samples: a value that only that policy looks into; None: nothing yet."""
+"""State that a policy keeps of one VM between samples, opaque to everybody else; None: none yet."""
 
 
 class Policy(Protocol):
     """
     Says how many ports a VM should have, before guards.
 
-    Policies keep nothing themselves: what one remembers of a VM it returns, and is given again with the next sample.
-    A memory that is not its own (the VM had another policy before) it takes for none.
+    Policies are stateless: the state that one keeps of a VM is returned, and passed in again with the next sample.
+    The state of another policy, which the VM had before, is treated as none.
     """
 
     @property

@@ -1,14 +1,13 @@
 """
-Who gets how much when ports are short, and who gives some back. Pure.
+Fair shares of a pool that is too small, and which VMs give ports back. Pure.
 
-The rule (:func:`share`): everybody's floor first; what is left is shared max-min by weight, so that nobody gets more
-while somebody with less, for its weight, wants more. Who wants little gets all of it, and what it leaves goes to the
-others.
+The rule (:func:`share`): floors first; the rest is shared max-min by weight, so that no VM gets more while another one
+with less, for its weight, wants more. A VM that wants little gets all of it, and the rest goes to the others.
 
-Ports come back in two ways. :func:`give_back` takes what lies idle, the largest idle range first: one large piece is of
-more use than many crumbs, and its owner misses it least. Only where that does not suffice, :func:`yield_back` asks
-those that have more than their share and use it: they hand out fewer ports to new connections, and give the others up
-when the connections on them have ended by themselves. Neither cuts anything.
+Ports come back in two ways. :func:`give_back` takes idle ports, the largest idle range first: one large run is of more
+use than many fragments, and its owner needs it least. Only where that does not suffice, :func:`yield_back` asks VMs
+that have more than their share and use it: they hand out fewer ports to new connections, and give the others up when
+the connections on them have ended by themselves. Neither cuts a connection.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ class Claim:
     wanted: int = 0
     """What it would have if there were plenty."""
     in_use: int | None = None
-    """None: nobody counted, so nothing of what it holds counts as idle."""
+    """None: not counted, so none of its ports count as idle."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shares:
-    """What everybody may have."""
+    """What each VM may have."""
 
     targets: Mapping[DomainUUID, int]
     level: float
@@ -61,8 +60,8 @@ def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
     Share a pool.
 
     In whole blocks, never above what a VM wants (or its floor, if it wants less) and its cap, never below its floor
-    where all the floors fit; otherwise the floors are levelled, regardless of weight. No block is left while somebody
-    wants it, and those who do not get all they want have the same above their floors by weight, give or take a block.
+    where all the floors fit; otherwise the floors are levelled, regardless of weight. No block is left while a VM
+    wants it, and VMs that do not get all they want have the same above their floors by weight, to within a block.
 
     :param pool_ports: What there is for all of them together, what they hold included.
     """
@@ -71,9 +70,9 @@ def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
     floors = [least for least, _ in bounds]
     left = blocks - sum(floors)
     if left < 0:
-        granted, _ = _filled(blocks, floors, [1] * len(claims))
+        granted, _ = _fill(blocks, floors, [1] * len(claims))
         return Shares(_by_domain(claims, granted, block), 0.0)
-    extra, level = _filled(left, [most - least for least, most in bounds], [claim.weight for claim in claims])
+    extra, level = _fill(left, [most - least for least, most in bounds], [claim.weight for claim in claims])
     granted = [least + more for least, more in zip(floors, extra, strict=True)]
     return Shares(_by_domain(claims, granted, block), level * block)
 
@@ -93,11 +92,11 @@ def give_back(
     Together they give what is needed, or all that lies idle.
     """
     spare = [
-        (claim.held - kept(claim, block, headroom_share=headroom_share, headroom_ports=headroom_ports), claim)
+        (claim.held - kept_ports(claim, block, headroom_share=headroom_share, headroom_ports=headroom_ports), claim)
         for claim in claims
         if claim.in_use is not None
     ]
-    return _taken(needed_ports, spare, block)
+    return _take(needed_ports, spare, block)
 
 
 def yield_back(
@@ -106,31 +105,31 @@ def yield_back(
     """
     Choose VMs that have more than their share, and are to shrink towards it although they use what they have.
 
-    The one that is farthest above its share first; nobody goes below its share. For VMs that lack what they are
+    The one that is farthest above its share first; none goes below its share. For VMs that lack what they are
     entitled to, when nothing lies idle any more: see the module.
     """
-    return _taken(needed_ports, [(claim.held - shares.targets[claim.domain], claim) for claim in claims], block)
+    return _take(needed_ports, [(claim.held - shares.targets[claim.domain], claim) for claim in claims], block)
 
 
-def kept(
+def kept_ports(
     claim: Claim, block: int, *, headroom_share: float = HEADROOM_SHARE, headroom_ports: int = HEADROOM_PORTS
 ) -> int:
     """Return the ports that a VM keeps when it gives back what lies idle: whole blocks, at most what it holds."""
     if claim.in_use is None:
         return claim.held
     needed = needed_ports(claim.in_use, block, headroom_share=headroom_share, headroom_ports=headroom_ports)
-    return min(claim.held, max(needed, _up(claim.floor, block) * block))
+    return min(claim.held, max(needed, _blocks_for(claim.floor, block) * block))
 
 
 def needed_ports(in_use: int, block: int, *, headroom_share: float, headroom_ports: int) -> int:
     """Return the ports in use and their headroom, in whole blocks."""
-    return _up(math.ceil(in_use * (1 + headroom_share)) + headroom_ports, block) * block
+    return _blocks_for(math.ceil(in_use * (1 + headroom_share)) + headroom_ports, block) * block
 
 
-def _taken(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> list[tuple[DomainUUID, int]]:
-    """Take what is needed from those who can spare most."""
+def _take(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> list[tuple[DomainUUID, int]]:
+    """Take the ports needed from the claims that can spare most."""
     chosen: list[tuple[DomainUUID, int]] = []
-    needed = _up(needed_ports, block) * block
+    needed = _blocks_for(needed_ports, block) * block
     for ports, claim in sorted(spare, key=lambda each: (-each[0], each[1].domain)):
         given = min(ports // block * block, needed)
         if given <= 0:
@@ -140,7 +139,7 @@ def _taken(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) ->
     return chosen
 
 
-def _filled(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[list[int], float]:
+def _fill(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[list[int], float]:
     """
     Fill everybody up at a pace given by the weights until full or nothing is left: weighted max-min in whole units.
 
@@ -174,11 +173,11 @@ def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: l
 def _bounds(claim: Claim, block: int) -> tuple[int, int]:
     """Return the fewest and the most blocks; a cap between two whole numbers is the lower, and wins over the floor."""
     cap = max(1, claim.cap // block)
-    least = min(_up(claim.floor, block), cap)
-    return least, min(cap, max(least, _up(claim.wanted, block)))
+    least = min(_blocks_for(claim.floor, block), cap)
+    return least, min(cap, max(least, _blocks_for(claim.wanted, block)))
 
 
-def _up(ports: int, block: int) -> int:
+def _blocks_for(ports: int, block: int) -> int:
     return -(-ports // block)
 
 

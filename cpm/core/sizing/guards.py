@@ -30,12 +30,12 @@ LONGEST: Final = 64512
 
 
 GROW_COOL_DOWN: Final = "grow-cool-down"
-"""The rule that keeps a range from growing because it grew, or was to grow, just now."""
+"""The rule that keeps a range from growing again within seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """How much a policy is held back. :data:`LITERAL` has everything off."""
+    """How far a policy is held back. In :data:`LITERAL` everything is off."""
 
     floor: bool = True
     """Never below the VM's floor."""
@@ -50,7 +50,7 @@ class GuardSettings:
     """Spare ports on top of those in use, as a share of those in use; None: no headroom guard at all."""
 
     headroom_ports: int = 16
-    """Spare ports on top of that, a number: what a quiet VM needs for its next page of connections."""
+    """Spare ports on top of that, an absolute number: what a quiet VM needs for the next burst of connections."""
 
     exhausted_factor: float | None = 1.5
     """An exhausted range grows by this factor at least, at once; None: exhaustion changes nothing."""
@@ -116,7 +116,7 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScalingState:
-    """What is remembered of a VM between samples."""
+    """State that is kept of a VM between samples."""
 
     low_samples: int = 0
     """Samples in a row that asked for less."""
@@ -130,7 +130,7 @@ class ScalingState:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """How many ports the VM gets, and who said so."""
+    """How many ports the VM gets, and which rule decided it."""
 
     current: int
     target: int
@@ -158,18 +158,18 @@ def decide(
         the cool-down keeps the next one from coming at once.
     """
     asked, memory = policy.target(demand, state.memory, now)
-    wanted, rule = _needed(demand, settings, policy, asked)
-    wanted = _rounded(wanted, bounds, settings)
+    wanted, rule = _raise_to_need(demand, settings, policy, asked)
+    wanted = _whole_blocks(wanted, bounds, settings)
     low_samples = state.low_samples + 1 if wanted < demand.current else 0
-    hold = _hold(demand, wanted, low_samples, state, settings, policy, now)
+    hold = _holding_guard(demand, wanted, low_samples, state, settings, policy, now)
     if hold:
         wanted, rule = demand.current, hold
-    target, rule = _bounded(wanted, rule, bounds, settings)
+    target, rule = _clamp(wanted, rule, bounds, settings)
     decision = Decision(demand.current, target, rule, asked)
-    return decision, _remembered(decision, low_samples, state, memory, now)
+    return decision, _next_state(decision, low_samples, state, memory, now)
 
 
-def _needed(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
+def _raise_to_need(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
     """Raise what was asked to what the VM is known to need."""
     wanted, rule = asked, policy.name
     if demand.exhausted and settings.exhausted_factor is not None:
@@ -187,13 +187,13 @@ def _needed(demand: Demand, settings: GuardSettings, policy: Policy, asked: int)
     return wanted, rule
 
 
-def _rounded(ports: int, bounds: Bounds, settings: GuardSettings) -> int:
+def _whole_blocks(ports: int, bounds: Bounds, settings: GuardSettings) -> int:
     """Round up to whole blocks, at least one, at most as many as an address has."""
     block = bounds.block if settings.whole_blocks else 1
     return min(max(-(-ports // block), 1), LONGEST // block) * block
 
 
-def _hold(
+def _holding_guard(
     demand: Demand,
     wanted: int,
     low_samples: int,
@@ -205,24 +205,24 @@ def _hold(
     """Return the name of the guard that keeps the range as it is, if one does."""
     if wanted > demand.current:
         above = None if policy.counts_ports else settings.grow_above_use
-        return _hold_growth(demand, above, state, settings, now)
+        return _guard_of_growth(demand, above, state, settings, now)
     if wanted < demand.current:
         below = None if policy.counts_ports else settings.shrink_below_use
-        return _hold_shrinking(demand, below, low_samples, state, settings, now)
+        return _guard_of_shrinking(demand, below, low_samples, state, settings, now)
     return None
 
 
-def _hold_growth(
+def _guard_of_growth(
     demand: Demand, above_use: float | None, state: ScalingState, settings: GuardSettings, now: float
 ) -> str | None:
     if demand.exhausted and settings.exhausted_factor is not None:
         return None
     if above_use is not None and _use(demand, default=1.0) < above_use:
         return "mostly-unused"
-    return GROW_COOL_DOWN if _fresh(state.grew_at, settings.grow_cool_down_s, now) else None
+    return GROW_COOL_DOWN if _is_recent(state.grew_at, settings.grow_cool_down_s, now) else None
 
 
-def _hold_shrinking(
+def _guard_of_shrinking(
     demand: Demand,
     below_use: float | None,
     low_samples: int,
@@ -234,30 +234,30 @@ def _hold_shrinking(
         return "still-used"
     if low_samples < settings.shrink_after_samples:
         return "not-quiet-yet"
-    return "shrink-cool-down" if _fresh(state.changed_at, settings.shrink_cool_down_s, now) else None
+    return "shrink-cool-down" if _is_recent(state.changed_at, settings.shrink_cool_down_s, now) else None
 
 
 def _use(demand: Demand, default: float) -> float:
-    """Return the share of the range in use, or a default where nobody counted or there is no range."""
+    """Return the share of the range in use, or a default where it was not counted or there is no range."""
     return default if demand.ports_in_use is None or not demand.current else demand.ports_in_use / demand.current
 
 
-def _fresh(at: float | None, period_s: float, now: float) -> bool:
+def _is_recent(at: float | None, period_s: float, now: float) -> bool:
     # A clock that was set back must not keep a guard closed until it has caught up.
     return at is not None and 0 <= now - at < period_s
 
 
-def _bounded(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) -> tuple[int, str]:
+def _clamp(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) -> tuple[int, str]:
     """Apply floor and cap; a cap between two whole numbers of blocks is the lower, and wins over the floor."""
     block = bounds.block if settings.whole_blocks else 1
-    cap = _rounded(bounds.cap // block * block if settings.cap else LONGEST, bounds, settings)
-    floor = min(_rounded(bounds.floor, bounds, settings), cap) if settings.floor else 1
+    cap = _whole_blocks(bounds.cap // block * block if settings.cap else LONGEST, bounds, settings)
+    floor = min(_whole_blocks(bounds.floor, bounds, settings), cap) if settings.floor else 1
     if wanted > cap:
         return cap, "cap"
     return (floor, "floor") if wanted < floor else (wanted, rule)
 
 
-def _remembered(decision: Decision, low_samples: int, state: ScalingState, memory: Memory, now: float) -> ScalingState:
+def _next_state(decision: Decision, low_samples: int, state: ScalingState, memory: Memory, now: float) -> ScalingState:
     if decision.target == decision.current:
         return ScalingState(low_samples, state.grew_at, state.changed_at, memory)
     grew_at = now if decision.target > decision.current else state.grew_at

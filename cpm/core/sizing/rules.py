@@ -33,6 +33,6 @@ class PoolRules:
     timeouts: Timeouts
     """What hosts give to connections unless their own settings say otherwise."""
     defaults: Defaults
-    """What holds for a VM about which nobody says anything."""
+    """What holds for a VM without wishes."""
     guards: GuardSettings
     """What holds scaling policies back."""

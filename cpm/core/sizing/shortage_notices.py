@@ -1,8 +1,8 @@
 """
-What the journal says about VMs that lack ports: once when it begins, once when it is over.
+Journal entries about VMs that lack ports: one when it begins, one when it is over.
 
-Pure. A host that is refused connections, or a pool that is short, says so again with every measurement; the journal is
-for people, and must not grow by what guests do.
+Pure. Refused connections and a short pool show in every measurement; the journal is for people, and must not grow with
+what guests do.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from cpm.core.journal import JournalEvent
 from cpm.protocol.model import AllocationState, DomainUUID
 
 CALM_S: Final = 60.0
-"""Seconds without another word of it after which it is over: at most two entries a minute for a VM and a trouble."""
+"""Seconds without a recurrence after which it is over: at most two entries a minute for a VM and an event."""
 
 ENDS: Final = {
     JournalEvent.EXHAUSTED: JournalEvent.RECOVERED,
     JournalEvent.SHORT: JournalEvent.SUPPLIED,
 }
-"""What may begin, and what ends it."""
+"""Event that begins a notice, to the event that ends it."""
 
 
 class ShortageNotices:
     """
-    Who lacks ports, as the journal knows.
+    The VMs that lack ports, as the journal has it.
 
-    Kept in memory only: after a restart of the manager what goes on is said to begin once more.
+    Kept in memory only: after a restart of the manager, a shortage that goes on is recorded as begun once more.
 
-    :param fleet: ShortageNotices are recorded in it, about the VM's active range.
+    :param fleet: Entries are recorded in it, about the VM's active range.
     """
 
     def __init__(self, fleet: Fleet) -> None:
@@ -38,20 +38,20 @@ class ShortageNotices:
         self._last: dict[tuple[DomainUUID, JournalEvent], float] = {}
 
     def note(self, uuid: DomainUUID, trouble: JournalEvent, now: float) -> None:
-        """Take note that a VM is in trouble now, one of :data:`ENDS`."""
+        """Record that a VM lacks ports now; ``trouble`` is one of :data:`ENDS`."""
         if (uuid, trouble) not in self._last and not self._record(uuid, trouble):
             return
         self._last[uuid, trouble] = now
 
     def tick(self, now: float) -> None:
-        """Say what is over."""
+        """Record the end of what has not recurred."""
         for (uuid, trouble), at in list(self._last.items()):
             if now - at >= CALM_S:
                 del self._last[uuid, trouble]
                 self._record(uuid, ENDS[trouble])
 
     def forget(self, uuid: DomainUUID) -> None:
-        """Drop what is known of a VM that is gone; its range's end says enough."""
+        """Drop what is known of a VM that is gone; the end of its range is in the journal anyway."""
         for trouble in ENDS:
             self._last.pop((uuid, trouble), None)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 from cpm.core.sizing.contention import CALM_S
+from cpm.core.sizing.sizer import Target
 from cpm.protocol.messages import Need
 from cpm.protocol.model import AllocationState, DomainUUID, PortRange
+from cpm.queries import explain_facts
 from tests.fakes.site import Site
 from tests.unit.site.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, resize, settle, started, states
 
@@ -36,17 +38,17 @@ def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_ba
     settle(site)
     assert (1024, 1279, "active") in states(site)
     assert site.open(VM, 255) is not None
-    assert manager.sizer.of(VM).refusal == ""
+    assert manager.sizer.of(VM).refusal is None
 
 
 def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
     site = fragmented()
     assert site.manager is not None
-    site.manager.sizer.contention.refused(THIRD, 2048, site.now)
+    site.manager.sizer.contention.on_refused(THIRD, 2048, site.now)
     step_aside(site, in_use=250)
     site.run()
     assert states(site) == [(1024, 1279, "active")]
-    assert "no free run that long" in site.manager.sizer.of(VM).refusal
+    assert "no free run that long" in (explain_facts.explanation(site.manager, VM, site.now).refused or "")
 
 
 def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:
@@ -60,19 +62,28 @@ def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts(
     settle(site)
     assert site.manager is not None
     sizing = site.manager.sizer
-    sizing.contention.refused(THIRD, 2048, site.now)
-    sizing.of(VM).yielded = sizing.contention.number(site.now)
+    shortage(site, site.now)
+    sizing.of(VM).on_give_back(256, sizing.contention.shortage(site.now))
     step_aside(site, in_use=150)
     site.run()
     assert (1024, 1279, "draining") in states(site)
-    sizing.contention.settled(THIRD)
-    sizing.contention.settled(VM)
+    sizing.contention.on_settled(VM)
     later = site.now + CALM_S
-    assert not sizing.contention.holds(later)
-    sizing.contention.refused(THIRD, 2048, later)
-    site.ask(lambda manager: manager.sizer.resize(VM, 384, later, in_use=150))
+    assert not sizing.contention.is_short(later)
+    shortage(site, later)
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(384, 150), later))
     site.run()
     assert (1024, 1279, "active") in states(site)
+
+
+def shortage(site: Site, now: float) -> None:
+    """Ports were short until now, and no other VM waits any more."""
+    assert site.manager is not None
+    contention = site.manager.sizer.contention
+    contention.on_refused(THIRD, 2048, now)
+    contention.on_tick(now)
+    contention.on_settled(THIRD)
+    assert contention.is_short(now)
 
 
 def fragmented() -> Site:
@@ -91,7 +102,7 @@ def fragmented() -> Site:
 
 
 def step_aside(site: Site, in_use: int) -> None:
-    site.ask(lambda manager: manager.sizer.resize(VM, 384, site.now, in_use=in_use))
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(384, in_use), site.now))
 
 
 def test_while_connections_come_and_go_slowly_none_is_denied_for_ports_that_are_free() -> None:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cpm.core.sizing.sizer import Target
 from cpm.protocol import codec
 from cpm.protocol.intent import ExternalRange
 from cpm.protocol.messages import Need
@@ -45,7 +46,7 @@ class Faults(RuleBasedStateMachine):
 
     @rule(uuid=vms, blocks=st.integers(1, 12), in_use=st.none() | st.integers(0, 600))
     def resize(self, uuid: DomainUUID, blocks: int, in_use: int | None) -> None:
-        self.site.ask(lambda manager: manager.sizer.resize(uuid, blocks * 64, self.site.now, in_use=in_use))
+        self.site.ask(lambda manager: manager.sizer.resize(uuid, Target(blocks * 64, in_use), self.site.now))
 
     @rule(uuid=vms)
     def relocate(self, uuid: DomainUUID) -> None:

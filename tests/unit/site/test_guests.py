@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from cpm.core.sizing.sizer import Target
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 from cpm.queries import vms
@@ -89,7 +90,7 @@ def test_a_host_knows_what_to_tell_its_guests_and_when_it_changes() -> None:
     told = node.guests()[VM]
     assert told is not None
     assert (told.external, told.ports) == (EXTERNAL, site.machines[HOST1].kernel.host[VM].intent.ports)
-    site.ask(lambda manager: manager.sizer.resize(VM, 512, site.now))
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(512), site.now))
     site.run()
     larger = node.guests()[VM]
     assert larger is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cpm.core.journal import JournalEvent
+from cpm.core.sizing.sizer import Target
 from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
 from cpm.queries import metrics
@@ -31,7 +32,7 @@ def started(site: Site, uuid: DomainUUID = VM, host: NodeName = HOST1) -> None:
 
 
 def resize(site: Site, ports: int, uuid: DomainUUID = VM) -> None:
-    site.ask(lambda manager: manager.sizer.resize(uuid, ports, site.now))
+    site.ask(lambda manager: manager.sizer.resize(uuid, Target(ports), site.now))
 
 
 def ways(site: Site) -> int:

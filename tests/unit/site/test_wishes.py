@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
@@ -133,7 +134,7 @@ def test_a_drain_limit_of_its_own_ends_what_the_pool_would_let_drain_for_ever() 
     site = started(Wishes(drain_limit_s=30.0))
     for offset in range(200, 256):
         assert site.open(ONE, offset) is not None
-    site.ask(lambda manager: manager.sizer.resize(ONE, 64, site.now))
+    site.ask(lambda manager: manager.sizer.resize(ONE, Target(64), site.now))
     reports(site, 4)
     assert site.manager is not None
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}

@@ -1,1 +1,36 @@
-"""Scaling policies, one module each: how many ports a VM should have."""
+"""
+Scaling policies, one module each: how many ports a VM should have.
+
+A new policy is a module here that ends in a ``POLICY``, and an entry in :data:`REGISTERED`. Settings, wishes, command
+line and simulation ask :mod:`cpm.core.sizing.policies.registry` for names and descriptions.
+"""
+
+from typing import Final
+
+from cpm.core.sizing.policies import occupancy, predictive, specification
+from cpm.core.sizing.policies.registry import (
+    Registration,
+    default_policy,
+    policies,
+    policy_named,
+    policy_words,
+    register,
+    registrations,
+)
+
+__all__ = [
+    "REGISTERED",
+    "Registration",
+    "default_policy",
+    "policies",
+    "policy_named",
+    "policy_words",
+    "register",
+    "registrations",
+]
+
+REGISTERED: Final = (specification.POLICY, occupancy.POLICY, predictive.POLICY)
+"""In the order in which they are shown; the first is the default."""
+
+for _each in REGISTERED:
+    register(_each)

@@ -9,8 +9,10 @@ third.
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 from cpm.core.sizing.demand import Demand, Memory
+from cpm.core.sizing.policies.registry import Registration
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +42,6 @@ class OccupancyPolicy:
         if used is not None and used + demand.draining < self.shrink_at * current:
             return 1 << (-(-current // 2) - 1).bit_length(), None
         return current, None
+
+
+POLICY: Final = Registration(OccupancyPolicy(), "double and halve on the ports in use")

@@ -21,6 +21,7 @@ import math
 from typing import Final
 
 from cpm.core.sizing.demand import Demand, Memory
+from cpm.core.sizing.policies.registry import Registration
 
 LONGEST_GAP_S: Final = 60.0
 """Seconds between samples after which what was remembered says nothing any more about the trend."""
@@ -82,10 +83,10 @@ class PredictivePolicy:
         if demand.ports_in_use is None:
             more = math.ceil(demand.current * (1 + self.step_share))
             return more if demand.exhausted else demand.current, memory
-        trace = self._followed(demand, memory if isinstance(memory, Trace) else None, now)
-        return self._sized(demand, trace), trace
+        trace = self._follow(demand, memory if isinstance(memory, Trace) else None, now)
+        return self._size(demand, trace), trace
 
-    def _followed(self, demand: Demand, before: Trace | None, now: float) -> Trace:
+    def _follow(self, demand: Demand, before: Trace | None, now: float) -> Trace:
         """Take one more sample in."""
         used, rate = (demand.ports_in_use or 0) + demand.draining, demand.new_connections_per_s or 0.0
         if before is None or not 0 <= now - before.at <= LONGEST_GAP_S:
@@ -108,7 +109,7 @@ class PredictivePolicy:
         usual = before.usual + weight * (rate - before.usual)
         return Trace(now, used, level, trend, peak, stray, gain, usual)
 
-    def _sized(self, demand: Demand, trace: Trace) -> int:
+    def _size(self, demand: Demand, trace: Trace) -> int:
         current, used = demand.current, demand.ports_in_use or 0
         expected = trace.level + max(trace.trend, 0.0) * self.ahead_s + self.strays * trace.stray
         expected = max(expected, trace.peak)
@@ -122,3 +123,6 @@ class PredictivePolicy:
         if needed * (1 + self.keep_share) < current * (1 - self.slack_share):
             return math.ceil(needed * (1 + self.keep_share))
         return current
+
+
+POLICY: Final = Registration(PredictivePolicy(), "what the VM is about to need, from its past")

@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Final
+import dataclasses
 
 from cpm.core.sizing.demand import Policy
-from cpm.core.sizing.policies.occupancy import OccupancyPolicy
-from cpm.core.sizing.policies.predictive import PredictivePolicy
-from cpm.core.sizing.policies.specification import SpecificationPolicy
 from cpm.protocol.errors import InvalidRequest
 
-DEFAULT_POLICY: Final = SpecificationPolicy.name
 
-_POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
-    {policy.name: policy for policy in (SpecificationPolicy(), OccupancyPolicy(), PredictivePolicy())}
-)
-_ALIASES: Final[Mapping[str, str]] = MappingProxyType({"spec": DEFAULT_POLICY})
+@dataclasses.dataclass(frozen=True, slots=True)
+class Registration:
+    """A policy as operators know it; each policy's module has one, as its ``POLICY``."""
+
+    policy: Policy
+    summary: str
+    """What it does, in a line."""
+    short: str | None = None
+    """A shorter name that operators may use, too."""
+
+
+_registered: dict[str, Registration] = {}
+
+
+def register(registration: Registration) -> None:
+    """
+    Add a policy.
+
+    :raise ValueError: When its name or its short name is in use.
+    """
+    names = {registration.policy.name, registration.short} - {None}
+    if names & set(policy_words()):
+        raise ValueError(f"there is a policy {registration.policy.name} or {registration.short} already")
+    _registered[registration.policy.name] = registration
+
+
+def registrations() -> tuple[Registration, ...]:
+    """Return all policies with what there is to say of them, the default first."""
+    return tuple(_registered.values())
 
 
 def policies() -> tuple[str, ...]:
     """Return the names of all policies, the default first."""
-    return tuple(_POLICIES)
+    return tuple(_registered)
+
+
+def default_policy() -> str:
+    """Return the name of the policy that VMs have unless a wish or a setting names another."""
+    return next(iter(_registered))
 
 
 def policy_words() -> tuple[str, ...]:
-    """Return every name that :func:`policy_named` knows, short forms included."""
-    return (*_POLICIES, *_ALIASES)
+    """Return every name that :func:`policy_named` knows, short ones included."""
+    return (*_registered, *(each.short for each in _registered.values() if each.short is not None))
 
 
 def policy_named(name: str) -> Policy:
     """
-    Return a policy; ``spec`` is short for ``specification``.
+    Return a policy by its name or its short name.
 
     :raise InvalidRequest: When there is none of that name.
     """
-    try:
-        return _POLICIES[_ALIASES.get(name, name)]
-    except KeyError:
-        raise InvalidRequest(f"there is no policy {name!r}; use {', '.join(_POLICIES)}") from None
+    if (known := _registered.get(name)) is not None:
+        return known.policy
+    for each in _registered.values():
+        if each.short == name:
+            return each.policy
+    raise InvalidRequest(f"there is no policy {name!r}; use {', '.join(_registered)}")

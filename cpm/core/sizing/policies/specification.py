@@ -11,6 +11,7 @@ import math
 from typing import Final
 
 from cpm.core.sizing.demand import Demand, Memory
+from cpm.core.sizing.policies.registry import Registration
 
 LOW_THRESHOLD: Final = 100
 HIGH_THRESHOLD: Final = 1000
@@ -64,3 +65,10 @@ class SpecificationPolicy:
         """Return the ports the rule gives for this sample; it remembers nothing."""
         size = calculate_new_port_range(demand.domain, demand.current, demand.packets_per_s, demand.megabits_per_s)
         return math.ceil(size), None
+
+
+POLICY: Final = Registration(
+    SpecificationPolicy(),
+    "by packets/s and Mbit/s: half, or half more",
+    short="spec",
+)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from cpm.core.placement import NoRoom, Obstacle
 from cpm.core.sizing import Decision, policies
-from cpm.core.sizing.contention import Want
+from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
+from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import Defaults, resolve
 from cpm.protocol.model import PortRange, Wishes
-from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, lines
+from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, give_back_text, lines, overflow_text, refusal_text
 
 WISHES = resolve(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="specification"), policies())
 VM = Facts(
@@ -99,3 +101,56 @@ def test_a_decision_by_the_policy_needs_no_guard_to_explain_it() -> None:
     asked = dataclasses.replace(VM, decision=Decision(256, 1024, "arrivals", 1024))
     assert lines(asked, POOL)[1].startswith("1 s ago its host asked for 1024 ports; it was to have 1024 (arrivals: ")
     assert not set(RULES) & set(policies())
+
+
+NO_RUN = NoRoom(320, 256, Obstacle.NO_FREE_RUN, 2, IPv4Address("203.0.113.1"))
+RUN_TOO_SHORT = (
+    "cannot allocate 320 ports: the 2 addresses have no free run that long (longest free run: 256); "
+    "add an address with `virt-ports pool add`"
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        (FewInUse(100, 320), "the pool is short, and only 100 of the VM's 320 ports are in use"),
+        (KeptForStarts(320, 256), "320 ports are free, 256 of them kept for VMs that start"),
+        (FairShare(1408), "the pool is short, and the VM's fair share of it is 1408 ports"),
+        (
+            NoInternalAddress("100.64.0.0/30"),
+            "no internal address is left in 100.64.0.0/30; set a larger pool.internal in cpmd.toml",
+        ),
+        (NO_RUN, RUN_TOO_SHORT),
+        (
+            dataclasses.replace(NO_RUN, searched=1),
+            RUN_TOO_SHORT.replace("the 2 addresses have", "203.0.113.1 has"),
+        ),
+    ],
+)
+def test_every_reason_is_a_sentence(reason: Refusal, sentence: str) -> None:
+    assert refusal_text(reason) == sentence
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "words"),
+    [
+        (Obstacle.NO_ADDRESS, "no external address in the pool"),
+        (Obstacle.ADDRESS_GONE, "its address is gone"),
+        (Obstacle.OWN_NUMBERS, "the VM's own draining ports have these numbers on another address"),
+        (Obstacle.KEPT_FOR_STARTS, "the other free ports are kept for VMs that start"),
+    ],
+)
+def test_every_obstacle_is_named(obstacle: Obstacle, words: str) -> None:
+    assert refusal_text(NoRoom(64, 0, obstacle)).startswith(
+        f"cannot allocate 64 ports: {words} (longest free run: 0); add "
+    )
+
+
+def test_what_was_given_back_and_why_there_is_an_overflow_range() -> None:
+    assert give_back_text(GaveBack(192)) == "asked to give back all but 192 ports, for others lack some"
+    assert overflow_text(OverflowRange(None)) == (
+        "new connections use ports of its own that had drained, for ports are short"
+    )
+    assert overflow_text(OverflowRange(NO_RUN)) == (
+        f"new connections use other ports until there are more in one piece: {RUN_TOO_SHORT}"
+    )

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cpm.simulation import Conditions, compete, contender, drawn, generate
+from cpm.simulation import Conditions, compete, contender, draw, generate
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -18,7 +18,7 @@ def test_a_panel_for_every_policy() -> None:
         compete(contender(name, trace, Conditions()), trace, lambda: random.Random(1), packing=False)
         for name in ("static", "predictive")
     ]
-    root = ET.fromstring(drawn(results, "a <load> & more"))
+    root = ET.fromstring(draw(results, "a <load> & more"))
     assert root.tag == f"{SVG}svg"
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert texts[0] == "a <load> & more"
@@ -29,4 +29,4 @@ def test_a_panel_for_every_policy() -> None:
 
 def test_nothing_is_not_drawn() -> None:
     with pytest.raises(ValueError, match="nothing"):
-        drawn([], "empty")
+        draw([], "empty")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpm.protocol.errors import InvalidRequest
-from cpm.simulation import Line, Trace, read, written
+from cpm.simulation import Line, Trace, read, trace_lines
 
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
 COUNTS = st.integers(0, 10**6)
@@ -25,7 +25,7 @@ def parse(text: str) -> Trace:
 def test_what_is_written_is_read_back(first: tuple[Line, ...], more: list[tuple[Line, ...]],
                                       last: tuple[Line, ...], step_s: float) -> None:  # fmt: skip
     trace = Trace(step_s, (first, *more, last))
-    assert parse("".join(written(trace))) == trace
+    assert parse("".join(trace_lines(trace))) == trace
 
 
 def test_times_count_from_the_first_line_and_steps_without_a_line_are_empty() -> None:

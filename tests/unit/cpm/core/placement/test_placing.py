@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.core.placement import AddressSpace, Placement, aside, choose, grow, shrink, whole_blocks
+from cpm.core.placement import AddressSpace, Placement, place, place_larger, place_overflow, shrink, whole_blocks
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, NodeName, PortRange
 from tests.unit.cpm.core.placement.test_space import A, B, allocation
@@ -36,56 +36,56 @@ def test_best_fit_takes_the_smallest_run_that_is_long_enough() -> None:
         allocation(1, "1280-1343", "x"), allocation(2, "1472-65535", "y"), allocation(3, "1344-65535", "z", external=B)
     )
     # Free: 1024-1279 (256) and 1344-1471 (128) on A, 1024-1343 (320) on B.
-    assert choose(space, D, 100).ports == PortRange(1344, 1471)
-    assert choose(space, D, 129).ports == PortRange(1024, 1215)
-    assert choose(space, D, 300).external == B
+    assert place(space, D, 100).ports == PortRange(1344, 1471)
+    assert place(space, D, 129).ports == PortRange(1024, 1215)
+    assert place(space, D, 300).external == B
 
 
 def test_preferred_address_comes_first() -> None:
     space = space_with(allocation(1, "1088-65535", "x"))
-    assert choose(space, D, 64, prefer=B).external == B
-    assert choose(space, D, 64).external == A
-    assert choose(space, D, 128, prefer=A).external == B
+    assert place(space, D, 64, prefer=B).external == B
+    assert place(space, D, 64).external == A
+    assert place(space, D, 128, prefer=A).external == B
 
 
 def test_strict_never_leaves_the_address() -> None:
     space = space_with(allocation(1, "1088-65535", "x"))
     with pytest.raises(PortsExhausted) as caught:
-        choose(space, D, 128, prefer=A, strict=True)
+        place(space, D, 128, prefer=A, strict=True)
     assert (caught.value.wanted, caught.value.longest_free) == (128, 64)
     assert "203.0.113.1 has no free run that long" in str(caught.value)
 
 
 def test_empty_pool_says_so() -> None:
     with pytest.raises(PortsExhausted, match="no external address in the pool"):
-        choose(AddressSpace(), D, 64)
+        place(AddressSpace(), D, 64)
 
 
 def test_own_ports_are_taken_back_whole() -> None:
     held = allocation(1, "4096-4159", state="held")
-    placement = choose(space_with(held), D, 64)
+    placement = place(space_with(held), D, 64)
     assert (placement.external, placement.ports, placement.reclaimed) == (A, held.ports, (held,))
     assert placement.left_of(held) == ()
 
 
 def test_own_ports_are_taken_back_in_part_or_with_neighbours() -> None:
     held = allocation(1, "4096-4351", state="draining")
-    smaller = choose(space_with(held), D, 64)
+    smaller = place(space_with(held), D, 64)
     assert smaller.ports == PortRange(4096, 4159)
     assert smaller.left_of(held) == (PortRange(4160, 4351),)
-    assert choose(space_with(held), D, 512).ports == PortRange(4096, 4607)
+    assert place(space_with(held), D, 512).ports == PortRange(4096, 4607)
 
 
 def test_other_vms_held_ports_are_nobodys() -> None:
     space = space_with(allocation(1, "1024-65535", "x", state="held"), addresses=(A,))
     with pytest.raises(PortsExhausted):
-        choose(space, D, 64)
+        place(space, D, 64)
 
 
 def test_numbers_held_elsewhere_are_avoided() -> None:
     own = allocation(1, "1024-1087", state="active")
     space = space_with(own, allocation(2, "1088-65535", "x"))
-    assert choose(space, D, 64, prefer=A).ports == PortRange(1088, 1151)
+    assert place(space, D, 64, prefer=A).ports == PortRange(1088, 1151)
 
 
 def test_numbers_held_elsewhere_can_be_the_reason() -> None:
@@ -95,7 +95,7 @@ def test_numbers_held_elsewhere_can_be_the_reason() -> None:
         allocation(3, "1088-65535", "y", external=B),
     )
     with pytest.raises(PortsExhausted, match="own draining ports have these numbers"):
-        choose(space, D, 64)
+        place(space, D, 64)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_numbers_held_elsewhere_can_be_the_reason() -> None:
 def test_grow_in_place(others: list[str], wanted: int, ports: str) -> None:
     active = allocation(1, "4096-4159")
     space = space_with(active, *(allocation(n, each, "x") for n, each in enumerate(others, 2)))
-    placement = grow(space, active, wanted)
+    placement = place_larger(space, active, wanted)
     assert placement.in_place
     assert (placement.external, placement.ports) == (A, PortRange.parse(ports))
 
 
 def test_grow_over_own_draining_ports() -> None:
     active, draining = allocation(1, "4096-4159"), allocation(2, "4160-4287", state="draining")
-    placement = grow(space_with(active, draining, allocation(3, "4288-4351", "x")), active, 128)
+    placement = place_larger(space_with(active, draining, allocation(3, "4288-4351", "x")), active, 128)
     assert placement.ports == PortRange(4096, 4223)
     assert placement.reclaimed == (draining,)
     assert placement.left_of(draining) == (PortRange(4224, 4287),)
@@ -126,24 +126,24 @@ def test_grow_over_own_draining_ports() -> None:
 def test_grow_relocates_on_the_same_address_then_on_another() -> None:
     active = allocation(1, "4096-4159")
     walls = allocation(2, "4032-4095", "x"), allocation(3, "4160-4223", "x")
-    placement = grow(space_with(active, *walls), active, 128)
+    placement = place_larger(space_with(active, *walls), active, 128)
     assert (placement.external, placement.in_place) == (A, False)
     full = allocation(4, "1024-4031", "y"), allocation(5, "4224-65535", "z")
-    elsewhere = grow(space_with(active, *walls, *full), active, 128)
+    elsewhere = place_larger(space_with(active, *walls, *full), active, 128)
     assert (elsewhere.external, elsewhere.ports) == (B, PortRange(1024, 1151))
     with pytest.raises(PortsExhausted):
-        grow(space_with(active, *walls, *full), active, 128, strict=True)
+        place_larger(space_with(active, *walls, *full), active, 128, strict=True)
 
 
 def test_grow_to_what_it_has_is_what_it_has() -> None:
     active = allocation(1, "4096-4223")
-    placement = grow(space_with(active), active, 100)
+    placement = place_larger(space_with(active), active, 100)
     assert (placement.ports, placement.in_place) == (active.ports, True)
 
 
 def test_grow_to_a_whole_address() -> None:
     active = allocation(1, "4096-4159")
-    assert grow(space_with(active), active, 10**6).ports == PortRange(1024, 65535)
+    assert place_larger(space_with(active), active, 10**6).ports == PortRange(1024, 65535)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def stepped_aside(
     strict: bool = False,
 ) -> Placement:
     known = {AllocationId(number): free for number, free in (free_in or {}).items()}
-    return aside(space_with(ACTIVE, *others), ACTIVE, lacking, least, known, strict=strict)
+    return place_overflow(space_with(ACTIVE, *others), ACTIVE, lacking, least, known, strict=strict)
 
 
 def test_who_steps_aside_takes_the_shortest_run_that_has_what_it_lacks() -> None:
@@ -247,6 +247,6 @@ def test_who_steps_aside_avoids_numbers_held_elsewhere() -> None:
 def test_nobody_grows_to_ports_of_its_own_that_are_in_use() -> None:
     full = allocation(2, "2048-2559", "d", state="draining")
     space = space_with(ACTIVE, full, allocation(4, "1280-1343", "x"))
-    assert grow(space, ACTIVE, 384, in_use=250).reclaimed == (full,), "nothing is known of it"
-    assert grow(space, ACTIVE, 384, free_in={AllocationId(2): 133}, in_use=250).reclaimed == ()
-    assert grow(space, ACTIVE, 384, free_in={AllocationId(2): 400}, in_use=250).reclaimed == (full,)
+    assert place_larger(space, ACTIVE, 384, in_use=250).reclaimed == (full,), "nothing is known of it"
+    assert place_larger(space, ACTIVE, 384, free_in={AllocationId(2): 133}, in_use=250).reclaimed == ()
+    assert place_larger(space, ACTIVE, 384, free_in={AllocationId(2): 400}, in_use=250).reclaimed == (full,)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cpm.core.placement import AddressSpace, Placement, aside, choose, grow, shrink
+from cpm.core.placement import AddressSpace, Placement, place, place_larger, place_overflow, shrink
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     FIRST_PORT,
@@ -80,7 +80,7 @@ class Space(RuleBasedStateMachine):
         if self._of(domain, S.ACTIVE):
             return
         try:
-            placement = choose(self.space, domain, wanted)
+            placement = place(self.space, domain, wanted)
         except PortsExhausted as refusal:
             self._refusal_is_right(domain, refusal, wanted)
             return
@@ -93,7 +93,7 @@ class Space(RuleBasedStateMachine):
         for active in self._of(domain, S.ACTIVE):
             wanted = active.ports.size + extra
             try:
-                placement = grow(self.space, active, wanted)
+                placement = place_larger(self.space, active, wanted)
             except PortsExhausted as refusal:
                 self._refusal_is_right(domain, refusal, wanted)
                 return
@@ -111,7 +111,7 @@ class Space(RuleBasedStateMachine):
         leaving = self._of(domain, S.DRAINING, S.HELD)
         for active in self._of(domain, S.ACTIVE):
             try:
-                placement = aside(self.space, active, lacking, least, {each.id: free for each in leaving})
+                placement = place_overflow(self.space, active, lacking, least, {each.id: free for each in leaving})
             except PortsExhausted:
                 return
             back = [each.ports for each in placement.reclaimed]

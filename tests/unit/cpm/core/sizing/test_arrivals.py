@@ -5,16 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.sizing import (
-    Arrival,
-    Bounds,
-    Demand,
-    OccupancyPolicy,
-    PredictivePolicy,
-    ScalingState,
-    SpecificationPolicy,
-    on_arrival,
-)
+from cpm.core.sizing import Arrival, Bounds, Demand, ScalingState, on_arrival
+from cpm.core.sizing.policies.occupancy import OccupancyPolicy
+from cpm.core.sizing.policies.predictive import PredictivePolicy
+from cpm.core.sizing.policies.specification import SpecificationPolicy
 from cpm.protocol.model import DomainUUID
 
 BOUNDS = Bounds(floor=64, cap=32768, block=64)

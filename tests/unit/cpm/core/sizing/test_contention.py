@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from ipaddress import IPv4Address
 
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
-from cpm.core.sizing.contention import CALM_S, DRAIN_HOPE_S, IN_VAIN_S, WANT_S, Contention
+from cpm.core.sizing.contention import (
+    CALM_S,
+    DRAIN_HOPE_S,
+    RELIEF_RETRY_S,
+    WANT_S,
+    Allowance,
+    Contention,
+    FairShare,
+    FewInUse,
+    KeptForStarts,
+    LessThanWanted,
+    Want,
+)
+from cpm.core.sizing.resizing import Situation, choose
 from cpm.core.wishes import Defaults, Resolver
 from cpm.protocol.model import (
     VM,
@@ -58,30 +72,38 @@ class Pool:
         assert active is not None
         return active
 
-    def grows(self, name: str, blocks: int, now: float = NOW) -> tuple[int, str]:
+    def grows(self, name: str, blocks: int, now: float = NOW) -> tuple[int, LessThanWanted | None]:
         """Return how many blocks a VM may have that wants so many, and why they are fewer."""
         vm = self.fleet.vms[DomainUUID(name)]
-        limit = self.contention.limit(vm, self.active(name), blocks * 64, self.in_use.get(name), now)
-        return limit.ports // 64, limit.why
+        allowance = self.contention.assess(vm, self.active(name), blocks * 64, self.in_use.get(name), now)
+        self.contention.note(vm.uuid, allowance, now)
+        return allowance.ports // 64, allowance.reason
 
     def relief(self, now: float = NOW) -> dict[str, int]:
-        return {str(uuid): ports // 64 for uuid, ports in self.contention.relief(now)}
+        self.contention.on_tick(now)
+        if (relief := self.contention.relief(now)) is None:
+            return {}
+        self.contention.on_relief(relief, now)
+        return {str(uuid): ports // 64 for uuid, ports in relief.requests}
+
+    def resize(self, name: str, ports: int) -> None:
+        active = self.active(name)
+        situation = Situation(space=self.fleet.space, active=active, target=ports, allowed=ports)
+        assert moves.record(self.fleet, active, choose(situation), NOW)
 
 
 def test_with_plenty_everybody_grows_as_it_likes_and_nobody_is_asked() -> None:
     pool = Pool(100, {"a": 4, "b": 4})
-    assert pool.grows("a", 64) == (64, "")
-    assert not pool.contention.holds(NOW)
+    assert pool.grows("a", 64) == (64, None)
+    assert not pool.contention.is_short(NOW)
     assert pool.relief() == {}
 
 
 def test_growth_beyond_the_share_leaves_the_reserve_and_growth_within_it_may_use_it() -> None:
     pool = Pool(32, {"a": 20, "b": 2}, reserve=0.25)
     pool.in_use.update(a=1280, b=128)
-    blocks, why = pool.grows("a", 40)
-    assert blocks == 22
-    assert "fair share of it is 1408 ports" in why
-    assert pool.grows("b", 3) == (3, "")
+    assert pool.grows("a", 40) == (22, FairShare(1408))
+    assert pool.grows("b", 3) == (3, None)
 
 
 def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> None:
@@ -89,7 +111,7 @@ def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> 
     pool.in_use.update(a=320, b=100)
     assert pool.grows("a", 8)[0] == 5
     assert pool.contention.want(DomainUUID("a")) is not None
-    assert pool.grows("b", 8) == (5, "the pool is short, and only 100 of the VM's 320 ports are in use")
+    assert pool.grows("b", 8) == (5, FewInUse(100, 320))
     assert pool.contention.want(DomainUUID("b")) is None
 
 
@@ -99,16 +121,16 @@ def test_starting_vms_go_before_growth() -> None:
     pool.in_use.update(a=320)
     blocks, why = pool.grows("a", 20)
     assert blocks == 6
-    assert "320 ports are free, 256 of them kept for VMs that start" in why or "fair share" in why
+    assert why == KeptForStarts(320, 256) or isinstance(why, FairShare)
 
 
 def test_a_start_leaves_the_floors_of_others() -> None:
     pool = Pool(10, {"a": 5, "b": 0, "c": 0}, b=Wishes(floor=128), c=Wishes(floor=192))
     pool.starting.update([DomainUUID("b"), DomainUUID("c")])
     b = pool.fleet.vms[DomainUUID("b")]
-    assert pool.contention.first(b, 256, 128) == 128
+    assert pool.contention.start_allowance(b, 256, 128) == 128
     pool.starting.discard(DomainUUID("c"))
-    assert pool.contention.first(b, 256, 128) == 256
+    assert pool.contention.start_allowance(b, 256, 128) == 256
 
 
 def test_the_largest_idle_range_gives_back_for_a_vm_that_starts() -> None:
@@ -128,12 +150,11 @@ def test_who_has_more_than_its_share_yields_where_nothing_is_idle() -> None:
 def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None:
     pool = Pool(12, {"unknown": 8, "growing": 3, "new": 0})
     pool.in_use.update(growing=0)
-    vm = pool.fleet.vms[DomainUUID("growing")]
-    moves.enlarge(pool.fleet, vm, pool.active("growing"), 256, NOW, strict=False)
+    pool.resize("growing", 256)
     pool.starting.add(DomainUUID("new"))
     assert pool.relief() == {}
     pool.in_use.update(unknown=0)
-    assert pool.relief(NOW + IN_VAIN_S) == {"unknown": 7}
+    assert pool.relief(NOW + RELIEF_RETRY_S) == {"unknown": 7}
 
 
 def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes() -> None:
@@ -141,18 +162,18 @@ def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes()
     pool.in_use.update(idle=0, other=0)
     pool.starting.add(DomainUUID("new"))
     assert pool.relief() == {"idle": 5}
-    moves.reduce(pool.fleet, pool.active("idle"), 320, NOW)
+    pool.resize("idle", 320)
     assert pool.relief(NOW + 1) == {}
     assert pool.relief(NOW + DRAIN_HOPE_S) == {"other": 5}
 
 
-def test_asking_in_vain_is_not_repeated_at_once() -> None:
+def test_vms_with_nothing_to_give_are_not_asked_again_at_once() -> None:
     pool = Pool(4, {"a": 2, "b": 2}, reserve=0.25)
     pool.in_use.update(a=128, b=128)
     assert pool.relief() == {}
     pool.in_use.update(b=0)
-    assert pool.relief(NOW + IN_VAIN_S - 1) == {}
-    assert pool.relief(NOW + IN_VAIN_S) == {"b": 1}
+    assert pool.relief(NOW + RELIEF_RETRY_S - 1) == {}
+    assert pool.relief(NOW + RELIEF_RETRY_S) == {"b": 1}
 
 
 def test_a_range_gives_up_the_side_that_faces_one_who_lacks_ports() -> None:
@@ -174,32 +195,70 @@ def test_the_poorest_for_its_weight_is_served_first() -> None:
     pool = Pool(20, {"a": 6, "b": 4, "c": 8}, c=Wishes(weight=1000))
     pool.in_use.update(a=384, b=256, c=512)
     for name in "abc":
-        pool.contention.refused(DomainUUID(name), 4096, NOW)
-    assert [uuid for uuid, _ in pool.contention.poorest_first(NOW)] == ["c", "b", "a"]
+        pool.contention.on_refused(DomainUUID(name), 4096, NOW)
+    assert [uuid for uuid, _ in pool.contention.growth_queue()] == ["c", "b", "a"]
 
 
 def test_it_is_over_a_while_after_the_last_who_waited_has_what_it_wants_or_says_no_more() -> None:
     pool = Pool(4, {"a": 2, "b": 2})
-    pool.contention.refused(DomainUUID("a"), 512, NOW)
-    assert pool.contention.holds(NOW)
-    pool.contention.relief(NOW + WANT_S)
+    pool.contention.on_refused(DomainUUID("a"), 512, NOW)
+    assert pool.contention.is_short(NOW)
+    pool.contention.on_tick(NOW)
+    pool.contention.on_tick(NOW + WANT_S)
     assert pool.contention.want(DomainUUID("a")) is None
-    assert pool.contention.holds(NOW + CALM_S - 1)
-    assert not pool.contention.holds(NOW + CALM_S)
-    pool.contention.refused(DomainUUID("a"), 512, NOW + 100)
-    pool.contention.settled(DomainUUID("a"))
-    assert not pool.contention.holds(NOW + 100)
+    assert pool.contention.is_short(NOW + CALM_S - 1)
+    assert not pool.contention.is_short(NOW + CALM_S)
+    pool.contention.on_refused(DomainUUID("a"), 512, NOW + 100)
+    pool.contention.on_settled(DomainUUID("a"))
+    assert not pool.contention.is_short(NOW + 100)
 
 
 def test_one_shortage_after_another_is_another_one() -> None:
     pool = Pool(4, {"a": 2, "b": 2})
-    assert pool.contention.number(NOW) is None
-    pool.contention.refused(DomainUUID("a"), 512, NOW)
-    first = pool.contention.number(NOW)
+    assert pool.contention.shortage(NOW) is None
+    pool.contention.on_refused(DomainUUID("a"), 512, NOW)
+    first = pool.contention.shortage(NOW)
     assert first is not None
-    assert pool.contention.number(NOW + CALM_S - 1) == first
-    pool.contention.settled(DomainUUID("a"))
+    pool.contention.on_tick(NOW)
+    assert pool.contention.shortage(NOW + CALM_S - 1) == first
+    pool.contention.on_settled(DomainUUID("a"))
     over = NOW + 2 * CALM_S
-    assert pool.contention.number(over) is None
-    pool.contention.refused(DomainUUID("b"), 512, over)
-    assert pool.contention.number(over) not in (None, first)
+    assert pool.contention.shortage(over) is None
+    pool.contention.on_refused(DomainUUID("b"), 512, over)
+    assert pool.contention.shortage(over) not in (None, first)
+
+
+def test_questions_change_nothing() -> None:
+    pool = Pool(10, {"a": 5, "b": 5})
+    pool.in_use.update(a=320, b=320)
+    pool.contention.on_refused(DomainUUID("a"), 512, NOW)
+    for now in (NOW, NOW + WANT_S, NOW + 2 * CALM_S):
+        before = copy.copy(vars(pool.contention))
+        for name in "ab":
+            vm = pool.fleet.vms[DomainUUID(name)]
+            pool.contention.assess(vm, pool.active(name), 640, 320, now)
+            pool.contention.fair_share(vm, 640, now)
+            pool.contention.start_allowance(vm, 256, 64)
+            pool.contention.keeps_upper(pool.active(name))
+            pool.contention.others_wait(vm.uuid)
+        pool.contention.is_short(now)
+        pool.contention.shortage(now)
+        pool.contention.relief(now)
+        pool.contention.growth_queue()
+        assert vars(pool.contention) == before
+
+
+def test_a_vm_that_is_tried_again_on_our_own_has_not_said_anew_that_it_waits() -> None:
+    pool = Pool(10, {"a": 5, "b": 5})
+    pool.in_use.update(a=320, b=320)
+    vm = pool.fleet.vms[DomainUUID("a")]
+    pool.contention.on_refused(vm.uuid, 512, NOW)
+    allowance = pool.contention.assess(vm, pool.active("a"), 384, 320, NOW + 5)
+    pool.contention.note(vm.uuid, allowance, NOW + 5, anew=False)
+    assert pool.contention.want(vm.uuid) == Want(512, NOW, NOW)
+    pool.contention.note(vm.uuid, Allowance(384), NOW + 6, placed=False, anew=False)
+    assert pool.contention.want(vm.uuid) == Want(512, NOW, NOW)
+    pool.contention.note(vm.uuid, allowance, NOW + 7)
+    assert pool.contention.want(vm.uuid) == Want(384, NOW, NOW + 7)
+    pool.contention.note(vm.uuid, Allowance(384), NOW + 8)
+    assert pool.contention.want(vm.uuid) is None

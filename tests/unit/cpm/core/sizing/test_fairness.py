@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.sizing.fairness import Claim, give_back, kept, share, yield_back
+from cpm.core.sizing.fairness import Claim, give_back, kept_ports, share, yield_back
 from cpm.protocol.model import DomainUUID
 
 BLOCK = 64
@@ -117,7 +117,7 @@ def test_what_is_given_back_was_idle(needed: int, claims: list[Claim]) -> None:
         assert one.floor <= target < one.held
         assert target >= min(one.held, one.in_use * 1.25 + 16)
     freed = [known[domain].held - target for domain, target in given]
-    idle = [one.held - kept(one, BLOCK) for one in claims]
+    idle = [one.held - kept_ports(one, BLOCK) for one in claims]
     assert sum(freed) == min(math.ceil(needed / BLOCK) * BLOCK, sum(ports // BLOCK * BLOCK for ports in idle))
 
 

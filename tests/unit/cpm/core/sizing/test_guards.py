@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.sizing import LITERAL, Bounds, Decision, Demand, GuardSettings, ScalingState, SpecificationPolicy, decide
+from cpm.core.sizing import LITERAL, Bounds, Decision, Demand, GuardSettings, ScalingState, decide
+from cpm.core.sizing.policies.specification import SpecificationPolicy
 from cpm.protocol.model import DomainUUID
 
 BUSY, QUIET, EVEN = 10_000.0, 0.0, 500.0

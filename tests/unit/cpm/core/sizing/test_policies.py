@@ -13,14 +13,14 @@ from cpm.core.sizing import (
     Bounds,
     Demand,
     GuardSettings,
-    OccupancyPolicy,
     Policy,
-    PredictivePolicy,
     ScalingState,
     decide,
     policies,
     policy_named,
 )
+from cpm.core.sizing.policies.occupancy import OccupancyPolicy
+from cpm.core.sizing.policies.predictive import PredictivePolicy
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import DomainUUID
 

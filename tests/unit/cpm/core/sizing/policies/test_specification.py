@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.sizing import Demand, SpecificationPolicy, calculate_new_port_range, demand_score
+from cpm.core.sizing import Demand
+from cpm.core.sizing.policies.specification import SpecificationPolicy, calculate_new_port_range, demand_score
 from cpm.protocol.model import DomainUUID
 
 

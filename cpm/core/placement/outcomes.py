@@ -1,0 +1,78 @@
+"""
+What a decision about a VM's ports can be, as frozen values.
+
+Making one changes nothing; :func:`cpm.core.moves.record` records it in the fleet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Final, TypeAlias
+
+from cpm.core.placement.placing import Placement, Shrunk
+from cpm.core.placement.shortfall import NoRoom
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grow:
+    """Reserve ports that make the active range longer; no connection changes its range."""
+
+    placement: Placement
+    """Only the new ports."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Relocate:
+    """Reserve a range that replaces the active one, which then drains."""
+
+    placement: Placement
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Overflow:
+    """Reserve an overflow range: other ports for new connections, since the range itself cannot become longer."""
+
+    placement: Placement
+    no_room: NoRoom | None
+    """Why the range cannot become longer; None: the VM may not grow while ports are short, and returns to ports of its
+    own that were draining."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shrink:
+    """Let one end of the active range drain."""
+
+    shrunk: Shrunk
+
+
+class StayReason(enum.Enum):
+    """Why a range stays as it is although nothing was refused."""
+
+    AT_TARGET = enum.auto()
+    """It has the size it is to have."""
+    NO_WHOLE_BLOCK = enum.auto()
+    """What it could give back is less than a block."""
+    ENOUGH_LEFT = enum.auto()
+    """There are ports for an overflow range, but the active one has too many left to be left now."""
+    NOTHING_TO_RETURN_TO = enum.auto()
+    """It may not grow, and its own leaving ranges have too few free ports."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stay:
+    """Leave the range as it is."""
+
+    reason: StayReason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Leave the range as it is: there is not one block more for it."""
+
+    no_room: NoRoom
+
+
+Outcome: TypeAlias = Grow | Relocate | Overflow | Shrink | Stay | Refused
+
+AT_TARGET: Final = Stay(StayReason.AT_TARGET)

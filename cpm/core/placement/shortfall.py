@@ -1,0 +1,65 @@
+"""Why no range is long enough, as a value; the error that says so to operators and nodes is made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from ipaddress import IPv4Address
+
+from cpm.protocol.errors import PortsExhausted
+
+
+class Obstacle(enum.Enum):
+    """What keeps a VM from getting a range."""
+
+    NO_ADDRESS = enum.auto()
+    """The pool has no external address."""
+    ADDRESS_GONE = enum.auto()
+    """The VM may only use an address that is no longer in the pool."""
+    NO_FREE_RUN = enum.auto()
+    """No free run is long enough."""
+    OWN_NUMBERS = enum.auto()
+    """The VM holds the port numbers of every run that is long enough on another address."""
+    KEPT_FOR_STARTS = enum.auto()
+    """The ports are free, but kept for VMs that start."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NoRoom:
+    """A range that is not to be had."""
+
+    wanted: int
+    """Ports."""
+    longest_free: int
+    """Ports of the longest free run on the addresses searched, or of those that may be taken."""
+    obstacle: Obstacle
+    searched: int = 0
+    """Number of addresses searched."""
+    first: IPv4Address | None = None
+    """The first of them."""
+
+
+class NoRoomError(PortsExhausted):
+    """
+    Raised where no range is long enough.
+
+    :param no_room: The same as a value.
+    """
+
+    def __init__(self, no_room: NoRoom) -> None:
+        super().__init__(no_room.wanted, no_room.longest_free, _describe(no_room))
+        self.no_room = no_room
+
+
+def _describe(no_room: NoRoom) -> str:
+    match no_room.obstacle:
+        case Obstacle.NO_ADDRESS:
+            return "no external address in the pool"
+        case Obstacle.ADDRESS_GONE:
+            return "its address is gone"
+        case Obstacle.OWN_NUMBERS:
+            return "the VM's own draining ports have these numbers on another address"
+        case Obstacle.KEPT_FOR_STARTS:
+            return "the other free ports are kept for VMs that start"
+    where = f"{no_room.first} has" if no_room.searched == 1 else f"the {no_room.searched} addresses have"
+    return f"{where} no free run that long"

@@ -1,0 +1,141 @@
+"""
+What hosts say of their VMs' need: reports, and alarms between them. Policies and guards turn it into targets.
+
+Pure. The targets go to :class:`cpm.core.sizing.sizer.Sizer`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+
+from cpm.core.fleet import Fleet
+from cpm.core.journal import JournalEvent
+from cpm.core.rollout.node_sync import NodeSync
+from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing import GROW_COOL_DOWN, Arrival, Bounds, Demand, decide, on_arrival, policy_named
+from cpm.core.sizing.observation import Observation
+from cpm.core.sizing.rules import PoolRules
+from cpm.core.sizing.sizer import Sizer, Target
+from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.messages import Measured, Need, Report
+from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
+
+_State = AllocationState
+
+NEARLY_FULL = 0.95
+"""Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
+fail (it tries 248 candidates)."""
+
+
+class HostReports:
+    """
+    Follows what hosts measure.
+
+    :param fleet: The global fleet; read.
+    :param present: Where each VM runs.
+    :param rollout: Is told how many connections draining ranges have.
+    :param wishes: Says what holds for a VM.
+    :param rules: How ports are dealt out.
+    :param sizer: Gets the targets.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        present: Mapping[DomainUUID, NodeName],
+        rollout: Rollout,
+        wishes: Callable[[VM], EffectiveWishes],
+        rules: PoolRules,
+        sizer: Sizer,
+    ) -> None:
+        self._fleet = fleet
+        self._present = present
+        self._rollout = rollout
+        self._wishes = wishes
+        self._rules = rules
+        self._sizer = sizer
+
+    def on_report(self, session: NodeSync, report: Report, now: float) -> None:
+        """A host measured its VMs: record that, and resize those whose policy asks for it."""
+        for measured in report.vms:
+            vm = self._fleet.vms.get(measured.domain)
+            if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
+                continue
+            observation = self._sizer.of(vm.uuid)
+            if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
+                self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
+            if report.generation >= session.last_change(vm.uuid):
+                self._rollout.on_draining_counted(vm.uuid, session.node, measured)
+                active = self._fleet.one(vm.uuid, _State.ACTIVE)
+                observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
+                if active is not None:
+                    self._scale(vm, active, observation, measured, now)
+
+    def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
+        counted = {draining.ports: draining.connections for draining in measured.draining}
+        for mine in self._fleet.of(vm.uuid):
+            if mine.state is _State.HELD:
+                yield mine.id, mine.ports.size
+            elif mine.state is _State.DRAINING and mine.node == vm.node and mine.ports in counted:
+                yield mine.id, mine.ports.size - counted[mine.ports]
+
+    def _scale(self, vm: VM, active: Allocation, observation: Observation, measured: Measured, now: float) -> None:
+        if measured.ports_in_use is None or self._fleet.one(vm.uuid, _State.RESERVED):
+            return
+        sample = Demand(
+            domain=vm.uuid,
+            current=active.ports.size,
+            ports_in_use=measured.ports_in_use,
+            draining=_draining(measured),
+            packets_per_s=measured.packets_per_s,
+            megabits_per_s=measured.megabits_per_s,
+            new_connections_per_s=measured.new_connections_per_s,
+            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
+        )
+        policy = policy_named(self._wishes(vm).policy.value)
+        decision, scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._rules.guards, now)
+        observation.on_decision(decision, scaling)
+        if decision.target == decision.current:
+            if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
+                self._sizer.contention.on_settled(vm.uuid)
+                observation.on_enough()
+        else:
+            self._sizer.resize(vm.uuid, Target(decision.target, measured.ports_in_use), now)
+
+    def on_need(self, session: NodeSync, need: Need, now: float) -> bool:
+        """
+        A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for.
+
+        :return: Whether the VM gets other ports, or is about to.
+        """
+        vm, active = self._fleet.vms.get(need.domain), self._fleet.one(need.domain, _State.ACTIVE)
+        if vm is None or active is None or vm.node != session.node:
+            return False
+        if active.ports != need.ports or self._fleet.one(vm.uuid, _State.RESERVED) is not None:
+            # It is about a range that the host is to change anyway; with the new one it begins to count anew.
+            return True
+        observation = self._sizer.of(vm.uuid)
+        measured = observation.measured
+        usual = (measured.new_connections_per_s or 0.0) if measured is not None else 0.0
+        arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(measured), usual)
+        policy = policy_named(self._wishes(vm).policy.value)
+        decision, scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
+        observation.on_decision(decision, scaling)
+        self._sizer.resize(vm.uuid, Target(decision.target, need.ports_in_use, arrival.expected_in_use), now)
+        return self._fleet.one(vm.uuid, _State.RESERVED) is not None
+
+    def _bounds(self, vm: VM) -> Bounds:
+        wishes = self._wishes(vm)
+        return _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
+
+
+@functools.lru_cache
+def _bounds(floor: int, cap: int, block: int) -> Bounds:
+    """Return one value for the many VMs that have the same."""
+    return Bounds(floor=floor, cap=cap, block=block)
+
+
+def _draining(measured: Measured | None) -> int:
+    """Return how many connections still use ranges of a VM that are on their way out."""
+    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
