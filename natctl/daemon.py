@@ -39,7 +39,7 @@ from natctl.model.commands import Answer, Command, CountPorts, Forget, Program, 
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.ruleset.marks import Marks
-from qga_agent import announce
+from qga_agent import announcement
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.agent_socket import SocketAgents
 from qga_agent.domain_events import (
@@ -55,7 +55,7 @@ from qga_agent.domain_events import (
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import Sampler
 from qga_agent.tap_stats import Source, TapReader
-from qga_agent.visiting import Visitor
+from qga_agent.visitor import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -290,8 +290,8 @@ class Natd:
             return None
         taps = frozenset(interface.target for interface in mine if interface.target is not None)
         said = dict(facts.ports_metadata)
-        self._local_port_range[DomainUUID(facts.uuid)] = announce.wished(
-            said.pop(announce.WISH, None), default=self._settings.guests.announce_local_port_range
+        self._local_port_range[DomainUUID(facts.uuid)] = announcement.wished(
+            said.pop(announcement.WISH, None), default=self._settings.guests.announce_local_port_range
         )
         return RunningDomain(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
 
@@ -302,11 +302,11 @@ class Natd:
         guests = self._node.guests()
         self._visitor.running({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
 
-    def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announce.Announcement | None:
+    def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announcement.Announcement | None:
         if vm is None or vm.ports is None or vm.external is None:
             return None
         wish = self._local_port_range.get(uuid, self._settings.guests.announce_local_port_range)
-        return announce.Announcement(vm.external, vm.ports, wish)
+        return announcement.Announcement(vm.external, vm.ports, wish)
 
     async def _serve_libvirt(self, libvirt: LibvirtMonitor) -> None:
         while True:

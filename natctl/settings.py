@@ -14,7 +14,7 @@ from cpm.protocol.model import Role
 from cpm.protocol.timeouts import TimeoutsTable
 from cpm.service import config
 from natctl.model import entries
-from qga_agent import announce
+from qga_agent import announcement
 
 DEFAULT_PATH = Path("/etc/virt-ports/natd.toml")
 
@@ -92,7 +92,7 @@ class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
 class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The QEMU guest agents of the VMs: what they are told, and how they are reached."""
 
-    announce_file: str = announce.FILE
+    announce_file: str = announcement.FILE
     """Where a guest finds its external address and ports, in the guest; an empty string: nowhere."""
     announce_local_port_range: bool = False
     """Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range). A VM's own

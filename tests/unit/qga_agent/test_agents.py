@@ -16,7 +16,7 @@ import pytest
 from cpm.protocol.model import PortRange
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.agent_socket import MOST_STRAYS, SocketAgents
-from qga_agent.announce import FILE, Announcement, announce
+from qga_agent.announcement import FILE, Announcement, announce
 from qga_agent.guest_agent import (
     MOST_REPLY_BYTES,
     AgentAbsent,

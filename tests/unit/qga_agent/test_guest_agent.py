@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cpm.protocol import codec
 from cpm.protocol.messages import GuestState
 from cpm.protocol.model import PortRange
-from qga_agent.announce import Announcement
+from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import (
     MOST_FILE_BYTES,
     SNMP,
@@ -31,9 +31,9 @@ from qga_agent.guest_agent import (
     read_file,
     write_file,
 )
-from qga_agent.guests import Guests
 from qga_agent.samples import InterfaceCounters
-from qga_agent.visiting import look
+from qga_agent.visit_schedule import Guests
+from qga_agent.visitor import look
 from tests.fakes.guest import INTERFACES, SNMP_TEXT, SOCKSTAT_TEXT, UUID, FakeGuest
 
 

@@ -6,8 +6,8 @@ from ipaddress import IPv4Address
 import pytest
 
 from cpm.protocol.model import PortRange
-from qga_agent import announce
-from qga_agent.announce import FILE, LENGTH, LOCAL_PORT_RANGE, Announcement
+from qga_agent import announcement
+from qga_agent.announcement import FILE, LENGTH, LOCAL_PORT_RANGE, Announcement
 from qga_agent.guest_agent import AgentSilent, GuestLies
 from tests.fakes.guest import FakeGuest
 
@@ -22,7 +22,7 @@ def modes(guest: FakeGuest) -> list[str]:
 
 async def test_the_file_says_what_the_guest_has() -> None:
     guest = FakeGuest()
-    assert await announce.announce(guest, SMALL) == ()
+    assert await announcement.announce(guest, SMALL) == ()
     assert json.loads(guest.files[FILE]) == {
         "version": 1, "external_address": "203.0.113.1", "first_port": 20000, "last_port": 20255,
     }  # fmt: skip
@@ -32,15 +32,15 @@ async def test_the_file_says_what_the_guest_has() -> None:
 
 async def test_what_the_guest_knows_is_not_written_again() -> None:
     guest = FakeGuest()
-    await announce.announce(guest, LARGE)
+    await announcement.announce(guest, LARGE)
     guest.asked.clear()
-    assert await announce.announce(guest, LARGE) == ()
+    assert await announcement.announce(guest, LARGE) == ()
     assert modes(guest) == []
 
 
 async def test_after_a_resize_the_file_is_written_over_in_place_by_one_write() -> None:
     guest = FakeGuest()
-    await announce.announce(guest, SMALL)
+    await announcement.announce(guest, SMALL)
     before = guest.files[FILE]
     guest.asked.clear()
     opened: list[bytes] = []
@@ -52,10 +52,10 @@ async def test_after_a_resize_the_file_is_written_over_in_place_by_one_write() -
         return handle
 
     guest._guest_file_open = watching  # type: ignore[method-assign]
-    await announce.announce(guest, LARGE)
+    await announcement.announce(guest, LARGE)
     assert opened[:2] == [before, before], "opening it for writing emptied it"
     assert guest.asked.count("guest-file-write") == 2  # the file, the sysctl
-    assert guest.files[FILE] == announce.content(LARGE)
+    assert guest.files[FILE] == announcement.content(LARGE)
     assert guest.files[LOCAL_PORT_RANGE] == b"40000\t65535\n"
 
 
@@ -63,45 +63,45 @@ async def test_after_a_resize_the_file_is_written_over_in_place_by_one_write() -
 async def test_whatever_was_there_is_replaced_entirely(there: bytes) -> None:
     guest = FakeGuest()
     guest.files[FILE] = there
-    assert await announce.announce(guest, SMALL) == ()
-    assert guest.files[FILE] == announce.content(SMALL)
+    assert await announcement.announce(guest, SMALL) == ()
+    assert guest.files[FILE] == announcement.content(SMALL)
 
 
 def test_the_file_has_the_same_length_for_the_longest_and_the_shortest() -> None:
     shortest = Announcement(IPv4Address("1.1.1.1"), PortRange(1024, 1025))
     longest = Announcement(IPv4Address("203.113.113.113"), PortRange(10000, 65535))
-    assert {len(announce.content(each)) for each in (shortest, longest)} == {LENGTH}
+    assert {len(announcement.content(each)) for each in (shortest, longest)} == {LENGTH}
 
 
 async def test_where_no_file_is_wished_for_none_is_written() -> None:
     guest = FakeGuest()
-    await announce.announce(guest, SMALL, "")
+    await announcement.announce(guest, SMALL, "")
     assert FILE not in guest.files
 
 
 async def test_a_range_the_kernel_of_the_guest_does_not_take_is_told() -> None:
     guest = FakeGuest()
     low = Announcement(SMALL.external, PortRange(900, 1000), local_port_range=True)
-    (refusal,) = await announce.announce(guest, low)
+    (refusal,) = await announcement.announce(guest, low)
     assert "Invalid argument" in refusal
-    assert guest.files[FILE] == announce.content(low)
+    assert guest.files[FILE] == announcement.content(low)
 
 
 async def test_an_agent_that_may_not_open_files_refuses_in_words() -> None:
     guest = FakeGuest()
     guest.disabled = {"guest-file-open"}
-    assert await announce.announce(guest, LARGE) == ("Command guest-file-open has been disabled",) * 2
+    assert await announcement.announce(guest, LARGE) == ("Command guest-file-open has been disabled",) * 2
 
 
 async def test_silence_and_lies_end_it() -> None:
     guest = FakeGuest()
     guest.frozen = True
     with pytest.raises(AgentSilent):
-        await announce.announce(guest, SMALL)
+        await announcement.announce(guest, SMALL)
     guest.frozen = False
     guest.override["guest-file-write"] = {"count": 10**9}
     with pytest.raises(GuestLies):
-        await announce.announce(guest, SMALL)
+        await announcement.announce(guest, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -109,4 +109,4 @@ async def test_silence_and_lies_end_it() -> None:
     [("yes", False, True), ("no", True, False), (" yes ", False, True), (None, True, True), ("perhaps", False, False)],
 )
 def test_the_vms_own_wish_is_nearer_than_the_hosts(said: str | None, default: bool, holds: bool) -> None:
-    assert announce.wished(said, default=default) is holds
+    assert announcement.wished(said, default=default) is holds

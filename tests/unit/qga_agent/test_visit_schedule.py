@@ -8,10 +8,10 @@ import pytest
 
 from cpm.protocol.messages import GuestState
 from cpm.protocol.model import DomainUUID, PortRange
-from qga_agent.announce import Announcement
+from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentSilent, GuestFigures, GuestLies
-from qga_agent.guests import FIRST_S, LONGEST_PAUSE_S, SURE_S, Guests, Outcome, Visit
 from qga_agent.samples import InterfaceCounters
+from qga_agent.visit_schedule import FIRST_S, LONGEST_PAUSE_S, SURE_S, Guests, Outcome, Visit
 from tests.fakes.guest import UUID
 
 PERIOD_S = 10.0

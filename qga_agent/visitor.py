@@ -1,5 +1,5 @@
 """
-Visits guests: carries out what :class:`~qga_agent.guests.Guests` decides, a few visits at a time.
+Visits guests: carries out what :class:`~qga_agent.visit_schedule.Guests` decides, a few visits at a time.
 
 Nothing waits for it: natd tells it which VMs run and what they shall know, and takes what it knows into its reports.
 """
@@ -15,9 +15,9 @@ from typing import Protocol
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import DomainUUID
 from cpm.service.tasks import Tasks
-from qga_agent.announce import FILE, Announcement, announce
+from qga_agent.announcement import FILE, Announcement, announce
 from qga_agent.guest_agent import Agent, Agents, AgentSilent, AgentTrouble, GuestFigures, read_figures
-from qga_agent.guests import LANES, Guests, Outcome, Visit
+from qga_agent.visit_schedule import LANES, Guests, Outcome, Visit
 
 logger = logging.getLogger(__name__)
 

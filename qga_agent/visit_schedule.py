@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID
-from qga_agent.announce import Announcement
+from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentTrouble, GuestFigures, GuestLies
 
 LANES = 8

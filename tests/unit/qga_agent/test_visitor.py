@@ -9,9 +9,9 @@ import pytest
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, PortRange
-from qga_agent.announce import FILE, Announcement, content
+from qga_agent.announcement import FILE, Announcement, content
 from qga_agent.guest_agent import AgentAbsent
-from qga_agent.visiting import Visitor, look
+from qga_agent.visitor import Visitor, look
 from tests.fakes.guest import UUID, FakeAgents, FakeGuest
 
 SMALL = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20255))
