@@ -290,8 +290,8 @@ class Natd:
             return None
         taps = frozenset(interface.target for interface in mine if interface.target is not None)
         said = dict(facts.ports_metadata)
-        self._local_port_range[DomainUUID(facts.uuid)] = announcement.wished(
-            said.pop(announcement.WISH, None), default=self._settings.guests.announce_local_port_range
+        self._local_port_range[DomainUUID(facts.uuid)] = announcement.wants_local_port_range(
+            said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._settings.guests.announce_local_port_range
         )
         return RunningDomain(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
 
@@ -300,7 +300,7 @@ class Natd:
         if self._visitor is None:
             return
         guests = self._node.guests()
-        self._visitor.running({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
+        self._visitor.on_vms({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
 
     def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announcement.Announcement | None:
         if vm is None or vm.ports is None or vm.external is None:
@@ -319,15 +319,15 @@ class Natd:
             elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted, MetadataChanged)):
                 await self._list_domains()
                 if isinstance(event, ConnectionMade) and self._visitor is not None:
-                    self._visitor.look_again()
+                    self._visitor.on_agents_reachable()
 
     def _note_agent(self, event: AgentConnected | AgentDisconnected) -> None:
         if self._visitor is None:
             return
         if isinstance(event, AgentConnected):
-            self._visitor.appeared(event.uuid)
+            self._visitor.on_agent_connected(event.uuid)
         else:
-            self._visitor.vanished(event.uuid)
+            self._visitor.on_agent_disconnected(event.uuid)
 
     async def _list_domains(self) -> None:
         if self._libvirt is None or not self._libvirt.is_connected:
@@ -406,13 +406,13 @@ def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) 
     guests, period_s = settings.guests, settings.monitor.guest_period_s
     if not period_s or (libvirt is None and not guests.agent_sockets):
         return None
-    limit_s = guests.agent_timeout_s or 1
+    timeout_s, set_timeout = guests.agent_timeout_s or 1, bool(guests.agent_timeout_s)
     return Visitor(
         period_s,
         clock.now,
         file=guests.announce_file,
-        sockets=SocketAgents(guests.agent_sockets, limit_s) if guests.agent_sockets else None,
-        libvirt=LibvirtAgents(libvirt, limit_s, insist=bool(guests.agent_timeout_s)) if libvirt is not None else None,
+        sockets=SocketAgents(guests.agent_sockets, timeout_s) if guests.agent_sockets else None,
+        libvirt=LibvirtAgents(libvirt, timeout_s, set_timeout=set_timeout) if libvirt is not None else None,
     )
 
 

@@ -92,7 +92,7 @@ class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
 class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The QEMU guest agents of the VMs: what they are told, and how they are reached."""
 
-    announce_file: str = announcement.FILE
+    announce_file: str = announcement.DEFAULT_PATH
     """Where a guest finds its external address and ports, in the guest; an empty string: nowhere."""
     announce_local_port_range: bool = False
     """Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range). A VM's own

@@ -1,11 +1,11 @@
 """
-Tells a guest which ports it has, for whoever in it wants to know.
+Announces to a guest which ports it has, for programs inside it that want to know.
 
-Two places: a file, and, where that is wished for, the range from which the guest's kernel takes source ports
-(``net.ipv4.ip_local_port_range``). With the latter a connection's port is the same inside and outside, and a guest
-that has used up its ports notices at once (EADDRNOTAVAIL).
+There are two ways: a file, and, where wished, the range from which the guest's kernel takes source ports
+(``net.ipv4.ip_local_port_range``). With the latter a connection's source port is the same inside and outside, and a
+guest that has used up its ports notices at once (EADDRNOTAVAIL).
 
-A hint and nothing more: the host translates whatever the guest sends into its range, told or not.
+It is a hint only: the host translates whatever the guest sends into its range, announced or not.
 """
 
 from __future__ import annotations
@@ -16,83 +16,89 @@ import re
 from ipaddress import IPv4Address
 
 from cpm.protocol.model import PortRange
-from qga_agent.guest_agent import Agent, AgentRefused, GuestLies, read_file, write_file
+from qga_agent.guest_agent import Agent, AgentRefused, InvalidReply, read_file, write_file
 
-FILE = "/run/virt-ports.json"
+DEFAULT_PATH = "/run/virt-ports.json"
+"""Path of the file in the guest, unless natd.toml says otherwise."""
 LOCAL_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
-WISH = "local-port-range"
+METADATA_ATTRIBUTE = "local-port-range"
 """Attribute of the ``ports`` element of a domain's metadata: ``yes`` or ``no``."""
-VERSION = 1
-"""Of the file's content; grows when a key changes its meaning or goes."""
-LENGTH = 256
+FORMAT_VERSION = 1
+"""``version`` in the file; grows when a key changes its meaning or is removed."""
+FILE_BYTES = 256
 """
-Bytes of the file, always, filled with spaces.
+Size of the file, always, padded with spaces.
 
-The guest agent cannot rename a file. But a file of the same length is written over in place, in one write(2): who reads
-it finds the old or the new, never half of either or nothing.
+The guest agent cannot rename a file. But a file of the same size is overwritten in place by one write(2), so that a
+reader finds the old content or the new, never a part of either and never an empty file.
 """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Announcement:
-    """What a guest shall know."""
+    """What is announced to one guest."""
 
     external: IPv4Address
     ports: PortRange
     local_port_range: bool = False
-    """Whether its kernel shall take source ports from the range."""
+    """Whether the guest's kernel shall take source ports from the range."""
 
 
-def wished(said: str | None, *, default: bool) -> bool:
-    """Return whether a guest's source ports shall be its range: as its metadata says, when that says yes or no."""
-    return {"yes": True, "no": False}.get((said or "").strip(), default)
+def wants_local_port_range(metadata: str | None, *, default: bool) -> bool:
+    """
+    Return whether a guest's kernel shall take source ports from its range.
+
+    :param metadata: :data:`METADATA_ATTRIBUTE` of the domain; None: it has none.
+    :param default: What holds when the attribute is neither ``yes`` nor ``no``.
+    """
+    return {"yes": True, "no": False}.get((metadata or "").strip(), default)
 
 
-def content(announcement: Announcement) -> bytes:
-    """Return the file: a JSON object, spaces, and a newline, :data:`LENGTH` bytes together."""
+def file_content(announcement: Announcement) -> bytes:
+    """Return the content of the file: a JSON object, spaces and a newline, :data:`FILE_BYTES` in all."""
     facts = {
-        "version": VERSION,
+        "version": FORMAT_VERSION,
         "external_address": str(announcement.external),
         "first_port": announcement.ports.first,
         "last_port": announcement.ports.last,
     }
-    return json.dumps(facts).encode().ljust(LENGTH - 1) + b"\n"
+    return json.dumps(facts).encode().ljust(FILE_BYTES - 1) + b"\n"
 
 
-async def announce(agent: Agent, announcement: Announcement, path: str = FILE) -> tuple[str, ...]:
+async def announce(agent: Agent, announcement: Announcement, path: str = DEFAULT_PATH) -> tuple[str, ...]:
     """
-    Ensure that the guest knows; writes nothing that is there already.
+    Ensure that the guest has the announcement; what it has already is not written again.
 
-    :param path: Of the file in the guest; empty: no file.
-    :return: What the guest refused, a sentence each; empty when it knows all.
+    :param path: Path of the file in the guest; empty: no file.
+    :return: What the guest refused, a sentence each; empty when it took everything.
     :raise AgentAbsent: When there is no agent.
-    :raise AgentSilent: When it does not answer in time. It may or may not know then.
-    :raise GuestLies: When the agent talks nonsense.
+    :raise AgentSilent: When the agent does not answer in time. The guest may or may not have the announcement then.
+    :raise InvalidReply: When the agent's reply cannot be one.
     """
     refusals: list[str] = []
     if path:
-        refusals += await _ensure_file(agent, path, content(announcement))
+        refusals += await _ensure_file(agent, path, file_content(announcement))
     if announcement.local_port_range:
         refusals += await _ensure_local_port_range(agent, announcement.ports)
     return tuple(refusals)
 
 
-async def _ensure_file(agent: Agent, path: str, wanted: bytes) -> list[str]:
+async def _ensure_file(agent: Agent, path: str, desired: bytes) -> list[str]:
     try:
-        present = await _present(agent, path)
-        if present != wanted:
-            await write_file(agent, path, wanted, "r+" if present is not None and len(present) == LENGTH else "w")
+        present = await _read_existing(agent, path)
+        if present != desired:
+            await write_file(agent, path, desired, "r+" if present is not None and len(present) == FILE_BYTES else "w")
     except AgentRefused as error:
-        return [error.why]
+        return [error.reason]
     return []
 
 
-async def _present(agent: Agent, path: str) -> bytes | None:
-    """Return what is in the file; None when there is none that could be one of ours."""
+async def _read_existing(agent: Agent, path: str) -> bytes | None:
+    """Return the content of the file; None: there is none, or it cannot be one of ours."""
     try:
-        return await read_file(agent, path, LENGTH + 1)
-    except (AgentRefused, GuestLies):
-        return None  # not there; or longer than ours, or nonsense, and then the write says so
+        return await read_file(agent, path, FILE_BYTES + 1)
+    except (AgentRefused, InvalidReply):
+        return None  # absent, or longer than ours; if the agent is at fault, the write that follows reports it
 
 
 async def _ensure_local_port_range(agent: Agent, ports: PortRange) -> list[str]:
@@ -101,5 +107,5 @@ async def _ensure_local_port_range(agent: Agent, ports: PortRange) -> list[str]:
         if present is None or (int(present[1]), int(present[2])) != (ports.first, ports.last):
             await write_file(agent, LOCAL_PORT_RANGE, f"{ports.first} {ports.last}\n".encode())
     except AgentRefused as error:
-        return [error.why]
+        return [error.reason]
     return []

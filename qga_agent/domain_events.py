@@ -1,4 +1,4 @@
-"""What libvirt tells of domains, as values; and what its numbers mean. Pure: needs no libvirt."""
+"""libvirt's domain events as values, translated from its numbers. Pure: does not import libvirt."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from cpm.protocol.model import DomainUUID
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionMade:
-    """libvirt answers. What happened before was not told: compare with the domains it lists now."""
+    """A connection is open. Earlier events were missed: compare with the domains that libvirt lists now."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionLost:
-    """libvirt is away; the domains run on."""
+    """The connection is lost; the domains run on."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DomainStarted:
-    """A domain's QEMU exists; after a migration it waits here until :class:`DomainResumedMigrated`."""
+    """A domain's QEMU was started here; one that migrates here is paused until :class:`DomainResumedMigrated`."""
 
     uuid: DomainUUID
     name: str
@@ -41,14 +41,14 @@ class DomainStopped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DomainResumedMigrated:
-    """A domain that migrated here runs here from now on; no hook says so."""
+    """A domain that migrated here runs here from now on; libvirt calls no hook for that."""
 
     uuid: DomainUUID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeviceAdded:
-    """A device was plugged in; for an interface of type ``bridge`` no hook says so."""
+    """A device was plugged in; libvirt calls no hook for an interface of type ``bridge``."""
 
     uuid: DomainUUID
     alias: str
@@ -64,21 +64,21 @@ class DeviceRemoved:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MetadataChanged:
-    """Somebody changed what a domain's ``<metadata>`` says in our namespace."""
+    """The element in our namespace of a domain's ``<metadata>`` was changed or removed."""
 
     uuid: DomainUUID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentConnected:
-    """A guest agent opened its channel: the guest came up, or its agent did."""
+    """A guest agent opened its channel: the guest booted, or its agent was started."""
 
     uuid: DomainUUID
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AgentDisconnected:
-    """A guest agent closed its channel. One that hangs does not."""
+    """A guest agent closed its channel. An agent that hangs does not close it."""
 
     uuid: DomainUUID
 
@@ -105,7 +105,7 @@ _STOPPED_DETAILS = ("shutdown", "destroyed", "crashed", "migrated", "saved", "fa
 
 
 def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> DomainEvent | None:
-    """Return what a lifecycle event of libvirt means to us; None: nothing."""
+    """Translate a lifecycle event of libvirt; None: it does not concern us."""
     if event == _STARTED:
         return DomainStarted(uuid, name, _word(_STARTED_DETAILS, detail))
     if event == _STOPPED:
@@ -116,12 +116,12 @@ def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> Dom
 
 
 def metadata_event(uuid: DomainUUID, kind: int, namespace: str | None, ours: str) -> MetadataChanged | None:
-    """Return what a change of metadata means to us; None: nothing, for it is another's or a description."""
+    """Translate a change of metadata; None: it is in another namespace, or is a title or a description."""
     return MetadataChanged(uuid) if (kind, namespace) == (_METADATA_ELEMENT, ours) else None
 
 
 def agent_event(uuid: DomainUUID, state: int) -> AgentConnected | AgentDisconnected | None:
-    """Return what a change of an agent's channel means to us; None: nothing."""
+    """Translate a change of an agent's channel; None: it does not concern us."""
     if state == _AGENT_CONNECTED:
         return AgentConnected(uuid)
     return AgentDisconnected(uuid) if state == _AGENT_DISCONNECTED else None

@@ -1,14 +1,14 @@
 """
-One connection to libvirt, blocking: the only module that touches the binding.
+One blocking connection to libvirt: the only module that calls its Python binding.
 
-The binding is imported with the first connection, since natd also runs on an edge without libvirt. What libvirt does
-that shapes this module (tried with 9.0):
+The binding is imported with the first connection, since natd also runs on an edge without libvirt. The following
+properties of libvirt (observed with 9.0) shape this module:
 
-- Events need an event loop of libvirt's, one per process, registered before the first connection: a thread runs the
-  default one for ever. Callbacks come in that thread.
+- Events need libvirt's own event loop, one per process, registered before the first connection is opened: a thread runs
+  the default one forever. Callbacks run in that thread.
 - Every error is printed to standard error unless a handler is registered.
-- A connection that broke never recovers; every further call fails.
-- Keep-alive notices a libvirtd that hangs and closes the connection, which also ends the call that is stuck in it.
+- A broken connection never recovers; every further call on it fails.
+- Keep-alive detects a libvirtd that hangs and closes the connection, which also ends a call that is stuck in it.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from qga_agent.domain_events import (
     lifecycle_event,
     metadata_event,
 )
-from qga_agent.guest_agent import AgentAbsent, AgentRefused, AgentSilent, AgentTrouble, quoted
+from qga_agent.guest_agent import AgentAbsent, AgentError, AgentRefused, AgentSilent, printable_line
 from qga_agent.samples import InterfaceCounters
 
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 3
-"""A libvirtd that has not answered for interval * (count + 1) seconds is given up."""
+"""The connection is closed when libvirtd has not answered for interval * (count + 1) seconds."""
 
 _REMEDY = "is libvirtd running? natd tries again by itself"
 
 
 class ConnectionBroken(Unreachable):
-    """The connection is of no use any more."""
+    """The connection broke; open a new one."""
 
 
 class LibvirtConnection:
     """
-    An open connection with its event registrations. Every method may block for as long as libvirt likes.
+    An open connection with its event callbacks. Every method may block without limit.
 
     :param uri: As virsh takes it.
     :param on_event: Called for each event, in libvirt's thread.
     :param on_close: Called once with the reason when the connection breaks, in libvirt's thread.
-    :raise Unreachable: When there is no libvirt here, or it does not let us in.
+    :raise Unreachable: When no libvirtd answers, it denies access, or the binding is not installed.
     """
 
     def __init__(self, uri: str, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         self._uri = uri
         self._libvirt = _binding(uri)
-        with self._explained():
+        with self._translate_errors():
             self._connection = self._libvirt.open(uri)
         try:
-            with self._explained():
-                self._listen(on_event, on_close)
+            with self._translate_errors():
+                self._register_callbacks(on_event, on_close)
         except Unreachable:
             self.close()
             raise
@@ -77,11 +77,11 @@ class LibvirtConnection:
         :raise ConnectionBroken: When the connection is lost.
         :raise Unreachable: When libvirt refuses.
         """
-        of_active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
-        no_waiting = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT  # for a domain somebody else works on
-        with self._explained():
-            every = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, of_active | no_waiting)
-        return {tap: counters for _, each in every for tap, counters in interface_counters(each).items()}
+        active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        no_wait = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT  # skip a domain that is locked
+        with self._translate_errors():
+            records = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, active | no_wait)
+        return {tap: counters for _, record in records for tap, counters in interface_counters(record).items()}
 
     def domains(self) -> tuple[DomainFacts, ...]:
         """
@@ -90,78 +90,78 @@ class LibvirtConnection:
         :raise ConnectionBroken: When the connection is lost.
         :raise Unreachable: When libvirt refuses.
         """
-        with self._explained():
+        with self._translate_errors():
             active = self._connection.listAllDomains(self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-            found = [self._facts(domain) for domain in active]
-        return tuple(facts for facts in found if facts is not None)
+            every = [self._facts(domain) for domain in active]
+        return tuple(facts for facts in every if facts is not None)
 
-    def agent(self, uuid: DomainUUID) -> LibvirtAgentChannel:
+    def agent_channel(self, uuid: DomainUUID) -> LibvirtAgentChannel:
         """
-        Return the way to a domain's guest agent.
+        Return the channel to a domain's guest agent.
 
         :raise AgentAbsent: When no such domain runs here.
-        :raise AgentSilent: When libvirt cannot say.
+        :raise AgentSilent: When libvirt cannot be asked.
         """
         try:
             return LibvirtAgentChannel(self._libvirt, self._connection.lookupByUUIDString(uuid))
         except self._libvirt.libvirtError as error:
             if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
                 raise AgentAbsent("libvirt has no such VM") from error
-            raise AgentSilent(f"libvirt: {quoted(error.get_error_message() or error)}") from error
+            raise AgentSilent(f"libvirt: {printable_line(error.get_error_message() or error)}") from error
 
     def close(self) -> None:
-        """Give the connection back; whether that succeeds matters to nobody."""
+        """Close the connection; errors are ignored."""
         with contextlib.suppress(self._libvirt.libvirtError):
             self._connection.unregisterCloseCallback()
         with contextlib.suppress(self._libvirt.libvirtError):
             self._connection.close()
 
-    def _listen(self, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
+    def _register_callbacks(self, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         libvirt, connection = self._libvirt, self._connection
         connection.registerCloseCallback(lambda _, reason, __: on_close(_close_reason(reason)), None)
-        with contextlib.suppress(libvirt.libvirtError):  # drivers within our process (test:///default) have none
+        with contextlib.suppress(libvirt.libvirtError):  # drivers within this process (test:///default) have none
             connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
 
-        def lifecycle(_: object, domain: Any, event: int, detail: int, __: object) -> None:
-            told = lifecycle_event(DomainUUID(domain.UUIDString()), domain.name(), event, detail)
-            if told is not None:
-                on_event(told)
+        def on_lifecycle(_: object, domain: Any, event: int, detail: int, __: object) -> None:
+            translated = lifecycle_event(DomainUUID(domain.UUIDString()), domain.name(), event, detail)
+            if translated is not None:
+                on_event(translated)
 
-        def plugged(kind: type[DeviceAdded | DeviceRemoved], _: object, domain: Any, alias: str, __: object) -> None:
+        def on_device(kind: type[DeviceAdded | DeviceRemoved], _: object, domain: Any, alias: str, __: object) -> None:
             on_event(kind(DomainUUID(domain.UUIDString()), alias))
 
-        def described(_: object, domain: Any, kind: int, namespace: str | None, __: object) -> None:
-            told = metadata_event(DomainUUID(domain.UUIDString()), kind, namespace, METADATA_NAMESPACE)
-            if told is not None:
-                on_event(told)
+        def on_metadata(_: object, domain: Any, kind: int, namespace: str | None, __: object) -> None:
+            translated = metadata_event(DomainUUID(domain.UUIDString()), kind, namespace, METADATA_NAMESPACE)
+            if translated is not None:
+                on_event(translated)
 
-        def spoken_to(_: object, domain: Any, state: int, __: int, ___: object) -> None:
-            told = agent_event(DomainUUID(domain.UUIDString()), state)
-            if told is not None:
-                on_event(told)
+        def on_agent_state(_: object, domain: Any, state: int, __: int, ___: object) -> None:
+            translated = agent_event(DomainUUID(domain.UUIDString()), state)
+            if translated is not None:
+                on_event(translated)
 
         for event, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, spoken_to),
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, functools.partial(plugged, DeviceAdded)),
-            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, functools.partial(plugged, DeviceRemoved)),
-            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, described),
+            (libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, on_agent_state),
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED, functools.partial(on_device, DeviceAdded)),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, functools.partial(on_device, DeviceRemoved)),
+            (libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE, on_metadata),
         ):
             connection.domainEventRegisterAny(None, event, callback, None)
 
     def _facts(self, domain: Any) -> DomainFacts | None:
-        """Read one domain; None when it ended meanwhile."""
+        """Return the facts of one domain; None when it ended meanwhile, or its XML is invalid."""
         try:
             return parse(domain.XMLDesc(0).encode())
         except DomainXMLError as error:
-            logger.warning("passing over a domain of libvirt's: %s", error)
+            logger.warning("ignoring a domain of libvirt: %s", error)
         except self._libvirt.libvirtError as error:
             if error.get_error_code() != self._libvirt.VIR_ERR_NO_DOMAIN:
                 raise
         return None
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except self._libvirt.libvirtError as error:
@@ -170,44 +170,46 @@ class LibvirtConnection:
             raise (ConnectionBroken if broken else Unreachable)(self._uri, detail, _REMEDY) from error
 
     def _is_alive(self) -> bool:
-        """Ask the client's end of the connection, not libvirtd."""
+        """Return whether the client side of the connection is open; asks nothing of libvirtd."""
         try:
             return bool(self._connection.isAlive())
-        except (AttributeError, self._libvirt.libvirtError):  # never opened, or beyond asking
+        except (AttributeError, self._libvirt.libvirtError):  # never opened, or already closed
             return False
 
 
 class LibvirtAgentChannel:
     """
-    The agent channel of one domain. Every method may block for as long as libvirt likes.
+    The agent channel of one domain. Every method may block without limit.
 
-    How long libvirt waits for a frozen agent is a property of the domain, which every other user of its agent has to do
-    with, too: :meth:`wait_at_most` should be taken back.
+    How long libvirt waits for an agent is a property of the domain and so applies to all users of that agent: restore
+    it after :meth:`set_response_timeout`.
     """
 
     def __init__(self, libvirt: Any, domain: Any) -> None:
         self._libvirt = libvirt
         self._domain = domain
 
-    def wait_at_most(self, seconds: int | None) -> None:
+    def set_response_timeout(self, seconds: int | None) -> None:
         """
-        Have libvirt wait so long for an agent's answer; None: as long as it does of its own accord.
+        Set how long libvirt waits for the agent's reply; None: libvirt's default.
 
-        A timeout that is passed with a command is not enough: 5 s for an agent that is found frozen stay 5 s.
-        :raise AgentTrouble: When it does not take that.
+        The timeout passed with a command does not suffice: libvirt first sends ``guest-sync`` to the agent and waits
+        5 s for that, whatever the command's timeout.
+
+        :raise AgentError: When libvirt refuses.
         """
-        own = self._libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+        default = self._libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
         try:
-            self._domain.agentSetResponseTimeout(own if seconds is None else seconds, 0)
+            self._domain.agentSetResponseTimeout(default if seconds is None else seconds, 0)
         except self._libvirt.libvirtError as error:
-            raise self._trouble(error, waited=False) from error
+            raise self._agent_error(error, timed_out=False) from error
 
     def command(self, text: str, timeout_s: int) -> str:
         """
-        Have the agent execute a command and return its answer; both are JSON.
+        Have the agent execute a command and return its reply; both are JSON.
 
         :raise AgentAbsent: When there is no agent, or the domain does not run.
-        :raise AgentSilent: When it did not answer in time, or libvirt is away.
+        :raise AgentSilent: When it did not answer in time, or libvirt is unreachable.
         :raise AgentRefused: When the agent answered with an error.
         """
         import libvirt_qemu
@@ -216,67 +218,67 @@ class LibvirtAgentChannel:
         try:
             return str(libvirt_qemu.qemuAgentCommand(self._domain, text, timeout_s, 0))
         except self._libvirt.libvirtError as error:
-            raise self._trouble(error, waited=time.monotonic() - begin > timeout_s / 2) from error
+            raise self._agent_error(error, timed_out=time.monotonic() - begin > timeout_s / 2) from error
 
-    def _trouble(self, error: Any, *, waited: bool) -> AgentTrouble:
-        """Say what an error of libvirt's means; one code stands for both nobody there and no answer."""
+    def _agent_error(self, error: Any, *, timed_out: bool) -> AgentError:
+        """Translate an error of libvirt; one of its codes stands for both no agent and no answer in time."""
         libvirt, code = self._libvirt, error.get_error_code()
-        why = quoted(error.get_error_message() or error)
+        reason = printable_line(error.get_error_message() or error)
         if code in (libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT):
-            return AgentAbsent("the VM has no channel for it")
+            return AgentAbsent("the VM has no agent channel")
         if code in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
             return AgentAbsent("the VM does not run")
-        if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and not waited:
+        if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and not timed_out:
             return AgentAbsent("no agent runs in the VM")
         if code == libvirt.VIR_ERR_AGENT_UNRESPONSIVE:
             return AgentSilent("no answer in time")
-        # The agent's own error names the command, in every language; other internal errors are libvirt's, for
-        # example "client socket is closed".
-        internal = code == libvirt.VIR_ERR_INTERNAL_ERROR and "'guest-" in why
+        # An error of the agent itself names the command, in every language; other internal errors are libvirt's own,
+        # for example "client socket is closed".
+        internal = code == libvirt.VIR_ERR_INTERNAL_ERROR and "'guest-" in reason
         if internal or code == getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None):
-            return AgentRefused(why)
-        return AgentSilent(why)
+            return AgentRefused(reason)
+        return AgentSilent(reason)
 
 
 def interface_counters(statistics: Mapping[str, Any]) -> dict[str, InterfaceCounters]:
     """
-    Read the interfaces of one domain out of its part of libvirt's bulk statistics (``net.N.…``), by tap.
+    Parse one domain's record of libvirt's bulk statistics (``net.N.…``). :return: The counters by tap.
 
-    libvirt gives a tap's counters as the guest sees them. An interface without a name or a counter is left out.
+    libvirt counts a tap from the guest's side. An interface without a name, or with a counter missing, is left out.
     """
-    found: dict[str, InterfaceCounters] = {}
+    parsed: dict[str, InterfaceCounters] = {}
     for number in range(statistics.get("net.count", 0)):
         prefix = f"net.{number}."
         name = statistics.get(prefix + "name")
-        figures = [statistics.get(prefix + figure) for figure in ("rx.pkts", "rx.bytes", "tx.pkts", "tx.bytes")]
-        counted = [figure for figure in figures if isinstance(figure, int)]
-        if name and len(counted) == len(figures):
-            found[name] = InterfaceCounters(*counted)
-    return found
+        values = [statistics.get(prefix + counter) for counter in ("rx.pkts", "rx.bytes", "tx.pkts", "tx.bytes")]
+        counters = [value for value in values if isinstance(value, int)]
+        if name and len(counters) == len(values):
+            parsed[name] = InterfaceCounters(*counters)
+    return parsed
 
 
 _CLOSE_REASONS = ("an error", "libvirtd closed it", "no answer to keep-alive", "we closed it")
 
 
 def _close_reason(reason: int) -> str:
-    """Say what a number of virConnectCloseReason means."""
+    """Return virConnectCloseReason in words."""
     return _CLOSE_REASONS[reason] if 0 <= reason < len(_CLOSE_REASONS) else f"reason {reason}"
 
 
 def _binding(uri: str) -> Any:
     """
-    Return the binding, silenced and with its event loop running.
+    Return the binding, printing no errors and with its event loop running.
 
     :raise Unreachable: When it is not installed.
     """
     try:
-        return _prepared()
+        return _load_binding()
     except ImportError as error:
         raise Unreachable(uri, f"no libvirt binding: {error}", "install python3-libvirt, or libvirt-python") from error
 
 
 @functools.cache
-def _prepared() -> Any:
+def _load_binding() -> Any:
     import libvirt
 
     libvirt.registerErrorHandler(lambda _, __: None, None)
@@ -287,7 +289,7 @@ def _prepared() -> Any:
             try:
                 libvirt.virEventRunDefaultImpl()
             except libvirt.libvirtError as error:
-                logger.warning("libvirt's event loop stumbled: %s", error)
+                logger.warning("error in libvirt's event loop: %s", error)
                 time.sleep(1)
 
     threading.Thread(target=run, name="libvirt events", daemon=True).start()

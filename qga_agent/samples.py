@@ -1,8 +1,8 @@
 """
-What is measured of a VM, with unit and kind, and how counters become rates. Pure: time is a parameter.
+The figures measured of a VM, with unit and kind, and how rates are computed from counters. Pure: time is a parameter.
 
-Everything is as the *VM* sees it. A tap's counters are as the host sees it, the other way round: what the tap
-transmitted is what the guest received. libvirt turns them round already (``virNetDevTapInterfaceStats``); psutil and
+All directions are the *VM's*. The kernel counts a tap from the host's side, where they are reversed: what the tap
+transmitted is what the guest received. libvirt reverses them already (``virNetDevTapInterfaceStats``); psutil and
 /proc/net/dev do not.
 """
 
@@ -19,9 +19,9 @@ class Kind(enum.StrEnum):
     """How a figure behaves over time."""
 
     COUNTER = "counter"
-    """Only grows, and starts again at 0 when the interface or the VM is made anew; only differences mean anything."""
+    """Only grows, and restarts at 0 with the VM or its interface; only differences are meaningful."""
     GAUGE = "gauge"
-    """Holds at its moment."""
+    """A value at one moment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ DESCRIPTIONS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class InterfaceCounters:
-    """One interface of a VM since it was made; ``rx`` is what the VM received, ``tx`` what it sent."""
+    """Counters of one interface since its creation; ``rx`` is what the VM received, ``tx`` what it sent."""
 
     rx_packets: int
     rx_bytes: int
@@ -67,7 +67,7 @@ class InterfaceCounters:
         return self.rx_bytes + self.tx_bytes
 
     def precedes(self, later: InterfaceCounters) -> bool:
-        """Say whether the later reading can be of the same interface: no counter went back."""
+        """Return whether ``later`` can be a later reading of the same interface: no counter decreased."""
         return (
             self.rx_packets <= later.rx_packets
             and self.rx_bytes <= later.rx_bytes
@@ -78,7 +78,7 @@ class InterfaceCounters:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rates:
-    """What a VM did over a period, both directions and all its interfaces together; never negative."""
+    """Traffic of a VM over a period, both directions and all its interfaces together; never negative."""
 
     packets_per_s: float
     megabits_per_s: float
@@ -93,11 +93,11 @@ IDLE = Rates(0.0, 0.0)
 
 def rates(before: InterfaceCounters, after: InterfaceCounters, elapsed_s: float) -> Rates | None:
     """
-    Return what one interface carried between two readings.
+    Return the rates of one interface between two readings.
 
-    None when the readings say nothing: no time passed between them, or a counter went back, because the VM was started
-    anew or its tap made again. What the new interface carried since is left to the next period; taking its counters
-    for the period's would turn a glitch in one counter into a burst.
+    None when there are none: no time passed between the readings, or a counter decreased, because the VM or its tap was
+    created anew. Traffic of the new interface before the second reading is then not counted: taking its counters for
+    differences would turn a glitch of one counter into a burst.
     """
     if elapsed_s <= 0 or not before.precedes(after):
         return None
@@ -115,9 +115,9 @@ class _Reading:
 
 class Sampler:
     """
-    Turns bulk readings of all taps into rates by VM; remembers the last reading of every tap of every VM.
+    Computes rates by VM from readings of all taps; keeps the last reading of every tap of every VM.
 
-    Keyed by VM *and* tap: libvirt gives ``vnet0`` to the next VM that starts, whose counters are not the former's.
+    Readings are keyed by VM *and* tap: libvirt reuses ``vnet0`` for the next VM that starts.
     """
 
     def __init__(self) -> None:
@@ -127,37 +127,37 @@ class Sampler:
         self, now: float, counters: Mapping[str, InterfaceCounters], taps: Mapping[DomainUUID, Iterable[str]]
     ) -> dict[DomainUUID, Rates]:
         """
-        Take a reading and return what each VM did since the reading before.
+        Add a reading and return each VM's rates since the previous one.
 
-        :param now: When the counters were read, in seconds of a clock that does not jump (monotonic).
-        :param counters: By tap. One that could not be read this time is missing; the next reading covers both periods.
-        :param taps: The interfaces of every VM that runs now; what is remembered of any other VM is forgotten.
-        :return: A VM of which nothing can be said yet (first reading, reset, none of its taps read) is not there:
+        :param now: When the counters were read, in seconds of a monotonic clock.
+        :param counters: By tap. A tap that could not be read is missing; its next reading then covers both periods.
+        :param taps: The interfaces of every VM that runs now; the readings of all other VMs are forgotten.
+        :return: Rates by VM, without the VMs whose rates are unknown (first reading, counters reset, no tap read):
             unknown is not idle.
         """
         result: dict[DomainUUID, Rates] = {}
         last: dict[DomainUUID, dict[str, _Reading]] = {}
         for domain, names in taps.items():
             known = self._last.get(domain, {})
-            last[domain], told = _step(now, counters, names, known)
-            if told is not None:
-                result[domain] = told
+            last[domain], measured = _sample_vm(now, counters, names, known)
+            if measured is not None:
+                result[domain] = measured
         self._last = last
         return result
 
 
-def _step(
+def _sample_vm(
     now: float, counters: Mapping[str, InterfaceCounters], names: Iterable[str], known: Mapping[str, _Reading]
 ) -> tuple[dict[str, _Reading], Rates | None]:
-    """Return what to remember of a VM's taps, and their rates together."""
-    remembered: dict[str, _Reading] = {}
-    told: list[Rates] = []
+    """Return the readings to keep of a VM's taps, and the sum of their rates; None: unknown."""
+    readings: dict[str, _Reading] = {}
+    measured: list[Rates] = []
     for name in names:
         before, after = known.get(name), counters.get(name)
         if before is not None and after is not None:
-            told += filter(None, [rates(before.counters, after, now - before.at)])
+            measured += filter(None, [rates(before.counters, after, now - before.at)])
         if after is not None and (before is None or now > before.at):
-            remembered[name] = _Reading(now, after)
+            readings[name] = _Reading(now, after)
         elif before is not None:
-            remembered[name] = before
-    return remembered, sum(told, IDLE) if told else None
+            readings[name] = before
+    return readings, sum(measured, IDLE) if measured else None

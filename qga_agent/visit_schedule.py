@@ -1,9 +1,9 @@
 """
-Which guest is visited when, and what is known of each. Pure: time is a parameter.
+Decides which guest agent is visited when, and keeps what is known of each guest. Pure: time is a parameter.
 
-A guest is *visited*: told its ports if need be, and asked for its own figures. Visits run in a few lanes at once. One
-that hangs occupies its lane until it is given up, so guests that did not answer the last time, and those of which
-nothing is known yet, have half of the lanes at most, and are visited ever more rarely: they never delay the others.
+A visit announces the guest's ports, if need be, and reads the guest's own figures. A fixed number of visits run at
+once. A visit to a hung agent occupies its slot until it times out, so guests that did not answer the last time, and
+those that were never visited, get at most half of the slots, at growing intervals: they never delay the others.
 """
 
 from __future__ import annotations
@@ -15,216 +15,217 @@ from collections.abc import Iterable, Mapping
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID
 from qga_agent.announcement import Announcement
-from qga_agent.guest_agent import AgentAbsent, AgentTrouble, GuestFigures, GuestLies
+from qga_agent.guest_agent import AgentAbsent, AgentError, GuestFigures, InvalidReply
 
-LANES = 8
-FIRST_S = 1.0
-"""Seconds between a VM's start and the first visit: before that no agent runs, and hooks hold libvirt's locks."""
-LONGEST_PAUSE_S = 120.0
-"""Seconds between visits to a guest that never answers; the agent's own appearance ends the pause."""
-SURE_S = 60.0
-"""Seconds for which a guest is believed to know what it was told; it may have rebooted since."""
+MAX_VISITS = 8
+"""Visits under way at once, unless the caller says otherwise."""
+FIRST_VISIT_S = 1.0
+"""Seconds between a VM's start and the first visit: earlier no agent runs, and hooks hold libvirt's locks."""
+MAX_PAUSE_S = 120.0
+"""Longest interval, in seconds, between visits to a guest that does not answer; ends early when its agent connects."""
+RECHECK_S = 60.0
+"""Seconds until an announcement is checked again: the guest may have rebooted and lost it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Visit:
-    """Go and see a guest."""
+    """One visit to begin."""
 
     domain: DomainUUID
-    tell: Announcement | None
-    """What to tell it; None: nothing, or it knows."""
+    announcement: Announcement | None
+    """What to announce; None: nothing, or the guest has it already."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a visit."""
+class VisitResult:
+    """The result of one visit."""
 
     figures: GuestFigures | None = None
-    """None: it did not come to that."""
-    tried: Announcement | None = None
-    """What the guest was told; None: nothing, or not to the end."""
+    """None: the visit ended before they were read."""
+    announced: Announcement | None = None
+    """What was announced; None: nothing, or the visit ended before that was complete."""
     refusals: tuple[str, ...] = ()
-    """What it did not take of it."""
-    trouble: AgentTrouble | None = None
+    """Parts of the announcement that the guest refused, a sentence each."""
+    error: AgentError | None = None
     """What ended the visit early."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Guest:
     due: float
-    wanted: Announcement | None
+    desired: Announcement | None
     state: GuestState | None = None
     since: float = 0.0
-    why: str = ""
+    reason: str = ""
     failures: int = 0
     figures: GuestFigures | None = None
-    tried: Announcement | None = None
-    tried_at: float = 0.0
+    announced: Announcement | None = None
+    announced_at: float = 0.0
     refusals: tuple[str, ...] = ()
 
     @property
-    def told(self) -> Announcement | None:
-        """What it knows, as far as we know."""
-        return None if self.refusals else self.tried
+    def accepted(self) -> Announcement | None:
+        """The last announcement, if the guest took all of it."""
+        return None if self.refusals else self.announced
 
-    def forget(self) -> None:
-        """Take note: what it was told may be gone."""
-        self.tried, self.refusals = None, ()
+    def forget_announcement(self) -> None:
+        """Announce again at the next visit, as the guest may have lost what it had."""
+        self.announced, self.refusals = None, ()
 
 
-class Guests:
+class VisitSchedule:
     """
-    All guests of a host.
+    The visits to all guests of a host.
 
     :param period_s: Seconds between two visits to a guest that answers.
-    :param lanes: How many visits may be under way at once; at least 2.
+    :param slots: Visits under way at once; at least 2.
     """
 
-    def __init__(self, period_s: float, lanes: int = LANES) -> None:
+    def __init__(self, period_s: float, slots: int = MAX_VISITS) -> None:
         self._period_s = period_s
-        self._lanes = lanes
+        self._slots = slots
         self._guests: dict[DomainUUID, _Guest] = {}
         self._queues: dict[bool, list[tuple[float, DomainUUID]]] = {True: [], False: []}
-        """When who is due, those who are trusted and those who are not; heaps, entries that hold no more included."""
-        self._visited: dict[DomainUUID, bool] = {}
-        """Those a visit of whom is under way, and whether they are trusted to answer."""
+        """Heaps of (due time, guest), by whether the guest is responsive; stale entries are dropped at the head."""
+        self._under_way: dict[DomainUUID, bool] = {}
+        """Guests with a visit under way, and whether they were responsive when it began."""
 
-    def running(self, wanted: Mapping[DomainUUID, Announcement | None], now: float) -> bool:
+    def on_vms(self, desired: Mapping[DomainUUID, Announcement | None], now: float) -> bool:
         """
-        Take in which VMs run here and what each shall know; who is not there is forgotten.
+        Replace the set of VMs that run here and what is announced to each; all others are forgotten.
 
-        :return: Whether a visit may be due because of it.
+        :return: Whether a visit may have become due.
         """
-        for gone in self._guests.keys() - wanted.keys():
+        for gone in self._guests.keys() - desired.keys():
             del self._guests[gone]
         changed = False
-        for domain, announcement in wanted.items():
+        for domain, announcement in desired.items():
             guest = self._guests.get(domain)
             if guest is None:
-                self._guests[domain] = guest = _Guest(now + FIRST_S, announcement)
-                self._put_off(domain, guest, guest.due)
+                self._guests[domain] = guest = _Guest(now + FIRST_VISIT_S, announcement)
+                self._schedule(domain, guest, guest.due)
                 changed = True
-            elif guest.wanted != announcement:
-                guest.wanted = announcement
+            elif guest.desired != announcement:
+                guest.desired = announcement
                 if guest.state is GuestState.ANSWERING:
-                    self._put_off(domain, guest, now)
+                    self._schedule(domain, guest, now)
                     changed = True
-            elif guest.due > now + max(LONGEST_PAUSE_S, self._period_s):
-                self._put_off(domain, guest, now)  # the clock was set back
+            elif guest.due > now + max(MAX_PAUSE_S, self._period_s):
+                self._schedule(domain, guest, now)  # the clock was set back
         return changed
 
-    def appeared(self, domain: DomainUUID, now: float) -> None:
-        """An agent connected: a guest came up, or its agent did. What it was told may be gone."""
+    def on_agent_connected(self, domain: DomainUUID, now: float) -> None:
+        """Make a guest due, with its announcement, because its agent connected: the guest may have rebooted."""
         if (guest := self._guests.get(domain)) is not None:
             guest.failures = 0
-            guest.forget()
-            self._put_off(domain, guest, now)
+            guest.forget_announcement()
+            self._schedule(domain, guest, now)
 
-    def look_again(self, now: float) -> None:
-        """The way to all agents is open again."""
+    def on_agents_reachable(self, now: float) -> None:
+        """Make all guests due, because libvirt is reachable again and may have reported no agents meanwhile."""
         for domain in self._guests:
-            self.appeared(domain, now)
+            self.on_agent_connected(domain, now)
 
-    def vanished(self, domain: DomainUUID, now: float) -> None:
-        """An agent disconnected."""
+    def on_agent_disconnected(self, domain: DomainUUID, now: float) -> None:
+        """Record that a guest's agent disconnected."""
         if (guest := self._guests.get(domain)) is not None:
-            guest.forget()
-            self._settle(domain, guest, GuestState.ABSENT, "the agent disconnected", now)
+            guest.forget_announcement()
+            self._record_failure(domain, guest, GuestState.ABSENT, "the agent disconnected", now)
 
-    def take(self, now: float) -> list[Visit]:
-        """Return the visits to begin now, those that wait longest first; each ends with :meth:`returned`."""
+    def start_due(self, now: float) -> list[Visit]:
+        """Return the visits to begin now, longest overdue first; each must end with :meth:`on_visit_ended`."""
         visits: list[Visit] = []
         while (due := self._next()) is not None and due[0] <= now:
             domain = due[1]
             guest = self._guests[domain]
-            self._visited[domain] = _trusted(guest)
-            visits.append(Visit(domain, guest.wanted if self._is_to_be_told(guest, now) else None))
+            self._under_way[domain] = _is_responsive(guest)
+            visits.append(Visit(domain, guest.desired if self._needs_announcement(guest, now) else None))
         return visits
 
-    def found(self, domain: DomainUUID, outcome: Outcome, now: float) -> None:
-        """Take in what came of a visit; its lane may still be occupied."""
+    def on_result(self, domain: DomainUUID, result: VisitResult, now: float) -> None:
+        """Record the result of a visit; its slot stays occupied until :meth:`on_visit_ended`."""
         guest = self._guests.get(domain)
         if guest is None:
             return
-        if outcome.tried is not None:
-            guest.tried, guest.tried_at, guest.refusals = outcome.tried, now, outcome.refusals
-        if outcome.trouble is not None:
-            self._settle(domain, guest, _state(outcome.trouble), outcome.trouble.why, now)
+        if result.announced is not None:
+            guest.announced, guest.announced_at, guest.refusals = result.announced, now, result.refusals
+        if result.error is not None:
+            self._record_failure(domain, guest, _state(result.error), result.error.reason, now)
             return
-        self._enter(guest, GuestState.ANSWERING, now)
-        refusals = (*guest.refusals, *(outcome.figures.refusals if outcome.figures is not None else ()))
-        guest.why, guest.figures, guest.failures = "; ".join(dict.fromkeys(refusals)), outcome.figures, 0
-        changed_meanwhile = guest.wanted is not None and guest.wanted != guest.tried
-        self._put_off(domain, guest, now if changed_meanwhile else now + self._period_s)
+        self._set_state(guest, GuestState.ANSWERING, now)
+        refusals = (*guest.refusals, *(result.figures.refusals if result.figures is not None else ()))
+        guest.reason, guest.figures, guest.failures = "; ".join(dict.fromkeys(refusals)), result.figures, 0
+        changed_meanwhile = guest.desired is not None and guest.desired != guest.announced
+        self._schedule(domain, guest, now if changed_meanwhile else now + self._period_s)
 
-    def returned(self, domain: DomainUUID, now: float) -> None:
-        """A visit is over and its lane free."""
-        self._visited.pop(domain, None)
+    def on_visit_ended(self, domain: DomainUUID, now: float) -> None:
+        """Free the slot of a visit."""
+        self._under_way.pop(domain, None)
         if (guest := self._guests.get(domain)) is None:
             return
         if guest.state is None:
-            self._settle(domain, guest, GuestState.SILENT, "the visit was broken off", now)
-        self._put_off(domain, guest, guest.due)
+            self._record_failure(domain, guest, GuestState.SILENT, "the visit was broken off", now)
+        self._schedule(domain, guest, guest.due)
 
-    def wait_s(self, now: float) -> float | None:
-        """Return the seconds until :meth:`take` may return something; None: not before something else happens."""
+    def seconds_to_next(self, now: float) -> float | None:
+        """Return the seconds until a visit is due; None: none will be before the next input."""
         due = self._next()
         return max(0.0, due[0] - now) if due is not None else None
 
     def views(self) -> dict[DomainUUID, GuestView]:
-        """Return what is known of every guest that was ever visited."""
+        """Return what is known of every guest that was visited at least once."""
         return {domain: _view(guest) for domain, guest in self._guests.items() if guest.state is not None}
 
     def _next(self) -> tuple[float, DomainUUID] | None:
-        """Return who is to be visited next, as soon as it is time; None: nobody, or no lane is free."""
-        if len(self._visited) >= self._lanes:
+        """Return the guest to visit next and when it is due; None: no guest is left, or no slot is free."""
+        if len(self._under_way) >= self._slots:
             return None
-        doubtful = sum(not trusted for trusted in self._visited.values())
-        queues = self._queues.values() if doubtful < self._lanes // 2 else [self._queues[True]]
-        first = [queue[0] for queue in queues if self._has_a_first(queue)]
-        return min(first) if first else None
+        unresponsive = sum(not responsive for responsive in self._under_way.values())
+        queues = self._queues.values() if unresponsive < self._slots // 2 else [self._queues[True]]
+        heads = [queue[0] for queue in queues if self._drop_stale(queue)]
+        return min(heads) if heads else None
 
-    def _has_a_first(self, queue: list[tuple[float, DomainUUID]]) -> bool:
-        """Drop from the head of a queue what holds no more."""
-        while queue and not self._holds(queue):
+    def _drop_stale(self, queue: list[tuple[float, DomainUUID]]) -> bool:
+        """Drop stale entries from the head of a queue; return whether any entry is left."""
+        while queue and not self._is_current(queue):
             heapq.heappop(queue)
         return bool(queue)
 
-    def _holds(self, queue: list[tuple[float, DomainUUID]]) -> bool:
+    def _is_current(self, queue: list[tuple[float, DomainUUID]]) -> bool:
         due, domain = queue[0]
         guest = self._guests.get(domain)
-        if guest is None or domain in self._visited:
+        if guest is None or domain in self._under_way:
             return False
-        return due == guest.due and queue is self._queues[_trusted(guest)]
+        return due == guest.due and queue is self._queues[_is_responsive(guest)]
 
-    def _put_off(self, domain: DomainUUID, guest: _Guest, due: float) -> None:
+    def _schedule(self, domain: DomainUUID, guest: _Guest, due: float) -> None:
         guest.due = due
-        heapq.heappush(self._queues[_trusted(guest)], (due, domain))
+        heapq.heappush(self._queues[_is_responsive(guest)], (due, domain))
 
-    def _is_to_be_told(self, guest: _Guest, now: float) -> bool:
-        return guest.tried != guest.wanted or not 0 <= now - guest.tried_at < SURE_S
+    def _needs_announcement(self, guest: _Guest, now: float) -> bool:
+        return guest.announced != guest.desired or not 0 <= now - guest.announced_at < RECHECK_S
 
-    def _settle(self, domain: DomainUUID, guest: _Guest, state: GuestState, why: str, now: float) -> None:
-        """Note that a guest is of no use now, and leave it alone for longer and longer."""
-        self._enter(guest, state, now)
-        guest.why, guest.figures = why, None
-        pause_s = min(self._period_s * 2**guest.failures, max(LONGEST_PAUSE_S, self._period_s))
+    def _record_failure(self, domain: DomainUUID, guest: _Guest, state: GuestState, reason: str, now: float) -> None:
+        """Record that a guest gives no figures, and double the pause until its next visit."""
+        self._set_state(guest, state, now)
+        guest.reason, guest.figures = reason, None
+        pause_s = min(self._period_s * 2**guest.failures, max(MAX_PAUSE_S, self._period_s))
         guest.failures = min(guest.failures + 1, 16)
-        self._put_off(domain, guest, now + pause_s)
+        self._schedule(domain, guest, now + pause_s)
 
-    def _enter(self, guest: _Guest, state: GuestState, now: float) -> None:
+    def _set_state(self, guest: _Guest, state: GuestState, now: float) -> None:
         if guest.state is not state:
             guest.state, guest.since = state, now
 
 
-def _trusted(guest: _Guest) -> bool:
+def _is_responsive(guest: _Guest) -> bool:
     return guest.state is GuestState.ANSWERING
 
 
-def _state(trouble: AgentTrouble) -> GuestState:
-    if isinstance(trouble, AgentAbsent):
+def _state(error: AgentError) -> GuestState:
+    if isinstance(error, AgentAbsent):
         return GuestState.ABSENT
-    return GuestState.NONSENSE if isinstance(trouble, GuestLies) else GuestState.SILENT
+    return GuestState.NONSENSE if isinstance(error, InvalidReply) else GuestState.SILENT
 
 
 def _view(guest: _Guest) -> GuestView:
@@ -234,17 +235,17 @@ def _view(guest: _Guest) -> GuestView:
     return GuestView(
         guest.state,
         guest.since,
-        guest.why,
+        guest.reason,
         connections=figures.connections,
         established=figures.established,
         interfaces=len(interfaces) if interfaces is not None else None,
         rx_bytes=_total(each.rx_bytes for each in interfaces.values()) if interfaces is not None else None,
         tx_bytes=_total(each.tx_bytes for each in interfaces.values()) if interfaces is not None else None,
-        external=guest.told.external if guest.told is not None else None,
-        ports=guest.told.ports if guest.told is not None else None,
+        external=guest.accepted.external if guest.accepted is not None else None,
+        ports=guest.accepted.ports if guest.accepted is not None else None,
     )
 
 
 def _total(figures: Iterable[int]) -> int:
-    # Of several 64-bit figures, in a message that carries 64 bits.
+    # The sum of several 64-bit counters need not fit into the message's signed 64 bits.
     return min(sum(figures), 2**63 - 1)

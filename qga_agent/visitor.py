@@ -1,7 +1,8 @@
 """
-Visits guests: carries out what :class:`~qga_agent.visit_schedule.Guests` decides, a few visits at a time.
+Visits guest agents: carries out what :class:`~qga_agent.visit_schedule.VisitSchedule` decides, several at a time.
 
-Nothing waits for it: natd tells it which VMs run and what they shall know, and takes what it knows into its reports.
+Nothing in natd waits for a visit: natd passes in which VMs run and what to announce to them, and adds what is known of
+the guests to its reports.
 """
 
 from __future__ import annotations
@@ -15,34 +16,35 @@ from typing import Protocol
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import DomainUUID
 from cpm.service.tasks import Tasks
-from qga_agent.announcement import FILE, Announcement, announce
-from qga_agent.guest_agent import Agent, Agents, AgentSilent, AgentTrouble, GuestFigures, read_figures
-from qga_agent.visit_schedule import LANES, Guests, Outcome, Visit
+from qga_agent.announcement import DEFAULT_PATH, Announcement, announce
+from qga_agent.guest_agent import Agent, AgentError, Agents, AgentSilent, GuestFigures, read_figures
+from qga_agent.visit_schedule import MAX_VISITS, Visit, VisitResult, VisitSchedule
 
 logger = logging.getLogger(__name__)
 
-VISIT_S = 8.0
-"""Longest visit; an agent that answers needs some tens of milliseconds."""
-_LOOK_S = 5.0
-"""Longest sleep, in case a clock was set."""
+MAX_VISIT_S = 8.0
+"""Longest visit, in seconds; an agent that answers needs some tens of milliseconds."""
+_MAX_SLEEP_S = 5.0
+"""Longest sleep between two looks at the schedule, in case the clock was set."""
 
 
-class Sockets(Agents, Protocol):
-    """Agents that may or may not be there; see :class:`qga_agent.agent_socket.SocketAgents`."""
+class OptionalAgents(Agents, Protocol):
+    """Agents of which only some exist; see :class:`qga_agent.agent_socket.SocketAgents`."""
 
     def has(self, domain: DomainUUID) -> bool:
-        """Say whether there is one for this VM."""
+        """Return whether this VM has one."""
 
 
 class Visitor:
     """
     Visits the guests of this host.
 
-    :param period_s: Seconds between two visits to a guest.
+    :param period_s: Seconds between two visits to a guest that answers.
     :param now: Reads the clock.
-    :param file: Where a guest finds what it has; empty: nowhere.
-    :param sockets: Asked first, where there is one for a VM.
-    :param libvirt: Asked otherwise.
+    :param file: Path of the announcement in the guest; empty: no file.
+    :param sockets: Used for the VMs that have one.
+    :param libvirt: Used for all other VMs.
+    :param slots: Visits under way at once; at least 2.
     """
 
     def __init__(
@@ -50,58 +52,58 @@ class Visitor:
         period_s: float,
         now: Callable[[], float],
         *,
-        file: str = FILE,
-        sockets: Sockets | None = None,
+        file: str = DEFAULT_PATH,
+        sockets: OptionalAgents | None = None,
         libvirt: Agents | None = None,
-        lanes: int = LANES,
+        slots: int = MAX_VISITS,
     ) -> None:
-        self._guests = Guests(period_s, lanes)
+        self._schedule = VisitSchedule(period_s, slots)
         self._now = now
         self._file = file
         self._sockets = sockets
         self._libvirt = libvirt
-        self._poked = asyncio.Event()
+        self._wake = asyncio.Event()
         self._tasks = Tasks()
 
     async def run(self) -> None:
         """Visit until cancelled."""
         try:
             while True:
-                self._poked.clear()
-                for visit in self._guests.take(self._now()):
+                self._wake.clear()
+                for visit in self._schedule.start_due(self._now()):
                     self._tasks.start(f"guest {visit.domain}", self._visit(visit))
                 await self._sleep()
         finally:
             await self._tasks.stop()
 
-    def running(self, wanted: Mapping[DomainUUID, Announcement | None]) -> None:
-        """Take in which VMs run here, and what each shall know."""
-        if self._guests.running(wanted, self._now()):
-            self._poked.set()
+    def on_vms(self, desired: Mapping[DomainUUID, Announcement | None]) -> None:
+        """Replace the set of VMs that run here, and what is announced to each."""
+        if self._schedule.on_vms(desired, self._now()):
+            self._wake.set()
 
-    def appeared(self, domain: DomainUUID) -> None:
-        """A guest's agent connected."""
-        self._guests.appeared(domain, self._now())
-        self._poked.set()
+    def on_agent_connected(self, domain: DomainUUID) -> None:
+        """Visit a guest now, because its agent connected."""
+        self._schedule.on_agent_connected(domain, self._now())
+        self._wake.set()
 
-    def look_again(self) -> None:
-        """The way to all agents is open again."""
-        self._guests.look_again(self._now())
-        self._poked.set()
+    def on_agents_reachable(self) -> None:
+        """Visit all guests now, because libvirt is reachable again."""
+        self._schedule.on_agents_reachable(self._now())
+        self._wake.set()
 
-    def vanished(self, domain: DomainUUID) -> None:
-        """A guest's agent disconnected."""
-        self._guests.vanished(domain, self._now())
+    def on_agent_disconnected(self, domain: DomainUUID) -> None:
+        """Record that a guest's agent disconnected."""
+        self._schedule.on_agent_disconnected(domain, self._now())
 
     def views(self) -> dict[DomainUUID, GuestView]:
-        """Return what is known of the guests."""
-        return self._guests.views()
+        """Return what is known of every guest that was visited at least once."""
+        return self._schedule.views()
 
     async def _sleep(self) -> None:
-        wait_s = self._guests.wait_s(self._now())
+        next_s = self._schedule.seconds_to_next(self._now())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(_LOOK_S if wait_s is None else wait_s, _LOOK_S)):
-                await self._poked.wait()
+            async with asyncio.timeout(_MAX_SLEEP_S if next_s is None else min(next_s, _MAX_SLEEP_S)):
+                await self._wake.wait()
 
     async def _visit(self, visit: Visit) -> None:
         try:
@@ -109,12 +111,12 @@ class Visitor:
             if agents is None:
                 return
             async with agents.visit(visit.domain) as agent:
-                outcome = await look(agent, visit.tell, self._file)
-                logger.debug("guest %s: %s", visit.domain, outcome.trouble or "answers")
-                self._guests.found(visit.domain, outcome, self._now())
+                result = await visit_guest(agent, visit.announcement, self._file)
+                logger.debug("guest %s: %s", visit.domain, result.error or "answers")
+                self._schedule.on_result(visit.domain, result, self._now())
         finally:
-            self._guests.returned(visit.domain, self._now())
-            self._poked.set()
+            self._schedule.on_visit_ended(visit.domain, self._now())
+            self._wake.set()
 
     def _agents_of(self, domain: DomainUUID) -> Agents | None:
         if self._sockets is not None and self._sockets.has(domain):
@@ -122,20 +124,28 @@ class Visitor:
         return self._libvirt or self._sockets
 
 
-async def look(agent: Agent, tell: Announcement | None, file: str, limit_s: float = VISIT_S) -> Outcome:
-    """Tell a guest what it shall know, then ask for its figures; what goes wrong is part of the outcome."""
-    tried: Announcement | None = None
+async def visit_guest(
+    agent: Agent, announcement: Announcement | None, file: str, timeout_s: float = MAX_VISIT_S
+) -> VisitResult:
+    """
+    Announce a guest's ports, then read its figures. Raises nothing: an error is part of the result.
+
+    :param announcement: None: announce nothing.
+    :param file: Path of the announcement in the guest; empty: no file.
+    :param timeout_s: Longest time for both together.
+    """
+    announced: Announcement | None = None
     refusals: tuple[str, ...] = ()
     figures: GuestFigures | None = None
-    trouble: AgentTrouble | None = None
+    failure: AgentError | None = None
     try:
-        async with asyncio.timeout(limit_s):
-            if tell is not None:
-                refusals = await announce(agent, tell, file)
-                tried = tell
+        async with asyncio.timeout(timeout_s):
+            if announcement is not None:
+                refusals = await announce(agent, announcement, file)
+                announced = announcement
             figures = await read_figures(agent)
-    except AgentTrouble as error:
-        trouble = error
+    except AgentError as error:
+        failure = error
     except TimeoutError:
-        trouble = AgentSilent(f"a visit takes longer than {limit_s:g} s")
-    return Outcome(figures, tried, refusals, trouble)
+        failure = AgentSilent(f"a visit takes longer than {timeout_s:g} s")
+    return VisitResult(figures, announced, refusals, failure)

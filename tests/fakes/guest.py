@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpm.protocol.model import DomainUUID
-from qga_agent.guest_agent import SNMP, SOCKSTAT, Agent, AgentAbsent, AgentRefused, AgentSilent, AgentTrouble
+from qga_agent.guest_agent import SNMP, SOCKSTAT, Agent, AgentAbsent, AgentError, AgentRefused, AgentSilent
 from qga_agent.worker import Worker
 
 UUID = DomainUUID("11111111-1111-1111-1111-111111111111")
@@ -65,7 +65,7 @@ class FakeGuest:
         }
         self.interfaces: object = INTERFACES
         self.disabled: set[str] = set()
-        self.trouble: AgentTrouble | None = None
+        self.trouble: AgentError | None = None
         """What asking it comes to."""
         self.frozen = False
         self.asked: list[str] = []
@@ -189,7 +189,7 @@ class FakeLibvirtAgents:
         self.text: str | None = None
         """An answer as it is, instead of the guest's."""
 
-    async def agent(self, uuid: DomainUUID, worker: Worker, timeout_s: float) -> FakeLibvirtAgents:
+    async def agent_channel(self, uuid: DomainUUID, worker: Worker, timeout_s: float) -> FakeLibvirtAgents:
         return await worker.call(self._find, timeout_s)
 
     def _find(self) -> FakeLibvirtAgents:
@@ -197,7 +197,7 @@ class FakeLibvirtAgents:
             raise self.guest.trouble
         return self
 
-    def wait_at_most(self, seconds: int | None) -> None:
+    def set_response_timeout(self, seconds: int | None) -> None:
         self.waits.append(seconds)
 
     def command(self, text: str, timeout_s: int) -> str:

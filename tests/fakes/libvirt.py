@@ -84,7 +84,7 @@ class FakeConnection:
         self._answer()
         return self.libvirtd.active
 
-    def agent(self, uuid: DomainUUID) -> AgentChannel:
+    def agent_channel(self, uuid: DomainUUID) -> AgentChannel:
         """Return what the libvirtd has."""
         self._answer()
         if uuid not in self.libvirtd.agents:

@@ -15,16 +15,16 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from qga_agent.agent_libvirt import LibvirtAgents
-from qga_agent.agent_socket import MOST_STRAYS, SocketAgents
-from qga_agent.announcement import FILE, Announcement, announce
+from qga_agent.agent_socket import MAX_UNSOLICITED, SocketAgents
+from qga_agent.announcement import DEFAULT_PATH, Announcement, announce
 from qga_agent.guest_agent import (
-    MOST_REPLY_BYTES,
+    MAX_REPLY_BYTES,
     AgentAbsent,
+    AgentError,
     AgentRefused,
     Agents,
     AgentSilent,
-    AgentTrouble,
-    GuestLies,
+    InvalidReply,
     read_figures,
 )
 from tests.fakes.guest import UUID, FakeGuest, FakeLibvirtAgents, Request, Say, served
@@ -74,7 +74,7 @@ async def test_figures_are_read_and_ports_told(agents: Agents, guest: FakeGuest)
             assert await announce(agent, SHALL_KNOW) == ()
             figures = await read_figures(agent)
         assert (figures.connections, figures.established) == (12, 9)
-    assert json.loads(guest.files[FILE])["last_port"] == 20511
+    assert json.loads(guest.files[DEFAULT_PATH])["last_port"] == 20511
     assert guest.open_files == 0
 
 
@@ -101,7 +101,7 @@ async def test_how_long_libvirt_waits_is_put_back_after_each_visit(libvirt: Fake
         await agent.execute("guest-network-get-interfaces")
         assert libvirt.waits == [3]
     assert libvirt.waits == [3, None]
-    agents = LibvirtAgents(libvirt, insist=False)
+    agents = LibvirtAgents(libvirt, set_timeout=False)
     async with agents.visit(UUID) as agent:
         await agent.execute("guest-network-get-interfaces")
     assert libvirt.waits == [3, None]
@@ -142,12 +142,12 @@ async def test_leaving_waits_for_a_call_that_hangs_and_nobody_else_does(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"error": {}}', "[" * 9999, '{"return": ' + "9" * 999 + "}x", "x" * MOST_REPLY_BYTES * 2],
+    ["", "{", "[]", "null", '{"error": {}}', "[" * 9999, '{"return": ' + "9" * 999 + "}x", "x" * MAX_REPLY_BYTES * 2],
 )  # fmt: skip
 async def test_what_libvirt_passes_on_is_checked(libvirt: FakeLibvirtAgents, text: str) -> None:
     libvirt.text = text
     async with LibvirtAgents(libvirt).visit(UUID) as agent:
-        with pytest.raises(GuestLies):
+        with pytest.raises(InvalidReply):
             await agent.execute("guest-network-get-interfaces")
 
 
@@ -196,7 +196,7 @@ HOSTILE: dict[str, Say] = {
     "garbage": lambda _: b"\xff\xfe{}}}\n",
     "no JSON object": lambda _: b"[1, 2]\n",
     "deep": lambda _: b"[" * 100_000 + b"\n",
-    "endless line": lambda _: b"x" * (MOST_REPLY_BYTES * 3),
+    "endless line": lambda _: b"x" * (MAX_REPLY_BYTES * 3),
     "events": lambda _: b'{"event": "RESET", "timestamp": {"seconds": 1, "microseconds": 1}}\n' * 50_000,
     "strays": lambda _: b'{"return": 1, "id": "somebody else"}\n' * 50_000,
     "empty objects": lambda _: b"{}\n" * 100_000,
@@ -219,9 +219,9 @@ async def test_a_hostile_guest_is_left_in_peace(
         return HOSTILE[kind](request)
 
     async with served(directory / f"{UUID}.sock", guest, say), at_sockets(directory).visit(UUID) as agent:
-        with pytest.raises(AgentTrouble) as trouble:
+        with pytest.raises(AgentError) as trouble:
             await read_figures(agent)
-        assert isinstance(trouble.value, GuestLies if after_sync and kind != "hangs up" else AgentSilent)
+        assert isinstance(trouble.value, InvalidReply if after_sync and kind != "hangs up" else AgentSilent)
     await asyncio.sleep(0)
     assert caplog.text == "", "a guest that fills the host's log"
 
@@ -233,7 +233,7 @@ async def test_a_guest_that_talks_all_the_time_is_heard_for_a_few_messages(direc
             with pytest.raises(AgentSilent):
                 await agent.execute("guest-network-get-interfaces")
             client = agent._client
-        assert client is None or client._messages <= MOST_STRAYS + 3
+        assert client is None or client._received <= MAX_UNSOLICITED + 3
 
 
 async def test_answers_cut_off_or_changed_anywhere_end_in_trouble_or_figures(directory: Path, guest: FakeGuest) -> None:
@@ -252,7 +252,7 @@ async def test_answers_cut_off_or_changed_anywhere_end_in_trouble_or_figures(dir
     async with served(directory / f"{UUID}.sock", guest, say):
         for _ in range(150):
             async with at_sockets(directory, 0.05).visit(UUID) as agent:
-                with contextlib.suppress(AgentTrouble):
+                with contextlib.suppress(AgentError):
                     await read_figures(agent)
                     well += 1
     assert 0 < well < 150

@@ -7,8 +7,8 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from qga_agent import announcement
-from qga_agent.announcement import FILE, LENGTH, LOCAL_PORT_RANGE, Announcement
-from qga_agent.guest_agent import AgentSilent, GuestLies
+from qga_agent.announcement import DEFAULT_PATH, FILE_BYTES, LOCAL_PORT_RANGE, Announcement
+from qga_agent.guest_agent import AgentSilent, InvalidReply
 from tests.fakes.guest import FakeGuest
 
 SMALL = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20255))
@@ -23,7 +23,7 @@ def modes(guest: FakeGuest) -> list[str]:
 async def test_the_file_says_what_the_guest_has() -> None:
     guest = FakeGuest()
     assert await announcement.announce(guest, SMALL) == ()
-    assert json.loads(guest.files[FILE]) == {
+    assert json.loads(guest.files[DEFAULT_PATH]) == {
         "version": 1, "external_address": "203.0.113.1", "first_port": 20000, "last_port": 20255,
     }  # fmt: skip
     assert guest.files[LOCAL_PORT_RANGE] == b"32768\t60999\n"
@@ -41,42 +41,42 @@ async def test_what_the_guest_knows_is_not_written_again() -> None:
 async def test_after_a_resize_the_file_is_written_over_in_place_by_one_write() -> None:
     guest = FakeGuest()
     await announcement.announce(guest, SMALL)
-    before = guest.files[FILE]
+    before = guest.files[DEFAULT_PATH]
     guest.asked.clear()
     opened: list[bytes] = []
     genuine = guest._guest_file_open
 
     def watching(path: str, mode: str) -> int:
         handle = genuine(path, mode)
-        opened.append(guest.files[FILE])
+        opened.append(guest.files[DEFAULT_PATH])
         return handle
 
     guest._guest_file_open = watching  # type: ignore[method-assign]
     await announcement.announce(guest, LARGE)
     assert opened[:2] == [before, before], "opening it for writing emptied it"
     assert guest.asked.count("guest-file-write") == 2  # the file, the sysctl
-    assert guest.files[FILE] == announcement.content(LARGE)
+    assert guest.files[DEFAULT_PATH] == announcement.file_content(LARGE)
     assert guest.files[LOCAL_PORT_RANGE] == b"40000\t65535\n"
 
 
-@pytest.mark.parametrize("there", [b"", b"somebody else's", b"x" * LENGTH, b"y" * 5000])
+@pytest.mark.parametrize("there", [b"", b"somebody else's", b"x" * FILE_BYTES, b"y" * 5000])
 async def test_whatever_was_there_is_replaced_entirely(there: bytes) -> None:
     guest = FakeGuest()
-    guest.files[FILE] = there
+    guest.files[DEFAULT_PATH] = there
     assert await announcement.announce(guest, SMALL) == ()
-    assert guest.files[FILE] == announcement.content(SMALL)
+    assert guest.files[DEFAULT_PATH] == announcement.file_content(SMALL)
 
 
 def test_the_file_has_the_same_length_for_the_longest_and_the_shortest() -> None:
     shortest = Announcement(IPv4Address("1.1.1.1"), PortRange(1024, 1025))
     longest = Announcement(IPv4Address("203.113.113.113"), PortRange(10000, 65535))
-    assert {len(announcement.content(each)) for each in (shortest, longest)} == {LENGTH}
+    assert {len(announcement.file_content(each)) for each in (shortest, longest)} == {FILE_BYTES}
 
 
 async def test_where_no_file_is_wished_for_none_is_written() -> None:
     guest = FakeGuest()
     await announcement.announce(guest, SMALL, "")
-    assert FILE not in guest.files
+    assert DEFAULT_PATH not in guest.files
 
 
 async def test_a_range_the_kernel_of_the_guest_does_not_take_is_told() -> None:
@@ -84,7 +84,7 @@ async def test_a_range_the_kernel_of_the_guest_does_not_take_is_told() -> None:
     low = Announcement(SMALL.external, PortRange(900, 1000), local_port_range=True)
     (refusal,) = await announcement.announce(guest, low)
     assert "Invalid argument" in refusal
-    assert guest.files[FILE] == announcement.content(low)
+    assert guest.files[DEFAULT_PATH] == announcement.file_content(low)
 
 
 async def test_an_agent_that_may_not_open_files_refuses_in_words() -> None:
@@ -100,7 +100,7 @@ async def test_silence_and_lies_end_it() -> None:
         await announcement.announce(guest, SMALL)
     guest.frozen = False
     guest.override["guest-file-write"] = {"count": 10**9}
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         await announcement.announce(guest, SMALL)
 
 
@@ -109,4 +109,4 @@ async def test_silence_and_lies_end_it() -> None:
     [("yes", False, True), ("no", True, False), (" yes ", False, True), (None, True, True), ("perhaps", False, False)],
 )
 def test_the_vms_own_wish_is_nearer_than_the_hosts(said: str | None, default: bool, holds: bool) -> None:
-    assert announcement.wished(said, default=default) is holds
+    assert announcement.wants_local_port_range(said, default=default) is holds

@@ -16,24 +16,24 @@ from cpm.protocol.messages import GuestState
 from cpm.protocol.model import PortRange
 from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import (
-    MOST_FILE_BYTES,
+    MAX_FILE_BYTES,
     SNMP,
     SOCKSTAT,
     AgentRefused,
     AgentSilent,
     GuestFigures,
-    GuestLies,
+    InvalidReply,
     parse_interfaces,
     parse_snmp,
     parse_sockstat,
-    quoted,
+    printable_line,
     read_figures,
     read_file,
     write_file,
 )
 from qga_agent.samples import InterfaceCounters
-from qga_agent.visit_schedule import Guests
-from qga_agent.visitor import look
+from qga_agent.visit_schedule import VisitSchedule
+from qga_agent.visitor import visit_guest
 from tests.fakes.guest import INTERFACES, SNMP_TEXT, SOCKSTAT_TEXT, UUID, FakeGuest
 
 
@@ -83,7 +83,7 @@ async def test_a_guest_without_proc_is_no_liar() -> None:
 async def test_what_no_agent_says_is_a_lie(command: str, answer: object) -> None:
     guest = FakeGuest()
     guest.override[command] = answer
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         await read_figures(guest)
 
 
@@ -92,7 +92,7 @@ async def test_what_no_agent_says_is_a_lie(command: str, answer: object) -> None
 def test_counters_are_whole_numbers_of_64_bits(figure: str, value: object) -> None:
     reply = copy.deepcopy(INTERFACES)
     reply[1]["statistics"][figure] = value
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         parse_interfaces(reply)
 
 
@@ -104,7 +104,7 @@ def test_counters_are_whole_numbers_of_64_bits(figure: str, value: object) -> No
     ],
 )  # fmt: skip
 def test_a_sockstat_that_cannot_be(content: bytes) -> None:
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         parse_sockstat(content)
 
 
@@ -120,7 +120,7 @@ def test_a_sockstat_that_cannot_be(content: bytes) -> None:
     ],
 )
 def test_an_snmp_that_cannot_be(content: bytes) -> None:
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         parse_snmp(content)
 
 
@@ -131,8 +131,8 @@ def test_the_genuine_ones_are_read() -> None:
 
 async def test_a_file_that_is_too_long_is_not_read() -> None:
     guest = FakeGuest()
-    guest.files["/x"] = b"x" * MOST_FILE_BYTES
-    with pytest.raises(GuestLies, match="more than"):
+    guest.files["/x"] = b"x" * MAX_FILE_BYTES
+    with pytest.raises(InvalidReply, match="more than"):
         await read_file(guest, "/x")
     assert guest.open_files == 0
 
@@ -155,13 +155,13 @@ async def test_a_write_that_is_refused_at_the_flush_is_refused_and_the_file_clos
 async def test_a_write_that_was_taken_in_part_is_a_lie() -> None:
     guest = FakeGuest()
     guest.override["guest-file-write"] = {"count": 1, "eof": False}
-    with pytest.raises(GuestLies):
+    with pytest.raises(InvalidReply):
         await write_file(guest, "/x", b"more than one")
 
 
 def test_sayings_become_one_short_printable_line() -> None:
-    assert quoted("a\nb\x1b[2J\ud800") == "a b [2J"
-    assert len(quoted("x" * 10_000)) < 130
+    assert printable_line("a\nb\x1b[2J\ud800") == "a b [2J"
+    assert len(printable_line("x" * 10_000)) < 130
 
 
 # Whatever a guest answers
@@ -217,12 +217,12 @@ async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
     dice, answered, states = random.Random(7), 0, set()
     while answered < 10_000:
         guest = Liar(dice)
-        outcome = await look(guest, SHALL_KNOW, "/run/virt-ports.json")
+        outcome = await visit_guest(guest, SHALL_KNOW, "/run/virt-ports.json")
         answered += guest.answered
-        guests = Guests(10.0)
-        guests.running({UUID: SHALL_KNOW}, 0.0)
-        guests.take(5.0)
-        guests.found(UUID, outcome, 5.0)
+        guests = VisitSchedule(10.0)
+        guests.on_vms({UUID: SHALL_KNOW}, 0.0)
+        guests.start_due(5.0)
+        guests.on_result(UUID, outcome, 5.0)
         view = guests.views()[UUID]
         states.add(view.state)
         assert codec.encode(view)
@@ -235,5 +235,5 @@ async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
 @given(st.binary(max_size=200))
 def test_whatever_is_in_the_files_is_a_figure_or_a_lie(content: bytes) -> None:
     for parse, frame in ((parse_sockstat, b"TCP: inuse %b orphan"), (parse_snmp, SNMP_TEXT.replace(b" 9 ", b" %b "))):
-        with contextlib.suppress(GuestLies):
+        with contextlib.suppress(InvalidReply):
             assert 0 <= parse(frame % content) < 2**31

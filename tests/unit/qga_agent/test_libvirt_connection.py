@@ -18,7 +18,7 @@ from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent import libvirt_connection
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged
-from qga_agent.guest_agent import AgentAbsent, AgentRefused, AgentSilent, AgentTrouble
+from qga_agent.guest_agent import AgentAbsent, AgentError, AgentRefused, AgentSilent
 from qga_agent.libvirt_connection import LibvirtAgentChannel, LibvirtConnection, interface_counters
 from qga_agent.samples import InterfaceCounters
 
@@ -122,7 +122,7 @@ def test_a_libvirt_that_is_not_there_is_an_error_with_a_remedy(capfd: pytest.Cap
 
 
 def test_without_the_binding_natd_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    libvirt_connection._prepared.cache_clear()
+    libvirt_connection._load_binding.cache_clear()
     monkeypatch.setitem(sys.modules, "libvirt", None)
     with pytest.raises(Unreachable, match="no libvirt binding"):
         LibvirtConnection("qemu:///system", lambda _: None, lambda _: None)
@@ -158,7 +158,7 @@ class Refusing:
     ],
 )  # fmt: skip
 def test_what_libvirt_says_of_an_agent_is_understood(
-    monkeypatch: pytest.MonkeyPatch, code: int, message: str, takes_s: float, trouble: type[AgentTrouble]
+    monkeypatch: pytest.MonkeyPatch, code: int, message: str, takes_s: float, trouble: type[AgentError]
 ) -> None:
     domain = Refusing(code, message, takes_s)
     monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", domain.fail)
@@ -168,8 +168,8 @@ def test_what_libvirt_says_of_an_agent_is_understood(
 
 
 def test_a_driver_without_agents_says_so(connection: LibvirtConnection) -> None:
-    channel = connection.agent(DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"))
+    channel = connection.agent_channel(DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"))
     with pytest.raises(AgentAbsent):
-        channel.wait_at_most(1)
+        channel.set_response_timeout(1)
     with pytest.raises(AgentAbsent, match="no such VM"):
-        connection.agent(DomainUUID("11111111-1111-1111-1111-111111111111"))
+        connection.agent_channel(DomainUUID("11111111-1111-1111-1111-111111111111"))

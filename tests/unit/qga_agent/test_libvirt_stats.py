@@ -24,8 +24,8 @@ COUNTERS = InterfaceCounters(1, 2, 3, 4)
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt_stats, "_FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(libvirt_stats, "_LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(libvirt_stats, "_MIN_RETRY_S", 0.001)
+    monkeypatch.setattr(libvirt_stats, "_MAX_RETRY_S", 0.002)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ async def test_a_stuck_libvirtd_stops_nobody(libvirtd: FakeLibvirtd) -> None:
 async def test_a_connection_that_opens_too_late_is_closed_and_its_events_are_not_told(
     libvirtd: FakeLibvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libvirt_stats, "_OPEN_S", 0.01)
+    monkeypatch.setattr(libvirt_stats, "_OPEN_TIMEOUT_S", 0.01)
     libvirtd.answers.clear()
     monitor = LibvirtMonitor("fake:///", connect=libvirtd.open)
     running = asyncio.ensure_future(monitor.run())
@@ -168,7 +168,7 @@ async def test_an_agent_is_asked_by_the_callers_own_worker(libvirtd: FakeLibvirt
     agents = LibvirtAgents(monitor)
     async with agents.visit(UUID) as agent:
         if not monitor.is_connected:
-            with pytest.raises(AgentSilent, match="libvirt is away: not connected yet"):
+            with pytest.raises(AgentSilent, match="libvirt is unreachable: not connected yet"):
                 await agent.execute("guest-network-get-interfaces")
     assert await next_event(monitor) == ConnectionMade()
     async with agents.visit(UUID) as agent:

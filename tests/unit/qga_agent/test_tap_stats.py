@@ -4,7 +4,7 @@ import pytest
 
 from cpm.protocol.errors import Unreachable
 from qga_agent.samples import InterfaceCounters
-from qga_agent.tap_stats import LIBVIRT_LIMIT, Source, TapReader, chosen, read_taps
+from qga_agent.tap_stats import LIBVIRT_MAX_VMS, Source, TapReader, first_source, read_taps
 
 KNOWN = {"vnet0": InterfaceCounters(1, 2, 3, 4), "vnet9": InterfaceCounters(5, 6, 7, 8)}
 
@@ -26,14 +26,14 @@ async def untouched() -> dict[str, InterfaceCounters]:
 
 
 def test_a_configured_source_is_taken_whatever_the_number() -> None:
-    assert chosen(Source.LIBVIRT, 10_000) is Source.LIBVIRT
-    assert chosen(Source.PSUTIL, 1) is Source.PSUTIL
+    assert first_source(Source.LIBVIRT, 10_000) is Source.LIBVIRT
+    assert first_source(Source.PSUTIL, 1) is Source.PSUTIL
 
 
 def test_auto_asks_libvirt_up_to_the_limit() -> None:
-    assert chosen(Source.AUTO, 0) is Source.LIBVIRT
-    assert chosen(Source.AUTO, LIBVIRT_LIMIT) is Source.LIBVIRT
-    assert chosen(Source.AUTO, LIBVIRT_LIMIT + 1) is Source.PSUTIL
+    assert first_source(Source.AUTO, 0) is Source.LIBVIRT
+    assert first_source(Source.AUTO, LIBVIRT_MAX_VMS) is Source.LIBVIRT
+    assert first_source(Source.AUTO, LIBVIRT_MAX_VMS + 1) is Source.PSUTIL
 
 
 def test_an_interface_that_does_not_exist_is_left_out() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, PortRange
-from qga_agent.announcement import FILE, Announcement, content
+from qga_agent.announcement import DEFAULT_PATH, Announcement, file_content
 from qga_agent.guest_agent import AgentAbsent
-from qga_agent.visitor import Visitor, look
+from qga_agent.visitor import Visitor, visit_guest
 from tests.fakes.guest import UUID, FakeAgents, FakeGuest
 
 SMALL = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20255))
@@ -47,9 +47,9 @@ async def visiting_them(visitor: Visitor) -> AsyncIterator[None]:
             await running
 
 
-async def until(look: Callable[[], object]) -> None:
+async def until(visit_guest: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not look():
+        while not visit_guest():
             await asyncio.sleep(0.001)
 
 
@@ -62,19 +62,19 @@ async def test_a_guest_is_told_and_asked_and_told_again_when_its_ports_change(cl
     guest = FakeGuest()
     visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: guest}))
     async with visiting_them(visitor):
-        visitor.running({UUID: SMALL})
+        visitor.on_vms({UUID: SMALL})
         clock.now = 2.0
-        visitor.appeared(UUID)
+        visitor.on_agent_connected(UUID)
         await until(lambda: state(visitor, UUID))
-        assert guest.files[FILE] == content(SMALL)
-        visitor.running({UUID: LARGE})
+        assert guest.files[DEFAULT_PATH] == file_content(SMALL)
+        visitor.on_vms({UUID: LARGE})
         await until(lambda: visitor.views()[UUID].ports == LARGE.ports)
-        assert guest.files[FILE] == content(LARGE)
-        visitor.vanished(UUID)
+        assert guest.files[DEFAULT_PATH] == file_content(LARGE)
+        visitor.on_agent_disconnected(UUID)
         assert state(visitor, UUID) is GuestState.ABSENT
-        visitor.look_again()
+        visitor.on_agents_reachable()
         await until(lambda: state(visitor, UUID) is GuestState.ANSWERING)
-        visitor.running({})
+        visitor.on_vms({})
         assert visitor.views() == {}
 
 
@@ -85,10 +85,10 @@ async def test_guests_that_hang_delay_nobody(clock: Clock) -> None:
     agents = FakeAgents(guests)
     visitor = Visitor(10.0, clock, libvirt=agents)
     async with visiting_them(visitor):
-        visitor.running(dict.fromkeys(guests, SMALL))
+        visitor.on_vms(dict.fromkeys(guests, SMALL))
         clock.now = 2.0
         for domain in WELL:  # their agents said hello
-            visitor.appeared(domain)
+            visitor.on_agent_connected(domain)
         await until(lambda: len(agents.under_way) == 4)
         agents.thawed.set()
         await until(lambda: all(state(visitor, domain) for domain in guests))
@@ -97,7 +97,7 @@ async def test_guests_that_hang_delay_nobody(clock: Clock) -> None:
         for round_ in range(1, 6):
             agents.seen.clear()
             clock.now = 2.0 + 10.0 * round_
-            visitor.running(dict.fromkeys(guests, LARGE if round_ % 2 else SMALL))
+            visitor.on_vms(dict.fromkeys(guests, LARGE if round_ % 2 else SMALL))
             await until(lambda: set(agents.seen) >= set(WELL))
             assert len(agents.under_way) <= 4, "none but those that hang"
         assert agents.most <= 8
@@ -109,8 +109,8 @@ async def test_the_daemon_can_stop_while_guests_hang(clock: Clock) -> None:
     agents = FakeAgents({UUID: guest})
     visitor = Visitor(10.0, clock, libvirt=agents)
     async with visiting_them(visitor):
-        visitor.running({UUID: SMALL})
-        visitor.appeared(UUID)
+        visitor.on_vms({UUID: SMALL})
+        visitor.on_agent_connected(UUID)
         await until(lambda: agents.under_way)
 
 
@@ -123,12 +123,12 @@ async def test_a_socket_is_asked_first_where_there_is_one(clock: Clock) -> None:
     sockets, libvirt = Sockets({UUID: direct}), FakeAgents({UUID: FakeGuest(), WELL[0]: through})
     visitor = Visitor(10.0, clock, sockets=sockets, libvirt=libvirt)
     async with visiting_them(visitor):
-        visitor.running({UUID: SMALL, WELL[0]: LARGE})
-        visitor.look_again()
+        visitor.on_vms({UUID: SMALL, WELL[0]: LARGE})
+        visitor.on_agents_reachable()
         await until(lambda: len(visitor.views()) == 2)
     assert (sockets.seen, libvirt.seen) == ([UUID], [WELL[0]])
-    assert direct.files[FILE] == content(SMALL)
-    assert through.files[FILE] == content(LARGE)
+    assert direct.files[DEFAULT_PATH] == file_content(SMALL)
+    assert through.files[DEFAULT_PATH] == file_content(LARGE)
 
 
 async def test_an_agent_that_answers_too_slowly_is_given_up() -> None:
@@ -137,16 +137,16 @@ async def test_an_agent_that_answers_too_slowly_is_given_up() -> None:
             await asyncio.Event().wait()
             return None
 
-    outcome = await look(Slow(), SMALL, FILE, limit_s=0.01)
-    assert outcome.tried is None
-    assert "longer than" in (outcome.trouble.why if outcome.trouble else "")
+    outcome = await visit_guest(Slow(), SMALL, DEFAULT_PATH, timeout_s=0.01)
+    assert outcome.announced is None
+    assert "longer than" in (outcome.error.reason if outcome.error else "")
 
 
 async def test_what_was_told_before_the_trouble_was_told() -> None:
     guest = FakeGuest()
     guest.interfaces = "eth0"
-    outcome = await look(guest, SMALL, FILE)
-    assert outcome.tried == SMALL
+    outcome = await visit_guest(guest, SMALL, DEFAULT_PATH)
+    assert outcome.announced == SMALL
     assert outcome.figures is None
 
 
@@ -159,8 +159,8 @@ async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pyte
     absent.trouble = AgentAbsent("no channel")
     visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: Buggy(), WELL[0]: absent}))
     async with visiting_them(visitor):
-        visitor.running({UUID: SMALL, WELL[0]: SMALL})
-        visitor.look_again()
+        visitor.on_vms({UUID: SMALL, WELL[0]: SMALL})
+        visitor.on_agents_reachable()
         await until(lambda: len(visitor.views()) == 2)
     assert state(visitor, UUID) is GuestState.SILENT
     assert state(visitor, WELL[0]) is GuestState.ABSENT
