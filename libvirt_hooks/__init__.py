@@ -1,1 +1,1 @@
-"""libvirt hooks: short-lived, started and awaited by libvirt; standard library only."""
+"""The libvirt hook: a short program that libvirt starts and waits for. Standard library only."""

@@ -1,8 +1,8 @@
 """
-The facts we need from libvirt's domain XML (https://libvirt.org/formatdomain.html), and nothing else.
+Parses the few facts we need out of libvirt's domain XML (https://libvirt.org/formatdomain.html).
 
-The XML comes from libvirt, through the hook, but is read as if it came from anybody: no document type and hence no
-entities, bounded in size and in elements. Standard library only, like the whole package. Used by natd.
+The XML comes from libvirt, through the hook, but is treated as untrusted: a document type (and so entities) is
+rejected, and size and number of elements are bounded. Standard library only, like the whole package. Used by natd.
 """
 
 from __future__ import annotations
@@ -11,31 +11,34 @@ import dataclasses
 import itertools
 import re
 from typing import ClassVar
-from xml.etree import ElementTree as ET  # what makes it unsafe is refused here: see _Builder and check_parser
+from xml.etree import ElementTree as ET  # made safe by _Builder and check_parser
 from xml.parsers import expat
 
 MAX_XML = 4 * 1024 * 1024
-"""Bytes; libvirt's own are a few thousand."""
+"""Bytes; real ones have a few thousand."""
 MAX_ELEMENTS = 50_000
 MAX_TEXT = 4096
-"""Characters of any fact."""
+"""Characters of one fact."""
 
 SAFE_EXPAT = (2, 4, 1)
-"""The first expat that bounds what entities grow to (CVE-2013-0340)."""
+"""The first expat that bounds entity expansion (CVE-2013-0340)."""
 
 METADATA_NAMESPACE = "urn:virt-ports:1"
-"""Of our element in ``<metadata>``: ``virsh metadata VM urn:virt-ports:1 --key vp --set '<ports floor="256"/>'``."""
+"""
+Namespace of our element in ``<metadata>``, as written by
+``virsh metadata VM urn:virt-ports:1 --key vp --set '<ports floor="256"/>'``.
+"""
 MAX_METADATA = 16
-"""Attributes of it that are looked at."""
+"""Attributes of that element that are read; more are ignored."""
 MAX_METADATA_TEXT = 128
-"""Characters of one."""
+"""Characters of one attribute; longer values are cut."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class DomainXMLError(ValueError):
-    """The XML is not that of a domain, or is not safe to read; the text says what is wrong with it."""
+    """The XML is not that of a domain, or is not safe to parse; the text says why."""
 
     code: ClassVar[str] = "domain-xml"
 
@@ -47,36 +50,36 @@ class Interface:
     type: str
     """``network``, ``bridge``, ``ethernet``, ``direct``, ``user`` …"""
     source: str | None
-    """The bridge where libvirt names it (it resolves networks to bridges at ``start``), else the network."""
+    """The bridge if the XML names one (libvirt resolves networks to bridges at ``start``), else the network."""
     mac: str | None
-    """Lower case with colons. The guest can send from another."""
+    """Lower case with colons. The guest may send from others."""
     target: str | None
-    """Name of the tap on the host; None before ``start``, and for kinds that have none."""
+    """Name of the tap on the host; None before ``start``, and for types that have none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DomainFacts:
-    """What a domain's XML says about it."""
+    """The facts of one domain."""
 
     uuid: str
     """Lower case with dashes."""
     name: str
     id: int | None
-    """libvirt's number for a running domain; None while it does not run, and in some hook calls."""
+    """libvirt's ID of a running domain; None while it does not run, and in some hook calls."""
     type: str
     """``kvm``, ``qemu`` …"""
     interfaces: tuple[Interface, ...]
     """In the order of the XML."""
     ports_metadata: tuple[tuple[str, str], ...] = ()
-    """Attributes of our element in ``<metadata>`` and their values, as they were written."""
+    """Names and values of the attributes of our element in ``<metadata>``, unparsed."""
 
 
 def parse(xml: bytes) -> DomainFacts:
     """
-    Read a domain's XML; elements nobody asked for are passed over.
+    Parse a domain's XML; unknown elements are ignored.
 
-    :raise DomainXMLError: When it is not well-formed, has a document type, is too large, is no ``<domain>``, or lacks
-        a type, a name, or a UUID in libvirt's form.
+    :raise DomainXMLError: When it is not well-formed, has a document type, is too large, is not a ``<domain>``, or
+        lacks a type, a name, or a UUID in libvirt's form.
     """
     if len(xml) > MAX_XML:
         raise DomainXMLError(f"the domain XML is longer than {MAX_XML} bytes")
@@ -95,7 +98,7 @@ def parse(xml: bytes) -> DomainFacts:
 
 def check_parser() -> None:
     """
-    Make sure that Python's XML parser bounds entities; natd calls this once at start.
+    Ensure that Python's XML parser bounds entity expansion; natd calls this once at start.
 
     :raise DomainXMLError: When expat is older than :data:`SAFE_EXPAT`.
     """
@@ -105,7 +108,7 @@ def check_parser() -> None:
 
 
 class _Builder(ET.TreeBuilder):
-    """Builds the tree, but refuses what libvirt never writes and only an attack would need."""
+    """Builds the tree and rejects what libvirt never writes: a document type, very many elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ def _tree(xml: bytes) -> ET.Element:
         root: ET.Element = parser.close()
     except DomainXMLError:
         raise
-    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: encodings that do not exist or fit
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two: unknown or unsuitable encodings
         raise DomainXMLError(f"the domain XML is not well-formed: {error}") from None
     return root
 
@@ -166,13 +169,13 @@ def _interface(element: ET.Element) -> Interface:
 
 
 def _ports_metadata(root: ET.Element) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of our metadata element; libvirt keeps one element a namespace."""
+    """Return the attributes of our metadata element; libvirt keeps one element per namespace."""
     element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}ports")
-    given = element.attrib.items() if element is not None else ()
-    # Those with a namespace of their own are somebody else's.
+    attributes = element.attrib.items() if element is not None else ()
+    # Attributes in a namespace of their own are not ours.
     return tuple(
         (name, value[:MAX_METADATA_TEXT])
-        for name, value in itertools.islice(given, MAX_METADATA)
+        for name, value in itertools.islice(attributes, MAX_METADATA)
         if "{" not in name and len(name) <= MAX_METADATA_TEXT
     )
 

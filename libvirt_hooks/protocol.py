@@ -1,27 +1,28 @@
 r"""
-What the hook and natd say to each other; here is the format, and natd's side of it without any I/O.
+The protocol between the hook and natd: its format, and natd's side of it without I/O.
 
-The hook connects to natd's unix stream socket, sends one request, reads one answer, and both close. A request is a
-header line and three runs of raw bytes whose lengths the header gives, so nothing inside them can be misread::
+The hook connects to natd's unix stream socket, sends one request and reads one answer; then both close. A request is a
+header line and three byte strings whose lengths the header gives, so nothing inside them needs escaping::
 
     qemu 1 OPERATION SUBOPERATION NAME_LENGTH EXTRA_LENGTH XML_LENGTH\n
-    NAME EXTRA XML                                  (without anything between them or after)
+    NAME EXTRA XML                                  (no separators, nothing after)
 
 - ``qemu`` is the kind of libvirt hook and ``1`` the version of the format.
 - OPERATION is one of :class:`HookOperation`; SUBOPERATION 1 to 16 letters, or ``-`` when libvirt's was anything else.
-- NAME is the VM's name, at most 4,096 bytes; EXTRA libvirt's fourth argument, likewise: ``-``, or at ``release``, from
+- NAME is the VM's name, at most 4,096 bytes; so is EXTRA, libvirt's fourth argument: ``-``, or at ``release``, from
   libvirt 10.5 on, why the VM stopped. Both may hold any bytes.
-- XML is the domain XML as libvirt gave it, at most 4 MiB.
+- XML is the domain XML as libvirt passed it, at most 4 MiB.
 
-The answer is one line of UTF-8, at most 4,096 bytes with its end::
+The answer is one line of UTF-8, at most 4,096 bytes including its newline::
 
     ok TEXT\n
     error CODE TEXT\n
 
-CODE is ``refuse`` when libvirt shall refuse the VM because the operator wants it so, otherwise what went wrong; TEXT
-is for people and may be empty. The hook ignores what follows the line. natd may answer before it has read everything.
+CODE is ``refuse`` when libvirt shall refuse the VM because the operator configured that, otherwise it names the error;
+TEXT is for people and may be empty. The hook ignores whatever follows the line. natd may answer before it has read the
+whole request.
 
-Used by natd. The hook itself (:mod:`libvirt_hooks.qemu`) builds and reads these lines without importing this module.
+Used by natd. The hook itself (:mod:`libvirt_hooks.qemu`) implements its side without importing this module.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ MAX_NAME = 4096
 MAX_XML = 4 * 1024 * 1024
 """Bytes of domain XML."""
 MAX_HEADER = 128
-"""Bytes of the header line with its end; the longest valid one is shorter."""
+"""Bytes of the header line including its newline; the longest valid one is shorter."""
 MAX_ANSWER = 4096
-"""Bytes of the answer with its end."""
+"""Bytes of the answer including its newline."""
 MAX_REQUEST = MAX_HEADER + 2 * MAX_NAME + MAX_XML
-"""No request is longer, in bytes."""
+"""Upper bound for the bytes of a request."""
 
 _HEADER = re.compile(
     rb"qemu (?P<version>[1-9][0-9]{0,5}) (?P<operation>[a-z]{1,16}) (?P<suboperation>[A-Za-z]{1,16}|-)"
@@ -49,12 +50,12 @@ _HEADER = re.compile(
 
 
 class HookOperation(enum.StrEnum):
-    """What libvirt is doing (https://libvirt.org/hooks.html), in the order of a VM's life."""
+    """libvirt's operations (https://libvirt.org/hooks.html), in the order of a VM's life."""
 
     MIGRATE = "migrate"
     """A VM is about to arrive from another host."""
     RESTORE = "restore"
-    """A saved VM is about to come back."""
+    """A saved VM is about to be restored."""
     PREPARE = "prepare"
     """A VM is about to start; it has no taps yet."""
     START = "start"
@@ -62,17 +63,17 @@ class HookOperation(enum.StrEnum):
     STARTED = "started"
     """QEMU exists; the guest has not executed anything."""
     ATTACH = "attach"
-    """libvirt took over a QEMU that somebody else started."""
+    """libvirt took over a QEMU process that it had not started."""
     RECONNECT = "reconnect"
-    """libvirtd came back and found the VM running."""
+    """libvirtd was restarted and found the VM running."""
     STOPPED = "stopped"
-    """QEMU is gone; the taps are about to go. Also after a start that failed, and at the source of a migration."""
+    """QEMU has exited, the taps are about to go. Also after a failed start, and at the source of a migration."""
     RELEASE = "release"
-    """Everything of the VM is gone. As often as STOPPED."""
+    """Everything of the VM is removed. Follows each STOPPED."""
 
 
 class HookProtocolError(ValueError):
-    """What came is no request; the text says what is wrong with it. Nothing after it can be understood."""
+    """The data is not a request; the text says why. Nothing after it can be parsed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,16 +82,16 @@ class HookRequest:
 
     operation: HookOperation
     suboperation: str
-    """``begin`` or ``end``; ``-`` when libvirt gave anything else."""
+    """``begin`` or ``end``; ``-`` when libvirt passed anything else."""
     name: str
-    """The VM's name; bytes that are no UTF-8 are kept as surrogates (PEP 383)."""
+    """The VM's name; bytes that are not UTF-8 are kept as surrogates (PEP 383)."""
     extra: str
-    """libvirt's fourth argument, treated likewise."""
+    """libvirt's fourth argument, decoded likewise."""
     xml: bytes
-    """The domain XML as it came: parse it with :func:`libvirt_hooks.domain_xml.parse`."""
+    """The domain XML, unparsed; see :func:`libvirt_hooks.domain_xml.parse`."""
 
     def encode(self) -> bytes:
-        """The request on the wire; what comes from :func:`parse_request` encodes to what was parsed."""
+        """Return the bytes of the request; the inverse of :func:`parse_request`."""
         name, extra = _to_bytes(self.name), _to_bytes(self.extra)
         header = f"qemu {VERSION} {self.operation} {self.suboperation} {len(name)} {len(extra)} {len(self.xml)}\n"
         return header.encode() + name + extra + self.xml
@@ -98,10 +99,10 @@ class HookRequest:
 
 def parse_request(data: bytes) -> HookRequest | None:
     """
-    Read one request out of all bytes received so far.
+    Parse one request from all bytes received so far.
 
     :return: The request, or None when more bytes are needed.
-    :raise HookProtocolError: When no further bytes can make it a request, or there are more than its header says.
+    :raise HookProtocolError: When the data cannot become a request, or is longer than its header says.
     """
     parser = RequestParser()
     return parser.feed(data)
@@ -109,9 +110,9 @@ def parse_request(data: bytes) -> HookRequest | None:
 
 class RequestParser:
     """
-    Reads one request from the pieces in which it arrives; holds at most :data:`MAX_REQUEST` bytes and one piece.
+    Parses one request that arrives in pieces; buffers at most :data:`MAX_REQUEST` bytes and one piece.
 
-    After :meth:`feed` raised, the connection is of no use: answer :func:`error_answer` and close it.
+    After :meth:`feed` raised, answer with :func:`error_answer` and close the connection.
     """
 
     def __init__(self) -> None:
@@ -120,10 +121,10 @@ class RequestParser:
 
     def feed(self, data: bytes) -> HookRequest | None:
         """
-        Take the next bytes.
+        Parse the next bytes.
 
-        :return: The request as soon as it is complete, or None when more bytes are needed.
-        :raise HookProtocolError: When what came so far can never be a request, or goes on after its end.
+        :return: The request once it is complete, or None when more bytes are needed.
+        :raise HookProtocolError: When the bytes so far cannot become a request, or continue after its end.
         """
         self._data += data
         if self._header is None:
@@ -137,17 +138,17 @@ class RequestParser:
 
 
 def ok_answer(text: str = "") -> bytes:
-    """The answer for "all is well"; line breaks in the text become blanks, and it is cut to fit."""
+    """Return the answer to a request that succeeded; line breaks in the text become spaces, and it is cut to fit."""
     return _line(f"ok {text}")
 
 
 def error_answer(code: str, text: str) -> bytes:
     """
-    The answer for "that did not work".
+    Return the answer to a request that failed.
 
-    :param code: One word for programs; ``refuse`` makes libvirt refuse the VM where that hurts nothing.
-    :param text: A sentence for people; line breaks become blanks, and it is cut to fit.
-    :raise ValueError: When the code is no single word.
+    :param code: One word for programs; ``refuse`` makes libvirt refuse the VM at the operations where that is harmless.
+    :param text: A sentence for people; line breaks become spaces, and it is cut to fit.
+    :raise ValueError: When the code is not a single word.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,63}", code):
         raise ValueError(f"not a code: {code!r}; use lower case letters, digits and dashes")

@@ -4,28 +4,29 @@ case ${2-} in
     prepare|start|started|stopped|release|reconnect|migrate|restore|attach) ;;
     *) exit 0 ;;
 esac
-# Not exec: where Python cannot even start (missing, half upgraded, no memory) libvirt would see its exit code, refuse
-# the VM and, under reconnect, kill a running one. So 77, which only our own code below gives, is the one that refuses.
+# Not exec: if Python failed to start (missing, half upgraded, out of memory), libvirt would see its exit status, refuse
+# the VM and, under reconnect, kill a running one. So only status 77, which only the code below returns, is a refusal.
 /usr/bin/python3 -IS "$0" "$@" >/dev/null
 [ $? -eq 77 ] && exit 1
 exit 0
 
-The libvirt hook: tells natd what libvirt is about to do with a VM and turns natd's answer into an exit code.
+The libvirt hook: tells natd what libvirt is about to do with a VM and turns natd's answer into an exit status.
 
-The shell runs the lines above and stops there; Python takes them for the head of this string and starts below it.
+This file is both a shell script and a Python program. The shell runs the lines above and exits; to Python they are the
+beginning of this string.
 
-libvirt starts this file as ``virt-ports NAME OPERATION SUBOPERATION EXTRA`` with the domain XML on stdin and waits for
-it (https://libvirt.org/hooks.html). Hence a deadline over everything it does, and no VM fails unless the operator asked
-for that. The file is installed as it is, as /etc/libvirt/hooks/qemu.d/virt-ports. It needs /bin/sh and
-/usr/bin/python3 (3.9 or later) and imports only what is compiled into the interpreter: one module read from disk
-would cost as much as all it does. What it says to natd is written down in libvirt_hooks/protocol.py.
+libvirt runs this file as ``virt-ports NAME OPERATION SUBOPERATION EXTRA`` with the domain XML on stdin and waits for it
+to exit (https://libvirt.org/hooks.html). Hence one deadline covers the whole run, and a failure of the hook fails no VM
+unless the operator configured that. The file is installed unchanged as /etc/libvirt/hooks/qemu.d/virt-ports. It needs
+/bin/sh and /usr/bin/python3 (3.9 or later) and imports only modules that are compiled into the interpreter: importing a
+single module from disk would cost as much time as all the rest. libvirt_hooks/protocol.py specifies the protocol.
 
-Settings are in /etc/virt-ports/hook.conf (or the file named in $VIRT_PORTS_HOOK_CONF), one ``key=value`` a line, ``#``
-begins a comment; a value that makes no sense is reported and its default used:
+Settings are in /etc/virt-ports/hook.conf (or the file named in $VIRT_PORTS_HOOK_CONF), one ``key=value`` a line; ``#``
+begins a comment. An invalid value is reported and the default used:
 
-- ``socket=/run/virt-ports/natd.sock``: where natd listens.
+- ``socket=/run/virt-ports/natd.sock``: natd's socket.
 - ``deadline=2``: seconds for the whole run, above 0 and up to 60.
-- ``on-failure=start``: or ``refuse``: what happens to a VM when natd cannot be asked.
+- ``on-failure=start``: or ``refuse``: what happens to a VM when natd does not answer.
 """  # noqa: D213
 
 import _socket
@@ -36,11 +37,11 @@ import sys
 import time
 
 REFUSED = 77
-"""Exit status of the Python part for "libvirt shall refuse this"; the shell part makes it 1."""
+"""Exit status of the Python part when libvirt shall refuse the VM; the shell part turns it into 1."""
 
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
 REFUSABLE = ("prepare", "start", "started", "migrate")
-"""Where a refusal hurts nothing that runs. Under reconnect it would kill the VM."""
+"""Operations at which a refusal affects no running VM. Under reconnect it would kill the VM."""
 
 MAX_NAME = 4096
 MAX_XML = 4 * 1024 * 1024
@@ -50,22 +51,22 @@ MAX_CONF = 65536
 CONF = b"/etc/virt-ports/hook.conf"
 SYSLOG = "/dev/log"
 ERROR, WARNING = 3, 4
-"""Priorities of syslog."""
+"""syslog priorities."""
 
 
 class Failure(Exception):
-    """natd could not be asked, or gave no answer that can be used; the text goes into a sentence."""
+    """natd gave no usable answer; the text is a clause of the sentence that is logged."""
 
 
 class Config:
-    """Settings; the class attributes are the defaults."""
+    """The settings; class attributes are the defaults."""
 
     socket = "/run/virt-ports/natd.sock"
     deadline = 2.0
     refuse = False
 
     def set(self, key: str, value: str) -> str:
-        """Take one setting; the answer is what is wrong with it, empty when nothing is."""
+        """Set one setting. :return: Why it is invalid; empty when it is valid."""
         if key == "socket":
             if not value.startswith("/"):
                 return "socket must be an absolute path"
@@ -91,8 +92,8 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _read_start(path: bytes) -> bytes:
-    # O_NONBLOCK: a FIFO in the file's place must not hang us.
+def _read_head(path: bytes) -> bytes:
+    # O_NONBLOCK: the hook must not hang when the path is a FIFO.
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     try:
         return posix.read(fd, MAX_CONF)
@@ -101,10 +102,10 @@ def _read_start(path: bytes) -> bytes:
 
 
 def read_config(path: bytes) -> tuple[Config, list[str]]:
-    """Read the settings and what is wrong with them; no file at all is fine."""
+    """Read the settings. :return: Them, and a complaint for each invalid line; no complaint when there is no file."""
     config = Config()
     try:
-        text = _read_start(path).decode("utf-8", "replace")
+        text = _read_head(path).decode("utf-8", "replace")
     except FileNotFoundError:
         return config, []
     except (OSError, ValueError) as error:
@@ -114,27 +115,27 @@ def read_config(path: bytes) -> tuple[Config, list[str]]:
         setting = line.partition("#")[0].strip()
         if setting:
             key, _, value = setting.partition("=")
-            wrong = config.set(key.strip(), value.strip())
-            if wrong:
-                complaints.append(f"hook.conf line {number} is ignored: {wrong}")
+            problem = config.set(key.strip(), value.strip())
+            if problem:
+                complaints.append(f"hook.conf line {number} is ignored: {problem}")
     return config, complaints
 
 
-def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
+def _remaining(end: float) -> float:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise Failure("the deadline passed")
-    return left
+    return remaining
 
 
 def read_stdin(fd: int, end: float) -> bytes:
-    """Read all there is; Failure when that takes too long or is too much."""
+    """Read stdin to its end. :raise Failure: When the deadline passes, or there is more than MAX_XML."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     chunks: list[bytes] = []
     size = 0
     while True:
-        if not poll.poll(_left(end) * 1000 + 1):
+        if not poll.poll(_remaining(end) * 1000 + 1):
             raise Failure("the deadline passed before libvirt had sent the domain XML")
         chunk = posix.read(fd, 65536)
         if not chunk:
@@ -146,7 +147,7 @@ def read_stdin(fd: int, end: float) -> bytes:
 
 
 def build_request(argv: list[str], xml: bytes) -> bytes:
-    """Write the request down as libvirt_hooks/protocol.py says; Failure when an argument is too long."""
+    """Encode the request as libvirt_hooks/protocol.py specifies. :raise Failure: When an argument is too long."""
     name, operation, suboperation, extra = [*argv[1:5], "", ""][:4]
     encoding = sys.getfilesystemencoding()
     raw_name, raw_extra = name.encode(encoding, "surrogateescape"), extra.encode(encoding, "surrogateescape")
@@ -159,37 +160,37 @@ def build_request(argv: list[str], xml: bytes) -> bytes:
 
 
 def _connect(sock: _socket.socket, path: str, end: float) -> None:
-    # A blocking connect with a time limit in the kernel waits while natd's backlog is full (a hundred VMs starting at
-    # once). With Python's own time-out the socket would not block, and the connect fail at once with EAGAIN.
-    limit = divmod(int(_left(end) * 1e6) + 1, 1000000)
-    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _struct.pack("ll", *limit))
+    # While natd's backlog is full (a hundred VMs starting at once), a blocking connect with SO_SNDTIMEO waits. Python's
+    # own timeout makes the socket non-blocking, and connect would fail at once with EAGAIN.
+    timeout = divmod(int(_remaining(end) * 1e6) + 1, 1000000)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _struct.pack("ll", *timeout))
     sock.connect(path)
 
 
-def _talk(sock: _socket.socket, request: bytes, end: float) -> bytes:
-    sock.settimeout(_left(end))
+def _exchange(sock: _socket.socket, request: bytes, end: float) -> bytes:
+    sock.settimeout(_remaining(end))
     try:  # noqa: SIM105 - contextlib is not compiled into the interpreter
         sock.sendall(request)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # natd had enough before the end; it may have said why
+        pass  # natd stopped reading early; its answer may say why
     answer = b""
     while b"\n" not in answer:
-        sock.settimeout(_left(end))
+        sock.settimeout(_remaining(end))
         chunk = sock.recv(MAX_ANSWER)
         if not chunk:
-            raise Failure("natd broke off before the end of its answer")
+            raise Failure("natd closed the connection before the end of its answer")
         answer += chunk
         if len(answer) > MAX_ANSWER:
             raise Failure("natd's answer is too long")
     return answer
 
 
-def ask(path: str, request: bytes, end: float) -> str:
-    """Send the request to natd; the answer is its line. Failure or OSError when there is none."""
+def ask_natd(path: str, request: bytes, end: float) -> str:
+    """Send the request to natd. :return: Its answer, one line. :raise Failure, OSError: When there is none."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         _connect(sock, path, end)
-        answer = _talk(sock, request, end)
+        answer = _exchange(sock, request, end)
     except (BlockingIOError, TimeoutError, _socket.timeout):
         raise Failure("no answer before the deadline") from None
     finally:
@@ -197,13 +198,13 @@ def ask(path: str, request: bytes, end: float) -> str:
     return answer.partition(b"\n")[0].decode("utf-8", "replace")
 
 
-def verdict(answer: str) -> str:
-    """Read natd's line; the answer is why to refuse, empty when all is well. Failure when it is anything else."""
+def refusal_reason(answer: str) -> str:
+    """Parse natd's answer. :return: Why to refuse; empty: do not. :raise Failure: When it is any other error."""
     kind, _, rest = answer.partition(" ")
     if kind == "ok":
         return ""
     if kind != "error":
-        raise Failure("natd's answer makes no sense")
+        raise Failure("natd's answer is malformed")
     code, _, text = rest.partition(" ")
     if code != "refuse":
         raise Failure(f"natd answered {code or 'error'}: {text}")
@@ -211,24 +212,24 @@ def verdict(answer: str) -> str:
 
 
 def printable(text: str, limit: int) -> str:
-    """Make anything fit for one line of a log."""
+    """Return text cut to ``limit`` characters, with a question mark for each unprintable one."""
     return "".join(char if char.isprintable() else "?" for char in text[:limit])
 
 
 def report(priority: int, sentence: str) -> None:
-    """Say it on stderr, which libvirt shows to the user where a start fails, and in the system's log."""
+    """Write a sentence to stderr, which libvirt shows to the user when a start fails, and to syslog."""
     line = printable(sentence, 800).encode("utf-8", "replace")
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     try:
-        if poll.poll(0):  # else it is a pipe that nobody reads, and the write would hang
+        if poll.poll(0):  # else it is a full pipe, and the write would block
             posix.write(2, b"virt-ports: " + line + b"\n")
     except OSError:
         pass
     log = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
     log.settimeout(0)
     try:
-        # RFC 3164 without its date, which journald and rsyslog fill in; 24 is the facility "daemon".
+        # RFC 3164 without the date, which journald and rsyslog add; 24 is the facility "daemon".
         log.sendto(b"<%d>virt-ports-hook[%d]: %s" % (24 + priority, posix.getpid(), line), SYSLOG)
     except OSError:
         pass
@@ -237,32 +238,32 @@ def report(priority: int, sentence: str) -> None:
 
 
 def run(argv: list[str], config: Config, stdin: int, end: float) -> int:
-    """Ask natd and decide; REFUSED or 0."""
+    """Ask natd. :return: REFUSED or 0."""
     operation = argv[2]
-    who = f"VM {printable(argv[1], 64)}, {operation}: "
+    prefix = f"VM {printable(argv[1], 64)}, {operation}: "
     refusable = operation in REFUSABLE
     try:
-        refusal = verdict(ask(config.socket, build_request(argv, read_stdin(stdin, end)), end))
+        refusal = refusal_reason(ask_natd(config.socket, build_request(argv, read_stdin(stdin, end)), end))
     except (Failure, OSError) as error:
-        why = f"{who}cannot ask natd at {config.socket}: {getattr(error, 'strerror', None) or error}; "
+        sentence = f"{prefix}cannot ask natd at {config.socket}: {getattr(error, 'strerror', None) or error}; "
         if config.refuse and refusable:
-            report(ERROR, why + "refused, since hook.conf says on-failure=refuse (see systemctl status natd)")
+            report(ERROR, sentence + "refused because of on-failure=refuse in hook.conf (see systemctl status natd)")
             return REFUSED
-        report(WARNING, why + "libvirt goes on, natd mends it later (see systemctl status natd)")
+        report(WARNING, sentence + "libvirt goes on, natd catches up later (see systemctl status natd)")
         return 0
     if refusal:
-        report(ERROR if refusable else WARNING, who + refusal)
+        report(ERROR if refusable else WARNING, prefix + refusal)
     return REFUSED if refusal and refusable else 0
 
 
 def main(argv: list[str], environ: dict[bytes, bytes], stdin: int = 0) -> int:
     """
-    Do the whole work of one hook call; prints nothing on stdout.
+    Handle one call of the hook; prints nothing to stdout and raises nothing, whatever the input.
 
-    :param argv: Program, then NAME OPERATION SUBOPERATION EXTRA as libvirt gives them; any garbage.
+    :param argv: Program, then NAME OPERATION SUBOPERATION EXTRA as libvirt passes them.
     :param environ: The environment, in bytes.
     :param stdin: File descriptor of the domain XML.
-    :return: :data:`REFUSED` when libvirt shall refuse, otherwise 0. Nothing is raised, whatever comes in.
+    :return: :data:`REFUSED` when libvirt shall refuse the VM, otherwise 0.
     """
     if len(argv) < 3 or argv[2] not in OPERATIONS:
         return 0
@@ -272,11 +273,11 @@ def main(argv: list[str], environ: dict[bytes, bytes], stdin: int = 0) -> int:
         for complaint in complaints:
             report(WARNING, complaint)
         return run(argv, config, stdin, start + config.deadline)
-    except Exception as error:  # a mistake of ours must not cost anybody a VM
-        report(ERROR, f"a mistake in the hook itself, please report it: {error!r}")
+    except Exception as error:  # a bug in the hook must not fail a VM
+        report(ERROR, f"bug in the hook, please report it: {error!r}")
         return 0
 
 
 if __name__ == "__main__":
-    # Not sys.exit: taking the interpreter down in good order costs a millisecond and changes nothing.
+    # Not sys.exit: finalizing the interpreter takes a millisecond and has no effect here.
     posix._exit(main(sys.argv, posix.environ))  # noqa: SLF001

@@ -264,7 +264,7 @@ class TestGarbage:
         for line in err.splitlines():
             assert line.startswith("virt-ports: VM ")
             assert line.isprintable()
-            assert "mistake in the hook" not in line
+            assert "bug in the hook" not in line
 
     def test_three_hundred_processes(self, hook: Hook, natd: FakeNatd) -> None:
         natd.answer = Answer.PARSE
@@ -274,7 +274,7 @@ class TestGarbage:
             outcome = hook.run(arguments, samples.stdin(rng))
             assert (outcome.code, outcome.stdout) == (0, b""), f"process {number}"
             assert b"Traceback" not in outcome.stderr
-            assert b"mistake in the hook" not in outcome.stderr
+            assert b"bug in the hook" not in outcome.stderr
         assert natd.errors == []
         assert len(natd.requests) > 50
 
