@@ -1,8 +1,8 @@
 """
-A guest with a QEMU guest agent, as both adapters meet it: behind libvirt's channel, and behind a unix socket.
+A guest with a QEMU guest agent, as both adapters reach it: behind libvirt's channel, and behind a unix socket.
 
-:meth:`FakeGuest.answer` is the agent; what it does was taken from qemu-ga 7.2. What a test can do to a guest is an
-attribute each.
+:meth:`FakeGuest.answer` is the agent. It behaves as qemu-ga 7.2 does (tests/fakes/conformance/guest_agent.py). What a
+test can do to a guest is an attribute each.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cpm.protocol.model import DomainUUID
+from qga_agent.announcement import LOCAL_PORT_RANGE
 from qga_agent.guest_agent import SNMP, SOCKSTAT, Agent, AgentAbsent, AgentError, AgentRefused, AgentSilent
 from qga_agent.worker import Worker
 
 UUID = DomainUUID("11111111-1111-1111-1111-111111111111")
-LOCAL_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 SOCKSTAT_TEXT = b"""\
 sockets: used 77
 TCP: inuse 12 orphan 0 tw 3 alloc 14 mem 1
@@ -54,6 +55,15 @@ INTERFACES: list[Any] = [
 ]  # fmt: skip
 
 
+@dataclasses.dataclass
+class _Handle:
+    """An open file of the guest."""
+
+    path: str
+    at: int = 0
+    buffer: bytes = b""
+
+
 class FakeGuest:
     """A guest that is well unless a test says otherwise."""
 
@@ -65,13 +75,16 @@ class FakeGuest:
         }
         self.interfaces: object = INTERFACES
         self.disabled: set[str] = set()
-        self.trouble: AgentError | None = None
-        """What asking it comes to."""
+        self.error: AgentError | None = None
+        """What every call of its agent fails with."""
         self.frozen = False
         self.asked: list[str] = []
+        """The commands, in order."""
         self.override: dict[str, object] = {}
-        """Answers of a liar, by command."""
-        self._open: dict[int, tuple[str, str, bytes]] = {}
+        """Return values of a liar, by command."""
+        self.contents: dict[str, list[bytes]] = {}
+        """What a reader could have found in each file that was opened for writing or written, in order."""
+        self._open: dict[int, _Handle] = {}
         self._handles = 1000
 
     @property
@@ -87,8 +100,10 @@ class FakeGuest:
             return {"return": self.override[command], **echo}
         if command in self.disabled:
             return {**_error(f"Command {command} has been disabled", "CommandNotFound"), **echo}
+        if (method := getattr(self, "_" + command.replace("-", "_"), None)) is None:
+            return {**_error(f"The command {command} has not been found", "CommandNotFound"), **echo}
         try:
-            return {"return": getattr(self, "_" + command.replace("-", "_"))(**_named(arguments)), **echo}
+            return {"return": method(**_named(arguments)), **echo}
         except OSError as error:
             return {**_error(str(error)), **echo}
 
@@ -103,49 +118,60 @@ class FakeGuest:
             raise OSError(f"failed to open file '{path}' (mode: '{mode}'): No such file or directory")
         if mode == "w" and not path.startswith("/proc"):
             self.files[path] = b""
+        if mode != "r":
+            self._record(path)
         self._handles += 1
-        self._open[self._handles] = (path, mode, b"")
+        self._open[self._handles] = _Handle(path)
         return self._handles
 
     def _guest_file_read(self, handle: int, count: int) -> object:
-        content = self.files[self._file(handle)[0]]
-        part = content[:count]
-        return {"count": len(part), "buf-b64": base64.b64encode(part).decode(), "eof": len(content) < count}
+        file = self._file(handle)
+        part = self.files[file.path][file.at : file.at + count]
+        file.at += len(part)
+        return {"count": len(part), "buf-b64": base64.b64encode(part).decode(), "eof": len(part) < count}
 
     def _guest_file_write(self, handle: int, buf_b64: str) -> object:
-        path, mode, buffered = self._file(handle)
-        content = base64.b64decode(buf_b64)
-        self._open[handle] = (path, mode, buffered + content)
+        file, content = self._file(handle), base64.b64decode(buf_b64)
+        file.buffer += content
         return {"count": len(content), "eof": False}
 
     def _guest_file_flush(self, handle: int) -> object:
-        path, mode, buffered = self._file(handle)
-        self._open[handle] = (path, mode, b"")
-        if path == LOCAL_PORT_RANGE:
-            first, last = map(int, buffered.split())
-            if not 1024 <= first < last <= 65535:
-                raise OSError("failed to flush file: Invalid argument")
-            self.files[path] = f"{first}\t{last}\n".encode()
-        else:
-            self.files[path] = buffered + self.files[path][len(buffered) :]
+        self._flush(self._file(handle))
         return {}
 
     def _guest_file_close(self, handle: int) -> object:
-        self._file(handle)
+        self._flush(self._file(handle))
         del self._open[handle]
         return {}
 
-    def _file(self, handle: int) -> tuple[str, str, bytes]:
+    def _flush(self, file: _Handle) -> None:
+        content, file.buffer = file.buffer, b""
+        if not content:
+            return
+        if file.path == LOCAL_PORT_RANGE:
+            first, last = map(int, content.split())
+            if not 1024 <= first <= last <= 65535:
+                raise OSError("failed to flush file: Invalid argument")
+            self.files[file.path] = f"{first}\t{last}\n".encode()
+        else:
+            before, file.at = self.files[file.path], file.at + len(content)
+            self.files[file.path] = before[: file.at - len(content)] + content + before[file.at :]
+        self._record(file.path)
+
+    def _record(self, path: str) -> None:
+        self.contents.setdefault(path, []).append(self.files[path])
+
+    def _file(self, handle: int) -> _Handle:
         if handle not in self._open:
             raise OSError(f"handle '{handle}' has not been found")
         return self._open[handle]
 
-    # Close by
+    # As an adapter
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
-        """Stand in for an adapter."""
-        if self.trouble is not None:
-            raise self.trouble
+        """Stand in for :class:`qga_agent.guest_agent.Agent`."""
+        if self.error is not None:
+            raise self.error
         if self.frozen:
             raise AgentSilent("no answer in time")
         reply = self.answer({"execute": command, "arguments": arguments or {}})
@@ -180,25 +206,31 @@ class FakeAgents:
 
 
 class FakeLibvirtAgents:
-    """libvirt with one domain; blocks in threads, as libvirt does."""
+    """
+    libvirt with one domain, from which it hands out the agent's channel; blocks in threads, as libvirt does.
+
+    Stands in for :class:`qga_agent.agent_libvirt.ChannelSource` and, being its only channel,
+    :class:`qga_agent.libvirt_stats.AgentChannel`.
+    """
 
     def __init__(self, guest: FakeGuest) -> None:
         self.guest = guest
-        self.waits: list[int | None] = []
+        self.timeouts: list[int | None] = []
+        """The response timeouts that were set, in order."""
         self.released = threading.Event()
         self.text: str | None = None
-        """An answer as it is, instead of the guest's."""
+        """A reply to pass on instead of the guest's."""
 
     async def agent_channel(self, uuid: DomainUUID, worker: Worker, timeout_s: float) -> FakeLibvirtAgents:
         return await worker.call(self._find, timeout_s)
 
     def _find(self) -> FakeLibvirtAgents:
-        if isinstance(self.guest.trouble, AgentAbsent):
-            raise self.guest.trouble
+        if isinstance(self.guest.error, AgentAbsent):
+            raise self.guest.error
         return self
 
     def set_response_timeout(self, seconds: int | None) -> None:
-        self.waits.append(seconds)
+        self.timeouts.append(seconds)
 
     def command(self, text: str, timeout_s: int) -> str:
         if self.guest.frozen:
@@ -208,7 +240,7 @@ class FakeLibvirtAgents:
             return self.text
         reply = self.guest.answer(json.loads(text))
         if "error" in reply:
-            raise AgentRefused(f"unable to execute: {reply['error']['desc']}")  # type: ignore[index]
+            raise AgentRefused(f"unable to execute QEMU agent command: {reply['error']['desc']}")  # type: ignore[index]
         return json.dumps(reply)
 
 

@@ -1,7 +1,8 @@
 """
 natd's hook socket without natd: a real unix socket, the real request parser, and answers that the test chooses.
 
-It speaks as natd does, or misbehaves in the ways a daemon can: hangs, dies in the middle of its answer, talks nonsense.
+It answers as natd does (tests/fakes/conformance/hook_socket.py), or misbehaves in the ways a daemon can: it hangs, dies
+in the middle of its answer, or sends garbage.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import enum
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from libvirt_hooks.domain_xml import DomainXMLError, parse
@@ -18,7 +19,7 @@ from libvirt_hooks.protocol import HookProtocolError, HookRequest, RequestParser
 
 
 class Answer(enum.Enum):
-    """What happens to a request."""
+    """The answer to every well-formed request; a malformed one gets the error that natd gives."""
 
     OK = enum.auto()
     REFUSE = enum.auto()
@@ -35,7 +36,16 @@ class Answer(enum.Enum):
     DRIP = enum.auto()
     """An answer without end, a byte at a time."""
     PARSE = enum.auto()
-    """What natd does: `ok` for a domain's XML, an error for anything else."""
+    """``ok`` and the VM's name for a domain's XML, an error for anything else."""
+
+
+ANSWERS = {
+    Answer.OK: ("", "203.0.113.1 ports 20000-20255"),
+    Answer.REFUSE: ("refuse", "no free ports\x1b[31m for this VM"),
+    Answer.ERROR: ("ports-exhausted", "no free ports"),
+}
+"""Code and text of those that are natd's own answers, as natd's node passes them to its hook server."""
+_BROKEN = {Answer.DIE: b"error ref", Answer.NONSENSE: b"\xff\xfe what?\n"}
 
 
 class FakeNatd:
@@ -82,43 +92,36 @@ class FakeNatd:
             self._kept.append(connection)
             return
         with connection:
-            for piece in self._pieces(self._read(connection)):
+            try:
+                request = self._read(connection)
+            except HookProtocolError as error:
+                self.errors.append(str(error))
+                connection.sendall(error_answer("protocol", str(error)))
+                return
+            self.requests.append(request)
+            for piece in self._pieces(request):
                 connection.sendall(piece)
 
-    def _read(self, connection: socket.socket) -> HookRequest | None:
+    def _read(self, connection: socket.socket) -> HookRequest:
         parser = RequestParser()
-        try:
-            while data := connection.recv(65536):
-                if request := parser.feed(data):
-                    self.requests.append(request)
-                    return request
-            self.errors.append("cut off")
-        except HookProtocolError as error:
-            self.errors.append(str(error))
-        return None
+        while data := connection.recv(65536):
+            if request := parser.feed(data):
+                return request
+        raise HookProtocolError("the request never came to its end")
 
-    def _pieces(self, request: HookRequest | None) -> Iterator[bytes]:
-        fixed: dict[Answer, Callable[[], bytes]] = {
-            Answer.OK: lambda: ok_answer("203.0.113.1 ports 20000-20255"),
-            Answer.REFUSE: lambda: error_answer("refuse", "no free ports\x1b[31m for this VM"),
-            Answer.ERROR: lambda: error_answer("ports-exhausted", "no free ports"),
-            Answer.DIE: lambda: b"error ref",
-            Answer.NONSENSE: lambda: b"\xff\xfe what?\n",
-            Answer.PARSE: lambda: judge(request),
-        }
-        if self.answer in fixed:
-            yield fixed[self.answer]()
+    def _pieces(self, request: HookRequest) -> Iterator[bytes]:
+        if self.answer in _BROKEN:
+            yield _BROKEN[self.answer]
+        elif self.answer is Answer.PARSE or self.answer in ANSWERS:
+            yield self._answer(request)
         while self.answer is Answer.ENDLESS:
             yield b"ok " * 1000
         while self.answer is Answer.DRIP and not self._closing.wait(0.02):
             yield b"o"
 
-
-def judge(request: HookRequest | None) -> bytes:
-    """Answer as natd does as far as the XML goes."""
-    if request is None:
-        return error_answer("protocol", "not a request")
-    try:
-        return ok_answer(parse(request.xml).name)
-    except DomainXMLError as error:
-        return error_answer(error.code, str(error))
+    def _answer(self, request: HookRequest) -> bytes:
+        try:
+            code, text = ANSWERS.get(self.answer) or ("", parse(request.xml).name)
+        except DomainXMLError as error:
+            code, text = error.code, str(error)
+        return error_answer(code, text) if code else ok_answer(text)

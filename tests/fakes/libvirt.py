@@ -1,15 +1,21 @@
-"""libvirt as :class:`qga_agent.libvirt_stats.LibvirtMonitor` meets it, obedient to the test."""
+"""
+A libvirtd as :class:`qga_agent.libvirt_stats.LibvirtMonitor` uses it, which does what the test says.
+
+Its connections stand in for :class:`qga_agent.libvirt_connection.LibvirtConnection`, not for libvirt's Python binding.
+They behave as those to a real libvirtd do (tests/fakes/conformance/libvirtd.py).
+"""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from libvirt_hooks.domain_xml import DomainFacts
-from qga_agent.domain_events import DomainEvent
+from libvirt_hooks.domain_xml import DomainFacts, Interface
+from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.libvirt_connection import ConnectionBroken
 from qga_agent.libvirt_stats import AgentChannel
@@ -19,17 +25,20 @@ _T = TypeVar("_T")
 
 
 class FakeLibvirtd:
-    """A libvirtd: up or down, quick or hanging. Its connections call back from another thread, as libvirt's do."""
+    """A libvirtd that is up or down, and quick or hangs. Its connections call back from another thread."""
 
     def __init__(self) -> None:
         self.is_up = True
         self.counters: dict[str, InterfaceCounters] = {}
         self.active: tuple[DomainFacts, ...] = ()
+        """The running domains; see :meth:`start`."""
         self.answers = threading.Event()
         """Cleared: calls hang."""
         self.answers.set()
         self.agents: dict[DomainUUID, AgentChannel] = {}
         self.tries = 0
+        """How often a connection was asked for."""
+        self._numbers = itertools.count(1)
         self.connections: list[FakeConnection] = []
 
     def open(
@@ -44,14 +53,32 @@ class FakeLibvirtd:
         self.connections.append(connection)
         return connection
 
+    def start(self, name: str) -> DomainUUID:
+        """Start a domain with one interface."""
+        number = next(self._numbers)
+        uuid, tap = DomainUUID(f"4dea22b3-1d52-48f3-a516-{number:012}"), f"vnet{number}"
+        interface = Interface("network", "virbr0", f"52:54:00:00:00:{number:02x}", tap)
+        self.active += (DomainFacts(uuid, name, number, "qemu", (interface,)),)
+        self.counters[tap] = InterfaceCounters(0, 0, 0, 0)
+        self.happen(DomainStarted(uuid, name, "booted"))
+        return uuid
+
+    def destroy(self, name: str) -> None:
+        """End a domain."""
+        (gone,) = (facts for facts in self.active if facts.name == name)
+        self.active = tuple(facts for facts in self.active if facts is not gone)
+        for interface in gone.interfaces:
+            self.counters.pop(interface.target or "", None)
+        self.happen(DomainStopped(DomainUUID(gone.uuid), name, "destroyed"))
+
     def happen(self, event: DomainEvent) -> None:
-        """Tell every open connection, in another thread."""
+        """Report an event to every open connection, in another thread."""
         for connection in self.connections:
             if connection.is_open:
                 _in_thread(connection.on_event, event)
 
     def kill(self, *, silently: bool = False) -> None:
-        """End; ``silently``: without a word to the connections, whose next call finds out."""
+        """End; ``silently``: without a callback to the connections, whose next call fails."""
         self.is_up = False
         for connection in self.connections:
             if connection.is_open:
@@ -75,24 +102,24 @@ class FakeConnection:
         self.was_closed = False
 
     def statistics(self) -> dict[str, InterfaceCounters]:
-        """Return what the libvirtd has."""
+        """Return the libvirtd's, when it answers."""
         self._answer()
         return dict(self.libvirtd.counters)
 
     def domains(self) -> tuple[DomainFacts, ...]:
-        """Return what the libvirtd has."""
+        """Return the libvirtd's, when it answers."""
         self._answer()
         return self.libvirtd.active
 
     def agent_channel(self, uuid: DomainUUID) -> AgentChannel:
-        """Return what the libvirtd has."""
+        """Return the libvirtd's, when it answers."""
         self._answer()
         if uuid not in self.libvirtd.agents:
             raise AgentAbsent("libvirt has no such VM")
         return self.libvirtd.agents[uuid]
 
     def close(self) -> None:
-        """Note that it was."""
+        """Report nothing any more."""
         self.is_open = False
         self.was_closed = True
 

@@ -34,14 +34,14 @@ UUID = DomainUUID("11111111-1111-1111-1111-111111111111")
         ("STOPPED", "FROM_SNAPSHOT", "from-snapshot"),
     ],
 )
-def test_starts_and_stops_are_told_with_libvirts_own_words(event: str, detail: str, word: str) -> None:
+def test_starts_and_stops_carry_libvirts_names_of_the_details(event: str, detail: str, word: str) -> None:
     numbers = getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}"), getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}_{detail}")
     kind = DomainStarted if event == "STARTED" else DomainStopped
     assert lifecycle_event(UUID, "web", *numbers) == kind(UUID, "web", word)
 
 
 @pytest.mark.parametrize("detail", ["MIGRATED", "POSTCOPY"])
-def test_resuming_after_a_migration_means_that_it_runs_here(detail: str) -> None:
+def test_a_domain_resumed_after_a_migration_runs_here(detail: str) -> None:
     number = getattr(libvirt, f"VIR_DOMAIN_EVENT_RESUMED_{detail}")
     assert lifecycle_event(UUID, "web", libvirt.VIR_DOMAIN_EVENT_RESUMED, number) == DomainResumedMigrated(UUID)
 
@@ -50,16 +50,16 @@ def test_resuming_after_a_migration_means_that_it_runs_here(detail: str) -> None
     ("event", "detail"),
     [("RESUMED", "UNPAUSED"), ("SUSPENDED", "PAUSED"), ("DEFINED", "ADDED"), ("UNDEFINED", "REMOVED")],
 )
-def test_what_changes_nothing_for_ports_is_not_told(event: str, detail: str) -> None:
+def test_events_that_do_not_concern_ports_are_dropped(event: str, detail: str) -> None:
     numbers = getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}"), getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}_{detail}")
     assert lifecycle_event(UUID, "web", *numbers) is None
 
 
-def test_a_detail_of_a_newer_libvirt_is_told_by_its_number() -> None:
+def test_an_unknown_detail_is_given_as_its_number() -> None:
     assert lifecycle_event(UUID, "web", libvirt.VIR_DOMAIN_EVENT_STOPPED, 99) == DomainStopped(UUID, "web", "99")
 
 
-def test_an_agents_channel_opens_and_closes() -> None:
+def test_agent_states_are_translated() -> None:
     connected = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
     disconnected = libvirt.VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_DISCONNECTED
     assert agent_event(UUID, connected) == AgentConnected(UUID)

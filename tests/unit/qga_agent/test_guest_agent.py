@@ -37,13 +37,13 @@ from qga_agent.visitor import visit_guest
 from tests.fakes.guest import INTERFACES, SNMP_TEXT, SOCKSTAT_TEXT, UUID, FakeGuest
 
 
-async def test_a_guest_tells_its_interfaces_and_connections() -> None:
+async def test_figures_are_interfaces_and_connections() -> None:
     guest = FakeGuest()
     assert await read_figures(guest) == GuestFigures({"eth0": InterfaceCounters(40, 4000, 30, 3000)}, 12, 9, ())
     assert guest.open_files == 0
 
 
-async def test_an_agent_with_disabled_commands_tells_what_it_may() -> None:
+async def test_disabled_commands_leave_figures_out() -> None:
     guest = FakeGuest()
     guest.disabled = {"guest-file-open"}
     figures = await read_figures(guest)
@@ -52,7 +52,7 @@ async def test_an_agent_with_disabled_commands_tells_what_it_may() -> None:
     assert figures.refusals == ("Command guest-file-open has been disabled",) * 2
 
 
-async def test_a_guest_without_proc_is_no_liar() -> None:
+async def test_a_guest_without_proc_reports_fewer_figures() -> None:
     guest = FakeGuest()
     del guest.files[SOCKSTAT], guest.files[SNMP]
     figures = await read_figures(guest)
@@ -80,7 +80,7 @@ async def test_a_guest_without_proc_is_no_liar() -> None:
         ("guest-file-read", []),
     ],
 )
-async def test_what_no_agent_says_is_a_lie(command: str, answer: object) -> None:
+async def test_an_impossible_reply_is_invalid(command: str, answer: object) -> None:
     guest = FakeGuest()
     guest.override[command] = answer
     with pytest.raises(InvalidReply):
@@ -103,7 +103,7 @@ def test_counters_are_whole_numbers_of_64_bits(figure: str, value: object) -> No
         b"UDP: inuse 3", "TCP: inuse ٣ orphan".encode(), b"\xff" * 100,
     ],
 )  # fmt: skip
-def test_a_sockstat_that_cannot_be(content: bytes) -> None:
+def test_an_impossible_sockstat_is_invalid(content: bytes) -> None:
     with pytest.raises(InvalidReply):
         parse_sockstat(content)
 
@@ -119,17 +119,17 @@ def test_a_sockstat_that_cannot_be(content: bytes) -> None:
         SNMP_TEXT.replace(b"CurrEstab", b"Currestab"),
     ],
 )
-def test_an_snmp_that_cannot_be(content: bytes) -> None:
+def test_an_impossible_snmp_is_invalid(content: bytes) -> None:
     with pytest.raises(InvalidReply):
         parse_snmp(content)
 
 
-def test_the_genuine_ones_are_read() -> None:
+def test_genuine_sockstat_and_snmp_are_parsed() -> None:
     assert parse_sockstat(SOCKSTAT_TEXT) == 12
     assert parse_snmp(SNMP_TEXT) == 9
 
 
-async def test_a_file_that_is_too_long_is_not_read() -> None:
+async def test_a_file_that_is_too_long_is_rejected() -> None:
     guest = FakeGuest()
     guest.files["/x"] = b"x" * MAX_FILE_BYTES
     with pytest.raises(InvalidReply, match="more than"):
@@ -137,7 +137,7 @@ async def test_a_file_that_is_too_long_is_not_read() -> None:
     assert guest.open_files == 0
 
 
-async def test_after_silence_nothing_more_is_asked() -> None:
+async def test_after_a_timeout_no_further_command_is_sent() -> None:
     guest = FakeGuest()
     guest.frozen = True
     with pytest.raises(AgentSilent):
@@ -145,26 +145,26 @@ async def test_after_silence_nothing_more_is_asked() -> None:
     assert guest.asked == []
 
 
-async def test_a_write_that_is_refused_at_the_flush_is_refused_and_the_file_closed() -> None:
+async def test_a_write_refused_at_the_flush_is_refused_and_the_file_closed() -> None:
     guest = FakeGuest()
     with pytest.raises(AgentRefused, match="Invalid argument"):
         await write_file(guest, "/proc/sys/net/ipv4/ip_local_port_range", b"80 90\n")
     assert guest.open_files == 0
 
 
-async def test_a_write_that_was_taken_in_part_is_a_lie() -> None:
+async def test_a_partial_write_is_an_invalid_reply() -> None:
     guest = FakeGuest()
     guest.override["guest-file-write"] = {"count": 1, "eof": False}
     with pytest.raises(InvalidReply):
         await write_file(guest, "/x", b"more than one")
 
 
-def test_sayings_become_one_short_printable_line() -> None:
+def test_a_guests_words_become_one_short_printable_line() -> None:
     assert printable_line("a\nb\x1b[2J\ud800") == "a b [2J"
     assert len(printable_line("x" * 10_000)) < 130
 
 
-# Whatever a guest answers
+# Random replies
 
 WORDS = ("", "eth0", "AAAA", "52:54:00:00:00:01", "\x1b[2J", "\ud800", "TCP: inuse 1 ", "return", "error", "0" * 500)
 NUMBERS = (0, 1, 3, -1, 2**31, 2**53, 2**63, 2**64 - 1, 2**64, 10**40, 0.5, float("inf"), float("nan"))
@@ -210,17 +210,17 @@ class Liar(FakeGuest):
         return {"return": mangled(self._dice, reply["return"]) if self._dice.random() < 0.4 else reply["return"]}
 
 
-SHALL_KNOW = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20511), local_port_range=True)
+ANNOUNCEMENT = Announcement(IPv4Address("203.0.113.1"), PortRange(20000, 20511), local_port_range=True)
 
 
-async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
+async def test_ten_thousand_replies_give_figures_or_the_state_nonsense() -> None:
     dice, answered, states = random.Random(7), 0, set()
     while answered < 10_000:
         guest = Liar(dice)
-        outcome = await visit_guest(guest, SHALL_KNOW, "/run/virt-ports.json")
+        outcome = await visit_guest(guest, ANNOUNCEMENT, "/run/virt-ports.json")
         answered += guest.answered
         guests = VisitSchedule(10.0)
-        guests.on_vms({UUID: SHALL_KNOW}, 0.0)
+        guests.on_vms({UUID: ANNOUNCEMENT}, 0.0)
         guests.start_due(5.0)
         guests.on_result(UUID, outcome, 5.0)
         view = guests.views()[UUID]
@@ -233,7 +233,7 @@ async def test_ten_thousand_answers_come_to_figures_or_to_nonsense() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_whatever_is_in_the_files_is_a_figure_or_a_lie(content: bytes) -> None:
+def test_any_content_of_the_files_is_a_figure_or_invalid(content: bytes) -> None:
     for parse, frame in ((parse_sockstat, b"TCP: inuse %b orphan"), (parse_snmp, SNMP_TEXT.replace(b" 9 ", b" %b "))):
         with contextlib.suppress(InvalidReply):
             assert 0 <= parse(frame % content) < 2**31

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -33,24 +34,39 @@ def libvirtd() -> FakeLibvirtd:
     return FakeLibvirtd()
 
 
+@contextlib.asynccontextmanager
+async def running(libvirtd: FakeLibvirtd, timeout_s: float = 5) -> AsyncIterator[LibvirtMonitor]:
+    """A monitor that runs until it is cancelled, as natd ends it; a libvirtd that hangs does not keep it."""
+    monitor = LibvirtMonitor("fake:///", timeout_s=timeout_s, connect=libvirtd.open)
+    task = asyncio.ensure_future(monitor.run())
+    try:
+        yield monitor
+        assert not task.done(), "run() never ends by itself"
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 10)
+        libvirtd.answers.set()
+
+
 @pytest.fixture
 async def monitor(libvirtd: FakeLibvirtd) -> AsyncIterator[LibvirtMonitor]:
-    monitor = LibvirtMonitor("fake:///", timeout_s=5, connect=libvirtd.open)
-    running = asyncio.ensure_future(monitor.run())
-    yield monitor
-    assert not running.done(), "run() never ends by itself"
-    libvirtd.answers.set()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    async with running(libvirtd) as monitor:
+        yield monitor
     assert not any(connection.is_open for connection in libvirtd.connections)
+
+
+async def down_reason(monitor: LibvirtMonitor) -> str:
+    with pytest.raises(Unreachable) as caught:
+        await monitor.statistics()
+    return caught.value.detail
 
 
 async def next_event(monitor: LibvirtMonitor) -> MonitorEvent:
     return await asyncio.wait_for(monitor.events.get(), 10)
 
 
-async def test_it_connects_asks_and_tells(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
+async def test_it_connects_answers_calls_and_queues_events(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
     web = DomainFacts(UUID, "web", 1, "qemu", ())
     libvirtd.counters, libvirtd.active = {"vnet0": COUNTERS}, (web,)
     assert await next_event(monitor) == ConnectionMade()
@@ -61,11 +77,10 @@ async def test_it_connects_asks_and_tells(libvirtd: FakeLibvirtd, monitor: Libvi
     assert await next_event(monitor) == STARTED
 
 
-async def test_before_the_first_connection_it_says_why_not(libvirtd: FakeLibvirtd) -> None:
+async def test_before_the_first_connection_calls_fail_with_the_reason(libvirtd: FakeLibvirtd) -> None:
     monitor = LibvirtMonitor("fake:///", connect=libvirtd.open)
     assert not monitor.is_connected
-    with pytest.raises(Unreachable, match="not connected yet"):
-        await monitor.statistics()
+    assert await down_reason(monitor) == "not connected yet"
 
 
 async def test_it_tries_until_libvirtd_is_up(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
@@ -74,8 +89,7 @@ async def test_it_tries_until_libvirtd_is_up(libvirtd: FakeLibvirtd, monitor: Li
     assert await next_event(monitor) == ConnectionLost("libvirtd closed it")
     while libvirtd.tries < 5:
         await asyncio.sleep(0.001)
-    with pytest.raises(Unreachable, match="no libvirtd"):
-        await monitor.domains()
+    assert await down_reason(monitor) == "no libvirtd"
     libvirtd.is_up = True
     assert await next_event(monitor) == ConnectionMade()
 
@@ -95,85 +109,75 @@ async def test_a_lost_connection_is_replaced_and_events_come_again(
     assert await monitor.statistics() == {}
 
 
-async def test_a_connection_that_died_in_silence_is_found_out_by_the_next_call(
+async def test_a_connection_that_broke_without_a_callback_is_detected_by_the_next_call(
     libvirtd: FakeLibvirtd, monitor: LibvirtMonitor
 ) -> None:
     await next_event(monitor)
     libvirtd.kill(silently=True)
-    with pytest.raises(Unreachable, match="client socket is closed"):
-        await monitor.statistics()
+    assert await down_reason(monitor) == "client socket is closed"
     assert await next_event(monitor) == ConnectionLost("client socket is closed")
     libvirtd.is_up = True
     assert await next_event(monitor) == ConnectionMade()
 
 
-async def test_a_stuck_libvirtd_stops_nobody(libvirtd: FakeLibvirtd) -> None:
-    monitor = LibvirtMonitor("fake:///", timeout_s=0.01, connect=libvirtd.open)
-    running = asyncio.ensure_future(monitor.run())
-    await next_event(monitor)
-    libvirtd.answers.clear()
-    with pytest.raises(TimeoutError):
-        await monitor.statistics()
-    for _ in range(3):
-        with pytest.raises(TimeoutError, match="earlier call"):
-            await monitor.domains()
-    libvirtd.answers.set()
-    while monitor._worker.is_stuck:
-        await asyncio.sleep(0.001)
-    assert await monitor.statistics() == {}
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+async def test_while_libvirtd_hangs_calls_fail_at_once_and_then_work_again(libvirtd: FakeLibvirtd) -> None:
+    async with running(libvirtd, timeout_s=0.01) as monitor:
+        await next_event(monitor)
+        libvirtd.answers.clear()
+        with pytest.raises(TimeoutError):
+            await monitor.statistics()
+        for _ in range(3):
+            with pytest.raises(TimeoutError, match="earlier call"):
+                await monitor.domains()
+        libvirtd.answers.set()
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    assert await monitor.statistics() == {}
+                    break
+                await asyncio.sleep(0.001)
 
 
-async def test_a_connection_that_opens_too_late_is_closed_and_its_events_are_not_told(
+async def test_a_connection_that_opens_too_late_is_closed_and_its_events_are_dropped(
     libvirtd: FakeLibvirtd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libvirt_stats, "_OPEN_TIMEOUT_S", 0.01)
     libvirtd.answers.clear()
-    monitor = LibvirtMonitor("fake:///", connect=libvirtd.open)
-    running = asyncio.ensure_future(monitor.run())
-    while not monitor._worker.is_stuck:
-        await asyncio.sleep(0.001)
-    libvirtd.answers.set()
-    assert await next_event(monitor) == ConnectionMade()
-    late, kept = libvirtd.connections
-    while not late.was_closed:
-        await asyncio.sleep(0.001)
-    late.on_event(STARTED)
-    kept.on_event(STARTED)
-    assert await next_event(monitor) == STARTED
-    assert monitor.events.empty()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    async with running(libvirtd) as monitor:
+        before = await down_reason(monitor)
+        while await down_reason(monitor) == before:
+            await asyncio.sleep(0.001)
+        libvirtd.answers.set()
+        assert await next_event(monitor) == ConnectionMade()
+        late, kept = libvirtd.connections
+        while not late.was_closed:
+            await asyncio.sleep(0.001)
+        late.on_event(STARTED)
+        kept.on_event(STARTED)
+        assert await next_event(monitor) == STARTED
+        assert monitor.events.empty()
 
 
 async def test_the_daemon_can_stop_while_libvirtd_hangs(libvirtd: FakeLibvirtd) -> None:
-    monitor = LibvirtMonitor("fake:///", timeout_s=0.01, connect=libvirtd.open)
-    running = asyncio.ensure_future(monitor.run())
-    await next_event(monitor)
-    libvirtd.answers.clear()
-    with pytest.raises(TimeoutError):
-        await monitor.statistics()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(running, 10)
-    libvirtd.answers.set()
+    async with running(libvirtd, timeout_s=0.01) as monitor:
+        await next_event(monitor)
+        libvirtd.answers.clear()
+        with pytest.raises(TimeoutError):
+            await monitor.statistics()
 
 
-async def test_an_agent_is_asked_by_the_callers_own_worker(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
+async def test_an_agent_is_called_in_the_callers_own_worker(libvirtd: FakeLibvirtd, monitor: LibvirtMonitor) -> None:
     guest = FakeGuest()
     libvirtd.agents[UUID] = FakeLibvirtAgents(guest)
     agents = LibvirtAgents(monitor)
     async with agents.visit(UUID) as agent:
         if not monitor.is_connected:
-            with pytest.raises(AgentSilent, match="libvirt is unreachable: not connected yet"):
+            with pytest.raises(AgentSilent):
                 await agent.execute("guest-network-get-interfaces")
     assert await next_event(monitor) == ConnectionMade()
     async with agents.visit(UUID) as agent:
         assert await agent.execute("guest-network-get-interfaces") == guest.interfaces
     async with agents.visit(DomainUUID("22222222-2222-2222-2222-222222222222")) as agent:
-        with pytest.raises(AgentAbsent, match="no such VM"):
+        with pytest.raises(AgentAbsent):
             await agent.execute("guest-network-get-interfaces")
     agents.close()

@@ -23,14 +23,14 @@ def counters(packets: int, size: int = 1000) -> InterfaceCounters:
 
 @given(readings, readings, periods)
 def test_rates_are_never_negative(before: InterfaceCounters, after: InterfaceCounters, elapsed_s: float) -> None:
-    told = rates(before, after, elapsed_s)
-    if told is not None:
-        assert told.packets_per_s >= 0
-        assert told.megabits_per_s >= 0
+    found = rates(before, after, elapsed_s)
+    if found is not None:
+        assert found.packets_per_s >= 0
+        assert found.megabits_per_s >= 0
 
 
 @given(readings, readings, st.floats(1e-3, 1e6))
-def test_rates_are_told_exactly_when_no_counter_went_back(
+def test_rates_exist_exactly_when_no_counter_decreased(
     before: InterfaceCounters, after: InterfaceCounters, elapsed_s: float
 ) -> None:
     pairs = zip(dataclasses.astuple(before), dataclasses.astuple(after), strict=True)
@@ -39,7 +39,7 @@ def test_rates_are_told_exactly_when_no_counter_went_back(
 
 
 @given(readings, readings, st.floats(-1e6, 0))
-def test_without_time_between_them_two_readings_say_nothing(
+def test_two_readings_at_one_time_have_no_rates(
     before: InterfaceCounters, after: InterfaceCounters, elapsed_s: float
 ) -> None:
     assert rates(before, after, elapsed_s) is None
@@ -51,18 +51,18 @@ def test_both_directions_count_and_a_megabit_is_ten_to_the_sixth() -> None:
     assert rates(before, after, 2.0) == Rates(packets_per_s=150.0, megabits_per_s=1.0)
 
 
-def test_the_first_reading_of_a_vm_says_nothing() -> None:
+def test_the_first_reading_of_a_vm_gives_no_rates() -> None:
     sampler = Sampler()
     assert sampler.sample(10.0, {"vnet0": counters(10**9)}, {ONE: ["vnet0"]}) == {}
     assert sampler.sample(11.0, {"vnet0": counters(10**9 + 50)}, {ONE: ["vnet0"]})[ONE].packets_per_s == 50
 
 
-def test_the_interfaces_of_a_vm_are_added_up() -> None:
+def test_the_rates_of_a_vm_are_the_sum_of_its_interfaces() -> None:
     sampler = Sampler()
     taps = {ONE: ["vnet0", "vnet1"], TWO: ["vnet2"]}
     sampler.sample(0.0, {"vnet0": counters(0), "vnet1": counters(0), "vnet2": counters(0)}, taps)
-    told = sampler.sample(1.0, {"vnet0": counters(100), "vnet1": counters(20), "vnet2": counters(3)}, taps)
-    assert {uuid: each.packets_per_s for uuid, each in told.items()} == {ONE: 120, TWO: 3}
+    found = sampler.sample(1.0, {"vnet0": counters(100), "vnet1": counters(20), "vnet2": counters(3)}, taps)
+    assert {uuid: each.packets_per_s for uuid, each in found.items()} == {ONE: 120, TWO: 3}
 
 
 def test_an_interface_plugged_in_later_counts_from_its_second_reading() -> None:
@@ -87,14 +87,14 @@ def test_the_next_owner_of_a_tap_name_does_not_inherit_its_counters() -> None:
     assert sampler.sample(2.0, {"vnet0": counters(1_000_001)}, {ONE: ["vnet0"]}) == {}
 
 
-def test_a_reading_that_is_missing_is_made_up_for_by_the_next() -> None:
+def test_the_reading_after_a_missing_one_covers_both_periods() -> None:
     sampler = Sampler()
     sampler.sample(0.0, {"vnet0": counters(0)}, {ONE: ["vnet0"]})
     assert sampler.sample(1.0, {}, {ONE: ["vnet0"]}) == {}
     assert sampler.sample(2.0, {"vnet0": counters(100)}, {ONE: ["vnet0"]})[ONE].packets_per_s == 50
 
 
-def test_a_reading_out_of_time_neither_tells_nor_spoils_anything() -> None:
+def test_a_reading_out_of_order_is_ignored() -> None:
     sampler = Sampler()
     sampler.sample(5.0, {"vnet0": counters(0)}, {ONE: ["vnet0"]})
     assert sampler.sample(5.0, {"vnet0": counters(100)}, {ONE: ["vnet0"]}) == {}
@@ -102,14 +102,14 @@ def test_a_reading_out_of_time_neither_tells_nor_spoils_anything() -> None:
     assert sampler.sample(6.0, {"vnet0": counters(100)}, {ONE: ["vnet0"]})[ONE].packets_per_s == 100
 
 
-def test_an_idle_vm_is_told_as_idle() -> None:
+def test_an_idle_vm_has_rates_of_zero() -> None:
     sampler = Sampler()
     sampler.sample(0.0, {"vnet0": counters(7)}, {ONE: ["vnet0"]})
     assert sampler.sample(1.0, {"vnet0": counters(7)}, {ONE: ["vnet0"]}) == {ONE: Rates(0.0, 0.0)}
 
 
 class SamplerAgainstBookkeeping(RuleBasedStateMachine):
-    """Whatever traffic, restarts, gaps and clocks do: never more packets told than passed, never a negative rate."""
+    """Under any traffic, restarts, gaps and clocks: never more packets reported than passed, never a negative rate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class SamplerAgainstBookkeeping(RuleBasedStateMachine):
         self.read_at = 0.0
         self.counter = 0
         self.passed = 0
-        self.told = 0.0
+        self.reported = 0.0
 
     @rule(packets=st.integers(0, 10_000))
     def traffic(self, packets: int) -> None:
@@ -135,13 +135,13 @@ class SamplerAgainstBookkeeping(RuleBasedStateMachine):
         seen = {"vnet0": counters(self.counter)} if readable else {}
         for each in self.sampler.sample(self.now, seen, {ONE: ["vnet0"]}).values():
             assert each.packets_per_s >= 0
-            self.told += each.packets_per_s * (self.now - self.read_at)
+            self.reported += each.packets_per_s * (self.now - self.read_at)
         if readable and self.now > self.read_at:
             self.read_at = self.now
 
     @invariant()
-    def no_packet_is_told_twice(self) -> None:
-        assert self.told <= self.passed * (1 + 1e-9) + 1e-6
+    def no_packet_is_counted_twice(self) -> None:
+        assert self.reported <= self.passed * (1 + 1e-9) + 1e-6
 
 
 TestSamplerAgainstBookkeeping = SamplerAgainstBookkeeping.TestCase

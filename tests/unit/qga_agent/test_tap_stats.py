@@ -13,19 +13,19 @@ async def libvirt() -> dict[str, InterfaceCounters]:
     return KNOWN
 
 
-async def away() -> dict[str, InterfaceCounters]:
+async def unreachable() -> dict[str, InterfaceCounters]:
     raise Unreachable("qemu:///system", "gone", "wait")
 
 
-async def stuck() -> dict[str, InterfaceCounters]:
+async def hung() -> dict[str, InterfaceCounters]:
     raise TimeoutError
 
 
-async def untouched() -> dict[str, InterfaceCounters]:
+async def must_not_be_called() -> dict[str, InterfaceCounters]:
     pytest.fail("libvirt was asked")
 
 
-def test_a_configured_source_is_taken_whatever_the_number() -> None:
+def test_a_configured_source_is_used_for_any_number_of_vms() -> None:
     assert first_source(Source.LIBVIRT, 10_000) is Source.LIBVIRT
     assert first_source(Source.PSUTIL, 1) is Source.PSUTIL
 
@@ -50,18 +50,18 @@ async def test_libvirt_alone_leaves_out_what_it_does_not_know() -> None:
     assert set(await TapReader(Source.LIBVIRT, libvirt).read(["vnet0", "lo"], vms=2)) == {"vnet0"}
 
 
-@pytest.mark.parametrize("broken", [away, stuck, None])
+@pytest.mark.parametrize("broken", [unreachable, hung, None])
 async def test_auto_does_without_libvirt(broken: object) -> None:
     reader = TapReader(Source.AUTO, broken)  # type: ignore[arg-type] # one of the three above
     assert set(await reader.read(["lo"], vms=1)) == {"lo"}
 
 
-@pytest.mark.parametrize(("broken", "error"), [(away, Unreachable), (stuck, TimeoutError), (None, Unreachable)])
+@pytest.mark.parametrize(("broken", "error"), [(unreachable, Unreachable), (hung, TimeoutError), (None, Unreachable)])
 async def test_a_configured_libvirt_that_does_not_answer_is_an_error(broken: object, error: type[Exception]) -> None:
     reader = TapReader(Source.LIBVIRT, broken)  # type: ignore[arg-type] # one of the three above
     with pytest.raises(error):
         await reader.read(["lo"], vms=1)
 
 
-async def test_with_very_many_vms_libvirt_is_left_in_peace() -> None:
-    assert set(await TapReader(Source.AUTO, untouched).read(["lo"], vms=101)) == {"lo"}
+async def test_with_more_vms_than_the_limit_libvirt_is_not_asked() -> None:
+    assert set(await TapReader(Source.AUTO, must_not_be_called).read(["lo"], vms=101)) == {"lo"}

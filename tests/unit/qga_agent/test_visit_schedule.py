@@ -42,20 +42,20 @@ def answered(tried: Announcement | None = None, *refusals: str) -> VisitResult:
     return VisitResult(FIGURES, tried, refusals)
 
 
-def test_a_guest_is_visited_soon_after_it_started_and_then_each_period(schedule: VisitSchedule) -> None:
+def test_a_guest_is_visited_soon_after_its_start_and_then_each_period(schedule: VisitSchedule) -> None:
     assert schedule.views() == {}
     assert schedule.seconds_to_next(0.0) == FIRST_VISIT_S
     assert schedule.start_due(0.0) == []
     assert visit(schedule, answered(SMALL), FIRST_VISIT_S) == Visit(UUID, SMALL)
     assert schedule.seconds_to_next(FIRST_VISIT_S) == PERIOD_S
-    assert visit(schedule, answered(), FIRST_VISIT_S + PERIOD_S) == Visit(UUID, None), "it knows"
+    assert visit(schedule, answered(), FIRST_VISIT_S + PERIOD_S) == Visit(UUID, None), "it has it"
     view = schedule.views()[UUID]
     assert (view.state, view.since, view.why) == (GuestState.ANSWERING, FIRST_VISIT_S, "")
     assert (view.connections, view.established, view.interfaces, view.rx_bytes, view.tx_bytes) == (12, 9, 2, 4, 8)
     assert (view.external, view.ports) == (SMALL.external, SMALL.ports)
 
 
-def test_a_resize_is_told_at_once(schedule: VisitSchedule) -> None:
+def test_a_resize_is_announced_at_once(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL), 1.0)
     assert schedule.on_vms({UUID: LARGE}, 2.0)
     assert visit(schedule, answered(LARGE), 2.0) == Visit(UUID, LARGE)
@@ -63,29 +63,29 @@ def test_a_resize_is_told_at_once(schedule: VisitSchedule) -> None:
     assert schedule.views()[UUID].ports == LARGE.ports
 
 
-def test_a_resize_during_a_visit_is_told_by_the_next_which_follows_at_once(schedule: VisitSchedule) -> None:
+def test_a_resize_during_a_visit_is_announced_by_the_next_at_once(schedule: VisitSchedule) -> None:
     assert schedule.start_due(1.0) == [Visit(UUID, SMALL)]
     schedule.on_vms({UUID: LARGE}, 1.1)
-    assert schedule.start_due(1.1) == [], "never two at once"
+    assert schedule.start_due(1.1) == [], "one visit to a guest at a time"
     schedule.on_result(UUID, answered(SMALL), 1.2)
     schedule.on_visit_ended(UUID, 1.2)
     assert schedule.start_due(1.2) == [Visit(UUID, LARGE)]
 
 
-def test_what_was_told_is_looked_after_now_and_then(schedule: VisitSchedule) -> None:
+def test_an_announcement_is_checked_again_after_a_while(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL), 1.0)
     assert visit(schedule, answered(), 1.0 + RECHECK_S - 1).announcement is None
     assert visit(schedule, answered(SMALL), 1.0 + RECHECK_S + PERIOD_S).announcement == SMALL
 
 
-def test_what_a_guest_refused_is_shown_and_not_tried_at_every_visit(schedule: VisitSchedule) -> None:
+def test_what_a_guest_refused_is_shown_and_not_repeated_at_every_visit(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL, "Invalid argument"), 1.0)
     assert visit(schedule, answered(), 11.0).announcement is None
     view = schedule.views()[UUID]
     assert (view.state, view.why, view.ports) == (GuestState.ANSWERING, "Invalid argument", None)
 
 
-def test_an_agent_that_comes_back_is_told_again(schedule: VisitSchedule) -> None:
+def test_a_guest_whose_agent_reconnects_gets_the_announcement_again(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL), 1.0)
     schedule.on_agent_disconnected(UUID, 2.0)
     assert schedule.views()[UUID].state is GuestState.ABSENT
@@ -96,39 +96,39 @@ def test_an_agent_that_comes_back_is_told_again(schedule: VisitSchedule) -> None
 
 
 @pytest.mark.parametrize(
-    ("trouble", "state"),
+    ("error", "state"),
     [
         (AgentAbsent("no channel"), GuestState.ABSENT),
         (AgentSilent("no answer in time"), GuestState.SILENT),
         (InvalidReply("count out of range"), GuestState.NONSENSE),
     ],
 )
-def test_trouble_makes_visits_rarer_until_the_agent_appears(
-    schedule: VisitSchedule, trouble: AgentAbsent | AgentSilent | InvalidReply, state: GuestState
+def test_errors_lengthen_the_pause_until_the_agent_connects(
+    schedule: VisitSchedule, error: AgentAbsent | AgentSilent | InvalidReply, state: GuestState
 ) -> None:
     visit(schedule, answered(SMALL), 1.0)
     now, pauses = 11.0, []
     for _ in range(8):
-        visit(schedule, VisitResult(error=trouble), now)
+        visit(schedule, VisitResult(error=error), now)
         wait_s = schedule.seconds_to_next(now)
         assert wait_s is not None
         pauses.append(wait_s)
         now += wait_s
     assert pauses == [10, 20, 40, 80, *[MAX_PAUSE_S] * 4]
     view = schedule.views()[UUID]
-    assert (view.state, view.since, view.why, view.connections) == (state, 11.0, trouble.reason, None)
+    assert (view.state, view.since, view.why, view.connections) == (state, 11.0, error.reason, None)
     schedule.on_agent_connected(UUID, now)
     visit(schedule, answered(SMALL), now)
     assert schedule.seconds_to_next(now) == PERIOD_S
 
 
-def test_half_told_is_not_told(schedule: VisitSchedule) -> None:
+def test_an_announcement_that_was_interrupted_is_repeated(schedule: VisitSchedule) -> None:
     visit(schedule, VisitResult(error=AgentSilent("no answer in time")), 1.0)
     schedule.on_agent_connected(UUID, 2.0)
     assert visit(schedule, answered(SMALL), 2.0).announcement == SMALL
 
 
-def test_who_stopped_is_forgotten_even_while_visited(schedule: VisitSchedule) -> None:
+def test_a_vm_that_stops_is_forgotten_even_during_a_visit(schedule: VisitSchedule) -> None:
     schedule.start_due(1.0)
     schedule.on_vms({}, 1.5)
     schedule.on_result(UUID, answered(SMALL), 2.0)
@@ -137,13 +137,13 @@ def test_who_stopped_is_forgotten_even_while_visited(schedule: VisitSchedule) ->
     assert schedule.seconds_to_next(2.0) is None
 
 
-def test_a_clock_that_was_set_back_puts_no_visit_off(schedule: VisitSchedule) -> None:
+def test_a_clock_that_was_set_back_delays_no_visit(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL), 1_000_000.0)
     schedule.on_vms({UUID: SMALL}, 500.0)
     assert schedule.start_due(500.0) == [Visit(UUID, SMALL)]
 
 
-def test_a_visit_that_was_broken_off_counts_as_no_answer(schedule: VisitSchedule) -> None:
+def test_a_visit_that_was_cancelled_counts_as_no_answer(schedule: VisitSchedule) -> None:
     schedule.start_due(1.0)
     schedule.on_visit_ended(UUID, 2.0)
     assert schedule.views()[UUID].state is GuestState.SILENT
@@ -151,8 +151,8 @@ def test_a_visit_that_was_broken_off_counts_as_no_answer(schedule: VisitSchedule
 
 
 @pytest.mark.parametrize("hung", [0, 50, 150, 400])
-def test_hundreds_are_visited_in_time_however_many_others_hang(hung: int) -> None:
-    """In virtual time: 400 that answer within 50 ms each, ``hung`` that take 1.2 s to be given up, an hour."""
+def test_responsive_guests_are_visited_in_time_however_many_others_hang(hung: int) -> None:
+    """In virtual time: 400 that answer within 50 ms each, ``hung`` whose visits time out after 1.2 s; ten minutes."""
     dice = random.Random(3)
     healthy = {numbered(number) for number in range(400)}
     schedule = VisitSchedule(PERIOD_S)
@@ -178,6 +178,6 @@ def test_hundreds_are_visited_in_time_however_many_others_hang(hung: int) -> Non
                 last[domain] = now
     assert max(gaps) < PERIOD_S * 1.5
     assert set(last) == healthy
-    assert seen_hung >= hung * 4, "they are not given up either"
+    assert seen_hung >= hung * 4, "hung guests are still visited"
     states = schedule.views()
     assert sum(view.state is GuestState.ANSWERING for view in states.values()) == len(healthy)

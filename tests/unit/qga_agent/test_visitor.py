@@ -10,7 +10,7 @@ import pytest
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, PortRange
 from qga_agent.announcement import DEFAULT_PATH, Announcement, file_content
-from qga_agent.guest_agent import AgentAbsent
+from qga_agent.guest_agent import AgentAbsent, AgentSilent
 from qga_agent.visitor import Visitor, visit_guest
 from tests.fakes.guest import UUID, FakeAgents, FakeGuest
 
@@ -36,15 +36,15 @@ def clock() -> Clock:
 
 
 @contextlib.asynccontextmanager
-async def visiting_them(visitor: Visitor) -> AsyncIterator[None]:
-    running = asyncio.ensure_future(visitor.run())
+async def running(visitor: Visitor) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(visitor.run())
     try:
         yield
-        assert not running.done()
+        assert not task.done()
     finally:
-        running.cancel()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await running
+            await task
 
 
 async def until(visit_guest: Callable[[], object]) -> None:
@@ -58,10 +58,10 @@ def state(visitor: Visitor, domain: DomainUUID) -> GuestState | None:
     return view.state if view is not None else None
 
 
-async def test_a_guest_is_told_and_asked_and_told_again_when_its_ports_change(clock: Clock) -> None:
+async def test_a_guest_gets_its_ports_announced_and_again_when_they_change(clock: Clock) -> None:
     guest = FakeGuest()
     visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: guest}))
-    async with visiting_them(visitor):
+    async with running(visitor):
         visitor.on_vms({UUID: SMALL})
         clock.now = 2.0
         visitor.on_agent_connected(UUID)
@@ -78,16 +78,16 @@ async def test_a_guest_is_told_and_asked_and_told_again_when_its_ports_change(cl
         assert visitor.views() == {}
 
 
-async def test_guests_that_hang_delay_nobody(clock: Clock) -> None:
+async def test_hung_guests_do_not_delay_others(clock: Clock) -> None:
     guests = {domain: FakeGuest() for domain in (*HUNG, *WELL)}
     for domain in HUNG:
         guests[domain].frozen = True
     agents = FakeAgents(guests)
     visitor = Visitor(10.0, clock, libvirt=agents)
-    async with visiting_them(visitor):
+    async with running(visitor):
         visitor.on_vms(dict.fromkeys(guests, SMALL))
         clock.now = 2.0
-        for domain in WELL:  # their agents said hello
+        for domain in WELL:  # their agents connected
             visitor.on_agent_connected(domain)
         await until(lambda: len(agents.under_way) == 4)
         agents.thawed.set()
@@ -99,7 +99,7 @@ async def test_guests_that_hang_delay_nobody(clock: Clock) -> None:
             clock.now = 2.0 + 10.0 * round_
             visitor.on_vms(dict.fromkeys(guests, LARGE if round_ % 2 else SMALL))
             await until(lambda: set(agents.seen) >= set(WELL))
-            assert len(agents.under_way) <= 4, "none but those that hang"
+            assert len(agents.under_way) <= 4, "only those that hang"
         assert agents.most <= 8
 
 
@@ -108,13 +108,13 @@ async def test_the_daemon_can_stop_while_guests_hang(clock: Clock) -> None:
     guest.frozen = True
     agents = FakeAgents({UUID: guest})
     visitor = Visitor(10.0, clock, libvirt=agents)
-    async with visiting_them(visitor):
+    async with running(visitor):
         visitor.on_vms({UUID: SMALL})
         visitor.on_agent_connected(UUID)
         await until(lambda: agents.under_way)
 
 
-async def test_a_socket_is_asked_first_where_there_is_one(clock: Clock) -> None:
+async def test_a_vm_with_a_socket_is_asked_through_it(clock: Clock) -> None:
     class Sockets(FakeAgents):
         def has(self, domain: DomainUUID) -> bool:
             return domain == UUID
@@ -122,7 +122,7 @@ async def test_a_socket_is_asked_first_where_there_is_one(clock: Clock) -> None:
     direct, through = FakeGuest(), FakeGuest()
     sockets, libvirt = Sockets({UUID: direct}), FakeAgents({UUID: FakeGuest(), WELL[0]: through})
     visitor = Visitor(10.0, clock, sockets=sockets, libvirt=libvirt)
-    async with visiting_them(visitor):
+    async with running(visitor):
         visitor.on_vms({UUID: SMALL, WELL[0]: LARGE})
         visitor.on_agents_reachable()
         await until(lambda: len(visitor.views()) == 2)
@@ -131,23 +131,23 @@ async def test_a_socket_is_asked_first_where_there_is_one(clock: Clock) -> None:
     assert through.files[DEFAULT_PATH] == file_content(LARGE)
 
 
-async def test_an_agent_that_answers_too_slowly_is_given_up() -> None:
+async def test_a_visit_that_takes_too_long_is_given_up() -> None:
     class Slow(FakeGuest):
         async def execute(self, command: str, arguments: object = None) -> object:
             await asyncio.Event().wait()
             return None
 
-    outcome = await visit_guest(Slow(), SMALL, DEFAULT_PATH, timeout_s=0.01)
-    assert outcome.announced is None
-    assert "longer than" in (outcome.error.reason if outcome.error else "")
+    result = await visit_guest(Slow(), SMALL, DEFAULT_PATH, timeout_s=0.01)
+    assert result.announced is None
+    assert isinstance(result.error, AgentSilent)
 
 
-async def test_what_was_told_before_the_trouble_was_told() -> None:
+async def test_an_announcement_made_before_an_error_counts() -> None:
     guest = FakeGuest()
     guest.interfaces = "eth0"
-    outcome = await visit_guest(guest, SMALL, DEFAULT_PATH)
-    assert outcome.announced == SMALL
-    assert outcome.figures is None
+    result = await visit_guest(guest, SMALL, DEFAULT_PATH)
+    assert result.announced == SMALL
+    assert result.figures is None
 
 
 async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,9 +156,9 @@ async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pyte
             raise ZeroDivisionError
 
     absent = FakeGuest()
-    absent.trouble = AgentAbsent("no channel")
+    absent.error = AgentAbsent("no channel")
     visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: Buggy(), WELL[0]: absent}))
-    async with visiting_them(visitor):
+    async with running(visitor):
         visitor.on_vms({UUID: SMALL, WELL[0]: SMALL})
         visitor.on_agents_reachable()
         await until(lambda: len(visitor.views()) == 2)

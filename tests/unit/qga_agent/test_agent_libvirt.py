@@ -1,0 +1,67 @@
+"""Agents through libvirt's channel: its timeouts, its threads, and what it passes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from qga_agent.agent_libvirt import LibvirtAgents
+from qga_agent.guest_agent import MAX_REPLY_BYTES, AgentAbsent, AgentSilent, InvalidReply
+from tests.fakes.guest import UUID, FakeGuest, FakeLibvirtAgents
+
+
+async def test_the_response_timeout_is_set_back_after_each_visit(libvirt: FakeLibvirtAgents) -> None:
+    agents = LibvirtAgents(libvirt, 3)
+    async with agents.visit(UUID) as agent:
+        await agent.execute("guest-network-get-interfaces")
+        assert libvirt.timeouts == [3]
+    assert libvirt.timeouts == [3, None]
+    agents = LibvirtAgents(libvirt, set_timeout=False)
+    async with agents.visit(UUID) as agent:
+        await agent.execute("guest-network-get-interfaces")
+    assert libvirt.timeouts == [3, None]
+
+
+async def test_a_vm_unknown_to_libvirt_has_no_agent(libvirt: FakeLibvirtAgents, guest: FakeGuest) -> None:
+    guest.error = AgentAbsent("libvirt has no such VM")
+    async with LibvirtAgents(libvirt).visit(UUID) as agent:
+        with pytest.raises(AgentAbsent):
+            await agent.execute("guest-network-get-interfaces")
+    assert libvirt.timeouts == []
+
+
+async def test_only_the_visit_whose_call_hangs_waits_for_it(
+    libvirt: FakeLibvirtAgents, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", -0.5)
+    agents, told = LibvirtAgents(libvirt), asyncio.Event()
+    guest.frozen = True
+
+    async def hang() -> None:
+        async with agents.visit(UUID) as agent:
+            with pytest.raises(AgentSilent):
+                await agent.execute("guest-network-get-interfaces")
+            told.set()
+
+    hanging = asyncio.ensure_future(hang())
+    await told.wait()
+    other = LibvirtAgents(FakeLibvirtAgents(FakeGuest()))
+    monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", 2.0)
+    async with other.visit(UUID) as agent:
+        await agent.execute("guest-network-get-interfaces")
+    assert not hanging.done()
+    libvirt.released.set()
+    await hanging
+    assert libvirt.timeouts == [1, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"error": {}}', "[" * 9999, '{"return": ' + "9" * 999 + "}x", "x" * MAX_REPLY_BYTES * 2],
+)  # fmt: skip
+async def test_a_malformed_reply_is_invalid(libvirt: FakeLibvirtAgents, text: str) -> None:
+    libvirt.text = text
+    async with LibvirtAgents(libvirt).visit(UUID) as agent:
+        with pytest.raises(InvalidReply):
+            await agent.execute("guest-network-get-interfaces")
