@@ -18,14 +18,14 @@ HANG_S = 60
 """Nothing here takes that long unless it hangs."""
 
 
-class Outcome(NamedTuple):
+class HookRun(NamedTuple):
     code: int
     stdout: bytes
     stderr: bytes
 
 
 class Hook:
-    """Starts the hook executable with a configuration of its own."""
+    """Runs the hook executable with a configuration of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.socket = directory / "natd.sock"
@@ -40,13 +40,13 @@ class Hook:
         pipe = subprocess.PIPE
         return subprocess.Popen([HOOK, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=self.environ)
 
-    def run(self, arguments: Sequence[str | bytes], stdin: bytes = b"") -> Outcome:
+    def run(self, arguments: Sequence[str | bytes], stdin: bytes = b"") -> HookRun:
         process = self.popen(*arguments)
         out, err = process.communicate(stdin, timeout=HANG_S)
-        return Outcome(process.returncode, out, err)
+        return HookRun(process.returncode, out, err)
 
     def main(self, arguments: Sequence[str], stdin: bytes) -> int:
-        """Run it inside this process, where a process each would take too long; 77 is "refused" here."""
+        """Run it inside this process, where a process per call would take too long; 77 means refused here."""
         fd = os.memfd_create("stdin")
         try:
             os.write(fd, stdin)

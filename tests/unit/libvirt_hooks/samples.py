@@ -1,4 +1,4 @@
-"""Domain XML as libvirt 9.0 gives it to its hooks (shortened), and machines that make garbage of such things."""
+"""Domain XML as libvirt 9.0 passes it to its hooks (shortened), and generators of damaged input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OPERATIONS = ["prepare", "start", "started", "stopped", "release", "reconnect", 
 
 
 def arguments(rng: random.Random) -> list[str]:
-    """Arguments of a hook: often right, often nearly so, seldom of any sense."""
+    """Return arguments of a hook: valid, nearly valid or garbage."""
     right = [rng.choice(["web-1", "a b", "ü", "-", "$(reboot)"]), rng.choice(OPERATIONS), "begin", "-"]
     twist = rng.randrange(6)
     if twist == 0:
@@ -49,7 +49,7 @@ def arguments(rng: random.Random) -> list[str]:
 
 
 def stdin(rng: random.Random) -> bytes:
-    """Standard input of a hook, likewise."""
+    """Return standard input of a hook: valid, damaged or garbage."""
     twist = rng.randrange(7)
     if twist == 0:
         return DOMAIN

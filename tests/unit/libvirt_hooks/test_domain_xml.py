@@ -1,4 +1,4 @@
-"""Facts out of domain XML, and everything that is none."""
+"""Facts parsed from domain XML, and everything that is rejected."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestFacts:
         assert parse((MINIMAL % f"<devices>{element}</devices>").encode()).interfaces == (wanted,)
 
     @pytest.mark.parametrize("number", ["", "-1", "x", "99999999999999", "1 "])
-    def test_an_id_that_is_none(self, number: str) -> None:
+    def test_an_invalid_id_is_ignored(self, number: str) -> None:
         xml = (MINIMAL % "").replace("<domain ", f"<domain id='{number}' ")
         assert parse(xml.encode()).id is None
 
@@ -87,10 +87,10 @@ class TestPortsMetadata:
             "<metadata><vp:ports xmlns:vp='urn:virt-ports:1' vp:floor='256'/></metadata>",
         ],
     )
-    def test_what_is_not_ours(self, metadata: str) -> None:
+    def test_other_metadata_is_ignored(self, metadata: str) -> None:
         assert parse((MINIMAL % metadata).encode()).ports_metadata == ()
 
-    def test_it_is_bounded(self) -> None:
+    def test_number_and_length_of_attributes_are_bounded(self) -> None:
         many = " ".join(f"a{number}='{'x' * 1000}'" for number in range(1000))
         found = parse((MINIMAL % f"<metadata><ports xmlns='urn:virt-ports:1' {many}/></metadata>").encode())
         assert len(found.ports_metadata) == domain_xml.MAX_METADATA
@@ -120,18 +120,18 @@ class TestRefused:
             ("<a>" * 50_001, "more than 50000 elements"),
         ],
     )
-    def test_what_is_wrong_is_said(self, xml: str, because: str) -> None:
+    def test_the_error_names_the_fault(self, xml: str, because: str) -> None:
         with pytest.raises(DomainXMLError) as caught:
             parse(xml.encode())
         assert because in str(caught.value)
         assert len(str(caught.value)) < 300
 
-    def test_more_than_fits(self) -> None:
+    def test_a_document_that_is_too_long(self) -> None:
         with pytest.raises(DomainXMLError, match="longer than"):
             parse(samples.DOMAIN + b" " * domain_xml.MAX_XML)
 
     @given(st.binary(max_size=300))
-    def test_any_bytes(self, data: bytes) -> None:
+    def test_random_bytes(self, data: bytes) -> None:
         with pytest.raises(DomainXMLError):
             parse(data)
 
@@ -148,10 +148,10 @@ class TestRefused:
 
 
 class TestParser:
-    def test_this_one_is_safe(self) -> None:
+    def test_the_installed_expat_is_safe(self) -> None:
         domain_xml.check_parser()
 
-    def test_an_old_one_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_old_expat_is_rejected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(expat, "version_info", (2, 4, 0))
         with pytest.raises(DomainXMLError, match=r"install expat 2\.4\.1 or later"):
             domain_xml.check_parser()

@@ -1,4 +1,4 @@
-"""The request parser: whole, in pieces, and anything else."""
+"""The request parser: whole requests, requests in pieces, and damaged ones."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class TestLimits:
         assert len(header) < protocol.MAX_HEADER
         assert parse_request(header) is None
 
-    def test_an_older_natd_says_what_to_do(self) -> None:
+    def test_a_later_version_is_rejected_with_a_remedy(self) -> None:
         with pytest.raises(HookProtocolError, match="install its hook"):
             parse_request(b"qemu 2 start begin 0 0 0\n")
 

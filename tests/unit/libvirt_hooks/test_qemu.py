@@ -1,4 +1,4 @@
-"""The hook's exit codes, deadline and silence, with real processes and a real socket."""
+"""The hook's exit status, deadline and output, with real processes and a real socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSABLE = {"prepare", "start", "started", "migrate"}
 
 
 class TestExitCode:
-    """Non-zero where the operator wants it and nothing that runs is hurt; zero everywhere else."""
+    """Non-zero where the operator configured it and no running VM is affected; zero everywhere else."""
 
     @pytest.mark.parametrize("on_failure", ["start", "refuse"])
     @pytest.mark.parametrize("operation", samples.OPERATIONS)
@@ -46,18 +46,18 @@ class TestExitCode:
         assert outcome.stdout == b""
         assert bool(outcome.stderr) == (not well)
 
-    def test_a_refusal_tells_the_user_why_in_one_clean_line(self, hook: Hook, natd: FakeNatd) -> None:
+    def test_a_refusal_is_reported_to_the_user_in_one_printable_line(self, hook: Hook, natd: FakeNatd) -> None:
         natd.answer = Answer.REFUSE
         outcome = hook.run(["web-1", "prepare", "begin", "-"], samples.DOMAIN)
         assert outcome.stderr == b"virt-ports: VM web-1, prepare: no free ports?[31m for this VM\n"
 
     @pytest.mark.parametrize("arguments", [[], ["web-1"], ["web-1", ""], ["web-1", "explode", "begin", "-"]])
-    def test_anything_but_an_operation_is_none_of_our_business(self, hook: Hook, arguments: list[str]) -> None:
+    def test_an_unknown_operation_is_ignored(self, hook: Hook, arguments: list[str]) -> None:
         hook.configure(on_failure="refuse")
         assert hook.run(arguments, samples.DOMAIN) == (0, b"", b"")
 
     @pytest.mark.parametrize("python", [None, "#!/bin/sh\nexit 1\n", "#!/bin/sh\nkill -9 $$\n"])
-    def test_a_python_that_does_not_start_refuses_nothing(self, hook: Hook, tmp_path: Path, python: str | None) -> None:
+    def test_a_python_that_fails_to_start_refuses_no_vm(self, hook: Hook, tmp_path: Path, python: str | None) -> None:
         broken = tmp_path / "python3"
         if python is not None:
             broken.write_text(python)
@@ -72,7 +72,7 @@ class TestExitCode:
 
 
 class TestRequest:
-    def test_natd_receives_what_libvirt_gave(self, hook: Hook, natd: FakeNatd) -> None:
+    def test_natd_receives_what_libvirt_passed(self, hook: Hook, natd: FakeNatd) -> None:
         hook.run(["web-1", "release", "end", "migrated"], samples.DOMAIN)
         wanted = protocol.HookRequest(protocol.HookOperation.RELEASE, "end", "web-1", "migrated", samples.DOMAIN)
         assert natd.requests == [wanted]
@@ -88,7 +88,7 @@ class TestRequest:
         assert natd.requests[0].suboperation == "-"
         assert natd.requests[0].xml == samples.DOMAIN
 
-    def test_twice_is_the_same_twice(self, hook: Hook, natd: FakeNatd) -> None:
+    def test_two_equal_calls_send_equal_requests(self, hook: Hook, natd: FakeNatd) -> None:
         outcomes = [hook.run(["web-1", "start", "begin", "-"], samples.DOMAIN) for _ in range(2)]
         assert outcomes[0] == outcomes[1] == (0, b"", b"")
         assert natd.requests[0] == natd.requests[1]
@@ -103,7 +103,7 @@ class TestRequest:
 
 
 class TestDeadline:
-    """It counts the whole run; the lower bound is exact, the upper one only tells a hang."""
+    """It covers the whole run; the lower bound is exact, the upper one only detects a hang."""
 
     def test_a_stdin_that_never_ends(self, hook: Hook, natd: FakeNatd) -> None:
         hook.configure(deadline=0.5)
@@ -214,7 +214,7 @@ class TestConfiguration:
         assert len(natd.requests) == 1
 
     @pytest.mark.parametrize("kind", ["directory", "fifo", "forbidden path"])
-    def test_something_else_in_its_place(self, hook: Hook, tmp_path: Path, kind: str) -> None:
+    def test_a_path_that_is_not_a_regular_file(self, hook: Hook, tmp_path: Path, kind: str) -> None:
         odd = tmp_path / "odd"
         if kind == "directory":
             odd.mkdir()
@@ -247,7 +247,7 @@ class TestLog:
 
 
 class TestGarbage:
-    """Whatever comes in: a clear sentence or silence, never a crash, never a VM refused."""
+    """Any input: a clear sentence or no output, never a crash, never a refused VM."""
 
     def test_ten_thousand_inputs(
         self, hook: Hook, natd: FakeNatd, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -289,7 +289,7 @@ class TestGarbage:
 
 class TestStandsAlone:
     def test_only_what_is_compiled_into_the_interpreter_is_imported(self, hook: Hook, natd: FakeNatd) -> None:
-        """Both when all is well and when it has something to report."""
+        """Both when natd answers ok and when there is an error to report."""
         bare = _imported(["-c", "pass"], hook.environ)
         for natd.answer in (Answer.OK, Answer.ERROR):
             ours = _imported([str(HOOK), "web-1", "start", "begin", "-"], hook.environ)
@@ -307,8 +307,8 @@ class TestStandsAlone:
         assert HOOK.stat().st_mode & stat.S_IXUSR
 
 
-class TestOneTruth:
-    """The hook imports nothing of ours, so what it repeats is compared here."""
+class TestConstantsAgree:
+    """The hook imports none of our modules, so its copies of constants are compared with the originals."""
 
     def test_operations(self) -> None:
         assert set(qemu.OPERATIONS) == set(protocol.HookOperation)
