@@ -1,4 +1,4 @@
-"""Sites that several tests of the data path share."""
+"""The layouts in which the tests of the data path run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RANGE = PortRange(20000, 20063)
 
 @dataclasses.dataclass
 class Way:
-    """One VM's way to the internet."""
+    """One VM's path to the internet."""
 
     site: Site
     vm: VM
@@ -29,20 +29,19 @@ class Way:
 
     @property
     def stateless(self) -> tuple[Node, ...]:
-        """The edges that must not have tracked anything."""
+        """The edges, which must not have tracked any connection."""
         return tuple(edge for edge in self.edges if edge not in self.hosts)
 
 
 def _separate(site: Site) -> Way:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge()
     vm = VM.of(1, site.guest(host), RANGE)
     program([host, edge], [vm], {0: (edge,)})
     return Way(site, vm, (host,), (edge,))
 
 
 def _crossed(site: Site) -> Way:
-    """Two edges: one carries what leaves, the other what comes back."""
+    """Two edges: one for outbound packets, the other for inbound ones."""
     host, out, back = site.host(21), site.edge(11), site.edge(12)
     site.spread(back)
     vm = VM.of(1, site.guest(host), RANGE)
@@ -59,7 +58,7 @@ def _both(site: Site) -> Way:
 
 
 def _both_but_answered_elsewhere(site: Site) -> Way:
-    """The VM's machine is an edge, and what comes back arrives at another edge."""
+    """The VM's machine is an edge, and inbound packets arrive at another edge."""
     machine, other = site.both(11), site.edge(12)
     site.spread(other)
     vm = VM.of(1, site.guest(machine), RANGE)
@@ -92,7 +91,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def way(request: pytest.FixtureRequest) -> Iterator[Way]:
-    """One VM behind each of the layouts."""
+    """One VM in each of the layouts."""
     site = Site()
     try:
         yield LAYOUTS[request.param](site)
@@ -102,7 +101,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
-    """Router and internet, and nothing else yet."""
+    """A router and the internet, and no node yet."""
     made = Site()
     try:
         yield made

@@ -1,4 +1,4 @@
-"""Whose packet it is: the tap decides, nothing in the packet does, and nobody else's rules or marks are disturbed."""
+"""The tap decides which VM a packet belongs to, not the packet; rules and marks of other software are left alone."""
 
 from __future__ import annotations
 
@@ -42,10 +42,17 @@ def _syn_and_rst(source: str, destination: str, sport: int, dport: int) -> bytes
 
 
 def _assert_nothing_came(server: socket.socket, witness: Guest) -> None:
-    """What was sent before did not arrive: what the witness sends now is the next that does."""
+    """Assert that nothing sent before arrived: the next packet to arrive is the one the witness sends now."""
     with witness.namespace.udp() as client:
         client.sendto(b"witness", (INTERNET, 9000))
         assert server.recvfrom(100)[0] == b"witness"
+
+
+def _assert_cannot_send(site: Site, guest: Guest, witness: Guest) -> None:
+    """What the guest sends to the internet does not arrive, while the witness's packet does."""
+    with site.internet.udp(INTERNET, 9000) as server, guest.namespace.udp() as client:
+        client.sendto(b"must not arrive", (INTERNET, 9000))
+        _assert_nothing_came(server, witness)
 
 
 def test_two_guests_with_one_private_address(site: Site) -> None:
@@ -60,8 +67,7 @@ def test_two_guests_with_one_private_address(site: Site) -> None:
 
 
 def test_a_spoofed_source_still_uses_its_own_ports(site: Site) -> None:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge()
     honest, liar = site.guest(host, "10.10.0.5"), site.guest(host, "10.10.0.6")
     program([host, edge], [VM.of(1, honest, A), VM.of(2, liar, B)], {0: (edge,)})
     with site.internet.udp(INTERNET, 9000) as server, liar.namespace.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
@@ -71,10 +77,9 @@ def test_a_spoofed_source_still_uses_its_own_ports(site: Site) -> None:
         assert port in B
 
 
-def test_a_spoofed_internal_address_does_not_help(site: Site) -> None:
-    """The source already looks translated to another VM's address and port: it is translated to the liar's own."""
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+def test_a_spoofed_internal_address_gives_no_other_ports(site: Site) -> None:
+    """A source that looks like another VM's translated address and port is translated to the sender's own."""
+    host, edge = site.host_and_edge()
     honest, liar = site.guest(host, "10.10.0.5"), site.guest(host, "10.10.0.6")
     victim = VM.of(1, honest, A)
     program([host, edge], [victim, VM.of(2, liar, B)], {0: (edge,)})
@@ -85,8 +90,7 @@ def test_a_spoofed_internal_address_does_not_help(site: Site) -> None:
 
 def test_a_forged_packet_that_is_never_translated_does_not_leave(site: Site) -> None:
     """A VM without ports, and a packet that connection tracking calls invalid: source NAT touches neither."""
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge()
     honest, liar, bare = (site.guest(host, f"10.10.0.{number}") for number in (5, 6, 7))
     victim = VM.of(1, honest, A)
     program([host, edge], [victim, VM.of(2, liar, B), VM(3, bare, (), None)], {0: (edge,), 1: (edge,)})
@@ -106,58 +110,48 @@ def test_a_forged_packet_that_is_never_translated_does_not_leave(site: Site) -> 
 
 
 def test_an_edge_lets_no_port_out_that_the_vm_does_not_hold(site: Site) -> None:
-    """The host has stale tables: it hands out ports that, for the edge, are another VM's."""
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+    """The host has stale tables: it uses ports that the edge has for another VM."""
+    host, edge = site.host_and_edge()
     stale, owner = site.guest(host, "10.10.0.5"), site.guest(host, "10.10.0.6")
     program([host, edge], [VM.of(1, stale, A), VM.of(2, owner, B)], {0: (edge,)})
     moved = VM.of(1, stale, PortRange(30000, 30063)).at(edge)
     edge.kernel.run(edge.kernel.kernel.change(Change(edge={moved.domain: moved})))
-    with site.internet.udp(INTERNET, 9000) as server, stale.namespace.udp() as client:
-        client.sendto(b"stale", (INTERNET, 9000))
-        _assert_nothing_came(server, owner)
+    _assert_cannot_send(site, stale, owner)
     assert _drops(edge)["not-owned"] == 1
 
 
-def test_a_vm_without_ports_leaks_nothing(site: Site) -> None:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+def test_a_vm_without_ports_cannot_send(site: Site) -> None:
+    host, edge = site.host_and_edge()
     without, owner = site.guest(host, "10.10.0.5"), site.guest(host, "10.10.0.6")
     program([host, edge], [VM(1, without, (), None), VM.of(2, owner, B)], {0: (edge,)})
-    with site.internet.udp(INTERNET, 9000) as server, without.namespace.udp() as client:
-        client.sendto(b"no ports", (INTERNET, 9000))
-        _assert_nothing_came(server, owner)
+    _assert_cannot_send(site, without, owner)
     assert _drops(host)["untranslated"] == 1
 
 
-def test_a_vm_without_ports_is_not_let_out_by_somebody_elses_masquerade(site: Site) -> None:
+def test_a_vm_without_ports_cannot_send_by_libvirts_masquerade(site: Site) -> None:
     machine = site.both(11)
     site.spread(machine)
     without, owner = site.guest(machine, "10.10.0.5"), site.guest(machine, "10.10.0.6")
     machine.namespace.nft(LIBVIRT)
     program([machine], [VM(1, without, (), None), VM.of(2, owner, B)])
-    with site.internet.udp(INTERNET, 9000) as server, without.namespace.udp() as client:
-        client.sendto(b"no ports", (INTERNET, 9000))
-        _assert_nothing_came(server, owner)
+    _assert_cannot_send(site, without, owner)
     assert _drops(machine)["untranslated"] == 1
 
 
-def test_what_comes_for_nobodys_port_is_dropped_and_counted(site: Site) -> None:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+def test_a_packet_for_an_unassigned_port_is_dropped_and_counted(site: Site) -> None:
+    host, edge = site.host_and_edge()
     program([host, edge], [VM.of(1, site.guest(host), A)], {0: (edge,)})
     with site.internet.udp() as client:
         client.sendto(b"", (str(EXTERNAL), B.first))
         client.sendto(b"", (str(OTHER_EXTERNAL), A.first))
-        # The packets are on their way through two machines; a later one of ours tells that they arrived.
+        # The packets pass two machines; that a later one arrived shows that they have.
         client.sendto(b"", (str(EXTERNAL), A.first))
         site.internet.run("ping", "-c1", "-W5", "198.51.100.11")
     assert _drops(edge)["nobodys-port"] == 2
 
 
-def test_what_comes_unasked_for_a_vm_goes_round_in_no_circle(site: Site) -> None:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+def test_an_unsolicited_packet_for_a_vm_does_not_loop(site: Site) -> None:
+    host, edge = site.host_and_edge()
     program([host, edge], [VM.of(1, site.guest(host), A)], {0: (edge,)})
     host.namespace.nft(
         "table ip probe { chain c { type filter hook forward priority 0; ip daddr 100.64.0.0/10 counter; }; }"
@@ -183,12 +177,11 @@ table ip others {
   }
 }
 """
-"""Somebody else's bits: set before us in both marks, and both looked at when we are done."""
+"""Other software's bits in both marks: set before our rules and checked after them."""
 
 
 def test_other_bits_of_both_marks_survive(site: Site) -> None:
-    host, edge = site.host(21), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge()
     guest = site.guest(host)
     host.namespace.nft(OTHERS)
     program([host, edge], [VM.of(1, guest, A)], {0: (edge,)})
@@ -198,8 +191,7 @@ def test_other_bits_of_both_marks_survive(site: Site) -> None:
 
 
 def test_another_mask(site: Site) -> None:
-    host, edge = site.host(21, mark_mask=0xFF00), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge(mark_mask=0xFF00)
     guest = site.guest(host)
     program([host, edge], [VM.of(1, guest, A)], {0: (edge,)})
     with site.internet.udp(INTERNET, 9000) as server:
@@ -229,7 +221,7 @@ def test_other_vms_keep_their_masquerade(site: Site) -> None:
         assert _ask(other, server)[0] == "198.51.100.11"
 
 
-def test_connections_older_than_our_care_go_on(site: Site) -> None:
+def test_connections_older_than_natd_go_on(site: Site) -> None:
     """The VM ran, behind libvirt's masquerade, before natd was installed."""
     machine = site.both(11)
     site.spread(machine)
@@ -250,8 +242,7 @@ def test_connections_older_than_our_care_go_on(site: Site) -> None:
 
 
 def test_exempt_destinations_are_not_translated(site: Site) -> None:
-    host, edge = site.host(21, exempt=(IPv4Network("192.0.2.0/25"), IPv4Network("255.255.255.255/32"))), site.edge(11)
-    site.spread(edge)
+    host, edge = site.host_and_edge(exempt=(IPv4Network("192.0.2.0/25"), IPv4Network("255.255.255.255/32")))
     guest = site.guest(host)
     program([host, edge], [VM.of(1, guest, A)], {0: (edge,)})
     host.namespace.nft(
@@ -265,7 +256,7 @@ def test_exempt_destinations_are_not_translated(site: Site) -> None:
     assert "counter packets 1" in host.namespace.run("nft", "list", "table", "ip", "probe")
 
 
-def test_the_host_itself_goes_its_own_way(site: Site) -> None:
+def test_the_hosts_own_packets_are_not_translated(site: Site) -> None:
     machine = site.both(11)
     site.spread(machine)
     program([machine], [VM.of(1, site.guest(machine), A)])

@@ -265,6 +265,12 @@ class Site:
         namespace.ip("link set eth0 up", f"addr add {address}/24 dev eth0", "route add default via 10.10.0.1")
         return Guest(namespace, host, tap, address)
 
+    def host_and_edge(self, **settings: Any) -> tuple[Node, Node]:
+        """Add a host and an edge, the usual two, to which the router sends the external addresses."""
+        host, edge = self.host(21, **settings), self.edge(11)
+        self.spread(edge)
+        return host, edge
+
     def spread(self, *edges: Node) -> None:
         """Have the router send the external addresses to these edges."""
         hops = " ".join(f"nexthop via 198.51.100.{edge.number}" for edge in edges)
