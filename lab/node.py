@@ -146,7 +146,7 @@ class LibvirtHost:
 
         :raise LabError: When it does not run or is not gone after 20 seconds.
         """
-        libvirtd = self._libvirtd()
+        libvirtd = self.libvirtd()
         libvirtd.signal(number)
         if not libvirtd.wait(20.0):
             raise LabError(f"libvirtd on {self.name} does not end; see {self.directory}/var/log/libvirt/libvirtd.log")
@@ -194,8 +194,9 @@ class LibvirtHost:
                 with contextlib.suppress(CommandFailed):
                     run("ip", "-n", self.namespace, "link", "del", link["ifname"])
 
-    def _libvirtd(self) -> Process:
-        """Find libvirtd by its network namespace and name: its pid file speaks of the inner pid namespace."""
+    def libvirtd(self) -> Process:
+        """Return the process of libvirtd. :raise LabError: When none runs."""
+        # By network namespace and name: the number in its pid file is of the inner pid namespace.
         for pid in net.processes_in(self.namespace):
             with contextlib.suppress(OSError):
                 if Path(f"/proc/{pid}/comm").read_text() == "libvirtd\n":

@@ -1,22 +1,55 @@
-"""Labs of the end-to-end tests: names that nobody else has, and what a lab leaves on a machine."""
+"""Labs of the end-to-end tests: unique names, up and down, VMs that cost nothing, and what a lab leaves behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+from lab.daemons import LAB_SETTINGS, DaemonSettings
 from lab.lab import STATE, Lab
+from tests.e2e.observing import eventually, facts
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 
 
 def unique_name(letter: str) -> str:
-    """Return a lab's name; different letters within one test process, different processes by themselves."""
+    """Return a lab's name: unique by the letter within one test process, and among test processes anyway."""
     return f"t{letter}{WORKER}{os.getpid() % 100_000}"
 
 
+@contextlib.contextmanager
+def running(name: str, settings: DaemonSettings = LAB_SETTINGS, *, with_daemons: bool = True) -> Iterator[Lab]:
+    """Bring a lab up, and down at the end; nothing of it may be left then."""
+    site = Lab(name, settings=settings, with_daemons=with_daemons)
+    site.up()
+    try:
+        yield site
+    finally:
+        site.down()
+    assert traces(site) == NOTHING
+
+
+@contextlib.contextmanager
+def paused_vm(lab: Lab, name: str, host: str) -> Iterator[None]:
+    """A VM that libvirt starts and that never executes an instruction: it costs nothing and has a tap."""
+    lab.add_vm(name, host, paused=True)
+    try:
+        yield
+    finally:
+        lab.remove_vm(name)
+
+
+def remove_guests(lab: Lab) -> None:
+    """Remove all light guests and wait until their ports are free."""
+    for guest in lab.guests():
+        lab.remove_guest(guest.name)
+    assert eventually(lambda: not facts(lab, "list", "--all"))
+
+
 def traces(site: Lab) -> dict[str, list[str]]:
-    """Everything on this machine that has the lab's name in it or runs inside of it."""
+    """Return everything on this machine that has the lab's name in it or runs inside the lab."""
     namespaces = [path.name for path in Path("/run/netns").glob(f"{site.name}-*")]
     processes = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""What end-to-end tests look at: virt-ports' words, what the kernels hold, and connections that talk all the time."""
+"""What end-to-end tests observe: virt-ports' output, the kernels' state, and connections that send all the time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODES = (*net.HOSTS, *net.EDGES)
 
 
 def eventually(look: Callable[[], _T], timeout_s: float = 40.0) -> _T:
-    """Look until what is seen is true, and return it; after the limit, what was seen last."""
+    """Call ``look`` until its result is true, and return that; after the timeout, the last result."""
     deadline = time.monotonic() + timeout_s
     while not (seen := look()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -34,7 +34,7 @@ def eventually(look: Callable[[], _T], timeout_s: float = 40.0) -> _T:
 
 
 def facts(lab: Lab, *arguments: str) -> Any:
-    """Return the JSON of a command of the operator."""
+    """Return the JSON output of a ``virt-ports`` command."""
     return json.loads(lab.operate(*arguments, "-o", "json"))
 
 
@@ -58,7 +58,7 @@ def states(lab: Lab, name: str) -> dict[str, list[Ports]]:
 
 
 def disagreements(lab: Lab) -> list[str]:
-    """Say where kernels and ledger differ: every VM of the ledger, every element of the kernels, hosts and edges."""
+    """Return where kernels and ledger differ: every VM of the ledger, every element of all hosts and edges."""
     wanted: dict[str, dict[str, tuple[Ports, ...]]] = {node: {} for node in NODES}
     for vm in facts(lab, "list", "--all"):
         held, internal = states(lab, vm["uuid"]), IPv4Address(facts(lab, "show", vm["uuid"])["internal_address"])
@@ -74,14 +74,14 @@ def disagreements(lab: Lab) -> list[str]:
 
 
 def assert_agree(lab: Lab) -> None:
-    """Wait until every node confirmed everything, and kernels and ledger say the same."""
+    """Wait until every node has confirmed everything, and kernels and ledger agree."""
     assert eventually(lambda: _in_step(lab) >= set(NODES)), _in_step(lab)
     assert eventually(lambda: not disagreements(lab)), disagreements(lab)
 
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    """What became of talking connections."""
+    """The result of talking connections."""
 
     connections: int
     broken: list[str]

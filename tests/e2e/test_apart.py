@@ -11,7 +11,7 @@ from lab.daemons import DaemonSettings
 from lab.lab import Lab
 from lab.traffic import hold, sink
 from lab.witness import Ports
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import running, unique_name
 from tests.e2e.observing import assert_agree, facts, states
 
 pytestmark = pytest.mark.e2e
@@ -28,16 +28,11 @@ SETTINGS = DaemonSettings(
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("p"), settings=SETTINGS)
-    site.up()
-    try:
+    with running(unique_name("p"), SETTINGS) as site:
         site.operate("pool", "add", str(EXTERNAL), "--reserved", "1280-1343,1600-65535")
         site.operate("pool", "remove", "203.0.113.2-203.0.113.4")
         with sink(site):
             yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
 
 
 def held(lab: Lab) -> list[Ports]:

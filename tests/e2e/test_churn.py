@@ -16,8 +16,8 @@ from lab.daemons import DaemonSettings
 from lab.lab import Lab
 from lab.traffic import PORT, Held, connect, generate, hold, recorded, sink
 from tests.e2e.churning import Meddler, Watcher, changes_of_hands, compacted, misattributed, overloaded, settled
-from tests.e2e.labs import NOTHING, traces, unique_name
-from tests.e2e.observing import eventually, facts
+from tests.e2e.labs import remove_guests, running, unique_name
+from tests.e2e.observing import facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -47,24 +47,17 @@ CAP, PRESSING = 4096, 3_000
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("c"), settings=SETTINGS)
-    site.up()
-    try:
+    with running(unique_name("c"), SETTINGS) as site:
         # Few ports, so that they change hands: two addresses with 24,576 each.
         site.operate("pool", "add", "203.0.113.1-203.0.113.2", "--reserved", "25600-65535")
         site.operate("pool", "remove", "203.0.113.3-203.0.113.4")
         yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
 
 
 @pytest.fixture(autouse=True)
 def _guests_go(lab: Lab) -> Iterator[None]:
     yield
-    for guest in lab.guests():
-        lab.remove_guest(guest.name)
-    assert eventually(lambda: not facts(lab, "list", "--all"))
+    remove_guests(lab)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.traffic import PORT, connect, hold, sink
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import remove_guests, running, unique_name
 from tests.e2e.observing import Talk, active, assert_agree, eventually, facts, states, talking
 
 pytestmark = pytest.mark.e2e
@@ -32,22 +32,14 @@ DAEMONS = (natd_of("host1"), natd_of("edge1"), natd_of("edge2"), CPMD)
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("k"), settings=SETTINGS)
-    site.up()
-    try:
-        with sink(site):
-            yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
+    with running(unique_name("k"), SETTINGS) as site, sink(site):
+        yield site
 
 
 @pytest.fixture(autouse=True)
 def _guests_go(lab: Lab) -> Iterator[None]:
     yield
-    for guest in lab.guests():
-        lab.remove_guest(guest.name)
-    assert eventually(lambda: not facts(lab, "list", "--all"))
+    remove_guests(lab)
 
 
 def assert_unbroken(talk: Talk) -> None:

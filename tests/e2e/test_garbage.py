@@ -1,4 +1,4 @@
-"""10,000 generated messages on every socket of running daemons: a clear error, no crash, and nothing has changed."""
+"""10,000 generated messages to every socket of running daemons: a clear error, no crash, no change."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cpm.protocol.messages import PROTOCOL
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.traffic import connect, sink
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import running, unique_name
 from tests.e2e.observing import NODES, assert_agree, facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -26,26 +26,21 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 COUNT = 10_000
 AT_ONCE = 16
 NOISE = "noise"
-"""Begins the names of nodes that nobody has: hosts, so that they are told of no VM and asked for nothing."""
+"""Prefix of node names that no node has; as hosts they get no VM in their snapshots."""
 UUID = "0f2d3f0e-6d4b-4f6b-9f57-0c8c5a1f7a11"
 XML = f"<domain type='qemu'><name>x</name><uuid>{UUID}</uuid><devices/></domain>"
 _BUDGET = re.compile(r"burst \d+ packets")
 
 SETTINGS = DaemonSettings(cpmd={"pool": {"initial": 256, "floor": 256}}, natd={})
-"""At the floor from the beginning: idle guests keep what they have."""
+"""At the floor from the start, so that idle guests keep their ports."""
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("g"), settings=SETTINGS)
-    site.up()
-    site.add_guest("a", "host1")
-    site.add_guest("b", "host2")
-    try:
+    with running(unique_name("g"), SETTINGS) as site:
+        site.add_guest("a", "host1")
+        site.add_guest("b", "host2")
         yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +54,7 @@ def _nothing_changes(lab: Lab) -> Iterator[None]:
 
 
 def everything(lab: Lab) -> dict[str, object]:
-    """What must be the same afterwards: who has what, who is there, who ever had what, the kernels, the processes."""
+    """Return all that must be unchanged afterwards: VMs, nodes, pool, journal, kernels, processes."""
     still = ("name", "uuid", "node", "external_address", "first_port", "last_port", "state")
     return {
         "vms": [[vm[key] for key in still] for vm in facts(lab, "list", "--all")],
@@ -77,13 +72,13 @@ def everything(lab: Lab) -> dict[str, object]:
 
 
 def junk(chance: random.Random) -> bytes:
-    """Bytes of any kind, more often such as mean something to somebody."""
+    """Return random bytes, some of them from alphabets that parsers know."""
     alphabet = chance.choice([bytes(range(256)), string.printable.encode(), b'{}[]",:0123456789 \n\\u', b"\0\xff\n "])
     return bytes(chance.choices(alphabet, k=chance.choice([0, 1, 7, 60, 500, 9000])))
 
 
-def spoilt(chance: random.Random, good: bytes) -> bytes:
-    """A good message cut short, with something put in, or with bytes changed; sometimes nothing but junk."""
+def damaged(chance: random.Random, good: bytes) -> bytes:
+    """Return a valid message cut short, with bytes inserted or changed, or junk."""
     way, at = chance.randrange(5), chance.randrange(1, len(good))
     if way == 0:
         return good[:at]
@@ -96,8 +91,8 @@ def spoilt(chance: random.Random, good: bytes) -> bytes:
     return b"[" * chance.choice([1, 100, 100_000]) + good
 
 
-def odd(chance: random.Random) -> Any:
-    """A JSON value that is right nowhere."""
+def invalid_value(chance: random.Random) -> Any:
+    """Return a JSON value that is valid for no field."""
     return chance.choice(
         [None, True, -1, 1e308, 2**70, "", "\ud7ff\0", "203.0.113", [], [[]], {}, {"first": 9, "last": 1}, ["x"] * 500]
     )
@@ -107,8 +102,8 @@ HELLO = {
     "type": "hello", "protocol": PROTOCOL, "node": NOISE, "roles": ["host"], "underlay": "172.30.0.99",
     "version": "0", "epoch": 0, "domains": [],
 }  # fmt: skip
-# Without fields that may be missing: one with a spoilt name is only unknown, hence ignored.
-SAYINGS: list[dict[str, Any]] = [
+# Without optional fields: one with a damaged name would only be unknown, and so ignored.
+NODE_MESSAGES: list[dict[str, Any]] = [
     {"type": "attach", "domain": UUID, "name": "x"},
     {"type": "detach", "domain": UUID, "reason": "x"},
     {"type": "present", "domains": []},
@@ -119,20 +114,20 @@ SAYINGS: list[dict[str, Any]] = [
 ]
 
 
-def wrong_saying(chance: random.Random) -> bytes:
-    """A message of a node with a field missing, of a wrong kind, or unreadable."""
-    good = chance.choice(SAYINGS)
+def wrong_node_message(chance: random.Random) -> bytes:
+    """Return a node's message with a field missing or of the wrong type, or that is not JSON."""
+    good = chance.choice(NODE_MESSAGES)
     key = chance.choice(list(good))
     way = chance.randrange(3)
     if way == 0:
         return json.dumps({name: value for name, value in good.items() if name != key}).encode()
     if way == 1:
         return json.dumps(good | {key: {"x": []}}).encode()
-    return spoilt(chance, json.dumps(good).encode())
+    return damaged(chance, json.dumps(good).encode())
 
 
-async def in_crowds(work: Callable[[random.Random, int], Any], seed: int) -> None:
-    """Do something ten thousand times, several at once; who does it gets its number."""
+async def concurrently(work: Callable[[random.Random, int], Any], seed: int) -> None:
+    """Run ``work`` ten thousand times in concurrent tasks; each gets its task's number."""
 
     async def share(number: int) -> None:
         chance = random.Random(seed * AT_ONCE + number)
@@ -147,7 +142,7 @@ async def test_hook_socket(lab: Lab) -> None:
     good = f"qemu 1 started begin 1 1 {len(XML)}\nx-{XML}".encode()
 
     async def call(chance: random.Random, number: int) -> None:
-        message = spoilt(chance, good) if chance.random() < 0.7 else junk(chance)
+        message = damaged(chance, good) if chance.random() < 0.7 else junk(chance)
         reader, writer = await asyncio.open_unix_connection(path)
         try:
             writer.write(message)
@@ -161,7 +156,7 @@ async def test_hook_socket(lab: Lab) -> None:
         finally:
             writer.close()
 
-    await in_crowds(call, 1)
+    await concurrently(call, 1)
 
 
 async def test_operators_socket(lab: Lab) -> None:
@@ -182,8 +177,8 @@ async def test_operators_socket(lab: Lab) -> None:
                 )
             elif way == 2:
                 query = {
-                    "address": str(odd(chance)),
-                    "port": str(odd(chance)),
+                    "address": str(invalid_value(chance)),
+                    "port": str(invalid_value(chance)),
                     "at": chance.choice(["nan", "inf", "-1e400", "x"]),
                 }
                 request = session.get("/v1/whois", params=query)
@@ -193,7 +188,7 @@ async def test_operators_socket(lab: Lab) -> None:
                 request = session.request(
                     chance.choice(["PUT", "PATCH", "DELETE", "POST"]),
                     chance.choice(paths),
-                    data=spoilt(chance, b'{"addresses": []}'),
+                    data=damaged(chance, b'{"addresses": []}'),
                 )
             async with request as response:
                 body = await response.read()
@@ -202,13 +197,13 @@ async def test_operators_socket(lab: Lab) -> None:
                 assert error["code"]
                 assert error["message"]
 
-        await in_crowds(ask, 2)
+        await concurrently(ask, 2)
 
 
 def wrong_pool(chance: random.Random) -> bytes:
     good: dict[str, Any] = {"addresses": ["203.0.113.9"], "reserved": [{"first": 5000, "last": 5001}]}
     if chance.random() < 0.5:
-        return spoilt(chance, json.dumps(good).encode())
+        return damaged(chance, json.dumps(good).encode())
     key = chance.choice(list(good))
     return json.dumps(good | {key: chance.choice([1, "x", [1], [{}], {"a": 1}, [["203.0.113.9"]], None])}).encode()
 
@@ -236,13 +231,13 @@ async def test_node_sessions(lab: Lab) -> None:
             async with session.ws_connect("/v1/session", timeout=aiohttp.ClientWSTimeout(ws_close=30)) as node:
                 if chance.random() < 0.1:
                     await node.send_str(json.dumps(HELLO | {"node": f"{NOISE}{number}"}))
-                await node.send_bytes(wrong_saying(chance))
+                await node.send_bytes(wrong_node_message(chance))
                 while (message := await node.receive(30)).type is aiohttp.WSMsgType.BINARY:
                     assert json.loads(message.data)["type"] in {"welcome", "snapshot", "delta"}
                 assert node.close_code == 1008, (message, node.close_code)
                 assert message.extra
 
-        await in_crowds(say, 4)
+        await concurrently(say, 4)
 
 
 async def test_tls_door_without_certificate(lab: Lab) -> None:

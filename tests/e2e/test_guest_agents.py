@@ -1,13 +1,11 @@
-"""Guest agents of real guests, through libvirt and straight at the socket of a QEMU that libvirt does not know."""
+"""Guest agents of real guests, through libvirt and at the socket of a QEMU that libvirt does not know."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import random
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,19 @@ import pytest
 
 from lab import net, witness
 from lab.daemons import DaemonSettings
-from lab.image import guest_image
 from lab.lab import STATE, Lab
-from lab.node import BRIDGE, HOOK, NETWORK, LibvirtHost
-from lab.shell import CLEAN_ENVIRONMENT, inside, ip_batch
+from lab.node import LibvirtHost
 from lab.traffic import PORT, connect, sink
 from lab.vm import RealGuest
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e import bare_qemu
+from tests.e2e.labs import paused_vm, running, unique_name
 from tests.e2e.observing import active, eventually, facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
 FILE = "/run/virt-ports.json"
 LOCAL_PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
-BARE_UUID = "7d1f0f7e-5d3a-4c2c-9f43-2a0f6f1c9b01"
 NAME = unique_name("g")
 SOCKETS = STATE / NAME / "agents"
 SETTINGS = DaemonSettings(
@@ -41,13 +37,8 @@ SETTINGS = DaemonSettings(
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(NAME, settings=SETTINGS)
-    site.up()
-    try:
+    with running(NAME, SETTINGS) as site:
         yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def host(lab: Lab) -> LibvirtHost:
 
 @pytest.fixture(scope="module")
 def vms(lab: Lab) -> tuple[RealGuest, RealGuest]:
-    """Two guests that stay for the module; the first is the one nothing happens to."""
+    """Two guests for the whole module; faults are injected into the second only."""
     well, ill = (lab.add_vm(name, "host1") for name in ("well", "ill"))
     well.wait_ready()
     ill.wait_ready()
@@ -65,7 +56,7 @@ def vms(lab: Lab) -> tuple[RealGuest, RealGuest]:
 
 
 def guest_of(lab: Lab, name: str) -> dict[str, Any]:
-    """What ``show`` says of the guest; empty when nothing."""
+    """Return ``guest`` of ``show``; empty when there is none."""
     return facts(lab, "show", name)["guest"] or {}
 
 
@@ -78,23 +69,23 @@ def ports_of(view: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def has(lab: Lab, name: str) -> tuple[Any, Any, Any]:
-    """What ``list`` says that a VM has."""
+    """Return a VM's address and ports as ``list`` shows them."""
     ports = active(lab, name)
     assert ports is not None
     return str(ports.address), ports.first, ports.last
 
 
 def knows(vm: RealGuest) -> tuple[Any, Any, Any]:
-    """What the file in the guest says."""
+    """Return address and ports in the guest's file."""
     return ports_of(json.loads(vm.shell(f"cat {FILE}")))
 
 
-def test_a_guest_finds_its_ports_in_a_file_and_again_after_each_resize(
+def test_the_file_in_the_guest_has_its_ports_and_follows_each_resize(
     lab: Lab, vms: tuple[RealGuest, RealGuest]
 ) -> None:
     well, _ = vms
     assert eventually(lambda: guest_of(lab, "well").get("last_port"))
-    # Policies resize at any time: what agrees, agrees in the end.
+    # Policies may resize meanwhile, so wait until all three agree.
     assert eventually(lambda: knows(well) == has(lab, "well") == ports_of(guest_of(lab, "well")))
     before, inode = has(lab, "well"), well.shell(f"stat -c %i {FILE}")
     lab.operate("set", "well", "floor=1024")
@@ -105,7 +96,7 @@ def test_a_guest_finds_its_ports_in_a_file_and_again_after_each_resize(
     assert "Guest was told:" in lab.operate("show", "well")
 
 
-def test_what_is_lost_in_the_guest_is_told_again_when_its_agent_comes_back(
+def test_after_a_reboot_the_guest_gets_its_file_again(
     lab: Lab, host: LibvirtHost, vms: tuple[RealGuest, RealGuest]
 ) -> None:
     well, _ = vms
@@ -122,7 +113,7 @@ def test_a_guest_that_takes_its_source_ports_from_its_range_keeps_them_one_to_on
 ) -> None:
     well, _ = vms
     before = well.shell(f"cat {LOCAL_PORT_RANGE}")
-    assert before.split() == ["32768", "60999"], "not touched unless wished for"
+    assert before.split() == ["32768", "60999"], "not set unless wished"
     wish = "<ports floor='1024' local-port-range='yes'/>"
     host.virsh("metadata", "well", METADATA_NAMESPACE, "--key", "vp", "--set", wish, "--live")
     assert eventually(lambda: tuple(map(int, well.shell(f"cat {LOCAL_PORT_RANGE}").split())) == has(lab, "well")[1:])
@@ -135,13 +126,13 @@ def test_a_guest_that_takes_its_source_ports_from_its_range_keeps_them_one_to_on
         lines = [line for line in well.shell("cat /proc/net/tcp").splitlines() if remote in line]
         assert {int(line.split()[1].partition(":")[2], 16) for line in lines} == outside
         assert eventually(lambda: guest_of(lab, "well").get("established", 0) >= 50)
-        # The two are read one after the other, while connections begin.
+        # The two figures are read one after the other, while connections begin.
         assert eventually(lambda: guest_of(lab, "well")["connections"] >= 50)
         well.shell("killall conngen")
     assert eventually(lambda: guest_of(lab, "well").get("established") == 0)
 
 
-def test_a_frozen_agent_blocks_nobody_and_recovers(
+def test_a_frozen_agent_delays_nothing_and_recovers(
     lab: Lab, host: LibvirtHost, vms: tuple[RealGuest, RealGuest]
 ) -> None:
     well, ill = vms
@@ -157,25 +148,25 @@ def test_a_frozen_agent_blocks_nobody_and_recovers(
         assert connect_light(lab) == 40
     assert eventually(lambda: guest_of(lab, "well")["rx_bytes"] > received), "its figures keep coming"
     lab.operate("set", "ill", "floor=512")
-    assert eventually(lambda: has(lab, "ill")[2] - has(lab, "ill")[1] >= 511), "nothing waits for the guest"
+    assert eventually(lambda: has(lab, "ill")[2] - has(lab, "ill")[1] >= 511), "a resize does not wait for the guest"
     assert in_state(lab, "ill", "not answering")
-    with unstarted_vm(lab, "late", "host1"):
-        assert active(lab, "late"), "nor does a start"
+    with paused_vm(lab, "late", "host1"):
+        assert active(lab, "late"), "neither does a start"
         assert in_state(lab, "ill", "not answering")
     assert eventually(lambda: in_state(lab, "ill", "answering"), timeout_s=90)
     assert eventually(lambda: knows(ill) == has(lab, "ill"))
-    assert eventually(lambda: waits(host, "ill") in (None, "-2")), "libvirt waits for its agent as it did before"
+    assert eventually(lambda: response_timeout(host, "ill") in (None, "-2")), "libvirt's default again"
 
 
-def waits(host: LibvirtHost, vm: str) -> str | None:
-    """How long libvirt waits for the agent, by its own account of the running domain; None: as it does by default."""
+def response_timeout(host: LibvirtHost, vm: str) -> str | None:
+    """Return the agent response timeout in libvirt's status file of a running domain; None: the default."""
     status = (host.directory / f"run-libvirt/qemu/{vm}.xml").read_text()
     _, found, rest = status.partition("<agentTimeout>")
     return rest.partition("<")[0] if found else None
 
 
 def connect_light(lab: Lab) -> int:
-    """Connections of a guest that starts meanwhile, and has no libvirt domain and no agent."""
+    """Return the connections made by a light guest that starts meanwhile: no libvirt domain, no agent."""
     guest = lab.add_guest("light", "host1")
     try:
         made = connect(guest, 40, "-c").ok
@@ -185,88 +176,25 @@ def connect_light(lab: Lab) -> int:
         lab.remove_guest("light")
 
 
-@contextlib.contextmanager
-def unstarted_vm(lab: Lab, name: str, host: str) -> Iterator[None]:
-    lab.add_vm(name, host, paused=True)
-    try:
-        yield
-    finally:
-        lab.remove_vm(name)
-
-
 def test_an_agent_that_dies_and_a_vm_that_is_paused_are_absent(lab: Lab, vms: tuple[RealGuest, RealGuest]) -> None:
     _, ill = vms
     assert eventually(lambda: in_state(lab, "ill", "answering"))
     ill.shell("(sleep 0.5; killall -KILL qemu-ga) >/dev/null 2>&1 </dev/null &")
     assert eventually(lambda: in_state(lab, "ill", "absent"))
-    with unstarted_vm(lab, "paused", "host1"):
+    with paused_vm(lab, "paused", "host1"):
         assert eventually(lambda: in_state(lab, "paused", "absent"))
 
 
-class BareQemu:
-    """A QEMU on a host, started by hand: its own tap on the bridge, and the hook called as a script would."""
-
-    name, tap, mac = "bare", "bare0", "52:54:00:10:99:01"
-
-    def __init__(self, host: LibvirtHost) -> None:
-        self._host = host
-        self.socket = SOCKETS / f"{BARE_UUID}.sock"
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it; the tap exists before the hook hears of it, and the guest's first packet comes after."""
-        self.socket.parent.mkdir(exist_ok=True)
-        image = guest_image()
-        command_line = "console=ttyS0 quiet no_timer_check mitigations=off nokaslr cryptomgr.notests lab.host=bare"
-        process = subprocess.Popen(
-            [
-                *inside(self._host.namespace), "qemu-system-x86_64", "-accel", "tcg,tb-size=32", "-m", "96",
-                "-machine", "pc", "-nodefaults", "-display", "none", "-kernel", image.kernel, "-initrd",
-                image.initramfs, "-append", command_line,
-                "-netdev", f"tap,id=n,ifname={self.tap},script=no,downscript=no",
-                "-device", f"virtio-net-pci,netdev=n,mac={self.mac},romfile=", "-device", "virtio-serial-pci",
-                "-chardev", f"socket,id=ga,path={self.socket},server=on,wait=off",
-                "-device", "virtserialport,chardev=ga,name=org.qemu.guest_agent.0",
-            ],
-            env=CLEAN_ENVIRONMENT,
-        )  # fmt: skip
-        try:
-            # QEMU makes its sockets first, and its interfaces some time after.
-            assert eventually(lambda: self.socket.exists() and f" {self.tap}:" in self._host.run("ip", "-o", "link"))
-            ip_batch([f"link set {self.tap} master {BRIDGE} up"], self._host.namespace)
-            for operation in ("prepare", "start", "started"):
-                self.hook(operation, "begin")
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        return process
-
-    def hook(self, operation: str, suboperation: str) -> None:
-        xml = (
-            f"<domain type='qemu' id='99'><name>{self.name}</name><uuid>{BARE_UUID}</uuid><os><type>hvm</type></os>"
-            f"<devices><interface type='network'><mac address='{self.mac}'/>"
-            f"<source network='{NETWORK}' bridge='{BRIDGE}'/><target dev='{self.tap}'/></interface></devices></domain>"
-        )
-        self._host.run(HOOK, self.name, operation, suboperation, "-", stdin=xml)
-
-
 @pytest.fixture
-def bare(lab: Lab, host: LibvirtHost) -> Iterator[BareQemu]:
-    qemu = BareQemu(host)
-    process = qemu.start()
-    try:
-        yield qemu
-    finally:
-        process.kill()
-        process.wait()
-        for operation in ("stopped", "release"):
-            qemu.hook(operation, "end")
-        with contextlib.suppress(FileNotFoundError):
-            qemu.socket.unlink()
+def bare_socket(host: LibvirtHost) -> Iterator[Path]:
+    """The agent socket of a QEMU that the hook was called for and libvirt does not know."""
+    path = SOCKETS / f"{bare_qemu.UUID}.sock"
+    with bare_qemu.bare_qemu(host, path), bare_qemu.announced_by_hook(host):
+        yield path
 
 
 def file_behind(path: Path) -> dict[str, Any]:
-    """Read the file in a guest by its agent's socket, as anybody can who speaks JSON; waits for its turn."""
+    """Read the file in a guest through its agent's socket, as any other client would; waits while natd uses it."""
 
     def say(command: str, **arguments: object) -> None:
         agent.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
@@ -280,7 +208,7 @@ def file_behind(path: Path) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as agent, agent.makefile("rb") as lines:
         agent.settimeout(30)
         agent.connect(str(path))
-        # What comes first may be for somebody who asked before us and did not wait.
+        # Earlier replies may be for a client that did not wait for them.
         mine = random.getrandbits(31)
         say("guest-sync", id=mine)
         while json.loads(lines.readline()).get("return") != mine:
@@ -291,13 +219,13 @@ def file_behind(path: Path) -> dict[str, Any]:
     return dict(json.loads(base64.b64decode(content)))
 
 
-def test_a_qemu_that_libvirt_does_not_know_is_told_and_asked_at_its_socket(lab: Lab, bare: BareQemu) -> None:
+def test_a_qemu_without_libvirt_is_visited_at_its_socket(lab: Lab, bare_socket: Path) -> None:
     assert "bare" not in lab.hosts["host1"].virsh("list", "--all", "--name").split()
     assert eventually(lambda: in_state(lab, "bare", "answering"), timeout_s=60)
     assert eventually(lambda: ports_of(guest_of(lab, "bare")) == has(lab, "bare"))
-    assert eventually(lambda: ports_of(file_behind(bare.socket)) == has(lab, "bare"))
+    assert eventually(lambda: ports_of(file_behind(bare_socket)) == has(lab, "bare"))
     assert eventually(lambda: guest_of(lab, "bare")["interfaces"] == 1), "once the guest has set it up"
     lab.operate("set", "bare", "floor=1024")
     assert eventually(lambda: has(lab, "bare")[2] - has(lab, "bare")[1] >= 1023)
-    assert eventually(lambda: ports_of(file_behind(bare.socket)) == has(lab, "bare"))
+    assert eventually(lambda: ports_of(file_behind(bare_socket)) == has(lab, "bare"))
     assert eventually(lambda: in_state(lab, "bare", "answering"))

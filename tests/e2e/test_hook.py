@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 
@@ -13,23 +12,19 @@ from lab.lab import Lab
 from lab.node import LibvirtHost
 from libvirt_hooks import domain_xml
 from libvirt_hooks.protocol import HookOperation, HookRequest
+from tests.e2e.labs import running, unique_name
 from tests.fakes.hook_natd import Answer, FakeNatd
 
 pytestmark = pytest.mark.e2e
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 STARTING = [HookOperation.PREPARE, HookOperation.START, HookOperation.STARTED]
 ENDING = [HookOperation.STOPPED, HookOperation.RELEASE]
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(f"th{WORKER}{os.getpid() % 100_000}", with_daemons=False)
-    site.up()
-    try:
+    with running(unique_name("h"), with_daemons=False) as site:
         yield site
-    finally:
-        site.down()
 
 
 @pytest.fixture
@@ -48,7 +43,7 @@ def operations(requests: list[HookRequest]) -> list[HookOperation]:
     return [request.operation for request in requests]
 
 
-def test_the_life_of_a_vm(lab: Lab, natd: FakeNatd) -> None:
+def test_the_operations_of_a_vms_life(lab: Lab, natd: FakeNatd) -> None:
     vm = lab.add_vm("life", "host1")
     try:
         assert operations(natd.requests) == STARTING
@@ -65,7 +60,7 @@ def test_a_refusal_is_what_virsh_shows(lab: Lab, natd: FakeNatd) -> None:
     natd.answer = Answer.REFUSE
     with pytest.raises(LabError, match="virt-ports: VM refused, prepare: no free ports"):
         lab.add_vm("refused", "host1")
-    # libvirt says so after a start that failed, too; refusing there changes nothing.
+    # libvirt calls these after a failed start as well; a refusal there has no effect.
     assert operations(natd.requests) == [HookOperation.PREPARE, *ENDING]
 
 

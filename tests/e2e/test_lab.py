@@ -16,19 +16,15 @@ from lab import net
 from lab.errors import LabError
 from lab.lab import STATE, Lab
 from lab.shell import run
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import NOTHING, running, traces, unique_name
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("a"), with_daemons=False)
-    site.up()
-    try:
+    with running(unique_name("a"), with_daemons=False) as site:
         yield site
-    finally:
-        site.down()
 
 
 @pytest.fixture

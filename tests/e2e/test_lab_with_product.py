@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from lab.lab import Lab
 from lab.traffic import connect, hold, sink
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import NOTHING, running, traces, unique_name
+from tests.e2e.observing import facts
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("p"))
-    site.up()
-    try:
+    with running(unique_name("p")) as site:
         yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
-
-
-def facts(lab: Lab, *arguments: str) -> Any:
-    return json.loads(lab.operate(*arguments, "-o", "json"))
 
 
 def test_everything_runs_and_every_node_is_known(lab: Lab) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -30,20 +29,15 @@ from qga_agent.domain_events import (
 )
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import InterfaceCounters
+from tests.e2e.labs import running, unique_name
 
 pytestmark = pytest.mark.e2e
-
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(f"tm{WORKER}{os.getpid() % 100_000}", with_daemons=False)
-    site.up()
-    try:
+    with running(unique_name("m"), with_daemons=False) as site:
         yield site
-    finally:
-        site.down()
 
 
 @pytest.fixture
@@ -53,7 +47,7 @@ def host(lab: Lab) -> LibvirtHost:
 
 @pytest.fixture
 async def watch() -> AsyncIterator[Callable[[LibvirtHost], LibvirtMonitor]]:
-    """Start a monitor of a host; all are ended with the test."""
+    """Starts a monitor of a host; all are stopped after the test."""
     running: list[asyncio.Task[None]] = []
 
     def start(host: LibvirtHost) -> LibvirtMonitor:
@@ -69,7 +63,7 @@ async def watch() -> AsyncIterator[Callable[[LibvirtHost], LibvirtMonitor]]:
 
 
 async def until(monitor: LibvirtMonitor, wanted: MonitorEvent | type[MonitorEvent]) -> list[MonitorEvent]:
-    """Wait for an event and return all that came with it, it last; guest agents come and go when they like."""
+    """Wait for an event and return all events up to it, except those of guest agents, which come at any time."""
     seen: list[MonitorEvent] = []
     async with asyncio.timeout(60):
         while not seen or (seen[-1] != wanted and type(seen[-1]) is not wanted):
@@ -84,7 +78,7 @@ def taps(domain: DomainFacts) -> list[str]:
 
 
 def kernel_counters(host: LibvirtHost, tap: str) -> InterfaceCounters:
-    """What /proc/net/dev on the host says, turned round."""
+    """Return the counters in the host's /proc/net/dev, with directions reversed."""
     line = next(line for line in host.run("cat", "/proc/net/dev").splitlines() if line.strip().startswith(f"{tap}:"))
     figures = [int(word) for word in line.split(":")[1].split()]
     return InterfaceCounters(figures[9], figures[8], figures[1], figures[0])
@@ -96,7 +90,7 @@ def vm(lab: Lab) -> Iterator[RealGuest]:
     lab.remove_vm("mon")
 
 
-async def test_the_life_of_a_vm_is_told(
+async def test_start_and_stop_of_a_vm_are_events(
     lab: Lab, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
 ) -> None:
     monitor = watch(host)
@@ -125,26 +119,26 @@ async def test_what_the_guest_sends_counts_as_sent(
     (domain,) = await monitor.domains()
     (tap,) = taps(domain)
     before = (await monitor.statistics())[tap]
-    # Nobody listens; the gateway refuses a few times and then keeps silent (icmp_ratelimit).
+    # Nothing listens; the gateway refuses a few packets and then sends no more errors (icmp_ratelimit).
     vm.shell(f"{vm.conngen} -u -T 1 {GATEWAY} 9 300 || test $? -eq 2")
     after = (await monitor.statistics())[tap]
     assert after.tx_packets - before.tx_packets >= 300
     assert after.tx_bytes - before.tx_bytes >= 300 * 42
     assert after.rx_packets - before.rx_packets < 150
     for _ in range(20):
-        # Between two readings the guest may speak; a quiet moment comes.
+        # The guest may send between two readings; retry until it does not.
         first, kernel, last = (await monitor.statistics())[tap], kernel_counters(host, tap), await monitor.statistics()
         if first == last[tap]:
             break
     assert first == kernel
 
 
-async def test_a_hot_plugged_interface_is_told_though_no_hook_is(
+async def test_a_hot_plugged_interface_is_an_event_although_no_hook_is_called(
     vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
 ) -> None:
     monitor = watch(host)
     await until(monitor, ConnectionMade())
-    await asyncio.to_thread(vm.wait_ready)  # the guest must be there to let go of it
+    await asyncio.to_thread(vm.wait_ready)  # only a booted guest releases a device
     mac = "52:54:00:10:01:01"
     host.virsh("attach-interface", vm.name, "bridge", BRIDGE, "--model", "virtio", "--mac", mac, "--live")
     plugged = (await until(monitor, DeviceAdded))[-1]
@@ -159,7 +153,7 @@ async def test_a_hot_plugged_interface_is_told_though_no_hook_is(
     assert len(taps(domain)) == 1
 
 
-async def test_a_libvirtd_that_was_killed_is_found_again(
+async def test_after_a_killed_libvirtd_the_monitor_reconnects(
     vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
 ) -> None:
     monitor = watch(host)
@@ -174,14 +168,14 @@ async def test_a_libvirtd_that_was_killed_is_found_again(
     assert len(await monitor.statistics()) == 1
 
 
-async def test_a_libvirtd_that_hangs_holds_nobody_up(
+async def test_calls_to_a_hung_libvirtd_time_out(
     vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(libvirt_connection, "KEEPALIVE_INTERVAL_S", 1)
     monkeypatch.setattr(libvirt_connection, "KEEPALIVE_COUNT", 2)
     monitor = watch(host)
     await until(monitor, ConnectionMade())
-    libvirtd = host._libvirtd()
+    libvirtd = host.libvirtd()
     libvirtd.signal(signal.SIGSTOP)
     try:
         with pytest.raises(TimeoutError):
@@ -195,7 +189,7 @@ async def test_a_libvirtd_that_hangs_holds_nobody_up(
     assert [domain.uuid for domain in await monitor.domains()] == [vm.uuid]
 
 
-async def test_a_migration_is_told_on_both_hosts(
+async def test_a_migration_is_an_event_on_both_hosts(
     lab: Lab, vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
 ) -> None:
     target = lab.hosts["host2"]

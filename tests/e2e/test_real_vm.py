@@ -1,4 +1,4 @@
-"""Real VMs under real libvirtds, from start to reclaim, and what was missed: dead libvirtds, hosts, natds."""
+"""Real VMs under real libvirtds, from start to reclaim, and with libvirtd, host or natd down meanwhile."""
 
 from __future__ import annotations
 
@@ -16,42 +16,27 @@ from lab.errors import CommandFailed, LabError
 from lab.lab import Lab
 from lab.process import Process
 from lab.traffic import PORT, connect, sink
-from tests.e2e.labs import NOTHING, traces, unique_name
+from tests.e2e.labs import paused_vm, running, unique_name
 from tests.e2e.observing import active, assert_agree, eventually, facts, vm_of
 
 pytestmark = pytest.mark.e2e
 
-# At the floor from the beginning: VMs that do nothing keep what they have.
+# At the floor from the start, so that idle VMs keep their ports.
 SETTINGS = DaemonSettings(cpmd={"pool": {"initial": 256, "floor": 256, "hold_down_s": 1.0}}, natd={})
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("v"), settings=SETTINGS)
-    site.up()
-    try:
+    with running(unique_name("v"), SETTINGS) as site:
         yield site
-    finally:
-        site.down()
-    assert traces(site) == NOTHING
 
 
-@contextlib.contextmanager
-def unstarted_vm(lab: Lab, name: str, host: str) -> Iterator[None]:
-    """A VM that libvirt started and that never executes an instruction: it costs nothing and has a tap."""
-    lab.add_vm(name, host, paused=True)
-    try:
-        yield
-    finally:
-        lab.remove_vm(name)
-
-
-def reclaimed(lab: Lab) -> bool:
+def is_reclaimed(lab: Lab) -> bool:
     return not facts(lab, "list", "--all")
 
 
 def holders(lab: Lab, name: str) -> list[str]:
-    """The kernels that hold ports for a VM."""
+    """Return the nodes whose kernels hold ports for a VM."""
     hosts = [host for host in net.HOSTS if name in witness.handed_out(lab, host)]
     return hosts + [edge for edge in net.EDGES if name in witness.let_in(lab, edge) | witness.let_out(lab, edge)]
 
@@ -89,7 +74,7 @@ def test_start_traffic_whois_shutdown_reclaim(lab: Lab) -> None:
             assert ports.first <= tally.extmin <= tally.extmax <= ports.last
             assert eventually(lambda: (vm_of(lab, "v") or {}).get("ports_in_use", 0) >= 20)
         vm.shut_down()
-        assert eventually(lambda: reclaimed(lab))
+        assert eventually(lambda: is_reclaimed(lab))
         assert holders(lab, "v") == []
         with pytest.raises(CommandFailed, match="nobody held"):
             lab.operate("whois", str(address), str(port))
@@ -102,45 +87,45 @@ def test_start_traffic_whois_shutdown_reclaim(lab: Lab) -> None:
 
 def test_a_vm_that_dies_while_libvirtd_is_dead_gives_its_ports_back(lab: Lab) -> None:
     host = lab.hosts["host1"]
-    with unstarted_vm(lab, "dies", "host1"):
+    with paused_vm(lab, "dies", "host1"):
         assert active(lab, "dies")
         host.end_libvirtd(signal.SIGKILL)
         try:
             process = qemu(lab, "host1")
             process.signal(signal.SIGKILL)
             assert process.wait(10)
-            assert eventually(lambda: reclaimed(lab))
+            assert eventually(lambda: is_reclaimed(lab))
             assert holders(lab, "dies") == []
         finally:
             host.start_libvirtd()
 
 
-def test_a_host_that_was_rebooted_gets_nothing_it_had(lab: Lab) -> None:
+def test_a_rebooted_host_gets_none_of_its_former_ranges(lab: Lab) -> None:
     host = lab.hosts["host2"]
-    with unstarted_vm(lab, "gone", "host2"):
+    with paused_vm(lab, "gone", "host2"):
         assert holders(lab, "gone") == ["host2", "edge1", "edge2"]
         lab.daemons.end(natd_of("host2"), signal.SIGKILL)
         host.power_off()
         lab.run("host2", "nft", "flush", "ruleset")
-        # Its ports wait: nobody knows that it will come back without the VM.
+        # Its ports stay allocated: the manager cannot know that the host will come back without the VM.
         assert active(lab, "gone")
         host.boot()
         lab.daemons.start(natd_of("host2"))
-        assert eventually(lambda: reclaimed(lab))
+        assert eventually(lambda: is_reclaimed(lab))
         assert holders(lab, "gone") == []
     assert_agree(lab)
 
 
 def test_a_vm_that_starts_without_natd_gets_its_ports_when_natd_is_back(lab: Lab) -> None:
     lab.daemons.end(natd_of("host1"))
-    with unstarted_vm(lab, "early", "host1"):
+    with paused_vm(lab, "early", "host1"):
         assert lab.vm("early").state == "paused"
         assert vm_of(lab, "early") is None
         lab.daemons.start(natd_of("host1"))
         assert eventually(lambda: active(lab, "early"))
         assert_agree(lab)
         assert holders(lab, "early") == ["host1", "edge1", "edge2"]
-    assert eventually(lambda: reclaimed(lab))
+    assert eventually(lambda: is_reclaimed(lab))
 
 
 def test_on_failure_refuse_refuses(lab: Lab) -> None:
@@ -156,7 +141,7 @@ def test_on_failure_refuse_refuses(lab: Lab) -> None:
         settings.write_text(before)
         lab.daemons.start(natd_of("host1"))
     assert_agree(lab)
-    assert reclaimed(lab)
+    assert is_reclaimed(lab)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -167,14 +152,14 @@ def test_a_libvirtd_that_starts_again_leaves_everything_as_it_was(lab: Lab, numb
         tables = {node: lab.run(node, "nft", "-s", "list", "ruleset") for node in ("host1", "edge1", "edge2")}
         return tables, facts(lab, "history", "stays"), active(lab, "stays"), lab.vm("stays").state
 
-    with unstarted_vm(lab, "stays", "host1"):
+    with paused_vm(lab, "stays", "host1"):
         before = everything()
         host.end_libvirtd(number)
         host.start_libvirtd()
-        # What natd makes of the reconnect is done when a VM that came after it has its ports.
-        with unstarted_vm(lab, "after", "host1"):
+        # natd has processed the reconnect when a VM that started after it has its ports.
+        with paused_vm(lab, "after", "host1"):
             assert eventually(lambda: active(lab, "after"))
         assert eventually(lambda: [vm["name"] for vm in facts(lab, "list", "--all")] == ["stays"])
         assert_agree(lab)
         assert everything() == before
-    assert eventually(lambda: reclaimed(lab))
+    assert eventually(lambda: is_reclaimed(lab))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from lab.lab import Lab
-from tests.e2e.labs import unique_name
+from tests.e2e.labs import running, unique_name
+from tests.e2e.observing import eventually, facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -19,26 +18,20 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    site = Lab(unique_name("w"))
-    site.up()
-    try:
+    with running(unique_name("w")) as site:
         yield site
-    finally:
-        site.down()
 
 
-def shown(lab: Lab, name: str) -> dict[str, Any]:
-    view: dict[str, Any] = json.loads(lab.operate("show", name, "-o", "json"))
-    return view
+def becomes(lab: Lab, name: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the VM as ``show`` has it, as soon as a condition holds for it."""
+    seen: list[dict[str, Any]] = []
 
+    def look() -> bool:
+        seen[:] = [facts(lab, "show", name)]
+        return condition(seen[0])
 
-def becomes(lab: Lab, name: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """Return the VM as soon as something holds for it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds(view := shown(lab, name)):
-        assert time.monotonic() < deadline, view
-        time.sleep(0.1)
-    return view
+    assert eventually(look, PATIENCE_S), seen
+    return seen[0]
 
 
 def size(view: dict[str, Any]) -> int:
@@ -62,8 +55,8 @@ def test_what_virsh_writes_is_followed_by_a_running_vm_and_by_its_next_start(lab
         vm.host.virsh("destroy", "wisher")
         becomes(lab, "wisher", lambda view: view["state"] == "gone")
         vm.host.virsh("start", "wisher")
-        # Its first range has its floor already: the hook gave the XML on.
-        assert size(shown(lab, "wisher")) == 1024
+        # The first range is as large as the floor: the hook passed the XML on.
+        assert size(facts(lab, "show", "wisher")) == 1024
         vm.host.virsh("metadata", "wisher", "urn:virt-ports:1", "--remove", "--live", "--config")
         becomes(lab, "wisher", lambda view: wish(view, "floor") == (64, "pool"))
     finally:
