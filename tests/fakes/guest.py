@@ -52,6 +52,7 @@ INTERFACES: list[Any] = [
         "statistics": {"tx-packets": 30, "tx-errs": 0, "rx-bytes": 4000, "rx-dropped": 0, "rx-packets": 40,
                        "rx-errs": 0, "tx-bytes": 3000, "tx-dropped": 0},
     },
+    {"name": "eth1", "hardware-address": "52:54:00:aa:bb:cd"},
 ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ FAILURES = {
     "frozen": AgentFailure(
         libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent not available for now", AgentSilent, waits=True
     ),
+    "paused": AgentFailure(libvirt.VIR_ERR_OPERATION_INVALID, "domain is not running", AgentAbsent),
     "shut off": AgentFailure(libvirt.VIR_ERR_OPERATION_INVALID, "domain is not running", AgentAbsent),
     "unknown": AgentFailure(libvirt.VIR_ERR_NO_DOMAIN, "Domain not found", AgentAbsent),
     "refused": AgentFailure(
