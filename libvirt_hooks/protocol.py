@@ -90,23 +90,6 @@ class HookRequest:
     xml: bytes
     """The domain XML, unparsed; see :func:`libvirt_hooks.domain_xml.parse`."""
 
-    def encode(self) -> bytes:
-        """Return the bytes of the request; the inverse of :func:`parse_request`."""
-        name, extra = _to_bytes(self.name), _to_bytes(self.extra)
-        header = f"qemu {VERSION} {self.operation} {self.suboperation} {len(name)} {len(extra)} {len(self.xml)}\n"
-        return header.encode() + name + extra + self.xml
-
-
-def parse_request(data: bytes) -> HookRequest | None:
-    """
-    Parse one request from all bytes received so far.
-
-    :return: The request, or None when more bytes are needed.
-    :raise HookProtocolError: When the data cannot become a request, or is longer than its header says.
-    """
-    parser = RequestParser()
-    return parser.feed(data)
-
 
 class RequestParser:
     """
@@ -218,7 +201,3 @@ def _line(text: str) -> bytes:
 
 def _to_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")

@@ -6,13 +6,14 @@ import dataclasses
 import socket
 from pathlib import Path
 
-from libvirt_hooks.protocol import MAX_HEADER, HookOperation, HookRequest
+from libvirt_hooks.protocol import MAX_HEADER, HookOperation
+from tests.fakes.hook_request import request_bytes
 
 HANG_S = 30
 UUID = "4dea22b3-1d52-48f3-a516-782e98ab3fa0"
 NAME = "web-1"
 XML = f"<domain type='qemu'><name>{NAME}</name><uuid>{UUID}</uuid></domain>".encode()
-GOOD = HookRequest(HookOperation.START, "begin", NAME, "-", XML).encode()
+GOOD = request_bytes(xml=XML)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +32,15 @@ EXCHANGES = {
     "in two pieces": Exchange((GOOD[:9], GOOD[9:]), b"ok web-1\n"),
     "a byte at a time": Exchange(tuple(GOOD[at : at + 1] for at in range(len(GOOD))), b"ok web-1\n"),
     "any bytes in the name": Exchange(
-        (HookRequest(HookOperation.STOPPED, "end", "\udcff\n\0", "\udcfe", XML).encode(),), b"ok web-1\n"
+        (request_bytes(HookOperation.STOPPED, "end", "\udcff\n\1", "\udcfe", XML),), b"ok web-1\n"
     ),
     **{
-        f"operation {operation}": Exchange((HookRequest(operation, "begin", NAME, "-", XML).encode(),), b"ok web-1\n")
+        f"operation {operation}": Exchange((request_bytes(operation, xml=XML),), b"ok web-1\n")
         for operation in HookOperation
     },
-    "no XML": Exchange((HookRequest(HookOperation.START, "begin", NAME, "-", b"").encode(),), b"error domain-xml "),
-    "XML of something else": Exchange(
-        (HookRequest(HookOperation.START, "begin", NAME, "-", b"<network/>").encode(),), b"error domain-xml "
-    ),
-    "a document type": Exchange(
-        (HookRequest(HookOperation.START, "begin", NAME, "-", b"<!DOCTYPE d>" + XML).encode(),), b"error domain-xml "
-    ),
+    "no XML": Exchange((request_bytes(xml=b""),), b"error domain-xml "),
+    "XML of something else": Exchange((request_bytes(xml=b"<network/>"),), b"error domain-xml "),
+    "a document type": Exchange((request_bytes(xml=b"<!DOCTYPE d>" + XML),), b"error domain-xml "),
     "more than announced": Exchange((GOOD + b"x",), b"error protocol "),
     "not a header": Exchange((b"GET / HTTP/1.1\r\n",), b"error protocol "),
     "a later version": Exchange((b"qemu 2 start begin 0 0 0\n",), b"error protocol "),

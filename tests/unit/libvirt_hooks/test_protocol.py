@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from libvirt_hooks import protocol
-from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest, RequestParser, parse_request
+from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest, RequestParser
+from tests.fakes.hook_request import encode, parse_request, request_bytes
 
 RAW = st.binary(max_size=200).map(lambda data: data.decode("utf-8", "surrogateescape"))
 REQUESTS = st.builds(
@@ -34,22 +35,22 @@ def feed_pieces(data: bytes, cuts: list[int]) -> HookRequest | None:
 
 class TestParse:
     @given(REQUESTS)
-    def test_what_is_encoded_is_parsed(self, request_: HookRequest) -> None:
-        assert parse_request(request_.encode()) == request_
+    def test_what_the_hook_sends_is_parsed(self, request_: HookRequest) -> None:
+        assert parse_request(encode(request_)) == request_
 
     @given(REQUESTS, st.lists(st.integers(0, 5000), max_size=8))
     def test_pieces_make_no_difference(self, request_: HookRequest, cuts: list[int]) -> None:
-        assert feed_pieces(request_.encode(), cuts) == request_
+        assert feed_pieces(encode(request_), cuts) == request_
 
     @given(REQUESTS, st.integers(0, 5000))
     def test_every_beginning_needs_more(self, request_: HookRequest, cut: int) -> None:
-        data = request_.encode()
+        data = encode(request_)
         assert parse_request(data[: cut % len(data)]) is None
 
     @given(REQUESTS, st.binary(min_size=1, max_size=50))
     def test_more_than_announced_is_an_error(self, request_: HookRequest, more: bytes) -> None:
         with pytest.raises(HookProtocolError, match=f"^{len(more)} bytes too many"):
-            parse_request(request_.encode() + more)
+            parse_request(encode(request_) + more)
 
     @given(st.binary(max_size=400))
     @example(b"")
@@ -58,11 +59,11 @@ class TestParse:
             request = parse_request(data)
         except HookProtocolError:
             return
-        assert request is None or request.encode() == data
+        assert request is None or encode(request) == data
 
     def test_ten_thousand_damaged_requests(self) -> None:
         rng = random.Random(20260703)
-        whole = HookRequest(HookOperation.START, "begin", "web-1", "-", b"<domain/>" * 20).encode()
+        whole = request_bytes(xml=b"<domain/>" * 20)
         refused = 0
         for _ in range(10_000):
             data = bytearray(whole)
