@@ -28,7 +28,7 @@ ALL = PortRange(1, 65535)
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     with private_namespace():
-        # Connection tracking is per namespace and starts with the first rule that needs it.
+        # Connection tracking is enabled per namespace by the first rule that needs it.
         run(
             "nft",
             "-f",
@@ -42,7 +42,7 @@ def insert(
     protocol: str, port: int, *, internal: IPv4Address = VM, server: str = "192.0.2.1", mark: int = MANAGED,
     more: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
-    # The tool forgets to tell the kernel to which port SCTP is translated; the port stays as it is then.
+    # The tool does not pass the translated SCTP port to the kernel; the port then stays unchanged.
     sport = port if protocol == "sctp" else port ^ 0x1000
     run("conntrack", "-I", "-p", protocol, "--timeout", "600", "-s", "10.10.0.2", "-d", server, "--sport", str(sport),
         "--dport", "80", "--src-nat", f"{internal}:{port}", "--mark", str(mark), *more)  # fmt: skip
@@ -57,7 +57,7 @@ def insert_sctp(port: int, *more: str) -> None:
 
 
 def witness() -> dict[tuple[IPv4Address, str], list[int]]:
-    """Ports by internal address and protocol, as the conntrack tool prints the managed, translated connections."""
+    """Return the ports of managed, translated connections by internal address and protocol, as the tool prints them."""
     ports: dict[tuple[IPv4Address, str], list[int]] = defaultdict(list)
     for line in run("conntrack", "-L", "--mark", f"{MANAGED}/{MANAGED}", "--src-nat").splitlines():
         reply = line.split("src=")[2]

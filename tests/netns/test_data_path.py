@@ -1,4 +1,4 @@
-"""Every kind of packet, both ways, through host and edge as two machines, as one, and with each direction elsewhere."""
+"""Every kind of packet, in both directions, in each layout of host and edge (tests/netns/conftest.py)."""
 
 from __future__ import annotations
 

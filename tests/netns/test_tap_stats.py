@@ -1,4 +1,4 @@
-"""The kernel's interface counters, seen from the VM's side, on a veth pair that stands for tap and guest."""
+"""The kernel's interface counters, from the VM's side, on a veth pair in place of tap and guest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE = DomainUUID("11111111-1111-1111-1111-111111111111")
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     with private_namespace():
-        # Without IPv6 nobody but the test sends.
+        # Without IPv6 only the test sends.
         Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
         plug()
         yield
@@ -33,7 +33,7 @@ def namespace() -> Iterator[None]:
 def plug() -> None:
     run("ip", "link", "add", TAP, "type", "veth", "peer", "name", GUEST)
     for name in (TAP, GUEST):
-        # Without an address of its own the interface says nothing by itself (neighbours, routers, multicast).
+        # Without an address the kernel sends nothing by itself (neighbour discovery, multicast).
         run("ip", "link", "set", name, "addrgenmode", "none", "up")
 
 
@@ -47,7 +47,7 @@ def send(interface: str, packets: int, size: int) -> None:
 
 
 def witness(tap: str) -> InterfaceCounters:
-    """What `ip` says, turned round."""
+    """Return the counters that `ip` prints, with directions reversed."""
     figures = re.findall(r"[RT]X:.*\n\s+(\d+)\s+(\d+)", run("ip", "-s", "link", "show", tap))
     (received, received_packets), (sent, sent_packets) = figures
     return InterfaceCounters(int(sent_packets), int(sent), int(received_packets), int(received))
@@ -60,15 +60,15 @@ def test_what_the_guest_sends_is_what_the_tap_receives() -> None:
     assert read_taps([TAP])[TAP] == witness(TAP)
 
 
-async def test_traffic_becomes_rates_and_a_tap_made_again_does_not() -> None:
+async def test_traffic_gives_rates_and_a_recreated_tap_starts_anew() -> None:
     reader, sampler = TapReader(Source.AUTO, None), Sampler()
     taps = {ONE: [TAP]}
     send(GUEST, 1000, 1000)
     assert sampler.sample(0.0, await reader.read([TAP], 1), taps) == {}
     send(GUEST, 250, 1000)
-    told = sampler.sample(2.0, await reader.read([TAP], 1), taps)[ONE]
-    assert told.packets_per_s == 125
-    assert told.megabits_per_s == 1.0
+    rates = sampler.sample(2.0, await reader.read([TAP], 1), taps)[ONE]
+    assert rates.packets_per_s == 125
+    assert rates.megabits_per_s == 1.0
     run("ip", "link", "del", TAP)
     assert await reader.read([TAP], 1) == {}
     plug()
