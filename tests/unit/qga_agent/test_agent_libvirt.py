@@ -35,17 +35,17 @@ async def test_only_the_visit_whose_call_hangs_waits_for_it(
     libvirt: FakeLibvirtAgents, guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", -0.5)
-    agents, told = LibvirtAgents(libvirt), asyncio.Event()
+    agents, timed_out = LibvirtAgents(libvirt), asyncio.Event()
     guest.frozen = True
 
     async def hang() -> None:
         async with agents.visit(UUID) as agent:
             with pytest.raises(AgentSilent):
                 await agent.execute("guest-network-get-interfaces")
-            told.set()
+            timed_out.set()
 
     hanging = asyncio.ensure_future(hang())
-    await told.wait()
+    await timed_out.wait()
     other = LibvirtAgents(FakeLibvirtAgents(FakeGuest()))
     monkeypatch.setattr("qga_agent.agent_libvirt._MARGIN_S", 2.0)
     async with other.visit(UUID) as agent:

@@ -27,7 +27,7 @@ async def test_without_a_socket_the_agent_is_absent(directory: Path) -> None:
 
 
 async def test_late_replies_of_a_frozen_agent_are_skipped(directory: Path, guest: FakeGuest) -> None:
-    """QEMU hands every answer to whoever is connected when it comes."""
+    """QEMU passes each reply to the client that is connected when it comes."""
     late: list[bytes] = []
     frozen = True
 
@@ -36,8 +36,8 @@ async def test_late_replies_of_a_frozen_agent_are_skipped(directory: Path, guest
         late.append(reply)
         if frozen:
             return b""
-        told, late[:] = b"".join(late), []
-        return told
+        replies, late[:] = b"".join(late), []
+        return replies
 
     async with served(directory / f"{UUID}.sock", guest, say):
         for _ in range(3):

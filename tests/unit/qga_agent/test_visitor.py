@@ -47,9 +47,9 @@ async def running(visitor: Visitor) -> AsyncIterator[None]:
             await task
 
 
-async def until(visit_guest: Callable[[], object]) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not visit_guest():
+        while not condition():
             await asyncio.sleep(0.001)
 
 
