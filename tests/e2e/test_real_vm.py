@@ -36,7 +36,7 @@ def is_reclaimed(lab: Lab) -> bool:
 
 
 def holders(lab: Lab, name: str) -> list[str]:
-    """Return the nodes whose kernels hold ports for a VM."""
+    """The kernels that hold ports for a VM."""
     hosts = [host for host in net.HOSTS if name in witness.handed_out(lab, host)]
     return hosts + [edge for edge in net.EDGES if name in witness.let_in(lab, edge) | witness.let_out(lab, edge)]
 
