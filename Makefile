@@ -20,7 +20,7 @@ LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
 # libvirtds and QEMU, what makes the guest image, and the tools that watch our work from outside.
 PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
-                util-linux procps lz4 cpio
+                util-linux procps lz4 zstd cpio
 PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd
 
 .PHONY: help

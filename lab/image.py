@@ -29,7 +29,7 @@ from lab.shell import run
 RECIPE = Path(__file__).parent / "guest"
 CACHE = Path(__file__).parents[1] / "build" / "guest"
 
-# In the order of dependence: virtio needs virtio_ring.
+# In the order of dependence: virtio needs virtio_ring. Those that are built into the kernel are left out.
 MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("failover", "net_failover", "virtio_net", "virtio_console"),
@@ -170,7 +170,7 @@ def _fill_root(root: Path, packages: Path, conngen: Path) -> None:
         (root / directory).mkdir(parents=True)
     (root / "var/run").symlink_to("../run")
     (root / "bin/sh").symlink_to("busybox")
-    shutil.copy2(packages / "bin/busybox", root / "bin/busybox")
+    shutil.copy2(_packaged(packages, "bin/busybox"), root / "bin/busybox")
     shutil.copy2(conngen, root / "bin/conngen")
     shutil.copy2(RECIPE / "init", root / "init")
     shutil.copy2(RECIPE / "udhcpc.sh", root / "etc/udhcpc.sh")
@@ -179,9 +179,34 @@ def _fill_root(root: Path, packages: Path, conngen: Path) -> None:
     for library in re.findall(r"=> (/\S+)", run("ldd", root / "usr/sbin/qemu-ga")):
         shutil.copy2(library, root / "lib")
     shutil.copy2("/lib64/ld-linux-x86-64.so.2", root / "lib64")
-    for module in MODULES:
-        shutil.copy2(next((packages / "lib/modules").rglob(f"{module}.ko")), root / "lib/modules")
-    (root / "lib/modules/order").write_text("".join(f"{module}\n" for module in MODULES))
+    _copy_modules(packages, root / "lib/modules")
+
+
+def _copy_modules(packages: Path, directory: Path) -> None:
+    """Copy :data:`MODULES`, uncompressed, less those that are built into the kernel; ``order`` lists what is copied."""
+    (kernel,) = _packaged(packages, "lib/modules").iterdir()
+    built_in = {Path(line).stem for line in (kernel / "modules.builtin").read_text().splitlines()}
+    modules = [module for module in MODULES if module not in built_in]
+    for module in modules:
+        (directory / f"{module}.ko").write_bytes(_module(kernel, module))
+    (directory / "order").write_text("".join(f"{module}\n" for module in modules))
+
+
+def _module(kernel: Path, name: str) -> bytes:
+    """Return a kernel module, which Debian compresses since release 13."""
+    for path in kernel.rglob(f"{name}.ko*"):
+        data = path.read_bytes()
+        if path.suffix == ".ko":
+            return data
+        if path.suffix == ".xz":
+            return lzma.decompress(data)
+    raise LabError(f"{kernel.name} has no module {name}; is it a Debian kernel?")
+
+
+def _packaged(packages: Path, path: str) -> Path:
+    """Return where a file of the unpacked packages is: below /usr since Debian 13."""
+    merged = packages / "usr" / path
+    return merged if merged.exists() else packages / path
 
 
 def _write_cpio(root: Path, archive: Path) -> None:
