@@ -30,13 +30,21 @@ class UsageError(VirtPortsError):
     code = "usage"
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that is the same with every Python: since 3.13 argparse writes ``-o, --output VALUE``."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return ", ".join(f"{option} {value}" for option in action.option_strings)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse that keeps examples as written, takes no abbreviations, and complains as all of virt-ports does."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{
-            "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options
-        })  # fmt: skip
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """
