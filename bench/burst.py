@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 
 from bench.figures import Measured, median, percentile
 from bench.site import EDGE, HOST, site, start_all
+from bench.waits import wait_until, waiting_for
 from bench.worker import Worker
 from lab import net, traffic
 from lab.daemons import DaemonSettings
@@ -141,10 +142,10 @@ def _put_back(lab: Lab) -> None:
     for machine in (HOST, EDGE):
         run(*inside(lab.namespace(machine)), "conntrack", "-F")
     lab.operate("resize", _VM, str(FLOOR))
-    _wait(lambda: _size(lab) == FLOOR)
+    wait_until("the VM to be back at its floor", lambda: _size(lab) == FLOOR, _WAIT_S)
     lab.operate("relocate", _VM)
     time.sleep(_SETTLE_S)
-    _wait(lambda: _size(lab) == FLOOR)
+    wait_until("the VM to have other ports", lambda: _size(lab) == FLOOR, _WAIT_S)
 
 
 def _budget(lab: Lab) -> int:
@@ -156,26 +157,19 @@ def _budget(lab: Lab) -> int:
 
 def _first(witness: Worker, name: str, begin: float) -> float:
     """Return when a witness first heard of new elements of one set after a moment."""
-    end = time.monotonic() + _WAIT_S
-    while time.monotonic() < end:
-        for moment, heard in witness.call("heard"):
-            if moment >= begin and name == heard:
-                return float(moment)
-        time.sleep(0.02)
-    raise LabError(f"no larger range was programmed within {_WAIT_S:g} s")
+    found: list[float] = []
+
+    def look() -> bool:
+        found.extend(moment for moment, heard in witness.call("heard") if moment >= begin and name == heard)
+        return bool(found)
+
+    wait_until("a larger range in the host's kernel", look, _WAIT_S, pause_s=0.02)
+    return float(found[0])
 
 
 def _size(lab: Lab) -> int:
     [vm] = [vm for vm in json.loads(lab.operate("list", "-o", "json")) if vm["name"] == _VM]
     return int(vm["last_port"]) - int(vm["first_port"]) + 1 if vm["first_port"] else 0
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > end:
-            raise LabError(f"the VM was not put back to its floor within {_WAIT_S:g} s")
-        time.sleep(0.1)
 
 
 # Bursts
@@ -194,7 +188,8 @@ def _burst(lab: Lab, say: Callable[[str], None], what: str = "ours") -> Burst:
     """Let a fresh guest open them all."""
     guest = lab.add_guest(_BURST, HOST)
     before = _sent_again(guest)
-    tally = traffic.connect(guest, CONNECTIONS, "-R", "-T", f"{LIMIT_S:g}", timeout_s=600.0)
+    with waiting_for(f"{CONNECTIONS} connections of a guest"):
+        tally = traffic.connect(guest, CONNECTIONS, "-R", "-T", f"{LIMIT_S:g}", timeout_s=600.0)
     burst = Burst(tally.fail, _sent_again(guest) - before, tally.secs)
     say(
         f"{what}: {burst.refused} of {CONNECTIONS} refused, {burst.delayed} SYNs sent again, {burst.secs:.2f} s, "

@@ -129,11 +129,15 @@ def misses(figures: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def report(parts: Iterable[Measured], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the one object: every figure by its name, then ``machine`` and ``spread``."""
+def report(parts: Iterable[Measured], machine: Mapping[str, Any], failed: Mapping[str, str]) -> dict[str, Any]:
+    """
+    Return the one object: every figure by its name, then ``machine``, ``spread`` and ``failed``.
+
+    :param failed: Why parts could not be measured, by the part.
+    """
     figures: dict[str, Any] = {}
     spreads: dict[str, dict[str, float]] = {}
     for part in parts:
         figures |= {key: rounded(value) for key, value in part.figures.items()}
         spreads |= {name: spread(values) for name, values in part.runs.items()}
-    return {**figures, "machine": dict(machine), "spread": spreads}
+    return {**figures, "machine": dict(machine), "spread": spreads, "failed": dict(failed)}

@@ -22,6 +22,7 @@ from pathlib import Path
 from bench import lanes
 from bench.figures import Measured, median, paired_ratio
 from bench.lanes import Lane
+from bench.waits import waiting_for
 from lab import image, net
 from lab.errors import LabError
 from lab.shell import CLEAN_ENVIRONMENT, inside, run
@@ -90,7 +91,9 @@ def _connections(lane: Lane) -> float:
     # Those of the last run would still hold their ports.
     run(*inside(lane.host), "conntrack", "-F")
     conngen = image.guest_image().conngen
-    words = run(*inside(lane.guest), conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
+    argv = (conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
+    with waiting_for(f"{CONNECTIONS} connections from {lane.guest}"):
+        words = run(*inside(lane.guest), *argv)
     match = _RATE.search(words)
     if match is None or int(match[1]) != CONNECTIONS:
         raise LabError(f"not all connections were made: {words.strip()}")
@@ -100,7 +103,8 @@ def _connections(lane: Lane) -> float:
 def _throughput(lane: Lane) -> float:
     """Send very much over one connection. :return: Megabits a second."""
     argv = (sys.executable, "-I", str(_BULK), "send", str(net.INTERNET_ADDRESS), str(_BULK_PORT), str(BYTES))
-    return BYTES * 8 / 1e6 / float(run(*inside(lane.guest), *argv))
+    with waiting_for(f"{BYTES} bytes from {lane.guest}"):
+        return BYTES * 8 / 1e6 / float(run(*inside(lane.guest), *argv))
 
 
 @contextlib.contextmanager
@@ -116,7 +120,8 @@ def _servers(lane: Lane) -> Iterator[None]:
             server = stack.enter_context(_process([*inside(lane.internet), *command]))
             if command is commands[-1]:
                 assert server.stdout
-                server.stdout.readline()
+                with waiting_for("the bulk server to listen"):
+                    server.stdout.readline()
         yield
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 
+from bench.waits import wait_until
 from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
-from lab.errors import LabError
 from lab.lab import Lab
 from lab.shell import ip_batch
 
@@ -57,11 +56,11 @@ def start_nodes(lab: Lab) -> None:
     """
     lab.daemons.start(natd_of(EDGE))
     lab.daemons.start(natd_of(HOST))
-    end = time.monotonic() + _CONNECTED_S
-    while not all(node["connected"] and node["synced"] for node in _nodes(lab)):
-        if time.monotonic() > end:
-            raise LabError(f"not all nodes are connected after {_CONNECTED_S:g} s; see the logs in {lab.state}")
-        time.sleep(0.1)
+    wait_until(
+        f"both nodes to be connected and in step (logs in {lab.state})",
+        lambda: all(node["connected"] and node["synced"] for node in _nodes(lab)),
+        _CONNECTED_S,
+    )
 
 
 def _nodes(lab: Lab) -> list[dict[str, bool]]:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from bench.fleet import fleet
+from bench.waits import waiting_for
 from lab.errors import LabError
 from lab.shell import CLEAN_ENVIRONMENT
 from natctl.kernel.kernel import Kernel
@@ -38,6 +39,7 @@ class Worker:
     """
 
     def __init__(self, enter: Sequence[str], module: str = "bench.worker", *arguments: str | Path) -> None:
+        self._name = module
         self._process = subprocess.Popen(
             [*enter, sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
@@ -66,6 +68,10 @@ class Worker:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Have the other side do something and wait for its result. :raise LabError: When it fails or is gone."""
+        with waiting_for(f"{self._name}: {name}"):
+            return self._call(name, arguments)
+
+    def _call(self, name: str, arguments: Sequence[Any]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         try:
@@ -73,12 +79,12 @@ class Worker:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except OSError as error:
-            raise LabError(f"bench worker: {error}") from error
+            raise LabError(f"the bench worker does not listen: {error}") from error
         if not line:
             raise LabError(f"the bench worker ended with status {self._process.wait()} instead of an answer")
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
-            raise LabError(f"bench worker, {name}: {answer['error']}")
+            raise LabError(answer["error"])
         return answer
 
 
