@@ -3,38 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cpm import settings
+from bench.waits import TimedOut
+from cpm import daemon, settings
 from cpm.api.server import Channel
 from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
-from cpm.daemon import Cpmd
-from cpm.protocol.messages import Applied, NodeMessage
+from cpm.protocol.messages import Applied, Hello, NodeMessage, Rejected, Report
 from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
+from lab.errors import LabError
 
-LIMIT_S = 10.0
+_T = TypeVar("_T")
+
+TIMEOUT_S = 30.0
+"""Seconds: a node whose kernel refuses a transaction gets everything again after five, and may refuse once more."""
+
+SLOW_MS = 1000.0
+"""A resize that takes longer is told of, with what the nodes said meanwhile."""
+
+_KEPT = 60
 
 
-class _Cpmd(Cpmd):
-    """Lets somebody wait for what follows from what nodes say, and keeps when they said that they applied something."""
+class _Cpmd(daemon.Cpmd):
+    """Lets a bench wait for what follows from nodes' messages, and keeps when each message came."""
 
     def __init__(self, of: settings.Settings) -> None:
         super().__init__(of)
-        self.taken_in = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set after every input of a node."""
         self.applied_at: dict[NodeName, float] = {}
+        self.longest_decision_s = 0.0
+        """Includes the commit; nothing else happens in this process meanwhile."""
+        self._reported: dict[NodeName, int] = {}
+        self._inputs_seen: collections.deque[tuple[float, str]] = collections.deque(maxlen=_KEPT)
+
+    async def opened(self, hello: Hello, channel: Channel) -> None:
+        self._note(f"{hello.node} connected")
+        await super().opened(hello, channel)
+        self.changed.set()
 
     async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
         now = time.perf_counter()
-        await super().heard(node, channel, message)
+        # One report is like the other until something was applied.
+        if not isinstance(message, Report) or self._reported.get(node) != message.generation:
+            self._note(f"{node} said {_words(message)}")
+        if isinstance(message, Report):
+            self._reported[node] = message.generation
         if isinstance(message, Applied):
+            # Before what follows from it: then whoever sees the range active finds the moment.
             self.applied_at[node] = now
-        self.taken_in.set()
+        await super().heard(node, channel, message)
+        self.changed.set()
+
+    async def closed(self, node: NodeName, channel: Channel) -> None:
+        self._note(f"{node} disconnected")
+        await super().closed(node, channel)
+        self.changed.set()
+
+    def _decide(self, batch: Any) -> None:
+        begin = time.perf_counter()
+        super()._decide(batch)
+        self.longest_decision_s = max(self.longest_decision_s, time.perf_counter() - begin)
 
     @property
     def manager(self) -> Manager:
@@ -44,34 +81,101 @@ class _Cpmd(Cpmd):
         """Have the manager decide on a size, as the scaling does for a report."""
         await self._do(lambda manager, now: manager.sizer.resize(uuid, target, now))
 
+    async def wait_for(self, what: str, uuid: DomainUUID, look: Callable[[], _T | None]) -> _T:
+        """
+        Wait until something about a VM is there, looking after every input.
 
-async def _resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
-    before = await _active(cpmd, uuid, 1)
+        :raise TimedOut: When it is not within :data:`TIMEOUT_S`; with all that is known of why.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + TIMEOUT_S
+        while (found := look()) is None:
+            if loop.time() >= end:
+                raise TimedOut("\n".join([f"not within {TIMEOUT_S:g} s: {what}", *self.state(uuid)]))
+            self.changed.clear()
+            try:
+                async with asyncio.timeout_at(end):
+                    await self.changed.wait()
+            except TimeoutError:
+                # Look once more: it may be this process that stood still.
+                continue
+        return found
+
+    def state(self, uuid: DomainUUID) -> Iterator[str]:
+        """Yield all that this process knows of a VM's way into the kernels, a line each."""
+        for one in self.manager.fleet.of(uuid):
+            yield f"range {one.ports} of {one.external}: {one.state.value} on {one.node}"
+        yield f"refusal: {self.manager.sizer.of(uuid).refusal or 'none'}"
+        for name in self.manager.fleet.nodes:
+            sync = self.manager.sessions.get(name)
+            if sync is None:
+                yield f"{name}: no session"
+                continue
+            settled = "confirmed all of the VM" if sync.settled(uuid) else "has not confirmed all of the VM"
+            yield f"{name}: told generation {sync.generation}, confirmed {sync.applied}, {settled}"
+        yield f"longest decision with its commit: {self.longest_decision_s:.3f} s"
+        yield from self.messages_since(0.0)
+
+    def messages_since(self, moment: float) -> Iterator[str]:
+        """Yield what nodes said since a moment of ``time.perf_counter``, at most the last 60, with the seconds ago."""
+        now = time.perf_counter()
+        for at, words in self._inputs_seen:
+            if at >= moment:
+                yield f"{now - at:.3f} s ago {words}"
+
+    def _note(self, words: str) -> None:
+        self._inputs_seen.append((time.perf_counter(), words))
+
+
+def _words(message: NodeMessage) -> str:
+    match message:
+        case Applied(_, generation):
+            return f"applied {generation}"
+        case Rejected(_, generation, code, text):
+            return f"rejected {generation} ({code}): {text}"
+        case Report(generation):
+            return f"report of generation {generation}"
+    return type(message).__name__.lower()
+
+
+async def resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
+    """
+    Have one VM's range grow by a block.
+
+    :return: Milliseconds from the decision to its commit, to the host's confirmation, and to the ledger.
+    :raise TimedOut: When the range does not get that far.
+    :raise LabError: When the manager decides otherwise.
+    """
+    before = await cpmd.wait_for("a range that is not being changed", uuid, lambda: _at_rest(cpmd, uuid))
     target = before.ports.size + 64
     begin = time.perf_counter()
     await cpmd.decide(uuid, target)
     decided = time.perf_counter()
-    after = await _active(cpmd, uuid, target)
+    if _at_rest(cpmd, uuid) is not None and _active(cpmd, uuid, target) is None:
+        raise LabError("\n".join(["the manager did not begin the resize", *cpmd.state(uuid)]))
+    after = await cpmd.wait_for(f"an active range of {target} ports", uuid, lambda: _active(cpmd, uuid, target))
     recorded = time.perf_counter()
-    on_host = cpmd.applied_at[after.node]
     # The host is told last, so that its word is that of all.
+    elapsed_ms = (cpmd.applied_at[after.node] - begin) * 1000
     return {
-        "ms": (on_host - begin) * 1000,
+        "ms": elapsed_ms,
         "committed_ms": (decided - begin) * 1000,
         "recorded_ms": (recorded - begin) * 1000,
         "moved": not after.ports.covers(before.ports),
+        "said": list(cpmd.messages_since(begin)) if elapsed_ms > SLOW_MS else [],
     }
 
 
-async def _active(cpmd: _Cpmd, uuid: DomainUUID, size: int) -> Allocation:
-    """Wait until a VM has an active range of at least this size."""
-    async with asyncio.timeout(LIMIT_S):
-        while True:
-            cpmd.taken_in.clear()
-            active = cpmd.manager.fleet.one(uuid, AllocationState.ACTIVE)
-            if active is not None and active.ports.size >= size:
-                return active
-            await cpmd.taken_in.wait()
+def _at_rest(cpmd: _Cpmd, uuid: DomainUUID) -> Allocation | None:
+    """Return the VM's range, None while another is on its way: the manager does not resize one then."""
+    if cpmd.manager.fleet.one(uuid, AllocationState.RESERVED) is not None:
+        return None
+    return cpmd.manager.fleet.one(uuid, AllocationState.ACTIVE)
+
+
+def _active(cpmd: _Cpmd, uuid: DomainUUID, size: int) -> Allocation | None:
+    active = cpmd.manager.fleet.one(uuid, AllocationState.ACTIVE)
+    return active if active is not None and active.ports.size >= size else None
 
 
 async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
@@ -80,7 +184,7 @@ async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
         return len(await cpmd.pool_add(PoolRequest(tuple(map(IPv4Address, arguments[0])))))
     if name == "resize":
         vms = sorted(cpmd.manager.fleet.vms)
-        return [await _resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]
+        return [await resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]
     await cpmd.stop()
     return None
 
