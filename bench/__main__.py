@@ -1,4 +1,4 @@
-"""``python -m bench [PART …]``: measure, tell on stderr how it goes, print one JSON object as the last line."""
+"""``python -m bench [PART …]``: measure, report progress on stderr, print one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from bench import burst, density, hook, ledger, machine, nft, path, resize, stats, tick
-from bench.figures import KEYS, Measured, misses, report
+from bench.figures import KEYS, Measured, missed_targets, report
 from bench.waits import reason, time_limit
 from lab.errors import LabError
 from lab.shell import require_root
@@ -37,7 +37,7 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
 """In the order in which they run."""
 
 PART_LIMIT_S = 900.0
-"""Seconds after which a part counts as stuck; the longest takes about 150 s where the README's figures come from."""
+"""Seconds after which a part counts as stuck; the longest takes about 150 s on the README's machine."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         require_root()
-        with _alone():
-            # Before everything else on this machine, and so are all processes of ours; the lab's daemons set their own.
+        with _exclusive_run():
+            # Our processes inherit the highest priority; the lab's daemons set their own.
             os.setpriority(os.PRIO_PROCESS, 0, -20)
             return _run([part for part in PARTS if part in chosen or not chosen])
     except LabError as error:
@@ -77,8 +77,8 @@ def _run(parts: list[str]) -> int:
     facts = machine.facts()
     measured, failed = measure_all(parts)
     result = report(measured, facts, failed)
-    for line in misses(result):
-        print(f"short of its reach: {line}", file=sys.stderr)
+    for line in missed_targets(result):
+        print(f"target missed: {line}", file=sys.stderr)
     for part, text in failed.items():
         print(f"not measured: {part}: {text}", file=sys.stderr)
     print(json.dumps(result), flush=True)
@@ -115,8 +115,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """:raise LabError: When another one runs on this machine: each would measure the other, and names are taken."""
+def _exclusive_run() -> Iterator[None]:
+    """:raise LabError: When another bench runs: each would disturb the other, and both use the same namespaces."""
     with LOCK.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ SECONDS: Final = 1200
 SEEDS: Final = (1, 2, 3, 4, 5, 6, 7)
 """Different VMs with different needs; the ratios are medians over them."""
 BEST: Final = "predictive"
-"""The policy that the figures are about. (On a single load another one may come out ahead by chance.)"""
+"""The policy under test; on a single load another one may win by chance."""
 
 
 def measure(say: Callable[[str], None]) -> Measured:

@@ -26,7 +26,7 @@ VMS = 10
 RESIZES = 300
 WARM_UP = 20
 SETTINGS = DaemonSettings(
-    # Only we resize here: what reports say makes no range smaller, and none is moved to join free ports.
+    # Only the bench resizes: reports shrink no range, and compaction moves none.
     cpmd={"scaling.guards": {"shrink_after_samples": 1_000_000, "unused": True}, "pool": {"compact_s": 86_400.0}},
     natd={},
 )
@@ -41,7 +41,7 @@ def measure(say: Callable[[str], None]) -> Measured:
             start_nodes(lab)
             for number in range(VMS):
                 lab.add_guest(f"g{number}", HOST)
-            with _explained(lab):
+            with _with_node_states(lab):
                 runs = manager.call("resize", WARM_UP + RESIZES)
             manager.call("stop")
     runs = runs[WARM_UP:]
@@ -62,8 +62,8 @@ def measure(say: Callable[[str], None]) -> Measured:
 
 
 @contextlib.contextmanager
-def _explained(lab: Lab) -> Iterator[None]:
-    """Add to an error what natds and kernels are at, for what cpmd knows is in the error itself."""
+def _with_node_states(lab: Lab) -> Iterator[None]:
+    """Add the state of natds and kernels to an error; cpmd's own is part of the error."""
     try:
         yield
     except LabError as error:
@@ -73,14 +73,14 @@ def _explained(lab: Lab) -> Iterator[None]:
 
 
 def node_state(lab: Lab, node: str) -> Iterator[str]:
-    """Yield what a node's natd is doing, what it logged last, and what its kernel holds, a line each."""
+    """Yield the threads of a node's natd, the end of its log, and its kernel's maps, a line each."""
     try:
         pid = lab.daemons.process(natd_of(node)).pid
     except LabError as error:
         yield str(error)
     else:
         for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
-            # natd's own thread serves the session; another one is there while a large kernel command is under way.
+            # The main thread serves the session; a large kernel command runs in a worker thread.
             with contextlib.suppress(OSError):
                 status, where = (
                     (thread / "stat").read_text().rpartition(")")[2].split()[0],

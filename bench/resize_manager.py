@@ -24,24 +24,24 @@ from lab.errors import LabError
 _T = TypeVar("_T")
 
 TIMEOUT_S = 30.0
-"""Seconds: a node whose kernel refuses a transaction gets everything again after five, and may refuse once more."""
+"""Seconds; a node whose kernel refuses a transaction gets a new snapshot after 5 to 6, and may refuse that as well."""
 
 SLOW_MS = 1000.0
-"""A resize that takes longer is told of, with what the nodes said meanwhile."""
+"""A resize above this is reported with the messages of the nodes."""
 
 _KEPT = 60
 
 
 class _Cpmd(daemon.Cpmd):
-    """Lets a bench wait for what follows from nodes' messages, and keeps when each message came."""
+    """cpmd that records the nodes' messages with their moments, and lets the bench wait for their effects."""
 
     def __init__(self, of: settings.Settings) -> None:
         super().__init__(of)
         self.changed = asyncio.Event()
-        """Set after every input of a node."""
+        """Set after every message of a node."""
         self.applied_at: dict[NodeName, float] = {}
         self.longest_decision_s = 0.0
-        """Includes the commit; nothing else happens in this process meanwhile."""
+        """Includes the commit; the process does nothing else meanwhile."""
         self._reported: dict[NodeName, int] = {}
         self._inputs_seen: collections.deque[tuple[float, str]] = collections.deque(maxlen=_KEPT)
 
@@ -52,13 +52,13 @@ class _Cpmd(daemon.Cpmd):
 
     async def heard(self, node: NodeName, channel: Channel, message: NodeMessage) -> None:
         now = time.perf_counter()
-        # One report is like the other until something was applied.
+        # Reports come every second; record the first of each generation.
         if not isinstance(message, Report) or self._reported.get(node) != message.generation:
             self._note(f"{node} said {_words(message)}")
         if isinstance(message, Report):
             self._reported[node] = message.generation
         if isinstance(message, Applied):
-            # Before what follows from it: then whoever sees the range active finds the moment.
+            # Before the manager takes it in, so that the moment is there once the range is active.
             self.applied_at[node] = now
         await super().heard(node, channel, message)
         self.changed.set()
@@ -83,9 +83,9 @@ class _Cpmd(daemon.Cpmd):
 
     async def wait_for(self, what: str, uuid: DomainUUID, look: Callable[[], _T | None]) -> _T:
         """
-        Wait until something about a VM is there, looking after every input.
+        Return what ``look`` returns, called after every message of a node, as soon as it is not None.
 
-        :raise TimedOut: When it is not within :data:`TIMEOUT_S`; with all that is known of why.
+        :raise TimedOut: When that takes longer than :data:`TIMEOUT_S`; the message includes :meth:`state`.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + TIMEOUT_S
@@ -97,12 +97,12 @@ class _Cpmd(daemon.Cpmd):
                 async with asyncio.timeout_at(end):
                     await self.changed.wait()
             except TimeoutError:
-                # Look once more: it may be this process that stood still.
+                # Look once more: this process itself may have been blocked.
                 continue
         return found
 
     def state(self, uuid: DomainUUID) -> Iterator[str]:
-        """Yield all that this process knows of a VM's way into the kernels, a line each."""
+        """Yield a VM's ranges, the generations told and confirmed, and the last messages of the nodes, a line each."""
         for one in self.manager.fleet.of(uuid):
             yield f"range {one.ports} of {one.external}: {one.state.value} on {one.node}"
         yield f"refusal: {self.manager.sizer.of(uuid).refusal or 'none'}"
@@ -117,7 +117,7 @@ class _Cpmd(daemon.Cpmd):
         yield from self.messages_since(0.0)
 
     def messages_since(self, moment: float) -> Iterator[str]:
-        """Yield what nodes said since a moment of ``time.perf_counter``, at most the last 60, with the seconds ago."""
+        """Yield the nodes' messages since a moment of ``time.perf_counter``, at most the last 60."""
         now = time.perf_counter()
         for at, words in self._inputs_seen:
             if at >= moment:
@@ -155,7 +155,7 @@ async def resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
         raise LabError("\n".join(["the manager did not begin the resize", *cpmd.state(uuid)]))
     after = await cpmd.wait_for(f"an active range of {target} ports", uuid, lambda: _active(cpmd, uuid, target))
     recorded = time.perf_counter()
-    # The host is told last, so that its word is that of all.
+    # The host is told last, so its confirmation completes the resize.
     elapsed_ms = (cpmd.applied_at[after.node] - begin) * 1000
     return {
         "ms": elapsed_ms,
@@ -167,7 +167,7 @@ async def resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
 
 
 def _at_rest(cpmd: _Cpmd, uuid: DomainUUID) -> Allocation | None:
-    """Return the VM's range, None while another is on its way: the manager does not resize one then."""
+    """Return the VM's range; None while another one is reserved, for the manager ignores a resize then."""
     if cpmd.manager.fleet.one(uuid, AllocationState.RESERVED) is not None:
         return None
     return cpmd.manager.fleet.one(uuid, AllocationState.ACTIVE)

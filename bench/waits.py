@@ -1,4 +1,4 @@
-"""Waits that say what for: an error that ends one, a timeout included, carries it as a note (PEP 678)."""
+"""Waits with a name: an error that ends one, timeouts included, carries the name as a note (PEP 678)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _WAITING = "while waiting for"
 
 
 class TimedOut(LabError):
-    """What was waited for did not come in time."""
+    """A wait took too long."""
 
 
 @contextlib.contextmanager
 def waiting_for(what: str) -> Iterator[None]:
-    """Name what a block waits for; every error that leaves the block gets a note of it."""
+    """Name what a block waits for; every error that leaves the block gets the name as a note."""
     try:
         yield
     except BaseException as error:

@@ -66,7 +66,7 @@ class LightGuest:
         :raise LabError: When a process of the guest cannot be ended.
         """
         net.delete_with_processes([self.namespace])
-        # The kernel takes its time to take apart a namespace, and the tap with it.
+        # The kernel removes a namespace, and the tap with it, asynchronously.
         with contextlib.suppress(LabError):
             ip_batch([f"link del {self.tap}"], self.host.namespace)
         for operation, extra in (("stopped", "-"), ("release", _release_reason())):
