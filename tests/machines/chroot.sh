@@ -15,6 +15,7 @@ shift
 root=${DEBIAN_ROOTS:-/var/tmp/virt-ports-debian}/$release
 
 make_root() {
+    command -v mmdebstrap >/dev/null || { echo "chroot.sh: install mmdebstrap first" >&2; exit 1; }
     mkdir -p "$(dirname "$root")"
     rm -rf "$root.partial"
     mmdebstrap --variant=minbase --include=ca-certificates,make,git "$release" "$root.partial"
