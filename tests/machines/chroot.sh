@@ -16,7 +16,6 @@ root=${DEBIAN_ROOTS:-/var/tmp/virt-ports-debian}/$release
 
 make_root() {
     command -v mmdebstrap >/dev/null || { echo "chroot.sh: install mmdebstrap first" >&2; exit 1; }
-    mkdir -p "$(dirname "$root")"
     rm -rf "$root.partial"
     mmdebstrap --variant=minbase --include=ca-certificates,make,git "$release" "$root.partial"
     mv "$root.partial" "$root"
@@ -60,6 +59,10 @@ enter_root() {
     wait $!
 }
 
+# One command at a time in a root: the next one waits.
+mkdir -p "${root%/*}"
+exec 9>"$root.lock"
+flock 9
 [ -d "$root" ] || make_root
 copy_configuration
 copy_repository
