@@ -48,5 +48,5 @@ qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 4G -nographic -no-
     -drive file="$scratch/disk",format=raw,if=virtio,cache=unsafe \
     -append "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off init=/src/build/vm-init" </dev/null |
     tr -d '\r' | tee "$scratch/console"
-status=$(sed -n 's/^vm.sh: status //p' "$scratch/console" | tail -n 1)
+status=$(sed -n 's/.*vm\.sh: status //p' "$scratch/console" | tail -n 1)
 exit "${status:-1}"
