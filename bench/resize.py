@@ -22,7 +22,8 @@ from lab.errors import LabError
 from lab.lab import Lab
 from lab.shell import inside
 
-VMS = 10
+VMS = 20
+"""With fewer, a VM moves so often that the ranges it left, which drain, may have all the port numbers that it needs."""
 RESIZES = 300
 WARM_UP = 20
 SETTINGS = DaemonSettings(

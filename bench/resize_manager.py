@@ -152,7 +152,8 @@ async def resize(cpmd: _Cpmd, uuid: DomainUUID) -> dict[str, Any]:
     await cpmd.decide(uuid, target)
     decided = time.perf_counter()
     if _at_rest(cpmd, uuid) is not None and _active(cpmd, uuid, target) is None:
-        raise LabError("\n".join(["the manager did not begin the resize", *cpmd.state(uuid)]))
+        refusal = cpmd.manager.sizer.of(uuid).refusal or "no reason given"
+        raise LabError("\n".join([f"the manager did not begin the resize: {refusal}", *cpmd.state(uuid)]))
     after = await cpmd.wait_for(f"an active range of {target} ports", uuid, lambda: _active(cpmd, uuid, target))
     recorded = time.perf_counter()
     # The host is told last, so its confirmation completes the resize.
@@ -183,7 +184,8 @@ async def _serve(cpmd: _Cpmd, name: str, arguments: list[Any]) -> Any:
         await cpmd.start()
         return len(await cpmd.pool_add(PoolRequest(tuple(map(IPv4Address, arguments[0])))))
     if name == "resize":
-        vms = sorted(cpmd.manager.fleet.vms)
+        # By name: UUIDs are random, and in which order ranges grow decides where they end up.
+        vms = sorted(cpmd.manager.fleet.vms, key=lambda uuid: cpmd.manager.fleet.vms[uuid].name)
         return [await resize(cpmd, vms[number % len(vms)]) for number in range(arguments[0])]
     await cpmd.stop()
     return None
