@@ -14,13 +14,14 @@ LAB ?= vp
 HOST ?= host1
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
+RELEASE ?= trixie
 LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
 
 # Debian packages. For the daemons: Python and what libvirt-python is built with. For the lab and the tests: real
 # libvirtds and QEMU, what makes the guest image, and the tools that watch our work from outside.
 PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
-                util-linux procps lz4 cpio
+                util-linux procps lz4 zstd cpio
 PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd
 
 .PHONY: help
@@ -78,6 +79,10 @@ demo: guest-image ## The whole road once, with a real VM, in a lab of its own (r
 .PHONY: test
 test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root). ARGS goes to pytest.
 	@$(BIN)/pytest -n $(PYTEST_JOBS) --dist loadfile $(ARGS)
+
+.PHONY: test-release
+test-release: ## RELEASE=trixie: checks, demo and all tests on another release of Debian, in a chroot (root, mmdebstrap).
+	@tests/machines/chroot.sh "$(RELEASE)" make check demo test
 
 .PHONY: check
 check: setup ## Style, types, import contracts, dead code. Changes nothing.

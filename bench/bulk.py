@@ -28,7 +28,7 @@ def serve(port: int) -> None:
 
 
 def send(address: str, port: int, size: int) -> float:
-    """:return: Seconds from the first byte to the receiver's word that it has all of them."""
+    """:return: Seconds from the first byte sent to the receiver's confirmation that it has all."""
     piece = memoryview(bytes(_PIECE))
     with socket.create_connection((address, port)) as connection:
         begin = time.perf_counter()

@@ -4,8 +4,8 @@ A VM that outgrows its range at once: how soon it has more, and whether its gues
 ``signal_ms``: a guest on its floor of 256 ports, whose budget in the kernel is fresh, begins one connection more than
 the budget allows. The clock starts in the guest's namespace right before ``connect()`` sends the SYN that the budget
 does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, what ``nft monitor`` hears) in the host's namespace
-has the kernel's word of the new element in ``bindings``, and one in the edge's namespace that of its new elements,
-whichever is later; the kernel speaks after the transaction is in force. In between: the rest of the SYN's way through
+is notified of the new element in ``bindings``, and one in the edge's namespace of its new elements, whichever is
+later; the kernel notifies after the transaction is in force. In between: the rest of the SYN's way through
 the bridge to the host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is put back
 to its floor and to other ports (``virt-ports resize``, ``relocate``), so that each sample begins alike.
 
@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 
 from bench.figures import Measured, median, percentile
 from bench.site import EDGE, HOST, site, start_all
+from bench.waits import wait_until, waiting_for
 from bench.worker import Worker
 from lab import net, traffic
 from lab.daemons import DaemonSettings
@@ -53,14 +54,14 @@ _WORKER = "bench.burst_worker"
 
 
 def measure(say: Callable[[str], None]) -> Measured:
-    """Measure in labs of their own, one after the other."""
-    with _served(_settings()) as lab:
+    """Measure signals and bursts, each kind of burst in its own lab."""
+    with _site_with_sink(_settings()) as lab:
         signals = _signals(lab)
         say(f"{len(signals)} signals: median {median(signals):.1f} ms, p99 {percentile(signals, 0.99):.1f} ms")
         ours = [_burst(lab, say) for _ in range(BURSTS)]
-    with _served(_settings(cap=FLOOR)) as lab:
+    with _site_with_sink(_settings(cap=FLOOR)) as lab:
         static = _burst(lab, say, "static")
-    with _served(_settings(arrivals=False)) as lab:
+    with _site_with_sink(_settings(arrivals=False)) as lab:
         poll = _burst(lab, say, "poll")
     return Measured(
         {
@@ -86,7 +87,7 @@ def _settings(*, cap: int = 32768, arrivals: bool = True) -> DaemonSettings:
     return DaemonSettings(
         cpmd={
             "pool": {"initial": FLOOR, "floor": FLOOR, "cap": cap, "hold_down_s": 1.0},
-            # Only we make ranges smaller here.
+            # Reports must not shrink ranges here; only the bench does.
             "scaling.guards": {"shrink_after_samples": 1_000_000},
         },
         natd={"monitor": {"arrivals": arrivals}},
@@ -94,7 +95,7 @@ def _settings(*, cap: int = 32768, arrivals: bool = True) -> DaemonSettings:
 
 
 @contextlib.contextmanager
-def _served(settings: DaemonSettings) -> Iterator[Lab]:
+def _site_with_sink(settings: DaemonSettings) -> Iterator[Lab]:
     with site(settings) as lab:
         start_all(lab)
         with traffic.sink(lab):
@@ -106,7 +107,7 @@ def _served(settings: DaemonSettings) -> Iterator[Lab]:
 
 def _signals(lab: Lab) -> list[float]:
     guest = lab.add_guest(_VM, HOST)
-    # Otherwise a VM whose first connections come within a millisecond gets a quarter of an address each time.
+    # Without a cap, a VM that opens its first connections within a millisecond gets a quarter of an address.
     lab.operate("set", _VM, f"cap={4 * FLOOR}")
     with (
         Worker(inside(guest.namespace), _WORKER) as client,
@@ -126,9 +127,9 @@ def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
     edge.call("heard")
     begin = client.call("spend", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
     programmed = _first(host, "bindings", begin)
-    # Usually before. Not at all when the VM grows over ports of its own that drain: the edge has them still.
+    # The edge is usually earlier. It has no news when the VM grows into its own draining ports, which it still maps.
     programmed = max([programmed, *(moment for moment, _ in edge.call("heard") if moment >= begin)])
-    # The exact count that follows every signal.
+    # Every signal is followed by an exact count of ports; let it finish.
     time.sleep(_SETTLE_S)
     if _size(lab) <= FLOOR:
         raise LabError(f"the range did not grow; see the logs in {lab.state}")
@@ -137,18 +138,18 @@ def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
 
 
 def _put_back(lab: Lab) -> None:
-    """Give the VM other ports, as many as its floor: then nothing that was known of its use counts, it is anew."""
+    """Give the VM other ports, as many as its floor, so that nothing learned from the last sample is used."""
     for machine in (HOST, EDGE):
         run(*inside(lab.namespace(machine)), "conntrack", "-F")
     lab.operate("resize", _VM, str(FLOOR))
-    _wait(lambda: _size(lab) == FLOOR)
+    wait_until("the VM to be back at its floor", lambda: _size(lab) == FLOOR, _WAIT_S)
     lab.operate("relocate", _VM)
     time.sleep(_SETTLE_S)
-    _wait(lambda: _size(lab) == FLOOR)
+    wait_until("the VM to have other ports", lambda: _size(lab) == FLOOR, _WAIT_S)
 
 
 def _budget(lab: Lab) -> int:
-    """Return how many connections the kernel lets begin before it speaks up, as nft shows it."""
+    """Return how many connections may begin before the kernel signals, as nft shows it."""
     found = _BUDGET.findall(lab.run(HOST, "nft", "list", "set", "ip", "virtports", "budgets"))
     # The other expression of an element, against floods, has a burst of 1.
     return max(map(int, found))
@@ -156,13 +157,14 @@ def _budget(lab: Lab) -> int:
 
 def _first(witness: Worker, name: str, begin: float) -> float:
     """Return when a witness first heard of new elements of one set after a moment."""
-    end = time.monotonic() + _WAIT_S
-    while time.monotonic() < end:
-        for moment, heard in witness.call("heard"):
-            if moment >= begin and name == heard:
-                return float(moment)
-        time.sleep(0.02)
-    raise LabError(f"no larger range was programmed within {_WAIT_S:g} s")
+    found: list[float] = []
+
+    def look() -> bool:
+        found.extend(moment for moment, heard in witness.call("heard") if moment >= begin and name == heard)
+        return bool(found)
+
+    wait_until("a larger range in the host's kernel", look, _WAIT_S, pause_s=0.02)
+    return float(found[0])
 
 
 def _size(lab: Lab) -> int:
@@ -170,20 +172,12 @@ def _size(lab: Lab) -> int:
     return int(vm["last_port"]) - int(vm["first_port"]) + 1 if vm["first_port"] else 0
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _WAIT_S
-    while not condition():
-        if time.monotonic() > end:
-            raise LabError(f"the VM was not put back to its floor within {_WAIT_S:g} s")
-        time.sleep(0.1)
-
-
 # Bursts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Burst:
-    """What became of the connections of one burst."""
+    """The outcome of one burst."""
 
     refused: int
     delayed: int
@@ -191,11 +185,12 @@ class Burst:
 
 
 def _burst(lab: Lab, say: Callable[[str], None], what: str = "ours") -> Burst:
-    """Let a fresh guest open them all."""
+    """Have a new guest open all connections of a burst."""
     guest = lab.add_guest(_BURST, HOST)
-    before = _sent_again(guest)
-    tally = traffic.connect(guest, CONNECTIONS, "-R", "-T", f"{LIMIT_S:g}", timeout_s=600.0)
-    burst = Burst(tally.fail, _sent_again(guest) - before, tally.secs)
+    before = _retransmissions(guest)
+    with waiting_for(f"{CONNECTIONS} connections of a guest"):
+        tally = traffic.connect(guest, CONNECTIONS, "-R", "-T", f"{LIMIT_S:g}", timeout_s=600.0)
+    burst = Burst(tally.fail, _retransmissions(guest) - before, tally.secs)
     say(
         f"{what}: {burst.refused} of {CONNECTIONS} refused, {burst.delayed} SYNs sent again, {burst.secs:.2f} s, "
         f"{tally.extports} ports"
@@ -206,7 +201,7 @@ def _burst(lab: Lab, say: Callable[[str], None], what: str = "ours") -> Burst:
     return burst
 
 
-def _sent_again(guest: LightGuest) -> int:
+def _retransmissions(guest: LightGuest) -> int:
     """Return how many SYNs the guest's kernel has sent again so far."""
     return syn_retransmissions(guest.run("cat", "/proc/net/netstat"))
 

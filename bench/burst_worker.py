@@ -24,21 +24,21 @@ _RECEIVE_BYTES: Final = 1 << 18
 
 
 class _Here:
-    """What is kept between calls."""
+    """State kept between calls."""
 
     def __init__(self) -> None:
         self._heard: list[tuple[float, str]] = []
         self._open: list[socket.socket] = []
 
     def watch(self) -> None:
-        """Begin to note when the kernel says that elements were added to a set or map of this namespace."""
+        """Start recording notifications of elements added to sets and maps of this namespace."""
         news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
         news.bind((0, 0))
         news.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         threading.Thread(target=self._listen, args=(news,), daemon=True).start()
 
     def heard(self) -> list[tuple[float, str]]:
-        """Return what was noted since this was last asked: when, and which set or map."""
+        """Return and clear the recorded notifications: moment, and name of the set or map."""
         heard, self._heard = self._heard, []
         return heard
 

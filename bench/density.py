@@ -10,14 +10,16 @@ product's own simulation, in ever smaller pools, until a connection is refused:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Final
 
 from bench.figures import Measured
+from bench.waits import waiting_for
 from cpm.simulation import Conditions, Contender, Trace, compete, contender, generate
 from lab.errors import LabError
 
@@ -27,14 +29,13 @@ SECONDS: Final = 1200
 SEEDS: Final = (1, 2, 3, 4, 5, 6, 7)
 """Different VMs with different needs; the ratios are medians over them."""
 BEST: Final = "predictive"
-"""The policy that the figures are about. (On a single load another one may come out ahead by chance.)"""
+"""The policy under test; on a single load another one may win by chance."""
 
 
 def measure(say: Callable[[str], None]) -> Measured:
     """Measure; nothing here depends on the machine. :raise LabError: When one refuses connections in any pool."""
     static, doubling, apart, best = [], [], [], []
-    # One process a seed: they share nothing, and pure Python uses one processor.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _workers() as pool, waiting_for("the simulations, a process for each seed"):
         for seed, found in zip(SEEDS, pool.map(_densities, SEEDS), strict=True):
             static.append(found[0])
             doubling.append(found[1])
@@ -57,6 +58,19 @@ def measure(say: Callable[[str], None]) -> Measured:
             "best_vms_per_address": best,
         },
     )
+
+
+@contextlib.contextmanager
+def _workers() -> Iterator[ProcessPoolExecutor]:
+    """Start processes: seeds share nothing, and pure Python uses one processor. An error ends them all at once."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _densities(seed: int) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ KEYS = {
 }
 """The figures of each part, as they are named in the output."""
 
-REACH = {
+TARGETS = {
     "hook_ratio": (None, 2.5),
     "resize_ms_p50": (None, 10.0),
     "resize_ms_p99": (None, 50.0),
@@ -43,7 +43,7 @@ REACH = {
     "burst_refused": (None, 0.0),
     "burst_delayed": (None, 0.0),
 }
-"""What each figure should be: at least, at most."""
+"""Lower and upper bound of each figure."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,12 +88,12 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """
-    Return the median of the quotients of runs that were made one right after the other.
+    Return the median of the quotients of paired runs, the two of a pair made right after each other.
 
-    What else the machine does changes within minutes, by more than the difference that is looked for; it meets both
-    runs of a pair.
+    Other load on the machine changes within minutes by more than the difference to be measured, but affects both runs
+    of a pair alike.
 
-    :raise ValueError: When there are no pairs, a run is without its other half, or a divisor is 0.
+    :raise ValueError: When there are no pairs, the numbers of runs differ, or a divisor is 0.
     """
     if len(above) != len(below) or not all(below):
         raise ValueError(f"{len(above)} and {len(below)} runs do not make pairs to be divided")
@@ -101,39 +101,43 @@ def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return how far single measurements lie apart: count, least, quartiles, greatest."""
+    """Return the distribution of single measurements: count, minimum, quartiles, maximum."""
     return {
         "runs": len(values),
-        "min": rounded(min(values)),
-        "p25": rounded(percentile(values, 0.25)),
-        "p50": rounded(median(values)),
-        "p75": rounded(percentile(values, 0.75)),
-        "max": rounded(max(values)),
+        "min": round_value(min(values)),
+        "p25": round_value(percentile(values, 0.25)),
+        "p50": round_value(median(values)),
+        "p75": round_value(percentile(values, 0.75)),
+        "max": round_value(max(values)),
     }
 
 
-def rounded(value: float) -> float:
+def round_value(value: float) -> float:
     """Return a value with four significant digits."""
     return float(f"{value:.4g}")
 
 
-def misses(figures: Mapping[str, float]) -> list[str]:
-    """Return a line for each figure that is not what it should be."""
+def missed_targets(figures: Mapping[str, float]) -> list[str]:
+    """Return a line for each figure that misses its target."""
     lines = []
-    for key, (least, most) in REACH.items():
+    for key, (least, most) in TARGETS.items():
         value = figures.get(key)
         if value is not None and least is not None and value < least:
-            lines.append(f"{key} is {rounded(value)}, should be at least {least:g}")
+            lines.append(f"{key} is {round_value(value)}, should be at least {least:g}")
         if value is not None and most is not None and value > most:
-            lines.append(f"{key} is {rounded(value)}, should be at most {most:g}")
+            lines.append(f"{key} is {round_value(value)}, should be at most {most:g}")
     return lines
 
 
-def report(parts: Iterable[Measured], machine: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the one object: every figure by its name, then ``machine`` and ``spread``."""
+def report(parts: Iterable[Measured], machine: Mapping[str, Any], failed: Mapping[str, str]) -> dict[str, Any]:
+    """
+    Return the one object: every figure by its name, then ``machine``, ``spread`` and ``failed``.
+
+    :param failed: Why parts could not be measured, by the part.
+    """
     figures: dict[str, Any] = {}
     spreads: dict[str, dict[str, float]] = {}
     for part in parts:
-        figures |= {key: rounded(value) for key, value in part.figures.items()}
+        figures |= {key: round_value(value) for key, value in part.figures.items()}
         spreads |= {name: spread(values) for name, values in part.runs.items()}
-    return {**figures, "machine": dict(machine), "spread": spreads}
+    return {**figures, "machine": dict(machine), "spread": spreads, "failed": dict(failed)}

@@ -19,7 +19,7 @@ FIRST_EXTERNAL = IPv4Address("203.0.113.1")
 FIRST_INTERNAL = IPv4Address("100.64.0.1")
 
 BIG = PortRange(FIRST_PORT, FIRST_PORT + 32767)
-"""Ports of VM 0, the one whose traffic is measured; it has the first external address for itself."""
+"""Ports of VM 0, whose traffic is measured; it has the first external address to itself."""
 BLOCK = 64
 _PER_ADDRESS = 1000
 """VMs on each further address."""
@@ -47,7 +47,7 @@ class Fleet:
 
 @functools.cache
 def fleet(vms: int) -> Fleet:
-    """Return so many VMs: number 0 with a big range and the interface ``tap0``, all others with one block each."""
+    """Return this many VMs: number 0 with a large range and the interface ``tap0``, all others with one block each."""
     host: dict[DomainUUID, HostEntry] = {}
     edge: dict[DomainUUID, EdgeIntent] = {}
     for number in range(vms):

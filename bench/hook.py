@@ -1,7 +1,7 @@
 """
-What a VM's start waits for us: the hook executable, whole process, against a Python that does nothing.
+The time that our hook adds to a VM's start: the whole process, against a Python that does nothing.
 
-Measured is ``start`` of a VM that nobody has heard of, with the XML that libvirt 9.0 gives and its interface there
+The operation is ``start`` of a VM unknown so far, with the XML that libvirt 9.0 gives and its interface there
 already: the shell and Python of the hook, natd on the host, cpmd's decision and its durable commit, one edge's kernel,
 the host's kernel, a second commit, and the answer all the way back. (libvirt calls ``prepare`` before, which does most
 of this and leaves ``start`` the tap only: ``hook_second_ms``.) The two processes are started alternately, in the same
@@ -67,7 +67,7 @@ def _make_taps(lab: Lab) -> None:
 
 
 def _check(lab: Lab) -> None:
-    """:raise LabError: When what was measured did not give every VM its ports."""
+    """:raise LabError: When not every VM got its ports."""
     active = [vm for vm in json.loads(lab.operate("list", "-o", "json")) if vm["first_port"]]
     if len(active) != WARM_UP + RUNS:
         raise LabError(f"{len(active)} of {WARM_UP + RUNS} VMs have ports; see the logs in {lab.state}")

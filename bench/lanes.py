@@ -31,7 +31,7 @@ _SETTINGS = DaemonSettings(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lane:
-    """One way, by the namespaces in which something is to be done."""
+    """One way to the internet, by its namespaces."""
 
     guest: str
     host: str
@@ -39,8 +39,8 @@ class Lane:
     daemons: tuple[Process, ...] = ()
 
     @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Stop the daemons while another lane is measured: what they take from the processor is this lane's alone."""
+    def paused(self) -> Iterator[None]:
+        """Stop the daemons while another lane is measured, which must not pay for their processor time."""
         if not self.daemons:
             yield
             return
@@ -51,13 +51,13 @@ class Lane:
         finally:
             for daemon in self.daemons:
                 daemon.signal(signal.SIGCONT)
-            # What they did not do meanwhile they do at once; that is not this lane's daily bread either.
+            # They first catch up on missed work, which must not be measured as this lane's either.
             time.sleep(_CATCHING_UP_S)
 
 
 @contextlib.contextmanager
-def of_the_product() -> Iterator[Lane]:
-    """A lab with cpmd and natds running; the guest was announced by the hook."""
+def product_lane() -> Iterator[Lane]:
+    """Yield a lane with cpmd and natds running, whose guest was started through the hook."""
     with site(_SETTINGS) as lab:
         start_all(lab)
         guest = lab.add_guest(_GUEST, HOST)
@@ -66,9 +66,9 @@ def of_the_product() -> Iterator[Lane]:
 
 
 @contextlib.contextmanager
-def of_masquerade() -> Iterator[Lane]:
-    """The host masquerades, as it would without us, and the edge only routes."""
-    with _wired("benchplain") as lane:
+def masquerade_lane() -> Iterator[Lane]:
+    """Yield a lane without virt-ports: the host masquerades and the edge only routes."""
+    with _wiring("benchplain") as lane:
         router, host = net.namespace("benchplain", "router"), lane.host
         ip_batch([f"route add default via {_underlay(EDGE)}"], host)
         ip_batch([f"route add 172.30.0.0/24 via {net.machine(EDGE).address('uplink')}"], router)
@@ -80,10 +80,10 @@ def of_masquerade() -> Iterator[Lane]:
 
 
 @contextlib.contextmanager
-def of_fleet(vms: int) -> Iterator[Lane]:
-    """Host and edge hold so many VMs, the guest is one of them; programmed by natd's kernel layer, no daemon runs."""
+def fleet_lane(vms: int) -> Iterator[Lane]:
+    """Yield a lane whose host and edge hold this many VMs, the guest among them; no daemon runs."""
     name = f"bench{vms}"
-    with _wired(name) as lane:
+    with _wiring(name) as lane:
         uplink = net.machine(EDGE).address("uplink")
         ip_batch([f"route replace {FIRST_EXTERNAL}/32 via {uplink}"], net.namespace(name, "router"))
         for role, machine in (("edge", EDGE), ("host", HOST)):
@@ -93,7 +93,7 @@ def of_fleet(vms: int) -> Iterator[Lane]:
 
 
 @contextlib.contextmanager
-def _wired(name: str) -> Iterator[Lane]:
+def _wiring(name: str) -> Iterator[Lane]:
     host, guest = net.namespace(name, HOST), net.namespace(name, _GUEST)
     everything = [guest, *(net.namespace(name, node) for node in net.NODES)]
     net.delete_with_processes(everything)

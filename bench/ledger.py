@@ -46,8 +46,8 @@ def measure(say: Callable[[str], None]) -> Measured:
     ours, bare = [], []
     for _ in range(RUNS):
         with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-            bare.append(_bare(Path(directory)))
-            ours.append(_ours(Path(directory)))
+            bare.append(_bare_rate(Path(directory)))
+            ours.append(_our_rate(Path(directory)))
     say(f"{median(ours):.0f} allocations/s, bare sqlite3 {median(bare):.0f} rows/s")
     return Measured(
         figures={"ledger_alloc_per_s": median(ours), "ledger_ratio": ratio(ours, bare)},
@@ -55,7 +55,7 @@ def measure(say: Callable[[str], None]) -> Measured:
     )
 
 
-def _bare(directory: Path) -> float:
+def _bare_rate(directory: Path) -> float:
     with contextlib.closing(sqlite3.connect(directory / "bare.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -67,17 +67,17 @@ def _bare(directory: Path) -> float:
         return TRANSACTIONS / (time.perf_counter() - begin)
 
 
-def _ours(directory: Path) -> float:
+def _our_rate(directory: Path) -> float:
     with SqliteLedger(directory / "ledger.db") as ledger:
-        changes = _prepared(ledger)
+        changes = _prepare(ledger)
         begin = time.perf_counter()
         for change in changes:
             ledger.commit([change], now=1.0)
         return TRANSACTIONS / (time.perf_counter() - begin)
 
 
-def _prepared(ledger: SqliteLedger) -> list[AddAllocation]:
-    """Put pool and VMs in place, and return what is to be measured."""
+def _prepare(ledger: SqliteLedger) -> list[AddAllocation]:
+    """Record pool and VMs, and return the allocations to be measured."""
     # Knuth's multiplier spreads the UUIDs, as real ones are: an index over them is not appended to in order.
     uuids = [DomainUUID(str(uuid.UUID(int=number * 2654435761 << 64))) for number in range(1, TRANSACTIONS + 1)]
     addresses = [IPv4Address("203.0.113.1") + number for number in range(-(-TRANSACTIONS // PER_ADDRESS))]

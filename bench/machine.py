@@ -1,4 +1,4 @@
-"""On what a benchmark ran: figures of different machines do not compare."""
+"""The machine of a benchmark; figures from different machines are not comparable."""
 
 from __future__ import annotations
 

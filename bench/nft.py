@@ -85,7 +85,7 @@ def _namespaces() -> Iterator[None]:
 
 def _single(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float]]:
     ours.call("load", "edge", SINGLE_VMS)
-    listing = _listed(scratch / "1000.nft")
+    listing = _write_listing(scratch / "1000.nft")
     _load(theirs, listing)
     ranges = ranges_in(listing)
     runs: dict[str, list[float]] = {}
@@ -103,7 +103,7 @@ def _single(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float
 
 def _full(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float]]:
     ours.call("load", "edge", FULL_VMS)
-    listed, routes = _listed(scratch / "10000.nft"), _routes(scratch / "10000.routes")
+    listed, routes = _write_listing(scratch / "10000.nft"), _write_routes(scratch / "10000.routes")
     ours.call("unload")
     runs: dict[str, list[float]] = {"full_ours_ms": [], "full_nft_ms": [], "full_ip_ms": []}
     for _ in range(FULL_RUNS + 1):
@@ -115,15 +115,15 @@ def _full(ours: Worker, theirs: Worker, scratch: Path) -> dict[str, list[float]]
     return {name: values[1:] for name, values in runs.items()}
 
 
-def _routes(path: Path) -> Path:
+def _write_routes(path: Path) -> Path:
     """Write the routes that we made, as ``ip -batch`` takes them."""
     shown = run(*inside(NAMESPACES[0]), _IP, "-4", "route", "show", "proto", str(PROTOCOL)).splitlines()
     path.write_text("".join(f"route add {line} proto {PROTOCOL}\n" for line in shown))
     return path
 
 
-def _listed(path: Path) -> Path:
-    """Write what nft shows of our tables, without the ICMP rules: it shows them and cannot read them."""
+def _write_listing(path: Path) -> Path:
+    """Write nft's listing of our tables without the ICMP rules, which nft prints in a form that it does not parse."""
     lines = run(*inside(NAMESPACES[0]), _NFT, "list", "ruleset").splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.lstrip().startswith("icmp type @")))
     return path

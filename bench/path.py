@@ -6,8 +6,8 @@ What the two stages cost packets: connections a second and bulk throughput, lane
   since what is compared is what packets meet.
 
 Short runs, two lanes right after each other, in turn the one or the other first; the figure is the median of the pairs'
-ratios. So what else the machine does meets both alike. The daemons run while our lane is measured, and stand still
-while another one is.
+ratios. So other load on the machine affects both alike. The daemons run while our lane is measured, and are
+stopped while another one is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from bench import lanes
 from bench.figures import Measured, median, paired_ratio
 from bench.lanes import Lane
+from bench.waits import waiting_for
 from lab import image, net
 from lab.errors import LabError
 from lab.shell import CLEAN_ENVIRONMENT, inside, run
@@ -40,10 +41,10 @@ def measure(say: Callable[[str], None]) -> Measured:
     """Measure on four lanes that are removed afterwards."""
     with contextlib.ExitStack() as stack:
         found = {
-            "ours": stack.enter_context(lanes.of_the_product()),
-            "plain": stack.enter_context(lanes.of_masquerade()),
-            "one": stack.enter_context(lanes.of_fleet(1)),
-            "many": stack.enter_context(lanes.of_fleet(MANY)),
+            "ours": stack.enter_context(lanes.product_lane()),
+            "plain": stack.enter_context(lanes.masquerade_lane()),
+            "one": stack.enter_context(lanes.fleet_lane(1)),
+            "many": stack.enter_context(lanes.fleet_lane(MANY)),
         }
         for lane in found.values():
             stack.enter_context(_servers(lane))
@@ -65,32 +66,34 @@ def _runs(found: dict[str, Lane]) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {}
     for turn in range(ROUNDS + 1):
         for pair in (("ours", "plain"), ("many", "one")):
-            # Who comes first is as often second.
+            # Each lane comes first as often as second.
             for name in pair if turn % 2 else reversed(pair):
-                with _alone(found, name):
+                with _others_paused(found, name):
                     runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
         for name in ("ours", "plain") if turn % 2 else ("plain", "ours"):
-            with _alone(found, name):
+            with _others_paused(found, name):
                 runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
     return {name: values[1:] for name, values in runs.items()}
 
 
 @contextlib.contextmanager
-def _alone(found: dict[str, Lane], name: str) -> Iterator[None]:
-    """Let the daemons of all other lanes rest."""
+def _others_paused(found: dict[str, Lane], name: str) -> Iterator[None]:
+    """Pause the daemons of all other lanes."""
     with contextlib.ExitStack() as stack:
         for other, lane in found.items():
             if other != name:
-                stack.enter_context(lane.resting())
+                stack.enter_context(lane.paused())
         yield
 
 
 def _connections(lane: Lane) -> float:
-    """Open many connections, each answered and closed at once. :return: A second."""
-    # Those of the last run would still hold their ports.
+    """Open many connections, each answered and closed at once. :return: Connections per second."""
+    # Entries of the last run would still occupy their ports.
     run(*inside(lane.host), "conntrack", "-F")
     conngen = image.guest_image().conngen
-    words = run(*inside(lane.guest), conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
+    argv = (conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
+    with waiting_for(f"{CONNECTIONS} connections from {lane.guest}"):
+        words = run(*inside(lane.guest), *argv)
     match = _RATE.search(words)
     if match is None or int(match[1]) != CONNECTIONS:
         raise LabError(f"not all connections were made: {words.strip()}")
@@ -98,14 +101,15 @@ def _connections(lane: Lane) -> float:
 
 
 def _throughput(lane: Lane) -> float:
-    """Send very much over one connection. :return: Megabits a second."""
+    """Send :data:`BYTES` over one connection. :return: Megabits per second."""
     argv = (sys.executable, "-I", str(_BULK), "send", str(net.INTERNET_ADDRESS), str(_BULK_PORT), str(BYTES))
-    return BYTES * 8 / 1e6 / float(run(*inside(lane.guest), *argv))
+    with waiting_for(f"{BYTES} bytes from {lane.guest}"):
+        return BYTES * 8 / 1e6 / float(run(*inside(lane.guest), *argv))
 
 
 @contextlib.contextmanager
 def _servers(lane: Lane) -> Iterator[None]:
-    """Let the far end answer. They wait without using the processor while other lanes are measured."""
+    """Run the servers at the far end; they use no processor time while other lanes are measured."""
     conngen = image.guest_image().conngen
     commands = [
         [str(conngen), "-l", str(_ECHO_PORT)],
@@ -116,7 +120,8 @@ def _servers(lane: Lane) -> Iterator[None]:
             server = stack.enter_context(_process([*inside(lane.internet), *command]))
             if command is commands[-1]:
                 assert server.stdout
-                server.stdout.readline()
+                with waiting_for("the bulk server to listen"):
+                    server.stdout.readline()
         yield
 
 

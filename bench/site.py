@@ -1,15 +1,14 @@
-"""A site for a benchmark: a lab of its own with one host and one edge in service, removed afterwards, come what may."""
+"""A site for a benchmark: a lab of its own with one host and one edge in service, always removed afterwards."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Iterator
 
+from bench.waits import wait_until
 from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
-from lab.errors import LabError
 from lab.lab import Lab
 from lab.shell import ip_batch
 
@@ -28,7 +27,7 @@ def site(settings: DaemonSettings) -> Iterator[Lab]:
     :raise LabError: When it does not come up.
     """
     lab = Lab(NAME, settings=settings, with_daemons=False)
-    # What a bench that was killed left.
+    # Remove the remains of a bench that was killed.
     lab.down()
     try:
         lab.up()
@@ -44,7 +43,7 @@ def site(settings: DaemonSettings) -> Iterator[Lab]:
 
 
 def _make_failure_show(lab: Lab) -> None:
-    """A hook that got no answer must not be measured as one that was slow: let it fail."""
+    """Make a hook without an answer fail, so that it is not measured as a slow one."""
     conf = lab.hosts[HOST].directory / "etc/virt-ports/hook.conf"
     conf.write_text(conf.read_text().replace("on-failure=start", "on-failure=refuse"))
 
@@ -57,11 +56,11 @@ def start_nodes(lab: Lab) -> None:
     """
     lab.daemons.start(natd_of(EDGE))
     lab.daemons.start(natd_of(HOST))
-    end = time.monotonic() + _CONNECTED_S
-    while not all(node["connected"] and node["synced"] for node in _nodes(lab)):
-        if time.monotonic() > end:
-            raise LabError(f"not all nodes are connected after {_CONNECTED_S:g} s; see the logs in {lab.state}")
-        time.sleep(0.1)
+    wait_until(
+        f"both nodes to be connected and in step (logs in {lab.state})",
+        lambda: all(node["connected"] and node["synced"] for node in _nodes(lab)),
+        _CONNECTED_S,
+    )
 
 
 def _nodes(lab: Lab) -> list[dict[str, bool]]:
@@ -70,7 +69,7 @@ def _nodes(lab: Lab) -> list[dict[str, bool]]:
 
 
 def start_all(lab: Lab) -> None:
-    """Start cpmd, give it the external addresses, start the nodes. :raise LabError: When a part does not get ready."""
+    """Start cpmd, add the external addresses, start the nodes. :raise LabError: When one does not get ready."""
     lab.daemons.start(CPMD)
     lab.operate("pool", "add", f"{externals()[0]}-{externals()[-1]}")
     start_nodes(lab)

@@ -46,7 +46,7 @@ def measure(say: Callable[[str], None]) -> Measured:
 
 @contextlib.contextmanager
 def _taps(count: int) -> Iterator[None]:
-    """Make a host's bridge with so many guests' interfaces on it; nobody lives at their other ends."""
+    """Make a host's bridge with this many guest interfaces; nothing is connected to their other ends."""
     net.delete_with_processes([_NAMESPACE])
     try:
         ip_batch([f"netns add {_NAMESPACE}"])
@@ -66,7 +66,7 @@ def _taps(count: int) -> Iterator[None]:
 
 
 class _Natd(Natd):
-    """natd without a manager, a libvirt and a clock: it looks when it is told to."""
+    """natd without manager, libvirt and timers; it measures when told to."""
 
     async def found(self) -> int:
         """Take over what the kernel holds, as after a restart. :return: VMs whose interfaces were found."""
@@ -75,7 +75,7 @@ class _Natd(Natd):
         return len(self._node.taps())
 
     async def pass_ms(self) -> float:
-        """Look once. :return: Milliseconds."""
+        """Run one monitoring pass. :return: Milliseconds."""
         gc.collect()
         begin = time.perf_counter()
         await self._measure()

@@ -27,7 +27,7 @@ HOSTS: Final = 20
 RUNS: Final = 30
 WARM_UP: Final = 5
 BUSY_SHARE: Final = 100
-"""One VM in so many has its range nearly full, another one traffic that is above the rule's threshold."""
+"""One VM in this many has a nearly full range."""
 
 _EXTERNAL = int(IPv4Address("203.0.113.0"))
 _UNDERLAY = int(IPv4Address("172.30.0.10"))
@@ -67,7 +67,7 @@ class Fleet:
             raise RuntimeError(f"only {sum(map(bool, sizes))} of {vms} VMs have an active range")
 
     def pass_ms(self) -> float:
-        """Let every host report once, and take what follows. :return: Milliseconds of the manager's own time."""
+        """Have every host report once, and take the outcome. :return: Milliseconds of the manager's own time."""
         self.now += 1.0
         reports = list(self._reports())
         gc.collect()
@@ -90,7 +90,7 @@ class Fleet:
         active = self._manager.fleet.one(self._vms[number], AllocationState.ACTIVE)
         size = active.ports.size if active is not None else 0
         kind = (number // HOSTS) % BUSY_SHARE
-        # Changes with time, so that every pass finds somebody to resize.
+        # Which VMs are busy changes with time, so that every pass resizes some.
         busy = kind == int(self.now) % BUSY_SHARE
         in_use = int(size * 0.96) if busy else int(size * 0.55)
         return MeasuredVM(self._vms[number], 400.0, 5.0, in_use, 12.0)

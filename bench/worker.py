@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from bench.fleet import fleet
+from bench.waits import waiting_for
 from lab.errors import LabError
 from lab.shell import CLEAN_ENVIRONMENT
 from natctl.kernel.kernel import Kernel
@@ -38,6 +39,7 @@ class Worker:
     """
 
     def __init__(self, enter: Sequence[str], module: str = "bench.worker", *arguments: str | Path) -> None:
+        self._name = module
         self._process = subprocess.Popen(
             [*enter, sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
@@ -59,13 +61,17 @@ class Worker:
                 self._process.stdin.close()
                 self._process.wait(10)
         finally:
-            # Also when we are interrupted meanwhile; what has ended already does not mind.
+            # Also after an interrupt; killing a process that has ended has no effect.
             self._process.kill()
             self._process.wait()
             self._process.stdout.close()
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Have the other side do something and wait for its result. :raise LabError: When it fails or is gone."""
+        """Call a function on the other side. :return: Its result. :raise LabError: When it fails or the worker ends."""
+        with waiting_for(f"{self._name}: {name}"):
+            return self._call(name, arguments)
+
+    def _call(self, name: str, arguments: Sequence[Any]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         try:
@@ -73,12 +79,12 @@ class Worker:
             self._process.stdin.flush()
             line = self._process.stdout.readline()
         except OSError as error:
-            raise LabError(f"bench worker: {error}") from error
+            raise LabError(f"the bench worker does not listen: {error}") from error
         if not line:
             raise LabError(f"the bench worker ended with status {self._process.wait()} instead of an answer")
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
-            raise LabError(f"bench worker, {name}: {answer['error']}")
+            raise LabError(answer["error"])
         return answer
 
 
@@ -89,7 +95,7 @@ def spawn_ms(argv: Sequence[str], stdin: str, environment: Mapping[str, str]) ->
     :raise LabError: When it ends with another status than 0.
     """
     reader, writer = os.pipe()
-    # Written before anybody reads: at most what a pipe holds (64 KiB).
+    # Written before the process reads it: at most what a pipe holds (64 KiB).
     os.write(writer, stdin.encode())
     os.close(writer)
     actions = [(os.POSIX_SPAWN_DUP2, reader, 0), (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
@@ -104,7 +110,7 @@ def spawn_ms(argv: Sequence[str], stdin: str, environment: Mapping[str, str]) ->
 
 
 class _Here:
-    """The other side: what it keeps between calls."""
+    """The other side: state kept between calls."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -115,7 +121,7 @@ class _Here:
         return spawn_ms(argv, stdin, CLEAN_ENVIRONMENT)
 
     def load(self, role: str, vms: int) -> float:
-        """Bring a whole fleet into this kernel through the product's own code. :return: Milliseconds."""
+        """Program a whole fleet into this kernel with the product's own code. :return: Milliseconds."""
         wanted = fleet(vms)
         if self._kernel is None:
             self._kernel = Kernel(wanted.settings(role))
@@ -123,13 +129,13 @@ class _Here:
         return self._timed(self._kernel.replace(host, edge, wanted.path))
 
     def change(self, vms: int, number: int, ranges: bool) -> float:  # noqa: FBT001 - called over a pipe
-        """Give one VM of a loaded edge its ports, or take them. :return: Milliseconds."""
+        """Add or withdraw the ports of one VM of a loaded edge. :return: Milliseconds."""
         assert self._kernel is not None
         entry = fleet(vms).edge_vm(number, ranges)
         return self._timed(self._kernel.change(Change(edge={entry.domain: entry})))
 
     def unload(self) -> None:
-        """Remove everything of ours from this kernel and forget it."""
+        """Remove everything of ours from this kernel."""
         assert self._kernel is not None
         self._loop.run_until_complete(self._kernel.remove())
         self._loop.run_until_complete(self._kernel.close())

@@ -1,4 +1,4 @@
-"""``python -m lab``: what the make targets ``lab-*`` call."""
+"""``python -m lab``: the command behind the make targets ``lab-*``."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _say(step: str, seconds: float) -> None:
 def _up(lab: Lab, _options: argparse.Namespace) -> None:
     begin = time.monotonic()
     if not lab.up(_say):
-        broken = lab.broken()
+        broken = lab.broken_parts()
         print(f"lab {lab.name} is up already" + (f", but not running: {', '.join(broken)}" if broken else ""))
         return
     _say(f"lab {lab.name} is up", time.monotonic() - begin)
@@ -83,7 +83,7 @@ def _status(lab: Lab, _options: argparse.Namespace) -> None:
     if not lab.is_up:
         print(f"lab {lab.name} is down")
         return
-    broken = lab.broken()
+    broken = lab.broken_parts()
     print(f"lab {lab.name} is up; files and logs in {lab.state}, operators' socket {lab.socket}")
     print(f"not running: {', '.join(broken)}" if broken else "everything runs")
     for node in net.NODES:
@@ -138,7 +138,7 @@ def _vm_rm(lab: Lab, options: argparse.Namespace) -> None:
 
 def _exec(lab: Lab, options: argparse.Namespace) -> None:
     argv = lab.command(options.node, *(options.argv or ["bash"]))
-    # The traffic generator is at hand by its name.
+    # The traffic generator is on the PATH.
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:{lab.conngen.parent}"
     try:
         os.execvp(argv[0], argv)

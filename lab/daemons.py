@@ -22,7 +22,7 @@ from lab.shell import CLEAN_ENVIRONMENT, inside
 PORT = 7414
 CPMD = "cpmd"
 NICE = -10
-"""As the units have it: guests may keep every processor busy."""
+"""The units' priority: guests may keep every processor busy."""
 PROGRAMS = Path(sys.executable).parent
 """Where the commands of the product are installed: beside the Python that runs the lab."""
 _READY_S = 30.0
@@ -44,7 +44,7 @@ class DaemonSettings:
 
 
 LAB_SETTINGS = DaemonSettings(cpmd={"pool": {"hold_down_s": 10.0}}, natd={})
-"""Nobody outside still sends to a lab's old ports: what rests 120 s in real life (RFC 6888) rests 10 s here."""
+"""A hold-down of 10 s instead of 120 (RFC 6888): no remote host still sends to a lab's former ports."""
 
 
 class Daemons:
@@ -105,11 +105,11 @@ class Daemons:
         self._processes.end(daemon, grace_s=0.0 if number == signal.SIGKILL else 10.0)
 
     def end_all(self) -> None:
-        """End those that run, the manager last, so that nodes can say goodbye."""
+        """End those that run, the manager last, so that nodes can close their sessions."""
         for daemon in (*(natd_of(node) for node in (*net.HOSTS, *net.EDGES)), CPMD):
             self.end(daemon)
 
-    def missing(self) -> list[str]:
+    def missing_daemons(self) -> list[str]:
         """Return the daemons that should run and do not."""
         daemons = [CPMD, *(natd_of(node) for node in (*net.HOSTS, *net.EDGES))]
         return [daemon for daemon in daemons if self._processes.get(daemon) is None]
@@ -164,7 +164,7 @@ class Daemons:
             "listen": {"socket": str(self._socket), "address": address, **self._identity("manager")},
             "ledger": {"path": str(self._state / "ledger.db")},
         }
-        return toml.merged(ours, self._settings.cpmd)
+        return toml.merge(ours, self._settings.cpmd)
 
     def _natd_configuration(self, node: str) -> toml.Document:
         url = f"https://{net.MANAGER_ADDRESS}:{PORT}"
@@ -181,8 +181,8 @@ class Daemons:
         else:
             ours["listen"] = {"socket": str(self._state / f"{natd_of(node)}.sock")}
             ours["edge"] = {"uplinks": ["uplink"], "underlay": ["underlay"]}
-        common = toml.merged(ours, self._settings.natd)
-        return toml.merged(common, self._settings.hosts) if host else common
+        common = toml.merge(ours, self._settings.natd)
+        return toml.merge(common, self._settings.hosts) if host else common
 
 
 def natd_of(node: str) -> str:

@@ -44,7 +44,7 @@ SETTINGS = DaemonSettings(
     },
     natd={},
 )
-"""Shorter times than in real life, so that nobody has to wait; sizes that one small guest can fill."""
+"""Shorter times than the defaults, and sizes that one small guest can fill."""
 
 _LOCK = Path("/run/lock/virt-ports-demo.lock")
 _POLL_S = 0.25
@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 
 
 class Failed(LabError):
-    """A step did not do what it says."""
+    """A step did not have the result it announces."""
 
 
 def demo() -> None:
@@ -65,7 +65,7 @@ def demo() -> None:
     :raise KeyboardInterrupt: When it was interrupted, by SIGTERM and SIGHUP too; nothing is left then either.
     """
     require_root()
-    with _alone(), _interruptible():
+    with _exclusive_run(), _interruptible():
         lab = Lab(NAME, settings=SETTINGS)
         run = Demo(lab)
         lab.down()
@@ -75,7 +75,7 @@ def demo() -> None:
             run.tell_logs()
             raise Failed(f"the demo failed at `{run.step}`: {error}") from error
         finally:
-            with _uninterrupted():
+            with _ignoring_signals():
                 run.clean_up()
         run.done()
 
@@ -94,7 +94,7 @@ class Demo:
         self._seen_at = ""
 
     def all(self) -> None:
-        """Take every step. :raise LabError: When one does not do what it says."""
+        """Run every step. :raise LabError: When one does not have the result it announces."""
         self._bring_up()
         self._start_vm()
         self._boot()
@@ -110,18 +110,18 @@ class Demo:
         """Remove the lab."""
         self._step("Clean up")
         self._lab.down()
-        left = net.existing([self._lab.namespace(node) for node in net.NODES])
+        left = net.existing_namespaces([self._lab.namespace(node) for node in net.NODES])
         self._check(not left and not self._lab.state.exists(), f"namespaces are left: {left}", "nothing is left")
 
     def tell_logs(self) -> None:
-        """Print what the daemons complained of: their logs go with the lab."""
+        """Print the daemons' last warnings and errors: their logs are removed with the lab."""
         for log in sorted(self._lab.state.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()
             for line in [line for line in lines if " WARNING " in line or " ERROR " in line][-5:]:
                 self._say(f"{log.name}: {line}")
 
     def done(self) -> None:
-        """Say how it went."""
+        """Print that every step succeeded."""
         self._step("Done: every step did what it says")
 
     # Steps
@@ -140,21 +140,23 @@ class Demo:
         self._vm = self._lab.add_vm(VM, HOST, paused=True)
         self._check(self._vm.state == "paused", f"libvirt says {self._vm.state}", "libvirt: started, not yet running")
         self._show("list")
-        self._ports = self._allocated()
+        self._ports = self._active_range()
         self._check(self._ports.size == INITIAL, f"{VM} got {self._ports.size} ports", f"{INITIAL} ports are allocated")
-        self._kernels_hold_it()
+        self._compare_kernels()
 
-    def _kernels_hold_it(self) -> None:
-        """Hold the kernels' tables against what virt-ports says."""
-        ports = self._allocated()
+    def _compare_kernels(self) -> None:
+        """Compare the kernels' tables with what virt-ports says."""
+        ports = self._active_range()
         internal = IPv4Address(self._detail()["internal_address"])
-        handed_out = witness.handed_out(self._lab, HOST).get(VM)
+        handed_out = witness.host_ranges(self._lab, HOST).get(VM)
         expected = Ports(internal, ports.first, ports.last)
         self._check(
             handed_out == expected, f"nft on {HOST}: {handed_out}, not {expected}", f"nft on {HOST}: snat to {expected}"
         )
         for edge in net.EDGES:
-            inward, outward = (look(self._lab, edge).get(VM, ()) for look in (witness.let_in, witness.let_out))
+            inward, outward = (
+                look(self._lab, edge).get(VM, ()) for look in (witness.inbound_ranges, witness.outbound_ranges)
+            )
             said = f"nft on {edge}: {', '.join(map(str, inward))} <-> {internal}"
             fine = inward == outward and any(one.holds(ports.address, ports.last) for one in inward)
             self._check(fine, f"{said}; out: {', '.join(map(str, outward))}; {ports} is not there", said)
@@ -179,16 +181,16 @@ class Demo:
         )
         self._await(f"{VM} to hold more than twice {INITIAL} ports", lambda: self._follow() > 2 * INITIAL)
         self._show("list")
-        self._kernels_hold_it()
+        self._compare_kernels()
         peers = witness.peers(self._lab, traffic.PORT)
-        held = self._held()
+        held = self._ranges()
         strangers = [peer for peer in peers if not any(ports.holds(*peer) for ports in held)]
         self._check(
             not strangers and len(set(peers)) == CONNECTIONS,
             f"the server saw ports that are not {VM}'s: {strangers[:5]}",
             f"the server sees {len(peers)} connections from {peers[0][0]}, all from ports of {VM}",
         )
-        kept = {edge: witness.tracked(self._lab, edge, net.INTERNET_ADDRESS) for edge in net.EDGES}
+        kept = {edge: witness.connection_count(self._lab, edge, net.INTERNET_ADDRESS) for edge in net.EDGES}
         self._check(not any(kept.values()), f"the edges keep state: {kept}", "conntrack on both edges: no state of any")
 
     def _whois(self) -> None:
@@ -209,7 +211,7 @@ class Demo:
     def _stop_traffic(self) -> None:
         self._step("In the guest: send a byte through every connection and back, then close them")
         self._vm.shell('kill "$(cat /tmp/load.pid)"')
-        output = self._await("the generator to end", self._ended_load)
+        output = self._await("the generator to end", self._load_output)
         tally = traffic.Tally.parse(output)
         self._check(
             tally.ok == tally.alive == CONNECTIONS,
@@ -217,7 +219,7 @@ class Demo:
             f"{tally.alive} of {CONNECTIONS} connections are alive after {len(self._sizes) - 1} resizes",
         )
 
-    def _ended_load(self) -> str:
+    def _load_output(self) -> str:
         return self._vm.shell('[ -e "/proc/$(cat /tmp/load.pid)" ] || cat /tmp/load')
 
     def _shrink(self) -> None:
@@ -227,10 +229,10 @@ class Demo:
 
     def _shut_down(self) -> None:
         self._step(f"virsh shutdown {VM}")
-        self._ports = self._allocated()
+        self._ports = self._active_range()
         self._vm.shut_down()
         self._say(f"libvirt: {self._vm.state}")
-        handed_out = self._await_gone(HOST, lambda: witness.handed_out(self._lab, HOST))
+        handed_out = self._await_gone(HOST, lambda: witness.host_ranges(self._lab, HOST))
         self._say(f"nft on {HOST}: no ports for {VM} ({len(handed_out)} VMs left)")
 
     def _reclaim(self) -> None:
@@ -238,7 +240,7 @@ class Demo:
         self._show("list", "--all")
         self._await("all ports to be free", self._all_free, 60.0)
         for edge in net.EDGES:
-            for look in (witness.let_in, witness.let_out):
+            for look in (witness.inbound_ranges, witness.outbound_ranges):
                 self._await_gone(edge, functools.partial(look, self._lab, edge))
         self._say("nft on both edges: nothing left of it")
         self._show("pool", "list")
@@ -253,7 +255,7 @@ class Demo:
             f"{address} port {port} is nobody's now; whois --at {self._seen_at} still says {VM}",
         )
 
-    # What virt-ports says
+    # Queries
 
     def _json(self, *arguments: str) -> Any:
         return json.loads(self._lab.operate(*arguments, "-o", "json"))
@@ -267,13 +269,13 @@ class Demo:
     def _detail(self) -> Any:
         return self._json("show", VM)
 
-    def _allocated(self) -> Ports:
+    def _active_range(self) -> Ports:
         found = [vm for vm in self._json("list") if vm["name"] == VM]
         if not found or found[0]["first_port"] is None:
             raise Failed(f"virt-ports list shows no ports for {VM}")
         return Ports(IPv4Address(found[0]["external_address"]), found[0]["first_port"], found[0]["last_port"])
 
-    def _held(self) -> list[Ports]:
+    def _ranges(self) -> list[Ports]:
         return [
             Ports(IPv4Address(one["external_address"]), one["first_port"], one["last_port"])
             for one in self._detail()["allocations"]
@@ -292,7 +294,7 @@ class Demo:
     def _all_free(self) -> bool:
         return all(not one["ports_allocated"] and not one["ports_leaving"] for one in self._json("pool", "list"))
 
-    # How it is told
+    # Output
 
     def _step(self, text: str) -> None:
         self.step = text
@@ -310,7 +312,7 @@ class Demo:
         deadline = time.monotonic() + timeout_s
         while not (found := look()):
             if time.monotonic() > deadline:
-                raise Failed(f"waited {timeout_s:g} s in vain for {what}")
+                raise Failed(f"not within {timeout_s:g} s: {what}")
             time.sleep(_POLL_S)
         return found
 
@@ -320,8 +322,8 @@ class Demo:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Let one demo run at a time; the lock goes with the process, however it ends."""
+def _exclusive_run() -> Iterator[None]:
+    """Allow one demo at a time; the lock ends with the process."""
     _LOCK.parent.mkdir(parents=True, exist_ok=True)
     with _LOCK.open("w") as lock:
         try:
@@ -333,7 +335,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Treat being ended like Ctrl-C, so that the lab is removed."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C, so that the lab is removed."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -348,8 +350,8 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let nothing stop the cleaning up."""
+def _ignoring_signals() -> Iterator[None]:
+    """Ignore these signals while the lab is removed."""
     former = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDS}
     try:
         yield

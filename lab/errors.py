@@ -1,4 +1,4 @@
-"""Why the lab could not do what was asked; every message ends in what to do."""
+"""Errors of the lab; every message ends with a remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class LabError(Exception):
-    """The family. ``str()`` is a sentence for a person."""
+    """Base of all errors here; ``str()`` is a sentence for a person."""
 
 
 class CommandFailed(LabError):

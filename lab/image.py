@@ -29,7 +29,7 @@ from lab.shell import run
 RECIPE = Path(__file__).parent / "guest"
 CACHE = Path(__file__).parents[1] / "build" / "guest"
 
-# In the order of dependence: virtio needs virtio_ring.
+# In the order of dependence: virtio needs virtio_ring. Those that are built into the kernel are left out.
 MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("failover", "net_failover", "virtio_net", "virtio_console"),
@@ -39,7 +39,7 @@ _DIRECTORIES = ("bin", "sbin", "etc", "proc", "sys", "dev", "run", "tmp", "var",
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
-    """What a real guest boots from, and the traffic generator, which runs in light guests and elsewhere too."""
+    """Kernel and initramfs of a real guest, and the traffic generator for light guests and other namespaces."""
 
     kernel: Path
     initramfs: Path
@@ -74,7 +74,7 @@ def _build(target: Path) -> None:
     if os.uname().machine != "x86_64":
         raise LabError(f"real guests need an x86-64 machine, this is {os.uname().machine}: use light guests here")
     CACHE.mkdir(parents=True, exist_ok=True)
-    # Built aside and renamed when complete: whoever finds the directory finds all of it, also when two build at once.
+    # Built in a scratch directory and renamed when complete: the target is never incomplete, even with parallel builds.
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="building-") as scratch:
         packages = Path(scratch) / "packages"
         packages.mkdir()
@@ -104,14 +104,14 @@ def _download(downloads: Path) -> None:
         try:
             _apt_download(complete)
         except LabError:
-            # A machine that never asked for its package lists, or long ago.
+            # The package lists are missing or old.
             run("apt-get", "update", "-q")
             _apt_download(complete)
         _publish(complete, downloads)
 
 
 def _publish(complete: Path, target: Path) -> None:
-    """Give a directory its final name; when somebody else was faster, theirs is as good."""
+    """Give a directory its final name, unless another build has done so."""
     try:
         complete.rename(target)
     except OSError:
@@ -146,7 +146,7 @@ def _extract_kernel(compressed: Path, kernel: Path) -> None:
 
 def _unpacker(tool: str) -> Callable[[bytes], bytes]:
     def unpack(data: bytes) -> bytes:
-        # What follows the image in the file makes the tool fail after it has written all of the image.
+        # Data behind the image makes the tool fail after it has written all of the image.
         done = subprocess.run([tool, "-dc"], input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
         return done.stdout
 
@@ -170,7 +170,7 @@ def _fill_root(root: Path, packages: Path, conngen: Path) -> None:
         (root / directory).mkdir(parents=True)
     (root / "var/run").symlink_to("../run")
     (root / "bin/sh").symlink_to("busybox")
-    shutil.copy2(packages / "bin/busybox", root / "bin/busybox")
+    shutil.copy2(_package_path(packages, "bin/busybox"), root / "bin/busybox")
     shutil.copy2(conngen, root / "bin/conngen")
     shutil.copy2(RECIPE / "init", root / "init")
     shutil.copy2(RECIPE / "udhcpc.sh", root / "etc/udhcpc.sh")
@@ -179,9 +179,34 @@ def _fill_root(root: Path, packages: Path, conngen: Path) -> None:
     for library in re.findall(r"=> (/\S+)", run("ldd", root / "usr/sbin/qemu-ga")):
         shutil.copy2(library, root / "lib")
     shutil.copy2("/lib64/ld-linux-x86-64.so.2", root / "lib64")
-    for module in MODULES:
-        shutil.copy2(next((packages / "lib/modules").rglob(f"{module}.ko")), root / "lib/modules")
-    (root / "lib/modules/order").write_text("".join(f"{module}\n" for module in MODULES))
+    _copy_modules(packages, root / "lib/modules")
+
+
+def _copy_modules(packages: Path, directory: Path) -> None:
+    """Copy :data:`MODULES`, uncompressed, less those that are built into the kernel; ``order`` lists what is copied."""
+    (kernel,) = _package_path(packages, "lib/modules").iterdir()
+    built_in = {Path(line).stem for line in (kernel / "modules.builtin").read_text().splitlines()}
+    modules = [module for module in MODULES if module not in built_in]
+    for module in modules:
+        (directory / f"{module}.ko").write_bytes(_module(kernel, module))
+    (directory / "order").write_text("".join(f"{module}\n" for module in modules))
+
+
+def _module(kernel: Path, name: str) -> bytes:
+    """Return a kernel module, which Debian compresses since release 13."""
+    for path in kernel.rglob(f"{name}.ko*"):
+        data = path.read_bytes()
+        if path.suffix == ".ko":
+            return data
+        if path.suffix == ".xz":
+            return lzma.decompress(data)
+    raise LabError(f"{kernel.name} has no module {name}; is it a Debian kernel?")
+
+
+def _package_path(packages: Path, path: str) -> Path:
+    """Return where a file of the unpacked packages is: below /usr since Debian 13."""
+    merged = packages / "usr" / path
+    return merged if merged.exists() else packages / path
 
 
 def _write_cpio(root: Path, archive: Path) -> None:

@@ -1,4 +1,4 @@
-"""One lab: everything it is made of, brought up, taken down and handed out by name."""
+"""One lab: brings all its parts up and down, and gives access to them by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRODUCT_SOCKET = Path("/run/virt-ports/cpmd.sock")
 _BARE = "without daemons"
 
 Say = Callable[[str, float], None]
-"""Gets a step that was done and the seconds it took."""
+"""Called with a completed step and the seconds it took."""
 
 
 def _quiet(step: str, seconds: float) -> None:
@@ -77,11 +77,11 @@ class Lab:
         """The traffic generator and sink, for any namespace of the lab."""
         return image.guest_image().conngen
 
-    def broken(self) -> list[str]:
+    def broken_parts(self) -> list[str]:
         """Return the names of the parts that should run and do not."""
         off = [host.name for host in self.hosts.values() if not host.is_on]
         bare = self._marker.exists() and self._marker.read_text() == _BARE
-        return off if bare else off + self.daemons.missing()
+        return off if bare else off + self.daemons.missing_daemons()
 
     def up(self, say: Say = _quiet) -> bool:
         """
@@ -114,7 +114,7 @@ class Lab:
         :raise LabError: When the caller is not root, or a process cannot be ended.
         """
         with self._lock():
-            there = self.state.exists() or bool(net.existing(self._namespaces()))
+            there = self.state.exists() or bool(net.existing_namespaces(self._namespaces()))
             with _timed(say, "everything removed"):
                 self._take_down()
         return there
@@ -251,7 +251,7 @@ class Lab:
             self.operate("pool", "add", f"{first}-{last}")
 
     def _take_down(self) -> None:
-        # Guests first and all at once with their hosts: a site whose power fails says no goodbye to its manager.
+        # Guests first, together with their hosts: as in a power failure, no node closes its session.
         for host in self.hosts.values():
             host.power_off()
         self.daemons.end_all()
@@ -267,14 +267,14 @@ class Lab:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Let one command at a time change the lab, and only root."""
+        """Allow one command at a time to change the lab. :raise LabError: When the caller is not root."""
         require_root()
         path = STATE / f"{self.name}.lock"
         while True:
             STATE.mkdir(exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Whoever held it before may have removed the file: then our lock is on nothing anybody can see.
+            # The former holder may have removed the file: a lock on a removed file excludes no one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     break

@@ -85,7 +85,7 @@ _EVERYWHERE = NO_IPV6 | {
     "net.ipv4.conf.default.rp_filter": 0,
 }
 _ROUTER = _FORWARD | {
-    # By addresses alone: all fragments of one datagram take the same edge, which puts them together.
+    # By addresses alone: all fragments of one datagram take the same edge, which reassembles them.
     "net.ipv4.fib_multipath_hash_policy": 0,
     # An edge that no longer answers ARP gets no packets.
     "net.ipv4.fib_multipath_use_neigh": 1,
@@ -135,8 +135,8 @@ def namespace(lab: str, node: str) -> str:
     return f"{lab}-{node}"
 
 
-def existing(namespaces: list[str]) -> list[str]:
-    """Return those of the namespaces that exist, in order."""
+def existing_namespaces(namespaces: list[str]) -> list[str]:
+    """Return the namespaces of the list that exist, in order."""
     return [name for name in namespaces if namespace_path(name).exists()]
 
 
@@ -201,7 +201,7 @@ def delete_with_processes(namespaces: list[str]) -> None:
 
     :raise LabError: When a process in one of them cannot be ended.
     """
-    found = existing(namespaces)
+    found = existing_namespaces(namespaces)
     processes = [process for name in found for pid in processes_in(name) if (process := Process.find(pid))]
     for process in processes:
         process.signal(signal.SIGTERM)

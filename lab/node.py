@@ -32,7 +32,7 @@ _INIT = Path(__file__).with_name("node-init.sh")
 _UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private")
 
 # The same on every host, the gateway's MAC address too: a guest that moves finds its gateway where it was. `open`:
-# libvirt adds no firewall rules of its own. `no-ping`: no 3 seconds of looking whether an address is in use.
+# libvirt adds no firewall rules of its own. `no-ping`: no 3 seconds of probing whether an address is in use.
 _NETWORK_XML = f"""\
 <network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
   <name>{NETWORK}</name>
@@ -122,7 +122,7 @@ class LibvirtHost:
             first.signal(signal.SIGKILL)
             first.wait(10.0)
         self._processes.end(self._process_name, grace_s=5.0 if first else 0.0)
-        if net.existing([self.namespace]):
+        if net.existing_namespaces([self.namespace]):
             self._remove_guest_network()
 
     def start_libvirtd(self) -> None:

@@ -1,4 +1,4 @@
-"""What the lab knows about its guests: one file each, written before the guest is made and removed after it is gone."""
+"""The lab's records of its guests: a file each, written before the guest is made and removed after it is gone."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def dumps(document: Document) -> str:
     return "\n".join(plain) + "\n"
 
 
-def merged(document: Document, changes: Document) -> Document:
+def merge(document: Document, changes: Document) -> Document:
     """Return the document with the values of ``changes`` put over it, table by table."""
     result = dict(document)
     for key, change in changes.items():

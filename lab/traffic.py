@@ -20,11 +20,11 @@ from lab.shell import CLEAN_ENVIRONMENT
 
 PORT = 8080
 NICE = -10
-"""The internet is not on this machine, and no guest takes a processor away from it."""
+"""The internet is no part of the machine under load: guests must not slow it down."""
 
 
 class Guest(Protocol):
-    """What both kinds of guests can do."""
+    """The interface of both kinds of guests."""
 
     @property
     def conngen(self) -> str:
@@ -37,7 +37,7 @@ class Guest(Protocol):
 @dataclass(frozen=True, slots=True)
 class Tally:
     """
-    What became of the connections of one run.
+    The outcome of one run's connections.
 
     :param secs: Seconds until the last one was settled.
     :param extmin: Lowest source port that the server saw, 0 when it saw none; ``extmax`` the highest.
@@ -79,7 +79,7 @@ def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | 
     It has priority over the machine's guests, which by their number would keep it from answering in time.
 
     :param records: Write down there, by the time this is over, who was connected from which port from when to when;
-        see :func:`recorded`. Clients must say their name then (``-n``).
+        see :func:`sink_records`. Clients must say their name then (``-n``).
     :raise LabError: When the port is taken.
     """
     options = () if records is None else ("-w", records)
@@ -113,7 +113,7 @@ class Record:
 
     :param begin: When it was accepted, ``end`` when its end was seen; UTC seconds.
     :param peer: Source address as seen there; ``port``: its source port.
-    :param name: What the client called itself; ``-``: it ended without a word.
+    :param name: The name that the client sent; ``-``: it ended without sending one.
     """
 
     begin: float
@@ -123,8 +123,8 @@ class Record:
     name: str
 
 
-def recorded(records: Path) -> list[Record]:
-    """Return what a sink wrote down, in the order in which connections ended."""
+def sink_records(records: Path) -> list[Record]:
+    """Return the connections that a sink recorded, in the order in which they ended."""
     fields = (line.split() for line in records.read_text().splitlines())
     addresses: dict[str, IPv4Address] = {}
     return [
@@ -145,11 +145,11 @@ class Held:
         return self.wait(timeout_s=30.0)
 
     def wait(self, timeout_s: float = 120.0) -> Tally:
-        """Wait until all are done with, and return what became of them."""
+        """Wait until all have ended, and return the outcome."""
         output, _ = self._process.communicate(timeout=timeout_s)
         return Tally.parse(output)
 
-    def await_settled(self, count: int) -> None:
+    def wait_until_open(self, count: int) -> None:
         """
         Wait until so many are open or have failed; conngen must print its progress (``-C``).
 
@@ -183,7 +183,7 @@ def hold(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> I
     :raise LabError: When conngen ends instead.
     """
     with generate(lab, guest, count, "-t", "-1", "-k", "-C", *options, port=port) as held:
-        held.await_settled(count)
+        held.wait_until_open(count)
         yield held
 
 

@@ -17,7 +17,7 @@ _MEMORY_MIB = 96
 """The kernel needs 88; at 96 there are 24 MB free in the guest, enough for some 5,000 sockets."""
 
 _COMMAND_LINE = (
-    # What a start under emulation spends its time on, left out.
+    # Without what takes long in a start under emulation.
     "console=ttyS0 panic=-1 quiet loglevel=5 no_timer_check tsc=reliable mitigations=off cryptomgr.notests nokaslr "
     "random.trust_cpu=on audit=0"
 )

@@ -1,8 +1,7 @@
 """
-Witnesses: what the kernels of a lab hold and what the other side saw, told by other people's tools.
+Witnesses: the state of a lab's kernels and the far end's view, as shown by independent tools.
 
-Nothing here asks the product: ``nft``, ``conntrack`` and ``ss`` look from outside, so that what virt-ports says of
-itself can be held against it.
+Nothing here asks the product: ``nft``, ``conntrack`` and ``ss`` give what virt-ports says can be compared with.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Ports:
 
     @property
     def size(self) -> int:
-        """How many they are."""
+        """Number of ports."""
         return self.last - self.first + 1
 
     def holds(self, address: IPv4Address, port: int) -> bool:
@@ -39,22 +38,22 @@ class Ports:
         return f"{self.address}:{self.first}-{self.last}"
 
 
-def handed_out(lab: Lab, host: str) -> dict[str, Ports]:
+def host_ranges(lab: Lab, host: str) -> dict[str, Ports]:
     """Return which ports of which internal address a host's kernel gives to new connections, by the VM's name."""
     return {key["elem"]["comment"]: _ports(value["concat"]) for key, value in _maps(lab, host).get("bindings", ())}
 
 
-def let_in(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
+def inbound_ranges(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
     """Return which external ports an edge's kernel sends on to VMs, by the VM's name."""
     found: dict[str, list[Ports]] = {}
     for name, elements in _maps(lab, edge).items():
         if address := re.fullmatch(r"inbound-([\d.]+)", name):
             for key, _ in elements:
                 found.setdefault(key["elem"]["comment"], []).append(_ports((address[1], key["elem"]["val"])))
-    return {name: joined(ports) for name, ports in found.items()}
+    return {name: join_neighbours(ports) for name, ports in found.items()}
 
 
-def let_out(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
+def outbound_ranges(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
     """Return which *external* ports an edge's kernel lets VMs send from, by the VM's name."""
     found: dict[str, list[Ports]] = {}
     for name, elements in _maps(lab, edge).items():
@@ -62,19 +61,19 @@ def let_out(lab: Lab, edge: str) -> dict[str, tuple[Ports, ...]]:
             for key, external in elements:
                 ports = _ports((external, key["elem"]["val"]["concat"][1]))
                 found.setdefault(key["elem"]["comment"], []).append(ports)
-    return {name: joined(ports) for name, ports in found.items()}
+    return {name: join_neighbours(ports) for name, ports in found.items()}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Translation:
-    """External ports and the internal address that they stand for."""
+    """External ports and the internal address they are translated to."""
 
     external: Ports
     internal: IPv4Address
 
 
 def translations(lab: Lab, edge: str) -> tuple[list[Translation], list[Translation]]:
-    """Return what an edge's kernel translates inward and what outward, from one listing of its whole ruleset."""
+    """Return an edge's inward and outward translations, from one listing of its whole ruleset."""
     inward, outward = [], []
     for name, elements in _maps(lab, edge, "ruleset").items():
         if address := re.fullmatch(r"inbound-([\d.]+)", name):
@@ -113,25 +112,25 @@ def syns_sent(lab: Lab, guest: str) -> int:
 
 @contextlib.contextmanager
 def counting_syns(lab: Lab, port: int, node: str = "internet") -> Iterator[Callable[[], int]]:
-    """Count the SYNs that arrive for a TCP port of a machine; yields what returns how many they are."""
+    """Count the SYNs that arrive for a TCP port of a machine; yields a function that returns the count."""
     table = f"witness-{port}"
     rule = f"tcp dport {port} tcp flags & (syn | ack) == syn counter"
     chain = f"chain arriving {{ type filter hook prerouting priority -400; {rule}; }}"
     lab.run(node, "nft", "-f", "-", stdin=f"table ip {table} {{ {chain}; }}")
     try:
-        yield lambda: _counted(lab, node, table)
+        yield lambda: _packets(lab, node, table)
     finally:
         lab.run(node, "nft", "delete", "table", "ip", table)
 
 
-def _counted(lab: Lab, node: str, table: str) -> int:
+def _packets(lab: Lab, node: str, table: str) -> int:
     listed = json.loads(lab.run(node, "nft", "-j", "list", "table", "ip", table))["nftables"]
     expressions = [one for entry in listed if "rule" in entry for one in entry["rule"]["expr"]]
     return sum(one["counter"]["packets"] for one in expressions if "counter" in one)
 
 
-def dropped(lab: Lab, node: str) -> dict[str, int]:
-    """Return how many packets each rule of ours that drops has dropped, by its comment."""
+def drop_counters(lab: Lab, node: str) -> dict[str, int]:
+    """Return the packet counters of our dropping rules, by the rule's comment."""
     listed = json.loads(lab.run(node, "nft", "-j", "list", "table", "ip", "virtports"))["nftables"]
     found: dict[str, int] = {}
     for rule in (entry["rule"] for entry in listed if "rule" in entry):
@@ -146,8 +145,8 @@ def clashes(lab: Lab, host: str) -> int:
     return sum(map(int, re.findall(r"insert_failed=(\d+)", lab.run(host, "conntrack", "-S"))))
 
 
-def tracked(lab: Lab, node: str, address: IPv4Address) -> int:
-    """Return of how many connections with an address the kernel of a machine keeps state."""
+def connection_count(lab: Lab, node: str, address: IPv4Address) -> int:
+    """Return the number of conntrack entries of a machine that contain an address."""
     return sum(f"={address} " in line for line in lab.run(node, "conntrack", "-L").splitlines())
 
 
@@ -159,14 +158,14 @@ def original_source(lab: Lab, host: str, reply_port: int) -> IPv4Address | None:
 
 
 def peers(lab: Lab, port: int, node: str = "internet") -> list[tuple[IPv4Address, int]]:
-    """Return address and port of everybody who is connected to a TCP port of a machine, as that machine sees them."""
+    """Return the remote address and port of every connection to a TCP port of a machine."""
     listing = lab.run(node, "ss", "-Htn", "state", "established", f"sport = :{port}")
     found = (line.split()[3].rpartition(":") for line in listing.splitlines())
     return sorted((IPv4Address(address), int(number)) for address, _, number in found)
 
 
-def joined(ports: Iterable[Ports]) -> tuple[Ports, ...]:
-    """Join neighbours: how a range is cut into elements is the kernel's business."""
+def join_neighbours(ports: Iterable[Ports]) -> tuple[Ports, ...]:
+    """Join adjacent ranges: the kernel may split a range into several elements."""
     found: list[Ports] = []
     for one in sorted(ports):
         if found and (one.address, one.first) == (found[-1].address, found[-1].last + 1):

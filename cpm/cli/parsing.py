@@ -48,19 +48,26 @@ class UsageError(VirtPortsError):
     exit_code = ExitCode.USAGE
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that is the same with every Python: since 3.13 argparse writes ``-o, --output VALUE``."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return ", ".join(f"{option} {value}" for option in action.option_strings)
+
+
 class Parser(argparse.ArgumentParser):
     """
     argparse that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`.
-
 
     :param about: Returns what stands below the summary; called only when the help is printed.
     """
 
     def __init__(self, *, about: Callable[[], str] | None = None, **options: Any) -> None:
         self._about = about
-        super().__init__(**{
-            "formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options
-        })  # fmt: skip
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
 
     def format_help(self) -> str:
         """Return the help."""

@@ -2,7 +2,8 @@
 A program for guests: long-lived TCP connections that say something all the time and must hear it back.
 
 ``echo_client.py ADDRESS PORT N SECONDS`` opens N connections to an echo server that greets with one line, prints
-``open`` and goes on until SIGTERM: on every connection a numbered line, its echo, and after some seconds the next one.
+``open`` and goes on until SIGTERM: on every connection a numbered line, its echo, and after some seconds the next one,
+six times at least, however soon the signal comes.
 Its last line is JSON: ``connections``, ``broken`` (why, for each that ended or stayed silent for 15 s),
 ``least_rounds`` and ``ports`` (source ports as the server sees them). Standard library only.
 """
@@ -15,6 +16,7 @@ import signal
 import sys
 
 SILENCE_S = 15.0
+LEAST_ROUNDS = 6
 
 
 class Client:
@@ -41,7 +43,7 @@ class Client:
 
     async def _talk(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() or self.rounds[number] < LEAST_ROUNDS:
                 line = f"{number} {self.rounds[number]}\n".encode()
                 writer.write(line)
                 heard = await asyncio.wait_for(reader.readline(), SILENCE_S)

@@ -67,9 +67,11 @@ def disagreements(lab: Lab) -> list[str]:
         mapped = [ports for state in ("reserved", "active", "draining") for ports in held.get(state, ())]
         if mapped:
             for edge in net.EDGES:
-                wanted[edge][vm["name"]] = witness.joined(mapped)
-    found = [(edge, look(lab, edge)) for edge in net.EDGES for look in (witness.let_in, witness.let_out)]
-    found += [(host, {vm: (ports,) for vm, ports in witness.handed_out(lab, host).items()}) for host in net.HOSTS]
+                wanted[edge][vm["name"]] = witness.join_neighbours(mapped)
+    found = [
+        (edge, look(lab, edge)) for edge in net.EDGES for look in (witness.inbound_ranges, witness.outbound_ranges)
+    ]
+    found += [(host, {vm: (ports,) for vm, ports in witness.host_ranges(lab, host).items()}) for host in net.HOSTS]
     return [f"{node} holds {has}, the ledger says {wanted[node]}" for node, has in found if has != wanted[node]]
 
 

@@ -14,7 +14,7 @@ import pytest
 from lab import net, witness
 from lab.daemons import DaemonSettings
 from lab.lab import Lab
-from lab.traffic import PORT, Held, connect, generate, hold, recorded, sink
+from lab.traffic import PORT, Held, connect, generate, hold, sink, sink_records
 from tests.e2e.churning import Meddler, Watcher, changes_of_hands, compacted, misattributed, overloaded, settled
 from tests.e2e.labs import remove_guests, running, unique_name
 from tests.e2e.observing import facts
@@ -94,7 +94,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
         sent = sum(witness.syns_sent(lab, name) for name in GUESTS)
         seen_syns = arrived()
         clashes = sum(witness.clashes(lab, host) for host in net.HOSTS)
-    seen = recorded(records)
+    seen = sink_records(records)
 
     # None refused, none cut: by the clients' words, by packets, and by what edges mapped while connections lived.
     assert [tally for tally in ended + talked if tally.fail] == [], _drops(lab)
@@ -121,7 +121,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
 def _drops(lab: Lab) -> dict[tuple[str, str], int]:
     """Return which machine dropped packets by which of our rules, and how many."""
     nodes = (*net.HOSTS, *net.EDGES)
-    return {(node, rule): many for node in nodes for rule, many in witness.dropped(lab, node).items() if many}
+    return {(node, rule): many for node in nodes for rule, many in witness.drop_counters(lab, node).items() if many}
 
 
 def test_a_light_guest_beside_a_greedy_one_never_waits(lab: Lab) -> None:

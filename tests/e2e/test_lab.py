@@ -60,7 +60,7 @@ def test_down_leaves_nothing_behind(fresh: Lab) -> None:
 def test_up_again_says_that_it_is_up(lab: Lab) -> None:
     assert not lab.up()
     assert lab.is_up
-    assert lab.broken() == []
+    assert lab.broken_parts() == []
 
 
 def test_down_after_a_crash_cleans_up(fresh: Lab) -> None:
@@ -88,7 +88,7 @@ def test_up_after_a_half_made_one_succeeds(fresh: Lab) -> None:
     net.create(fresh.name)
     fresh.state.mkdir(parents=True)
     assert fresh.up()
-    assert fresh.broken() == []
+    assert fresh.broken_parts() == []
 
 
 def test_a_pid_that_was_used_again_is_left_alone(fresh: Lab) -> None:
@@ -193,7 +193,7 @@ def test_a_guest_that_the_hook_refuses_is_gone_again(fresh: Lab) -> None:
         fresh.add_vm("real", "host1")
     assert fresh.guests() == []
     assert fresh.hosts["host1"].virsh("list", "--all", "--name").strip() == ""
-    assert net.existing([fresh.namespace("light")]) == []
+    assert net.existing_namespaces([fresh.namespace("light")]) == []
 
 
 def test_a_real_guest_boots_and_its_agent_answers(lab: Lab) -> None:
@@ -215,7 +215,7 @@ def test_the_power_of_a_host_fails_and_comes_back(lab: Lab) -> None:
     guest = lab.add_guest("lost", "host2")
     host.power_off()
     assert not host.is_on
-    assert lab.broken() == ["host2"]
+    assert lab.broken_parts() == ["host2"]
     assert guest.tap not in lab.run("host2", "ip", "-o", "link")
     lab.remove_guest("lost")
     host.boot()

@@ -22,7 +22,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_everything_runs_and_every_node_is_known(lab: Lab) -> None:
-    assert lab.broken() == []
+    assert lab.broken_parts() == []
     assert sorted(node["name"] for node in facts(lab, "node", "list")) == ["edge1", "edge2", "host1", "host2"]
     assert len(facts(lab, "pool", "list")) == 4
 
@@ -67,9 +67,9 @@ def test_held_connections_are_known_alive_or_dead(lab: Lab) -> None:
 def test_a_killed_daemon_is_seen_and_starts_again(lab: Lab) -> None:
     for daemon in ("cpmd", "natd-host1", "natd-edge2"):
         lab.daemons.end(daemon, signal.SIGKILL)
-        assert lab.broken() == [daemon]
+        assert lab.broken_parts() == [daemon]
         lab.daemons.start(daemon)
-        assert lab.broken() == []
+        assert lab.broken_parts() == []
 
 
 def test_two_labs_stand_side_by_side(lab: Lab) -> None:
@@ -82,4 +82,4 @@ def test_two_labs_stand_side_by_side(lab: Lab) -> None:
     finally:
         other.down()
     assert traces(other) == NOTHING
-    assert lab.broken() == []
+    assert lab.broken_parts() == []

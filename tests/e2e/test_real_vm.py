@@ -37,8 +37,10 @@ def is_reclaimed(lab: Lab) -> bool:
 
 def holders(lab: Lab, name: str) -> list[str]:
     """The kernels that hold ports for a VM."""
-    hosts = [host for host in net.HOSTS if name in witness.handed_out(lab, host)]
-    return hosts + [edge for edge in net.EDGES if name in witness.let_in(lab, edge) | witness.let_out(lab, edge)]
+    hosts = [host for host in net.HOSTS if name in witness.host_ranges(lab, host)]
+    return hosts + [
+        edge for edge in net.EDGES if name in witness.inbound_ranges(lab, edge) | witness.outbound_ranges(lab, edge)
+    ]
 
 
 def qemu(lab: Lab, host: str) -> Process:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import TypeVar
@@ -107,6 +108,8 @@ class Site:
         self.settings = Settings(pool=pool)
         self.now = 1_000_000.0
         self.ledger = SqliteLedger(":memory:")
+        # Since Python 3.13 a connection that is collected while it is open is a warning.
+        weakref.finalize(self, self.ledger.close)
         self.manager: Manager | None = None
         self.machines: dict[NodeName, Machine] = {}
         self.connections: set[Connection] = set()

@@ -213,9 +213,10 @@ def test_other_vms_keep_their_masquerade(site: Site) -> None:
     site.spread(machine)
     ours, other = site.guest(machine, "10.10.0.5"), site.guest(machine, "10.10.0.6")
     machine.namespace.nft(LIBVIRT)
-    before = machine.namespace.run("nft", "list", "table", "ip", "nat")
+    # Without the counter: where bridges hand packets to nftables, it counts what guests say of multicast groups.
+    before = machine.namespace.run("nft", "-s", "list", "table", "ip", "nat")
     program([machine], [VM.of(1, ours, A)])
-    assert machine.namespace.run("nft", "list", "table", "ip", "nat") == before
+    assert machine.namespace.run("nft", "-s", "list", "table", "ip", "nat") == before
     with site.internet.udp(INTERNET, 9000) as server:
         assert _ask(ours, server)[1] in A
         assert _ask(other, server)[0] == "198.51.100.11"

@@ -21,6 +21,6 @@ def test_what_is_written_reads_back(document: toml.Document) -> None:
 
 def test_changes_go_over_single_values_of_a_table() -> None:
     ours: toml.Document = {"name": "a", "pool": {"block": 64, "floor": 64}}
-    assert toml.merged(ours, {"pool": {"floor": 128}}) == {"name": "a", "pool": {"block": 64, "floor": 128}}
-    assert toml.merged(ours, {"monitor": {"period_s": 0.1}})["monitor"] == {"period_s": 0.1}
+    assert toml.merge(ours, {"pool": {"floor": 128}}) == {"name": "a", "pool": {"block": 64, "floor": 128}}
+    assert toml.merge(ours, {"monitor": {"period_s": 0.1}})["monitor"] == {"period_s": 0.1}
     assert ours == {"name": "a", "pool": {"block": 64, "floor": 64}}

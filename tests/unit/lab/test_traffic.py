@@ -10,7 +10,7 @@ import pytest
 
 from lab.errors import LabError
 from lab.image import RECIPE
-from lab.traffic import Tally, recorded
+from lab.traffic import Tally, sink_records
 
 
 def test_the_last_line_is_read_whatever_comes_before() -> None:
@@ -65,7 +65,7 @@ def test_conngen_writes_down_who_was_connected(conngen: Path, tmp_path: Path) ->
     done = subprocess.run(["unshare", "-rn", "sh", "-c", script], capture_output=True, text=True, check=False)
     one, two = (Tally.parse(line) for line in done.stdout.splitlines())
     assert (one.ok, one.late, two.ok, two.alive, two.dead) == (50, 0, 5, 5, 0)
-    found = recorded(records)
+    found = sink_records(records)
     assert Counter(record.name for record in found if record.name != "warmup") == {"one": 50, "two": 5, "three": 2}
     assert all(begin < record.begin <= record.end < time.time() for record in found)
     assert {record.peer for record in found} == {IPv4Address("127.0.0.1")}
