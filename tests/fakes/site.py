@@ -4,7 +4,10 @@ A site in virtual time: the real deciding code of manager and nodes, over a fake
 The manager is the real :class:`cpm.core.manager.Manager` over a real ledger in memory, the nodes are real
 :class:`natctl.core.node.Node` objects. Messages wait in queues until delivered, kernel commands until carried out;
 processes crash and come back with what survives a crash (ledger, kernel, the interfaces of VMs). After every step
-:meth:`Fleet.check` looks at what nobody may ever see.
+:meth:`Site.check` looks for a port with two owners and for a connection that was cut.
+
+The kernels are :class:`tests.fakes.kernel.FakeKernel`, checked against the real one. One that refuses without having
+been told to (:attr:`Machine.failing`) ends the test: the manager has given a port to two VMs.
 """
 
 from __future__ import annotations
@@ -13,63 +16,32 @@ import collections
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
-from typing import TypeVar
 
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError, VirtPortsError
-from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
-from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
+from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role, Wishes
 from cpm.settings import PoolSettings, Settings
 from natctl.core.domains import RunningDomain
 from natctl.core.node import Identity, Node
 from natctl.model.commands import Answer, Forget, Program, Replace, Send
-from natctl.model.entries import HostEntry, Path
+from natctl.model.entries import EdgeSettings, HostSettings
+from natctl.model.entries import Settings as NodeSettings
 from natctl.model.port_use import PortUse, VMPorts
 from qga_agent.samples import Rates
+from tests.fakes.kernel import FakeKernel
 
 EXTERNAL = IPv4Address("203.0.113.1")
 BUSY = Rates(5000.0, 10.0)
 IDLE = Rates(1.0, 0.0)
-
-
-@dataclasses.dataclass
-class Kernel:
-    """What survives natd: the tables."""
-
-    host: dict[DomainUUID, HostEntry] = dataclasses.field(default_factory=dict)
-    edge: dict[DomainUUID, EdgeIntent] = dataclasses.field(default_factory=dict)
-    path: Path | None = None
-
-    def carry_out(self, command: Program | Replace) -> None:
-        if isinstance(command, Replace):
-            self.host, self.edge, self.path = dict(command.host), dict(command.edge), command.path
-            return
-        for uuid, host in command.change.host.items():
-            _put(self.host, uuid, host)
-        for uuid, edge in command.change.edge.items():
-            _put(self.edge, uuid, edge)
-        self.path = command.change.path or self.path
-
-    def mapped(self) -> Iterator[tuple[IPv4Address, PortRange, EdgeIntent]]:
-        return ((each.external, each.ports, vm) for vm in self.edge.values() for each in vm.ranges)
-
-    def maps(self, internal: IPv4Address, port: int) -> IPv4Address | None:
-        return next((e for e, ports, entry in self.mapped() if entry.internal == internal and port in ports), None)
-
-
-_Entry = TypeVar("_Entry")
-
-
-def _put(table: dict[DomainUUID, _Entry], uuid: DomainUUID, entry: _Entry | None) -> None:
-    if entry is None:
-        table.pop(uuid, None)
-    else:
-        table[uuid] = entry
+ROLES = {
+    Role.HOST: NodeSettings(HostSettings(frozenset({"eth0"}))),
+    Role.EDGE: NodeSettings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"}))),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +61,18 @@ class Machine:
     """A node's machine: what it runs, what its kernel holds, and natd unless that is dead."""
 
     identity: Identity
-    kernel: Kernel = dataclasses.field(default_factory=Kernel)
+    kernel: FakeKernel
     guests: dict[DomainUUID, frozenset[str]] = dataclasses.field(default_factory=dict)
+    """The interfaces of each VM that runs here."""
+    wishes: dict[DomainUUID, Wishes | None] = dataclasses.field(default_factory=dict)
+    """What the XML of each VM says of its ports; None: natd has not seen it."""
     node: Node | None = None
     work: collections.deque[Program | Replace | Forget] = dataclasses.field(default_factory=collections.deque)
     to_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     from_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     connected: bool = False
     failing: bool = False
+    """The kernel refuses the next command."""
     answers: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
@@ -123,7 +99,7 @@ class Site:
             ("edge2", Role.EDGE, 22),
         ):
             identity = Identity(NodeName(name), frozenset({role}), IPv4Address(f"172.30.0.{number}"), "test")
-            self.machines[identity.name] = Machine(identity)
+            self.machines[identity.name] = Machine(identity, FakeKernel(ROLES[role]))
         self.start_manager()
         usable = ports or PortRange(1024, 65535)
         reserved = PortRange(1024, 65535).minus(usable)
@@ -209,9 +185,10 @@ class Site:
         machine = self.machines[name]
         if machine.node is None:
             machine.node = Node(machine.identity, marks=1000)
-            links = frozenset(tap for taps in machine.guests.values() for tap in taps)
-            machine.node.on_kernel_found(machine.kernel.host.values(), machine.kernel.path, links, self.now)
-            self._list(machine)
+            machine.kernel.restart_natd()
+            found = machine.kernel.observe()
+            machine.node.on_kernel_found(found.host.values(), found.path, self._links(machine), self.now)
+            self.list_domains(name)
 
     def kill_natd(self, name: NodeName) -> None:
         machine = self.machines[name]
@@ -230,7 +207,7 @@ class Site:
             machine.failing = False
             machine.node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), self.now)
         else:
-            machine.kernel.carry_out(command)
+            _program(machine.kernel, command)
             machine.node.on_kernel_programmed(self.now)
         self._carry_out(machine)
         return True
@@ -247,21 +224,19 @@ class Site:
 
     # VMs
 
-    def start_vm(self, name: NodeName, uuid: DomainUUID) -> int:
+    def start_vm(self, name: NodeName, uuid: DomainUUID, wishes: Wishes | None = None) -> int:
         """Start a VM that runs nowhere, as the hook ``start`` tells of it; return the number of the hook's request."""
         assert not any(uuid in machine.guests for machine in self.machines.values())
         machine = self.machines[name]
         self.lives[uuid] += 1
-        taps = frozenset({f"vnet-{uuid[-4:]}"})
-        machine.guests[uuid] = taps
-        self._requests += 1
+        vm = _running(uuid, wishes)
+        machine.guests[uuid], machine.wishes[uuid] = vm.taps, wishes
+        request = self._request()
         if machine.node is not None:
             machine.node.on_links(self._links(machine), self.now)
-            machine.node.on_domain_starting(
-                self._requests, RunningDomain(uuid, f"vm-{uuid[-4:]}", taps), self.now, wait_for_taps=True
-            )
+            machine.node.on_domain_starting(request, vm, self.now, wait_for_taps=True)
             self._carry_out(machine)
-        return self._requests
+        return request
 
     def stop_vm(self, uuid: DomainUUID, *, hook: bool = True) -> None:
         for machine in self.machines.values():
@@ -277,7 +252,7 @@ class Site:
     def migrate(self, uuid: DomainUUID, to: NodeName) -> None:
         """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
         machine = self.machines[to]
-        vm = RunningDomain(uuid, f"vm-{uuid[-4:]}", frozenset({f"vnet-{uuid[-4:]}"}))
+        vm = _running(uuid)
         machine.guests[uuid] = vm.taps
         if machine.node is not None:
             machine.node.on_links(self._links(machine), self.now)
@@ -306,10 +281,11 @@ class Site:
         self._requests += 1
         return self._requests
 
-    def _list(self, machine: Machine) -> None:
-        """What natd learns from libvirt at start and now and then."""
+    def list_domains(self, name: NodeName) -> None:
+        """Tell natd what libvirt lists: at start, after an event of libvirt, and every few seconds."""
+        machine = self.machines[name]
         if machine.node is not None:
-            running = [RunningDomain(uuid, f"vm-{uuid[-4:]}", taps) for uuid, taps in machine.guests.items()]
+            running = [_running(uuid, machine.wishes.get(uuid), taps) for uuid, taps in machine.guests.items()]
             machine.node.on_domains_listed(running, self.now)
             self._carry_out(machine)
 
@@ -354,11 +330,11 @@ class Site:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        for machine in self.machines.values():
+        for name, machine in self.machines.items():
             if machine.node is not None:
                 machine.node.on_tick(self.now)
                 self._carry_out(machine)
-                self._list(machine)
+                self.list_domains(name)
         self.ask(lambda manager: manager.tick(self.now))
 
     def run(self) -> None:
@@ -385,7 +361,7 @@ class Site:
                     self._carry_out(machine)
         self.run()
 
-    # What nobody may ever see
+    # What must never be seen
 
     def check(self) -> None:
         """
@@ -419,6 +395,19 @@ class Site:
                 assert found == connection.external or (found is None and not seen), (
                     f"{machine.identity.name} cut {connection}, maps it to {found}"
                 )
+
+
+def _running(uuid: DomainUUID, wishes: Wishes | None = None, taps: frozenset[str] | None = None) -> RunningDomain:
+    number = uuid[-4:]
+    return RunningDomain(uuid, f"vm-{number}", taps if taps is not None else frozenset({f"vnet-{number}"}), wishes)
+
+
+def _program(kernel: FakeKernel, command: Program | Replace) -> None:
+    """As natd's daemon does."""
+    if isinstance(command, Program):
+        kernel.change(command.change)
+    else:
+        kernel.replace(command.host, command.edge, command.path)
 
 
 def _hear(manager: Manager, name: NodeName, message: NodeMessage, now: float) -> None:

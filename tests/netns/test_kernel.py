@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import threading
@@ -15,14 +16,14 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from cpm.protocol.timeouts import Timeouts
-from natctl.model.entries import Change, EdgeSettings, HostSettings, Path, Settings
+from natctl.model.entries import Change, Path
 from tests.fakes.intents import edge_intent, host_entry, with_intent, with_ranges
-from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, KernelIn, Namespace, Node, Site, program
+from tests.netns.machine import Machine
+from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, Namespace, Node, Site, program
 
 pytestmark = pytest.mark.netns
 
 ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222222-2222-4222-8222-222222222222")
-SETTINGS = Settings(HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
 PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
 HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
@@ -34,103 +35,48 @@ AT_EDGE = {
 }
 
 
-class Machine:
-    """A namespace with the two interfaces that the settings name, and a kernel."""
-
-    def __init__(self) -> None:
-        self.namespace = Namespace("machine")
-        self.namespace.ip(
-            "link add eth0 type veth peer name far0",
-            "link add eth1 type veth peer name far1",
-            "addr add 172.30.0.21/24 dev eth0",
-            *(f"link set {name} up" for name in ("eth0", "far0", "eth1", "far1")),
-        )
-        self.kernels: list[KernelIn] = []
-        self.kernel = self.restarted()
-
-    def restarted(self) -> KernelIn:
-        """Return the kernel of a daemon that has just started."""
-        self.kernels.append(KernelIn(self.namespace, SETTINGS))
-        return self.kernels[-1]
-
-    def replace(self) -> tuple[str, ...]:
-        return self.kernel.run(self.kernel.kernel.replace({ONE: HOSTED}, AT_EDGE, PATH))
-
-    def change(self, change: Change) -> None:
-        self.kernel.run(self.kernel.kernel.change(change))
-
-    def ensure(self) -> tuple[str, ...]:
-        return self.kernel.run(self.kernel.kernel.ensure())
-
-    def nft(self, *words: str) -> str:
-        return self.namespace.run("nft", *words)
-
-    def everything(self) -> tuple[str, str, str, str]:
-        """Return all that somebody could see of us, as the tools show it."""
-        ip = self.namespace.run
-        # A table that was made anew is listed last.
-        listed = "".join(sorted(self.nft("list", "ruleset").split("table ")))
-        return listed, ip("ip", "route"), ip("ip", "rule"), ip("ip", "route", "show", "table", "all", "proto", "74")
-
-    def close(self) -> None:
-        for kernel in self.kernels:
-            kernel.close()
-        self.namespace.close()
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """Return a machine of both roles whose kernel was told nothing."""
+    with contextlib.closing(Machine()) as made:
+        yield made
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    made = Machine()
-    try:
-        yield made
-    finally:
-        made.close()
+def programmed(machine: Machine) -> Machine:
+    """Return a machine whose kernel holds a VM as host and two as edge."""
+    machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
+    return machine
 
 
 def test_a_kernel_that_was_told_nothing_touches_nothing(machine: Machine) -> None:
     before = machine.everything()
     assert machine.ensure() == ()
-    assert machine.kernel.run(machine.kernel.kernel.observe()).path is None
+    assert machine.observe().path is None
     assert machine.everything() == before
 
 
 def test_replace_says_what_differed_and_then_nothing(machine: Machine) -> None:
-    differed = machine.replace()
+    differed = machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
     assert {"table ip virtports is missing", "table bridge virtports is missing"} <= set(differed)
-    assert machine.replace() == ()
+    assert machine.replace({ONE: HOSTED}, AT_EDGE, PATH) == ()
     assert machine.ensure() == ()
 
 
-def test_observe_gives_back_what_was_put_in(machine: Machine) -> None:
-    machine.replace()
-    seen = machine.kernel.run(machine.kernel.kernel.observe())
+def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
+    seen = programmed.observe()
     assert (seen.host, seen.edge, seen.path) == ({ONE: HOSTED}, AT_EDGE, PATH)
     assert seen.drops == {"untranslated": 0, "nobodys-port": 0, "not-owned": 0}
     assert seen.connections == {ONE: 0}
 
 
-def test_a_restart_disturbs_nothing_and_knows_what_runs(machine: Machine) -> None:
-    machine.replace()
-    before = machine.everything()
-    fresh = machine.restarted()
-    assert fresh.run(fresh.kernel.ensure()) == ()
-    seen = fresh.run(fresh.kernel.observe())
-    assert fresh.run(fresh.kernel.replace(seen.host, seen.edge, PATH)) == ()
-    assert machine.everything() == before
-
-
-def test_a_change_before_the_first_snapshot_keeps_the_rest(machine: Machine) -> None:
-    machine.replace()
-    fresh = machine.restarted()
-    added = with_intent(HOSTED, domain=TWO, internal=IPv4Address("100.64.0.9"), index=2, taps=frozenset({"vnet7"}))
-    fresh.run(fresh.kernel.change(Change(host={TWO: added})))
-    seen = fresh.run(fresh.kernel.observe())
-    assert (seen.host, seen.edge) == ({ONE: HOSTED, TWO: added}, AT_EDGE)
-
-
-def test_a_change_without_any_path_is_refused(machine: Machine) -> None:
-    with pytest.raises(KernelError):
-        machine.change(Change(host={ONE: HOSTED}))
+def test_a_restart_disturbs_nothing_and_knows_what_runs(programmed: Machine) -> None:
+    before = programmed.everything()
+    programmed.restart_natd()
+    assert programmed.ensure() == ()
+    seen = programmed.observe()
+    assert programmed.replace(seen.host, seen.edge, PATH) == ()
+    assert programmed.everything() == before
 
 
 @pytest.mark.parametrize(
@@ -157,26 +103,24 @@ def test_a_change_without_any_path_is_refused(machine: Machine) -> None:
         "add chain bridge virtports vm-99",
     ],
 )
-def test_meddling_is_mended(machine: Machine, meddling: str) -> None:
-    machine.replace()
-    before = machine.everything()
-    machine.nft(meddling)
-    assert machine.ensure() != ()
-    assert machine.everything() == before
-    assert machine.ensure() == ()
+def test_meddling_is_mended(programmed: Machine, meddling: str) -> None:
+    before = programmed.everything()
+    programmed.nft(meddling)
+    assert programmed.ensure() != ()
+    assert programmed.everything() == before
+    assert programmed.ensure() == ()
 
 
-def test_a_replaced_rule_and_a_new_order_are_mended(machine: Machine) -> None:
-    machine.replace()
-    before = machine.everything()
-    handle = machine.nft("-a", "list", "chain", "ip", "virtports", "translate").split("# handle ")[-1].split()[0]
-    machine.nft("replace", "rule", "ip", "virtports", "translate", "handle", handle, "counter")
-    assert machine.ensure() == ("chain ip translate differs",)
-    rules = machine.nft("-a", "list", "chain", "ip", "virtports", "send")
+def test_a_replaced_rule_and_a_new_order_are_mended(programmed: Machine) -> None:
+    before = programmed.everything()
+    handle = programmed.nft("-a", "list", "chain", "ip", "virtports", "translate").split("# handle ")[-1].split()[0]
+    programmed.nft("replace", "rule", "ip", "virtports", "translate", "handle", handle, "counter")
+    assert programmed.ensure() == ("chain ip translate differs",)
+    rules = programmed.nft("-a", "list", "chain", "ip", "virtports", "send")
     first = next(line for line in rules.splitlines() if "jump outward" in line).rsplit(" ", 1)[1]
-    machine.nft(f"delete rule ip virtports send handle {first}; add rule ip virtports send jump outward")
-    assert machine.ensure() == ("chain ip send differs",)
-    assert machine.everything() == before
+    programmed.nft(f"delete rule ip virtports send handle {first}; add rule ip virtports send jump outward")
+    assert programmed.ensure() == ("chain ip send differs",)
+    assert programmed.everything() == before
 
 
 @pytest.mark.parametrize(
@@ -191,18 +135,17 @@ def test_a_replaced_rule_and_a_new_order_are_mended(machine: Machine) -> None:
         "route add 100.64.7.7 via 172.30.0.99 proto 74",
     ],
 )
-def test_meddling_with_routes_is_mended(machine: Machine, meddling: str) -> None:
-    machine.replace()
-    before = machine.everything()
-    machine.namespace.ip(meddling)
-    assert machine.ensure() != ()
-    assert machine.everything() == before
-    assert machine.ensure() == ()
+def test_meddling_with_routes_is_mended(programmed: Machine, meddling: str) -> None:
+    before = programmed.everything()
+    programmed.namespace.ip(meddling)
+    assert programmed.ensure() != ()
+    assert programmed.everything() == before
+    assert programmed.ensure() == ()
 
 
 def test_switches_are_set_and_mended(machine: Machine) -> None:
     machine.namespace.sysctl(conf__eth0__rp_filter=1, conf__eth1__rp_filter=2, ip_forward=0)
-    machine.replace()
+    machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
     machine.namespace.sysctl(ip_forward=0)
     assert machine.ensure() == ("net.ipv4.ip_forward was 0, is 1",)
     read = machine.namespace.run(
@@ -230,84 +173,67 @@ def test_foreign_tables_routes_and_rules_stay(machine: Machine) -> None:
         "route add blackhole 10.9.0.0/16 table 7414",
     )
     before = machine.everything()
-    machine.replace()
-    machine.kernel.run(machine.kernel.kernel.remove())
+    machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
+    machine.remove()
     assert machine.everything() == before
     assert machine.ensure() == ()
 
 
-def test_a_change_after_a_flush_brings_everything_back(machine: Machine) -> None:
-    machine.replace()
-    machine.nft("flush", "ruleset")
-    grown = with_intent(HOSTED, ports=PortRange(20000, 20127))
-    machine.change(Change(host={ONE: grown}, edge={TWO: None}))
-    seen = machine.kernel.run(machine.kernel.kernel.observe())
-    assert (seen.host, seen.edge) == ({ONE: grown}, {ONE: AT_EDGE[ONE]})
-    assert machine.ensure() == ()
-
-
-def test_a_refused_change_leaves_everything_as_before(machine: Machine) -> None:
+def test_a_refused_change_leaves_everything_as_before(programmed: Machine) -> None:
     """The range overlaps the other VM's: the kernel itself refuses a port with two owners."""
-    machine.replace()
-    before = machine.everything()
+    before = programmed.everything()
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20032, 20095)), via=IPv4Address("172.30.0.23"))
     with pytest.raises(KernelError) as caught:
-        machine.change(Change(host={ONE: None}, edge={TWO: moved}))
+        programmed.change(Change(host={ONE: None}, edge={TWO: moved}))
     assert "inbound" in str(caught.value)
-    assert machine.everything() == before
-    assert machine.ensure() == ()
+    assert programmed.everything() == before
+    assert programmed.ensure() == ()
 
 
-def test_a_route_that_cannot_be_leaves_everything_as_before(machine: Machine) -> None:
-    machine.replace()
-    before = machine.everything()
+@pytest.mark.xfail(strict=True, reason="of two VMs with exactly the same range, natd programs the later one")
+def test_a_range_that_is_another_vms_is_refused(programmed: Machine) -> None:
+    with pytest.raises(KernelError):
+        programmed.change(Change(edge={TWO: with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20000, 20063)))}))
+
+
+def test_a_route_that_cannot_be_leaves_everything_as_before(programmed: Machine) -> None:
+    before = programmed.everything()
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(30000, 30063)), via=IPv4Address("192.0.2.99"))
     with pytest.raises(KernelError, match=r"route to 100\.64\.0\.2"):
-        machine.change(Change(edge={TWO: moved}))
-    assert machine.everything() == before
-    assert machine.ensure() == ()
+        programmed.change(Change(edge={TWO: moved}))
+    assert programmed.everything() == before
+    assert programmed.ensure() == ()
 
 
-def test_many_failures_cost_no_sockets_and_no_numbers(machine: Machine) -> None:
-    machine.replace()
+def test_many_failures_cost_no_sockets_and_no_numbers(programmed: Machine) -> None:
     bad = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20032, 20095)))
     for _ in range(40):
         with pytest.raises(KernelError):
-            machine.change(Change(edge={TWO: bad}))
-    machine.change(Change(edge={TWO: None}))
-    assert machine.ensure() == ()
+            programmed.change(Change(edge={TWO: bad}))
+    programmed.change(Change(edge={TWO: None}))
+    assert programmed.ensure() == ()
 
 
-def test_a_tap_and_an_index_can_pass_to_another_vm_in_one_change(machine: Machine) -> None:
-    machine.replace()
-    heir = with_intent(HOSTED, domain=TWO, name="heir", internal=IPv4Address("100.64.0.9"))
-    machine.change(Change(host={ONE: None, TWO: heir}))
-    assert machine.kernel.run(machine.kernel.kernel.observe()).host == {TWO: heir}
-    assert machine.ensure() == ()
-
-
-def test_the_path_changes(machine: Machine) -> None:
-    machine.replace()
+def test_the_path_changes(programmed: Machine) -> None:
     narrower = Path(
         IPv4Network("100.64.0.0/16"), frozenset({IPv4Address("172.30.0.12")}), frozenset({EXTERNAL}), Timeouts()
     )
-    machine.change(Change(path=narrower))
-    assert machine.kernel.run(machine.kernel.kernel.observe()).path == narrower
-    assert "default via 172.30.0.12 dev eth0" in machine.namespace.run("ip", "route", "show", "table", "7414")
-    machine.change(Change(path=dataclasses.replace(narrower, edges=frozenset())))
-    assert "7414" not in machine.namespace.run("ip", "rule")
-    assert machine.ensure() == ()
+    programmed.change(Change(path=narrower))
+    assert programmed.observe().path == narrower
+    assert "default via 172.30.0.12 dev eth0" in programmed.namespace.run("ip", "route", "show", "table", "7414")
+    programmed.change(Change(path=dataclasses.replace(narrower, edges=frozenset())))
+    assert "7414" not in programmed.namespace.run("ip", "rule")
+    assert programmed.ensure() == ()
 
 
-def test_a_vm_moves_to_another_host(machine: Machine) -> None:
-    machine.replace()
+def test_a_vm_moves_to_another_host(programmed: Machine) -> None:
     here = msgspec.structs.replace(AT_EDGE[TWO], via=None)
-    machine.change(Change(edge={TWO: msgspec.structs.replace(here, via=IPv4Address("172.30.0.23"))}))
-    assert "100.64.0.2 via 172.30.0.23" in machine.namespace.run("ip", "route")
-    machine.change(Change(edge={TWO: here}))
-    assert "100.64.0.2 via" not in machine.namespace.run("ip", "route")
-    assert "100.64.0.2" in machine.nft("list", "set", "ip", "virtports", "locals")
-    assert machine.ensure() == ()
+    programmed.change(Change(edge={TWO: msgspec.structs.replace(here, via=IPv4Address("172.30.0.23"))}))
+    assert "100.64.0.2 via 172.30.0.23" in programmed.namespace.run("ip", "route")
+    programmed.change(Change(edge={TWO: here}))
+    assert "100.64.0.2 via" not in programmed.namespace.run("ip", "route")
+    assert "100.64.0.2" in programmed.nft("list", "set", "ip", "virtports", "locals")
+    assert programmed.ensure() == ()
 
 
 NAMES = (
@@ -327,9 +253,7 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_can_be_listed_and_loaded_again(machine: Machine, name: str) -> None:
     hosted = with_intent(HOSTED, name=name)
-    machine.kernel.run(
-        machine.kernel.kernel.replace({ONE: hosted}, {ONE: msgspec.structs.replace(AT_EDGE[ONE], name=name)}, PATH)
-    )
+    machine.replace({ONE: hosted}, {ONE: msgspec.structs.replace(AT_EDGE[ONE], name=name)}, PATH)
     assert machine.ensure() == ()
     listed = machine.nft("-s", "list", "ruleset")
     other = Namespace("other")
@@ -342,9 +266,8 @@ def test_any_name_can_be_listed_and_loaded_again(machine: Machine, name: str) ->
         other.close()
 
 
-def test_the_listing_is_readable(machine: Machine) -> None:
-    machine.replace()
-    listed = machine.nft("list", "ruleset")
+def test_the_listing_is_readable(programmed: Machine) -> None:
+    listed = programmed.nft("list", "ruleset")
     for line in (
         'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" : 100.64.0.1 . 20000-20063 }',
         'elements = { 100.64.0.1 . 20000-20063 comment "web 1" : 203.0.113.1,',
@@ -361,9 +284,9 @@ def test_the_listing_is_readable(machine: Machine) -> None:
 
 def test_ten_thousand_vms_load_and_are_compared(machine: Machine) -> None:
     edge = {entry.domain: entry for entry in _many(10_000)}
-    machine.kernel.run(machine.kernel.kernel.replace({}, edge, PATH))
-    assert machine.kernel.run(machine.kernel.kernel.replace({}, edge, PATH)) == ()
-    assert machine.kernel.run(machine.kernel.kernel.observe()).edge == edge
+    machine.replace({}, edge, PATH)
+    assert machine.replace({}, edge, PATH) == ()
+    assert machine.observe().edge == edge
 
 
 def _many(count: int) -> Iterator[EdgeIntent]:
@@ -436,20 +359,19 @@ def test_whatever_becomes_of_ranges_the_kernel_takes_it(machine: Machine, way: s
     draw = random.Random(way)
     owners = [0] * len(BLOCKS)
     held: dict[DomainUUID, EdgeIntent] = {}
-    machine.replace()
-    machine.kernel.run(machine.kernel.kernel.replace({}, {}, PATH))
+    machine.replace({}, {}, PATH)
     for _ in range(150):
         for _ in range(draw.choice((1, 1, 2, 5))):
             first, size = draw.randrange(len(BLOCKS)), draw.choice((1, 2, 3, 8))
             owners[first : first + size] = [draw.choice((0, 1, 2, 3, 4))] * len(owners[first : first + size])
         wanted = _owned(owners)
         if way == "told everything":
-            machine.kernel.run(machine.kernel.kernel.replace({}, wanted, PATH))
+            machine.replace({}, wanted, PATH)
         else:
             changed = {uuid for uuid in {*held, *wanted} if held.get(uuid) != wanted.get(uuid)}
             machine.change(Change(edge={uuid: wanted.get(uuid) for uuid in changed}))
         held = wanted
-        seen = machine.kernel.run(machine.kernel.kernel.observe()).edge
+        seen = machine.observe().edge
         assert {uuid: set(_ports_of(entry)) for uuid, entry in seen.items()} == {
             uuid: set(_ports_of(entry)) for uuid, entry in wanted.items()
         }

@@ -142,6 +142,7 @@ class KernelIn:
     """A kernel under test, in a thread and an event loop of its own inside a namespace."""
 
     def __init__(self, namespace: Namespace, settings: Settings) -> None:
+        self.settings = settings
         self.kernel = Kernel(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(namespace,), name=namespace.name)
@@ -342,10 +343,10 @@ def program(nodes: list[Node], vms: list[VM], edges: Mapping[int, tuple[Node, ..
 
     :param edges: Next hops by index of the host in ``nodes``; a host that is not named is its own edge.
     """
-    order = sorted(range(len(nodes)), key=lambda index: nodes[index].kernel.kernel._settings.edge is None)
+    order = sorted(range(len(nodes)), key=lambda index: nodes[index].kernel.settings.edge is None)
     for index in order:
         node = nodes[index]
-        settings = node.kernel.kernel._settings
+        settings = node.kernel.settings
         hops = frozenset(edge.underlay for edge in (edges or {}).get(index, ()))
         path = Path(POOL, hops, frozenset({EXTERNAL, OTHER_EXTERNAL}))
         hosts = {vm.domain: vm.on_host() for vm in vms if vm.guest.host is node} if settings.host else {}

@@ -30,6 +30,11 @@ class Load:
         self.wanted[uuid], self.refused[uuid] = wanted, 0
         return self.site.machines[host].answers.get(request)
 
+    def stop(self, uuid: DomainUUID) -> None:
+        self.site.stop_vm(uuid)
+        del self.wanted[uuid]
+        self._ends = {connection: end for connection, end in self._ends.items() if connection.domain != uuid}
+
     def seconds(self, count: int) -> None:
         for _ in range(count):
             self._second()
@@ -136,11 +141,7 @@ def test_when_there_is_plenty_again_everybody_grows_as_it_likes() -> None:
     load.start(LIGHT, HOST2, wanted=800)
     load.seconds(150)
     assert load.size(GREEDY) < 800
-    load.wanted[LIGHT] = 0
-    load.site.stop_vm(LIGHT)
-    del load.wanted[LIGHT]
-    for connection in [each for each in load._ends if each.domain == LIGHT]:
-        del load._ends[connection]
+    load.stop(LIGHT)
     load.seconds(120)
     assert load.size(GREEDY) >= 800
     assert load.site.manager is not None

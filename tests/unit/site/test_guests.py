@@ -46,7 +46,7 @@ def history(lies: dict[DomainUUID, GuestView]) -> list[object]:
         assert site.manager is not None
         seen.append([observation.decision for observation in site.manager.sizer.observed.values()])
         seen.append(sorted((a.domain, a.ports, a.state) for uuid in (VM, OTHER) for a in site.manager.fleet.of(uuid)))
-        seen.append([machine.kernel for machine in site.machines.values()])
+        seen.append([machine.kernel.observe() for machine in site.machines.values()])
     return seen
 
 

@@ -6,7 +6,6 @@ from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
-from natctl.core.domains import RunningDomain
 from tests.fakes.site import Site
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -32,10 +31,8 @@ def size(site: Site) -> int:
 
 def lists(site: Site, wishes: Wishes | None) -> None:
     """libvirt's list says this of the VM, as after an event METADATA_CHANGE."""
-    machine = site.machines[HOST1]
-    assert machine.node is not None
-    machine.node.on_domains_listed([RunningDomain(ONE, "vm-0001", machine.guests[ONE], wishes)], site.now)
-    site._carry_out(machine)
+    site.machines[HOST1].wishes[ONE] = wishes
+    site.list_domains(HOST1)
     site.run()
 
 
@@ -49,14 +46,7 @@ def reports(site: Site, count: int = 1) -> None:
 
 def started(wishes: Wishes | None = None) -> Site:
     site = Site()
-    machine = site.machines[HOST1]
-    assert machine.node is not None
-    machine.guests[ONE] = frozenset({"vnet0"})
-    machine.node.on_links(frozenset({"vnet0"}), site.now)
-    machine.node.on_domain_starting(
-        1, RunningDomain(ONE, "vm-0001", frozenset({"vnet0"}), wishes), site.now, wait_for_taps=True
-    )
-    site._carry_out(machine)
+    site.start_vm(HOST1, ONE, wishes)
     site.run()
     return site
 
@@ -80,6 +70,7 @@ def test_a_change_of_the_xml_of_a_running_vm_is_told_at_once_and_followed_with_t
 
 def test_a_host_that_does_not_know_the_xml_changes_nothing() -> None:
     site = started(Wishes(floor=512))
+    site.machines[HOST1].wishes.clear()
     site.kill_natd(HOST1)
     site.start_natd(HOST1)
     site.connect(HOST1)
