@@ -528,7 +528,7 @@ def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(s
     given = Timeouts(udp_s=300, tcp_time_wait_s=30)
     scene.give(given)
     before = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
-    successor = KernelIn(scene.host.namespace, scene.host.kernel.kernel._settings)
+    successor = KernelIn(scene.host.namespace, scene.host.kernel.settings)
     try:
         found = successor.run(successor.kernel.observe()).path
         assert found is not None
