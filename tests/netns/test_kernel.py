@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import random
 import threading
 from collections.abc import Iterator
@@ -185,7 +186,8 @@ def test_a_refused_change_leaves_everything_as_before(programmed: Machine) -> No
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20032, 20095)), via=IPv4Address("172.30.0.23"))
     with pytest.raises(KernelError) as caught:
         programmed.change(Change(host={ONE: None}, edge={TWO: moved}))
-    assert "inbound" in str(caught.value)
+    assert caught.value.errno == errno.EEXIST
+    assert "inbound-203.0.113.1" in caught.value.detail
     assert programmed.everything() == before
     assert programmed.ensure() == ()
 
@@ -199,8 +201,10 @@ def test_a_range_that_is_another_vms_is_refused(programmed: Machine) -> None:
 def test_a_route_that_cannot_be_leaves_everything_as_before(programmed: Machine) -> None:
     before = programmed.everything()
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(30000, 30063)), via=IPv4Address("192.0.2.99"))
-    with pytest.raises(KernelError, match=r"route to 100\.64\.0\.2"):
+    with pytest.raises(KernelError) as caught:
         programmed.change(Change(edge={TWO: moved}))
+    assert caught.value.errno == errno.ENETUNREACH
+    assert "100.64.0.2" in caught.value.detail
     assert programmed.everything() == before
     assert programmed.ensure() == ()
 

@@ -44,18 +44,15 @@ def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> No
     "tcp_reset_s = 0", "sctp_s = 100",
 ])  # fmt: skip
 def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str) -> None:
-    with pytest.raises(ConfigError, match="timeouts"):
+    with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, f"[host.timeouts]\n{line}\n")
-
-
-def test_a_refused_timeout_names_file_key_source_and_remedy(tmp_path: Path) -> None:
-    words = r"natd\.toml: host\.timeouts\.icmp_s: 59 s is below the 60 s of RFC 5508 REQ-2; use 60 or more"
-    with pytest.raises(ConfigError, match=words):
-        loaded(tmp_path, "[host.timeouts]\nicmp_s = 59\n")
+    assert caught.value.file == str(tmp_path / "natd.toml")
+    assert caught.value.key == f"host.timeouts.{line.partition(' = ')[0]}"
 
 
 @pytest.mark.parametrize("key", ["log_group", "queue"])
 @pytest.mark.parametrize("number", [-1, 65536])
 def test_a_group_or_queue_that_cannot_be_is_refused(tmp_path: Path, key: str, number: int) -> None:
-    with pytest.raises(ConfigError, match=key):
+    with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, f"{key} = {number}\n")
+    assert caught.value.key == f"host.{key}"

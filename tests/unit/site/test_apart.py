@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+from cpm.core.placement.shortfall import NoRoom, Obstacle
 from cpm.core.sizing.contention import CALM_S
 from cpm.core.sizing.sizer import Target
 from cpm.protocol.messages import Need
 from cpm.protocol.model import AllocationState, DomainUUID, PortRange
-from cpm.queries import explain_facts
 from tests.fakes.site import Site
 from tests.unit.site.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, resize, settle, started, states
 
@@ -48,7 +48,9 @@ def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
     step_aside(site, in_use=250)
     site.run()
     assert states(site) == [(1024, 1279, "active")]
-    assert "no free run that long" in (explain_facts.explanation(site.manager, VM, site.now).refused or "")
+    refusal = site.manager.sizer.of(VM).refusal
+    assert isinstance(refusal, NoRoom)
+    assert refusal.obstacle is Obstacle.NO_FREE_RUN
 
 
 def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:

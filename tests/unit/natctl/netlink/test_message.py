@@ -102,6 +102,7 @@ def test_a_part_that_must_be_there_is_returned_or_its_absence_is_an_error() -> N
     assert required({1: b"abcd"}, 1, 4) == b"abcd"
     assert required({1: b""}, 1) == b""
     for parts in ({}, {1: b"abc"}):
-        with pytest.raises(MalformedMessage, match="attribute 1 is missing") as caught:
+        with pytest.raises(MalformedMessage) as caught:
             required(parts, 1, 4)
         assert isinstance(caught.value, KernelError)
+        assert "attribute 1" in caught.value.detail

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from cpm.core.placement import AddressSpace, Placement, place, place_larger, place_overflow, shrink, whole_blocks
+from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, NodeName, PortRange
 from tests.unit.cpm.core.placement.test_space import A, B, allocation
@@ -50,15 +51,16 @@ def test_preferred_address_comes_first() -> None:
 
 def test_strict_never_leaves_the_address() -> None:
     space = space_with(allocation(1, "1088-65535", "x"))
-    with pytest.raises(PortsExhausted) as caught:
+    with pytest.raises(NoRoomError) as caught:
         place(space, D, 128, prefer=A, strict=True)
     assert (caught.value.wanted, caught.value.longest_free) == (128, 64)
-    assert "203.0.113.1 has no free run that long" in str(caught.value)
+    assert caught.value.no_room == NoRoom(128, 64, Obstacle.NO_FREE_RUN, 1, A)
 
 
 def test_empty_pool_says_so() -> None:
-    with pytest.raises(PortsExhausted, match="no external address in the pool"):
+    with pytest.raises(NoRoomError) as caught:
         place(AddressSpace(), D, 64)
+    assert caught.value.no_room.obstacle is Obstacle.NO_ADDRESS
 
 
 def test_own_ports_are_taken_back_whole() -> None:
@@ -94,8 +96,9 @@ def test_numbers_held_elsewhere_can_be_the_reason() -> None:
         allocation(2, "1088-65535", "x"),
         allocation(3, "1088-65535", "y", external=B),
     )
-    with pytest.raises(PortsExhausted, match="own draining ports have these numbers"):
+    with pytest.raises(NoRoomError) as caught:
         place(space, D, 64)
+    assert caught.value.no_room.obstacle is Obstacle.OWN_NUMBERS
 
 
 @pytest.mark.parametrize(
@@ -206,8 +209,9 @@ def test_who_steps_aside_takes_the_shortest_run_that_has_what_it_lacks() -> None
 def test_nobody_steps_aside_for_next_to_nothing() -> None:
     taken = (allocation(4, "1280-1343", "x"), allocation(6, "1472-65535", "y"), ON_B)
     assert stepped_aside(*taken, least=128).ports == PortRange(1344, 1471)
-    with pytest.raises(PortsExhausted, match="no free run that long"):
+    with pytest.raises(NoRoomError) as caught:
         stepped_aside(*taken, least=129)
+    assert caught.value.no_room.obstacle is Obstacle.NO_FREE_RUN
     assert stepped_aside(*taken, least=64, lacking=-500).ports == PortRange(1344, 1407), (
         "a block, for its range is full"
     )

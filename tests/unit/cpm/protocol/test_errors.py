@@ -1,0 +1,45 @@
+"""The sentences of the errors, in full and in one place: other tests ask for the class and its attributes."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.protocol import errors
+from cpm.protocol.errors import CODES, VirtPortsError
+
+SENTENCES: dict[VirtPortsError, str] = {
+    VirtPortsError("as given"): "as given",
+    errors.InvalidRequest("as given"): "as given",
+    errors.Conflict("as given"): "as given",
+    errors.LedgerError("as given"): "as given",
+    errors.ConfigError("/etc/x.toml", "pool.cap", "use 64 or more"): "/etc/x.toml: pool.cap: use 64 or more",
+    errors.ConfigError("/etc/x.toml", "", "cannot read"): "/etc/x.toml: cannot read",
+    errors.NotFound("VM", "web", "see `virt-ports list`"): "no VM 'web'; see `virt-ports list`",
+    errors.Ambiguous("web", ("u1", "u2")): "2 VMs are named 'web'; use one of the UUIDs u1, u2",
+    errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
+    "stop them or move them first, see `virt-ports list`",
+    errors.IllegalStep("held", "expired"): "a range that is held cannot be expired; please report this as a bug",
+    errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
+    "please report this as a bug",
+    errors.PortsExhausted(64, 8, "no run"): "cannot allocate 64 ports: no run (longest free run: 8); "
+    "add an address with `virt-ports pool add`",
+    errors.InternalPoolExhausted("10.0.0.0/30"): "no internal address is left in 10.0.0.0/30; "
+    "set a larger pool.internal in cpmd.toml",
+    errors.SchemaTooNew(9, 7): "the ledger has schema 9, this version knows 7; "
+    "install the newer virt-ports or restore a backup made before the upgrade",
+    errors.KernelError("add a route", 101, "Network is unreachable"): "cannot add a route: Network is unreachable "
+    "(errno 101); see `nft list ruleset` on this node",
+    errors.Unreachable("/run/s", "no such socket", "is cpmd running?"): "cannot reach /run/s: no such socket; "
+    "is cpmd running?",
+}
+
+
+def test_every_class_has_its_sentence_here() -> None:
+    assert {error.code for error in SENTENCES} == set(CODES)
+
+
+@pytest.mark.parametrize(("error", "sentence"), SENTENCES.items(), ids=lambda each: getattr(each, "code", ""))
+def test_the_sentence_says_what_happened_and_what_to_do(error: VirtPortsError, sentence: str) -> None:
+    assert str(error) == sentence
