@@ -59,9 +59,15 @@ class Site:
             return Answer(response.status, response.headers.get("Content-Type", ""), text)
 
     @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """Open a session in which nothing was said yet."""
+        async with self._http.ws_connect("http://localhost/v1/session") as session:
+            yield session
+
+    @contextlib.asynccontextmanager
     async def node(self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)) -> AsyncIterator[Node]:
         """Open a node's session; it applies all that it is told."""
-        async with self._http.ws_connect("http://localhost/v1/session") as session:
+        async with self.session() as session:
             node = Node(session)
             await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))
             obeying = asyncio.create_task(node.obey())

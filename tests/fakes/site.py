@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 
-from cpm.core.manager import Manager
+from cpm.core.manager import Manager, Outcome
 from cpm.ledger import SqliteLedger
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError, VirtPortsError
@@ -88,6 +88,8 @@ class Site:
         weakref.finalize(self, self.ledger.close)
         self.manager: Manager | None = None
         self.machines: dict[NodeName, Machine] = {}
+        self.on_outcome: Callable[[Outcome], None] | None = None
+        """Is told of all that the manager decides, before it is committed."""
         self.connections: set[Connection] = set()
         self.lives: collections.Counter[DomainUUID] = collections.Counter()
         self._let_through: set[tuple[Connection, NodeName]] = set()
@@ -135,6 +137,8 @@ class Site:
         with contextlib.suppress(VirtPortsError):
             act(self.manager)
         outcome = self.manager.take(self.now)
+        if self.on_outcome is not None:
+            self.on_outcome(outcome)
         self.ledger.commit(outcome.changes, self.now)
         for name, message in outcome.messages:
             if self.machines[name].connected:

@@ -9,9 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from natctl.netlink import links
 from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, list_links, watch_links
-from natctl.netlink.socket import Listener
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns
@@ -88,18 +86,19 @@ async def test_an_interface_that_moves_to_another_namespace_is_gone_here() -> No
         assert await following(events, 1) == [LinkRemoved("vp-b")]
 
 
+class SmallSocket(socket.socket):
+    """Has room for a message or two, the kernel's minimum, unless more is asked for later."""
+
+    def bind(self, address: object, /) -> None:
+        super().bind(address)  # type: ignore[arg-type]
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
 async def test_after_an_overflow_comes_the_whole_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    listener = links._listener
-
-    def small() -> Listener:
-        made = listener()
-        # The kernel makes it its minimum, a message or two.
-        made._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        return made
-
-    monkeypatch.setattr(links, "_listener", small)
     async with aclosing(watch_links()) as events:
-        assert await following(events, 1) == [Resync({"lo": None})]
+        with monkeypatch.context() as system:
+            system.setattr(socket, "socket", SmallSocket)
+            assert await following(events, 1) == [Resync({"lo": None})]
         run(
             "ip",
             "-batch",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import pytest
-
 from cpm.core.manager import Manager, Outcome
 from cpm.protocol import codec
 from cpm.queries import explain_facts, metrics, nodes, pool, vms
@@ -30,42 +28,39 @@ def everything(manager: Manager, now: float) -> None:
     metrics.exposition(manager)
 
 
-def decisions(ask: Ask, patch: pytest.MonkeyPatch) -> tuple[list[str], int]:
+def decisions(ask: Ask) -> tuple[list[str], int]:
     """
     Let VMs contend for a pool, and ask between the steps.
 
     :return: All ledger changes and messages in order, and how often ports began or ceased to be short.
     """
     log: list[str] = []
-    take = Manager.take
+    load, draw, turns, short = Load(blocks=28), random.Random(4), 0, False
 
-    def taken(manager: Manager, now: float) -> Outcome:
-        outcome = take(manager, now)
+    def note(outcome: Outcome) -> None:
+        now = load.site.now
         log.extend(f"{now} {change}" for change in outcome.changes)
         log.extend(f"{now} {name} {codec.encode(message)!r}" for name, message in outcome.messages)
-        return outcome
 
-    with patch.context() as patched:
-        patched.setattr(Manager, "take", taken)
-        load, draw, turns, short = Load(blocks=28), random.Random(4), 0, False
-        for number, uuid in enumerate((GREEDY, LIGHT, *NEWCOMERS)):
-            load.start(uuid, (HOST1, HOST2)[number % 2], wanted=draw.randrange(50, 400))
-        for _ in range(ROUNDS):
-            load.seconds(1)
-            manager = load.site.manager
-            assert manager is not None
-            turns, short = turns + (manager.sizer.contention.is_short(load.site.now) is not short), not short
-            short = manager.sizer.contention.is_short(load.site.now)
-            for number in range(ASKED_EACH):
-                ask(manager, load.site.now + 0.9 * number / ASKED_EACH)
-            for uuid in load.wanted:
-                if draw.random() < 0.05:
-                    load.wanted[uuid] = draw.choice([5, 20, 100, 500])
+    load.site.on_outcome = note
+    for number, uuid in enumerate((GREEDY, LIGHT, *NEWCOMERS)):
+        load.start(uuid, (HOST1, HOST2)[number % 2], wanted=draw.randrange(50, 400))
+    for _ in range(ROUNDS):
+        load.seconds(1)
+        manager = load.site.manager
+        assert manager is not None
+        turns, short = turns + (manager.sizer.contention.is_short(load.site.now) is not short), not short
+        short = manager.sizer.contention.is_short(load.site.now)
+        for number in range(ASKED_EACH):
+            ask(manager, load.site.now + 0.9 * number / ASKED_EACH)
+        for uuid in load.wanted:
+            if draw.random() < 0.05:
+                load.wanted[uuid] = draw.choice([5, 20, 100, 500])
     return log, turns
 
 
-def test_asking_a_thousand_times_changes_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    unasked, turns = decisions(nothing, monkeypatch)
+def test_asking_a_thousand_times_changes_no_decision() -> None:
+    unasked, turns = decisions(nothing)
     assert turns >= 4, "ports are short at times, not always"
     assert len(unasked) > 300
-    assert decisions(everything, monkeypatch)[0] == unasked
+    assert decisions(everything)[0] == unasked

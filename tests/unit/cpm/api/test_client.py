@@ -165,6 +165,6 @@ def test_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("cpm.api.client._UnixConnection.connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(Unreachable, match=r"permission denied; run this as root or .* see `ls -l /s`"):
         Client("/s").call(STATUS)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+import aiohttp
 import pytest
 
-from cpm.api.server import _reason
-from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import Attach
 from cpm.protocol.model import DomainUUID
 from tests.fakes import cpmd
@@ -14,10 +15,16 @@ WEB = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
 
 
 @pytest.mark.parametrize("pad", range(4))
-def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: int) -> None:
-    reason = _reason(InvalidRequest("x" * pad + "\N{EURO SIGN}" * 100))
-    assert 120 < len(reason) <= 123
-    assert set(reason.decode()) <= {"x", "\N{EURO SIGN}"}
+async def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: int) -> None:
+    """A node may have any name; the error repeats what it sent."""
+    kind = "x" * pad + "\N{EURO SIGN}" * 100
+    async with cpmd.running() as site, site.session() as session:
+        await session.send_str(json.dumps({"type": kind}))
+        frame = await session.receive()
+    assert (frame.type, frame.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.POLICY_VIOLATION)
+    assert frame.extra is not None
+    assert 120 < len(frame.extra.encode()) <= 123
+    assert frame.extra.endswith("\N{EURO SIGN}")
 
 
 async def test_a_client_that_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
