@@ -75,7 +75,7 @@ def _crowded(site: Site) -> Way:
         external, port = OTHER_EXTERNAL, 1024 + number * 64
         vm = VM(number, way.guest, ((external, PortRange(port, port + 63)),), None)
         crowd[vm.domain] = vm.at(edge)
-    edge.kernel.run(edge.kernel.kernel.change(Change(edge=crowd)))
+    edge.kernel.change(Change(edge=crowd))
     assert "map outbound-7" in edge.namespace.run("nft", "list", "maps")
     return way
 

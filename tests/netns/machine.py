@@ -34,21 +34,21 @@ class Machine:
         self._kernel = self._kernels[-1]
 
     def observe(self) -> KernelState:
-        return self._kernel.run(self._kernel.kernel.observe())
+        return self._kernel.observe()
 
     def replace(
         self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
     ) -> tuple[str, ...]:
-        return self._kernel.run(self._kernel.kernel.replace(host, edge, path))
+        return self._kernel.replace(host, edge, path)
 
     def change(self, change: Change) -> None:
-        self._kernel.run(self._kernel.kernel.change(change))
+        self._kernel.change(change)
 
     def ensure(self) -> tuple[str, ...]:
-        return self._kernel.run(self._kernel.kernel.ensure())
+        return self._kernel.ensure()
 
     def remove(self) -> None:
-        self._kernel.run(self._kernel.kernel.remove())
+        self._kernel.remove()
 
     def nft(self, *words: str) -> str:
         return self.namespace.run("nft", *words)

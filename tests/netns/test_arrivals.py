@@ -101,14 +101,14 @@ class Scene:
     def tell(self, **changes: object) -> HostEntry:
         """Say to the host what is to be about the VM now."""
         entry = with_intent(self.vm.on_host(), **changes)
-        self.host.kernel.run(self.host.kernel.kernel.change(Change(host={self.vm.domain: entry})))
+        self.host.kernel.change(Change(host={self.vm.domain: entry}))
         return entry
 
     def give(self, timeouts: Timeouts | None) -> None:
         """Say to the host, as a manager's snapshot does, how long connections live from now on."""
         path = Path(POOL, frozenset({self.edge.underlay}), timeouts=timeouts)
         kernel = self.host.kernel
-        kernel.run(kernel.kernel.replace({self.vm.domain: self.vm.on_host()}, {}, path))
+        kernel.replace({self.vm.domain: self.vm.on_host()}, {}, path)
 
     def send(self, count: int, port: int = 9000) -> None:
         """Begin UDP flows to one destination, each from a port of its own."""
@@ -172,7 +172,7 @@ def test_packets_of_a_connection_that_is_known_cost_nothing(scene: Scene, ear: E
 
 def test_a_crowd_is_not_announced_one_by_one(scene: Scene, ear: Ear) -> None:
     scene.tell(budget=2, ports=PortRange(20000, 21023))
-    scene.edge.kernel.run(scene.edge.kernel.kernel.ensure())
+    scene.edge.kernel.ensure()
     with contextlib.ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(scene.vm.guest.namespace.udp()).sendto(b"x", (INTERNET, 9000))
@@ -214,9 +214,9 @@ def test_a_budget_that_is_partly_used_stays_as_it_is(scene: Scene, ear: Ear) -> 
     scene.send(4)
     # Somebody has a transaction, so everything is compared; and the VM is told what it was told.
     scene.host.namespace.nft("add table ip other")
-    assert kernel.run(kernel.kernel.ensure()) == ()
-    kernel.run(kernel.kernel.change(Change(host={entry.intent.domain: entry})))
-    assert kernel.run(kernel.kernel.observe()).host == {entry.intent.domain: entry}
+    assert kernel.ensure() == ()
+    kernel.change(Change(host={entry.intent.domain: entry}))
+    assert kernel.observe().host == {entry.intent.domain: entry}
     scene.send(1)
     assert ear.heard() == 0
     scene.send(1)
@@ -236,7 +236,7 @@ def test_a_new_budget_counts_from_the_beginning(scene: Scene, ear: Ear) -> None:
 def test_connections_wait_for_more_ports_and_go_on_with_them(scene: Scene, door: Door) -> None:
     larger = PortRange(20016, 20031)
     both = dataclasses.replace(scene.vm, ranges=((EXTERNAL, SMALL), (EXTERNAL, larger)))
-    scene.edge.kernel.run(scene.edge.kernel.kernel.change(Change(edge={both.domain: both.at(scene.edge)})))
+    scene.edge.kernel.change(Change(edge={both.domain: both.at(scene.edge)}))
     scene.tell(defer_after=3)
     with scene.site.internet.udp(INTERNET, 9000) as server:
         scene.send(3)
@@ -270,7 +270,7 @@ def test_only_the_vm_that_has_no_ports_left_waits(scene: Scene, door: Door) -> N
         (scene.edge, Change(edge={other.domain: other.at(scene.edge)})),
         (scene.host, Change(host={other.domain: other.on_host()})),
     ):
-        node.kernel.run(node.kernel.kernel.change(change))
+        node.kernel.change(change)
     scene.tell(defer_after=1)
     scene.send(2)
     with scene.site.internet.udp(INTERNET, 9000) as server, other.guest.namespace.udp() as client:
@@ -304,8 +304,8 @@ def test_a_deferral_that_is_partly_used_stays_as_it_is(scene: Scene, door: Door)
     entry = scene.tell(budget=5, defer_after=3)
     scene.send(2)
     scene.host.namespace.nft("add table ip other")
-    assert kernel.run(kernel.kernel.ensure()) == ()
-    assert kernel.run(kernel.kernel.observe()).host == {entry.intent.domain: entry}
+    assert kernel.ensure() == ()
+    assert kernel.observe().host == {entry.intent.domain: entry}
     scene.send(4)
     assert door.next()
     assert len(scene.connections("-p", "udp")) == 3
@@ -339,7 +339,7 @@ def test_nft_shows_budgets_and_timeouts_in_words(scene: Scene) -> None:
 def test_counters_are_read_alone(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.send(3)
-    assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 3}
+    assert kernel.counted().connections == {scene.vm.domain: 3}
 
 
 # Refusing
@@ -379,27 +379,27 @@ def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
 
         # Silence, as long as nobody says otherwise; and words for a VM at its cap only.
         assert _outcome(scene, HTTP) == errno.ETIMEDOUT
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        kernel.refuse({scene.vm.domain: crowded()}, 60)
         assert _outcome(scene, HTTP) == errno.ETIMEDOUT
         scene.tell(at_cap=True)
         with scene.vm.guest.namespace.icmp() as witness:
             assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
             assert witness.recv(100)[20:22] == bytes((3, 13))
-        assert kernel.run(kernel.kernel.counted()).refused == {scene.vm.domain: 1}
+        assert kernel.counted().refused == {scene.vm.domain: 1}
 
         # The same ports serve other destinations, and connections that there are go on.
         assert _outcome(scene, (INTERNET, 8081)) == 0
         for client, server in zip(clients, servers, strict=True):
             client.sendall(b"alive")
             server.settimeout(PATIENCE)
-        assert kernel.run(kernel.kernel.ensure()) == ()
+        assert kernel.ensure() == ()
         assert len({server.getpeername()[1] for server in servers}) == SMALL.size
 
         # A connection that is closing counts no more: the kernel may give its port to the next one.
         clients[0].close()
         servers[0].close()
         assert crowded() == frozenset()
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        kernel.refuse({scene.vm.domain: crowded()}, 60)
         assert _outcome(scene, HTTP) != errno.EHOSTUNREACH
 
 
@@ -408,7 +408,7 @@ def test_what_is_refused_is_forgotten_by_itself(scene: Scene) -> None:
     scene.tell(at_cap=True)
     with scene.site.internet.listener(INTERNET, 8080):
         everything = [Destination(6, IPv4Address(INTERNET), 8080)]
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: everything}, 0.5))
+        kernel.refuse({scene.vm.domain: everything}, 0.5)
         assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
         with scene.vm.guest.namespace.socket(socket.SOCK_STREAM) as client:
             while client.connect_ex(HTTP):
@@ -419,7 +419,7 @@ def test_icmp_queries_are_refused_too(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.tell(at_cap=True)
     destination = Destination(1, IPv4Address(INTERNET), 0)
-    kernel.run(kernel.kernel.refuse({scene.vm.domain: [destination]}, 60))
+    kernel.refuse({scene.vm.domain: [destination]}, 60)
     done = scene.vm.guest.namespace.run("sh", "-c", f"ping -c 1 -W 2 {INTERNET} || true")
     assert "Packet filtered" in done or "Prohibited" in done
 
@@ -512,14 +512,14 @@ def test_the_managers_timeouts_are_for_new_flows_of_vms_and_former_flows_keep_th
         assert 290 <= _lives(scene, "udp", 9001) <= 300
         assert 7900 <= _lives(scene, "tcp", 8001) <= 8000
         # The table is the same one: nothing that it counted is lost.
-        assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 4}
+        assert kernel.counted().connections == {scene.vm.domain: 4}
 
     listed = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
     assert 'ct timeout set "managed-udp-600"' in listed
     assert "managed-udp-300" not in listed
     assert 9000 in _policies(scene, "established")
     assert 600 in _policies(scene, "replied")
-    assert kernel.run(kernel.kernel.ensure()) == ()
+    assert kernel.ensure() == ()
 
     with scene.host.namespace.udp() as own:
         own.sendto(b"x", (str(scene.edge.underlay), 9))
@@ -533,13 +533,13 @@ def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(s
     before = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
     successor = KernelIn(scene.host.namespace, scene.host.kernel.settings)
     try:
-        found = successor.run(successor.kernel.observe()).path
+        found = successor.observe().path
         assert found is not None
         assert found.timeouts == given
         entry = dataclasses.replace(scene.vm.on_host(), budget=7)
-        successor.run(successor.kernel.change(Change(host={entry.intent.domain: entry})))
+        successor.change(Change(host={entry.intent.domain: entry}))
         assert scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun") == before
-        assert successor.run(successor.kernel.replace({entry.intent.domain: entry}, {}, found)) == ()
+        assert successor.replace({entry.intent.domain: entry}, {}, found) == ()
     finally:
         successor.close()
 
@@ -554,8 +554,8 @@ def test_the_longest_timeout_is_no_surprise_to_the_kernel(scene: Scene) -> None:
 def test_a_changed_timeout_is_put_right(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.host.namespace.nft("add ct timeout ip virtports mine { protocol udp; l3proto ip; policy = { replied: 10 }; }")
-    assert kernel.run(kernel.kernel.ensure()) == ("ct timeout ip mine is not ours",)
-    assert kernel.run(kernel.kernel.ensure()) == ()
+    assert kernel.ensure() == ("ct timeout ip mine is not ours",)
+    assert kernel.ensure() == ()
 
 
 def test_connections_outlive_their_timeouts_object(scene: Scene) -> None:
@@ -566,7 +566,7 @@ def test_connections_outlive_their_timeouts_object(scene: Scene) -> None:
         client.send(b"one")
         server.connect(server.recvfrom(10)[1])
         scene.host.namespace.nft("flush ruleset")
-        kernel.run(kernel.kernel.ensure())
+        kernel.ensure()
         client.send(b"two")
         assert server.recv(10) == b"two"
         server.send(b"three")

@@ -30,7 +30,7 @@ def _ask(
 
 
 def _drops(node: Node) -> dict[str, int]:
-    return dict(node.kernel.run(node.kernel.kernel.observe()).drops)
+    return dict(node.kernel.observe().drops)
 
 
 def _syn_and_rst(source: str, destination: str, sport: int, dport: int) -> bytes:
@@ -115,7 +115,7 @@ def test_an_edge_lets_no_port_out_that_the_vm_does_not_hold(site: Site) -> None:
     stale, owner = site.guest(host, "10.10.0.5"), site.guest(host, "10.10.0.6")
     program([host, edge], [VM.of(1, stale, A), VM.of(2, owner, B)], {0: (edge,)})
     moved = VM.of(1, stale, PortRange(30000, 30063)).at(edge)
-    edge.kernel.run(edge.kernel.kernel.change(Change(edge={moved.domain: moved})))
+    edge.kernel.change(Change(edge={moved.domain: moved}))
     _assert_cannot_send(site, stale, owner)
     assert _drops(edge)["not-owned"] == 1
 

@@ -310,7 +310,7 @@ def _resized(vm: VM, nodes: list[Node], ports: PortRange, *also: PortRange, edge
     steps = [(host, Change(host={vm.domain: after.on_host()}))]
     steps[0:0] = [(edge, Change(edge={vm.domain: after.at(edge)})) for edge in edges]
     for node, change in steps if edges_first else reversed(steps):
-        node.kernel.run(node.kernel.kernel.change(change))
+        node.kernel.change(change)
 
 
 def test_a_connection_survives_grow_relocate_and_shrink(site: Site) -> None:
@@ -402,7 +402,7 @@ def test_no_packet_is_lost_while_a_range_changes(site: Site, way: str) -> None:
     def resize() -> None:
         for last in lasts:
             after = dataclasses.replace(vm, ranges=((EXTERNAL, PortRange(20000, last)),))
-            edge.kernel.run(edge.kernel.kernel.change(Change(edge={vm.domain: after.at(edge)})))
+            edge.kernel.change(Change(edge={vm.domain: after.at(edge)}))
 
     with site.internet.udp(INTERNET, 9000) as server, vm.guest.namespace.udp("10.10.0.5", 20000) as client:
         client.connect((INTERNET, 9000))
@@ -416,4 +416,4 @@ def test_no_packet_is_lost_while_a_range_changes(site: Site, way: str) -> None:
             server.send(b"back")
             assert client.recv(10) == b"back"
         resizing.join()
-    assert edge.kernel.run(edge.kernel.kernel.observe()).drops == {"nobodys-port": 0, "not-owned": 0}
+    assert edge.kernel.observe().drops == {"nobodys-port": 0, "not-owned": 0}

@@ -24,14 +24,15 @@ import pathlib
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.kernel import Kernel
-from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import Change, Destination, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.ruleset.readback import Counted, KernelState
 from tests.fakes.intents import edge_intent, host_entry
 
 _T = TypeVar("_T")
@@ -139,11 +140,11 @@ class Namespace:
 
 
 class KernelIn:
-    """A kernel under test, in a thread and an event loop of its own inside a namespace."""
+    """A kernel under test, in a thread and an event loop of its own inside a namespace; its calls block."""
 
     def __init__(self, namespace: Namespace, settings: Settings) -> None:
         self.settings = settings
-        self.kernel = Kernel(settings)
+        self._kernel = Kernel(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(namespace,), name=namespace.name)
         self._thread.start()
@@ -153,12 +154,35 @@ class KernelIn:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
+    def observe(self) -> KernelState:
+        return self.run(self._kernel.observe())
+
+    def change(self, change: Change) -> None:
+        self.run(self._kernel.change(change))
+
+    def replace(
+        self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
+    ) -> tuple[str, ...]:
+        return self.run(self._kernel.replace(host, edge, path))
+
+    def ensure(self) -> tuple[str, ...]:
+        return self.run(self._kernel.ensure())
+
+    def counted(self) -> Counted:
+        return self.run(self._kernel.counted())
+
+    def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        self.run(self._kernel.refuse(where, for_s))
+
+    def remove(self) -> None:
+        self.run(self._kernel.remove())
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for one of the kernel's calls."""
+        """Wait for something in the kernel's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def close(self) -> None:
-        self.run(self.kernel.close())
+        self.run(self._kernel.close())
         self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -351,7 +375,7 @@ def program(nodes: list[Node], vms: list[VM], edges: Mapping[int, tuple[Node, ..
         path = Path(POOL, hops, frozenset({EXTERNAL, OTHER_EXTERNAL}))
         hosts = {vm.domain: vm.on_host() for vm in vms if vm.guest.host is node} if settings.host else {}
         at_edge = {vm.domain: vm.at(node) for vm in vms} if settings.edge else {}
-        node.kernel.run(node.kernel.kernel.replace(hosts, at_edge, path))
+        node.kernel.replace(hosts, at_edge, path)
 
 
 def checksum(data: bytes) -> int:
