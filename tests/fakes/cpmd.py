@@ -26,6 +26,7 @@ from cpm.protocol.model import NodeName, Role
 from cpm.service import clock
 
 NOW = 1763879880.0  # 2025-11-23T06:38:00Z
+SESSION = "http://localhost/v1/session"
 
 
 class Answer:
@@ -58,24 +59,15 @@ class Site:
             text = "".join([(await response.content.readline()).decode() for _ in range(count)])
             return Answer(response.status, response.headers.get("Content-Type", ""), text)
 
-    @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    def session(self) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientWebSocketResponse]:
         """Open a session in which nothing was said yet."""
-        async with self._http.ws_connect("http://localhost/v1/session") as session:
-            yield session
+        return self._http.ws_connect(SESSION)
 
-    @contextlib.asynccontextmanager
-    async def node(self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)) -> AsyncIterator[Node]:
+    def node(
+        self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)
+    ) -> contextlib.AbstractAsyncContextManager[Node]:
         """Open a node's session; it applies all that it is told."""
-        async with self.session() as session:
-            node = Node(session)
-            await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))
-            obeying = asyncio.create_task(node.obey())
-            try:
-                yield node
-            finally:
-                await session.close()
-                await asyncio.wait_for(obeying, 60)
+        return connected_node(self._http, name, address, roles)
 
     async def settle(self) -> None:
         """Wait until every connected node has confirmed all it was told."""
@@ -101,6 +93,22 @@ class Node:
             elif isinstance(message, (Snapshot, Delta)):
                 self.generation = message.generation
                 await self.say(Applied(message.epoch, message.generation))
+
+
+@contextlib.asynccontextmanager
+async def connected_node(
+    http: aiohttp.ClientSession, name: str, address: str, roles: frozenset[Role] = frozenset(Role)
+) -> AsyncIterator[Node]:
+    """Open a node's session with the manager to which ``http`` leads."""
+    async with http.ws_connect(SESSION) as session:
+        node = Node(session)
+        await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))
+        obeying = asyncio.create_task(node.obey())
+        try:
+            yield node
+        finally:
+            await session.close()
+            await asyncio.wait_for(obeying, 60)
 
 
 @contextlib.contextmanager

@@ -13,28 +13,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 
-from cpm.protocol import codec
 from cpm.protocol.messages import (
-    PROTOCOL,
-    Applied,
     Attach,
-    Delta,
     Detach,
-    Hello,
     Measured,
-    NodeMessage,
     Report,
-    Snapshot,
-    Welcome,
 )
-from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
+from cpm.protocol.model import DomainUUID, Wishes
+from tests.fakes.cpmd import Node, connected_node
 from tests.unit.cpm.cli.conftest import DB, WEB, Result
 
 _PATIENCE_S = 60.0
@@ -81,41 +73,13 @@ async def _start(cpmd: Manager, *words: str) -> asyncio.subprocess.Process:
     )  # fmt: skip
 
 
-class Node:
-    """A machine with both roles whose kernel accepts everything at once."""
-
-    def __init__(self, session: aiohttp.ClientWebSocketResponse) -> None:
-        self._session = session
-        self.epoch = self.generation = 0
-
-    async def say(self, message: NodeMessage) -> None:
-        await self._session.send_bytes(codec.encode(message))
-
-    async def obey(self) -> None:
-        async for frame in self._session:
-            message = codec.decode_manager_message(frame.data)
-            if isinstance(message, Welcome):
-                self.epoch = message.epoch
-            elif isinstance(message, (Snapshot, Delta)):
-                self.generation = message.generation
-                await self.say(Applied(message.epoch, message.generation))
-
-
 @contextlib.asynccontextmanager
 async def connected(cpmd: Manager, name: str) -> AsyncIterator[Node]:
     async with (
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(cpmd.socket_path)) as http,
-        http.ws_connect("http://localhost/v1/session") as session,
+        connected_node(http, name, "172.30.0.11") as node,
     ):
-        node = Node(session)
-        hello = Hello(PROTOCOL, NodeName(name), frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
-        await node.say(hello)
-        obeying = asyncio.create_task(node.obey())
-        try:
-            yield node
-        finally:
-            await session.close()
-            await asyncio.wait_for(obeying, _PATIENCE_S)
+        yield node
 
 
 class Follower:

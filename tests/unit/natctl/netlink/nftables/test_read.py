@@ -14,24 +14,12 @@ from natctl.netlink.nftables.elements import packed_element
 from natctl.netlink.nftables.read import decode_ct_timeout, decode_element, decode_hook
 from natctl.ruleset.plan import AddChain, AddCtTimeout
 from natctl.ruleset.values import Chain, CtTimeout, Element, Family, Hook
+from tests.unit.natctl.netlink.nftables.generated import elements
 
 BEHIND_HEADERS = 20
 
 
-@given(
-    st.builds(
-        Element,
-        st.binary(min_size=1, max_size=16),
-        st.binary(max_size=16),
-        st.binary(max_size=16),
-        st.just(""),
-        st.binary(max_size=255),
-        st.booleans(),
-        st.none() | st.integers(0, 65535),
-        st.just(0),
-        st.none(),
-    )
-)
+@given(elements())
 def test_an_element_is_read_as_it_was_packed(element: Element) -> None:
     (item,) = attribute_payloads(packed_element(element))
     assert decode_element(item) == (element, None)
