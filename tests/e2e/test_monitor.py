@@ -110,7 +110,7 @@ async def test_start_and_stop_of_a_vm_are_events(
     assert await monitor.domains() == ()
 
 
-async def test_what_the_guest_sends_counts_as_sent(
+async def test_packets_from_the_guest_count_as_sent_by_it(
     vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
 ) -> None:
     monitor = watch(host)

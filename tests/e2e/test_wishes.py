@@ -42,7 +42,7 @@ def wish(view: dict[str, Any], key: str) -> tuple[object, str]:
     return next((each["value"], each["origin"]) for each in view["wishes"] if each["key"] == key)
 
 
-def test_what_virsh_writes_is_followed_by_a_running_vm_and_by_its_next_start(lab: Lab) -> None:
+def test_metadata_written_by_virsh_applies_to_the_running_vm_and_to_its_next_start(lab: Lab) -> None:
     vm = lab.add_vm("wisher", "host1")
     try:
         becomes(lab, "wisher", lambda view: view["state"] == "active")

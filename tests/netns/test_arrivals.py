@@ -170,7 +170,7 @@ def test_packets_of_a_connection_that_is_known_cost_nothing(scene: Scene, ear: E
     assert ear.heard() == 0
 
 
-def test_a_crowd_is_not_announced_one_by_one(scene: Scene, ear: Ear) -> None:
+def test_a_crowd_of_connections_gives_fewer_signals_than_connections(scene: Scene, ear: Ear) -> None:
     scene.tell(budget=2, ports=PortRange(20000, 21023))
     scene.edge.kernel.ensure()
     with contextlib.ExitStack() as stack:
@@ -403,7 +403,7 @@ def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
         assert _outcome(scene, HTTP) != errno.EHOSTUNREACH
 
 
-def test_what_is_refused_is_forgotten_by_itself(scene: Scene) -> None:
+def test_refused_destinations_expire(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.tell(at_cap=True)
     with scene.site.internet.listener(INTERNET, 8080):
@@ -544,7 +544,7 @@ def test_a_restarted_natd_keeps_what_the_kernel_gives_until_the_manager_speaks(s
         successor.close()
 
 
-def test_the_longest_timeout_is_no_surprise_to_the_kernel(scene: Scene) -> None:
+def test_the_kernel_accepts_the_longest_timeout(scene: Scene) -> None:
     scene.give(Timeouts(udp_s=MAXIMUM_S))
     scene.send(1)
     (udp,) = _seconds(scene, "-p", "udp")

@@ -198,7 +198,7 @@ def test_a_range_that_is_another_vms_is_refused(programmed: Machine) -> None:
         programmed.change(Change(edge={TWO: with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(20000, 20063)))}))
 
 
-def test_a_route_that_cannot_be_leaves_everything_as_before(programmed: Machine) -> None:
+def test_an_impossible_route_leaves_everything_as_before(programmed: Machine) -> None:
     before = programmed.everything()
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(30000, 30063)), via=IPv4Address("192.0.2.99"))
     with pytest.raises(KernelError) as caught:
@@ -358,7 +358,7 @@ def _owned(owners: list[int]) -> dict[DomainUUID, EdgeIntent]:
 
 
 @pytest.mark.parametrize("way", ["told the change", "told everything"])
-def test_whatever_becomes_of_ranges_the_kernel_takes_it(machine: Machine, way: str) -> None:
+def test_the_kernel_accepts_any_sequence_of_range_changes(machine: Machine, way: str) -> None:
     """Neighbours that grow, shrink, split, join, swap: the order in which ends come and go matters since Linux 6.19."""
     draw = random.Random(way)
     owners = [0] * len(BLOCKS)

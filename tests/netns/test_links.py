@@ -42,7 +42,7 @@ def test_five_hundred_interfaces_are_listed() -> None:
     assert set(list_links()) == {"lo"} | {f"vnet{at}" for at in range(500)}
 
 
-async def test_the_first_word_is_what_exists() -> None:
+async def test_the_first_event_lists_all_interfaces() -> None:
     ip("tuntap add vnet0 mode tap")
     async with aclosing(watch_links()) as events:
         assert await following(events, 1) == [Resync({"lo": None, "vnet0": None})]
@@ -67,7 +67,7 @@ async def test_coming_and_going_is_told_once_each() -> None:
         ]
 
 
-async def test_a_new_name_is_the_end_of_the_old_one() -> None:
+async def test_a_renamed_interface_is_added_and_removed() -> None:
     async with aclosing(watch_links()) as events:
         await following(events, 1)
         ip("tuntap add vp-a mode tap")
@@ -94,7 +94,7 @@ class SmallSocket(socket.socket):
         self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
 
 
-async def test_after_an_overflow_comes_the_whole_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_an_overflow_all_interfaces_are_listed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     async with aclosing(watch_links()) as events:
         with monkeypatch.context() as system:
             system.setattr(socket, "socket", SmallSocket)

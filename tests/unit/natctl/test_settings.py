@@ -43,7 +43,7 @@ def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> No
     "tcp_established_s = 7439", "tcp_transitory_s = 239", "udp_s = 119", "icmp_s = 59", "tcp_time_wait_s = 0",
     "tcp_reset_s = 0", "sctp_s = 100",
 ])  # fmt: skip
-def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str) -> None:
+def test_timeouts_below_the_floor_and_unknown_keys_are_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, f"[host.timeouts]\n{line}\n")
     assert caught.value.file == str(tmp_path / "natd.toml")
@@ -52,7 +52,7 @@ def test_what_is_below_the_floor_or_unknown_is_refused(tmp_path: Path, line: str
 
 @pytest.mark.parametrize("key", ["log_group", "queue"])
 @pytest.mark.parametrize("number", [-1, 65536])
-def test_a_group_or_queue_that_cannot_be_is_refused(tmp_path: Path, key: str, number: int) -> None:
+def test_an_nflog_group_or_a_queue_out_of_range_is_refused(tmp_path: Path, key: str, number: int) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, f"{key} = {number}\n")
     assert caught.value.key == f"host.{key}"

@@ -15,7 +15,7 @@ from tests.unit.site.test_order import FOURTH, HOST1, HOST2, OTHER, THIRD, VM, r
 FIFTH = DomainUUID("00000000-0000-0000-0000-000000000005")
 
 
-def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_back_when_they_are_free() -> None:
+def test_without_a_long_enough_range_a_vm_gets_an_overflow_range_and_returns_when_its_own_is_free() -> None:
     site = fragmented()
     for offset in range(250):
         assert site.open(VM, offset) is not None
@@ -41,7 +41,7 @@ def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_ba
     assert manager.sizer.of(VM).refusal is None
 
 
-def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
+def test_while_ports_are_short_no_vm_gets_an_overflow_range() -> None:
     site = fragmented()
     assert site.manager is not None
     site.manager.sizer.contention.on_refused(THIRD, 2048, site.now)
@@ -53,7 +53,7 @@ def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
     assert refusal.obstacle is Obstacle.NO_FREE_RUN
 
 
-def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:
+def test_ports_given_back_in_a_shortage_do_not_return_to_the_vm_before_it_ends() -> None:
     site = fragmented()
     assert opened(site, 250) == 250
     step_aside(site, in_use=250)
@@ -125,7 +125,7 @@ def test_while_connections_come_and_go_slowly_none_is_denied_for_ports_that_are_
         assert opened(site, 20) == 20
 
 
-def test_what_grows_in_place_is_not_remembered_as_left() -> None:
+def test_growth_in_place_leaves_no_range_behind() -> None:
     site = Site()
     started(site)
     assert opened(site, 200) == 200
@@ -135,7 +135,7 @@ def test_what_grows_in_place_is_not_remembered_as_left() -> None:
     assert site.manager.sizer.of(VM).free_in == {}
 
 
-def test_a_count_of_the_range_before_says_nothing_of_the_one_now() -> None:
+def test_a_count_of_the_former_range_is_not_taken_for_the_present_one() -> None:
     site = Site()
     started(site)
     assert opened(site, 100) == 100

@@ -135,7 +135,7 @@ def test_weights_divide_what_is_above_the_floors() -> None:
     assert load.size(LIGHT) == pytest.approx(64 + 3 * (load.size(GREEDY) - 64), abs=4 * 64)
 
 
-def test_when_there_is_plenty_again_everybody_grows_as_it_likes() -> None:
+def test_after_a_shortage_a_vm_grows_to_its_need() -> None:
     load = Load()
     load.start(GREEDY, HOST1, wanted=800)
     load.start(LIGHT, HOST2, wanted=800)

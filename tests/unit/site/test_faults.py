@@ -126,7 +126,7 @@ class Faults(RuleBasedStateMachine):
         self.site.start_manager()
 
     @invariant()
-    def nobody_sees_what_nobody_may_see(self) -> None:
+    def no_port_has_two_owners_and_no_connection_is_cut(self) -> None:
         self.site.check()
 
     def teardown(self) -> None:

@@ -57,7 +57,7 @@ def test_a_guest_that_claims_a_billion_connections_changes_no_decision(state: Gu
     assert len({str(each) for each in honest[1::3]}) > 3, "nothing ever changed: the load is no load"
 
 
-def test_what_it_claims_is_shown_as_what_it_claims() -> None:
+def test_operators_see_a_guests_claims_apart_from_what_was_measured() -> None:
     site = Site()
     site.start_vm(HOST1, VM)
     site.run()

@@ -179,7 +179,7 @@ def test_natd_restarted_while_the_manager_is_away_changes_nothing() -> None:
     assert site.machines[HOST1].kernel.host == before
 
 
-def test_a_vm_that_stops_while_nobody_looks_is_found_gone() -> None:
+def test_a_vm_that_stopped_while_natd_was_down_is_found_gone() -> None:
     site = Site()
     started(site)
     site.kill_natd(HOST1)
@@ -287,7 +287,7 @@ def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
     assert states(site) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
 
 
-def test_a_need_that_nothing_comes_of_is_declined_and_one_that_is_late_is_not() -> None:
+def test_a_need_without_consequence_is_declined_and_an_outdated_one_is_ignored() -> None:
     site = Site()
     started(site)
     assert site.manager is not None
@@ -338,7 +338,7 @@ def test_a_fragmented_address_is_compacted_without_cutting_anything() -> None:
     assert [s for uuid in (VM, OTHER, THIRD, FOURTH) for _, _, s in states(site, uuid)] == ["active"] * 4
 
 
-def test_what_was_confirmed_to_the_last_session_confirms_nothing_to_this_one() -> None:
+def test_confirmations_of_a_former_session_do_not_count_in_the_next() -> None:
     """Generations count within a session: work of the former one ends while the new one waits for its snapshot."""
     site = Site()
     site.start_vm(HOST1, VM)
@@ -372,7 +372,7 @@ def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -
     assert site.manager.present == {VM: HOST2}
 
 
-def test_a_migration_whose_arrival_nobody_saw_ends_with_the_stop_at_its_source() -> None:
+def test_a_migration_without_a_resumed_event_ends_with_the_stop_at_its_source() -> None:
     site = Site()
     started(site)
     site.migrate(VM, HOST2)
@@ -384,7 +384,7 @@ def test_a_migration_whose_arrival_nobody_saw_ends_with_the_stop_at_its_source()
     assert site.manager.present == {VM: HOST2}
 
 
-def test_a_migration_that_comes_to_nothing_changes_nothing() -> None:
+def test_a_cancelled_migration_changes_nothing() -> None:
     site = Site()
     started(site)
     before = dict(site.machines[HOST1].kernel.host)
@@ -400,7 +400,7 @@ def journal(site: Site) -> list[JournalEvent]:
     return [entry.event for entry in site.ledger.reader().history(VM)]
 
 
-def test_what_a_host_refused_in_words_is_seen_in_show_and_metrics() -> None:
+def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None:
     site = Site()
     started(site)
     node = site.machines[HOST1].node

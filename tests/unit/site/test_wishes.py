@@ -78,7 +78,7 @@ def test_a_host_that_does_not_know_the_xml_changes_nothing() -> None:
     assert vm(site).xml_wishes == Wishes(floor=512)
 
 
-def test_what_the_operator_says_is_kept_over_restarts_and_gives_way_to_the_xml() -> None:
+def test_operator_wishes_survive_restarts_and_yield_to_the_xml() -> None:
     site = started(Wishes())
     site.ask(lambda manager: manager.set_wishes(ONE, Wishes(floor=320, cap=640)))
     reports(site)
@@ -121,7 +121,7 @@ def test_the_policy_of_a_vm_decides_about_it() -> None:
         assert (decision.asked > decision.current) is asks_for_more
 
 
-def test_a_drain_limit_of_its_own_ends_what_the_pool_would_let_drain_for_ever() -> None:
+def test_a_vms_own_drain_limit_ends_draining_that_the_pool_does_not_limit() -> None:
     site = started(Wishes(drain_limit_s=30.0))
     for offset in range(200, 256):
         assert site.open(ONE, offset) is not None
@@ -136,7 +136,7 @@ def test_a_drain_limit_of_its_own_ends_what_the_pool_would_let_drain_for_ever() 
     assert "draining" not in {row.state.value for row in site.manager.fleet.of(ONE)}
 
 
-def test_an_operator_who_says_nonsense_is_told() -> None:
+def test_invalid_operator_wishes_are_refused() -> None:
     site = started()
     assert site.manager is not None
     for wishes, uuid, error in (

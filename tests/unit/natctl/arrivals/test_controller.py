@@ -133,7 +133,7 @@ def test_a_count_that_shows_need_asks() -> None:
     assert request.ports_in_use == 230
 
 
-def test_a_count_of_ports_that_changed_says_nothing() -> None:
+def test_a_count_of_a_former_range_is_ignored() -> None:
     arrivals = watching()
     arrivals.on_turned_down(VM, AT)
     *_, counting = arrivals.on_budget_used_up(VM, AT + 0.5)
@@ -266,7 +266,7 @@ def test_doubt_ends_when_slow_arrivals_need_ports() -> None:
     assert asks(arrivals.on_periodic_count(VM, FLOOR, evenly(232), 232, AT + 14))
 
 
-def test_what_arrived_before_natd_began_is_no_pace() -> None:
+def test_connections_from_before_natd_began_do_not_count_as_a_rate() -> None:
     arrivals = Arrivals()
     arrivals.on_found(entry(FLOOR, 64, 192), AT)
     assert arrivals.on_periodic_count(VM, FLOOR, evenly(150), 5000, AT + 1) == []

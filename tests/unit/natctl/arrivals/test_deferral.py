@@ -96,7 +96,7 @@ def test_deferred_connections_are_a_reason_to_ask_again_after_being_turned_down(
     need(asked)
 
 
-def test_no_more_go_on_than_find_a_port_and_for_the_others_more_is_asked_for() -> None:
+def test_deferred_connections_are_released_as_ports_are_free_and_more_are_requested_for_the_rest() -> None:
     arrivals = watching()
     arrivals.on_periodic_count(VM, FLOOR, evenly(0), 0, AT + 1)
     (slow,) = arrivals.on_budget_used_up(VM, AT + 1.9)
@@ -207,7 +207,7 @@ def test_a_vm_at_its_cap_is_refused_and_not_deferred() -> None:
     assert arrivals.on_deferred(VM, [7], AT + 1) == [Release((7,))]
 
 
-def test_what_an_older_budget_deferred_is_released_at_once() -> None:
+def test_connections_deferred_under_an_older_budget_are_released_at_once() -> None:
     arrivals = watching()
     assert arrivals.on_deferred(VM, [7], AT + 0.0001) == [Release((7,))]
     arrivals.on_vm(a_vm(DOUBLE), AT + 0.5)

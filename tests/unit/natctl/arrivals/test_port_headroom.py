@@ -18,7 +18,7 @@ def test_a_budget_never_goes_beyond_what_is_left(size: int, in_use: int, rate: f
 
 
 @given(st.integers(1, 65535), st.integers(0, 65535), st.floats(0, 1))
-def test_there_is_never_more_room_than_can_be_counted_on_and_never_none_below(
+def test_room_is_between_a_quarter_and_all_of_the_usable_ports_that_are_left(
     size: int, in_use: int, densest: float
 ) -> None:
     left = max(0, usable(size) - in_use)
@@ -31,17 +31,17 @@ def test_new_connections_have_room_until_the_densest_part_is_full() -> None:
     assert 192 + begun / 4 == pytest.approx(port_headroom.FULL * 256, abs=1)
 
 
-def test_of_a_small_range_the_first_quarter_is_silent() -> None:
+def test_the_first_budget_of_a_small_range_is_a_quarter_of_it() -> None:
     assert budget(256, 0, 0) == 64
 
 
 @given(st.integers(64, 65535), st.floats(0, 1e6))
-def test_what_is_asked_for_when_the_first_budget_is_used_up_the_manager_takes_seriously(size: int, rate: float) -> None:
+def test_a_request_after_the_first_used_up_budget_is_above_the_managers_threshold(size: int, rate: float) -> None:
     assert budget(size, 0, rate) + 1 >= manager.LEAST_USE * size
     assert port_headroom.LEAST_USE >= manager.LEAST_USE
 
 
-def test_of_a_large_range_what_a_sudden_burst_may_take_is_kept() -> None:
+def test_a_large_range_keeps_ports_for_a_sudden_burst() -> None:
     size = 16384
     reserve = usable(size) - budget(size, 0, 0)
     assert reserve == port_headroom.SUDDEN_PER_S * port_headroom.REACTION_S

@@ -133,7 +133,7 @@ def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     assert Release((7, 8)) in node.take()
 
 
-def test_what_is_in_force_is_said_before_more_is_asked_for() -> None:
+def test_ports_in_force_are_confirmed_before_more_are_requested() -> None:
     node = running(a_vm())
     node.on_budget_used_up(1, AT + 0.05)
     node.on_deferred({1: range(1000)}, AT + 0.1)
@@ -242,7 +242,7 @@ def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
     assert (need.ports_in_use, need.arrivals_per_s) == (220, 220.0)
 
 
-def test_what_was_counted_before_a_change_says_nothing_after_it() -> None:
+def test_a_count_begun_before_a_change_is_ignored_after_it() -> None:
     node = running(a_vm())
     before = node.applied_generation
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.5)

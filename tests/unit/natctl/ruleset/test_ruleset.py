@@ -135,7 +135,7 @@ def _vm(number: int) -> EdgeIntent:
     (0, 1, 1), (256, 1, 1), (257, 1, 4), (10_000, 1, 128), (10_000, 128, 128), (600, 4, 4), (2000, 4, 16),
     (60, 4, 1), (64, 4, 4), (100_000, 1, 256), (1000, 3, 8),
 ])  # fmt: skip
-def test_the_number_of_maps_follows_the_number_of_vms_with_leisure(vms: int, present: int, shards: int) -> None:
+def test_the_number_of_maps_follows_the_number_of_vms_with_hysteresis(vms: int, present: int, shards: int) -> None:
     layout = edge_maps.Layout.of([_vm(number) for number in range(vms)], None, present)
     assert layout.shards == shards
     assert edge_maps.Layout.of([_vm(number) for number in range(vms)], None, shards) == layout
@@ -160,7 +160,7 @@ POOL = IPv4Network("100.64.0.0/10")
     (TimeoutsTable(udp_s=120), Timeouts(udp_s=300, icmp_s=90), Timeouts(udp_s=120, icmp_s=90)),
     (TimeoutsTable(tcp_reset_s=1), None, Timeouts(tcp_reset_s=1)),
 ])  # fmt: skip
-def test_what_a_host_says_itself_goes_before_what_the_manager_says(
+def test_a_hosts_own_timeouts_take_precedence_over_the_managers(
     own: TimeoutsTable, site: Timeouts | None, together: Timeouts
 ) -> None:
     settings = HostSettings(frozenset({"eth0"}), timeouts=own)
