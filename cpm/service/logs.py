@@ -34,6 +34,11 @@ class JournalHandler(logging.Handler):
         except OSError:
             self.handleError(record)
 
+    def close(self) -> None:
+        """Close the socket, when logging ends."""
+        self._socket.close()
+        super().close()
+
 
 def _field(key: str, value: str) -> bytes:
     data = value.encode(errors="replace")
