@@ -323,14 +323,18 @@ class Site:
         machine = self.machines[name]
         if machine.node is None or not machine.connected:
             return
+        use = self.port_use(name)
+        rates = dict.fromkeys(machine.node.taps(), BUSY if busy else IDLE)
+        machine.node.report(1.0, rates, use, machine.node.applied_generation, {}, guests or {})
+        self._carry_out(machine)
+
+    def port_use(self, name: NodeName) -> PortUse:
+        """Return what natd counts on a host."""
         ports: dict[IPv4Address, list[int]] = collections.defaultdict(list)
         for connection in self.connections:
             if connection.host == name:
                 ports[connection.internal].append(connection.port)
-        use = PortUse({internal: VMPorts.of({6: found}) for internal, found in ports.items()})
-        rates = dict.fromkeys(machine.node.taps(), BUSY if busy else IDLE)
-        machine.node.report(1.0, rates, use, machine.node.applied_generation, {}, guests or {})
-        self._carry_out(machine)
+        return PortUse({internal: VMPorts.of({6: found}) for internal, found in ports.items()})
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
