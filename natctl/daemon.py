@@ -4,6 +4,8 @@ natd: the composition root of a node.
 Passes events (hooks, the session with the manager, interfaces that come and go, libvirt's events, time) to
 :class:`~natctl.core.node.Node`, and carries out its commands. Kernel commands are carried out one after the other
 by one task; nothing here decides.
+
+Tested in ``tests/e2e/test_real_vm.py``.
 """
 
 from __future__ import annotations

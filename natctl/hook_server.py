@@ -1,4 +1,8 @@
-"""natd's side of the hook: a unix socket that reads one request per connection and answers it when the node does."""
+"""
+natd's side of the hook: a unix socket that reads one request per connection and answers it when the node does.
+
+Tested in ``tests/unit/libvirt_hooks/test_hook_natd.py``.
+"""
 
 from __future__ import annotations
 

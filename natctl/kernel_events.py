@@ -2,6 +2,8 @@
 Receives the kernel's signals about connections that begin on this host's VMs, releases connections, and counts ports.
 
 All of it is passed to :class:`~natctl.core.node.Node`; nothing here decides.
+
+Tested in ``tests/e2e/test_connections.py``.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Changes of the ledger, as values. Tested with the ledger that applies them (``tests/unit/cpm/ledger``).
+Changes of the ledger, as values. Tested with the ledger that applies them (``tests/unit/cpm/ledger/test_store.py``).
 
 The manager decides and returns changes; cpmd commits the changes of several inputs as one transaction, and only then
 sends messages to nodes. A change of an allocation names the range and state that it expects to find, so the ledger can

@@ -3,6 +3,8 @@ The global fleet: the ledger's content in memory.
 
 Every change that the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so
 that the two cannot drift apart.
+
+Tested in ``tests/unit/site/test_faults.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What the ledger returns: its content when a manager starts, and entries of the journal. Tested with the ledger."""
+"""
+What the ledger returns: its content when a manager starts, and entries of the journal.
+
+Tested in ``tests/unit/cpm/ledger/test_journal.py``.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ once they are. Should the commit fail, throw this object away and build another 
 
 How a decision then reaches the kernels, in which order and when its next step is due, is
 :mod:`cpm.core.rollout.steps`'s.
+
+Tested in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@ Records decisions about a VM's port ranges in the fleet, as changes in an order 
 
 Decides nothing: :mod:`cpm.core.sizing.resizing` says what becomes of a range, :mod:`cpm.core.lifecycle` which steps are
 legal. The fleet is a value that the caller owns, ``now`` is UTC seconds.
+
+Tested in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

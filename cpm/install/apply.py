@@ -1,4 +1,8 @@
-"""Carries out an install on a file system: writes each file completely or not at all, and keeps the manifest."""
+"""
+Carries out an install on a file system: writes each file completely or not at all, and keeps the manifest.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
+"""
 
 from __future__ import annotations
 

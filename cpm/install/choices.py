@@ -1,4 +1,8 @@
-"""The operator's choices for this machine, completed with facts about the machine. Pure."""
+"""
+The operator's choices for this machine, completed with facts about the machine. Pure.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ The texts of the first configuration files. Pure.
 
 A setting with its default value is written as a comment: the file shows what can be set, and a later version may still
 change the default.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facts about this machine that a first configuration needs."""
+"""Facts about this machine that a first configuration needs. Tested in ``tests/unit/cpm/install/test_install.py``."""
 
 from __future__ import annotations
 

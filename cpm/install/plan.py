@@ -4,6 +4,8 @@ Which files a machine gets, and what to do about files that exist already.
 A file that somebody edited is never overwritten. Our files are replaced if they are still as an earlier install wrote
 them; configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it
 is written beside it as ``FILE.new``, which neither systemd nor libvirt nor we read.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Finds the files of this installation that `virt-ports install` copies."""
+"""
+Finds the files of this installation that `virt-ports install` copies.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Opens the ledger's file for one writer and for readers, and turns SQLite's errors into advice for operators."""
+"""
+Opens the ledger's file for one writer and for readers, and turns SQLite's errors into advice for operators.
+
+Tested in ``tests/unit/cpm/ledger/test_schema.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converts rows of the ledger to values. Tested with the store (``tests/unit/cpm/ledger``)."""
+"""Converts rows of the ledger to values. Tested with the store (``tests/unit/cpm/ledger/test_store.py``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The only place that reads the clock; code that decides takes ``now`` as a parameter."""
+"""
+The only place that reads the clock; code that decides takes ``now`` as a parameter.
+
+Tested in ``tests/unit/cpm/cli/test_with_cpmd.py``.
+"""
 
 from __future__ import annotations
 

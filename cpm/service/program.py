@@ -1,4 +1,4 @@
-"""Runs a daemon: command line, settings, signals, exit code."""
+"""Runs a daemon: command line, settings, signals, exit code. Tested in ``tests/unit/cpm/cli/test_with_cpmd.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Several policies on the same load: which can be compared, and the result of each."""
+"""
+Several policies on the same load: which can be compared, and the result of each.
+
+Tested in ``tests/unit/cpm/simulation/test_replay.py``.
+"""
 
 from __future__ import annotations
 

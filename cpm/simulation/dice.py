@@ -1,4 +1,8 @@
-"""Seeded randomness, as an interface that :class:`random.Random` has; the caller of a simulation seeds it."""
+"""
+Seeded randomness, as an interface that :class:`random.Random` has; the caller of a simulation seeds it.
+
+Tested in ``tests/unit/cpm/simulation/test_replay.py``.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@ Made-up loads of several kinds. Pure: randomness is passed in, and the same seed
 
 Each VM opens connections at a rate that changes over time and keeps each for a time drawn from its own distribution;
 how many are open at once follows from both (Little's law: rate times mean lifetime).
+
+Tested in ``tests/unit/cpm/simulation/test_replay.py``.
 """
 
 from __future__ import annotations

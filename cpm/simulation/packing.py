@@ -1,4 +1,8 @@
-"""VMs per external address without a refused connection: a search for the smallest pool."""
+"""
+VMs per external address without a refused connection: a search for the smallest pool.
+
+Tested in ``tests/unit/cpm/simulation/test_replay.py``.
+"""
 
 from __future__ import annotations
 

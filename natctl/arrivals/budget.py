@@ -3,6 +3,8 @@ One VM's arrival budget: how many connections may begin before the kernel gives 
 
 A budget is part of the VM's entry in the kernel. It is chosen, programmed, and used up; then another one is chosen,
 whose number is never that of the former: the kernel would go on counting where it is.
+
+Tested in ``tests/unit/natctl/arrivals/test_controller.py``.
 """
 
 from __future__ import annotations

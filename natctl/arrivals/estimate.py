@@ -6,6 +6,8 @@ counted and one port for each arrival since, which is never too low. Arrivals ar
 used up and from the kernel's counters; they say nothing of ports: connections may have ended meanwhile, and one port
 may serve many destinations. When most arrivals turn out to have needed no port they are not taken for ports again at
 that pace.
+
+Tested in ``tests/unit/natctl/arrivals/test_controller.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is refused to a VM at its cap."""
+"""What is refused to a VM at its cap. Tested in ``tests/unit/natctl/arrivals/test_controller.py``."""
 
 from __future__ import annotations
 

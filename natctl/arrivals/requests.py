@@ -1,4 +1,8 @@
-"""What was asked for one VM: more ports of the manager, a count of its ports of the kernel."""
+"""
+What was asked for one VM: more ports of the manager, a count of its ports of the kernel.
+
+Tested in ``tests/unit/natctl/arrivals/test_controller.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The records of one VM with ports on this host, and what moves several of them at once."""
+"""
+The records of one VM with ports on this host, and what moves several of them at once.
+
+Tested in ``tests/unit/natctl/arrivals/test_records.py``.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 The domains (libvirt's) that run on this node, from hooks, libvirt's list and the interfaces of the machine: pure.
 
 :class:`Domains` has the interfaces of each and the wishes in its XML, and finds those that ended without a hook.
+
+Tested in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Hooks that wait for the ports of their VM, and the answers to them: pure."""
+"""
+Hooks that wait for the ports of their VM, and the answers to them: pure.
+
+Tested in ``tests/unit/site/test_order.py``.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 The manager's intent for this node: its last snapshot, and the deltas since then.
 
 Until the first snapshot it is what the kernel holds already.
+
+Tested in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

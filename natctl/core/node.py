@@ -16,6 +16,8 @@ What it knows, and its sources:
 
 The entries that the kernel should hold follow from domains, intent and arrivals. They are computed whenever one of
 these changes; at most one kernel command is under way, and what changes meanwhile goes into the next one.
+
+Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 """
 
 from __future__ import annotations

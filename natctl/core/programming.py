@@ -3,6 +3,8 @@ What the kernel of this node holds, what it is to hold next, and the one command
 
 What changes while a command is under way goes into the next one. A VM's entry follows from the manager's intent, from
 the interfaces that the VM has here, and from its arrival budget.
+
+Tested in ``tests/unit/site/test_faults.py``.
 """
 
 from __future__ import annotations

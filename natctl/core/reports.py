@@ -1,4 +1,8 @@
-"""What a node tells the manager of its measurements, put together."""
+"""
+What a node tells the manager of its measurements, put together.
+
+Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
+"""
 
 from __future__ import annotations
 

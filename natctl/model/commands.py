@@ -5,6 +5,8 @@ The commands of natd's deciding half: values only.
 ``natctl.daemon`` carries the commands out. It tells the node whether the kernel took a transaction
 (:meth:`~natctl.core.node.Node.on_kernel_programmed`, :meth:`~natctl.core.node.Node.on_kernel_refused`) and what a count
 gave (:meth:`~natctl.core.node.Node.on_ports_counted`, :meth:`~natctl.core.node.Node.on_count_failed`).
+
+Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 """
 
 from __future__ import annotations

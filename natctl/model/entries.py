@@ -4,6 +4,8 @@ What a node's kernel should hold, as values. Imports the manager's vocabulary an
 :class:`Settings` come from natd's own configuration and rarely change. One VM is a :class:`HostEntry` on its host and a
 :class:`~cpm.protocol.intent.EdgeIntent` at an edge. :class:`Path` is what the manager says about the whole site, and
 :class:`Change` what one kernel transaction changes.
+
+Tested in ``tests/netns/test_fake_kernel.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Building blocks that the rulesets of the host role and the edge role share."""
+"""
+Building blocks that the rulesets of the host role and the edge role share.
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
+"""
 
 from __future__ import annotations
 

@@ -64,6 +64,8 @@ In nftables' notation, shortened::
   without.
 - Packets for a pool address that is this machine's own are not dropped when no VM has the port: they are for this
   machine.
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
 
 from __future__ import annotations

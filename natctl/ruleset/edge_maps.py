@@ -4,6 +4,8 @@ The maps of the edge role, and the elements that a VM has in them.
 ``outbound`` (one or several) says which external address the ports of an internal one have, ``inbound-…`` the reverse,
 one for each external address; :mod:`natctl.ruleset.edge` has the rules that look things up, and says why there are so
 many.
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
 
 from __future__ import annotations

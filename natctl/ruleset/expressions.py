@@ -3,6 +3,8 @@ Constructors of expressions, each with its notation in ``nft``.
 
 Registers are the kernel's: 1 holds sixteen bytes and overlaps the 4-byte registers 8 to 11 (``NFT_REG32_00`` …), so
 a key of an address and a port is loaded into 1 and 9, as ``nft`` does.
+
+Tested in ``tests/unit/natctl/netlink/nftables/test_encode.py``.
 """
 
 from __future__ import annotations

@@ -62,6 +62,8 @@ In nftables' notation::
   back to the system's timeouts (``nf_ct_untimeout``).
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@ Labels of rules, sets and elements: nftables' user data, type-length-value with 
 
 Type 0 of rules and elements is the comment that ``nft list`` shows. Types from 126 up are ours; ``nft`` skips what it
 does not know (libnftnl, ``udata.c``), the kernel keeps up to 256 bytes as they are.
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Pure: what tables and routes read from a kernel mean, as values of :mod:`natctl.model.entries`."""
+"""
+Pure: what tables and routes read from a kernel mean, as values of :mod:`natctl.model.entries`.
+
+Tested in ``tests/netns/test_fake_kernel.py``.
+"""
 
 from __future__ import annotations
 

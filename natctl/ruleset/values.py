@@ -3,6 +3,8 @@ Tables, chains, rules, sets and elements of nftables as values; and what a kerne
 
 Names of expressions and their attributes are the kernel's own (``include/uapi/linux/netfilter/nf_tables.h``), so that
 the values can be read beside its source. How they are encoded is the business of :mod:`natctl.netlink.nftables`.
+
+Tested in ``tests/unit/natctl/ruleset/test_plan.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""``virt-ports events``: the journal of all VMs, as it is or as it grows."""
+"""
+``virt-ports events``: the journal of all VMs, as it is or as it grows.
+
+Tested in ``tests/unit/cpm/cli/test_verbs.py``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``virt-ports explain``: why a VM has the ports it has."""
+"""``virt-ports explain``: why a VM has the ports it has. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``virt-ports history``: what a VM held, and when."""
+"""``virt-ports history``: what a VM held, and when. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``virt-ports install``: units, hook and a first configuration onto a machine."""
+"""
+``virt-ports install``: units, hook and a first configuration onto a machine.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
+"""
 
 from __future__ import annotations
 

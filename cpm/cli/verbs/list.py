@@ -1,4 +1,4 @@
-"""``virt-ports list``: VMs with their ports."""
+"""``virt-ports list``: VMs with their ports. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

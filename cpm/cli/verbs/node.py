@@ -1,4 +1,4 @@
-"""``virt-ports node``: the machines with a natd."""
+"""``virt-ports node``: the machines with a natd. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``virt-ports pool``: the external addresses VMs share."""
+"""``virt-ports pool``: the external addresses VMs share. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

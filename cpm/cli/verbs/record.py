@@ -1,4 +1,8 @@
-"""``virt-ports record``: what the VMs do, second by second, as a trace for ``virt-ports simulate``."""
+"""
+``virt-ports record``: what the VMs do, second by second, as a trace for ``virt-ports simulate``.
+
+Tested in ``tests/unit/cpm/cli/test_record.py``.
+"""
 
 from __future__ import annotations
 

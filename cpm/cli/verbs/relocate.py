@@ -1,4 +1,4 @@
-"""``virt-ports relocate``: move one VM to other ports."""
+"""``virt-ports relocate``: move one VM to other ports. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``virt-ports resize``: give one VM more ports, or fewer, now."""
+"""``virt-ports resize``: give one VM more ports, or fewer, now. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

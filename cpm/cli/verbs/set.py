@@ -1,4 +1,4 @@
-"""``virt-ports set``: the operator's wishes for one VM."""
+"""``virt-ports set``: the operator's wishes for one VM. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

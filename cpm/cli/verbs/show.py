@@ -1,4 +1,4 @@
-"""``virt-ports show``: everything known of one VM."""
+"""``virt-ports show``: everything known of one VM. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

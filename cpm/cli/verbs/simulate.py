@@ -1,4 +1,8 @@
-"""``virt-ports simulate``: policies compared on the same recorded or made-up load. Asks no manager."""
+"""
+``virt-ports simulate``: policies compared on the same recorded or made-up load. Asks no manager.
+
+Tested in ``tests/unit/cpm/cli/test_simulate.py``.
+"""
 
 from __future__ import annotations
 

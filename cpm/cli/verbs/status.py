@@ -1,4 +1,4 @@
-"""``virt-ports status``: the manager itself."""
+"""``virt-ports status``: the manager itself. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``virt-ports whois``: the owner of an external port, now or earlier, as an abuse desk needs it."""
+"""
+``virt-ports whois``: the owner of an external port, now or earlier, as an abuse desk needs it.
+
+Tested in ``tests/unit/cpm/cli/test_verbs.py``.
+"""
 
 from __future__ import annotations
 

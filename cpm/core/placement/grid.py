@@ -1,4 +1,8 @@
-"""The block grid: it begins at port 1024, and every range is placed on it."""
+"""
+The block grid: it begins at port 1024, and every range is placed on it.
+
+Tested in ``tests/unit/cpm/core/placement/test_placing.py``.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 What a decision about a VM's ports can be, as frozen values.
 
 Making one changes nothing; :func:`cpm.core.moves.record` records it in the fleet.
+
+Tested in ``tests/unit/cpm/core/sizing/test_resizing.py``.
 """
 
 from __future__ import annotations

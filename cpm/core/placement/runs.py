@@ -1,4 +1,4 @@
-"""The free runs of one external address."""
+"""The free runs of one external address. Tested in ``tests/unit/cpm/core/placement/test_space.py``."""
 
 from __future__ import annotations
 

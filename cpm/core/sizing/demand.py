@@ -1,4 +1,8 @@
-"""A VM's demand as measured, and the interface of policies that size its range by it."""
+"""
+A VM's demand as measured, and the interface of policies that size its range by it.
+
+Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
+"""
 
 from __future__ import annotations
 

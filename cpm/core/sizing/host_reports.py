@@ -2,6 +2,8 @@
 What hosts say of their VMs' need: reports, and alarms between them. Policies and guards turn it into targets.
 
 Pure. The targets go to :class:`cpm.core.sizing.sizer.Sizer`.
+
+Tested in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

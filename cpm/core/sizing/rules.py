@@ -1,4 +1,8 @@
-"""The rules by which ports are dealt out, as one value; cpmd makes it from its settings, the simulation by itself."""
+"""
+The rules by which ports are dealt out, as one value; cpmd makes it from its settings, the simulation by itself.
+
+Tested in ``tests/unit/cpm/core/sizing/test_resizing.py``.
+"""
 
 from __future__ import annotations
 

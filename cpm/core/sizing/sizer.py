@@ -3,6 +3,8 @@ Brings VMs' ranges to the size that hosts, the operator or a shortage call for.
 
 Pure, like the manager that owns it. The situation is put together here, :mod:`cpm.core.sizing.resizing` decides,
 :mod:`cpm.core.moves` records the first step in the fleet; :mod:`cpm.core.rollout.steps` takes the others.
+
+Tested in ``tests/unit/site/test_apart.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 Elements of sets and maps, packed by hand.
 
 There may be tens of thousands of them in one transaction, and one or a few are in every change of a VM; pyroute2's
-classes take 57 µs for each (``docs/design/0006-netlink.md``). Tested in ``test_encode`` and ``test_read``.
+classes take 57 µs for each (``docs/design/0006-netlink.md``). Tested in
+``tests/unit/natctl/netlink/nftables/test_encode.py`` and ``test_read.py``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Each correction is a subclass that changes one description, so that it could be 
   group and the threshold of ``log`` are 16 bit, the flags of ``queue`` cannot be encoded, the type of an object that
   is referred to is a number and not a register, and the parameters of an xtables extension are bytes.
 
-Tested in ``test_encode``: the golden messages go through all of it.
+Tested in ``tests/unit/natctl/netlink/nftables/test_encode.py``: the golden messages go through all of it.
 """
 
 from __future__ import annotations

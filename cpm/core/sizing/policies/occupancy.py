@@ -4,6 +4,8 @@ Doubling and halving on the ports in use, as Google Cloud NAT's dynamic port all
 A range that is nearly used up doubles, one that is mostly empty halves; sizes are powers of two. The distance between
 the two thresholds is the hysteresis: a range that just halved is at most half used, one that just doubled more than a
 third.
+
+Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ most: a range twice as large as needed is a second VM that has no place. So this
   until the next look; a VM that is even gets little, one that comes in bursts gets more;
 - on exhaustion takes a step by the rate at which the ports went, at least a fixed share;
 - shrinks only when there is much to give back, since every change has its price.
+
+Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
 """
 
 from __future__ import annotations
