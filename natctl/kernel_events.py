@@ -18,7 +18,7 @@ from natctl.core.node import Node
 from natctl.model.commands import CountPorts
 from natctl.model.entries import Destination
 from natctl.netlink.conntrack import Conntrack
-from natctl.netlink.nflog import Lost, watch_budgets
+from natctl.netlink.nflog import SignalsLost, watch_budgets
 from natctl.netlink.nfqueue import PacketQueue
 from natctl.ruleset.marks import Marks
 
@@ -77,7 +77,7 @@ class KernelEvents:
             try:
                 async with contextlib.aclosing(watch_budgets(group)) as signals:
                     async for signal in signals:
-                        if isinstance(signal, Lost):
+                        if isinstance(signal, SignalsLost):
                             log.warning("missed signals of used-up arrival budgets; the periodic pass catches up")
                             continue
                         log.debug("budget used up, mark %#x", signal.mark)
@@ -120,7 +120,7 @@ class KernelEvents:
             try:
                 filling = (await self._conntrack.ports_of(work.internal)).filling(ports)
                 if work.at_cap and filling.in_use == ports.size:
-                    full = await self._conntrack.crowded(work.internal, ports)
+                    full = await self._conntrack.full_destinations(work.internal, ports)
             except KernelError as error:
                 log.warning("%s", error)
                 self._node.on_count_failed(work)
