@@ -16,6 +16,7 @@ from types import FrameType
 
 import pytest
 
+from cpm.protocol import codec
 from cpm.protocol.messages import Need
 from cpm.protocol.model import DomainUUID, NodeName
 from natctl.model.commands import Send
@@ -84,10 +85,9 @@ def signal(site: Site) -> None:
     assert machine.node is not None
     site.now += 1.0
     machine.node.on_budget_used_up(machine.kernel.host[VM].index, site.now)
-    commands = machine.node.take()
-    needs = [command.message for command in commands if isinstance(command, Send)]
-    assert [type(need) for need in needs] == [Need]
-    site.ask(lambda manager: manager.said(HOST, needs[0], site.now))
+    (need,) = (command.message for command in machine.node.take() if isinstance(command, Send))
+    assert isinstance(need, Need)
+    machine.to_manager.append(codec.encode(need))
     site.run()
     assert ports_of_vm(site) > site.settings.pool.initial
 
