@@ -1,7 +1,7 @@
 """
-Receives the kernel's signals about connections that begin on this host's VMs, releases connections, and counts ports.
+Receives the kernel's signals about new connections of this host's VMs, releases deferred connections, counts ports.
 
-All of it is passed to :class:`~natctl.core.node.Node`; nothing here decides.
+Passes everything to :class:`~natctl.core.node.Node`; nothing here decides.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from natctl.ruleset.marks import Marks
 log = logging.getLogger(__name__)
 
 LEAST_DELAY_S = 0.02
-"""Seconds between two checks whether connections have been deferred for too long, at least."""
+"""Least seconds between two checks whether connections have been deferred for too long."""
 LISTEN_AGAIN_S = 15.0
-"""Seconds between two attempts to open our NFLOG group or queue, when another process has it."""
+"""Seconds between two attempts to open our NFLOG group or queue, if another process has it."""
 
 
 class KernelEvents:
@@ -52,7 +52,7 @@ class KernelEvents:
     # Commands
 
     def release(self, packets: Sequence[int]) -> None:
-        """Let deferred connections go on; those of a queue that was lost are gone with it."""
+        """Release deferred connections; the kernel has dropped those of a queue that was closed."""
         if self._queue is None:
             return
         try:
@@ -61,14 +61,14 @@ class KernelEvents:
             log.warning("%s", error)
 
     def count(self, work: CountPorts) -> None:
-        """Have ports counted, one VM after the other."""
+        """Queue a count of a VM's ports."""
         self._counts.put_nowait(work)
 
     # Loops
 
     async def watch_budgets(self, group: int, period_s: float) -> None:
         """
-        Receive the signals that budgets are used up; without them the periodic pass finds out later.
+        Receive the signals that budgets are used up; without them the periodic pass notices later.
 
         :param group: NFLOG group.
         :param period_s: Seconds between two periodic passes.
@@ -89,9 +89,9 @@ class KernelEvents:
 
     async def watch_deferred(self, number: int) -> None:
         """
-        Receive deferred connections; without this they go on and may find no port.
+        Receive deferred connections; without this loop the kernel lets them pass, and they may find no port.
 
-        :param number: Of the NFQUEUE.
+        :param number: NFQUEUE.
         """
         while True:
             try:
