@@ -1,19 +1,19 @@
 """
-A VM that outgrows its range at once: how soon it has more, and whether its guest notices.
+A VM whose range is suddenly too small: how soon it has more ports, and whether its guest notices.
 
 ``signal_ms``: a guest on its floor of 256 ports, whose budget in the kernel is fresh, begins one connection more than
 the budget allows. The clock starts in the guest's namespace right before ``connect()`` sends the SYN that the budget
-does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, what ``nft monitor`` hears) in the host's namespace
-is notified of the new element in ``bindings``, and one in the edge's namespace of its new elements, whichever is
-later; the kernel notifies after the transaction is in force. In between: the rest of the SYN's way through
-the bridge to the host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is put back
-to its floor and to other ports (``virt-ports resize``, ``relocate``), so that each sample begins alike.
+does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, as for ``nft monitor``) in the host's namespace is
+notified of the new element in ``bindings``, and one in the edge's namespace of its new elements, whichever is later;
+the kernel notifies after the transaction is in force. In between: the rest of the SYN's way through the bridge to the
+host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is set back to its floor and
+moved to other ports (``virt-ports resize``, ``relocate``), so that all samples begin in the same state.
 
 ``burst_*``: a fresh guest on 256 ports opens 10,000 connections to one destination, up to 256 of them waiting at a
 time, and keeps them all open, so that it needs 10,000 ports. *Refused* are those that were not answered within
 :data:`LIMIT_S`. *Delayed* is how many SYNs the guest's kernel sent again (TCPSynRetrans in its /proc/net/netstat): at
 least as many as connections that needed one. Ours is the sum of :data:`BURSTS` bursts; ``_static`` (cap = floor) and
-``_poll`` (natd does not listen to the kernel and looks once a second: ``monitor.arrivals``) are one burst each.
+``_poll`` (natd gets no signals and notices growth once a second: ``monitor.arrivals``) are one burst each.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
 
 
 def _put_back(lab: Lab) -> None:
-    """Give the VM other ports, as many as its floor, so that nothing learned from the last sample is used."""
+    """Give the VM other ports, as many as its floor, so that nothing known from the last sample is used."""
     for machine in (HOST, EDGE):
         run(*inside(lab.namespace(machine)), "conntrack", "-F")
     lab.operate("resize", _VM, str(FLOOR))

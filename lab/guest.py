@@ -79,7 +79,7 @@ class LightGuest:
 
     @property
     def conngen(self) -> str:
-        """The traffic generator, as a word for :meth:`shell`."""
+        """The traffic generator's path, for :meth:`shell`."""
         return str(guest_image().conngen)
 
     def shell(self, command: str, timeout_s: float = 120.0) -> str:

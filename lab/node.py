@@ -152,7 +152,7 @@ class LibvirtHost:
             raise LabError(f"libvirtd on {self.name} does not end; see {self.directory}/var/log/libvirt/libvirtd.log")
 
     def enter(self) -> list[str]:
-        """Return the words that run a command inside the host. :raise LabError: When it is off."""
+        """Return the command prefix that runs a command inside the host. :raise LabError: When it is off."""
         first = self._first_process()
         if first is None:
             raise LabError(f"{self.name} is not running; bring the lab up again")

@@ -28,7 +28,7 @@ class Guest(Protocol):
 
     @property
     def conngen(self) -> str:
-        """The traffic generator, as a word for :meth:`shell`."""
+        """The traffic generator's path, for :meth:`shell`."""
 
     def shell(self, command: str, timeout_s: float = 120.0) -> str:
         """Run a shell command in the guest and return its output."""
