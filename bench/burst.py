@@ -123,12 +123,12 @@ def _signals(lab: Lab) -> list[float]:
 
 def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
     _put_back(lab)
-    host.call("heard")
-    edge.call("heard")
-    begin = client.call("spend", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
+    host.call("take_notifications")
+    edge.call("take_notifications")
+    begin = client.call("connect", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
     programmed = _first(host, "bindings", begin)
     # The edge is usually earlier. It has no news when the VM grows into its own draining ports, which it still maps.
-    programmed = max([programmed, *(moment for moment, _ in edge.call("heard") if moment >= begin)])
+    programmed = max([programmed, *(moment for moment, _ in edge.call("take_notifications") if moment >= begin)])
     # Every signal is followed by an exact count of ports; let it finish.
     time.sleep(_SETTLE_S)
     if _size(lab) <= FLOOR:
@@ -156,11 +156,13 @@ def _budget(lab: Lab) -> int:
 
 
 def _first(witness: Worker, name: str, begin: float) -> float:
-    """Return when a witness first heard of new elements of one set after a moment."""
+    """Return when a witness was first notified of new elements of one set after a moment."""
     found: list[float] = []
 
     def look() -> bool:
-        found.extend(moment for moment, heard in witness.call("heard") if moment >= begin and name == heard)
+        found.extend(
+            moment for moment, set_name in witness.call("take_notifications") if moment >= begin and name == set_name
+        )
         return bool(found)
 
     wait_until("a larger range in the host's kernel", look, _WAIT_S, pause_s=0.02)
