@@ -17,7 +17,7 @@ from natctl.model.port_use import Filling
 
 HORIZON_S: Final = 3.0
 """Ports are short when they run out within so many seconds."""
-CROWDED: Final = 0.75
+NEARLY_FULL: Final = 0.75
 """Ports are also short when this share of the range is in use and more connections begin."""
 _LONGEST_PACE_S: Final = 0.1
 """Seconds after the last observation for which the same pace is assumed."""
@@ -117,10 +117,10 @@ class Estimate:
         :param deferred: Connections that wait for ports.
         """
         left = findable(self._size) - self._in_use - deferred
-        is_crowded = self._in_use >= CROWDED * self._size and (self._rate > 0 or deferred > 0)
+        is_nearly_full = self._in_use >= NEARLY_FULL * self._size and (self._rate > 0 or deferred > 0)
         is_running_out = left < 0 or (self.is_trusted and left < self._rate * HORIZON_S)
         is_early = self._in_use < LEAST_USE * self._size
-        return not is_early and (is_crowded or is_running_out)
+        return not is_early and (is_nearly_full or is_running_out)
 
     # What happens
 
