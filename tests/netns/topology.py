@@ -168,11 +168,11 @@ class KernelIn:
     def ensure(self) -> tuple[str, ...]:
         return self.run(self._kernel.ensure())
 
-    def counted(self) -> Counted:
-        return self.run(self._kernel.counted())
+    def counters(self) -> Counted:
+        return self.run(self._kernel.counters())
 
-    def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
-        self.run(self._kernel.refuse(where, for_s))
+    def refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+        self.run(self._kernel.refuse_connections(where, for_s))
 
     def remove(self) -> None:
         self.run(self._kernel.remove())

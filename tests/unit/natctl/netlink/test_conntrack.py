@@ -16,7 +16,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
 from natctl.model.port_use import PortUse, VMPorts
-from natctl.netlink.conntrack import delete_connections, dump_crowded, dump_ports, dump_ports_of
+from natctl.netlink.conntrack import delete_connections, dump_full_destinations, dump_ports, dump_ports_of
 from tests.fakes.netlink import ack, done, kernel_end, message
 
 # conntrack -L: udp src=127.0.0.1 dst=127.0.0.1 sport=4000 dport=5000 src=127.0.0.1 dst=127.0.0.9 sport=5000 dport=20228
@@ -76,10 +76,12 @@ def test_one_vm_has_the_same_ports_as_among_all() -> None:
     assert found == collected(UDP, ICMP, PORTLESS).of(INTERNAL)
 
 
-def test_a_destination_is_crowded_when_every_port_has_a_connection_there() -> None:
+def test_a_destination_is_full_when_every_port_has_a_connection_there() -> None:
     there = Destination(17, IPv4Address("127.0.0.1"), 5000)
-    assert with_entries(lambda: dump_crowded(INTERNAL, PortRange(20228, 20228)), UDP, ICMP) == frozenset({there})
-    assert with_entries(lambda: dump_crowded(INTERNAL, PortRange(20228, 20229)), UDP, ICMP) == frozenset()
+    assert with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20228)), UDP, ICMP) == frozenset(
+        {there}
+    )
+    assert with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20229)), UDP, ICMP) == frozenset()
 
 
 def test_a_vms_entries_are_deleted_by_their_own_tuple_and_identifier() -> None:
@@ -113,7 +115,7 @@ def test_a_kernel_that_does_not_flag_nests_is_understood() -> None:
 READINGS: list[Callable[[], object]] = [
     dump_ports,
     lambda: dump_ports_of(INTERNAL),
-    lambda: dump_crowded(INTERNAL, RANGE),
+    lambda: dump_full_destinations(INTERNAL, RANGE),
     lambda: delete_connections(INTERNAL),
 ]
 
