@@ -87,7 +87,7 @@ class NodeSessions:
         """
 
         def act(manager: Manager, now: float) -> None:
-            manager.hello(hello, self._version, now)
+            manager.on_hello(hello, self._version, now)
             self._connections.add(hello.node, connection)
 
         await self._decisions.do(act)
@@ -102,7 +102,7 @@ class NodeSessions:
 
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):
-                manager.said(node, message, now)
+                manager.on_message(node, message, now)
                 if isinstance(message, Report) and self._reports:
                     self._reports.publish(measurements.report(manager, node, message, now))
 
@@ -114,7 +114,7 @@ class NodeSessions:
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):
                 self._connections.remove(node)
-                manager.lost(node, now)
+                manager.on_session_end(node, now)
 
         await self._decisions.do(act)
         log.info("node %s disconnected", node)

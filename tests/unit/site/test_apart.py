@@ -209,5 +209,5 @@ def need(site: Site, arrivals_per_s: float) -> None:
     """Let its host say that the VM nears the end of its range."""
     ports = active(site)
     said = Need(VM, ports, ports.size - len(unused(site)), arrivals_per_s)
-    site.ask(lambda manager: manager.said(HOST1, said, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, said, site.now))
     site.run()

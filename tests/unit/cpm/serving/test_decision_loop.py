@@ -94,7 +94,7 @@ async def test_inputs_that_came_together_are_one_commit(site: Site) -> None:
 
 async def test_a_message_is_sent_after_the_commit_of_its_reason(site: Site) -> None:
     hello = Hello(PROTOCOL, HOST1, frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
-    await site.loop.do(lambda manager, now: manager.hello(hello, "0", now))
+    await site.loop.do(lambda manager, now: manager.on_hello(hello, "0", now))
     assert {node for node, _ in site.outbox.sent} == {HOST1}
     assert set(site.outbox.commits_before) == {1}
 
