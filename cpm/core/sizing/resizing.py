@@ -111,7 +111,7 @@ def choose_elsewhere(situation: Situation) -> Relocate | Refused:
             prefer=active.external,
             strict=situation.strict,
             free_in=situation.free_in,
-            least=size + block - (situation.in_use or 0),
+            least_free=size + block - (situation.in_use or 0),
         )
     except NoRoomError as error:
         return Refused(error.no_room)
@@ -240,12 +240,12 @@ def _place_overflow(situation: Situation, lacking: int | None, no_room: NoRoom |
     free_in = NOTHING_KNOWN if situation.gave_back else situation.free_in
     find = functools.partial(place_overflow, situation.space, active, lacking, free_in=free_in, strict=situation.strict)
     try:
-        find(least=0)
+        find(least_free=0)
     except NoRoomError:
         return None
     size = active.ports.size
     try:
-        return Overflow(find(least=max(2 * (size - expected), size - in_use + 1, 0)), no_room)
+        return Overflow(find(least_free=max(2 * (size - expected), size - in_use + 1, 0)), no_room)
     except NoRoomError:
         return _ENOUGH_LEFT
 

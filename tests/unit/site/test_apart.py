@@ -21,7 +21,7 @@ def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_ba
         assert site.open(VM, offset) is not None
     assert site.manager is not None
     manager = site.manager
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     settle(site)
     assert states(site) == [(1024, 1279, "draining"), (1344, 1471, "active")]
     started(site, FOURTH)
@@ -31,10 +31,10 @@ def test_a_vm_for_which_no_range_is_long_enough_gets_ports_beside_it_and_goes_ba
         assert site.open(VM, offset) is not None
     settle(site)
     assert list(manager.sizer.of(VM).free_in.values()) == [256 - 150]
-    step_aside(site, in_use=100)
+    overflow_vm(site, in_use=100)
     site.run()
     assert states(site) == [(1024, 1279, "draining"), (1344, 1535, "active")], "it has 92 left itself"
-    step_aside(site, in_use=150)
+    overflow_vm(site, in_use=150)
     settle(site)
     assert (1024, 1279, "active") in states(site)
     assert site.open(VM, 255) is not None
@@ -45,7 +45,7 @@ def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
     site = fragmented()
     assert site.manager is not None
     site.manager.sizer.contention.on_refused(THIRD, 2048, site.now)
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     site.run()
     assert states(site) == [(1024, 1279, "active")]
     assert "no free run that long" in (explain_facts.explanation(site.manager, VM, site.now).refused or "")
@@ -54,7 +54,7 @@ def test_while_ports_are_short_nobody_takes_what_lies_about() -> None:
 def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts() -> None:
     site = fragmented()
     assert opened(site, 250) == 250
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     settle(site)
     started(site, FOURTH)
     site.connections -= set(sorted(site.connections, key=lambda each: each.port)[:94])
@@ -64,7 +64,7 @@ def test_what_a_vm_gave_back_does_not_come_back_to_it_while_that_shortage_lasts(
     sizing = site.manager.sizer
     shortage(site, site.now)
     sizing.of(VM).on_give_back(256, sizing.contention.shortage(site.now))
-    step_aside(site, in_use=150)
+    overflow_vm(site, in_use=150)
     site.run()
     assert (1024, 1279, "draining") in states(site)
     sizing.contention.on_settled(VM)
@@ -101,7 +101,7 @@ def fragmented() -> Site:
     return site
 
 
-def step_aside(site: Site, in_use: int) -> None:
+def overflow_vm(site: Site, in_use: int) -> None:
     site.ask(lambda manager: manager.sizer.resize(VM, Target(384, in_use), site.now))
 
 
