@@ -16,7 +16,7 @@ from typing import Final
 from cpm.core.placement import NoRoom, NoRoomError
 from cpm.core.sizing import Decision
 from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
-from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
+from cpm.core.sizing.observation import GiveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import InternalPoolExhausted
 from cpm.protocol.model import PortRange
@@ -113,7 +113,7 @@ def refusal_text(reason: Refusal) -> str:
             return str(NoRoomError(reason))
 
 
-def give_back_text(back: GaveBack) -> str:
+def give_back_text(back: GiveBack) -> str:
     """Return what a VM was asked to give back."""
     return f"asked to give back all but {back.kept} ports, for others lack some"
 

@@ -78,7 +78,7 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
         refusal=explain.refusal_text(observation.refusal) if observation.refusal is not None else "",
-        gave=explain.give_back_text(observation.gave) if observation.gave is not None else "",
+        gave=explain.give_back_text(observation.give_back) if observation.give_back is not None else "",
         apart=explain.overflow_text(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,

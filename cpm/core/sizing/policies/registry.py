@@ -1,4 +1,4 @@
-"""The policies by name: what settings, per-VM wishes and ``virt-ports simulate`` may say."""
+"""The policies by name, as settings, per-VM wishes and ``virt-ports simulate`` use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Registration:
     summary: str
     """What it does, in a line."""
     short: str | None = None
-    """A shorter name that operators may use, too."""
+    """A shorter name that operators may use as well; None: there is none."""
 
 
 _registered: dict[str, Registration] = {}
@@ -35,7 +35,7 @@ def register(registration: Registration) -> None:
 
 
 def registrations() -> tuple[Registration, ...]:
-    """Return all policies with what there is to say of them, the default first."""
+    """Return all policies with their descriptions, the default first."""
     return tuple(_registered.values())
 
 

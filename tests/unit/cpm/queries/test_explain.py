@@ -11,7 +11,7 @@ import pytest
 from cpm.core.placement import NoRoom, Obstacle
 from cpm.core.sizing import Decision, policies
 from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
-from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
+from cpm.core.sizing.observation import GiveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import Defaults, resolve
 from cpm.protocol.model import PortRange, Wishes
 from cpm.queries.explain import RULES, Facts, Holder, PoolFacts, give_back_text, lines, overflow_text, refusal_text
@@ -147,7 +147,7 @@ def test_every_obstacle_is_named(obstacle: Obstacle, words: str) -> None:
 
 
 def test_what_was_given_back_and_why_there_is_an_overflow_range() -> None:
-    assert give_back_text(GaveBack(192)) == "asked to give back all but 192 ports, for others lack some"
+    assert give_back_text(GiveBack(192)) == "asked to give back all but 192 ports, for others lack some"
     assert overflow_text(OverflowRange(None)) == (
         "new connections use ports of its own that had drained, for ports are short"
     )
