@@ -1,5 +1,5 @@
 """
-Writes ``docs/reference/api.md`` out of the declarations, so that it says what the manager does::
+Generates ``docs/reference/api.md`` from the declarations of operations::
 
     python -m cpm.api.reference > docs/reference/api.md
 """
@@ -27,25 +27,25 @@ from cpm.protocol.errors import CODES
 _HEAD = """\
 # HTTP API
 
-What `virt-ports` asks of cpmd, for programs that want to ask the same. This page is generated from the declarations in
+The API that `virt-ports` uses, for other programs. This page is generated from the declarations in
 `cpm/api/operations.py` by `python -m cpm.api.reference`, and a test fails when it is stale.
 
-The API is served on a unix socket, `/run/virt-ports/cpmd.sock` unless `cpmd.toml` says otherwise; whoever may open it
-may do everything. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is
-answered once it is durable.
+The API is served on a unix socket, by default `/run/virt-ports/cpmd.sock`; access to the socket permits every
+operation. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is answered
+once it is durable.
 
     curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
 
-New keys may come; a program should ignore those it does not know.
+Later versions may add keys; a program should ignore those it does not know.
 """
 
 _ERRORS = """
 ## Errors
 
-An answer with another status than 200 has an [ErrorView](#errorview) as body. Besides the errors that an operation
-names, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
-request by `error`. The table has all codes, with the HTTP status and with the exit code of `virt-ports`; some occur
-only there.
+An answer with a status other than 200 has an [ErrorView](#errorview) as body. Besides the errors listed for an
+operation, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
+request by `error`. The table has all codes, with the HTTP status and the exit code of `virt-ports`; some occur only as
+the latter.
 
 | code | status | exit code |
 |---|---|---|
@@ -83,7 +83,7 @@ def _answer(operation: Operation[Any]) -> str:
 
 
 def _types() -> list[type]:
-    """Return the types that operations name and those named within, in order of name."""
+    """Return the types of all operations, and the types that these contain, in order of name."""
     found: set[type] = set()
     todo: list[Any] = [
         ErrorView,
@@ -110,7 +110,7 @@ def _type(kind: type) -> str:
 
 
 def _meanings(kind: type) -> Iterator[tuple[str, str]]:
-    """Yield the attributes of a class that have a docstring below them, with that."""
+    """Yield the name and the docstring of each attribute of a class that has one."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     for field, below in zip(definition.body, definition.body[1:], strict=False):

@@ -1,4 +1,4 @@
-"""Random changes against a model that is too simple to be wrong: a dictionary of ports."""
+"""Random changes, compared with a simple model: a dictionary of ports."""
 
 import dataclasses
 from collections.abc import Sequence
