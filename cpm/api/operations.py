@@ -159,7 +159,7 @@ FENCE: Final = Operation(
     parameters=(_NODE,), errors=(NotFound, Conflict),
 )  # fmt: skip
 UNFENCE: Final = Operation(
-    "DELETE", "/v1/nodes/{name}/fence", NodeView, "Withdraw that confirmation: the node may serve again.",
+    "DELETE", "/v1/nodes/{name}/fence", NodeView, "Remove a fence: the node may serve again.",
     parameters=(_NODE,), errors=(NotFound,),
 )  # fmt: skip
 EVENTS: Final = Operation(

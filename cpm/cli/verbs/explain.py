@@ -7,9 +7,9 @@ import argparse
 from cpm.cli import parsing, render
 
 _ABOUT = """\
-What it asked for, what was decided and by which rule, what was refused and why,
-which VMs hold most of the pool, and when the pool runs out at the trend of the
-last ten minutes."""
+Prints what it asked for, what was decided and by which rule, what was refused
+and why, which VMs hold most of the pool, and when the pool runs out at the
+trend of the last ten minutes."""
 
 _EXAMPLES = """\
   virt-ports explain web1

@@ -1,4 +1,4 @@
-"""``virt-ports history``: what a VM held, and when."""
+"""``virt-ports history``: the ranges that a VM held, and when."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the VM's lines of the journal."""
+    """Print the VM's entries in the journal."""
     from cpm.api.operations import HISTORY
 
     views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit)

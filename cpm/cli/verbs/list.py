@@ -28,7 +28,7 @@ VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAM
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
-    verb.add_argument("--all", action="store_true", help="also VMs that are gone")
+    verb.add_argument("--all", action="store_true", help="also VMs that are gone and whose ports are not free yet")
     verb.add_argument("--node", metavar="NODE", help="only VMs on this host")
 
 

@@ -1,4 +1,4 @@
-"""``virt-ports pool``: the external addresses VMs share."""
+"""``virt-ports pool``: the external addresses that VMs share."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out one action; print one address, or those of the pool."""
+    """
+    Carry out one action; print one address, or those of the pool.
+
+    :raise InvalidRequest: When an address or port range is invalid.
+    """
     try:
         if args.action == "show":
             return _show(args)

@@ -27,7 +27,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Have the manager do it, and print the ranges of the VM."""
+    """Request the move, and print the ranges of the VM."""
     from cpm.api.operations import RELOCATE
 
     detail = parsing.client(args).call(RELOCATE, name=args.vm)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 One or more of:
-  floor=PORTS          never below, and what it starts with when ports are short
-  cap=PORTS            never above
+  floor=PORTS          its minimum, and its size at start when ports are short
+  cap=PORTS            its maximum
   weight=N             its share, relative to other VMs, of what is left above the
                        floors when ports are short (1 to 10000, normally 100)
   policy=NAME          how its range grows and shrinks:
@@ -51,7 +51,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Change the wishes, and print those that hold from now on."""
+    """Change the wishes, and print those in effect from now on."""
     request = _request(args.wishes, args.unset)
     from cpm.api.operations import SET_WISHES
 

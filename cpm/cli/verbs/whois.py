@@ -1,4 +1,4 @@
-"""``virt-ports whois``: the owner of an external port, now or earlier, as an abuse desk needs it."""
+"""``virt-ports whois``: the owner of an external port, now or earlier, for example to answer an abuse report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EXAMPLES = """\
 
 _ABOUT = """\
 A range belongs to one VM for all protocols; for ICMP the port is the echo
-identifier. TIME is ISO 8601 (in the local zone unless it says Z or an offset),
+identifier. TIME is ISO 8601 (in the local zone unless it has Z or an offset),
 UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
 
 VERB = parsing.Verb(70, "find the VM that holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)

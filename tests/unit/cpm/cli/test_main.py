@@ -1,4 +1,4 @@
-"""What all verbs share: exit codes, errors, help, what gets imported."""
+"""Shared by all verbs: exit codes, errors, help, imports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REFUSALS = [
 ]
 
 
-def test_statuses_are_those_declared() -> None:
+def test_every_error_has_its_http_status() -> None:
     assert {code: kind.http_status for code, kind in errors.CODES.items()} == {
         **{code: status for status, code, _ in REFUSALS if code != "internal"},
         **dict.fromkeys(("config", "illegal-step", "kernel", "unreachable"), 500),
@@ -44,7 +44,7 @@ def test_statuses_are_those_declared() -> None:
 
 
 @pytest.mark.parametrize(("status", "code", "exit_code"), REFUSALS)
-def test_a_refusal_has_the_managers_words(
+def test_a_refusal_prints_the_sentence_of_the_manager(
     manager: CannedManager, virt_ports: Command, status: int, code: str, exit_code: int
 ) -> None:
     manager.on("GET /v1/domains/web1", refusal(status, code, "cannot, because; do this"))
@@ -54,7 +54,7 @@ def test_a_refusal_has_the_managers_words(
     assert json.loads(as_json.err) == {"code": code, "message": "cannot, because; do this"}
 
 
-def test_every_code_of_the_family_has_an_exit_code_on_purpose() -> None:
+def test_every_error_code_has_the_intended_exit_code() -> None:
     codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
     assert codes == set(errors.CODES)
     ends = dict.fromkeys(codes, 1) | {
@@ -80,7 +80,7 @@ def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_por
         (raw(200, b'[{"name": 1}]'), "$[0].name"),
     ],
 )
-def test_nonsense_from_the_manager(
+def test_an_answer_that_cannot_be_decoded_is_an_internal_error(
     manager: CannedManager, virt_ports: Command, answer: canned_manager.Answer, message: str
 ) -> None:
     manager.on("GET /v1/domains", answer)
@@ -105,7 +105,7 @@ def test_nonsense_from_the_manager(
         (["whois", "203.0.113.1", "1", "--at"], "argument --at: expected one argument"),
     ],
 )
-def test_usage(virt_ports: Command, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_usage_errors(virt_ports: Command, words: list[str], message: str) -> None:
     result = virt_ports(*words)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: ")
@@ -113,13 +113,13 @@ def test_usage(virt_ports: Command, words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["-o", "json", "show"], ["show", "-ojson"], ["--output=json", "show"]])
-def test_usage_as_json(virt_ports: Command, words: list[str]) -> None:
+def test_usage_errors_are_json_when_requested(virt_ports: Command, words: list[str]) -> None:
     result = virt_ports(*words)
     assert result.code == 2
     assert json.loads(result.err)["code"] == "usage"
 
 
-def test_unreachable(virt_ports: Command, tmp_path: Path) -> None:
+def test_a_missing_manager_is_reported_with_a_remedy(virt_ports: Command, tmp_path: Path) -> None:
     missing = str(tmp_path / "no.sock")
     result = virt_ports("list", "--socket", missing)
     assert (result.code, result.out) == (3, "")
@@ -130,7 +130,7 @@ def test_unreachable(virt_ports: Command, tmp_path: Path) -> None:
     assert json.loads(virt_ports("-o", "json", "--socket", missing, "list").err)["code"] == "unreachable"
 
 
-def test_the_socket_option_beats_the_environment(
+def test_the_socket_option_takes_precedence_over_the_environment(
     manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager.on("GET /v1/domains", [domain()])
@@ -140,11 +140,11 @@ def test_the_socket_option_beats_the_environment(
     assert virt_ports("--socket", manager.path, "list").code == 0
 
 
-def test_the_default_socket_is_the_managers_default() -> None:
+def test_the_default_socket_is_the_default_of_cpmd() -> None:
     assert ListenSettings().socket == parsing.DEFAULT_SOCKET
 
 
-def test_the_order_of_the_help() -> None:
+def test_the_help_lists_verbs_in_order_of_position() -> None:
     [verbs] = [action.choices for action in main.build_parser()._actions if action.dest == "verb"]
     assert verbs is not None
     assert list(verbs) == [
@@ -155,7 +155,7 @@ def test_the_order_of_the_help() -> None:
 
 
 @pytest.mark.parametrize("verb", main.verb_names())
-def test_help_helps(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_verb_has_a_summary_and_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.execute([verb, "--help"], now=NOW)
     assert ended.value.code == 0
@@ -172,7 +172,7 @@ def test_help_lists_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> 
     assert "  3    the manager (cpmd) cannot be reached\n" in text
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_installed_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.execute(["--version"], now=NOW)
     assert ended.value.code == 0
@@ -203,7 +203,7 @@ def test_a_command_imports_only_what_it_needs(manager: CannedManager, words: lis
     assert err == "[]\n"
 
 
-def test_interrupted(manager: CannedManager) -> None:
+def test_an_interrupt_ends_with_130(manager: CannedManager) -> None:
     release = threading.Event()
     manager.on("GET /v1/events?follow=1", lines(EVENTS, then=lambda: release.wait(60)))
     child = process("events", "--follow", "-o", "json", socket=manager.path)
@@ -215,7 +215,7 @@ def test_interrupted(manager: CannedManager) -> None:
     assert (child.returncode, err) == (130, "")
 
 
-def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
+def test_a_closed_pipe_is_no_error(manager: CannedManager) -> None:
     manager.on("GET /v1/domains", [domain()])
     read, write = os.pipe()
     os.close(read)
@@ -225,7 +225,7 @@ def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
     assert (child.returncode, err) == (141, "")
 
 
-def test_a_bug_is_reported(
+def test_an_unexpected_error_is_reported_as_a_bug(
     manager: CannedManager, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(_: canned_manager.Handler) -> None:
