@@ -1,4 +1,4 @@
-"""Queries on the journal: who held a port at a given time, what a VM held, what happened since."""
+"""Queries on the journal: the owner of a port at a given time, the history of a VM, the entries after a position."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JournalReader:
 
     def whois(self, external: IPv4Address, port: int, at: float | None = None) -> Holding | None:
         """
-        Return who held a port of an external address at a given time; None: nobody did.
+        Return the owner of a port of an external address at a given time; None: it had none.
 
         :param at: UTC seconds; None: now. A change committed at exactly that time counts.
         """

@@ -117,7 +117,7 @@ def entry(row: Row) -> JournalEntry:
 
 
 def holding(found: JournalEntry) -> Holding | None:
-    """Return who holds the ports of an entry; None: they are free."""
+    """Return the owner of the ports of an entry; None: they are free."""
     if found.state is None:
         return None
     return Holding(

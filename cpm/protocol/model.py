@@ -23,7 +23,7 @@ DomainUUID = NewType("DomainUUID", str)
 """libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
 
 NodeName = NewType("NodeName", str)
-"""The name that a natd gives for itself; with TLS it has to be in the node's certificate."""
+"""The name in a node's natd.toml; with TLS it has to be in the node's certificate."""
 
 AllocationId = NewType("AllocationId", int)
 """Identifies one allocation. Never reused, so that a repeated change is recognised."""
@@ -134,10 +134,10 @@ class AllocationState(enum.StrEnum):
     ACTIVE = "active"
     """The host uses these ports for new connections."""
     DRAINING = "draining"
-    """The host has been told not to use them for new connections; edges still map them for existing connections."""
+    """The host must not use them for new connections; edges still map them for existing connections."""
     HELD = "held"
-    """No connection is left; edges withdraw the mapping, and nobody gets the ports before the hold-down has passed
-    (RFC 6888 REQ-8)."""
+    """No connection is left; edges withdraw the mapping, and no other VM gets the ports before the hold-down has
+    passed (RFC 6888 REQ-8)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
