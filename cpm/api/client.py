@@ -74,7 +74,7 @@ class Client:
                 answer = self._response(connection, operation.method, operation.target(arguments), data).read()
             finally:
                 connection.close()
-        return _decoded(operation.answer, answer)
+        return _decode(operation.answer, answer)
 
     def stream(self, operation: Operation[_A], *, follow: bool = False, **arguments: Argument) -> Iterator[_A]:
         """
@@ -88,13 +88,13 @@ class Client:
             connection = self._connect()
             try:
                 connection.connect()
-                reads = connection.sock  # http.client forgets it when the answer says Connection: close
+                reads = connection.sock  # http.client drops it when the answer has Connection: close
                 target = operation.target({**arguments, "follow": follow})
                 response = self._response(connection, operation.method, target, None)
                 reads.settimeout(None if follow else self.timeout_s)
                 while line := response.readline():
                     if line.strip():
-                        yield _decoded(operation.answer, line)
+                        yield _decode(operation.answer, line)
             finally:
                 connection.close()
         if follow:
@@ -115,7 +115,7 @@ class Client:
         return response
 
 
-def _decoded(kind: type[_A], data: bytes) -> _A:
+def _decode(kind: type[_A], data: bytes) -> _A:
     try:
         return codec.decode(kind, data)
     except InvalidRequest as error:
@@ -126,7 +126,7 @@ def _refusal(status: int, reason: str, body: bytes) -> RemoteError:
     try:
         view = codec.decode(ErrorView, body)
     except InvalidRequest:
-        message = f"the manager answered {status} {reason} and did not say why; {_JOURNAL}, and compare the versions"
+        message = f"the manager answered {status} {reason} without an explanation; {_JOURNAL}, and compare the versions"
         return RemoteError("internal", message)
     return RemoteError(view.code, view.message)
 

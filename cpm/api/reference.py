@@ -69,7 +69,7 @@ def _operation(operation: Operation[Any]) -> str:
         place = "path" if f"{{{each.name}}}" in operation.path else "query"
         lines.append(f"- `{each.name}` ({place}): {each.meaning}; {each.takes}.")
     if operation.body is not None:
-        lines.append(f"- Body: {_named(operation.body)}.")
+        lines.append(f"- Body: {_type_name(operation.body)}.")
     lines.append(f"- Answer: {_answer(operation)}.")
     if operation.errors:
         lines.append(f"- Errors: {', '.join(f'`{kind.code}`' for kind in operation.errors)}.")
@@ -79,7 +79,7 @@ def _operation(operation: Operation[Any]) -> str:
 def _answer(operation: Operation[Any]) -> str:
     if operation.answer is Document:
         return "text"
-    return f"newline-delimited {_named(operation.answer)}" if operation.streams else _named(operation.answer)
+    return f"newline-delimited {_type_name(operation.answer)}" if operation.streams else _type_name(operation.answer)
 
 
 def _types() -> list[type]:
@@ -105,7 +105,7 @@ def _type(kind: type) -> str:
         pair for base in kind.__mro__ if _is_object(base) and base is not Struct for pair in _meanings(base)
     )
     summary = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
-    rows = "".join(f"| `{name}` | {_named(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
+    rows = "".join(f"| `{name}` | {_type_name(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
     return f"\n### {kind.__name__}\n\n{summary}\n\n| key | value | |\n|---|---|---|\n{rows}"
 
 
@@ -123,22 +123,22 @@ def _meanings(kind: type) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(str(below.value.value).replace("``", "`").split())
 
 
-def _named(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """Return a type as JSON has it, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_named(each) for each in arguments if each is not UnsetType)
+        return " or ".join(_type_name(each) for each in arguments if each is not UnsetType)
     if origin is typing.Annotated:
         [meta] = [each for each in arguments if isinstance(each, Meta)]
-        return f"{_named(arguments[0])} from {meta.ge} to {meta.le}"
+        return f"{_type_name(arguments[0])} from {meta.ge} to {meta.le}"
     if origin is dict:
-        return f"object with values {_named(arguments[1])}"
+        return f"object with values {_type_name(arguments[1])}"
     if origin in (tuple, list):
-        return f"list of {_named(arguments[0])}"
+        return f"list of {_type_name(arguments[0])}"
     if isinstance(hint, typing.NewType):
-        return _named(hint.__supertype__)
+        return _type_name(hint.__supertype__)
     if issubclass(hint, enum.Enum):
         return ", ".join(f"`{each.value}`" for each in hint)
     return f"[{hint.__name__}](#{hint.__name__.lower()})"

@@ -126,7 +126,7 @@ class Server:
 
         :raise OSError: When the socket cannot be made.
         """
-        runner = await self._runner(self._everything())
+        runner = await self._runner(self._operator_app())
         path.unlink(missing_ok=True)
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o660)
@@ -152,7 +152,7 @@ class Server:
         self._runners.append(runner)
         return runner
 
-    def _everything(self) -> web.Application:
+    def _operator_app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json])
         for operation in OPERATIONS:
             # add_get() also answers HEAD, add_route() does not.
@@ -245,7 +245,7 @@ def _check_identity(request: web.Request, name: NodeName) -> None:
     names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
     if name not in names:
         raise InvalidRequest(
-            f"a node calls itself {name}, its certificate says {', '.join(sorted(names)) or 'nothing'}; "
+            f"the certificate of node {name} has the DNS names {', '.join(sorted(names)) or '(none)'}; "
             "set name in its natd.toml to a DNS name of its certificate"
         )
 

@@ -163,7 +163,7 @@ def wants_json(args: argparse.Namespace) -> bool:
     return bool(args.output == render.Format.JSON)
 
 
-def answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
+def print_answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
     """
     Print an answer in the requested format; return the exit code.
 

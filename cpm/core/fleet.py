@@ -1,8 +1,8 @@
 """
-The global fleet: the ledger's content in memory.
+The fleet: the ledger's content in memory.
 
 Every change that the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so
-that the two cannot drift apart.
+that the two cannot diverge.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, Do
 
 class Fleet:
     """
-    What the ledger holds.
+    All VMs, nodes, addresses and allocations, and the changes that are not yet committed.
 
     :param state: The ledger's content.
     :param block: Ports per block.

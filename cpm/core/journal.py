@@ -92,7 +92,7 @@ class JournalEntry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Holding:
+class PortOwner:
     """The owner of a port (RFC 6302: address, port and time identify exactly one VM)."""
 
     domain: DomainUUID

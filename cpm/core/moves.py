@@ -66,7 +66,7 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
     assert after is not None
     if active is None:
         _move(fleet, reserved, reserved.ports, after, now)
-    elif joins(active, reserved):
+    elif is_extension(active, reserved):
         fleet.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), taken_over=True))
         _move(fleet, active, active.ports.join_with(reserved.ports), active.state, active.since)
     else:
@@ -87,7 +87,7 @@ def advance(fleet: Fleet, allocation: Allocation, event: AllocationEvent, now: f
         _move(fleet, allocation, allocation.ports, after, now)
 
 
-def joins(active: Allocation, reserved: Allocation) -> bool:
+def is_extension(active: Allocation, reserved: Allocation) -> bool:
     """Return whether a reserved range extends the active one, rather than replacing it."""
     same_place = (active.external, active.node) == (reserved.external, reserved.node)
     return same_place and active.ports.adjoins(reserved.ports)

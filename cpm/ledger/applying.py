@@ -52,6 +52,7 @@ def apply(connection: sqlite3.Connection, change: Change, now: float) -> None:
     :param now: UTC seconds of the commit.
     :raise Conflict: When the present state is not the expected one; :class:`Overloading` when a port would get a
         second owner. The caller has to roll the transaction back.
+    :raise sqlite3.Error: When SQLite cannot read or write.
     """
     try:
         _APPLY[type(change)](connection, change, now)

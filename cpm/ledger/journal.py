@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import SHORTAGE_NOTICES, Holding, JournalEntry
+from cpm.core.journal import SHORTAGE_NOTICES, JournalEntry, PortOwner
 from cpm.ledger import rows
 from cpm.ledger.connection import ledger_errors
 from cpm.protocol.errors import LedgerError
@@ -41,7 +41,7 @@ class JournalReader:
         if self._owned:
             self._connection.close()
 
-    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> Holding | None:
+    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> PortOwner | None:
         """
         Return the owner of a port of an external address at a given time; None: it had none.
 
@@ -52,7 +52,7 @@ class JournalReader:
         where += "" if at is None else " AND at <= ?"
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))
-        return rows.holding(found[0]) if found else None
+        return rows.owner(found[0]) if found else None
 
     def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
         """

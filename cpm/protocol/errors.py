@@ -127,7 +127,7 @@ class Ambiguous(VirtPortsError):
 
 
 class Conflict(VirtPortsError):
-    """A valid request that the present state does not allow; the message says what to do first."""
+    """A valid request that the present state does not allow; the message ends in a remedy."""
 
     code = "conflict"
     http_status = 409

@@ -189,11 +189,11 @@ def _pool(pool: PoolFacts) -> tuple[str, ...]:
         f"Pool: {pool.free} of {pool.total} ports are free (external addresses: {pool.addresses}, longest free run: "
         f"{pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
     )
-    held = ", ".join(f"{each.name} {each.ports}" + _used(each) for each in pool.holders)
+    held = ", ".join(f"{each.name} {each.ports}" + _in_use_text(each) for each in pool.holders)
     return (state, f"Largest holders: {held}." if held else "", _trend(pool))
 
 
-def _used(holder: Holder) -> str:
+def _in_use_text(holder: Holder) -> str:
     return "" if holder.in_use is None else f" ({holder.in_use} in use)"
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 
 from cpm.api import handlers, operations
 from cpm.api.views import EventView, WhoisView
-from cpm.core.journal import Holding, JournalEntry
+from cpm.core.journal import JournalEntry, PortOwner
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
 
@@ -32,7 +32,7 @@ def whois(
     moment = at if at is not None else now
     held = journal.whois(address, port, moment)
     if held is None:
-        raise NotFound("holder of", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`")
+        raise NotFound("holder of", f"{address} port {port}", "no VM held that port then; see `virt-ports pool list`")
     return _owner(held, port, moment)
 
 
@@ -69,7 +69,7 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
     ]
 
 
-def _owner(held: Holding, port: int, at: float) -> WhoisView:
+def _owner(held: PortOwner, port: int, at: float) -> WhoisView:
     return WhoisView(
         held.external,
         port,

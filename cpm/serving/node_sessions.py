@@ -83,7 +83,7 @@ class NodeSessions:
         """
         Begin a node's session; a former session of the same node ends.
 
-        :raise VirtPortsError: When the manager refuses the node.
+        :raise VirtPortsError: When the manager refuses the node, or the changes cannot be committed.
         """
 
         def act(manager: Manager, now: float) -> None:
@@ -97,7 +97,7 @@ class NodeSessions:
         """
         Pass a message to the manager, unless the session was replaced meanwhile.
 
-        :raise VirtPortsError: When the message is not allowed.
+        :raise VirtPortsError: When the message is not allowed, or the changes cannot be committed.
         """
 
         def act(manager: Manager, now: float) -> None:
@@ -109,7 +109,11 @@ class NodeSessions:
         await self._decisions.do(act)
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
-        """Pass the end of a session to the manager, unless it was replaced meanwhile."""
+        """
+        Pass the end of a session to the manager, unless it was replaced meanwhile.
+
+        :raise LedgerError: When the changes cannot be committed.
+        """
 
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):

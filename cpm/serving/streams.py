@@ -63,7 +63,7 @@ async def events(feeds: Feeds, after: int | None, limit: int, *, follow: bool) -
     Yield the newest journal entries or those after a position, then, with ``follow``, each new one.
 
     :param after: Only entries with a greater ``seq``; None: the newest ``limit``.
-    :param limit: Entries at most, apart from followed ones.
+    :param limit: Existing entries at most; does not limit entries that are followed.
     :raise LedgerError: When the ledger cannot be read.
     """
     position = after if after is not None else max(0, await feeds.journal.read(JournalReader.latest_seq) - limit)

@@ -370,7 +370,7 @@ class Replay:
             self._update_guest(actor)
             return False
         actor.due = now
-        if not moves.joins(active, reserved):
+        if not moves.is_extension(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
@@ -416,7 +416,7 @@ class Replay:
         assert reserved is not None
         actor.due = None
         self._grown += 1
-        self._moved += not moves.joins(active, reserved)
+        self._moved += not moves.is_extension(active, reserved)
         moves.activate(self.fleet, reserved, now)
         self._update_guest(actor)
 

@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import EXPLAIN
 
     view = parsing.client(args).call(EXPLAIN, name=args.vm)
-    return parsing.answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))
+    return parsing.print_answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))

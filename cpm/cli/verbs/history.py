@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import HISTORY
 
     views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit)
-    return parsing.answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))
+    return parsing.print_answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     views = parsing.client(args).call(LIST_VMS, all=args.all)
     if args.node is not None:
         views = [view for view in views if view.node == args.node] or _no_vms_on(args)
-    return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+    return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
 def _row(view: DomainView) -> tuple[object, ...]:

@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     manager = parsing.client(args)
     if args.action == "list":
         views = manager.call(LIST_NODES)
-        return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+        return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
     view = manager.call(FENCE if args.action == "fence" else UNFENCE, name=args.node)
-    return parsing.answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+    return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
 
 
 def _row(view: NodeView) -> tuple[object, ...]:

@@ -31,4 +31,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import RELOCATE
 
     detail = parsing.client(args).call(RELOCATE, name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))
+    return parsing.print_answer(args, show.flat(detail), lambda: show.ranges(detail))

@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.views import ResizeRequest
 
     detail = parsing.client(args).call(RESIZE, ResizeRequest(args.ports), name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))
+    return parsing.print_answer(args, show.flat(detail), lambda: show.ranges(detail))

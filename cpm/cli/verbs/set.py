@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import SET_WISHES
 
     detail = parsing.client(args).call(SET_WISHES, request, name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: render.fields(show.wishes(detail)))
+    return parsing.print_answer(args, show.flat(detail), lambda: render.fields(show.wishes(detail)))
 
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:

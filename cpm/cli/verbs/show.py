@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_VM
 
     detail = parsing.client(args).call(SHOW_VM, name=args.vm)
-    return parsing.answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
+    return parsing.print_answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
 
 
 def flat(detail: DomainDetail) -> dict[str, Any]:

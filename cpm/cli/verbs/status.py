@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import STATUS
 
     view = parsing.client(args).call(STATUS)
-    return parsing.answer(args, view, lambda: _facts(view))
+    return parsing.print_answer(args, view, lambda: _facts(view))
 
 
 def _facts(view: StatusView) -> str:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import WHOIS
 
     view = parsing.client(args).call(WHOIS, **_arguments(args))
-    return parsing.answer(args, view, lambda: _facts(view))
+    return parsing.print_answer(args, view, lambda: _facts(view))
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Argument]:

@@ -43,7 +43,7 @@ def host_vm(
     reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
     current, ports = active, active.ports if active is not None else None
     if reserved is not None:
-        longer = active is not None and moves.joins(active, reserved)
+        longer = active is not None and moves.is_extension(active, reserved)
         ports = reserved.ports.join_with(active.ports) if active is not None and longer else reserved.ports
         current = reserved
     draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))

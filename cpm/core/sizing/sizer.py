@@ -162,7 +162,7 @@ class Sizer:
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
-        if in_use is not None and reserved is not None and not moves.joins(active, reserved):
+        if in_use is not None and reserved is not None and not moves.is_extension(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)
         self._rollout.on_vm_changed(active.domain)
         return True

@@ -75,7 +75,7 @@ def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_por
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (raw(404, b"404: Not Found"), "answered 404 Not Found and did not say why"),
+        (raw(404, b"404: Not Found"), "answered 404 Not Found without an explanation"),
         (raw(200, b"<html>"), "the manager's answer: cannot understand message"),
         (raw(200, b'[{"name": 1}]'), "$[0].name"),
     ],
