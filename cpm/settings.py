@@ -206,7 +206,7 @@ def _check(file: str, settings: Settings) -> None:
     except InvalidRequest as error:
         raise ConfigError(file, "scaling.policy", str(error)) from error
     if pool.internal.num_addresses < 4:
-        raise ConfigError(file, "pool.internal", "needs at least a /30; one address a VM")
+        raise ConfigError(file, "pool.internal", "use at least a /30; every VM needs an address")
     if listen.address is not None:
         for key in ("certificate", "key", "ca"):
             if getattr(listen, key) is None:

@@ -205,7 +205,7 @@ class Server:
         async with asyncio.timeout(HELLO_LIMIT_S):
             hello = codec.decode_node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
-            raise InvalidRequest("a session begins with hello")
+            raise InvalidRequest("the first message of a session must be hello")
         _check_identity(request, hello.node)
         await self._nodes.on_connected(hello, connection)
         try:

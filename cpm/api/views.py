@@ -60,7 +60,7 @@ class WishView(Struct, frozen=True):
     """``floor``, ``cap`` (ports), ``weight``, ``policy`` or ``drain-limit`` (seconds; null: never)."""
     value: int | float | str | None
     origin: str
-    """Where the value comes from: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
+    """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
     defaults)."""
 
 

@@ -34,7 +34,7 @@ class LedgerState:
 
 
 class JournalEvent(enum.StrEnum):
-    """What happened to an allocation."""
+    """The event that a journal entry records."""
 
     RESERVED = "reserved"
     ACTIVE = "active"

@@ -36,7 +36,7 @@ DEFAULT_HOLD_DOWN_S: Final = 120.0
 
 
 class AllocationEvent(enum.StrEnum):
-    """What can happen to an allocation."""
+    """An event in the life of an allocation."""
 
     RESERVED = "reserved"
     """The ports were assigned to a VM."""

@@ -115,7 +115,7 @@ class Resolver:
             if value is not None and (why := _invalid_reason(name, value, self._policies)) is not None:
                 raise InvalidRequest(f"{key} {value}: {why}")
         if wishes.floor is not None and wishes.cap is not None and wishes.floor > wishes.cap:
-            raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; use a floor that is not")
+            raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; lower the floor or raise the cap")
 
 
 def resolve(xml: Wishes, operator: Wishes, defaults: Defaults, policies: Collection[str]) -> EffectiveWishes:
@@ -153,7 +153,7 @@ def _fit_floor_and_cap(
     if floor.value <= cap.value:
         return floor, cap, []
     if _PRECEDENCE[floor.origin] > _PRECEDENCE[cap.origin]:
-        # The cap gives way, to the pool's default or as far as the floor needs.
+        # The cap is raised to the pool's default, or to the floor if that is higher.
         why = f"{cap.origin}: cap {cap.value}: it is below floor {floor.value} ({floor.origin})"
         origin = Origin.POOL if defaults.cap >= floor.value else floor.origin
         return floor, EffectiveValue(max(defaults.cap, floor.value), origin), [why]

@@ -185,7 +185,7 @@ NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | 
 
 
 class PathState(Struct, frozen=True):
-    """What concerns the whole site: routes between the machines, and connection timeouts."""
+    """The state that concerns the whole site: routes between the machines, and connection timeouts."""
 
     internal_pool: IPv4Network
     edges: tuple[IPv4Address, ...] = ()
@@ -215,7 +215,7 @@ class Snapshot(Struct, frozen=True, tag="snapshot"):
 
 
 class Delta(Struct, frozen=True, tag="delta"):
-    """What changed since the previous generation."""
+    """The changes since the previous generation."""
 
     epoch: int
     generation: int

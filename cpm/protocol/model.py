@@ -118,7 +118,7 @@ def coalesce(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
 
 
 class Role(enum.StrEnum):
-    """What a node does on the path of a packet."""
+    """The function of a node on the path of a packet."""
 
     HOST = "host"
     """Runs VMs and translates their source ports into each VM's range (the specification's first computing device)."""
@@ -186,7 +186,7 @@ class Wishes:
     drain_limit_s: float | None = None
     """Seconds after which a draining range is withdrawn although connections use it; :data:`UNLIMITED`: never."""
     nonsense: tuple[str, ...] = ()
-    """What could not be parsed, a sentence each; shown to people only."""
+    """A sentence for each wish that could not be parsed; shown to people only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ def find(manager: Manager, name: str) -> VM:
     named = [vm for vm in vms.values() if vm.name == name]
     named = [vm for vm in named if vm.uuid in manager.present] or named
     if not named:
-        raise NotFound("VM", name, "see `virt-ports list --all`; `virt-ports history` knows those that are gone")
+        raise NotFound("VM", name, "see `virt-ports list --all`, or `virt-ports history` for VMs that are gone")
     if len(named) > 1:
         raise Ambiguous(name, tuple(vm.uuid for vm in named))
     return named[0]

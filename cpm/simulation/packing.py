@@ -59,7 +59,7 @@ def smallest_pool(
 
 
 def vms_per_address(vms: int, pool_ports: int) -> float:
-    """Return how many VMs share one external address, on average, when they share a pool of so many ports."""
+    """Return how many VMs share one external address, on average, when they share a pool of ``pool_ports``."""
     return vms * USABLE.size / pool_ports
 
 

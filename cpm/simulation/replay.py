@@ -81,11 +81,11 @@ class Conditions:
     alarm_share: float = 0.25
     """The host asks for more when at most this share of a range is left, ..."""
     alarm_s: float = 3.0
-    """... or when the ports left would be used within so many seconds at the present rate, as natd does."""
+    """... or when the ports left would be used within this many seconds at the present rate, as natd does."""
     before_s: float = 300.0
     """
-    Seconds. A VM that exists when the trace begins has the range that its policy gives it under a long steady load: the
-    peak of its load within the first so many seconds. Otherwise the first minutes would dominate the result.
+    Seconds. A VM that exists when the trace begins has the range that its policy gives it under a long steady load,
+    equal to its peak within this period. Otherwise the first minutes would dominate the result.
     """
     overflow: bool = True
     """When no larger range is available, new connections get an overflow range."""
@@ -471,7 +471,7 @@ def pool_of(ports: int) -> tuple[ExternalAddress, ...]:
     :raise ValueError: When ``ports`` is less than 1.
     """
     if ports < 1:
-        raise ValueError(f"a pool of {ports} ports")
+        raise ValueError(f"a pool of {ports} ports; use 1 or more")
     whole, rest = divmod(ports, USABLE.size)
     addresses = [ExternalAddress(IPv4Address(_FIRST_EXTERNAL + number)) for number in range(whole)]
     if rest:

@@ -111,11 +111,11 @@ def read(lines: Iterable[str], where: str) -> Trace:
         first = time if first is None else first
         step = round((time - first) / step_s)
         if not 0 <= step < MOST_STEPS:
-            raise InvalidRequest(f"{where}, line {number}: time {time:g} lies before the first or far behind the last")
+            raise InvalidRequest(f"{where}, line {number}: time {time:g} is before the first line or too far after it")
         here = steps.setdefault(step, {})
         here[line.vm] = _add(here.get(line.vm), line)
     if not steps:
-        raise InvalidRequest(f"{where}: nothing happens in this trace")
+        raise InvalidRequest(f"{where}: this trace has no lines of VMs")
     return Trace(step_s, tuple(tuple(steps.get(step, {}).values()) for step in range(max(steps) + 1)))
 
 

@@ -124,7 +124,7 @@ class ScalingState:
     changed_at: float | None = None
     """UTC seconds of the last decision to grow or shrink."""
     memory: Memory = None
-    """What the policy remembers."""
+    """The state that the policy keeps."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress
 
 @dataclasses.dataclass(slots=True)
 class Observation:
-    """What is known of one VM's need. Only its own methods write to it."""
+    """The measurements and decisions of one VM. Only its own methods write to it."""
 
     measured: Measured | None = None
     measured_at: float = 0.0

@@ -32,7 +32,9 @@ class OccupancyPolicy:
 
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.shrink_at < self.grow_at <= 1:
-            raise ValueError(f"halve below {self.shrink_at}, double from {self.grow_at}: half of it must not be full")
+            raise ValueError(
+                f"halve below {self.shrink_at}, double from {self.grow_at}; use less than half of it to halve"
+            )
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
         """Return the range's size, or the next power of two above or below it; keeps no state."""

@@ -14,7 +14,7 @@ class Registration:
 
     policy: Policy
     summary: str
-    """What it does, in a line."""
+    """A description in one line."""
     short: str | None = None
     """A shorter name that operators may use as well; None: there is none."""
 
@@ -30,7 +30,7 @@ def register(registration: Registration) -> None:
     """
     names = {registration.policy.name, registration.short} - {None}
     if names & set(policy_words()):
-        raise ValueError(f"there is a policy {registration.policy.name} or {registration.short} already")
+        raise ValueError(f"a policy {registration.policy.name} or {registration.short} is registered already")
     _registered[registration.policy.name] = registration
 
 

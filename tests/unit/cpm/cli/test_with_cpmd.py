@@ -243,7 +243,7 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json
     assert (unset["floor"], unset["cap"]) == (64, 4096)
     refused = await virt_ports(cpmd, "set", "web1", "floor=9", "cap=8")
-    assert (refused.code, refused.err) == (2, "error: floor 9 is above cap 8; use a floor that is not\n")
+    assert (refused.code, refused.err) == (2, "error: floor 9 is above cap 8; lower the floor or raise the cap\n")
     explained = await virt_ports(cpmd, "explain", "web1")
     assert explained.out.startswith("web1 has ")
     assert "cap 4096 (metadata)" in explained.out

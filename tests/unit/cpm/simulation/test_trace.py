@@ -49,14 +49,14 @@ def test_lines_of_one_vm_in_one_step_add_up() -> None:
         ("time,vm\n", "the first line must be like"),
         ("# virt-ports trace 1, step 0 s\n", "the first line must be like"),
         ("# virt-ports trace 1, step 1 s\ntime,vm\n", "line 2: must be"),
-        (HEAD, "nothing happens"),
+        (HEAD, "has no lines"),
         (HEAD + "0,a,1,2,3\n", "line 3: 5 fields"),
         (HEAD + "0,a,1,2,3,4\nnan,a,1,2,3,4\n", "line 4: time is 'nan'"),
         (HEAD + "x,a,1,2,3,4\n", "line 3: time is 'x'"),
         (HEAD + "0,a,1,-2,3,4\n", "line 3: closed is '-2'"),
         (HEAD + "0,a,1,2.5,3,4\n", "line 3: closed is '2.5'"),
-        (HEAD + "5,a,1,2,3,4\n0,a,1,2,3,4\n", "line 4: time 0 lies before"),
-        (HEAD + "0,a,1,2,3,4\n1e12,a,1,2,3,4\n", "line 4: time 1e+12 lies"),
+        (HEAD + "5,a,1,2,3,4\n0,a,1,2,3,4\n", "line 4: time 0 is before"),
+        (HEAD + "0,a,1,2,3,4\n1e12,a,1,2,3,4\n", "line 4: time 1e+12 is"),
     ],
 )
 def test_errors_name_file_and_line(text: str, message: str) -> None:

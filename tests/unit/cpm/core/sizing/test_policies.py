@@ -65,7 +65,7 @@ def test_occupancy_needs_a_count_or_an_alarm() -> None:
 
 
 def test_occupancy_has_hysteresis() -> None:
-    with pytest.raises(ValueError, match="half of it"):
+    with pytest.raises(ValueError, match="less than half"):
         OccupancyPolicy(grow_at=0.5, shrink_at=0.25)
 
 
