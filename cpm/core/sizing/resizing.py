@@ -7,7 +7,7 @@ situation always has the same outcome. :func:`cpm.core.moves.record` records it 
 
 A range grows in place where the adjacent ports are free, else by moving; where no range of the target size is
 available, by half of the difference, then half of that, down to a block. Where not even one more block is available,
-new connections get an *overflow range* (docs/design/0005-ports-apart.md).
+new connections get an *overflow range* (docs/design/0005-overflow-ranges.md).
 """
 
 from __future__ import annotations
