@@ -56,11 +56,11 @@ class Fleet:
         for number, name in enumerate((NodeName("edge1"), NodeName("edge2"), *self._hosts)):
             role = Role.EDGE if name.startswith("edge") else Role.HOST
             underlay = IPv4Address(_UNDERLAY + number)
-            self._manager.hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
+            self._manager.on_hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
         self._settle()
         for number, uuid in enumerate(self._vms):
             host = self._hosts[number % HOSTS]
-            self._manager.said(host, Attach(uuid, f"vm{number}"), self.now)
+            self._manager.on_message(host, Attach(uuid, f"vm{number}"), self.now)
         self._settle()
         sizes = [self._manager.fleet.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
         if not all(sizes):
@@ -73,7 +73,7 @@ class Fleet:
         gc.collect()
         begin = time.perf_counter()
         for host, report in reports:
-            self._manager.said(host, report, self.now)
+            self._manager.on_message(host, report, self.now)
         outcome = self._manager.take(self.now)
         elapsed = time.perf_counter() - begin
         self.changes += len(outcome.changes)
@@ -105,4 +105,4 @@ class Fleet:
         for name, message in messages:
             if isinstance(message, (Snapshot, Delta)):
                 self._generations[name] = message.generation
-                self._manager.said(name, Applied(1, message.generation), self.now)
+                self._manager.on_message(name, Applied(1, message.generation), self.now)

@@ -31,7 +31,7 @@ from cpm.serving.streams import Feeds, ReportFollowers
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
-"""Seconds between checks of hold-downs and of whatever else becomes due by time alone."""
+"""Seconds between two ticks, in which the manager does what is due because time has passed."""
 
 
 class Cpmd:
@@ -56,11 +56,11 @@ class Cpmd:
         Open the ledger, begin an epoch, listen.
 
         :raise LedgerError: When the ledger cannot be opened.
-        :raise OSError: When a socket cannot be made or a certificate cannot be read.
+        :raise OSError: When a socket cannot be created or a certificate cannot be read or used.
         """
         self._build()
         self._tasks.start("decide", self.decisions.run(), forever=True)
-        self._tasks.start("tick", self._tick_for_ever(), forever=True)
+        self._tasks.start("tick", self._tick(), forever=True)
         await self._listen()
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
@@ -74,7 +74,7 @@ class Cpmd:
         await self._tasks.failed.wait()
 
     async def stop(self) -> None:
-        """Stop listening, finish what is under way, close the ledger."""
+        """Stop listening, end all sessions and tasks, close the ledger."""
         self._connections.close_all()
         await self._server.stop()
         await self._tasks.stop()
@@ -106,28 +106,28 @@ class Cpmd:
             host, port = settings_.split_address("cpmd.toml", listen.address)
             await self._server.listen_tls(host, port, tls_context(listen.certificate, listen.key, listen.ca))
 
-    async def _tick_for_ever(self) -> None:
+    async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             try:
                 await self.decisions.do(Manager.tick)
             except VirtPortsError:
-                # What failed must not keep the next tick from doing the rest.
-                log.exception("part of a tick was not done")
+                # The next tick does what this one did not.
+                log.exception("a tick failed; the next one is in %g s", TICK_S)
 
     async def _watchdog(self, period_s: float) -> None:
         while True:
-            # Through the loop: a loop that hangs must not look alive.
+            # Through the decision loop, so that the watchdog notices when it hangs.
             await self.decisions.do(lambda manager, now: None)
             notify.notify("WATCHDOG=1")
             await asyncio.sleep(period_s)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Start cpmd; the command line of the service."""
+    """Run cpmd; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="cpmd",
-        description="Centralized Port Manager of virt-ports: keeps the ledger and tells hosts and edges what to hold.",
+        description="Centralized Port Manager of virt-ports: keeps the ledger and decides what hosts and edges hold.",
         epilog="The external addresses are not configured here: add them with `virt-ports pool add`.",
     )
     return program.run(parser, settings_.DEFAULT_PATH, settings_.load, Cpmd, arguments)

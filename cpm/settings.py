@@ -1,4 +1,4 @@
-"""cpmd's settings: ``cpmd.toml``, one struct a table, every field with its unit and reason."""
+"""cpmd's settings: ``cpmd.toml``, one struct per table, every field with its unit and reason."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Positive = Annotated[float, Meta(gt=0)]
 
 
 class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where operators and nodes reach the manager."""
+    """The addresses at which operators and nodes reach the manager."""
 
     socket: str = "/run/virt-ports/cpmd.sock"
-    """Unix socket for ``virt-ports`` and for a natd on the same machine. Who may open it may do everything."""
+    """Unix socket for ``virt-ports`` and for a natd on the same machine. Access to it permits every operation."""
     address: str | None = None
     """``IP:PORT`` for nodes on other machines, always TLS with client certificates; None: only the socket."""
     certificate: str | None = None
@@ -36,47 +36,48 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     """PEM file: its private key."""
     ca: str | None = None
-    """PEM file: who signs the certificates of nodes. Keep it apart from other CAs: whoever it signs may join."""
+    """PEM file: the CA of the nodes' certificates. Use it for nothing else: every certificate it signs may connect."""
 
 
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the truth is kept."""
+    """The ledger."""
 
     path: str = "/var/lib/virt-ports/ledger.db"
+    """Path of its SQLite file."""
 
 
 class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How ports are dealt out. The external addresses themselves are in the ledger: ``virt-ports pool add``."""
+    """How ports are assigned. The external addresses themselves are in the ledger: ``virt-ports pool add``."""
 
     block: _Ports = 64
-    """Ports: ranges are whole blocks. Smaller wastes less, larger means fewer changes."""
+    """Ports: ranges are whole blocks. Smaller blocks waste fewer ports, larger ones mean fewer changes."""
     initial: _Ports = 256
     """Ports a VM starts with, if the pool has them."""
     floor: _Ports = 64
-    """Ports no VM goes below; what a VM starts with when the pool is short."""
+    """Ports that every VM keeps at least, and starts with when the pool is short."""
     cap: _Ports = 32768
-    """Ports no VM goes above: one VM must not take a whole address."""
+    """Ports that a VM gets at most, so that no VM takes a whole address."""
     weight: Annotated[int, Meta(ge=1, le=MAXIMUM_WEIGHT)] = 100
-    """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
+    """A VM's share, relative to other VMs, of the ports above the floors when ports are short."""
     start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
-    """Part of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""
+    """Share of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
     drain_limit_s: _Positive | None = None
-    """Seconds after which a draining range is withdrawn although connections live. None: never, nothing is cut."""
+    """Seconds after which a draining range is withdrawn although connections use it. None: never, nothing is cut."""
     compact_s: _Positive = 30.0
-    """Seconds between two looks for a range to move so that free runs join; at most one at a time on an address."""
+    """Seconds between two searches for ranges to move so that free runs join; one at a time on each address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")
-    """Addresses between hosts and edges, one a VM (RFC 6598). Must not be routed elsewhere in your network."""
+    """Addresses between hosts and edges, one per VM (RFC 6598). Must not be routed elsewhere in your network."""
     pairing: str = "preferred"
     """``preferred``: a VM that outgrows its external address may move to another one; ``strict``: never."""
     timeouts: TimeoutsTable = TimeoutsTable()
-    """Seconds for which hosts remember connections that say nothing more; what a host's natd.toml says is nearer."""
+    """Idle seconds after which hosts forget a connection of a VM; a host's natd.toml takes precedence."""
 
 
 class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds the policy back (:class:`cpm.core.sizing.GuardSettings`); each guard can be switched off."""
+    """The guards that limit the policy (:class:`cpm.core.sizing.GuardSettings`); each can be switched off."""
 
     floor: bool = True
     cap: bool = True
@@ -89,27 +90,30 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
     """No growth while less than ``grow_above_use`` of the range is in use: a download is many packets and one port."""
     grow_above_use: Annotated[float, Meta(ge=0, le=1)] = 0.5
     exhausted: bool = True
-    """A range that is used up grows by ``exhausted_factor`` at once, whatever the score and the cool-down say."""
+    """An exhausted range grows by ``exhausted_factor`` at once, whatever the score and in spite of the cool-down."""
     exhausted_factor: Annotated[float, Meta(gt=1)] = 2.0
     still_used: bool = True
     """No shrinking while more than ``shrink_below_use`` of the range is in use."""
     shrink_below_use: Annotated[float, Meta(ge=0, le=1)] = 0.35
     grow_cool_down_s: _Seconds = 5.0
+    """Seconds between two growths of a range."""
     shrink_cool_down_s: _Seconds = 30.0
+    """Seconds between any change of a range and its next reduction."""
     shrink_after_samples: Annotated[int, Meta(ge=1)] = 10
+    """Samples in a row that must ask for less before a range shrinks."""
 
 
 class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
     policy: str = default_policy()
-    """For VMs without a wish of their own: one of :mod:`cpm.core.sizing.policies`."""
+    """Policy of VMs without a wish for one: a name in :mod:`cpm.core.sizing.policies`."""
     literal: bool = False
     """True: the policy to the letter, all guards off."""
     guards: GuardTable = GuardTable()
 
     def guard_settings(self) -> GuardSettings:
-        """Return them as the scaling rules take them."""
+        """Return the guards as :func:`cpm.core.sizing.decide` takes them."""
         if self.literal:
             return LITERAL
         guards = self.guards
@@ -129,11 +133,11 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How patient the manager is with its nodes."""
+    """How the manager treats disconnected nodes."""
 
     edge_grace_s: _Seconds = 10.0
-    """Seconds an edge may be without session before hosts send around it. Its tables keep working meanwhile, so a
-    restart of natd costs nothing."""
+    """Seconds that an edge may be disconnected before hosts no longer route through it. Its tables keep working, so a
+    restart of natd has no effect on traffic."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -147,7 +151,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
 
     def defaults(self) -> Defaults:
-        """Return what holds for a VM about which nobody says anything."""
+        """Return the values for VMs without wishes."""
         pool = self.pool
         return Defaults(
             floor=pool.floor,
@@ -158,7 +162,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def rules(self) -> PoolRules:
-        """Return what the deciding half needs to know of all this."""
+        """Return the part of the settings that decisions depend on."""
         pool = self.pool
         return PoolRules(
             block=pool.block,
@@ -175,7 +179,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def timeouts(self) -> Timeouts:
-        """Return what holds on a host that says nothing of its own."""
+        """Return the connection timeouts of hosts whose own settings have none."""
         return self.pool.timeouts.override(Timeouts())
 
 
@@ -183,7 +187,7 @@ def load(path: Path) -> Settings:
     """
     Read and check ``cpmd.toml``.
 
-    :raise ConfigError: When the file cannot be read or something in it is wrong.
+    :raise ConfigError: When the file cannot be read, is not TOML, has an unknown key, or a value is wrong.
     """
     settings = config.load(path, Settings)
     _check(str(path), settings)
@@ -202,7 +206,7 @@ def _check(file: str, settings: Settings) -> None:
     except InvalidRequest as error:
         raise ConfigError(file, "scaling.policy", str(error)) from error
     if pool.internal.num_addresses < 4:
-        raise ConfigError(file, "pool.internal", "needs at least a /30; one address a VM")
+        raise ConfigError(file, "pool.internal", "use at least a /30; every VM needs an address")
     if listen.address is not None:
         for key in ("certificate", "key", "ca"):
             if getattr(listen, key) is None:

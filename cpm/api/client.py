@@ -1,8 +1,7 @@
 """
-The API as a blocking client: what the command line, tests and scripts use. Standard library and msgspec only.
+A blocking client of the API, for the command line, tests and scripts. Standard library and msgspec only.
 
-natd has a websocket session instead (:mod:`cpm.api.session`). Only :meth:`Client._connect` knows how the manager is
-reached.
+natd has a websocket session instead (:mod:`cpm.api.session`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _JOURNAL = "see `journalctl -u cpmd`"
 
 class RemoteError(VirtPortsError):
     """
-    The manager refused or failed. Code and sentence are those of its error; the attributes of that do not travel.
+    The manager refused or failed. Code and sentence are those of its error, whose attributes are not transferred.
 
     :param code: One of the codes in :mod:`cpm.protocol.errors`, or ``internal``.
     :param message: The manager's sentence.
@@ -48,7 +47,7 @@ class Client:
     A manager behind a unix socket. Every call is one connection; nothing stays open between calls.
 
     Every method raises :class:`Unreachable` when the manager does not answer, and :class:`RemoteError` with the
-    manager's code when it refuses (``internal`` when what it says cannot be understood).
+    manager's code when it refuses (``internal`` when its answer cannot be decoded).
 
     :param socket_path: Path of the socket.
     :param timeout_s: Seconds to wait for each read and write; following events has no limit.
@@ -60,11 +59,11 @@ class Client:
 
     def call(self, operation: Operation[_A], body: object | None = None, **arguments: Argument) -> _A:
         """
-        Do one operation; return its answer.
+        Request one operation; return its answer.
 
         :param body: The request's body, for an operation that has one.
         :param arguments: By parameter of the operation.
-        :raise TypeError: When the operation is not declared so.
+        :raise TypeError: When body or arguments do not fit the declaration of the operation.
         """
         if (body is None) != (operation.body is None):
             raise TypeError(f"{operation} takes {operation.body} as body, not {type(body)}")
@@ -75,26 +74,27 @@ class Client:
                 answer = self._response(connection, operation.method, operation.target(arguments), data).read()
             finally:
                 connection.close()
-        return _decoded(operation.answer, answer)
+        return _decode(operation.answer, answer)
 
     def stream(self, operation: Operation[_A], *, follow: bool = False, **arguments: Argument) -> Iterator[_A]:
         """
         Yield the lines of a streamed answer as they come.
 
         :param follow: Wait for more, without limit. The iterator then never ends by itself.
-        :raise Unreachable: Also when the manager closes a stream that was to be followed.
+        :raise Unreachable: Also when the manager ends a followed stream.
+        :raise TypeError: When the arguments do not fit the declaration of the operation.
         """
         with _unreachable_on_failure(self.socket_path):
             connection = self._connect()
             try:
                 connection.connect()
-                reads = connection.sock  # http.client forgets it when the answer says Connection: close
+                reads = connection.sock  # http.client drops it when the answer has Connection: close
                 target = operation.target({**arguments, "follow": follow})
                 response = self._response(connection, operation.method, target, None)
                 reads.settimeout(None if follow else self.timeout_s)
                 while line := response.readline():
                     if line.strip():
-                        yield _decoded(operation.answer, line)
+                        yield _decode(operation.answer, line)
             finally:
                 connection.close()
         if follow:
@@ -115,7 +115,7 @@ class Client:
         return response
 
 
-def _decoded(kind: type[_A], data: bytes) -> _A:
+def _decode(kind: type[_A], data: bytes) -> _A:
     try:
         return codec.decode(kind, data)
     except InvalidRequest as error:
@@ -126,8 +126,8 @@ def _refusal(status: int, reason: str, body: bytes) -> RemoteError:
     try:
         view = codec.decode(ErrorView, body)
     except InvalidRequest:
-        words = f"the manager answered {status} {reason} and did not say why; {_JOURNAL}, and compare the versions"
-        return RemoteError("internal", words)
+        message = f"the manager answered {status} {reason} without an explanation; {_JOURNAL}, and compare the versions"
+        return RemoteError("internal", message)
     return RemoteError(view.code, view.message)
 
 
@@ -135,7 +135,7 @@ def _exit_code(code: str) -> ExitCode:
     if code == "internal":
         return ExitCode.INTERNAL
     kind = CODES.get(code)
-    # A newer manager may refuse for a reason that we have no name for.
+    # A newer manager may have codes that this version does not know.
     return ExitCode.REFUSED if kind is None else kind.exit_code
 
 
@@ -164,7 +164,7 @@ def _diagnosis(error: OSError | http.client.HTTPException) -> tuple[str, str]:
     if isinstance(error, TimeoutError):
         return "no answer in time", _JOURNAL
     if isinstance(error, ConnectionRefusedError):
-        return "nobody listens there", _CHECK
+        return "no process listens there", _CHECK
     if isinstance(error, FileNotFoundError):
         return "no such socket", _CHECK
     if isinstance(error, PermissionError):
@@ -172,5 +172,5 @@ def _diagnosis(error: OSError | http.client.HTTPException) -> tuple[str, str]:
     if isinstance(error, (ConnectionError, http.client.IncompleteRead)):
         return "the manager closed the connection", _JOURNAL
     if isinstance(error, http.client.HTTPException):
-        return "what answers does not speak HTTP", _CHECK
+        return "the peer does not speak HTTP", _CHECK
     return error.strerror or str(error), _CHECK

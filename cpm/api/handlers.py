@@ -1,18 +1,18 @@
 """
-Which function answers which operation, and what it is given besides the arguments of the request.
+Registers the function that answers each operation. Besides the arguments of the request it gets:
 
 =========================  ================================  =====================================================
-registered with            what it may name as arguments     what it does
+registered with            arguments it may name             what the function does
 =========================  ================================  =====================================================
 :func:`query`              ``manager``, ``now``, ``about``   returns the answer; changes nothing
 :func:`journal_query`      ``journal``, ``now``              returns the answer; runs in the journal's thread
 :func:`change`             ``manager``, ``now``              changes the manager; returns the query that answers,
-                                                             which is asked once the change is durable
-:func:`stream`             ``feeds``                         returns what yields the lines of the answer
+                                                             which is run once the change is durable
+:func:`stream`             ``feeds``                         returns an iterator over the lines of the answer
 =========================  ================================  =====================================================
 
 ``now`` is UTC seconds; ``about`` is :class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`.
-A function names what it needs; the parameters of its operation, and ``body`` where there is one, it names all.
+A function may leave out those that it does not need, but none of the parameters of its operation, ``body`` included.
 
 Tested in tests/unit/cpm/api/test_operations.py.
 """
@@ -36,7 +36,7 @@ _A = TypeVar("_A")
 
 
 class Kind(enum.Enum):
-    """How a handler is run; the value is what it may be given besides the arguments of the request."""
+    """How a handler is run; the value has the arguments that it may name besides those of the request."""
 
     QUERY = frozenset(("manager", "now", "about"))
     JOURNAL_QUERY = frozenset(("journal", "now"))
@@ -51,10 +51,14 @@ class Handler:
     kind: Kind
     function: Callable[..., Any]
     names: frozenset[str]
-    """Of its arguments."""
+    """Names of its arguments."""
 
     def call(self, available: Mapping[str, Any]) -> Any:
-        """Call the function with those of the available values that it names."""
+        """
+        Call the function with those of the available values that it names.
+
+        :raise VirtPortsError: The error of the function.
+        """
         return self.function(**{name: available[name] for name in self.names})
 
 
@@ -62,26 +66,42 @@ _handlers: Final[dict[Operation[Any], Handler]] = {}
 
 
 def query(operation: Operation[_A]) -> Callable[[Callable[_P, _A]], Callable[_P, _A]]:
-    """Register the function that answers an operation and changes nothing."""
+    """
+    Register the function that answers an operation and changes nothing.
+
+    :raise TypeError: When its arguments do not fit the operation, or the operation has a handler already.
+    """
     return lambda function: _register(operation, Kind.QUERY, function)
 
 
 def journal_query(operation: Operation[_A]) -> Callable[[Callable[_P, _A]], Callable[_P, _A]]:
-    """Register the function that answers an operation from the journal."""
+    """
+    Register the function that answers an operation from the journal.
+
+    :raise TypeError: As for :func:`query`.
+    """
     return lambda function: _register(operation, Kind.JOURNAL_QUERY, function)
 
 
 def change(
     operation: Operation[_A],
 ) -> Callable[[Callable[_P, Callable[[Manager], _A]]], Callable[_P, Callable[[Manager], _A]]]:
-    """Register the function that makes a change and returns the query that answers it."""
+    """
+    Register the function that makes a change and returns the query that answers the operation.
+
+    :raise TypeError: As for :func:`query`.
+    """
     return lambda function: _register(operation, Kind.CHANGE, function)
 
 
 def stream(
     operation: Operation[_A],
 ) -> Callable[[Callable[_P, AsyncIterator[_A]]], Callable[_P, AsyncIterator[_A]]]:
-    """Register the function that returns the lines of a streamed answer."""
+    """
+    Register the function that returns the lines of a streamed answer.
+
+    :raise TypeError: As for :func:`query`.
+    """
     return lambda function: _register(operation, Kind.STREAM, function)
 
 
@@ -100,7 +120,7 @@ def load(packages: Iterable[ModuleType]) -> Mapping[Operation[Any], Handler]:
     """
     Import the modules of the packages; return the handlers that they register.
 
-    :raise LookupError: When an operation has none.
+    :raise LookupError: When an operation has no handler.
     """
     for package in packages:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):

@@ -1,9 +1,9 @@
 """
-What operators can ask of the manager and have it do: each operation declared once.
+The operations that the manager offers to operators, each declared once.
 
-From these the server has its routes and checks requests, the client knows paths and types, and
-``docs/reference/api.md`` is written. A function answers an operation when it is registered for it
-(:mod:`cpm.api.handlers`); its arguments are the parameters declared here and, where there is one, ``body``.
+From these declarations the server gets its routes and checks requests, the client gets paths and types, and
+``docs/reference/api.md`` is generated. Functions are registered for them in :mod:`cpm.api.handlers`; their arguments
+are the parameters declared here and, where there is one, ``body``.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ Answer = TypeVar("Answer")
 
 class Operation(Struct, Generic[Answer], frozen=True, eq=False):
     """
-    One thing that the API can do.
+    One operation of the API.
 
     :param method: The HTTP method.
     :param path: The path; ``{name}`` stands for the parameter of that name.
-    :param answer: Type of the answer; of a stream, of each of its lines.
+    :param answer: Type of the answer; for a stream, of each of its lines.
     :param summary: A sentence for the reference.
     :param parameters: Those of the path and those of the query, in the order in which they are checked.
     :param body: Type of the request's body; None: it has none.
-    :param streams: Answers newline-delimited JSON, value by value.
-    :param errors: What it can answer besides the errors that any operation can.
+    :param streams: The answer is newline-delimited JSON, value by value.
+    :param errors: Errors it can answer with, besides those of any operation.
     """
 
     method: str
@@ -70,15 +70,15 @@ class Operation(Struct, Generic[Answer], frozen=True, eq=False):
 
     @property
     def arguments(self) -> frozenset[str]:
-        """The names of what its handler is given out of a request."""
+        """The names of the arguments that its handler gets from a request."""
         return frozenset(each.name for each in self.parameters) | ({"body"} if self.body is not None else set())
 
     def target(self, arguments: Mapping[str, Argument]) -> str:
         """
         Return path and query of a request.
 
-        :param arguments: By parameter; texts may have any characters.
-        :raise TypeError: When one is not declared, or one of the path is missing.
+        :param arguments: By parameter; text may have any characters.
+        :raise TypeError: When an argument is not declared, or one of the path is missing.
         """
         undeclared = arguments.keys() - {each.name for each in self.parameters}
         in_path = set(re.findall(r"\{(\w+)\}", self.path))
@@ -95,7 +95,7 @@ class Operation(Struct, Generic[Answer], frozen=True, eq=False):
 
 _VM = Parameter("name", "name or UUID of a VM")
 _NODE = Parameter("name", "name of a node")
-_FOLLOW = Flag("follow", "wait for more, until the client hangs up")
+_FOLLOW = Flag("follow", "wait for more, until the client disconnects")
 _NO_SUCH_VM = (NotFound, Ambiguous)
 
 LIST_VMS: Final = Operation(
@@ -107,7 +107,8 @@ SHOW_VM: Final = Operation(
     parameters=(_VM,), errors=_NO_SUCH_VM,
 )  # fmt: skip
 SET_WISHES: Final = Operation(
-    "PATCH", "/v1/domains/{name}", DomainDetail, "Set or unset what one VM shall have, from its next measurement on.",
+    "PATCH", "/v1/domains/{name}", DomainDetail,
+    "Set or unset the operator's wishes for one VM; they apply from its next measurement on.",
     parameters=(_VM,), body=WishesRequest, errors=_NO_SUCH_VM,
 )  # fmt: skip
 RESIZE: Final = Operation(
@@ -119,17 +120,17 @@ RELOCATE: Final = Operation(
     parameters=(_VM,), errors=(*_NO_SUCH_VM, Conflict, PortsExhausted),
 )  # fmt: skip
 EXPLAIN: Final = Operation(
-    "GET", "/v1/domains/{name}/explain", ExplainView, "Say why one VM has the ports it has.",
+    "GET", "/v1/domains/{name}/explain", ExplainView, "Explain why one VM has the ports it has.",
     parameters=(_VM,), errors=_NO_SUCH_VM,
 )  # fmt: skip
 HISTORY: Final = Operation(
     "GET", "/v1/domains/{name}/history", list[EventView],
-    "Return the newest journal entries of one VM, oldest first; of a VM that is gone, too.",
+    "Return the newest journal entries of one VM, oldest first; also of a VM that is gone.",
     parameters=(_VM, WholeNumber("limit", "most entries to return", 1, 100_000, default=1000)),
     errors=(NotFound,),
 )  # fmt: skip
 WHOIS: Final = Operation(
-    "GET", "/v1/whois", WhoisView, "Say which VM held an external port at a moment.",
+    "GET", "/v1/whois", WhoisView, "Return the VM that held an external port at a moment.",
     parameters=(
         WholeNumber("port", "transport port, or ICMP echo identifier", 0, LAST_PORT, required=True),
         Address("address", "external address"),
@@ -141,7 +142,7 @@ WHOIS: Final = Operation(
 LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the external addresses, in order.")
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
-    "Add external addresses, or replace the reserved ports of those that are there; answer all of them.",
+    "Add external addresses, or replace the reserved ports of existing ones; return all addresses.",
     body=PoolRequest, errors=(Overloading,),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
@@ -149,33 +150,33 @@ SHOW_ADDRESS: Final = Operation(
     parameters=(Address("address", "external address"),), errors=(NotFound,),
 )  # fmt: skip
 REMOVE_FROM_POOL: Final = Operation(
-    "DELETE", "/v1/pool/{address}", list[AddressView], "Remove an external address; answer the remaining ones.",
+    "DELETE", "/v1/pool/{address}", list[AddressView], "Remove an external address; return the remaining ones.",
     parameters=(Address("address", "external address"),), errors=(NotFound, AddressInUse),
 )  # fmt: skip
 LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
 FENCE: Final = Operation(
-    "POST", "/v1/nodes/{name}/fence", NodeView, "Vouch that a node forwards nothing any more.",
+    "POST", "/v1/nodes/{name}/fence", NodeView, "Confirm that a node no longer forwards packets.",
     parameters=(_NODE,), errors=(NotFound, Conflict),
 )  # fmt: skip
 UNFENCE: Final = Operation(
-    "DELETE", "/v1/nodes/{name}/fence", NodeView, "Withdraw a fence: the node may serve again.",
+    "DELETE", "/v1/nodes/{name}/fence", NodeView, "Remove a fence: the node may serve again.",
     parameters=(_NODE,), errors=(NotFound,),
 )  # fmt: skip
 EVENTS: Final = Operation(
     "GET", "/v1/events", EventView, "Stream the journal: the newest entries, or those after a position.",
     parameters=(
         WholeNumber("after", "only entries with a greater `seq`", 0, 2**62),
-        WholeNumber("limit", "most entries to return of those that are there", 0, 100_000, default=100),
+        WholeNumber("limit", "most existing entries to return", 0, 100_000, default=100),
         _FOLLOW,
     ),
     streams=True,
 )  # fmt: skip
 MEASUREMENTS: Final = Operation(
     "GET", "/v1/measurements", ReportView,
-    "Stream what the hosts measure from now on, one line a host and period; only with `follow=1`.",
+    "Stream the hosts' measurements from now on, one line per host and period; only with `follow=1`.",
     parameters=(_FOLLOW,), streams=True,
 )  # fmt: skip
-STATUS: Final = Operation("GET", "/v1/status", StatusView, "Describe the manager itself.")
+STATUS: Final = Operation("GET", "/v1/status", StatusView, "Return the state of the manager itself.")
 METRICS: Final = Operation("GET", "/metrics", Document, "Return metrics in Prometheus' text format.")
 
 OPERATIONS: Final[tuple[Operation[Any], ...]] = tuple(

@@ -1,8 +1,8 @@
 """
-What may stand in the path or the query of a request, and how its text is read: one class a kind of value.
+The kinds of parameters in the path or query of a request, and how their text is parsed: one class per kind of value.
 
-A parameter is declared once (:mod:`cpm.api.operations`); the server reads requests with it, the reference says what it
-takes.
+A parameter is declared once (:mod:`cpm.api.operations`); the server parses requests with it, and the reference
+describes it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from cpm.protocol.errors import InvalidRequest
 
 class Parameter(Struct, frozen=True):
     """
-    A text, as it is.
+    Text, unchanged.
 
-    :param name: As in the path or the query; the handler has an argument of the same name.
+    :param name: Its name in the path or query; the handler has an argument of the same name.
     :param meaning: A phrase for the reference.
     """
 
@@ -28,20 +28,21 @@ class Parameter(Struct, frozen=True):
 
     def read(self, text: str | None) -> Any:
         """
-        Return the value; None stands for a parameter that was not given.
+        Return the value.
 
-        :raise InvalidRequest: When the text is not of this kind, or is missing without a default.
+        :param text: None: the parameter is missing from the request.
+        :raise InvalidRequest: When the text is not of this kind, or is missing and there is no default.
         """
         return text
 
     @property
     def takes(self) -> str:
-        """What may be written, in words."""
+        """The values that are accepted, in words."""
         return "text"
 
 
 class Flag(Parameter, frozen=True):
-    """Yes or no; not given is no."""
+    """Yes or no; no when it is missing."""
 
     def read(self, text: str | None) -> bool:  # noqa: D102 - as the parent's
         return text not in (None, "", "0", "false")
@@ -55,10 +56,10 @@ class WholeNumber(Parameter, frozen=True):
     """
     A whole number within bounds.
 
-    :param least: The smallest allowed.
-    :param most: The largest allowed.
-    :param default: What holds when it is not given; None: the handler gets None.
-    :param required: It must be given.
+    :param least: The smallest allowed number.
+    :param most: The largest allowed number.
+    :param default: The value when it is missing; None: the handler gets None.
+    :param required: It must not be missing.
     """
 
     least: int
@@ -81,7 +82,7 @@ class WholeNumber(Parameter, frozen=True):
 
 
 class Moment(Parameter, frozen=True):
-    """UTC seconds; the handler gets None when it is not given or empty."""
+    """UTC seconds; the handler gets None when it is missing or empty."""
 
     def read(self, text: str | None) -> float | None:  # noqa: D102
         try:

@@ -1,5 +1,5 @@
 """
-Writes ``docs/reference/api.md`` out of the declarations, so that it says what the manager does::
+Generates ``docs/reference/api.md`` from the declarations of operations::
 
     python -m cpm.api.reference > docs/reference/api.md
 """
@@ -27,25 +27,25 @@ from cpm.protocol.errors import CODES
 _HEAD = """\
 # HTTP API
 
-What `virt-ports` asks of cpmd, for programs that want to ask the same. This page is generated from the declarations in
+The API that `virt-ports` uses, for other programs. This page is generated from the declarations in
 `cpm/api/operations.py` by `python -m cpm.api.reference`, and a test fails when it is stale.
 
-The API is served on a unix socket, `/run/virt-ports/cpmd.sock` unless `cpmd.toml` says otherwise; whoever may open it
-may do everything. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is
-answered once it is durable.
+The API is served on a unix socket, by default `/run/virt-ports/cpmd.sock`; access to the socket permits every
+operation. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is answered
+once it is durable.
 
     curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
 
-New keys may come; a program should ignore those it does not know.
+Later versions may add keys; a program should ignore those it does not know.
 """
 
 _ERRORS = """
 ## Errors
 
-An answer with another status than 200 has an [ErrorView](#errorview) as body. Besides the errors that an operation
-names, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
-request by `error`. The table has all codes, with the HTTP status and with the exit code of `virt-ports`; some occur
-only there.
+An answer with a status other than 200 has an [ErrorView](#errorview) as body. Besides the errors listed for an
+operation, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
+request by `error`. The table has all codes, with the HTTP status and the exit code of `virt-ports`; some occur only as
+the latter.
 
 | code | status | exit code |
 |---|---|---|
@@ -69,7 +69,7 @@ def _operation(operation: Operation[Any]) -> str:
         place = "path" if f"{{{each.name}}}" in operation.path else "query"
         lines.append(f"- `{each.name}` ({place}): {each.meaning}; {each.takes}.")
     if operation.body is not None:
-        lines.append(f"- Body: {_named(operation.body)}.")
+        lines.append(f"- Body: {_type_name(operation.body)}.")
     lines.append(f"- Answer: {_answer(operation)}.")
     if operation.errors:
         lines.append(f"- Errors: {', '.join(f'`{kind.code}`' for kind in operation.errors)}.")
@@ -79,11 +79,11 @@ def _operation(operation: Operation[Any]) -> str:
 def _answer(operation: Operation[Any]) -> str:
     if operation.answer is Document:
         return "text"
-    return f"newline-delimited {_named(operation.answer)}" if operation.streams else _named(operation.answer)
+    return f"newline-delimited {_type_name(operation.answer)}" if operation.streams else _type_name(operation.answer)
 
 
 def _types() -> list[type]:
-    """Return the types that operations name and those named within, in order of name."""
+    """Return the types of all operations, and the types that these contain, in order of name."""
     found: set[type] = set()
     todo: list[Any] = [
         ErrorView,
@@ -105,12 +105,12 @@ def _type(kind: type) -> str:
         pair for base in kind.__mro__ if _is_object(base) and base is not Struct for pair in _meanings(base)
     )
     summary = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
-    rows = "".join(f"| `{name}` | {_named(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
+    rows = "".join(f"| `{name}` | {_type_name(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
     return f"\n### {kind.__name__}\n\n{summary}\n\n| key | value | |\n|---|---|---|\n{rows}"
 
 
 def _meanings(kind: type) -> Iterator[tuple[str, str]]:
-    """Yield the attributes of a class that have a docstring below them, with that."""
+    """Yield the name and the docstring of each attribute of a class that has one."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     for field, below in zip(definition.body, definition.body[1:], strict=False):
@@ -123,22 +123,22 @@ def _meanings(kind: type) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(str(below.value.value).replace("``", "`").split())
 
 
-def _named(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     """Return a type as JSON has it, in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_named(each) for each in arguments if each is not UnsetType)
+        return " or ".join(_type_name(each) for each in arguments if each is not UnsetType)
     if origin is typing.Annotated:
         [meta] = [each for each in arguments if isinstance(each, Meta)]
-        return f"{_named(arguments[0])} from {meta.ge} to {meta.le}"
+        return f"{_type_name(arguments[0])} from {meta.ge} to {meta.le}"
     if origin is dict:
-        return f"object with values {_named(arguments[1])}"
+        return f"object with values {_type_name(arguments[1])}"
     if origin in (tuple, list):
-        return f"list of {_named(arguments[0])}"
+        return f"list of {_type_name(arguments[0])}"
     if isinstance(hint, typing.NewType):
-        return _named(hint.__supertype__)
+        return _type_name(hint.__supertype__)
     if issubclass(hint, enum.Enum):
         return ", ".join(f"`{each.value}`" for each in hint)
     return f"[{hint.__name__}](#{hint.__name__.lower()})"

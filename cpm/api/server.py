@@ -1,8 +1,8 @@
 """
 The manager's HTTP side: operators' requests and nodes' sessions.
 
-There are two listeners. The unix socket serves everything; whoever may open it may do everything. The TLS listener
-serves node sessions only, to peers whose certificate names them. What the server needs behind it is declared here
+There are two listeners. The unix socket serves everything; access to it permits every operation. The TLS listener
+serves node sessions only, to peers whose certificate names them. The interfaces that the server calls are declared here
 (:class:`OperatorRequests`, :class:`NodeSessions`) and implemented in :mod:`cpm.serving`.
 """
 
@@ -29,13 +29,13 @@ from cpm.protocol.model import NodeName
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
-"""Seconds between pings on a session; a peer that does not answer within half of it is gone."""
+"""Seconds between pings on a session; a peer that does not answer within half of it counts as disconnected."""
 
 HELLO_LIMIT_S = 10.0
 """Seconds within which hello must arrive on a new connection."""
 
 MAX_REQUEST = 1024 * 1024
-"""Bytes of an operator's request."""
+"""Bytes of an operator's request at most."""
 
 
 class NodeConnection:
@@ -50,14 +50,14 @@ class NodeConnection:
         self._queue: asyncio.Queue[ManagerMessage | None] = asyncio.Queue()
 
     def send(self, message: ManagerMessage) -> None:
-        """Queue a message."""
+        """Queue a message; when the queue is full, close the session instead."""
         if self._queue.qsize() >= self.LIMIT:
             self.close()
         else:
             self._queue.put_nowait(message)
 
     def close(self) -> None:
-        """End the session once what is queued is sent."""
+        """End the session once the queued messages are sent."""
         self._queue.put_nowait(None)
 
     async def run(self) -> None:
@@ -68,13 +68,13 @@ class NodeConnection:
 
 
 class OperatorRequests(Protocol):
-    """Answers what is declared in :mod:`cpm.api.operations`."""
+    """Answers the operations of :mod:`cpm.api.operations`."""
 
     async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
         """
         Return the answer to one request.
 
-        :param arguments: By parameter, read and checked; ``body`` has the request's body.
+        :param arguments: By parameter, parsed and checked; ``body`` has the request's body.
         :raise VirtPortsError: When it is refused.
         """
 
@@ -87,32 +87,32 @@ class OperatorRequests(Protocol):
 
 
 class NodeSessions(Protocol):
-    """Is told what happens on the sessions of nodes."""
+    """Receives the events of nodes' sessions."""
 
     async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
         """
-        A node opened a session; messages to it go through the connection from now on.
+        Begin a node's session; messages to the node go through the connection from now on.
 
-        :raise VirtPortsError: When it may not; the session is then closed.
+        :raise VirtPortsError: When the node is refused; the session is then closed.
         """
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """
-        A message came from the node on that session.
+        Handle a message that a node sent on that connection.
 
         :raise VirtPortsError: When the message is not allowed; the session is then closed.
         """
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
-        """That session is over."""
+        """Handle the end of the session on that connection."""
 
 
 class Server:
     """
-    Translates between HTTP and what is behind it.
+    Serves HTTP for operators and websocket sessions for nodes.
 
     :param operators: Answers the requests of operators.
-    :param nodes: Is told what happens on the sessions of nodes.
+    :param nodes: Receives the events of nodes' sessions.
     """
 
     def __init__(self, operators: OperatorRequests, nodes: NodeSessions) -> None:
@@ -126,7 +126,7 @@ class Server:
 
         :raise OSError: When the socket cannot be made.
         """
-        runner = await self._runner(self._everything())
+        runner = await self._runner(self._operator_app())
         path.unlink(missing_ok=True)
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o660)
@@ -152,10 +152,10 @@ class Server:
         self._runners.append(runner)
         return runner
 
-    def _everything(self) -> web.Application:
+    def _operator_app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json])
         for operation in OPERATIONS:
-            # add_get() has HEAD answered too, add_route() has not.
+            # add_get() also answers HEAD, add_route() does not.
             add = app.router.add_get if operation.method == "GET" else partial(app.router.add_route, operation.method)
             add(operation.path, partial(self._stream if operation.streams else self._answer, operation))
         app.router.add_get("/v1/session", self._session)
@@ -174,7 +174,7 @@ class Server:
         lines = self._operators.stream(operation, await _arguments(operation, request))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        # A client ends a stream by hanging up.
+        # A client ends a stream by closing the connection.
         with contextlib.suppress(ConnectionResetError):
             async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
                 async for value in values:
@@ -205,7 +205,7 @@ class Server:
         async with asyncio.timeout(HELLO_LIMIT_S):
             hello = codec.decode_node_message(_text(await socket.receive()))
         if not isinstance(hello, Hello):
-            raise InvalidRequest("a session begins with hello")
+            raise InvalidRequest("the first message of a session must be hello")
         _check_identity(request, hello.node)
         await self._nodes.on_connected(hello, connection)
         try:
@@ -219,11 +219,11 @@ def _text(frame: Any) -> bytes | str:
     if frame.type in (WSMsgType.TEXT, WSMsgType.BINARY):
         data: bytes | str = frame.data
         return data
-    raise InvalidRequest("the peer closed the session without a word")
+    raise InvalidRequest("the peer closed the session without a message")
 
 
 def _reason(error: VirtPortsError) -> bytes:
-    """Return the reason for a close frame: at most 123 bytes (RFC 6455) and whole characters, or it is malformed."""
+    """Return the reason for a close frame, cut to 123 bytes (RFC 6455) at the end of a character."""
     return str(error).encode()[:123].decode(errors="ignore").encode()
 
 
@@ -233,7 +233,7 @@ def _peer(request: web.Request) -> str:
 
 def _check_identity(request: web.Request, name: NodeName) -> None:
     """
-    Check that a node has the name in its certificate. On the unix socket there is none; there the file mode decides.
+    Check that a node's certificate has its name. On the unix socket there is none; there the file mode decides.
 
     :raise InvalidRequest: When the certificate does not name it.
     """
@@ -245,7 +245,7 @@ def _check_identity(request: web.Request, name: NodeName) -> None:
     names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
     if name not in names:
         raise InvalidRequest(
-            f"a node calls itself {name}, its certificate says {', '.join(sorted(names)) or 'nothing'}; "
+            f"the certificate of node {name} has the DNS names {', '.join(sorted(names)) or '(none)'}; "
             "set name in its natd.toml to a DNS name of its certificate"
         )
 
@@ -275,9 +275,9 @@ def _json(value: object, status: int = 200) -> web.Response:
 
 async def _arguments(operation: Operation[Any], request: web.Request) -> dict[str, Any]:
     """
-    Return the arguments that a request has for its handler.
+    Return the arguments for the handler of a request.
 
-    :raise InvalidRequest: When something is missing or is not what was declared.
+    :raise InvalidRequest: When one is missing or is not as declared.
     """
     arguments: dict[str, Any] = {}
     if operation.body is not None:
@@ -292,7 +292,7 @@ def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
     Return a context with our certificate that requires one from the peer.
 
     :raise OSError: When a file cannot be read.
-    :raise ssl.SSLError: When a file is not what it should be.
+    :raise ssl.SSLError: When a file has no certificate or key, or they do not match.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca)
     context.load_cert_chain(certificate, key)

@@ -1,4 +1,4 @@
-"""A node's side of the session: one websocket to the manager, opened again whenever it breaks."""
+"""A node's side of the session: one websocket to the manager, which reconnects when it breaks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ from cpm.protocol.messages import ManagerMessage, NodeMessage
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
+"""Seconds between pings; a manager that does not answer within half of it counts as disconnected."""
+
 FIRST_PAUSE_S = 0.2
+"""Seconds before the first attempt to reconnect, on average; each later pause is twice as long."""
+
 LONGEST_PAUSE_S = 10.0
+"""Seconds; the longest pause between two attempts, on average."""
 
 
 class Listener(Protocol):
-    """Is told what happens on the session."""
+    """Receives the events of the session."""
 
     def on_connected(self) -> None:
-        """The connection is open; the first message on it must be hello."""
+        """Handle an opened connection; the first message sent on it must be hello."""
 
     def on_message(self, message: ManagerMessage) -> None:
         """
-        A message came from the manager.
+        Handle a message from the manager.
 
         :raise VirtPortsError: When the session cannot go on with this manager; it is then closed.
         """
 
     def on_disconnected(self, reason: str) -> None:
-        """The connection is gone."""
+        """Handle the end of the connection, or a failed attempt to connect."""
 
 
 class Session:
@@ -43,9 +48,9 @@ class Session:
     Keeps a session with the manager.
 
     :param url: ``unix:///path`` or ``https://address:port``.
-    :param listener: Is told what happens.
+    :param listener: Receives the events of the session.
     :param context: TLS context for ``https``; None for a unix socket.
-    :param jitter: Returns a number in 0..1; keeps nodes from reconnecting all at the same instant.
+    :param jitter: Returns a number in 0..1; keeps nodes from reconnecting all at the same time.
     """
 
     def __init__(
@@ -59,11 +64,11 @@ class Session:
         self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue()
 
     def send(self, message: NodeMessage) -> None:
-        """Queue a message; what is queued when the connection breaks is dropped."""
+        """Queue a message; messages that are queued when the connection breaks are dropped."""
         self._outgoing.put_nowait(message)
 
     async def run(self) -> None:
-        """Connect and serve; when the connection breaks, connect again after a pause that grows."""
+        """Connect and serve until cancelled; when the connection breaks, reconnect after a growing pause."""
         pause = FIRST_PAUSE_S
         while True:
             try:
@@ -108,10 +113,10 @@ class Session:
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
     """
-    Return a context that shows this node's certificate and checks the manager's.
+    Return a context that presents this node's certificate and verifies the manager's.
 
     :raise OSError: When a file cannot be read.
-    :raise ssl.SSLError: When a file is not what it should be.
+    :raise ssl.SSLError: When a file has no certificate or key, or they do not match.
     """
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
     context.load_cert_chain(certificate, key)

@@ -1,7 +1,7 @@
 """
-The JSON of the HTTP API, as server and clients have it: one class for each thing an operator sees or sends.
+The values in the JSON of the HTTP API, for server and clients: one class for each thing an operator sees or sends.
 
-Which operation takes and answers what is declared in :mod:`cpm.api.operations`; ``docs/reference/api.md`` has both.
+:mod:`cpm.api.operations` declares which operation uses which; ``docs/reference/api.md`` has both.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -54,13 +54,13 @@ class AllocationView(Struct, frozen=True):
 
 
 class WishView(Struct, frozen=True):
-    """One property that is wished for a VM."""
+    """One wish in effect for a VM."""
 
     key: str
     """``floor``, ``cap`` (ports), ``weight``, ``policy`` or ``drain-limit`` (seconds; null: never)."""
     value: int | float | str | None
     origin: str
-    """Where the value comes from: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
+    """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
     defaults)."""
 
 
@@ -76,14 +76,14 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """The size that a VM's range is to have now."""
+    """The size that a VM's range should get now."""
 
     ports: Annotated[int, Meta(ge=1, le=LAST_PORT)]
     """Rounded up to whole blocks, kept between floor and cap."""
 
 
 class GuestAgentView(Struct, frozen=True):
-    """What the guest agent reports, and what it was told. Informational: no decision depends on it."""
+    """What the guest agent reports, and what was sent to it. Informational: no decision depends on it."""
 
     state: str
     """``answering``, ``not answering``, ``absent`` (no channel, or no agent in the guest) or
@@ -91,17 +91,17 @@ class GuestAgentView(Struct, frozen=True):
     since: float
     """UTC seconds."""
     why: str
-    """The reason for the state, or what an agent that answers refused."""
+    """The reason for the state, or the error of a command that the agent refused."""
     connections: int | None
     """IPv4 TCP sockets in use, listening ones included."""
     established: int | None
     """TCP connections, IPv6 ones included."""
     interfaces: int | None
     rx_bytes: int | None
-    """Received on its interfaces since each was made."""
+    """Received on its interfaces since each was created."""
     tx_bytes: int | None
     external_address: IPv4Address | None
-    """The range that the guest was told and accepted; null: none yet."""
+    """The range that was sent to the guest and accepted; null: none yet."""
     first_port: int | None
     last_port: int | None
 
@@ -122,7 +122,7 @@ class DomainDetail(Struct, frozen=True):
     """The last scaling decision in words: rule, ports asked for, ports decided."""
     allocations: tuple[AllocationView, ...]
     wishes: tuple[WishView, ...] = ()
-    """The wishes that hold, floor and cap included."""
+    """The wishes in effect, floor and cap included."""
     ignored: tuple[str, ...] = ()
     """Wishes that are ignored, each with the reason."""
     guest: GuestAgentView | None = None
@@ -147,21 +147,21 @@ class ExplainView(Struct, frozen=True):
     lines: tuple[str, ...]
     """The explanation in sentences, one or two a line."""
     asked: int | None
-    """Ports that the policy, or the host, asked for last."""
+    """Ports that the policy, or the host, last asked for."""
     decided: int | None
-    """Ports that were decided on."""
+    """Ports that were last decided."""
     rule: str | None
     """The policy or guard that determined that number."""
     decided_at: float | None
     """UTC seconds."""
     refused: str | None
-    """Why it has less than was decided."""
+    """Why it has fewer ports than were decided."""
     gave: str | None
-    """What it was asked to give back."""
+    """The last request to give back ports."""
     apart: str | None
     """Why new connections use an overflow range, which is not adjacent to the earlier ports."""
     waits_for: int | None
-    """Ports in total that it is to have and waits for."""
+    """Ports in total that it waits for."""
     waits_since: float | None
     """UTC seconds."""
     fair_share: int | None
@@ -176,8 +176,9 @@ class ExplainView(Struct, frozen=True):
     pool_waiting: int
     """VMs that lack ports."""
     pool_per_minute: float | None
-    """Change of the number of free ports in a minute."""
+    """Change of the number of free ports per minute."""
     pool_empty_in_s: float | None
+    """Seconds until no port is free at that rate."""
     holders: tuple[HolderView, ...]
     """The VMs that hold most ports, the largest first."""
 
@@ -229,7 +230,7 @@ class MeasurementView(Struct, frozen=True):
 
 
 class ReportView(Struct, frozen=True):
-    """What a host measured over one period, all its VMs."""
+    """The measurements of one host over one period, all its VMs."""
 
     at: float
     """UTC seconds."""
@@ -239,7 +240,7 @@ class ReportView(Struct, frozen=True):
 
 
 class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Addresses to add."""
+    """External addresses to add, and the ports on them that are never handed out."""
 
     addresses: tuple[IPv4Address, ...]
     reserved: tuple[PortRange, ...] = ()
@@ -250,13 +251,15 @@ class AddressView(Struct, frozen=True):
 
     address: IPv4Address
     ports_total: int
-    """1024-65535 without the reserved ones."""
+    """Ports 1024-65535 without the reserved ones."""
     ports_allocated: int
     """Active or reserved."""
     ports_leaving: int
     """Draining or held."""
     longest_free: int
+    """Ports of the longest free run."""
     domains: int
+    """VMs with an active or reserved range on it."""
     reserved: tuple[PortRange, ...] = ()
 
 
@@ -271,14 +274,14 @@ class RangeView(Struct, frozen=True):
     name: str
     uuid: DomainUUID
     node: NodeName
-    """The host that uses it, or has to confirm that it no longer does."""
+    """The host that uses it, or has to confirm that it no longer uses it."""
 
 
 class AddressDetail(AddressView, frozen=True):
-    """One external address with everything that is held on it."""
+    """One external address with the ranges on it."""
 
     ranges: tuple[RangeView, ...] = ()
-    """In order of ports; what lies between them is free or reserved."""
+    """In order of ports; ports between them are free or reserved."""
 
 
 class NodeView(Struct, frozen=True):
@@ -310,7 +313,7 @@ class StatusView(Struct, frozen=True):
     nodes_connected: int
     ledger: str
     timeouts: Timeouts | None = None
-    """Of the connections of VMs, unless a host's natd.toml says otherwise; null: the manager is of an older version."""
+    """Idle timeouts of connections of VMs, unless a host's natd.toml has others; null: the manager is an older one."""
 
 
 class Document(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """
-virt-ports, the operator's command line, to be used beside virsh. One module a verb, in :mod:`cpm.cli.verbs`.
+virt-ports, the operator's command line, for use beside virsh. One module per verb, in :mod:`cpm.cli.verbs`.
 
-Just another client of the API. Nothing here is imported before it is needed: a command that lists must not pay for
-what another one uses.
+It is a client of the API. Imports are deferred until they are needed, so that a command does not load what only others
+use.
 """

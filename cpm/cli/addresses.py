@@ -1,7 +1,7 @@
 """
-External addresses as people write them: ``203.0.113.1``, ``203.0.113.1-203.0.113.4``, ``203.0.113.0/29``.
+Parses external addresses: ``203.0.113.1``, ``203.0.113.1-203.0.113.4``, ``203.0.113.0/29``.
 
-Addresses that can never be external are refused before the manager is asked.
+Addresses that can never be external are refused before a request is sent.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _NEVER_EXTERNAL = (
     (IPv4Network("224.0.0.0/4"), "is multicast"),
     (IPv4Network("240.0.0.0/4"), "is reserved"),
 )
-"""Source: IANA IPv4 Special-Purpose Address Registry (RFC 6890). Private ones are allowed: some do NAT twice."""
+"""Source: IANA IPv4 Special-Purpose Address Registry (RFC 6890). Private ones are allowed, for NAT behind NAT."""
 
 
 def parse(words: Iterable[str]) -> tuple[IPv4Address, ...]:
     """
     Return the addresses in the order given, each once; of a network all, first and last included.
 
-    :raise ValueError: When a word is no address, range or network, when one can be no external address, or when they
-        are more than :data:`MOST_AT_ONCE`; it says what to write.
+    :raise ValueError: When a word is no address, range or network, when an address cannot be external, or when there
+        are more than :data:`MOST_AT_ONCE`. The message ends in a remedy.
     """
     found: dict[IPv4Address, None] = {}
     for word in words:
@@ -47,7 +47,7 @@ def parse_one(word: str) -> IPv4Address:
     """
     Return one address.
 
-    :raise ValueError: When the word is none; it says what to write.
+    :raise ValueError: When the word is none. The message ends in a remedy.
     """
     try:
         return IPv4Address(word)
@@ -57,9 +57,9 @@ def parse_one(word: str) -> IPv4Address:
 
 def parse_reserved(text: str) -> tuple[PortRange, ...]:
     """
-    Return the port ranges of ``5060,8000-8100``: in order, touching ones joined.
+    Return the port ranges of ``5060,8000-8100``: in order, adjacent ones joined.
 
-    :raise ValueError: When a part is neither a port nor a range; it says what to write.
+    :raise ValueError: When a part is neither a port nor a range. The message ends in a remedy.
     """
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 HEADER = ("Seq", "Time", "Event", "Name", "UUID", "Node", "External address", "Ports")
 
 WIDTHS = (6, 25, 10, 12, 36, 10, 16, 11)
-"""Columns while following, when the widest value is not known yet."""
+"""Widths of columns while following, when the widest value is not known yet."""
 
 
 def row(view: EventView) -> tuple[object, ...]:
-    """Return the cells of one line."""
+    """Return the cells of one entry."""
     ports = render.ports(view.first_port, view.last_port)
     return (view.seq, render.moment(view.at), view.event, view.name, view.uuid, view.node, view.external_address, ports)
 
 
 def head() -> str:
-    """Return header and dashes for lines that come one by one."""
+    """Return header and dashes for lines that are printed one by one."""
     return f"{render.row_line(HEADER, WIDTHS)}\n{'-' * sum(width + 3 for width in WIDTHS)}\n"
 
 
 def line(view: EventView) -> str:
-    """Return one line, in the columns of :func:`head`."""
+    """Return the line of one entry, in the columns of :func:`head`."""
     return render.row_line([render.cell(value) for value in row(view)], WIDTHS) + "\n"

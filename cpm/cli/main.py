@@ -38,7 +38,7 @@ Times are printed in the local zone with its offset, in JSON as UTC seconds."""
 
 
 class _Version(argparse.Action):
-    """``--version``, looked up only when asked for."""
+    """``--version``; the version is looked up only when it is requested."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
@@ -51,7 +51,7 @@ class _Version(argparse.Action):
 
 
 def verb_names() -> tuple[str, ...]:
-    """Return the verbs: a module in :mod:`cpm.cli.verbs` is one."""
+    """Return the verbs, which are the names of the modules in :mod:`cpm.cli.verbs`."""
     files = sorted(os.listdir(verbs.__path__[0]))  # noqa: PTH208 - importing pathlib costs 10 ms
     return tuple(file.removesuffix(".py") for file in files if file.endswith(".py") and file != "__init__.py")
 
@@ -79,7 +79,7 @@ def execute(argv: Sequence[str], *, now: float) -> int:
     Run one command.
 
     :param argv: Words after ``virt-ports``.
-    :param now: UTC seconds; what relative times are relative to.
+    :param now: UTC seconds; the reference for relative times.
     :return: The exit code, as in the help.
     :raise SystemExit: After ``--help`` and ``--version``.
     """
@@ -95,7 +95,7 @@ def execute(argv: Sequence[str], *, now: float) -> int:
 
 
 def main() -> int:
-    """Run the command in ``sys.argv``; a traceback appears only for a bug of ours."""
+    """Run the command in ``sys.argv``; return its exit code. A traceback is printed only for a bug of virt-ports."""
     from cpm.service import clock
 
     try:
@@ -103,7 +103,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing fails again at exit
         return ExitCode.BROKEN_PIPE
     except Exception as error:
         return _report_bug(error)
@@ -123,7 +123,7 @@ def _module(verb: str) -> ModuleType:
 
 
 def _with_at_attached(argv: Sequence[str]) -> list[str]:
-    """Return the words with ``--at`` and its value as one: argparse would take ``-10m`` for an option."""
+    """Return the words with ``--at`` and its value joined, since argparse would take ``-10m`` for an option."""
     words: list[str] = []
     for word in argv:
         if words and words[-1] == "--at":

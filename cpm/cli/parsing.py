@@ -1,8 +1,10 @@
 """
-What all verbs share: options, help in one shape, and the client they ask.
+Shared by all verbs: common options, the form of the help, and the client.
 
-A verb's module has ``VERB``, ``add_arguments(parser)`` and ``run(args) -> exit code``; it imports what it needs inside
-``run``, so that a command does not wait for the imports of another.
+A verb's module has ``VERB``, ``add_arguments(parser)`` and ``run(args) -> exit code``. ``run`` raises
+:class:`VirtPortsError` for everything that the user should see as a sentence, among it all errors of
+:class:`cpm.api.client.Client`. It imports what it needs inside ``run``, so that a command does not wait for the imports
+of others.
 
 Tested in tests/unit/cpm/cli/test_main.py.
 """
@@ -29,27 +31,27 @@ DEFAULT_SOCKET = "/run/virt-ports/cpmd.sock"
 
 
 class Verb(NamedTuple):
-    """What the help says of a verb."""
+    """The texts of a verb in the help."""
 
     position: int
     """Its place in the list of verbs, the lowest first."""
     summary: str
     """One line, for that list."""
     about: str | Callable[[], str] = ""
-    """What there is to know beyond it; a function where finding out costs imports."""
+    """More about it; a function where the text depends on modules that take long to import."""
     examples: str = ""
-    """Commands, one a line, with what they do."""
+    """Commands, one per line, with their effects."""
 
 
 class UsageError(VirtPortsError):
-    """The arguments do not parse."""
+    """The arguments are invalid."""
 
     code = "usage"
     exit_code = ExitCode.USAGE
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help that is the same with every Python: since 3.13 argparse writes ``-o, --output VALUE``."""
+    """Formats options as Python 3.13 does (``-o, --output VALUE``), so that the help is the same with every Python."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -60,9 +62,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class Parser(argparse.ArgumentParser):
     """
-    argparse that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`.
+    An argparse parser that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`.
 
-    :param about: Returns what stands below the summary; called only when the help is printed.
+    :param about: Returns the text below the summary; called only when the help is printed.
     """
 
     def __init__(self, *, about: Callable[[], str] | None = None, **options: Any) -> None:
@@ -85,14 +87,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_verb(subparsers: Subparsers, name: str, verb: Verb) -> Parser:
-    """Add a verb with the options all verbs have; its arguments are added to what is returned."""
+    """Add a verb with the common options; return its parser, to which the caller adds arguments."""
     return add_action(subparsers, name, verb.summary, about=verb.about, examples=verb.examples)
 
 
 def add_action(
     subparsers: Subparsers, name: str, summary: str, *, about: str | Callable[[], str] = "", examples: str = ""
 ) -> Parser:
-    """Add one of the actions of a verb, with the options all verbs have; the texts are as those of :class:`Verb`."""
+    """Add an action of a verb with the common options; return its parser. The texts are as those of :class:`Verb`."""
     parser = subparsers.add_parser(
         name,
         help=summary,
@@ -114,7 +116,7 @@ def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
 
 
 def policies(indent: int) -> str:
-    """Return what a VM's policy can be, a line each, for a help."""
+    """Return the names of the policies with their summaries, one per line, for a help text."""
     from cpm.core.sizing.policies import registrations
 
     known = registrations()
@@ -125,14 +127,22 @@ def policies(indent: int) -> str:
 
 
 def count(text: str) -> int:
-    """Read a number of things, 0 or more, for argparse."""
+    """
+    Parse a number, 0 or more, for argparse.
+
+    :raise argparse.ArgumentTypeError: When the text is none.
+    """
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise argparse.ArgumentTypeError(f"not a number: {text!r}; use 0 or more")
     return int(text)
 
 
 def ports(text: str) -> int:
-    """Read the size of a range, for argparse."""
+    """
+    Parse the size of a range, for argparse.
+
+    :raise argparse.ArgumentTypeError: When the text is none, or no range can have that size.
+    """
     most = LAST_PORT - FIRST_PORT + 1
     if not (text.isascii() and text.isdigit() and len(text) < 19 and 1 <= int(text) <= most):
         raise argparse.ArgumentTypeError(f"not the size of a range: {text!r}; use 1 to {most}")
@@ -140,7 +150,7 @@ def ports(text: str) -> int:
 
 
 def requested_output(argv: list[str]) -> render.Format:
-    """Return the output format that was asked for, without parsing: errors in the arguments are printed in it, too."""
+    """Return the requested output format, without parsing: errors in the arguments are printed in that format, too."""
     joined = {"-ojson", "-o=json", "--output=json"}
     asked = any(word in joined for word in argv) or any(
         option in ("-o", "--output") and value == "json" for option, value in pairwise(argv)
@@ -149,16 +159,16 @@ def requested_output(argv: list[str]) -> render.Format:
 
 
 def wants_json(args: argparse.Namespace) -> bool:
-    """Return whether the user asked for JSON."""
+    """Return whether the user requested JSON."""
     return bool(args.output == render.Format.JSON)
 
 
-def answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
+def print_answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
     """
-    Print an answer as the user asked for it; return the exit code.
+    Print an answer in the requested format; return the exit code.
 
-    :param value: What a program gets: a view of the API, several, or dicts and lists.
-    :param text: Returns what a person gets.
+    :param value: The value for JSON: a view of the API, several, or dicts and lists.
+    :param text: Returns the text for people.
     """
     if wants_json(args):
         render.emit_document(render.plain(value))
@@ -168,7 +178,7 @@ def answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> 
 
 
 def client(args: argparse.Namespace) -> Client:
-    """Return the manager that the options or the environment name."""
+    """Return a client of the manager that the options or the environment name."""
     from cpm.api.client import Client
 
     return Client(args.socket or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)

@@ -1,7 +1,7 @@
 """
-What the command line prints: tables and fields in virsh's shape, JSON in one piece, errors on stderr.
+The output of the command line: tables and fields in virsh's form, JSON documents, errors on stderr.
 
-Everything is printed through this module, so that all verbs look alike.
+Everything is printed through this module, so that the output of all verbs has the same form.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 _FIELD_WIDTH = 15
-"""Of virsh's dominfo."""
+"""Columns, as in virsh's dominfo."""
 
 
 class Format(enum.StrEnum):
-    """What ``-o`` takes."""
+    """The values of ``-o``."""
 
     TABLE = "table"
     JSON = "json"
@@ -26,7 +26,7 @@ class Format(enum.StrEnum):
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """
-    Return a table as virsh prints it: header, dashes, one line a row, an empty line at the end.
+    Return a table as virsh prints it: header, dashes, one line per row, an empty line at the end.
 
     None becomes ``-``; unprintable characters are escaped, so that a name cannot control the terminal.
     """
@@ -44,7 +44,7 @@ def row_line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> str:
-    """Return one line a fact, as virsh's dominfo prints them."""
+    """Return one line per name and value, as virsh's dominfo prints them."""
     known = [(f"{name}:", cell(value)) for name, value in pairs]
     width = max([_FIELD_WIDTH, *(len(name) for name, _ in known)])
     return "".join(f"{name:{width}} {value}\n" for name, value in known)
@@ -63,7 +63,7 @@ def cell(value: object) -> str:
 
 
 def ports(first: int | None, last: int | None) -> str | None:
-    """Return a range as ``FIRST-LAST``."""
+    """Return a range as ``FIRST-LAST``; None: there is none."""
     return None if first is None or last is None else f"{first}-{last}"
 
 
@@ -73,7 +73,7 @@ def moment(at: float) -> str:
 
 
 def plain(view: object) -> Any:
-    """Return a view of the API as dicts, lists, strings and numbers, named as on the wire."""
+    """Return a view of the API as dicts, lists, strings and numbers, with the keys of its JSON."""
     from cpm.protocol import codec
 
     return json.loads(codec.encode(view))
@@ -85,14 +85,18 @@ def document(value: object, *, pretty: bool) -> str:
 
 
 def emit(text: str, stream: TextIO | None = None) -> None:
-    """Print and flush, so that a closed pipe is noticed here."""
+    """
+    Print and flush.
+
+    :raise BrokenPipeError: When the reader has closed the pipe.
+    """
     stream = stream or sys.stdout
     stream.write(text)
     stream.flush()
 
 
 def emit_document(value: object) -> None:
-    """Print a JSON document: indented for people, one line for programs."""
+    """Print a JSON document: indented on a terminal, otherwise on one line."""
     emit(document(value, pretty=sys.stdout.isatty()))
 
 

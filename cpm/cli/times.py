@@ -1,12 +1,12 @@
 """
-Moments as people write them.
+Parses moments.
 
 ======================  ==============================================================================
 ``now``                 the present
 ``-10m``, ``-1h30m``    that long ago; units w, d, h, m, s
-``5 minutes ago``       the same in words: weeks, days, hours, minutes, seconds, and their short forms
+``5 minutes ago``       the same in words: weeks, days, hours, minutes, seconds, and their abbreviations
 ``2025-11-23 06:38:00`` ISO 8601; in the local zone unless it ends in ``Z`` or an offset such as ``+01:00``
-``1763879880``          UTC seconds (``@1763879880`` too, as ``date -d`` wants it)
+``1763879880``          UTC seconds (also ``@1763879880``, as for ``date -d``)
 ======================  ==============================================================================
 """
 
@@ -31,10 +31,11 @@ def parse(text: str, now: float, zone: tzinfo | None = None) -> float:
     """
     Return UTC seconds.
 
-    :param now: UTC seconds; what relative times are relative to.
-    :param zone: Where times without an offset are; None: the system's zone. Where a clock change makes a time occur
-        twice, the first is meant.
-    :raise ValueError: When the text is no moment, or one before 1970 or after ``now``; it says what to write.
+    :param now: UTC seconds; the reference for relative times.
+    :param zone: The zone of times without an offset; None: the system's. When a clock change makes a time occur twice,
+        the first is meant.
+    :raise ValueError: When the text is no moment, or one before 1970 or more than :data:`SKEW_S` after ``now``. The
+        message ends in a remedy.
     """
     try:
         at = _seconds(text.strip(), now, zone)
@@ -43,7 +44,7 @@ def parse(text: str, now: float, zone: tzinfo | None = None) -> float:
     if at < 0:
         raise ValueError(f"{text!r} is before 1970; {_HOWTO}")
     if at > now + SKEW_S:
-        raise ValueError(f"{text!r} is in the future; nobody knows yet")
+        raise ValueError(f"{text!r} is in the future; use a time in the past")
     return at
 
 
@@ -57,10 +58,10 @@ def _seconds(text: str, now: float, zone: tzinfo | None) -> float:
         return now - _span(_WORD_PART.findall(ago[1]))
     if _SECONDS.fullmatch(text):
         return float(text.removeprefix("@"))
-    stated = datetime.fromisoformat(text)
-    if stated.tzinfo is None and zone is not None:
-        stated = stated.replace(tzinfo=zone)
-    return stated.timestamp()
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None and zone is not None:
+        moment = moment.replace(tzinfo=zone)
+    return moment.timestamp()
 
 
 def _span(parts: list[tuple[str, str]]) -> int:

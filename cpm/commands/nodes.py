@@ -20,25 +20,25 @@ _Answer = Callable[[Manager], NodeView]
 @handlers.change(operations.FENCE)
 def fence(manager: Manager, now: float, name: str) -> _Answer:
     """
-    Record the operator's word that a node forwards nothing any more.
+    Record the operator's confirmation that a node no longer forwards packets.
 
     :raise NotFound: When there is no such node.
-    :raise Conflict: When it is connected, hence alive.
+    :raise Conflict: When the node is connected, hence alive.
     """
     manager.fence(NodeName(name), now, fenced=True)
-    return _shown(name)
+    return _node_query(name)
 
 
 @handlers.change(operations.UNFENCE)
 def unfence(manager: Manager, now: float, name: str) -> _Answer:
     """
-    Withdraw that word.
+    Withdraw that confirmation.
 
     :raise NotFound: When there is no such node.
     """
     manager.fence(NodeName(name), now, fenced=False)
-    return _shown(name)
+    return _node_query(name)
 
 
-def _shown(name: str) -> _Answer:
-    return lambda manager: nodes.node(manager, manager.fleet.nodes[NodeName(name)])
+def _node_query(name: str) -> _Answer:
+    return lambda manager: nodes.node_view(manager, manager.fleet.nodes[NodeName(name)])

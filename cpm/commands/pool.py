@@ -21,7 +21,7 @@ _Answer = Callable[[Manager], list[AddressView]]
 @handlers.change(operations.ADD_TO_POOL)
 def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     """
-    Add external addresses, or replace the reserved ports of those that are there.
+    Add external addresses, or replace the reserved ports of existing ones.
 
     :raise Overloading: When a VM holds a port that is to be reserved.
     """
@@ -32,9 +32,9 @@ def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
 @handlers.change(operations.REMOVE_FROM_POOL)
 def remove(manager: Manager, address: IPv4Address) -> _Answer:
     """
-    Take an external address out.
+    Remove an external address from the pool.
 
-    :raise NotFound: When it is not there.
+    :raise NotFound: When it is not in the pool.
     :raise AddressInUse: When VMs hold ranges on it.
     """
     manager.remove_address(address)

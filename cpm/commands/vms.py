@@ -20,52 +20,52 @@ _Answer = Callable[[Manager], DomainDetail]
 @handlers.change(operations.SET_WISHES)
 def set_wishes(manager: Manager, name: str, body: WishesRequest) -> _Answer:
     """
-    Change what the operator wishes for a VM.
+    Change the operator's wishes for a VM.
 
-    :raise NotFound: When there is no VM of that name.
-    :raise Ambiguous: When several have it.
+    :raise NotFound: When there is no VM of that name or UUID.
+    :raise Ambiguous: When several have that name.
     :raise InvalidRequest: When the wishes contradict each other or are out of bounds.
     """
     vm = vms.find(manager, name)
-    manager.set_wishes(vm.uuid, updated(vm.operator_wishes, body))
-    return _shown(vm.uuid)
+    manager.set_wishes(vm.uuid, merge_wishes(vm.operator_wishes, body))
+    return _detail_query(vm.uuid)
 
 
 @handlers.change(operations.RESIZE)
 def resize(manager: Manager, now: float, name: str, body: ResizeRequest) -> _Answer:
     """
-    Give a VM's range another size now.
+    Start to resize a VM's range now.
 
-    :raise NotFound: When there is no VM of that name.
-    :raise Ambiguous: When several have it.
+    :raise NotFound: When there is no VM of that name or UUID.
+    :raise Ambiguous: When several have that name.
     :raise Conflict: When it has no active range, or is being resized.
     :raise PortsExhausted: When there is no room for so many ports.
     """
     vm = vms.find(manager, name)
     manager.sizer.resize_to(vm.uuid, body.ports, now)
-    return _shown(vm.uuid)
+    return _detail_query(vm.uuid)
 
 
 @handlers.change(operations.RELOCATE)
 def relocate(manager: Manager, now: float, name: str) -> _Answer:
     """
-    Give a VM other ports.
+    Start to move a VM's range to other ports.
 
-    :raise NotFound: When there is no VM of that name.
-    :raise Ambiguous: When several have it.
+    :raise NotFound: When there is no VM of that name or UUID.
+    :raise Ambiguous: When several have that name.
     :raise Conflict: When it has no active range, or is being resized.
     :raise PortsExhausted: When there is no room elsewhere.
     """
     vm = vms.find(manager, name)
     manager.sizer.relocate(vm.uuid, now)
-    return _shown(vm.uuid)
+    return _detail_query(vm.uuid)
 
 
-def updated(wishes: Wishes, request: WishesRequest) -> Wishes:
-    """Return the operator's wishes for a VM after a request."""
+def merge_wishes(wishes: Wishes, request: WishesRequest) -> Wishes:
+    """Return the operator's wishes for a VM with the changes of a request."""
     changes = {name: value for name in KEYS.values() if (value := getattr(request, name)) is not UNSET}
     return dataclasses.replace(wishes, **changes)
 
 
-def _shown(uuid: DomainUUID) -> _Answer:
+def _detail_query(uuid: DomainUUID) -> _Answer:
     return lambda manager: vms.detail(manager, uuid)

@@ -2,9 +2,9 @@
 Changes of the ledger, as values. Tested with the ledger that applies them (``tests/unit/cpm/ledger/test_store.py``).
 
 The manager decides and returns changes; cpmd commits the changes of several inputs as one transaction, and only then
-sends messages to nodes. A change of an allocation names the range and state that it expects to find, so the ledger can
-answer "committed" or "conflict" without a read before. The order within one commit matters: first free ports (free,
-trim, leave the active state), then take them.
+sends messages to nodes. A change of an allocation names the range and state that it expects to find, so the ledger
+detects a conflict without a previous read. The order within one commit matters: first free ports (free, trim, leave
+the active state), then take them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class FreeAllocation:
     id: AllocationId
     expected: Expected
     taken_over: bool = False
-    """True: an allocation of the same VM takes the ports over in this commit; the journal does not call them free."""
+    """True: an allocation of the same VM takes over the ports in this commit; the journal records no freed ports."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """
-The global fleet: the ledger's content in memory.
+The fleet: the ledger's content in memory.
 
 Every change that the manager decides is applied here and recorded for the ledger in one step (:meth:`Fleet.record`), so
-that the two cannot drift apart.
+that the two cannot diverge.
 
 Tested in ``tests/unit/site/test_faults.py``.
 """
@@ -31,10 +31,11 @@ from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, Do
 
 class Fleet:
     """
-    What the ledger holds.
+    All VMs, nodes, addresses and allocations, and the changes that are not yet committed.
 
     :param state: The ledger's content.
     :param block: Ports per block.
+    :raise VirtPortsError: When the content contradicts itself, for example when two VMs hold the same port.
     """
 
     def __init__(self, state: LedgerState, block: int) -> None:
@@ -60,20 +61,20 @@ class Fleet:
 
     def new_id(self) -> AllocationId:
         """Return an allocation id that was never used."""
-        taken = self._next_id
-        self._next_id = AllocationId(taken + 1)
-        return taken
+        new = self._next_id
+        self._next_id = AllocationId(new + 1)
+        return new
 
     def allocation(self, allocation_id: AllocationId) -> Allocation | None:
-        """Return an allocation, if it is still there."""
+        """Return an allocation; None: there is none with that id any more."""
         return self._by_id.get(allocation_id)
 
     def of(self, uuid: DomainUUID) -> tuple[Allocation, ...]:
-        """Return what a VM holds, in any state."""
+        """Return the allocations of a VM, in any state."""
         return self.space.of(uuid)
 
     def one(self, uuid: DomainUUID, state: AllocationState) -> Allocation | None:
-        """Return the VM's one allocation in that state (active or reserved), if there is one."""
+        """Return the VM's allocation in that state (active or reserved: at most one each); None: it has none."""
         return next((allocation for allocation in self.of(uuid) if allocation.state is state), None)
 
     def uses_internal(self, address: IPv4Address) -> bool:
@@ -84,7 +85,10 @@ class Fleet:
         """
         Apply a change, and keep it for the ledger.
 
-        :raise VirtPortsError: When it contradicts the content; then it is neither applied nor recorded.
+        :raise Overloading: When a port would have two owners. Neither applied nor recorded.
+        :raise NotFound: When the address of an allocation, or the allocation itself, does not exist. Likewise.
+        :raise AddressInUse: When an address is removed on which VMs hold ranges. Likewise.
+        :raise KeyError: When a VM or node to drop, or an allocation to move, does not exist. Likewise.
         """
         match change:
             case PutVM(vm):
@@ -105,7 +109,7 @@ class Fleet:
             case MoveAllocation():
                 self._move(change)
             case FreeAllocation(id=freed):
-                self.space.give(freed)
+                self.space.release(freed)
                 del self._by_id[freed]
                 self.leaving.pop(freed, None)
         self._recorded.append(change)

@@ -1,4 +1,4 @@
-"""Forecast of the pool: its free ports over the last minutes, and when none is left at that pace. Pure."""
+"""Forecast of the pool: the trend of its free ports over the last minutes, and when none will be left. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POINTS: Final = 60
 """Points kept: ten minutes."""
 
 LEAST_POINTS: Final = 3
-"""Fewest points from which a trend is computed."""
+"""Points needed to compute a trend."""
 
 
 class Forecast:
@@ -22,14 +22,18 @@ class Forecast:
         self._points: collections.deque[tuple[float, int]] = collections.deque(maxlen=POINTS)
 
     def note(self, now: float, free_ports: int) -> None:
-        """Keep a point, unless the last one is recent. After the clock was set back, start again."""
+        """
+        Add a point unless the last is newer than :data:`PERIOD_S`. After the clock was set back, start again.
+
+        :param now: UTC seconds.
+        """
         if self._points and now < self._points[-1][0]:
             self._points.clear()
         if not self._points or now - self._points[-1][0] >= PERIOD_S:
             self._points.append((now, free_ports))
 
     def per_minute(self) -> float | None:
-        """Return how many free ports come (or, below zero, go) a minute; None: too early to say."""
+        """Return the change of the number of free ports per minute; None: there are too few points."""
         count = len(self._points)
         if count < LEAST_POINTS:
             return None
@@ -40,6 +44,6 @@ class Forecast:
         return 60.0 * sum((at - start - mean_at) * (free - mean_free) for at, free in self._points) / spread
 
     def empty_in_s(self, free_ports: int) -> float | None:
-        """Return the seconds until no port is free at this pace; None: never at this pace, or too early to say."""
+        """Return the seconds until no port is free at this rate; None: never at this rate, or too few points."""
         pace = self.per_minute()
         return None if pace is None or pace >= 0 else 60.0 * free_ports / -pace

@@ -1,5 +1,5 @@
 """
-What the ledger returns: its content when a manager starts, and entries of the journal.
+Values that the ledger returns: its content when a manager starts, and entries of the journal.
 
 Tested in ``tests/unit/cpm/ledger/test_journal.py``.
 """
@@ -25,10 +25,10 @@ from cpm.protocol.model import (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LedgerState:
-    """Everything that a manager needs to continue where the last one stopped."""
+    """Everything that a manager needs to continue where the previous one stopped."""
 
     epoch: int
-    """The epoch of the last manager that started; 0: none did."""
+    """The epoch of the last manager that started; 0: there was none."""
     vms: tuple[VM, ...]
     nodes: tuple[Node, ...]
     addresses: tuple[ExternalAddress, ...]
@@ -38,7 +38,7 @@ class LedgerState:
 
 
 class JournalEvent(enum.StrEnum):
-    """What happened to an allocation."""
+    """The event that a journal entry records."""
 
     RESERVED = "reserved"
     ACTIVE = "active"
@@ -47,9 +47,9 @@ class JournalEvent(enum.StrEnum):
     RESIZED = "resized"
     """The allocation has another range; the entry has the new one."""
     TRIMMED = "trimmed"
-    """The entry's ports no longer belong to the allocation. If another one has them, its entry follows."""
+    """The entry's ports no longer belong to the allocation. If another allocation has them, its entry follows."""
     MERGED = "merged"
-    """Another allocation of the same VM took the ports over; its entry follows."""
+    """Another allocation of the same VM took over the ports; its entry follows."""
     FREED = "freed"
     MOVED = "moved"
     """Another host uses these ports now."""
@@ -60,25 +60,25 @@ class JournalEvent(enum.StrEnum):
     EXHAUSTED = "exhausted"
     """The VM is at its cap with every port in use: new connections get an ICMP error (RFC 6888 REQ-11)."""
     RECOVERED = "recovered"
-    """It is no longer exhausted."""
+    """The VM is no longer exhausted."""
     SHORT = "short"
     """The VM should have more ports, and the pool has none for it."""
     SUPPLIED = "supplied"
-    """It is no longer short."""
+    """The VM is no longer short."""
 
 
 SHORTAGE_NOTICES = frozenset(
     {JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED}
 )
-"""Events that concern an allocation and change nothing."""
+"""Events about an allocation that do not change it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """An entry of the journal. The newest entry whose range has a port (shortage notices aside) tells who holds it."""
+    """An entry of the journal. The newest entry with a port, shortage notices excluded, identifies the port's owner."""
 
     seq: int
-    """Position in the journal; ascends."""
+    """Position in the journal; each entry has a greater one than the entry before."""
     at: float
     """UTC seconds at which it was committed."""
     event: JournalEvent
@@ -96,8 +96,8 @@ class JournalEntry:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Holding:
-    """Who held a port (RFC 6302: address, port and time identify exactly one VM)."""
+class PortOwner:
+    """The owner of a port (RFC 6302: address, port and time identify exactly one VM)."""
 
     domain: DomainUUID
     name: str

@@ -32,18 +32,18 @@ State: TypeAlias = AllocationState | None
 
 FREE: Final[State] = None
 DEFAULT_HOLD_DOWN_S: Final = 120.0
-"""Seconds (RFC 6888 REQ-8): a remote peer may still be sending to the former owner."""
+"""Seconds (RFC 6888 REQ-8): a remote peer may still be sending packets to the former owner."""
 
 
 class AllocationEvent(enum.StrEnum):
-    """What can happen to an allocation."""
+    """An event in the life of an allocation."""
 
     RESERVED = "reserved"
     """The ports were assigned to a VM."""
     PROGRAMMED = "programmed"
-    """First the edges, then the host confirmed: new connections get these ports."""
+    """All connected edges and then the host confirmed: new connections get these ports."""
     RELEASED = "released"
-    """The VM is gone, or gives the ports up."""
+    """The VM is gone, or gives up the ports."""
     SUPERSEDED = "superseded"
     """New connections get another range, or a smaller part of this one."""
     DRAINED = "drained"
@@ -51,7 +51,7 @@ class AllocationEvent(enum.StrEnum):
     EXPIRED = "expired"
     """The hold-down has passed, and every edge confirmed the removal or is fenced."""
     RECLAIMED = "reclaimed"
-    """The same VM takes them back. No hold-down is needed: nobody else had them."""
+    """The same VM takes them back. No hold-down is needed, since no other VM had them."""
 
 
 _S = AllocationState
@@ -74,7 +74,7 @@ def step(state: State, event: AllocationEvent) -> State:
     """
     Return the state after an event.
 
-    :raise IllegalStep: When the table has no such step; the caller must change nothing then.
+    :raise IllegalStep: When the table has no such step; the caller must then change nothing.
     """
     try:
         return TRANSITIONS[state][event]

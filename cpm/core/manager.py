@@ -129,10 +129,12 @@ class Manager:
 
     # Nodes
 
-    def hello(self, hello: Hello, version: str, now: float) -> None:
+    def on_hello(self, hello: Hello, version: str, now: float) -> None:
         """
-        A node opened a session; it gets everything it should hold.
+        Begin a node's session; it gets everything it should hold.
 
+        :param version: Version of cpmd, for the answer.
+        :param now: UTC seconds.
         :raise InvalidRequest: When it speaks another protocol.
         :raise Conflict: When it has seen a later manager than this one.
         """
@@ -156,19 +158,20 @@ class Manager:
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._take_presence(node, hello.domains, now)
 
-    def lost(self, name: NodeName, now: float) -> None:
-        """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
+    def on_session_end(self, name: NodeName, now: float) -> None:
+        """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
         if self.sessions.pop(name, None) is None:
             return
         self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
 
-    def said(self, name: NodeName, message: NodeMessage, now: float) -> None:
+    def on_message(self, name: NodeName, message: NodeMessage, now: float) -> None:
         """
-        A node with a session said something.
+        Handle a message from a node with a session.
 
-        :raise InvalidRequest: When it may not say that.
+        :param now: UTC seconds.
+        :raise InvalidRequest: When the node may not send this message.
         """
         node, session = self.fleet.nodes[name], self.sessions[name]
         if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:

@@ -1,8 +1,9 @@
 """
-Records decisions about a VM's port ranges in the fleet, as changes in an order that the ledger takes.
+Records decisions about a VM's port ranges in the fleet, as changes in the order that the ledger requires.
 
-Decides nothing: :mod:`cpm.core.sizing.resizing` says what becomes of a range, :mod:`cpm.core.lifecycle` which steps are
-legal. The fleet is a value that the caller owns, ``now`` is UTC seconds.
+Decides nothing: :mod:`cpm.core.sizing.resizing` chooses the outcome, :mod:`cpm.core.lifecycle` defines the legal steps.
+The caller owns the fleet; ``now`` is UTC seconds. Functions that take ports raise
+:class:`cpm.protocol.errors.Overloading` when another VM has them already.
 
 Tested in ``tests/unit/site/test_order.py``.
 """
@@ -34,8 +35,8 @@ def record(fleet: Fleet, active: Allocation, outcome: Outcome, now: float) -> bo
     """
     Record what was decided about a VM's active range.
 
-    :param outcome: For the fleet as it is now.
-    :return: Whether that changes anything.
+    :param outcome: The decision; it must have been made for the present content of the fleet.
+    :return: Whether anything changed.
     """
     match outcome:
         case Grow(placement) | Relocate(placement) | Overflow(placement):
@@ -48,7 +49,7 @@ def record(fleet: Fleet, active: Allocation, outcome: Outcome, now: float) -> bo
 
 
 def reserve(fleet: Fleet, uuid: DomainUUID, node: NodeName, placement: Placement, now: float) -> Allocation:
-    """Reserve ports for a VM on its host; what it takes back of its own leaving ranges is theirs no longer."""
+    """Reserve ports for a VM on its host; ports that it takes back are removed from its own leaving ranges."""
     for mine in placement.reclaimed:
         _reclaim(fleet, mine, placement.ports)
     reserved = Allocation(fleet.new_id(), uuid, node, placement.external, placement.ports, _State.RESERVED, now)
@@ -57,13 +58,17 @@ def reserve(fleet: Fleet, uuid: DomainUUID, node: NodeName, placement: Placement
 
 
 def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
-    """The host hands the reserved ports out: they join the active range, or replace it and it drains."""
+    """
+    Make a reserved range active, once the host uses it: it extends the active range, or replaces it, which then drains.
+
+    :raise IllegalStep: When the range is not reserved; then nothing is recorded.
+    """
     active = fleet.one(reserved.domain, _State.ACTIVE)
     after = step(reserved.state, AllocationEvent.PROGRAMMED)
     assert after is not None
     if active is None:
         _move(fleet, reserved, reserved.ports, after, now)
-    elif joins(active, reserved):
+    elif is_extension(active, reserved):
         fleet.record(FreeAllocation(reserved.id, (reserved.ports, reserved.state), taken_over=True))
         _move(fleet, active, active.ports.join_with(reserved.ports), active.state, active.since)
     else:
@@ -84,14 +89,14 @@ def advance(fleet: Fleet, allocation: Allocation, event: AllocationEvent, now: f
         _move(fleet, allocation, allocation.ports, after, now)
 
 
-def joins(active: Allocation, reserved: Allocation) -> bool:
-    """Say whether a reserved range makes the active one longer, rather than replacing it."""
+def is_extension(active: Allocation, reserved: Allocation) -> bool:
+    """Return whether a reserved range extends the active one, rather than replacing it."""
     same_place = (active.external, active.node) == (reserved.external, reserved.node)
     return same_place and active.ports.adjoins(reserved.ports)
 
 
 def _shrink(fleet: Fleet, active: Allocation, shrunk: Shrunk, now: float) -> None:
-    """Let the released part drain, as a range of its own."""
+    """Keep one part of the range active; the released part drains, as an allocation of its own."""
     assert shrunk.released is not None
     _move(fleet, active, shrunk.kept, active.state, active.since)
     drained = step(active.state, AllocationEvent.SUPERSEDED)
@@ -102,7 +107,7 @@ def _shrink(fleet: Fleet, active: Allocation, shrunk: Shrunk, now: float) -> Non
 
 
 def _reclaim(fleet: Fleet, mine: Allocation, ports: PortRange) -> None:
-    """Take ports back from a draining or held range of the same VM; what lies outside goes on as before."""
+    """Take ports back from a draining or held range of the same VM; its other ports keep their state."""
     step(mine.state, AllocationEvent.RECLAIMED)
     rest = mine.ports.minus(ports)
     if not rest:

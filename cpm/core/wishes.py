@@ -1,11 +1,11 @@
 """
-Which wishes take effect for a VM. Pure.
+Determines which wishes take effect for a VM. Pure.
 
 There are three origins, in order of precedence: the domain's XML (``<metadata>``), then ``virt-ports set``, then the
 pool's defaults. Precedence is decided value by value. A wish that is invalid never keeps a VM from running: it is
-skipped as if it had not been made, and :attr:`EffectiveWishes.ignored` says why.
+skipped as if it had not been made, and :attr:`EffectiveWishes.ignored` has the reason.
 
-How wishes are written and parsed is in :mod:`cpm.protocol.wishes`.
+The syntax of wishes is in :mod:`cpm.protocol.wishes`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 
 class Origin(enum.StrEnum):
-    """Where a value comes from."""
+    """The source of a value."""
 
     METADATA = "metadata"
     """The domain's XML."""
@@ -39,7 +39,7 @@ _PRECEDENCE: Final = {Origin.POOL: 0, Origin.SET: 1, Origin.METADATA: 2}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EffectiveValue(Generic[_T]):
-    """A value in effect, and where it comes from."""
+    """A value in effect, and its source."""
 
     value: _T
     origin: Origin
@@ -58,12 +58,12 @@ class EffectiveWishes:
     drain_limit_s: EffectiveValue[float | None]
     """Seconds; None: no limit."""
     ignored: tuple[str, ...] = ()
-    """Why a wish is not in effect, one sentence each."""
+    """For each wish that is not in effect, the reason in a sentence."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """The pool's defaults, from settings that have been checked."""
+    """The pool's defaults, already checked."""
 
     floor: int = 64
     cap: int = 32768
@@ -82,7 +82,7 @@ class Resolver:
     """
 
     CACHED_VMS = 100_000
-    """When the cache holds so many VMs, it is emptied."""
+    """VMs in the cache; when it is full it is emptied."""
 
     def __init__(self, defaults: Defaults, policies: Collection[str]) -> None:
         self._defaults = defaults
@@ -93,7 +93,7 @@ class Resolver:
     def resolve(self, vm: VM) -> EffectiveWishes:
         """Return the wishes in effect for a VM."""
         cached = self._by_vm.get(vm.uuid)
-        if cached is not None and cached[0] is vm:  # the same object as last time: no need to hash its wishes
+        if cached is not None and cached[0] is vm:  # the same object as before: no need to hash its wishes
             return cached[1]
         if len(self._by_vm) >= self.CACHED_VMS:
             self._by_vm.clear()
@@ -106,16 +106,16 @@ class Resolver:
 
     def check(self, wishes: Wishes) -> None:
         """
-        Check what an operator typed: somebody is there to correct it, so it is refused rather than skipped.
+        Check wishes that an operator typed. Invalid ones are refused, not skipped: the operator can correct them.
 
         :raise InvalidRequest: When a value is invalid, or the floor is above the cap.
         """
         for key, name in KEYS.items():
             value = getattr(wishes, name)
-            if value is not None and (why := _objection(name, value, self._policies)) is not None:
+            if value is not None and (why := _invalid_reason(name, value, self._policies)) is not None:
                 raise InvalidRequest(f"{key} {value}: {why}")
         if wishes.floor is not None and wishes.cap is not None and wishes.floor > wishes.cap:
-            raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; use a floor that is not")
+            raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; lower the floor or raise the cap")
 
 
 def resolve(xml: Wishes, operator: Wishes, defaults: Defaults, policies: Collection[str]) -> EffectiveWishes:
@@ -136,24 +136,24 @@ def resolve(xml: Wishes, operator: Wishes, defaults: Defaults, policies: Collect
             value = getattr(wishes, name)
             if value is None:
                 continue
-            if (why := _objection(name, value, policies)) is not None:
+            if (why := _invalid_reason(name, value, policies)) is not None:
                 ignored.append(f"{origin}: {key} {value}: {why}")
             else:
                 values[name] = EffectiveValue(value, origin)
     if values["drain_limit_s"].value == UNLIMITED:
         values["drain_limit_s"] = EffectiveValue(None, values["drain_limit_s"].origin)
-    floor, cap, why_not = _reconcile(values["floor"], values["cap"], defaults)
+    floor, cap, why_not = _fit_floor_and_cap(values["floor"], values["cap"], defaults)
     return EffectiveWishes(**{**values, "floor": floor, "cap": cap}, ignored=(*ignored, *why_not))
 
 
-def _reconcile(
+def _fit_floor_and_cap(
     floor: EffectiveValue[int], cap: EffectiveValue[int], defaults: Defaults
 ) -> tuple[EffectiveValue[int], EffectiveValue[int], list[str]]:
     """Return a floor that is not above the cap; of two that contradict, the one with higher precedence stays."""
     if floor.value <= cap.value:
         return floor, cap, []
     if _PRECEDENCE[floor.origin] > _PRECEDENCE[cap.origin]:
-        # The cap gives way, to the pool's default or as far as the floor needs.
+        # The cap is raised to the pool's default, or to the floor if that is higher.
         why = f"{cap.origin}: cap {cap.value}: it is below floor {floor.value} ({floor.origin})"
         origin = Origin.POOL if defaults.cap >= floor.value else floor.origin
         return floor, EffectiveValue(max(defaults.cap, floor.value), origin), [why]
@@ -162,7 +162,7 @@ def _reconcile(
     return EffectiveValue(min(defaults.floor, cap.value), origin), cap, [why]
 
 
-def _objection(name: str, value: Any, policies: Collection[str]) -> str | None:
+def _invalid_reason(name: str, value: Any, policies: Collection[str]) -> str | None:
     """Return why a value is invalid; None: it is valid."""
     if name in ("floor", "cap"):
         return None if 1 <= value <= MAXIMUM_PORTS else f"use 1 to {MAXIMUM_PORTS} ports"

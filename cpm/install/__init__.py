@@ -1,1 +1,1 @@
-"""Installs systemd units, the libvirt hook and a first configuration. Used by ``virt-ports install`` only."""
+"""Installs systemd units, the libvirt hook and an initial configuration. Used by ``virt-ports install`` only."""

@@ -22,7 +22,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileOutcome:
-    """What was done, or would be done, with one file."""
+    """The action for one file: carried out, or in a dry run planned."""
 
     path: PurePosixPath
     action: Action
@@ -42,7 +42,7 @@ class Installer:
 
     def install(self, targets: Iterable[Target], roles: Iterable[str]) -> list[FileOutcome]:
         """
-        Write the targets; files that somebody edited stay as they are.
+        Write the targets; files that were edited stay as they are.
 
         Idempotent. When it fails half-way, every file written so far is complete, and the next run continues.
 

@@ -1,5 +1,5 @@
 """
-The texts of the first configuration files. Pure.
+The texts of the initial configuration files. Pure.
 
 A setting with its default value is written as a comment: the file shows what can be set, and a later version may still
 change the default.
@@ -146,17 +146,17 @@ ca = "/etc/virt-ports/tls/ca.pem"
 
 
 def cpmd_toml() -> str:
-    """Return a first cpmd.toml."""
+    """Return an initial cpmd.toml."""
     return CPMD
 
 
 def hook_conf() -> str:
-    """Return a first hook.conf."""
+    """Return an initial hook.conf."""
     return HOOK
 
 
 def natd_toml(choices: Choices) -> str:
-    """Return a first natd.toml; what is not known is left empty, and natd then refuses to start and names it."""
+    """Return an initial natd.toml; unknown settings are left empty, and natd refuses to start without them."""
     address = choices.underlay_address
     text = _NATD.format(
         name=_quote(choices.name),

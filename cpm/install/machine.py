@@ -1,4 +1,8 @@
-"""Facts about this machine that a first configuration needs. Tested in ``tests/unit/cpm/install/test_install.py``."""
+"""
+Detects the facts about this machine that an initial configuration needs.
+
+Tested in ``tests/unit/cpm/install/test_install.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MachineFacts:
-    """Facts about a machine that a first configuration needs."""
+    """Facts about a machine that an initial configuration needs."""
 
     hostname: str
     default_interface: str | None
@@ -20,7 +24,7 @@ class MachineFacts:
 
 
 def detect() -> MachineFacts:
-    """Return the facts about the machine this runs on; what cannot be detected is None or empty."""
+    """Return the facts about this machine; those that cannot be detected are None or empty."""
     try:
         routes = Path("/proc/net/route").read_text(encoding="ascii")
     except OSError:

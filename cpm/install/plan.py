@@ -1,9 +1,9 @@
 """
-Which files a machine gets, and what to do about files that exist already.
+Decides which files a machine gets, and what is done with files that already exist.
 
-A file that somebody edited is never overwritten. Our files are replaced if they are still as an earlier install wrote
-them; configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it
-is written beside it as ``FILE.new``, which neither systemd nor libvirt nor we read.
+An edited file is never overwritten. Our files are replaced if they are still as an earlier install wrote them;
+configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it is
+written beside it as ``FILE.new``, which neither systemd nor libvirt nor our daemons read.
 
 Tested in ``tests/unit/cpm/install/test_install.py``.
 """
@@ -44,14 +44,14 @@ class Target:
 
 
 class Action(enum.Enum):
-    """What to do with a target."""
+    """The action for a target."""
 
     CREATE = "create"
     UPDATE = "update"
     """The file is as an earlier install wrote it, and the new text differs."""
     LEAVE = "unchanged"
     KEEP = "keep"
-    """The file is configuration, or somebody edited it: the new text is written beside it."""
+    """The file is configuration or was edited: the new text is written beside it."""
 
 
 def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
@@ -78,7 +78,7 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
 
 def decide(target: Target, found: bytes | None, written: str | None) -> Action:
     """
-    Return what to do with one file.
+    Return the action for one file.
 
     :param found: Its present content; None: it does not exist.
     :param written: Digest of the content that an earlier install wrote; None: no earlier install wrote it.

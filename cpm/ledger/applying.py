@@ -52,6 +52,7 @@ def apply(connection: sqlite3.Connection, change: Change, now: float) -> None:
     :param now: UTC seconds of the commit.
     :raise Conflict: When the present state is not the expected one; :class:`Overloading` when a port would get a
         second owner. The caller has to roll the transaction back.
+    :raise sqlite3.Error: When SQLite cannot read or write.
     """
     try:
         _APPLY[type(change)](connection, change, now)
@@ -69,8 +70,8 @@ def _put_vm(connection: sqlite3.Connection, change: PutVM, now: float) -> None:
     vm = change.vm
     before = connection.execute("SELECT name, internal FROM vms WHERE uuid = ?", (vm.uuid,)).fetchone()
     internal = str(vm.internal)
-    said = rows.wishes_text(vm.xml_wishes), rows.wishes_text(vm.operator_wishes)
-    connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, *said))
+    wishes = rows.wishes_text(vm.xml_wishes), rows.wishes_text(vm.operator_wishes)
+    connection.execute(_PUT_VM, (vm.uuid, vm.name, vm.node, internal, vm.destination, *wishes))
     if before == (vm.name, internal):
         return
     connection.execute("INSERT OR IGNORE INTO names (name, uuid) VALUES (?, ?)", (vm.name, vm.uuid))
@@ -180,13 +181,13 @@ def _free(connection: sqlite3.Connection, change: FreeAllocation, now: float) ->
 
 
 def _journal(
-    connection: sqlite3.Connection, event: JournalEvent, what: Allocation, now: float, freed: PortRange | None = None
+    connection: sqlite3.Connection, event: JournalEvent, about: Allocation, now: float, freed: PortRange | None = None
 ) -> None:
     """Append an entry to the journal; ``freed``: the ports that no longer belong to the allocation, if any."""
-    ports, state = (what.ports, what.state.value) if freed is None else (freed, rows.FREE)
+    ports, state = (about.ports, about.state.value) if freed is None else (freed, rows.FREE)
     connection.execute(
         _JOURNAL,
-        (now, event.value, what.id, what.node, str(what.external), ports.first, ports.last, state, what.domain),
+        (now, event.value, about.id, about.node, str(about.external), ports.first, ports.last, state, about.domain),
     )
 
 

@@ -35,7 +35,11 @@ _REMEDIES: Final = {
 
 
 def connect_writer(path: str) -> sqlite3.Connection:
-    """Open the connection that writes: transactions are begun explicitly, and a commit survives a power failure."""
+    """
+    Open the connection that writes: transactions are begun explicitly, and a commit survives a power failure.
+
+    :raise sqlite3.Error: When the file cannot be opened or is no database; see :func:`ledger_errors`.
+    """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         # FULL: with NORMAL a power failure may undo the last commits, and their ports would be handed out again.
@@ -48,7 +52,11 @@ def connect_writer(path: str) -> sqlite3.Connection:
 
 
 def connect_reader(path: str) -> sqlite3.Connection:
-    """Open a read-only connection. It never checkpoints; only the writer may (SQLite's WAL-reset bug)."""
+    """
+    Open a read-only connection. It never checkpoints; only the writer may (SQLite's WAL-reset bug).
+
+    :raise sqlite3.Error: When the file cannot be opened or is no database; see :func:`ledger_errors`.
+    """
     uri = f"{Path(path).absolute().as_uri()}?mode=ro"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA wal_autocheckpoint=0")
@@ -76,7 +84,11 @@ def lock(path: str) -> int:
 
 @contextlib.contextmanager
 def ledger_errors(path: str) -> Iterator[None]:
-    """Turn SQLite's errors, and the ``ValueError`` of invalid rows, into :class:`LedgerError` with a remedy."""
+    """
+    Replace errors of SQLite, and the ``ValueError`` of invalid rows.
+
+    :raise LedgerError: Instead of them, with a remedy.
+    """
     try:
         yield
     except VirtPortsError:
@@ -95,7 +107,7 @@ def roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def _sentence(path: str, words: str, name: str) -> str:
+def _sentence(path: str, detail: str, name: str) -> str:
     kind = "_".join(name.split("_")[:2])
     remedy = _REMEDIES.get(kind, "run `PRAGMA integrity_check` on a copy of {path}").format(path=path)
-    return f"ledger {path}: {words}; {remedy}"
+    return f"ledger {path}: {detail}; {remedy}"

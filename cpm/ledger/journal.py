@@ -1,4 +1,4 @@
-"""Queries on the journal: who held a port at a given time, what a VM held, what happened since."""
+"""Queries on the journal: the owner of a port at a given time, the history of a VM, the entries after a position."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import SHORTAGE_NOTICES, Holding, JournalEntry
+from cpm.core.journal import SHORTAGE_NOTICES, JournalEntry, PortOwner
 from cpm.ledger import rows
 from cpm.ledger.connection import ledger_errors
 from cpm.protocol.errors import LedgerError
@@ -41,9 +41,9 @@ class JournalReader:
         if self._owned:
             self._connection.close()
 
-    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> Holding | None:
+    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> PortOwner | None:
         """
-        Return who held a port of an external address at a given time; None: nobody did.
+        Return the owner of a port of an external address at a given time; None: it had none.
 
         :param at: UTC seconds; None: now. A change committed at exactly that time counts.
         """
@@ -52,7 +52,7 @@ class JournalReader:
         where += "" if at is None else " AND at <= ?"
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))
-        return rows.holding(found[0]) if found else None
+        return rows.owner(found[0]) if found else None
 
     def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
         """

@@ -1,4 +1,8 @@
-"""Converts rows of the ledger to values. Tested with the store (``tests/unit/cpm/ledger/test_store.py``)."""
+"""
+Converts rows of the ledger to values. Every function raises :class:`ValueError` when a row is invalid.
+
+Tested with the store (``tests/unit/cpm/ledger/test_store.py``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from cpm.core.journal import Holding, JournalEntry, JournalEvent
+from cpm.core.journal import JournalEntry, JournalEvent, PortOwner
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -116,11 +120,11 @@ def entry(row: Row) -> JournalEntry:
     )
 
 
-def holding(found: JournalEntry) -> Holding | None:
-    """Return who holds the ports of an entry; None: they are free."""
+def owner(found: JournalEntry) -> PortOwner | None:
+    """Return the owner of the ports of an entry; None: they are free."""
     if found.state is None:
         return None
-    return Holding(
+    return PortOwner(
         domain=found.domain,
         name=found.name,
         node=found.node,

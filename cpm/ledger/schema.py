@@ -35,6 +35,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] | No
     :param migrations: The migrations, version 1 first; None: :data:`MIGRATIONS`.
     :raise SchemaTooNew: When the file is newer than the last migration.
     :raise LedgerError: When the file belongs to another program.
+    :raise sqlite3.Error: When SQLite cannot read or write; the file keeps the last version that was reached.
     """
     steps = MIGRATIONS if migrations is None else migrations
     found = version_of(connection)

@@ -25,8 +25,8 @@ class SqliteLedger:
     The ledger in one SQLite file: opened, locked against other writers, migrated to the newest schema.
 
     Synchronous: a commit returns when it is on disk. cpmd calls it from its event loop, which has nothing to decide
-    until then (see :mod:`cpm.daemon`). Not for several threads at once; readers from :meth:`reader` may be used in
-    other threads meanwhile.
+    until then (see :mod:`cpm.serving.decision_loop`). Not for several threads at once; readers from :meth:`reader` may
+    be used in other threads meanwhile.
 
     :param path: The file, created if missing; ``:memory:`` for a ledger in memory.
     :raise SchemaTooNew: When a newer version has written the file.

@@ -1,8 +1,8 @@
 """
 Errors that an operator, a peer or a program using the API can see.
 
-Each has the facts as attributes, a stable ``code`` for programs, and a sentence that ends in what to do. A class also
-states the HTTP status that the manager answers with and the exit code of ``virt-ports``; else its parent's hold::
+Each has the facts as attributes, a stable ``code`` for programs, and a sentence that ends in a remedy. A class also has
+the HTTP status with which the manager answers and the exit code of ``virt-ports``, or inherits them::
 
     VirtPortsError
     ├── InvalidRequest          malformed, or contradicts itself
@@ -30,7 +30,7 @@ from typing import Final
 
 
 class ExitCode(enum.IntEnum):
-    """With what ``virt-ports`` ends."""
+    """Exit codes of ``virt-ports``."""
 
     DONE = 0
     REFUSED = 1
@@ -127,7 +127,7 @@ class Ambiguous(VirtPortsError):
 
 
 class Conflict(VirtPortsError):
-    """A valid request that the present state does not allow; the message says what to do first."""
+    """A valid request that the present state does not allow; the message ends in a remedy."""
 
     code = "conflict"
     http_status = 409
@@ -179,7 +179,7 @@ class IllegalStep(Conflict):
 
 class Overloading(Conflict):
     """
-    An external port would have got a second owner; the ledger refused, and nothing changed.
+    An external port would get a second owner; the change was refused, and nothing changed.
 
     :param detail: The constraint that refused, and the change.
     """
@@ -321,4 +321,4 @@ def family(kind: type[VirtPortsError] = VirtPortsError) -> Iterator[type[VirtPor
 
 
 CODES: Final = {kind.code: kind for kind in family()}
-"""What a code that came over the wire stands for."""
+"""The class of each code."""

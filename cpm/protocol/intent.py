@@ -1,9 +1,9 @@
 """
-What a VM shall have: one value that travels whole from the manager's decision to the ruleset that programs it.
+What a node should hold for a VM: one value, from the manager's decision to the ruleset that programs it.
 
 The manager makes it (``cpm.core.rollout.desired_state``), messages carry it, natd keeps it as its intent, and
-``natctl.ruleset.host`` and ``natctl.ruleset.edge_maps`` program it and read it back. Nothing on the way copies it field
-by field, so a new property is added here, where it is decided and where it is programmed, and nowhere else.
+``natctl.ruleset.host`` and ``natctl.ruleset.edge_maps`` program it and read it back. No step copies it field by field,
+so a new property is added here, where it is decided and where it is programmed, and nowhere else.
 
 Tested by ``tests/unit/cpm/protocol/test_wire_bytes.py`` and by every test of the two rulesets.
 """
@@ -34,13 +34,13 @@ class HostIntent(VmIntent, frozen=True):
     draining: tuple[PortRange, ...] = ()
     """Ranges whose connections the host counts for its reports."""
     external: IPv4Address | None = None
-    """The external address of ``ports``; the guest is told."""
+    """The external address of ``ports``, for the guest's information."""
     at_cap: bool = False
     """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
 
     @property
     def programmed(self) -> HostIntent:
-        """The part that the kernel holds: all but what natd only counts or tells the guest."""
+        """The part that the kernel holds, without what natd only counts or sends to the guest."""
         return msgspec.structs.replace(self, draining=(), external=None)
 
 

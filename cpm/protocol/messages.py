@@ -10,7 +10,7 @@ snapshots and deltas within a session.
 
 In the other direction, :class:`Attach` and :class:`Detach` announce that a VM starts or is gone, :class:`Present` lists
 all VMs, :class:`Report` has measurements. A lost message does no lasting harm: the next :class:`Hello` or
-:class:`Present` has everything again.
+:class:`Present` lists everything again.
 """
 
 from __future__ import annotations
@@ -106,12 +106,12 @@ class GuestState(enum.StrEnum):
     """An agent may be there, but it does not answer in time."""
     ANSWERING = "answering"
     NONSENSE = "nonsense"
-    """Its answers are impossible; none of them is used."""
+    """Its answers are invalid; none of them is used."""
 
 
 class GuestView(Struct, frozen=True):
     """
-    What the guest reports about itself, and what it was told.
+    What the guest reports about itself, and what was sent to it.
 
     Shown to people beside the host's measurements. No decision uses it: a guest can report anything.
     """
@@ -131,7 +131,7 @@ class GuestView(Struct, frozen=True):
     """Bytes received on these interfaces since each was created."""
     tx_bytes: int | None = None
     external: IPv4Address | None = None
-    """The external address that it was told and accepted; None: none yet."""
+    """The external address that was sent to it and accepted; None: none yet."""
     ports: PortRange | None = None
 
 
@@ -185,7 +185,7 @@ NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | 
 
 
 class PathState(Struct, frozen=True):
-    """What concerns the whole site: routes between the machines, and connection timeouts."""
+    """The state that concerns the whole site: routes between the machines, and connection timeouts."""
 
     internal_pool: IPv4Network
     edges: tuple[IPv4Address, ...] = ()
@@ -215,7 +215,7 @@ class Snapshot(Struct, frozen=True, tag="snapshot"):
 
 
 class Delta(Struct, frozen=True, tag="delta"):
-    """What changed since the previous generation."""
+    """The changes since the previous generation."""
 
     epoch: int
     generation: int

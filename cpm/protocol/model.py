@@ -23,7 +23,7 @@ DomainUUID = NewType("DomainUUID", str)
 """libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
 
 NodeName = NewType("NodeName", str)
-"""The name that a natd gives for itself; with TLS it has to be in the node's certificate."""
+"""The name in a node's natd.toml; with TLS it has to be in the node's certificate."""
 
 AllocationId = NewType("AllocationId", int)
 """Identifies one allocation. Never reused, so that a repeated change is recognised."""
@@ -118,7 +118,7 @@ def coalesce(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
 
 
 class Role(enum.StrEnum):
-    """What a node does on the path of a packet."""
+    """The function of a node on the path of a packet."""
 
     HOST = "host"
     """Runs VMs and translates their source ports into each VM's range (the specification's first computing device)."""
@@ -134,10 +134,10 @@ class AllocationState(enum.StrEnum):
     ACTIVE = "active"
     """The host uses these ports for new connections."""
     DRAINING = "draining"
-    """The host has been told not to use them for new connections; edges still map them for existing connections."""
+    """The host must not use them for new connections; edges still map them for existing connections."""
     HELD = "held"
-    """No connection is left; edges withdraw the mapping, and nobody gets the ports before the hold-down has passed
-    (RFC 6888 REQ-8)."""
+    """No connection is left; edges withdraw the mapping, and no other VM gets the ports before the hold-down has
+    passed (RFC 6888 REQ-8)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Wishes:
     drain_limit_s: float | None = None
     """Seconds after which a draining range is withdrawn although connections use it; :data:`UNLIMITED`: never."""
     nonsense: tuple[str, ...] = ()
-    """What could not be parsed, a sentence each; shown to people only."""
+    """A sentence for each wish that could not be parsed; shown to people only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

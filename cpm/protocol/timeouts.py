@@ -61,7 +61,7 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
 
     def override(self, base: Timeouts) -> Timeouts:
         """Return ``base`` with the keys of this table in place of its own."""
-        return structs.replace(base, **self._given())
+        return structs.replace(base, **self._set_keys())
 
     def check(self, file: str, table: str) -> None:
         """
@@ -71,7 +71,7 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
         :param table: Dotted name of the table.
         :raise ConfigError: When a timeout is too short or too long.
         """
-        for key, seconds in self._given().items():
+        for key, seconds in self._set_keys().items():
             least, source = MINIMUM.get(key, (1, ""))
             if seconds < least:
                 reason = f"{seconds} s is below the {least:,} s of {source}; " if source else ""
@@ -81,5 +81,5 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
                     file, f"{table}.{key}", f"the kernel cannot wait for {seconds} s; use {MAXIMUM_S} or less"
                 )
 
-    def _given(self) -> dict[str, int]:
+    def _set_keys(self) -> dict[str, int]:
         return {key: seconds for key, seconds in structs.asdict(self).items() if seconds is not UNSET}

@@ -1,7 +1,7 @@
 """
-How wishes about one VM are written, in the domain's XML and on the command line of ``virt-ports set``. Pure.
+The syntax of wishes about one VM, in the domain's XML and on the command line of ``virt-ports set``. Pure.
 
-Which wishes take effect, the manager decides (:mod:`cpm.core.wishes`).
+:mod:`cpm.core.wishes` decides which wishes take effect.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from cpm.protocol.model import FIRST_PORT, LAST_PORT, UNLIMITED, Wishes
 
 MAXIMUM_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 MAXIMUM_WEIGHT: Final = 10_000
-"""Enough to tell VMs apart, and small enough that no VM's share rounds to nothing."""
+"""Large enough to differentiate VMs, and small enough that no VM's share rounds to nothing."""
 
 NONE: Final = "none"
-"""How a drain limit is written that never ends."""
+"""The text of a drain limit of never."""
 
 KEYS: Final = {
     "floor": "floor",

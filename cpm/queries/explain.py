@@ -1,9 +1,9 @@
 """
-Why a VM has the ports it has: the facts, put in a few lines for a person. Pure.
+Explains in a few lines, for a person, why a VM has the ports it has. Pure.
 
-``virt-ports explain`` prints them. What is a fact is decided elsewhere; here is only what to say and in which order:
-what it has, what it asked, what came of it and by which rule, what was refused and why, what it waits for, and how the
-pool is: who holds most of it, and when it is empty at the present pace.
+``virt-ports explain`` prints them. :mod:`cpm.queries.explain_facts` gathers the facts; here they become sentences, in
+this order: the ports that the VM has; what was asked for, decided and by which rule; what was refused and why; what it
+waits for; its wishes; the state of the pool, its largest holders, and when it runs out at the present rate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from cpm.core.placement import NoRoom, NoRoomError
 from cpm.core.sizing import Decision
 from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
-from cpm.core.sizing.observation import GaveBack, NoInternalAddress, OverflowRange, Refusal
+from cpm.core.sizing.observation import GiveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import InternalPoolExhausted
 from cpm.protocol.model import PortRange
@@ -24,17 +24,17 @@ from cpm.protocol.wishes import KEYS
 
 RULES: Final[Mapping[str, str]] = {
     "headroom": "it keeps the ports in use and some spare ones",
-    "exhausted": "the range is as good as full, so it grows whatever the policy says",
-    "arrivals": "new connections came so fast that the range was about to be full",
+    "exhausted": "the range is nearly full, so it grows whatever the policy wants",
+    "arrivals": "new connections arrived so fast that the range was about to be full",
     "mostly-unused": "most of the range is unused, so it need not grow",
-    "grow-cool-down": "it grew just now",
+    "grow-cool-down": "it grew only seconds ago",
     "still-used": "too much of the range is in use for it to shrink",
-    "not-quiet-yet": "it has not asked for less long enough to shrink",
-    "shrink-cool-down": "it changed just now, so it does not shrink yet",
+    "not-quiet-yet": "it has not needed less for long enough to shrink",
+    "shrink-cool-down": "its size changed only seconds ago, so it does not shrink yet",
     "floor": "its floor",
     "cap": "its cap",
 }
-"""What each guard means; a rule that is none of them is a policy."""
+"""The meaning of each guard; a rule that is not in here is the name of a policy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,56 +50,62 @@ class Holder:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PoolFacts:
-    """How the pool is; ports everywhere."""
+    """The state of the pool. All sizes are in ports."""
 
     total: int
     free: int
     leaving: int
-    """Draining, or resting before their next owner."""
+    """Draining or held."""
     longest_free: int
     addresses: int
+    """Number of external addresses."""
     short: bool
-    """Somebody lacks ports, or did until a moment ago."""
+    """A VM lacks ports, or did until a moment ago."""
     waiting: int
-    """VMs that lack some."""
+    """VMs that lack ports."""
     holders: tuple[Holder, ...]
-    """Those who hold most, the largest first."""
+    """The VMs that hold most ports, the largest first."""
     per_minute: float | None
-    """Free ports that come (below zero: go) a minute; None: too early to say."""
+    """Change of the number of free ports per minute; None: there are too few points."""
     empty_in_s: float | None
-    """Seconds until none is free at that pace; None: not at that pace."""
+    """Seconds until no port is free at that rate; None: it does not happen at that rate."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of one VM; ports everywhere."""
+    """The facts about one VM. All sizes are in ports."""
 
     name: str
     runs: bool
     external: IPv4Address | None
     ports: PortRange | None
-    """What new connections get, or are about to; None: nothing."""
+    """The range of new connections, or the one reserved for them; None: neither."""
     leaving: int
-    """Ports of its ranges that are on their way out."""
+    """Ports of its draining and held ranges."""
     in_use: int | None
+    """None: not measured."""
     score: float | None
     """The specification's demand score; None: not measured."""
     decision: Decision | None
     decided_s_ago: float
     refusal: str
-    gave: str
-    apart: str
-    """Why its connections are on ports that do not lie beside each other."""
+    """Why it has fewer ports than were decided, as part of a sentence; empty: it has as many."""
+    give_back: str
+    """The last request to give back ports, as part of a sentence; empty: there is none."""
+    overflow: str
+    """Why its new connections use an overflow range, as part of a sentence; empty: they do not."""
     want: Want | None
+    """The ports that it waits for; None: it does not wait."""
     waits_to_start: bool
     fair_share: int | None
-    """What it is entitled to; None: ports are not short."""
+    """The ports that it is entitled to; None: ports are not short."""
     wishes: EffectiveWishes
     now: float
+    """UTC seconds."""
 
 
 def refusal_text(reason: Refusal) -> str:
-    """Return why a VM has less than it wants, as a part of a sentence."""
+    """Return the reason why a VM has fewer ports than were decided, as part of a sentence."""
     match reason:
         case FewInUse(in_use, current):
             return f"the pool is short, and only {in_use} of the VM's {current} ports are in use"
@@ -113,35 +119,36 @@ def refusal_text(reason: Refusal) -> str:
             return str(NoRoomError(reason))
 
 
-def give_back_text(back: GaveBack) -> str:
-    """Return what a VM was asked to give back."""
-    return f"asked to give back all but {back.kept} ports, for others lack some"
+def give_back_text(back: GiveBack) -> str:
+    """Return a request to give back ports, as part of a sentence."""
+    return f"asked to give back all but {back.kept} ports, because other VMs lack some"
 
 
 def overflow_text(overflow_range: OverflowRange) -> str:
-    """Return why new connections of a VM have an overflow range."""
+    """Return the reason why new connections of a VM use an overflow range, as part of a sentence."""
     if overflow_range.no_room is None:
-        return "new connections use ports of its own that had drained, for ports are short"
+        return "new connections use an earlier range of this VM again, because ports are short"
     error = NoRoomError(overflow_range.no_room)
-    return f"new connections use other ports until there are more in one piece: {error}"
+    return f"new connections use an overflow range until a larger range is available: {error}"
 
 
 def lines(vm: Facts, pool: PoolFacts) -> tuple[str, ...]:
-    """Return the explanation, a sentence or two a line."""
-    return tuple(filter(None, (*_has(vm), *_asked(vm), *_lacks(vm), *_bounds(vm), *_pool(pool))))
+    """Return the explanation, one or two sentences per line."""
+    parts = (*_present_ports(vm), *_last_decision(vm), *_shortage(vm), *_wishes(vm), *_pool(pool))
+    return tuple(filter(None, parts))
 
 
-def _has(vm: Facts) -> tuple[str, ...]:
+def _present_ports(vm: Facts) -> tuple[str, ...]:
     if vm.ports is None:
-        why = "it does not run" if not vm.runs else "it waits for some" if vm.waits_to_start else "none were asked for"
-        has = f"{vm.name} has no ports: {why}."
+        why = "it does not run" if not vm.runs else "it waits for some" if vm.waits_to_start else "none were requested"
+        text = f"{vm.name} has no ports: {why}."
     else:
         used = "" if vm.in_use is None else f", {vm.in_use} of them in use"
-        has = f"{vm.name} has {vm.ports.size} ports: {vm.external} {vm.ports}{used}."
-    return (f"{has} {vm.leaving} more are on their way out." if vm.leaving else has,)
+        text = f"{vm.name} has {vm.ports.size} ports: {vm.external} {vm.ports}{used}."
+    return (f"{text} {vm.leaving} more are draining or held." if vm.leaving else text,)
 
 
-def _asked(vm: Facts) -> tuple[str, ...]:
+def _last_decision(vm: Facts) -> tuple[str, ...]:
     decision = vm.decision
     if decision is None:
         return ("Nothing was measured yet, so nothing was decided.",) if vm.runs else ()
@@ -150,22 +157,22 @@ def _asked(vm: Facts) -> tuple[str, ...]:
     asked = f"{ago} its policy, {vm.wishes.policy.value}{score}, asked for {decision.asked} ports"
     if decision.rule == "arrivals":
         asked = f"{ago} its host asked for {decision.asked} ports"
-    outcome = "it keeps what it has" if decision.target == decision.current else f"it was to have {decision.target}"
-    because = RULES.get(decision.rule)
-    came = f"{asked}; {outcome}" + (f" ({decision.rule}: {because})." if because else ".")
-    return (came, _sentence(vm.gave), _sentence(vm.apart))
+    outcome = "it keeps its size" if decision.target == decision.current else f"{decision.target} were decided"
+    meaning = RULES.get(decision.rule)
+    text = f"{asked}; {outcome}" + (f" ({decision.rule}: {meaning})." if meaning else ".")
+    return (text, _sentence(vm.give_back), _sentence(vm.overflow))
 
 
-def _lacks(vm: Facts) -> tuple[str, ...]:
-    said = [f"Refused: {vm.refusal}." if vm.refusal else ""]
+def _shortage(vm: Facts) -> tuple[str, ...]:
+    lines = [f"Refused: {vm.refusal}." if vm.refusal else ""]
     if vm.want is not None:
-        said.append(f"It waits for {vm.want.ports} ports in all, since {max(0.0, vm.now - vm.want.since):.0f} s.")
+        lines.append(f"It has waited {max(0.0, vm.now - vm.want.since):.0f} s for {vm.want.ports} ports in total.")
     if vm.fair_share is not None:
-        said.append(f"Ports are short: its fair share (floors first, the rest by weight) is {vm.fair_share} ports.")
-    return tuple(said)
+        lines.append(f"Ports are short: its fair share (floors first, the rest by weight) is {vm.fair_share} ports.")
+    return tuple(lines)
 
 
-def _bounds(vm: Facts) -> tuple[str, ...]:
+def _wishes(vm: Facts) -> tuple[str, ...]:
     parts = []
     for key, name in KEYS.items():
         chosen = getattr(vm.wishes, name)
@@ -180,13 +187,13 @@ def _pool(pool: PoolFacts) -> tuple[str, ...]:
     waiting = f" VMs that lack ports: {pool.waiting}." if pool.waiting else ""
     state = (
         f"Pool: {pool.free} of {pool.total} ports are free (external addresses: {pool.addresses}, longest free run: "
-        f"{pool.longest_free}), {pool.leaving} are on their way out.{waiting}"
+        f"{pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
     )
-    held = ", ".join(f"{each.name} {each.ports}" + _used(each) for each in pool.holders)
-    return (state, f"Most is held by: {held}." if held else "", _trend(pool))
+    held = ", ".join(f"{each.name} {each.ports}" + _in_use_text(each) for each in pool.holders)
+    return (state, f"Largest holders: {held}." if held else "", _trend(pool))
 
 
-def _used(holder: Holder) -> str:
+def _in_use_text(holder: Holder) -> str:
     return "" if holder.in_use is None else f" ({holder.in_use} in use)"
 
 
@@ -194,7 +201,7 @@ def _trend(pool: PoolFacts) -> str:
     if pool.free == 0:
         return "No port is free now."
     if pool.per_minute is None:
-        return "It is too early to say when the pool runs out."
+        return "It is too early to forecast when the pool runs out."
     if pool.empty_in_s is None:
         return "At the present trend the pool does not run out."
     span = _span(pool.empty_in_s)

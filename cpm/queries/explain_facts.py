@@ -19,7 +19,7 @@ from cpm.queries import explain
 from cpm.queries.vms import current_range, find, summary, wish_view
 
 TOP_HOLDERS = 5
-"""VMs that an explanation names as holding most of the pool."""
+"""Number of largest holders that an explanation names."""
 
 
 @handlers.query(operations.EXPLAIN)
@@ -27,8 +27,10 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     """
     Return why a VM has the ports it has.
 
-    :raise NotFound: When there is none of that name.
-    :raise Ambiguous: When several have it.
+    :param name: Name or UUID.
+    :param now: UTC seconds.
+    :raise NotFound: When there is no such VM.
+    :raise Ambiguous: When several running VMs have that name.
     """
     vm = find(manager, name)
     facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
@@ -42,8 +44,8 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
         rule=decision.rule if decision is not None else None,
         decided_at=observation.measured_at if observation is not None and decision is not None else None,
         refused=facts.refusal or None,
-        gave=facts.gave or None,
-        apart=facts.apart or None,
+        gave=facts.give_back or None,
+        apart=facts.overflow or None,
         waits_for=want.ports if want is not None else None,
         waits_since=want.since if want is not None else None,
         fair_share=facts.fair_share,
@@ -78,8 +80,8 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         decision=observation.decision,
         decided_s_ago=now - observation.measured_at,
         refusal=explain.refusal_text(observation.refusal) if observation.refusal is not None else "",
-        gave=explain.give_back_text(observation.gave) if observation.gave is not None else "",
-        apart=explain.overflow_text(overflow) if overflow is not None else "",
+        give_back=explain.give_back_text(observation.give_back) if observation.give_back is not None else "",
+        overflow=explain.overflow_text(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
@@ -89,11 +91,11 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
 
 
 def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
-    space, view = manager.fleet.space, manager.fleet
+    space = manager.fleet.space
     return explain.PoolFacts(
         total=space.total_ports,
         free=space.free_ports,
-        leaving=sum(each.ports.size for each in view.leaving.values()),
+        leaving=sum(each.ports.size for each in manager.fleet.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
         short=manager.sizer.contention.is_short(now),

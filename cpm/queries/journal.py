@@ -1,5 +1,5 @@
 """
-Queries for the journal: the owner of a port at a moment, and what happened.
+Queries for the journal: the owner of a port at a moment, and the history of a VM.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 
 from cpm.api import handlers, operations
 from cpm.api.views import EventView, WhoisView
-from cpm.core.journal import Holding, JournalEntry
+from cpm.core.journal import JournalEntry, PortOwner
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
 
@@ -23,22 +23,27 @@ def whois(
     """
     Return the owner of a port at a moment.
 
-    :raise NotFound: When it had none.
+    :param now: UTC seconds.
+    :param at: UTC seconds; None: now.
+    :raise NotFound: When the port had no owner then.
+    :raise LedgerError: When the ledger cannot be read.
     """
     del protocol  # a range is one VM's for all protocols
     moment = at if at is not None else now
     held = journal.whois(address, port, moment)
     if held is None:
-        raise NotFound("holder of", f"{address} port {port}", "nobody held that port then; see `virt-ports pool list`")
+        raise NotFound("holder of", f"{address} port {port}", "no VM held that port then; see `virt-ports pool list`")
     return _owner(held, port, moment)
 
 
 @handlers.journal_query(operations.HISTORY)
 def history(journal: JournalReader, name: str, limit: int) -> list[EventView]:
     """
-    Return what a VM held, oldest first; VMs that are gone included.
+    Return the newest journal entries of a VM, oldest first; also of a VM that is gone.
 
+    :param limit: Entries at most.
     :raise NotFound: When no VM of that name or UUID ever held a range.
+    :raise LedgerError: When the ledger cannot be read.
     """
     entries = journal.history(name, limit)
     if not entries:
@@ -47,7 +52,7 @@ def history(journal: JournalReader, name: str, limit: int) -> list[EventView]:
 
 
 def events(entries: Sequence[JournalEntry]) -> list[EventView]:
-    """Return lines of the journal."""
+    """Return journal entries as views."""
     return [
         EventView(
             entry.seq,
@@ -64,7 +69,7 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
     ]
 
 
-def _owner(held: Holding, port: int, at: float) -> WhoisView:
+def _owner(held: PortOwner, port: int, at: float) -> WhoisView:
     return WhoisView(
         held.external,
         port,

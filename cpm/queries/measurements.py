@@ -1,5 +1,5 @@
 """
-The measurements of one host, as clients that follow them get them.
+The measurements of one host, for clients that follow them.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -12,8 +12,12 @@ from cpm.protocol.messages import Report
 from cpm.protocol.model import NodeName
 
 
-def report(manager: Manager, node: NodeName, said: Report, now: float) -> ReportView:
-    """Return what a host measured, without VMs that have become unknown meanwhile."""
+def report_view(manager: Manager, node: NodeName, report: Report, now: float) -> ReportView:
+    """
+    Return a host's report, without VMs that the manager does not know.
+
+    :param now: UTC seconds.
+    """
     measurements = (
         MeasurementView(
             vm.name,
@@ -24,7 +28,7 @@ def report(manager: Manager, node: NodeName, said: Report, now: float) -> Report
             sum(draining.connections for draining in measured.draining),
             measured.new_connections_per_s,
         )
-        for measured in said.vms
+        for measured in report.vms
         if (vm := manager.fleet.vms.get(measured.domain)) is not None
     )
-    return ReportView(now, node, said.period_s, tuple(measurements))
+    return ReportView(now, node, report.period_s, tuple(measurements))

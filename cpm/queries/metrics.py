@@ -25,8 +25,8 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield self._vms()
-        yield self._lacking()
-        yield self._refused()
+        yield self._vms_lacking_ports()
+        yield self._refused_packets()
         yield from self._addresses()
         yield from self._nodes()
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
@@ -39,7 +39,7 @@ class _Metrics(Collector):
             domains.add_metric([state], count)
         return domains
 
-    def _lacking(self) -> GaugeMetricFamily:
+    def _vms_lacking_ports(self) -> GaugeMetricFamily:
         lacking = GaugeMetricFamily(
             "virt_ports_domains_lacking_ports", "VMs that could not get the ports they want.", labels=["want"]
         )
@@ -47,7 +47,7 @@ class _Metrics(Collector):
         lacking.add_metric(["growth"], self._manager.sizer.contention.waiting_to_grow)
         return lacking
 
-    def _refused(self) -> CounterMetricFamily:
+    def _refused_packets(self) -> CounterMetricFamily:
         refused = CounterMetricFamily(
             "virt_ports_domain_refused_packets",
             "Connection attempts answered by ICMP: the VM is at its cap and has no free port.",
@@ -76,11 +76,13 @@ class _Metrics(Collector):
 
     def _nodes(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         connected = GaugeMetricFamily("virt_ports_node_connected", "1 while a node has a session.", labels=["node"])
-        synced = GaugeMetricFamily("virt_ports_node_synced", "1 when it confirmed all it was told.", labels=["node"])
+        synced = GaugeMetricFamily(
+            "virt_ports_node_synced", "1 when it has confirmed everything it was sent.", labels=["node"]
+        )
         dropped = CounterMetricFamily(
             "virt_ports_node_dropped_packets", "Packets dropped at a node.", labels=["node", "reason"]
         )
-        for view in nodes.nodes(self._manager):
+        for view in nodes.node_views(self._manager):
             connected.add_metric([view.name], view.connected)
             synced.add_metric([view.name], view.synced)
             for reason, count in view.dropped.items():

@@ -1,5 +1,5 @@
 """
-Queries for nodes: all of them, each with its state.
+Queries for nodes and their state.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -13,24 +13,24 @@ from cpm.protocol.model import Node, Role
 
 
 @handlers.query(operations.LIST_NODES)
-def nodes(manager: Manager) -> list[NodeView]:
-    """Return the nodes in order of name."""
-    return [node(manager, item) for _, item in sorted(manager.fleet.nodes.items())]
+def node_views(manager: Manager) -> list[NodeView]:
+    """Return all nodes with their state, in order of name."""
+    return [node_view(manager, node) for _, node in sorted(manager.fleet.nodes.items())]
 
 
-def node(manager: Manager, item: Node) -> NodeView:
-    """Return one node."""
-    session = manager.sessions.get(item.name)
+def node_view(manager: Manager, node: Node) -> NodeView:
+    """Return one node with its state."""
+    node_sync = manager.sessions.get(node.name)
     return NodeView(
-        item.name,
-        tuple(sorted(item.roles)),
-        item.underlay,
-        connected=session is not None,
-        in_service=item.in_service if Role.EDGE in item.roles else session is not None,
-        fenced=item.fenced,
-        synced=session is not None and session.synced and session.applied == session.generation,
-        generation=session.generation if session else 0,
-        applied=session.applied if session else 0,
-        domains=sum(where == item.name for where in manager.present.values()),
-        dropped=session.dropped if session else {},
+        node.name,
+        tuple(sorted(node.roles)),
+        node.underlay,
+        connected=node_sync is not None,
+        in_service=node.in_service if Role.EDGE in node.roles else node_sync is not None,
+        fenced=node.fenced,
+        synced=node_sync is not None and node_sync.synced and node_sync.applied == node_sync.generation,
+        generation=node_sync.generation if node_sync else 0,
+        applied=node_sync.applied if node_sync else 0,
+        domains=sum(host == node.name for host in manager.present.values()),
+        dropped=node_sync.dropped if node_sync else {},
     )

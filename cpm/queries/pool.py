@@ -1,5 +1,5 @@
 """
-Queries for the pool: its external addresses, how full they are, and the ranges on one.
+Queries for the pool: its external addresses, their use, and the ranges on one.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -20,7 +20,7 @@ _State = AllocationState
 
 @handlers.query(operations.LIST_POOL)
 def addresses(manager: Manager) -> list[AddressView]:
-    """Return the external addresses and how full they are, in order."""
+    """Return the external addresses and the use of their ports, in order of address."""
     return [_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
 
 

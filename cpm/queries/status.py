@@ -1,5 +1,5 @@
 """
-Query for the manager itself.
+Query for the state of the manager itself.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -16,7 +16,7 @@ from cpm.protocol.timeouts import Timeouts
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class About:
-    """What a running cpmd knows of itself."""
+    """Facts about a running cpmd."""
 
     version: str
     started: float
@@ -24,12 +24,12 @@ class About:
     ledger: str
     """Path of the file."""
     timeouts: Timeouts
-    """Of hosts that say nothing of their own."""
+    """Connection timeouts of hosts whose own settings have none."""
 
 
 @handlers.query(operations.STATUS)
 def status(manager: Manager, about: About) -> StatusView:
-    """Return how the manager is."""
+    """Return the state of the manager."""
     return StatusView(
         about.version,
         manager.epoch,

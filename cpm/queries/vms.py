@@ -25,7 +25,7 @@ _State = AllocationState
 
 @handlers.query(operations.LIST_VMS)
 def summaries(manager: Manager, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
-    """Return the VMs that run, in order of name; with ``all`` those that are gone and still hold ranges, too."""
+    """Return the running VMs, in order of name; with ``all`` also those that are gone and still hold ranges."""
     vms = sorted(manager.fleet.vms.values(), key=lambda vm: (vm.name, vm.uuid))
     return [summary(manager, vm) for vm in vms if all or vm.uuid in manager.present]
 
@@ -34,8 +34,8 @@ def find(manager: Manager, name: str) -> VM:
     """
     Return the VM of that name or UUID.
 
-    :raise NotFound: When there is none.
-    :raise Ambiguous: When several that run have the name.
+    :raise NotFound: When there is no such VM.
+    :raise Ambiguous: When several running VMs have that name, or several that are gone and no running one.
     """
     vms = manager.fleet.vms
     if (exact := next((vm for vm in vms.values() if vm.uuid == name.lower()), None)) is not None:
@@ -43,7 +43,7 @@ def find(manager: Manager, name: str) -> VM:
     named = [vm for vm in vms.values() if vm.name == name]
     named = [vm for vm in named if vm.uuid in manager.present] or named
     if not named:
-        raise NotFound("VM", name, "see `virt-ports list --all`; `virt-ports history` knows those that are gone")
+        raise NotFound("VM", name, "see `virt-ports list --all`, or `virt-ports history` for VMs that are gone")
     if len(named) > 1:
         raise Ambiguous(name, tuple(vm.uuid for vm in named))
     return named[0]
@@ -54,8 +54,9 @@ def detail(manager: Manager, name: str) -> DomainDetail:
     """
     Return everything known of one VM.
 
-    :raise NotFound: When there is none of that name.
-    :raise Ambiguous: When several have it.
+    :param name: Name or UUID.
+    :raise NotFound: When there is no such VM.
+    :raise Ambiguous: As for :func:`find`.
     """
     vm = find(manager, name)
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
@@ -91,7 +92,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
 
 
 def summary(manager: Manager, vm: VM) -> DomainView:
-    """Return one VM as a list shows it."""
+    """Return one VM as it is shown in a list."""
     current = current_range(manager, vm)
     observation = manager.sizer.observed.get(vm.uuid)
     measured = observation.measured if observation is not None else None
@@ -108,12 +109,12 @@ def summary(manager: Manager, vm: VM) -> DomainView:
 
 
 def current_range(manager: Manager, vm: VM) -> Allocation | None:
-    """Return the range that new connections get, or the one that is about to become it."""
+    """Return the range that new connections get, or the one reserved for them; None: neither."""
     return manager.fleet.one(vm.uuid, _State.ACTIVE) or manager.fleet.one(vm.uuid, _State.RESERVED)
 
 
 def wish_view(key: str, chosen: EffectiveValue[Any]) -> WishView:
-    """Return one wish with its origin."""
+    """Return the value in effect of one wish, with its origin."""
     return WishView(key, chosen.value, chosen.origin)
 
 
@@ -149,5 +150,5 @@ def _last_decision(observation: Observation) -> str:
     refusal = explain.refusal_text(observation.refusal) if observation.refusal is not None else ""
     if observation.decision is None:
         return refusal or "nothing yet"
-    said = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
-    return f"{said}; {refusal}" if refusal else said
+    text = f"{observation.decision.rule}: asked {observation.decision.asked}, decided {observation.decision.target}"
+    return f"{text}; {refusal}" if refusal else text

@@ -21,7 +21,7 @@ class JournalHandler(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record; it is lost when journald does not run."""
+        """Send one record; it is lost while journald does not run."""
         fields = {
             "MESSAGE": self.format(record),
             "PRIORITY": str(_PRIORITY.get(record.levelno, 6)),

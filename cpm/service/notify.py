@@ -21,7 +21,7 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), address)
         except OSError:
-            # The service manager is gone; keep serving.
+            # The service manager is not there; the daemon works without it.
             return
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Service(Protocol):
-    """What :func:`run` runs: the composition root of a daemon."""
+    """The composition root of a daemon, as :func:`run` needs it."""
 
     async def start(self) -> None:
         """
@@ -32,14 +32,14 @@ class Service(Protocol):
         """
 
     async def wait_failed(self) -> None:
-        """Return when a task that should run for ever has ended."""
+        """Return when a task that should never end has ended."""
 
     async def stop(self) -> None:
         """Stop serving and release everything."""
 
 
 class Settings(Protocol):
-    """Settings that every daemon has."""
+    """The settings that every daemon has."""
 
     @property
     def log_level(self) -> str:
@@ -55,7 +55,12 @@ def version() -> str:
 
 
 async def serve(service: Service) -> int:
-    """Run until SIGTERM or SIGINT (return 0), or until a task failed (return 1)."""
+    """
+    Run until SIGTERM or SIGINT (return 0), or until a task failed (return 1).
+
+    :raise VirtPortsError: When the service cannot start.
+    :raise OSError: When the service cannot start.
+    """
     stop_signal = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop_signal.set)
@@ -83,7 +88,7 @@ def run(
     :param parser: Has the program's name and description; the options of all daemons are added to it.
     :param default: Default path of the settings.
     :param load: Reads the settings; may raise :class:`ConfigError`.
-    :param build: Makes the service from the settings, inside the event loop.
+    :param build: Creates the service from the settings, inside the event loop.
     :param arguments: The command line; None: that of the process.
     :return: Exit code: 0 after SIGTERM or SIGINT, 1 when it could not start or a task failed, 2 when the settings are
         wrong.

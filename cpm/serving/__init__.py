@@ -1,1 +1,1 @@
-"""How cpmd serves: the decision loop, and what connects it with operators and nodes. Decides nothing by itself."""
+"""Runs the manager: the decision loop, and its connections to operators and nodes. Decides nothing itself."""

@@ -1,10 +1,10 @@
 """
 The one loop that owns the :class:`~cpm.core.manager.Manager` and the ledger.
 
-It takes all inputs that have come, lets the manager decide, commits what was decided to the ledger as one transaction,
-and only then sends messages and answers. It waits for the disk by itself: nothing could be decided meanwhile, and
-handing the commit to a thread and back takes as long as the commit. What comes in until then waits in the sockets and
-is then committed together.
+It takes all inputs that have arrived, lets the manager decide, commits the changes to the ledger as one transaction,
+and only then sends messages and answers. The commit blocks the event loop: nothing could be decided meanwhile, and a
+hand-over to a thread and back would take as long as the commit. Inputs that arrive until then queue in the sockets and
+are committed together.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _T = TypeVar("_T")
 
 
 class Outbox(Protocol):
-    """Where messages to nodes go."""
+    """Sends messages to nodes."""
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
-        """Send each to its node, in order; what is for a node without a session is dropped."""
+        """Send each message to its node, in order; messages to nodes without a session are dropped."""
 
     def drop_all(self) -> None:
         """End all sessions; messages that still arrive on them are ignored."""
@@ -53,10 +53,10 @@ class DecisionLoop:
     """
     Runs the manager.
 
-    :param ledger: What is durable; the manager begins with its content and a new epoch.
-    :param rules: How ports are dealt out.
-    :param outbox: Where messages go once their reason is durable.
-    :raise LedgerError: When the ledger cannot be read.
+    :param ledger: The durable state; the manager begins with its content and a new epoch.
+    :param rules: Rules of the pool.
+    :param outbox: Gets the messages once the changes that they are about are durable.
+    :raise LedgerError: When the ledger cannot be read or written.
     """
 
     def __init__(self, ledger: SqliteLedger, rules: PoolRules, outbox: Outbox) -> None:
@@ -65,24 +65,24 @@ class DecisionLoop:
         self._outbox = outbox
         self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
         self.next_commit = asyncio.Event()
-        """Set by the next commit, which then puts a new event here. To miss none: take it, read, then wait for it."""
+        """Set by the next commit, which also replaces it. To miss no commit: get the event, read, then wait for it."""
         epoch = ledger.next_epoch()
         self.manager = Manager(ledger.load(), rules, epoch, clock.now())
-        """To be read only; another one after a failed commit."""
+        """For reading only; replaced by another one after a failed commit."""
 
     async def do(self, act: Callable[[Manager, float], _T]) -> _T:
         """
-        Let the manager do something; return its result once all that follows from it is durable.
+        Run a function on the manager; return its result once all changes that follow from it are durable.
 
-        :param act: Is given the manager and UTC seconds.
-        :raise VirtPortsError: What ``act`` raised, or why its changes could not be committed; nothing has changed.
+        :param act: Called with the manager and UTC seconds.
+        :raise VirtPortsError: The error of ``act``, or why its changes could not be committed; nothing has changed.
         """
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         self._inputs.put_nowait(_Input(act, answer))
         return await answer
 
     async def run(self) -> None:
-        """Decide for ever."""
+        """Process inputs until cancelled."""
         while True:
             batch = [await self._inputs.get()]
             while not self._inputs.empty():
@@ -93,12 +93,12 @@ class DecisionLoop:
         now = clock.now()
         try:
             for item in batch:
-                self._take_in(item, now)
+                self._run_input(item, now)
             outcome = self.manager.take(now)
             if outcome.changes:
                 self._ledger.commit(outcome.changes, now)
         except Exception as error:
-            # What the manager believes and what is durable may differ now: start again from what is durable.
+            # The manager's state and the durable state may differ now: start again from the durable state.
             log.exception("cannot commit; starting over from the ledger")
             self._start_over()
             refusal = error if isinstance(error, VirtPortsError) else LedgerError(f"the change was not made: {error}")
@@ -113,7 +113,7 @@ class DecisionLoop:
             self.next_commit.set()
             self.next_commit = asyncio.Event()
 
-    def _take_in(self, item: _Input, now: float) -> None:
+    def _run_input(self, item: _Input, now: float) -> None:
         try:
             item.result = item.act(self.manager, now)
         except VirtPortsError as error:

@@ -1,5 +1,5 @@
 """
-The thread that reads the journal, so that a long history keeps no decision waiting.
+The thread that reads the journal, so that a long history delays no decision.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -32,11 +32,11 @@ class JournalThread:
         """
         Call a function with the reader in the thread; return its result.
 
-        :raise VirtPortsError: What the function raised.
+        :raise VirtPortsError: The error of the function.
         """
         call = lambda: work(self._reader, *args, **kwargs)  # noqa: E731
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def stop(self) -> None:
-        """Wait until what is under way is read."""
+        """Wait for calls in progress, then stop the thread."""
         self._executor.shutdown()

@@ -37,17 +37,17 @@ class NodeConnections:
         del self._connections[node]
 
     def is_current(self, node: NodeName, connection: NodeConnection) -> bool:
-        """Say whether this is the node's connection, and was not replaced meanwhile."""
+        """Return whether this is the node's present connection, which was not replaced meanwhile."""
         return self._connections.get(node) is connection
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
-        """Send each to its node, in order; what is for a node without a session is dropped."""
+        """Send each message to its node, in order; messages to nodes without a session are dropped."""
         for node, message in messages:
             if (connection := self._connections.get(node)) is not None:
                 connection.send(message)
 
     def close_all(self) -> None:
-        """End all sessions, each in its own time."""
+        """End all sessions, each once its queued messages are sent."""
         for connection in self._connections.values():
             connection.close()
 
@@ -61,10 +61,10 @@ class NodeSessions:
     """
     Passes the messages of nodes to the manager, as :class:`cpm.api.server.NodeSessions`.
 
-    :param decisions: Where the manager decides.
+    :param decisions: Runs the manager.
     :param connections: The connected nodes.
-    :param version: Of cpmd, told to nodes.
-    :param reports: The clients that follow what hosts measure.
+    :param version: Version of cpmd, which is sent to nodes.
+    :param reports: The clients that follow hosts' measurements.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class NodeSessions:
 
     async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
         """
-        Begin a node's session; a former one of the same node is over.
+        Begin a node's session; a former session of the same node ends.
 
-        :raise VirtPortsError: When the manager refuses the node.
+        :raise VirtPortsError: When the manager refuses the node, or the changes cannot be committed.
         """
 
         def act(manager: Manager, now: float) -> None:
-            manager.hello(hello, self._version, now)
+            manager.on_hello(hello, self._version, now)
             self._connections.add(hello.node, connection)
 
         await self._decisions.do(act)
@@ -97,24 +97,28 @@ class NodeSessions:
         """
         Pass a message to the manager, unless the session was replaced meanwhile.
 
-        :raise VirtPortsError: When the message is not allowed.
+        :raise VirtPortsError: When the message is not allowed, or the changes cannot be committed.
         """
 
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):
-                manager.said(node, message, now)
+                manager.on_message(node, message, now)
                 if isinstance(message, Report) and self._reports:
-                    self._reports.publish(measurements.report(manager, node, message, now))
+                    self._reports.publish(measurements.report_view(manager, node, message, now))
 
         await self._decisions.do(act)
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
-        """Tell the manager that a session is over, unless it was replaced meanwhile."""
+        """
+        Pass the end of a session to the manager, unless it was replaced meanwhile.
+
+        :raise LedgerError: When the changes cannot be committed.
+        """
 
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):
                 self._connections.remove(node)
-                manager.lost(node, now)
+                manager.on_session_end(node, now)
 
         await self._decisions.do(act)
         log.info("node %s disconnected", node)

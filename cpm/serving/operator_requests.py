@@ -1,5 +1,5 @@
 """
-Has the operations of :mod:`cpm.api.operations` answered by the functions that are registered for them.
+Answers the operations of :mod:`cpm.api.operations` with the functions that are registered for them.
 
 Tested in tests/unit/cpm/api/test_recorded_answers.py.
 """
@@ -23,7 +23,7 @@ class OperatorRequests:
     Runs handlers by their kind, as :class:`cpm.api.server.OperatorRequests`.
 
     :param feeds: The manager, the journal and the reports.
-    :param about: What the manager says about itself.
+    :param about: Facts about this cpmd.
     :raise LookupError: When an operation has no handler.
     """
 

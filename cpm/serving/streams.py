@@ -1,4 +1,4 @@
-"""What operators can follow: the journal as it grows, and what hosts measure."""
+"""The streams that operators can follow: the journal as it grows, and hosts' measurements."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cpm.serving.journal_thread import JournalThread
 FOLLOW_BATCH = 1000
 """Entries of the journal that are read at once."""
 
-REPORTS_WAITING = 256
-"""Reports that may wait for a follower that is too slow; beyond that it misses the next ones."""
+MAX_QUEUED_REPORTS = 256
+"""Reports that may be queued for a slow follower; when the queue is full it misses the next ones."""
 
 
 class ReportFollowers:
-    """The clients that follow what hosts measure."""
+    """The clients that follow hosts' measurements."""
 
     def __init__(self) -> None:
         self._queues: set[asyncio.Queue[ReportView]] = set()
@@ -32,14 +32,14 @@ class ReportFollowers:
         return bool(self._queues)
 
     def publish(self, report: ReportView) -> None:
-        """Give every follower a report."""
+        """Queue a report for every follower."""
         for queue in self._queues:
             with contextlib.suppress(asyncio.QueueFull):
                 queue.put_nowait(report)
 
     async def follow(self) -> AsyncIterator[ReportView]:
         """Yield the reports from now on."""
-        mine: asyncio.Queue[ReportView] = asyncio.Queue(REPORTS_WAITING)
+        mine: asyncio.Queue[ReportView] = asyncio.Queue(MAX_QUEUED_REPORTS)
         self._queues.add(mine)
         try:
             while True:
@@ -50,7 +50,7 @@ class ReportFollowers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Feeds:
-    """Where streams get their lines from."""
+    """The sources of streams."""
 
     journal: JournalThread
     decisions: DecisionLoop
@@ -59,17 +59,23 @@ class Feeds:
 
 @handlers.stream(operations.EVENTS)
 async def events(feeds: Feeds, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
-    """Yield the newest ``limit`` journal entries or those after a position, then, to follow, each new one."""
+    """
+    Yield the newest journal entries or those after a position, then, with ``follow``, each new one.
+
+    :param after: Only entries with a greater ``seq``; None: the newest ``limit``.
+    :param limit: Existing entries at most; does not limit entries that are followed.
+    :raise LedgerError: When the ledger cannot be read.
+    """
     position = after if after is not None else max(0, await feeds.journal.read(JournalReader.latest_seq) - limit)
     sent = 0
     while True:
-        news = feeds.decisions.next_commit
+        next_commit = feeds.decisions.next_commit
         count = FOLLOW_BATCH if follow else min(FOLLOW_BATCH, limit - sent)
         entries = await feeds.journal.read(JournalReader.events, position, count) if count > 0 else []
         if not entries and not follow:
             return
         if not entries:
-            await news.wait()
+            await next_commit.wait()
         for event in journal.events(entries):
             yield event
             position, sent = event.seq, sent + 1
@@ -78,9 +84,9 @@ async def events(feeds: Feeds, after: int | None, limit: int, *, follow: bool) -
 @handlers.stream(operations.MEASUREMENTS)
 def measurements(feeds: Feeds, *, follow: bool) -> AsyncIterator[ReportView]:
     """
-    Return what the hosts report from now on.
+    Return the hosts' measurements from now on.
 
-    :raise InvalidRequest: When it is not to be followed.
+    :raise InvalidRequest: Without ``follow``, since measurements are not kept.
     """
     if not follow:
         raise InvalidRequest("measurements are not kept; ask with follow=1 for those to come")

@@ -1,7 +1,7 @@
 """
-Policies compared on recorded and made-up loads, replayed in virtual time. Pure.
+Compares policies on recorded and generated loads, replayed in virtual time. Pure.
 
-``virt-ports simulate`` and the density figures of the benchmark stand on it. Nothing here is part of the services.
+``virt-ports simulate`` and the density figures of the benchmark use it. The services do not.
 """
 
 from cpm.simulation.compare import Contender, Result, compete, contender, contenders

@@ -1,5 +1,5 @@
 """
-Several policies on the same load: which can be compared, and the result of each.
+Compares policies on the same load: the names of those that can be compared, and the result of each.
 
 Tested in ``tests/unit/cpm/simulation/test_replay.py``.
 """
@@ -20,26 +20,26 @@ from cpm.simulation.replay import Conditions, Outcome, Progress, Replay, ample, 
 from cpm.simulation.trace import Trace
 
 DOUBLING: Final = OccupancyPolicy(name="doubling", grow_at=0.9)
-"""The baseline of what clouds do: double one range near exhaustion, halve it when mostly empty."""
+"""The baseline, as cloud providers do: double one range near exhaustion, halve it when mostly empty."""
 
 STATIC: Final = "static"
 
 
 def contenders() -> tuple[str, ...]:
-    """Return the names of what can be compared; ``static:1024`` and the like also can."""
+    """Return the names of the policies that can be compared; besides these, ``static:PORTS``."""
     return (STATIC, DOUBLING.name, *policies())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StaticPolicy:
-    """Every VM has the same range for ever, as in most systems."""
+    """Every VM keeps the same size, as in most systems."""
 
     ports: int
     name: str = STATIC
     counts_ports: bool = dataclasses.field(default=True, init=False)
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
-        """Return the one size."""
+        """Return the fixed size; keeps no state."""
         return self.ports, None
 
 
@@ -50,7 +50,7 @@ class Contender:
     policy: Policy
     conditions: Conditions
     fixed: int | None = None
-    """Ports of every VM, for static sizing."""
+    """Ports of every VM with static sizing; None: the size is not fixed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,21 +58,21 @@ class Result:
     """The result of one contender."""
 
     outcome: Outcome
-    """In an ample pool."""
+    """The outcome in an ample pool."""
     pool_ports: int | None = None
-    """The smallest pool without a refused connection; None: not searched, or there is none."""
+    """Ports of the smallest pool without a refused connection; None: not searched, or there is none."""
     vms_per_address: float | None = None
-    """In that pool."""
+    """VMs per external address in that pool."""
 
 
 def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
     """
     Return the contender of that name: a policy, ``doubling``, ``static:PORTS``, or ``static``.
 
-    ``static`` is the smallest power of two that refuses nobody anything: the operator knows the load in advance, but
-    not which VM will need how much.
+    ``static`` is the smallest power of two with which no connection is refused: the operator knows the greatest load in
+    advance, but not which VM will have it.
 
-    :raise InvalidRequest: When there is none of that name.
+    :raise InvalidRequest: When there is no contender of that name.
     """
     word, colon, size = name.partition(":")
     if word == STATIC:
@@ -98,7 +98,8 @@ def compete(
     Replay a trace for one contender, and search the smallest pool.
 
     :param dice: Returns the same seeded randomness for every replay.
-    :param progress: Called with the share of the first replay that is done, then with 1 for every pool that was tried.
+    :param progress: Called with the share of the first replay that is done, then with 1 for every pool that is tried.
+    :param packing: False: do not search the smallest pool.
     """
     outcome = Replay(trace, one.policy, ample(trace, one.conditions), one.conditions, dice()).run(progress)
     if not packing or outcome.refused:

@@ -1,5 +1,5 @@
 """
-Seeded randomness, as an interface that :class:`random.Random` has; the caller of a simulation seeds it.
+Seeded randomness: an interface that :class:`random.Random` implements. The caller of a simulation seeds it.
 
 Tested in ``tests/unit/cpm/simulation/test_replay.py``.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Dice(Protocol):
-    """The part of :class:`random.Random` that is used."""
+    """The part of :class:`random.Random` that simulations use."""
 
     def random(self) -> float:
         """Return a number from 0 up to, not including, 1."""
@@ -27,7 +27,7 @@ class Dice(Protocol):
 
 
 def poisson(dice: Dice, mean: float) -> int:
-    """Return how many of many independent things happened, given how many do on average."""
+    """Return a Poisson-distributed number with the given mean; above 50, the normal approximation of it."""
     if mean > 50:
         return max(0, round(dice.gauss(mean, math.sqrt(mean))))
     limit, product, count = math.exp(-mean), dice.random(), 0

@@ -1,8 +1,8 @@
 """
-Made-up loads of several kinds. Pure: randomness is passed in, and the same seed gives the same trace.
+Generates loads of several kinds. Pure: randomness is passed in, and the same seed gives the same trace.
 
-Each VM opens connections at a rate that changes over time and keeps each for a time drawn from its own distribution;
-how many are open at once follows from both (Little's law: rate times mean lifetime).
+Each VM opens connections at a rate that changes over time and keeps each for a duration drawn from its own
+distribution; how many are open at once follows from both (Little's law: rate times mean duration).
 
 Tested in ``tests/unit/cpm/simulation/test_replay.py``.
 """
@@ -21,14 +21,14 @@ from cpm.simulation.trace import Line, Trace
 
 STEP_S: Final = 1.0
 BEFORE_S: Final = 300
-"""Seconds for which the load has been going on when the trace begins; next to no connection lives longer."""
+"""Seconds of load before the trace begins; hardly any connection is open for longer."""
 PACKETS_PER_CONNECTION: Final = 10
 PACKETS_PER_S: Final = 2
 """Packets per second of each open connection."""
 BYTES_PER_PACKET: Final = 800
 
 Rate = Callable[[float], float]
-"""Connections opened per second, by the second since the start."""
+"""Connections opened per second, as a function of the seconds since the start."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,18 +36,18 @@ class Load:
     """The load of one VM."""
 
     rate: Rate
-    lifetime: Callable[[], float]
-    """Draws the seconds that a connection lives."""
+    duration: Callable[[], float]
+    """Draws the seconds that a connection is open."""
 
 
 def generate(kind: str, vms: int, seconds: int, dice: Dice) -> Trace:
     """
-    Make a trace.
+    Generate a trace.
 
-    :param kind: One of :data:`KINDS`.
-    :param vms: How many VMs.
-    :param seconds: How long.
-    :raise InvalidRequest: When there is no such kind, no VM or no time.
+    :param kind: A key of :data:`KINDS`.
+    :param vms: Number of VMs.
+    :param seconds: Length of the trace.
+    :raise InvalidRequest: When there is no such kind, or ``vms`` or ``seconds`` is less than 1.
     """
     if kind not in KINDS:
         raise InvalidRequest(f"there is no load {kind!r}; use {', '.join(KINDS)}")
@@ -61,13 +61,13 @@ def generate(kind: str, vms: int, seconds: int, dice: Dice) -> Trace:
 
 
 def _play(name: str, load: Load, steps: list[list[Line]], dice: Dice) -> None:
-    """Add a VM. Its load begins before the trace, so that step one has the connections that are open by then."""
+    """Add a VM. Its load begins before the trace, so that the first step has the connections that are open by then."""
     closing = [0] * len(steps)
     carried = still_open = 0
     for second in range(-BEFORE_S, len(steps)):
         opened = poisson(dice, load.rate(second))
         for _ in range(opened):
-            end = second + 1 + int(load.lifetime())
+            end = second + 1 + int(load.duration())
             carried += second < 0 < end
             if 0 < end < len(closing):
                 closing[end] += 1
@@ -87,17 +87,17 @@ def _exponential(dice: Dice, mean_s: float) -> Callable[[], float]:
 
 
 def _long_tailed(dice: Dice, least_s: float, most_s: float) -> Callable[[], float]:
-    """Most connections are short, some stay long: Pareto with exponent 1.3, cut."""
+    """Most connections are short, a few long: a Pareto distribution with exponent 1.3, cut off at ``most_s``."""
     return lambda: min(least_s * dice.paretovariate(1.3), most_s)
 
 
 def _steady(number: int, vms: int, seconds: int, dice: Dice) -> Load:
-    """Every VM has about 60 connections open, all the time."""
+    """Every VM has about 60 connections open at any time."""
     return Load(lambda second: 3.0, _exponential(dice, 20.0))
 
 
 def _diurnal(number: int, vms: int, seconds: int, dice: Dice) -> Load:
-    """One day in the whole trace: from next to nothing to 400 open connections and back, VMs up to 2 hours apart."""
+    """The trace is one day: from hardly any to 400 open connections and back, shifted by up to 2 hours per VM."""
     shift = dice.random() / 12
     return Load(
         lambda second: 20.0 * 0.5 * (1.02 - math.cos(2 * math.pi * (second / seconds + shift))), _exponential(dice, 20)
@@ -118,10 +118,10 @@ def _bursty(number: int, vms: int, seconds: int, dice: Dice) -> Load:
 
 def _heavy_tailed(number: int, vms: int, seconds: int, dice: Dice) -> Load:
     """
-    Few VMs need most of the ports: the mean need is Pareto-distributed from 80 up to 6,000, exponent 1.1.
+    A few VMs need most of the ports: the mean need is Pareto-distributed from 80 to 6,000 with exponent 1.1.
 
-    Each VM's need wanders by a factor of up to 1.6, up and down, within a quarter of an hour to an hour; the
-    lifetimes of connections have a long tail.
+    Each VM's need varies by a factor of up to 1.6, up and down, with periods of a quarter of an hour to an hour; the
+    durations of connections have a long tail.
     """
     need = min(80 * dice.paretovariate(1.1), 6000.0)
     phases = [(2 * math.pi * dice.random(), 2 * math.pi / (900 + 2700 * dice.random())) for _ in range(3)]
@@ -134,14 +134,14 @@ def _heavy_tailed(number: int, vms: int, seconds: int, dice: Dice) -> Load:
 
 
 def _one_greedy(number: int, vms: int, seconds: int, dice: Dice) -> Load:
-    """The first VM opens 400 connections a second from a tenth of the time on and keeps them; the others have 40."""
+    """From a tenth of the time on, the first VM opens 400 long connections a second; the others have 40 open."""
     if number == 0:
         return Load(lambda second: 400.0 if second >= seconds / 10 else 1.0, _exponential(dice, 60))
     return Load(lambda second: 2.0, _exponential(dice, 20))
 
 
 def _flash_crowd(number: int, vms: int, seconds: int, dice: Dice) -> Load:
-    """Everybody has 40 open connections; half-way every fifth VM gets 25 times the load within 10 seconds."""
+    """Every VM has 40 open connections; half-way, the load of every fifth VM rises 25-fold within 10 seconds."""
     base, start = 2.0, seconds / 2
 
     def rate(second: float) -> float:

@@ -1,12 +1,12 @@
 """
-A VM's connections, each on a port of its own: the worst case, all of them to one destination.
+The connections of a simulated VM, each on a port of its own: the worst case, where all have the same destination.
 
-Where several destinations are in play the kernel gives one port to connections to each of them, and a VM needs fewer.
+With several destinations the kernel uses one port for connections to each of them, and a VM needs fewer ports.
 
-A new connection gets any free port of the active range with equal probability, and any connection may be the next that
-ends. So ports that were always in and out of the active range together are alike, and it is enough to know *how many*
-of them are in use: a range is kept as few pieces, which are cut where the active range begins or ends, with the
-connections distributed at random. That is exact, and makes a step cheap.
+A new connection gets any free port of the active range with equal probability, and any connection may be the next to
+end. So ports that have always been inside or outside the active range together are alike, and it is enough to know *how
+many* of them are in use: ranges are kept as few segments, which are split where the active range begins or ends, with
+the connections distributed at random. That is exact, and makes a step cheap.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from cpm.simulation.dice import Dice
 
 
 @dataclasses.dataclass(slots=True)
-class Piece:
+class Segment:
     """Ports that are alike, and how many of them are in use."""
 
     ports: PortRange
     size: int
+    """Number of ports."""
     used: int
+    """Number of ports with a connection."""
 
 
 class Guest:
     """
-    The connections of one VM, by pieces of its ranges.
+    The connections of one VM, by segments of its ranges.
 
-    A connection that found no port is closed by the trace like any other, since the trace does not know that it was
-    refused.
+    The trace also closes connections that were refused, as it does not know of the refusal; they are counted for that.
     """
 
     def __init__(self, dice: Dice) -> None:
@@ -41,116 +42,118 @@ class Guest:
         self.in_use = 0
         """Ports in use, in all ranges."""
         self.refused = 0
+        """Connections refused so far."""
         self.opened = 0
         self.closed = 0
         self._dice = dice
         self._size = 0
-        self._inside: list[Piece] = []
-        """Of the active range, all of it."""
-        self._outside: list[Piece] = []
-        """With connections, and not of the active range."""
-        self._ghosts = 0
+        self._inside: list[Segment] = []
+        """The whole active range."""
+        self._outside: list[Segment] = []
+        """Segments with connections outside the active range."""
+        self._refused_open = 0
+        """Refused connections that the trace has not closed yet."""
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The ports in use, in the active range and in those that drain, and how many of each run."""
-        return tuple(piece for piece in (*self._inside, *self._outside) if piece.used)
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments with connections, in the active range and in draining ones."""
+        return tuple(segment for segment in (*self._inside, *self._outside) if segment.used)
 
-    def use(self, active: PortRange | None) -> None:
-        """From now on new connections get ports of this range; open ones keep theirs."""
-        before = [piece for piece in (*self._inside, *self._outside) if piece.used]
+    def set_active(self, active: PortRange | None) -> None:
+        """Set the range from which new connections get their ports; open connections keep theirs."""
+        before = [segment for segment in (*self._inside, *self._outside) if segment.used]
         self.active, self._size = active, active.size if active else 0
         self._inside, self._outside = [], []
         free = [active] if active else []
-        for piece in before:
-            inside, outside = self._cut(piece, active)
+        for segment in before:
+            inside, outside = self._cut(segment, active)
             self._outside += outside
             if inside is not None:
                 self._inside.append(inside)
                 free = [rest for run in free for rest in run.minus(inside.ports)]
-        self._inside += [Piece(run, run.size, 0) for run in free]
-        self.in_active = sum(piece.used for piece in self._inside)
+        self._inside += [Segment(run, run.size, 0) for run in free]
+        self.in_active = sum(segment.used for segment in self._inside)
 
     def used_in(self, ports: PortRange) -> int:
-        """Return how many connections use ports of a range, which was active once."""
-        return sum(piece.used for piece in (*self._inside, *self._outside) if piece.ports.overlaps(ports))
+        """Return how many connections use ports of a range that is or was active."""
+        return sum(segment.used for segment in (*self._inside, *self._outside) if segment.ports.overlaps(ports))
 
     def is_empty(self, ports: PortRange) -> bool:
-        """Say whether no connection uses a port of a range, which was active once."""
-        return not any(piece.used and piece.ports.overlaps(ports) for piece in (*self._inside, *self._outside))
+        """Return whether no connection uses a port of a range that is or was active."""
+        return not any(segment.used and segment.ports.overlaps(ports) for segment in (*self._inside, *self._outside))
 
     def open(self, count: int = 1) -> None:
-        """Open connections on random free ports of the active range; without one they are refused."""
+        """Open connections on random free ports of the active range; those that find none are refused."""
         self.opened += count
         refused = max(self.in_active + count - self._size, 0)
         self.refused += refused
-        self._ghosts += refused
+        self._refused_open += refused
         count -= refused
         if len(self._inside) == 1:
             self._inside[0].used += count
         else:
             for free in range(self._size - self.in_active, self._size - self.in_active - count, -1):
                 at = int(self._dice.random() * free)
-                for piece in self._inside:
-                    at -= piece.size - piece.used
+                for segment in self._inside:
+                    at -= segment.size - segment.used
                     if at < 0:
-                        piece.used += 1
+                        segment.used += 1
                         break
         self.in_active += count
         self.in_use += count
 
     def close(self, count: int = 1) -> None:
-        """Close connections, any with the same chance, as far as there are any."""
-        if len(self._inside) == 1 and not self._outside and not self._ghosts:
+        """Close random connections, or all when there are fewer."""
+        if len(self._inside) == 1 and not self._outside and not self._refused_open:
             closed = min(count, self.in_use)
             self._inside[0].used -= closed
             self.in_active -= closed
             self.in_use -= closed
             self.closed += closed
             return
-        for _ in range(min(count, self.in_use + self._ghosts)):
+        for _ in range(min(count, self.in_use + self._refused_open)):
             self._close_any()
 
     def _close_any(self) -> None:
-        at = int(self._dice.random() * (self.in_use + self._ghosts)) - self._ghosts
+        at = int(self._dice.random() * (self.in_use + self._refused_open)) - self._refused_open
         if at < 0:
-            self._ghosts -= 1
+            self._refused_open -= 1
             return
         self.in_use -= 1
         self.closed += 1
-        for piece in self._inside:
-            at -= piece.used
+        for segment in self._inside:
+            at -= segment.used
             if at < 0:
-                piece.used -= 1
+                segment.used -= 1
                 self.in_active -= 1
                 return
-        for piece in self._outside:
-            at -= piece.used
+        for segment in self._outside:
+            at -= segment.used
             if at < 0:
-                piece.used -= 1
-                if not piece.used:
-                    self._outside.remove(piece)
+                segment.used -= 1
+                if not segment.used:
+                    self._outside.remove(segment)
                 return
 
-    def _cut(self, piece: Piece, active: PortRange | None) -> tuple[Piece | None, list[Piece]]:
-        """Return the part of a piece within a range, and the parts outside it that are in use."""
-        runs = piece.ports.minus(active) if active else (piece.ports,)
+    def _cut(self, segment: Segment, active: PortRange | None) -> tuple[Segment | None, list[Segment]]:
+        """Return the part of a segment within the active range, and those parts outside it that are in use."""
+        runs = segment.ports.minus(active) if active else (segment.ports,)
         outside = []
         for run in runs:
-            used = self._share(run.size, piece)
-            piece = Piece(piece.ports, piece.size - run.size, piece.used - used)
+            used = self._share(run.size, segment)
+            segment = Segment(segment.ports, segment.size - run.size, segment.used - used)
             if used:
-                outside.append(Piece(run, run.size, used))
-        if not piece.size or active is None:
+                outside.append(Segment(run, run.size, used))
+        if not segment.size or active is None:
             return None, outside
-        first, last = max(piece.ports.first, active.first), min(piece.ports.last, active.last)
-        return Piece(PortRange(first, last), piece.size, piece.used), outside
+        first, last = max(segment.ports.first, active.first), min(segment.ports.last, active.last)
+        return Segment(PortRange(first, last), segment.size, segment.used), outside
 
-    def _share(self, ports: int, piece: Piece) -> int:
-        """Draw how many of the connections of a piece are on so many of its ports."""
-        if ports == piece.size:
-            return piece.used
+    def _share(self, ports: int, segment: Segment) -> int:
+        """Draw at random how many connections of a segment are on the given number of its ports."""
+        if ports == segment.size:
+            return segment.used
         mine = 0
-        for left in range(piece.size, piece.size - piece.used, -1):
+        for left in range(segment.size, segment.size - segment.used, -1):
             mine += self._dice.random() * left < ports - mine
         return mine

@@ -1,5 +1,5 @@
 """
-VMs per external address without a refused connection: a search for the smallest pool.
+Searches the smallest pool without a refused connection, and thus the VMs per external address.
 
 Tested in ``tests/unit/cpm/simulation/test_replay.py``.
 """
@@ -16,7 +16,7 @@ from cpm.simulation.replay import Conditions, Outcome, Replay, ample
 from cpm.simulation.trace import Trace
 
 CLOSE_ENOUGH: Final = 0.01
-"""Share of the pool within which the search ends."""
+"""Share of the pool; the search ends when the bounds are closer than this."""
 
 
 def smallest_pool(
@@ -30,13 +30,14 @@ def smallest_pool(
     """
     Return the ports of the smallest pool found in which a replay refuses no connection.
 
-    Between what is used at the peak, without which it cannot be, and the largest tried: a bisection that takes for
-    granted that more ports never refuse more, which is nearly so. What is returned was replayed in full.
+    A bisection between the peak of the ports in use, which is the minimum, and a pool that is large enough. It assumes
+    that a larger pool never refuses more connections, which is nearly true. The pool returned was replayed in full,
+    unless it is the largest.
 
     :param dice: Returns the same seeded randomness for every replay.
-    :param outcome: Of a replay in an ample pool.
-    :param on_pool: Called with the ports of every pool that was tried.
-    :return: None when connections are refused even where the pool is ample.
+    :param outcome: The outcome of a replay in an ample pool.
+    :param on_pool: Called with the ports of every pool that is tried.
+    :return: Ports; None: connections are refused even in an ample pool.
     """
     if outcome.refused:
         return None
@@ -62,17 +63,17 @@ def smallest_pool(
 
 
 def vms_per_address(vms: int, pool_ports: int) -> float:
-    """Return how many VMs share one external address, given the pool that all of them share."""
+    """Return how many VMs share one external address, on average, when they share a pool of ``pool_ports``."""
     return vms * USABLE.size / pool_ports
 
 
 def fixed_per_address(size: int, block: int) -> int:
-    """Return how many VMs with a fixed range of that size have room on one external address."""
+    """Return how many VMs with a fixed range of ``size`` ports fit on one external address."""
     return USABLE.size // whole_blocks(size, block)
 
 
 def fixed_size(peak: int, floor: int) -> int:
-    """Return the smallest power of two that has room for so many ports at once, and is at least the floor."""
+    """Return the smallest power of two that is at least the peak of the ports in use, and at least the floor."""
     return 1 << (max(peak, floor, 1) - 1).bit_length()
 
 

@@ -1,4 +1,4 @@
-"""Ports held and ports used over time, a panel a policy, as SVG. Pure: results in, text out."""
+"""Draws ports held and ports used over time as SVG, one panel per policy. Pure: results in, text out."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ WIDTH: Final = 860
 PANEL: Final = 150
 _LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 70, 150, 56, 34, 40
 _POINTS: Final = 400
-"""More would be finer than the picture."""
+"""Points drawn; more would be finer than a pixel."""
 
 _HELD, _USED, _INK, _SOFT, _FAINT = "#2f6db5", "#e08a1e", "#22272e", "#5c6670", "#d5d9de"
 
 
 def draw(results: Sequence[Result], title: str) -> str:
     """
-    Return the picture. All panels have the same axes, so that they can be compared by eye.
+    Return the picture as SVG. All panels have the same axes, so that they can be compared.
 
-    :raise ValueError: When there is nothing to draw.
+    :raise ValueError: When there is no result, or one has no points.
     """
     if not results or not all(result.outcome.points for result in results):
         raise ValueError("nothing to draw")
@@ -94,13 +94,13 @@ def _area(points: Sequence[tuple[float, float]], bottom: int, top: float, second
 
 
 def _thin(points: Sequence[Point]) -> list[Point]:
-    """Return few enough points; of those that share a place the one with the most ports held."""
+    """Return at most :data:`_POINTS` points; of several that become one, the point with the most ports held."""
     share = math.ceil(len(points) / _POINTS)
     return [max(points[at : at + share], key=lambda point: point.held) for at in range(0, len(points), share)]
 
 
 def _round_up(value: int) -> float:
-    """Return a round number above."""
+    """Return a round number that is not less."""
     scale = 10.0 ** math.floor(math.log10(max(value, 1)))
     return next(step * scale for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step * scale >= value)
 

@@ -1,9 +1,9 @@
 """
-From what hosts report to the lines of a trace. Pure: samples in, lines out.
+Converts hosts' reports to the lines of a trace. Pure: samples in, lines out.
 
-A host says how many ports a VM has in use and how many connections began; how many ended follows from both. Where the
-kernel did not count those that began, the change of the ports in use is all there is: what opened and closed within one
-period is then missing, and the replay sees a calmer load than there was.
+A host reports how many ports a VM has in use and how many connections began; how many ended follows from both. Where
+the kernel did not count those that began, only the change of the ports in use is known: connections that opened and
+closed within one period are then missing, and the replay has a calmer load than there was.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class Sample:
     """One VM over one period."""
 
     key: str
-    """Distinguishes it from VMs of the same name."""
+    """Identifies the VM; names need not be unique."""
     name: str
     ports: int | None
-    """In use, draining ranges included; None: not counted this time."""
+    """Ports in use, draining ranges included; None: not counted in this period."""
     new_per_s: float | None
     packets_per_s: float
     megabits_per_s: float
 
 
 class Recorder:
-    """Remembers how many connections each VM had, and where it ran."""
+    """Converts reports one by one; keeps how many connections each VM had, and on which host it ran."""
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
@@ -40,8 +40,7 @@ class Recorder:
         """
         Yield the lines for one report of a host.
 
-        A VM that was on that host and no longer is has closed all its connections; one that moved to another host
-        opens them again there.
+        A VM that is no longer on that host has closed all its connections, unless it moved to another host.
         """
         before, here = self._on.get(node, set()), set()
         for sample in samples:
@@ -54,16 +53,16 @@ class Recorder:
 
     def _line(self, sample: Sample, period_s: float) -> Line:
         name = self._name(sample)
-        was = self._open.get(sample.key)
-        now = sample.ports if sample.ports is not None else was or 0
+        before = self._open.get(sample.key)
+        now = sample.ports if sample.ports is not None else before or 0
         self._open[sample.key] = now
         packets = round(sample.packets_per_s * period_s)
         octets = round(sample.megabits_per_s * period_s * 1e6 / 8)
-        if was is None:
+        if before is None:
             return Line(name, now, 0, packets, octets)
         began = round((sample.new_per_s or 0.0) * period_s)
-        opened = max(began, now - was, 0)
-        return Line(name, opened, opened - (now - was), packets, octets)
+        opened = max(began, now - before, 0)
+        return Line(name, opened, opened - (now - before), packets, octets)
 
     def _name(self, sample: Sample) -> str:
         if sample.key not in self._names:

@@ -2,15 +2,16 @@
 Replays a trace against the deciding code of the manager, in virtual time.
 
 The deciding code is the manager's own: placement, resize engine with drain and hold-down, policy and guards. Its
-surroundings are modelled:
+environment is modelled:
 
-- one port for each connection (:mod:`cpm.simulation.guest`); within a step connections open and close evenly spaced;
-- at the end of each step every VM is measured and its policy asked, as with natd's reports;
-- between them the host asks for more when few ports of a range are left (arrival budgets), once at a time, and after
-  a refusal not again in that step; ``signal_s`` later the larger range is in force. Every other move is so at once;
+- every connection takes one port (:mod:`cpm.simulation.guest`); within a step connections open and close evenly spaced;
+- at the end of each step every VM is measured and its policy decides, as with natd's reports;
+- within a step the host asks for more ports when few of a range are left (arrival budgets): one request at a time, and
+  after a refusal none until the next step; the larger range is in effect ``signal_s`` later. All other changes take
+  effect at once;
 - a connection that finds no free port at that moment is *refused*. (A guest's TCP would try again a second later.)
 
-All VMs get what they ask for as long as the pool has it: fair shares of a short pool are not modelled.
+All VMs get the ports they ask for as long as the pool has them: fair shares of a short pool are not modelled.
 """
 
 from __future__ import annotations
@@ -52,12 +53,13 @@ _FIRST_EXTERNAL = int(IPv4Address("203.0.113.0"))
 _FIRST_INTERNAL = int(IPv4Address("100.64.0.1"))
 
 GUARDS: Final = GuardSettings(exhausted_factor=2.0)
-"""As cpmd has them by default."""
+"""The guards as in cpmd's defaults."""
 
 QUIET_SAMPLES = 2
 """Samples in a row without a connection before a draining range counts as empty, as in the manager."""
 
 SETTLING_SAMPLES, SETTLING_GAP_S = 60, 20.0
+"""Samples of the steady load before the trace, and seconds between two of them."""
 
 Progress = Callable[[float], None]
 """Called with the share of the work that is done, 0 to 1."""
@@ -68,34 +70,35 @@ class Conditions:
     """The conditions of a replay; the defaults are those of cpmd."""
 
     initial: int = 256
-    """Ports of a VM that starts after the trace's first step; for the others see ``before_s``."""
+    """Ports of a VM that starts after the first step of the trace; for the others see ``before_s``."""
     floor: int = 64
     cap: int = 32768
     block: int = 64
     hold_down_s: float = DEFAULT_HOLD_DOWN_S
     guards: GuardSettings = GUARDS
     nearly_full: float = 0.95
-    """Share of a range in use at a sample from which it counts as used up."""
+    """Share of a range in use at a sample from which it counts as exhausted."""
     alarm_share: float = 0.25
-    """The alarm sounds when at most this share of a range is left, ..."""
+    """The host asks for more when at most this share of a range is left, ..."""
     alarm_s: float = 3.0
-    """... or what is left would be gone within so many seconds at the present rate (as natd asks)."""
+    """... or when the ports left would be used within this many seconds at the present rate, as natd does."""
     before_s: float = 300.0
     """
-    Seconds. A VM that is there when the trace begins has the range that its policy gives a VM with a long steady load,
-    namely the peak of this one's load within the first so many seconds. Else the first minutes would dominate.
+    Seconds. A VM that exists when the trace begins has the range that its policy gives it under a long steady load,
+    equal to its peak within this period. Otherwise the first minutes would dominate the result.
     """
     overflow: bool = True
-    """Where no longer range is to be had, new connections get an overflow range."""
+    """When no larger range is available, new connections get an overflow range."""
     signal_s: float = 0.01
-    """Seconds from the alarm to the larger range in the kernel."""
+    """Seconds from the request to the larger range in the kernel."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Point:
-    """All VMs together at the end of a step."""
+    """The sums over all VMs at the end of a step."""
 
     at: float
+    """Seconds since the beginning of the trace."""
     held: int
     """Ports not available to other VMs: active, reserved, draining and held."""
     used: int
@@ -113,7 +116,7 @@ class Outcome:
     refused_vms: int
     """VMs with at least one refused connection."""
     grown: int
-    """Growth steps that came into force, those by a move among them."""
+    """Growth steps that took effect, including moves."""
     moved: int
     """Growth steps for which the range had to move; the old one drained."""
     shrunk: int
@@ -127,7 +130,7 @@ class Outcome:
 
     @property
     def held_per_used(self) -> float:
-        """Ports held for each port used, on average; infinite when none ever was."""
+        """Ports held for each port used, on average; infinite when none was ever used."""
         return self.mean_held / self.mean_used if self.mean_used else math.inf
 
 
@@ -139,27 +142,28 @@ class _Actor:
     guest: Guest
     state: ScalingState = dataclasses.field(default_factory=ScalingState)
     due: float | None = None
-    """When the reserved range comes into force."""
+    """When the reserved range takes effect, in seconds; None: nothing is reserved."""
     alarm_at: int = 0
-    """Ports in use at which the alarm sounds."""
+    """Ports in use at which the host asks for more."""
     ignores_alarms: bool = False
-    """Its last request was declined; it does not ask again before the next sample."""
+    """True: its last request was declined, so the host does not ask again before the next sample."""
     line: Line | None = None
     usual_per_s: float = 0.0
     """Connections that began per second when last sampled."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
-    """Ports without a connection of ranges that leave, when last sampled."""
+    """Ports without a connection in leaving ranges, when last sampled."""
 
 
 class Replay:
     """
-    One trace, one policy, one pool.
+    The replay of one trace with one policy and one pool.
 
     :param trace: The load.
     :param policy: Sizes all ranges.
     :param pool_ports: Ports of the pool: whole external addresses, and the rest on one more.
-    :param conditions: Of the replay.
-    :param dice: Decides which ports are used and which connections end.
+    :param conditions: The conditions of the replay.
+    :param dice: Chooses which ports are used and which connections end.
+    :raise ValueError: When the pool has no ports.
     """
 
     def __init__(self, trace: Trace, policy: Policy, pool_ports: int, conditions: Conditions, dice: Dice) -> None:
@@ -180,7 +184,8 @@ class Replay:
         """
         Replay the trace to its end.
 
-        :param stop_at_refusal: End with the step that has the first refused connection.
+        :param progress: Called from time to time with the share that is done.
+        :param stop_at_refusal: End after the step with the first refused connection.
         """
         points: list[Point] = []
         for point in self.steps():
@@ -199,13 +204,13 @@ class Replay:
             for line in lines:
                 actor = self.actors.get(line.vm) or self._start_vm(line, begin)
                 if number == 0:
-                    # Already open when the trace began, so neither a rate nor a reason for alarm.
+                    # They were open before the trace began: they count neither for the rate nor for the alarm.
                     self._play_undisturbed(actor.guest, line.opened, line.closed)
                     continue
                 actor.line = line
                 self._set_alarm(actor)
                 self._play(actor, line, begin, end)
-            self._leave(end)
+            self._advance_leaving(end)
             for actor in self.actors.values():
                 self._sample(actor, end)
             yield Point(end, self._count_held(), sum(actor.guest.in_use for actor in self.actors.values()))
@@ -220,7 +225,7 @@ class Replay:
         actor = self.actors[line.vm] = self._by_uuid[uuid] = _Actor(vm, Guest(self._dice))
         wanted = self._conditions.initial
         if not now:
-            wanted, actor.state = self._settle(uuid, self._before.get(line.vm, 0))
+            wanted, actor.state = self._steady_state(uuid, self._before.get(line.vm, 0))
         wanted = min(max(wanted, self._bounds.floor), self._bounds.cap)
         try:
             reserved = self._reserve_first(vm, wanted, now)
@@ -228,15 +233,19 @@ class Replay:
             self._denied += 1
             return actor
         moves.activate(self.fleet, reserved, now)
-        self._refit(actor)
+        self._update_guest(actor)
         return actor
 
     def _reserve_first(self, vm: VM, wanted: int, now: float) -> Allocation:
-        """:raise PortsExhausted: When not even the floor is to be had."""
+        """
+        Reserve a VM's first range.
+
+        :raise PortsExhausted: When there is no room for the floor.
+        """
         placement = choose_first(self.fleet.space, vm, wanted, self._bounds.floor, strict=False)
         return moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
 
-    def _settle(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
+    def _steady_state(self, uuid: DomainUUID, peak: int) -> tuple[int, ScalingState]:
         """Return the size and the policy's state of a VM after a long steady load."""
         current, state = self._bounds.floor, ScalingState()
         for number in range(-SETTLING_SAMPLES, 0):
@@ -252,17 +261,17 @@ class Replay:
             current = decision.target
         return current, state
 
-    def _refit(self, actor: _Actor) -> None:
-        """Let the guest use what is active now."""
+    def _update_guest(self, actor: _Actor) -> None:
+        """Pass the active range to the guest."""
         active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
-        actor.guest.use(active.ports if active else None)
+        actor.guest.set_active(active.ports if active else None)
         self._set_alarm(actor)
 
     def _set_alarm(self, actor: _Actor) -> None:
         size = actor.guest.active.size if actor.guest.active else 0
         rate = actor.line.opened / self._trace.step_s if actor.line else 0.0
         left = int(max(self._conditions.alarm_s * rate, size * self._conditions.alarm_share))
-        # Earlier than that the manager takes the arrivals for connections that need no new ports.
+        # Below that share in use, the manager assumes that the arrivals need no new ports.
         actor.alarm_at = max(size - left, math.ceil(size * LEAST_USE))
 
     # Within a step
@@ -292,7 +301,7 @@ class Replay:
 
     @staticmethod
     def _play_undisturbed(guest: Guest, opens: int, closes: int) -> None:
-        # In the order in which the range is never fuller than it is with both evenly spaced.
+        # This order never has more ports in use than if both were evenly spaced.
         both = min(opens, closes)
         guest.close(both)
         guest.open(opens)
@@ -332,10 +341,10 @@ class Replay:
         except PortsExhausted:
             return
         moves.activate(self.fleet, reserved, now)
-        self._refit(actor)
+        self._update_guest(actor)
 
     def _scale(self, actor: _Actor, now: float, *, exhausted: bool) -> None:
-        """Ask the policy and do what was decided."""
+        """Decide by policy and guards, and carry it out."""
         demand = self._demand(actor, exhausted=exhausted)
         decision, actor.state = decide(self._policy, demand, actor.state, self._bounds, self._conditions.guards, now)
         active = self.fleet.one(actor.vm.uuid, _State.ACTIVE)
@@ -347,9 +356,9 @@ class Replay:
 
     def _resize(self, actor: _Actor, active: Allocation, situation: Situation, now: float) -> bool:
         """
-        Decide on a range and record it, as the manager does.
+        Decide on a resize and record it, as the manager does.
 
-        :return: Whether ports were reserved, which come into force later.
+        :return: Whether ports were reserved, which take effect later.
         """
         outcome = choose(situation)
         self._denied += isinstance(outcome, Refused)
@@ -358,10 +367,10 @@ class Replay:
         reserved = self.fleet.one(active.domain, _State.RESERVED)
         if reserved is None:
             self._shrunk += 1
-            self._refit(actor)
+            self._update_guest(actor)
             return False
         actor.due = now
-        if not moves.joins(active, reserved):
+        if not moves.is_extension(active, reserved):
             actor.free_in = {**actor.free_in, active.id: active.ports.size - actor.guest.in_active}
         return True
 
@@ -400,19 +409,19 @@ class Replay:
         )
 
     def _take_effect(self, actor: _Actor, now: float) -> None:
-        """The reserved range is programmed: the guest's next connection gets a port of it."""
+        """Activate the reserved range: the guest's next connection gets a port of it."""
         uuid = actor.vm.uuid
         active, reserved = self.fleet.one(uuid, _State.ACTIVE), self.fleet.one(uuid, _State.RESERVED)
         assert active is not None
         assert reserved is not None
         actor.due = None
         self._grown += 1
-        self._moved += not moves.joins(active, reserved)
+        self._moved += not moves.is_extension(active, reserved)
         moves.activate(self.fleet, reserved, now)
-        self._refit(actor)
+        self._update_guest(actor)
 
-    def _leave(self, now: float) -> None:
-        """Let drained ranges rest, and free those that have."""
+    def _advance_leaving(self, now: float) -> None:
+        """Take the due steps of draining and held ranges."""
         for allocation in list(self.fleet.leaving.values()):
             if allocation.state is _State.HELD:
                 if now >= hold_down_end(allocation, self._conditions.hold_down_s):
@@ -457,12 +466,12 @@ class Replay:
 
 def pool_of(ports: int) -> tuple[ExternalAddress, ...]:
     """
-    Return a pool of so many ports: whole external addresses, and the rest at the low end of one more.
+    Return a pool of ``ports`` ports: whole external addresses, and the rest at the low end of one more.
 
-    :raise ValueError: When there would be none.
+    :raise ValueError: When ``ports`` is less than 1.
     """
     if ports < 1:
-        raise ValueError(f"a pool of {ports} ports")
+        raise ValueError(f"a pool of {ports} ports; use 1 or more")
     whole, rest = divmod(ports, USABLE.size)
     addresses = [ExternalAddress(IPv4Address(_FIRST_EXTERNAL + number)) for number in range(whole)]
     if rest:
@@ -472,20 +481,20 @@ def pool_of(ports: int) -> tuple[ExternalAddress, ...]:
 
 
 def peaks(trace: Trace) -> dict[str, int]:
-    """Return the most ports that each VM has in use at once when nothing is refused."""
+    """Return the most ports that each VM has in use at once when no connection is refused."""
     in_use: dict[str, int] = {}
     most: dict[str, int] = {}
     for lines in trace.steps:
         for line in lines:
             before = in_use.get(line.vm, 0)
             after = max(before + line.opened - line.closed, 0)
-            # Evenly spaced, they are at most one apart on the way from one end of the step to the other.
+            # Evenly spaced, the number within the step exceeds those at its ends by one at most.
             most[line.vm] = max(most.get(line.vm, 0), before + (line.opened > 0), after + (line.opened > 0))
             in_use[line.vm] = after
     return most
 
 
 def ample(trace: Trace, conditions: Conditions) -> int:
-    """Return the ports of a pool in which no VM is ever denied a port."""
+    """Return the ports of a pool that is large enough for every VM at any time."""
     need = sum(whole_blocks(max(4 * peak, conditions.initial), conditions.block) for peak in peaks(trace).values())
     return (3 * need // USABLE.size + 3) * USABLE.size

@@ -1,5 +1,5 @@
 """
-A trace: how many connections each VM opened and closed, second by second. Read and written as CSV.
+Traces: how many connections each VM opened and closed, second by second. Read and written as CSV.
 
 ::
 
@@ -9,12 +9,12 @@ A trace: how many connections each VM opened and closed, second by second. Read 
     0,db1,2,2,90,31000
     1,web1,7,9,1702,1130440
 
-The first line is the format's version and the length of a step. Every other line says what one VM did in the step that
-begins at ``time`` (seconds, any origin, a multiple of the step after the first). A VM that did nothing in a step needs
-no line; one that is in the trace at all exists from its first line to the trace's end. Connections that were open when
-a recording began count as opened in the VM's line of the first step. ``packets`` and ``bytes`` are both directions.
+The first line has the format's version and the length of a step. After the header, each line is one VM in the step that
+begins at ``time`` (seconds from any origin, a multiple of the step after the first). A VM without activity in a step
+needs no line; a VM exists from its first line to the end of the trace. Connections that were open when a recording
+began count as opened in the VM's line of the first step. ``packets`` and ``bytes`` are both directions.
 
-A trace says how many connections end in a step, not which.
+A trace has the number of connections that end in a step, but not which ones end.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from cpm.protocol.errors import InvalidRequest
 
 COLUMNS: Final = ("time", "vm", "opened", "closed", "packets", "bytes")
 MOST_STEPS: Final = 10_000_000
-"""Longer gaps are a damaged file rather than a trace."""
+"""Steps of a trace at most; more mean a damaged file."""
 
 _HEAD = re.compile(r"# virt-ports trace 1, step ([0-9.]+) s")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """What one VM did in one step."""
+    """The activity of one VM in one step."""
 
     vm: str
     opened: int
@@ -48,7 +48,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trace:
-    """What all VMs did, one tuple of lines a step; times are counted from the first step."""
+    """The activity of all VMs, one tuple of lines per step; times count from the first step."""
 
     step_s: float
     steps: tuple[tuple[Line, ...], ...]
@@ -60,12 +60,12 @@ class Trace:
 
     @property
     def seconds(self) -> float:
-        """Length of the whole trace."""
+        """Length of the trace in seconds."""
         return len(self.steps) * self.step_s
 
     @property
     def connections(self) -> int:
-        """Connections opened in all."""
+        """Connections opened in total."""
         return sum(line.opened for lines in self.steps for line in lines)
 
 
@@ -76,7 +76,7 @@ def head(step_s: float) -> str:
 
 def row(time: float, line: Line) -> str:
     """Return one line of a file."""
-    # Names come from libvirt and may have commas and quotes in them; line breaks they have not.
+    # Names come from libvirt and may contain commas and quotes, but no line breaks.
     name = f'"{line.vm.replace(chr(34), chr(34) * 2)}"' if set(line.vm) & set(',"#') or not line.vm else line.vm
     return f"{time:g},{name},{line.opened},{line.closed},{line.packets},{line.bytes}\n"
 
@@ -90,10 +90,10 @@ def trace_lines(trace: Trace) -> Iterator[str]:
 
 def read(lines: Iterable[str], where: str) -> Trace:
     """
-    Read a file.
+    Parse a file.
 
-    :param where: What to call the file when something is wrong with it.
-    :raise InvalidRequest: When it is not a trace; with the number of the line.
+    :param where: Name of the file, for errors.
+    :raise InvalidRequest: When it is not a trace; the message names file and line.
     """
     rows = iter(lines)
     matched = _HEAD.fullmatch(next(rows, "").strip())
@@ -111,11 +111,11 @@ def read(lines: Iterable[str], where: str) -> Trace:
         first = time if first is None else first
         step = round((time - first) / step_s)
         if not 0 <= step < MOST_STEPS:
-            raise InvalidRequest(f"{where}, line {number}: time {time:g} lies before the first or far behind the last")
+            raise InvalidRequest(f"{where}, line {number}: time {time:g} is before the first line or too far after it")
         here = steps.setdefault(step, {})
         here[line.vm] = _add(here.get(line.vm), line)
     if not steps:
-        raise InvalidRequest(f"{where}: nothing happens in this trace")
+        raise InvalidRequest(f"{where}: this trace has no lines of VMs")
     return Trace(step_s, tuple(tuple(steps.get(step, {}).values()) for step in range(max(steps) + 1)))
 
 

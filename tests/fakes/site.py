@@ -165,7 +165,7 @@ class Site:
         if machine.node is not None:
             machine.node.on_disconnected(self.now)
             self._carry_out(machine)
-        self.ask(lambda manager: manager.lost(name, self.now))
+        self.ask(lambda manager: manager.on_session_end(name, self.now))
 
     def deliver_up(self, name: NodeName) -> bool:
         machine = self.machines[name]
@@ -420,6 +420,6 @@ def _program(kernel: FakeKernel, command: Program | Replace) -> None:
 
 def _hear(manager: Manager, name: NodeName, message: NodeMessage, now: float) -> None:
     if isinstance(message, Hello):
-        manager.hello(message, "test", now)
+        manager.on_hello(message, "test", now)
     else:
-        manager.said(name, message, now)
+        manager.on_message(name, message, now)

@@ -1,5 +1,5 @@
 """
-``virt-ports events``: the journal of all VMs, as it is or as it grows.
+``virt-ports events``: the journal of all VMs, existing entries or new ones as they are written.
 
 Tested in ``tests/unit/cpm/cli/test_verbs.py``.
 """
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
   virt-ports events --limit 20               the latest 20
   virt-ports events --follow                 and wait for more; Ctrl-C ends it
-  virt-ports events --follow --after 1041    go on where a script stopped
+  virt-ports events --follow --after 1041    continue where a script stopped
   virt-ports events --follow -o json | jq -r 'select(.event=="active").name'"""
 
-_ABOUT = "With -o json one document; with --follow one document a line."
+_ABOUT = "With -o json, prints one document; with --follow as well, one per line."
 
 VERB = parsing.Verb(110, "print the journal: ranges given, resized and released", about=_ABOUT, examples=_EXAMPLES)
 
@@ -30,9 +30,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     verb.add_argument("-f", "--follow", action="store_true", help="wait for more")
     verb.add_argument("--after", metavar="SEQ", type=parsing.count, help="only lines after this number")
-    verb.add_argument(
-        "--limit", metavar="N", type=parsing.count, help="at most N lines of what is there (default: 100)"
-    )
+    verb.add_argument("--limit", metavar="N", type=parsing.count, help="at most N existing lines (default: 100)")
 
 
 def run(args: argparse.Namespace) -> int:

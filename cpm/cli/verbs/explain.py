@@ -7,9 +7,9 @@ import argparse
 from cpm.cli import parsing, render
 
 _ABOUT = """\
-What it asked for, what was decided and by which rule, what was refused and why,
-which VMs hold most of the pool, and when the pool runs out at the trend of the
-last ten minutes."""
+Prints what it asked for, what was decided and by which rule, what was refused
+and why, which VMs hold most of the pool, and when the pool runs out at the
+trend of the last ten minutes."""
 
 _EXAMPLES = """\
   virt-ports explain web1
@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import EXPLAIN
 
     view = parsing.client(args).call(EXPLAIN, name=args.vm)
-    return parsing.answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))
+    return parsing.print_answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))

@@ -1,4 +1,4 @@
-"""``virt-ports history``: what a VM held, and when. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
+"""``virt-ports history``: the ranges that a VM held, and when. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the VM's lines of the journal."""
+    """Print the VM's entries in the journal."""
     from cpm.api.operations import HISTORY
 
     views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit)
-    return parsing.answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))
+    return parsing.print_answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))

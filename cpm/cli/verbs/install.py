@@ -1,5 +1,5 @@
 """
-``virt-ports install``: units, hook and a first configuration onto a machine.
+``virt-ports install``: puts units, hook and an initial configuration on a machine.
 
 Tested in ``tests/unit/cpm/install/test_install.py``.
 """
@@ -20,38 +20,40 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 Writes systemd units, the user and directory they need, the libvirt hook (role
-host) and a first configuration in /etc/virt-ports, and says what it did and
-what is left to do by hand; it starts nothing. Configuration that exists and
-files that were edited stay as they are: what would be new in them is put beside
-them as FILE.new. Twice is the same as once."""
+host) and an initial configuration in /etc/virt-ports, and prints what it did
+and what is left to do by hand; it starts nothing. Existing configuration and
+edited files stay as they are: the new text is put beside them as FILE.new.
+Running it again changes nothing."""
 
 _EXAMPLES = """\
   virt-ports install --role host,edge,manager            everything on one machine
   virt-ports install --role host --manager https://172.30.0.2:7414
   virt-ports install --role edge --manager https://172.30.0.2:7414 --underlay eth1
-  virt-ports install --role host,edge,manager --dry-run  only say what it would do"""
+  virt-ports install --role host,edge,manager --dry-run  only print what it would do"""
 
-VERB = parsing.Verb(150, "put units, hook and a first configuration on this machine", about=_ABOUT, examples=_EXAMPLES)
+VERB = parsing.Verb(
+    150, "put units, hook and an initial configuration on this machine", about=_ABOUT, examples=_EXAMPLES
+)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     option = verb.add_argument
     option("--role", metavar="ROLES", required=True,
-           help="host (runs VMs), edge (talks to the internet), manager; several with commas")  # fmt: skip
-    option("--manager", metavar="URL", help="where cpmd is: https://ADDRESS:PORT (default: on this machine)")
-    option("--name", help="how the manager knows this machine (default: its host name)")
+           help="host (runs VMs), edge (connects to the internet), manager; several with commas")  # fmt: skip
+    option("--manager", metavar="URL", help="URL of cpmd: https://ADDRESS:PORT (default: on this machine)")
+    option("--name", help="name of this machine for the manager (default: its host name)")
     option("--uplink", metavar="INTERFACE", help="interface to the internet (default: that of the default route)")
     option("--underlay", metavar="INTERFACE", help="interface between hosts and edges (default: none)")
     option("--underlay-address", metavar="ADDRESS", type=_address,
            help="this machine's address between hosts and edges (default: that of the interface)")  # fmt: skip
-    option("--bindir", metavar="DIR", help="where cpmd and natd are (default: beside this program)")
+    option("--bindir", metavar="DIR", help="directory of cpmd and natd (default: that of this program)")
     option("--root", metavar="DIR", type=Path, default=Path("/"), help="install into an image mounted here")
-    option("--dry-run", action="store_true", help="write nothing, say what would be done")
+    option("--dry-run", action="store_true", help="write nothing, print what would be done")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Install, or say what would be done."""
+    """Install, or print what would be done."""
     from cpm.install import apply, choices, machine, plan
 
     _check_rights(args.root, dry_run=args.dry_run)
@@ -103,7 +105,12 @@ def _check_rights(root: Path, *, dry_run: bool) -> None:
 
 
 def _programs(args: argparse.Namespace) -> PurePosixPath:
-    """Return the directory of the programs; the units can only use one they can see."""
+    """
+    Return the directory of the programs.
+
+    :raise InvalidRequest: When services cannot use programs there.
+    :raise ConfigError: When a program is not there.
+    """
     from cpm.install import sources
 
     directory = Path(args.bindir) if args.bindir else sources.program_directory()

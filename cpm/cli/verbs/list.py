@@ -28,7 +28,7 @@ VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAM
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
-    verb.add_argument("--all", action="store_true", help="also VMs that are gone")
+    verb.add_argument("--all", action="store_true", help="also VMs that are gone and whose ports are not free yet")
     verb.add_argument("--node", metavar="NODE", help="only VMs on this host")
 
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     views = parsing.client(args).call(LIST_VMS, all=args.all)
     if args.node is not None:
         views = [view for view in views if view.node == args.node] or _no_vms_on(args)
-    return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+    return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
 def _row(view: DomainView) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""``virt-ports node``: the machines with a natd. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
+"""``virt-ports node``: hosts and edges. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ use). 'Synced' is yes when the node has confirmed everything it was sent;
 counts packets that an edge dropped, by reason."""
 
 _FENCE_ABOUT = """\
-Fence a node only after you made sure that it forwards nothing any more: it is
-off, or cut from the network. From then on cpmd does not wait for its
+Fence a node only after you have made sure that it no longer forwards packets:
+it is off, or cut from the network. From then on cpmd does not wait for its
 confirmation, and the ports of its VMs may be given to others. If you fence a
 machine that still runs, one external port can have two owners."""
 
@@ -36,10 +36,10 @@ def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     parsing.add_action(actions, "list", "list the nodes", about=_LIST_ABOUT)
-    fence = parsing.add_action(actions, "fence", "vouch that a node forwards nothing any more", about=_FENCE_ABOUT)
-    fence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
-    unfence = parsing.add_action(actions, "unfence", "take a fence back: the node may serve again")
-    unfence.add_argument("node", metavar="NODE", help="its name, see `virt-ports node list`")
+    fence = parsing.add_action(actions, "fence", "confirm that a node no longer forwards packets", about=_FENCE_ABOUT)
+    fence.add_argument("node", metavar="NODE", help="name of the node, see `virt-ports node list`")
+    unfence = parsing.add_action(actions, "unfence", "remove a fence: the node may serve again")
+    unfence.add_argument("node", metavar="NODE", help="name of the node, see `virt-ports node list`")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
     manager = parsing.client(args)
     if args.action == "list":
         views = manager.call(LIST_NODES)
-        return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+        return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
     view = manager.call(FENCE if args.action == "fence" else UNFENCE, name=args.node)
-    return parsing.answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+    return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
 
 
 def _row(view: NodeView) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""``virt-ports pool``: the external addresses VMs share. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
+"""``virt-ports pool``: the external addresses that VMs share. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 
@@ -52,14 +52,18 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out one action; print one address, or those of the pool."""
+    """
+    Carry out one action; print one address, or those of the pool.
+
+    :raise InvalidRequest: When an address or port range is invalid.
+    """
     try:
         if args.action == "show":
             return _show(args)
         views = _ACTIONS[args.action](args)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    return parsing.answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+    return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
 def _list(args: argparse.Namespace) -> list[AddressView]:
@@ -90,7 +94,7 @@ def _show(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_ADDRESS
 
     view = parsing.client(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
-    return parsing.answer(args, view, lambda: _facts(view) + "\n" + render.table(RANGES_HEADER, _ranges(view)))
+    return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + render.table(RANGES_HEADER, _ranges(view)))
 
 
 _ACTIONS = {"list": _list, "add": _add, "remove": _remove}
@@ -99,7 +103,7 @@ _ACTIONS = {"list": _list, "add": _add, "remove": _remove}
 def _row(view: AddressView) -> tuple[object, ...]:
     return (
         view.address, view.ports_total, view.ports_allocated, view.ports_leaving, view.longest_free, view.domains,
-        _reserved(view),
+        _reserved_text(view),
     )  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def _ranges(view: AddressDetail) -> Iterator[tuple[object, ...]]:
         yield ports, each.name, each.uuid, each.node, each.state, render.moment(each.since)
 
 
-def _reserved(view: AddressView) -> str:
+def _reserved_text(view: AddressView) -> str:
     return ",".join(str(part) if part.size > 1 else str(part.first) for part in view.reserved)
 
 

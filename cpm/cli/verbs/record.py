@@ -1,5 +1,5 @@
 """
-``virt-ports record``: what the VMs do, second by second, as a trace for ``virt-ports simulate``.
+``virt-ports record``: records the load of VMs, second by second, as a trace for ``virt-ports simulate``.
 
 Tested in ``tests/unit/cpm/cli/test_record.py``.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cpm.simulation import Sample
 
 STEP_S = 1.0
+"""Seconds per step of the trace."""
 
 _EXAMPLES = """\
   virt-ports record monday.csv --for 3600       an hour
@@ -29,22 +30,22 @@ _EXAMPLES = """\
 _ABOUT = """\
 Writes a line for every VM and period of its host (1 s by default): connections
 opened and closed, packets, bytes; the format is in docs/reference/trace.md.
-Ends after --for seconds or with Ctrl-C; what is written by then is complete.
-An existing file is replaced. Prints how much was recorded (on stderr when the
-trace goes to standard output)."""
+Ends after --for seconds or with Ctrl-C; the trace is then complete up to that
+moment. An existing file is replaced. Prints how much was recorded (on stderr
+when the trace goes to standard output)."""
 
 VERB = parsing.Verb(120, "record the load as a trace", about=_ABOUT, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
-    verb.add_argument("file", metavar="FILE", help="where to write; - is standard output")
+    verb.add_argument("file", metavar="FILE", help="file to write; - is standard output")
     verb.add_argument("--for", metavar="SECONDS", dest="seconds", type=parsing.count, help="how long (default: until "
                       "Ctrl-C)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write until the time is over or the user interrupts."""
+    """Write the trace until the time is over or the user interrupts."""
     from cpm.api.operations import MEASUREMENTS
 
     reports = parsing.client(args).stream(MEASUREMENTS, follow=True)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(reports: Iterator[ReportView], seconds: int | None) -> Iterator[tuple[float, str, str]]:
-    """Yield second, VM and text of each line, the head first; a report without VMs counts as time that passed."""
+    """Yield time in seconds, VM and text of each line, the head first; reports without VMs only advance the time."""
     from cpm import simulation
 
     recorder = simulation.Recorder()

@@ -27,8 +27,8 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Have the manager do it, and print the ranges of the VM."""
+    """Request the move, and print the ranges of the VM."""
     from cpm.api.operations import RELOCATE
 
     detail = parsing.client(args).call(RELOCATE, name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))
+    return parsing.print_answer(args, show.flat(detail), lambda: show.ranges(detail))

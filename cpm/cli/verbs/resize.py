@@ -26,13 +26,13 @@ VERB = parsing.Verb(50, "give one VM more or fewer ports now", about=_ABOUT, exa
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     verb.add_argument("vm", metavar="VM", help="name or UUID")
-    verb.add_argument("ports", metavar="PORTS", type=parsing.ports, help="how many its range shall have")
+    verb.add_argument("ports", metavar="PORTS", type=parsing.ports, help="size that its range should get")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Have the manager do it, and print the ranges of the VM."""
+    """Request the resize, and print the ranges of the VM."""
     from cpm.api.operations import RESIZE
     from cpm.api.views import ResizeRequest
 
     detail = parsing.client(args).call(RESIZE, ResizeRequest(args.ports), name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: show.ranges(detail))
+    return parsing.print_answer(args, show.flat(detail), lambda: show.ranges(detail))

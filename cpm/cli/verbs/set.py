@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _ABOUT = """\
 One or more of:
-  floor=PORTS          never below, and what it starts with when ports are short
-  cap=PORTS            never above
+  floor=PORTS          its minimum, and its size at start when ports are short
+  cap=PORTS            its maximum
   weight=N             its share, relative to other VMs, of what is left above the
                        floors when ports are short (1 to 10000, normally 100)
   policy=NAME          how its range grows and shrinks:
@@ -51,12 +51,12 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Change the wishes, and print those that hold from now on."""
+    """Change the wishes, and print those in effect from now on."""
     request = _request(args.wishes, args.unset)
     from cpm.api.operations import SET_WISHES
 
     detail = parsing.client(args).call(SET_WISHES, request, name=args.vm)
-    return parsing.answer(args, show.flat(detail), lambda: render.fields(show.wishes(detail)))
+    return parsing.print_answer(args, show.flat(detail), lambda: render.fields(show.wishes(detail)))
 
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:

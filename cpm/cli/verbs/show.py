@@ -36,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_VM
 
     detail = parsing.client(args).call(SHOW_VM, name=args.vm)
-    return parsing.answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
+    return parsing.print_answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
 
 
 def flat(detail: DomainDetail) -> dict[str, Any]:
-    """Return a VM for programs, with what ``list`` says beside the rest, so that both verbs have the same keys."""
+    """Return a VM for JSON, with the keys of ``list`` on the top level, so that both verbs have the same keys."""
     plain = render.plain(detail)
     return {**plain.pop("domain"), **plain}
 
@@ -68,7 +68,7 @@ def _facts(detail: DomainDetail) -> str:
 
 
 def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
-    """Return the wishes that hold, with their origin, and those that are ignored."""
+    """Return the wishes in effect, with their origin, and those that are ignored."""
     known = [
         (wish.key.replace("-", " ").capitalize(), f"{_wish_text(wish.key, wish.value)} ({wish.origin})")
         for wish in detail.wishes
@@ -77,18 +77,18 @@ def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
 
 
 def guest(view: GuestAgentView | None) -> list[tuple[str, object]]:
-    """Return what the guest agent reports, and what it was told."""
+    """Return the facts that the guest agent reports, and the range that was sent to it."""
     if view is None:
         return [("Guest agent", "not asked yet")]
     why = f": {view.why}" if view.why else ""
     state = ("Guest agent", f"{view.state}, since {render.moment(view.since)}{why}")
     if view.state != "answering":
         return [state]
-    told = render.ports(view.first_port, view.last_port)
+    announced = render.ports(view.first_port, view.last_port)
     return [
         state,
         ("Guest says", _figures(view)),
-        ("Guest was told", f"{view.external_address} {told}" if told is not None else None),
+        ("Guest was told", f"{view.external_address} {announced}" if announced is not None else None),
     ]
 
 
@@ -109,7 +109,7 @@ def _wish_text(key: str, value: float | str | None) -> str:
 
 
 def ranges(detail: DomainDetail) -> str:
-    """Return what the VM holds, as a table."""
+    """Return the VM's ranges as a table."""
     return render.table(HEADER, (
         (each.external_address, render.ports(each.first_port, each.last_port), each.state, each.connections,
          render.moment(each.since))

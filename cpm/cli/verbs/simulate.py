@@ -1,5 +1,5 @@
 """
-``virt-ports simulate``: policies compared on the same recorded or made-up load. Asks no manager.
+``virt-ports simulate``: compares policies on the same recorded or generated load. Needs no manager.
 
 Tested in ``tests/unit/cpm/cli/test_simulate.py``.
 """
@@ -31,16 +31,16 @@ _EXAMPLES = """\
 
 _ABOUT = """\
 Replays a load in virtual time against the code that sizes and places ranges,
-drain and hold-down included. Nothing is asked of cpmd, nothing changes. One
-port a connection (all to one destination, the worst case); a connection is
-refused when it finds no free port at that moment.
-Policies: static[:PORTS] (alone: the smallest power of two that refuses none),
-doubling (near exhaustion, as clouds do; its ranges stay in one piece), and
-what a VM's policy can be:
+drain and hold-down included. cpmd is not involved, and nothing changes. Every
+connection takes a port (all go to one destination, the worst case) and is
+refused when no port is free at that moment.
+Policies: static[:PORTS] (without PORTS: the smallest power of two that refuses
+no connection), doubling (near exhaustion, as cloud providers do; without
+overflow ranges), and the policies that a VM can have:
 {policies}
 VMs/address: how many share an external address in the smallest pool without a
-refused connection; '-' where some are refused in any. The search takes about
-ten replays a policy: leave it out with --no-packing.
+refused connection; '-' when some are refused in every pool. The search takes
+about ten replays per policy; --no-packing skips it.
 A trace is written by `virt-ports record`."""
 
 
@@ -48,39 +48,39 @@ def _about() -> str:
     return _ABOUT.format(policies=parsing.policies(indent=2))
 
 
-VERB = parsing.Verb(130, "compare policies on a recorded or made-up load", about=_about, examples=_EXAMPLES)
+VERB = parsing.Verb(130, "compare policies on a recorded or generated load", about=_about, examples=_EXAMPLES)
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     source = verb.add_mutually_exclusive_group(required=True)
     source.add_argument("trace", metavar="TRACE", nargs="?", help="a recorded load (CSV); - is standard input")
-    source.add_argument("--generate", metavar="KIND", help="a made-up load: steady, diurnal, bursty, heavy-tailed, "
+    source.add_argument("--generate", metavar="KIND", help="a generated load: steady, diurnal, bursty, heavy-tailed, "
                         "one-greedy or flash-crowd")  # fmt: skip
     verb.add_argument("--policy", metavar="NAME", action="append", help="may be repeated (default: all)")
-    verb.add_argument("--vms", metavar="N", type=parsing.count, default=50, help="of a made-up load (default: 50)")
+    verb.add_argument("--vms", metavar="N", type=parsing.count, default=50, help="of a generated load (default: 50)")
     verb.add_argument("--seconds", metavar="N", type=parsing.count, default=1200,
-                      help="of a made-up load (default: 1200)")  # fmt: skip
+                      help="of a generated load (default: 1200)")  # fmt: skip
     verb.add_argument("--seed", metavar="N", type=parsing.count, default=DEFAULT_SEED,
-                      help=f"same seed, same result (default: {DEFAULT_SEED})")  # fmt: skip
+                      help=f"the same seed gives the same load and result (default: {DEFAULT_SEED})")  # fmt: skip
     verb.add_argument("--save", metavar="FILE", help="write the load as a trace")
     verb.add_argument("--svg", metavar="FILE", help="write a picture: ports held and used over time")
     verb.add_argument("--no-packing", action="store_true", help="do not search the smallest pool")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what came of each policy."""
-    import random  # noqa: TID251 - the one home of chance: everything below is given it
+    """Print the result of each policy."""
+    import random  # noqa: TID251 - the only use; simulations get their randomness passed in
 
     from cpm import simulation
 
     def dice() -> simulation.Dice:
-        return random.Random(args.seed)  # noqa: S311 - nothing to keep secret, and the same again for the same seed
+        return random.Random(args.seed)  # noqa: S311 - not for cryptography; the same seed gives the same result
 
     trace = _trace(args, dice())
     if args.save is not None:
         _write(args.save, "".join(simulation.trace_lines(trace)))
-    # Every name is checked before the first of them is replayed for minutes.
+    # Check all names before the first replay, which may take minutes.
     names = args.policy or simulation.contenders()
     playing = [simulation.contender(name, trace, simulation.Conditions()) for name in names]
     results = []
@@ -174,7 +174,7 @@ def _plain(result: Result) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Callable[[float], None] | None]:
-    """Show on a terminal how far it is; on anything else nothing."""
+    """Show the progress if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""``virt-ports status``: the manager itself. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
+"""``virt-ports status``: the state of the manager. Tested in ``tests/unit/cpm/cli/test_verbs.py``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ VERB = parsing.Verb(140, "show the state of the manager", examples=_EXAMPLES)
 
 
 def add_arguments(_: parsing.Parser) -> None:
-    """Add none."""
+    """Add the verb's arguments: none."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the manager says of itself."""
+    """Print the state of the manager."""
     from cpm.api.operations import STATUS
 
     view = parsing.client(args).call(STATUS)
-    return parsing.answer(args, view, lambda: _facts(view))
+    return parsing.print_answer(args, view, lambda: _facts(view))
 
 
 def _facts(view: StatusView) -> str:

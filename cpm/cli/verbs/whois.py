@@ -1,5 +1,5 @@
 """
-``virt-ports whois``: the owner of an external port, now or earlier, as an abuse desk needs it.
+``virt-ports whois``: the owner of an external port, now or earlier, for example to answer an abuse report.
 
 Tested in ``tests/unit/cpm/cli/test_verbs.py``.
 """
@@ -25,7 +25,7 @@ _EXAMPLES = """\
 
 _ABOUT = """\
 A range belongs to one VM for all protocols; for ICMP the port is the echo
-identifier. TIME is ISO 8601 (in the local zone unless it says Z or an offset),
+identifier. TIME is ISO 8601 (in the local zone unless it has Z or an offset),
 UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
 
 VERB = parsing.Verb(70, "find the VM that holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import WHOIS
 
     view = parsing.client(args).call(WHOIS, **_arguments(args))
-    return parsing.answer(args, view, lambda: _facts(view))
+    return parsing.print_answer(args, view, lambda: _facts(view))
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Argument]:

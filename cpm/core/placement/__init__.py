@@ -1,16 +1,16 @@
 """
-Which range, on which address.
+Chooses the range and the address for a VM's ports.
 
-:class:`AddressSpace` knows every port of the pool: free, taken by an allocation, or reserved by the operator. It has no
-I/O; the manager owns one and tells it of every allocation. :func:`place`, :func:`place_larger`,
-:func:`place_overflow` and :func:`shrink` decide and change nothing. What they promise, always:
+:class:`AddressSpace` indexes every port of the pool: free, taken by an allocation, or reserved by the operator. It has
+no I/O; the manager's fleet owns one and updates it with every allocation. :func:`place`, :func:`place_larger`,
+:func:`place_overflow` and :func:`shrink` decide and change nothing. They guarantee:
 
 - ranges start on the block grid, which begins at port 1024, and are whole blocks long;
 - best fit: the smallest free run that is long enough, so that long runs stay whole;
 - a VM has one external address at a time where that is possible (RFC 6888 REQ-2);
-- a VM's ranges share no port *number*, even on different addresses: its one internal address stands behind them all,
-  and the edges tell its ranges apart by number;
-- no port gets a second owner: :meth:`AddressSpace.take` refuses it whatever a decision said.
+- a VM's ranges share no port *number*, even on different addresses: all are mapped to its one internal address, and
+  the edges distinguish its ranges by number;
+- no port gets a second owner: :meth:`AddressSpace.take` refuses that, whatever was decided.
 """
 
 from cpm.core.placement.compacting import Relocation, compaction

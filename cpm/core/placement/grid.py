@@ -1,5 +1,5 @@
 """
-The block grid: it begins at port 1024, and every range is placed on it.
+The block grid: it begins at port 1024, and every new range starts and ends on it. Sizes are in ports.
 
 Tested in ``tests/unit/cpm/core/placement/test_placing.py``.
 """
@@ -11,7 +11,7 @@ from typing import Final
 from cpm.protocol.model import FIRST_PORT, LAST_PORT, PortRange
 
 DEFAULT_BLOCK: Final = 64
-"""Ports per block unless the operator says otherwise."""
+"""Ports per block unless ``cpmd.toml`` sets another number."""
 
 USABLE: Final = PortRange(FIRST_PORT, LAST_PORT)
 """The ports of an address that can be handed out, unless reserved."""
@@ -23,18 +23,18 @@ def first_at_or_above(port: int, block: int) -> int:
 
 
 def first_at_or_below(port: int, block: int) -> int:
-    """Return the first port of the block that this port is in."""
+    """Return the first port of the block that contains this port."""
     return FIRST_PORT + (port - FIRST_PORT) // block * block
 
 
 def whole_blocks(ports: int, block: int) -> int:
-    """Round up to whole blocks: at least one, at most what one address can hold."""
+    """Return a number of ports rounded up to whole blocks: at least one, at most what one address can hold."""
     longest = USABLE.size // block * block
     return min(max(-(-ports // block), 1) * block, longest)
 
 
 def blocks_within(run: PortRange, block: int) -> PortRange | None:
-    """Return the whole blocks inside a run, None when there is none."""
+    """Return the whole blocks inside a run; None: there is none."""
     first = first_at_or_above(run.first, block)
     size = (run.last + 1 - first) // block * block
     return PortRange(first, first + size - 1) if size > 0 else None

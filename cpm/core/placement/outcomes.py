@@ -1,7 +1,7 @@
 """
-What a decision about a VM's ports can be, as frozen values.
+The possible outcomes of a decision about a VM's ports, as frozen values.
 
-Making one changes nothing; :func:`cpm.core.moves.record` records it in the fleet.
+An outcome by itself changes nothing; :func:`cpm.core.moves.record` records it in the fleet.
 
 Tested in ``tests/unit/cpm/core/sizing/test_resizing.py``.
 """
@@ -18,7 +18,7 @@ from cpm.core.placement.shortfall import NoRoom
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grow:
-    """Reserve ports that make the active range longer; no connection changes its range."""
+    """Reserve ports that extend the active range in place."""
 
     placement: Placement
     """Only the new ports."""
@@ -37,8 +37,8 @@ class Overflow:
 
     placement: Placement
     no_room: NoRoom | None
-    """Why the range cannot become longer; None: the VM may not grow while ports are short, and returns to ports of its
-    own that were draining."""
+    """Why the range cannot become longer; None: the VM may not grow while ports are short, and new connections return
+    to a leaving range of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class StayReason(enum.Enum):
     """Why a range stays as it is although nothing was refused."""
 
     AT_TARGET = enum.auto()
-    """It has the size it is to have."""
+    """It has the target size."""
     NO_WHOLE_BLOCK = enum.auto()
-    """What it could give back is less than a block."""
+    """It could give back less than a block."""
     ENOUGH_LEFT = enum.auto()
-    """There are ports for an overflow range, but the active one has too many left to be left now."""
+    """There are ports for an overflow range, but the active range still has too many free ports to abandon it."""
     NOTHING_TO_RETURN_TO = enum.auto()
-    """It may not grow, and its own leaving ranges have too few free ports."""
+    """The VM may not grow, and its own leaving ranges have too few free ports."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Stay:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
-    """Leave the range as it is: there is not one block more for it."""
+    """Leave the range as it is: not even one more block is available for it."""
 
     no_room: NoRoom
 

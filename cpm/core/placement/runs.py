@@ -10,14 +10,19 @@ from cpm.protocol.model import PortRange
 
 
 class FreeRuns:
-    """The free runs of one address, in order and by size; every change costs a bisection."""
+    """
+    The free runs of one address, in order and by size; every change costs a bisection.
+
+    :param runs: The free runs, in order; no two of them overlap or adjoin.
+    :param block: Ports per block.
+    """
 
     def __init__(self, runs: Iterable[PortRange], block: int) -> None:
         self._block = block
         self._firsts: list[int] = []
         self._lasts: list[int] = []
         self.by_size: list[tuple[int, int]] = []
-        """(size in whole blocks' ports, first port of the run), runs shorter than a block left out."""
+        """(ports in whole blocks, first port of the run) of every run with at least one whole block, ascending."""
         for run in runs:
             self._insert(len(self._firsts), run)
 
@@ -38,24 +43,24 @@ class FreeRuns:
             del self.by_size[bisect_left(self.by_size, (blocks.size, run.first))]
         return run
 
-    def around(self, ports: PortRange) -> PortRange | None:
-        """Return the free run that has all of these ports, None when one of them is not free."""
+    def run_containing(self, ports: PortRange) -> PortRange | None:
+        """Return the free run that contains all of these ports; None: one of them is not free."""
         index = bisect_right(self._firsts, ports.first) - 1
         if index < 0 or self._lasts[index] < ports.last:
             return None
         return PortRange(self._firsts[index], self._lasts[index])
 
-    def at(self, port: int) -> PortRange | None:
-        """Return the free run that has this port, if it is one at all."""
-        return self.around(PortRange(port, port)) if port in USABLE else None
+    def run_at(self, port: int) -> PortRange | None:
+        """Return the free run that contains this port; None: it is not free, or no usable port."""
+        return self.run_containing(PortRange(port, port)) if port in USABLE else None
 
-    def starting_at(self, first: int) -> PortRange:
-        """Return the run whose first port this is."""
+    def run_starting_at(self, first: int) -> PortRange:
+        """Return the run that starts at this port; there must be one."""
         return PortRange(first, self._lasts[bisect_left(self._firsts, first)])
 
     def remove(self, ports: PortRange) -> bool:
-        """Take these ports out; False, and nothing done, when one of them is not free."""
-        if self.around(ports) is None:
+        """Remove ports; return False, and change nothing, when one of them is not free."""
+        if self.run_containing(ports) is None:
             return False
         index = bisect_right(self._firsts, ports.first) - 1
         for offset, rest in enumerate(self._delete(index).minus(ports)):
@@ -63,7 +68,7 @@ class FreeRuns:
         return True
 
     def add(self, ports: PortRange) -> None:
-        """Put back ports that are not free now."""
+        """Add ports, none of which may be free already."""
         index = bisect_right(self._firsts, ports.first)
         if index < len(self._firsts) and self._firsts[index] == ports.last + 1:
             ports = ports.join_with(self._delete(index))
@@ -73,5 +78,5 @@ class FreeRuns:
         self._insert(index, ports)
 
     def at_least(self, size: int) -> list[tuple[int, int]]:
-        """Return those of ``by_size`` with so many ports or more, the shortest first."""
+        """Return the entries of ``by_size`` with at least this many ports, the shortest first."""
         return self.by_size[bisect_left(self.by_size, (size, 0)) :]

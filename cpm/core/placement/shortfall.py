@@ -1,4 +1,4 @@
-"""Why no range is long enough, as a value; the error that says so to operators and nodes is made of it."""
+"""The reason why no range was found, as a value, and the error for operators and nodes that is made from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cpm.protocol.errors import PortsExhausted
 
 
 class Obstacle(enum.Enum):
-    """What keeps a VM from getting a range."""
+    """The reason why a VM gets no range."""
 
     NO_ADDRESS = enum.auto()
     """The pool has no external address."""
@@ -19,19 +19,19 @@ class Obstacle(enum.Enum):
     NO_FREE_RUN = enum.auto()
     """No free run is long enough."""
     OWN_NUMBERS = enum.auto()
-    """The VM holds the port numbers of every run that is long enough on another address."""
+    """Runs are long enough, but the VM already holds their port numbers on another address."""
     KEPT_FOR_STARTS = enum.auto()
     """The ports are free, but kept for VMs that start."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoRoom:
-    """A range that is not to be had."""
+    """A search for ports that found no range."""
 
     wanted: int
     """Ports."""
     longest_free: int
-    """Ports of the longest free run on the addresses searched, or of those that may be taken."""
+    """Ports of the longest free run on the addresses searched; with ``KEPT_FOR_STARTS``, ports that may be taken."""
     obstacle: Obstacle
     searched: int = 0
     """Number of addresses searched."""
@@ -41,9 +41,9 @@ class NoRoom:
 
 class NoRoomError(PortsExhausted):
     """
-    Raised where no range is long enough.
+    No range is long enough.
 
-    :param no_room: The same as a value.
+    :param no_room: The search and the reason, as a value.
     """
 
     def __init__(self, no_room: NoRoom) -> None:

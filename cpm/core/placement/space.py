@@ -30,7 +30,7 @@ class AddressSpace:
     """
     All ports of the pool and their owners.
 
-    Each call either does all it says or raises and leaves everything as it was.
+    Every method is atomic: when it raises, nothing has changed.
 
     :param block: Ports per block, the unit of sizes and of alignment.
     :raise ValueError: When the block is not within 1..64512.
@@ -48,11 +48,11 @@ class AddressSpace:
         self.free_ports = 0
         """Ports of all addresses that are neither allocated nor reserved."""
         self.taken_ports = 0
-        """Ports of all addresses that allocations have."""
+        """Ports of all addresses that belong to an allocation, in any state."""
 
     @property
     def addresses(self) -> tuple[ExternalAddress, ...]:
-        """The external addresses, in the order they came."""
+        """The external addresses, in the order in which they were added."""
         return tuple(self._addresses.values())
 
     @property
@@ -62,7 +62,7 @@ class AddressSpace:
 
     def add_address(self, address: ExternalAddress) -> None:
         """
-        Add an external address, or replace the reserved ports of one that is there.
+        Add an external address, or replace the reserved ports of an existing one.
 
         :raise Overloading: When a VM holds one of the ports to be reserved.
         """
@@ -81,10 +81,10 @@ class AddressSpace:
 
     def remove_address(self, address: IPv4Address) -> None:
         """
-        Take an external address out.
+        Remove an external address.
 
-        :raise NotFound: When it is not there.
-        :raise AddressInUse: When ranges on it are held, in any state.
+        :raise NotFound: When it is not in the pool.
+        :raise AddressInUse: When VMs have ranges on it, in any state.
         """
         self._require_known(address)
         if self._on[address]:
@@ -94,11 +94,11 @@ class AddressSpace:
 
     def take(self, allocation: Allocation) -> None:
         """
-        Record a new allocation.
+        Add an allocation.
 
-        :raise NotFound: When its external address is not there.
-        :raise Overloading: When one of its ports is taken or reserved, when the same VM holds one of these port
-            numbers on another address, or when the id is in use.
+        :raise NotFound: When its external address is not in the pool.
+        :raise Overloading: When one of its ports is taken, reserved or below 1024, when the same VM holds one of these
+            port numbers on another address, or when the id is in use.
         """
         self._require_known(allocation.external)
         if allocation.id in self._all:
@@ -110,9 +110,9 @@ class AddressSpace:
         self.free_ports -= allocation.ports.size
         self.taken_ports += allocation.ports.size
 
-    def give(self, allocation_id: AllocationId) -> Allocation:
+    def release(self, allocation_id: AllocationId) -> Allocation:
         """
-        Make the ports of an allocation free, and return what it was.
+        Remove an allocation, whose ports become free, and return it.
 
         :raise NotFound: When there is no such allocation.
         """
@@ -125,16 +125,16 @@ class AddressSpace:
 
     def change(self, allocation: Allocation) -> None:
         """
-        Replace an allocation by a new version of itself: another state, another range, or both.
+        Replace an allocation by another version with the same id: another state, range or both.
 
         :raise NotFound: When there is no allocation with that id, or no such address.
-        :raise Overloading: As :meth:`take`; the old version then stands.
+        :raise Overloading: As for :meth:`take`; the old version is then unchanged.
         """
         old = self._allocation(allocation.id)
         if (old.external, old.ports, old.domain) == (allocation.external, allocation.ports, allocation.domain):
             self._store(allocation)
             return
-        self.give(old.id)
+        self.release(old.id)
         try:
             self.take(allocation)
         except Exception:
@@ -142,20 +142,20 @@ class AddressSpace:
             raise
 
     def of(self, domain: DomainUUID) -> tuple[Allocation, ...]:
-        """Return what a VM holds, in any state."""
+        """Return the allocations of a VM, in any state."""
         return tuple(self._of.get(domain, _NO_ALLOCATIONS).values())
 
     def on(self, address: IPv4Address) -> tuple[Allocation, ...]:
         """
-        Return what is held on an address, in order of ports.
+        Return the allocations on an address, in any state, in order of ports.
 
-        :raise NotFound: When it is not there.
+        :raise NotFound: When it is not in the pool.
         """
         self._require_known(address)
         return tuple(sorted(self._on[address].values(), key=lambda allocation: allocation.ports))
 
     def before(self, allocation: Allocation) -> Allocation | None:
-        """Return the next allocation below another one on its address; None: there is none."""
+        """Return the next lower allocation on the same address; None: there is none."""
         below = (each for each in self._on[allocation.external].values() if each.ports.last < allocation.ports.first)
         return max(below, key=lambda each: each.ports, default=None)
 
@@ -163,16 +163,17 @@ class AddressSpace:
         """
         Return the runs of free ports of an address, in order.
 
-        :raise NotFound: When it is not there.
+        :raise NotFound: When it is not in the pool.
         """
         self._require_known(address)
         return tuple(self._runs[address])
 
     def longest_free(self, address: IPv4Address | None = None) -> int:
         """
-        Return the longest run of whole free blocks, in ports, on one address or on all; 0 when there is none.
+        Return the ports of the longest run of whole free blocks; 0: there is none.
 
-        :raise NotFound: When the address is not there.
+        :param address: The address to search; None: all.
+        :raise NotFound: When the address is not in the pool.
         """
         if address is not None:
             self._require_known(address)
@@ -183,40 +184,40 @@ class AddressSpace:
         """
         Count the ports of an address.
 
-        :raise NotFound: When it is not there.
+        :raise NotFound: When it is not in the pool.
         """
         self._require_known(address)
         free = sum(run.size for run in self._runs[address])
         taken = sum(allocation.ports.size for allocation in self._on[address].values())
         return Usage(free=free, taken=taken, reserved=USABLE.size - free - taken)
 
-    def fitting(self, size: int, addresses: Iterable[IPv4Address]) -> Iterator[tuple[IPv4Address, PortRange]]:
-        """Yield free runs with at least so many ports in whole blocks, on these addresses, the shortest first."""
+    def fitting_runs(self, size: int, addresses: Iterable[IPv4Address]) -> Iterator[tuple[IPv4Address, PortRange]]:
+        """Yield the free runs of these addresses with at least ``size`` ports in whole blocks, the shortest first."""
         found = (
             (length, order, first, address)
             for order, address in enumerate(addresses)
             for length, first in self._runs[address].at_least(size)
         )
         for _, _, first, address in sorted(found):
-            yield address, self._runs[address].starting_at(first)
+            yield address, self._runs[address].run_starting_at(first)
 
     def best_fit(self, size: int, addresses: Iterable[IPv4Address]) -> tuple[IPv4Address, PortRange] | None:
-        """Return the first of what :meth:`fitting` would yield, in one bisection an address."""
+        """Return the first run that :meth:`fitting_runs` would yield, with one bisection per address; None: no run."""
         best: tuple[int, int, IPv4Address] | None = None
         for address in addresses:
             by_size = self._runs[address].by_size
             index = bisect_left(by_size, (size, 0))
             if index < len(by_size) and (best is None or by_size[index][0] < best[0]):
                 best = (*by_size[index], address)
-        return (best[2], self._runs[best[2]].starting_at(best[1])) if best else None
+        return (best[2], self._runs[best[2]].run_starting_at(best[1])) if best else None
 
-    def reachable(self, address: IPv4Address, start: PortRange, own: Iterable[Allocation]) -> PortRange:
-        """Extend a range on an address by the free ports and the given allocations that adjoin it, on both sides."""
+    def contiguous_run(self, address: IPv4Address, start: PortRange, own: Iterable[Allocation]) -> PortRange:
+        """Return a range extended on both sides by all free ports and own allocations that adjoin it."""
         runs = self._runs[address]
         mine = [allocation.ports for allocation in own if allocation.external == address]
         result = start
         while True:
-            neighbours = [run for run in (runs.at(result.first - 1), runs.at(result.last + 1)) if run]
+            neighbours = [run for run in (runs.run_at(result.first - 1), runs.run_at(result.last + 1)) if run]
             neighbours += [ports for ports in mine if ports.adjoins(result)]
             if not neighbours:
                 return result

@@ -1,1 +1,1 @@
-"""In which order kernels are told: desired state, what each node was told and confirmed, the steps of a range."""
+"""The order in which kernels are programmed: desired state, what each node was sent and confirmed, steps of a range."""

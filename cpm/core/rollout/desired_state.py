@@ -1,9 +1,9 @@
 """
-What each node should hold, computed from the fleet: pure functions, no memory.
+What each node should hold, computed from the fleet by pure functions.
 
-The order of a change follows from these: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host
-uses a *reserved* range only when it is in ``ready``, that is, when every connected edge confirmed it, and no *draining*
-range (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
+They determine the order of a change: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host uses a
+*reserved* range only when it is in ``ready``, that is, when every connected edge has confirmed it, and never uses a
+*draining* range for new connections (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def host_vm(
 
     :param present: The host that each running VM is on.
     :param ready: Reserved allocations that the edges already map.
-    :param cap: Ports this VM never goes above.
+    :param cap: The VM's cap, in ports.
     """
     if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
@@ -43,7 +43,7 @@ def host_vm(
     reserved = next((a for a in here if a.state is _State.RESERVED and a.id in ready), None)
     current, ports = active, active.ports if active is not None else None
     if reserved is not None:
-        longer = active is not None and moves.joins(active, reserved)
+        longer = active is not None and moves.is_extension(active, reserved)
         ports = reserved.ports.join_with(active.ports) if active is not None and longer else reserved.ports
         current = reserved
     draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
@@ -76,7 +76,7 @@ def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeIntent | None:
 
 
 def path(fleet: Fleet, node: Node, internal_pool: IPv4Network, timeouts: Timeouts) -> PathState:
-    """Return what this node should know about the whole site."""
+    """Return what this node should know of the whole site: routes, external addresses, timeouts."""
     own_edge = Role.EDGE in node.roles
     edges = sorted(
         other.underlay

@@ -1,8 +1,8 @@
 """
-What one connected node was told and what it has confirmed. Pure.
+What one connected node was sent and what it has confirmed. Pure.
 
-A :class:`NodeSync` keeps the last entry it sent for every VM, so that a delta holds exactly what differs, and the
-generations in which each VM last changed and which the node has not confirmed yet.
+A :class:`NodeSync` keeps the last entry sent for every VM, so that a delta holds exactly what differs; the generation
+in which each entry last changed; and the VMs whose last change the node has not confirmed yet.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class NodeSync:
 
     @property
     def synced(self) -> bool:
-        """Whether the node confirmed its snapshot: from then on its kernel holds exactly what it confirms."""
+        """Whether the node has confirmed its snapshot: from then on its kernel holds exactly what it confirms."""
         return 0 < self._snapshot_at <= self.applied
 
     def is_confirmed(self, uuid: DomainUUID) -> bool:
-        """Return whether the node confirmed everything it was told about this VM."""
+        """Return whether the node has confirmed everything it was sent about this VM."""
         return self.synced and uuid not in self._unconfirmed
 
     def last_change(self, uuid: DomainUUID) -> int:
@@ -55,7 +55,7 @@ class NodeSync:
         return max(self._changed.get(uuid, 0), self._snapshot_at)
 
     def on_applied(self, generation: int) -> set[DomainUUID]:
-        """Record that the node holds everything up to a generation; return the VMs that are confirmed by it."""
+        """Record that the node holds everything up to a generation; return the VMs that are now confirmed."""
         self.applied = max(self.applied, min(generation, self.generation))
         confirmed = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
         for uuid in confirmed:
@@ -65,7 +65,7 @@ class NodeSync:
     def make_snapshot(
         self, path: PathState, host: Mapping[DomainUUID, HostIntent], edge: Mapping[DomainUUID, EdgeIntent]
     ) -> Snapshot:
-        """Return a message with everything the node should hold; deltas and confirmations count from it."""
+        """Return a message with everything the node should hold; later deltas are relative to it."""
         self.generation += 1
         self._snapshot_at = self.generation
         self._path, self._host, self._edge = path, dict(host), dict(edge)
@@ -80,7 +80,7 @@ class NodeSync:
         edge: Mapping[DomainUUID, EdgeIntent | None],
     ) -> Delta | None:
         """
-        Return a message with what differs from the last messages, or None when nothing does.
+        Return a message with what differs from the messages so far; None: nothing does.
 
         :param path: What the node should know about the whole site.
         :param host: The VMs that may have changed, as this host should hold them; None: not on this host.
@@ -109,7 +109,7 @@ class NodeSync:
         return message
 
     def forget(self, uuid: DomainUUID) -> None:
-        """Drop what is kept about a VM that the ledger no longer has."""
+        """Discard the state of a VM that is no longer in the ledger."""
         self._changed.pop(uuid, None)
 
 

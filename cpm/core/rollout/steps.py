@@ -1,12 +1,13 @@
 """
-How a decision reaches the kernels, step by step and in order.
+Brings decisions to the kernels, step by step and in order.
 
 Pure. :class:`Rollout` sends every node what differs from its last message, records what each node confirmed, and takes
 the steps of an allocation's life that are due:
 
-- *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed it, it is active;
-- *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held;
-- *held*: once the hold-down has passed and **every** edge confirmed the removal, connected or not, or was fenced by
+- *reserved*: once every connected edge has confirmed it, it is sent to the host; once the host has confirmed it, it is
+  active;
+- *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held;
+- *held*: once the hold-down has passed and **every** edge, connected or not, has confirmed the removal or was fenced by
   the operator, it is free.
 
 Whether a step is due follows from the present state, not from the event that led to it, so a lost message does no harm.
@@ -35,8 +36,8 @@ from cpm.protocol.timeouts import Timeouts
 _State = AllocationState
 
 IDLE_REPORTS = 2
-"""Consecutive reports without a connection after which a draining range counts as empty. One dump may miss a flow that
-was being set up when the host stopped using the range, or that moved while the kernel resized its table."""
+"""Consecutive reports without a connection after which a draining range counts as empty. A single dump may miss a flow
+that was being set up when the host stopped using the range, or that moved while the kernel resized its table."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +47,16 @@ class RolloutRules:
     internal_pool: IPv4Network
     """Addresses between hosts and edges."""
     timeouts: Timeouts
-    """Connection timeouts that hosts get from the pool."""
+    """Connection timeouts that the pool sets for hosts."""
     hold_down_s: float
     """Seconds between the end of a range and its next owner."""
 
 
 class Rollout:
     """
-    Brings nodes and allocations in step.
+    Keeps the nodes up to date and moves allocations through their states.
 
-    Inputs and commands only mark what is to be done; :meth:`advance` does it.
+    Inputs and commands only mark the work to be done; :meth:`advance` does it.
 
     :param fleet: The fleet; steps are recorded in it.
     :param node_syncs: The connected nodes; the owner adds and removes them.
@@ -88,11 +89,11 @@ class Rollout:
     # Inputs
 
     def on_vm_changed(self, uuid: DomainUUID) -> None:
-        """Record that a VM or its ranges changed: nodes may have to be told."""
+        """Record that a VM or its ranges changed: nodes may need an update."""
         self._changed.add(uuid)
 
     def on_path_changed(self) -> None:
-        """Record that nodes or external addresses changed: all nodes may have to be told."""
+        """Record that nodes or external addresses changed: all nodes may need an update."""
         self._path_changed = True
 
     def on_applied(self, node_sync: NodeSync, generation: int) -> None:
@@ -116,24 +117,28 @@ class Rollout:
     # Commands
 
     def check_leaving(self) -> None:
-        """Check for due steps of VMs with draining or held ranges: time has passed."""
+        """Check for due steps of VMs with draining or held ranges, because time has passed."""
         self._due.update(allocation.domain for allocation in self._fleet.leaving.values())
 
     def check_all(self) -> None:
-        """Check for due steps of VMs with a range in any state but active."""
+        """Check for due steps of VMs with a reserved, draining or held range."""
         self._due.update(uuid for uuid in self._fleet.vms if self._fleet.one(uuid, _State.RESERVED) is not None)
         self.check_leaving()
 
     def queue_snapshot(self, name: NodeName) -> None:
-        """Send a node everything it should hold."""
+        """Queue a message with everything a node should hold."""
         self._snapshot_due.add(name)
 
     def queue_message(self, name: NodeName, message: ManagerMessage) -> None:
-        """Send a node a message, before the messages about later changes."""
+        """Queue a message to a node, to be sent before the messages about later changes."""
         self._messages.append((name, message))
 
     def advance(self, now: float) -> tuple[tuple[NodeName, ManagerMessage], ...]:
-        """Update the nodes and take steps until nothing more is due now; return the messages to send, in order."""
+        """
+        Update the nodes and take steps until nothing more is due; return the messages to send, in order.
+
+        :param now: UTC seconds.
+        """
         while self._due or self._changed or self._snapshot_due or self._path_changed:
             self._queue_updates()
             due, self._due = self._due, set()
@@ -168,15 +173,15 @@ class Rollout:
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
         self._edges_ready.discard(allocation.id)
         fenced = self._is_fenced(allocation.node)
-        let_go = fenced or self._is_confirmed(allocation.node, allocation.domain)
+        is_unused_by_host = fenced or self._is_confirmed(allocation.node, allocation.domain)
         limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
-        empty = (
+        is_empty = (
             fenced
             or self._present.get(allocation.domain) != allocation.node
             or self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
             or (limit is not None and now - allocation.since >= limit)
         )
-        if let_go and empty:
+        if is_unused_by_host and is_empty:
             self._idle_reports.pop(allocation.id, None)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
@@ -200,7 +205,7 @@ class Rollout:
     }
 
     def _is_confirmed(self, name: NodeName, uuid: DomainUUID) -> bool:
-        """Return whether a node was told everything decided so far about a VM, and confirmed it."""
+        """Return whether a node was sent everything decided so far about a VM, and has confirmed it."""
         node_sync = self._node_syncs.get(name)
         return node_sync is not None and uuid not in self._changed and node_sync.is_confirmed(uuid)
 
@@ -210,14 +215,14 @@ class Rollout:
         return node is not None and node.fenced and name not in self._node_syncs
 
     def is_live_edge(self, node: Node) -> bool:
-        """Return whether a node is a connected edge that confirmed its snapshot: new ranges wait for it."""
+        """Return whether a node is a connected edge that has confirmed its snapshot: new ranges wait for it."""
         node_sync = self._node_syncs.get(node.name)
         return Role.EDGE in node.roles and not node.fenced and node_sync is not None and node_sync.synced
 
     # Messages
 
     def _queue_updates(self) -> None:
-        """Queue a message to every node for which something changed."""
+        """Queue an update for every node whose desired state changed."""
         for name, node_sync in self._node_syncs.items():
             node = self._fleet.nodes[name]
             update = self._snapshot(node, node_sync) if name in self._snapshot_due else self._delta(node, node_sync)

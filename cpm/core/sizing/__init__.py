@@ -1,9 +1,9 @@
 """
-How many ports a VM should have.
+Decides how many ports a VM should have.
 
-A :class:`Policy` looks at what was measured and says a number; :func:`decide` puts the guards around it. Nothing here
-knows addresses, ledgers or clocks: what is remembered between samples is a :class:`ScalingState`, passed in and
-returned, so that policies can be compared on the same recorded or generated load.
+A :class:`Policy` computes a number of ports from a measurement; :func:`decide` applies the guards to it. Both are pure:
+the state kept between samples is a :class:`ScalingState`, passed in and returned, so that policies can be compared on
+the same recorded or generated load.
 """
 
 from cpm.core.sizing.arrivals import Arrival, on_arrival

@@ -1,5 +1,5 @@
 """
-A VM's demand as measured, and the interface of policies that size its range by it.
+A VM's demand as measured, and the interface of the policies that size its range.
 
 Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
 """
@@ -23,9 +23,9 @@ class Demand:
     """Ports of the active range that a connection uses now; None: not counted."""
     draining: int = 0
     """
-    Connections on ranges of this VM that drain, after a move or a step down.
+    Connections on draining ranges of this VM.
 
-    They need no port of the active range, but the connections that succeed them will.
+    They use no port of the active range, but the connections that replace them will.
     """
     packets_per_s: float = 0.0
     """Both directions."""
@@ -34,37 +34,37 @@ class Demand:
     new_connections_per_s: float | None = None
     """None: not counted."""
     exhausted: bool = False
-    """The kernel said that the arrival budget is used up: the range is, or is about to be, full."""
+    """The range is full, or its arrival budget is used up and it is about to be full."""
 
 
 Memory: TypeAlias = object
-"""State that a policy keeps of one VM between samples, opaque to everybody else; None: none yet."""
+"""State that a policy keeps of one VM between samples, opaque to its callers; None: none yet."""
 
 
 class Policy(Protocol):
     """
-    Says how many ports a VM should have, before guards.
+    Computes how many ports a VM should have, before guards.
 
-    Policies are stateless: the state that one keeps of a VM is returned, and passed in again with the next sample.
-    The state of another policy, which the VM had before, is treated as none.
+    Policies are stateless objects: the state that one keeps of a VM is returned, and passed in with the next sample.
+    State of another policy, which the VM had before, must be treated as none.
     """
 
     @property
     def name(self) -> str:
-        """A word for explanations and configuration."""
+        """The name of the policy in explanations and configuration, in one word."""
 
     @property
     def counts_ports(self) -> bool:
         """
-        True: it decides by the ports in use, so guards that bring them in only hold it back where it is reckless.
+        True: it decides by the ports in use, so guards that do so too are off or weaker for it.
 
-        See :mod:`cpm.core.sizing.guards`.
+        :mod:`cpm.core.sizing.guards` lists them.
         """
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
         """
-        Return the ports wanted and what to remember: any number, the guards make it possible.
+        Return the ports wanted and the state to keep. Any number will do: the guards keep it within bounds.
 
-        :param memory: What the call for this VM's previous sample returned; None for the first.
+        :param memory: The state returned for this VM's previous sample; None for the first.
         :param now: UTC seconds of the sample.
         """

@@ -1,20 +1,19 @@
 """
-The guards around every policy.
+The guards that limit every policy.
 
-In this order, each able to be switched off:
+They apply in this order, and each can be switched off:
 
-1. *exhausted*: the range is full, so it grows, whatever the policy says;
-2. *headroom*: never below the ports in use and some more;
+1. *exhausted*: the range is full, so it grows whatever the policy wants;
+2. *headroom*: the size is never below the ports in use plus some spare ones;
 3. *whole-blocks*: sizes are rounded up;
-4. growth waits while most of the range is unused (*mostly-unused*) or the last growth is fresh (*grow-cool-down*);
+4. growth waits while most of the range is unused (*mostly-unused*) or the last growth is recent (*grow-cool-down*);
 5. shrinking waits while much of the range is used (*still-used*), until several samples in a row asked for it
-   (*not-quiet-yet*), and while the last change is fresh (*shrink-cool-down*);
+   (*not-quiet-yet*), and while the last change is recent (*shrink-cool-down*);
 6. *floor* and *cap* always hold.
 
-A policy that counts ports in use itself (:attr:`cpm.core.sizing.demand.Policy.counts_ports`) judges by them when to
-grow and how far: *mostly-unused* and *still-used* leave it alone, *headroom* only keeps it from shrinking below the
-ports in use and ``headroom_ports``, and *exhausted* makes it grow by a block at least. All other guards hold for it as
-for any.
+A policy that counts ports in use itself (:attr:`cpm.core.sizing.demand.Policy.counts_ports`) is limited less:
+*mostly-unused* and *still-used* do not apply to it, *headroom* only keeps it from shrinking below the ports in use plus
+``headroom_ports``, and *exhausted* makes it grow by a block at least. All other guards apply as usual.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from typing import Final
 from cpm.core.sizing.demand import Demand, Memory, Policy
 
 LONGEST: Final = 64512
-"""Ports 1024-65535: more than this no range can have."""
+"""Ports of the longest possible range, 1024-65535."""
 
 
 GROW_COOL_DOWN: Final = "grow-cool-down"
-"""The rule that keeps a range from growing again within seconds."""
+"""Name of the guard that keeps a range from growing again within seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """How far a policy is held back. In :data:`LITERAL` everything is off."""
+    """The limits on a policy. In :data:`LITERAL` all are off."""
 
     floor: bool = True
     """Never below the VM's floor."""
@@ -44,22 +43,22 @@ class GuardSettings:
     """Never above the VM's cap."""
 
     whole_blocks: bool = True
-    """Round up to whole blocks. Without it the allocator rounds; a change of less than a block is then a decision."""
+    """Round up to whole blocks. Without it placement rounds, and a change by less than a block counts as a decision."""
 
     headroom_share: float | None = 0.25
-    """Spare ports on top of those in use, as a share of those in use; None: no headroom guard at all."""
+    """Spare ports as a share of those in use; None: no headroom guard at all."""
 
     headroom_ports: int = 16
     """Spare ports on top of that, an absolute number: what a quiet VM needs for the next burst of connections."""
 
     exhausted_factor: float | None = 1.5
-    """An exhausted range grows by this factor at least, at once; None: exhaustion changes nothing."""
+    """Factor by which an exhausted range grows at least, at once; None: exhaustion changes nothing."""
 
     grow_above_use: float | None = 0.5
     """
     Share of the range that must be in use before it grows; None: the policy alone decides.
 
-    One download is 1,430 packets/s and needs one port. Without a count of ports in use this guard lets growth pass.
+    A single download may be 1,430 packets/s and needs one port. Without a count of ports in use this guard is off.
     """
 
     grow_cool_down_s: float = 5.0
@@ -67,13 +66,13 @@ class GuardSettings:
 
     shrink_below_use: float | None = 0.35
     """
-    Share of the range that may at most be in use while it shrinks; None: headroom alone decides.
+    Share of the range in use above which it does not shrink; None: headroom alone decides.
 
-    Below ``grow_above_use``, so that a range which just shrank does not grow at once: hysteresis.
+    It is below ``grow_above_use``, so that a range that has just shrunk does not grow at once (hysteresis).
     """
 
     shrink_after_samples: int = 10
-    """Samples in a row that must ask for less. 1: the first one does."""
+    """Samples in a row that must ask for less. 1: one sample is enough."""
 
     shrink_cool_down_s: float = 30.0
     """Seconds after any change before the range shrinks. 0: none."""
@@ -91,15 +90,15 @@ LITERAL: Final = GuardSettings(
     shrink_after_samples=1,
     shrink_cool_down_s=0.0,
 )
-"""The policy alone. Sizes stay within what an address can hold."""
+"""The policy alone: all guards are off. Sizes stay within what an address can hold."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """
-    What one VM may have.
+    The limits for one VM.
 
-    :raise ValueError: When the floor is above the cap, or something is not positive.
+    :raise ValueError: When the floor is above the cap, or a value is not positive.
     """
 
     floor: int = 64
@@ -116,7 +115,7 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScalingState:
-    """State that is kept of a VM between samples."""
+    """The state of a VM between samples."""
 
     low_samples: int = 0
     """Samples in a row that asked for less."""
@@ -125,20 +124,21 @@ class ScalingState:
     changed_at: float | None = None
     """UTC seconds of the last decision to grow or shrink."""
     memory: Memory = None
-    """What the policy remembers."""
+    """The state that the policy keeps."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """How many ports the VM gets, and which rule decided it."""
+    """The ports that a VM should get, and the rule that determined the number."""
 
     current: int
+    """Ports."""
     target: int
     """Ports; equal to ``current`` when nothing is to be done."""
     rule: str
-    """Name of the policy or guard that had the last word."""
+    """Name of the policy or guard that determined the target."""
     asked: int
-    """What the policy alone asked for."""
+    """Ports that the policy alone wanted."""
 
 
 def decide(
@@ -152,10 +152,10 @@ def decide(
     """
     Apply a policy with its guards to one sample.
 
-    :param state: What the call for this VM's previous sample returned; ``ScalingState()`` for the first.
+    :param state: The state returned for this VM's previous sample; ``ScalingState()`` for the first.
     :param now: UTC seconds of the sample.
-    :return: The decision, and the state to keep. A decision to change counts as carried out: where it could not be,
-        the cool-down keeps the next one from coming at once.
+    :return: The decision, and the state to keep. A decision to change counts as carried out; if it was not, the
+        cool-down delays the next attempt.
     """
     asked, memory = policy.target(demand, state.memory, now)
     wanted, rule = _raise_to_need(demand, settings, policy, asked)
@@ -170,7 +170,7 @@ def decide(
 
 
 def _raise_to_need(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
-    """Raise what was asked to what the VM is known to need."""
+    """Return the ports asked for, or more if the VM is known to need more, and the rule that applied."""
     wanted, rule = asked, policy.name
     if demand.exhausted and settings.exhausted_factor is not None:
         factor = 1.0 if policy.counts_ports else settings.exhausted_factor
@@ -202,7 +202,7 @@ def _holding_guard(
     policy: Policy,
     now: float,
 ) -> str | None:
-    """Return the name of the guard that keeps the range as it is, if one does."""
+    """Return the name of the guard that keeps the range as it is; None: no guard does."""
     if wanted > demand.current:
         above = None if policy.counts_ports else settings.grow_above_use
         return _guard_of_growth(demand, above, state, settings, now)
@@ -248,7 +248,7 @@ def _is_recent(at: float | None, period_s: float, now: float) -> bool:
 
 
 def _clamp(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) -> tuple[int, str]:
-    """Apply floor and cap; a cap between two whole numbers of blocks is the lower, and wins over the floor."""
+    """Apply floor and cap. The cap is rounded down to whole blocks and takes precedence over the floor."""
     block = bounds.block if settings.whole_blocks else 1
     cap = _whole_blocks(bounds.cap // block * block if settings.cap else LONGEST, bounds, settings)
     floor = min(_whole_blocks(bounds.floor, bounds, settings), cap) if settings.floor else 1

@@ -1,4 +1,4 @@
-"""What was last measured of a VM, and what was made of it; kept in memory only."""
+"""The last measurement of a VM, and the decisions that followed from it; kept in memory only."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from cpm.protocol.model import AllocationId
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoInternalAddress:
-    """A VM runs and has no ports, for there is no internal address for it."""
+    """A running VM has no ports because no internal address is left for it."""
 
     pool: str
     """The pool of internal addresses, in CIDR notation."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class GaveBack:
-    """A VM was asked to give back ports, for others lack some."""
+class GiveBack:
+    """A request to a VM to give back ports, because other VMs lack some."""
 
     kept: int
     """Ports of its range that it keeps."""
@@ -32,72 +32,73 @@ class GaveBack:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OverflowRange:
-    """New connections of a VM use ports that are not beside those of its others."""
+    """New connections of a VM use an overflow range: ports that are not adjacent to those of its other connections."""
 
     no_room: NoRoom | None
-    """Why its range could not become longer; None: it returned to ports of its own while ports are short."""
+    """Why its range could not become longer; None: it returned to a leaving range of its own while ports are short."""
 
 
 Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress
-"""Why a VM has less than it wants."""
+"""The reason why a VM has fewer ports than were decided."""
 
 
 @dataclasses.dataclass(slots=True)
 class Observation:
-    """One VM. Only its own methods write to it."""
+    """The measurements and decisions of one VM. Only its own methods write to it."""
 
     measured: Measured | None = None
     measured_at: float = 0.0
     """UTC seconds."""
     counted: AllocationId | None = None
-    """The range whose ports in use were counted."""
+    """The range to which the counted ports in use belong."""
     scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
     decision: Decision | None = None
     refusal: Refusal | None = None
-    """Why it has less than was decided; None: it has not."""
+    """Why it has fewer ports than were decided; None: it has as many."""
     refused_packets: int = 0
     """Connection attempts that its host refused with an ICMP error, at the cap with no port left, since it got its
     ports."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
-    """Ports without a connection, of ranges that leave or are about to; what leaves only gets more of them."""
-    gave: GaveBack | None = None
-    """What it was last asked to give back; None: nothing since it last grew."""
+    """Ports without a connection in ranges that leave or are about to; their number only grows."""
+    give_back: GiveBack | None = None
+    """The last request to give back ports; None: none since it last wanted more."""
     overflow: OverflowRange | None = None
-    """Why its new connections have an overflow range; None: they have not."""
-    gave_in: int | None = None
-    """The shortage in which it was last asked to give back: while that lasts, what it gave does not return to it."""
+    """Why its new connections use an overflow range; None: they do not."""
+    give_back_shortage: int | None = None
+    """The shortage in which it was last asked to give back: while that lasts, it does not get these ports back."""
 
     def on_report(self, measured: Measured, refused_packets: int, now: float) -> bool:
         """
-        Take in what its host measured.
+        Record what its host measured.
 
-        :return: Whether connections were refused since the last report. What was counted before this manager began is
-            no news.
+        :param refused_packets: Connection attempts refused since the VM got its ports.
+        :param now: UTC seconds.
+        :return: Whether connections were refused since the last report; False for the first report to this manager.
         """
-        news = self.measured is not None and refused_packets > self.refused_packets
+        newly_refused = self.measured is not None and refused_packets > self.refused_packets
         self.measured, self.measured_at, self.refused_packets = measured, now, refused_packets
-        return news
+        return newly_refused
 
     def on_counted(self, active: AllocationId | None, free_in: Mapping[AllocationId, int]) -> None:
-        """Take in of which range the ports in use are, and how many are free in those that leave."""
+        """Record to which range the counted ports in use belong, and how many ports are free in leaving ranges."""
         self.counted, self.free_in = active, free_in
 
     def on_decision(self, decision: Decision, scaling: ScalingState) -> None:
-        """Record what policy and guards decided."""
+        """Record the decision of policy and guards."""
         self.decision, self.scaling = decision, scaling
 
     def on_resize(self, allowance: Allowance, outcome: Outcome, *, wants_more: bool) -> None:
-        """Record what came of a target."""
+        """Record the outcome of a resize."""
         if wants_more:
-            self.gave = None
+            self.give_back = None
         self.refusal = allowance.reason or (outcome.no_room if isinstance(outcome, Refused) else None)
 
     def on_enough(self) -> None:
-        """Record that it has what it was decided to have."""
+        """Record that it has the ports that were decided."""
         self.refusal = None
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """Record whether new connections have an overflow range from now on."""
+        """Record whether new connections use an overflow range from now on."""
         match outcome:
             case Grow() | Relocate():
                 self.overflow = None
@@ -109,11 +110,11 @@ class Observation:
         self.free_in = {**self.free_in, allocation: free}
 
     def on_give_back(self, kept: int, shortage: int | None) -> None:
-        """Record that it was asked to give back all but so many ports, and in which shortage."""
-        self.gave, self.gave_in = GaveBack(kept), shortage
+        """Record that it was asked to give back all but ``kept`` ports, and in which shortage."""
+        self.give_back, self.give_back_shortage = GiveBack(kept), shortage
 
     def on_not_started(self, error: VirtPortsError) -> None:
-        """Record why it has no ports."""
+        """Record why it got no ports when it started."""
         if isinstance(error, NoRoomError):
             self.refusal = error.no_room
         elif isinstance(error, InternalPoolExhausted):

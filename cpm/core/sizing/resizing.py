@@ -1,13 +1,13 @@
 """
-The resize engine: what becomes of a VM's range when it is to have another size, or another place.
+The resize engine: decides how a VM's range gets another size, or another place.
 
-Operators, policies, a host's alarm, the relief of a shortage and the simulation all come through here. Pure: a
-:class:`Situation` in, an outcome of :mod:`cpm.core.placement.outcomes` out; nothing is changed, and the same situation
-always has the same outcome. :func:`cpm.core.moves.record` records it in the fleet.
+Every resize is decided here: for operators, policies, a host's alarm, the relief of a shortage and the simulation.
+Pure: a :class:`Situation` in, an outcome of :mod:`cpm.core.placement.outcomes` out; nothing is changed, and the same
+situation always has the same outcome. :func:`cpm.core.moves.record` records it in the fleet.
 
-A range that is to grow does so in place where its neighbours are free, else by moving; where no longer range is to be
-had, by half of the difference, and half of that, down to a block. Where there is not even a block more, new connections
-get an *overflow range* (docs/design/0005-overflow-ranges.md).
+A range grows in place where the adjacent ports are free, else by moving; where no range of the target size is
+available, by half of the difference, then half of that, down to a block. Where not even one more block is available,
+new connections get an *overflow range* (docs/design/0005-overflow-ranges.md).
 """
 
 from __future__ import annotations
@@ -50,44 +50,44 @@ _NOTHING_TO_RETURN_TO: Final = Stay(StayReason.NOTHING_TO_RETURN_TO)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """All that a decision about one range depends on. Ports everywhere."""
+    """Everything that a decision about one range depends on. All sizes are in ports."""
 
     space: AddressSpace
     """Every port of the pool and its owner; only read."""
     active: Allocation
-    """The range that new connections get now. Nothing else is reserved for the VM."""
+    """The range that new connections get now. No other range is reserved for the VM."""
     target: int
-    """What the range should have."""
+    """The size that the range should have."""
     allowed: int
-    """What it may have, of that: see :mod:`cpm.core.sizing.contention`."""
+    """The size that it may have now: see :mod:`cpm.core.sizing.contention`."""
     room: int | None = None
     """Free ports that may be taken for it; None: all."""
     cap: int = LONGEST
-    """What the VM may hold. A range grows up to it; an overflow range counts with all that the VM holds otherwise."""
+    """The VM's cap. It limits the active range when that grows, and the sum of all ranges with an overflow range."""
     in_use: int | None = None
-    """Ports of the active range in use; None: not counted. Then there is no overflow range for it."""
+    """Ports of the active range in use; None: not counted, so the VM gets no overflow range."""
     expected_in_use: int | None = None
-    """The same by the time that the VM's host may ask again; None: as many as now."""
+    """Ports expected in use by the time that the VM's host may ask again; None: as many as now."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
-    """Ports that no connection uses, of the VM's leaving ranges as far as they were counted."""
+    """Ports without a connection in the VM's leaving ranges, as far as they were counted."""
     counts_ports: bool = False
-    """The target is for all connections of the VM, those on leaving ranges included."""
+    """True: the target is for all connections of the VM, including those on leaving ranges."""
     strict: bool = False
-    """The VM never changes its external address."""
+    """True: the VM never changes its external address."""
     may_overflow: bool = True
-    """False: the range grows, or the wish for more is refused."""
+    """False: the range grows, or the resize is refused."""
     may_return: bool = False
-    """When the VM may not grow, it may return to leaving ranges of its own: no other VM waits for them."""
+    """True: when the VM may not grow, it may return to leaving ranges of its own, as no other VM waits for them."""
     short: bool = False
-    """Ports are short: free fragments go to VMs that wait, not to overflow ranges."""
+    """True: ports are short, so free fragments go to waiting VMs, not to overflow ranges."""
     gave_back: bool = False
-    """The VM was asked to give back in this shortage: what it gave is not returned to."""
+    """True: the VM was asked to give back ports in this shortage, and does not return to them."""
     keep_upper: bool = False
-    """A range that shrinks keeps its upper part instead of its lower."""
+    """True: a range that shrinks keeps its upper part instead of its lower."""
 
 
 def choose(situation: Situation) -> Outcome:
-    """Decide what becomes of a range that should have ``target`` ports."""
+    """Decide how a range should get ``target`` ports."""
     size, allowed = situation.active.ports.size, _allowed_size(situation)
     if allowed > size:
         return _enlarge(situation, allowed)
@@ -99,7 +99,7 @@ def choose(situation: Situation) -> Outcome:
 
 
 def choose_elsewhere(situation: Situation) -> Relocate | Refused:
-    """Decide where a range of the same size goes; it is to leave its present place, ``target`` is of no matter."""
+    """Choose another place for a range of the same size; ``target`` and ``allowed`` are ignored."""
     active, space = situation.active, situation.space
     size, block = active.ports.size, space.block
     try:
@@ -111,11 +111,11 @@ def choose_elsewhere(situation: Situation) -> Relocate | Refused:
             prefer=active.external,
             strict=situation.strict,
             free_in=situation.free_in,
-            least=size + block - (situation.in_use or 0),
+            least_free=size + block - (situation.in_use or 0),
         )
     except NoRoomError as error:
         return Refused(error.no_room)
-    # Right beside the active range it would be growth: leave a block between.
+    # A range adjacent to the active one would extend it: leave a block between.
     first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
     return Relocate(_part(placement, PortRange(first, first + size - 1)))
 
@@ -124,9 +124,9 @@ def choose_compaction(
     space: AddressSpace, movable: Callable[[Allocation], bool]
 ) -> tuple[tuple[Allocation, Relocate], ...]:
     """
-    Decide which ranges to move so that short free runs become long ones: at most one on each address.
+    Choose the ranges to move so that short free runs become long ones: at most one on each address.
 
-    :param movable: Says which active ranges may move.
+    :param movable: Returns whether an active range may move.
     """
     found = (compaction(space, address.address, movable) for address in space.addresses)
     return tuple(
@@ -138,9 +138,12 @@ def choose_compaction(
 
 def choose_first(space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict: bool) -> Placement:
     """
-    Decide where a VM's first range goes: as many ports as wanted, or half of it again and again down to the floor.
+    Choose a VM's first range: the ports wanted, or half, a quarter and so on, down to the floor.
 
-    :raise PortsExhausted: When not even the floor is to be had.
+    :param wanted: Ports.
+    :param floor: Ports.
+    :param strict: A VM that still holds ranges stays on their external address.
+    :raise PortsExhausted: When there is no room for the floor.
     """
     size = wanted
     while True:
@@ -153,7 +156,7 @@ def choose_first(space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict
 
 
 def _allowed_size(situation: Situation) -> int:
-    """Return what the range may have; a cap between two whole numbers of blocks is the lower."""
+    """Return the size that the range may have; the cap is rounded down to whole blocks, but to one at least."""
     block = situation.space.block
     most = max(situation.cap // block, 1) * block
     return min(situation.allowed, max(most, situation.active.ports.size))
@@ -170,9 +173,9 @@ def _enlarge(situation: Situation, allowed: int) -> Outcome:
 
 def _find_longer(situation: Situation, allowed: int) -> Grow | Relocate:
     """
-    Find a longer range, as long as it may be or shorter.
+    Find a longer range: of the allowed size, or the largest one tried that is available.
 
-    :raise NoRoomError: When not one block more is to be had.
+    :raise NoRoomError: When not even one more block is available.
     """
     space, active = situation.space, situation.active
     size, current = whole_blocks(allowed, space.block), active.ports.size
@@ -195,12 +198,16 @@ def _find_longer(situation: Situation, allowed: int) -> Grow | Relocate:
             size = smaller
     if not placement.in_place:
         return Relocate(placement)
-    # A range that grows to both sides does so in two steps: one reserved range beside the active one at a time.
+    # A range grows on both sides in two steps, since only one range may be reserved at a time.
     return Grow(_part(placement, placement.ports.minus(active.ports)[-1]))
 
 
 def _require_room(placement: Placement, situation: Situation) -> None:
-    """:raise NoRoomError: When a placement takes more free ports than may be taken."""
+    """
+    Check that a placement takes no more free ports than ``situation.room``.
+
+    :raise NoRoomError: When it takes more.
+    """
     if situation.room is None:
         return
     own = (situation.active.ports, *(mine.ports for mine in placement.reclaimed))
@@ -211,10 +218,10 @@ def _require_room(placement: Placement, situation: Situation) -> None:
 
 
 def _overflow(situation: Situation, allowed: int, no_room: NoRoom) -> Overflow | Stay | Refused:
-    """Find other ports for new connections; ``no_room`` says why the range itself cannot become longer."""
+    """Find an overflow range; ``no_room`` is the reason why the range itself cannot become longer."""
     block, room = situation.space.block, situation.room
     held = sum(mine.ports.size for mine in situation.space.of(situation.active.domain))
-    # While ports are short, fragments go to VMs that wait: then only ports of its own are left.
+    # While ports are short, fragments go to waiting VMs: this one may only return to leaving ranges of its own.
     cap = 0 if situation.short else situation.cap
     lacking = min(allowed - (held if situation.counts_ports else situation.active.ports.size), cap - held)
     if room is not None:
@@ -224,7 +231,7 @@ def _overflow(situation: Situation, allowed: int, no_room: NoRoom) -> Overflow |
 
 
 def _return_to_own(situation: Situation) -> Overflow | Stay:
-    """Find ports of the VM's own to which new connections return."""
+    """Find a leaving range of the VM to which new connections can return."""
     return _place_overflow(situation, None, None) or _NOTHING_TO_RETURN_TO
 
 
@@ -232,20 +239,20 @@ def _place_overflow(situation: Situation, lacking: int | None, no_room: NoRoom |
     """
     Place an overflow range; None: there are no ports for one.
 
-    The active range is left for more free ports than it has, and for twice as many as it has left when its host may ask
-    again: else both would be used by halves.
+    It must have more free ports than the active range has now, and twice as many as that will have left when its host
+    may ask again: otherwise new connections would switch although the active range still has ports.
     """
     active, in_use = situation.active, situation.in_use or 0
     expected = in_use if situation.expected_in_use is None else situation.expected_in_use
     free_in = NOTHING_KNOWN if situation.gave_back else situation.free_in
     find = functools.partial(place_overflow, situation.space, active, lacking, free_in=free_in, strict=situation.strict)
     try:
-        find(least=0)
+        find(least_free=0)
     except NoRoomError:
         return None
     size = active.ports.size
     try:
-        return Overflow(find(least=max(2 * (size - expected), size - in_use + 1, 0)), no_room)
+        return Overflow(find(least_free=max(2 * (size - expected), size - in_use + 1, 0)), no_room)
     except NoRoomError:
         return _ENOUGH_LEFT
 

@@ -1,5 +1,5 @@
 """
-The rules by which ports are dealt out, as one value; cpmd makes it from its settings, the simulation by itself.
+The rules by which ports are assigned, as one value; cpmd makes it from its settings.
 
 Tested in ``tests/unit/cpm/core/sizing/test_resizing.py``.
 """
@@ -16,7 +16,7 @@ from cpm.protocol.timeouts import Timeouts
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRules:
-    """Everything that deciding needs to know of the configuration. The fields are those of ``cpmd.toml``."""
+    """The part of the configuration that decisions depend on. The fields are those of ``cpmd.toml``."""
 
     block: int
     """Ports: ranges are whole blocks."""
@@ -29,14 +29,14 @@ class PoolRules:
     compact_s: float
     """Seconds between two compactions."""
     internal: IPv4Network
-    """Addresses between hosts and edges, one a VM."""
+    """Addresses between hosts and edges, one per VM."""
     strict_pairing: bool
     """True: a VM never moves to another external address."""
     edge_grace_s: float
-    """Seconds an edge may be without session before hosts send around it."""
+    """Seconds that an edge may be disconnected before hosts no longer route through it."""
     timeouts: Timeouts
-    """What hosts give to connections unless their own settings say otherwise."""
+    """Connection timeouts of hosts whose own settings have none."""
     defaults: Defaults
-    """What holds for a VM without wishes."""
+    """The values for VMs without wishes."""
     guards: GuardSettings
-    """What holds scaling policies back."""
+    """The limits on scaling policies."""

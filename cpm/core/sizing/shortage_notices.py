@@ -1,8 +1,8 @@
 """
-Journal entries about VMs that lack ports: one when it begins, one when it is over.
+Journal entries about VMs that lack ports: one when the shortage begins, one when it is over.
 
-Pure. Refused connections and a short pool show in every measurement; the journal is for people, and must not grow with
-what guests do.
+Pure. Refused connections and a short pool recur with every measurement; the journal is for people, and must not grow
+with the activity of guests.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from cpm.core.journal import JournalEvent
 from cpm.protocol.model import AllocationState, DomainUUID
 
 CALM_S: Final = 60.0
-"""Seconds without a recurrence after which it is over: at most two entries a minute for a VM and an event."""
+"""Seconds without a recurrence after which a shortage is over: at most two entries a minute per VM and event."""
 
 ENDS: Final = {
     JournalEvent.EXHAUSTED: JournalEvent.RECOVERED,
     JournalEvent.SHORT: JournalEvent.SUPPLIED,
 }
-"""Event that begins a notice, to the event that ends it."""
+"""For each event that begins a shortage, the event that ends it."""
 
 
 class ShortageNotices:
     """
-    The VMs that lack ports, as the journal has it.
+    The shortages that the journal has as begun and not as ended.
 
-    Kept in memory only: after a restart of the manager, a shortage that goes on is recorded as begun once more.
+    Kept in memory only: after a restart of the manager, a shortage that goes on is recorded as begun again.
 
     :param fleet: Entries are recorded in it, about the VM's active range.
     """
@@ -37,23 +37,28 @@ class ShortageNotices:
         self._fleet = fleet
         self._last: dict[tuple[DomainUUID, JournalEvent], float] = {}
 
-    def note(self, uuid: DomainUUID, trouble: JournalEvent, now: float) -> None:
-        """Record that a VM lacks ports now; ``trouble`` is one of :data:`ENDS`."""
-        if (uuid, trouble) not in self._last and not self._record(uuid, trouble):
+    def note(self, uuid: DomainUUID, shortage: JournalEvent, now: float) -> None:
+        """
+        Record that a VM lacks ports now.
+
+        :param shortage: A key of :data:`ENDS`.
+        :param now: UTC seconds.
+        """
+        if (uuid, shortage) not in self._last and not self._record(uuid, shortage):
             return
-        self._last[uuid, trouble] = now
+        self._last[uuid, shortage] = now
 
     def tick(self, now: float) -> None:
-        """Record the end of what has not recurred."""
-        for (uuid, trouble), at in list(self._last.items()):
+        """Record the end of shortages that have not recurred for :data:`CALM_S`."""
+        for (uuid, shortage), at in list(self._last.items()):
             if now - at >= CALM_S:
-                del self._last[uuid, trouble]
-                self._record(uuid, ENDS[trouble])
+                del self._last[uuid, shortage]
+                self._record(uuid, ENDS[shortage])
 
     def forget(self, uuid: DomainUUID) -> None:
-        """Drop what is known of a VM that is gone; the end of its range is in the journal anyway."""
-        for trouble in ENDS:
-            self._last.pop((uuid, trouble), None)
+        """Discard the shortages of a VM that is gone; the journal has the end of its range anyway."""
+        for shortage in ENDS:
+            self._last.pop((uuid, shortage), None)
 
     def _record(self, uuid: DomainUUID, event: JournalEvent) -> bool:
         active = self._fleet.one(uuid, AllocationState.ACTIVE)

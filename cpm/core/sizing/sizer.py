@@ -1,8 +1,8 @@
 """
-Brings VMs' ranges to the size that hosts, the operator or a shortage call for.
+Resizes VMs' ranges on behalf of hosts, the operator or a shortage.
 
-Pure, like the manager that owns it. The situation is put together here, :mod:`cpm.core.sizing.resizing` decides,
-:mod:`cpm.core.moves` records the first step in the fleet; :mod:`cpm.core.rollout.steps` takes the others.
+Pure, like the manager that owns it. The situation is assembled here, :mod:`cpm.core.sizing.resizing` decides,
+:mod:`cpm.core.moves` records the first step in the fleet; :mod:`cpm.core.rollout.steps` takes the later ones.
 
 Tested in ``tests/unit/site/test_apart.py``.
 """
@@ -33,38 +33,38 @@ from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, Node
 _State = AllocationState
 
 MOVABLE_USE = 0.25
-"""Share of a range in use up to which compaction may move it: its old place drains faster."""
+"""Share of a range in use up to which compaction may move it: with few connections its old place drains faster."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """What an active range should become; ports everywhere."""
+    """The size that an active range should get. All sizes are in ports."""
 
     ports: int
     """Rounded up to whole blocks."""
     in_use: int | None = None
     """Ports of the active range that are in use; None: not counted."""
     expected_in_use: int | None = None
-    """The same by the time that the VM's host may ask again; None: as many."""
+    """Ports expected in use by the time that the VM's host may ask again; None: as many as now."""
 
 
 class Sizer:
     """
-    Resizes and moves ranges, and knows what was measured of each VM.
+    Resizes and moves ranges, and keeps what was measured of each VM.
 
-    :param fleet: The global fleet; changes are recorded in it.
-    :param sessions: The connected nodes.
-    :param waiting: VMs that run and have no ports because there are none.
-    :param rollout: Is told of every VM that changed.
-    :param wishes: Says what holds for a VM.
-    :param rules: How ports are dealt out.
+    :param fleet: The fleet; changes are recorded in it.
+    :param node_syncs: The connected nodes; the owner adds and removes them.
+    :param waiting: VMs that run and have no ports because none are available.
+    :param rollout: Gets a call for every VM that changed.
+    :param wishes: Returns the wishes in effect for a VM.
+    :param rules: Rules of the pool.
     :param now: UTC seconds.
     """
 
     def __init__(
         self,
         fleet: Fleet,
-        sessions: Mapping[NodeName, NodeSync],
+        node_syncs: Mapping[NodeName, NodeSync],
         waiting: Set[DomainUUID],
         rollout: Rollout,
         wishes: Callable[[VM], EffectiveWishes],
@@ -73,7 +73,7 @@ class Sizer:
     ) -> None:
         self.observed: dict[DomainUUID, Observation] = {}
         self._fleet = fleet
-        self._sessions = sessions
+        self._node_syncs = node_syncs
         self._rollout = rollout
         self._wishes = wishes
         self._rules = rules
@@ -83,39 +83,41 @@ class Sizer:
         self.notices = ShortageNotices(fleet)
         self.contention = Contention(fleet, rules.start_reserve, waiting, wishes, self.in_use, headroom)
 
-    # What is known of a VM's need
+    # Observations
 
     def of(self, uuid: DomainUUID) -> Observation:
-        """Return what is known of a VM's need."""
+        """Return the observation of a VM; it is created if there is none yet."""
         if (observation := self.observed.get(uuid)) is None:
             observation = self.observed[uuid] = Observation()
         return observation
 
     def in_use(self, uuid: DomainUUID) -> int | None:
-        """Return how many ports of its range a VM used when last counted; None: not counted since it has this one."""
+        """Return how many ports of its active range a VM used when last counted; None: this range was not counted."""
         observation, active = self.observed.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if observation is None or observation.measured is None or active is None or active.id != observation.counted:
             return None
         return observation.measured.ports_in_use
 
     def forget(self, uuid: DomainUUID) -> None:
-        """Drop what is known of the need of a VM that is gone."""
+        """Discard everything about a VM that is gone."""
         self.contention.on_settled(uuid)
         self.observed.pop(uuid, None)
         self.notices.forget(uuid)
 
     def on_not_started(self, uuid: DomainUUID, error: VirtPortsError) -> None:
-        """Keep why a VM that runs has no ports."""
+        """Record why a running VM has no ports."""
         self.of(uuid).on_not_started(error)
 
     # Resizing
 
     def resize(self, uuid: DomainUUID, target: Target, now: float) -> None:
         """
-        Start to bring a VM's range to a size, or as near to it as is fair while ports are short.
+        Start to resize a VM's range to the target, or as near to it as is fair while ports are short.
 
         Make before break: no connection is cut. Nothing happens when the VM has no active range or is being resized
-        already. When no more ports are to be had, the reason is kept for ``explain``.
+        already. When no more ports are available, the reason is kept for ``explain``.
+
+        :param now: UTC seconds.
         """
         vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if vm is not None and active is not None and self._fleet.one(uuid, _State.RESERVED) is None:
@@ -149,30 +151,32 @@ class Sizer:
             strict=self._rules.strict_pairing,
             may_return=not self.contention.others_wait(vm.uuid),
             short=shortage is not None or allowance.waits_for is not None,
-            gave_back=shortage is not None and shortage == observation.gave_in,
+            gave_back=shortage is not None and shortage == observation.give_back_shortage,
         )
 
     def _record(self, active: Allocation, outcome: Outcome, in_use: int | None, now: float) -> bool:
         """
-        Have an outcome carried out, and remember how full the range is that another one is to replace.
+        Record an outcome in the fleet, and how many ports are free in the active range if it is to be replaced.
 
-        :return: Whether it changes anything.
+        :return: Whether anything changed.
         """
         if not moves.record(self._fleet, active, outcome, now):
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
-        if in_use is not None and reserved is not None and not moves.joins(active, reserved):
+        if in_use is not None and reserved is not None and not moves.is_extension(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)
         self._rollout.on_vm_changed(active.domain)
         return True
 
-    # What the operator says
+    # Commands of the operator
 
     def resize_to(self, uuid: DomainUUID, ports: int, now: float) -> None:
         """
-        The operator wants a VM's range to have a size now; the next report may bring it back.
+        Start to resize a VM's range for the operator; after the next report the policy may change the size again.
 
+        :param ports: Kept between the VM's floor and cap, and rounded up to whole blocks.
+        :param now: UTC seconds.
         :raise NotFound: When there is no such VM.
         :raise Conflict: When it has no active range, or is being resized.
         :raise PortsExhausted: When there is no room for so many.
@@ -187,6 +191,7 @@ class Sizer:
         """
         Start to move a VM's range to other ports; make before break, no connection is cut.
 
+        :param now: UTC seconds.
         :raise NotFound: When there is no such VM.
         :raise Conflict: When it has no active range, or is being resized.
         :raise PortsExhausted: When there is no room elsewhere.
@@ -205,7 +210,7 @@ class Sizer:
         return vm, active
 
     def _plain_situation(self, active: Allocation, target: int) -> Situation:
-        """Return the situation of a range whose size is decided already, by the operator or to relieve a shortage."""
+        """Return the situation of a range whose size was already decided, by the operator or to relieve a shortage."""
         return Situation(
             space=self._fleet.space,
             active=active,
@@ -218,19 +223,23 @@ class Sizer:
         )
 
     def _record_or_raise(self, active: Allocation, outcome: Outcome, now: float) -> None:
-        """:raise PortsExhausted: When it was refused."""
+        """
+        Record an outcome in the fleet.
+
+        :raise PortsExhausted: When it is a refusal.
+        """
         if isinstance(outcome, Refused):
             raise NoRoomError(outcome.no_room)
         self._record(active, outcome, self.in_use(active.domain), now)
 
-    # What time brings
+    # Time
 
     def tick(self, now: float) -> None:
-        """End shortage notices in the journal."""
+        """Record in the journal the shortages that are over."""
         self.notices.tick(now)
 
     def compact(self, now: float) -> None:
-        """Join free runs by moving, now and then, a range that few connections use."""
+        """Every ``compact_s`` seconds, move ranges with few connections so that free runs join."""
         if now < self._compact_at:
             return
         self._compact_at = now + self._rules.compact_s
@@ -244,12 +253,12 @@ class Sizer:
             measured is not None
             and measured.ports_in_use is not None
             and measured.ports_in_use <= MOVABLE_USE * allocation.ports.size
-            and allocation.node in self._sessions
+            and allocation.node in self._node_syncs
             and self._fleet.one(allocation.domain, _State.RESERVED) is None
         )
 
     def relieve(self, now: float) -> None:
-        """While ports are short: give what is free to those that wait, and ask others to give back."""
+        """While ports are short: give free ports to the VMs that wait for some, and ask others to give back."""
         self.contention.on_tick(now)
         for uuid, ports in self.contention.growth_queue():
             active = self._fleet.one(uuid, _State.ACTIVE)

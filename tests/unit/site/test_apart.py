@@ -21,7 +21,7 @@ def test_without_a_long_enough_range_a_vm_gets_an_overflow_range_and_returns_whe
         assert site.open(VM, offset) is not None
     assert site.manager is not None
     manager = site.manager
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     settle(site)
     assert states(site) == [(1024, 1279, "draining"), (1344, 1471, "active")]
     started(site, FOURTH)
@@ -31,10 +31,10 @@ def test_without_a_long_enough_range_a_vm_gets_an_overflow_range_and_returns_whe
         assert site.open(VM, offset) is not None
     settle(site)
     assert list(manager.sizer.of(VM).free_in.values()) == [256 - 150]
-    step_aside(site, in_use=100)
+    overflow_vm(site, in_use=100)
     site.run()
     assert states(site) == [(1024, 1279, "draining"), (1344, 1535, "active")], "it has 92 left itself"
-    step_aside(site, in_use=150)
+    overflow_vm(site, in_use=150)
     settle(site)
     assert (1024, 1279, "active") in states(site)
     assert site.open(VM, 255) is not None
@@ -45,7 +45,7 @@ def test_while_ports_are_short_no_vm_gets_an_overflow_range() -> None:
     site = fragmented()
     assert site.manager is not None
     site.manager.sizer.contention.on_refused(THIRD, 2048, site.now)
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     site.run()
     assert states(site) == [(1024, 1279, "active")]
     refusal = site.manager.sizer.of(VM).refusal
@@ -56,7 +56,7 @@ def test_while_ports_are_short_no_vm_gets_an_overflow_range() -> None:
 def test_ports_given_back_in_a_shortage_do_not_return_to_the_vm_before_it_ends() -> None:
     site = fragmented()
     assert opened(site, 250) == 250
-    step_aside(site, in_use=250)
+    overflow_vm(site, in_use=250)
     settle(site)
     started(site, FOURTH)
     site.connections -= set(sorted(site.connections, key=lambda each: each.port)[:94])
@@ -66,7 +66,7 @@ def test_ports_given_back_in_a_shortage_do_not_return_to_the_vm_before_it_ends()
     sizing = site.manager.sizer
     shortage(site, site.now)
     sizing.of(VM).on_give_back(256, sizing.contention.shortage(site.now))
-    step_aside(site, in_use=150)
+    overflow_vm(site, in_use=150)
     site.run()
     assert (1024, 1279, "draining") in states(site)
     sizing.contention.on_settled(VM)
@@ -103,7 +103,7 @@ def fragmented() -> Site:
     return site
 
 
-def step_aside(site: Site, in_use: int) -> None:
+def overflow_vm(site: Site, in_use: int) -> None:
     site.ask(lambda manager: manager.sizer.resize(VM, Target(384, in_use), site.now))
 
 
@@ -211,5 +211,5 @@ def need(site: Site, arrivals_per_s: float) -> None:
     """Let its host say that the VM nears the end of its range."""
     ports = active(site)
     said = Need(VM, ports, ports.size - len(unused(site)), arrivals_per_s)
-    site.ask(lambda manager: manager.said(HOST1, said, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, said, site.now))
     site.run()

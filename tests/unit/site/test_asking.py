@@ -24,7 +24,7 @@ def everything(manager: Manager, now: float) -> None:
         explain_facts.explanation(manager, vm.uuid, now)
         vms.detail(manager, vm.uuid)
     pool.addresses(manager)
-    nodes.nodes(manager)
+    nodes.node_views(manager)
     metrics.exposition(manager)
 
 

@@ -279,10 +279,10 @@ def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
     node = site.machines[HOST1].node
     assert node is not None
     need = Need(VM, PortRange(1024, 1279), ports_in_use=200, arrivals_per_s=4000.0)
-    site.ask(lambda manager: manager.said(HOST1, need, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, need, site.now))
     site.run()
     assert states(site) == [(1024, 1024 + 1216 - 1, "active")]
-    site.ask(lambda manager: manager.said(HOST1, need, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, need, site.now))
     site.run()
     assert states(site) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
 
@@ -294,7 +294,7 @@ def test_a_need_without_consequence_is_declined_and_an_outdated_one_is_ignored()
     manager, range_ = site.manager, PortRange(1024, 1279)
 
     def answers(need: Need) -> list[Declined]:
-        manager.said(HOST1, need, site.now)
+        manager.on_message(HOST1, need, site.now)
         outcome = manager.take(site.now)
         return [message for name, message in outcome.messages if name == HOST1 and isinstance(message, Declined)]
 
@@ -407,7 +407,7 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     assert node is not None
     vms = (Measured(VM, 10.0, 0.1, ports_in_use=256),)
     report = Report(node.applied_generation, 1.0, vms, refused={VM: 7})
-    site.ask(lambda manager: manager.said(HOST1, report, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, report, site.now))
     assert site.manager is not None
     assert vms_queries.detail(site.manager, VM).refused_packets == 7
     line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
@@ -415,5 +415,5 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     # What may have been counted before this manager began is no news, what comes after it is.
     assert JournalEvent.EXHAUSTED not in journal(site)
     more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})
-    site.ask(lambda manager: manager.said(HOST1, more, site.now))
+    site.ask(lambda manager: manager.on_message(HOST1, more, site.now))
     assert journal(site).count(JournalEvent.EXHAUSTED) == 1

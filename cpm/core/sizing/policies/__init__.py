@@ -1,8 +1,8 @@
 """
 Scaling policies, one module each: how many ports a VM should have.
 
-A new policy is a module here that ends in a ``POLICY``, and an entry in :data:`REGISTERED`. Settings, wishes, command
-line and simulation ask :mod:`cpm.core.sizing.policies.registry` for names and descriptions.
+A new policy is a module here that defines ``POLICY``, and an entry in :data:`REGISTERED`. Settings, wishes, command
+line and simulation get names and descriptions from :mod:`cpm.core.sizing.policies.registry`.
 """
 
 from typing import Final

@@ -1,9 +1,9 @@
 """
-Doubling and halving on the ports in use, as Google Cloud NAT's dynamic port allocation does.
+Doubles and halves by the ports in use, as Google Cloud NAT's dynamic port allocation does.
 
-A range that is nearly used up doubles, one that is mostly empty halves; sizes are powers of two. The distance between
-the two thresholds is the hysteresis: a range that just halved is at most half used, one that just doubled more than a
-third.
+A range that is nearly full doubles, one that is mostly empty halves; sizes are powers of two. The distance between the
+two thresholds is the hysteresis: a range that has just halved is at most half used, one that has just doubled is more
+than a third used.
 
 Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
 """
@@ -20,9 +20,9 @@ from cpm.core.sizing.policies.registry import Registration
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OccupancyPolicy:
     """
-    Double above one share of use, halve below another.
+    Doubles above one share in use, halves below another.
 
-    :raise ValueError: When the range it halves to would double again at once.
+    :raise ValueError: When a range that has just halved would double again at once.
     """
 
     name: str = "occupancy"
@@ -34,10 +34,12 @@ class OccupancyPolicy:
 
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.shrink_at < self.grow_at <= 1:
-            raise ValueError(f"halve below {self.shrink_at}, double from {self.grow_at}: half of it must not be full")
+            raise ValueError(
+                f"halve below {self.shrink_at}, double from {self.grow_at}; use less than half of it to halve"
+            )
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
-        """Return the range's size, or the power of two above it or below it; it remembers nothing."""
+        """Return the range's size, or the next power of two above or below it; keeps no state."""
         current, used = demand.current, demand.ports_in_use
         if demand.exhausted or (used is not None and used >= self.grow_at * current):
             return 1 << current.bit_length(), None
@@ -46,4 +48,4 @@ class OccupancyPolicy:
         return current, None
 
 
-POLICY: Final = Registration(OccupancyPolicy(), "double and halve on the ports in use")
+POLICY: Final = Registration(OccupancyPolicy(), "double and halve by the ports in use")

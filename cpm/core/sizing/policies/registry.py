@@ -1,4 +1,4 @@
-"""The policies by name: what settings, per-VM wishes and ``virt-ports simulate`` may say."""
+"""The policies by name, as settings, per-VM wishes and ``virt-ports simulate`` use them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Registration:
 
     policy: Policy
     summary: str
-    """What it does, in a line."""
+    """A description in one line."""
     short: str | None = None
-    """A shorter name that operators may use, too."""
+    """A shorter name that operators may use as well; None: there is none."""
 
 
 _registered: dict[str, Registration] = {}
@@ -30,12 +30,12 @@ def register(registration: Registration) -> None:
     """
     names = {registration.policy.name, registration.short} - {None}
     if names & set(policy_words()):
-        raise ValueError(f"there is a policy {registration.policy.name} or {registration.short} already")
+        raise ValueError(f"a policy {registration.policy.name} or {registration.short} is registered already")
     _registered[registration.policy.name] = registration
 
 
 def registrations() -> tuple[Registration, ...]:
-    """Return all policies with what there is to say of them, the default first."""
+    """Return all policies with their descriptions, the default first."""
     return tuple(_registered.values())
 
 

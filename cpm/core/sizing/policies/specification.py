@@ -1,5 +1,5 @@
 """
-The specification's rule, literally ("Scaling Algorithm (Pseudocode)", US 9,055,117 elaboration).
+The specification's rule to the letter ("Scaling Algorithm (Pseudocode)", US 9,055,117 elaboration).
 
 The specification gives no unit for ``bandwidth_used``. We read it as Mbit/s: with packets/s as the other summand, bytes
 or bits per second would drown the packets, and in Gbit/s the bandwidth would not count at all.
@@ -46,7 +46,7 @@ def calculate_new_port_range(
     """
     Return the new size of a port range; a fraction of a port where the arithmetic gives one.
 
-    :param vm_id: Part of the specification's signature; the rule has one answer for all VMs.
+    :param vm_id: Part of the specification's signature; the result does not depend on it.
     :param current_port_range: Ports.
     :param packets_per_sec: Packets per second, both directions.
     :param bandwidth_used: Mbit/s, both directions.
@@ -56,13 +56,13 @@ def calculate_new_port_range(
 
 
 class SpecificationPolicy:
-    """The default policy: that rule, with fractions rounded up to a port so that halving never ends at none."""
+    """The default policy: that rule, with fractions rounded up to a port, so that halving never ends at 0."""
 
     name = "specification"
     counts_ports = False
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
-        """Return the ports the rule gives for this sample; it remembers nothing."""
+        """Return the ports the rule gives for this sample; keeps no state."""
         size = calculate_new_port_range(demand.domain, demand.current, demand.packets_per_s, demand.megabits_per_s)
         return math.ceil(size), None
 

@@ -1,10 +1,10 @@
 """
-What cpmd answers to every request that operators can make, as recorded once::
+Records cpmd's answer to every request that operators can make::
 
     python -m tests.unit.cpm.api.recording > tests/unit/cpm/api/recorded_answers.json
 
-The requests are asked in this order of one manager whose clock stands still. Run it again only for an answer that is
-meant to be another one; the difference is then what a reviewer looks at.
+The requests are sent in this order to one manager whose clock does not advance. Record again only for an intended
+change of an answer; a reviewer then checks the difference.
 """
 
 from __future__ import annotations

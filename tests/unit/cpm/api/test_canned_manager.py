@@ -1,4 +1,4 @@
-"""The fake manager behaves as cpmd does: the same calls, asked of both, have the same outcome for a client."""
+"""The fake manager behaves as cpmd does: the same calls to both have the same outcome for a client."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXTERNAL = IPv4Address("203.0.113.1")
 
 
 class Call(NamedTuple):
-    """What is asked; of a stream that is followed, the first two lines are read."""
+    """A call of the client; of a followed stream, the first two lines are read."""
 
     operation: Operation[Any]
     arguments: dict[str, Any]
@@ -77,7 +77,7 @@ CALLS = [
 
 
 class Outcome(NamedTuple):
-    """What a client gets, and the head of the answer as it comes over the socket."""
+    """The result for a client, and the head of the answer as received over the socket."""
 
     value: object
     refusal: tuple[str, str] | None
@@ -101,7 +101,7 @@ def outcome(path: str, call: Call) -> Outcome:
 
 
 def head(path: str, call: Call) -> tuple[int, str | None, bool]:
-    """Ask for a thing that changes nothing; return status, type and whether the length is not known beforehand."""
+    """Send a request that changes nothing; return status, type and whether the answer is chunked."""
     if call.operation.method != "GET":
         return (0, None, False)
     connection = http.client.HTTPConnection("localhost")
@@ -131,7 +131,7 @@ async def real_outcomes() -> list[Outcome]:
 
 
 def teach(fake: CannedManager, call: Call, real: Outcome) -> None:
-    """Have the fake say what the manager said."""
+    """Make the fake answer as the manager did."""
     answer: Callable[[canned_manager.Handler], None]
     if real.refusal is not None:
         answer = refusal(real.head[0] or 409, *real.refusal)
@@ -143,7 +143,7 @@ def teach(fake: CannedManager, call: Call, real: Outcome) -> None:
     fake.on(call.key, answer)
 
 
-async def test_the_fake_and_the_manager_are_one_to_a_client() -> None:
+async def test_the_fake_and_the_manager_look_the_same_to_a_client() -> None:
     real = await real_outcomes()
     assert [one.refusal and one.refusal[0] for one in real] == [
         None, None, "not-found", "invalid-request", None, "not-found", "invalid-request", None, "not-found", None, None,
@@ -155,7 +155,7 @@ async def test_the_fake_and_the_manager_are_one_to_a_client() -> None:
             assert await asyncio.to_thread(outcome, fake.path, call) == one, call.key
 
 
-async def test_what_the_fake_was_not_taught_it_refuses_as_the_manager_does_what_it_does_not_have() -> None:
+async def test_the_fake_refuses_an_unknown_path_as_the_manager_does() -> None:
     async with cpmd.running() as site:
         answer = await site.ask("GET", "/v1/nothing")
     with canned_manager.running() as fake:
@@ -166,7 +166,7 @@ async def test_what_the_fake_was_not_taught_it_refuses_as_the_manager_does_what_
     assert refused.refusal[0] == "not-found"
 
 
-async def test_measurements_are_only_there_to_be_followed() -> None:
+async def test_measurements_can_only_be_followed() -> None:
     async with cpmd.running() as site:
         with pytest.raises(RemoteError, match="ask with follow=1"):
             await asyncio.to_thread(next, Client(site.path).stream(MEASUREMENTS))

@@ -45,7 +45,7 @@ def test_an_answer_is_decoded(manager: CannedManager, client: Client) -> None:
     assert client.call(ASK, a=True, b="x y", c=None, d=False) == VIEW
 
 
-def test_changes(manager: CannedManager, client: Client) -> None:
+def test_a_change_sends_its_body(manager: CannedManager, client: Client) -> None:
     manager.on("POST /v1/x", VIEW)
     manager.on("DELETE /v1/x/y?all=1", VIEW)
     assert client.call(CHANGE, VIEW) == VIEW
@@ -54,7 +54,7 @@ def test_changes(manager: CannedManager, client: Client) -> None:
     assert [len(body) > 0 for _, body in manager.asked] == [True, False, False]
 
 
-def test_what_is_not_declared_is_not_sent(manager: CannedManager, client: Client) -> None:
+def test_undeclared_arguments_are_not_sent(manager: CannedManager, client: Client) -> None:
     with pytest.raises(TypeError, match=r"DELETE /v1/x/\{name\} takes \['all', 'name'\], not \['everything', 'name'\]"):
         client.call(REMOVE, name="y", everything=True)
     with pytest.raises(TypeError):
@@ -75,14 +75,14 @@ def test_a_refusal_keeps_code_and_sentence(manager: CannedManager, client: Clien
     assert VirtPortsError.code == RemoteError.code == "error"  # the class is untouched
 
 
-def test_an_answer_of_another_version(manager: CannedManager, client: Client) -> None:
+def test_an_answer_that_cannot_be_decoded_is_an_internal_error(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/status", raw(200, b'{"version": "9"}'))
     with pytest.raises(RemoteError, match="must run the same version") as refused:
         client.call(STATUS)
     assert refused.value.code == "internal"
 
 
-def test_stream_yields_before_the_end(manager: CannedManager, client: Client) -> None:
+def test_a_stream_yields_lines_before_it_ends(manager: CannedManager, client: Client) -> None:
     taken = threading.Event()
     manager.on("GET /v1/events?after=3&follow=1", lines([event(4), event(5)], then=lambda: taken.wait(60)))
     stream = client.stream(EVENTS, after=3, follow=True)
@@ -92,18 +92,18 @@ def test_stream_yields_before_the_end(manager: CannedManager, client: Client) ->
         next(stream)
 
 
-def test_stream_without_following_ends(manager: CannedManager, client: Client) -> None:
+def test_a_stream_that_is_not_followed_ends(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/events", lines([event(4), event(5)]))
     assert [each.seq for each in client.stream(EVENTS)] == [4, 5]
 
 
-def test_stream_refused(manager: CannedManager, client: Client) -> None:
+def test_a_refused_stream_raises_the_error_of_the_manager(manager: CannedManager, client: Client) -> None:
     manager.on("GET /v1/events?after=x", refusal(400, "invalid-request", "after is not a number"))
     with pytest.raises(RemoteError, match="after is not a number"):
         next(client.stream(EVENTS, after="x"))
 
 
-def test_stream_cut(manager: CannedManager, client: Client) -> None:
+def test_a_followed_stream_that_ends_is_unreachable(manager: CannedManager, client: Client) -> None:
     def cut(handler: canned_manager.Handler) -> None:
         lines([event(4)], then=lambda: handler.connection.shutdown(socket.SHUT_RDWR))(handler)
 
@@ -116,15 +116,17 @@ def test_stream_cut(manager: CannedManager, client: Client) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "detail"),
-    [(hang_up, "the manager closed the connection"), (garbage, "what answers does not speak HTTP")],
+    [(hang_up, "the manager closed the connection"), (garbage, "the peer does not speak HTTP")],
 )
-def test_a_bad_partner(manager: CannedManager, client: Client, answer: canned_manager.Answer, detail: str) -> None:
+def test_a_peer_that_is_no_manager_is_unreachable(
+    manager: CannedManager, client: Client, answer: canned_manager.Answer, detail: str
+) -> None:
     manager.on("GET /v1/status", answer)
     with pytest.raises(Unreachable, match=detail):
         client.call(STATUS)
 
 
-def test_an_answer_cut_short(manager: CannedManager, client: Client) -> None:
+def test_a_truncated_answer_is_unreachable(manager: CannedManager, client: Client) -> None:
     def short(handler: canned_manager.Handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "100")
@@ -136,7 +138,7 @@ def test_an_answer_cut_short(manager: CannedManager, client: Client) -> None:
         client.call(STATUS)
 
 
-def test_no_answer_in_time(manager: CannedManager) -> None:
+def test_a_timeout_is_unreachable(manager: CannedManager) -> None:
     waiting = threading.Event()
     manager.on("GET /v1/status", lambda _: waiting.wait(60))
     with pytest.raises(Unreachable, match="no answer in time; see `journalctl -u cpmd`"):
@@ -144,22 +146,22 @@ def test_no_answer_in_time(manager: CannedManager) -> None:
     waiting.set()
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no such socket; is cpmd running"):
         Client(str(tmp_path / "x")).call(STATUS)
     with pytest.raises(Unreachable, match="name its socket with --socket or VIRT_PORTS_SOCKET"):
         Client("/" + "x" * 200).call(STATUS)
 
 
-def test_nobody_listens(manager: CannedManager, tmp_path: Path) -> None:
+def test_a_socket_without_listener_is_unreachable(manager: CannedManager, tmp_path: Path) -> None:
     path = Path(manager.path).with_name("dead")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with pytest.raises(Unreachable, match="nobody listens there; is cpmd running"):
+    with pytest.raises(Unreachable, match="no process listens there; is cpmd running"):
         Client(str(path)).call(STATUS)
 
 
-def test_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_without_permission_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may open every socket, so the kernel's answer is made up."""
 
     def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What is declared: paths and queries, and that each operation is answered by one function with its arguments."""
+"""The declarations: paths and queries, and that each operation has one handler with its arguments."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from cpm.core.manager import Manager
 ASK = Operation("GET", "/v1/x/{name}", str, "", (Parameter("name", ""),))
 
 
-def test_paths() -> None:
+def test_arguments_are_quoted_in_the_path() -> None:
     assert HISTORY.target({"name": "a/b?c#d e"}) == "/v1/domains/a%2Fb%3Fc%23d%20e/history"
 
 
-def test_queries() -> None:
+def test_arguments_are_encoded_in_the_query() -> None:
     assert LIST_VMS.target({"all": False}) == "/v1/domains"
     assert LIST_VMS.target({"all": True}) == "/v1/domains?all=1"
     asked = WHOIS.target({"address": IPv4Address("203.0.113.1"), "port": 0, "at": None, "protocol": "udp"})
@@ -67,7 +67,7 @@ async def _lines(name: str) -> AsyncIterator[str]:
         (handlers.stream, _lines),
     ],
 )
-def test_a_handler_that_does_not_fit_is_found_when_it_is_registered(
+def test_a_handler_whose_arguments_do_not_fit_cannot_be_registered(
     register: Callable[[Operation[Any]], Callable[[Any], Any]], function: Callable[..., Any]
 ) -> None:
     with pytest.raises(TypeError):

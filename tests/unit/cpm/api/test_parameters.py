@@ -1,4 +1,4 @@
-"""What may stand in a path or query, and what is refused with which words."""
+"""Parameters of paths and queries: accepted and refused texts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PORT = WholeNumber("port", "", 0, 65535, required=True)
         (Address("address", ""), "203.0.113.1", IPv4Address("203.0.113.1")),
     ],
 )
-def test_accepted(parameter: Parameter, text: str | None, value: object) -> None:
+def test_a_valid_text_is_parsed(parameter: Parameter, text: str | None, value: object) -> None:
     assert parameter.read(text) == value
 
 
@@ -57,7 +57,9 @@ def test_accepted(parameter: Parameter, text: str | None, value: object) -> None
         (Address("address", ""), "::1", "'::1' is not an IPv4 address"),
     ],
 )
-def test_refused(parameter: Parameter, text: str | None, message: str) -> None:
+def test_an_invalid_text_is_refused_with_the_accepted_form(
+    parameter: Parameter, text: str | None, message: str
+) -> None:
     with pytest.raises(InvalidRequest) as refused:
         parameter.read(text)
     assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""Every request that operators can make is answered by cpmd as it always was, to the byte."""
+"""cpmd answers every request that operators can make with the recorded bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.unit.cpm.api import recording
 RECORDED = Path(__file__).with_name("recorded_answers.json")
 
 
-async def test_answers_are_those_recorded() -> None:
+async def test_every_answer_is_as_recorded() -> None:
     expected = json.loads(RECORDED.read_text())
     answers = await recording.record()
     for answer, recorded in zip(answers, expected, strict=True):

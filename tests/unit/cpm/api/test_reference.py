@@ -8,7 +8,7 @@ from cpm.api.operations import OPERATIONS
 PAGE = Path(__file__).parents[4] / "docs/reference/api.md"
 
 
-def test_the_page_says_what_is_declared() -> None:
+def test_the_page_is_generated_from_the_declarations() -> None:
     assert PAGE.read_text() == reference.markdown(), "run `python -m cpm.api.reference > docs/reference/api.md`"
 
 

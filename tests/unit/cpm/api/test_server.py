@@ -27,7 +27,7 @@ async def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: in
     assert frame.extra.endswith("\N{EURO SIGN}")
 
 
-async def test_a_client_that_hangs_up_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_disconnects_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async with cpmd.running() as site:
         assert (await site.lines("/v1/events?follow=1", 0)).status == 200
         async with site.node("host1", "172.30.0.11") as node:

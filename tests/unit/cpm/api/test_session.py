@@ -1,4 +1,4 @@
-"""A node's side of the session against a real cpmd: it connects, hears, is closed and comes back."""
+"""A node's side of the session against a real cpmd: it connects, receives messages, is closed and reconnects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT_S = 60.0
 
 
 class Node:
-    """Says hello whenever it is connected; keeps what happens."""
+    """Sends hello on every connection; keeps the events."""
 
     def __init__(self, protocol: int = PROTOCOL) -> None:
         self.session: Session
@@ -66,7 +66,7 @@ async def test_hello_is_answered_by_welcome_and_a_snapshot() -> None:
     assert (type(welcome), type(snapshot)) == (Welcome, Snapshot)
 
 
-async def test_a_listener_that_cannot_go_on_closes_the_session_and_it_is_opened_again() -> None:
+async def test_an_error_of_the_listener_closes_the_session_which_reconnects() -> None:
     node = Node()
     node.trouble = Conflict("an older manager")
     async with cpmd.running() as site, running(node, site.path):
@@ -75,14 +75,14 @@ async def test_a_listener_that_cannot_go_on_closes_the_session_and_it_is_opened_
             pass
 
 
-async def test_the_managers_reason_arrives() -> None:
+async def test_the_reason_of_a_close_frame_reaches_the_listener() -> None:
     node = Node(protocol=PROTOCOL + 1)
     async with cpmd.running() as site, running(node, site.path):
         reason = await node.reasons.get()
     assert reason.startswith(f"closed by the manager: host1 speaks protocol {PROTOCOL + 1}, we {PROTOCOL}")
 
 
-async def test_a_manager_that_is_not_there_is_a_reason_too() -> None:
+async def test_a_failed_connection_reaches_the_listener_with_its_reason() -> None:
     node = Node()
     async with running(node, "/nonexistent/cpmd.sock"):
         assert "/nonexistent/cpmd.sock" in await node.reasons.get()

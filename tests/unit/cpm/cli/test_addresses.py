@@ -23,7 +23,7 @@ PUBLIC = st.integers(int(IPv4Address("1.0.0.0")), int(IPv4Address("126.255.0.0")
         (["10.0.0.1"], ["10.0.0.1"]),
     ],
 )
-def test_what_people_write(words: list[str], found: list[str]) -> None:
+def test_addresses_ranges_and_networks_are_parsed(words: list[str], found: list[str]) -> None:
     assert addresses.parse(words) == tuple(map(IPv4Address, found))
 
 
@@ -51,32 +51,32 @@ def test_what_people_write(words: list[str], found: list[str]) -> None:
         ("0.0.0.0/0", "more than 1024 addresses at once"),
     ],
 )
-def test_what_is_refused(word: str, message: str) -> None:
+def test_invalid_addresses_are_refused_with_a_remedy(word: str, message: str) -> None:
     with pytest.raises(ValueError) as refused:
         addresses.parse([word])
     assert message in str(refused.value)
 
 
-def test_the_limit_is_for_all_words_together() -> None:
+def test_the_limit_applies_to_all_words_together() -> None:
     assert len(addresses.parse(["198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24", "198.18.0.0/24"])) == 1024
     with pytest.raises(ValueError, match="more than 1024"):
         addresses.parse(["198.18.0.0/22", "203.0.113.1"])
 
 
 @given(PUBLIC, st.integers(0, 1023))
-def test_a_range_has_all_between_its_ends(first: IPv4Address, more: int) -> None:
+def test_a_range_has_every_address_between_its_ends(first: IPv4Address, more: int) -> None:
     found = addresses.parse([f"{first}-{first + more}"])
     assert (found[0], found[-1], len(found)) == (first, first + more, more + 1)
 
 
 @given(PUBLIC, st.integers(22, 32))
-def test_a_network_has_all_its_addresses(address: IPv4Address, prefix: int) -> None:
+def test_a_network_has_its_first_and_last_address(address: IPv4Address, prefix: int) -> None:
     network = IPv4Network((int(address), prefix), strict=False)
     assert addresses.parse([str(network)]) == tuple(network)
 
 
 @given(st.text(max_size=25) | st.from_regex(r"[-0-9./: ]{1,30}"))
-def test_anything_is_addresses_or_an_error(word: str) -> None:
+def test_any_text_is_parsed_or_refused(word: str) -> None:
     try:
         found = addresses.parse([word])
     except ValueError:
@@ -90,6 +90,6 @@ def test_reserved_ports_are_joined_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " , ", "x", "1-x", "9-1", "70000", "1-2-3"])
-def test_reserved_ports_that_are_none(text: str) -> None:
+def test_invalid_reserved_ports_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"for example|use FIRST-LAST"):
         addresses.parse_reserved(text)

@@ -1,4 +1,4 @@
-"""What all verbs share: exit codes, errors, help, what gets imported."""
+"""Shared by all verbs: exit codes, errors, help, imports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REFUSALS = [
 ]
 
 
-def test_statuses_are_those_declared() -> None:
+def test_every_error_has_its_http_status() -> None:
     assert {code: kind.http_status for code, kind in errors.CODES.items()} == {
         **{code: status for status, code, _ in REFUSALS if code != "internal"},
         **dict.fromkeys(("config", "illegal-step", "kernel", "unreachable"), 500),
@@ -45,7 +45,7 @@ def test_statuses_are_those_declared() -> None:
 
 
 @pytest.mark.parametrize(("status", "code", "exit_code"), REFUSALS)
-def test_a_refusal_has_the_managers_words(
+def test_a_refusal_prints_the_sentence_of_the_manager(
     manager: CannedManager, virt_ports: Command, status: int, code: str, exit_code: int
 ) -> None:
     manager.on("GET /v1/domains/web1", refusal(status, code, "cannot, because; do this"))
@@ -55,7 +55,7 @@ def test_a_refusal_has_the_managers_words(
     assert json.loads(as_json.err) == {"code": code, "message": "cannot, because; do this"}
 
 
-def test_every_code_of_the_family_has_an_exit_code_on_purpose() -> None:
+def test_every_error_code_has_the_intended_exit_code() -> None:
     codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
     assert codes == set(errors.CODES)
     ends = dict.fromkeys(codes, 1) | {
@@ -76,12 +76,12 @@ def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_por
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (raw(404, b"404: Not Found"), "answered 404 Not Found and did not say why"),
+        (raw(404, b"404: Not Found"), "answered 404 Not Found without an explanation"),
         (raw(200, b"<html>"), "the manager's answer: cannot understand message"),
         (raw(200, b'[{"name": 1}]'), "$[0].name"),
     ],
 )
-def test_nonsense_from_the_manager(
+def test_an_answer_that_cannot_be_decoded_is_an_internal_error(
     manager: CannedManager, virt_ports: Command, answer: canned_manager.Answer, message: str
 ) -> None:
     manager.on("GET /v1/domains", answer)
@@ -106,7 +106,7 @@ def test_nonsense_from_the_manager(
         (["whois", "203.0.113.1", "1", "--at"], "argument --at: expected one argument"),
     ],
 )
-def test_usage(virt_ports: Command, words: list[str], message: str) -> None:
+def test_invalid_arguments_are_usage_errors(virt_ports: Command, words: list[str], message: str) -> None:
     result = virt_ports(*words)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: ")
@@ -114,13 +114,13 @@ def test_usage(virt_ports: Command, words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize("words", [["-o", "json", "show"], ["show", "-ojson"], ["--output=json", "show"]])
-def test_usage_as_json(virt_ports: Command, words: list[str]) -> None:
+def test_usage_errors_are_json_when_requested(virt_ports: Command, words: list[str]) -> None:
     result = virt_ports(*words)
     assert result.code == 2
     assert json.loads(result.err)["code"] == "usage"
 
 
-def test_unreachable(virt_ports: Command, tmp_path: Path) -> None:
+def test_a_missing_manager_is_reported_with_a_remedy(virt_ports: Command, tmp_path: Path) -> None:
     missing = str(tmp_path / "no.sock")
     result = virt_ports("list", "--socket", missing)
     assert (result.code, result.out) == (3, "")
@@ -131,7 +131,7 @@ def test_unreachable(virt_ports: Command, tmp_path: Path) -> None:
     assert json.loads(virt_ports("-o", "json", "--socket", missing, "list").err)["code"] == "unreachable"
 
 
-def test_the_socket_option_beats_the_environment(
+def test_the_socket_option_takes_precedence_over_the_environment(
     manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager.on("GET /v1/domains", [domain()])
@@ -141,11 +141,11 @@ def test_the_socket_option_beats_the_environment(
     assert virt_ports("--socket", manager.path, "list").code == 0
 
 
-def test_the_default_socket_is_the_managers_default() -> None:
+def test_the_default_socket_is_the_default_of_cpmd() -> None:
     assert ListenSettings().socket == parsing.DEFAULT_SOCKET
 
 
-def test_the_order_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.execute(["--help"], now=NOW)
     words = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
@@ -158,7 +158,7 @@ def test_the_order_of_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", main.verb_names())
-def test_help_helps(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_verb_has_a_summary_and_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.execute([verb, "--help"], now=NOW)
     assert ended.value.code == 0
@@ -175,7 +175,7 @@ def test_help_lists_verbs_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> 
     assert "  3    the manager (cpmd) cannot be reached\n" in text
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_installed_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main.execute(["--version"], now=NOW)
     assert ended.value.code == 0
@@ -206,7 +206,7 @@ def test_a_command_imports_only_what_it_needs(manager: CannedManager, words: lis
     assert err == "[]\n"
 
 
-def test_interrupted(manager: CannedManager) -> None:
+def test_an_interrupt_ends_with_130(manager: CannedManager) -> None:
     release = threading.Event()
     manager.on("GET /v1/events?follow=1", lines(EVENTS, then=lambda: release.wait(60)))
     child = process("events", "--follow", "-o", "json", socket=manager.path)
@@ -218,7 +218,7 @@ def test_interrupted(manager: CannedManager) -> None:
     assert (child.returncode, err) == (130, "")
 
 
-def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
+def test_a_closed_pipe_is_no_error(manager: CannedManager) -> None:
     manager.on("GET /v1/domains", [domain()])
     read, write = os.pipe()
     os.close(read)
@@ -228,7 +228,7 @@ def test_a_reader_that_goes_away_is_no_error(manager: CannedManager) -> None:
     assert (child.returncode, err) == (141, "")
 
 
-def test_a_bug_is_reported(
+def test_an_unexpected_error_is_reported_as_a_bug(
     manager: CannedManager, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(_: canned_manager.Handler) -> None:

@@ -1,4 +1,4 @@
-"""``virt-ports record``: what it writes can be read by ``simulate``."""
+"""``virt-ports record`` writes traces that ``simulate`` can read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_recording_is_a_trace(manager: CannedManager, virt_ports: Command, tmp
     assert trace.steps[0][0].bytes == 10_000
 
 
-def test_what_came_before_the_manager_went_is_written(
+def test_a_recording_is_written_up_to_the_end_of_the_manager(
     manager: CannedManager, virt_ports: Command, tmp_path: Path
 ) -> None:
     manager.on(TARGET, streamed(report(0, 10)))
@@ -50,6 +50,6 @@ def test_what_came_before_the_manager_went_is_written(
     assert read((tmp_path / "load.csv").read_text().splitlines(keepends=True), "load.csv").connections == 12
 
 
-def test_a_file_that_cannot_be_written(virt_ports: Command) -> None:
+def test_a_file_that_cannot_be_written_is_refused(virt_ports: Command) -> None:
     result = virt_ports("record", "/nowhere/load.csv")
     assert (result.code, "cannot write /nowhere/load.csv" in result.err) == (2, True)

@@ -7,7 +7,7 @@ from cpm.cli import main, reference
 PAGE = Path(__file__).parents[4] / "docs/reference/cli.md"
 
 
-def test_the_page_says_what_help_says() -> None:
+def test_the_page_is_generated_from_the_help() -> None:
     assert PAGE.read_text() == reference.markdown(), "run `python -m cpm.cli.reference > docs/reference/cli.md`"
 
 

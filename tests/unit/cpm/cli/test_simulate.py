@@ -1,4 +1,4 @@
-"""``virt-ports simulate``: asks no manager; its table and its JSON, to the letter."""
+"""``virt-ports simulate``: its table and its JSON. It needs no manager."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def trace(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_the_table(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_results(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.execute(["simulate", trace, "--policy", "static:128", "--policy", "static"], now=NOW) == 0
     assert (
         capsys.readouterr().out
@@ -36,7 +36,7 @@ def test_the_table(trace: str, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_json_picture_and_a_saved_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_picture_and_saved_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     svg, saved = tmp_path / "load.svg", tmp_path / "load.csv"
     made = ["simulate", "--generate", "steady", "--vms", "3", "--seconds", "30", "--no-packing", "-o", "json"]
     assert main.execute([*made, "--svg", str(svg), "--save", str(saved), "--policy", "predictive"], now=NOW) == 0
@@ -59,12 +59,14 @@ def test_json_picture_and_a_saved_load(tmp_path: Path, capsys: pytest.CaptureFix
         (["simulate", "--generate", "steady", "--vms", "0"], "0 VMs"),
     ],
 )
-def test_mistakes_are_told(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused_with_a_remedy(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.execute(words, now=NOW) == 2
     assert complaint in capsys.readouterr().err
 
 
-def test_what_is_no_text_is_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_binary_file_is_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(b"\x89PNG\r\n\xff\xfe")
     assert main.execute(["simulate", str(path)], now=NOW) == 2

@@ -1,4 +1,4 @@
-"""Every verb against a manager that says what it is told: what is asked, what is printed."""
+"""Every verb against a manager with canned answers: its request and its output."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ NODES = [
 ]  # fmt: skip
 
 
-def test_list_looks_like_virsh(manager: CannedManager, virt_ports: Command) -> None:
+def test_list_has_the_form_of_virsh(manager: CannedManager, virt_ports: Command) -> None:
     waiting = domain("db", DB, external_address=None, first_port=None, last_port=None, ports_in_use=None,
                      state="waiting")  # fmt: skip
     manager.on("GET /v1/domains", [domain(), waiting])
@@ -106,7 +106,7 @@ def test_list_looks_like_virsh(manager: CannedManager, virt_ports: Command) -> N
     )
 
 
-def test_list_of_nothing_is_a_header(manager: CannedManager, virt_ports: Command) -> None:
+def test_an_empty_list_is_a_header(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/domains", [])
     result = virt_ports("list")
     assert result.code == 0
@@ -115,7 +115,7 @@ def test_list_of_nothing_is_a_header(manager: CannedManager, virt_ports: Command
 
 
 @pytest.mark.parametrize("words", [["-o", "json", "list"], ["list", "-o", "json"], ["list", "--output=json"]])
-def test_list_as_json_has_the_promised_keys(manager: CannedManager, virt_ports: Command, words: list[str]) -> None:
+def test_list_as_json_has_the_documented_keys(manager: CannedManager, virt_ports: Command, words: list[str]) -> None:
     manager.on("GET /v1/domains", [domain()])
     assert virt_ports(*words).json == [
         {
@@ -125,7 +125,7 @@ def test_list_as_json_has_the_promised_keys(manager: CannedManager, virt_ports: 
     ]  # fmt: skip
 
 
-def test_list_asks_for_those_gone(manager: CannedManager, virt_ports: Command) -> None:
+def test_list_all_requests_vms_that_are_gone(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/domains?all=1", [domain(state="gone")])
     assert "gone" in virt_ports("list", "--all").out
 
@@ -191,7 +191,7 @@ def test_show(manager: CannedManager, virt_ports: Command) -> None:
         ),
     ],
 )
-def test_show_says_how_it_stands_with_the_guest(
+def test_show_prints_the_state_of_the_guest_agent(
     manager: CannedManager, virt_ports: Command, guest: GuestAgentView | None, lines: list[str]
 ) -> None:
     manager.on("GET /v1/domains/web1", msgspec.structs.replace(DETAIL, guest=guest))
@@ -242,7 +242,9 @@ def test_set(manager: CannedManager, virt_ports: Command) -> None:
         (["floor=1", "--unset", "floor"], "cannot unset 'floor'"),
     ],
 )
-def test_set_refuses_before_asking(manager: CannedManager, virt_ports: Command, words: list[str], message: str) -> None:
+def test_set_refuses_invalid_wishes_without_a_request(
+    manager: CannedManager, virt_ports: Command, words: list[str], message: str
+) -> None:
     result = virt_ports("set", "web1", *words)
     assert result.code == 2
     assert message in result.err
@@ -265,14 +267,16 @@ def test_resize_and_relocate(manager: CannedManager, virt_ports: Command) -> Non
 
 
 @pytest.mark.parametrize("size", ["many", "0", "-1", "64513", "9" * 30])
-def test_resize_to_no_size_is_refused_before_asking(manager: CannedManager, virt_ports: Command, size: str) -> None:
+def test_resize_refuses_an_invalid_size_without_a_request(
+    manager: CannedManager, virt_ports: Command, size: str
+) -> None:
     result = virt_ports("resize", "web1", size)
     assert result.code == 2
     assert "64512" in result.err or "-1" in size
     assert manager.asked == []
 
 
-def test_names_are_quoted_on_the_way(manager: CannedManager, virt_ports: Command) -> None:
+def test_names_are_quoted_in_the_path(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/domains/a%2F..%3Fb%20%C3%A9", DETAIL)
     assert virt_ports("show", "a/..?b é").code == 0
 
@@ -302,7 +306,7 @@ def test_whois(manager: CannedManager, virt_ports: Command) -> None:
 @pytest.mark.parametrize(
     "at", [["--at", "-10m"], ["--at=-10m"], ["--at", "10 minutes ago"], ["--at", "2025-11-23T07:28:00"]]
 )
-def test_whois_then(manager: CannedManager, virt_ports: Command, at: list[str]) -> None:
+def test_whois_at_a_time(manager: CannedManager, virt_ports: Command, at: list[str]) -> None:
     manager.on("GET /v1/whois?address=203.0.113.1&port=20817&at=1763879280.0&protocol=udp", whois_view(NOW - 600))
     assert virt_ports("whois", "203.0.113.1", "20817", *at, "--protocol", "udp").code == 0
 
@@ -313,7 +317,7 @@ def test_whois_then(manager: CannedManager, virt_ports: Command, at: list[str]) 
         (["203.0.113", "80"], "not an IPv4 address: '203.0.113'; write 203.0.113.1"),
         (["203.0.113.1", "65536"], "not a port: '65536'; use a number from 0 to 65535"),
         (["203.0.113.1", "http"], "not a port: 'http'; use a number from 0 to 65535"),
-        (["203.0.113.1", "80", "--at", "2026-01-01"], "'2026-01-01' is in the future; nobody knows yet"),
+        (["203.0.113.1", "80", "--at", "2026-01-01"], "'2026-01-01' is in the future; use a time in the past"),
     ],
 )
 def test_whois_refuses(virt_ports: Command, manager: CannedManager, words: list[str], message: str) -> None:
@@ -344,7 +348,7 @@ def test_events(manager: CannedManager, virt_ports: Command) -> None:
     ]
 
 
-def test_events_followed_until_the_manager_goes(manager: CannedManager, virt_ports: Command) -> None:
+def test_followed_events_are_printed_until_the_manager_ends(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/events?follow=1", lines(EVENTS))
     result = virt_ports("events", "--follow")
     header, _, *rows = result.out.splitlines()
@@ -403,7 +407,7 @@ def test_pool_add(manager: CannedManager, virt_ports: Command) -> None:
     assert decode(PoolRequest, body) == PoolRequest(wanted, ADDRESS.reserved)
 
 
-def test_pool_add_refuses_before_asking(manager: CannedManager, virt_ports: Command) -> None:
+def test_pool_add_refuses_invalid_addresses_without_a_request(manager: CannedManager, virt_ports: Command) -> None:
     result = virt_ports("pool", "add", "203.0.113.1", "224.0.0.1")
     assert result.code == 2
     assert result.err.startswith("error: 224.0.0.1 is multicast and can be no external address; write ")
@@ -418,7 +422,7 @@ def test_pool_remove(manager: CannedManager, virt_ports: Command) -> None:
     assert (result.code, result.json) == (0, [])
 
 
-def test_pool_remove_of_one_in_use(manager: CannedManager, virt_ports: Command) -> None:
+def test_pool_remove_of_an_address_in_use(manager: CannedManager, virt_ports: Command) -> None:
     sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop them or move them first"
     manager.on("DELETE /v1/pool/203.0.113.1", refusal(409, "address-in-use", sentence))
     assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
@@ -471,7 +475,7 @@ def test_status(manager: CannedManager, virt_ports: Command) -> None:
     assert virt_ports("status", "-o", "json").json["epoch"] == 12
 
 
-def test_status_says_how_long_connections_live(manager: CannedManager, virt_ports: Command) -> None:
+def test_status_prints_the_timeouts(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", Timeouts(udp_s=300)))
     assert virt_ports("status").out.splitlines()[-1] == (
         "Timeouts:       TCP 7440 s, opening or half closed 240 s, TIME_WAIT 120 s, reset 10 s; UDP 300 s; ICMP 60 s"

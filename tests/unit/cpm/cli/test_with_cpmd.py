@@ -1,4 +1,4 @@
-"""The command line against a real cpmd: its own process, its own ledger, and a node that applies all it is told."""
+"""The command line against a real cpmd in its own process, and a node that confirms everything."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Manager(NamedTuple):
 
 @pytest.fixture
 def cpmd() -> Iterator[Manager]:
-    """Start one and wait until it says that it is ready."""
+    """Start cpmd and wait for READY=1."""
     directory = Path(tempfile.mkdtemp(prefix="vpt-"))
     path, config = str(directory / "cpmd.sock"), directory / "cpmd.toml"
     config.write_text(f'[listen]\nsocket = "{path}"\n[ledger]\npath = "{directory / "ledger.db"}"\n')
@@ -83,7 +83,7 @@ async def connected(cpmd: Manager, name: str) -> AsyncIterator[Node]:
 
 
 class Follower:
-    """``virt-ports events --follow``: how the test learns that something came to pass."""
+    """``virt-ports events --follow``, by which the test waits for events."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -98,7 +98,7 @@ class Follower:
                 return seen
 
 
-async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
+async def test_every_verb_follows_the_life_of_a_vm(cpmd: Manager) -> None:
     added = await virt_ports(cpmd, "pool", "add", "203.0.113.1", "--reserved", "5060", "-o", "json")
     assert [address["reserved"] for address in added.json] == [[{"first": 5060, "last": 5060}]]
     assert added.json[0]["ports_total"] == 65535 - 1024  # 1024-65535 without 5060
@@ -122,9 +122,9 @@ async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
         assert [vm["name"] for vm in (await virt_ports(cpmd, "list", "-o", "json")).json] == ["db"]
         everything = (await virt_ports(cpmd, "list", "--all", "-o", "json")).json
         assert {vm["name"]: vm["state"] for vm in everything} == {"db": "active", "web1": "gone"}
-        told = (await virt_ports(cpmd, "history", "web1", "-o", "json")).json
-        assert [line["event"] for line in told][:2] == ["reserved", "active"]
-        assert told[-1]["event"] == "held"
+        entries = (await virt_ports(cpmd, "history", "web1", "-o", "json")).json
+        assert [line["event"] for line in entries][:2] == ["reserved", "active"]
+        assert entries[-1]["event"] == "held"
 
     cpmd.process.send_signal(signal.SIGTERM)
     _, err = await asyncio.wait_for(follower.process.communicate(), _PATIENCE_S)
@@ -135,7 +135,7 @@ async def test_the_life_of_a_vm_as_operators_see_it(cpmd: Manager) -> None:
     assert (gone.code, gone.out) == (3, "")
 
 
-async def test_what_hosts_report_is_recorded(cpmd: Manager) -> None:
+async def test_record_writes_the_reports_of_hosts(cpmd: Manager) -> None:
     await virt_ports(cpmd, "pool", "add", "203.0.113.1")
     recording = await _start(cpmd, "record", "-")
     assert recording.stdout is not None
@@ -145,7 +145,7 @@ async def test_what_hosts_report_is_recorded(cpmd: Manager) -> None:
         await node.say(Attach(WEB, "web1"))
         measured = Measured(WEB, packets_per_s=500.0, megabits_per_s=8.0, ports_in_use=17, new_connections_per_s=3.0)
         line = asyncio.create_task(recording.stdout.readline())
-        # Nobody says when it has begun to listen: report until it heard one.
+        # Report until the recording, which begins at an unknown moment, has received one.
         while not (await asyncio.wait({line}, timeout=0.1))[0]:
             await node.say(Report(node.generation, 1.0, (measured,)))
         assert line.result() == b"0,web1,17,0,500,1000000\n"
@@ -159,7 +159,7 @@ async def test_what_hosts_report_is_recorded(cpmd: Manager) -> None:
 
 
 async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
-    """Every verb tells the same of a VM that runs."""
+    """All verbs show the same facts about a running VM."""
     web = next(vm for vm in (await virt_ports(cpmd, "list", "-o", "json")).json if vm["name"] == "web1")
     place = {key: active[key] for key in ("external_address", "first_port", "last_port")}
     assert web == {
@@ -181,22 +181,22 @@ async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
 
 
 async def _moves_and_changes_size(cpmd: Manager, follower: Follower) -> None:
-    """What the operator asks is decided at once and done when the node confirmed it."""
+    """A change is decided at once, and done once the node has confirmed it."""
     moved = (await virt_ports(cpmd, "relocate", "web1", "-o", "json")).json
     assert sorted(each["state"] for each in moved["allocations"]) == ["active", "reserved"]
     here = await follower.until("active", WEB)
     grown = (await virt_ports(cpmd, "resize", "web1", "300", "-o", "json")).json["allocations"]
-    # To whole blocks, in place: only the new ports are on their way in.
+    # Rounded to whole blocks, in place: only the new ports are reserved.
     assert (64, "reserved") in [(each["last_port"] - each["first_port"] + 1, each["state"]) for each in grown]
     there = await follower.until("resized", WEB)
     assert (there["first_port"], there["last_port"]) == (here["first_port"], here["last_port"] + 64)
 
 
 async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
-    """The XML wins over `set`, `set` over the pool; `show` and `explain` say so."""
+    """The XML takes precedence over `set`, and that over the pool; `show` and `explain` print the origin."""
     await node.say(Attach(WEB, "web1", wishes=Wishes(cap=4096, nonsense=("weight 'x': it is not a whole number",))))
-    said = (await virt_ports(cpmd, "set", "web1", "floor=128", "cap=512", "drain-limit=none", "-o", "json")).json
-    assert {wish["key"]: (wish["value"], wish["origin"]) for wish in said["wishes"]} == {
+    shown = (await virt_ports(cpmd, "set", "web1", "floor=128", "cap=512", "drain-limit=none", "-o", "json")).json
+    assert {wish["key"]: (wish["value"], wish["origin"]) for wish in shown["wishes"]} == {
         "floor": (128, "set"),
         "cap": (4096, "metadata"),
         "weight": (100, "pool"),
@@ -207,7 +207,7 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json
     assert (unset["floor"], unset["cap"]) == (64, 4096)
     refused = await virt_ports(cpmd, "set", "web1", "floor=9", "cap=8")
-    assert (refused.code, refused.err) == (2, "error: floor 9 is above cap 8; use a floor that is not\n")
+    assert (refused.code, refused.err) == (2, "error: floor 9 is above cap 8; lower the floor or raise the cap\n")
     explained = await virt_ports(cpmd, "explain", "web1")
     assert explained.out.startswith("web1 has ")
     assert "cap 4096 (metadata)" in explained.out
@@ -217,7 +217,7 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
 
 
 async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
-    """What cannot be has the exit code for it, the manager's sentence, and changes nothing."""
+    """An impossible request has its exit code and the sentence of the manager, and changes nothing."""
     for words, sentence in (
         (("show", "web2"), "error: no VM 'web2'; "),
         (("history", "web2"), "error: no VM 'web2'; "),

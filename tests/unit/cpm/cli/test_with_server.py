@@ -1,4 +1,4 @@
-"""The command line against the server that cpmd runs, with a backend that says what it is told."""
+"""The command line against the server that cpmd runs, with a backend that has canned answers."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ ANSWERS: dict[Operation[Any], object] = {
 
 
 class SaysWhatItIsTold:
-    """Both backends of a server; ``trouble`` is raised by every request, ``asked`` has the arguments of each."""
+    """Both backends of a server; ``failure`` is raised by every request, ``asked`` has the arguments of each."""
 
     def __init__(self) -> None:
-        self.trouble: Exception | None = None
+        self.failure: Exception | None = None
         self.asked: list[object] = []
         self.more: asyncio.Queue[EventView] = asyncio.Queue()
 
     def _hear(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> None:
         self.asked.append((operation, arguments))
-        if self.trouble is not None:
-            raise self.trouble
+        if self.failure is not None:
+            raise self.failure
 
     async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
         self._hear(operation, arguments)
@@ -171,14 +171,16 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         (["status"], (operations.STATUS, {})),
     ],
 )
-def test_every_verb_is_understood(server: Running, run: Any, words: list[str], asked: tuple[object, ...]) -> None:
+def test_the_server_understands_every_verb(
+    server: Running, run: Any, words: list[str], asked: tuple[object, ...]
+) -> None:
     assert (run(*words).code, run(*words, "-o", "json").code) == (0, 0)
     assert server.backend.asked == [asked, asked]
     assert run("-o", "json", *words).json is not None
 
 
 @pytest.mark.parametrize(
-    ("trouble", "code"),
+    ("failure", "code"),
     [
         (NotFound("VM", "web1", "see `virt-ports list`"), 1),
         (Ambiguous("web1", (WEB, "x")), 1),
@@ -188,23 +190,23 @@ def test_every_verb_is_understood(server: Running, run: Any, words: list[str], a
         (LedgerError("disk full; make room"), 4),
     ],
 )
-def test_the_managers_sentence_arrives(server: Running, run: Any, trouble: VirtPortsError, code: int) -> None:
-    server.backend.trouble = trouble
-    assert run("show", "web1") == (code, "", f"error: {trouble}\n")
-    assert json.loads(run("show", "web1", "-o", "json").err) == {"code": trouble.code, "message": str(trouble)}
+def test_the_sentence_of_the_manager_is_printed(server: Running, run: Any, failure: VirtPortsError, code: int) -> None:
+    server.backend.failure = failure
+    assert run("show", "web1") == (code, "", f"error: {failure}\n")
+    assert json.loads(run("show", "web1", "-o", "json").err) == {"code": failure.code, "message": str(failure)}
 
 
-def test_a_limit_the_manager_refuses_is_a_matter_of_usage(run: Any) -> None:
+def test_a_limit_that_the_manager_refuses_is_a_usage_error(run: Any) -> None:
     assert run("history", "web1", "--limit", "0").code == 2
 
 
 @pytest.mark.parametrize("ports", ["0", "65536"])
-def test_a_size_that_no_range_can_have_is_a_matter_of_usage(server: Running, run: Any, ports: str) -> None:
+def test_a_size_that_no_range_can_have_is_a_usage_error(server: Running, run: Any, ports: str) -> None:
     assert run("resize", "web1", ports).code == 2
     assert server.backend.asked == []
 
 
-def test_following_waits_without_limit_and_gets_each_event_at_once(server: Running) -> None:
+def test_following_has_no_timeout_and_gets_each_event_at_once(server: Running) -> None:
     client = Client(server.path, timeout_s=0.05)
 
     async def add(event: EventView) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from cpm.api.views import WishesRequest
-from cpm.commands.vms import updated
+from cpm.commands.vms import merge_wishes
 from cpm.protocol.model import Wishes
 
 
-def test_what_is_left_out_stays_and_null_withdraws() -> None:
+def test_a_missing_key_keeps_a_wish_and_null_withdraws_it() -> None:
     before = Wishes(floor=64, cap=512, weight=7)
-    assert updated(before, WishesRequest()) == before
-    assert updated(before, WishesRequest(cap=None, weight=9)) == Wishes(floor=64, weight=9)
+    assert merge_wishes(before, WishesRequest()) == before
+    assert merge_wishes(before, WishesRequest(cap=None, weight=9)) == Wishes(floor=64, weight=9)

@@ -1,4 +1,4 @@
-"""The life of an allocation: the table is complete, and its picture is the table."""
+"""The life of an allocation: the table is complete, and the diagram shows it."""
 
 import re
 from ipaddress import IPv4Address
@@ -15,12 +15,12 @@ from cpm.protocol.model import Allocation, AllocationId, AllocationState, Domain
 STATES = [FREE, *AllocationState]
 
 
-def test_table_knows_every_state_and_every_event() -> None:
+def test_the_table_has_every_state_and_every_event() -> None:
     assert set(TRANSITIONS) == set(STATES)
     assert {event for events in TRANSITIONS.values() for event in events} == set(AllocationEvent)
 
 
-def test_diagram_is_the_table() -> None:
+def test_the_diagram_in_the_docstring_is_the_table() -> None:
     drawn = set(re.findall(r"^    (\w+) +--(\w+)--> +(\w+)$", lifecycle.__doc__ or "", re.MULTILINE))
     table = {
         (name_of(state), event.value, name_of(after))
@@ -32,7 +32,7 @@ def test_diagram_is_the_table() -> None:
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("event", list(AllocationEvent))
-def test_step_follows_the_table_or_refuses(state: AllocationState | None, event: AllocationEvent) -> None:
+def test_a_step_that_is_not_in_the_table_is_refused(state: AllocationState | None, event: AllocationEvent) -> None:
     if event in TRANSITIONS[state]:
         assert step(state, event) == TRANSITIONS[state][event]
     else:
@@ -66,12 +66,12 @@ def _allocation(state: AllocationState) -> Allocation:
     )
 
 
-def test_hold_down_counts_from_the_moment_of_holding() -> None:
+def test_the_hold_down_counts_from_the_held_state() -> None:
     assert hold_down_end(_allocation(AllocationState.HELD)) == 170.0
     assert hold_down_end(_allocation(AllocationState.HELD), hold_down_s=0) == 50.0
 
 
 @pytest.mark.parametrize("state", [state for state in AllocationState if state is not AllocationState.HELD])
-def test_hold_down_of_what_is_not_held_has_no_end(state: AllocationState) -> None:
+def test_only_a_held_allocation_has_a_hold_down(state: AllocationState) -> None:
     with pytest.raises(ValueError, match="not held"):
         hold_down_end(_allocation(state))

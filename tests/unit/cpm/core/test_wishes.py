@@ -20,32 +20,32 @@ DEFAULTS = Defaults(policy="specification", drain_limit_s=900.0)
 METADATA, SET, POOL = Origin
 
 
-def test_the_nearest_wins_value_by_value() -> None:
-    said = resolve(Wishes(cap=4096), Wishes(cap=512, weight=200), DEFAULTS, POLICIES)
-    assert said.floor == EffectiveValue(64, POOL)
-    assert said.cap == EffectiveValue(4096, METADATA)
-    assert said.weight == EffectiveValue(200, SET)
-    assert said.policy == EffectiveValue("specification", POOL)
-    assert said.drain_limit_s == EffectiveValue(900.0, POOL)
-    assert said.ignored == ()
+def test_precedence_is_decided_value_by_value() -> None:
+    effective = resolve(Wishes(cap=4096), Wishes(cap=512, weight=200), DEFAULTS, POLICIES)
+    assert effective.floor == EffectiveValue(64, POOL)
+    assert effective.cap == EffectiveValue(4096, METADATA)
+    assert effective.weight == EffectiveValue(200, SET)
+    assert effective.policy == EffectiveValue("specification", POOL)
+    assert effective.drain_limit_s == EffectiveValue(900.0, POOL)
+    assert effective.ignored == ()
 
 
-def test_never_to_withdraw_overrides_the_pools_limit() -> None:
+def test_drain_limit_none_overrides_the_limit_of_the_pool() -> None:
     assert resolve(Wishes(drain_limit_s=UNLIMITED), Wishes(), DEFAULTS, POLICIES).drain_limit_s == EffectiveValue(
         None, METADATA
     )
 
 
-def test_nonsense_is_passed_over_and_what_is_farther_holds() -> None:
-    said = resolve(Wishes(policy="magic", weight=0), Wishes(policy="occupancy"), DEFAULTS, POLICIES)
-    assert said.policy == EffectiveValue("occupancy", SET)
-    assert said.weight == EffectiveValue(100, POOL)
-    assert any("metadata: policy magic: there is no such policy" in why for why in said.ignored)
-    assert any("metadata: weight 0: use 1 to 10000" in why for why in said.ignored)
+def test_an_invalid_wish_is_skipped_and_the_next_origin_holds() -> None:
+    effective = resolve(Wishes(policy="magic", weight=0), Wishes(policy="occupancy"), DEFAULTS, POLICIES)
+    assert effective.policy == EffectiveValue("occupancy", SET)
+    assert effective.weight == EffectiveValue(100, POOL)
+    assert any("metadata: policy magic: there is no such policy" in why for why in effective.ignored)
+    assert any("metadata: weight 0: use 1 to 10000" in why for why in effective.ignored)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said", "floor", "cap"),
+    ("metadata", "by_operator", "floor", "cap"),
     [
         (Wishes(floor=512, cap=256), Wishes(), EffectiveValue(64, POOL), EffectiveValue(256, METADATA)),
         (Wishes(cap=256), Wishes(floor=512), EffectiveValue(64, POOL), EffectiveValue(256, METADATA)),
@@ -54,10 +54,10 @@ def test_nonsense_is_passed_over_and_what_is_farther_holds() -> None:
         (Wishes(floor=60000), Wishes(), EffectiveValue(60000, METADATA), EffectiveValue(60000, METADATA)),
     ],
 )
-def test_of_a_floor_above_the_cap_the_nearer_stays(
-    metadata: Wishes, said: Wishes, floor: EffectiveValue[int], cap: EffectiveValue[int]
+def test_of_a_floor_above_the_cap_the_one_with_precedence_stays(
+    metadata: Wishes, by_operator: Wishes, floor: EffectiveValue[int], cap: EffectiveValue[int]
 ) -> None:
-    answer = resolve(metadata, said, DEFAULTS, POLICIES)
+    answer = resolve(metadata, by_operator, DEFAULTS, POLICIES)
     assert (answer.floor, answer.cap) == (floor, cap)
     assert len(answer.ignored) == 1
 
@@ -74,8 +74,8 @@ _wishes = st.builds(
 
 
 @given(_wishes, _wishes)
-def test_whatever_is_said_what_holds_makes_sense(metadata: Wishes, said: Wishes) -> None:
-    holds = resolve(metadata, said, DEFAULTS, POLICIES)
+def test_effective_wishes_are_valid_for_any_wishes(metadata: Wishes, by_operator: Wishes) -> None:
+    holds = resolve(metadata, by_operator, DEFAULTS, POLICIES)
     assert 1 <= holds.floor.value <= holds.cap.value <= MAXIMUM_PORTS
     assert 1 <= holds.weight.value <= MAXIMUM_WEIGHT
     assert holds.policy.value in POLICIES
@@ -83,7 +83,7 @@ def test_whatever_is_said_what_holds_makes_sense(metadata: Wishes, said: Wishes)
     assert limit is None or (limit > 0 and math.isfinite(limit))
 
 
-def test_an_operator_is_told_rather_than_passed_over() -> None:
+def test_invalid_wishes_of_an_operator_are_refused_not_skipped() -> None:
     resolver = Resolver(DEFAULTS, POLICIES)
     resolver.check(Wishes(floor=64, cap=64))
     for wrong in (Wishes(floor=65, cap=64), Wishes(floor=0), Wishes(policy="magic"), Wishes(drain_limit_s=-1.0)):
@@ -91,7 +91,7 @@ def test_an_operator_is_told_rather_than_passed_over() -> None:
             resolver.check(wrong)
 
 
-def test_what_could_not_be_parsed_is_ignored_with_its_reason() -> None:
+def test_a_wish_that_cannot_be_parsed_is_ignored_with_its_reason() -> None:
     wishes = parse({"weight": "heavy", "cap": "128"})
     effective = resolve(wishes, Wishes(), DEFAULTS, POLICIES)
     assert effective.ignored == ("metadata: weight 'heavy': it is not a whole number",)
@@ -99,7 +99,7 @@ def test_what_could_not_be_parsed_is_ignored_with_its_reason() -> None:
     assert resolve(Wishes(), wishes, DEFAULTS, POLICIES).ignored == ("set: weight 'heavy': it is not a whole number",)
 
 
-def test_the_cache_answers_for_the_vm_as_it_is_now() -> None:
+def test_the_cache_returns_the_wishes_of_the_present_vm() -> None:
     resolver = Resolver(DEFAULTS, POLICIES)
     guest = VM(DomainUUID("u"), "web", NodeName("host1"), IPv4Address("100.64.0.1"))
     assert resolver.resolve(guest).cap == EffectiveValue(32768, POOL)

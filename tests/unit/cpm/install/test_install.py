@@ -46,11 +46,11 @@ class TestFiles:
     def test_everything_on_one_machine(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert install(tmp_path) == 0
         assert set(tree(tmp_path)) == FILES
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         for path in FILES - {"etc/virt-ports/install.json"}:
-            assert f"created /{path}\n" in said
-        assert "systemctl daemon-reload && systemctl enable --now cpmd natd" in said
-        assert "reload libvirtd" in said
+            assert f"created /{path}\n" in output
+        assert "systemctl daemon-reload && systemctl enable --now cpmd natd" in output
+        assert "reload libvirtd" in output
 
     @pytest.mark.parametrize(
         ("roles", "missing"),
@@ -60,32 +60,32 @@ class TestFiles:
             ("manager", {"natd.service", "natd.toml", "hook.conf", "virt-ports"}),
         ],
     )
-    def test_each_role_gets_its_own(self, tmp_path: Path, roles: str, missing: set[str]) -> None:
+    def test_each_role_gets_its_files_only(self, tmp_path: Path, roles: str, missing: set[str]) -> None:
         assert install(tmp_path, "--manager", REMOTE, roles=roles) == 0
         assert {Path(path).name for path in FILES - set(tree(tmp_path))} == missing
 
-    def test_the_hook_is_the_source_and_executable(self, tmp_path: Path) -> None:
+    def test_the_hook_is_the_source_file_and_executable(self, tmp_path: Path) -> None:
         install(tmp_path)
         hook = tmp_path / "etc/libvirt/hooks/qemu.d/virt-ports"
         assert hook.read_bytes() == Path(qemu.__file__).read_bytes()
         assert stat.S_IMODE(hook.stat().st_mode) == 0o755
 
-    def test_the_manifest_knows_every_file(self, tmp_path: Path) -> None:
+    def test_the_manifest_lists_every_file(self, tmp_path: Path) -> None:
         install(tmp_path)
         files = tree(tmp_path)
         manifest = json.loads(files.pop("etc/virt-ports/install.json"))
         assert manifest["roles"] == ["edge", "host", "manager"]
         assert manifest["files"] == {f"/{path}": plan.digest(content) for path, content in files.items()}
 
-    def test_twice_is_the_same_as_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_installing_again_changes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         install(tmp_path)
         before = tree(tmp_path)
         capsys.readouterr()
         assert install(tmp_path) == 0
         assert tree(tmp_path) == before
-        said = capsys.readouterr().out
-        assert said.count("unchanged /") == len(FILES) - 1
-        assert "reload libvirtd" not in said
+        output = capsys.readouterr().out
+        assert output.count("unchanged /") == len(FILES) - 1
+        assert "reload libvirtd" not in output
 
     def test_a_dry_run_writes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert install(tmp_path, "--dry-run") == 0
@@ -100,7 +100,7 @@ class TestFiles:
 
 
 class TestEdited:
-    def test_an_edited_file_is_kept_and_the_new_one_put_beside_it(
+    def test_an_edited_file_is_kept_and_the_new_text_is_put_beside_it(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         install(tmp_path)
@@ -114,7 +114,7 @@ class TestEdited:
         assert [path.with_name(f"{path.name}.new").read_bytes() for path in edited] == originals
         assert "kept /etc/systemd/system/natd.service (put the new text beside it" in capsys.readouterr().out
 
-    def test_a_new_text_beside_goes_away_when_it_is_taken_over(self, tmp_path: Path) -> None:
+    def test_the_new_text_is_removed_once_the_file_is_equal_to_it(self, tmp_path: Path) -> None:
         install(tmp_path)
         config = tmp_path / "etc/virt-ports/natd.toml"
         original = config.read_bytes()
@@ -124,7 +124,7 @@ class TestEdited:
         install(tmp_path)
         assert set(tree(tmp_path)) == FILES
 
-    def test_other_roles_later_do_not_touch_configuration(self, tmp_path: Path) -> None:
+    def test_adding_a_role_later_leaves_the_configuration(self, tmp_path: Path) -> None:
         install(tmp_path, "--manager", REMOTE, roles="host")
         before = (tmp_path / "etc/virt-ports/natd.toml").read_bytes()
         install(tmp_path, roles="host,edge,manager")
@@ -152,22 +152,24 @@ class TestEdited:
             (True, None, None, Action.CREATE),
         ],
     )
-    def test_the_rule(self, *, is_config: bool, found: bytes | None, written: str | None, action: Action) -> None:
+    def test_the_action_for_a_file(
+        self, *, is_config: bool, found: bytes | None, written: str | None, action: Action
+    ) -> None:
         assert plan.decide(Target(PurePosixPath("/f"), "new", is_config=is_config), found, written) is action
 
 
 class TestRefused:
     @pytest.mark.parametrize("roles", ["", "hosts", "host,", "host;edge", "Host"])
-    def test_roles(self, tmp_path: Path, roles: str) -> None:
-        ok = roles == "host,"  # a comma too many harms nobody
+    def test_invalid_roles_are_refused(self, tmp_path: Path, roles: str) -> None:
+        ok = roles == "host,"  # a trailing comma is accepted
         assert install(tmp_path, "--manager", REMOTE, roles=roles) == (0 if ok else ExitCode.USAGE)
 
-    def test_a_node_must_know_its_manager(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_node_without_a_manager_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert install(tmp_path, roles="host") == ExitCode.USAGE
         assert "--manager https://ADDRESS:PORT" in capsys.readouterr().err
         assert tree(tmp_path) == {}
 
-    def test_only_root_without_an_image(
+    def test_only_root_can_install_on_this_machine(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -175,10 +177,10 @@ class TestRefused:
         assert "only root" in capsys.readouterr().err
 
     @pytest.mark.parametrize("directory", ["/root/.local/bin", "/home/me/bin", "bin", "/opt/my programs", "/opt/%h"])
-    def test_programs_that_services_cannot_use(self, tmp_path: Path, directory: str) -> None:
+    def test_a_directory_that_services_cannot_use_is_refused(self, tmp_path: Path, directory: str) -> None:
         assert install(tmp_path, "--bindir", directory) == ExitCode.USAGE
 
-    def test_an_image_whose_links_lead_out_of_it(self, tmp_path: Path) -> None:
+    def test_a_link_that_leads_out_of_the_image_is_refused(self, tmp_path: Path) -> None:
         outside, root = tmp_path / "outside", tmp_path / "root"
         outside.mkdir()
         root.mkdir()
@@ -186,13 +188,13 @@ class TestRefused:
         assert install(root) == ExitCode.REFUSED
         assert tree(outside) == {}
 
-    def test_a_manifest_that_is_none(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_invalid_manifest_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         install(tmp_path)
         (tmp_path / "etc/virt-ports/install.json").write_text("[]")
         assert install(tmp_path) == ExitCode.REFUSED
         assert "install.json: not a manifest" in capsys.readouterr().err
 
-    def test_a_failed_write_leaves_no_halves(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_write_leaves_no_partial_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(_fd: int) -> None:
             raise OSError(28, "No space left on device")
 
@@ -203,11 +205,13 @@ class TestRefused:
 
 
 class TestConfigurations:
-    """What is generated is what the daemons read."""
+    """The daemons accept the generated configuration."""
 
     @pytest.mark.parametrize("roles", [{HOST, EDGE, MANAGER}, {HOST, EDGE}, {HOST}, {EDGE}, {EDGE, MANAGER}])
     @pytest.mark.parametrize("underlay", [None, "eth1"])
-    def test_natd_reads_its_own(self, tmp_path: Path, roles: set[str], underlay: str | None) -> None:
+    def test_natd_accepts_its_generated_configuration(
+        self, tmp_path: Path, roles: set[str], underlay: str | None
+    ) -> None:
         wanted = choices.complete(
             HERE, frozenset(roles), manager=None if MANAGER in roles else REMOTE, underlay=underlay
         )
@@ -229,25 +233,25 @@ class TestConfigurations:
         assert settings.host.uplinks == settings.edge.uplinks == {"eth0"}
         assert not settings.edge.underlay
 
-    def test_a_host_of_several_sends_towards_the_edges(self, tmp_path: Path) -> None:
+    def test_a_host_without_the_edge_role_sends_to_the_underlay(self, tmp_path: Path) -> None:
         path = tmp_path / "natd.toml"
         path.write_text(configs.natd_toml(choices.complete(HERE, frozenset({HOST}), manager=REMOTE, underlay="eth1")))
         settings = natd_settings.load(path)
         assert settings.host is not None
         assert settings.host.uplinks == {"eth1"}
 
-    def test_names_with_anything_in_them(self, tmp_path: Path) -> None:
+    def test_any_name_is_quoted(self, tmp_path: Path) -> None:
         path = tmp_path / "natd.toml"
         name = 'a"b\\c\nü'
         path.write_text(configs.natd_toml(choices.complete(HERE, frozenset({HOST, MANAGER}), name=name)))
         assert natd_settings.load(path).name == name
 
-    def test_cpmd_reads_its_own(self, tmp_path: Path) -> None:
+    def test_cpmd_accepts_its_generated_configuration(self, tmp_path: Path) -> None:
         path = tmp_path / "cpmd.toml"
         path.write_text(configs.cpmd_toml())
         assert cpmd_settings.load(path) == cpmd_settings.Settings()
 
-    def test_the_hook_reads_its_own(self, tmp_path: Path) -> None:
+    def test_the_hook_accepts_its_generated_configuration(self, tmp_path: Path) -> None:
         path = tmp_path / "hook.conf"
         path.write_text(configs.hook_conf())
         config, complaints = qemu.read_config(os.fsencode(path))
@@ -275,7 +279,7 @@ class TestConfigurations:
             qemu.Config.socket, qemu.Config.deadline, qemu.Config.refuse
         )  # fmt: skip
 
-    def test_what_is_not_known_is_asked_for_and_refused_by_natd(self, tmp_path: Path) -> None:
+    def test_a_missing_setting_is_a_remaining_step_and_refused_by_natd(self, tmp_path: Path) -> None:
         wanted = choices.complete(NOWHERE, frozenset({EDGE}), manager=REMOTE)
         steps = plan.remaining_steps(wanted, hook_is_new=False)
         for setting in ("underlay_address", "edge.uplinks", "edge.underlay"):
@@ -287,7 +291,7 @@ class TestConfigurations:
 
 
 class TestMachine:
-    def test_the_default_route_with_the_lowest_metric(self) -> None:
+    def test_the_default_route_with_the_lowest_metric_is_found(self) -> None:
         routes = (
             "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
             "eth2\t00000000\t010010AC\t0003\t0\t0\t600\t00000000\t0\t0\t0\n"
@@ -297,10 +301,10 @@ class TestMachine:
         assert machine.default_interface(routes) == "eth0"
 
     @pytest.mark.parametrize("routes", ["", "Iface\tDestination\n", "Iface\neth0 00000000\n"])
-    def test_no_default_route(self, routes: str) -> None:
+    def test_without_a_default_route_there_is_no_interface(self, routes: str) -> None:
         assert machine.default_interface(routes) is None
 
-    def test_this_machine(self) -> None:
+    def test_facts_about_this_machine_are_detected(self) -> None:
         here = machine.detect()
         assert here.hostname
         assert here.addresses["lo"] in IPv4Network("127.0.0.0/8")
@@ -314,12 +318,12 @@ class TestSources:
         for name in listed:
             assert sources.system_file(name)
 
-    def test_a_missing_file_says_what_to_do(self) -> None:
+    def test_the_error_for_a_missing_file_has_a_remedy(self) -> None:
         with pytest.raises(ConfigError, match="is missing; install virt-ports again"):
             sources.system_file("no-such.service")
 
 
-def test_urls_of_a_manager() -> None:
+def test_only_https_and_unix_urls_of_a_manager_are_accepted() -> None:
     with pytest.raises(InvalidRequest, match="not a manager"):
         choices.complete(HERE, frozenset({HOST}), manager="172.30.0.2:7414")
 

@@ -1,4 +1,4 @@
-"""A ledger with a small pool, and the words to fill it."""
+"""A ledger with a small pool."""
 
 from collections.abc import Iterator
 from pathlib import Path

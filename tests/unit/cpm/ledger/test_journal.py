@@ -1,4 +1,4 @@
-"""Who had what, when; and that nobody can say otherwise afterwards."""
+"""The owner of a port at a given time, the history of a VM, and that the journal cannot be rewritten."""
 
 import sqlite3
 import threading
@@ -54,7 +54,7 @@ def test_whois(ledger: SqliteLedger, port: int, at: float | None, answer: tuple[
     assert ledger.reader().whois(B, port, at) is None
 
 
-def test_history_tells_the_life(ledger: SqliteLedger) -> None:
+def test_history_has_every_step_of_an_allocation(ledger: SqliteLedger) -> None:
     _life(ledger)
     story = [(entry.event.value, str(entry.ports)) for entry in ledger.reader().history("vm-x")]
     assert story == [
@@ -70,11 +70,11 @@ def test_history_tells_the_life(ledger: SqliteLedger) -> None:
     ]
     assert ledger.reader().history("x") == ledger.reader().history("vm-x")
     assert [entry.event for entry in ledger.reader().history("x", limit=2)] == [JournalEvent.HELD, JournalEvent.FREED]
-    assert ledger.reader().history("nobody") == []
+    assert ledger.reader().history("unknown") == []
 
 
 @pytest.mark.parametrize("event", sorted(SHORTAGE_NOTICES))
-def test_a_remark_is_told_and_changes_nothing(ledger: SqliteLedger, event: JournalEvent) -> None:
+def test_a_shortage_notice_is_recorded_and_changes_nothing(ledger: SqliteLedger, event: JournalEvent) -> None:
     _life(ledger)
     before, holder = ledger.load(), ledger.reader().whois(A, 1030)
     ledger.commit([ShortageNotice(AllocationId(1), event)], 70)
@@ -85,14 +85,14 @@ def test_a_remark_is_told_and_changes_nothing(ledger: SqliteLedger, event: Journ
     assert (last.event, last.at, last.state) == (event, 70, AllocationState.ACTIVE)
 
 
-def test_a_remark_about_what_is_gone_is_none(ledger: SqliteLedger) -> None:
+def test_a_shortage_notice_about_a_freed_allocation_is_not_recorded(ledger: SqliteLedger) -> None:
     _life(ledger)
     seq = ledger.reader().latest_seq()
     ledger.commit([ShortageNotice(AllocationId(2), JournalEvent.EXHAUSTED)], 70)
     assert ledger.reader().latest_seq() == seq
 
 
-def test_history_survives_the_vm_and_its_name(ledger: SqliteLedger) -> None:
+def test_history_is_kept_when_the_vm_is_gone_or_renamed(ledger: SqliteLedger) -> None:
     ledger.commit([add(1, "x", "1024-1087", "held")], 1)
     ledger.commit([PutVM(vm("x", name="renamed"))], 2)
     ledger.commit([free(1, "1024-1087", "held"), DropVM(DomainUUID("x"))], 3)
@@ -106,7 +106,7 @@ def test_history_survives_the_vm_and_its_name(ledger: SqliteLedger) -> None:
     assert [entry.state for entry in entries] == [AllocationState.HELD, AllocationState.HELD, None]
 
 
-def test_unchanged_vm_and_step_leave_no_entry(ledger: SqliteLedger) -> None:
+def test_an_unchanged_vm_or_allocation_adds_no_entry(ledger: SqliteLedger) -> None:
     ledger.commit([add(1, "x", "1024-1087")], 1)
     ledger.commit([PutVM(vm("x")), move(1, expected("1024-1087", "reserved"), "1024-1087", "reserved")], 2)
     assert ledger.reader().latest_seq() == 1
@@ -163,7 +163,7 @@ def test_reader_works_in_another_thread_while_the_writer_goes_on(ledger: SqliteL
     assert [answer.domain for answer in answers if answer] == ["x"]
 
 
-def test_backup_is_a_ledger(ledger: SqliteLedger, tmp_path: Path) -> None:
+def test_a_backup_can_be_opened_as_a_ledger(ledger: SqliteLedger, tmp_path: Path) -> None:
     _life(ledger)
     target = tmp_path / "backup.db"
     ledger.reader().backup(target)
@@ -173,7 +173,7 @@ def test_backup_is_a_ledger(ledger: SqliteLedger, tmp_path: Path) -> None:
     assert not target.with_name("backup.db.part").exists()
 
 
-def test_backup_overwrites_nothing(ledger: SqliteLedger, tmp_path: Path) -> None:
+def test_a_backup_overwrites_no_file(ledger: SqliteLedger, tmp_path: Path) -> None:
     target = tmp_path / "letter"
     target.write_text("dear all")
     with pytest.raises(LedgerError, match="exists already"):

@@ -55,7 +55,7 @@ def _update(connection: sqlite3.Connection, number: int, each: Held) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(helds, max_size=12), helds, st.integers(0, 100))
-def test_a_range_is_accepted_exactly_when_nobody_has_its_ports(wanted: list[Held], new: Held, pick: int) -> None:
+def test_a_range_is_accepted_exactly_when_no_other_has_its_ports(wanted: list[Held], new: Held, pick: int) -> None:
     with SqliteLedger(":memory:") as ledger:
         ledger.commit([PutNode(node("host1")), PutAddress(external(A, str(RESERVED))), PutAddress(external(B))], 0.0)
         ledger.commit([PutVM(vm(name)) for name in "xyz"], 0.0)

@@ -1,4 +1,4 @@
-"""Random changes against a model that is too simple to be wrong: a dictionary of ports."""
+"""Random changes, compared with a simple model: a dictionary of ports."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
-from cpm.core.journal import Holding
+from cpm.core.journal import PortOwner
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import Conflict, Overloading
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
@@ -172,7 +172,7 @@ class Ledger(RuleBasedStateMachine):
                 assert _owner(self.ledger.reader().whois(address, port)) == owners.get((address, port))
 
 
-def _owner(holding: Holding | None) -> Owner | None:
+def _owner(holding: PortOwner | None) -> Owner | None:
     if holding is None:
         return None
     return str(holding.domain), str(holding.node), holding.state, holding.ports

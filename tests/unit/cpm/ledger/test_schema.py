@@ -1,4 +1,4 @@
-"""Migrations, one by one, and files that are not ours or not for this version."""
+"""Migrations, one by one, and files of other programs or newer versions."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -38,14 +38,14 @@ def test_each_version_is_reached_and_is_the_start_of_the_next(connection: sqlite
         assert _shape(at_once) == _shape(connection)
 
 
-def test_migrating_twice_is_once(connection: sqlite3.Connection) -> None:
+def test_migrating_again_changes_nothing(connection: sqlite3.Connection) -> None:
     migrate(connection)
     before = _shape(connection)
     migrate(connection)
     assert _shape(connection) == before
 
 
-def test_version_2_journals_what_is_held_already(connection: sqlite3.Connection, path: Path) -> None:
+def test_version_2_writes_the_present_allocations_to_the_journal(connection: sqlite3.Connection, path: Path) -> None:
     migrate(connection, MIGRATIONS[:1])
     connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
     connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
@@ -60,7 +60,7 @@ def test_version_2_journals_what_is_held_already(connection: sqlite3.Connection,
         assert [entry.allocation for entry in ledger.reader().history("web")] == [3]
 
 
-def test_version_3_keeps_floors_and_caps_as_what_the_operator_said(connection: sqlite3.Connection, path: Path) -> None:
+def test_version_3_keeps_floors_and_caps_as_wishes_of_the_operator(connection: sqlite3.Connection, path: Path) -> None:
     migrate(connection, MIGRATIONS[:2])
     connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
     connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
@@ -77,7 +77,7 @@ def test_version_3_keeps_floors_and_caps_as_what_the_operator_said(connection: s
         assert [allocation.domain for allocation in state.allocations] == ["u1"]
 
 
-def test_wishes_that_are_no_json_are_refused_and_those_that_make_no_sense_are_a_ledger_error(path: Path) -> None:
+def test_invalid_json_in_wishes_is_refused_and_invalid_wishes_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
         ledger.commit([PutNode(node("host1")), PutVM(vm("x"))], 1.0)
         with pytest.raises(sqlite3.IntegrityError):
@@ -120,19 +120,19 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path) -> No
         assert [name for (name,) in after.execute("SELECT name FROM sqlite_master")] == ["contacts"]
 
 
-def test_file_that_is_no_database_is_refused(path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
     path.write_bytes(b"this is a letter, not a ledger" * 100)
     with pytest.raises(LedgerError, match="not an SQLite database") as caught:
         SqliteLedger(path)
     assert str(path) in str(caught.value)
 
 
-def test_missing_directory_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_directory_names_it(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="make sure that the directory of"):
         SqliteLedger(tmp_path / "nowhere" / "ledger.db")
 
 
-def test_rows_that_make_no_sense_are_a_ledger_error(path: Path) -> None:
+def test_invalid_rows_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
         ledger._connection.execute("INSERT INTO nodes VALUES ('host1', 'gateway', '172.30.0.1', 1, 0)")
         with pytest.raises(LedgerError, match="a row is invalid"):

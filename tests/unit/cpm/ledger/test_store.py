@@ -1,4 +1,4 @@
-"""What a commit does, what it refuses, and that a refusal changes nothing."""
+"""Commits, refused commits, and that a refusal changes nothing."""
 
 import dataclasses
 import sqlite3
@@ -53,7 +53,7 @@ def test_batch_is_all_or_nothing(ledger: SqliteLedger) -> None:
     refused(ledger, [add(1, "x", "1024-1087"), PutVM(vm("z")), add(2, "y", "1087-1150")], Overloading)
 
 
-def test_same_allocation_twice_is_once(ledger: SqliteLedger) -> None:
+def test_adding_an_equal_allocation_again_does_nothing(ledger: SqliteLedger) -> None:
     for _ in range(2):
         ledger.commit([add(1, "x", "1024-1087")], now=1.0)
     assert ledger.load().allocations == (allocation(1, "x", "1024-1087"),)
@@ -97,7 +97,7 @@ def test_reserving_ports_that_are_held_is_refused(ledger: SqliteLedger) -> None:
     assert ledger.load().addresses[0].reserved == (PortRange(1088, 1090),)
 
 
-def test_order_within_a_batch_makes_room_first(ledger: SqliteLedger) -> None:
+def test_ports_freed_earlier_in_a_batch_can_be_taken(ledger: SqliteLedger) -> None:
     ledger.commit([add(1, "x", "1024-1151", "active")], now=1.0)
     # Split: trim the head, insert the tail.
     ledger.commit(
@@ -141,7 +141,7 @@ def test_unexpected_state_is_a_conflict(ledger: SqliteLedger, change: Change) ->
     refused(ledger, [change], Conflict, "was expected")
 
 
-def test_what_is_in_use_is_not_dropped(ledger: SqliteLedger) -> None:
+def test_nodes_vms_and_addresses_in_use_are_not_dropped(ledger: SqliteLedger) -> None:
     ledger.commit([add(1, "x", "1024-1087", "held")], now=1.0)
     refused(ledger, [DropVM(DomainUUID("x"))], Conflict, "still holds 1 ranges")
     refused(ledger, [DropAddress(A)], AddressInUse)
@@ -156,7 +156,7 @@ def test_what_is_in_use_is_not_dropped(ledger: SqliteLedger) -> None:
 @pytest.mark.parametrize(
     "change", [DropVM(DomainUUID("no")), DropAddress(IPv4Address("192.0.2.9")), DropNode(NodeName("no"))]
 )
-def test_dropping_what_is_not_there_is_a_conflict(ledger: SqliteLedger, change: Change) -> None:
+def test_dropping_something_unknown_is_a_conflict(ledger: SqliteLedger, change: Change) -> None:
     refused(ledger, [change], Conflict, "there is no")
 
 
@@ -228,7 +228,7 @@ def test_second_writer_is_refused(ledger: SqliteLedger, path: Path) -> None:
     ledger.commit([add(1, "x", "1024-1087")], now=1.0)
 
 
-def test_closing_lets_the_next_one_in(path: Path) -> None:
+def test_a_closed_ledger_can_be_opened_again(path: Path) -> None:
     first = SqliteLedger(path)
     first.reader()
     first.close()
@@ -246,7 +246,7 @@ def test_memory_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_durability_is_on(ledger: SqliteLedger) -> None:
+def test_commits_are_synchronous(ledger: SqliteLedger) -> None:
     pragma = ledger._connection.execute
     values = [pragma(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
     assert values == ["wal", 2, 1]

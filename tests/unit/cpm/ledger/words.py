@@ -1,4 +1,4 @@
-"""Short names for the values these tests are full of."""
+"""Short constructors for the values that these tests use most."""
 
 from ipaddress import IPv4Address
 

@@ -1,4 +1,4 @@
-"""What is on the wire becomes values, or an error that names the place."""
+"""Decoding messages: values, or an error that names the place."""
 
 from __future__ import annotations
 
@@ -27,32 +27,34 @@ def test_a_wrong_address_is_an_error_that_names_its_place(wrong: object) -> None
         codec.decode(PoolRequest, json.dumps({"addresses": [wrong]}).encode())
 
 
-def test_what_is_written_is_read() -> None:
+def test_an_encoded_message_decodes_to_itself() -> None:
     assert codec.decode_node_message(
         codec.encode(codec.decode_node_message(json.dumps(HELLO)))
     ) == codec.decode_node_message(json.dumps(HELLO))
 
 
-def test_timeouts_travel_with_what_is_said_about_the_site() -> None:
+def test_timeouts_are_encoded_with_the_path() -> None:
     snapshot = Snapshot(1, 1, PathState(IPv4Network("100.64.0.0/10"), timeouts=Timeouts(udp_s=300)))
     assert codec.decode_manager_message(codec.encode(snapshot)) == snapshot
 
 
-@pytest.mark.parametrize(("said", "understood"), [
+@pytest.mark.parametrize(("given", "understood"), [
     ({}, None),
     ({"timeouts": None}, None),
     ({"timeouts": {"udp_s": 300}}, Timeouts(udp_s=300)),
     ({"timeouts": {"udp_s": 300, "sctp_s": 600}}, Timeouts(udp_s=300)),
 ])  # fmt: skip
-def test_an_older_or_newer_manager_is_understood(said: dict[str, object], understood: Timeouts | None) -> None:
-    path = {"internal_pool": "100.64.0.0/10", "edges": [], "externals": []} | said
+def test_the_path_of_an_older_or_newer_manager_is_accepted(
+    given: dict[str, object], understood: Timeouts | None
+) -> None:
+    path = {"internal_pool": "100.64.0.0/10", "edges": [], "externals": []} | given
     message = codec.decode_manager_message(json.dumps({"type": "snapshot", "epoch": 1, "generation": 1, "path": path}))
     assert isinstance(message, Snapshot)
     assert message.path.timeouts == understood
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[" * 100_000, "{}", '{"type":"hello"}', '{"type":7}'])
-def test_no_message(text: str) -> None:
+def test_what_is_no_message_is_refused_with_a_remedy(text: str) -> None:
     for read in (codec.decode_node_message, codec.decode_manager_message):
         with pytest.raises(InvalidRequest, match="both sides must run the same version"):
             read(text)

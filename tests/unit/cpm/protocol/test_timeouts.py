@@ -1,4 +1,4 @@
-"""Which timeouts are allowed, and who wins."""
+"""Which timeouts are allowed, and which take precedence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cpm.protocol.errors import ConfigError
 from cpm.protocol.timeouts import MAXIMUM_S, MINIMUM, Timeouts, TimeoutsTable
 
 
-def test_the_defaults_are_allowed_and_the_floors_are_those_of_the_rfcs() -> None:
+def test_the_defaults_are_allowed_and_the_minimum_is_that_of_the_rfcs() -> None:
     defaults = structs.asdict(Timeouts())
     TimeoutsTable(**defaults).check("file", "table")
     assert {key: defaults[key] for key in MINIMUM} == {key: seconds for key, (seconds, _) in MINIMUM.items()}
@@ -17,18 +17,18 @@ def test_the_defaults_are_allowed_and_the_floors_are_those_of_the_rfcs() -> None
     assert (MINIMUM["tcp_transitory_s"], MINIMUM["icmp_s"]) == ((240, "RFC 5382 REQ-5"), (60, "RFC 5508 REQ-2"))
 
 
-def test_both_kinds_have_the_same_keys() -> None:
+def test_the_table_has_a_key_for_every_timeout() -> None:
     assert Timeouts.__struct_fields__ == TimeoutsTable.__struct_fields__
 
 
-def test_the_nearer_wins_key_by_key() -> None:
+def test_each_key_of_the_table_overrides_its_timeout() -> None:
     pool = TimeoutsTable(udp_s=300, icmp_s=90).override(Timeouts())
     assert pool == Timeouts(udp_s=300, icmp_s=90)
     assert TimeoutsTable(udp_s=120, tcp_reset_s=1).override(pool) == Timeouts(udp_s=120, icmp_s=90, tcp_reset_s=1)
     assert TimeoutsTable().override(pool) == pool
 
 
-@pytest.mark.parametrize(("said", "words"), [
+@pytest.mark.parametrize(("table", "words"), [
     (TimeoutsTable(udp_s=119),
      "udp_s: 119 s is below the 120 s of RFC 4787 REQ-5; use 120 or more, or remove the line"),
     (TimeoutsTable(tcp_established_s=7439),
@@ -42,7 +42,7 @@ def test_the_nearer_wins_key_by_key() -> None:
     (TimeoutsTable(udp_s=MAXIMUM_S + 1),
      "udp_s: the kernel cannot wait for 2147484 s; use 2147483 or less"),
 ])  # fmt: skip
-def test_what_is_not_allowed_names_file_key_source_and_remedy(said: TimeoutsTable, words: str) -> None:
+def test_an_error_names_file_key_source_and_remedy(table: TimeoutsTable, words: str) -> None:
     with pytest.raises(ConfigError) as error:
-        said.check("cpmd.toml", "pool.timeouts")
+        table.check("cpmd.toml", "pool.timeouts")
     assert str(error.value) == f"cpmd.toml: pool.timeouts.{words}"

@@ -253,13 +253,13 @@ def _name(message: object) -> str:
 
 
 @pytest.mark.parametrize(("message", "wire"), FROM_NODES, ids=_name)
-def test_what_a_node_sends(message: NodeMessage, wire: bytes) -> None:
+def test_the_bytes_of_node_messages(message: NodeMessage, wire: bytes) -> None:
     assert codec.encode(message) == wire
     assert codec.decode_node_message(wire) == message
 
 
 @pytest.mark.parametrize(("message", "wire"), FROM_MANAGER, ids=_name)
-def test_what_the_manager_sends(message: ManagerMessage, wire: bytes) -> None:
+def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> None:
     assert codec.encode(message) == wire
     assert codec.decode_manager_message(wire) == message
 
@@ -273,7 +273,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
 
 
-def test_every_message_and_every_optional_field_is_above() -> None:
+def test_the_tables_have_every_message_and_every_optional_field() -> None:
     for union, samples in ((NodeMessage, FROM_NODES), (ManagerMessage, FROM_MANAGER)):
         kinds = typing.get_args(union)
         assert {type(message) for message, _ in samples} == set(kinds)

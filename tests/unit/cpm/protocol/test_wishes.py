@@ -1,4 +1,4 @@
-"""How wishes are written, and that what cannot be parsed does no harm."""
+"""The syntax of wishes, and that an invalid one does not affect the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpm.protocol.model import UNLIMITED, DomainUUID, Wishes
 from cpm.protocol.wishes import parse, parse_strictly
 
 
-def test_what_people_write_is_read() -> None:
+def test_valid_wishes_are_parsed() -> None:
     raw = {"floor": "256", "cap": " 4096 ", "weight": "200", "policy": "spec", "drain-limit": "600"}
     assert parse(raw) == Wishes(floor=256, cap=4096, weight=200, policy="spec", drain_limit_s=600.0)
     assert parse({"drain-limit": "none"}) == Wishes(drain_limit_s=UNLIMITED)
@@ -34,7 +34,7 @@ def test_what_people_write_is_read() -> None:
         ("drain_limit", "5", "'drain_limit' is none of floor, cap, weight, policy, drain-limit"),
     ],
 )
-def test_what_cannot_be_read_is_said_and_the_rest_holds(key: str, text: str, because: str) -> None:
+def test_an_invalid_wish_is_reported_and_the_others_hold(key: str, text: str, because: str) -> None:
     wishes = parse({key: text, "floor" if key != "floor" else "cap": "128"})
     assert because in wishes.nonsense[0]
     assert len(wishes.nonsense[0]) < 120
@@ -45,11 +45,11 @@ def test_what_cannot_be_read_is_said_and_the_rest_holds(key: str, text: str, bec
 
 
 @given(st.dictionaries(st.text(), st.text()))
-def test_any_attributes_are_survived(raw: dict[str, str]) -> None:
+def test_any_attributes_can_be_parsed(raw: dict[str, str]) -> None:
     parse(raw)
 
 
-def test_wishes_travel_and_old_nodes_are_understood() -> None:
+def test_wishes_are_encoded_and_messages_without_them_are_accepted() -> None:
     wishes = Wishes(floor=256, nonsense=("no",))
     attach = Attach(DomainUUID("u"), "web", wishes=wishes)
     assert codec.decode_node_message(codec.encode(attach)) == attach

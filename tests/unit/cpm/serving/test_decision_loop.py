@@ -1,4 +1,4 @@
-"""Committed before answered and sent; refused without a trace; started over when a commit fails."""
+"""Changes are committed before answers and messages are sent; after a failed commit the loop starts over."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST1 = NodeName("host1")
 
 
 class Outbox:
-    """Keeps what is sent, and how many commits there had been by then."""
+    """Keeps the messages sent, each with the number of commits before it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -42,15 +42,15 @@ class Outbox:
 
 
 class Ledger(SqliteLedger):
-    """Counts commits; raises ``trouble`` instead, once."""
+    """Counts commits; raises ``failure`` instead, once."""
 
     commits = 0
-    trouble: Exception | None = None
+    failure: Exception | None = None
 
     def commit(self, changes: Iterable[Change], now: float) -> None:
-        trouble, self.trouble = self.trouble, None
-        if trouble is not None:
-            raise trouble
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
         super().commit(tuple(changes), now)
         self.commits += 1
 
@@ -80,26 +80,26 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     site.ledger.close()
 
 
-async def test_what_is_answered_is_durable(site: Site, tmp_path: Path) -> None:
+async def test_an_answer_is_sent_after_its_change_is_durable(site: Site, tmp_path: Path) -> None:
     await site.add()
     assert site.ledger.commits == 1
     assert [each.address for each in site.ledger.load().addresses] == [EXTERNAL.address]
 
 
-async def test_inputs_that_came_together_are_one_commit(site: Site) -> None:
+async def test_inputs_that_arrive_together_are_one_commit(site: Site) -> None:
     others = [ExternalAddress(address) for address in IPv4Network("203.0.113.8/29")]
     await asyncio.gather(*(site.add(other) for other in others))
     assert (site.ledger.commits, len(site.addresses)) == (1, 8)
 
 
-async def test_a_message_is_sent_after_the_commit_of_its_reason(site: Site) -> None:
+async def test_a_message_is_sent_after_the_commit_of_its_change(site: Site) -> None:
     hello = Hello(PROTOCOL, HOST1, frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
-    await site.loop.do(lambda manager, now: manager.hello(hello, "0", now))
+    await site.loop.do(lambda manager, now: manager.on_hello(hello, "0", now))
     assert {node for node, _ in site.outbox.sent} == {HOST1}
     assert set(site.outbox.commits_before) == {1}
 
 
-async def test_what_is_refused_changes_nothing_and_hinders_nobody(site: Site) -> None:
+async def test_a_refused_input_changes_nothing_and_does_not_affect_others(site: Site) -> None:
     refused, accepted = await asyncio.gather(
         site.loop.do(lambda manager, now: manager.remove_address(EXTERNAL.address)), site.add(), return_exceptions=True
     )
@@ -109,14 +109,12 @@ async def test_what_is_refused_changes_nothing_and_hinders_nobody(site: Site) ->
 
 
 @pytest.mark.parametrize(
-    ("trouble", "message"),
+    ("failure", "message"),
     [(LedgerError("disk full; make room"), "disk full"), (RuntimeError("a bug"), "the change was not made: a bug")],
 )
-async def test_a_commit_that_fails_is_as_if_nothing_had_been_asked(
-    site: Site, trouble: Exception, message: str
-) -> None:
+async def test_a_failed_commit_leaves_the_state_before_its_inputs(site: Site, failure: Exception, message: str) -> None:
     manager, epoch = site.loop.manager, site.loop.manager.epoch
-    site.ledger.trouble = trouble
+    site.ledger.failure = failure
     with pytest.raises(LedgerError, match=message):
         await site.add()
     assert (site.addresses, site.outbox.dropped) == ([], 1)
@@ -126,7 +124,7 @@ async def test_a_commit_that_fails_is_as_if_nothing_had_been_asked(
     assert site.addresses == [EXTERNAL.address]
 
 
-async def test_a_bug_while_deciding_starts_over_too(site: Site) -> None:
+async def test_an_unexpected_error_while_deciding_starts_over_from_the_ledger(site: Site) -> None:
     def act(manager: Manager, now: float) -> None:
         manager.add_addresses([EXTERNAL], now)
         raise ZeroDivisionError
@@ -136,7 +134,7 @@ async def test_a_bug_while_deciding_starts_over_too(site: Site) -> None:
     assert site.addresses == []
 
 
-async def test_who_waits_for_a_commit_misses_none(site: Site) -> None:
+async def test_a_waiter_misses_no_commit(site: Site) -> None:
     first = site.loop.next_commit
     await site.add()
     assert first.is_set()

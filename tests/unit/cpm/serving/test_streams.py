@@ -1,4 +1,4 @@
-"""What clients follow: reports as they come, and none for those that are too slow. Events: tests/unit/cpm/cli."""
+"""Streams of reports, and followers that are too slow. Events are tested in tests/unit/cpm/cli."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from cpm.api.views import ReportView
 from cpm.protocol.model import NodeName
-from cpm.serving.streams import REPORTS_WAITING, ReportFollowers
+from cpm.serving.streams import MAX_QUEUED_REPORTS, ReportFollowers
 
 
 async def line(stream: AsyncIterator[ReportView]) -> ReportView:
@@ -31,14 +31,14 @@ async def test_a_follower_gets_reports_from_now_on() -> None:
     assert not followers
 
 
-async def test_a_slow_follower_misses_what_is_beyond_the_limit() -> None:
+async def test_a_slow_follower_misses_reports_beyond_the_limit() -> None:
     followers = ReportFollowers()
     async with contextlib.aclosing(followers.follow()) as stream:  # type: ignore[type-var]
         first = asyncio.create_task(line(stream))
         await asyncio.sleep(0)
-        for number in range(REPORTS_WAITING + 5):
+        for number in range(MAX_QUEUED_REPORTS + 5):
             followers.publish(report(number))
-        got = [await first, *[await anext(stream) for _ in range(REPORTS_WAITING - 1)]]
-        assert [each.at for each in got] == [float(number) for number in range(REPORTS_WAITING)]
+        got = [await first, *[await anext(stream) for _ in range(MAX_QUEUED_REPORTS - 1)]]
+        assert [each.at for each in got] == [float(number) for number in range(MAX_QUEUED_REPORTS)]
         followers.publish(report(999))
         assert (await anext(stream)).at == 999.0

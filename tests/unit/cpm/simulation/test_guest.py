@@ -1,4 +1,4 @@
-"""Counting pieces is as good as following every port."""
+"""Counting by segments has the same distribution as tracking every port."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ STEPS = st.lists(st.tuples(st.none() | RANGES, st.integers(0, 200), st.integers(
 
 
 @given(STEPS, st.integers(0, 99))
-def test_nothing_is_lost(steps: list[tuple[PortRange | None, int, int]], seed: int) -> None:
+def test_connections_add_up_after_any_steps(steps: list[tuple[PortRange | None, int, int]], seed: int) -> None:
     guest = Guest(random.Random(seed))
     for active, opened, closed in steps:
-        guest.use(active)
+        guest.set_active(active)
         guest.open(opened)
         guest.close(closed)
-        pieces = guest.pieces
-        assert all(0 < piece.used <= piece.size == piece.ports.size for piece in pieces)
-        assert not any(a.ports.overlaps(b.ports) for i, a in enumerate(pieces) for b in pieces[:i])
-        assert guest.in_use == sum(piece.used for piece in pieces) == guest.opened - guest.refused - guest.closed
-        inside = sum(piece.used for piece in pieces if active and active.covers(piece.ports))
+        segments = guest.segments
+        assert all(0 < segment.used <= segment.size == segment.ports.size for segment in segments)
+        assert not any(a.ports.overlaps(b.ports) for i, a in enumerate(segments) for b in segments[:i])
+        assert guest.in_use == sum(segment.used for segment in segments) == guest.opened - guest.refused - guest.closed
+        inside = sum(segment.used for segment in segments if active and active.covers(segment.ports))
         assert guest.in_active == inside <= (active.size if active else 0)
 
 
-def test_what_does_not_fit_is_refused_and_ends_as_if_it_had_not_been() -> None:
+def test_connections_beyond_the_range_are_refused_and_closed_by_the_trace() -> None:
     guest = Guest(random.Random(1))
-    guest.use(PortRange(1024, 1033))
+    guest.set_active(PortRange(1024, 1033))
     guest.open(15)
     assert (guest.in_use, guest.refused) == (10, 5)
     guest.close(15)
@@ -41,16 +41,16 @@ def test_what_does_not_fit_is_refused_and_ends_as_if_it_had_not_been() -> None:
 
 def test_a_range_is_empty_when_its_last_connection_is_gone() -> None:
     guest, old = Guest(random.Random(1)), PortRange(1024, 1087)
-    guest.use(old)
+    guest.set_active(old)
     guest.open(3)
-    guest.use(PortRange(4096, 4223))
+    guest.set_active(PortRange(4096, 4223))
     assert not guest.is_empty(old)
     assert (guest.in_active, guest.in_use) == (0, 3)
     guest.close(3)
     assert guest.is_empty(old)
 
 
-def test_ports_come_and_go_as_if_each_had_been_followed() -> None:
+def test_segments_have_the_distribution_of_single_ports() -> None:
     small, large, low = PortRange(1024, 1123), PortRange(1024, 1223), PortRange(1024, 1083)
 
     def by_port(dice: random.Random) -> tuple[int, int]:
@@ -66,13 +66,13 @@ def test_ports_come_and_go_as_if_each_had_been_followed() -> None:
 
     def by_piece(dice: random.Random) -> tuple[int, int]:
         guest = Guest(dice)
-        guest.use(small)
+        guest.set_active(small)
         guest.open(80)
-        guest.use(large)
+        guest.set_active(large)
         for _ in range(60):
             guest.close()
             guest.open()
-        guest.use(low)
+        guest.set_active(low)
         before = guest.in_active
         for _ in range(40):
             guest.close()

@@ -12,7 +12,7 @@ from cpm.simulation import Conditions, compete, contender, draw, generate
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_a_panel_for_every_policy() -> None:
+def test_the_picture_has_a_panel_for_every_policy() -> None:
     trace = generate("flash-crowd", 5, 90, random.Random(1))
     results = [
         compete(contender(name, trace, Conditions()), trace, lambda: random.Random(1), packing=False)
@@ -27,6 +27,6 @@ def test_a_panel_for_every_policy() -> None:
     assert ("seconds" in texts, texts.count("ports")) == (True, 2)
 
 
-def test_nothing_is_not_drawn() -> None:
+def test_a_picture_without_results_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing"):
         draw([], "empty")

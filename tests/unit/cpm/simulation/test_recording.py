@@ -1,4 +1,4 @@
-"""What is recorded adds up to the ports that the hosts saw."""
+"""Recorded connections add up to the ports in use that the hosts reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def sample(ports: int | None, new_per_s: float | None = None, key: str = "1", na
     return Sample(key, name, ports, new_per_s, packets_per_s=10.0, megabits_per_s=0.8)
 
 
-def test_the_first_line_has_what_was_open_and_later_ones_what_began_and_ended() -> None:
+def test_the_first_line_has_open_connections_and_later_lines_have_changes() -> None:
     recorder = Recorder()
     assert list(recorder.lines("host1", 2.0, [sample(30)])) == [Line("web", 30, 0, 20, 200_000)]
     assert list(recorder.lines("host1", 2.0, [sample(34, new_per_s=5.0)])) == [Line("web", 10, 6, 20, 200_000)]
@@ -28,13 +28,13 @@ def test_a_vm_that_is_gone_has_closed_everything_and_one_that_moved_has_not() ->
     assert list(recorder.lines("host1", 1.0, [])) == []
 
 
-def test_two_vms_of_one_name_stay_two() -> None:
+def test_two_vms_of_the_same_name_are_distinguished() -> None:
     names = {line.vm for line in Recorder().lines("host1", 1.0, [sample(1), sample(1, key="2")])}
     assert names == {"web", "web (2)"}
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(0, 500), st.none() | st.floats(0, 1e4)), min_size=1))
-def test_opened_less_closed_is_what_is_open(samples: list[tuple[int | None, float | None]]) -> None:
+def test_opened_minus_closed_is_the_number_open(samples: list[tuple[int | None, float | None]]) -> None:
     recorder, balance, expected = Recorder(), 0, 0
     for ports, new_per_s in samples:
         [line] = recorder.lines("host1", 1.0, [sample(ports, new_per_s)])

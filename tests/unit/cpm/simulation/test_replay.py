@@ -1,4 +1,4 @@
-"""No port is lost, overloaded or taken from a connection, whatever the load; and same seed, same result."""
+"""With any load no port is lost, overloaded or taken from a connection; the same seed gives the same result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def traced(load: list[dict[str, tuple[int, int]]]) -> Trace:
 
 
 def check(replay: Replay) -> None:
-    """Nothing is lost, nothing has two owners, every connection has a port that is still its VM's."""
+    """No port is lost or has two owners, and every connection has a port of its VM."""
     view = replay.fleet
     seen: set[tuple[object, int]] = set()
     held = 0
@@ -39,14 +39,14 @@ def check(replay: Replay) -> None:
             seen |= ports
             held += allocation.ports.size
         safe = {port for each in mine if each.state is not AllocationState.HELD for port in each.ports}
-        for piece in actor.guest.pieces:
-            assert safe.issuperset(piece.ports)
-            assert 0 < piece.used <= piece.size == piece.ports.size
+        for segment in actor.guest.segments:
+            assert safe.issuperset(segment.ports)
+            assert 0 < segment.used <= segment.size == segment.ports.size
         active = next((each.ports for each in mine if each.state is AllocationState.ACTIVE), None)
         assert actor.guest.active == active
-        inside = [piece.used for piece in actor.guest.pieces if active and active.covers(piece.ports)]
+        inside = [segment.used for segment in actor.guest.segments if active and active.covers(segment.ports)]
         assert actor.guest.in_active == sum(inside)
-        assert actor.guest.in_use == sum(piece.used for piece in actor.guest.pieces)
+        assert actor.guest.in_use == sum(segment.used for segment in actor.guest.segments)
         assert actor.guest.opened - actor.guest.refused - actor.guest.closed == actor.guest.in_use
     usages = [view.space.usage(address.address) for address in view.space.addresses]
     assert sum(usage.taken for usage in usages) == held
@@ -74,7 +74,7 @@ def test_no_port_is_lost_or_has_two_owners(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_result(kind: str) -> None:
+def test_the_same_seed_gives_the_same_result(kind: str) -> None:
     def once() -> object:
         trace = generate(kind, 4, 120, random.Random(7))
         replay = Replay(trace, policy_named("predictive"), ample(trace, Conditions()), Conditions(), random.Random(7))
@@ -84,7 +84,7 @@ def test_same_seed_same_result(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_made_up_loads_open_and_close(kind: str) -> None:
+def test_generated_loads_open_and_close_connections(kind: str) -> None:
     trace = generate(kind, 5, 300, random.Random(3))
     assert trace.vms == ("vm1", "vm2", "vm3", "vm4", "vm5")
     assert len(trace.steps) == 300
@@ -96,18 +96,18 @@ def test_made_up_loads_open_and_close(kind: str) -> None:
     assert trace.connections > 300
 
 
-def test_loads_that_make_no_sense_are_refused() -> None:
+def test_invalid_loads_are_refused() -> None:
     for kind, vms, seconds in (("lunar", 1, 1), ("steady", 0, 1), ("steady", 1, 0)):
         with pytest.raises(InvalidRequest, match="use"):
             generate(kind, vms, seconds, random.Random(1))
 
 
 def steady(opened: int, seconds: int) -> Trace:
-    """One VM that opens and keeps so many connections, then opens and closes one a second."""
+    """One VM that opens a number of connections and keeps them, then opens and closes one a second."""
     return Trace(1.0, ((Line("a", opened, 0, 1, 1),), *[(Line("a", 1, 1, 1, 1),)] * (seconds - 1)))
 
 
-def test_a_static_range_refuses_what_does_not_fit() -> None:
+def test_a_static_range_refuses_connections_beyond_its_size() -> None:
     trace = steady(200, 10)
     small = compete(contender("static:128", trace, Conditions()), trace, lambda: random.Random(1))
     assert (small.outcome.refused > 0, small.vms_per_address) == (True, None)
@@ -116,7 +116,7 @@ def test_a_static_range_refuses_what_does_not_fit() -> None:
     assert (fitting.vms_per_address, fitting.pool_ports) == (252.0, 256)
 
 
-def test_a_burst_between_two_samples_is_met_by_the_alarm() -> None:
+def test_the_alarm_grows_a_range_during_a_burst_between_two_samples() -> None:
     trace = Trace(1.0, ((Line("a", 10, 0, 1, 1),), (Line("a", 2_000, 0, 1, 1),), (Line("a", 2_000, 0, 1, 1),)))
     for name in policies():
         outcome = compete(contender(name, trace, Conditions(before_s=0)), trace, lambda: random.Random(1)).outcome
@@ -126,7 +126,7 @@ def test_a_burst_between_two_samples_is_met_by_the_alarm() -> None:
     assert outcome.refused > 0
 
 
-def test_a_range_comes_back_after_drain_and_hold_down() -> None:
+def test_ports_are_free_again_after_drain_and_hold_down() -> None:
     load = [(Line("a", 1_000, 0, 1, 1),), *[()] * 5, (Line("a", 0, 1_000, 1, 1),), *[()] * 1200]
     trace = Trace(1.0, tuple(load))
     points = Replay(trace, policy_named("predictive"), 64512, Conditions(), random.Random(1)).run().points
@@ -136,7 +136,7 @@ def test_a_range_comes_back_after_drain_and_hold_down() -> None:
     assert quiet[0] > 7 + 2 + 120
 
 
-def test_the_smallest_pool_is_enough_and_less_is_not_much() -> None:
+def test_the_smallest_pool_refuses_none_and_a_smaller_one_does() -> None:
     trace = generate("bursty", 8, 240, random.Random(5))
     policy, conditions = policy_named("predictive"), Conditions()
 
@@ -151,12 +151,12 @@ def test_the_smallest_pool_is_enough_and_less_is_not_much() -> None:
     assert Replay(trace, policy, pool // 2, conditions, dice()).run().refused > 0
 
 
-def test_sizes_of_fixed_ranges() -> None:
+def test_fixed_sizes_are_powers_of_two() -> None:
     assert [fixed_size(peak, 64) for peak in (0, 64, 65, 1024, 1025)] == [64, 64, 128, 1024, 2048]
     assert [fixed_per_address(size, 64) for size in (64, 1000, 1024, 16384)] == [1008, 63, 63, 3]
 
 
-def test_pools_have_the_ports_that_were_asked_for() -> None:
+def test_a_pool_has_the_requested_ports() -> None:
     for ports in (64, 64512, 64513, 200_000):
         addresses = pool_of(ports)
         reserved = sum(ranges.size for address in addresses for ranges in address.reserved)
@@ -165,11 +165,11 @@ def test_pools_have_the_ports_that_were_asked_for() -> None:
         pool_of(0)
 
 
-def test_peaks_are_what_is_open_at_once() -> None:
+def test_peaks_are_the_most_connections_open_at_once() -> None:
     assert peaks(steady(200, 10)) == {"a": 201}
 
 
-def test_names_of_contenders() -> None:
+def test_contenders_by_name() -> None:
     trace = steady(10, 2)
     assert contenders() == ("static", "doubling", *policies())
     assert contender("spec", trace, Conditions()).policy.name == "specification"

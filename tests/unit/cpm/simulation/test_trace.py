@@ -1,4 +1,4 @@
-"""Traces: read back as written, and complaints that name the line."""
+"""Traces are read back as written, and errors name the line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse(text: str) -> Trace:
 
 
 @given(STEPS.filter(bool), st.lists(STEPS, max_size=6), STEPS.filter(bool), st.sampled_from([0.5, 1.0, 5.0]))
-def test_what_is_written_is_read_back(first: tuple[Line, ...], more: list[tuple[Line, ...]],
+def test_a_written_trace_is_read_back(first: tuple[Line, ...], more: list[tuple[Line, ...]],
                                       last: tuple[Line, ...], step_s: float) -> None:  # fmt: skip
     trace = Trace(step_s, (first, *more, last))
     assert parse("".join(trace_lines(trace))) == trace
@@ -43,31 +43,31 @@ def test_lines_of_one_vm_in_one_step_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         ("", "the first line must be like"),
         ("time,vm\n", "the first line must be like"),
         ("# virt-ports trace 1, step 0 s\n", "the first line must be like"),
         ("# virt-ports trace 1, step 1 s\ntime,vm\n", "line 2: must be"),
-        (HEAD, "nothing happens"),
+        (HEAD, "has no lines"),
         (HEAD + "0,a,1,2,3\n", "line 3: 5 fields"),
         (HEAD + "0,a,1,2,3,4\nnan,a,1,2,3,4\n", "line 4: time is 'nan'"),
         (HEAD + "x,a,1,2,3,4\n", "line 3: time is 'x'"),
         (HEAD + "0,a,1,-2,3,4\n", "line 3: closed is '-2'"),
         (HEAD + "0,a,1,2.5,3,4\n", "line 3: closed is '2.5'"),
-        (HEAD + "5,a,1,2,3,4\n0,a,1,2,3,4\n", "line 4: time 0 lies before"),
-        (HEAD + "0,a,1,2,3,4\n1e12,a,1,2,3,4\n", "line 4: time 1e+12 lies"),
+        (HEAD + "5,a,1,2,3,4\n0,a,1,2,3,4\n", "line 4: time 0 is before"),
+        (HEAD + "0,a,1,2,3,4\n1e12,a,1,2,3,4\n", "line 4: time 1e+12 is"),
     ],
 )
-def test_complaints_name_file_and_line(text: str, complaint: str) -> None:
+def test_errors_name_file_and_line(text: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(text)
     assert str(caught.value).startswith("load.csv")
-    assert complaint in str(caught.value)
+    assert message in str(caught.value)
 
 
 @given(st.text(max_size=200))
-def test_garbage_is_refused_or_read(text: str) -> None:
+def test_any_text_is_refused_or_read(text: str) -> None:
     for garbage in (text, HEAD + text):
         try:
             parse(garbage)

@@ -40,42 +40,42 @@ def filled(layout: list[int], state: AllocationState = AllocationState.ACTIVE) -
 def held(
     space: AddressSpace, block: int, blocks: int, state: AllocationState, address: IPv4Address, domain: str = "other"
 ) -> None:
-    """Take some more blocks, counted from the lowest."""
+    """Take blocks, numbered from 0 at port 1024."""
     ports = PortRange(1024 + block * 64, 1024 + (block + blocks) * 64 - 1)
     space.take(Allocation(AllocationId(80 + block), DomainUUID(domain), NodeName("host1"), address, ports, state, 0.0))
 
 
-def test_the_range_between_two_free_runs_moves_into_the_smallest_hole_that_takes_it() -> None:
+def test_the_range_between_two_free_runs_moves_into_the_smallest_hole_it_fits() -> None:
     space = filled([-2, 4, -6, 2, -6, 3, -1])
     found = compaction(space, ADDRESS, lambda allocation: True)
     assert found is not None
     assert found.allocation.domain == "vm-3"
     assert found.ports == PortRange(1024, 1024 + 127)
-    assert found.joined == 14 * 64
+    assert found.joined_size == 14 * 64
 
 
-def test_nothing_moves_where_the_longest_run_is_most_of_what_is_free() -> None:
+def test_nothing_moves_when_the_longest_run_has_most_free_ports() -> None:
     assert compaction(filled([4, -2, 4, -14]), ADDRESS, lambda allocation: True) is None
 
 
-def test_nothing_moves_while_something_is_reserved() -> None:
+def test_nothing_moves_while_a_range_is_reserved_on_the_address() -> None:
     space = filled([-2, 4, -6, 2, -6, 2, -2])
     held(space, 23, 1, AllocationState.RESERVED, ADDRESS)
     assert compaction(space, ADDRESS, lambda allocation: True) is None
 
 
-def test_what_drains_does_not_move_and_counts_as_free_to_come() -> None:
+def test_a_draining_range_does_not_move_and_counts_as_free() -> None:
     space = filled([-2, 4, -6, 2, -6, 3, -1])
     found = compaction(space, ADDRESS, lambda allocation: True)
     assert found is not None
-    old = space.give(found.allocation.id)
+    old = space.release(found.allocation.id)
     space.take(dataclasses.replace(old, id=AllocationId(90), state=AllocationState.DRAINING))
     space.take(dataclasses.replace(old, ports=found.ports))
-    # The place that was left will join the free runs beside it: nothing is to be gained by another move.
+    # The old place will join the adjacent free runs: another move gains nothing.
     assert compaction(space, ADDRESS, lambda allocation: True) is None
 
 
-def test_a_range_that_drains_for_long_keeps_no_other_from_moving() -> None:
+def test_a_long_draining_range_does_not_keep_others_from_moving() -> None:
     space = filled([-2, 4, -6, 2, -6, 2, -2])
     held(space, 22, 1, AllocationState.DRAINING, ADDRESS)
     found = compaction(space, ADDRESS, lambda allocation: True)
@@ -83,28 +83,28 @@ def test_a_range_that_drains_for_long_keeps_no_other_from_moving() -> None:
     assert found.allocation.domain == "vm-3"
 
 
-def test_no_vm_moves_to_port_numbers_that_it_has_on_another_address() -> None:
+def test_a_range_does_not_move_to_port_numbers_held_on_another_address() -> None:
     space = filled([-2, 4, -6, 2, -6, 3, -1])
     elsewhere = IPv4Address("203.0.113.2")
     space.add_address(ExternalAddress(elsewhere, ()))
     held(space, 1, 3, AllocationState.DRAINING, elsewhere, "vm-3")
     found = compaction(space, ADDRESS, lambda allocation: allocation.domain == "vm-3")
-    # Its two holes beside are no places to go, and of the third only one block is left.
+    # The two adjacent holes do not count, and the third has only one block with other port numbers.
     assert found is None
 
 
-def test_what_may_not_move_stays() -> None:
+def test_a_range_that_is_not_movable_stays() -> None:
     assert compaction(filled([-2, 4, -6, 2, -6, 3, -1]), ADDRESS, lambda allocation: False) is None
 
 
 @given(st.lists(st.integers(-4, 4).filter(bool), max_size=10).filter(lambda runs: sum(map(abs, runs)) <= BLOCKS))
-def test_a_move_can_be_made_and_lengthens_the_longest_run(layout: list[int]) -> None:
+def test_every_move_is_possible_and_lengthens_the_longest_run(layout: list[int]) -> None:
     space = filled(layout)
     before = space.longest_free(ADDRESS)
     found = compaction(space, ADDRESS, lambda allocation: True)
     if found is None:
         return
-    old = space.give(found.allocation.id)
+    old = space.release(found.allocation.id)
     space.take(Allocation(old.id, old.domain, old.node, ADDRESS, found.ports, AllocationState.ACTIVE, 0.0))
     assert found.ports.size == old.ports.size
-    assert space.longest_free(ADDRESS) >= found.joined > before
+    assert space.longest_free(ADDRESS) >= found.joined_size > before

@@ -33,7 +33,7 @@ POOL = (
 
 
 class Space(RuleBasedStateMachine):
-    """Drives the space as a manager would, beside a model: a plain set of ports per address."""
+    """Drives the space as a manager would and checks that its ports add up after every step."""
 
     sizes = st.integers(1, 900)
     domains = st.sampled_from(DOMAINS)
@@ -60,7 +60,7 @@ class Space(RuleBasedStateMachine):
     def _reclaim(self, placement: Placement) -> None:
         for each in placement.reclaimed:
             left = placement.left_of(each)
-            self.space.give(each.id)
+            self.space.release(each.id)
             for ports in left:
                 self._take(each.domain, each.external, ports, each.state)
 
@@ -70,7 +70,7 @@ class Space(RuleBasedStateMachine):
         assert (placement.ports.first - FIRST_PORT) % self.space.block == 0
 
     def _refusal_is_right(self, domain: DomainUUID, refusal: PortsExhausted, wanted: int) -> None:
-        """A VM without a past is refused only when really nothing fits."""
+        """A VM without allocations is refused only when no run is long enough."""
         if not self.space.of(domain):
             assert refusal.longest_free < wanted
         assert refusal.longest_free == self.space.longest_free()
@@ -106,17 +106,17 @@ class Space(RuleBasedStateMachine):
                 self._change(active, S.DRAINING)
                 self._take(domain, placement.external, placement.ports, S.ACTIVE)
 
-    @rule(domain=domains, lacking=sizes, least=st.integers(0, 200), free=st.integers(0, 900))
-    def step_aside(self, domain: DomainUUID, lacking: int, least: int, free: int) -> None:
+    @rule(domain=domains, lacking=sizes, least_free=st.integers(0, 200), free=st.integers(0, 900))
+    def overflow_vm(self, domain: DomainUUID, lacking: int, least_free: int, free: int) -> None:
         leaving = self._of(domain, S.DRAINING, S.HELD)
         for active in self._of(domain, S.ACTIVE):
             try:
-                placement = place_overflow(self.space, active, lacking, least, {each.id: free for each in leaving})
+                placement = place_overflow(self.space, active, lacking, least_free, {each.id: free for each in leaving})
             except PortsExhausted:
                 return
             back = [each.ports for each in placement.reclaimed]
-            assert placement.ports.size >= least or back == [placement.ports]
-            assert back in ([], [placement.ports]), "all of a range of its own, or what nobody has"
+            assert placement.ports.size >= least_free or back == [placement.ports]
+            assert back in ([], [placement.ports]), "a whole leaving range, or free ports"
             self._reclaim(placement)
             self._change(active, S.DRAINING)
             self._take(domain, placement.external, placement.ports, S.ACTIVE)
@@ -147,10 +147,10 @@ class Space(RuleBasedStateMachine):
     @rule(domain=domains)
     def free(self, domain: DomainUUID) -> None:
         for held in self._of(domain, S.HELD):
-            self.space.give(held.id)
+            self.space.release(held.id)
 
     @invariant()
-    def every_port_is_in_one_place(self) -> None:
+    def every_port_is_free_taken_or_reserved(self) -> None:
         for address in POOL:
             taken = [each.ports for each in self.space.on(address.address)]
             free = list(self.space.free_runs(address.address))
@@ -165,7 +165,7 @@ class Space(RuleBasedStateMachine):
             assert usage.reserved == sum(part.size for part in reserved)
 
     @invariant()
-    def the_sums_are_those_of_the_addresses(self) -> None:
+    def totals_are_the_sums_over_addresses(self) -> None:
         usages = [self.space.usage(address.address) for address in POOL]
         assert self.space.free_ports == sum(usage.free for usage in usages)
         assert self.space.taken_ports == sum(usage.taken for usage in usages)

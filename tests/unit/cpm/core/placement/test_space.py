@@ -1,4 +1,4 @@
-"""The index of all ports: what it refuses, and that it stays as it was when it refuses."""
+"""The index of all ports: which changes it refuses, and that a refused change changes nothing."""
 
 from ipaddress import IPv4Address
 
@@ -41,21 +41,21 @@ def space() -> AddressSpace:
     return space
 
 
-def test_fresh_address_is_free_but_for_reserved_ports(space: AddressSpace) -> None:
+def test_a_new_address_is_free_except_for_reserved_ports(space: AddressSpace) -> None:
     assert space.free_runs(A) == (PortRange(1024, 5059), PortRange(5062, 65535))
     assert space.usage(A) == Usage(free=64510, taken=0, reserved=2)
     assert space.longest_free(B) == space.longest_free() == 64512
     assert space.longest_free(A) == 65536 - 5120
 
 
-def test_take_and_give_meet_again(space: AddressSpace) -> None:
+def test_releasing_what_was_taken_restores_the_free_runs(space: AddressSpace) -> None:
     before = space.free_runs(B)
     for number, ports in enumerate(["2048-2111", "2176-2239", "2112-2175"], 1):
         space.take(allocation(number, ports, external=B))
     assert space.free_runs(B) == (PortRange(1024, 2047), PortRange(2240, 65535))
     assert [each.id for each in space.on(B)] == [1, 3, 2]
     for number in (3, 1, 2):
-        space.give(AllocationId(number))
+        space.release(AllocationId(number))
     assert space.free_runs(B) == before
     assert space.of(DomainUUID("d")) == ()
 
@@ -71,7 +71,7 @@ def test_take_and_give_meet_again(space: AddressSpace) -> None:
         ("1000-1030", "is not within 1024-65535"),
     ],
 )
-def test_overloading_is_refused_and_nothing_changed(space: AddressSpace, ports: str, words: str) -> None:
+def test_overloading_is_refused_and_changes_nothing(space: AddressSpace, ports: str, words: str) -> None:
     space.take(allocation(1, "2048-2111"))
     before = space.free_runs(A), space.on(A)
     with pytest.raises(Overloading) as caught:
@@ -87,7 +87,7 @@ def test_port_numbers_of_one_vm_are_disjoint_across_addresses(space: AddressSpac
     space.take(allocation(3, "2048-2111", "another", external=B))
 
 
-def test_id_is_used_once(space: AddressSpace) -> None:
+def test_an_id_in_use_is_refused(space: AddressSpace) -> None:
     space.take(allocation(1, "2048-2111"))
     with pytest.raises(Overloading, match="there already"):
         space.take(allocation(1, "3072-3135"))
@@ -119,7 +119,7 @@ def test_reserving_a_held_port_is_refused(space: AddressSpace) -> None:
     assert space.free_runs(A) == (PortRange(1024, 2047), PortRange(2113, 65535))
 
 
-def test_address_in_use_stays(space: AddressSpace) -> None:
+def test_an_address_in_use_cannot_be_removed(space: AddressSpace) -> None:
     space.take(allocation(1, "2048-2111"))
     with pytest.raises(AddressInUse):
         space.remove_address(A)
@@ -127,12 +127,12 @@ def test_address_in_use_stays(space: AddressSpace) -> None:
     assert [address.address for address in space.addresses] == [A]
 
 
-def test_unknown_names(space: AddressSpace) -> None:
+def test_unknown_addresses_and_ids_are_not_found(space: AddressSpace) -> None:
     nowhere = IPv4Address("203.0.113.9")
     with pytest.raises(NotFound):
         space.take(allocation(1, "2048-2111", external=nowhere))
     with pytest.raises(NotFound):
-        space.give(AllocationId(7))
+        space.release(AllocationId(7))
     with pytest.raises(NotFound):
         space.remove_address(nowhere)
     with pytest.raises(NotFound):

@@ -1,4 +1,4 @@
-"""A delta has exactly what differs, and a VM is confirmed when everything said about it is."""
+"""A delta has exactly what differs; a VM is confirmed when everything sent about it is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_delta_has_the_path_only_when_it_changed() -> None:
     assert sync.make_delta(other, {}, {}) is None
 
 
-def test_confirmations_count_up_to_their_generation() -> None:
+def test_a_confirmation_covers_all_generations_up_to_its_own() -> None:
     sync = synced()
     sync.make_delta(PATH, {A: host(A, 2048)}, {})
     sync.make_delta(PATH, {B: host(B)}, {})

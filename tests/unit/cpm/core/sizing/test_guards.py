@@ -33,7 +33,7 @@ def once(
 
 
 @pytest.mark.parametrize(("packets", "target"), [(QUIET, 33), (EVEN, 65), (BUSY, 98)])
-def test_literal_is_the_policy_alone(packets: float, target: int) -> None:
+def test_literal_settings_leave_the_policy_alone(packets: float, target: int) -> None:
     assert once(demand(65, packets, in_use=60)) == Decision(65, target, "specification", target)
 
 
@@ -42,7 +42,7 @@ def test_literal_stays_within_an_address() -> None:
     assert once(demand(1, QUIET)).target == 1
 
 
-def test_one_block_really_grows() -> None:
+def test_a_range_of_one_block_grows() -> None:
     settings = dataclasses.replace(LITERAL, whole_blocks=True)
     assert once(demand(64, BUSY), settings).target == 128
     assert once(demand(64, QUIET), settings).target == 64
@@ -61,7 +61,7 @@ def test_new_floor_and_new_cap_hold_at_once() -> None:
     assert once(demand(1024, BUSY, 1000), GuardSettings(), bounds=Bounds(cap=512)).target == 512
 
 
-def test_cap_between_blocks_is_the_lower_and_wins_over_the_floor() -> None:
+def test_the_cap_is_rounded_down_to_blocks_and_takes_precedence_over_the_floor() -> None:
     assert once(demand(64, BUSY, 64), GuardSettings(), bounds=Bounds(floor=100, cap=100)).target == 64
     assert once(demand(64, BUSY, 64), GuardSettings(), bounds=Bounds(floor=1, cap=10)).target == 64
 
@@ -74,7 +74,7 @@ def test_headroom_above_ports_in_use() -> None:
 
 
 @pytest.mark.parametrize(("in_use", "target", "rule"), [(127, 256, "mostly-unused"), (128, 384, "specification")])
-def test_no_growth_while_most_is_unused(in_use: int, target: int, rule: str) -> None:
+def test_growth_waits_while_most_of_the_range_is_unused(in_use: int, target: int, rule: str) -> None:
     decision = once(demand(256, BUSY, in_use), dataclasses.replace(LITERAL, grow_above_use=0.5))
     assert (decision.target, decision.rule, decision.asked) == (target, rule, 384)
 
@@ -93,7 +93,7 @@ def test_exhaustion_grows_at_once_whatever_the_score() -> None:
 
 
 @pytest.mark.parametrize(("now", "target"), [(1004.9, 256), (1005.0, 384), (10.0, 384)])
-def test_growth_cools_down(now: float, target: int) -> None:
+def test_growth_waits_for_its_cool_down(now: float, target: int) -> None:
     state = ScalingState(grew_at=1000.0, changed_at=1000.0)
     assert (
         once(demand(256, BUSY, 250), dataclasses.replace(LITERAL, grow_cool_down_s=5), state, now=now).target == target
@@ -106,12 +106,12 @@ def test_shrinking_does_not_delay_growth() -> None:
 
 
 @pytest.mark.parametrize(("in_use", "rule"), [(90, "still-used"), (89, "specification")])
-def test_shrinking_waits_while_much_is_used(in_use: int, rule: str) -> None:
+def test_shrinking_waits_while_much_of_the_range_is_used(in_use: int, rule: str) -> None:
     decision = once(demand(256, QUIET, in_use), dataclasses.replace(LITERAL, shrink_below_use=0.35))
     assert decision.rule == rule
 
 
-def test_shrinking_takes_quiet_samples_in_a_row() -> None:
+def test_shrinking_needs_several_quiet_samples_in_a_row() -> None:
     settings = dataclasses.replace(LITERAL, shrink_after_samples=3)
     state, targets = ScalingState(), []
     for packets in (QUIET, QUIET, EVEN, QUIET, QUIET, QUIET, QUIET):
@@ -120,7 +120,7 @@ def test_shrinking_takes_quiet_samples_in_a_row() -> None:
     assert targets == [256, 256, 256, 256, 256, 128, 256]
 
 
-def test_shrinking_cools_down_after_any_change() -> None:
+def test_shrinking_waits_for_the_cool_down_after_any_change() -> None:
     settings = dataclasses.replace(LITERAL, shrink_cool_down_s=30)
     state = ScalingState(grew_at=1000.0, changed_at=1000.0)
     assert once(demand(256, QUIET), settings, state, now=1029.0).rule == "shrink-cool-down"
@@ -128,7 +128,7 @@ def test_shrinking_cools_down_after_any_change() -> None:
 
 
 @pytest.mark.parametrize("bounds", [{"floor": 0}, {"floor": 9, "cap": 8}, {"block": 0}])
-def test_bounds_make_sense(bounds: dict[str, int]) -> None:
+def test_invalid_bounds_are_refused(bounds: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="floor"):
         Bounds(**bounds)
 
@@ -145,9 +145,7 @@ states = st.builds(ScalingState, st.integers(0, 20), st.none() | st.floats(0, 20
 
 
 @given(samples, states, st.integers(1, 64512), st.integers(1, 64512), blocks)
-def test_result_is_within_bounds_whatever_happens(
-    sample: Demand, state: ScalingState, one: int, other: int, block: int
-) -> None:
+def test_every_decision_is_within_bounds(sample: Demand, state: ScalingState, one: int, other: int, block: int) -> None:
     bounds = Bounds(floor=min(one, other), cap=max(one, other), block=block)
     decision = once(sample, GuardSettings(), state, bounds)
     assert 0 < decision.target <= max(bounds.cap, block)
@@ -164,8 +162,8 @@ def test_shrinking_leaves_the_ports_in_use_and_headroom(sample: Demand, state: S
 
 
 @given(st.integers(1, 900), st.floats(0, 1e5), st.integers(0, 2000))
-def test_even_load_never_makes_a_range_swing(start: int, packets: float, in_use: int) -> None:
-    """With the same load sample after sample a range may grow or shrink, but never first one and then the other."""
+def test_an_even_load_never_makes_a_range_oscillate(start: int, packets: float, in_use: int) -> None:
+    """With a constant load a range may grow or shrink, but never both."""
     current, state, directions = start * 64, ScalingState(), set()
     for now in range(120):
         sample = demand(current, packets, min(in_use, current))

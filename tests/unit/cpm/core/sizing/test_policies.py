@@ -65,7 +65,7 @@ def test_occupancy_needs_a_count_or_an_alarm() -> None:
 
 
 def test_occupancy_has_hysteresis() -> None:
-    with pytest.raises(ValueError, match="half of it"):
+    with pytest.raises(ValueError, match="less than half"):
         OccupancyPolicy(grow_at=0.5, shrink_at=0.25)
 
 
@@ -77,7 +77,7 @@ def test_an_even_load_never_grows_a_range_that_it_shrank(policy: Policy, blocks:
     first_shrink = steps.index(-1) if -1 in steps else len(steps)
     assert 1 not in steps[first_shrink:]
     assert 1 not in steps[840:]
-    # What fades may give the last reason to shrink late, but once.
+    # A fading peak may cause one late shrink.
     assert steps[840:].count(-1) <= 1
     assert sizes[-1] >= load
 
@@ -110,7 +110,7 @@ def test_an_alarm_grows_a_counting_range_by_its_own_step() -> None:
         assert (decision.rule, decision.target > 1024) == (policy.name, True)
 
 
-def test_predictive_holds_a_steady_load_closely() -> None:
+def test_predictive_gives_a_steady_load_little_headroom() -> None:
     size = followed(PredictivePolicy(), [1000] * 600)[-1]
     assert 1000 < size <= 1472
     assert followed(OccupancyPolicy(), [1000] * 600)[-1] == 2048
@@ -131,24 +131,24 @@ def test_predictive_looks_ahead_along_a_trend() -> None:
     assert target >= rising[-1] + 5 * policy.ahead_s * 0.8
 
 
-def test_predictive_forgets_a_peak_but_not_at_once() -> None:
+def test_predictive_keeps_a_peak_for_a_while() -> None:
     sizes = followed(PredictivePolicy(), [2000] * 60 + [100] * 1200)
     assert sizes[60 + 15] == sizes[59]
     assert sizes[-1] <= 256
 
 
-def test_predictive_takes_the_memory_of_another_policy_for_none() -> None:
+def test_predictive_ignores_the_memory_of_another_policy() -> None:
     assert PredictivePolicy().target(demand(256, 10), "another's", 5.0) == PredictivePolicy().target(
         demand(256, 10), None, 5.0
     )
 
 
-def test_predictive_without_a_count_keeps_what_there_is() -> None:
+def test_predictive_without_a_count_keeps_the_size() -> None:
     assert PredictivePolicy().target(demand(256, None), None, 0.0) == (256, None)
     assert PredictivePolicy().target(demand(256, None, exhausted=True), None, 0.0) == (295, None)
 
 
-def test_predictive_bears_clocks_that_stand_or_go_back() -> None:
+def test_predictive_tolerates_clocks_that_stop_or_go_back() -> None:
     policy = PredictivePolicy()
     memory = None
     for now, used in ((10.0, 100), (10.0, 200), (4.0, 100), (5.0, 120), (500.0, 90)):

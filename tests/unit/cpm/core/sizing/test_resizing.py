@@ -1,4 +1,4 @@
-"""What the resize engine promises, whatever the pool looks like; and its decisions, one by one."""
+"""What the resize engine guarantees in any situation, and its decisions one by one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pool(*allocations: Allocation, blocks: int = BLOCKS) -> AddressSpace:
 def held(
     number: int, where: PortRange, state: S = S.ACTIVE, domain: DomainUUID | None = None, on: IPv4Address = A
 ) -> Allocation:
-    """Return a range; of a VM of its own unless it is said whose it is."""
+    """Return a range; by default of a VM that has no other."""
     return Allocation(AllocationId(number), domain or DomainUUID(f"vm{number}"), HOST, on, where, state, float(number))
 
 
@@ -116,7 +116,7 @@ def walled_situations(draw: st.DrawFn) -> Situation:
 
 @st.composite
 def facts(draw: st.DrawFn, space: AddressSpace, active: Allocation) -> Situation:
-    """Add what is known of the VM and what it is to have."""
+    """Complete a situation with measurements and a target."""
     size = active.ports.size
     in_use = draw(st.none() | st.integers(size * 3 // 4, size) | st.integers(0, size))
     leaving = [each for each in space.of(MINE) if each.state is not S.ACTIVE]
@@ -155,7 +155,7 @@ def picture(space: AddressSpace) -> object:
 
 
 def reserve_is_right(situation: Situation, placement: Placement) -> None:
-    """Nothing of anybody else, nothing reserved, whole blocks, and no port number twice."""
+    """No ports of other VMs, no reserved ports, whole blocks, and no port number twice."""
     space, active = situation.space, situation.active
     reclaimed = set(placement.reclaimed)
     assert all(each.domain == MINE and each.state in (S.DRAINING, S.HELD) for each in reclaimed)
@@ -180,7 +180,7 @@ def newly_taken(placement: Placement) -> int:
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
-def test_a_decision_is_legal_changes_nothing_and_is_always_the_same(situation: Situation) -> None:
+def test_a_decision_is_legal_deterministic_and_changes_nothing(situation: Situation) -> None:
     before = picture(situation.space)
     outcome = choose(situation)
     assert choose(situation) == outcome
@@ -192,7 +192,7 @@ def test_a_decision_is_legal_changes_nothing_and_is_always_the_same(situation: S
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
-def test_no_range_gets_more_than_the_vm_may_have(situation: Situation) -> None:
+def test_no_range_exceeds_cap_and_allowance(situation: Situation) -> None:
     outcome, size = choose(situation), situation.active.ports.size
     cap = max(situation.cap // BLOCK, 1) * BLOCK
     allowed = -(-situation.allowed // BLOCK) * BLOCK
@@ -216,8 +216,8 @@ def test_no_range_gets_more_than_the_vm_may_have(situation: Situation) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
-def test_a_range_that_is_left_is_left_for_more_free_ports(situation: Situation) -> None:
-    """docs/design/0005: no move ends on ports known to be in use, and no overflow range on next to nothing."""
+def test_an_active_range_is_only_left_for_more_free_ports(situation: Situation) -> None:
+    """docs/design/0005: no move to ports known to be in use, and no overflow range with few free ports."""
     outcome, in_use = choose(situation), situation.in_use or 0
     free_now = situation.active.ports.size - in_use
     if isinstance(outcome, Relocate):
@@ -237,7 +237,7 @@ def test_a_range_that_is_left_is_left_for_more_free_ports(situation: Situation) 
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
-def test_only_what_cannot_be_placed_is_refused(situation: Situation) -> None:
+def test_a_refusal_has_an_obstacle_of_placement(situation: Situation) -> None:
     outcome, size = choose(situation), situation.active.ports.size
     if isinstance(outcome, Refused):
         assert min(situation.allowed, max(situation.cap // BLOCK, 1) * BLOCK) > size
@@ -248,7 +248,7 @@ def test_only_what_cannot_be_placed_is_refused(situation: Situation) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
-def test_a_range_of_the_same_size_elsewhere_does_not_touch_the_present_one(situation: Situation) -> None:
+def test_a_relocation_takes_no_port_of_the_present_range(situation: Situation) -> None:
     before = picture(situation.space)
     outcome = choose_elsewhere(situation)
     assert choose_elsewhere(situation) == outcome
@@ -264,7 +264,7 @@ def test_a_range_of_the_same_size_elsewhere_does_not_touch_the_present_one(situa
 
 @settings(max_examples=100, deadline=None)
 @given(ANY, st.integers(1, 30 * BLOCK), st.integers(1, 30 * BLOCK))
-def test_a_first_range_is_between_floor_and_what_was_wanted(situation: Situation, wanted: int, floor: int) -> None:
+def test_a_first_range_is_between_floor_and_the_ports_wanted(situation: Situation, wanted: int, floor: int) -> None:
     vm = VM(DomainUUID("new"), "new", HOST, IPv4Address("100.64.0.1"))
     wanted = max(wanted, floor)
     if situation.space.longest_free() < -(-floor // BLOCK) * BLOCK:
@@ -278,7 +278,7 @@ def test_a_first_range_is_between_floor_and_what_was_wanted(situation: Situation
 
 @settings(max_examples=100, deadline=None)
 @given(ANY)
-def test_compaction_moves_ranges_as_they_are_to_free_ports(situation: Situation) -> None:
+def test_compaction_keeps_sizes_and_moves_to_free_ports(situation: Situation) -> None:
     before = picture(situation.space)
     for allocation, outcome in choose_compaction(situation.space, lambda each: each.state is S.ACTIVE):
         assert outcome.placement.external == allocation.external
@@ -299,20 +299,20 @@ def resized(target: int, *others: Allocation, **facts: object) -> Outcome:
     return choose(dataclasses.replace(situation, **facts))  # type: ignore[arg-type]
 
 
-def test_a_range_grows_beside_itself_where_it_can() -> None:
+def test_a_range_grows_in_place_where_it_can() -> None:
     assert resized(6) == Grow(Placement(A, ports(4, 2)))
-    assert resized(6, cap=300) == Stay(StayReason.AT_TARGET), "a cap between two whole numbers of blocks is the lower"
-    assert resized(6, room=BLOCK) == Grow(Placement(A, ports(4, 1))), "by half of it where there is no more"
+    assert resized(6, cap=300) == Stay(StayReason.AT_TARGET), "the cap is rounded down to blocks"
+    assert resized(6, room=BLOCK) == Grow(Placement(A, ports(4, 1))), "by half where there is no room for all"
 
 
-def test_a_range_whose_neighbour_is_taken_moves() -> None:
+def test_a_range_whose_adjacent_ports_are_taken_moves() -> None:
     assert resized(6, held(2, ports(4, 2))) == Relocate(Placement(A, ports(6, 6)))
 
 
-def test_where_no_longer_range_is_to_be_had_new_connections_get_an_overflow_range() -> None:
+def test_new_connections_get_an_overflow_range_when_no_larger_range_is_available() -> None:
     neighbours = (held(2, ports(4, 2)), held(3, ports(9, BLOCKS - 9)))
     no_room = NoRoom(5 * BLOCK, 3 * BLOCK, Obstacle.NO_FREE_RUN, 2, A)
-    assert resized(6, *neighbours) == Refused(no_room), "nobody knows how full the range is"
+    assert resized(6, *neighbours) == Refused(no_room), "its ports in use were not counted"
     assert resized(6, *neighbours, in_use=250) == Overflow(Placement(A, ports(6, 2)), no_room)
     assert resized(6, *neighbours, in_use=250, may_overflow=False) == Refused(no_room)
     assert resized(6, *neighbours, in_use=250, short=True) == Refused(no_room)
@@ -321,7 +321,7 @@ def test_where_no_longer_range_is_to_be_had_new_connections_get_an_overflow_rang
     assert resized(6, *neighbours, in_use=180, expected_in_use=200) == Overflow(Placement(A, ports(6, 2)), no_room)
 
 
-def test_free_ports_that_are_kept_for_vms_that_start_are_not_taken() -> None:
+def test_free_ports_kept_for_starting_vms_are_not_taken() -> None:
     kept = Refused(NoRoom(BLOCK, 0, Obstacle.KEPT_FOR_STARTS))
     assert resized(6, room=0) == kept
     assert resized(6, room=0, in_use=250) == kept

@@ -1,4 +1,4 @@
-"""The journal says once that a VM lacks ports, and once that it no longer does."""
+"""The journal has one entry when a VM begins to lack ports, and one when it no longer does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cpm.protocol.model import (
 VM, EXTERNAL = DomainUUID("x"), IPv4Address("203.0.113.1")
 
 
-def a_view(*, active: bool = True) -> Fleet:
+def fleet_with_range(*, active: bool = True) -> Fleet:
     fleet = Fleet(LedgerState(0, (), (), (), (), AllocationId(1)), 64)
     fleet.record(PutAddress(ExternalAddress(EXTERNAL)))
     state = AllocationState.ACTIVE if active else AllocationState.RESERVED
@@ -34,48 +34,48 @@ def a_view(*, active: bool = True) -> Fleet:
     return fleet
 
 
-def said(fleet: Fleet) -> list[JournalEvent]:
+def recorded_events(fleet: Fleet) -> list[JournalEvent]:
     return [change.event for change in fleet.take_recorded() if isinstance(change, ShortageNotice)]
 
 
-def test_begin_and_end_are_said_once_each() -> None:
-    fleet = a_view()
-    remarks = ShortageNotices(fleet)
+def test_begin_and_end_of_a_shortage_are_recorded_once_each() -> None:
+    fleet = fleet_with_range()
+    notices = ShortageNotices(fleet)
     for second in range(100):
-        remarks.note(VM, JournalEvent.EXHAUSTED, float(second))
-        remarks.tick(float(second))
-    assert said(fleet) == [JournalEvent.EXHAUSTED]
-    remarks.tick(99.0 + CALM_S - 1)
-    assert said(fleet) == []
-    remarks.tick(99.0 + CALM_S)
-    remarks.tick(99.0 + 9 * CALM_S)
-    assert said(fleet) == [JournalEvent.RECOVERED]
+        notices.note(VM, JournalEvent.EXHAUSTED, float(second))
+        notices.tick(float(second))
+    assert recorded_events(fleet) == [JournalEvent.EXHAUSTED]
+    notices.tick(99.0 + CALM_S - 1)
+    assert recorded_events(fleet) == []
+    notices.tick(99.0 + CALM_S)
+    notices.tick(99.0 + 9 * CALM_S)
+    assert recorded_events(fleet) == [JournalEvent.RECOVERED]
 
 
-def test_a_vm_that_is_gone_has_not_recovered() -> None:
-    fleet = a_view()
-    remarks = ShortageNotices(fleet)
-    remarks.note(VM, JournalEvent.SHORT, 1.0)
-    assert said(fleet) == [JournalEvent.SHORT]
-    remarks.forget(VM)
-    remarks.tick(1000.0)
-    assert said(fleet) == []
+def test_no_recovery_is_recorded_for_a_vm_that_is_gone() -> None:
+    fleet = fleet_with_range()
+    notices = ShortageNotices(fleet)
+    notices.note(VM, JournalEvent.SHORT, 1.0)
+    assert recorded_events(fleet) == [JournalEvent.SHORT]
+    notices.forget(VM)
+    notices.tick(1000.0)
+    assert recorded_events(fleet) == []
 
 
-def test_a_vm_without_an_active_range_is_spoken_of_when_it_has_one() -> None:
-    fleet = a_view(active=False)
-    remarks = ShortageNotices(fleet)
-    remarks.note(VM, JournalEvent.SHORT, 1.0)
-    remarks.tick(1000.0)
-    assert said(fleet) == []
+def test_no_shortage_is_recorded_for_a_vm_without_an_active_range() -> None:
+    fleet = fleet_with_range(active=False)
+    notices = ShortageNotices(fleet)
+    notices.note(VM, JournalEvent.SHORT, 1.0)
+    notices.tick(1000.0)
+    assert recorded_events(fleet) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(ENDS)), st.floats(0.0, 30.0)), max_size=200))
-def test_however_often_it_happens_the_journal_hardly_grows(troubles: list[tuple[JournalEvent, float]]) -> None:
-    fleet = a_view()
-    remarks, now = ShortageNotices(fleet), 0.0
-    for trouble, pause in troubles:
+def test_recurring_shortages_add_at_most_two_entries_a_minute(shortages: list[tuple[JournalEvent, float]]) -> None:
+    fleet = fleet_with_range()
+    notices, now = ShortageNotices(fleet), 0.0
+    for shortage, pause in shortages:
         now += pause
-        remarks.tick(now)
-        remarks.note(VM, trouble, now)
-    assert len(said(fleet)) <= len(ENDS) * 2 * (1 + now / CALM_S)
+        notices.tick(now)
+        notices.note(VM, shortage, now)
+    assert len(recorded_events(fleet)) <= len(ENDS) * 2 * (1 + now / CALM_S)

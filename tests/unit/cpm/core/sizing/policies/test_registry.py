@@ -1,4 +1,4 @@
-"""A policy is one module and one line: whatever is registered is known everywhere, and named nowhere else."""
+"""A policy is one module and one line: once registered it can be used everywhere, and no other file names it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ONE, HOST1 = DomainUUID("00000000-0000-0000-0000-000000000001"), NodeName("host1
 
 
 class ToyPolicy:
-    """Everybody gets 640 ports."""
+    """Every VM gets 640 ports."""
 
     name = TOY
     counts_ports = True
@@ -35,11 +35,11 @@ class ToyPolicy:
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    register(Registration(ToyPolicy(), "640 ports for everybody", short="t"))
+    register(Registration(ToyPolicy(), "640 ports for every VM", short="t"))
     return TOY
 
 
-def test_the_settings_know_it(toy: str, tmp_path: Path) -> None:
+def test_the_settings_accept_a_registered_policy(toy: str, tmp_path: Path) -> None:
     file = tmp_path / "cpmd.toml"
     for name in (toy, "t"):
         file.write_text(f'[scaling]\npolicy = "{name}"\n')
@@ -49,7 +49,7 @@ def test_the_settings_know_it(toy: str, tmp_path: Path) -> None:
         settings.load(file)
 
 
-def test_an_operator_can_set_it_and_it_decides(toy: str) -> None:
+def test_a_registered_policy_can_be_set_and_then_decides(toy: str) -> None:
     site = Site()
     site.start_vm(HOST1, ONE)
     site.run()
@@ -64,17 +64,17 @@ def test_an_operator_can_set_it_and_it_decides(toy: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["set", "simulate"])
-def test_the_help_has_it(toy: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_a_registered_policy(toy: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.execute([verb, "--help"], now=0.0)
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.fullmatch(r" +toy \(or t\) +640 ports for everybody", line) for line in lines)
+    assert any(re.fullmatch(r" +toy \(or t\) +640 ports for every VM", line) for line in lines)
     for each in registrations():
         assert any(each.policy.name in line and each.summary in line for line in lines)
     assert all(len(line) <= 80 for line in lines if any(each.summary in line for each in registrations()))
 
 
-def test_the_simulation_plays_it(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_simulation_replays_a_registered_policy(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert toy in contenders()
     words = ["simulate", "--generate", "steady", "--vms", "2", "--seconds", "30", "--no-packing", "--policy", toy]
     assert main.execute(words, now=0.0) == 0
