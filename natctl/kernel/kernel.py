@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeVar
 
@@ -41,7 +42,16 @@ _SMALL: Final = 500
 
 _ATTEMPTS: Final = 3
 _MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
-"""Errors that mean that the kernel does not hold what we believe."""
+"""Errors that mean that the kernel does not hold what we believe, or see :data:`_TICK_S`."""
+
+_TICK_S: Final = 0.011
+"""
+Seconds in which the kernel's clock ticks for certain.
+
+``nft_set_rbtree.c`` (Linux 6.19, and stable kernels before it) compares the end of an interval with the start that it
+saw last, and forgets that start only once the clock has ticked. A transaction in the same tick as another may be
+refused with ENOENT or EEXIST although it is right; it is accepted a tick later.
+"""
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeIntent)
@@ -112,11 +122,7 @@ class Kernel:
             if self._belief is None or not _is_local(self._belief, change):
                 await self._in_thread(self._change_all, change)
                 return
-            step = self._step(self._belief, change)
-            if step.weight > _SMALL:
-                await self._in_thread(self._change_some, change, step)
-            else:
-                self._change_some(change, step)
+            await self._change_vms(self._belief, change)
 
     async def replace(
         self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
@@ -232,18 +238,25 @@ class Kernel:
         route_steps = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
         return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges)
 
-    def _change_some(self, change: Change, step: _Step) -> None:
-        belief = self._belief
-        assert belief is not None
-        desired = belief.desired.merged(change)
-        try:
-            self._apply(step.tables, step.route_steps, step.before)
-        except KernelError as error:
-            if error.errno not in _MISMATCH:
-                raise
-            self._reconcile(desired)
-            return
-        belief.desired = desired
+    async def _change_vms(self, belief: _Belief, change: Change) -> None:
+        """Change what belongs to the VMs; compare everything when the kernel refuses that twice."""
+        step = self._step(belief, change)
+        for pause_s in (_TICK_S, 0.0):
+            try:
+                if step.weight > _SMALL:
+                    await self._in_thread(self._change_some, belief, change, step)
+                else:
+                    self._change_some(belief, change, step)
+                return
+            except KernelError as error:
+                if error.errno not in _MISMATCH:
+                    raise
+                await asyncio.sleep(pause_s)
+        await self._in_thread(self._reconcile, belief.desired.merged(change))
+
+    def _change_some(self, belief: _Belief, change: Change, step: _Step) -> None:
+        self._apply(step.tables, step.route_steps, step.before)
+        belief.desired = belief.desired.merged(change)
         belief.generation += 1 if step.tables.operations else 0
         _put(belief.host_fragments, change.host, step.host_fragments)
         _put(belief.edge_fragments, change.edge, step.edge_fragments)
@@ -258,9 +271,10 @@ class Kernel:
                     return self._reconcile_once(desired, reading)
             except KernelError as error:
                 last_error = error
-                if error.errno not in _MISMATCH or read.generation(nft) == reading.generation:
+                if error.errno not in _MISMATCH:
                     raise
-                # Somebody made a transaction after our reading: read again.
+                # Somebody made a transaction after our reading, or the tick is the same as that of our last one.
+                time.sleep(_TICK_S)
         raise last_error
 
     def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
