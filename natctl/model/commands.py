@@ -54,9 +54,17 @@ class Replace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Forget:
-    """Delete the conntrack entries of a VM that ended."""
+    """Delete the conntrack entries of a VM whose last port here is free."""
 
     internal: IPv4Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prune:
+    """Delete the conntrack entries of a VM on ports that it does not hold: what was left from an earlier life."""
+
+    internal: IPv4Address
+    held: tuple[PortRange, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ class Arm:
     domain: DomainUUID
 
 
-Command: TypeAlias = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Release | Warn
+Command: TypeAlias = Send | Answer | Program | Replace | Forget | Prune | CountPorts | RefuseNew | Release | Warn
 """What the node hands to the daemon."""
 ArrivalCommand: TypeAlias = Send | CountPorts | RefuseNew | Release | Warn | Arm
 """What the controller of arrivals hands to the node, which passes on all but :class:`Arm`."""

@@ -25,11 +25,12 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
-from natctl.core.domains import RunningDomain
+from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.node import Identity, Node
-from natctl.model.commands import Answer, Forget, Program, Replace, Send
+from natctl.model.commands import Answer, Forget, Program, Prune, Replace, Send
 from natctl.model.entries import HostEntry, Path
 from natctl.model.port_use import PortUse, VMPorts
+from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
 
 EXTERNAL = IPv4Address("203.0.113.1")
@@ -90,9 +91,15 @@ class Machine:
 
     identity: Identity
     kernel: Kernel = dataclasses.field(default_factory=Kernel)
-    guests: dict[DomainUUID, frozenset[str]] = dataclasses.field(default_factory=dict)
+    guests: dict[DomainUUID, frozenset[Tap]] = dataclasses.field(default_factory=dict)
+    phases: dict[DomainUUID, Phase] = dataclasses.field(default_factory=dict)
+    """What libvirt says of a guest; not there: it runs here."""
+    libvirt: bool = True
+    """Whether natd can ask libvirt."""
     node: Node | None = None
-    work: collections.deque[Program | Replace | Forget] = dataclasses.field(default_factory=collections.deque)
+    entries: set[tuple[DomainUUID, IPv4Address, int]] = dataclasses.field(default_factory=set)
+    """Connection tracking: whose connection it was, the internal address, the port. No entry ends by itself."""
+    work: collections.deque[Program | Replace | Forget | Prune] = dataclasses.field(default_factory=collections.deque)
     to_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     from_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     connected: bool = False
@@ -116,6 +123,7 @@ class Site:
         self.lives: collections.Counter[DomainUUID] = collections.Counter()
         self._let_through: set[tuple[Connection, NodeName]] = set()
         self._requests = 0
+        self._taps = 0
         for name, role, number in (
             ("host1", Role.HOST, 11),
             ("host2", Role.HOST, 12),
@@ -208,10 +216,10 @@ class Site:
     def start_natd(self, name: NodeName) -> None:
         machine = self.machines[name]
         if machine.node is None:
-            machine.node = Node(machine.identity, marks=1000)
-            links = frozenset(tap for taps in machine.guests.values() for tap in taps)
-            machine.node.on_kernel_found(machine.kernel.host.values(), machine.kernel.path, links, self.now)
-            self._list(machine)
+            machine.node = Node(machine.identity, marks=1000, has_libvirt=True)
+            found = machine.kernel.host.values()
+            machine.node.on_kernel_found(found, machine.kernel.path, self._links(machine), self.now)
+            self.list(machine)
 
     def kill_natd(self, name: NodeName) -> None:
         machine = self.machines[name]
@@ -224,7 +232,13 @@ class Site:
         if not machine.work or machine.node is None:
             return False
         command = machine.work.popleft()
-        if isinstance(command, Forget):
+        if isinstance(command, (Forget, Prune)):
+            held = command.held if isinstance(command, Prune) else ()
+            machine.entries = {
+                entry
+                for entry in machine.entries
+                if entry[1] != command.internal or any(entry[2] in ports for ports in held)
+            }
             return True
         if machine.failing:
             machine.failing = False
@@ -242,17 +256,17 @@ class Site:
                 machine.to_manager.append(codec.encode(command.message))
             elif isinstance(command, Answer):
                 machine.answers[command.request] = command.code
-            elif isinstance(command, (Program, Replace, Forget)):
+            elif isinstance(command, (Program, Replace, Forget, Prune)):
                 machine.work.append(command)
 
     # VMs
 
-    def start_vm(self, name: NodeName, uuid: DomainUUID) -> int:
+    def start_vm(self, name: NodeName, uuid: DomainUUID, tap: str | None = None) -> int:
         """Start a VM that runs nowhere, as the hook ``start`` tells of it; return the number of the hook's request."""
         assert not any(uuid in machine.guests for machine in self.machines.values())
         machine = self.machines[name]
         self.lives[uuid] += 1
-        taps = frozenset({f"vnet-{uuid[-4:]}"})
+        taps = self._new_taps(uuid, tap)
         machine.guests[uuid] = taps
         self._requests += 1
         if machine.node is not None:
@@ -274,24 +288,23 @@ class Site:
                 machine.node.on_links(self._links(machine), self.now)
                 self._carry_out(machine)
 
-    def migrate(self, uuid: DomainUUID, to: NodeName) -> None:
+    def migrate(self, uuid: DomainUUID, to: NodeName, *, hooks: bool = True) -> None:
         """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
         machine = self.machines[to]
-        vm = RunningDomain(uuid, f"vm-{uuid[-4:]}", frozenset({f"vnet-{uuid[-4:]}"}))
-        machine.guests[uuid] = vm.taps
-        if machine.node is not None:
+        vm = RunningDomain(uuid, f"vm-{uuid[-4:]}", self._new_taps(uuid))
+        machine.guests[uuid], machine.phases[uuid] = vm.taps, Phase.MIGRATING
+        if machine.node is not None and hooks:
             machine.node.on_links(self._links(machine), self.now)
             machine.node.on_domain_incoming(self._request(), vm, self.now)
             machine.node.on_domain_starting(self._request(), vm, self.now, wait_for_taps=True)
             self._carry_out(machine)
 
     def resume(self, uuid: DomainUUID, to: NodeName) -> None:
-        """The guest runs on the destination: libvirt's event, if natd is there to see it. Old connections are gone."""
+        """The guest runs on the destination, which libvirt lists if natd can ask it. Old connections are gone."""
         self.connections = {c for c in self.connections if c.domain != uuid}
         machine = self.machines[to]
-        if machine.node is not None:
-            machine.node.on_domain_resumed(uuid, self.now)
-            self._carry_out(machine)
+        machine.phases.pop(uuid, None)
+        self.list(machine)
 
     def left(self, uuid: DomainUUID, source: NodeName) -> None:
         """The source's hook ``stopped``: like any other stop."""
@@ -306,15 +319,23 @@ class Site:
         self._requests += 1
         return self._requests
 
-    def _list(self, machine: Machine) -> None:
-        """What natd learns from libvirt at start and now and then."""
-        if machine.node is not None:
-            running = [RunningDomain(uuid, f"vm-{uuid[-4:]}", taps) for uuid, taps in machine.guests.items()]
-            machine.node.on_domains_listed(running, self.now)
-            self._carry_out(machine)
+    def list(self, machine: Machine) -> None:
+        """What natd learns from libvirt at start, at its events, and now and then."""
+        if machine.node is None or not machine.libvirt:
+            return
+        running = [
+            RunningDomain(uuid, f"vm-{uuid[-4:]}", taps, phase=machine.phases.get(uuid, Phase.HERE))
+            for uuid, taps in machine.guests.items()
+        ]
+        machine.node.on_domains_listed(Listing(self.now, tuple(running)), self.now)
+        self._carry_out(machine)
 
-    def _links(self, machine: Machine) -> frozenset[str]:
-        return frozenset(tap for taps in machine.guests.values() for tap in taps)
+    def _new_taps(self, uuid: DomainUUID, name: str | None = None) -> frozenset[Tap]:
+        self._taps += 1
+        return frozenset({Tap(name or f"vnet-{uuid[-4:]}", self._taps)})
+
+    def _links(self, machine: Machine) -> dict[int, str]:
+        return {tap.number: tap.name for taps in machine.guests.values() for tap in taps}
 
     def open(self, uuid: DomainUUID, offset: int) -> Connection | None:
         """The VM opens a connection, as its host's and the edges' kernels let it; None when it gets no port."""
@@ -331,6 +352,7 @@ class Site:
             internal = entry.intent.internal
             connection = Connection(uuid, self.lives[uuid], machine.identity.name, internal, external, port)
             self.connections.add(connection)
+            machine.entries.add((uuid, internal, port))
             return connection
         return None
 
@@ -358,7 +380,7 @@ class Site:
             if machine.node is not None:
                 machine.node.on_tick(self.now)
                 self._carry_out(machine)
-                self._list(machine)
+                self.list(machine)
         self.ask(lambda manager: manager.tick(self.now))
 
     def run(self) -> None:

@@ -25,7 +25,7 @@ ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222
 SETTINGS = Settings(HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
 PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
-HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
+HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({100, 101}))
 AT_EDGE = {
     ONE: edge_intent(ONE, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, PortRange(20000, 20063)),)),
     TWO: edge_intent(
@@ -122,7 +122,7 @@ def test_a_restart_disturbs_nothing_and_knows_what_runs(machine: Machine) -> Non
 def test_a_change_before_the_first_snapshot_keeps_the_rest(machine: Machine) -> None:
     machine.replace()
     fresh = machine.restarted()
-    added = with_intent(HOSTED, domain=TWO, internal=IPv4Address("100.64.0.9"), index=2, taps=frozenset({"vnet7"}))
+    added = with_intent(HOSTED, domain=TWO, internal=IPv4Address("100.64.0.9"), index=2, taps=frozenset({107}))
     fresh.run(fresh.kernel.change(Change(host={TWO: added})))
     seen = fresh.run(fresh.kernel.observe())
     assert (seen.host, seen.edge) == ({ONE: HOSTED, TWO: added}, AT_EDGE)
@@ -350,7 +350,7 @@ def test_the_listing_is_readable(machine: Machine) -> None:
         'elements = { 100.64.0.1 . 20000-20063 comment "web 1" : 203.0.113.1,',
         'elements = { 20000-20063 comment "web 1" : 100.64.0.1,',
         "elements = { 203.0.113.1 : goto inbound-203.0.113.1,",
-        'elements = { "vnet0" comment "web 1" : goto vm-1,',
+        'elements = { 100 comment "web 1" : goto vm-1,',
         "meta mark set meta mark & 0xc001ffff | 0x40010000",
         "snat ip to meta mark & 0x7fff0000 map @bindings",
         "meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1",

@@ -150,7 +150,7 @@ class Faults(RuleBasedStateMachine):
             for row in rows:
                 if row.node == machine.identity.name:
                     assert machine.kernel.host[row.domain].intent.ports == row.ports
-                    assert machine.kernel.host[row.domain].taps == machine.guests[row.domain]
+                    assert machine.kernel.host[row.domain].taps == {tap.number for tap in machine.guests[row.domain]}
             assert set(machine.kernel.host) == {r.domain for r in rows if r.node == machine.identity.name}
         for machine in site.edges:
             mapped = {entry.domain: entry.ranges for entry in machine.kernel.edge.values()}

@@ -6,7 +6,7 @@ from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
-from natctl.core.domains import RunningDomain
+from natctl.core.domains import Listing, RunningDomain, Tap
 from tests.fakes.site import Site
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -34,7 +34,8 @@ def lists(site: Site, wishes: Wishes | None) -> None:
     """libvirt's list says this of the VM, as after an event METADATA_CHANGE."""
     machine = site.machines[HOST1]
     assert machine.node is not None
-    machine.node.on_domains_listed([RunningDomain(ONE, "vm-0001", machine.guests[ONE], wishes)], site.now)
+    listed = RunningDomain(ONE, "vm-0001", machine.guests[ONE], wishes)
+    machine.node.on_domains_listed(Listing(site.now, (listed,)), site.now)
     site._carry_out(machine)
     site.run()
 
@@ -51,11 +52,9 @@ def started(wishes: Wishes | None = None) -> Site:
     site = Site()
     machine = site.machines[HOST1]
     assert machine.node is not None
-    machine.guests[ONE] = frozenset({"vnet0"})
-    machine.node.on_links(frozenset({"vnet0"}), site.now)
-    machine.node.on_domain_starting(
-        1, RunningDomain(ONE, "vm-0001", frozenset({"vnet0"}), wishes), site.now, wait_for_taps=True
-    )
+    taps = machine.guests[ONE] = frozenset({Tap("vnet0", 1)})
+    machine.node.on_links({1: "vnet0"}, site.now)
+    machine.node.on_domain_starting(1, RunningDomain(ONE, "vm-0001", taps, wishes), site.now, wait_for_taps=True)
     site._carry_out(machine)
     site.run()
     return site
