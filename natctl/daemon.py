@@ -323,13 +323,13 @@ def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) 
     guests, period_s = settings.guests, settings.monitor.guest_period_s
     if not period_s or (libvirt is None and not guests.agent_sockets):
         return None
-    timeout_s, set_timeout = guests.agent_timeout_s or 1, bool(guests.agent_timeout_s)
+    timeout_s = guests.agent_timeout_s or 1
     return Visitor(
         period_s,
         clock.now,
         file=guests.announce_file,
         sockets=SocketAgents(guests.agent_sockets, timeout_s) if guests.agent_sockets else None,
-        libvirt=LibvirtAgents(libvirt, timeout_s, set_timeout=set_timeout) if libvirt is not None else None,
+        libvirt=LibvirtAgents(libvirt, timeout_s) if libvirt is not None else None,
     )
 
 

@@ -225,31 +225,11 @@ class LibvirtConnection:
 
 
 class LibvirtAgentChannel:
-    """
-    The agent channel of one domain. Every method may block without limit.
-
-    How long libvirt waits for an agent is a property of the domain and so applies to all users of that agent: restore
-    it after :meth:`set_response_timeout`.
-    """
+    """The agent channel of one domain. Every method may block without limit."""
 
     def __init__(self, libvirt: Any, domain: Any) -> None:
         self._libvirt = libvirt
         self._domain = domain
-
-    def set_response_timeout(self, seconds: int | None) -> None:
-        """
-        Set how long libvirt waits for the agent's reply; None: libvirt's default.
-
-        The timeout passed with a command does not suffice: libvirt first sends ``guest-sync`` to the agent and waits
-        5 s for that, whatever the command's timeout.
-
-        :raise AgentError: When libvirt refuses.
-        """
-        default = self._libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
-        try:
-            self._domain.agentSetResponseTimeout(default if seconds is None else seconds, 0)
-        except self._libvirt.libvirtError as error:
-            raise self._agent_error(error, timed_out=False) from error
 
     def command(self, text: str, timeout_s: int) -> str:
         """

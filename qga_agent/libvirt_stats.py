@@ -59,9 +59,6 @@ class Connection(Protocol):
 class AgentChannel(Protocol):
     """The channel to one guest agent; see :class:`qga_agent.libvirt_connection.LibvirtAgentChannel`."""
 
-    def set_response_timeout(self, seconds: int | None) -> None:
-        """Set how long libvirt waits for the agent's reply; None: libvirt's default."""
-
     def command(self, text: str, timeout_s: int) -> str:
         """Have the agent execute a command and return its reply."""
 

@@ -199,6 +199,6 @@ def error_of(monkeypatch: pytest.MonkeyPatch, domain: FailingDomain) -> type[Age
 def test_a_driver_without_agents_has_none(connection: LibvirtConnection) -> None:
     channel = connection.agent_channel(DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"))
     with pytest.raises(AgentAbsent):
-        channel.set_response_timeout(1)
+        channel.command('{"execute": "guest-sync"}', 1)
     with pytest.raises(AgentAbsent):
         connection.agent_channel(DomainUUID("11111111-1111-1111-1111-111111111111"))
