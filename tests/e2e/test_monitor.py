@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -205,6 +206,11 @@ async def test_a_hook_that_takes_long_hides_no_other_domain(
     await asyncio.to_thread(host.start_libvirtd)
     monitor = watch(host)
     await until(monitor, ConnectionMade())
+    # A libvirtd that has just started has not found all its domains yet, and they are locked meanwhile.
+    while True:
+        with contextlib.suppress(TimeoutError):
+            if (await monitor.domains()).is_complete:
+                break
     start = asyncio.create_task(asyncio.to_thread(lab.add_vm, "slow", "host1"))
     try:
         begin = asyncio.get_running_loop().time()
