@@ -2,7 +2,7 @@
 Tells the node which VMs run on this host: from libvirt's hooks, its list of domains, and the machine's interfaces.
 
 libvirt is asked for its list at each of its events, and now and then without one. What follows from all this is decided
-in :mod:`natctl.core.domains`. Tested in ``tests/e2e/test_levels.py`` and ``tests/e2e/test_real_vm.py``.
+in :mod:`natctl.core.domains`. Tested with real VMs in ``tests/e2e/test_levels.py``.
 """
 
 from __future__ import annotations
