@@ -152,13 +152,17 @@ class LibvirtConnection:
         with self._agents_lock:
             if self._agents is None or not _is_alive(self._libvirt, self._agents):
                 self._agents = self._libvirt.open(self._uri)
+                self._keep_alive(self._agents)
             return self._agents
+
+    def _keep_alive(self, connection: Any) -> None:
+        with contextlib.suppress(self._libvirt.libvirtError):  # drivers within this process (test:///default) have none
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
 
     def _register_callbacks(self, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         libvirt, connection = self._libvirt, self._connection
         connection.registerCloseCallback(lambda _, reason, __: on_close(_close_reason(reason)), None)
-        with contextlib.suppress(libvirt.libvirtError):  # drivers within this process (test:///default) have none
-            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        self._keep_alive(connection)
 
         def on_lifecycle(_: object, domain: Any, event: int, detail: int, __: object) -> None:
             translated = lifecycle_event(DomainUUID(domain.UUIDString()), domain.name(), event, detail)

@@ -16,7 +16,14 @@ import pytest
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from qga_agent.domain_events import AgentConnected, AgentDisconnected, DomainEvent, DomainStarted, DomainStopped
+from qga_agent.domain_events import (
+    AgentConnected,
+    AgentDisconnected,
+    DomainChanged,
+    DomainEvent,
+    DomainStarted,
+    DomainStopped,
+)
 from qga_agent.domain_list import Phase
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.libvirt_connection import ConnectionBroken
@@ -59,8 +66,9 @@ class Watched:
         self._events.put(event)
 
     def next_event(self) -> DomainEvent:
-        """Wait for the next event that is not of an agent: these come whenever a guest likes."""
-        while isinstance(event := self._events.get(timeout=HANG_S), (AgentConnected, AgentDisconnected)):
+        """Wait for the next event that is no pause and not of an agent: these come whenever a guest likes."""
+        others = AgentConnected, AgentDisconnected, DomainChanged
+        while isinstance(event := self._events.get(timeout=HANG_S), others):
             pass
         return event
 
