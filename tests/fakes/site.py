@@ -288,6 +288,17 @@ class Site:
                 machine.node.on_links(self._links(machine), self.now)
                 self._carry_out(machine)
 
+    def plug(self, uuid: DomainUUID, *, taps: int) -> None:
+        """Give a running VM another set of interfaces, 0 or 1; libvirt's event has natd ask for the list."""
+        for machine in self.machines.values():
+            if uuid not in machine.guests:
+                continue
+            machine.guests[uuid] = self._new_taps(uuid) if taps else frozenset()
+            if machine.node is not None:
+                machine.node.on_links(self._links(machine), self.now)
+                self.list(machine)
+                self._carry_out(machine)
+
     def migrate(self, uuid: DomainUUID, to: NodeName, *, hooks: bool = True) -> None:
         """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
         machine = self.machines[to]
@@ -395,7 +406,8 @@ class Site:
         """Bring everybody back and let it settle."""
         if self.manager is None:
             self.start_manager()
-        for name in self.machines:
+        for name, machine in self.machines.items():
+            machine.libvirt = True
             self.start_natd(name)
             self.connect(name)
         for _ in range(4):
@@ -415,6 +427,7 @@ class Site:
         """
         self._check_no_overloading()
         self._check_nothing_cut()
+        self._check_taps()
 
     def _check_no_overloading(self) -> None:
         # One external port leads to one VM, whichever edge a packet comes by; and leaves only from one.
@@ -441,6 +454,14 @@ class Site:
                 assert found == connection.external or (found is None and not seen), (
                     f"{machine.identity.name} cut {connection}, maps it to {found}"
                 )
+
+    def _check_taps(self) -> None:
+        # What a guest sends is never taken for another VM's, also while natd is away.
+        for machine in self.hosts:
+            owners = {tap.number: uuid for uuid, taps in machine.guests.items() for tap in taps}
+            for uuid, entry in machine.kernel.host.items():
+                strangers = {owners[index] for index in entry.taps if index in owners} - {uuid}
+                assert not strangers, f"{machine.identity.name} takes {strangers} for {uuid}"
 
 
 def _hear(manager: Manager, name: NodeName, message: NodeMessage, now: float) -> None:
