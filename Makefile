@@ -1,5 +1,5 @@
-# virt-ports: what people do with this repository. `make help` lists it.
-# Everything but help, check and clean needs root: network namespaces and libvirtd do.
+# virt-ports: the commands for working with this repository; `make help` lists them.
+# All but help, check and clean need root, for network namespaces and libvirtd.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -73,7 +73,7 @@ guest-image: setup ## Build the guest image in build/guest (downloads three pack
 # ---- the two commands of the README ---------------------------------------------------------------------------
 
 .PHONY: demo
-demo: guest-image ## The whole road once, with a real VM, in a lab of its own (root).
+demo: guest-image ## One real VM from its start to its last freed port, in a lab of its own (root).
 	@$(BIN)/python -m lab demo
 
 .PHONY: test
@@ -103,11 +103,11 @@ lab-up: guest-image ## A site on this machine: 2 hosts with libvirtd, 2 edges, m
 	@$(LAB_COMMAND) up
 
 .PHONY: lab-down
-lab-down: $(VENV) ## Remove everything of it, also after a crash (root).
+lab-down: $(VENV) ## Remove the whole site, also after a crash (root).
 	@$(LAB_COMMAND) down
 
 .PHONY: lab-status
-lab-status: $(VENV) ## What the lab consists of and whether all of it runs (root).
+lab-status: $(VENV) ## Show the parts of the lab, and whether all of them run (root).
 	@$(LAB_COMMAND) status
 
 .PHONY: lab-guest

@@ -1,1 +1,1 @@
-"""Benchmarks: what the figures in the README come from."""
+"""Benchmarks: they measure the figures of the README."""

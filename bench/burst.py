@@ -1,19 +1,19 @@
 """
-A VM that outgrows its range at once: how soon it has more, and whether its guest notices.
+A VM whose range is suddenly too small: how soon it has more ports, and whether its guest notices.
 
 ``signal_ms``: a guest on its floor of 256 ports, whose budget in the kernel is fresh, begins one connection more than
 the budget allows. The clock starts in the guest's namespace right before ``connect()`` sends the SYN that the budget
-does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, what ``nft monitor`` hears) in the host's namespace
-is notified of the new element in ``bindings``, and one in the edge's namespace of its new elements, whichever is
-later; the kernel notifies after the transaction is in force. In between: the rest of the SYN's way through
-the bridge to the host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is put back
-to its floor and to other ports (``virt-ports resize``, ``relocate``), so that each sample begins alike.
+does not cover. It stops when a listener of ours (NFNLGRP_NFTABLES, as for ``nft monitor``) in the host's namespace is
+notified of the new element in ``bindings``, and one in the edge's namespace of its new elements, whichever is later;
+the kernel notifies after the transaction is in force. In between: the rest of the SYN's way through the bridge to the
+host, NFLOG, natd, TLS, cpmd's decision and durable commit, edge, host. Afterwards the VM is set back to its floor and
+moved to other ports (``virt-ports resize``, ``relocate``), so that all samples begin in the same state.
 
 ``burst_*``: a fresh guest on 256 ports opens 10,000 connections to one destination, up to 256 of them waiting at a
 time, and keeps them all open, so that it needs 10,000 ports. *Refused* are those that were not answered within
 :data:`LIMIT_S`. *Delayed* is how many SYNs the guest's kernel sent again (TCPSynRetrans in its /proc/net/netstat): at
 least as many as connections that needed one. Ours is the sum of :data:`BURSTS` bursts; ``_static`` (cap = floor) and
-``_poll`` (natd does not listen to the kernel and looks once a second: ``monitor.arrivals``) are one burst each.
+``_poll`` (natd gets no signals and notices growth once a second: ``monitor.arrivals``) are one burst each.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def _signals(lab: Lab) -> list[float]:
 
 def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
     _put_back(lab)
-    host.call("heard")
-    edge.call("heard")
-    begin = client.call("spend", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
+    host.call("take_notifications")
+    edge.call("take_notifications")
+    begin = client.call("connect", str(net.INTERNET_ADDRESS), traffic.PORT, _budget(lab) + 1)
     programmed = _first(host, "bindings", begin)
     # The edge is usually earlier. It has no news when the VM grows into its own draining ports, which it still maps.
-    programmed = max([programmed, *(moment for moment, _ in edge.call("heard") if moment >= begin)])
+    programmed = max([programmed, *(moment for moment, _ in edge.call("take_notifications") if moment >= begin)])
     # Every signal is followed by an exact count of ports; let it finish.
     time.sleep(_SETTLE_S)
     if _size(lab) <= FLOOR:
@@ -138,7 +138,7 @@ def _signal(lab: Lab, client: Worker, host: Worker, edge: Worker) -> float:
 
 
 def _put_back(lab: Lab) -> None:
-    """Give the VM other ports, as many as its floor, so that nothing learned from the last sample is used."""
+    """Give the VM other ports, as many as its floor, so that nothing known from the last sample is used."""
     for machine in (HOST, EDGE):
         run(*inside(lab.namespace(machine)), "conntrack", "-F")
     lab.operate("resize", _VM, str(FLOOR))
@@ -156,11 +156,13 @@ def _budget(lab: Lab) -> int:
 
 
 def _first(witness: Worker, name: str, begin: float) -> float:
-    """Return when a witness first heard of new elements of one set after a moment."""
+    """Return when a witness was first notified of new elements of one set after a moment."""
     found: list[float] = []
 
     def look() -> bool:
-        found.extend(moment for moment, heard in witness.call("heard") if moment >= begin and name == heard)
+        found.extend(
+            moment for moment, set_name in witness.call("take_notifications") if moment >= begin and name == set_name
+        )
         return bool(found)
 
     wait_until("a larger range in the host's kernel", look, _WAIT_S, pause_s=0.02)

@@ -27,26 +27,26 @@ class _Here:
     """State kept between calls."""
 
     def __init__(self) -> None:
-        self._heard: list[tuple[float, str]] = []
+        self._notifications: list[tuple[float, str]] = []
         self._open: list[socket.socket] = []
 
     def watch(self) -> None:
         """Start recording notifications of elements added to sets and maps of this namespace."""
-        news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        news.bind((0, 0))
-        news.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        threading.Thread(target=self._listen, args=(news,), daemon=True).start()
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        listener.bind((0, 0))
+        listener.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
 
-    def heard(self) -> list[tuple[float, str]]:
+    def take_notifications(self) -> list[tuple[float, str]]:
         """Return and clear the recorded notifications: moment, and name of the set or map."""
-        heard, self._heard = self._heard, []
-        return heard
+        notifications, self._notifications = self._notifications, []
+        return notifications
 
-    def spend(self, address: str, port: int, count: int) -> float:
+    def connect(self, address: str, port: int, count: int) -> float:
         """
-        Begin so many connections, one right after the other.
+        Begin ``count`` connections, one right after the other.
 
-        :return: The moment right before the last one's SYN.
+        :return: The moment before the last one's SYN.
         """
         for _ in range(count):
             client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -63,11 +63,11 @@ class _Here:
             client.close()
         self._open.clear()
 
-    def _listen(self, news: socket.socket) -> None:
+    def _listen(self, listener: socket.socket) -> None:
         while True:
-            buffer = news.recv(_RECEIVE_BYTES)
+            buffer = listener.recv(_RECEIVE_BYTES)
             moment = time.monotonic()
-            self._heard += [(moment, name) for name in dict.fromkeys(_sets_in(buffer))]
+            self._notifications += [(moment, name) for name in dict.fromkeys(_sets_in(buffer))]
 
 
 def _sets_in(buffer: bytes) -> list[str]:

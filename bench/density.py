@@ -1,11 +1,11 @@
 """
-VMs per external address without a refused connection, on the made-up heavy-tailed load.
+VMs per external address without a refused connection, on the generated heavy-tailed load.
 
-The policy ``predictive`` against static sizing (every VM has the smallest power of two that refuses nobody anything)
-and against doubling near exhaustion, with one range for each VM. Against doubling with ports that may lie apart, as
-ours may, it is measured as well: that says what the policy alone is worth. Each is replayed in virtual time by the
-product's own simulation, in ever smaller pools, until a connection is refused:
-``virt-ports simulate --generate heavy-tailed`` shows the same.
+Compares the policy ``predictive`` with static sizing (every VM has the smallest power of two with which none of its
+connections is refused), with doubling near exhaustion and one range for each VM, and with doubling and overflow ranges,
+as ours has them, which shows the effect of the policy alone. Each is replayed in virtual time by the product's own
+simulation, in smaller and smaller pools, until a connection is refused; ``virt-ports simulate --generate heavy-tailed``
+shows the same.
 """
 
 from __future__ import annotations

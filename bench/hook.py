@@ -1,11 +1,11 @@
 """
-The time that our hook adds to a VM's start: the whole process, against a Python that does nothing.
+The time that our hook adds to a VM's start: the whole process, compared with a Python that does nothing.
 
-The operation is ``start`` of a VM unknown so far, with the XML that libvirt 9.0 gives and its interface there
-already: the shell and Python of the hook, natd on the host, cpmd's decision and its durable commit, one edge's kernel,
-the host's kernel, a second commit, and the answer all the way back. (libvirt calls ``prepare`` before, which does most
-of this and leaves ``start`` the tap only: ``hook_second_ms``.) The two processes are started alternately, in the same
-way, inside the host, so that neither entering it nor our own start is in the figures.
+The operation is ``start`` of an unknown VM, with the XML of libvirt 9.0, whose interface exists already. It includes
+the shell and Python of the hook, natd on the host, cpmd's decision and its durable commit, one edge's kernel, the
+host's kernel, a second commit, and the answer back to the hook. (Usually libvirt has called ``prepare`` before, which
+does most of this and leaves only the tap for ``start``: ``hook_second_ms``.) The two processes are started alternately,
+in the same way, inside the host, so that the figures include neither entering it nor the start of the bench.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Ways from a light guest to the internet, side by side and alike in all but what host and edge do to packets.
+Paths from a light guest to the internet, which differ only in how host and edge treat packets.
 
 Every lane is the wiring of a lab (:mod:`lab.net`): guest, bridge, host, underlay, edge, uplink, router, internet.
 """
@@ -40,7 +40,7 @@ class Lane:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the daemons while another lane is measured, which must not pay for their processor time."""
+        """Stop the daemons while another lane is measured, so that they take none of its processor time."""
         if not self.daemons:
             yield
             return

@@ -1,5 +1,5 @@
 """
-Durable allocations per second, against the least that SQLite could do.
+Durable allocations per second, compared with the least work for SQLite.
 
 Both write to the same filesystem, one transaction each, WAL and ``synchronous=FULL``, in alternating runs: ours commits
 one :class:`cpm.core.changes.AddAllocation` (overlap checks, three indexes, the journal), bare sqlite3 inserts one row

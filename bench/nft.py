@@ -1,14 +1,13 @@
 """
-Our transactions against ``nft -f`` doing the same to the same tables, each in a network namespace of its own.
+Our transactions compared with ``nft -f``, for the same change of the same tables, each in its own network namespace.
 
-What ``nft`` loads is what ``nft list`` shows of an edge that we programmed: same chains, maps, elements and comments
-(without a handful of ICMP rules, which ``nft`` shows and cannot read).
-Ours is timed in the process that natd would be (values to netlink messages to the kernel and its answers), theirs from
-the start of the process ``nft`` to its end, as it is for whoever calls it.
+``nft`` loads the listing (``nft list``) of an edge that we programmed: the same chains, maps, elements and comments,
+without a few ICMP rules that ``nft`` prints but cannot parse. Ours is timed in the process, as in natd: from values to
+netlink messages, to the kernel and its answers. ``nft`` is timed from the start of its process to the end.
 
-An edge needs a route to every VM besides. A full load of ours makes them, ``nft`` cannot: ``nft_full_ratio`` compares
-it with ``nft -f`` and one ``ip -batch`` for the routes, the same work; ``nft_full_tables_ratio`` with ``nft -f`` alone,
-which leaves an edge that forwards nothing.
+An edge also needs a route to every VM. A full load of ours creates them, ``nft`` cannot: ``nft_full_ratio`` compares
+with ``nft -f`` and one ``ip -batch`` for the routes, which is the same work; ``nft_full_tables_ratio`` with ``nft -f``
+alone, after which the edge forwards nothing.
 """
 
 from __future__ import annotations

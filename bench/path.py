@@ -1,12 +1,12 @@
 """
-What the two stages cost packets: connections a second and bulk throughput, lane against lane, in turn.
+The cost of the two stages for packets: connections per second and bulk throughput, compared between lanes.
 
 - ``conn_rate_ratio``, ``throughput_ratio``: our lane with all daemons running, against one plain masquerade.
-- ``conn_rate_10k_ratio``: host and edge hold 10,001 VMs, against host and edge that hold one; no daemons on either,
-  since what is compared is what packets meet.
+- ``conn_rate_10k_ratio``: host and edge hold 10,001 VMs, against host and edge that hold one; without daemons, since
+  only the cost of the tables for packets is compared.
 
-Short runs, two lanes right after each other, in turn the one or the other first; the figure is the median of the pairs'
-ratios. So other load on the machine affects both alike. The daemons run while our lane is measured, and are
+Runs are short; two lanes are measured right after each other, in alternating order, and the figure is the median of the
+pairs' ratios, so other load on the machine affects both alike. The daemons run while our lane is measured, and are
 stopped while another one is.
 """
 

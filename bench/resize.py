@@ -1,10 +1,10 @@
 """
 A range that grows, from the decision in cpmd to the moment when edge and host have applied it.
 
-The real cpmd, except that it runs in a process of ours (:mod:`bench.resize_manager`) where the moments can be seen: its
-loop is given the decision, as the scaling would, and the clock runs until the node that is told last, the host, has
-said "applied". In between: the durable commit of the decision, edge and host told one after the other over TLS, and a
-kernel transaction on each. ``resize_recorded_ms`` is when the ledger has the new range as active, too.
+cpmd runs in a process of ours (:mod:`bench.resize_manager`), where the moments can be observed: its loop gets the
+decision, as from the policy, and the clock runs until the host, which is told last, has sent ``Applied``. In between:
+the durable commit of the decision, edge and host told one after the other over TLS, and a kernel transaction on each.
+``resize_recorded_ms`` ends when the ledger also has the new range as active.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lab.lab import Lab
 from lab.shell import inside
 
 VMS = 20
-"""With fewer, a VM moves so often that the ranges it left, which drain, may have all the port numbers that it needs."""
+"""With fewer, a VM moves so often that its draining ranges may have all the port numbers that it needs."""
 RESIZES = 300
 WARM_UP = 20
 SETTINGS = DaemonSettings(

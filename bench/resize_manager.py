@@ -67,7 +67,7 @@ class _Record:
 
 
 class _NodeSessions(NodeSessions):
-    """Records what nodes say, and lets the bench wait for its effects."""
+    """Records the nodes' messages, and lets the bench wait for their effects."""
 
     record: _Record
 

@@ -1,11 +1,11 @@
 """
-One monitoring pass of natd over 200 VMs on a host: what it does each second, less sending the report.
+One monitoring pass of natd over 200 VMs on a host, as each second, without sending the report.
 
 The VMs are light guests' taps: 200 veth links on a bridge, in a namespace of their own, and the host's kernel holds all
 200 (their ranges, identities and budgets). A pass is natd's own ``_measure``: the counters of all taps, rates, the
-kernel's counters of connections begun, a walk through the connection table, the report, and the look at every VM's
-arrivals. There are no connections; the kernel walks its whole table all the same. With more than 100 VMs the counters
-come from the kernel's list of interfaces and not from libvirt, so there is no libvirt here.
+kernel's counters of connections begun, a dump of the connection table, the report, and the check of every VM's
+arrivals. There are no connections, but the kernel walks its whole table all the same. With more than 100 VMs the
+counters come from the kernel's list of interfaces and not from libvirt, so there is no libvirt here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Natd(Natd):
     """natd without manager, libvirt and timers; it measures when told to."""
 
     async def found(self) -> int:
-        """Take over what the kernel holds, as after a restart. :return: VMs whose interfaces were found."""
+        """Adopt the kernel's entries, as after a restart. :return: Number of VMs whose interfaces were found."""
         held = await self._kernel.observe()
         self._node.on_kernel_found(held.host.values(), held.path, list_names(), time.time())
         return len(self._node.taps())

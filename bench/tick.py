@@ -1,5 +1,5 @@
 """
-One scaling pass over 10,000 VMs in the manager: what cpmd does each period when all hosts report.
+One scaling pass over 10,000 VMs in the manager: cpmd's work each period, when all hosts report.
 
 The real :class:`cpm.core.manager.Manager` with 10,000 active VMs on 20 hosts and two edges that confirm everything at
 once; no network and no ledger. A pass is one report from every host, and taking what follows. In most VMs nothing

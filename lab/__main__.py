@@ -14,7 +14,7 @@ from lab.lab import DEFAULT_NAME, Lab
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. :return: Exit status: 0 done, 1 the lab says why not, 2 wrong usage."""
+    """Run one command. :return: Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage."""
     options = _parser().parse_args(arguments)
     try:
         lab = Lab(options.lab, with_daemons=not getattr(options, "bare", False))
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lab",
         default=os.environ.get("LAB") or DEFAULT_NAME,
         metavar="NAME",
-        help=f"which lab (default: $LAB, else {DEFAULT_NAME}); labs of different names stand side by side",
+        help=f"which lab (default: $LAB, else {DEFAULT_NAME}); labs with different names can run at once",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     up = add("up", _up, "bring the lab up")
     up.add_argument("--bare", action="store_true", help="machines, libvirtds and guests only: no cpmd, no natd")
     add("down", _down, "remove everything of the lab, also after a crash")
-    add("demo", _demo, "the whole road once, with a real VM, in a lab of its own")
+    add("demo", _demo, "one real VM from its start to its last freed port, in a lab of its own")
     add("image", _image, "build the guest image if it is not there")
     add("status", _status, "show the machines, daemons and guests")
     for name, call, text in (("guest", _guest, "start a light guest"), ("vm", _vm, "start a real QEMU guest")):

@@ -31,11 +31,11 @@ _READY_S = 30.0
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:
     """
-    What differs from the lab's own configuration, in the words of the configuration files.
+    Settings that differ from the lab's own, with the names of the configuration files.
 
-    :param cpmd: Put over every table of ``cpmd.toml``.
-    :param natd: The same for the ``natd.toml`` of every node.
-    :param hosts: The same, over that, for the ``natd.toml`` of hosts.
+    :param cpmd: Merged into the tables of ``cpmd.toml``.
+    :param natd: Merged into the ``natd.toml`` of every node.
+    :param hosts: Merged, after that, into the ``natd.toml`` of hosts.
     """
 
     cpmd: toml.Document

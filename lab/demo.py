@@ -1,9 +1,9 @@
 """
-``make demo``: the whole road once, with a real VM, in a lab of its own.
+``make demo``: one real VM from its start to its last freed port, in a lab of its own.
 
-Every step says what it does, does it, and holds what virt-ports says against a witness: the kernels' tables by ``nft``,
-connection tracking by ``conntrack``, libvirt by ``virsh``, and what the server on the other side saw by ``ss``. The
-first step that does not do what it says ends the demo with the reason; the lab is removed in any case.
+Every step prints what it will do, does it, and compares the output of virt-ports with independent tools: ``nft`` for
+the kernels' tables, ``conntrack`` for connection tracking, ``virsh`` for libvirt, and ``ss`` for the server at the far
+end. The first step with another result ends the demo with the reason; the lab is removed in any case.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def demo() -> None:
     """
     Run the demo.
 
-    :raise LabError: When a step does not do what it says, or another demo runs; nothing of this one is left.
+    :raise LabError: When a step fails, or another demo runs; nothing of this one is left.
     :raise KeyboardInterrupt: When it was interrupted, by SIGTERM and SIGHUP too; nothing is left then either.
     """
     require_root()
@@ -122,7 +122,7 @@ class Demo:
 
     def done(self) -> None:
         """Print that every step succeeded."""
-        self._step("Done: every step did what it says")
+        self._step("Done: every step succeeded")
 
     # Steps
 
@@ -130,7 +130,7 @@ class Demo:
         self._step("Bring up a site in network namespaces: 2 hosts with libvirtd, 2 edges, cpmd, 4 natds, 4 addresses")
         self._lab.up(lambda step, seconds: self._say(f"{step}: {seconds:.1f} s"))
         self._await(
-            "all nodes to hold what the manager told them",
+            "all nodes to confirm what the manager sent",
             lambda: all(node["connected"] and node["synced"] for node in self._json("node", "list")),
         )
         self._show("node", "list")
@@ -145,7 +145,7 @@ class Demo:
         self._compare_kernels()
 
     def _compare_kernels(self) -> None:
-        """Compare the kernels' tables with what virt-ports says."""
+        """Compare the kernels' tables with the output of virt-ports."""
         ports = self._active_range()
         internal = IPv4Address(self._detail()["internal_address"])
         handed_out = witness.host_ranges(self._lab, HOST).get(VM)
@@ -195,7 +195,7 @@ class Demo:
 
     def _whois(self) -> None:
         address, port = self._seen = witness.peers(self._lab, traffic.PORT)[CONNECTIONS // 2]
-        self._step(f"The server saw {address} port {port}: who is that?")
+        self._step(f"The server saw {address} port {port}: which VM is that?")
         self._show("whois", str(address), str(port))
         found = self._json("whois", str(address), str(port))
         self._seen_at = datetime.fromtimestamp(found["at"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -236,7 +236,7 @@ class Demo:
         self._say(f"nft on {HOST}: no ports for {VM} ({len(handed_out)} VMs left)")
 
     def _reclaim(self) -> None:
-        self._step(f"Its ports rest {HOLD_DOWN_S:g} s here (by default 120, RFC 6888), then they are free")
+        self._step(f"Its ports are held for {HOLD_DOWN_S:g} s (by default 120, RFC 6888), then they are free")
         self._show("list", "--all")
         self._await("all ports to be free", self._all_free, 60.0)
         for edge in net.EDGES:

@@ -1,9 +1,9 @@
 """
-Light guests: a network namespace whose veth stands where the tap of a VM would.
+Light guests: network namespaces, each connected by a veth instead of a VM's tap.
 
-The host cannot tell the difference: the same bridge, an interface per guest, and the hook executable run inside the
-host with the arguments, the XML and the order of calls that libvirt 9.0 and 11.3 were seen to use. No CPU is emulated,
-so load tests run at full speed.
+The host cannot tell the difference: the bridge is the same, each guest has an interface, and the hook executable runs
+inside the host with the arguments, the XML and the order of calls that were observed with libvirt 9.0 and 11.3. No CPU
+is emulated, so load tests run at full speed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class LightGuest:
         """
         Announce the guest and connect it, in libvirt's order: it sends its first packet after the last hook call.
 
-        :raise LabError: When the hook refuses the guest (its words are in the message) or the kernel does. Then the
-            guest is gone again, as after a start that libvirt gives up.
+        :raise LabError: When the hook (with its message) or the kernel refuses the guest. Then the guest is removed, as
+            when a start by libvirt fails.
         """
         try:
             self._hook("prepare", "begin", self._xml(running=True))
@@ -59,9 +59,9 @@ class LightGuest:
 
     def remove(self) -> None:
         """
-        End the guest's processes, unplug it and tell the hook; harmless when it is half made or gone.
+        End the guest's processes, unplug it and call the hook; harmless if its start was interrupted, or if it is gone.
 
-        What the hook says does not matter here, as for libvirt; on a host without power it is not called.
+        The hook's result is ignored, as by libvirt; on a host that is off it is not called.
 
         :raise LabError: When a process of the guest cannot be ended.
         """
@@ -79,7 +79,7 @@ class LightGuest:
 
     @property
     def conngen(self) -> str:
-        """The traffic generator, as a word for :meth:`shell`."""
+        """The traffic generator's path, for :meth:`shell`."""
         return str(guest_image().conngen)
 
     def shell(self, command: str, timeout_s: float = 120.0) -> str:
@@ -101,7 +101,7 @@ class LightGuest:
         self.host.run(HOOK, self.name, operation, suboperation, extra, stdin=xml)
 
     def _xml(self, *, running: bool = False, tap: bool = False) -> str:
-        """Return what libvirt puts on the hook's stdin: an id while it runs, the tap's name from start to stop."""
+        """Return the XML that libvirt writes to the hook: with an id while the guest runs, and the name of its tap."""
         identity = f" id='{self.address.rpartition('.')[2]}'" if running else ""
         bridge = f" bridge='{BRIDGE}'" if tap else ""
         target = f"<target dev='{self.tap}'/>" if tap else ""
@@ -121,6 +121,6 @@ def tap_name(guest: str) -> str:
 
 @functools.cache
 def _release_reason() -> str:
-    """Return what this machine's libvirt tells the hook of the end of a VM that was destroyed: a reason since 10.5."""
+    """Return the last argument of the hook for a VM that was destroyed: libvirt passes a reason since 10.5."""
     major, minor = run("virsh", "--version").split(".")[:2]
     return "destroyed" if (int(major), int(minor)) >= (10, 5) else "-"

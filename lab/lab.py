@@ -36,17 +36,17 @@ Say = Callable[[str, float], None]
 
 
 def _quiet(step: str, seconds: float) -> None:
-    """Say nothing."""
+    """Report no progress."""
 
 
 class Lab:
     """
     A lab by its name; making this object touches nothing.
 
-    :param name: Labs of different names stand side by side. Only the default one serves ``virt-ports`` without options.
-    :param settings: What the daemons' configuration files say beyond the lab's own.
-    :param with_daemons: Whether ``up`` starts the product too; without it: machines, libvirtds and guests.
-    :raise LabError: When a lab cannot have this name.
+    :param name: Labs with different names can run at once. ``virt-ports`` without options uses the default one.
+    :param settings: Settings of the daemons that differ from the lab's own.
+    :param with_daemons: Whether ``up`` also starts cpmd and natd, and not only machines, libvirtds and guests.
+    :raise LabError: When the name is invalid.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Lab:
 
     @property
     def is_up(self) -> bool:
-        """Whether ``up`` went through and ``down`` was not called since; parts may have failed in the meantime."""
+        """Whether ``up`` succeeded and ``down`` was not called since; parts may have failed in the meantime."""
         return self._marker.exists()
 
     @property
@@ -87,8 +87,8 @@ class Lab:
         """
         Bring the lab up; what an earlier, failed ``up`` left is removed first, and so is what this one leaves.
 
-        :return: Whether there was something to do: ``False`` when the lab is up already.
-        :raise LabError: When the caller is not root, another cpmd serves operators, or a part does not come up.
+        :return: Whether the lab was down; ``False`` when it is up already.
+        :raise LabError: When the caller is not root, another cpmd serves operators, or a part does not start.
         """
         with self._lock():
             if self.is_up:
@@ -110,7 +110,7 @@ class Lab:
         """
         Remove everything of the lab, half made or whole, alive or crashed.
 
-        :return: Whether there was anything.
+        :return: Whether there was anything to remove.
         :raise LabError: When the caller is not root, or a process cannot be ended.
         """
         with self._lock():

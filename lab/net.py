@@ -1,5 +1,5 @@
 """
-The wires of a lab: which machines there are, their addresses, and the network namespaces that they are.
+The network of a lab: its machines, which are network namespaces, their addresses, and the links between them.
 
 ::
 
@@ -8,7 +8,7 @@ The wires of a lab: which machines there are, their addresses, and the network n
     manager .2 ─┘     underlay     └── edge2 .22 ── .12 ──┘       uplink              1,300 bytes        internet
 
 Both Ethernet segments are bridges in a namespace of their own (``switch``). Addresses are from documentation and
-private ranges and are the same in every lab; namespaces carry the lab's name, so that labs can stand side by side.
+private ranges and are the same in every lab; namespaces have the lab's name in theirs, so that several labs can run.
 """
 
 from __future__ import annotations
@@ -142,15 +142,15 @@ def existing_namespaces(namespaces: list[str]) -> list[str]:
 
 def create(lab: str) -> None:
     """
-    Make all machines of a lab, wired, addressed and routed.
+    Create all machines of a lab, with links, addresses and routes.
 
-    :raise CommandFailed: When the kernel refuses a step; what was made stays; delete it.
+    :raise CommandFailed: When the kernel refuses a step; earlier steps stay: call :func:`delete_with_processes`.
     """
     ip_batch(f"netns add {namespace(lab, node)}" for node in NODES)
     _plug_in(lab)
     for one in MACHINES:
         inside = namespace(lab, one.name)
-        # Before the interfaces are up: they take "default" when they are made and IPv6 addresses when they come up.
+        # Before the interfaces are up: they copy "default" when created, and get IPv6 addresses when they are up.
         sysctl(inside, _EVERYWHERE | one.settings)
         ip_batch(_configure(one), inside)
 
@@ -195,9 +195,9 @@ def processes_in(name: str) -> list[int]:
 
 def delete_with_processes(namespaces: list[str]) -> None:
     """
-    Remove those of the namespaces that exist, and what still runs in them; their interfaces go with them.
+    Remove those of the namespaces that exist, with their interfaces and the processes in them.
 
-    A namespace lives as long as a process in it, whatever ``ip netns del`` says.
+    A namespace exists as long as a process is in it, also after ``ip netns del``.
 
     :raise LabError: When a process in one of them cannot be ended.
     """

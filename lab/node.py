@@ -1,8 +1,8 @@
 """
 One host with its own real libvirtd: a machine of the lab in private mount, uts and pid namespaces.
 
-The pid namespace makes the end safe: when its first process is killed, the kernel ends libvirtd, every QEMU and
-every dnsmasq with it. libvirt's socket lies below the lab's directory, where the rest of the machine can reach it.
+The pid namespace makes the removal reliable: when its first process is killed, the kernel kills libvirtd, every QEMU
+and every dnsmasq, too. libvirt's socket is below the lab's directory, where the rest of the machine can reach it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ HOOK = Path("/etc/libvirt/hooks/qemu.d/virt-ports")
 _INIT = Path(__file__).with_name("node-init.sh")
 _UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private")
 
-# The same on every host, the gateway's MAC address too: a guest that moves finds its gateway where it was. `open`:
-# libvirt adds no firewall rules of its own. `no-ping`: no 3 seconds of probing whether an address is in use.
+# The same on every host, including the gateway's MAC address, so that a guest that migrates keeps its gateway. `open`:
+# libvirt adds no firewall rules of its own. `no-ping`: dnsmasq does not spend 3 seconds on probing a free address.
 _NETWORK_XML = f"""\
 <network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
   <name>{NETWORK}</name>
@@ -103,7 +103,7 @@ class LibvirtHost:
         """
         Start the host and its libvirtd.
 
-        What an earlier boot left on its disks (definitions, logs) is there again, what was in memory is not.
+        Files of an earlier boot (definitions, logs) are still there.
 
         :raise LabError: When the host already runs, or its first process or libvirtd does not come up.
         """
@@ -113,9 +113,9 @@ class LibvirtHost:
 
     def power_off(self) -> None:
         """
-        Cut the power: libvirtd and all guests are gone at once; nothing happens when it is off.
+        Kill libvirtd and all guests at once, as by a power failure; do nothing if the host is off.
 
-        natd and what it put into the kernel stay: they are in the network namespace, which is not the host's own.
+        natd and its kernel tables stay: the network namespace is not part of this.
         """
         first = self._first_process()
         if first is not None:
@@ -152,7 +152,7 @@ class LibvirtHost:
             raise LabError(f"libvirtd on {self.name} does not end; see {self.directory}/var/log/libvirt/libvirtd.log")
 
     def enter(self) -> list[str]:
-        """Return the words that run a command inside the host. :raise LabError: When it is off."""
+        """Return the command prefix that runs a command inside the host. :raise LabError: When it is off."""
         first = self._first_process()
         if first is None:
             raise LabError(f"{self.name} is not running; bring the lab up again")

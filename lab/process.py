@@ -21,7 +21,7 @@ from lab.shell import CLEAN_ENVIRONMENT
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process, told from a later one with the same id by its start time (clock ticks since boot)."""
+    """One process, distinguished from a later one with the same id by its start time (clock ticks since boot)."""
 
     pid: int
     started: int
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Whether this process still runs."""
         return Process.find(self.pid) == self
 
     @property
@@ -51,7 +51,7 @@ class Process:
         return tuple(int(word) for word in listing.split())
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens when the process is gone."""
+        """Send a signal; do nothing if the process is gone."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)

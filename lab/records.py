@@ -1,4 +1,4 @@
-"""The lab's records of its guests: a file each, written before the guest is made and removed after it is gone."""
+"""The lab's records of its guests: one file each, written before the guest is created and removed after it is gone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GuestRecords:
         self._directory = directory
 
     def all(self) -> list[GuestRecord]:
-        """Return every guest that is there or half made, by name."""
+        """Return every guest, also those whose creation was interrupted, by name."""
         return [self._read(path) for path in sorted(self._directory.glob("*.json"))]
 
     def get(self, name: str) -> GuestRecord:

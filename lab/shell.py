@@ -51,7 +51,7 @@ def namespace_path(namespace: str) -> Path:
 
 
 def inside(namespace: str) -> list[str]:
-    """Return the words that put a command into a network namespace, in the root directory."""
+    """Return the command prefix that runs a command in a network namespace, in the root directory."""
     return ["nsenter", f"--net={namespace_path(namespace)}", "--wd=/", "--"]
 
 

@@ -1,4 +1,4 @@
-"""Writes TOML: as much of it as the daemons' configuration files need."""
+"""Writes TOML: the subset that the daemons' configuration files need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dumps(document: Document) -> str:
 
 
 def merge(document: Document, changes: Document) -> Document:
-    """Return the document with the values of ``changes`` put over it, table by table."""
+    """Return the document with the values of ``changes`` merged into it, table by table."""
     result = dict(document)
     for key, change in changes.items():
         old = result.get(key)

@@ -20,7 +20,7 @@ from lab.shell import CLEAN_ENVIRONMENT
 
 PORT = 8080
 NICE = -10
-"""The internet is no part of the machine under load: guests must not slow it down."""
+"""The lab's internet is not part of the machine under test: guests must not slow it down."""
 
 
 class Guest(Protocol):
@@ -28,7 +28,7 @@ class Guest(Protocol):
 
     @property
     def conngen(self) -> str:
-        """The traffic generator, as a word for :meth:`shell`."""
+        """The traffic generator's path, for :meth:`shell`."""
 
     def shell(self, command: str, timeout_s: float = 120.0) -> str:
         """Run a shell command in the guest and return its output."""
@@ -39,11 +39,11 @@ class Tally:
     """
     The outcome of one run's connections.
 
-    :param secs: Seconds until the last one was settled.
+    :param secs: Seconds until the last one was established or had failed.
     :param extmin: Lowest source port that the server saw, 0 when it saw none; ``extmax`` the highest.
-    :param extports: How many different ones it saw.
-    :param late: How many of the TCP connections needed more than one SYN: they waited a second or longer.
-    :param alive: How many carried a byte there and back at the end; ``dead`` did not. 0 unless asked for (``-k``).
+    :param extports: Number of different source ports.
+    :param late: TCP connections that needed more than one SYN, so that they waited a second or longer.
+    :param alive: Connections that carried a byte there and back at the end; ``dead``: those that did not (with ``-k``).
     """
 
     ok: int
@@ -96,12 +96,12 @@ def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | 
 
 def connect(guest: Guest, count: int, *options: str, port: int = PORT, timeout_s: float = 120.0) -> Tally:
     """
-    Open connections from a guest to the sink and return what became of them; failed ones are counted, not raised.
+    Open connections from a guest to the sink and return the outcome; failed connections are counted, not raised.
 
     :param options: Of conngen, for example ``-u`` for UDP or ``-c`` to close each at once.
-    :raise LabError: When conngen cannot run or does not come to its end.
+    :raise LabError: When conngen cannot run or does not end.
     """
-    # Its status 2 says that some failed, and so does the tally.
+    # Status 2 means that some failed, which the tally shows, too.
     command = f"{_client(guest.conngen, count, options, port)} || [ $? -eq 2 ]"
     return Tally.parse(guest.shell(command, timeout_s=timeout_s))
 
@@ -151,7 +151,7 @@ class Held:
 
     def wait_until_open(self, count: int) -> None:
         """
-        Wait until so many are open or have failed; conngen must print its progress (``-C``).
+        Wait until this many are open or have failed; conngen must print its progress (``-C``).
 
         :raise LabError: When it ends instead.
         """

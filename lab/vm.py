@@ -37,8 +37,7 @@ class RealGuest:
         """
         Define the VM and start it; returns when its CPU runs, see :meth:`wait_ready`.
 
-        :param paused: Leave it before its first instruction: ``virsh resume`` lets it go.
-
+        :param paused: Leave it before its first instruction, until ``virsh resume``.
         :raise LabError: When libvirt or the hook refuses it; then it is not defined either.
         """
         try:
@@ -66,7 +65,7 @@ class RealGuest:
 
     @property
     def conngen(self) -> str:
-        """The traffic generator, as a word for :meth:`shell`."""
+        """The traffic generator's name, for :meth:`shell`."""
         return "conngen"
 
     def shell(self, command: str, timeout_s: float = 120.0) -> str:
@@ -97,7 +96,7 @@ class RealGuest:
 
     @property
     def state(self) -> str:
-        """Its state in the words of libvirt (``running``, ``shut off`` …). :raise CommandFailed: When it is unknown."""
+        """Its state as libvirt names it (``running``, ``shut off`` …). :raise CommandFailed: When it is unknown."""
         return self.host.virsh("domstate", self.name).strip()
 
     def shut_down(self, timeout_s: float = 20.0) -> None:

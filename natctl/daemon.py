@@ -213,16 +213,16 @@ class Natd:
             return
         try:
             if isinstance(command, Prune):
-                gone = await self._conntrack.prune(command.internal, command.held)
+                gone = await self._conntrack.delete_other_connections(command.internal, command.held)
             else:
-                gone = await self._conntrack.forget(command.internal)
+                gone = await self._conntrack.delete_connections(command.internal)
             log.debug("forgot %d connections of %s", gone, command.internal)
         except KernelError as error:
             log.warning("%s", error)
 
     async def _refuse(self, command: RefuseNew) -> None:
         try:
-            await self._kernel.refuse(command.where, command.for_s)
+            await self._kernel.refuse_connections(command.where, command.for_s)
         except KernelError as error:
             log.warning("%s", error)
 
@@ -305,8 +305,8 @@ class Natd:
         every = frozenset().union(*taps.values())
         counters = await self._taps.read(every, len(taps))
         rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
-        counted = await self._kernel.counted()
-        use = await self._conntrack.flows_in_use() if self._conntrack is not None else None
+        counted = await self._kernel.counters()
+        use = await self._conntrack.ports_of_all() if self._conntrack is not None else None
         guests = self._visitor.views() if self._visitor is not None else {}
         self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests, counted)
         if use is not None:

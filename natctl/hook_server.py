@@ -1,4 +1,4 @@
-"""natd's side of the hook: a unix socket that reads one request per connection and answers it when the node does."""
+"""natd's side of the hook: a unix socket, with one request per connection, which the node answers when it is ready."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ READ_TIMEOUT_S = 10.0
 """Seconds that a caller has to send its request."""
 
 OnRequest: TypeAlias = Callable[[int, HookOperation, DomainFacts], None]
-"""Gets the number of the request, the operation and the facts in the XML; :meth:`HookServer.answer` follows later."""
+"""Is given the number of the request, the operation and the facts in the XML. Answer by :meth:`HookServer.answer`."""
 
 
 class HookServer:
     """
     Listens for the libvirt hook.
 
-    :param path: Of the socket.
+    :param path: Path of the socket.
     :param on_request: Called for each request.
     """
 
@@ -57,7 +57,7 @@ class HookServer:
             self._path.unlink()
 
     def answer(self, request: int, code: str, text: str) -> None:
-        """Answer a request; nothing happens when its caller is gone."""
+        """Answer a request; do nothing if its caller is gone."""
         if (future := self._answers.get(request)) is not None and not future.done():
             future.set_result(error_answer(code, text) if code else ok_answer(text))
 
@@ -70,7 +70,7 @@ class HookServer:
             log.warning("hook: %s", error)
             answer = error_answer(getattr(error, "code", "protocol"), str(error))
         except (TimeoutError, ConnectionError, EOFError):
-            answer = error_answer("protocol", "the request never came to its end")
+            answer = error_answer("protocol", "the request is incomplete")
         with contextlib.suppress(ConnectionError):
             writer.write(answer)
             await writer.drain()

@@ -1,7 +1,7 @@
 """
-Receives the kernel's signals about connections that begin on this host's VMs, releases connections, and counts ports.
+Receives the kernel's signals about new connections of this host's VMs, releases deferred connections, counts ports.
 
-All of it is passed to :class:`~natctl.core.node.Node`; nothing here decides.
+Passes everything to :class:`~natctl.core.node.Node`; nothing here decides.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from natctl.core.node import Node
 from natctl.model.commands import CountPorts
 from natctl.model.entries import Destination
 from natctl.netlink.conntrack import Conntrack
-from natctl.netlink.nflog import Lost, watch_budgets
+from natctl.netlink.nflog import SignalsLost, watch_budgets
 from natctl.netlink.nfqueue import PacketQueue
 from natctl.ruleset.marks import Marks
 
 log = logging.getLogger(__name__)
 
 LEAST_DELAY_S = 0.02
-"""Seconds between two checks whether connections have been deferred for too long, at least."""
+"""Least seconds between two checks whether connections have been deferred for too long."""
 LISTEN_AGAIN_S = 15.0
-"""Seconds between two attempts to open our NFLOG group or queue, when another process has it."""
+"""Seconds between two attempts to open our NFLOG group or queue, if another process has it."""
 
 
 class KernelEvents:
@@ -52,7 +52,7 @@ class KernelEvents:
     # Commands
 
     def release(self, packets: Sequence[int]) -> None:
-        """Let deferred connections go on; those of a queue that was lost are gone with it."""
+        """Release deferred connections; the kernel has dropped those of a queue that was closed."""
         if self._queue is None:
             return
         try:
@@ -61,14 +61,14 @@ class KernelEvents:
             log.warning("%s", error)
 
     def count(self, work: CountPorts) -> None:
-        """Have ports counted, one VM after the other."""
+        """Queue a count of a VM's ports."""
         self._counts.put_nowait(work)
 
     # Loops
 
     async def watch_budgets(self, group: int, period_s: float) -> None:
         """
-        Receive the signals that budgets are used up; without them the periodic pass finds out later.
+        Receive the signals that budgets are used up; without them the periodic pass notices later.
 
         :param group: NFLOG group.
         :param period_s: Seconds between two periodic passes.
@@ -77,7 +77,7 @@ class KernelEvents:
             try:
                 async with contextlib.aclosing(watch_budgets(group)) as signals:
                     async for signal in signals:
-                        if isinstance(signal, Lost):
+                        if isinstance(signal, SignalsLost):
                             log.warning("missed signals of used-up arrival budgets; the periodic pass catches up")
                             continue
                         log.debug("budget used up, mark %#x", signal.mark)
@@ -89,9 +89,9 @@ class KernelEvents:
 
     async def watch_deferred(self, number: int) -> None:
         """
-        Receive deferred connections; without this they go on and may find no port.
+        Receive deferred connections; without this loop the kernel lets them pass, and they may find no port.
 
-        :param number: Of the NFQUEUE.
+        :param number: NFQUEUE.
         """
         while True:
             try:
@@ -120,7 +120,7 @@ class KernelEvents:
             try:
                 filling = (await self._conntrack.ports_of(work.internal)).filling(ports)
                 if work.at_cap and filling.in_use == ports.size:
-                    full = await self._conntrack.crowded(work.internal, ports)
+                    full = await self._conntrack.full_destinations(work.internal, ports)
             except KernelError as error:
                 log.warning("%s", error)
                 self._node.on_count_failed(work)

@@ -1,4 +1,4 @@
-"""natd's settings: ``natd.toml``, one struct a table, every field with its unit and reason."""
+"""natd's settings: ``natd.toml``, one struct per table, every field with its unit and reason."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class ManagerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = "unix:///run/virt-ports/cpmd.sock"
     """``unix:///path`` on the same machine, ``https://address:port`` on another one."""
     certificate: str | None = None
-    """PEM file: this node's certificate; its SAN is this node's name."""
+    """PEM file: this node's certificate; its subject alternative name is this node's name."""
     key: str | None = None
     ca: str | None = None
-    """PEM file: who signed the manager's certificate."""
+    """PEM file: the CA that signed the manager's certificate."""
 
 
 class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,23 +44,23 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The host role: this machine runs VMs."""
 
     uplinks: frozenset[str]
-    """Interfaces towards the edges; towards the internet where this machine is its own edge."""
+    """Interfaces towards the edges, or towards the internet if this machine is its own edge."""
     bridges: frozenset[str] = frozenset()
     """Only VMs with an interface on one of these bridges are managed; empty: on any bridge."""
     mark_mask: int = 0x7FFF0000
-    """Contiguous bits of the packet mark for our use; the others stay as others set them."""
+    """Contiguous bits of the packet mark for our use; natd leaves all other bits as they are."""
     exempt: tuple[IPv4Network, ...] = entries.DEFAULT_EXEMPT
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
     rule_priority: int = 7414
     log_group: Annotated[int, Meta(ge=0, le=65535)] = 7414
-    """NFLOG group in which the kernel tells natd that a VM nears its limit; nobody else may listen to it."""
+    """NFLOG group in which the kernel signals that an arrival budget is used up; no other program may use it."""
     queue: Annotated[int, Meta(ge=0, le=65535)] = 7414
-    """NFQUEUE in which new connections wait while natd gets more ports for their VM; nobody else may listen to it."""
+    """NFQUEUE of deferred connections, which wait until their VM has more ports; no other program may use it."""
     timeouts: TimeoutsTable = TimeoutsTable()
-    """Seconds for which connections of VMs are remembered here; what is not said comes from the manager."""
+    """Timeouts of VMs' connections on this host; values that are not set are the manager's."""
     libvirt: str | None = "qemu:///system"
-    """libvirt to watch; None: only the hooks and the taps tell of VMs. An empty string means None."""
+    """URI of the libvirt to watch; None or an empty string: VMs are known from hooks and taps only."""
 
 
 class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +69,7 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
     uplinks: frozenset[str]
     """Interfaces to the internet."""
     underlay: frozenset[str] = frozenset()
-    """Interfaces to the hosts; empty where the only host is this machine."""
+    """Interfaces to the hosts; empty if this machine is the only host."""
 
 
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,13 +80,13 @@ class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
     ensure_s: _Positive = 5.0
     """Seconds between two comparisons of the kernel with what it should hold."""
     source: str = "auto"
-    """``libvirt``: its bulk statistics; ``psutil``: the taps' counters, for very many VMs or guests that are not
-    libvirt's; ``auto``: libvirt for up to 100 VMs it knows."""
+    """Where interface counters come from. ``libvirt``: its bulk statistics; ``psutil``: the kernel's, faster with many
+    VMs, and the only ones of guests that libvirt does not run; ``auto``: libvirt for up to 100 VMs, else the kernel."""
     guest_period_s: _NotNegative = 10.0
     """Seconds between two visits to a VM's guest agent; 0: no visits, and guests are told nothing."""
     arrivals: bool = True
-    """Whether to listen to the kernel's word of used-up arrival budgets. Without it, growth is noticed once in
-    ``period_s`` only: to compare with, or where somebody else needs the NFLOG group."""
+    """Whether to receive the kernel's signals about used-up arrival budgets. Without them, growth is noticed only once
+    per ``period_s``: for comparison, or if another program needs the NFLOG group."""
 
 
 class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,10 +95,10 @@ class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
     announce_file: str = announcement.DEFAULT_PATH
     """Where a guest finds its external address and ports, in the guest; an empty string: nowhere."""
     announce_local_port_range: bool = False
-    """Whether guests shall take their source ports from their range (net.ipv4.ip_local_port_range). A VM's own
-    ``local-port-range="yes"`` or ``"no"`` in its metadata is nearer."""
+    """Whether to set the guests' net.ipv4.ip_local_port_range to their ranges; ``local-port-range="yes"`` or ``"no"``
+    in a VM's metadata takes precedence."""
     agent_sockets: str = ""
-    """Unix sockets of the agents of VMs that libvirt does not run: a path with ``{uuid}`` in it."""
+    """Path of the agents' unix sockets, with ``{uuid}`` in it, for VMs that libvirt does not run."""
     agent_timeout_s: Annotated[int, Meta(ge=0, le=60)] = 1
     """Seconds that libvirt waits for the reply to one command of natd; 0 is taken as 1. For a frozen agent it
     waits as long as is set for the domain (``virsh guest-agent-timeout``, 5 s by default); natd leaves that alone."""
@@ -126,7 +126,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         return self.name or socket.gethostname()
 
     def kernel(self) -> entries.Settings:
-        """Return what the kernel layer needs of it."""
+        """Return the settings of the kernel layer."""
         host, edge = self.host, self.edge
         return entries.Settings(
             host=entries.HostSettings(

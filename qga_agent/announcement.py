@@ -1,7 +1,7 @@
 """
-Announces to a guest which ports it has, for programs inside it that want to know.
+Announces to a guest which ports it has, for programs in the guest.
 
-There are two ways: a file, and, where wished, the range from which the guest's kernel takes source ports
+There are two ways: a file, and, if configured, the range from which the guest's kernel takes source ports
 (``net.ipv4.ip_local_port_range``). With the latter a connection's source port is the same inside and outside, and a
 guest that has used up its ports notices at once (EADDRNOTAVAIL).
 

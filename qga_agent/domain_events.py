@@ -116,9 +116,9 @@ _STOPPED_DETAILS = ("shutdown", "destroyed", "crashed", "migrated", "saved", "fa
 def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> DomainEvent | None:
     """Translate a lifecycle event of libvirt; None: it does not concern us."""
     if event == _STARTED:
-        return DomainStarted(uuid, name, _word(_STARTED_DETAILS, detail))
+        return DomainStarted(uuid, name, _name_of(_STARTED_DETAILS, detail))
     if event == _STOPPED:
-        return DomainStopped(uuid, name, _word(_STOPPED_DETAILS, detail))
+        return DomainStopped(uuid, name, _name_of(_STOPPED_DETAILS, detail))
     if event == _RESUMED and detail in _RESUMED_ON_DESTINATION:
         return DomainResumedMigrated(uuid)
     return DomainChanged(uuid) if event in _CHANGES else None
@@ -136,5 +136,5 @@ def agent_event(uuid: DomainUUID, state: int) -> AgentConnected | AgentDisconnec
     return AgentDisconnected(uuid) if state == _AGENT_DISCONNECTED else None
 
 
-def _word(words: tuple[str, ...], number: int) -> str:
-    return words[number] if 0 <= number < len(words) else str(number)
+def _name_of(names: tuple[str, ...], number: int) -> str:
+    return names[number] if 0 <= number < len(names) else str(number)

@@ -32,7 +32,7 @@ _MAX_COUNT = 2**31 - 1
 _MAX_COUNTER = 2**64 - 1
 _MAX_NAME = 256
 _MAX_QUOTE = 120
-"""Characters of a guest's own words that are passed on."""
+"""Characters of a guest's text that are passed on."""
 _NO_MAC = "00:00:00:00:00:00"
 
 SOCKSTAT = "/proc/net/sockstat"
@@ -45,7 +45,7 @@ class AgentError(VirtPortsError):
 
     The base of :class:`AgentAbsent`, :class:`AgentSilent`, :class:`AgentRefused` and :class:`InvalidReply`.
 
-    :param reason: In a few words.
+    :param reason: A few words, for people.
     """
 
     code = "guest-agent"
@@ -74,7 +74,7 @@ class AgentRefused(AgentError):
     """
     The agent answered with an error: the command is disabled, a file does not exist.
 
-    :param reason: In the agent's own words, shortened; for people, never parsed.
+    :param reason: The agent's error text, shortened; for people, never parsed.
     """
 
     code = "guest-agent-refused"
@@ -256,9 +256,9 @@ def parse_snmp(content: bytes) -> int:
     return _integer(int(value), _MAX_COUNT, "CurrEstab")
 
 
-def printable_line(words: object) -> str:
-    """Return a guest's words as one printable line of at most :data:`_MAX_QUOTE` characters and an ellipsis."""
-    text = str(words)[: 2 * _MAX_QUOTE]
+def printable_line(untrusted: object) -> str:
+    """Return a guest's text as one printable line of at most :data:`_MAX_QUOTE` characters and an ellipsis."""
+    text = str(untrusted)[: 2 * _MAX_QUOTE]
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}..."
 

@@ -299,7 +299,7 @@ _CLOSE_REASONS = ("an error", "libvirtd closed it", "no answer to keep-alive", "
 
 
 def _close_reason(reason: int) -> str:
-    """Return virConnectCloseReason in words."""
+    """Return the name of a virConnectCloseReason."""
     return _CLOSE_REASONS[reason] if 0 <= reason < len(_CLOSE_REASONS) else f"reason {reason}"
 
 

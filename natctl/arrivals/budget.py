@@ -1,8 +1,8 @@
 """
 One VM's arrival budget: how many connections may begin before the kernel gives a signal, and before it defers.
 
-A budget is part of the VM's entry in the kernel. It is chosen, programmed, and used up; then another one is chosen,
-whose number is never that of the former: the kernel would go on counting where it is.
+A budget is part of the VM's entry in the kernel. It is chosen, programmed, and used up; then another one is chosen. The
+new number always differs from the former one, because the kernel keeps the count of an element that does not change.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from natctl.arrivals.port_headroom import budget, least_budget, room
 from natctl.model.port_use import PARTS
 
 FASTEST_PER_S: Final = 100_000.0
-"""Connections per second that no VM can begin: a signal that would need more is about an older budget."""
+"""Connections per second that no VM can begin; a signal that implies more is about an older budget."""
 STRAGGLERS: Final = 4
-"""One in so many of the connections that still find a port is kept for those that were deferred a moment ago."""
+"""One in this many of the connections that find a port is kept for those that were deferred a moment ago."""
 
 
 class Budget:
     """
-    The budget of one VM; 0, and not in the kernel, until one is chosen.
+    The budget of one VM; until one is chosen it is 0, and not in the kernel.
 
-    :param limit: Number that the kernel held before natd began; it may be used up. ``defer_after``: likewise.
-    :param found_at: When natd found it in the kernel; None: it found none.
+    :param limit: The number that natd found in the kernel when it started; it may be used up.
+    :param defer_after: The same for deferral.
+    :param found_at: When natd found it; None: there was none.
     """
 
     __slots__ = (
@@ -35,10 +36,10 @@ class Budget:
         "_deferral_limit",
         "_in_kernel",
         "_limit",
-        "_may_go_on",
         "_phase",
         "_programmed_at",
-        "_went_on",
+        "_releasable",
+        "_released",
     )
 
     def __init__(self, limit: int = 0, defer_after: int | None = None, found_at: float | None = None) -> None:
@@ -46,7 +47,7 @@ class Budget:
         self._limit = limit
         self._defer_after = defer_after
         self._deferral_limit = math.inf
-        self._may_go_on = self._went_on = 0
+        self._releasable = self._released = 0
         self._arrivals_before = 0.0
         self._in_kernel: int | None = None
         self._programmed_at = found_at if found_at is not None else -math.inf
@@ -65,18 +66,18 @@ class Budget:
 
     @property
     def defer_after(self) -> int | None:
-        """Connections that may begin before the next ones are deferred; None: none is."""
+        """Connections that may begin before further ones are deferred; None: the kernel defers none."""
         return self._defer_after
 
     @property
     def deferral_limit(self) -> float:
-        """Ports in use at which connections are deferred, at most; infinite when none is."""
+        """Upper bound of the ports in use when the kernel begins to defer; infinite if it does not defer."""
         return self._deferral_limit
 
     @property
-    def may_go_on(self) -> int:
-        """How many deferred connections find a port beside those that the kernel lets begin."""
-        return self._may_go_on
+    def releasable(self) -> int:
+        """How many deferred connections find a port in addition to those that the kernel lets begin."""
+        return self._releasable
 
     # How it is used
 
@@ -96,16 +97,16 @@ class Budget:
         return self._arrivals_before
 
     def is_too_soon(self, connections: float, now: float) -> bool:
-        """Return whether so many connections cannot have begun since the kernel holds the budget."""
+        """Return whether it is impossible that this many connections began since the budget was programmed."""
         return self.is_armed and 0 <= now - self._programmed_at < connections / FASTEST_PER_S
 
     def is_stale_signal(self, now: float) -> bool:
         """Return whether a signal that comes now is about an older budget."""
-        # Deferred connections that went on do not begin one after the other.
-        return not self.is_armed or self.is_too_soon(self._limit - self._went_on, now)
+        # Connections that were released all begin at once.
+        return not self.is_armed or self.is_too_soon(self._limit - self._released, now)
 
     def is_low(self, arrivals: float) -> bool:
-        """Return whether more than half of it is used, when so many have arrived in all."""
+        """Return whether more than half of it is used, given the arrivals in total."""
         return arrivals - self._arrivals_before > self._limit / 2
 
     # What happens
@@ -115,49 +116,47 @@ class Budget:
         Choose another budget.
 
         :param estimate: Ports in use and arrivals of the VM.
-        :param deferred: Connections that are deferred; they go on before others begin.
-        :param at_cap: The VM gets no more ports.
-        :param may_defer: Whether connections beyond the last port may be deferred.
+        :param deferred: Connections that are deferred; they are released before others begin.
+        :param at_cap: Whether the VM is at its cap, so that it gets no more ports.
+        :param may_defer: Whether connections for which there is no port may be deferred.
         """
-        silent = least_budget(estimate.size, estimate.in_use)
-        may_begin = int(
-            max(room(estimate.size, estimate.at_most, estimate.densest), silent + estimate.size / PARTS / 2)
-        )
+        least = least_budget(estimate.size, estimate.in_use)
+        may_begin = int(max(room(estimate.size, estimate.at_most, estimate.densest), least + estimate.size / PARTS / 2))
         first = min(deferred, may_begin)
-        # Others may be under way here that the kernel deferred by what it held before.
+        # More may be on their way here that the kernel deferred by the former budget.
         stragglers = (may_begin - first) // STRAGGLERS if self._defer_after is not None else 0
         left = max(1, may_begin - first - stragglers)
         if at_cap:
-            # Signalled when the last port is taken, so that the next connection is not left without an answer.
+            # Signal when the last port is taken, so that the next connection can be refused.
             self._put(max(0, estimate.size - int(estimate.in_use) - 1))
         else:
-            # In time before a connection has to be deferred.
-            sudden = budget(estimate.size, estimate.in_use, estimate.rate, estimate.densest)
-            self._put(max(min(sudden, first + left // 2), silent))
-        self._may_go_on, self._went_on = first + stragglers, 0
+            # Signal before a connection has to be deferred.
+            in_time = budget(estimate.size, estimate.in_use, estimate.rate, estimate.densest)
+            self._put(max(min(in_time, first + left // 2), least))
+        self._releasable, self._released = first + stragglers, 0
         self._put_deferral(left if may_defer else None, estimate.at_most)
         self._arrivals_before = estimate.arrivals
         self._phase = transition(BUDGET, self._phase, BudgetEvent.CHOSEN)
 
     def on_programmed(self, now: float) -> None:
-        """The kernel holds it now."""
+        """Record that the kernel holds it now."""
         self._phase = transition(BUDGET, self._phase, BudgetEvent.PROGRAMMED)
         self._programmed_at, self._in_kernel = now, self._limit
 
     def on_used_up(self) -> None:
-        """The kernel signals that it is used up."""
+        """Record that the kernel signalled that it is used up."""
         self._phase = transition(BUDGET, self._phase, BudgetEvent.USED_UP)
 
-    def on_gone_on(self, connections: int) -> None:
-        """So many deferred connections go on."""
-        self._may_go_on -= connections
-        self._went_on += connections
+    def on_released(self, connections: int) -> None:
+        """Record that deferred connections were released."""
+        self._releasable -= connections
+        self._released += connections
 
     def on_arrivals_read(self, total: int, *, is_first: bool) -> None:
         """
-        The kernel's counter of arrivals was read.
+        Record a reading of the kernel's counter of arrivals.
 
-        :param is_first: Nothing was known of arrivals before.
+        :param is_first: Whether the arrivals before it are unknown.
         """
         self._arrivals_before = float(total) if is_first else min(self._arrivals_before, total)
 
@@ -170,4 +169,4 @@ class Budget:
         if left is not None and left == self._defer_after:
             left += 1
         self._defer_after = left
-        self._deferral_limit = at_most + self._may_go_on + left if left is not None else math.inf
+        self._deferral_limit = at_most + self._releasable + left if left is not None else math.inf

@@ -1,12 +1,12 @@
 """
-When a host asks for more ports for a VM, and when it refuses connections because there are none.
+Decides when a host asks for more ports for a VM, and when it refuses connections because none is left.
 
 The kernel counts the connections that begin and gives a signal when a VM's budget is used up
-(``docs/design/0003-arrivals.md``). The manager is asked at once where the estimate says that the ports run out soon,
-and an exact count follows. Connections that begin after the last port was taken, by that estimate, are not lost: the
-kernel *defers* them and lets them go on when a larger range is in force, or when no larger range is available.
+(``docs/design/0003-arrivals.md``). If the estimate says that the ports run out soon, the manager is asked at once, and
+an exact count follows. Connections that begin when, by that estimate, no port is left are not dropped: the kernel
+*defers* them, and natd releases them when a larger range is in force, or when it is clear that there is none.
 
-:class:`Arrivals` is told what happens, with the time, and returns commands.
+Methods of :class:`Arrivals` named ``on_…`` are its inputs; they are given the time, and return commands.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Arrivals:
         return vm.budget.limit if vm is not None else None
 
     def defer_after(self, domain: DomainUUID) -> int | None:
-        """Return after how many connections the next ones of this VM are to be deferred; None: never."""
+        """Return after how many connections further ones of this VM are to be deferred; None: never."""
         vm = self._vms.get(domain)
         return vm.budget.defer_after if vm is not None else None
 
     def refusals(self) -> Mapping[DomainUUID, frozenset[Destination]]:
-        """Return the VMs to which connections are refused, and to which destinations."""
+        """Return the VMs whose new connections are refused, and to which destinations."""
         return {domain: vm.refusal.destinations for domain, vm in self._vms.items() if vm.refusal.is_refusing}
 
     def phases(self, domain: DomainUUID) -> Phases | None:
@@ -58,14 +58,14 @@ class Arrivals:
 
     @property
     def deadline(self) -> float | None:
-        """When a connection will have been deferred for long enough, and :meth:`on_tick` is due; None: none is."""
+        """When :meth:`on_tick` is due for deferred connections; None: no connection is deferred."""
         deadlines = (vm.deferral.deadline for vm in self._vms.values())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     # The ports of VMs
 
     def on_found(self, entry: HostEntry, now: float) -> None:
-        """The kernel held this of a VM before natd began."""
+        """Take over what the kernel held of a VM when natd started."""
         if entry.intent.ports is None:
             return
         vm = entry.intent
@@ -74,7 +74,7 @@ class Arrivals:
             found.arm(now)
 
     def on_vm(self, vm: HostIntent, now: float) -> None:
-        """The manager says what a VM shall have; it gets a new budget where its ports are new."""
+        """Take over what the manager wants for a VM; if its ports are new, choose a new budget."""
         if vm.ports is None:
             self.on_gone(vm.domain)
             return
@@ -92,12 +92,12 @@ class Arrivals:
         new.arm(now)
 
     def on_gone(self, domain: DomainUUID) -> None:
-        """A VM has no ports here any more."""
+        """Drop what is known of a VM that has no ports here any more."""
         if (vm := self._vms.pop(domain, None)) is not None:
             self._ownerless += vm.deferral.take()
 
     def on_port_use(self, use: PortUse) -> None:
-        """All VMs' connections were read; the manager may give a VM a range back that still has some."""
+        """Keep a reading of all VMs' connections: a VM can get back a range that still has some."""
         self._use = use
 
     # The manager
@@ -107,7 +107,7 @@ class Arrivals:
         self._is_connected = True
 
     def on_disconnected(self, now: float) -> list[ArrivalCommand]:
-        """The session is gone, and with it every request."""
+        """The session is gone, and outstanding requests with it."""
         self._is_connected = False
         asked = [vm for vm in self._vms.values() if vm.requests.has_asked]
         return [command for vm in asked for command in self._turn_down(vm, now)]
@@ -116,7 +116,7 @@ class Arrivals:
         """
         The manager has no more ports for this VM now.
 
-        :param ports: The range that the manager means; None: whatever the VM has.
+        :param ports: The range for which it declined; None: the present one.
         """
         vm = self._vms.get(domain)
         if vm is None or (ports is not None and ports != vm.ports):
@@ -126,17 +126,17 @@ class Arrivals:
     # The kernel
 
     def on_programmed(self, entry: HostEntry, now: float) -> list[ArrivalCommand]:
-        """The kernel holds this of a VM now."""
+        """The kernel holds this entry of a VM now."""
         vm = self._vms.get(entry.intent.domain)
         if vm is None or vm.budget.is_armed or vm.budget.limit != entry.budget:
             return []
         vm.budget.on_programmed(now)
         if vm.deferral.deferred and vm.budget.defer_after is not None:
-            return self._let_go_on(vm, now)
+            return self._release_covered(vm, now)
         return _release(vm)
 
     def on_budget_used_up(self, domain: DomainUUID, now: float) -> list[ArrivalCommand]:
-        """The kernel signals that a VM's budget is used up. A signal about an older one is ignored: another follows."""
+        """The kernel signals that a VM's budget is used up; a signal about an older budget is ignored."""
         vm = self._vms.get(domain)
         if vm is None or (not vm.budget.is_used_up and vm.budget.is_stale_signal(now)):
             return []
@@ -152,7 +152,7 @@ class Arrivals:
         if vm.estimate.is_trusted and vm.requests.may_ask(now):
             vm.requests.want_count()
             return self._ask(vm, now)
-        # The next signal tells the pace, and a pace that is new is trusted.
+        # The next signal tells the pace; if that has doubled, arrivals are trusted again.
         return [*self._arm(vm, now), *self._count(vm, now)]
 
     def on_deferred(self, domain: DomainUUID, packets: Sequence[int], now: float) -> list[ArrivalCommand]:
@@ -166,17 +166,17 @@ class Arrivals:
             return [Release(tuple(packets))]
         vm.deferral.on_deferred(packets, now)
         if vm.budget.is_too_soon(vm.budget.defer_after, now):
-            # By what the kernel held before.
-            return self._let_go_on(vm, now)
+            # It was the former budget by which the kernel deferred them.
+            return self._release_covered(vm, now)
         if not vm.budget.is_armed or vm.requests.is_awaited(now):
-            # They go on with what is on its way.
+            # They are released with the ports or the budget that are on their way.
             return []
         if vm.budget.is_used_up and vm.estimate.is_trusted:
-            # Even if the manager declined a moment ago: that the range is used up is news.
+            # Ask even if the manager declined a moment ago: it does not know yet that the range is used up.
             vm.estimate.on_least_arrivals(vm.budget.arrivals_before + vm.budget.defer_after, now)
             vm.requests.want_count()
             return self._ask(vm, now)
-        # The kernel defers a connection before its destination is known, and many may have ended: count first.
+        # Count first: the kernel defers a connection before its destination is known, and others may have ended.
         commands = self._count(vm, now)
         return commands if vm.requests.is_counting else self._stop_deferring(vm, now)
 
@@ -186,9 +186,9 @@ class Arrivals:
         """
         The ports of a VM were counted, as commanded.
 
-        :param work: The command; it says nothing of ports that have changed since.
+        :param work: The command; its result is ignored if the VM's ports have changed since.
         :param filling: How many ports of the range are in use.
-        :param full: Destinations to which every port of the range is taken; only of a VM at its cap.
+        :param full: Destinations to which every port of the range is taken; only for a VM at its cap.
         """
         vm = self._vms.get(work.domain)
         if vm is None:
@@ -219,7 +219,7 @@ class Arrivals:
         self, domain: DomainUUID, ports: PortRange, filling: Filling, arrivals: int | None, now: float
     ) -> list[ArrivalCommand]:
         """
-        The periodic pass has counted: catch up with signals that were lost, and renew budgets before they are used up.
+        The periodic pass has counted: make up for lost signals, and renew budgets before they are used up.
 
         :param ports: The range whose ports were counted.
         :param filling: How many of them are in use.
@@ -238,7 +238,7 @@ class Arrivals:
         return self._arm(vm, now) if is_due and not vm.requests.is_awaited(now) else []
 
     def on_tick(self, now: float) -> list[ArrivalCommand]:
-        """Do what only time makes due: counts that were put off, refusals to renew, deferrals that are overdue."""
+        """Do what time makes due: counts that were postponed, refusals to renew, deferrals that are overdue."""
         ownerless, self._ownerless = self._ownerless, ()
         commands: list[ArrivalCommand] = [Release(ownerless)] if ownerless else []
         for vm in self._vms.values():
@@ -268,7 +268,7 @@ class Arrivals:
         return self._stop_deferring(vm, now)
 
     def _stop_deferring(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
-        """Let connections go on that are deferred for nothing, and renew the budget if it is used up."""
+        """Release deferred connections, since no ports will come, and renew the budget if it is used up."""
         commands = _release(vm)
         if commands:
             vm.deferral.back_off(now)
@@ -276,12 +276,12 @@ class Arrivals:
             return []
         return [*commands, *self._arm(vm, now)]
 
-    def _let_go_on(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
-        """Let as many deferred connections go on as find a port, and ask for more at once for the others."""
+    def _release_covered(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
+        """Release as many deferred connections as find a port, and ask at once for more ports for the others."""
         before = vm.deferral.deferred
-        commands = _release(vm, vm.budget.may_go_on)
+        commands = _release(vm, vm.budget.releasable)
         released = before - vm.deferral.deferred
-        vm.budget.on_gone_on(released)
+        vm.budget.on_released(released)
         vm.estimate.on_least_arrivals(vm.estimate.arrivals + released, now)
         if not vm.deferral.deferred or vm.requests.is_awaited(now):
             return commands
@@ -305,7 +305,7 @@ class Arrivals:
 
 
 def _release(vm: VMArrivals, most: int | None = None) -> list[ArrivalCommand]:
-    """Let those go on that were deferred first; all, unless said otherwise."""
+    """Release the connections that were deferred first: ``most`` of them, or all."""
     packets = vm.deferral.take(most)
     return [Release(packets)] if packets else []
 

@@ -1,8 +1,8 @@
 """
 The deferred connections of one VM, and whether to defer at all.
 
-A connection that begins when no port can be counted on is held in the kernel, without a port, until there are more
-ports. When that was for nothing, the VM backs off: none of its connections is deferred for a while.
+A connection that begins when it may find no port is held in the kernel, without a port, until the VM has more ports. If
+no ports came, the VM backs off: for a while none of its connections is deferred.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 from natctl.arrivals.phases import DEFERRAL, DeferralEvent, DeferralPhase, transition
 
 DEFER_S: Final = 0.7
-"""Seconds for which a connection is deferred; with what it takes to notice, less than the second after which TCP sends
-its SYN again."""
+"""Seconds for which a connection is deferred. With the time to notice that they have passed, this is less than the
+second after which TCP sends its SYN again."""
 BACK_OFF_S: Final = 5.0
-"""Seconds for which no connection of a VM is deferred after some were for nothing; twice as long each time, until the
-VM has other ports, up to :data:`LONGEST_BACK_OFF_S`."""
+"""Seconds for which no connection of a VM is deferred after some were in vain. Doubled each time, up to
+:data:`LONGEST_BACK_OFF_S`, until the VM has other ports."""
 LONGEST_BACK_OFF_S: Final = 320.0
 _MOST_DOUBLINGS: Final = 16
 
@@ -51,7 +51,7 @@ class Deferral:
 
     @property
     def since(self) -> float:
-        """When the first of those that are deferred was; without meaning when none is."""
+        """When the first of the deferred connections was deferred; meaningless if there is none."""
         return self._since
 
     @property
@@ -60,23 +60,23 @@ class Deferral:
         return self._since + DEFER_S if self._packets else None
 
     def is_overdue(self, now: float) -> bool:
-        """Whether connections have been deferred for long enough; true as well when the clock was set back."""
+        """Return whether connections have been deferred for too long; also true when the clock was set back."""
         return bool(self._packets) and not 0 <= now - self._since < DEFER_S
 
     def is_backing_off(self, now: float) -> bool:
-        """Whether no connection is to be deferred, because some were for nothing."""
+        """Return whether no connection is to be deferred, because some were in vain."""
         return 0 < self._off_until - now <= LONGEST_BACK_OFF_S
 
     def on_armed(self, *, is_on: bool) -> None:
-        """Another budget was chosen, which has the kernel defer connections or not."""
+        """Record that another budget was chosen, and whether the kernel defers with it."""
         self._phase = transition(DEFERRAL, self._phase, DeferralEvent.ENABLED if is_on else DeferralEvent.DISABLED)
 
     def on_deferred(self, packets: Sequence[int], now: float) -> None:
         """
-        The kernel deferred connections.
+        Record that the kernel deferred connections.
 
         :param packets: The kernel's numbers of their first packets; at least one.
-        :raise IllegalTransition: When the kernel is to defer nothing.
+        :raise IllegalTransition: When it should not defer any.
         """
         self._phase = transition(DEFERRAL, self._phase, DeferralEvent.DEFERRED)
         if not self._packets:
@@ -84,16 +84,16 @@ class Deferral:
         self._packets += packets
 
     def on_ports(self) -> None:
-        """The VM has other ports: deferring is worth a try again."""
+        """End the back-off, because the VM has other ports."""
         self._off_until, self._times_in_vain = -math.inf, 0
 
     def back_off(self, now: float) -> None:
-        """Have no connection deferred for a while, because some were for nothing."""
+        """Begin to back off, because connections were deferred in vain."""
         self._off_until = now + min(BACK_OFF_S * 2**self._times_in_vain, LONGEST_BACK_OFF_S)
         self._times_in_vain = min(self._times_in_vain + 1, _MOST_DOUBLINGS)
 
     def take(self, most: int | None = None) -> tuple[int, ...]:
-        """Return the packets that are to go on, deferred no longer: the oldest, ``most`` of them or all."""
+        """Remove and return the oldest deferred packets, ``most`` of them or all, to be released."""
         packets = tuple(self._packets[:most])
         if not packets:
             return ()

@@ -1,11 +1,11 @@
 """
 How many ports of one VM are in use, and how fast its connections begin, between two counts.
 
-An exact count costs 12 to 100 ms, in which a burst takes 256 ports. Until the next one the estimate is what was last
-counted and one port for each arrival since, which is never too low. Arrivals are known exactly, from budgets that are
-used up and from the kernel's counters; they say nothing of ports: connections may have ended meanwhile, and one port
-may serve many destinations. When most arrivals turn out to have needed no port they are not taken for ports again at
-that pace.
+An exact count takes 12 to 100 ms, and a burst uses 256 ports in that time. Until the next count the estimate is the
+last count plus one port for each arrival since, which is never too low. The number of arrivals is exact, from used-up
+budgets and from the kernel's counters, but not every arrival needs a port: connections may have ended meanwhile, and
+one port may serve many destinations. If a count shows that most arrivals needed none, arrivals at that pace are no
+longer trusted, that is, not counted as ports.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from natctl.model.port_use import Filling
 
 HORIZON_S: Final = 3.0
 """Ports are short when they run out within so many seconds."""
-CROWDED: Final = 0.75
-"""Or when so much of the range is in use, and more connections begin."""
+NEARLY_FULL: Final = 0.75
+"""Ports are also short when this share of the range is in use and more connections begin."""
 _LONGEST_PACE_S: Final = 0.1
-"""Seconds since the last sign for which connections are taken to have gone on beginning at the same pace."""
-_TELLING: Final = 16
-"""Arrivals from which on a count tells whether they needed ports."""
+"""Seconds after the last observation for which the same pace is assumed."""
+_LEAST_SAMPLE: Final = 16
+"""Arrivals that are enough to judge from a count whether they needed ports."""
 
 
 class Estimate:
@@ -30,9 +30,9 @@ class Estimate:
     The ports in use and the arrivals of one VM. Arrivals are counted from when its ports were programmed.
 
     :param size: Ports of its range; none is in use.
-    :param is_adopted: The range was in the kernel before natd began, and nothing is known of its arrivals.
-    :param rate: Arrivals per second of late.
-    :param doubted_rate: Arrivals per second up to which they are not taken for ports; None: they are.
+    :param is_adopted: Whether natd found the range in the kernel when it started, so that its arrivals are unknown.
+    :param rate: Recent arrivals per second.
+    :param doubted_rate: Arrivals per second at which most arrivals needed no port; None: arrivals are trusted.
     """
 
     __slots__ = (
@@ -63,7 +63,7 @@ class Estimate:
         self._arrivals = 0.0
         self._since = now
         self._rate = rate
-        # A count judges the arrivals since the one before it: did they need ports?
+        # Ports in use at the last judgement, and arrivals since then: did they need ports?
         self._in_use_judged = self._unjudged = 0.0
         self._doubted_rate = doubted_rate
         self._is_adopted = is_adopted
@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def in_use(self) -> float:
-        """Ports in use: counted, or that and one for each arrival that is known."""
+        """Ports in use: the last count, plus one for each known arrival since."""
         return self._in_use
 
     @property
@@ -87,7 +87,7 @@ class Estimate:
 
     @property
     def densest(self) -> float:
-        """Share of the ports in use of the densest part of the range: upper bound."""
+        """Share of ports in use in the densest part of the range: upper bound."""
         return self._densest
 
     @property
@@ -97,17 +97,17 @@ class Estimate:
 
     @property
     def rate(self) -> float:
-        """Arrivals per second of late."""
+        """Recent arrivals per second."""
         return self._rate
 
     @property
     def is_adopted(self) -> bool:
-        """Whether nothing is known yet of what arrived before natd began."""
+        """Whether the arrivals before natd started are still unknown."""
         return self._is_adopted
 
     @property
     def is_trusted(self) -> bool:
-        """Whether arrivals may be taken for ports."""
+        """Whether each arrival may be counted as a port."""
         return self._doubted_rate is None or self._rate > 2 * self._doubted_rate
 
     def is_short(self, deferred: int) -> bool:
@@ -117,15 +117,15 @@ class Estimate:
         :param deferred: Connections that wait for ports.
         """
         left = findable(self._size) - self._in_use - deferred
-        is_crowded = self._in_use >= CROWDED * self._size and (self._rate > 0 or deferred > 0)
+        is_nearly_full = self._in_use >= NEARLY_FULL * self._size and (self._rate > 0 or deferred > 0)
         is_running_out = left < 0 or (self.is_trusted and left < self._rate * HORIZON_S)
         is_early = self._in_use < LEAST_USE * self._size
-        return not is_early and (is_crowded or is_running_out)
+        return not is_early and (is_nearly_full or is_running_out)
 
     # What happens
 
     def on_arrivals(self, total: float, now: float) -> None:
-        """So many connections had begun by now."""
+        """Record how many connections have begun in total."""
         fresh = max(0.0, total - self._arrivals)
         self._rate = fresh / max(now - self._since, 1e-3)
         self._in_use = min(float(self._size), self._in_use + fresh)
@@ -135,13 +135,13 @@ class Estimate:
         self._arrivals, self._since = total, now
 
     def on_least_arrivals(self, least: float, now: float) -> None:
-        """At least so many connections had begun by now; nothing changes when that is known."""
+        """Record a lower bound of the connections begun in total; no change if that is known already."""
         if least > self._arrivals:
             self.on_arrivals(least, now)
 
     def on_arrivals_read(self, total: int, in_use: int, now: float) -> None:
         """
-        The kernel's counter of arrivals was read.
+        Record a reading of the kernel's counter of arrivals.
 
         :param in_use: Ports in use, counted at the same time.
         """
@@ -150,40 +150,40 @@ class Estimate:
             self._in_use_judged, self._since, self._is_adopted = float(in_use), now, False
             return
         if total < self._arrivals:
-            # The estimate was too high, or the table was made anew.
+            # The estimate was too high, or the kernel's table was created again.
             self._arrivals = float(total)
         self.on_arrivals(float(total), now)
 
     def on_counted(self, filling: Filling) -> None:
-        """The ports of the range were counted; judge by that whether the arrivals before it needed ports."""
+        """Record a count of the ports in use, and judge by it whether the arrivals before it needed ports."""
         in_use, self._densest = filling
         self._in_use = self._at_most = float(in_use)
-        if self._unjudged >= _TELLING:
+        if self._unjudged >= _LEAST_SAMPLE:
             needed = in_use - self._in_use_judged
             self._doubted_rate = self._rate if needed < self._unjudged / 2 else None
             self._in_use_judged, self._unjudged = self._in_use, 0.0
 
     def on_former_count(self, filling: Filling) -> None:
-        """At least so many ports are in use: the range was counted when it was not yet the VM's active one."""
+        """Record a lower bound of the ports in use: a count from before the range was the VM's active one."""
         self._in_use, self._at_most = max(self._in_use, filling.in_use), max(self._at_most, filling.in_use)
         self._densest = max(self._densest, filling.densest)
 
     # Other ports
 
-    def elsewhere(self, size: int, now: float) -> Estimate:
-        """Return the estimate of a range that has no port of this one."""
+    def for_another_range(self, size: int, now: float) -> Estimate:
+        """Return the estimate for a range that has no port in common with this one."""
         return Estimate(size, now, rate=self._rate, doubted_rate=self._doubted_rate)
 
     def on_ports(
         self, size: int, now: float, *, is_same_range: bool, deferred_since: float | None, deferral_limit: float
     ) -> None:
         """
-        The VM has another range that overlaps this one, or the same with other rules.
+        Adapt to another range that overlaps this one, or to the same range with another cap.
 
         :param deferred_since: Since when connections have been deferred; None: none is.
-        :param deferral_limit: Ports in use at which the kernel defers connections, at most.
+        :param deferral_limit: Upper bound of the ports in use when the kernel begins to defer.
         """
-        # Nothing is known of what came since the last sign, but that it went on at the same pace.
+        # Since the last observation, assume the same pace.
         in_use = self._in_use + self._rate * min(max(now - self._since, 0.0), _LONGEST_PACE_S)
         if deferred_since is not None:
             in_use = min(in_use, deferral_limit)
@@ -195,6 +195,6 @@ class Estimate:
         self._in_use, self._at_most = min(float(size), in_use), at_most
         if not is_same_range:
             self._arrivals = 0.0
-        # Deferred connections did not all begin in the moment in which they go on.
+        # Deferred connections did not all begin at the moment at which they are released.
         self._since = deferred_since if deferred_since is not None else now
         self._size = size

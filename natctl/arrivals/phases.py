@@ -1,13 +1,12 @@
 """
 The phases of one VM's arrivals, as tables; every change of phase goes through :func:`transition`.
 
-A VM has a phase in each of five tables, because five things about it change independently: what the kernel holds, what
-the manager was asked for, whether its ports are being counted, which of its connections are deferred, and whether it is
-at its cap. Each table belongs to one record, which alone moves along it. ``docs/design/0003-arrivals.md`` shows the
-tables.
+A VM has a phase in each of five tables, because five things about it change independently: the budget in the kernel,
+the request to the manager, the count of its ports, the deferral of its connections, and whether it is at its cap. Each
+table belongs to one record, and only that record changes the phase. ``docs/design/0003-arrivals.md`` shows the tables.
 
-Time moves no phase: a deadline is a value beside the phase and is compared with the present time whenever it matters,
-so that a clock that is set back holds nothing up.
+No phase depends on time: deadlines are values beside the phase, and each is compared with the present time when it
+matters. So a clock that is set back blocks nothing.
 """
 
 from __future__ import annotations
@@ -103,13 +102,13 @@ class DeferralPhase(enum.StrEnum):
     """Which connections are deferred (:class:`natctl.arrivals.deferral.Deferral`)."""
 
     OFF = "off"
-    """The kernel defers nothing: the VM is at its cap, or backs off after connections were deferred for nothing."""
+    """The kernel defers nothing: the VM is at its cap, or backs off after connections were deferred in vain."""
     READY = "ready"
-    """The kernel defers what begins beyond a limit; nothing has."""
+    """The kernel defers connections beyond a limit; none was yet."""
     DEFERRING = "deferring"
     """Connections are deferred until there are more ports."""
     RELEASING = "releasing"
-    """The kernel is to defer no more; those that are deferred go on when that is in force."""
+    """The kernel is to defer no more; the deferred connections are released when that is in force."""
 
 
 class DeferralEvent(enum.StrEnum):
@@ -122,7 +121,7 @@ class DeferralEvent(enum.StrEnum):
     DEFERRED = "deferred"
     """The kernel deferred connections."""
     EMPTIED = "emptied"
-    """The last deferred connection goes on."""
+    """The last deferred connection was released."""
 
 
 class CapPhase(enum.StrEnum):
@@ -151,7 +150,7 @@ _B, _R, _C, _D, _P = BudgetPhase, RequestPhase, CountPhase, DeferralPhase, CapPh
 
 BUDGET: Final[Table[BudgetPhase, BudgetEvent]] = MappingProxyType(
     {
-        # A signal that comes before the kernel holds the budget is about an older one, and no event of this one.
+        # A signal that comes before the kernel holds the budget is about an older one, so it is no event of this one.
         _B.ARMING: {BudgetEvent.CHOSEN: _B.ARMING, BudgetEvent.PROGRAMMED: _B.ARMED, BudgetEvent.USED_UP: None},
         _B.ARMED: {BudgetEvent.CHOSEN: _B.ARMING, BudgetEvent.PROGRAMMED: None, BudgetEvent.USED_UP: _B.USED_UP},
         _B.USED_UP: {BudgetEvent.CHOSEN: _B.ARMING, BudgetEvent.PROGRAMMED: None, BudgetEvent.USED_UP: None},
@@ -160,7 +159,7 @@ BUDGET: Final[Table[BudgetPhase, BudgetEvent]] = MappingProxyType(
 
 REQUEST: Final[Table[RequestPhase, RequestEvent]] = MappingProxyType(
     {
-        # Ports come without a request, too; and a manager may turn down what was asked for a former range.
+        # A VM can get ports without a request, and the manager can decline a request for a former range.
         _R.IDLE: {
             RequestEvent.ASKED: _R.ASKED,
             RequestEvent.GRANTED: _R.IDLE,
@@ -176,7 +175,7 @@ REQUEST: Final[Table[RequestPhase, RequestEvent]] = MappingProxyType(
 
 COUNT: Final[Table[CountPhase, CountEvent]] = MappingProxyType(
     {
-        # A count of ports that have moved meanwhile ends when nothing is counted of the new ones.
+        # A count that began when the VM had other ports can end in any phase.
         _C.IDLE: {CountEvent.WANTED: _C.WANTED, CountEvent.STARTED: _C.COUNTING, CountEvent.ENDED: _C.IDLE},
         _C.WANTED: {CountEvent.WANTED: _C.WANTED, CountEvent.STARTED: _C.COUNTING, CountEvent.ENDED: _C.WANTED},
         _C.COUNTING: {CountEvent.WANTED: _C.COUNTING_WANTED, CountEvent.STARTED: None, CountEvent.ENDED: _C.IDLE},
@@ -190,7 +189,7 @@ COUNT: Final[Table[CountPhase, CountEvent]] = MappingProxyType(
 
 DEFERRAL: Final[Table[DeferralPhase, DeferralEvent]] = MappingProxyType(
     {
-        # What the kernel deferred by a limit that it is to hold no longer goes on at once, and is no event.
+        # Connections that the kernel deferred by an older budget are released at once, which is no event.
         _D.OFF: {
             DeferralEvent.ENABLED: _D.READY,
             DeferralEvent.DISABLED: _D.OFF,
@@ -220,7 +219,7 @@ DEFERRAL: Final[Table[DeferralPhase, DeferralEvent]] = MappingProxyType(
 
 CAP: Final[Table[CapPhase, CapEvent]] = MappingProxyType(
     {
-        # Other ports end a refusal, at the cap as well: what is full has to be counted anew.
+        # Other ports end a refusal, also at the cap: their destinations have to be counted anew.
         _P.BELOW_CAP: {
             CapEvent.BELOW_CAP: _P.BELOW_CAP,
             CapEvent.AT_CAP: _P.AT_CAP,
@@ -245,7 +244,7 @@ CAP: Final[Table[CapPhase, CapEvent]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Phases:
-    """Where one VM is in all tables."""
+    """The phases of one VM in all tables."""
 
     budget: BudgetPhase
     request: RequestPhase

@@ -1,4 +1,4 @@
-"""What is refused to a VM at its cap."""
+"""The destinations to which new connections of a VM at its cap are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from natctl.model.entries import Destination
 RECOUNT_S: Final = 0.4
 """Seconds between two counts of a VM to which connections are refused."""
 REFUSE_S: Final = 2.0
-"""Seconds after which the kernel ends a refusal that is not renewed."""
+"""Seconds after which the kernel ends a refusal that natd does not renew."""
 
 
 class Refusal:
@@ -28,7 +28,7 @@ class Refusal:
 
     @property
     def phase(self) -> CapPhase:
-        """Whether the VM is at its cap, and refused something."""
+        """Whether the VM is at its cap, and whether connections are refused."""
         return self._phase
 
     @property
@@ -47,15 +47,15 @@ class Refusal:
         return self._destinations
 
     def on_ports(self, *, at_cap: bool) -> None:
-        """The VM has other ports: nothing is refused until they have been counted."""
+        """Record that the VM has other ports; nothing is refused until they have been counted."""
         self._phase = transition(CAP, self._phase, CapEvent.AT_CAP if at_cap else CapEvent.BELOW_CAP)
         self._destinations = frozenset()
 
     def on_counted(self, full: frozenset[Destination]) -> None:
         """
-        The connections of a VM at its cap were counted.
+        Record a count of the connections of a VM at its cap.
 
-        :param full: Destinations to which every port is taken; none: nothing is refused any more.
+        :param full: Destinations to which every port is taken; if there are none, nothing is refused any more.
         :raise IllegalTransition: When the VM is below its cap.
         """
         self._phase = transition(CAP, self._phase, CapEvent.FULL if full else CapEvent.ROOM)

@@ -1,4 +1,4 @@
-"""What was asked for one VM: more ports of the manager, a count of its ports of the kernel."""
+"""The outstanding requests for one VM: for more ports, to the manager, and for a count of its ports, to the kernel."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 from natctl.arrivals.phases import COUNT, REQUEST, CountEvent, CountPhase, RequestEvent, RequestPhase, transition
 
 PATIENCE_S: Final = 1.0
-"""Seconds after which a request without an answer may be repeated, and another follow one that was turned down."""
+"""Seconds after which an unanswered request may be repeated, and after which one may follow a refusal."""
 COUNT_GAP_S: Final = 0.25
 """Seconds from the end of a count of one VM's ports to the next one."""
 
 
 class Requests:
-    """The requests and counts of one VM; nothing was asked for yet."""
+    """The requests and counts of one VM; none at first."""
 
     __slots__ = ("_asked_at", "_count", "_counted_at", "_quiet_until", "_request")
 
@@ -29,33 +29,33 @@ class Requests:
 
     @property
     def request_phase(self) -> RequestPhase:
-        """Whether something was asked for."""
+        """Whether a request is outstanding."""
         return self._request
 
     @property
     def has_asked(self) -> bool:
-        """Whether a request has had no answer, however old it is."""
+        """Whether a request is unanswered, however old it is."""
         return self._request is RequestPhase.ASKED
 
     def is_awaited(self, now: float) -> bool:
-        """Whether the answer to a request may still come."""
+        """Return whether the answer to a request may still come."""
         return self.has_asked and 0 <= now - self._asked_at < PATIENCE_S
 
     def may_ask(self, now: float) -> bool:
-        """Whether it is time to ask: no answer is awaited, and none that declined is recent."""
+        """Return whether a request may be sent: no answer is awaited, and none was declined recently."""
         return not self.is_awaited(now) and not 0 < self._quiet_until - now <= PATIENCE_S
 
     def on_asked(self, now: float) -> None:
-        """More ports were asked for."""
+        """Record that more ports were asked for."""
         self._request = transition(REQUEST, self._request, RequestEvent.ASKED)
         self._asked_at = now
 
     def on_granted(self) -> None:
-        """The VM has other ports, asked for or not."""
+        """Record that the VM has other ports, requested or not."""
         self._request = transition(REQUEST, self._request, RequestEvent.GRANTED)
 
     def on_turned_down(self, now: float) -> None:
-        """There are no more ports now; nothing is to be asked for in the next :data:`PATIENCE_S`."""
+        """Record that there are no more ports now; no request is sent in the next :data:`PATIENCE_S`."""
         self._request = transition(REQUEST, self._request, RequestEvent.TURNED_DOWN)
         self._quiet_until = now + PATIENCE_S
 
@@ -81,11 +81,11 @@ class Requests:
         return now - self._counted_at
 
     def want_count(self) -> None:
-        """Have the ports counted when that is possible."""
+        """Request a count, to be started when that is possible."""
         self._count = transition(COUNT, self._count, CountEvent.WANTED)
 
     def start_count(self, now: float) -> bool:
-        """Start a count, unless one is under way or has just been; then it is put off. Return whether it starts."""
+        """Start a count, unless one is under way or has just ended; then postpone it. Return whether it starts."""
         if self.is_counting:
             return False
         if self.s_since_count(now) < COUNT_GAP_S:
@@ -95,10 +95,10 @@ class Requests:
         return True
 
     def on_counted(self, now: float) -> None:
-        """A count gave a result."""
+        """Record that a count ended with a result."""
         self._count = transition(COUNT, self._count, CountEvent.ENDED)
         self._counted_at = now
 
     def on_count_failed(self) -> None:
-        """A count failed."""
+        """Record that a count ended without a result."""
         self._count = transition(COUNT, self._count, CountEvent.ENDED)

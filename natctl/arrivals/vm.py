@@ -1,4 +1,4 @@
-"""The records of one VM with ports on this host, and what moves several of them at once."""
+"""The records of one VM with ports on this host, and the operations that concern several of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from natctl.model.port_use import Filling
 
 class VMArrivals:
     """
-    The arrivals of one VM; it has no budget before :meth:`arm`, unless one was found.
+    The arrivals of one VM. Call :meth:`arm` to choose its first budget, unless natd found one in the kernel.
 
-    :param vm: What the manager says of the VM.
+    :param vm: What the manager wants for the VM.
     :param ports: Its ports.
-    :param budget: The budget that the kernel held before natd began; None: it held none.
-    :param defer_after: Likewise.
+    :param budget: The budget that natd found in the kernel when it started; None: there was none.
+    :param defer_after: The same for deferral.
     """
 
     __slots__ = ("_budget", "_deferral", "_estimate", "_ports", "_refusal", "_requests", "_vm")
@@ -39,7 +39,7 @@ class VMArrivals:
 
     @property
     def vm(self) -> HostIntent:
-        """What the manager says of the VM."""
+        """What the manager wants for the VM."""
         return self._vm
 
     @property
@@ -49,7 +49,7 @@ class VMArrivals:
 
     @property
     def estimate(self) -> Estimate:
-        """Ports in use, and pace."""
+        """Ports in use, and the pace of arrivals."""
         return self._estimate
 
     @property
@@ -59,22 +59,22 @@ class VMArrivals:
 
     @property
     def deferral(self) -> Deferral:
-        """Connections that wait for ports."""
+        """Deferred connections."""
         return self._deferral
 
     @property
     def requests(self) -> Requests:
-        """What was asked for."""
+        """Outstanding requests and counts."""
         return self._requests
 
     @property
     def refusal(self) -> Refusal:
-        """What is refused at the cap."""
+        """Destinations that are refused at the cap."""
         return self._refusal
 
     @property
     def phases(self) -> Phases:
-        """Where it is in all tables."""
+        """Its phase in each table."""
         requests = self._requests
         return Phases(
             self._budget.phase,
@@ -86,25 +86,25 @@ class VMArrivals:
 
     @property
     def is_short(self) -> bool:
-        """Whether the ports run out soon, and more may be had."""
+        """Whether the ports run out soon, and the VM may get more."""
         return not self._refusal.is_at_cap and self._estimate.is_short(self._deferral.deferred)
 
     def arm(self, now: float) -> None:
-        """Choose another budget, which the kernel is to hold with the next change."""
+        """Choose another budget, to be programmed with the next change."""
         at_cap = self._refusal.is_at_cap
         may_defer = not at_cap and not self._deferral.is_backing_off(now)
         self._budget.choose(self._estimate, self._deferral.deferred, at_cap=at_cap, may_defer=may_defer)
         self._deferral.on_armed(is_on=may_defer)
 
     def on_described(self, vm: HostIntent) -> None:
-        """The manager says something of the VM that changes neither its ports nor whether it is at its cap."""
+        """Take over a change that concerns neither the VM's ports nor whether it is at its cap."""
         self._vm = vm
 
     def on_ports(self, vm: HostIntent, ports: PortRange, now: float, filling: Filling) -> None:
         """
-        The VM has other ports, or may now have more, or no more; it gets a new budget.
+        The VM has other ports, or has reached or left its cap: choose a new budget.
 
-        :param filling: How full they were when last counted; some of those connections may have ended.
+        :param filling: How full the ports were when last counted; some of those connections may have ended.
         """
         if self._ports.overlaps(ports):
             self._estimate.on_ports(
@@ -116,7 +116,7 @@ class VMArrivals:
             )
             self._requests.on_granted()
         else:
-            self._estimate = self._estimate.elsewhere(ports.size, now)
+            self._estimate = self._estimate.for_another_range(ports.size, now)
             self._requests = Requests()
         self._vm, self._ports = vm, ports
         self._deferral.on_ports()

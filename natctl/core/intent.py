@@ -1,7 +1,7 @@
 """
 The manager's intent for this node: its last snapshot, and the deltas since then.
 
-Until the first snapshot it is what the kernel holds already.
+Until the first snapshot it is what natd found in the kernel.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ class StaleEpoch(VirtPortsError):
 
 @dataclasses.dataclass(slots=True)
 class Intent:
-    """What the VMs shall have on this node, as host and as edge."""
+    """What this node should hold of each VM, as host and as edge."""
 
     host: dict[DomainUUID, HostIntent] = dataclasses.field(default_factory=dict)
     edge: dict[DomainUUID, EdgeIntent] = dataclasses.field(default_factory=dict)
     path: PathState | None = None
-    """None: nothing is known, and nothing is to be changed."""
+    """None: unknown, so that nothing can be programmed."""
 
     def adopt_path(self, path: Path) -> None:
-        """Take over the path that the kernel holds, until the first snapshot."""
+        """Adopt the path that natd found in the kernel, until the first snapshot."""
         self.path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
 
     def adopt(self, entry: HostEntry) -> None:
-        """Take over what the kernel holds of a VM, until the first snapshot."""
+        """Adopt the entry of a VM that natd found in the kernel, until the first snapshot."""
         self.host[entry.intent.domain] = entry.intent
 
     def replace(self, snapshot: Snapshot) -> None:
-        """Take over a snapshot."""
+        """Replace everything by a snapshot."""
         self.host = {vm.domain: vm for vm in snapshot.host}
         self.edge = {vm.domain: vm for vm in snapshot.edge}
         self.path = snapshot.path
 
     def apply(self, delta: Delta) -> None:
-        """Take over a delta."""
+        """Apply the changes of a delta."""
         self.host.update((vm.domain, vm) for vm in delta.host)
         self.edge.update((vm.domain, vm) for vm in delta.edge)
         for uuid in delta.host_gone:

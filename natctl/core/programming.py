@@ -1,8 +1,8 @@
 """
-What the kernel of this node holds, what it is to hold next, and the one command that is under way: pure.
+What this node's kernel holds, what it should hold, and the one kernel command that is under way. Pure.
 
-What changes while a command is under way goes into the next one. A VM's entry follows from the manager's intent, from
-the interfaces that the VM has here, and from its arrival budget.
+Changes that come up while a command is under way go into the next one. A VM's entry follows from the manager's intent,
+the interfaces that the VM has here, and its arrival budget.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RETRY_S = 5.0
 
 @dataclasses.dataclass(slots=True)
 class Scope:
-    """What a kernel command has to cover."""
+    """What a kernel command covers: everything, or some VMs and the path; and the generation that it completes."""
 
     replace: bool = False
     host: set[DomainUUID] = dataclasses.field(default_factory=set)
@@ -37,7 +37,7 @@ class Scope:
         return bool(self.replace or self.host or self.edge or self.path or self.generation is not None)
 
     def merge(self, later: Scope) -> None:
-        """Cover both."""
+        """Extend this scope by a later one."""
         self.replace |= later.replace
         self.host |= later.host
         self.edge |= later.edge
@@ -63,7 +63,7 @@ class Programming:
     :param marks: How many VMs the packet mark can distinguish on this host.
     :param intent: The manager's intent.
     :param domains: The VMs that run here.
-    :param arrivals: The VMs' arrival budgets, which are programmed along with the ports.
+    :param arrivals: Has the VMs' arrival budgets, which are programmed together with the ports.
     """
 
     def __init__(self, marks: int, intent: Intent, domains: Domains, arrivals: Arrivals) -> None:
@@ -93,9 +93,9 @@ class Programming:
 
     def entry_in_force(self, uuid: DomainUUID, *, needs_taps: bool) -> HostEntry | None:
         """
-        Return what is in force of a VM; None: not the ports that it shall have.
+        Return a VM's entry in the kernel; None if that does not have the ports of the manager's intent.
 
-        :param needs_taps: None as well when one of its interfaces is missing.
+        :param needs_taps: Also return None if one of its interfaces is missing.
         """
         entry = self._applied.get(uuid)
         vm = self._intent.host.get(uuid)
@@ -105,22 +105,22 @@ class Programming:
         return entry if is_ready else None
 
     def adopt(self, entry: HostEntry) -> None:
-        """Record what the kernel held before natd began."""
+        """Record an entry that natd found in the kernel."""
         self._index[entry.intent.domain] = entry.index
         self._applied[entry.intent.domain] = entry
 
     # What it should hold
 
     def require(self, scope: Scope) -> None:
-        """Have the next command cover this, too."""
+        """Extend the scope of the next command."""
         self._next.merge(scope)
 
     def require_hosts(self, uuids: Iterable[DomainUUID]) -> None:
-        """Have the next command cover the host's entries of these VMs, too."""
+        """Extend the scope of the next command by the host's entries of these VMs."""
         self._next.host.update(uuids)
 
     def drop_generations(self) -> None:
-        """Confirm no generation that is under way: generations count within a session, and that is gone."""
+        """Confirm none of the generations that are under way: the session to which they belong is gone."""
         for scope in filter(None, (self._under_way, self._next)):
             scope.generation = None
 
@@ -136,7 +136,7 @@ class Programming:
     # Commands
 
     def begin(self) -> list[Program | Replace | Warn]:
-        """Return the next command, preceded by its warnings; nothing, if none is needed or possible."""
+        """Return the next command, preceded by its warnings; empty if none is needed or possible now."""
         path = self._intent.path
         if self._under_way is not None or not self._next or self._retry_at is not None or path is None:
             return []
@@ -147,7 +147,7 @@ class Programming:
         return [*warnings, command]
 
     def on_programmed(self) -> Done | None:
-        """The command that was under way is in force; return what that means, None: nothing was under way."""
+        """Record that the command that was under way is in force; return what it did, None: none was under way."""
         scope, self._under_way = self._under_way, None
         if scope is None:
             return None
@@ -167,9 +167,9 @@ class Programming:
 
     def on_refused(self, now: float) -> Scope | None:
         """
-        The kernel refused the command that was under way; it is tried again, without its generation.
+        Record that the kernel refused the command that was under way; it is tried again, without its generation.
 
-        :return: What it covered; None: nothing was under way.
+        :return: Its scope; None: no command was under way.
         """
         scope, self._under_way = self._under_way, None
         if scope is None:
@@ -225,7 +225,7 @@ class Programming:
 
 
 def is_empty(command: Program) -> bool:
-    """Whether the command changes nothing in the kernel."""
+    """Return whether a command changes nothing in the kernel."""
     return not command.change.host and not command.change.edge and command.change.path is None
 
 

@@ -1,4 +1,4 @@
-"""What a node tells the manager of its measurements, put together."""
+"""Builds the reports of a host's measurements to the manager."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 
 
 class Reports:
-    """Makes reports; remembers the counters of the last one, to report how fast connections begin."""
+    """Builds reports; keeps the counters of the last one, to compute how many connections begin per second."""
 
     def __init__(self) -> None:
         self._connections: Mapping[DomainUUID, int] = {}
@@ -33,16 +33,16 @@ class Reports:
         counted: Counted = NOTHING_COUNTED,
     ) -> Report:
         """
-        Return what was measured over one period, of all VMs.
+        Return the report of one period, for all VMs.
 
-        :param vms: What each VM shall have; one that is not among them is left out.
+        :param vms: The manager's intent for each VM; a VM without one is left out.
         :param period_s: Length of the period in seconds.
         :param rates: Traffic by VM; a VM without a rate is left out.
-        :param use: Ports in use, or None when they were not counted this time.
+        :param use: Ports in use; None: not counted this time.
         :param generation: Generation that the kernel held when counting began.
-        :param dropped: Packets dropped at this node by reason, totals.
-        :param guests: What the guests themselves say, of those that were asked.
-        :param counted: What the kernel has counted.
+        :param dropped: Packets dropped at this node since it started, by reason.
+        :param guests: The reports of guest agents, of the guests that were visited.
+        :param counted: The kernel's counters.
         """
         begun = self._begun(counted.connections)
         measured = tuple(
@@ -53,7 +53,7 @@ class Reports:
         return Report(generation, period_s, measured, dict(dropped), dict(counted.refused))
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
-        """Return how many connections began since the last report; a counter that is smaller began again."""
+        """Return how many connections began since the last report; a counter that decreased restarted at 0."""
         before, self._connections = self._connections, connections
         return {
             uuid: now - before[uuid] if now >= before[uuid] else now

@@ -1,11 +1,11 @@
 """
-One node's kernel: read it, change it, keep it as it should be.
+Programs one node's kernel: reads it, changes it, and repairs what others changed.
 
-:mod:`natctl.ruleset` decides what tables and routes there are, :mod:`natctl.netlink` talks to the kernel; this module
-brings both together. It touches our nftables tables (all named ``virtports``), routes and rules with our own protocol
-number, and the few settings of :mod:`natctl.kernel.sysctl`; nothing else.
+:mod:`natctl.ruleset` decides which tables and routes there should be, and :mod:`natctl.netlink` talks to the kernel;
+this module connects them. It touches our nftables tables (all named ``virtports``), routes and rules with our own
+protocol number, and the settings of :mod:`natctl.kernel.sysctl`; nothing else.
 
-Order within one change: a route is added before packets are translated towards it, and removed after.
+Within one change, a route is added before packets are translated towards it, and removed afterwards.
 
 Tested by ``tests/netns/test_kernel.py``.
 """
@@ -37,11 +37,11 @@ from natctl.ruleset.routing import Routing, Steps
 from natctl.ruleset.values import Element, Fragment, Reading, with_fragments
 
 _SMALL: Final = 500
-"""Elements and routes up to which a change is made inline; more are handed to a worker thread."""
+"""Elements and routes up to which a change is made inline; larger changes run in a worker thread."""
 
 _ATTEMPTS: Final = 3
 _MISMATCH: Final = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
-"""Errors of the kernel when it does not hold what we believe."""
+"""Errors that mean that the kernel does not hold what we believe."""
 
 _T = TypeVar("_T")
 _Entry = TypeVar("_Entry", HostEntry, EdgeIntent)
@@ -66,18 +66,18 @@ class _Belief:
     host_fragments: dict[DomainUUID, Fragment]
     edge_fragments: dict[DomainUUID, Fragment]
     generation: int
-    """nftables' generation after our last transaction; another one says that somebody else had a transaction since."""
+    """nftables' generation after our last transaction; another one means that somebody else made a transaction."""
 
 
 class Kernel:
     """
-    One node's kernel. Believes what it last applied; :meth:`ensure` compares with reality.
+    One node's kernel. It is believed to hold what was last applied; :meth:`ensure` compares.
 
-    Nothing is changed before the first :meth:`change` or :meth:`replace`, so that restarting the daemon disturbs
-    nothing. Calls are carried out one after the other, in the network namespace of the thread that makes the first.
+    Nothing is changed before the first :meth:`change` or :meth:`replace`, so a restart of the daemon disturbs nothing.
+    Calls are carried out one after the other, in the network namespace of the thread that makes the first.
 
     :param settings: The roles of this node.
-    :raise ValueError: When the mark mask is not at least 4 bits side by side.
+    :raise ValueError: When the mark mask is not at least 4 contiguous bits.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -91,7 +91,7 @@ class Kernel:
 
     async def observe(self) -> KernelState:
         """
-        Return what the kernel holds of ours now, whoever put it there, and what it has counted.
+        Return what our tables and routes in the kernel hold now, and their counters.
 
         :raise KernelError: When it cannot be read.
         """
@@ -100,11 +100,11 @@ class Kernel:
 
     async def change(self, change: Change) -> None:
         """
-        Make one change: one nftables transaction for the VMs it names, and their routes.
+        Make one change: one nftables transaction for the VMs that it names, and their routes.
 
-        The kernel is taken to hold what was last applied. When its answer shows that it does not (somebody flushed our
-        tables), everything is compared and mended, including the change. Before the first :meth:`replace`, the change
-        is made to whatever the kernel holds.
+        If the kernel's answer shows that it does not hold what was last applied (somebody flushed our tables),
+        everything is compared and repaired, including the change. Before the first :meth:`replace`, the change is made
+        to whatever the kernel holds.
 
         :raise KernelError: When the kernel refuses; then nothing of the change is in force and the belief is unchanged.
         """
@@ -122,9 +122,9 @@ class Kernel:
         self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
     ) -> tuple[str, ...]:
         """
-        Make this all that the kernel holds of ours: read, compare, and mend in one transaction.
+        Make the kernel hold exactly this of ours: read, compare, and repair in one transaction.
 
-        :return: The differences, a line each; nothing when there were none.
+        :return: The differences, one line each; empty if there were none.
         :raise KernelError: When the kernel refuses; then the belief is unchanged.
         """
         async with self._lock:
@@ -132,41 +132,41 @@ class Kernel:
 
     async def ensure(self) -> tuple[str, ...]:
         """
-        Compare the kernel with what was last applied, and mend the difference in one transaction.
+        Compare the kernel with what was last applied, and repair the difference in one transaction.
 
-        Cheap when nobody else had an nftables transaction since. Before anything was applied it does nothing.
+        Cheap if nobody else made an nftables transaction since. Does nothing before anything was applied.
 
-        :return: What was mended, a line each; nothing when all was well.
+        :return: The differences, one line each; empty if there were none.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
         async with self._lock:
             return await self._in_thread(self._ensure)
 
-    async def counted(self) -> Counted:
+    async def counters(self) -> Counted:
         """
-        Return what the kernel has counted for each VM of this host; quick enough for every second.
+        Return the kernel's counters of each VM of this host; fast enough to call every second.
 
         :raise KernelError: When it cannot be read.
         """
         async with self._lock:
-            return await self._in_thread(self._counted)
+            return await self._in_thread(self._read_counters)
 
-    async def refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+    async def refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         """
         Answer new connections of these VMs to these destinations, and no others, with an ICMP error.
 
-        Replaces the destinations of the previous call. VMs that are not at their cap are never refused.
+        Replaces the destinations of the previous call. Connections of VMs below their cap are never refused.
 
         :param for_s: Seconds after which the kernel forgets these destinations by itself.
         :raise KernelError: When the kernel refuses; then the previous destinations stay until they time out.
         """
         async with self._lock:
             self._sockets()
-            self._refuse(where, for_s)
+            self._refuse_connections(where, for_s)
 
     async def remove(self) -> None:
         """
-        Remove everything of ours: tables, routes and rules. Settings stay, since others may rely on them by now.
+        Remove our tables, routes and rules. Settings stay, since other programs may rely on them by now.
 
         :raise KernelError: When the kernel refuses.
         """
@@ -210,7 +210,7 @@ class Kernel:
         now = self._observe()
         path = change.path or now.path
         if path is None:
-            raise KernelError("make a change", 0, "nothing is known of the way between the machines yet")
+            raise KernelError("make a change", 0, "the way between the machines is not known yet")
         return _Desired(now.host, now.edge, path).merged(change)
 
     def _step(self, belief: _Belief, change: Change) -> _Step:
@@ -260,7 +260,7 @@ class Kernel:
                 last_error = error
                 if error.errno not in _MISMATCH or read.generation(nft) == reading.generation:
                     raise
-                # Somebody had a transaction between our reading and ours: read again.
+                # Somebody made a transaction after our reading: read again.
         raise last_error
 
     def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
@@ -327,7 +327,7 @@ class Kernel:
         self._apply(Plan(), route_steps, routing_now)
         return (*route_steps.differences, *sysctl.apply(self._settings))
 
-    def _counted(self) -> Counted:
+    def _read_counters(self) -> Counted:
         belief = self._belief
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
@@ -339,7 +339,7 @@ class Kernel:
             {keys[key]: packets for key, packets in refused.items() if key in keys},
         )
 
-    def _refuse(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
+    def _refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         belief = self._belief
         if belief is None or self._settings.host is None:
             return
@@ -381,8 +381,8 @@ def _postponed_collection() -> Iterator[None]:
     """
     Postpone garbage collection.
 
-    Tens of thousands of values are made here and all of them are kept: the collector would find nothing, and its scans
-    take a third of the time.
+    Tens of thousands of values are created here and all are kept: the collector would find nothing, and its scans take
+    a third of the time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -394,7 +394,7 @@ def _postponed_collection() -> Iterator[None]:
 
 
 def _is_local(belief: _Belief, change: Change) -> bool:
-    """Say whether the change concerns its VMs only, so that path and layout stay."""
+    """Return whether the change concerns its VMs only, so that path and layout stay."""
     entries = [entry for entry in change.edge.values() if entry is not None]
     fits = belief.layout.suits(len(belief.desired.edge) + len(entries), entries)
     return fits and (change.path is None or change.path == belief.desired.path)
@@ -435,7 +435,7 @@ def _by_internal(reading: Reading) -> dict[bytes, list[Element]]:
 
 
 def _undo(rt: Socket, put: Routing, before: Routing) -> None:
-    """Restore the routes as well as can be done: the first error is the one to report."""
+    """Restore the routes as far as possible; errors are ignored, since the first error is the one to report."""
     was = {to: before.internals[to] for to in put.internals if to in before.internals}
     is_new = {to: via for to, via in put.internals.items() if to not in before.internals}
     try:

@@ -1,7 +1,7 @@
 """
-Kernel settings under ``/proc/sys/net/ipv4`` without which packets do not get through.
+Applies the kernel settings under ``/proc/sys/net/ipv4`` without which packets are dropped.
 
-:mod:`natctl.ruleset.routing` decides which. They belong to the network namespace of the calling thread. Tested by
+:mod:`natctl.ruleset.routing` decides which. They apply to the network namespace of the calling thread. Tested by
 ``tests/netns/test_kernel.py``.
 """
 
@@ -20,10 +20,10 @@ _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
 
 def apply(settings: Settings) -> tuple[str, ...]:
     """
-    Set what these roles need; interfaces that are not there yet are left for the next time.
+    Set what these roles need; interfaces that do not exist yet are left for the next call.
 
-    :return: What was changed, a line each.
-    :raise KernelError: When the kernel does not take a value.
+    :return: The changes, one line each.
+    :raise KernelError: When the kernel refuses a value.
     """
     return (*_switch(settings), *_loosen_reverse_path_filters(settings))
 

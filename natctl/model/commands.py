@@ -2,9 +2,9 @@
 The commands of natd's deciding half: values only.
 
 :class:`natctl.core.node.Node` and :class:`natctl.arrivals.controller.Arrivals` share this vocabulary.
-``natctl.daemon`` carries the commands out. It tells the node whether the kernel took a transaction
-(:meth:`~natctl.core.node.Node.on_kernel_programmed`, :meth:`~natctl.core.node.Node.on_kernel_refused`) and what a count
-gave (:meth:`~natctl.core.node.Node.on_ports_counted`, :meth:`~natctl.core.node.Node.on_count_failed`).
+``natctl.daemon`` carries the commands out. It tells the node the result of kernel transactions
+(:meth:`~natctl.core.node.Node.on_kernel_programmed`, :meth:`~natctl.core.node.Node.on_kernel_refused`) and of counts
+(:meth:`~natctl.core.node.Node.on_ports_counted`, :meth:`~natctl.core.node.Node.on_count_failed`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Send:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """Answer the hook of that request; ``code`` is empty when all is well."""
+    """Answer the hook of this request; ``code`` is empty for success."""
 
     request: int
     code: str
@@ -75,7 +75,7 @@ class CountPorts:
     internal: IPv4Address
     ports: PortRange
     at_cap: bool
-    """If no port is left, also find the destinations to which every port is taken."""
+    """Whether to find, when no port is free, also the destinations to which every port has a connection."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,14 +88,15 @@ class RefuseNew:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
-    """Let deferred connections go on: the kernel's numbers of their first packets."""
+    """Release deferred connections."""
 
     packets: tuple[int, ...]
+    """The kernel's numbers of their first packets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Warn:
-    """Tell the operator."""
+    """Log a warning for the operator."""
 
     text: str
 
@@ -112,6 +113,6 @@ class Arm:
 
 
 Command: TypeAlias = Send | Answer | Program | Replace | Forget | Prune | CountPorts | RefuseNew | Release | Warn
-"""What the node hands to the daemon."""
+"""Commands of the node to the daemon."""
 ArrivalCommand: TypeAlias = Send | CountPorts | RefuseNew | Release | Warn | Arm
-"""What the controller of arrivals hands to the node, which passes on all but :class:`Arm`."""
+"""Commands of the controller of arrivals to the node, which passes on all but :class:`Arm`."""

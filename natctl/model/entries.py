@@ -1,5 +1,5 @@
 """
-What a node's kernel should hold, as values. Imports the manager's vocabulary and nothing else.
+What a node's kernel should hold, as values. Imports the manager's vocabulary only.
 
 :class:`Settings` come from natd's own configuration and rarely change. One VM is a :class:`HostEntry` on its host and a
 :class:`~cpm.protocol.intent.EdgeIntent` at an edge. :class:`Path` is what the manager says about the whole site, and
@@ -40,21 +40,21 @@ class HostSettings:
     """The host role (first computing device)."""
 
     uplinks: frozenset[str]
-    """Interfaces through which packets leave for the edges, or for the internet where the edge is this machine."""
+    """Interfaces towards the edges, or towards the internet if this machine is its own edge."""
     mark_mask: int = 0x7FFF0000
-    """Bits of the packet mark that are ours: contiguous, at least 4; the highest says *managed*, the rest say whose.
-    All other bits are left as others set them."""
+    """Bits of the packet mark that are ours: contiguous, at least 4. The highest means *managed*, the others identify
+    the VM. All other bits are left as they are."""
     route_table: int = 7414
-    """Routing table of ours that holds the way to the edges."""
+    """Our routing table, with the default route to the edges."""
     rule_priority: int = 7414
-    """Priority of the rule that sends managed packets there."""
+    """Priority of our routing rule, which sends managed packets to that table."""
     exempt: tuple[IPv4Network, ...] = DEFAULT_EXEMPT
     log_group: int = 7414
     """NFLOG group in which the kernel signals that a VM's arrival budget is used up."""
     queue: int = 7414
     """NFQUEUE that holds deferred connections while their VM gets more ports."""
     queueing: Queueing = Queueing.NATIVE
-    """How they get there; :attr:`Queueing.NONE`: none is deferred."""
+    """How packets are queued; :attr:`Queueing.NONE`: no connection is deferred."""
     timeouts: TimeoutsTable = dataclasses.field(default_factory=TimeoutsTable)
     """This host's own timeouts for its VMs' connections; they take precedence over :attr:`Path.timeouts`."""
 
@@ -66,7 +66,7 @@ class EdgeSettings:
     uplinks: frozenset[str]
     """Interfaces to the internet."""
     underlay: frozenset[str]
-    """Interfaces to the hosts; empty where the only host is this machine."""
+    """Interfaces to the hosts; empty if this machine is the only host."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostEntry:
-    """One VM on its host: what it shall have, and what only this host knows of it."""
+    """One VM on its host: the manager's intent, and what only this host knows."""
 
     intent: HostIntent
     """The programmed part, :attr:`~cpm.protocol.intent.HostIntent.programmed`."""
@@ -87,12 +87,12 @@ class HostEntry:
     """Value of the owner bits of its mark, 1 and up; unique on this host."""
     taps: frozenset[int] = frozenset()
     """Indexes of its interfaces on this host: unlike a name, no other interface ever gets one. Empty before libvirt
-    made them."""
+    created them."""
     budget: int | None = None
-    """Connections that may begin before the kernel gives a signal, 65,535 at most; None: it never does. Only a change
-    of this number, or of the table, makes the kernel count from the beginning again."""
+    """Connections that may begin before the kernel gives a signal, 65,535 at most; None: it gives none. The kernel
+    restarts its count only if this number changes, or if the table is created again."""
     defer_after: int | None = None
-    """Connections that may begin, counted as for ``budget``, before the next ones are deferred; None: none is."""
+    """Connections that may begin, counted as for ``budget``, before further ones are deferred; None: none is."""
 
 
 class Destination(NamedTuple):
@@ -107,15 +107,15 @@ class Destination(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Path:
-    """What the manager says about the whole site: the way between the machines, and the timeouts of connections."""
+    """The manager's intent for the whole site: the way between the machines, and the timeouts of connections."""
 
     internal_pool: IPv4Network
     edges: frozenset[IPv4Address] = frozenset()
     """Next hops of a host: underlay addresses of the edges in service; empty: this machine is its own edge."""
     externals: frozenset[IPv4Address] = frozenset()
-    """All external addresses of the pool; an edge drops what arrives for one of them and is nobody's port."""
+    """All external addresses of the pool; an edge drops packets to their ports that no VM has."""
     timeouts: Timeouts | None = None
-    """For the connections of VMs on a host; None: the manager gives none, and the RFCs' floors hold."""
+    """Timeouts of VMs' connections on a host; None: the manager sent none, and the minimum of the RFCs applies."""
 
 
 _Entry = TypeVar("_Entry")
@@ -127,9 +127,9 @@ def _nothing() -> Mapping[DomainUUID, _Entry]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """What one kernel transaction changes; None as a value: this VM is gone."""
+    """What one kernel transaction changes; None as a value: remove this VM."""
 
     host: Mapping[DomainUUID, HostEntry | None] = dataclasses.field(default_factory=_nothing)
     edge: Mapping[DomainUUID, EdgeIntent | None] = dataclasses.field(default_factory=_nothing)
     path: Path | None = None
-    """The new path, or None: as before."""
+    """The new path; None: no change."""

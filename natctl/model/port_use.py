@@ -1,7 +1,7 @@
 """
-The ports that the connections of VMs use: a reading of the kernel's connection table, as a value.
+The ports that VMs' connections use: a reading of the kernel's connection table, as a value.
 
-Read by :mod:`natctl.netlink.conntrack`; asked by the daemon for every range of every VM, active or draining.
+Read by :mod:`natctl.netlink.conntrack`, and queried for every active or draining range of every VM.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ IP_PROTOCOL_NAMES: Mapping[int, str] = MappingProxyType(
 
 
 PART: Final = 128
-"""Ports within which the kernel is certain to find one that is free; a part of a range is no smaller."""
+"""Least ports of a part of a range; the kernel searches this many ports completely."""
 PARTS: Final = 8
-"""Number of equal parts into which a range is divided at most, to see how evenly it is used."""
+"""Most parts into which a range is divided to see how evenly it is used."""
 
 
 class Filling(NamedTuple):
     """How full a range is."""
 
     in_use: int
-    """Ports with a connection, in the protocol that takes most of them."""
+    """Ports with a connection, of the protocol that uses most of them."""
     densest: float
-    """The same of its densest part (:data:`PARTS`, each of at least :data:`PART` ports), as a share: 0 to 1."""
+    """Share of ports in use, 0 to 1, in its densest part (:data:`PARTS`, each of at least :data:`PART` ports)."""
 
 
 EMPTY: Final = Filling(0, 0.0)
@@ -46,13 +46,13 @@ class ProtocolPorts:
     """The ports of one protocol, as sorted arrays: 2 bytes a port, and counting within a range is a bisection."""
 
     flows: array[int]
-    """The port of every connection, in order; a port that serves several destinations is there several times."""
+    """The port of every connection, sorted; a port with connections to several destinations occurs several times."""
     distinct: array[int]
-    """Every port once, in order."""
+    """Every port once, sorted."""
 
     @classmethod
     def of(cls, ports: Iterable[int]) -> ProtocolPorts:
-        """Take ports in any order, once for each connection."""
+        """Create from the port of every connection, in any order."""
         flows = array("H", sorted(ports))
         return cls(flows, array("H", sorted(set(flows))))
 
@@ -70,11 +70,11 @@ class VMPorts:
 
     @classmethod
     def of(cls, ports: Mapping[int, Iterable[int]]) -> VMPorts:
-        """Take, for each IP protocol number, the port of every connection."""
+        """Create from the port of every connection, by IP protocol number."""
         return cls(MappingProxyType({protocol: ProtocolPorts.of(each) for protocol, each in sorted(ports.items())}))
 
     def in_use(self, ports: PortRange) -> int:
-        """Return how many ports of the range are taken, in the protocol that takes most of them."""
+        """Return how many ports of the range are in use, by the protocol that uses most of them."""
         return max((_count(each.distinct, ports) for each in self.protocols.values()), default=0)
 
     def filling(self, ports: PortRange) -> Filling:
@@ -84,7 +84,7 @@ class VMPorts:
         return Filling(self.in_use(ports), max(dense, default=0.0))
 
     def in_use_by_protocol(self, ports: PortRange) -> dict[str, int]:
-        """Return how many ports of the range each protocol takes, by its name; those that take none are left out."""
+        """Return how many ports of the range each protocol uses, by its name, without protocols that use none."""
         counts = {number: _count(each.distinct, ports) for number, each in self.protocols.items()}
         return {IP_PROTOCOL_NAMES.get(number, str(number)): count for number, count in counts.items() if count}
 
@@ -94,7 +94,7 @@ class VMPorts:
 
     @property
     def total(self) -> int:
-        """How many connections have a port at all."""
+        """How many connections have a port."""
         return sum(len(each.flows) for each in self.protocols.values())
 
 
@@ -104,7 +104,7 @@ NO_PORTS = VMPorts()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PortUse:
-    """One reading of the connections of all VMs, by internal address; a VM without connections is not in it."""
+    """One reading of the connections of all VMs, by internal address, without VMs that have no connections."""
 
     vms: Mapping[IPv4Address, VMPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
@@ -113,7 +113,7 @@ class PortUse:
         return self.vms.get(internal, NO_PORTS)
 
     def in_use(self, internal: IPv4Address, ports: PortRange) -> int:
-        """Return how many ports of the range the VM has taken, in the protocol that takes most of them."""
+        """Return how many ports of the range the VM uses, by the protocol that uses most of them."""
         return self.of(internal).in_use(ports)
 
     def filling(self, internal: IPv4Address, ports: PortRange) -> Filling:

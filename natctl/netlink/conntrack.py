@@ -1,20 +1,20 @@
 """
-The kernel's connection table: which ports of which VM are taken, and deleting the connections of a VM that is gone.
+The kernel's connection table: reads the ports in use of each VM, and deletes the connections of a VM that is gone.
 
-A managed connection carries a bit in its conntrack mark (set by the host role's ruleset on what leaves with an
-internal address as its source), and its reply goes to the VM's internal address: the destination of the reply tuple
-names the VM, that tuple's port is the one in its range. The kernel filters and we decode the few bytes that matter,
-so one pass serves all VMs. Whether the kernel had to translate anything (``IPS_SRC_NAT``) is not asked: a guest that
-sends from its internal address and a port of its range is not translated, and its port is in use all the same.
+A managed connection carries a bit in its conntrack mark (set by the host role's ruleset), and its replies go to the
+VM's internal address: the destination of the reply tuple identifies the VM, and that tuple's port is the one in the
+VM's range. The kernel filters, and we decode the few bytes that matter, so one pass serves all VMs. Whether the kernel
+translated the source (``IPS_SRC_NAT``) does not matter: a guest that itself sends from its internal address and a port
+of its range is not translated, and yet uses that port.
 
-Limits of a reading: connections that come or go while it runs may or may not be in it, and a connection may be in it
-twice when its neighbour went away meanwhile. To be sure that a range which is no longer handed out has *no* connection
-left, take two readings in a row that say so: the kernel lists a hash table, and resizing that table
-(``nf_conntrack_buckets``) during the dump could hide entries from one of them.
+Limits of a dump: connections that begin or end during it may be missing, and a connection can be listed twice if the
+entry before it is deleted meanwhile. To be sure that a draining range has *no* connection left, take two dumps in a row
+that show none: the kernel lists a hash table, and if that table is resized (``nf_conntrack_buckets``) during one dump,
+entries can be missing.
 
 Sources: linux/netfilter/nfnetlink_conntrack.h; ``ctnetlink_dump_table``, ``ctnetlink_filter_match`` and
 ``ctnetlink_del_conntrack`` in net/netfilter/nf_conntrack_netlink.c. Filtering by tuple needs Linux 5.8; older
-kernels ignore it, so every answer is checked here too.
+kernels ignore it, so every entry is checked here, too.
 
 Entries are read with :mod:`struct`, which takes less time than the kernel takes to list them; pyroute2's message class
 takes 80 times as long (``docs/design/0006-netlink.md``).
@@ -98,26 +98,25 @@ def dump_ports_of(internal: IPv4Address) -> VMPorts:
         return _ports_of(ct, internal)
 
 
-def dump_crowded(internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+def dump_full_destinations(internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
     """
-    Read for which destinations a VM has no port of the range left: each port has a connection there.
+    Read for which destinations a VM has no port of the range left, because every port has a connection there.
 
-    Blocks the calling thread. A port serves connections to several destinations, so the range is full for one
-    destination and not for others. A TCP connection that is closing does not count: the kernel gives its port to the
-    next one (since Linux 6.3). On older kernels the answer is then that one port is left, a harmless mistake.
+    Blocks the calling thread. A port can serve connections to several destinations, so the range may be full for one
+    destination and not for others. A TCP connection that is closing does not count: since Linux 6.3 the kernel gives
+    its port to the next one. On older kernels such a port counts as free although it is not, which does no harm.
 
     :raise KernelError: When the kernel refuses or does not answer.
     """
     with _socket(f"read the connections of {internal}") as ct:
-        return _crowded(ct, internal, ports)
+        return _full_destinations(ct, internal, ports)
 
 
 def delete_connections(internal: IPv4Address) -> int:
     """
     Delete every connection, of any protocol, whose replies go to this internal address; blocks the calling thread.
 
-    For a VM that has ended, and for no other purpose. Deletes by tuple and identifier, so that a connection that came
-    into being meanwhile with the same tuple stays.
+    Only for a VM that has ended. Deletes by tuple and identifier, so that a newer connection with the same tuple stays.
 
     :return: How many were deleted.
     :raise KernelError: When the kernel refuses or does not answer; some may be deleted then, and calling again is safe.
@@ -128,9 +127,9 @@ def delete_connections(internal: IPv4Address) -> int:
 
 class Conntrack:
     """
-    The same for the daemon: in a worker thread, so that the event loop goes on, and in the caller's namespace.
+    The same for asyncio: each call runs in a worker thread, in the network namespace of the caller.
 
-    Cancelling a call leaves its thread to finish by itself, within the time the kernel takes for one listing.
+    When a call is cancelled, its thread still runs until the kernel has finished the dump.
 
     :param flag: Bit or bits of the conntrack mark that managed connections carry.
     """
@@ -138,7 +137,7 @@ class Conntrack:
     def __init__(self, flag: int = FLAG) -> None:
         self._flag = flag
 
-    async def flows_in_use(self) -> PortUse:
+    async def ports_of_all(self) -> PortUse:
         """See :func:`dump_ports`."""
         return await _in_thread("read the connections of all VMs", lambda ct: _all_ports(ct, self._flag))
 
@@ -146,19 +145,17 @@ class Conntrack:
         """See :func:`dump_ports_of`."""
         return await _in_thread(f"read the connections of {internal}", lambda ct: _ports_of(ct, internal))
 
-    async def crowded(self, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
-        """See :func:`dump_crowded`."""
-        return await _in_thread(f"read the connections of {internal}", lambda ct: _crowded(ct, internal, ports))
+    async def full_destinations(self, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+        """See :func:`dump_full_destinations`."""
+        return await _in_thread(
+            f"read the connections of {internal}", lambda ct: _full_destinations(ct, internal, ports)
+        )
 
-    async def count_for(self, internal: IPv4Address) -> int:
-        """Count the connections of one VM, those that have a port."""
-        return (await self.ports_of(internal)).total
-
-    async def forget(self, internal: IPv4Address) -> int:
+    async def delete_connections(self, internal: IPv4Address) -> int:
         """See :func:`delete_connections`."""
         return await _in_thread(f"delete the connections of {internal}", lambda ct: _delete_all(ct, internal))
 
-    async def prune(self, internal: IPv4Address, held: Sequence[PortRange]) -> int:
+    async def delete_other_connections(self, internal: IPv4Address, held: Sequence[PortRange]) -> int:
         """
         Delete the connections of an internal address on ports outside these ranges.
 
@@ -196,8 +193,8 @@ def _ports_of(ct: Socket, internal: IPv4Address) -> VMPorts:
     return _by_address(until_complete(lambda: _collect(ct, request))).of(internal)
 
 
-def _crowded(ct: Socket, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
-    taken = until_complete(lambda: _taken(ct, internal, ports))
+def _full_destinations(ct: Socket, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
+    taken = until_complete(lambda: _taken_ports(ct, internal, ports))
     return frozenset(
         Destination(protocol, IPv4Address(address), port)
         for (protocol, address, port), mine in taken.items()
@@ -205,12 +202,12 @@ def _crowded(ct: Socket, internal: IPv4Address, ports: PortRange) -> frozenset[D
     )
 
 
-def _taken(ct: Socket, internal: IPv4Address, ports: PortRange) -> dict[tuple[int, int, int], set[int]]:
-    """Gather the ports of the range that are taken, by destination."""
+def _taken_ports(ct: Socket, internal: IPv4Address, ports: PortRange) -> dict[tuple[int, int, int], set[int]]:
+    """Return the ports of the range that have a connection, by destination."""
     found: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
     for buffer, start, end in ct.dump(_request(_replies_to(internal))):
-        parts = _places(buffer, start + NFGENMSG_BYTES, end)
-        reply = _places(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))
+        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
+        reply = _spans(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))
         address, protocol = reply.get(_CTA_TUPLE_IP), reply.get(_CTA_TUPLE_PROTO)
         to, source = (_value(buffer, address, 4, kind) for kind in (_CTA_IP_V4_DST, _CTA_IP_V4_SRC))
         number = _value(buffer, protocol, 1, _CTA_PROTO_NUM)
@@ -229,8 +226,8 @@ def _tcp_state(buffer: bytes, protocol: tuple[int, int] | None) -> int | None:
     return None
 
 
-def _places(buffer: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
-    """Return where the payload of each attribute between two offsets begins and ends, by type."""
+def _spans(buffer: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:
+    """Return begin and end of the payload of each attribute between two offsets, by type."""
     return {kind: (first, last) for kind, first, last in attributes(buffer, start, end)}
 
 
@@ -248,9 +245,9 @@ def _by_address(found: _Ports) -> PortUse:
     return PortUse(MappingProxyType({IPv4Address(address): VMPorts.of(each) for address, each in ports.items()}))
 
 
-# An entry is struct nfgenmsg, original tuple, reply tuple, and more. All kernels up to this day lay out tuples of IPv4
-# and ports alike, so _TUPLES reads both in one go, together with the attribute headers before and between the
-# values; when those are not _SHAPE (ICMP, zones, a future kernel) the entry goes the slow way, attribute by attribute.
+# An entry is struct nfgenmsg, original tuple, reply tuple, and more. All kernels so far lay out tuples of IPv4 and
+# ports alike, so _TUPLES reads both at once, together with the attribute headers before and between the values. If
+# the headers differ from _SHAPE (ICMP, zones, a future kernel), the entry is read attribute by attribute.
 
 _HEAD = struct.Struct("=HH")
 _TUPLES = struct.Struct("!4x4s48x12s4x4sI8sB3x4s4x4sH2x")
@@ -267,7 +264,7 @@ _SHAPE = (
 
 
 def _collect(ct: Socket, request: bytes) -> _Ports:
-    """List entries and gather the port of each; 0.4 µs an entry, so it is one loop."""
+    """Return the port of every entry of a dump; one loop without calls, which takes 0.4 µs per entry."""
     found: _Ports = defaultdict(list)
     unpack, size, shape = _TUPLES.unpack_from, _TUPLES.size, _SHAPE
     for buffer, start, end in ct.dump(request):
@@ -300,10 +297,10 @@ class _Entry(NamedTuple):
     @classmethod
     def decode(cls, buffer: bytes, start: int, end: int) -> _Entry | None:
         """Read an entry in any layout; None when it is not IPv4 or lacks a tuple."""
-        parts = _places(buffer, start + NFGENMSG_BYTES, end)
+        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
         if _CTA_TUPLE_ORIG not in parts or _CTA_TUPLE_REPLY not in parts:
             return None
-        reply = _places(buffer, *parts[_CTA_TUPLE_REPLY])
+        reply = _spans(buffer, *parts[_CTA_TUPLE_REPLY])
         address = _value(buffer, reply.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_DST)
         protocol = _value(buffer, reply.get(_CTA_TUPLE_PROTO), 1, _CTA_PROTO_NUM)
         if address is None or protocol is None:
@@ -328,8 +325,8 @@ def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:
 
 
 def _delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()) -> int:
-    # A dump can miss entries while the kernel resizes its table, and a VM that is gone makes no new ones: until nothing
-    # is found. Bounded, lest a caller's mistake about "gone" keeps this thread busy for ever.
+    # Repeat until a dump is empty: one can miss entries while the kernel resizes its table. A VM that is gone, or lacks
+    # these ports, creates no new ones; the limit is for a caller that is wrong about that.
     deleted = 0
     for _ in range(_DELETE_ROUNDS):
         handles = until_complete(lambda: _handles(ct, internal, held))
@@ -341,7 +338,7 @@ def _delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = (
 
 def _handles(ct: Socket, internal: IPv4Address, held: Sequence[PortRange]) -> list[bytes]:
     entries = (_Entry.decode(*part) for part in ct.dump(_request(_replies_to(internal))))
-    # Checked again: a kernel before 5.8 ignores the filter, and these entries are about to be deleted.
+    # Check the address again: kernels before 5.8 ignore the filter, and these entries will be deleted.
     mine = (entry for entry in entries if entry is not None and entry.address == int(internal))
     return [entry.handle for entry in mine if not held or not (entry.port is None or _is_held(entry.port, held))]
 
@@ -352,9 +349,9 @@ def _is_held(port: int, held: Sequence[PortRange]) -> bool:
 
 def _delete(ct: Socket, handles: list[bytes]) -> int:
     """
-    Delete entries; those that are gone already are no error.
+    Delete entries; it is no error if one is gone already.
 
-    :return: How many there still were.
+    :return: How many were deleted.
     :raise KernelError: When the kernel refuses or does not answer.
     """
     requests = [

@@ -1,5 +1,5 @@
 """
-The network interfaces of this namespace, and a report of each that comes or goes.
+The network interfaces of this namespace, and an event for each that appears or disappears.
 
 To a host's kernel, a VM is its tap. Format: rtnetlink(7), linux/if_link.h. Two attributes of an interface are read
 here, since a host has hundreds of taps and pyroute2's class takes nearly ten times as long
@@ -37,7 +37,7 @@ class LinkAdded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LinkRemoved:
-    """No interface of this name exists any more."""
+    """No interface has this name any more: deleted, moved to another namespace, or renamed."""
 
     name: str
     index: int = dataclasses.field(default=0, compare=False)
@@ -45,7 +45,7 @@ class LinkRemoved:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resync:
-    """All interfaces as they are now; replaces what was reported before. Comes first, and after reports were lost."""
+    """All interfaces as they are now, instead of all earlier events; sent first, and after events were lost."""
 
     links: Mapping[str, str | None]
     """The bridge (or other master) of each interface by name; None: it is in none."""
@@ -76,16 +76,16 @@ def list_names() -> dict[int, str]:
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:
     """
-    Yield a :class:`Resync` first, then every interface that comes or goes; never ends by itself.
+    Yield a :class:`Resync` first, then every interface that appears or disappears, without end.
 
-    When the reader is so slow that the kernel drops reports, a further :class:`Resync` says how things are now. Changes
-    of an interface that stays (up, down, into a bridge) are not reported. Close the iterator (``aclosing``) when done.
+    When the reader is so slow that the kernel drops messages, another :class:`Resync` follows. Changes of an interface
+    that stays (up, down, into a bridge) are not reported. Close the iterator (``aclosing``) when done.
 
     :raise KernelError: When the kernel gives no socket or refuses the list.
     """
     while True:
-        # Subscribed before listing, so nothing falls between. A socket that overflowed is thrown away whole: it still
-        # holds reports older than the list, whose contradiction may be among those dropped.
+        # Subscribe, then list, so that no change is missed. After an overflow use a new socket: the old one still holds
+        # messages older than the list, and those that supersede them may have been dropped.
         with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost):
             links = _list()
             known = {index: link.name for index, link in links.items()}
@@ -124,7 +124,7 @@ def _listener() -> Listener:
 
 def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | LinkRemoved]:
     """
-    Yield what the messages of a buffer change in the names that are known.
+    Yield the changes that the messages of a buffer make to the known names.
 
     :param known: Names by index; changed accordingly.
     """
@@ -146,7 +146,7 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
 def _decode(part: Slice) -> _Link | None:
     """Read ``struct ifinfomsg`` and two attributes; None when it is not about an interface as such."""
     buffer, start, end = part
-    # A bridge says RTM_DELLINK with family AF_BRIDGE when an interface merely leaves it.
+    # When an interface only leaves a bridge, RTM_DELLINK is sent with family AF_BRIDGE.
     if end - start < len(_IFINFOMSG) or buffer[start] != socket.AF_UNSPEC:
         return None
     name, master = "", None

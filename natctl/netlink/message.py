@@ -5,9 +5,9 @@ A message is a header (``struct nlmsghdr``), a fixed header of its protocol, and
 may be nested; headers and attributes begin at multiples of four bytes. See netlink(7) and linux/netlink.h. The fixed
 header of all netfilter subsystems is here too (``struct nfgenmsg``, linux/netfilter/nfnetlink.h).
 
-There is one rule for reading: every walk ends at the first header that does not fit into what is left of its buffer.
-It never reads beyond the buffer, never raises and always ends. Where a message is cut off although it should be whole,
-:mod:`natctl.netlink.socket` notices it; where a decoder lacks an attribute, it raises :class:`MalformedMessage`.
+There is one rule for reading: every walk ends at the first header that does not fit into the rest of its buffer. It
+never reads beyond the buffer, never raises, and always ends. :mod:`natctl.netlink.socket` detects messages that are cut
+off; a decoder that lacks an attribute raises :class:`MalformedMessage`.
 
 Message types, flags and structured messages come from pyroute2; what is packed and read in bulk is done here, because
 pyroute2's message classes take 13 to 122 µs for an object (``docs/design/0006-netlink.md``).
@@ -58,7 +58,7 @@ class Request(NamedTuple):
 
     data: bytes
     description: object
-    """Its ``str()`` is made only when the kernel refuses the message: there may be tens of thousands of them."""
+    """``str()`` of it is called only when the kernel refuses the message: there may be tens of thousands of them."""
 
 
 # Packing
@@ -81,7 +81,7 @@ def netfilter_message(kind: int, flags: int, family: int, body: bytes, number: i
     :param kind: Subsystem and type in one number, see :func:`netfilter_type`.
     :param family: ``NFPROTO_*``.
     :param body: Attributes.
-    :param number: ``nfgen_res_id``; what it means is the subsystem's business.
+    :param number: ``nfgen_res_id``, whose meaning depends on the subsystem.
     """
     size = _NETFILTER_HEADERS.size + len(body)
     return _NETFILTER_HEADERS.pack(size, kind, NLM_F_REQUEST | flags, 0, 0, family, 0, socket.htons(number)) + body
@@ -102,20 +102,20 @@ def nested(kind: int, *attributes_: bytes) -> bytes:
     return attribute(kind | NLA_F_NESTED, b"".join(attributes_))
 
 
-def asking_for_answer(request: Request) -> Request:
+def with_acknowledgement(request: Request) -> Request:
     """Return the request with ``NLM_F_ACK`` set."""
     data, begin, end = request.data, _FLAGS_OFFSET, _FLAGS_OFFSET + _FLAGS.size
     flags = _FLAGS.unpack_from(data, begin)[0] | NLM_F_ACK
     return Request(data[:begin] + _FLAGS.pack(flags) + data[end:], request.description)
 
 
-def is_asking(data: bytes) -> bool:
-    """Say whether a packed message has ``NLM_F_ACK`` set."""
+def asks_for_acknowledgement(data: bytes) -> bool:
+    """Return whether a packed message has ``NLM_F_ACK`` set."""
     return bool(_FLAGS.unpack_from(data, _FLAGS_OFFSET)[0] & NLM_F_ACK)
 
 
 def numbered(messages_: Sequence[bytes], first: int) -> bytearray:
-    """Join messages, with sequence numbers from this one up."""
+    """Join messages and number them, beginning with ``first``."""
     buffer = bytearray().join(messages_)
     offset = 0
     for sequence, data in enumerate(messages_, first):
@@ -156,7 +156,7 @@ def messages(buffer: bytes) -> Iterator[Message]:
 
 
 def netfilter_bodies(buffer: bytes, kind: int) -> Iterator[tuple[int, int]]:
-    """Yield where the attributes of every netfilter message of one type begin and end."""
+    """Yield begin and end of the attributes of every netfilter message of one type."""
     for found, _, _, start, end in messages(buffer):
         if found == kind and start + NFGENMSG_BYTES <= end:
             yield start + NFGENMSG_BYTES, end
@@ -175,7 +175,7 @@ def attributes(buffer: bytes, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the payloads of all attributes from this offset on by type; of several of one type the last."""
+    """Return the payloads of all attributes from this offset on, by type; if a type occurs twice, the last."""
     # As attributes(), without a generator: this is called several times for each of tens of thousands of elements.
     unpack, size = _ATTRIBUTE.unpack_from, len(data)
     found: dict[int, bytes] = {}

@@ -1,9 +1,8 @@
 """
-Reports of the kernel that a VM's arrival budget is used up: messages of one NFLOG group.
+The kernel's signals that a VM's arrival budget is used up: messages of one NFLOG group.
 
-The rule that sends them is in the host role's ruleset (set ``budgets``); each says with which mark a connection began.
-Only the packet's description is asked for, not the packet. A group has one listener in a network namespace; other
-groups, and their listeners, are not touched.
+They come from a rule of the host role (set ``budgets``); each has the mark with which a connection began. The kernel
+sends the packet's metadata only, not the packet. In each network namespace a group has one listener.
 
 Sources: linux/netfilter/nfnetlink_log.h; ``nfulnl_recv_config`` and ``nfulnl_log_packet`` in
 net/netfilter/nfnetlink_log.c. Tested in ``test_reports`` and ``tests/netns/test_arrivals.py``.
@@ -42,35 +41,35 @@ _BUFFER_BYTES: Final = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Spent:
-    """A connection began whose VM had no budget left."""
+class BudgetUsedUp:
+    """A connection began after the budget of its VM was used up."""
 
     mark: int
     """The packet's mark, all 32 bits of it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Lost:
-    """The kernel had more to report than we took in; which VMs it was about is not known."""
+class SignalsLost:
+    """The receive buffer overflowed, and signals of unknown VMs are missing."""
 
 
-async def watch_budgets(group: int) -> AsyncGenerator[Spent | Lost, None]:
+async def watch_budgets(group: int) -> AsyncGenerator[BudgetUsedUp | SignalsLost, None]:
     """
-    Yield what the kernel reports in this group, from now on; never ends by itself. Close it (``aclosing``) when done.
+    Yield the signals of this group from now on, without end. Close it (``aclosing``) when done.
 
-    :param group: NFLOG group; the caller's network namespace counts.
-    :raise KernelError: When somebody else listens to the group (EPERM, EBUSY), or the kernel gives no socket.
+    :param group: NFLOG group in the caller's network namespace.
+    :raise KernelError: When another process listens to the group (EPERM, EBUSY), or the kernel gives no socket.
     """
     with contextlib.closing(_listener(group)) as listener:
         while True:
             try:
                 buffers = await listener.receive()
             except MessagesLost:
-                yield Lost()
+                yield SignalsLost()
                 continue
             for buffer in buffers:
                 for mark in marks_in(buffer):
-                    yield Spent(mark)
+                    yield BudgetUsedUp(mark)
 
 
 def _listener(group: int) -> Listener:
@@ -83,7 +82,7 @@ def _listener(group: int) -> Listener:
 
 
 def marks_in(buffer: bytes) -> Iterator[int]:
-    """Yield the mark of every packet that is reported; one without a mark belongs to no VM."""
+    """Yield the mark of every reported packet; a packet without a mark belongs to no VM and is left out."""
     for begin, end in netfilter_bodies(buffer, _PACKET):
         for kind, start, stop in attributes(buffer, begin, end):
             if kind == _MARK:

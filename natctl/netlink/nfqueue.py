@@ -1,10 +1,9 @@
 """
-Connections that wait in the kernel until their VM has more ports: packets of one NFQUEUE.
+Connections that are deferred until their VM has more ports: their first packets wait in one NFQUEUE of the kernel.
 
-The rule that puts them there is in the host role's ruleset (set ``deferred``). Only a packet's description is asked
-for, not the packet. Packets that wait when this process ends are dropped by the kernel, and TCP sends its SYN again.
-When too many wait, those that follow go on at once. A queue has one listener in a network namespace; other queues, and
-their listeners, are not touched.
+They are queued by a rule of the host role (set ``deferred``). The kernel sends a packet's metadata only, not the
+packet. When this process ends, the kernel drops the packets in the queue, and TCP sends its SYNs again. When the queue
+is full, further packets pass at once. In each network namespace a queue has one listener.
 
 Sources: linux/netfilter/nfnetlink_queue.h; ``nfqnl_recv_config``, ``nfqnl_enqueue_packet`` and ``nfqnl_recv_verdict``
 in net/netfilter/nfnetlink_queue.c. Tested in ``test_reports`` and ``tests/netns/test_arrivals.py``.
@@ -45,16 +44,16 @@ _PACKET_HEADER, _MARK = 1, 3
 _VERDICT_HEADER = 2
 _ACCEPT = 1
 _BUFFER_BYTES: Final = 4 << 20
-_MOST: Final = 4096
-"""Packets that may wait."""
-_AT_ONCE: Final = 256
+_QUEUE_LENGTH: Final = 4096
+"""Packets that the queue holds."""
+_VERDICTS_PER_SEND: Final = 256
 
 
 def queueing(nft: Socket) -> Queueing:
     """
-    Return how a rule can hand packets to a program on this kernel. Changes nothing.
+    Return how a rule of this kernel can queue packets to a program, by trying; changes nothing.
 
-    :raise KernelError: When the kernel cannot be asked.
+    :raise KernelError: When the kernel does not answer.
     """
     ways = {Queueing.NATIVE: queue_to(0), Queueing.EXTENSION: extension_queue_to(0)}
     for way, expression in ways.items():
@@ -64,7 +63,7 @@ def queueing(nft: Socket) -> Queueing:
 
 
 class Deferred(NamedTuple):
-    """The first packet of a connection that waits."""
+    """The first packet of a deferred connection."""
 
     mark: int
     """The packet's mark, all 32 bits of it."""
@@ -74,9 +73,9 @@ class Deferred(NamedTuple):
 
 class PacketQueue:
     """
-    The program's end of a queue, from when it is made; close it when done.
+    The listener of a queue. Close it when done.
 
-    :param number: Of the queue; the caller's network namespace counts.
+    :param number: NFQUEUE in the caller's network namespace.
     :raise KernelError: When another program has the queue (EPERM, EBUSY), or the kernel gives no socket.
     """
 
@@ -85,7 +84,7 @@ class PacketQueue:
         action = f"take packets from NFQUEUE {number}"
         limits = (
             attribute(_CFG_PARAMS, _COPY_META)
-            + attribute(_CFG_LIMIT, network_u32(_MOST))
+            + attribute(_CFG_LIMIT, network_u32(_QUEUE_LENGTH))
             + attribute(_CFG_MASK, _FAIL_OPEN)
             + attribute(_CFG_FLAGS, _FAIL_OPEN)
         )
@@ -99,30 +98,30 @@ class PacketQueue:
         )
 
     def close(self) -> None:
-        """Give the queue back; packets that wait in it are dropped."""
+        """Close the queue; the kernel drops the packets in it."""
         self._listener.close()
 
     async def next(self) -> list[Deferred]:
         """
-        Wait until packets wait, and return those that do.
+        Return the packets that have been queued; wait for the first.
 
         :raise KernelError: When the socket fails.
         """
         try:
-            buffers = await self._listener.receive(_MOST)
+            buffers = await self._listener.receive(_QUEUE_LENGTH)
         except MessagesLost:
-            # The kernel let those pass that it could not report.
+            # The kernel lets packets pass that it cannot report.
             return []
         return [deferred for buffer in buffers for deferred in deferred_in(buffer)]
 
     def release(self, packets: Sequence[int]) -> None:
         """
-        Let these packets go on; numbers of packets that no longer wait are ignored.
+        Let these packets pass; numbers of packets that are no longer queued are ignored.
 
-        :raise KernelError: When the kernel does not take it.
+        :raise KernelError: When the kernel refuses.
         """
-        for start in range(0, len(packets), _AT_ONCE):
-            some = packets[start : start + _AT_ONCE]
+        for start in range(0, len(packets), _VERDICTS_PER_SEND):
+            some = packets[start : start + _VERDICTS_PER_SEND]
             verdicts = [attribute(_VERDICT_HEADER, struct.pack("!II", _ACCEPT, packet)) for packet in some]
             self._listener.send([self._message(_VERDICT, 0, verdict) for verdict in verdicts])
 
@@ -131,7 +130,7 @@ class PacketQueue:
 
 
 def deferred_in(buffer: bytes) -> Iterator[Deferred]:
-    """Yield the packets that the kernel reports; what has no number is left out."""
+    """Yield the packets in a buffer; a message without a packet number is left out."""
     for begin, end in netfilter_bodies(buffer, _PACKET):
         mark, packet = 0, None
         for kind, start, stop in attributes(buffer, begin, end):

@@ -33,12 +33,12 @@ from natctl.netlink.message import (
     MalformedMessage,
     Request,
     aligned,
-    asking_for_answer,
     attribute,
     attribute_map,
     message,
     native_number,
     native_u32,
+    with_acknowledgement,
 )
 from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
@@ -54,7 +54,8 @@ _RTMSG: Final = struct.Struct("=BBBBBBBBI")
 _NEXT_HOP: Final = struct.Struct("=HBBi")
 """``struct rtnexthop``"""
 _BATCH: Final = 500
-"""Requests in one batch: others wait meanwhile for the lock that routes have, and errors must fit our buffer."""
+"""Requests in one batch: other processes wait meanwhile for the kernel's lock on routes, and errors must fit our
+buffer."""
 
 
 class _ToVM(NamedTuple):
@@ -79,10 +80,10 @@ def read(rtnl: Socket) -> Routing:
 
 def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
     """
-    Return what lists of routes and rules say; of the rules, only ours count.
+    Decode lists of routes and rules; rules with another protocol number are ignored.
 
-    :param routes: Bodies of messages, each at least as long as its fixed header; of our protocol number.
-    :raise MalformedMessage: When an address is none.
+    :param routes: Bodies of messages with our protocol number, each at least as long as its fixed header.
+    :raise MalformedMessage: When an address is invalid.
     """
     internals: dict[bytes, bytes] = {}
     pool: IPv4Network | None = None
@@ -106,9 +107,9 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
 
 def put(rtnl: Socket, routing: Routing) -> None:
     """
-    Add these, or replace what is there in their stead.
+    Add these routes and rules, or replace those with the same destination.
 
-    :raise KernelError: When the kernel refuses one; those before it stand.
+    :raise KernelError: When the kernel refuses one; those before it stay.
     """
     action = "program routes"
     create = NLM_F_CREATE | NLM_F_REPLACE
@@ -123,7 +124,7 @@ def put(rtnl: Socket, routing: Routing) -> None:
 
 def drop(rtnl: Socket, routing: Routing) -> None:
     """
-    Remove these; what is gone already is no error.
+    Remove these routes and rules; it is no error if one is gone already.
 
     :raise KernelError: When the kernel refuses one.
     """
@@ -148,8 +149,8 @@ def _execute(rtnl: Socket, requests: Iterable[Request], action: str) -> None:
     waiting = list(requests)
     for start in range(0, len(waiting), _BATCH):
         batch = waiting[start : start + _BATCH]
-        # An answer to each of very many would cost as much as the routes.
-        batch[-1] = asking_for_answer(batch[-1])
+        # One answer per batch: an answer to each would cost as much as the routes.
+        batch[-1] = with_acknowledgement(batch[-1])
         rtnl.execute(batch, action)
 
 
@@ -170,7 +171,7 @@ def _to_vm(request: int, flags: int, to: bytes, via: bytes) -> Request:
 
 @functools.cache
 def _frame(request: int, flags: int) -> tuple[bytes, bytes]:
-    """Return what stands before the destination, and between it and the gateway; there is one such message a VM."""
+    """Return the bytes before the destination, and those between it and the gateway; cached, with one route per VM."""
     scope = _UNIVERSE if request == RTM_NEWROUTE else _NOWHERE
     to, via = attribute(_RTA_DST, bytes(4)), attribute(_RTA_GATEWAY, bytes(4))
     data = _route(request, flags, to, via, length=32, table=_MAIN, kind=_UNICAST, scope=scope)

@@ -1,10 +1,10 @@
 """
-Netlink sockets: :class:`Socket` asks and gets answers, :class:`Listener` waits for what the kernel reports unasked.
+Netlink sockets: :class:`Socket` sends requests and reads the answers, :class:`Listener` receives notifications.
 
-**Synchronous.** The kernel does the work of a request inside ``sendmsg`` and has queued its answers when that call
-returns, so waiting in an event loop would add nothing but time. A caller does small work inline and hands large work to
-a worker thread. A socket belongs to the network namespace of the thread that made it, whichever thread uses it, and may
-be used by one thread at a time. The timeout is a safeguard only.
+**Synchronous.** The kernel handles a request inside ``sendmsg`` and has queued its answers when that call returns, so
+an event loop would have nothing to wait for. Callers do small work inline and large work in a worker thread. A socket
+belongs to the network namespace of the thread that created it, whichever thread uses it, and may be used by one thread
+at a time. The timeout is a safeguard only.
 
 **Batches and dumps.** A batch goes out in one ``sendmsg``, and its answers are read until the last message is answered.
 A dump is paced by its reader: the kernel fills a further buffer (up to 32 KiB) for each that was taken.
@@ -18,7 +18,7 @@ one, its own explanation (extended acknowledgement)::
     ├── DumpInterrupted      objects may be missing in a dump, because what was listed changed (EINTR)
     └── MalformedMessage     what the kernel sent cannot be read (EBADMSG; see natctl.netlink.message)
 
-After any error the socket can be used again: what is left of the former answer is thrown away before the next request.
+After any error the socket can be used again: the rest of the former answer is discarded before the next request.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from natctl.netlink.message import (
     Request,
     Slice,
     aligned,
+    asks_for_acknowledgement,
     attributes,
-    is_asking,
     messages,
     numbered,
     text,
@@ -85,14 +85,14 @@ class AnswerTimeout(KernelError):
 
 
 class MessagesLost(KernelError):
-    """The receive buffer overflowed, so the kernel dropped what it had to say."""
+    """The receive buffer overflowed, so the kernel dropped messages."""
 
     def __init__(self, action: str) -> None:
         super().__init__(action, errno.ENOBUFS, "the kernel sent more than the receive buffer holds")
 
 
 class DumpInterrupted(KernelError):
-    """What was listed changed meanwhile in a way that lets a dump miss objects; read it again."""
+    """The list changed during the dump, so objects may be missing; read it again."""
 
     def __init__(self, action: str) -> None:
         super().__init__(action, errno.EINTR, "the list kept changing while it was read")
@@ -140,14 +140,15 @@ class Socket:
 
     def execute(self, requests: Sequence[Request], action: str = "") -> None:
         """
-        Send the requests as one batch and have the kernel's answer.
+        Send the requests as one batch and wait for the kernel's answer.
 
-        One near the end must ask for an answer (``NLM_F_ACK``), for that is waited for; errors come unasked.
+        The last request, or one near it, must have ``NLM_F_ACK``: its answer is the one that is waited for. The kernel
+        sends errors in any case.
 
         :param action: As for the socket, for this batch only.
         :raise KernelError: With the first request that was refused; whether the others stand depends on the protocol.
         :raise AnswerTimeout: When the kernel does not answer in time.
-        :raise MessagesLost: When answers were dropped, and those that are left do not say that a request was refused.
+        :raise MessagesLost: When answers were dropped and no request is known to have been refused.
         """
         action = action or self._action
         first = self._send([request.data for request in requests], action)
@@ -161,8 +162,8 @@ class Socket:
         """
         Send the requests as one batch; return for each the kernel's error number, 0 for success, None for no answer.
 
-        One near the end must ask for an answer (``NLM_F_ACK``), for that is waited for. The answers must fit the
-        receive buffer, which has room for some thousands.
+        The last request, or one near it, must have ``NLM_F_ACK``. The answers must fit the receive buffer, which has
+        room for some thousands.
 
         :raise KernelError: When they cannot be sent, or as for :meth:`execute` when answers are missing.
         """
@@ -193,7 +194,7 @@ class Socket:
         """
         Ask for a list (``NLM_F_DUMP``) and yield the body of every message of the answer, within its buffer.
 
-        Read it to its end before the next request, or the rest is thrown away.
+        Read it to its end before the next request; otherwise the rest is discarded.
 
         :raise DumpInterrupted: At the end, when objects may be missing in what was yielded.
         :raise MalformedMessage: When a message is cut off.
@@ -256,7 +257,7 @@ class Socket:
     def _answers(self, first: int, requests: Sequence[Request], action: str) -> dict[int, tuple[int, str]]:
         """Return error number and explanation by position, of those requests that were answered."""
         count = len(requests)
-        last = next((at for at in range(count - 1, -1, -1) if is_asking(requests[at].data)), 0)
+        last = next((at for at in range(count - 1, -1, -1) if asks_for_acknowledgement(requests[at].data)), 0)
         answers: dict[int, tuple[int, str]] = {}
         has_error, lost = False, None
         while last not in answers:
@@ -289,7 +290,7 @@ class Socket:
         return buffer
 
     def _drain(self) -> None:
-        """Throw away what is left of an answer that was not read to its end."""
+        """Discard the rest of an answer that was not read to its end."""
         while True:
             try:
                 self._receive(self._action, socket.MSG_DONTWAIT)
@@ -301,16 +302,16 @@ class Socket:
 
 class Listener:
     """
-    A socket on which the kernel reports by itself, for use with asyncio. Close it when done.
+    A socket that receives the kernel's notifications, for use with asyncio. Close it when done.
 
     :param protocol: As for :class:`Socket`.
     :param action: As for :class:`Socket`.
     :param groups: Multicast groups to join, as a bit mask.
-    :param configuration: Requests, each with ``NLM_F_ACK``, that say what is to be reported.
-    :param receive_buffer_bytes: Bytes that the kernel may queue for us; 0: as many as the system gives everybody.
-    :param is_forced: Whether that may be more than the system allows everybody (``net.core.rmem_max``).
-    :raise KernelError: When the kernel gives no such socket or refuses the configuration (EPERM, EBUSY: somebody else
-        has what was asked for).
+    :param configuration: Requests, each with ``NLM_F_ACK``, that select what is reported.
+    :param receive_buffer_bytes: Size of the receive buffer; 0: the system's default.
+    :param is_forced: Whether it may exceed the system's limit (``net.core.rmem_max``).
+    :raise KernelError: When the kernel gives no such socket or refuses the configuration (EPERM, EBUSY: another process
+        has the group or queue).
     """
 
     def __init__(
@@ -348,11 +349,11 @@ class Listener:
 
     async def receive(self, limit: int = 1) -> list[bytes]:
         """
-        Wait for reports.
+        Wait for notifications.
 
-        :param limit: Buffers that are taken at once when more than one is there.
+        :param limit: Return up to this many buffers if more than one is queued.
         :return: One or more buffers, each with one or more messages.
-        :raise MessagesLost: When the kernel had to drop reports; those before have been returned. Go on receiving.
+        :raise MessagesLost: When the kernel dropped notifications; those before have been returned. Go on receiving.
         :raise KernelError: When the socket fails.
         """
         if self._has_lost:
@@ -376,9 +377,9 @@ class Listener:
 
     def send(self, requests: Sequence[bytes]) -> None:
         """
-        Send requests that ask for no answer, as one.
+        Send requests without ``NLM_F_ACK``, as one batch.
 
-        :raise KernelError: When the kernel does not take them.
+        :raise KernelError: When they cannot be sent.
         """
         try:
             self._socket.send(numbered(requests, 1))
@@ -393,7 +394,7 @@ class Listener:
                 _answer(buffer, start, end)[0] for kind, _, _, start, end in messages(buffer) if kind == NLMSG_ERROR
             ]
             if not codes:
-                # What the first request asked for may be reported before the second is answered.
+                # Notifications that the first request selected may come before the answer to the second.
                 self._early.append(buffer)
             elif codes[0]:
                 raise OSError(codes[0], os.strerror(codes[0]))
@@ -416,7 +417,7 @@ def until_complete(read: Callable[[], _T]) -> _T:
 
 
 def set_timeout(socket_: socket.socket, timeout_s: float) -> None:
-    """Have the kernel end a wait on this socket: Python's own timeout costs a system call for every read."""
+    """Set a timeout in the kernel: Python's own timeout costs a system call for every read."""
     timeout_us = max(1, int(timeout_s * 1_000_000))
     socket_.settimeout(None)
     socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(*divmod(timeout_us, 1_000_000)))
@@ -430,7 +431,7 @@ def _set_option(socket_: socket.socket, level: int, name: int, value: int) -> No
     try:
         socket_.setsockopt(level, name, value)
     except OSError:
-        # Without them: smaller transactions and buffers, and shorter errors.
+        # Old kernels lack some: then transactions and buffers are smaller, and errors shorter.
         return
 
 

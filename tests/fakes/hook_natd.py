@@ -112,7 +112,7 @@ class FakeNatd:
         while data := connection.recv(65536):
             if request := parser.feed(data):
                 return request
-        raise HookProtocolError("the request never came to its end")
+        raise HookProtocolError("the request is incomplete")
 
     def _pieces(self, request: HookRequest) -> Iterator[bytes]:
         if self.answer in _BROKEN:

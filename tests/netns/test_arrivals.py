@@ -17,8 +17,8 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from cpm.protocol.timeouts import MAXIMUM_S, Timeouts, TimeoutsTable
 from natctl.model.entries import Change, Destination, HostEntry, Path
-from natctl.netlink.conntrack import dump_crowded
-from natctl.netlink.nflog import Lost, Spent, watch_budgets
+from natctl.netlink.conntrack import dump_full_destinations
+from natctl.netlink.nflog import BudgetUsedUp, SignalsLost, watch_budgets
 from natctl.netlink.nfqueue import Deferred, PacketQueue
 from natctl.ruleset.marks import Marks
 from tests.fakes.intents import with_intent
@@ -39,7 +39,7 @@ class Ear:
     def __init__(self, node: Node, group: int = 7414) -> None:
         self._node = node
         self._group = group
-        self._words: asyncio.Queue[Spent | Lost] = asyncio.Queue()
+        self._words: asyncio.Queue[BudgetUsedUp | SignalsLost] = asyncio.Queue()
         node.kernel.run(self._start())
 
     async def _start(self) -> None:
@@ -54,7 +54,7 @@ class Ear:
             async for word in words:
                 self._words.put_nowait(word)
 
-    def next(self) -> Spent | Lost:
+    def next(self) -> BudgetUsedUp | SignalsLost:
         return self._node.kernel.run(asyncio.wait_for(self._words.get(), PATIENCE))
 
     def heard(self) -> int:
@@ -149,7 +149,7 @@ def test_the_connection_beyond_the_budget_is_announced_and_none_before(scene: Sc
     assert ear.heard() == 0
     scene.send(1)
     word = ear.next()
-    assert isinstance(word, Spent)
+    assert isinstance(word, BudgetUsedUp)
     assert MARKS.index_in(word.mark) == 1
     # It went its way all the same, like those before it.
     assert len(scene.connections("-p", "udp")) == 6
@@ -158,7 +158,7 @@ def test_the_connection_beyond_the_budget_is_announced_and_none_before(scene: Sc
 def test_with_no_budget_at_all_the_next_one_is_announced(scene: Scene, ear: Ear) -> None:
     scene.tell(budget=0)
     scene.send(1)
-    assert isinstance(ear.next(), Spent)
+    assert isinstance(ear.next(), BudgetUsedUp)
 
 
 def test_packets_of_a_connection_that_is_known_cost_nothing(scene: Scene, ear: Ear) -> None:
@@ -191,8 +191,8 @@ def test_other_listeners_are_not_disturbed(scene: Scene) -> None:
         mine = Ear(scene.host)
         try:
             scene.send(1)
-            assert isinstance(mine.next(), Spent)
-            assert isinstance(foreign.next(), Spent)
+            assert isinstance(mine.next(), BudgetUsedUp)
+            assert isinstance(foreign.next(), BudgetUsedUp)
             assert (mine.heard(), foreign.heard()) == (0, 0)
             with pytest.raises(KernelError, match="listen to NFLOG group 7414"):
                 scene.host.namespace.inside(lambda: asyncio.run(_first(7414)))
@@ -219,7 +219,7 @@ def test_a_budget_that_is_partly_used_stays_as_it_is(scene: Scene, ear: Ear) -> 
     scene.send(1)
     assert ear.heard() == 0
     scene.send(1)
-    assert isinstance(ear.next(), Spent)
+    assert isinstance(ear.next(), BudgetUsedUp)
 
 
 def test_a_new_budget_counts_from_the_beginning(scene: Scene, ear: Ear) -> None:
@@ -229,7 +229,7 @@ def test_a_new_budget_counts_from_the_beginning(scene: Scene, ear: Ear) -> None:
     scene.send(4)
     assert ear.heard() == 0
     scene.send(1)
-    assert isinstance(ear.next(), Spent)
+    assert isinstance(ear.next(), BudgetUsedUp)
 
 
 def test_connections_wait_for_more_ports_and_go_on_with_them(scene: Scene, door: Door) -> None:
@@ -336,7 +336,7 @@ def test_nft_shows_budgets_and_timeouts_in_words(scene: Scene) -> None:
 def test_counters_are_read_alone(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.send(3)
-    assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 3}
+    assert kernel.run(kernel.kernel.counters()).connections == {scene.vm.domain: 3}
 
 
 # Refusing
@@ -355,12 +355,12 @@ def _outcome(scene: Scene, to: tuple[str, int]) -> int:
         return 0
 
 
-def _crowded(scene: Scene) -> Callable[[], frozenset[Destination]]:
-    return lambda: scene.host.namespace.inside(lambda: dump_crowded(scene.vm.internal, SMALL))
+def _full_destinations(scene: Scene) -> Callable[[], frozenset[Destination]]:
+    return lambda: scene.host.namespace.inside(lambda: dump_full_destinations(scene.vm.internal, SMALL))
 
 
 def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
-    kernel, crowded = scene.host.kernel, _crowded(scene)
+    kernel, full_destinations = scene.host.kernel, _full_destinations(scene)
     full = Destination(6, IPv4Address(INTERNET), 8080)
     with (
         scene.site.internet.listener(INTERNET, 8080) as listener,
@@ -369,20 +369,20 @@ def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
     ):
         clients = [stack.enter_context(scene.vm.guest.namespace.tcp(HTTP)) for _ in range(SMALL.size - 1)]
         servers = [stack.enter_context(listener.accept()[0]) for _ in clients]
-        assert crowded() == frozenset()
+        assert full_destinations() == frozenset()
         clients.append(stack.enter_context(scene.vm.guest.namespace.tcp(HTTP)))
         servers.append(stack.enter_context(listener.accept()[0]))
-        assert crowded() == {full}
+        assert full_destinations() == {full}
 
         # Silence, as long as nobody says otherwise; and words for a VM at its cap only.
         assert _outcome(scene, HTTP) == errno.ETIMEDOUT
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        kernel.run(kernel.kernel.refuse_connections({scene.vm.domain: full_destinations()}, 60))
         assert _outcome(scene, HTTP) == errno.ETIMEDOUT
         scene.tell(at_cap=True)
         with scene.vm.guest.namespace.icmp() as witness:
             assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
             assert witness.recv(100)[20:22] == bytes((3, 13))
-        assert kernel.run(kernel.kernel.counted()).refused == {scene.vm.domain: 1}
+        assert kernel.run(kernel.kernel.counters()).refused == {scene.vm.domain: 1}
 
         # The same ports serve other destinations, and connections that there are go on.
         assert _outcome(scene, (INTERNET, 8081)) == 0
@@ -395,8 +395,8 @@ def test_only_a_full_vm_at_its_cap_is_refused_in_words(scene: Scene) -> None:
         # A connection that is closing counts no more: the kernel may give its port to the next one.
         clients[0].close()
         servers[0].close()
-        assert crowded() == frozenset()
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: crowded()}, 60))
+        assert full_destinations() == frozenset()
+        kernel.run(kernel.kernel.refuse_connections({scene.vm.domain: full_destinations()}, 60))
         assert _outcome(scene, HTTP) != errno.EHOSTUNREACH
 
 
@@ -405,7 +405,7 @@ def test_what_is_refused_is_forgotten_by_itself(scene: Scene) -> None:
     scene.tell(at_cap=True)
     with scene.site.internet.listener(INTERNET, 8080):
         everything = [Destination(6, IPv4Address(INTERNET), 8080)]
-        kernel.run(kernel.kernel.refuse({scene.vm.domain: everything}, 0.5))
+        kernel.run(kernel.kernel.refuse_connections({scene.vm.domain: everything}, 0.5))
         assert _outcome(scene, HTTP) == errno.EHOSTUNREACH
         with scene.vm.guest.namespace.socket(socket.SOCK_STREAM) as client:
             while client.connect_ex(HTTP):
@@ -416,7 +416,7 @@ def test_icmp_queries_are_refused_too(scene: Scene) -> None:
     kernel = scene.host.kernel
     scene.tell(at_cap=True)
     destination = Destination(1, IPv4Address(INTERNET), 0)
-    kernel.run(kernel.kernel.refuse({scene.vm.domain: [destination]}, 60))
+    kernel.run(kernel.kernel.refuse_connections({scene.vm.domain: [destination]}, 60))
     done = scene.vm.guest.namespace.run("sh", "-c", f"ping -c 1 -W 2 {INTERNET} || true")
     assert "Packet filtered" in done or "Prohibited" in done
 
@@ -509,7 +509,7 @@ def test_the_managers_timeouts_are_for_new_flows_of_vms_and_former_flows_keep_th
         assert 290 <= _lives(scene, "udp", 9001) <= 300
         assert 7900 <= _lives(scene, "tcp", 8001) <= 8000
         # The table is the same one: nothing that it counted is lost.
-        assert kernel.run(kernel.kernel.counted()).connections == {scene.vm.domain: 4}
+        assert kernel.run(kernel.kernel.counters()).connections == {scene.vm.domain: 4}
 
     listed = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
     assert 'ct timeout set "managed-udp-600"' in listed

@@ -1,4 +1,4 @@
-"""Reading and forgetting connections on the real kernel; the witness is the conntrack tool."""
+"""Reading and deleting connections on the real kernel; the witness is the conntrack tool."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_an_empty_table_reads_as_nothing() -> None:
     assert delete_connections(VM) == 0
 
 
-def test_sctp_and_conntrack_zones_are_read_and_forgotten() -> None:
+def test_sctp_and_conntrack_zones_are_read_and_deleted() -> None:
     insert_sctp(20000)
     insert_sctp(20001, "--zone", "7")
     assert list(dump_ports().of(VM).protocols[132].flows) == [20000, 20001]
@@ -152,12 +152,12 @@ async def test_one_vm_is_read_exactly_whatever_the_mark() -> None:
     insert("udp", 20001)
     insert_tcp(30000, internal=OTHER)
     conntrack = Conntrack()
-    assert await conntrack.count_for(VM) == 3
+    assert (await conntrack.ports_of(VM)).total == 3
     assert (await conntrack.ports_of(VM)).in_use(ALL) == 2
-    assert await conntrack.count_for(IPv4Address("100.64.0.7")) == 0
+    assert (await conntrack.ports_of(IPv4Address("100.64.0.7"))).total == 0
 
 
-async def test_forgetting_a_vm_leaves_the_others_alone() -> None:
+async def test_deleting_the_connections_of_a_vm_leaves_the_others_alone() -> None:
     for port in range(20000, 20150):
         insert_tcp(port)
     insert("udp", 20000)
@@ -180,7 +180,7 @@ async def test_forgetting_a_vm_leaves_the_others_alone() -> None:
         "--dport",
         "53",
     )
-    assert await Conntrack().forget(VM) == 150 + 1 + 1 + 1
+    assert await Conntrack().delete_connections(VM) == 150 + 1 + 1 + 1
     left = run("conntrack", "-L").splitlines()
     assert len(left) == 1
     assert f"dst={OTHER}" in left[0]
@@ -191,16 +191,16 @@ async def test_pruning_a_vm_leaves_its_connections_on_the_ports_that_it_holds() 
         insert_tcp(port)
     insert("udp", 20600)
     insert_tcp(30000, internal=OTHER)
-    assert await Conntrack().prune(VM, (PortRange(20000, 20007), PortRange(20500, 20503))) == 2 + 1
+    assert await Conntrack().delete_other_connections(VM, (PortRange(20000, 20007), PortRange(20500, 20503))) == 2 + 1
     assert witness() == {(VM, "tcp"): [*range(20000, 20008), *range(20500, 20504)], (OTHER, "tcp"): [30000]}
-    assert await Conntrack().prune(VM, (PortRange(20000, 20599),)) == 0
+    assert await Conntrack().delete_other_connections(VM, (PortRange(20000, 20599),)) == 0
 
 
 async def test_the_daemon_reads_the_namespace_it_runs_in_and_many_readings_go_on_at_once() -> None:
     for port in range(20000, 20050):
         insert_tcp(port)
     conntrack = Conntrack()
-    readings = await asyncio.gather(*(conntrack.flows_in_use() for _ in range(12)))
+    readings = await asyncio.gather(*(conntrack.ports_of_all() for _ in range(12)))
     assert [each.of(VM).total for each in readings] == [50] * 12
 
 

@@ -7,7 +7,7 @@ always has the same outcome. :func:`cpm.core.moves.record` records it in the fle
 
 A range that is to grow does so in place where its neighbours are free, else by moving; where no longer range is to be
 had, by half of the difference, and half of that, down to a block. Where there is not even a block more, new connections
-get an *overflow range* (docs/design/0005-ports-apart.md).
+get an *overflow range* (docs/design/0005-overflow-ranges.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
-Elements of sets and maps, packed by hand.
+Elements of sets and maps, packed without pyroute2.
 
-There may be tens of thousands of them in one transaction, and one or a few are in every change of a VM; pyroute2's
-classes take 57 µs for each (``docs/design/0006-netlink.md``). Tested in ``test_encode`` and ``test_read``.
+A transaction can have tens of thousands of them, and pyroute2's classes take 57 µs for each
+(``docs/design/0006-netlink.md``). Tested in ``test_encode`` and ``test_read``.
 """
 
 from __future__ import annotations
@@ -75,9 +75,8 @@ def packed_budget(packets: int) -> bytes:
     """
     Return ``limit rate over 1/day burst PACKETS packets limit rate 50/second burst 1 packets``.
 
-    The first lets as many packets pass as it has tokens, and gets next to none back; it counts packets, where a quota
-    counts bytes. The second keeps what follows from being announced for every packet. With a budget of 0 both are the
-    second.
+    The first lets as many packets pass as it has tokens, and is practically never refilled (a quota would count bytes).
+    The second limits how many of the packets after that are signalled. With a budget of 0 both are the second.
     """
     first = packed_allowance(packets) if packets else _ANNOUNCEMENTS
     return attribute(LIST_ITEM | NLA_F_NESTED, first) + attribute(LIST_ITEM | NLA_F_NESTED, _ANNOUNCEMENTS)
@@ -112,7 +111,7 @@ _ANNOUNCEMENTS: Final = _limit(ANNOUNCED_PER_S, 1, 1)
 
 @functools.lru_cache(4096)
 def _frame(key: int, key_end: int, data: int, userdata: int, is_verdict: bool, interval_end: bool) -> tuple[bytes, ...]:  # noqa: FBT001
-    """Return what stands before, between and behind the four values of an element, by their lengths in bytes."""
+    """Return the bytes before, between and after the four values of an element, by their lengths in bytes."""
 
     def value(kind: int, length: int, inner: int = DATA_VALUE) -> bytes:
         return _TWO.pack(8 + (length + 3 & ~3), kind | NLA_F_NESTED, 4 + length, inner) if length else b""

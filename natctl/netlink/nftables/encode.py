@@ -1,8 +1,8 @@
 """
-From operations of a plan to the messages of one nftables transaction.
+Encodes the operations of a plan as the messages of one nftables transaction.
 
-What there is little of, or what repeats, goes through pyroute2's message classes, which know the attributes of every
-expression: hooks, expressions, the kinds of sets. What there is much of is put together here from bytes.
+Hooks, expressions and kinds of sets are few, or repeat, and are encoded by pyroute2's message classes, which know the
+attributes of every expression. Everything that there can be many of is packed here.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from natctl.netlink.message import (
     HEADER,
     NFGENMSG_BYTES,
     Request,
-    asking_for_answer,
     attribute,
     nested,
     netfilter_message,
     network_u32,
     terminated,
+    with_acknowledgement,
 )
 from natctl.netlink.nftables import schema
 from natctl.netlink.nftables.elements import packed_allowance, packed_budget, packed_lists
@@ -86,15 +86,15 @@ _LIST_HEADER_BYTES: Final = 4
 
 
 def transaction(operations: Iterable[Operation]) -> list[Request]:
-    """Return begin, one or more messages for each operation, and end; the last message asks for an answer."""
+    """Return begin, one or more messages for each operation, and end; the last operation's has ``NLM_F_ACK``."""
     requests = [request for operation in operations for request in _encoded(operation)]
     if requests:
-        requests[-1] = asking_for_answer(requests[-1])
+        requests[-1] = with_acknowledgement(requests[-1])
     return [_control(_BATCH_BEGIN, "begin"), *requests, _control(_BATCH_END, "commit")]
 
 
 def trial(expression: Expression) -> list[Request]:
-    """Return a transaction that ends, before it is committed, with a rule that has this expression."""
+    """Return a transaction without its end, with a rule that has this expression: the kernel checks it and aborts."""
     chain = Chain("trial", None, (Rule((expression,)),))
     operations = AddTable(Family.IPV4), AddChain(Family.IPV4, chain), AddRules(Family.IPV4, chain)
     return transaction(operations)[:-1]
@@ -190,7 +190,7 @@ def _rule(family: Family, chain: Chain, rule: Rule) -> Request:
 
 @functools.lru_cache(4096)
 def _packed_expression(expression: Expression) -> bytes:
-    """Return the expression as a member of a rule's list; a large edge repeats few of them in very many rules."""
+    """Return the expression as an item of a rule's list; cached, since a large edge repeats few of them very often."""
     return _attributes(rule_msg, (("NFTA_RULE_EXPRESSIONS", [_expression(expression)]),))[_LIST_HEADER_BYTES:]
 
 
@@ -227,7 +227,7 @@ def _set(family: Family, spec: SetSpec) -> Request:
 
 @functools.cache
 def _packed_kind(spec: SetSpec) -> bytes:
-    """Return what sets of one kind have in common: all but the names and what we write beside them."""
+    """Return the attributes that sets of one kind share: all but name and user data."""
     attrs: list[tuple[str, Any]] = [
         ("NFTA_SET_FLAGS", _set_flags(spec)),
         ("NFTA_SET_KEY_TYPE", _type_number(spec.key)),
@@ -282,7 +282,7 @@ def _padded_length(fields: tuple[Field, ...]) -> int:
 
 
 def _set_userdata(spec: SetSpec) -> bytes:
-    """Without the byte orders ``nft list`` prints marks and addresses reversed."""
+    """Return the byte orders, without which ``nft list`` prints marks and addresses reversed, and the digest."""
 
     def number(kind: int, value: int) -> bytes:
         return struct.pack("=BBI", kind, 4, value)
@@ -295,11 +295,11 @@ def _set_userdata(spec: SetSpec) -> bytes:
     return data + labels.pack(digest=spec.digest)
 
 
-def _elements(message: int, flags: int, place: Place, elements: Iterable[Element], words: str) -> Iterator[Request]:
+def _elements(message: int, flags: int, place: Place, elements: Iterable[Element], action: str) -> Iterator[Request]:
     family, name = place
     for items in packed_lists(elements, with_data=message == NFT_MSG_NEWSETELEM):
         body = _names(name) + nested(schema.LIST_ELEMENTS, items)
-        yield _request(message, flags, family, body, f"{words} {family} {name}")
+        yield _request(message, flags, family, body, f"{action} {family} {name}")
 
 
 @functools.cache

@@ -1,5 +1,5 @@
 """
-From what the kernel lists of our tables to values.
+Reads our tables from the kernel, as values.
 
 Lists of tens of thousands of elements are read with :mod:`natctl.netlink.message`: pyroute2 takes 13 µs for the key of
 an element alone, and never returns for the description of a concatenated set (``docs/design/0006-netlink.md``).
@@ -92,7 +92,7 @@ _LENGTH: Final = struct.Struct("=H")
 
 def generation(nft: Socket) -> int:
     """
-    Return the number of the last transaction of anybody in this namespace.
+    Return the number of the last nftables transaction in this namespace, whoever made it.
 
     :raise KernelError: When the kernel refuses.
     """
@@ -102,7 +102,7 @@ def generation(nft: Socket) -> int:
 
 def tables(nft: Socket) -> frozenset[Family]:
     """
-    Return the families in which there is a table of ours.
+    Return the families in which our table exists.
 
     :raise KernelError: When the kernel refuses.
     """
@@ -120,7 +120,7 @@ def read_tables(nft: Socket) -> Reading:
     while True:
         before = generation(nft)
         seen = _Reader(nft, before).read()
-        # Several lists make one picture only when nothing happened between them.
+        # The lists are consistent only if there was no transaction between them.
         if generation(nft) == before:
             return seen
 

@@ -8,8 +8,8 @@ Each correction is a subclass that changes one description, so that it could be 
 - ``rule_msg``, ``set_msg``: user data as bytes; pyroute2 knows the comment only.
 - ``elements_msg``: the list of elements as bytes; encoding 10,000 through classes takes half a second, packing 30 ms.
 - ``rule_msg``: the result of ``fib`` is a number, its flags are flags; pyroute2 has them the other way round. The
-  group and the threshold of ``log`` are 16 bit, the flags of ``queue`` cannot be encoded, the type of an object that
-  is referred to is a number and not a register, and the parameters of an xtables extension are bytes.
+  group and the threshold of ``log`` are 16 bit, the flags of ``queue`` cannot be encoded, the type in ``objref`` is a
+  number and not a register, and the parameters of an xtables extension are bytes.
 
 Tested in ``test_encode``: the golden messages go through all of it.
 """
@@ -183,9 +183,9 @@ COUNTER_PACKETS, *_ = _numbers(expr.nft_counter, "COUNTER_PACKETS")
 LIMIT_BURST, LIMIT_FLAGS = _numbers(expr.nft_limit, "LIMIT_BURST", "LIMIT_FLAGS")
 GENERATION_ID, *_ = _numbers(nft_gen_msg, "GEN_ID")
 
-# Of what pyroute2 does not describe, or describes as part of something else.
+# Attributes that pyroute2 does not describe, or only as part of others.
 TABLE_NAME: Final = 1
-"""The table's name comes first in everything that is in a table, too."""
+"""Also the type of the table's name in chains, rules, sets, lists of elements and objects."""
 LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2

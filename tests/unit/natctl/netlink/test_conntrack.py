@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
-from natctl.netlink.conntrack import _collect, _collect_slowly, _Entry, _taken, dump_ports
+from natctl.netlink.conntrack import _collect, _collect_slowly, _Entry, _taken_ports, dump_ports
 from natctl.netlink.message import Slice
 from natctl.netlink.socket import ROUTE, Socket
 
@@ -94,14 +94,14 @@ def test_a_damaged_entry_never_raises(at: int, damage: bytes) -> None:
         assert 0 <= port <= 65535
     _Entry.decode(damaged, 0, len(damaged))
     with Listing(damaged) as ct:
-        _taken(ct, IPv4Address(INTERNAL), PortRange(20000, 20999))
+        _taken_ports(ct, IPv4Address(INTERNAL), PortRange(20000, 20999))
 
 
 @given(st.lists(st.binary(max_size=200), max_size=3))
 def test_garbage_in_a_dump_is_passed_over(entries: list[bytes]) -> None:
     assert collected(*entries) == {}
     with Listing(*entries) as ct:
-        assert _taken(ct, IPv4Address(INTERNAL), PortRange(20000, 20999)) == {}
+        assert _taken_ports(ct, IPv4Address(INTERNAL), PortRange(20000, 20999)) == {}
 
 
 def test_a_kernel_that_refuses_is_an_error_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

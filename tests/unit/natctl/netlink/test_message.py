@@ -14,7 +14,6 @@ from natctl.netlink.message import (
     HEADER,
     MalformedMessage,
     Request,
-    asking_for_answer,
     attribute,
     attribute_map,
     attribute_payloads,
@@ -26,6 +25,7 @@ from natctl.netlink.message import (
     netfilter_message,
     numbered,
     required,
+    with_acknowledgement,
 )
 
 
@@ -94,7 +94,7 @@ def test_a_netfilter_message_has_family_version_and_number() -> None:
 
 
 def test_a_request_can_be_made_to_ask_for_an_answer() -> None:
-    request = asking_for_answer(Request(message(5, 0x400, b"body"), "words"))
+    request = with_acknowledgement(Request(message(5, 0x400, b"body"), "words"))
     assert request == Request(message(5, 0x400 | NLM_F_ACK, b"body"), "words")
 
 
