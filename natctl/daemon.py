@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
@@ -100,6 +101,7 @@ class Natd:
             )
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook)
         self._is_telling_guests = False
+        self._deletions: collections.deque[Forget | Prune] = collections.deque()
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._tasks = Tasks()
@@ -186,9 +188,13 @@ class Natd:
 
     async def _serve_kernel(self) -> None:
         while True:
+            if self._deletions and self._kernel_work.empty():
+                # Each reads the whole connection table (10 ms), and no hook waits for it.
+                await self._delete_connections(self._deletions.popleft())
+                continue
             command = await self._kernel_work.get()
             if isinstance(command, (Forget, Prune)):
-                await self._forget(command)
+                self._deletions.append(command)
                 continue
             if isinstance(command, RefuseNew):
                 await self._refuse(command)
@@ -208,15 +214,16 @@ class Natd:
         for difference in await self._kernel.replace(command.host, command.edge, command.path):
             log.info("brought in step: %s", difference)
 
-    async def _forget(self, command: Forget | Prune) -> None:
-        if self._conntrack is None:
+    async def _delete_connections(self, command: Forget | Prune) -> None:
+        held = self._node.held_ports(command.internal)
+        if self._conntrack is None or (isinstance(command, Prune) and not held):
             return
         try:
-            if isinstance(command, Prune):
-                gone = await self._conntrack.delete_other_connections(command.internal, command.held)
+            if held:
+                gone = await self._conntrack.delete_other_connections(command.internal, held)
             else:
                 gone = await self._conntrack.delete_connections(command.internal)
-            log.debug("forgot %d connections of %s", gone, command.internal)
+            log.debug("deleted %d connections of %s", gone, command.internal)
         except KernelError as error:
             log.warning("%s", error)
 

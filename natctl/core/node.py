@@ -43,7 +43,7 @@ from cpm.protocol.messages import (
     Rejected,
     Snapshot,
 )
-from cpm.protocol.model import DomainUUID, NodeName, Role
+from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
@@ -130,6 +130,10 @@ class Node:
         """Return the VMs that run here, each with what it shall have; None: the manager has not said."""
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 
+    def held_ports(self, internal: IPv4Address) -> tuple[PortRange, ...]:
+        """Return the ports on which connections of the VM with this internal address may be; none: there is none."""
+        return next((vm.held for vm in self._intent.host.values() if vm.internal == internal), ())
+
     def take(self) -> list[Command]:
         """Return the commands to carry out now, in order, and empty the outbox."""
         self._begin_programming()
@@ -173,7 +177,7 @@ class Node:
             self._command(self._arrivals.on_programmed(entry, now))
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
             # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
-            self._outbox.append(Prune(vm.internal, vm.held))
+            self._outbox.append(Prune(vm.internal))
         self._answer_ready_hooks()
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
@@ -226,7 +230,7 @@ class Node:
         elif isinstance(message, Declined):
             self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
         elif isinstance(message, Freed):
-            self._take_freed(message)
+            self._outbox.append(Forget(message.internal))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -271,10 +275,6 @@ class Node:
                 generation=delta.generation,
             )
         )
-
-    def _take_freed(self, freed: Freed) -> None:
-        if all(vm.internal != freed.internal for vm in self._intent.host.values()):
-            self._outbox.append(Forget(freed.internal))
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))

@@ -54,17 +54,21 @@ class Replace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Forget:
-    """Delete the conntrack entries of a VM whose last port here is free."""
+    """Delete the conntrack entries of a VM whose last port here is free, when there is time."""
 
     internal: IPv4Address
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prune:
-    """Delete the conntrack entries of a VM on ports that it does not hold: what was left from an earlier life."""
+    """
+    Delete the conntrack entries of a VM on ports that it does not hold, when there is time.
+
+    They are left from before it stopped. What it holds is asked when that is done
+    (:meth:`~natctl.core.node.Node.held_ports`): it may have got more ports by then, or stopped again.
+    """
 
     internal: IPv4Address
-    held: tuple[PortRange, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

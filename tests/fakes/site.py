@@ -233,7 +233,9 @@ class Site:
             return False
         command = machine.work.popleft()
         if isinstance(command, (Forget, Prune)):
-            held = command.held if isinstance(command, Prune) else ()
+            held = machine.node.held_ports(command.internal)
+            if not held and isinstance(command, Prune):
+                return True
             machine.entries = {
                 entry
                 for entry in machine.entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cpm.protocol.model import DomainUUID, NodeName
 from natctl.core.domains import START_GRACE_S, Listing, RunningDomain
+from natctl.model.commands import Prune
 from qga_agent.domain_list import Phase
 from tests.fakes.site import Machine, Site
 
@@ -296,6 +297,24 @@ def test_connections_are_there_when_a_vm_comes_back_before_its_ports_are_free() 
     assert machine.entries == entries
     restored(site)
     assert machine.kernel.host[VM].intent.ports == before
+    assert machine.entries == entries
+
+
+def test_a_vm_that_stops_before_its_old_connections_were_looked_for_keeps_them() -> None:
+    site = Site(hold_down_s=120.0)
+    started(site)
+    assert site.open(VM, 7) is not None
+    machine = site.machines[HOST1]
+    entries = set(machine.entries)
+    site.stop_vm(VM)
+    site.run()
+    site.start_vm(HOST1, VM)
+    steps = [(step, name) for name in site.machines for step in (site.deliver_up, site.deliver_down, site.kernel_step)]
+    while not any(isinstance(command, Prune) for command in machine.work):
+        done = [step(name) for step, name in steps if not any(isinstance(command, Prune) for command in machine.work)]
+        assert any(done)
+    site.stop_vm(VM)
+    site.run()
     assert machine.entries == entries
 
 
