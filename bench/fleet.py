@@ -45,15 +45,19 @@ class Fleet:
         return entry if ranges else msgspec.structs.replace(entry, ranges=())
 
 
+FIRST_TAP = 1000
+"""Index of the interface of VM number 0."""
+
+
 @functools.cache
 def fleet(vms: int) -> Fleet:
-    """Return this many VMs: number 0 with a large range and the interface ``tap0``, all others with one block each."""
+    """Return this many VMs: number 0 with a large range and interface :data:`FIRST_TAP`, all others with one block."""
     host: dict[DomainUUID, HostEntry] = {}
     edge: dict[DomainUUID, EdgeIntent] = {}
     for number in range(vms):
         domain, name, internal = _uuid(number), f"vm{number}", FIRST_INTERNAL + number
         external, ports = _range(number)
-        host[domain] = HostEntry(HostIntent(domain, name, internal, ports), number + 1, frozenset({f"tap{number}"}))
+        host[domain] = HostEntry(HostIntent(domain, name, internal, ports), number + 1, frozenset({FIRST_TAP + number}))
         edge[domain] = EdgeIntent(domain, name, internal, HOST, (ExternalRange(external, ports),))
     externals = frozenset(each.external for vm in edge.values() for each in vm.ranges)
     return Fleet(host, edge, Path(IPv4Network("100.64.0.0/10"), frozenset({EDGE}), externals))

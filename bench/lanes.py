@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from bench.fleet import FIRST_EXTERNAL
+from bench.fleet import FIRST_EXTERNAL, FIRST_TAP
 from bench.site import EDGE, HOST, site, start_all
 from bench.worker import Worker
 from lab import net
@@ -102,7 +102,10 @@ def _wiring(name: str) -> Iterator[Lane]:
         ip_batch(["link add vmbr0 type bridge", "addr add 10.10.0.1/24 dev vmbr0", "link set vmbr0 up"], host)
         ip_batch([f"netns add {guest}"])
         ip_batch(
-            [f"link add tap0 type veth peer name eth0 netns {guest}", "link set tap0 master vmbr0 up"],
+            [
+                f"link add tap0 index {FIRST_TAP} type veth peer name eth0 netns {guest}",
+                "link set tap0 master vmbr0 up",
+            ],
             host,
         )
         ip_batch(

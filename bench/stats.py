@@ -25,7 +25,7 @@ from lab import net
 from lab.errors import LabError
 from lab.shell import inside, ip_batch
 from natctl.daemon import Natd
-from natctl.netlink.links import list_links
+from natctl.netlink.links import list_names
 from natctl.settings import HostTable, Settings
 
 VMS = 200
@@ -50,7 +50,7 @@ def _taps(count: int) -> Iterator[None]:
     net.delete_with_processes([_NAMESPACE])
     try:
         ip_batch([f"netns add {_NAMESPACE}"])
-        names = [tap for entry in fleet(count).host.values() for tap in entry.taps]
+        taps = [tap for entry in fleet(count).host.values() for tap in entry.taps]
         ip_batch(
             [
                 *(f"link add {bridge} up type bridge" for bridge in ("underlay", "vmbr0")),
@@ -58,8 +58,8 @@ def _taps(count: int) -> Iterator[None]:
             ],
             _NAMESPACE,
         )
-        ip_batch((f"link add {name} type veth peer name peer-{name}" for name in names), _NAMESPACE)
-        ip_batch((f"link set {name} master vmbr0 up" for name in names), _NAMESPACE)
+        ip_batch((f"link add tap{index} index {index} type veth peer name peer-{index}" for index in taps), _NAMESPACE)
+        ip_batch((f"link set tap{index} master vmbr0 up" for index in taps), _NAMESPACE)
         yield
     finally:
         net.delete_with_processes([_NAMESPACE])
@@ -71,7 +71,7 @@ class _Natd(Natd):
     async def found(self) -> int:
         """Adopt the kernel's entries, as after a restart. :return: Number of VMs whose interfaces were found."""
         held = await self._kernel.observe()
-        self._node.on_kernel_found(held.host.values(), held.path, frozenset(list_links()), time.time())
+        self._node.on_kernel_found(held.host.values(), held.path, list_names(), time.time())
         return len(self._node.taps())
 
     async def pass_ms(self) -> float:

@@ -16,8 +16,9 @@ This file is both a shell script and a Python program. The shell runs the lines 
 beginning of this string.
 
 libvirt runs this file as ``virt-ports NAME OPERATION SUBOPERATION EXTRA`` with the domain XML on stdin and waits for it
-to exit (https://libvirt.org/hooks.html). Hence one deadline covers the whole run, and a failure of the hook fails no VM
-unless the operator configured that. The file is installed unchanged as /etc/libvirt/hooks/qemu.d/virt-ports. It needs
+to exit (https://libvirt.org/hooks.html). Hence one deadline covers the whole run, and all runs of one start of a VM: a
+natd that hangs costs a start one deadline, see :class:`Budget`. A failure of the hook fails no VM unless the operator
+configured that. The file is installed unchanged as /etc/libvirt/hooks/qemu.d/virt-ports. It needs
 /bin/sh and /usr/bin/python3 (3.9 or later) and imports only modules that are compiled into the interpreter: importing a
 single module from disk would cost as much time as all the rest. libvirt_hooks/protocol.py specifies the protocol.
 
@@ -25,7 +26,7 @@ Settings are in /etc/virt-ports/hook.conf (or the file named in $VIRT_PORTS_HOOK
 begins a comment. An invalid value is reported and the default used:
 
 - ``socket=/run/virt-ports/natd.sock``: natd's socket.
-- ``deadline=2``: seconds for the whole run, above 0 and up to 60.
+- ``deadline=2``: seconds for all runs of one start of a VM together, or of its end; above 0 and up to 60.
 - ``on-failure=start``: or ``refuse``: what happens to a VM when natd does not answer.
 """  # noqa: D213
 
@@ -42,6 +43,17 @@ REFUSED = 77
 OPERATIONS = ("prepare", "start", "started", "stopped", "release", "reconnect", "migrate", "restore", "attach")
 REFUSABLE = ("prepare", "start", "started", "migrate")
 """Operations at which a refusal affects no running VM. Under reconnect it would kill the VM."""
+
+EARLIER = {
+    "prepare": ("migrate", "restore"),
+    "start": ("migrate", "restore", "prepare"),
+    "started": ("migrate", "restore", "prepare", "start"),
+    "release": ("stopped",),
+}
+"""The operations before each in the same start, or the same end, of a VM. All others begin one."""
+LAST = ("started", "release")
+START_S = 120.0
+"""Longest start in seconds: what is known of an earlier one is of no use."""
 
 MAX_NAME = 4096
 MAX_XML = 4 * 1024 * 1024
@@ -119,6 +131,58 @@ def read_config(path: bytes) -> tuple[Config, list[str]]:
             if problem:
                 complaints.append(f"hook.conf line {number} is ignored: {problem}")
     return config, complaints
+
+
+class Budget:
+    """
+    The time that all runs of one start, or one end, of a VM have together.
+
+    libvirt runs the hook three times in a start, holding the domain's lock each time. A run that took long leaves a
+    file beside natd's socket, in which the next run finds how much is left.
+    """
+
+    def __init__(self, config: Config, name: str, operation: str, now: float) -> None:
+        raw = name.encode(sys.getfilesystemencoding(), "surrogateescape")
+        directory = config.socket.rpartition("/")[0].encode(sys.getfilesystemencoding(), "surrogateescape")
+        # Names are of any bytes and length; two with the same long beginning share a budget, which is harmless.
+        self._path = directory + b"/hook-" + raw.hex().encode()[:200]
+        self._operation = operation
+        self._begun = now
+        self._least = config.deadline / 4
+        self._spent = self._read(now)
+        self.end = now + config.deadline - self._spent
+        """When this run has to end, on the monotonic clock."""
+
+    def _read(self, now: float) -> float:
+        if self._operation not in EARLIER:
+            return 0.0
+        try:
+            operation, spent, at = _read_head(self._path).decode("ascii", "replace").split(" ")
+            # From -1: the time was rounded.
+            is_of_this_start = operation in EARLIER[self._operation] and -1 < now - float(at) < START_S
+            return max(0.0, float(spent)) if is_of_this_start else 0.0
+        except (OSError, ValueError):
+            return 0.0
+
+    def close(self, now: float) -> None:
+        """Leave what the next run has to know."""
+        spent = self._spent + now - self._begun
+        try:
+            if self._operation in LAST:
+                if self._spent:
+                    posix.unlink(self._path)
+            elif spent >= self._least:
+                self._write(b"%s %.3f %.3f" % (self._operation.encode(), spent, now))
+        except OSError:
+            pass  # then each run has the whole time
+
+    def _write(self, text: bytes) -> None:
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        fd = posix.open(self._path, flags, 0o600)
+        try:
+            posix.write(fd, text)
+        finally:
+            posix.close(fd)
 
 
 def _remaining(end: float) -> float:
@@ -272,7 +336,11 @@ def main(argv: list[str], environ: dict[bytes, bytes], stdin: int = 0) -> int:
         config, complaints = read_config(environ.get(b"VIRT_PORTS_HOOK_CONF") or CONF)
         for complaint in complaints:
             report(WARNING, complaint)
-        return run(argv, config, stdin, start + config.deadline)
+        budget = Budget(config, argv[1], argv[2], start)
+        try:
+            return run(argv, config, stdin, budget.end)
+        finally:
+            budget.close(time.monotonic())
     except Exception as error:  # a bug in the hook must not fail a VM
         report(ERROR, f"bug in the hook, please report it: {error!r}")
         return 0

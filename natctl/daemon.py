@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
-import dataclasses
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import ssl
@@ -22,38 +22,36 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from cpm.api import session as manager_session
-from cpm.protocol import wishes
-from cpm.protocol.errors import KernelError, Unreachable, VirtPortsError
+from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import ManagerMessage, Need
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
-from libvirt_hooks.domain_xml import DomainFacts
-from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
-from natctl.core.domains import RunningDomain
 from natctl.core.node import Identity, Node
+from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
 from natctl.kernel.kernel import Kernel
 from natctl.kernel_events import KernelEvents
-from natctl.model.commands import Answer, Command, CountPorts, Forget, Program, RefuseNew, Release, Replace, Send, Warn
+from natctl.model.commands import (
+    Answer,
+    Command,
+    CountPorts,
+    Forget,
+    Program,
+    Prune,
+    RefuseNew,
+    Release,
+    Replace,
+    Send,
+    Warn,
+)
 from natctl.netlink.conntrack import Conntrack
-from natctl.netlink.links import LinkAdded, Resync, list_links, watch_links
 from natctl.ruleset.marks import Marks
 from qga_agent import announcement
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.agent_socket import SocketAgents
-from qga_agent.domain_events import (
-    AgentConnected,
-    AgentDisconnected,
-    ConnectionMade,
-    DeviceAdded,
-    DeviceRemoved,
-    DomainResumedMigrated,
-    DomainStarted,
-    MetadataChanged,
-)
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import Sampler
 from qga_agent.tap_stats import Source, TapReader
@@ -64,15 +62,8 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 TELL_S = 0.05
 """Seconds from a message of the manager until guests are told: many VMs may change at once."""
-LIST_S = 15.0
-"""Seconds between two readings of libvirt's list of domains, for changes without an event."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
-
-_STARTS = frozenset({HookOperation.START, HookOperation.STARTED, HookOperation.ATTACH, HookOperation.RECONNECT})
-_ENDS = frozenset({HookOperation.STOPPED, HookOperation.RELEASE})
-_INTERFACES = frozenset({"network", "bridge", "ethernet"})
-"""Kinds of interface with a tap that may be on a bridge."""
 
 
 class Natd:
@@ -88,14 +79,14 @@ class Natd:
         self._host = settings.host if Role.HOST in settings.roles else None
         marks = Marks.of_mask(kernel.host.mark_mask) if kernel.host is not None else None
         identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, program.version())
-        self._node = Node(identity, marks.highest_index if marks is not None else 0)
+        has_libvirt = self._host is not None and bool(self._host.libvirt)
+        self._node = Node(identity, marks.highest_index if marks is not None else 0, has_libvirt=has_libvirt)
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._kernel_events: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
         self._sampler = Sampler()
-        self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
         self._session = manager_session.Session(
             settings.manager.url, self, _tls_context(settings.manager), random.random
         )
@@ -104,12 +95,17 @@ class Natd:
         source = Source(settings.monitor.source)
         self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
         self._visitor = _make_visitor(settings, self._libvirt) if self._host is not None else None
-        self._local_port_range: dict[DomainUUID, bool] = {}
+        self._watch: DomainWatch | None = None
+        self._hooks: HookServer | None = None
+        if self._host is not None:
+            self._watch = DomainWatch(
+                self._node, self._carry_out, self._answer, self._host, settings.guests, self._libvirt, self._visitor
+            )
+            self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook)
         self._is_telling_guests = False
-        self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
+        self._deletions: collections.deque[Forget | Prune] = collections.deque()
+        self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
-        self._domains_listed = asyncio.Event()
-        self._links: frozenset[str] = frozenset()
         self._tasks = Tasks()
 
     # Life
@@ -122,13 +118,13 @@ class Natd:
         :raise OSError: When the socket cannot be made.
         """
         found = await self._kernel.observe()
-        self._links = frozenset(list_links())
-        self._node.on_kernel_found(found.host.values(), found.path, self._links, clock.now())
+        links = self._watch.links() if self._watch is not None else {}
+        self._node.on_kernel_found(found.host.values(), found.path, links, clock.now())
         start = self._tasks.start
         start("kernel", self._serve_kernel(), forever=True)
-        if self._host is not None:
+        if self._host is not None and self._watch is not None and self._hooks is not None:
             await self._hooks.start()
-            start("links", self._watch_links(), forever=True)
+            start("links", self._watch.watch_links(), forever=True)
             monitor = self._settings.monitor
             if self._kernel_events is not None:
                 if monitor.arrivals:
@@ -137,10 +133,10 @@ class Natd:
                     start("deferred", self._kernel_events.watch_deferred(self._host.queue), forever=True)
                 start("counting", self._kernel_events.serve_counting(), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
-        if self._libvirt is not None:
+        if self._libvirt is not None and self._watch is not None:
             start("libvirt", self._libvirt.run(), forever=True)
-            start("libvirt events", self._serve_libvirt(self._libvirt), forever=True)
-            start("libvirt list", self._every(LIST_S, self._list_domains), forever=True)
+            start("libvirt events", self._watch.serve_events(self._libvirt), forever=True)
+            start("libvirt list", self._watch.serve_lists(self._libvirt), forever=True)
         if self._visitor is not None:
             start("guests", self._visitor.run(), forever=True)
         start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
@@ -158,7 +154,8 @@ class Natd:
 
     async def stop(self) -> None:
         """Stop serving. The kernel goes on with what it holds."""
-        await self._hooks.stop()
+        if self._hooks is not None:
+            await self._hooks.stop()
         await self._tasks.stop()
         await self._kernel.close()
 
@@ -175,7 +172,7 @@ class Natd:
                     log.debug("%s", message)
                 self._session.send(message)
             case Answer(request, code, text):
-                self._hooks.answer(request, code, text)
+                self._answer(request, code, text)
             case Warn(text):
                 log.warning("%s", text)
             case Release(packets):
@@ -184,14 +181,22 @@ class Natd:
             case CountPorts():
                 if self._kernel_events is not None:
                     self._kernel_events.count(command)
-            case Program() | Replace() | Forget() | RefuseNew():
+            case Program() | Replace() | Forget() | Prune() | RefuseNew():
                 self._kernel_work.put_nowait(command)
+
+    def _answer(self, request: int, code: str, text: str) -> None:
+        if self._hooks is not None:
+            self._hooks.answer(request, code, text)
 
     async def _serve_kernel(self) -> None:
         while True:
+            if self._deletions and self._kernel_work.empty():
+                # Each reads the whole connection table (10 ms), and no hook waits for it.
+                await self._delete_connections(self._deletions.popleft())
+                continue
             command = await self._kernel_work.get()
-            if isinstance(command, Forget):
-                await self._forget(command)
+            if isinstance(command, (Forget, Prune)):
+                self._deletions.append(command)
                 continue
             if isinstance(command, RefuseNew):
                 await self._refuse(command)
@@ -211,12 +216,16 @@ class Natd:
         for difference in await self._kernel.replace(command.host, command.edge, command.path):
             log.info("brought in step: %s", difference)
 
-    async def _forget(self, command: Forget) -> None:
-        if self._conntrack is None:
+    async def _delete_connections(self, command: Forget | Prune) -> None:
+        held = self._node.held_ports(command.internal)
+        if self._conntrack is None or (isinstance(command, Prune) and not held):
             return
         try:
-            gone = await self._conntrack.delete_connections(command.internal)
-            log.debug("forgot %d connections of %s", gone, command.internal)
+            if held:
+                gone = await self._conntrack.delete_other_connections(command.internal, held)
+            else:
+                gone = await self._conntrack.delete_connections(command.internal)
+            log.debug("deleted %d connections of %s", gone, command.internal)
         except KernelError as error:
             log.warning("%s", error)
 
@@ -229,10 +238,10 @@ class Natd:
     # The manager
 
     async def _serve_session(self) -> None:
-        if self._libvirt is not None:
+        if self._libvirt is not None and self._watch is not None:
             # A VM that is missing in our first message counts as gone.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._domains_listed.wait(), FIRST_LIST_S)
+                await asyncio.wait_for(self._watch.has_listed.wait(), FIRST_LIST_S)
         await self._session.run()
 
     def on_connected(self) -> None:
@@ -259,43 +268,7 @@ class Natd:
         self._node.on_disconnected(clock.now())
         self._carry_out()
 
-    # Domains
-
-    def _on_hook(self, request: int, operation: HookOperation, facts: DomainFacts) -> None:
-        now = clock.now()
-        vm = self._running_domain(facts)
-        if operation in _ENDS:
-            self._node.on_domain_ended(request, DomainUUID(facts.uuid), operation.value, now)
-        elif vm is None:
-            self._hooks.answer(request, "", "no interface of ours")
-        elif operation is HookOperation.MIGRATE:
-            self._node.on_domain_incoming(request, vm, now)
-        elif operation is HookOperation.RESTORE:
-            self._hooks.answer(request, "", "")
-        elif operation is HookOperation.RECONNECT:
-            # Never let a running VM wait, or fail, because of us.
-            self._hooks.answer(request, "", "")
-            self._node.on_domain_starting(None, vm, now, wait_for_taps=False)
-        else:
-            self._node.on_domain_starting(request, vm, now, wait_for_taps=operation in _STARTS)
-        self._carry_out()
-
-    def _running_domain(self, facts: DomainFacts) -> RunningDomain | None:
-        """Return the VM with its interfaces on our bridges; None when it has none."""
-        assert self._host is not None
-        mine = [
-            interface
-            for interface in facts.interfaces
-            if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
-        ]
-        if not mine:
-            return None
-        taps = frozenset(interface.target for interface in mine if interface.target is not None)
-        said = dict(facts.ports_metadata)
-        self._local_port_range[DomainUUID(facts.uuid)] = announcement.wants_local_port_range(
-            said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._settings.guests.announce_local_port_range
-        )
-        return RunningDomain(DomainUUID(facts.uuid), facts.name, taps, wishes.parse(said))
+    # Guests
 
     def _tell_guests(self) -> None:
         self._is_telling_guests = False
@@ -307,57 +280,8 @@ class Natd:
     def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announcement.Announcement | None:
         if vm is None or vm.ports is None or vm.external is None:
             return None
-        wish = self._local_port_range.get(uuid, self._settings.guests.announce_local_port_range)
+        wish = self._watch is not None and self._watch.wants_local_port_range(uuid)
         return announcement.Announcement(vm.external, vm.ports, wish)
-
-    async def _serve_libvirt(self, libvirt: LibvirtMonitor) -> None:
-        while True:
-            event = await libvirt.events.get()
-            if isinstance(event, DomainResumedMigrated):
-                self._node.on_domain_resumed(event.uuid, clock.now())
-                self._carry_out()
-            elif isinstance(event, (AgentConnected, AgentDisconnected)):
-                self._note_agent(event)
-            elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted, MetadataChanged)):
-                await self._list_domains()
-                if isinstance(event, ConnectionMade) and self._visitor is not None:
-                    self._visitor.on_agents_reachable()
-
-    def _note_agent(self, event: AgentConnected | AgentDisconnected) -> None:
-        if self._visitor is None:
-            return
-        if isinstance(event, AgentConnected):
-            self._visitor.on_agent_connected(event.uuid)
-        else:
-            self._visitor.on_agent_disconnected(event.uuid)
-
-    async def _list_domains(self) -> None:
-        if self._libvirt is None or not self._libvirt.is_connected:
-            return
-        try:
-            domains = await self._libvirt.domains()
-        except (Unreachable, TimeoutError) as error:
-            log.warning("cannot list libvirt's domains: %s", error)
-            return
-        known = {facts.uuid for facts in domains} | self._node.guests().keys()
-        self._local_port_range = {uuid: wish for uuid, wish in self._local_port_range.items() if uuid in known}
-        running = [vm for facts in domains if (vm := self._running_domain(facts)) is not None]
-        here = [dataclasses.replace(vm, taps=vm.taps & self._links) for vm in running]
-        self._node.on_domains_listed(here, clock.now())
-        self._domains_listed.set()
-        self._carry_out()
-
-    async def _watch_links(self) -> None:
-        async with contextlib.aclosing(watch_links()) as events:
-            async for event in events:
-                if isinstance(event, Resync):
-                    self._links = frozenset(event.links)
-                elif isinstance(event, LinkAdded):
-                    self._links |= {event.name}
-                else:
-                    self._links -= {event.name}
-                self._node.on_links(self._links, clock.now())
-                self._carry_out()
 
     # Time
 
@@ -408,13 +332,13 @@ def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) 
     guests, period_s = settings.guests, settings.monitor.guest_period_s
     if not period_s or (libvirt is None and not guests.agent_sockets):
         return None
-    timeout_s, set_timeout = guests.agent_timeout_s or 1, bool(guests.agent_timeout_s)
+    timeout_s = guests.agent_timeout_s or 1
     return Visitor(
         period_s,
         clock.now,
         file=guests.announce_file,
         sockets=SocketAgents(guests.agent_sockets, timeout_s) if guests.agent_sockets else None,
-        libvirt=LibvirtAgents(libvirt, timeout_s, set_timeout=set_timeout) if libvirt is not None else None,
+        libvirt=LibvirtAgents(libvirt, timeout_s) if libvirt is not None else None,
     )
 
 

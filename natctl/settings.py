@@ -100,8 +100,8 @@ class GuestsTable(Struct, frozen=True, forbid_unknown_fields=True):
     agent_sockets: str = ""
     """Path of the agents' unix sockets, with ``{uuid}`` in it, for VMs that libvirt does not run."""
     agent_timeout_s: Annotated[int, Meta(ge=0, le=60)] = 1
-    """Seconds that libvirt waits for an agent during natd's visit; afterwards its default is restored. 0: do not change
-    the domain's timeout (``virsh guest-agent-timeout``)."""
+    """Seconds that libvirt waits for the reply to one command of natd; 0 is taken as 1. For a frozen agent it
+    waits as long as is set for the domain (``virsh guest-agent-timeout``, 5 s by default); natd leaves that alone."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,7 +2,9 @@
 Guest agents through libvirt's channel. libvirt keeps the channel open itself, and all users of an agent go through it.
 
 libvirt's calls block, so each visit has a thread of its own; a call that overruns its timeout occupies that thread, and
-the guest, until libvirt returns.
+the guest, until libvirt returns. How long libvirt waits for an agent that is frozen (5 s by default,
+``virsh guest-agent-timeout``) is a property of the domain that holds for every user of that agent, also after natd
+has died: it is left as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import msgspec
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from qga_agent.guest_agent import MAX_REPLY_BYTES, AgentError, AgentSilent, InvalidReply
+from qga_agent.guest_agent import MAX_REPLY_BYTES, AgentSilent, InvalidReply
 from qga_agent.libvirt_stats import AgentChannel
 from qga_agent.worker import Worker
 
@@ -26,9 +28,8 @@ _T = TypeVar("_T")
 _MARGIN_S = 2.0
 """Added to the seconds libvirt waits for the agent: what libvirt itself may take on a busy machine."""
 _LIBVIRT_DEFAULT_S = 5
-"""Seconds libvirt waits for a frozen agent to answer ``guest-sync`` unless the domain is set otherwise."""
-_CANCELLED_S = 1.5
-"""Longest time, in seconds, that a cancelled visit (natd stops) takes to restore the domain's timeout."""
+"""Seconds libvirt waits for a frozen agent to answer ``guest-sync``, whatever the command's timeout, unless the domain
+has another setting."""
 
 
 class ChannelSource(Protocol):
@@ -43,16 +44,12 @@ class LibvirtAgents:
     The agents of libvirt's domains.
 
     :param libvirt: Where to get their channels.
-    :param timeout_s: Seconds libvirt waits for one reply; at least 1.
-    :param set_timeout: Whether to set the domain's agent response timeout for the length of each visit. Otherwise a
-        frozen agent holds a visit up for as long as is set for the domain (``virsh guest-agent-timeout``), 5 s by
-        default.
+    :param timeout_s: Seconds libvirt waits for the reply to one command, once the agent answers at all; at least 1.
     """
 
-    def __init__(self, libvirt: ChannelSource, timeout_s: int = 1, *, set_timeout: bool = True) -> None:
+    def __init__(self, libvirt: ChannelSource, timeout_s: int = 1) -> None:
         self._libvirt = libvirt
         self._timeout_s = timeout_s
-        self._set_timeout = set_timeout
         self._idle_workers: list[Worker] = []
         self._worker_count = 0
 
@@ -60,18 +57,16 @@ class LibvirtAgents:
     async def visit(self, domain: DomainUUID) -> AsyncIterator[LibvirtAgent]:
         """See :meth:`qga_agent.guest_agent.Agents.visit`."""
         worker = self._idle_workers.pop() if self._idle_workers else self._new_worker()
-        agent = LibvirtAgent(self._libvirt, domain, worker, self._timeout_s, set_timeout=self._set_timeout)
-        limit_s = None
+        is_stopping = False
         try:
-            yield agent
+            yield LibvirtAgent(self._libvirt, domain, worker, self._timeout_s)
         except asyncio.CancelledError:
-            limit_s = _CANCELLED_S
+            is_stopping = True  # a call that still runs ends with the process
             raise
         finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limit_s):
-                    await agent.close()
-                    self._idle_workers.append(worker)
+            if not is_stopping:
+                await worker.wait_until_free()
+                self._idle_workers.append(worker)
 
     def close(self) -> None:
         """End the idle threads."""
@@ -86,15 +81,12 @@ class LibvirtAgents:
 class LibvirtAgent:
     """One visit to a domain's agent."""
 
-    def __init__(
-        self, libvirt: ChannelSource, domain: DomainUUID, worker: Worker, timeout_s: int, *, set_timeout: bool
-    ) -> None:
+    def __init__(self, libvirt: ChannelSource, domain: DomainUUID, worker: Worker, timeout_s: int) -> None:
         self._libvirt = libvirt
         self._domain = domain
         self._worker = worker
         self._timeout_s = timeout_s
-        self._set_timeout = set_timeout
-        self._limit_s = (timeout_s if set_timeout else max(timeout_s, _LIBVIRT_DEFAULT_S)) + _MARGIN_S
+        self._limit_s = max(timeout_s, _LIBVIRT_DEFAULT_S) + _MARGIN_S
         self._channel: AgentChannel | None = None
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
@@ -103,22 +95,11 @@ class LibvirtAgent:
         channel = self._channel or await self._open_channel()
         return _return_value(await self._call(lambda: channel.command(json.dumps(message), self._timeout_s)))
 
-    async def close(self) -> None:
-        """Wait for a call that still runs, then set the domain's response timeout back to libvirt's default."""
-        await self._worker.wait_until_free()
-        if (channel := self._channel) is not None and self._set_timeout:
-            with contextlib.suppress(AgentError):
-                await self._call(lambda: channel.set_response_timeout(None))
-            await self._worker.wait_until_free()
-
     async def _open_channel(self) -> AgentChannel:
-        channel = await _translate_errors(
+        self._channel = await _translate_errors(
             lambda: self._libvirt.agent_channel(self._domain, self._worker, self._limit_s)
         )
-        if self._set_timeout:
-            await self._call(lambda: channel.set_response_timeout(self._timeout_s))
-        self._channel = channel
-        return channel
+        return self._channel
 
     async def _call(self, function: Callable[[], _T]) -> _T:
         return await _translate_errors(lambda: self._worker.call(function, self._limit_s))

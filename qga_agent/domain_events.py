@@ -47,6 +47,13 @@ class DomainResumedMigrated:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DomainChanged:
+    """A domain was paused or resumed; a migration does both, and may end in either."""
+
+    uuid: DomainUUID
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class DeviceAdded:
     """A device was plugged in; libvirt calls no hook for an interface of type ``bridge``."""
 
@@ -87,6 +94,7 @@ DomainEvent = (
     DomainStarted
     | DomainStopped
     | DomainResumedMigrated
+    | DomainChanged
     | DeviceAdded
     | DeviceRemoved
     | MetadataChanged
@@ -96,7 +104,8 @@ DomainEvent = (
 MonitorEvent = ConnectionMade | ConnectionLost | DomainEvent
 
 # Numbers of libvirt-domain.h (virDomainEventType and the details of each), part of its stable interface.
-_STARTED, _RESUMED, _STOPPED = 2, 4, 5
+_STARTED, _SUSPENDED, _RESUMED, _STOPPED = 2, 3, 4, 5
+_CHANGES = frozenset({_SUSPENDED, _RESUMED})
 _AGENT_CONNECTED, _AGENT_DISCONNECTED = 1, 2  # of virConnectDomainEventAgentLifecycleState
 _METADATA_ELEMENT = 2  # of virDomainMetadataType
 _RESUMED_ON_DESTINATION = frozenset({1, 3})  # MIGRATED, and POSTCOPY: it runs here while its memory follows
@@ -112,7 +121,7 @@ def lifecycle_event(uuid: DomainUUID, name: str, event: int, detail: int) -> Dom
         return DomainStopped(uuid, name, _name_of(_STOPPED_DETAILS, detail))
     if event == _RESUMED and detail in _RESUMED_ON_DESTINATION:
         return DomainResumedMigrated(uuid)
-    return None
+    return DomainChanged(uuid) if event in _CHANGES else None
 
 
 def metadata_event(uuid: DomainUUID, kind: int, namespace: str | None, ours: str) -> MetadataChanged | None:

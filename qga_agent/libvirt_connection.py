@@ -23,7 +23,7 @@ from typing import Any
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from libvirt_hooks.domain_xml import METADATA_NAMESPACE, DomainFacts, DomainXMLError, parse
+from libvirt_hooks.domain_xml import METADATA_NAMESPACE, DomainXMLError, parse
 from qga_agent.domain_events import (
     DeviceAdded,
     DeviceRemoved,
@@ -32,6 +32,7 @@ from qga_agent.domain_events import (
     lifecycle_event,
     metadata_event,
 )
+from qga_agent.domain_list import ListedDomain, phase_of
 from qga_agent.guest_agent import AgentAbsent, AgentError, AgentRefused, AgentSilent, printable_line
 from qga_agent.samples import InterfaceCounters
 
@@ -61,6 +62,8 @@ class LibvirtConnection:
     def __init__(self, uri: str, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         self._uri = uri
         self._libvirt = _binding(uri)
+        self._agents: Any = None
+        self._agents_lock = threading.Lock()
         with self._translate_errors():
             self._connection = self._libvirt.open(uri)
         try:
@@ -83,17 +86,43 @@ class LibvirtConnection:
             records = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, active | no_wait)
         return {tap: counters for _, record in records for tap, counters in interface_counters(record).items()}
 
-    def domains(self) -> tuple[DomainFacts, ...]:
+    def domains(self) -> tuple[ListedDomain, ...]:
         """
-        Return the domains that run here or are paused.
+        Return the domains that run here or are paused; blocks while a hook runs for any of them.
 
         :raise ConnectionBroken: When the connection is lost.
         :raise Unreachable: When libvirt refuses.
         """
+        active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+        no_wait = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         with self._translate_errors():
-            active = self._connection.listAllDomains(self._libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-            every = [self._facts(domain) for domain in active]
-        return tuple(facts for facts in every if facts is not None)
+            # One call for the states of all: they belong together, and a job on a domain does not delay it.
+            records = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_STATE, active | no_wait)
+            every = [
+                self._listed(domain, record.get("state.state", 0), record.get("state.reason", 0))
+                for domain, record in records
+            ]
+        return tuple(listed for listed in every if listed is not None)
+
+    def domain(self, uuid: DomainUUID) -> ListedDomain | None:
+        """
+        Return one domain; blocks while a hook runs for it, and for no other. None: it does not run here.
+
+        :raise ConnectionBroken: When the connection is lost.
+        :raise Unreachable: When libvirt refuses.
+        """
+        try:
+            with self._translate_errors():
+                domain = self._connection.lookupByUUIDString(uuid)
+                state, reason = domain.state(0)
+                if state == self._libvirt.VIR_DOMAIN_SHUTOFF:
+                    return None
+                listed = self._listed(domain, state, reason)
+        except Unreachable as error:
+            if self._is_no_domain(error.__cause__):
+                return None
+            raise
+        return listed
 
     def agent_channel(self, uuid: DomainUUID) -> LibvirtAgentChannel:
         """
@@ -103,9 +132,9 @@ class LibvirtConnection:
         :raise AgentSilent: When libvirt cannot be asked.
         """
         try:
-            return LibvirtAgentChannel(self._libvirt, self._connection.lookupByUUIDString(uuid))
+            return LibvirtAgentChannel(self._libvirt, self._connection_for_agents().lookupByUUIDString(uuid))
         except self._libvirt.libvirtError as error:
-            if error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN:
+            if self._is_no_domain(error):
                 raise AgentAbsent("libvirt has no such VM") from error
             raise AgentSilent(f"libvirt: {printable_line(error.get_error_message() or error)}") from error
 
@@ -113,14 +142,27 @@ class LibvirtConnection:
         """Close the connection; errors are ignored."""
         with contextlib.suppress(self._libvirt.libvirtError):
             self._connection.unregisterCloseCallback()
-        with contextlib.suppress(self._libvirt.libvirtError):
-            self._connection.close()
+        for connection in (self._connection, self._agents):
+            with contextlib.suppress(AttributeError, self._libvirt.libvirtError):
+                connection.close()
+
+    def _connection_for_agents(self) -> Any:
+        # libvirtd serves few calls of one connection at a time (max_client_requests, 5), and frozen agents hold as many
+        # for seconds: on a connection of their own they delay no list.
+        with self._agents_lock:
+            if self._agents is None or not _is_alive(self._libvirt, self._agents):
+                self._agents = self._libvirt.open(self._uri)
+                self._keep_alive(self._agents)
+            return self._agents
+
+    def _keep_alive(self, connection: Any) -> None:
+        with contextlib.suppress(self._libvirt.libvirtError):  # drivers within this process (test:///default) have none
+            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
 
     def _register_callbacks(self, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         libvirt, connection = self._libvirt, self._connection
         connection.registerCloseCallback(lambda _, reason, __: on_close(_close_reason(reason)), None)
-        with contextlib.suppress(libvirt.libvirtError):  # drivers within this process (test:///default) have none
-            connection.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
+        self._keep_alive(connection)
 
         def on_lifecycle(_: object, domain: Any, event: int, detail: int, __: object) -> None:
             translated = lifecycle_event(DomainUUID(domain.UUIDString()), domain.name(), event, detail)
@@ -149,16 +191,25 @@ class LibvirtConnection:
         ):
             connection.domainEventRegisterAny(None, event, callback, None)
 
-    def _facts(self, domain: Any) -> DomainFacts | None:
-        """Return the facts of one domain; None when it ended meanwhile, or its XML is invalid."""
+    def _listed(self, domain: Any, state: int, reason: int) -> ListedDomain | None:
+        """Return one domain of the list; None when it ended meanwhile."""
+        facts = None
         try:
-            return parse(domain.XMLDesc(0).encode())
+            facts = parse(domain.XMLDesc(0).encode())
         except DomainXMLError as error:
-            logger.warning("ignoring a domain of libvirt: %s", error)
+            logger.warning("ignoring the XML of a domain: %s", error)
         except self._libvirt.libvirtError as error:
-            if error.get_error_code() != self._libvirt.VIR_ERR_NO_DOMAIN:
+            if self._is_no_domain(error):
+                return None
+            if not self._is_alive():
                 raise
-        return None
+            # One domain that libvirt cannot describe says nothing about the others, and it still runs.
+            logger.warning("cannot read the XML of a domain: %s", error)
+        return ListedDomain(DomainUUID(domain.UUIDString()), phase_of(state, reason), facts)
+
+    def _is_no_domain(self, error: Any) -> bool:
+        is_libvirts = isinstance(error, self._libvirt.libvirtError)
+        return is_libvirts and bool(error.get_error_code() == self._libvirt.VIR_ERR_NO_DOMAIN)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
@@ -172,37 +223,17 @@ class LibvirtConnection:
     def _is_alive(self) -> bool:
         """Return whether the client side of the connection is open; asks nothing of libvirtd."""
         try:
-            return bool(self._connection.isAlive())
-        except (AttributeError, self._libvirt.libvirtError):  # never opened, or already closed
+            return _is_alive(self._libvirt, self._connection)
+        except AttributeError:  # never opened
             return False
 
 
 class LibvirtAgentChannel:
-    """
-    The agent channel of one domain. Every method may block without limit.
-
-    How long libvirt waits for an agent is a property of the domain and so applies to all users of that agent: restore
-    it after :meth:`set_response_timeout`.
-    """
+    """The agent channel of one domain. Every method may block without limit."""
 
     def __init__(self, libvirt: Any, domain: Any) -> None:
         self._libvirt = libvirt
         self._domain = domain
-
-    def set_response_timeout(self, seconds: int | None) -> None:
-        """
-        Set how long libvirt waits for the agent's reply; None: libvirt's default.
-
-        The timeout passed with a command does not suffice: libvirt first sends ``guest-sync`` to the agent and waits
-        5 s for that, whatever the command's timeout.
-
-        :raise AgentError: When libvirt refuses.
-        """
-        default = self._libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
-        try:
-            self._domain.agentSetResponseTimeout(default if seconds is None else seconds, 0)
-        except self._libvirt.libvirtError as error:
-            raise self._agent_error(error, timed_out=False) from error
 
     def command(self, text: str, timeout_s: int) -> str:
         """
@@ -238,6 +269,13 @@ class LibvirtAgentChannel:
         if internal or code == getattr(libvirt, "VIR_ERR_AGENT_COMMAND_FAILED", None):
             return AgentRefused(reason)
         return AgentSilent(reason)
+
+
+def _is_alive(libvirt: Any, connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:  # already closed
+        return False
 
 
 def interface_counters(statistics: Mapping[str, Any]) -> dict[str, InterfaceCounters]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent.domain_events import ConnectionLost, ConnectionMade, DomainEvent, MonitorEvent
+from qga_agent.domain_list import DomainList, ListedDomain
 from qga_agent.libvirt_connection import ConnectionBroken, LibvirtConnection
 from qga_agent.samples import InterfaceCounters
 from qga_agent.worker import Worker
@@ -29,6 +30,11 @@ _T = TypeVar("_T")
 _MIN_RETRY_S = 0.5
 _MAX_RETRY_S = 15.0
 _OPEN_TIMEOUT_S = 10.0
+_LOOKUP_S = 0.5
+"""Longest wait for one domain that is looked up by itself, in seconds."""
+_LOOKUP_WORKERS = 2
+"""Domains that may block their lookup before the others are no longer looked up. With the list that is blocked as well
+these are fewer than libvirtd serves on one connection (max_client_requests, 5)."""
 
 
 class Connection(Protocol):
@@ -37,8 +43,11 @@ class Connection(Protocol):
     def statistics(self) -> dict[str, InterfaceCounters]:
         """Return the counters by tap."""
 
-    def domains(self) -> tuple[DomainFacts, ...]:
+    def domains(self) -> tuple[ListedDomain, ...]:
         """Return the active domains."""
+
+    def domain(self, uuid: DomainUUID) -> ListedDomain | None:
+        """Return one active domain; None: it does not run here."""
 
     def agent_channel(self, uuid: DomainUUID) -> AgentChannel:
         """Return the channel to a domain's guest agent."""
@@ -49,9 +58,6 @@ class Connection(Protocol):
 
 class AgentChannel(Protocol):
     """The channel to one guest agent; see :class:`qga_agent.libvirt_connection.LibvirtAgentChannel`."""
-
-    def set_response_timeout(self, seconds: int | None) -> None:
-        """Set how long libvirt waits for the agent's reply; None: libvirt's default."""
 
     def command(self, text: str, timeout_s: int) -> str:
         """Have the agent execute a command and return its reply."""
@@ -66,7 +72,7 @@ class LibvirtMonitor:
     A connection to libvirt that is reopened whenever it breaks.
 
     Run :meth:`run` as a task and read :attr:`events`; the other methods may be called at any time. Each has a timeout,
-    and only one call to libvirt is under way at a time.
+    and only one call to libvirt is under way at a time, beside those that a blocked domain holds up.
 
     :param uri: As virsh takes it.
     :param timeout_s: Longest wait for the result of one call.
@@ -82,6 +88,8 @@ class LibvirtMonitor:
         self._timeout_s = timeout_s
         self._open = connect
         self._worker = Worker(f"libvirt {uri}")
+        self._lookup_workers = [Worker(f"libvirt {uri} lookup {number}") for number in range(_LOOKUP_WORKERS)]
+        self._blocked: dict[DomainUUID, Worker] = {}
         self._connection: Connection | None = None
         self._close_reason: asyncio.Future[str]  # of the open connection; set together with it
         self._down_reason = "not connected yet"
@@ -108,7 +116,8 @@ class LibvirtMonitor:
                 retry_s = min(retry_s * 2, _MAX_RETRY_S)
         finally:
             await self._close()
-            self._worker.close()
+            for worker in (self._worker, *self._lookup_workers):
+                worker.close()
 
     async def statistics(self) -> dict[str, InterfaceCounters]:
         """
@@ -119,14 +128,44 @@ class LibvirtMonitor:
         """
         return await self._call(lambda connection: connection.statistics())
 
-    async def domains(self) -> tuple[DomainFacts, ...]:
+    async def domains(self, known: Iterable[DomainUUID] = ()) -> DomainList:
         """
         Return the domains that run here or are paused, each as its live XML describes it.
 
+        While a hook runs for one domain, libvirt lists none. Then each of ``known`` is looked up by itself, so that the
+        domain whose hook takes long is the only one that is missing.
+
+        :param known: The domains to look up when they cannot be listed.
         :raise Unreachable: When no connection is open, it broke, or libvirt refuses.
-        :raise TimeoutError: When libvirt does not answer in time; until it does, further calls fail at once.
+        :raise TimeoutError: When libvirt neither lists domains nor answers for any of ``known`` in time.
         """
-        return await self._call(lambda connection: connection.domains())
+        try:
+            return DomainList(await self._call(lambda connection: connection.domains()))
+        except TimeoutError:
+            found = await self._look_up(known)
+            if not found.domains and not found.absent:
+                raise
+            return found
+
+    async def _look_up(self, known: Iterable[DomainUUID]) -> DomainList:
+        domains: list[ListedDomain] = []
+        absent: set[DomainUUID] = set()
+        self._blocked = {uuid: worker for uuid, worker in self._blocked.items() if worker.is_stuck}
+        for uuid in known:
+            worker = next((worker for worker in self._lookup_workers if not worker.is_stuck), None)
+            if worker is None:
+                break
+            if uuid in self._blocked:
+                continue
+            domain: ListedDomain | None
+            try:
+                domain = await self._call(operator.methodcaller("domain", uuid), worker, _LOOKUP_S)
+            except TimeoutError:
+                self._blocked[uuid] = worker
+            else:
+                domains += [domain] if domain is not None else []
+                absent |= {uuid} if domain is None else set()
+        return DomainList(tuple(domains), frozenset(absent))
 
     async def agent_channel(self, uuid: DomainUUID, worker: Worker, timeout_s: float) -> AgentChannel:
         """
@@ -146,10 +185,12 @@ class LibvirtMonitor:
             raise Unreachable(self.uri, self._down_reason, "natd tries again by itself")
         return self._connection
 
-    async def _call(self, function: Callable[[Connection], _T]) -> _T:
+    async def _call(
+        self, function: Callable[[Connection], _T], worker: Worker | None = None, timeout_s: float | None = None
+    ) -> _T:
         connection, close_reason = self._connected(), self._close_reason
         try:
-            return await self._worker.call(lambda: function(connection), self._timeout_s)
+            return await (worker or self._worker).call(lambda: function(connection), timeout_s or self._timeout_s)
         except ConnectionBroken as error:
             _set_once(close_reason, error.detail)  # in case the close callback does not come
             raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -157,7 +158,9 @@ class Server:
         for operation in OPERATIONS:
             # add_get() also answers HEAD, add_route() does not.
             add = app.router.add_get if operation.method == "GET" else partial(app.router.add_route, operation.method)
-            add(operation.path, partial(self._stream if operation.streams else self._answer, operation))
+            # Names have any characters; without a pattern aiohttp takes none with braces.
+            path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", operation.path)
+            add(path, partial(self._stream if operation.streams else self._answer, operation))
         app.router.add_get("/v1/session", self._session)
         return app
 

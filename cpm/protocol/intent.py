@@ -39,6 +39,11 @@ class HostIntent(VmIntent, frozen=True):
     """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
 
     @property
+    def held(self) -> tuple[PortRange, ...]:
+        """All ports that its connections may have on this host."""
+        return (*(() if self.ports is None else (self.ports,)), *self.draining)
+
+    @property
     def programmed(self) -> HostIntent:
         """The part that the kernel holds, without what natd only counts or sends to the guest."""
         return msgspec.structs.replace(self, draining=(), external=None)

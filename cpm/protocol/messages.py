@@ -24,7 +24,7 @@ from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.timeouts import Timeouts
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of these messages; both sides must have the same."""
 
 
@@ -244,4 +244,17 @@ class Declined(Struct, frozen=True, tag="declined"):
     """The range of the :class:`Need`."""
 
 
-ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined
+class Freed(Struct, frozen=True, tag="freed"):
+    """
+    The last port that a VM held on this host is free: its connections there are over for good.
+
+    Until then the VM may come back and find them. When the message is lost, entries on ports that it does not get again
+    go as soon as the VM, or another one with its internal address, has ports on this host.
+    """
+
+    epoch: int
+    domain: DomainUUID
+    internal: IPv4Address
+
+
+ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined | Freed

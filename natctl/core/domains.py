@@ -1,25 +1,41 @@
 """
 The domains (libvirt's) that run on this node, from hooks, libvirt's list and the interfaces of the machine: pure.
 
-:class:`Domains` has the interfaces of each and the wishes in its XML, and finds those that ended without a hook.
+libvirt's list is a level: it says which domains there are and whether their guests run here, however many hooks and
+events were missed. It alone says that a domain ended without a hook. Hooks are hints that make a change quick, and the
+interfaces only say which packets to mark: a domain keeps what it has while it has none.
 
-Tested in ``tests/unit/site/test_order.py``.
+Domains that libvirt does not know (a hook announced them, the list has never had them) end when their interfaces do.
+
+Tested in ``tests/unit/site/test_levels.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from cpm.protocol.messages import Presence
 from cpm.protocol.model import DomainUUID, Wishes
+from qga_agent.domain_list import Phase
 
 TAP_GRACE_S = 3.0
-"""Seconds for which a VM may be without interfaces before it counts as gone: usually a hook comes earlier, and libvirt
-re-creates the tap of a VM that is reset."""
+"""Seconds for which a VM that libvirt does not list may be without interfaces before it counts as gone."""
 
 START_GRACE_S = 60.0
-"""Seconds between ``prepare`` and the first interface, the longest a VM may take to start."""
+"""Seconds between ``prepare`` and the first interface, the longest a VM may take to start where nothing is listed."""
+
+LIST_GRACE_S = 10.0
+"""Seconds after its last hook that a VM may be missing in libvirt's list: between two hooks libvirt may not list it."""
+
+
+class Tap(NamedTuple):
+    """An interface of a VM on this host."""
+
+    name: str
+    number: int
+    """Its interface index, which no later interface gets; names are reused."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,9 +44,32 @@ class RunningDomain:
 
     domain: DomainUUID
     name: str
-    taps: frozenset[str] = frozenset()
+    taps: frozenset[Tap] = frozenset()
     wishes: Wishes | None = None
     """From its XML; None: not read."""
+    phase: Phase = Phase.HERE
+    """As libvirt lists it; of no meaning in a hook."""
+    has_interface: bool = True
+    """It has an interface that we care for, whether or not there is a tap yet."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listing:
+    """What libvirt listed."""
+
+    asked_at: float
+    """When libvirt was asked: what a hook said later is news to the list."""
+    domains: tuple[RunningDomain, ...]
+    absent: frozenset[DomainUUID] | None = None
+    """Domains that do not run here; None: all that are not in ``domains``."""
+    undescribed: frozenset[DomainUUID] = frozenset()
+    """Domains that run here, whose XML cannot be read."""
+
+    def is_without(self, uuid: DomainUUID) -> bool:
+        """Whether it says that a domain does not run here."""
+        if self.absent is not None:
+            return uuid in self.absent
+        return uuid not in self.undescribed and all(vm.domain != uuid for vm in self.domains)
 
 
 @dataclasses.dataclass(slots=True)
@@ -38,13 +77,19 @@ class Domain:
     """What is known of a domain that runs here."""
 
     name: str
-    taps: frozenset[str] = frozenset()
+    taps: frozenset[Tap] = frozenset()
     wishes: Wishes | None = None
     is_incoming: bool = False
     """It migrates here and still runs elsewhere."""
+    has_run: bool = False
+    """Its guest was seen to run here; when it migrates then, it migrates away."""
+    is_listed: bool = False
+    """libvirt's list has had it."""
     had_taps: bool = False
     no_taps_since: float | None = None
     """Since when none of its interfaces exists; None: one does."""
+    hook_at: float = 0.0
+    """When a hook told of it last."""
 
 
 class Domains:
@@ -52,6 +97,7 @@ class Domains:
 
     def __init__(self) -> None:
         self._domains: dict[DomainUUID, Domain] = {}
+        self._ended_at: dict[DomainUUID, float] = {}
 
     def __contains__(self, uuid: DomainUUID) -> bool:
         return uuid in self._domains
@@ -60,14 +106,20 @@ class Domains:
         """Return a domain; None: it does not run here."""
         return self._domains.get(uuid)
 
-    def taps_of(self, uuid: DomainUUID) -> frozenset[str]:
-        """Return the interfaces of a VM; none, when it does not run here."""
+    def taps_of(self, uuid: DomainUUID) -> frozenset[int]:
+        """Return the indexes of a VM's interfaces; none, when it does not run here."""
         domain = self._domains.get(uuid)
-        return domain.taps if domain is not None else frozenset()
+        return frozenset(tap.number for tap in domain.taps) if domain is not None else frozenset()
 
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
-        """Return the interfaces of each VM that has some."""
-        return {uuid: domain.taps for uuid, domain in self._domains.items() if domain.taps}
+        """Return the names of the interfaces of each VM that has some."""
+        return {
+            uuid: frozenset(tap.name for tap in domain.taps) for uuid, domain in self._domains.items() if domain.taps
+        }
+
+    def known(self) -> frozenset[DomainUUID]:
+        """Return all domains, those that migrate here included."""
+        return frozenset(self._domains)
 
     def guests(self) -> Iterator[DomainUUID]:
         """Yield the VMs whose guests run here."""
@@ -82,55 +134,122 @@ class Domains:
         running = ((uuid, domain) for uuid, domain in self._domains.items() if not domain.is_incoming)
         return (Presence(uuid, domain.name, domain.wishes) for uuid, domain in running)
 
-    def adopt(self, uuid: DomainUUID, name: str, taps: frozenset[str]) -> None:
-        """Add a domain that ran here before natd did."""
-        self._domains[uuid] = Domain(name, taps, had_taps=True)
-
-    def update(self, vm: RunningDomain, now: float) -> tuple[Domain, set[DomainUUID]]:
+    def adopt(self, uuid: DomainUUID, name: str, taps: frozenset[Tap], now: float) -> None:
         """
-        Record what a hook or libvirt says of a domain that starts, runs or migrates here.
+        Add a domain that had ports here before natd began.
 
-        :return: The domain, and those whose interfaces have changed: tap names are reused.
+        :param taps: Those of its interfaces that still exist.
+        """
+        no_taps_since = None if taps else now - TAP_GRACE_S
+        self._domains[uuid] = Domain(name, taps, has_run=True, had_taps=True, no_taps_since=no_taps_since)
+
+    def on_hook(self, vm: RunningDomain, now: float) -> tuple[Domain, set[DomainUUID]]:
+        """
+        Record what a hook says of a domain that starts, runs or migrates here.
+
+        :return: The domain, and those whose interfaces have changed.
         """
         domain = self._domains.setdefault(vm.domain, Domain(vm.name, no_taps_since=now))
-        domain.name = vm.name
-        domain.wishes = vm.wishes if vm.wishes is not None else domain.wishes
-        changed = self._give_taps(vm.domain, domain, vm.taps) if vm.taps and vm.taps != domain.taps else set()
-        return domain, changed
+        domain.hook_at = now
+        self._describe(domain, vm)
+        return domain, self._give_taps(vm.domain, domain, vm.taps) if vm.taps else set()
 
-    def update_wishes(self, vm: RunningDomain) -> bool:
-        """Record the wishes in the XML of a domain that runs here; return whether they are news to the manager."""
+    def on_listed(self, vm: RunningDomain, listing: Listing, now: float) -> tuple[Domain | None, set[DomainUUID]]:
+        """
+        Record what libvirt's list says of a domain.
+
+        :return: The domain, and those whose interfaces have changed; None: it is not ours, or a hook told later.
+        """
         domain = self._domains.get(vm.domain)
-        if domain is None or vm.wishes is None or vm.wishes == domain.wishes:
-            return False
-        domain.wishes = vm.wishes
-        return True
+        if domain is None:
+            if not vm.has_interface or self._ended_at.get(vm.domain, 0.0) > listing.asked_at:
+                return None, set()
+            domain = self._domains[vm.domain] = Domain(vm.name, no_taps_since=now)
+            domain.is_incoming = vm.phase is not Phase.HERE
+        domain.is_listed = True
+        if domain.hook_at > listing.asked_at:
+            return None, set()
+        if vm.phase is Phase.HERE:
+            domain.is_incoming, domain.has_run = False, True
+        elif vm.phase is Phase.MIGRATING and not domain.has_run:
+            domain.is_incoming = True
+        self._describe(domain, vm)
+        # An interface that was renamed still exists, and the XML has its former name.
+        taps = vm.taps | {tap for tap in domain.taps if all(tap.name != named.name for named in vm.taps)}
+        # A name may be another's since libvirt was asked; the hook of that domain has said so.
+        taps -= {tap for other in self._domains.values() if other.hook_at > listing.asked_at for tap in other.taps}
+        return domain, self._give_taps(vm.domain, domain, frozenset(taps)) if taps else set()
 
-    def remove(self, uuid: DomainUUID) -> bool:
+    def has_new_wishes(self, vm: RunningDomain) -> bool:
+        """Whether the wishes in the XML of a domain that runs here are news to the manager."""
+        domain = self._domains.get(vm.domain)
+        return domain is not None and vm.wishes is not None and vm.wishes != domain.wishes
+
+    def remove(self, uuid: DomainUUID, now: float) -> bool:
         """Forget a domain; return whether it was known."""
+        self._ended_at = {other: at for other, at in self._ended_at.items() if now - at < START_GRACE_S}
+        self._ended_at[uuid] = now
         return self._domains.pop(uuid, None) is not None
 
-    def on_links(self, links: frozenset[str], now: float) -> None:
-        """The interfaces of this machine changed."""
-        for domain in self._domains.values():
-            alive = bool(domain.taps & links)
-            domain.no_taps_since = None if alive else domain.no_taps_since or now
+    def on_links(self, links: Mapping[int, str], now: float) -> set[DomainUUID]:
+        """
+        Record the interfaces of this machine, names by index; return the VMs of whose interfaces some are gone.
+
+        Interfaces that were renamed are the same ones.
+        """
+        changed = set()
+        for uuid, domain in self._domains.items():
+            taps = frozenset(Tap(links[tap.number], tap.number) for tap in domain.taps if tap.number in links)
+            if len(taps) != len(domain.taps):
+                changed.add(uuid)
+            domain.taps = taps
+            domain.no_taps_since = None if taps else domain.no_taps_since or now
+        return changed
+
+    def ended(self, listing: Listing) -> list[DomainUUID]:
+        """Return the domains that libvirt no longer runs, by its list."""
+        return [
+            uuid for uuid, domain in self._domains.items() if listing.is_without(uuid) and _has_ended(domain, listing)
+        ]
 
     def without_taps(self, now: float) -> list[DomainUUID]:
-        """Return the domains that have been without interfaces for too long, and count as gone."""
+        """Return the domains without interfaces for too long: they count as gone where libvirt is not asked."""
         return [uuid for uuid, domain in self._domains.items() if _has_lost_taps(domain, now)]
 
-    def _give_taps(self, uuid: DomainUUID, domain: Domain, taps: frozenset[str]) -> set[DomainUUID]:
+    def _describe(self, domain: Domain, vm: RunningDomain) -> None:
+        domain.name = vm.name
+        domain.wishes = vm.wishes if vm.wishes is not None else domain.wishes
+
+    def _give_taps(self, uuid: DomainUUID, domain: Domain, taps: frozenset[Tap]) -> set[DomainUUID]:
+        indexes = {tap.number for tap in taps}
+        if indexes == {tap.number for tap in domain.taps}:
+            return set()
         changed = {uuid}
-        # Tap names are reused: a domain that had one of these before no longer has it.
+        # An interface belongs to the domain that was named last.
         for other_uuid, other in self._domains.items():
-            if other_uuid != uuid and other.taps & taps:
-                other.taps -= taps
+            kept = frozenset(tap for tap in other.taps if tap.number not in indexes)
+            if other_uuid != uuid and kept != other.taps:
+                other.taps = kept
                 changed.add(other_uuid)
         domain.taps = taps
         domain.had_taps = True
         domain.no_taps_since = None
         return changed
+
+
+def _has_ended(domain: Domain, listing: Listing) -> bool:
+    """Whether a domain that the list does not have is gone."""
+    since_hook = listing.asked_at - domain.hook_at
+    if domain.is_listed:
+        return since_hook >= 0
+    if domain.is_incoming:
+        # libvirt lists it from ``prepare`` on; before, hooks of others may take their time.
+        return since_hook >= START_GRACE_S
+    if domain.taps:
+        return False
+    if domain.had_taps:
+        return domain.no_taps_since is not None and listing.asked_at - domain.no_taps_since >= TAP_GRACE_S
+    return since_hook >= LIST_GRACE_S
 
 
 def _has_lost_taps(domain: Domain, now: float) -> bool:

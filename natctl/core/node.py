@@ -35,6 +35,7 @@ from cpm.protocol.messages import (
     Declined,
     Delta,
     Detach,
+    Freed,
     GuestView,
     Hello,
     ManagerMessage,
@@ -44,11 +45,11 @@ from cpm.protocol.messages import (
     Rejected,
     Snapshot,
 )
-from cpm.protocol.model import DomainUUID, NodeName, Role
+from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.arrivals.controller import Arrivals
-from natctl.core.domains import Domain, Domains, RunningDomain
+from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
-from natctl.core.intent import Intent
+from natctl.core.intent import Intent, StaleEpoch
 from natctl.core.programming import Programming, Scope, is_empty
 from natctl.core.reports import NO_GUESTS, Reports
 from natctl.model.commands import (
@@ -59,6 +60,7 @@ from natctl.model.commands import (
     CountPorts,
     Forget,
     Program,
+    Prune,
     Release,
     Send,
     Warn,
@@ -66,26 +68,8 @@ from natctl.model.commands import (
 from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
+from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
-
-
-class StaleEpoch(VirtPortsError):
-    """
-    A message from a manager that is not the present one.
-
-    :param said: The message's epoch.
-    :param seen: The highest epoch that this node has seen.
-    """
-
-    code = "stale-epoch"
-
-    def __init__(self, said: int, seen: int) -> None:
-        super().__init__(said, seen)
-        self.said = said
-        self.seen = seen
-
-    def __str__(self) -> str:
-        return f"a manager of epoch {self.said} speaks, epoch {self.seen} was seen; stop the older cpmd"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,12 +88,14 @@ class Node:
 
     :param identity: This node.
     :param marks: How many VMs the packet mark can distinguish on this host.
+    :param has_libvirt: libvirt's list says which VMs end without a hook, and none does while libvirt cannot be asked.
+        Otherwise their interfaces say so.
     """
 
-    def __init__(self, identity: Identity, marks: int) -> None:
+    def __init__(self, identity: Identity, marks: int, *, has_libvirt: bool = False) -> None:
         self._identity = identity
+        self._has_libvirt = has_libvirt
         self._domains = Domains()
-        self._to_forget: dict[DomainUUID, IPv4Address] = {}
         self._reported_gone: set[DomainUUID] = set()
         self._intent = Intent()
         self._arrivals = Arrivals()
@@ -138,9 +124,17 @@ class Node:
         """Return the interfaces of each VM that runs here."""
         return self._domains.taps()
 
+    def known_domains(self) -> frozenset[DomainUUID]:
+        """Return all domains that run here or migrate here."""
+        return self._domains.known()
+
     def guests(self) -> dict[DomainUUID, HostIntent | None]:
         """Return the VMs that run here, each with what it shall have; None: the manager has not said."""
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
+
+    def held_ports(self, internal: IPv4Address) -> tuple[PortRange, ...]:
+        """Return the ports on which connections of the VM with this internal address may be; none: there is none."""
+        return next((vm.held for vm in self._intent.host.values() if vm.internal == internal), ())
 
     def take(self) -> list[Command]:
         """Return the commands to carry out now, in order, and empty the outbox."""
@@ -151,12 +145,15 @@ class Node:
     # The kernel
 
     def on_kernel_found(
-        self, entries: Iterable[HostEntry], path: Path | None, links: frozenset[str], now: float
+        self, entries: Iterable[HostEntry], path: Path | None, links: Mapping[int, str], now: float
     ) -> None:
         """
         Start from what the kernel already holds: VMs whose interfaces exist go on running.
 
-        Their marks are kept, so that nothing they send is interrupted by a restart of natd.
+        Their marks are kept, so that nothing they send is interrupted by a restart of natd. A VM without interfaces may
+        run as well: that is for libvirt's list to say.
+
+        :param links: The interfaces of this machine, names by index.
         """
         if path is not None:
             self._intent.adopt_path(path)
@@ -164,24 +161,25 @@ class Node:
             self._programming.adopt(entry)
             self._intent.adopt(entry)
             self._arrivals.on_found(entry, now)
-            taps = entry.taps & links
-            if taps:
-                self._domains.adopt(entry.intent.domain, entry.intent.name, taps)
+            taps = frozenset(Tap(links[index], index) for index in entry.taps if index in links)
+            if taps or self._has_libvirt:
+                self._domains.adopt(entry.intent.domain, entry.intent.name, taps, now)
+            if len(taps) != len(entry.taps):
+                self._programming.require_hosts([entry.intent.domain])
 
     def on_kernel_programmed(self, now: float) -> None:
         """The last kernel command is in force."""
         if (done := self._programming.on_programmed()) is None:
             return
-        scope, in_force = done
+        scope, in_force, begun = done
         if scope.generation is not None:
             # Before any message about the ports that are in force now.
             self._send(Applied(self._epoch, scope.generation))
         for entry in in_force:
             self._command(self._arrivals.on_programmed(entry, now))
-        for uuid in scope.host & set(self._to_forget):
-            internal = self._to_forget.pop(uuid)
-            if uuid not in self._domains:
-                self._outbox.append(Forget(internal))
+        for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
+            # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
+            self._outbox.append(Prune(vm.internal))
         self._answer_ready_hooks()
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
@@ -201,22 +199,10 @@ class Node:
         self._is_connected = True
         self._is_synced = False
         self._arrivals.on_connected()
-        domains = tuple(self._domains.presences())
-        self._outbox.append(
-            Send(
-                Hello(
-                    PROTOCOL,
-                    self._identity.name,
-                    self._identity.roles,
-                    self._identity.underlay,
-                    self._identity.version,
-                    self._epoch,
-                    domains,
-                )
-            )
-        )
+        me, domains = self._identity, tuple(self._domains.presences())
+        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains))
         for uuid, domain in self._domains.incoming_domains():
-            self._send(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
+            self._request_ports(uuid, domain)
 
     def on_disconnected(self, now: float) -> None:
         """The session is gone. Everything that runs goes on; hooks that wait for ports are answered."""
@@ -245,6 +231,8 @@ class Node:
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
             self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
+        elif isinstance(message, Freed):
+            self._outbox.append(Forget(message.internal))
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
@@ -299,12 +287,13 @@ class Node:
 
     def on_domain_starting(self, request: int | None, vm: RunningDomain, now: float, *, wait_for_taps: bool) -> None:
         """
-        A domain starts or runs (hooks ``prepare``, ``start``, ``started``, ``attach``, ``reconnect``).
+        A hook says that a domain starts or runs (``prepare``, ``start``, ``started``, ``attach``, ``reconnect``).
 
         Answers the request, when there is one, as soon as the kernels on the path hold its ports; at once when it is
         migrating here (its ports follow when it runs) or when there is no session with a manager.
         """
-        domain = self._update_domain(vm, now)
+        domain, changed = self._domains.on_hook(vm, now)
+        self._programming.require_hosts(changed)
         if request is None:
             self._request_ports(vm.domain, domain)
         elif domain.is_incoming:
@@ -318,24 +307,24 @@ class Node:
 
     def on_domain_incoming(self, request: int, vm: RunningDomain, now: float) -> None:
         """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
-        domain = self._update_domain(vm, now)
-        domain.is_incoming = True
-        self._send(Attach(vm.domain, vm.name, incoming=True, wishes=domain.wishes))
+        domain, changed = self._domains.on_hook(vm, now)
+        self._programming.require_hosts(changed)
+        domain.is_incoming, domain.has_run = True, False
+        self._request_ports(vm.domain, domain)
         self._outbox.append(Answer(request, "", "expected"))
 
-    def on_domain_resumed(self, uuid: DomainUUID, now: float) -> None:
-        """A domain that migrated here runs (libvirt's event ``Resumed Migrated``)."""
+    def on_domain_unmanaged(self, request: int, uuid: DomainUUID, now: float) -> None:
+        """A hook says that a domain starts without an interface of ours; what it was given before it knew is free."""
         domain = self._domains.get(uuid)
-        if domain is not None and domain.is_incoming:
-            domain.is_incoming = False
-            self._request_ports(uuid, domain)
+        if domain is not None and not domain.had_taps and not domain.is_incoming:
+            self.on_domain_ended(None, uuid, "it has no interface on our bridges", now)
+        self._outbox.append(Answer(request, "", "no interface of ours"))
 
     def on_domain_ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
-        """A domain is gone from this host (hooks ``stopped`` and ``release``, or its interfaces vanished)."""
-        if self._domains.remove(uuid):
+        """A domain is gone from this host (hooks ``stopped`` and ``release``, or libvirt no longer lists it)."""
+        if self._domains.remove(uuid, now):
             # Host first: it stops handing the ports out before the manager and the edges know.
-            if (vm := self._intent.host.pop(uuid, None)) is not None:
-                self._to_forget[uuid] = vm.internal
+            if self._intent.host.pop(uuid, None) is not None:
                 self._arrivals.on_gone(uuid)
                 self._reported_gone.add(uuid)
             self._programming.require_hosts([uuid])
@@ -343,23 +332,45 @@ class Node:
         if request is not None:
             self._outbox.append(Answer(request, "", "released"))
 
-    def on_domains_listed(self, running: Iterable[RunningDomain], now: float) -> None:
-        """Compare with libvirt's list: hooks that were missed, NICs that were plugged in, wishes that changed."""
-        changed = False
-        for vm in running:
-            if vm.taps and vm.taps != self._domains.taps_of(vm.domain):
-                self.on_domain_starting(None, vm, now, wait_for_taps=False)
-            changed |= self._domains.update_wishes(vm)
-        if changed:
+    def on_domains_listed(self, listing: Listing, now: float) -> None:
+        """
+        Compare with libvirt's list, which has the last word on which domains there are and where their guests run.
+
+        It makes up for hooks and events that were missed, and brings interfaces that were plugged in and wishes that
+        changed.
+        """
+        has_news = False
+        for vm in listing.domains:
+            has_news |= self._domains.has_new_wishes(vm)
+            self._take_listed(vm, listing, now)
+        for uuid in self._domains.ended(listing):
+            self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
+        if has_news:
             self.send_presence()
 
-    def on_links(self, links: frozenset[str], now: float) -> None:
-        """The network interfaces of this machine changed."""
-        self._domains.on_links(links, now)
+    def _take_listed(self, vm: RunningDomain, listing: Listing, now: float) -> None:
+        before = self._domains.get(vm.domain)
+        was = (before.is_incoming, before.had_taps) if before is not None else None
+        domain, changed = self._domains.on_listed(vm, listing, now)
+        if domain is None:
+            return
+        self._programming.require_hosts(changed)
+        if vm.phase is Phase.HERE and not vm.has_interface and not domain.had_taps:
+            self.on_domain_ended(None, vm.domain, "it has no interface on our bridges", now)
+        elif was != (domain.is_incoming, domain.had_taps):
+            self._request_ports(vm.domain, domain)
+
+    def on_links(self, links: Mapping[int, str], now: float) -> None:
+        """
+        The network interfaces of this machine changed.
+
+        :param links: All of them now, names by index.
+        """
+        self._programming.require_hosts(self._domains.on_links(links, now))
 
     def on_tick(self, now: float) -> None:
         """Do what only time makes due: VMs without interfaces, hooks that wait, a kernel that refused, arrivals."""
-        for uuid in self._domains.without_taps(now):
+        for uuid in () if self._has_libvirt else self._domains.without_taps(now):
             self.on_domain_ended(None, uuid, "its interfaces are gone", now)
         self._outbox += self._hook_waiters.answer_late(now)
         self._programming.on_tick(now)
@@ -456,14 +467,12 @@ class Node:
         if self._is_connected:
             self._outbox.append(Send(message))
 
-    def _update_domain(self, vm: RunningDomain, now: float) -> Domain:
-        domain, changed = self._domains.update(vm, now)
-        self._programming.require_hosts(changed)
-        return domain
-
     def _request_ports(self, uuid: DomainUUID, domain: Domain) -> None:
+        """Tell the manager of a domain that runs here and lacks ports, or that migrates here."""
         vm = self._intent.host.get(uuid)
-        if not domain.is_incoming and (vm is None or vm.ports is None or not self._is_synced):
+        if domain.is_incoming:
+            self._send(Attach(uuid, domain.name, incoming=True, wishes=domain.wishes))
+        elif vm is None or vm.ports is None or not self._is_synced:
             self._send(Attach(uuid, domain.name, wishes=domain.wishes))
 
     def _answer_ready_hooks(self) -> None:

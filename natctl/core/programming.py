@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
@@ -44,6 +45,17 @@ class Scope:
         self.edge |= later.edge
         self.path |= later.path
         self.generation = later.generation if later.generation is not None else self.generation
+
+
+class Done(NamedTuple):
+    """What a kernel command did that is in force."""
+
+    scope: Scope
+    """What it covered."""
+    in_force: list[HostEntry]
+    """The entries of this host's VMs that are new in force."""
+    begun: list[HostEntry]
+    """Those of VMs that had no ports before."""
 
 
 class Programming:
@@ -136,17 +148,15 @@ class Programming:
         warnings, self._warnings = self._warnings, []
         return [*warnings, command]
 
-    def on_programmed(self) -> tuple[Scope, list[HostEntry]] | None:
-        """
-        Record that the command that was under way is in force.
-
-        :return: Its scope, and the entries of this host's VMs that came into force; None: no command was under way.
-        """
+    def on_programmed(self) -> Done | None:
+        """Record that the command that was under way is in force; return what it did, None: none was under way."""
         scope, self._under_way = self._under_way, None
         if scope is None:
             return None
         if scope.generation is not None:
             self._generation = scope.generation
+        in_force = [entry for entry in self._sent.values() if entry is not None]
+        begun = [entry for entry in in_force if self._begins(entry)]
         for uuid, entry in self._sent.items():
             if entry is not None:
                 self._applied[uuid] = entry
@@ -154,9 +164,8 @@ class Programming:
             self._applied.pop(uuid, None)
             if uuid not in self._intent.host:
                 self._index.pop(uuid, None)
-        in_force = [entry for entry in self._sent.values() if entry is not None]
         self._sent = {}
-        return scope, in_force
+        return Done(scope, in_force, begun)
 
     def on_refused(self, now: float) -> Scope | None:
         """
@@ -172,6 +181,13 @@ class Programming:
         self._next = again
         self._retry_at = now + RETRY_S
         return scope
+
+    def _begins(self, entry: HostEntry) -> bool:
+        """Whether a VM that had no ports in the kernel gets some."""
+        before = self._applied.get(entry.intent.domain)
+        if entry.intent.ports is None or before is None or before.intent.ports is None:
+            return entry.intent.ports is not None
+        return before.intent.internal != entry.intent.internal
 
     def _replace_all(self, scope: Scope, path: PathState) -> Replace:
         host = {uuid: entry for uuid in self._intent.host if (entry := self._host_entry(uuid)) is not None}

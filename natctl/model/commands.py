@@ -56,7 +56,19 @@ class Replace:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Forget:
-    """Delete the conntrack entries of a VM that ended."""
+    """Delete the conntrack entries of a VM whose last port here is free, when there is time."""
+
+    internal: IPv4Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prune:
+    """
+    Delete the conntrack entries of a VM on ports that it does not hold, when there is time.
+
+    They are left from before it stopped. What it holds is asked when that is done
+    (:meth:`~natctl.core.node.Node.held_ports`): it may have got more ports by then, or stopped again.
+    """
 
     internal: IPv4Address
 
@@ -106,7 +118,7 @@ class Arm:
     domain: DomainUUID
 
 
-Command: TypeAlias = Send | Answer | Program | Replace | Forget | CountPorts | RefuseNew | Release | Warn
+Command: TypeAlias = Send | Answer | Program | Replace | Forget | Prune | CountPorts | RefuseNew | Release | Warn
 """Commands of the node to the daemon."""
 ArrivalCommand: TypeAlias = Send | CountPorts | RefuseNew | Release | Warn | Arm
 """Commands of the controller of arrivals to the node, which passes on all but :class:`Arm`."""

@@ -87,8 +87,9 @@ class HostEntry:
     """The programmed part, :attr:`~cpm.protocol.intent.HostIntent.programmed`."""
     index: int
     """Value of the owner bits of its mark, 1 and up; unique on this host."""
-    taps: frozenset[str] = frozenset()
-    """Names of its interfaces on this host; empty before libvirt created them."""
+    taps: frozenset[int] = frozenset()
+    """Indexes of its interfaces on this host: unlike a name, no other interface ever gets one. Empty before libvirt
+    created them."""
     budget: int | None = None
     """Connections that may begin before the kernel gives a signal, 65,535 at most; None: it gives none. The kernel
     restarts its count only if this number changes, or if the table is created again."""

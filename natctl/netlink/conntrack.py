@@ -27,7 +27,7 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
@@ -154,6 +154,15 @@ class Conntrack:
     async def delete_connections(self, internal: IPv4Address) -> int:
         """See :func:`delete_connections`."""
         return await _in_thread(f"delete the connections of {internal}", lambda ct: _delete_all(ct, internal))
+
+    async def delete_other_connections(self, internal: IPv4Address, held: Sequence[PortRange]) -> int:
+        """
+        Delete the connections of an internal address on ports outside these ranges.
+
+        :return: How many were deleted.
+        :raise KernelError: When the kernel refuses or does not answer; calling again is safe.
+        """
+        return await _in_thread(f"delete connections of {internal}", lambda ct: _delete_all(ct, internal, held))
 
 
 def _socket(action: str) -> Socket:
@@ -315,22 +324,27 @@ def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:
     return b"".join(attribute(kind | nests.get(kind, 0), buffer[slice(*parts[kind])]) for kind in wanted)
 
 
-def _delete_all(ct: Socket, internal: IPv4Address) -> int:
-    # Repeat until a dump is empty: one can miss entries while the kernel resizes its table. A VM that is gone creates
-    # no new ones; the limit is for a caller that is wrong about that.
+def _delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()) -> int:
+    # Repeat until a dump is empty: one can miss entries while the kernel resizes its table. A VM that is gone, or lacks
+    # these ports, creates no new ones; the limit is for a caller that is wrong about that.
     deleted = 0
     for _ in range(_DELETE_ROUNDS):
-        handles = until_complete(lambda: _handles(ct, internal))
+        handles = until_complete(lambda: _handles(ct, internal, held))
         if not handles:
             break
         deleted += sum(_delete(ct, handles[at : at + _DELETE_BATCH]) for at in range(0, len(handles), _DELETE_BATCH))
     return deleted
 
 
-def _handles(ct: Socket, internal: IPv4Address) -> list[bytes]:
+def _handles(ct: Socket, internal: IPv4Address, held: Sequence[PortRange]) -> list[bytes]:
     entries = (_Entry.decode(*part) for part in ct.dump(_request(_replies_to(internal))))
     # Check the address again: kernels before 5.8 ignore the filter, and these entries will be deleted.
-    return [entry.handle for entry in entries if entry is not None and entry.address == int(internal)]
+    mine = (entry for entry in entries if entry is not None and entry.address == int(internal))
+    return [entry.handle for entry in mine if not held or not (entry.port is None or _is_held(entry.port, held))]
+
+
+def _is_held(port: int, held: Sequence[PortRange]) -> bool:
+    return any(port in ports for ports in held)
 
 
 def _delete(ct: Socket, handles: list[bytes]) -> int:

@@ -31,6 +31,8 @@ class LinkAdded:
     """An interface of this name exists now: created, moved here from another namespace, or renamed to it."""
 
     name: str
+    index: int = dataclasses.field(default=0, compare=False)
+    """The kernel's number of it, which stays when it is renamed, and which no later interface gets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class LinkRemoved:
     """No interface has this name any more: deleted, moved to another namespace, or renamed."""
 
     name: str
+    index: int = dataclasses.field(default=0, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Resync:
 
     links: Mapping[str, str | None]
     """The bridge (or other master) of each interface by name; None: it is in none."""
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict, compare=False)
+    """The name of each interface by index."""
 
 
 LinkEvent = LinkAdded | LinkRemoved | Resync
@@ -58,6 +63,15 @@ def list_links() -> Mapping[str, str | None]:
     :raise KernelError: When the kernel refuses or does not answer.
     """
     return _masters(_list())
+
+
+def list_names() -> dict[int, str]:
+    """
+    Return the name of every interface in the calling thread's namespace, by index.
+
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    return {index: link.name for index, link in _list().items()}
 
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:
@@ -74,8 +88,8 @@ async def watch_links() -> AsyncGenerator[LinkEvent, None]:
         # messages older than the list, and those that supersede them may have been dropped.
         with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost):
             links = _list()
-            yield Resync(_masters(links))
             known = {index: link.name for index, link in links.items()}
+            yield Resync(_masters(links), dict(known))
             while True:
                 for buffer in await listener.receive():
                     for event in events_in(buffer, known):
@@ -124,9 +138,9 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
             known[link.number] = after
         if before != after:
             if before is not None:
-                yield LinkRemoved(before)
+                yield LinkRemoved(before, link.number)
             if after is not None:
-                yield LinkAdded(after)
+                yield LinkAdded(after, link.number)
 
 
 def _decode(part: Slice) -> _Link | None:

@@ -20,6 +20,7 @@ PROTOCOL: Final = Field(12, 1)
 PORT: Final = Field(13, 2)
 ICMP_TYPE: Final = Field(14, 1)
 MARK: Final = Field(19, 4, host_order=True)
+INTERFACE_INDEX: Final = Field(20, 4, host_order=True)
 INTERFACE: Final = Field(41, 16, host_order=True)
 
 PREROUTING: Final = 0

@@ -32,7 +32,7 @@ SOURCE: Final = 12
 DESTINATION: Final = 16
 """Offset of the destination address in an IPv4 header."""
 
-_META = {"mark": 3, "iifname": 6, "oifname": 7, "l4proto": 16}
+_META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "l4proto": 16}
 _CT = {"state": 0, "status": 2, "mark": 3}
 _COMPARISON = {"==": 0, "!=": 1}
 

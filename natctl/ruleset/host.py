@@ -4,8 +4,8 @@ The host role: which VM a packet belongs to, and which ports it may use.
 In nftables' notation::
 
     table bridge virtports {
-      map taps { type ifname : verdict; elements = { "vnet0" comment "web 1" : goto vm-1 } }
-      chain identify { type filter hook prerouting priority -300; iifname vmap @taps }
+      map taps { type iface_index : verdict; elements = { "vnet0" comment "web 1" : goto vm-1 } }
+      chain identify { type filter hook prerouting priority -300; iif vmap @taps }
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
@@ -42,7 +42,8 @@ In nftables' notation::
 
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
   to others.
-- The tap tells which VM it is; nothing in the packet is trusted for that.
+- The tap tells which VM it is; nothing in the packet is trusted for that. It is the interface's index that counts: a
+  tap of another VM that gets the name of a former one, while no natd is there to see it, is nobody's.
 - Connections that were there before we cared for the VM go on the way they went (last rule of ``exemption``): they
   lack our bit in the connection mark, which ``begun`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
@@ -80,7 +81,7 @@ from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Que
 from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
-    INTERFACE,
+    INTERFACE_INDEX,
     MARK,
     OUTPUT,
     PORT,
@@ -92,7 +93,6 @@ from natctl.ruleset.common import (
     filtering,
     in_network,
     interface_elements,
-    interface_key,
     interfaces,
     network_elements,
     networks,
@@ -196,7 +196,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         (Family.IPV4, "errors"): _errors(marks),
     }
     sets = {
-        TAPS: SetSpec("taps", (INTERFACE,), verdicts=True),
+        TAPS: SetSpec("taps", (INTERFACE_INDEX,), verdicts=True),
         BINDINGS: SetSpec("bindings", (MARK,), data=(ADDRESS, PORT), data_interval=True, counter=True),
         BUDGETS: SetSpec("budgets", (MARK,), budgets=True),
         DEFERRED: SetSpec("deferred", (MARK,), deferring=True),
@@ -228,7 +228,7 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
     chain = _vm_chain(settings, entry, mark)
     label = element_label(vm.name, vm.domain)
     elements: list[tuple[Place, Element]] = [
-        (TAPS, Element(interface_key(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
+        (TAPS, Element(native_u32(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
     if vm.ports is not None:
         first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
@@ -248,9 +248,10 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
 def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, HostEntry]:
     """Return the VMs whose fragments are in the kernel; what makes no sense is left out."""
     marks = Marks.of_mask(settings.mark_mask)
-    taps: dict[str, list[str]] = {}
+    taps: dict[str, list[int]] = {}
     for element in reading.holdings.elements.get(TAPS, {}).values():
-        taps.setdefault(element.chain, []).append(element.key.rstrip(b"\0").decode("utf-8", "replace"))
+        if len(element.key) == INTERFACE_INDEX.length:  # an older natd's are names: libvirt's list has the taps
+            taps.setdefault(element.chain, []).append(int.from_bytes(element.key, sys.byteorder))
     by_index = {
         place: {
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
@@ -267,7 +268,7 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
     return found
 
 
-def _entry(index: int, owner: VmIntent, taps: Iterable[str], elements: Mapping[Place, Element]) -> HostEntry:
+def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[Place, Element]) -> HostEntry:
     ports, internal = None, owner.internal
     if (binding := elements.get(BINDINGS)) is not None:
         internal = IPv4Address(binding.data[:4])
@@ -319,7 +320,7 @@ def timeouts_in(holdings: Holdings) -> Timeouts | None:
 
 
 def _identify() -> Chain:
-    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iifname"), verdict_lookup("taps")),))
+    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iif"), verdict_lookup("taps")),))
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:

@@ -13,6 +13,7 @@ from lab.node import LibvirtHost
 from libvirt_hooks import domain_xml
 from libvirt_hooks.protocol import HookOperation, HookRequest
 from tests.e2e.labs import running, unique_name
+from tests.e2e.observing import eventually
 from tests.fakes.hook_natd import Answer, FakeNatd
 
 pytestmark = pytest.mark.e2e
@@ -72,7 +73,10 @@ def test_reconnect_never_kills_a_vm(lab: Lab, host: LibvirtHost, natd: FakeNatd)
         host.end_libvirtd(signal.SIGKILL)
         host.start_libvirtd()
         assert vm.state == "running"
+        # libvirtd answers before it has found all its domains again.
+        assert eventually(lambda: natd.requests)
         assert operations(natd.requests) == [HookOperation.RECONNECT]
+        assert vm.state == "running"
     finally:
         lab.remove_vm("survivor")
 
@@ -82,7 +86,8 @@ def test_a_vm_starts_without_natd(lab: Lab, host: LibvirtHost, answer: Answer | 
     if answer is None:
         assert lab.add_vm("alone", "host1").state == "running"
     else:
-        with FakeNatd(host.agent_socket, answer):
+        with FakeNatd(host.agent_socket, answer) as hanging:
             assert lab.add_vm("alone", "host1").state == "running"
+            assert hanging.hung == 1, "the three calls of one start wait only once"
         host.agent_socket.unlink()
     lab.remove_vm("alone")

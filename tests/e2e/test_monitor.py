@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -22,11 +23,13 @@ from qga_agent.domain_events import (
     ConnectionMade,
     DeviceAdded,
     DeviceRemoved,
+    DomainChanged,
     DomainResumedMigrated,
     DomainStarted,
     DomainStopped,
     MonitorEvent,
 )
+from qga_agent.domain_list import DomainList
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import InterfaceCounters
 from tests.e2e.labs import running, unique_name
@@ -63,18 +66,22 @@ async def watch() -> AsyncIterator[Callable[[LibvirtHost], LibvirtMonitor]]:
 
 
 async def until(monitor: LibvirtMonitor, wanted: MonitorEvent | type[MonitorEvent]) -> list[MonitorEvent]:
-    """Wait for an event and return all events up to it, except those of guest agents, which come at any time."""
+    """Wait for an event and return all events up to it, but pauses, and those of agents, which come at any time."""
     seen: list[MonitorEvent] = []
     async with asyncio.timeout(60):
         while not seen or (seen[-1] != wanted and type(seen[-1]) is not wanted):
             event = await monitor.events.get()
-            if not isinstance(event, (AgentConnected, AgentDisconnected)):
+            if not isinstance(event, (AgentConnected, AgentDisconnected, DomainChanged)):
                 seen.append(event)
     return seen
 
 
 def taps(domain: DomainFacts) -> list[str]:
     return [interface.target for interface in domain.interfaces if interface.target]
+
+
+async def domains(monitor: LibvirtMonitor) -> list[DomainFacts]:
+    return [listed.facts for listed in (await monitor.domains()).domains if listed.facts is not None]
 
 
 def kernel_counters(host: LibvirtHost, tap: str) -> InterfaceCounters:
@@ -95,19 +102,19 @@ async def test_start_and_stop_of_a_vm_are_events(
 ) -> None:
     monitor = watch(host)
     assert await until(monitor, ConnectionMade()) == [ConnectionMade()]
-    assert await monitor.domains() == ()
+    assert await monitor.domains() == DomainList(())
     assert await monitor.statistics() == {}
     vm = await asyncio.to_thread(lab.add_vm, "life", "host1")
     uuid = DomainUUID(vm.uuid)
     try:
         assert await until(monitor, DomainStarted) == [DomainStarted(uuid, "life", "booted")]
-        (domain,) = await monitor.domains()
+        (domain,) = await domains(monitor)
         assert (domain.uuid, domain.name) == (uuid, "life")
         assert taps(domain) == list(await monitor.statistics())
     finally:
         await asyncio.to_thread(lab.remove_vm, "life")
     assert await until(monitor, DomainStopped) == [DomainStopped(uuid, "life", "destroyed")]
-    assert await monitor.domains() == ()
+    assert await monitor.domains() == DomainList(())
 
 
 async def test_packets_from_the_guest_count_as_sent_by_it(
@@ -116,7 +123,7 @@ async def test_packets_from_the_guest_count_as_sent_by_it(
     monitor = watch(host)
     await until(monitor, ConnectionMade())
     await asyncio.to_thread(vm.wait_ready)
-    (domain,) = await monitor.domains()
+    (domain,) = await domains(monitor)
     (tap,) = taps(domain)
     before = (await monitor.statistics())[tap]
     # Nothing listens; the gateway refuses a few packets and then sends no more errors (icmp_ratelimit).
@@ -144,12 +151,12 @@ async def test_a_hot_plugged_interface_is_an_event_although_no_hook_is_called(
     plugged = (await until(monitor, DeviceAdded))[-1]
     assert isinstance(plugged, DeviceAdded)
     assert plugged.uuid == vm.uuid
-    (domain,) = await monitor.domains()
+    (domain,) = await domains(monitor)
     assert len(taps(domain)) == 2
     assert set(await monitor.statistics()) == set(taps(domain))
     host.virsh("detach-interface", vm.name, "bridge", "--mac", mac, "--live")
     assert (await until(monitor, DeviceRemoved))[-1] == DeviceRemoved(plugged.uuid, plugged.alias)
-    (domain,) = await monitor.domains()
+    (domain,) = await domains(monitor)
     assert len(taps(domain)) == 1
 
 
@@ -164,7 +171,7 @@ async def test_after_a_killed_libvirtd_the_monitor_reconnects(
         await monitor.statistics()
     await asyncio.to_thread(host.start_libvirtd)
     await until(monitor, ConnectionMade())
-    assert [domain.uuid for domain in await monitor.domains()] == [vm.uuid]
+    assert [domain.uuid for domain in await domains(monitor)] == [vm.uuid]
     assert len(await monitor.statistics()) == 1
 
 
@@ -186,7 +193,36 @@ async def test_calls_to_a_hung_libvirtd_time_out(
     finally:
         libvirtd.signal(signal.SIGCONT)
     await until(monitor, ConnectionMade())
-    assert [domain.uuid for domain in await monitor.domains()] == [vm.uuid]
+    assert [domain.uuid for domain in await domains(monitor)] == [vm.uuid]
+
+
+async def test_a_hook_that_takes_long_hides_no_other_domain(
+    lab: Lab, vm: RealGuest, host: LibvirtHost, watch: Callable[[LibvirtHost], LibvirtMonitor]
+) -> None:
+    foreign = host.directory / "etc/libvirt/hooks/qemu.d/00-slow"
+    foreign.write_text('#!/bin/sh\n[ "$1 $2" = "slow started" ] && sleep 8\nexit 0\n')
+    foreign.chmod(0o755)
+    host.end_libvirtd(signal.SIGTERM)
+    await asyncio.to_thread(host.start_libvirtd)
+    monitor = watch(host)
+    await until(monitor, ConnectionMade())
+    # A libvirtd that has just started has not found all its domains yet, and they are locked meanwhile.
+    while True:
+        with contextlib.suppress(TimeoutError):
+            if (await monitor.domains()).is_complete:
+                break
+    start = asyncio.create_task(asyncio.to_thread(lab.add_vm, "slow", "host1"))
+    try:
+        begin = asyncio.get_running_loop().time()
+        while (found := await monitor.domains([DomainUUID(vm.uuid)])).is_complete:
+            assert not start.done(), "libvirt listed everything while the hook ran"
+            await asyncio.sleep(0.05)
+        assert [listed.uuid for listed in found.domains] == [vm.uuid]
+        assert asyncio.get_running_loop().time() - begin < 8
+    finally:
+        await start
+        foreign.unlink()
+        await asyncio.to_thread(lab.remove_vm, "slow")
 
 
 async def test_a_migration_is_an_event_on_both_hosts(
@@ -203,7 +239,7 @@ async def test_a_migration_is_an_event_on_both_hosts(
         told = await until(target_monitor, DomainResumedMigrated)
         assert told == [DomainStarted(uuid, vm.name, "migrated"), DomainResumedMigrated(uuid)]
         assert await until(source_monitor, DomainStopped) == [DomainStopped(uuid, vm.name, "migrated")]
-        assert [domain.uuid for domain in await target_monitor.domains()] == [vm.uuid]
-        assert await source_monitor.domains() == ()
+        assert [domain.uuid for domain in await domains(target_monitor)] == [vm.uuid]
+        assert await source_monitor.domains() == DomainList(())
     finally:
         target.virsh("destroy", vm.name)

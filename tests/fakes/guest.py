@@ -216,8 +216,8 @@ class FakeLibvirtAgents:
 
     def __init__(self, guest: FakeGuest) -> None:
         self.guest = guest
-        self.timeouts: list[int | None] = []
-        """The response timeouts that were set, in order."""
+        self.timeouts: list[int] = []
+        """The timeouts of the commands, in order."""
         self.released = threading.Event()
         self.text: str | None = None
         """A reply to pass on instead of the guest's."""
@@ -230,10 +230,8 @@ class FakeLibvirtAgents:
             raise self.guest.error
         return self
 
-    def set_response_timeout(self, seconds: int | None) -> None:
-        self.timeouts.append(seconds)
-
     def command(self, text: str, timeout_s: int) -> str:
+        self.timeouts.append(timeout_s)
         if self.guest.frozen:
             self.released.wait(10)
             raise AgentSilent("no answer in time")

@@ -63,6 +63,11 @@ class FakeNatd:
         self._listener.listen(16)
         self._thread = threading.Thread(target=self._serve, name="fake natd", daemon=True)
 
+    @property
+    def hung(self) -> int:
+        """How many calls were left without an answer."""
+        return len(self._kept)
+
     def __enter__(self) -> FakeNatd:
         self._thread.start()
         return self

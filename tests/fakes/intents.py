@@ -22,7 +22,7 @@ def host_entry(
     index: int,
     internal: IPv4Address,
     ports: PortRange | None,
-    taps: frozenset[str] = frozenset(),
+    taps: frozenset[int] = frozenset(),
     budget: int | None = None,
     *,
     at_cap: bool = False,

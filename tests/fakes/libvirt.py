@@ -16,6 +16,7 @@ from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import DomainFacts, Interface
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped
+from qga_agent.domain_list import ListedDomain, Phase
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.libvirt_connection import ConnectionBroken
 from qga_agent.libvirt_stats import AgentChannel
@@ -32,6 +33,9 @@ class FakeLibvirtd:
         self.counters: dict[str, InterfaceCounters] = {}
         self.active: tuple[DomainFacts, ...] = ()
         """The running domains; see :meth:`start`."""
+        self.phases: dict[DomainUUID, Phase] = {}
+        self.locked: dict[str, threading.Event] = {}
+        """Domains for which a hook runs; set the event when it ends."""
         self.answers = threading.Event()
         """Cleared: calls hang."""
         self.answers.set()
@@ -71,6 +75,11 @@ class FakeLibvirtd:
             self.counters.pop(interface.target or "", None)
         self.happen(DomainStopped(DomainUUID(gone.uuid), name, "destroyed"))
 
+    def wait_unlocked(self, uuid: str) -> None:
+        """Wait for the end of a hook that runs for a domain."""
+        if (lock := self.locked.get(uuid)) is not None:
+            lock.wait()
+
     def happen(self, event: DomainEvent) -> None:
         """Report an event to every open connection, in another thread."""
         for connection in self.connections:
@@ -106,10 +115,22 @@ class FakeConnection:
         self._answer()
         return dict(self.libvirtd.counters)
 
-    def domains(self) -> tuple[DomainFacts, ...]:
-        """Return the libvirtd's, when it answers."""
+    def domains(self) -> tuple[ListedDomain, ...]:
+        """Return the libvirtd's, when it answers and no domain is locked."""
         self._answer()
-        return self.libvirtd.active
+        for facts in self.libvirtd.active:
+            self.libvirtd.wait_unlocked(facts.uuid)
+        return tuple(self._listed(facts) for facts in self.libvirtd.active)
+
+    def domain(self, uuid: DomainUUID) -> ListedDomain | None:
+        """Return one of the libvirtd's, when it answers and this domain is not locked."""
+        self._answer()
+        self.libvirtd.wait_unlocked(uuid)
+        return next((self._listed(facts) for facts in self.libvirtd.active if facts.uuid == uuid), None)
+
+    def _listed(self, facts: DomainFacts) -> ListedDomain:
+        uuid = DomainUUID(facts.uuid)
+        return ListedDomain(uuid, self.libvirtd.phases.get(uuid, Phase.HERE), facts)
 
     def agent_channel(self, uuid: DomainUUID) -> AgentChannel:
         """Return the libvirtd's, when it answers."""

@@ -26,12 +26,13 @@ from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role, Wishes
 from cpm.settings import PoolSettings, Settings
-from natctl.core.domains import RunningDomain
+from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.node import Identity, Node
-from natctl.model.commands import Answer, Forget, Program, Replace, Send
+from natctl.model.commands import Answer, Forget, Program, Prune, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings
 from natctl.model.entries import Settings as NodeSettings
 from natctl.model.port_use import PortUse, VMPorts
+from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
 from tests.fakes.kernel import FakeKernel
 
@@ -62,12 +63,18 @@ class Machine:
 
     identity: Identity
     kernel: FakeKernel
-    guests: dict[DomainUUID, frozenset[str]] = dataclasses.field(default_factory=dict)
+    guests: dict[DomainUUID, frozenset[Tap]] = dataclasses.field(default_factory=dict)
     """The interfaces of each VM that runs here."""
     wishes: dict[DomainUUID, Wishes | None] = dataclasses.field(default_factory=dict)
     """What the XML of each VM says of its ports; None: natd has not seen it."""
+    phases: dict[DomainUUID, Phase] = dataclasses.field(default_factory=dict)
+    """What libvirt says of a guest; not there: it runs here."""
+    libvirt: bool = True
+    """Whether natd can ask libvirt."""
     node: Node | None = None
-    work: collections.deque[Program | Replace | Forget] = dataclasses.field(default_factory=collections.deque)
+    entries: set[tuple[DomainUUID, IPv4Address, int]] = dataclasses.field(default_factory=set)
+    """Connection tracking: whose connection it was, the internal address, the port. No entry ends by itself."""
+    work: collections.deque[Program | Replace | Forget | Prune] = dataclasses.field(default_factory=collections.deque)
     to_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     from_manager: collections.deque[bytes] = dataclasses.field(default_factory=collections.deque)
     connected: bool = False
@@ -94,6 +101,7 @@ class Site:
         self.lives: collections.Counter[DomainUUID] = collections.Counter()
         self._let_through: set[tuple[Connection, NodeName]] = set()
         self._requests = 0
+        self._taps = 0
         for name, role, number in (
             ("host1", Role.HOST, 11),
             ("host2", Role.HOST, 12),
@@ -188,7 +196,7 @@ class Site:
     def start_natd(self, name: NodeName) -> None:
         machine = self.machines[name]
         if machine.node is None:
-            machine.node = Node(machine.identity, marks=1000)
+            machine.node = Node(machine.identity, marks=1000, has_libvirt=True)
             machine.kernel.restart_natd()
             found = machine.kernel.observe()
             machine.node.on_kernel_found(found.host.values(), found.path, self._links(machine), self.now)
@@ -205,7 +213,15 @@ class Site:
         if not machine.work or machine.node is None:
             return False
         command = machine.work.popleft()
-        if isinstance(command, Forget):
+        if isinstance(command, (Forget, Prune)):
+            held = machine.node.held_ports(command.internal)
+            if not held and isinstance(command, Prune):
+                return True
+            machine.entries = {
+                entry
+                for entry in machine.entries
+                if entry[1] != command.internal or any(entry[2] in ports for ports in held)
+            }
             return True
         if machine.failing:
             machine.failing = False
@@ -223,17 +239,19 @@ class Site:
                 machine.to_manager.append(codec.encode(command.message))
             elif isinstance(command, Answer):
                 machine.answers[command.request] = command.code
-            elif isinstance(command, (Program, Replace, Forget)):
+            elif isinstance(command, (Program, Replace, Forget, Prune)):
                 machine.work.append(command)
 
     # VMs
 
-    def start_vm(self, name: NodeName, uuid: DomainUUID, wishes: Wishes | None = None) -> int:
+    def start_vm(
+        self, name: NodeName, uuid: DomainUUID, wishes: Wishes | None = None, *, tap: str | None = None
+    ) -> int:
         """Start a VM that runs nowhere, as the hook ``start`` tells of it; return the number of the hook's request."""
         assert not any(uuid in machine.guests for machine in self.machines.values())
         machine = self.machines[name]
         self.lives[uuid] += 1
-        vm = _running(uuid, wishes)
+        vm = _running(uuid, self._new_taps(uuid, tap), wishes)
         machine.guests[uuid], machine.wishes[uuid] = vm.taps, wishes
         request = self._request()
         if machine.node is not None:
@@ -253,24 +271,34 @@ class Site:
                 machine.node.on_links(self._links(machine), self.now)
                 self._carry_out(machine)
 
-    def migrate(self, uuid: DomainUUID, to: NodeName) -> None:
+    def plug(self, uuid: DomainUUID, *, taps: int) -> None:
+        """Give a running VM another set of interfaces, 0 or 1; libvirt's event has natd ask for the list."""
+        for machine in self.machines.values():
+            if uuid not in machine.guests:
+                continue
+            machine.guests[uuid] = self._new_taps(uuid) if taps else frozenset()
+            if machine.node is not None:
+                machine.node.on_links(self._links(machine), self.now)
+                self.list_domains(machine.identity.name)
+                self._carry_out(machine)
+
+    def migrate(self, uuid: DomainUUID, to: NodeName, *, hooks: bool = True) -> None:
         """Begin a live migration: the hooks ``migrate`` and ``start`` on the destination, whose tap exists then."""
         machine = self.machines[to]
-        vm = _running(uuid)
-        machine.guests[uuid] = vm.taps
-        if machine.node is not None:
+        vm = _running(uuid, self._new_taps(uuid))
+        machine.guests[uuid], machine.phases[uuid] = vm.taps, Phase.MIGRATING
+        if machine.node is not None and hooks:
             machine.node.on_links(self._links(machine), self.now)
             machine.node.on_domain_incoming(self._request(), vm, self.now)
             machine.node.on_domain_starting(self._request(), vm, self.now, wait_for_taps=True)
             self._carry_out(machine)
 
     def resume(self, uuid: DomainUUID, to: NodeName) -> None:
-        """The guest runs on the destination: libvirt's event, if natd is there to see it. Old connections are gone."""
+        """The guest runs on the destination, which libvirt lists if natd can ask it. Old connections are gone."""
         self.connections = {c for c in self.connections if c.domain != uuid}
         machine = self.machines[to]
-        if machine.node is not None:
-            machine.node.on_domain_resumed(uuid, self.now)
-            self._carry_out(machine)
+        machine.phases.pop(uuid, None)
+        self.list_domains(machine.identity.name)
 
     def left(self, uuid: DomainUUID, source: NodeName) -> None:
         """The source's hook ``stopped``: like any other stop."""
@@ -288,13 +316,21 @@ class Site:
     def list_domains(self, name: NodeName) -> None:
         """Tell natd what libvirt lists: at start, after an event of libvirt, and every few seconds."""
         machine = self.machines[name]
-        if machine.node is not None:
-            running = [_running(uuid, machine.wishes.get(uuid), taps) for uuid, taps in machine.guests.items()]
-            machine.node.on_domains_listed(running, self.now)
-            self._carry_out(machine)
+        if machine.node is None or not machine.libvirt:
+            return
+        running = (
+            _running(uuid, taps, machine.wishes.get(uuid), machine.phases.get(uuid, Phase.HERE))
+            for uuid, taps in machine.guests.items()
+        )
+        machine.node.on_domains_listed(Listing(self.now, tuple(running)), self.now)
+        self._carry_out(machine)
 
-    def _links(self, machine: Machine) -> frozenset[str]:
-        return frozenset(tap for taps in machine.guests.values() for tap in taps)
+    def _new_taps(self, uuid: DomainUUID, name: str | None = None) -> frozenset[Tap]:
+        self._taps += 1
+        return frozenset({Tap(name or f"vnet-{uuid[-4:]}", self._taps)})
+
+    def _links(self, machine: Machine) -> dict[int, str]:
+        return {tap.number: tap.name for taps in machine.guests.values() for tap in taps}
 
     def open(self, uuid: DomainUUID, offset: int) -> Connection | None:
         """The VM opens a connection, as its host's and the edges' kernels let it; None when it gets no port."""
@@ -311,6 +347,7 @@ class Site:
             internal = entry.intent.internal
             connection = Connection(uuid, self.lives[uuid], machine.identity.name, internal, external, port)
             self.connections.add(connection)
+            machine.entries.add((uuid, internal, port))
             return connection
         return None
 
@@ -357,7 +394,8 @@ class Site:
         """Bring everybody back and let it settle."""
         if self.manager is None:
             self.start_manager()
-        for name in self.machines:
+        for name, machine in self.machines.items():
+            machine.libvirt = True
             self.start_natd(name)
             self.connect(name)
         for _ in range(4):
@@ -377,6 +415,7 @@ class Site:
         """
         self._check_no_overloading()
         self._check_nothing_cut()
+        self._check_taps()
 
     def _check_no_overloading(self) -> None:
         # One external port leads to one VM, whichever edge a packet comes by; and leaves only from one.
@@ -404,10 +443,19 @@ class Site:
                     f"{machine.identity.name} cut {connection}, maps it to {found}"
                 )
 
+    def _check_taps(self) -> None:
+        # What a guest sends is never taken for another VM's, also while natd is away.
+        for machine in self.hosts:
+            owners = {tap.number: uuid for uuid, taps in machine.guests.items() for tap in taps}
+            for uuid, entry in machine.kernel.host.items():
+                strangers = {owners[index] for index in entry.taps if index in owners} - {uuid}
+                assert not strangers, f"{machine.identity.name} takes {strangers} for {uuid}"
 
-def _running(uuid: DomainUUID, wishes: Wishes | None = None, taps: frozenset[str] | None = None) -> RunningDomain:
-    number = uuid[-4:]
-    return RunningDomain(uuid, f"vm-{number}", taps if taps is not None else frozenset({f"vnet-{number}"}), wishes)
+
+def _running(
+    uuid: DomainUUID, taps: frozenset[Tap], wishes: Wishes | None = None, phase: Phase = Phase.HERE
+) -> RunningDomain:
+    return RunningDomain(uuid, f"vm-{uuid[-4:]}", taps, wishes, phase=phase)
 
 
 def _program(kernel: FakeKernel, command: Program | Replace) -> None:

@@ -186,6 +186,16 @@ async def test_deleting_the_connections_of_a_vm_leaves_the_others_alone() -> Non
     assert f"dst={OTHER}" in left[0]
 
 
+async def test_pruning_a_vm_leaves_its_connections_on_the_ports_that_it_holds() -> None:
+    for port in (*range(20000, 20010), *range(20500, 20504)):
+        insert_tcp(port)
+    insert("udp", 20600)
+    insert_tcp(30000, internal=OTHER)
+    assert await Conntrack().delete_other_connections(VM, (PortRange(20000, 20007), PortRange(20500, 20503))) == 2 + 1
+    assert witness() == {(VM, "tcp"): [*range(20000, 20008), *range(20500, 20504)], (OTHER, "tcp"): [30000]}
+    assert await Conntrack().delete_other_connections(VM, (PortRange(20000, 20599),)) == 0
+
+
 async def test_the_daemon_reads_the_namespace_it_runs_in_and_many_readings_go_on_at_once() -> None:
     for port in range(20000, 20050):
         insert_tcp(port)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.netns
 ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222222-2222-4222-8222-222222222222")
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
 PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
-HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}))
+HOSTED = host_entry(ONE, "web 1", 1, IPv4Address("100.64.0.1"), PortRange(20000, 20063), frozenset({100, 101}))
 AT_EDGE = {
     ONE: edge_intent(ONE, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, PortRange(20000, 20063)),)),
     TWO: edge_intent(
@@ -277,7 +277,7 @@ def test_the_listing_is_readable(programmed: Machine) -> None:
         'elements = { 100.64.0.1 . 20000-20063 comment "web 1" : 203.0.113.1,',
         'elements = { 20000-20063 comment "web 1" : 100.64.0.1,',
         "elements = { 203.0.113.1 : goto inbound-203.0.113.1,",
-        'elements = { "vnet0" comment "web 1" : goto vm-1,',
+        'elements = { 100 comment "web 1" : goto vm-1,',
         "meta mark set meta mark & 0xc001ffff | 0x40010000",
         "snat ip to meta mark & 0x7fff0000 map @bindings",
         "meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1",

@@ -215,6 +215,7 @@ class Guest:
     namespace: Namespace
     host: Node
     tap: str
+    tap_index: int
     address: str
 
 
@@ -282,13 +283,14 @@ class Site:
     def guest(self, host: Node, address: str = "10.10.0.5") -> Guest:
         """Add a VM on a host."""
         namespace = self._namespace(f"guest{len(self._namespaces)}")
-        tap = f"vnet{host.guests}"
+        tap, tap_index = f"vnet{host.guests}", 1000 + host.guests
         host.guests += 1
         host.namespace.ip(
-            f"link add {tap} type veth peer name eth0 netns {namespace.name}", f"link set {tap} master br0 up"
+            f"link add {tap} index {tap_index} type veth peer name eth0 netns {namespace.name}",
+            f"link set {tap} master br0 up",
         )
         namespace.ip("link set eth0 up", f"addr add {address}/24 dev eth0", "route add default via 10.10.0.1")
-        return Guest(namespace, host, tap, address)
+        return Guest(namespace, host, tap, tap_index, address)
 
     def host_and_edge(self, **settings: Any) -> tuple[Node, Node]:
         """Add a host and an edge, the usual two, to which the router sends the external addresses."""
@@ -353,7 +355,7 @@ class VM:
         return IPv4Address("100.64.0.0") + self.number
 
     def on_host(self) -> HostEntry:
-        taps = frozenset({self.guest.tap})
+        taps = frozenset({self.guest.tap_index})
         return host_entry(self.domain, f"web {self.number}", self.number, self.internal, self.ports, taps)
 
     def at(self, edge: Node) -> EdgeIntent:

@@ -27,13 +27,13 @@ class NodeSync:
 
     def __init__(self, node: NodeName, epoch: int) -> None:
         self.node = node
+        self.epoch = epoch
         self.generation = 0
         """Generation of the last message sent."""
         self.applied = 0
         """Greatest generation that the node confirmed."""
         self.dropped: dict[str, int] = {}
         """Packets that the node dropped, by reason, from its last report."""
-        self._epoch = epoch
         self._snapshot_at = 0
         self._path: PathState | None = None
         self._host: dict[DomainUUID, HostIntent] = {}
@@ -71,7 +71,7 @@ class NodeSync:
         self._path, self._host, self._edge = path, dict(host), dict(edge)
         self._changed = {}
         self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
-        return Snapshot(self._epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
+        return Snapshot(self.epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
 
     def make_delta(
         self,
@@ -92,7 +92,7 @@ class NodeSync:
             return None
         self.generation += 1
         message = Delta(
-            self._epoch,
+            self.epoch,
             self.generation,
             host=tuple(vm for vm in new_host.values() if vm is not None),
             edge=tuple(vm for vm in new_edge.values() if vm is not None),

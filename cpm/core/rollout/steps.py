@@ -29,7 +29,7 @@ from cpm.core.rollout import desired_state
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import HostIntent
-from cpm.protocol.messages import ManagerMessage, Measured, PathState
+from cpm.protocol.messages import Freed, ManagerMessage, Measured, PathState
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
 from cpm.protocol.timeouts import Timeouts
 
@@ -193,6 +193,15 @@ class Rollout:
         if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in edges):
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._changed.add(allocation.domain)
+            self._report_freed(allocation)
+
+    def _report_freed(self, allocation: Allocation) -> None:
+        """Tell the host when a VM holds nothing there any more."""
+        node_sync = self._node_syncs.get(allocation.node)
+        is_last = all(other.node != allocation.node for other in self._fleet.of(allocation.domain))
+        if node_sync is not None and is_last:
+            freed = Freed(node_sync.epoch, allocation.domain, self._fleet.vms[allocation.domain].internal)
+            self.queue_message(allocation.node, freed)
 
     def _advance_active(self, allocation: Allocation, now: float) -> None:
         """Nothing is due."""

@@ -34,8 +34,8 @@ EDGE = Settings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 BOTH = Settings(HOST.host, EDGE.edge)
 
 INTERNAL = IPv4Address("100.64.0.1")
-HOSTED = host_entry(ONE, "web 1", 1, INTERNAL, PortRange(20000, 20063), frozenset({"vnet0", "vnet1"}), 33)
-NEIGHBOUR = host_entry(TWO, "db", 2, IPv4Address("100.64.0.2"), PortRange(20064, 20127), frozenset({"vnet2"}))
+HOSTED = host_entry(ONE, "web 1", 1, INTERNAL, PortRange(20000, 20063), frozenset({100, 101}), 33)
+NEIGHBOUR = host_entry(TWO, "db", 2, IPv4Address("100.64.0.2"), PortRange(20064, 20127), frozenset({102}))
 AT_EDGE = {
     ONE: edge_intent(ONE, "web 1", INTERNAL, None, ((EXTERNAL, PortRange(20000, 20063)),)),
     TWO: edge_intent(

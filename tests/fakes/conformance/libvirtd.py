@@ -16,7 +16,15 @@ import pytest
 
 from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
-from qga_agent.domain_events import AgentConnected, AgentDisconnected, DomainEvent, DomainStarted, DomainStopped
+from qga_agent.domain_events import (
+    AgentConnected,
+    AgentDisconnected,
+    DomainChanged,
+    DomainEvent,
+    DomainStarted,
+    DomainStopped,
+)
+from qga_agent.domain_list import Phase
 from qga_agent.guest_agent import AgentAbsent
 from qga_agent.libvirt_connection import ConnectionBroken
 from qga_agent.libvirt_stats import Connection
@@ -58,8 +66,9 @@ class Watched:
         self._events.put(event)
 
     def next_event(self) -> DomainEvent:
-        """Wait for the next event that is not of an agent: these come whenever a guest likes."""
-        while isinstance(event := self._events.get(timeout=HANG_S), (AgentConnected, AgentDisconnected)):
+        """Wait for the next event that is no pause and not of an agent: these come whenever a guest likes."""
+        others = AgentConnected, AgentDisconnected, DomainChanged
+        while isinstance(event := self._events.get(timeout=HANG_S), others):
             pass
         return event
 
@@ -81,12 +90,17 @@ def a_libvirtd_without_domains_reports_none(libvirtd: Libvirtd) -> None:
 def a_running_domain_is_listed_and_measured(libvirtd: Libvirtd) -> None:
     with _watched(libvirtd) as watched:
         uuid = libvirtd.start("listed")
-        (facts,) = watched.connection.domains()
+        (listed,) = watched.connection.domains()
+        facts = listed.facts
+        assert facts is not None
+        assert (listed.uuid, listed.phase) == (uuid, Phase.HERE)
+        assert watched.connection.domain(uuid) == listed
         (interface,) = facts.interfaces
         assert (facts.uuid, facts.name) == (uuid, "listed")
         assert list(watched.connection.statistics()) == [interface.target]
         libvirtd.destroy("listed")
         assert watched.connection.domains() == ()
+        assert watched.connection.domain(uuid) is None
         assert watched.connection.statistics() == {}
 
 
@@ -134,7 +148,7 @@ def domains_outlive_a_killed_libvirtd(libvirtd: Libvirtd) -> None:
     libvirtd.kill()
     libvirtd.revive()
     with _watched(libvirtd) as watched:
-        assert [facts.uuid for facts in watched.connection.domains()] == [uuid]
+        assert [listed.uuid for listed in watched.connection.domains()] == [uuid]
         libvirtd.destroy("survivor")
         assert watched.next_event() == DomainStopped(uuid, "survivor", "destroyed")
 

@@ -102,6 +102,73 @@ class TestRequest:
         assert (len(natd.requests), natd.errors) == (1, [])
 
 
+class TestBudget:
+    """All runs of one start, or one end, have one deadline together."""
+
+    DEADLINE_S = 0.6
+
+    def took(self, hook: Hook, *operations: str, name: str = "web-1") -> list[float]:
+        times = []
+        for operation in operations:
+            before = time.monotonic()
+            hook.main([name, operation, "begin", "-"], samples.DOMAIN)
+            times.append(time.monotonic() - before)
+        return times
+
+    @pytest.mark.parametrize(
+        "operations",
+        [("prepare", "start", "started"), ("migrate", "prepare", "start", "started"), ("stopped", "release")],
+    )
+    def test_a_natd_that_hangs_costs_one_deadline(self, hook: Hook, operations: tuple[str, ...]) -> None:
+        hook.configure(deadline=self.DEADLINE_S)
+        with FakeNatd(hook.socket, Answer.HANG):
+            first, *others = self.took(hook, *operations)
+            assert first >= self.DEADLINE_S
+            assert sum(others) < self.DEADLINE_S / 2
+            # The next start is asked about again, and leaves nothing behind.
+            first, *others = self.took(hook, *operations)
+            assert first >= self.DEADLINE_S
+        assert [path for path in hook.socket.parent.iterdir() if path.name.startswith("hook-")] == []
+
+    def test_another_vm_has_a_deadline_of_its_own(self, hook: Hook) -> None:
+        hook.configure(deadline=self.DEADLINE_S)
+        with FakeNatd(hook.socket, Answer.HANG):
+            self.took(hook, "prepare")
+            assert self.took(hook, "start", name="web-2") >= [self.DEADLINE_S]
+
+    def test_a_natd_that_answers_leaves_no_trace(self, hook: Hook, natd: FakeNatd) -> None:
+        self.took(hook, "prepare", "start", "started", "stopped", "release")
+        assert len(natd.requests) == 5
+        assert not list(hook.socket.parent.glob("hook-*"))
+
+    def test_what_is_left_after_a_slow_answer_is_for_the_next_run(self, hook: Hook) -> None:
+        hook.configure(deadline=30)
+        marker = hook.socket.parent / ("hook-" + b"web-1".hex())
+        marker.write_text(f"prepare 29.7 {time.monotonic():.3f}")
+        with FakeNatd(hook.socket, Answer.HANG):
+            (took,) = self.took(hook, "start")
+            assert 0.2 < took < 10
+            # A start that was given up two minutes ago is another one.
+            marker.write_text(f"prepare 30 {time.monotonic() - qemu.START_S:.3f}")
+            hook.configure(deadline=self.DEADLINE_S)
+            assert self.took(hook, "start") >= [self.DEADLINE_S]
+
+    @pytest.mark.parametrize(
+        "content", ["", "prepare", "prepare x y", "prepare 1 2 3", "\0" * 99, "prepare nan nan", "prepare nan 1"]
+    )
+    def test_nonsense_beside_the_socket_is_ignored(self, hook: Hook, natd: FakeNatd, content: str) -> None:
+        (hook.socket.parent / ("hook-" + b"web-1".hex())).write_text(content)
+        assert hook.main(["web-1", "start", "begin", "-"], samples.DOMAIN) == 0
+        assert len(natd.requests) == 1
+
+    def test_a_name_of_any_length_and_bytes_has_one(self, hook: Hook, natd: FakeNatd) -> None:
+        hook.configure(deadline=self.DEADLINE_S)
+        natd.answer = Answer.HANG
+        name = os.fsdecode(b"../\xff" * 300)
+        first, second = self.took(hook, "prepare", "start", name=name)
+        assert first >= self.DEADLINE_S > second
+
+
 class TestDeadline:
     """It covers the whole run; the lower bound is exact, the upper one only detects a hang."""
 

@@ -7,6 +7,7 @@ from cpm.protocol.model import DomainUUID
 from qga_agent.domain_events import (
     AgentConnected,
     AgentDisconnected,
+    DomainChanged,
     DomainResumedMigrated,
     DomainStarted,
     DomainStopped,
@@ -48,11 +49,19 @@ def test_a_domain_resumed_after_a_migration_runs_here(detail: str) -> None:
 
 @pytest.mark.parametrize(
     ("event", "detail"),
-    [("RESUMED", "UNPAUSED"), ("SUSPENDED", "PAUSED"), ("DEFINED", "ADDED"), ("UNDEFINED", "REMOVED")],
+    [("DEFINED", "ADDED"), ("UNDEFINED", "REMOVED")],
 )
 def test_events_that_do_not_concern_ports_are_dropped(event: str, detail: str) -> None:
     numbers = getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}"), getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}_{detail}")
     assert lifecycle_event(UUID, "web", *numbers) is None
+
+
+@pytest.mark.parametrize(
+    ("event", "detail"), [("RESUMED", "UNPAUSED"), ("SUSPENDED", "PAUSED"), ("SUSPENDED", "MIGRATED")]
+)
+def test_pauses_and_their_ends_are_changes_of_a_domain(event: str, detail: str) -> None:
+    numbers = getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}"), getattr(libvirt, f"VIR_DOMAIN_EVENT_{event}_{detail}")
+    assert lifecycle_event(UUID, "web", *numbers) == DomainChanged(UUID)
 
 
 def test_an_unknown_detail_is_given_as_its_number() -> None:

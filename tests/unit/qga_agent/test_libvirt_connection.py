@@ -20,6 +20,7 @@ from cpm.protocol.errors import Unreachable
 from cpm.protocol.model import DomainUUID
 from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged
+from qga_agent.domain_list import Phase
 from qga_agent.guest_agent import AgentAbsent, AgentError, AgentSilent
 from qga_agent.libvirt_connection import LibvirtAgentChannel, LibvirtConnection, interface_counters
 from qga_agent.samples import InterfaceCounters
@@ -84,9 +85,11 @@ def another_client(name: str) -> Iterator[Any]:
 
 
 def test_active_domains_are_listed(connection: LibvirtConnection) -> None:
-    (domain,) = connection.domains()
-    assert (domain.name, domain.type) == ("test", "test")
-    assert domain.uuid == "6695eb01-f6a4-8304-79aa-97f2502e193f"
+    (listed,) = connection.domains()
+    assert listed.facts is not None
+    assert (listed.facts.name, listed.facts.type, listed.phase) == ("test", "test", Phase.HERE)
+    assert listed.uuid == listed.facts.uuid == "6695eb01-f6a4-8304-79aa-97f2502e193f"
+    assert connection.domain(listed.uuid) == listed
 
 
 def test_the_test_driver_has_no_statistics(connection: LibvirtConnection) -> None:
@@ -96,7 +99,7 @@ def test_the_test_driver_has_no_statistics(connection: LibvirtConnection) -> Non
 def test_events_arrive_without_a_call(connection: LibvirtConnection, events: queue.SimpleQueue[DomainEvent]) -> None:
     with another_client("vp-events") as domain:
         uuid = domain.UUIDString()
-        assert "vp-events" in {each.name for each in connection.domains()}
+        assert "vp-events" in {each.facts.name for each in connection.domains() if each.facts is not None}
     assert [events.get(timeout=10), events.get(timeout=10)] == [
         DomainStarted(uuid, "vp-events", "booted"),
         DomainStopped(uuid, "vp-events", "destroyed"),
@@ -111,7 +114,8 @@ def test_wishes_in_the_metadata_of_a_running_domain_arrive_as_virsh_sets_them(
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, "not for us", None, None)
         domain.setMetadata(element, "<ports floor='1'/>", "app", "urn:somebody-else")
         domain.setMetadata(element, "<ports floor='256' drain-limit='none'/>", "vp", METADATA_NAMESPACE)
-        (facts,) = (each for each in connection.domains() if each.name == "vp-wishes")
+        every = [each.facts for each in connection.domains()]
+        (facts,) = (each for each in every if each is not None and each.name == "vp-wishes")
         domain.setMetadata(element, None, None, METADATA_NAMESPACE)
     assert facts.ports_metadata == (("floor", "256"), ("drain-limit", "none"))
     assert [events.get(timeout=10) for _ in range(4)] == [
@@ -195,6 +199,6 @@ def error_of(monkeypatch: pytest.MonkeyPatch, domain: FailingDomain) -> type[Age
 def test_a_driver_without_agents_has_none(connection: LibvirtConnection) -> None:
     channel = connection.agent_channel(DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"))
     with pytest.raises(AgentAbsent):
-        channel.set_response_timeout(1)
+        channel.command('{"execute": "guest-sync"}', 1)
     with pytest.raises(AgentAbsent):
         connection.agent_channel(DomainUUID("11111111-1111-1111-1111-111111111111"))

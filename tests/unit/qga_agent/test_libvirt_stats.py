@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -12,6 +13,7 @@ from libvirt_hooks.domain_xml import DomainFacts
 from qga_agent import libvirt_stats
 from qga_agent.agent_libvirt import LibvirtAgents
 from qga_agent.domain_events import ConnectionLost, ConnectionMade, DomainStarted, MonitorEvent
+from qga_agent.domain_list import DomainList, ListedDomain, Phase
 from qga_agent.guest_agent import AgentAbsent, AgentSilent
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import InterfaceCounters
@@ -72,7 +74,7 @@ async def test_it_connects_answers_calls_and_queues_events(libvirtd: FakeLibvirt
     assert await next_event(monitor) == ConnectionMade()
     assert monitor.is_connected
     assert await monitor.statistics() == {"vnet0": COUNTERS}
-    assert await monitor.domains() == (web,)
+    assert await monitor.domains() == DomainList((ListedDomain(UUID, Phase.HERE, web),))
     libvirtd.happen(STARTED)
     assert await next_event(monitor) == STARTED
 
@@ -136,6 +138,25 @@ async def test_while_libvirtd_hangs_calls_fail_at_once_and_then_work_again(libvi
                     assert await monitor.statistics() == {}
                     break
                 await asyncio.sleep(0.001)
+
+
+async def test_a_domain_that_is_locked_hides_no_other(libvirtd: FakeLibvirtd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt_stats, "_LOOKUP_S", 0.05)
+    async with running(libvirtd, timeout_s=0.05) as monitor:
+        await next_event(monitor)
+        locked, free = libvirtd.start("locked"), libvirtd.start("free")
+        gone = DomainUUID("22222222-2222-2222-2222-222222222222")
+        libvirtd.locked[locked] = threading.Event()
+        for _ in range(3):
+            found = await monitor.domains([locked, free, gone])
+            assert not found.is_complete
+            assert [listed.uuid for listed in found.domains] == [free]
+            assert found.absent == frozenset({gone})
+        libvirtd.locked[locked].set()
+        async with asyncio.timeout(10):
+            while not (found := await monitor.domains([locked, free])).is_complete:
+                await asyncio.sleep(0.001)
+        assert {listed.uuid for listed in found.domains} == {locked, free}
 
 
 async def test_a_connection_that_opens_too_late_is_closed_and_its_events_are_dropped(

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
+from natctl.core.domains import Tap
 from natctl.model.entries import Change
 from natctl.model.port_use import PortUse
 from tests.fakes.conformance.traffic import CHECKS, EXTERNAL, INTERNAL, Traffic
@@ -17,7 +18,7 @@ from tests.fakes.site import Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 HOST1 = NodeName("host1")
-TAPS = frozenset({"vnet0"})
+TAP = Tap("vnet0", 100)
 
 
 class FakeTraffic:
@@ -26,11 +27,11 @@ class FakeTraffic:
     def __init__(self) -> None:
         self._site = Site()
         self._host = self._site.machines[HOST1]
-        self._host.guests[VM] = TAPS
+        self._host.guests[VM] = frozenset({TAP})
         self._offsets = itertools.count()
 
     def program_host(self, ports: PortRange | None) -> None:
-        self._host.kernel.change(Change(host={VM: host_entry(VM, "web", 1, INTERNAL, ports, TAPS)}))
+        self._host.kernel.change(Change(host={VM: host_entry(VM, "web", 1, INTERNAL, ports, frozenset({TAP.number}))}))
 
     def program_edge(self, *ranges: PortRange) -> None:
         via = self._host.identity.underlay

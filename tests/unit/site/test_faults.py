@@ -44,6 +44,14 @@ class Faults(RuleBasedStateMachine):
     def stop_without_a_hook(self, uuid: DomainUUID) -> None:
         self.site.stop_vm(uuid, hook=False)
 
+    @rule(uuid=vms, taps=st.integers(0, 1))
+    def plug_and_unplug(self, uuid: DomainUUID, taps: int) -> None:
+        self.site.plug(uuid, taps=taps)
+
+    @rule(host=hosts, is_up=st.booleans())
+    def let_libvirt_come_and_go(self, host: NodeName, is_up: bool) -> None:
+        self.site.machines[host].libvirt = is_up
+
     @rule(uuid=vms, blocks=st.integers(1, 12), in_use=st.none() | st.integers(0, 600))
     def resize(self, uuid: DomainUUID, blocks: int, in_use: int | None) -> None:
         self.site.ask(lambda manager: manager.sizer.resize(uuid, Target(blocks * 64, in_use), self.site.now))
@@ -150,7 +158,7 @@ class Faults(RuleBasedStateMachine):
             for row in rows:
                 if row.node == machine.identity.name:
                     assert machine.kernel.host[row.domain].intent.ports == row.ports
-                    assert machine.kernel.host[row.domain].taps == machine.guests[row.domain]
+                    assert machine.kernel.host[row.domain].taps == {tap.number for tap in machine.guests[row.domain]}
             assert set(machine.kernel.host) == {r.domain for r in rows if r.node == machine.identity.name}
         for machine in site.edges:
             mapped = {entry.domain: entry.ranges for entry in machine.kernel.edge.values()}

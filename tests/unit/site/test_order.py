@@ -10,7 +10,7 @@ from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
-from natctl.core.node import StaleEpoch
+from natctl.core.intent import StaleEpoch
 from tests.fakes.site import Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")

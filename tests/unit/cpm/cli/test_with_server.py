@@ -139,6 +139,8 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         (["list"], (operations.LIST_VMS, {"all": False})),
         (["list", "--all"], (operations.LIST_VMS, {"all": True})),
         (["show", "a/b?c#d é%2F"], (operations.SHOW_VM, {"name": "a/b?c#d é%2F"})),
+        (["show", "{a}b{"], (operations.SHOW_VM, {"name": "{a}b{"})),
+        (["explain", "}{name}"], (operations.EXPLAIN, {"name": "}{name}"})),
         (
             ["set", "web 1", "floor=64", "drain-limit=2.5", "--unset", "cap"],
             (operations.SET_WISHES, {"name": "web 1", "body": WishesRequest(floor=64, cap=None, drain_limit_s=2.5)}),

@@ -26,6 +26,7 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Draining,
+    Freed,
     GuestState,
     GuestView,
     Hello,
@@ -87,7 +88,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             (Presence(WEB, "web1", ALL_WISHES),),
         ),
         (
-            b'{"type":"hello","protocol":2,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":3,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"nonsense":["weight \'x\': no number"]}}]}'
@@ -96,7 +97,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
-            b'{"type":"hello","protocol":2,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":3,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[]}'
         ),
     ),
@@ -186,7 +187,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
 ]
 
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
-    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":2,"epoch":3,"version":"0.1.0"}'),
+    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":3,"epoch":3,"version":"0.1.0"}'),
     (
         Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,)),
         (
@@ -244,6 +245,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         Refused(3, WEB, "ports-exhausted", "cannot allocate 64 ports"),
         b'{"type":"refused","epoch":3,"domain":"u-web","code":"ports-exhausted","message":"cannot allocate 64 ports"}',
     ),
+    (Freed(3, WEB, IPv4Address("100.64.0.1")), b'{"type":"freed","epoch":3,"domain":"u-web","internal":"100.64.0.1"}'),
     (Declined(3, WEB, PORTS), b'{"type":"declined","epoch":3,"domain":"u-web","ports":{"first":20480,"last":20735}}'),
 ]
 
@@ -266,7 +268,7 @@ def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> 
 
 def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
-    start = b'{"type":"hello","protocol":2,"node":"n","roles":["'
+    start = b'{"type":"hello","protocol":3,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[]}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
@@ -298,6 +300,7 @@ REQUIRED = {
     "delta": {"epoch", "generation"},
     "refused": {"epoch", "domain", "code", "message"},
     "declined": {"epoch", "domain", "ports"},
+    "freed": {"epoch", "domain", "internal"},
 }
 """Fields without which a message is refused; all others have a default."""
 

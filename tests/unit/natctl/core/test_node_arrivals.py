@@ -267,8 +267,8 @@ def test_a_report_says_how_many_began_and_were_refused() -> None:
 
 def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
-    found = host_entry(VM, "web", 1, INTERNAL, FLOOR, frozenset({"vnet0"}), 33)
-    node.on_kernel_found([found], Path(WAY.internal_pool), frozenset({"vnet0"}), AT)
+    found = host_entry(VM, "web", 1, INTERNAL, FLOOR, frozenset({5}), 33)
+    node.on_kernel_found([found], Path(WAY.internal_pool), {5: "vnet0"}, AT)
     node.on_connected(AT)
     node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))

@@ -145,7 +145,7 @@ def host_entries(draw: st.DrawFn) -> Mapping[DomainUUID, HostEntry]:
             index,
             IPv4Address("100.64.0.0") + index,
             draw(st.none() | st.just(PortRange(first, first + 63))),
-            frozenset(f"vnet{index * 10 + tap}" for tap in taps),
+            frozenset(index * 10 + tap for tap in taps),
         )
         entries[entry.intent.domain] = entry
     return entries

@@ -103,7 +103,7 @@ def test_a_host_fragment_can_be_read_back() -> None:
         5,
         IPv4Address("100.64.0.5"),
         PortRange(2000, 2063),
-        frozenset({"vnet3"}),
+        frozenset({3}),
         budget=40,
         at_cap=True,
         defer_after=50,

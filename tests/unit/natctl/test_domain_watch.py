@@ -1,0 +1,153 @@
+"""What natd makes of hooks, events and lists, with a libvirtd that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import NamedTuple
+
+import pytest
+
+from cpm.protocol.messages import PROTOCOL, Attach, Detach, PathState, Snapshot, Welcome
+from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
+from cpm.service import clock
+from libvirt_hooks.domain_xml import DomainFacts, Interface
+from libvirt_hooks.protocol import HookOperation
+from natctl.core.node import Identity, Node
+from natctl.domain_watch import DomainWatch
+from natctl.model.commands import Answer, Send
+from natctl.settings import GuestsTable, HostTable
+from qga_agent.domain_events import DomainChanged
+from qga_agent.domain_list import Phase
+from qga_agent.libvirt_stats import LibvirtMonitor
+from tests.fakes.libvirt import FakeLibvirtd
+
+VM = DomainUUID("11111111-1111-4111-8111-111111111111")
+
+
+def attach(uuid: DomainUUID, name: str, *, incoming: bool = False) -> Attach:
+    """What the manager is told of a VM whose XML has no wishes."""
+    return Attach(uuid, name, incoming, Wishes())
+
+
+class Watched(NamedTuple):
+    """A node, what watches for it, and what it said."""
+
+    node: Node
+    watch: DomainWatch
+    said: list[object]
+    replies: list[tuple[int, str, str]]
+
+    def hook(self, operation: HookOperation, *interfaces: Interface) -> None:
+        self.watch.on_hook(7, operation, DomainFacts(VM, "web", 1, "qemu", interfaces))
+
+    async def says(self, message: object) -> None:
+        """Wait until the node has told the manager something."""
+        async with asyncio.timeout(10):
+            while message not in self.said:
+                await asyncio.sleep(0.001)
+
+
+def watched(monitor: LibvirtMonitor | None = None, bridges: frozenset[str] = frozenset()) -> Watched:
+    node = Node(
+        Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"),
+        7,
+        has_libvirt=monitor is not None,
+    )
+    said: list[object] = []
+    replies: list[tuple[int, str, str]] = []
+
+    def carry_out() -> None:
+        for command in node.take():
+            if isinstance(command, Send):
+                said.append(command.message)
+            elif isinstance(command, Answer):
+                replies.append((command.request, command.code, command.text))
+
+    def reply(request: int, code: str, text: str) -> None:
+        replies.append((request, code, text))
+
+    host = HostTable(uplinks=frozenset({"eth0"}), bridges=bridges)
+    watch = DomainWatch(node, carry_out, reply, host, GuestsTable(), monitor, None)
+    now = clock.now()
+    node.on_connected(now)
+    node.on_message(Welcome(PROTOCOL, 1, "test"), now)
+    node.on_message(Snapshot(1, 1, PathState(IPv4Network("100.64.0.0/10"))), now)
+    carry_out()
+    said.clear()
+    return Watched(node, watch, said, replies)
+
+
+@contextlib.asynccontextmanager
+async def following(libvirtd: FakeLibvirtd) -> AsyncIterator[Watched]:
+    """Watch a libvirtd, as natd does."""
+    monitor = LibvirtMonitor("fake:///", connect=libvirtd.open)
+    it = watched(monitor)
+    loops = (monitor.run(), it.watch.serve_events(monitor), it.watch.serve_lists(monitor))
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        async with asyncio.timeout(10):
+            await it.watch.has_listed.wait()
+        yield it
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+BRIDGED = Interface("network", "vmbr0", None, "no-such-tap")
+UNRESOLVED = Interface("network", "vmnet", None, None)
+MACVTAP = Interface("direct", None, None, "macvtap0")
+
+
+def test_a_migration_is_expected_whatever_its_network_is_called() -> None:
+    it = watched(bridges=frozenset({"vmbr0"}))
+    it.hook(HookOperation.MIGRATE, UNRESOLVED)
+    it.hook(HookOperation.PREPARE, UNRESOLVED)
+    it.hook(HookOperation.START, BRIDGED)
+    assert it.said == [attach(VM, "web", incoming=True)]
+    assert [code for _, code, _ in it.replies] == ["", "", ""]
+
+
+def test_a_vm_without_an_interface_of_ours_gives_back_what_it_got_before_that_was_known() -> None:
+    it = watched()
+    it.hook(HookOperation.PREPARE, UNRESOLVED)
+    assert it.said == [attach(VM, "web")]
+    it.hook(HookOperation.START, MACVTAP)
+    assert it.said[1:] == [Detach(VM, "it has no interface on our bridges")]
+    assert it.replies[-1] == (7, "", "no interface of ours")
+
+
+@pytest.mark.parametrize("operation", [HookOperation.RESTORE, HookOperation.RECONNECT])
+def test_some_hooks_wait_for_nothing(operation: HookOperation) -> None:
+    it = watched()
+    it.hook(operation, BRIDGED)
+    assert it.replies == [(7, "", "")]
+
+
+async def test_each_event_has_the_list_read() -> None:
+    libvirtd = FakeLibvirtd()
+    async with following(libvirtd) as it:
+        uuid = libvirtd.start("web")
+        await it.says(attach(uuid, "web"))
+        libvirtd.phases[uuid] = Phase.MIGRATING
+        libvirtd.happen(DomainChanged(uuid))
+        libvirtd.destroy("web")
+        await it.says(Detach(uuid, "libvirt no longer lists it"))
+        other = libvirtd.start("other")
+        await it.says(attach(other, "other"))
+    assert not any(isinstance(said, Attach) and said.incoming for said in it.said)
+
+
+async def test_a_guest_that_migrates_here_is_expected_until_the_list_says_that_it_runs() -> None:
+    libvirtd = FakeLibvirtd()
+    async with following(libvirtd) as it:
+        libvirtd.phases = dict.fromkeys([DomainUUID("4dea22b3-1d52-48f3-a516-000000000001")], Phase.MIGRATING)
+        uuid = libvirtd.start("web")
+        await it.says(attach(uuid, "web", incoming=True))
+        assert attach(uuid, "web") not in it.said
+        libvirtd.phases.clear()
+        libvirtd.happen(DomainChanged(uuid))
+        await it.says(attach(uuid, "web"))
