@@ -31,6 +31,7 @@ from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import settings as settings_
 from natctl.core.domains import RunningDomain
+from natctl.core.hook_calls import HookCalls
 from natctl.core.node import Identity, Node
 from natctl.hook_server import HookServer
 from natctl.kernel.kernel import Kernel
@@ -93,6 +94,7 @@ class Natd:
         if marks is not None and self._conntrack is not None:
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
         self._sampler = Sampler()
+        self._hook_calls = HookCalls()
         self._hooks = HookServer(Path(settings.listen.socket), self._on_hook)
         self._session = manager_session.Session(
             settings.manager.url, self, _tls_context(settings.manager), random.random
@@ -262,6 +264,7 @@ class Natd:
     def _on_hook(self, request: int, operation: HookOperation, facts: DomainFacts) -> None:
         now = clock.now()
         vm = self._running_domain(facts)
+        self._hook_calls.on_hook(DomainUUID(facts.uuid), operation)
         if operation in _ENDS:
             self._node.on_domain_ended(request, DomainUUID(facts.uuid), operation.value, now)
         elif vm is None:
@@ -318,8 +321,15 @@ class Natd:
                 self._note_agent(event)
             elif isinstance(event, (ConnectionMade, DeviceAdded, DeviceRemoved, DomainStarted, MetadataChanged)):
                 await self._list_domains()
+                if isinstance(event, DomainStarted):
+                    self._warn_without_hook(event)
                 if isinstance(event, ConnectionMade) and self._visitor is not None:
                     self._visitor.on_agents_reachable()
+
+    def _warn_without_hook(self, event: DomainStarted) -> None:
+        warning = self._hook_calls.on_started(event.uuid, event.name, event.detail)
+        if warning and event.uuid in self._node.guests():
+            log.warning("%s", warning)
 
     def _note_agent(self, event: AgentConnected | AgentDisconnected) -> None:
         if self._visitor is None:
