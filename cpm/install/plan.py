@@ -4,6 +4,10 @@ Which files a machine gets, and what to do about files that exist already.
 A file that somebody edited is never overwritten. Our files are replaced if they are still as an earlier install wrote
 them; configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it
 is written beside it as ``FILE.new``, which neither systemd nor libvirt nor we read.
+
+libvirt executes every executable file in its hook folder: at each start of a VM, which fails with the file, and at each
+start of libvirtd, which kills a running VM when the file fails. Nothing but the complete hook may ever lie there, so it
+is written one folder higher (:attr:`Target.staging`).
 """
 
 from __future__ import annotations
@@ -34,6 +38,20 @@ class Target:
     text: str
     mode: int = 0o644
     is_config: bool = False
+    staging: PurePosixPath | None = None
+    """Folder in which the file is written before it is renamed into its own; None: its own. On the same file system."""
+    is_executed: bool = False
+    """libvirt executes it: it must be shown to run, or it is taken away again."""
+
+    @property
+    def work_folder(self) -> PurePosixPath:
+        """Folder of everything that belongs to the file but is not the file: temporary files, and the new text."""
+        return self.staging or self.path.parent
+
+    @property
+    def beside(self) -> PurePosixPath:
+        """Where the new text goes when the file itself is kept."""
+        return self.work_folder / f"{self.path.name}.new"
 
     @property
     def sha256(self) -> str:
@@ -50,6 +68,8 @@ class Action(enum.Enum):
     LEAVE = "unchanged"
     KEEP = "keep"
     """The file is configuration, or somebody edited it: the new text is written beside it."""
+    TAKE_AWAY = "take away"
+    """libvirt would execute the file, and it does not run."""
 
 
 def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
@@ -70,7 +90,8 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
         found += [_unit("natd.service", programs)]
     if HOST in choices.roles:
         found += [Target(ETC / "hook.conf", configs.hook_conf(), is_config=True)]
-        found += [Target(HOOK, sources.hook_file(), mode=0o755)]
+        hook = sources.hook_file()
+        found += [Target(HOOK, hook, mode=0o755, staging=HOOK.parent.parent, is_executed=True)]
     return found
 
 
@@ -96,7 +117,7 @@ def digest(content: bytes) -> str:
 
 
 def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
-    """Return the steps that are left to the operator, in order: the product starts no processes."""
+    """Return the steps that are left to the operator, in order: what starts a process is not done here."""
     daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
     steps = [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
     if choices.is_node and choices.manager_url.startswith("https://"):
