@@ -108,6 +108,7 @@ class Natd:
         self._is_telling_guests = False
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
+        self._kernel_warnings: tuple[str, ...] = ()
         self._domains_listed = asyncio.Event()
         self._links: frozenset[str] = frozenset()
         self._tasks = Tasks()
@@ -210,6 +211,17 @@ class Natd:
             return
         for difference in await self._kernel.replace(command.host, command.edge, command.path):
             log.info("brought in step: %s", difference)
+        self._log_kernel_warnings()
+
+    def _log_kernel_warnings(self) -> None:
+        """Log what changed of what the operator should know about this machine."""
+        before, now = self._kernel_warnings, self._kernel.warnings
+        self._kernel_warnings = now
+        for text in now:
+            if text not in before:
+                log.warning("%s", text)
+        if before and not now:
+            log.info("no longer so: %s", "; ".join(before))
 
     async def _forget(self, command: Forget) -> None:
         if self._conntrack is None:
@@ -385,6 +397,7 @@ class Natd:
     async def _ensure(self) -> None:
         for difference in await self._kernel.ensure():
             log.warning("mended: %s", difference)
+        self._log_kernel_warnings()
         self._dropped = dict((await self._kernel.observe()).drops)
         if self._host is not None:
             self._node.send_presence()

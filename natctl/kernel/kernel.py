@@ -25,6 +25,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.kernel import sysctl
+from natctl.kernel.pool_uses import PoolUses
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
@@ -85,6 +86,7 @@ class Kernel:
             Marks.of_mask(settings.host.mark_mask)
         self._settings = settings
         self._belief: _Belief | None = None
+        self._pool_uses = PoolUses()
         self._nft: Socket | None = None
         self._rt: Socket | None = None
         self._lock = asyncio.Lock()
@@ -141,6 +143,11 @@ class Kernel:
         """
         async with self._lock:
             return await self._in_thread(self._ensure)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know about this machine, a sentence each, as of the last :meth:`ensure`."""
+        return self._pool_uses.warnings()
 
     async def counted(self) -> Counted:
         """
@@ -229,7 +236,8 @@ class Kernel:
         tables = plan.alteration(old, [*hosts.values(), *edges.values()])
         before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
         after = [entry for entry in change.edge.values() if entry is not None]
-        route_steps = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
+        put, drop = (self._reachable(routing.of_entries(entries)) for entries in (after, before))
+        route_steps = routing.steps(Routing(put), Routing(drop))
         return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges)
 
     def _change_some(self, change: Change, step: _Step) -> None:
@@ -266,6 +274,8 @@ class Kernel:
     def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
         _, rt = self._sockets()
         routing_now = routes.read(rt)
+        self._pool_uses.update(rt, desired.path.internal_pool)
+        self._settings = dataclasses.replace(self._settings, shares_pool=self._pool_uses.is_shared)
         belief = self._new_belief(desired, reading)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
         tables = plan.difference(
@@ -301,7 +311,14 @@ class Kernel:
 
     def _routing(self, desired: _Desired) -> Routing:
         entries = desired.edge.values() if self._settings.edge is not None else ()
-        return dataclasses.replace(routing.shared(self._settings, desired.path), internals=routing.of_entries(entries))
+        internals = self._reachable(routing.of_entries(entries))
+        return dataclasses.replace(routing.shared(self._settings, desired.path), internals=internals)
+
+    def _reachable(self, internals: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Leave out the VMs whose internal address this machine needs for something else, for example its gateway."""
+        if not self._pool_uses.is_shared:
+            return internals
+        return {to: via for to, via in internals.items() if not self._pool_uses.is_taken(to)}
 
     def _apply(self, tables: Plan, route_steps: Steps, routing_before: Routing) -> None:
         """Carry out a plan and its routes; when the kernel refuses the tables, restore the routes."""
@@ -320,7 +337,8 @@ class Kernel:
         if belief is None:
             return ()
         nft, rt = self._sockets()
-        if read.generation(nft) != belief.generation:
+        uses_changed = self._pool_uses.update(rt, belief.desired.path.internal_pool)
+        if uses_changed or read.generation(nft) != belief.generation:
             return self._reconcile(belief.desired)
         routing_now = routes.read(rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
@@ -445,6 +463,7 @@ def _undo(rt: Socket, put: Routing, before: Routing) -> None:
             Routing(
                 is_new,
                 put.pool,
+                put.pool_table,
                 put.rule,
                 put.way if before.way is None or (put.way and put.way[0] != before.way[0]) else None,
             ),
