@@ -15,10 +15,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from cpm.install import choices as choices_
 from cpm.install import configs, sources
 from cpm.install.choices import EDGE, HOST, MANAGER, Choices
+from cpm.protocol import overlaps
 
 ETC = PurePosixPath("/etc/virt-ports")
 UNITS = PurePosixPath("/etc/systemd/system")
@@ -84,7 +87,10 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
         Target(TMPFILES, sources.system_file("virt-ports.tmpfiles")),
     ]
     if MANAGER in choices.roles:
-        found += [Target(ETC / "cpmd.toml", configs.cpmd_toml(), is_config=True), _unit("cpmd.service", programs)]
+        found += [
+            Target(ETC / "cpmd.toml", configs.cpmd_toml(choices.internal_pool), is_config=True),
+            _unit("cpmd.service", programs),
+        ]
     if choices.roles & {HOST, EDGE}:
         found += [Target(ETC / "natd.toml", configs.natd_toml(choices), is_config=True)]
         found += [_unit("natd.service", programs)]
@@ -119,7 +125,8 @@ def digest(content: bytes) -> str:
 def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     """Return the steps that are left to the operator, in order: what starts a process is not done here."""
     daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
-    steps = [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
+    steps = list(_pool_steps(choices))
+    steps += [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
     if choices.is_node and choices.manager_url.startswith("https://"):
         steps.append(f"put this node's certificate, its key and the CA into {ETC}/tls (paths are in natd.toml)")
     steps.append(f"systemd-sysusers {SYSUSERS.name} && systemd-tmpfiles --create {TMPFILES.name}")
@@ -131,6 +138,28 @@ def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     if MANAGER in choices.roles:
         steps.append("virt-ports pool add ADDRESS: the public addresses the VMs share")
     return steps
+
+
+def _pool_steps(choices: Choices) -> Iterator[str]:
+    """Yield what is left to do about an internal pool that this machine cannot share with VMs."""
+    if not choices.pool_uses:
+        return
+    uses = overlaps.words(choices.pool_uses)
+    if MANAGER not in choices.roles:
+        yield (
+            f"see that [pool] internal in the manager's cpmd.toml is not the default {choices_.DEFAULT_POOL}, "
+            f"of which this machine uses {uses}: {overlaps.remedy(choices_.DEFAULT_POOL, choices.pool_uses)}"
+        )
+    elif choices.internal_pool is None:
+        yield (
+            f"edit {ETC}/cpmd.toml, [pool] internal: a network for internal addresses of VMs that no machine uses "
+            f"(this one uses {uses})"
+        )
+    else:
+        yield (
+            f"see that no machine of yours uses {choices.internal_pool}, which {ETC}/cpmd.toml takes for the internal "
+            f"addresses of VMs: this machine uses a part of the default ({uses})"
+        )
 
 
 def _unit(name: str, programs: PurePosixPath) -> Target:

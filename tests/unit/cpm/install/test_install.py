@@ -22,6 +22,7 @@ from cpm.install.choices import EDGE, HOST, MANAGER
 from cpm.install.plan import Action, Target
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 from cpm.protocol.model import Role
+from cpm.protocol.overlaps import Use
 from libvirt_hooks import qemu
 from natctl import settings as natd_settings
 
@@ -421,6 +422,47 @@ class TestConfigurations:
             natd_settings.load(path)
 
 
+PROVIDER = machine.MachineFacts(
+    "node1", "eth0", {"eth0": IPv4Address("100.72.0.10")},
+    frozenset({Use.of(IPv4Address("100.72.0.10"), "address of eth0"),
+               Use(IPv4Network("100.64.0.0/16"), "route through eth0")}),
+)  # fmt: skip
+
+
+class TestInternalPool:
+    """A machine of a provider, cloud or VPN that uses 100.64.0.0/10 itself."""
+
+    def test_one_that_fits_is_chosen(self, tmp_path: Path) -> None:
+        wanted = choices.complete(PROVIDER, frozenset({HOST, EDGE, MANAGER}))
+        assert wanted.internal_pool == IPv4Network("100.65.0.0/16")
+        path = tmp_path / "cpmd.toml"
+        path.write_text(configs.cpmd_toml(wanted.internal_pool))
+        assert cpmd_settings.load(path).pool.internal == wanted.internal_pool
+        (step,) = [step for step in plan.remaining_steps(wanted, hook_is_new=False) if "100.65.0.0/16" in step]
+        assert "100.72.0.10 (address of eth0)" in step
+
+    def test_it_is_asked_for_when_none_fits(self) -> None:
+        everything = frozenset(
+            Use(IPv4Network(network), "route through eth0")
+            for network in ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12")
+        )
+        wanted = choices.complete(dataclasses.replace(PROVIDER, uses=everything), frozenset({HOST, EDGE, MANAGER}))
+        assert wanted.internal_pool is None
+        assert configs.cpmd_toml(None) == configs.cpmd_toml()
+        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        assert "edit /etc/virt-ports/cpmd.toml, [pool] internal" in first
+
+    def test_elsewhere_the_manager_has_to_know(self) -> None:
+        wanted = choices.complete(PROVIDER, frozenset({HOST}), manager=REMOTE)
+        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        assert "the manager's cpmd.toml is not the default 100.64.0.0/10" in first
+        assert "100.64.0.0/16 (route through eth0)" in first
+
+    def test_nothing_is_said_where_all_is_well(self) -> None:
+        wanted = choices.complete(HERE, frozenset({HOST, EDGE, MANAGER}))
+        assert not any("pool] internal" in step for step in plan.remaining_steps(wanted, hook_is_new=False))
+
+
 class TestMachine:
     def test_the_default_route_with_the_lowest_metric(self) -> None:
         routes = (
@@ -431,6 +473,22 @@ class TestMachine:
         )
         assert machine.default_interface(routes) == "eth0"
 
+    def test_routes_and_neighbours_are_uses(self) -> None:
+        routes = (
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+            "eth0\t00000000\t01004864\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
+            "eth0\t00004864\t00000000\t0001\t0\t0\t0\t00FCFFFF\t0\t0\t0\n"
+            "*\t00004064\t00000000\t0200\t0\t0\t-2\t0000C0FF\t0\t0\t0\n"
+            "eth1\t01004064\t0B001EAC\t0007\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n"
+        )
+        assert set(machine.route_uses(routes)) == {
+            Use(IPv4Network("0.0.0.0/0"), "route through eth0"),
+            Use.of(IPv4Address("100.72.0.1"), "gateway"),
+            Use(IPv4Network("100.72.0.0/22"), "route through eth0"),
+        }, "without natd's own: the unreachable pool, and a VM on another host"
+        neighbours = "IP address       HW type     Flags\n100.80.0.67      0x1         0x2\n"
+        assert list(machine.neighbour_uses(neighbours)) == [Use.of(IPv4Address("100.80.0.67"), "neighbour")]
+
     @pytest.mark.parametrize("routes", ["", "Iface\tDestination\n", "Iface\neth0 00000000\n"])
     def test_no_default_route(self, routes: str) -> None:
         assert machine.default_interface(routes) is None
@@ -439,6 +497,7 @@ class TestMachine:
         here = machine.detect()
         assert here.hostname
         assert here.addresses["lo"] in IPv4Network("127.0.0.0/8")
+        assert not any(use.network.is_loopback for use in here.uses)
 
 
 class TestSources:
