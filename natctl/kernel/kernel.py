@@ -26,6 +26,7 @@ from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.kernel import sysctl
 from natctl.kernel.pool_uses import PoolUses
+from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
@@ -87,6 +88,7 @@ class Kernel:
         self._settings = settings
         self._belief: _Belief | None = None
         self._pool_uses = PoolUses()
+        self._ways = Ways()
         self._nft: Socket | None = None
         self._rt: Socket | None = None
         self._lock = asyncio.Lock()
@@ -146,8 +148,8 @@ class Kernel:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know about this machine, a sentence each, as of the last :meth:`ensure`."""
-        return self._pool_uses.warnings()
+        """What the operator should know about this machine, a sentence each, as of the last check."""
+        return (*self._pool_uses.warnings(), *self._ways.warnings)
 
     async def counted(self) -> Counted:
         """
@@ -286,7 +288,8 @@ class Kernel:
         self._apply(tables, route_steps, routing_now)
         belief.generation = reading.generation + (1 if tables.operations else 0)
         self._belief = belief
-        return (*tables.differences, *route_steps.differences, *settings_changed)
+        ways_changed = self._check_ways(desired)
+        return (*tables.differences, *route_steps.differences, *settings_changed, *ways_changed)
 
     def _new_belief(self, desired: _Desired, reading: Reading) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
@@ -343,7 +346,13 @@ class Kernel:
         routing_now = routes.read(rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
         self._apply(Plan(), route_steps, routing_now)
-        return (*route_steps.differences, *sysctl.apply(self._settings))
+        return (*route_steps.differences, *sysctl.apply(self._settings), *self._check_ways(belief.desired))
+
+    def _check_ways(self, desired: _Desired) -> tuple[str, ...]:
+        if self._settings.host is None:
+            return ()
+        _, rt = self._sockets()
+        return self._ways.check(rt, self._settings.host, desired.path, desired.host.values())
 
     def _counted(self) -> Counted:
         belief = self._belief

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
 from pyroute2.netlink import NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, RTM_GETROUTE, rt_type
 
 from cpm.protocol.overlaps import Use
-from natctl.netlink.message import attribute_map, message, text
+from natctl.netlink.message import attribute_map, message, native_number, text
 from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import PROTOCOL
 
@@ -34,9 +34,22 @@ def own_addresses(rtnl: Socket) -> frozenset[Use]:
 
     :raise KernelError: When the kernel refuses, or what it sends cannot be read.
     """
-    request = message(RTM_GETADDR, NLM_F_DUMP, _FAMILY.ljust(_ADDRESS_BYTES, b"\0"))
-    bodies = rtnl.dump_bodies(request, _ADDRESS_BYTES, "list our addresses")
+    bodies = _address_bodies(rtnl)
     return frozenset(use for body in bodies for use in _addresses(body) if not use.network.subnet_of(_LOOPBACK))
+
+
+def interface_addresses(rtnl: Socket) -> dict[int, list[IPv4Interface]]:
+    """
+    Return the addresses, with their networks, of each interface by its index.
+
+    :raise KernelError: When the kernel refuses, or what it sends cannot be read.
+    """
+    found: dict[int, list[IPv4Interface]] = {}
+    for body in _address_bodies(rtnl):
+        local = _address(attribute_map(body, _ADDRESS_BYTES).get(_IFA_LOCAL))
+        if local is not None and body[1] <= 32:
+            found.setdefault(native_number(body[4:8]), []).append(IPv4Interface((local, body[1])))
+    return found
 
 
 def used_networks(rtnl: Socket) -> frozenset[Use]:
@@ -54,6 +67,11 @@ def used_networks(rtnl: Socket) -> frozenset[Use]:
         if (address := _address(attribute_map(body, _NEIGHBOUR_BYTES).get(_NDA_DST))) is not None:
             found.add(Use.of(address, "neighbour"))
     return frozenset(use for use in found if not use.network.subnet_of(_LOOPBACK) and not use.network.is_multicast)
+
+
+def _address_bodies(rtnl: Socket) -> list[bytes]:
+    request = message(RTM_GETADDR, NLM_F_DUMP, _FAMILY.ljust(_ADDRESS_BYTES, b"\0"))
+    return rtnl.dump_bodies(request, _ADDRESS_BYTES, "list our addresses")
 
 
 def _addresses(body: bytes) -> Iterator[Use]:

@@ -42,10 +42,14 @@ from natctl.netlink.message import (
 )
 from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import MAIN, PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
+from natctl.ruleset.way_check import Answer, Question
 
 _UNICAST, _UNREACHABLE = rt_type["unicast"], rt_type["unreachable"]
 _UNIVERSE, _NOWHERE = rt_scope["universe"], rt_scope["nowhere"]
 _TO_TABLE: Final = 1  # FR_ACT_TO_TBL
+_RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_MARK = 2, 3, 4, 16
+_NO_WAY: Final = frozenset({errno.EXDEV, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
+"""Error numbers of the kernel that are an answer: filtered, no route, unreachable, prohibited, blackhole."""
 _RTA_DST, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 5, 6, 9, 15
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_PROTOCOL = 6, 10, 15, 21
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
@@ -103,6 +107,38 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
     except ValueError as error:
         raise MalformedMessage("read our routes", str(error)) from error
     return Routing(internals, pool, pool_table, _our_rule(rules), way)
+
+
+def ask(rtnl: Socket, question: Question) -> Answer:
+    """
+    Ask the kernel how it would route a packet; no packet is sent.
+
+    :raise KernelError: When the kernel does not answer, or with something else than a route.
+    """
+    to, mark = attribute(_RTA_DST, question.to.packed), attribute(_RTA_MARK, native_u32(question.mark))
+    source = attribute(_RTA_SRC, question.source.packed)
+    came_in = attribute(_RTA_IIF, native_u32(question.interface))
+    answer = _ask(rtnl, 32, to, source, came_in, mark)
+    if answer.error in (errno.EINVAL, errno.EXDEV):
+        # Since Linux 6.13 every error is EINVAL. Where a packet of our own would have a way, the source is what counts.
+        own = _ask(rtnl, 0, to, mark)
+        return Answer(error=own.error or errno.EXDEV)
+    return answer
+
+
+def _ask(rtnl: Socket, source_length: int, *parts: bytes) -> Answer:
+    body = _RTMSG.pack(socket.AF_INET, 32, source_length, 0, 0, 0, 0, 0, 0)
+    try:
+        answer = rtnl.ask(message(RTM_GETROUTE, 0, b"".join((body, *parts))), "ask for a route")
+    except KernelError as error:
+        if error.errno not in _NO_WAY:
+            raise
+        return Answer(error=error.errno)
+    if len(answer) < _RTMSG.size:
+        raise MalformedMessage("ask for a route", "the answer is too short")
+    found = attribute_map(answer, _RTMSG.size)
+    gateway = found.get(_RTA_GATEWAY, b"")
+    return Answer(native_number(found.get(_RTA_OIF, b"")), IPv4Address(gateway) if len(gateway) == 4 else None)
 
 
 def put(rtnl: Socket, routing: Routing) -> None:
