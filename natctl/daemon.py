@@ -402,7 +402,8 @@ class Natd:
         if self._host is not None:
             self._node.send_presence()
         else:
-            self._node.report(self._settings.monitor.ensure_s, {}, None, self._node.applied_generation, self._dropped)
+            generation, warnings = self._node.applied_generation, self._kernel.warnings
+            self._node.report(self._settings.monitor.ensure_s, {}, None, generation, self._dropped, warnings=warnings)
         self._carry_out()
 
     async def _measure(self) -> None:
@@ -414,7 +415,8 @@ class Natd:
         counted = await self._kernel.counted()
         use = await self._conntrack.flows_in_use() if self._conntrack is not None else None
         guests = self._visitor.views() if self._visitor is not None else {}
-        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests, counted)
+        period_s, warnings = self._settings.monitor.period_s, self._kernel.warnings
+        self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings)
         if use is not None:
             self._node.on_periodic_count(use, counted.connections, generation, clock.now())
         self._carry_out()

@@ -190,6 +190,7 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
+                session.warnings = message.warnings
                 self._reports.on_report(session, message, now)
             case Need(domain, ports):
                 if not self._reports.on_need(session, message, now):

@@ -33,4 +33,5 @@ def node(manager: Manager, item: Node) -> NodeView:
         applied=session.applied if session else 0,
         domains=sum(where == item.name for where in manager.present.values()),
         dropped=session.dropped if session else {},
+        warnings=session.warnings if session else (),
     )

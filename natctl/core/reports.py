@@ -31,6 +31,7 @@ class Reports:
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
+        warnings: tuple[str, ...] = (),
     ) -> Report:
         """
         Return what was measured over one period, of all VMs.
@@ -43,6 +44,7 @@ class Reports:
         :param dropped: Packets dropped at this node by reason, totals.
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
+        :param warnings: What is wrong with this machine, a sentence each.
         """
         begun = self._begun(counted.connections)
         measured = tuple(
@@ -50,7 +52,7 @@ class Reports:
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused))
+        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused), warnings)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that is smaller began again."""
