@@ -1,7 +1,7 @@
 #!/bin/sh
 """:"
 case ${2-} in
-    prepare|start|started|stopped|release|reconnect|migrate|restore|attach) ;;
+    prepare|start|started|stopped|release|reconnect|migrate|restore|attach|check) ;;
     *) exit 0 ;;
 esac
 # Not exec: if Python failed to start (missing, half upgraded, out of memory), libvirt would see its exit status, refuse
@@ -54,6 +54,9 @@ EARLIER = {
 LAST = ("started", "release")
 START_S = 120.0
 """Longest start in seconds: what is known of an earlier one is of no use."""
+CHECK = "check"
+"""Operation of `virt-ports install`, never of libvirt: answered here, without natd, to show that this file runs."""
+CHECK_ANSWER = b"virt-ports: the hook runs\n"
 
 MAX_NAME = 4096
 MAX_XML = 4 * 1024 * 1024
@@ -329,6 +332,9 @@ def main(argv: list[str], environ: dict[bytes, bytes], stdin: int = 0) -> int:
     :param stdin: File descriptor of the domain XML.
     :return: :data:`REFUSED` when libvirt shall refuse the VM, otherwise 0.
     """
+    if argv[2:3] == [CHECK]:
+        posix.write(2, CHECK_ANSWER)
+        return 0
     if len(argv) < 3 or argv[2] not in OPERATIONS:
         return 0
     try:

@@ -106,6 +106,7 @@ class Natd:
         self._deletions: collections.deque[Forget | Prune] = collections.deque()
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
+        self._kernel_warnings: tuple[str, ...] = ()
         self._tasks = Tasks()
 
     # Life
@@ -215,6 +216,17 @@ class Natd:
             return
         for difference in await self._kernel.replace(command.host, command.edge, command.path):
             log.info("brought in step: %s", difference)
+        self._log_kernel_warnings()
+
+    def _log_kernel_warnings(self) -> None:
+        """Log what changed of what the operator should know about this machine."""
+        before, now = self._kernel_warnings, self._kernel.warnings
+        self._kernel_warnings = now
+        for text in now:
+            if text not in before:
+                log.warning("%s", text)
+        if before and not now:
+            log.info("no longer so: %s", "; ".join(before))
 
     async def _delete_connections(self, command: Forget | Prune) -> None:
         held = self._node.held_ports(command.internal)
@@ -301,11 +313,13 @@ class Natd:
     async def _ensure(self) -> None:
         for difference in await self._kernel.ensure():
             log.warning("mended: %s", difference)
+        self._log_kernel_warnings()
         self._dropped = dict((await self._kernel.observe()).drops)
         if self._host is not None:
             self._node.send_presence()
         else:
-            self._node.report(self._settings.monitor.ensure_s, {}, None, self._node.applied_generation, self._dropped)
+            generation, warnings = self._node.applied_generation, self._kernel.warnings
+            self._node.report(self._settings.monitor.ensure_s, {}, None, generation, self._dropped, warnings=warnings)
         self._carry_out()
 
     async def _measure(self) -> None:
@@ -317,7 +331,8 @@ class Natd:
         counted = await self._kernel.counters()
         use = await self._conntrack.ports_of_all() if self._conntrack is not None else None
         guests = self._visitor.views() if self._visitor is not None else {}
-        self._node.report(self._settings.monitor.period_s, rates, use, generation, self._dropped, guests, counted)
+        period_s, warnings = self._settings.monitor.period_s, self._kernel.warnings
+        self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings)
         if use is not None:
             self._node.on_periodic_count(use, counted.connections, generation, clock.now())
         self._carry_out()

@@ -20,6 +20,7 @@ from cpm.service import clock
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl.core.domains import Listing, RunningDomain, Tap
+from natctl.core.hook_calls import HookCalls
 from natctl.core.node import Node
 from natctl.netlink.links import LinkAdded, Resync, list_names, watch_links
 from natctl.settings import GuestsTable, HostTable
@@ -82,6 +83,8 @@ class DomainWatch:
         self._links: dict[int, str] = {}
         self._local_port_range: dict[DomainUUID, bool] = {}
         self._started: set[DomainUUID] = set()
+        self._hook_calls = HookCalls()
+        self._hook_warnings: dict[DomainUUID, str] = {}
         self._list_is_due = asyncio.Event()
         self._is_listing = True
         self.has_listed = asyncio.Event()
@@ -104,6 +107,7 @@ class DomainWatch:
         """Pass on what a hook says; it is answered now or later."""
         now = clock.now()
         vm = self._running_domain(facts)
+        self._hook_calls.on_hook(vm.domain, operation)
         if operation in _ENDS:
             self._node.on_domain_ended(request, vm.domain, operation.value, now)
         elif operation is HookOperation.MIGRATE:
@@ -134,6 +138,7 @@ class DomainWatch:
                 continue
             if isinstance(event, DomainStarted):
                 self._started.add(event.uuid)
+                self._note_hook_call(event)
             if isinstance(event, ConnectionMade) and self._visitor is not None:
                 self._visitor.on_agents_reachable()
             self._list_is_due.set()
@@ -163,10 +168,23 @@ class DomainWatch:
         self._carry_out()
         if found.is_complete:
             self._started.clear()
+            self._warn_of_missing_hook_calls()
             known = {listed.uuid for listed in found.domains} | self._node.known_domains()
             self._local_port_range = {uuid: wish for uuid, wish in self._local_port_range.items() if uuid in known}
             self.has_listed.set()
         return found.is_complete
+
+    def _note_hook_call(self, event: DomainStarted) -> None:
+        if warning := self._hook_calls.on_started(event.uuid, event.name, event.detail):
+            self._hook_warnings[event.uuid] = warning
+
+    def _warn_of_missing_hook_calls(self) -> None:
+        """Warn of managed VMs that libvirt started without calling the hook; which they are, the list has said now."""
+        warnings, self._hook_warnings = self._hook_warnings, {}
+        managed = self._node.guests()
+        for uuid, warning in warnings.items():
+            if uuid in managed:
+                log.warning("%s", warning)
 
     def _listing(self, found: DomainList, asked_at: float) -> Listing:
         domains = tuple(

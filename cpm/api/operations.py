@@ -33,7 +33,16 @@ from cpm.api.views import (
     WhoisView,
     WishesRequest,
 )
-from cpm.protocol.errors import AddressInUse, Ambiguous, Conflict, NotFound, Overloading, PortsExhausted, VirtPortsError
+from cpm.protocol.errors import (
+    AddressInUse,
+    AddressOverlaps,
+    Ambiguous,
+    Conflict,
+    NotFound,
+    Overloading,
+    PortsExhausted,
+    VirtPortsError,
+)
 from cpm.protocol.model import LAST_PORT
 
 Argument = str | int | float | bool | IPv4Address | None
@@ -143,7 +152,7 @@ LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the ext
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
     "Add external addresses, or replace the reserved ports of existing ones; return all addresses.",
-    body=PoolRequest, errors=(Overloading,),
+    body=PoolRequest, errors=(AddressOverlaps, Overloading),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
     "GET", "/v1/pool/{address}", AddressDetail, "Show which VMs hold which ports of an external address.",

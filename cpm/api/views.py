@@ -300,6 +300,9 @@ class NodeView(Struct, frozen=True):
     domains: int
     """VMs that run there (hosts)."""
     dropped: dict[str, int] = {}
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the machine, a sentence each, with the remedy: packets of VMs that leave by another way than
+    to an edge, addresses of the internal pool that are in use."""
 
 
 class StatusView(Struct, frozen=True):

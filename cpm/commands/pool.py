@@ -23,6 +23,7 @@ def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     """
     Add external addresses, or replace the reserved ports of existing ones.
 
+    :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
     :raise Overloading: When a VM holds a port that is to be reserved.
     """
     manager.add_addresses([ExternalAddress(address, body.reserved) for address in body.addresses], now)

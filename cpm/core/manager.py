@@ -30,7 +30,9 @@ from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.wishes import EffectiveWishes, Resolver
+from cpm.protocol import overlaps
 from cpm.protocol.errors import (
+    AddressOverlaps,
     Conflict,
     InternalPoolExhausted,
     InvalidRequest,
@@ -65,6 +67,7 @@ from cpm.protocol.model import (
     Role,
     Wishes,
 )
+from cpm.protocol.overlaps import Use
 
 _State = AllocationState
 
@@ -192,6 +195,7 @@ class Manager:
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
+                session.warnings = message.warnings
                 self._reports.on_report(session, message, now)
             case Need(domain, ports):
                 if not self._reports.on_need(session, message, now):
@@ -243,12 +247,27 @@ class Manager:
         """
         Add external addresses, or replace the reserved ports of those that are there.
 
+        :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
         :raise Conflict: When a VM holds a port that is to be reserved.
         """
+        addresses = tuple(addresses)
+        for address in addresses:
+            self._check_overlap(address.address)
         for address in addresses:
             self.fleet.record(PutAddress(address))
         self._rollout.on_path_changed()
         self._retry_waiting(now)
+
+    def _check_overlap(self, address: IPv4Address) -> None:
+        pool = self._rules.internal
+        if address in pool:
+            use = Use.of(address, "external address")
+            raise AddressOverlaps(address, f"it lies in the internal pool {pool}", overlaps.remedy(pool, [use]))
+        for node in self.fleet.nodes.values():
+            # An edge, which a single machine is too, receives what is for its own address and VMs' alike.
+            if node.underlay == address and Role.EDGE not in node.roles:
+                remedy = "its packets would not reach an edge; use an address that is routed to the edges"
+                raise AddressOverlaps(address, f"it is the underlay address of host {node.name}", remedy)
 
     def remove_address(self, address: IPv4Address) -> None:
         """

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from cpm.install.plan import MANIFEST, Action, Target, decide
@@ -26,6 +27,10 @@ class FileOutcome:
 
     path: PurePosixPath
     action: Action
+    beside: PurePosixPath | None = None
+    """Where the new text is, when the file was kept."""
+    why: str = ""
+    """Why the file was taken away, and what to do."""
 
 
 class Installer:
@@ -34,11 +39,16 @@ class Installer:
 
     :param root: ``/``, or the directory in which an image is mounted.
     :param dry_run: True: write nothing.
+    :param reason_not_to_run: Executes a file as libvirt would, and returns why it does not run, with a remedy; an empty
+        string when it runs. None: not asked, because the files are for another machine.
     """
 
-    def __init__(self, root: Path, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, dry_run: bool = False, reason_not_to_run: Callable[[Path], str] | None = None
+    ) -> None:
         self._root = root
         self._dry_run = dry_run
+        self._reason_not_to_run = reason_not_to_run if not dry_run else None
 
     def install(self, targets: Iterable[Target], roles: Iterable[str]) -> list[FileOutcome]:
         """
@@ -54,22 +64,35 @@ class Installer:
         done = []
         for target in targets:
             written = manifest.get(str(target.path))
-            action = decide(target, self._read(target.path), written)
-            self._carry_out(action, target)
-            if action is not Action.KEEP:
+            outcome = self._carry_out(decide(target, self._read(target.path), written), target)
+            if outcome.action is Action.TAKE_AWAY:
+                manifest.pop(str(target.path), None)
+            elif outcome.action is not Action.KEEP:
                 manifest[str(target.path)] = target.sha256
-            done.append(FileOutcome(target.path, action))
-        self._write(MANIFEST, _manifest_text(manifest, roles), 0o644)
+            done.append(outcome)
+        self._write(Target(MANIFEST, _manifest_text(manifest, roles)), MANIFEST, 0o644)
         return done
 
-    def _carry_out(self, action: Action, target: Target) -> None:
-        beside = target.path.with_name(f"{target.path.name}.new")
-        if action in (Action.CREATE, Action.UPDATE):
-            self._write(target.path, target.text, target.mode)
-        elif action is Action.KEEP:
-            self._write(beside, target.text, 0o644)
-        if action is not Action.KEEP:
-            self._remove(beside)
+    def _carry_out(self, action: Action, target: Target) -> FileOutcome:
+        if target.staging is not None:
+            self._remove_leftovers(target)
+        if action is Action.KEEP:
+            self._write(target, target.beside, 0o644)
+            return FileOutcome(target.path, action, beside=target.beside)
+        try:
+            if action in (Action.CREATE, Action.UPDATE):
+                self._write(target, target.path, target.mode)
+            self._remove(target.beside)
+            self._show_to_run(target, self._real(target.path))
+        except _DoesNotRun as error:
+            # The file of an earlier install, if it is still there, fails in the same way or has not been tried.
+            self._remove(target.path)
+            return FileOutcome(target.path, Action.TAKE_AWAY, why=str(error))
+        return FileOutcome(target.path, action)
+
+    def _show_to_run(self, target: Target, real: Path) -> None:
+        if target.is_executed and self._reason_not_to_run is not None and (why := self._reason_not_to_run(real)):
+            raise _DoesNotRun(why)
 
     def _manifest(self) -> dict[str, str]:
         content = self._read(MANIFEST)
@@ -89,20 +112,35 @@ class Installer:
         except OSError as error:
             raise ConfigError(str(path), "", f"cannot read: {error.strerror}; make it a readable file") from error
 
-    def _write(self, path: PurePosixPath, text: str, mode: int) -> None:
+    def _write(self, target: Target, path: PurePosixPath, mode: int) -> None:
+        """Write the target's text to ``path``; what is executed is shown to run before it is there."""
         if self._dry_run:
             return
-        real = self._real(path)
+
+        def check(staged: Path) -> None:
+            if path == target.path:
+                self._show_to_run(target, staged)
+
+        real, folder = self._real(path), self._real(target.work_folder / path.name).parent
         try:
-            real.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _replace(real, text.encode(), mode)
+            for parent in (real.parent, folder):
+                parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _replace(real, target.text.encode(), mode, folder, check)
         except OSError as error:
-            raise ConfigError(str(path), "", f"cannot write: {error.strerror}; then run this again") from error
+            raise ConfigError(str(path), "", f"cannot write: {_explanation(error, folder)}") from error
 
     def _remove(self, path: PurePosixPath) -> None:
         if not self._dry_run:
             with contextlib.suppress(FileNotFoundError):
                 self._real(path).unlink()
+
+    def _remove_leftovers(self, target: Target) -> None:
+        """Remove what an install that was killed, or one of an earlier version, left in a folder that is executed."""
+        name = target.path.name
+        folder = self._real(target.path).parent
+        if not self._dry_run and folder.is_dir():
+            for path in (*folder.glob(f".{name}.????????"), folder / f"{name}.new"):
+                path.unlink(missing_ok=True)
 
     def _real(self, path: PurePosixPath) -> Path:
         real = self._root / path.relative_to("/")
@@ -111,19 +149,35 @@ class Installer:
         return real
 
 
-def _replace(path: Path, content: bytes, mode: int) -> None:
-    """Write a temporary file and rename it: readers see the old or the new file, also after a crash."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+class _DoesNotRun(Exception):
+    """A file that libvirt would execute does not run; says why."""
+
+
+def _replace(path: Path, content: bytes, mode: int, folder: Path, check: Callable[[Path], None]) -> None:
+    """
+    Write a temporary file and rename it: readers see the old or the new file, also after a crash.
+
+    :param folder: Where the temporary file is made.
+    :param check: Called with the complete temporary file; when it raises, ``path`` stays as it is.
+    """
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
+        check(Path(name))
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _explanation(error: OSError, folder: Path) -> str:
+    if error.errno == errno.EXDEV:
+        return f"it is not on the file system of {folder}; mount both together, then run this again"
+    return f"{error.strerror}; then run this again"
 
 
 def _manifest_text(files: dict[str, str], roles: Iterable[str]) -> str:

@@ -7,13 +7,17 @@ Tested in ``tests/unit/cpm/install/test_install.py``.
 from __future__ import annotations
 
 import dataclasses
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from cpm.install.machine import MachineFacts
+from cpm.protocol import overlaps
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.overlaps import Use
 
 HOST, EDGE, MANAGER = "host", "edge", "manager"
 ROLES = (HOST, EDGE, MANAGER)
+DEFAULT_POOL = overlaps.SHARED
+"""The manager's default for ``pool.internal``."""
 LOCAL_MANAGER = "unix:///run/virt-ports/cpmd.sock"
 
 
@@ -29,6 +33,10 @@ class Choices:
     underlay: str | None
     """Interface between hosts and edges; None: not given."""
     underlay_address: IPv4Address | None
+    pool_uses: tuple[Use, ...] = ()
+    """What this machine uses of the default internal pool."""
+    internal_pool: IPv4Network | None = DEFAULT_POOL
+    """An internal pool that this machine does not use; None: none was found."""
 
     @property
     def is_node(self) -> bool:
@@ -89,4 +97,6 @@ def complete(
         uplink=uplink,
         underlay=underlay,
         underlay_address=underlay_address or machine.addresses.get(underlay or uplink or ""),
+        pool_uses=overlaps.overlapping(DEFAULT_POOL, machine.uses),
+        internal_pool=overlaps.fitting_pool(DEFAULT_POOL, machine.uses),
     )

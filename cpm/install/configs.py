@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from ipaddress import IPv4Network
 
-from cpm.install.choices import EDGE, HOST, Choices
+from cpm.install.choices import DEFAULT_POOL, EDGE, HOST, Choices
 
 CPMD = """\
 # cpmd, the manager of virt-ports. Commented settings show their defaults. After a change: systemctl restart cpmd
@@ -43,7 +44,7 @@ CPMD = """\
 # Seconds between the end of a range and its next owner (RFC 6888 REQ-8).
 # hold_down_s = 120.0
 # Internal addresses, one per VM, used between hosts and edges (RFC 6598). They must not be used in your network.
-# internal = "100.64.0.0/10"
+{internal}
 
 [pool.timeouts]
 # Idle seconds after which hosts forget a connection of a VM. Except for tcp_time_wait_s and tcp_reset_s these are the
@@ -145,9 +146,10 @@ ca = "/etc/virt-ports/tls/ca.pem"
 """
 
 
-def cpmd_toml() -> str:
-    """Return an initial cpmd.toml."""
-    return CPMD
+def cpmd_toml(internal: IPv4Network | None = DEFAULT_POOL) -> str:
+    """Return an initial cpmd.toml. :param internal: The internal pool; None: the operator has to choose."""
+    line = f'internal = "{internal or DEFAULT_POOL}"'
+    return CPMD.replace("{internal}", f"# {line}" if internal in (None, DEFAULT_POOL) else line)
 
 
 def hook_conf() -> str:

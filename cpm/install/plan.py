@@ -5,6 +5,10 @@ An edited file is never overwritten. Our files are replaced if they are still as
 configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it is
 written beside it as ``FILE.new``, which neither systemd nor libvirt nor our daemons read.
 
+libvirt executes every executable file in its hook folder: at each start of a VM, which fails with the file, and at each
+start of libvirtd, which kills a running VM when the file fails. Nothing but the complete hook may ever lie there, so it
+is written one folder higher (:attr:`Target.staging`).
+
 Tested in ``tests/unit/cpm/install/test_install.py``.
 """
 
@@ -13,10 +17,13 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from cpm.install import choices as choices_
 from cpm.install import configs, sources
 from cpm.install.choices import EDGE, HOST, MANAGER, Choices
+from cpm.protocol import overlaps
 
 ETC = PurePosixPath("/etc/virt-ports")
 UNITS = PurePosixPath("/etc/systemd/system")
@@ -36,6 +43,20 @@ class Target:
     text: str
     mode: int = 0o644
     is_config: bool = False
+    staging: PurePosixPath | None = None
+    """Folder in which the file is written before it is renamed into its own; None: its own. On the same file system."""
+    is_executed: bool = False
+    """libvirt executes it: it must be shown to run, or it is taken away again."""
+
+    @property
+    def work_folder(self) -> PurePosixPath:
+        """Folder of everything that belongs to the file but is not the file: temporary files, and the new text."""
+        return self.staging or self.path.parent
+
+    @property
+    def beside(self) -> PurePosixPath:
+        """Where the new text goes when the file itself is kept."""
+        return self.work_folder / f"{self.path.name}.new"
 
     @property
     def sha256(self) -> str:
@@ -52,6 +73,8 @@ class Action(enum.Enum):
     LEAVE = "unchanged"
     KEEP = "keep"
     """The file is configuration or was edited: the new text is written beside it."""
+    TAKE_AWAY = "take away"
+    """libvirt would execute the file, and it does not run."""
 
 
 def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
@@ -66,13 +89,17 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
         Target(TMPFILES, sources.system_file("virt-ports.tmpfiles")),
     ]
     if MANAGER in choices.roles:
-        found += [Target(ETC / "cpmd.toml", configs.cpmd_toml(), is_config=True), _unit("cpmd.service", programs)]
+        found += [
+            Target(ETC / "cpmd.toml", configs.cpmd_toml(choices.internal_pool), is_config=True),
+            _unit("cpmd.service", programs),
+        ]
     if choices.roles & {HOST, EDGE}:
         found += [Target(ETC / "natd.toml", configs.natd_toml(choices), is_config=True)]
         found += [_unit("natd.service", programs)]
     if HOST in choices.roles:
         found += [Target(ETC / "hook.conf", configs.hook_conf(), is_config=True)]
-        found += [Target(HOOK, sources.hook_file(), mode=0o755)]
+        hook = sources.hook_file()
+        found += [Target(HOOK, hook, mode=0o755, staging=HOOK.parent.parent, is_executed=True)]
     return found
 
 
@@ -98,9 +125,10 @@ def digest(content: bytes) -> str:
 
 
 def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
-    """Return the steps that are left to the operator, in order: the product starts no processes."""
+    """Return the steps that are left to the operator, in order: what starts a process is not done here."""
     daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
-    steps = [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
+    steps = list(_pool_steps(choices))
+    steps += [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
     if choices.is_node and choices.manager_url.startswith("https://"):
         steps.append(f"put this node's certificate, its key and the CA into {ETC}/tls (paths are in natd.toml)")
     steps.append(f"systemd-sysusers {SYSUSERS.name} && systemd-tmpfiles --create {TMPFILES.name}")
@@ -112,6 +140,28 @@ def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     if MANAGER in choices.roles:
         steps.append("virt-ports pool add ADDRESS: the public addresses the VMs share")
     return steps
+
+
+def _pool_steps(choices: Choices) -> Iterator[str]:
+    """Yield what is left to do about an internal pool that this machine cannot share with VMs."""
+    if not choices.pool_uses:
+        return
+    uses = overlaps.words(choices.pool_uses)
+    if MANAGER not in choices.roles:
+        yield (
+            f"see that [pool] internal in the manager's cpmd.toml is not the default {choices_.DEFAULT_POOL}, "
+            f"of which this machine uses {uses}: {overlaps.remedy(choices_.DEFAULT_POOL, choices.pool_uses)}"
+        )
+    elif choices.internal_pool is None:
+        yield (
+            f"edit {ETC}/cpmd.toml, [pool] internal: a network for internal addresses of VMs that no machine uses "
+            f"(this one uses {uses})"
+        )
+    else:
+        yield (
+            f"see that no machine of yours uses {choices.internal_pool}, which {ETC}/cpmd.toml takes for the internal "
+            f"addresses of VMs: this machine uses a part of the default ({uses})"
+        )
 
 
 def _unit(name: str, programs: PurePosixPath) -> Target:

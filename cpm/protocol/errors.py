@@ -177,6 +177,27 @@ class IllegalStep(Conflict):
         return f"a range that is {self.state} cannot be {self.event}; please report this as a bug"
 
 
+class AddressOverlaps(Conflict):
+    """
+    An external address is used for something else between the machines.
+
+    :param address: The external address.
+    :param use: What else it is.
+    :param remedy: What to do.
+    """
+
+    code = "address-overlaps"
+
+    def __init__(self, address: IPv4Address, use: str, remedy: str) -> None:
+        super().__init__(address, use, remedy)
+        self.address = address
+        self.use = use
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"cannot use {self.address} as an external address: {self.use}; {self.remedy}"
+
+
 class Overloading(Conflict):
     """
     An external port would get a second owner; the change was refused, and nothing changed.

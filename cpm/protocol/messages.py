@@ -163,6 +163,8 @@ class Report(Struct, frozen=True, tag="report"):
     """Packets dropped on this node since its tables were created, by reason."""
     refused: dict[DomainUUID, int] = {}
     """By VM at its cap: packets answered with an ICMP error because no port was left, since the VM got its ports."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with this machine, for people: sentences, each with a remedy."""
 
 
 class Need(Struct, frozen=True, tag="need"):

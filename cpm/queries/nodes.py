@@ -33,4 +33,5 @@ def node_view(manager: Manager, node: Node) -> NodeView:
         applied=node_sync.applied if node_sync else 0,
         domains=sum(host == node.name for host in manager.present.values()),
         dropped=node_sync.dropped if node_sync else {},
+        warnings=node_sync.warnings if node_sync else (),
     )

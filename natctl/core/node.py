@@ -420,6 +420,7 @@ class Node:
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         """
         Tell the manager what was measured over one period, all VMs in one message.
@@ -431,10 +432,13 @@ class Node:
         :param dropped: Packets dropped at this node by reason, totals.
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
+        :param warnings: What is wrong with this machine, a sentence each.
         """
         if use is not None:
             self._arrivals.on_port_use(use)
-        report = self._reports.report(self._intent.host, period_s, rates, use, generation, dropped, guests, counted)
+        report = self._reports.report(
+            self._intent.host, period_s, rates, use, generation, dropped, guests, counted, warnings
+        )
         self._send(report)
 
     def on_periodic_count(

@@ -35,6 +35,7 @@ class Reports:
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
+        warnings: tuple[str, ...] = (),
     ) -> Report:
         """
         Return the report of one period, for all VMs.
@@ -47,6 +48,7 @@ class Reports:
         :param dropped: Packets dropped at this node since it started, by reason.
         :param guests: The reports of guest agents, of the guests that were visited.
         :param counted: The kernel's counters.
+        :param warnings: What is wrong with this machine, a sentence each.
         """
         begun = self._begun(counted.connections)
         measured = tuple(
@@ -54,7 +56,7 @@ class Reports:
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused))
+        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused), warnings)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""

@@ -26,6 +26,8 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.kernel import sysctl
+from natctl.kernel.pool_uses import PoolUses
+from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
 from natctl.netlink import nfqueue, routes
 from natctl.netlink.nftables import encode, read
@@ -95,6 +97,8 @@ class Kernel:
             Marks.of_mask(settings.host.mark_mask)
         self._settings = settings
         self._belief: _Belief | None = None
+        self._pool_uses = PoolUses()
+        self._ways = Ways()
         self._nft: Socket | None = None
         self._rt: Socket | None = None
         self._lock = asyncio.Lock()
@@ -147,6 +151,11 @@ class Kernel:
         """
         async with self._lock:
             return await self._in_thread(self._ensure)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know about this machine, a sentence each, as of the last check."""
+        return (*self._pool_uses.warnings(), *self._ways.warnings)
 
     async def counters(self) -> Counted:
         """
@@ -235,7 +244,8 @@ class Kernel:
         tables = plan.alteration(old, [*hosts.values(), *edges.values()])
         before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
         after = [entry for entry in change.edge.values() if entry is not None]
-        route_steps = routing.steps(Routing(routing.of_entries(after)), Routing(routing.of_entries(before)))
+        put, drop = (self._reachable(routing.of_entries(entries)) for entries in (after, before))
+        route_steps = routing.steps(Routing(put), Routing(drop))
         return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges)
 
     async def _change_vms(self, belief: _Belief, change: Change) -> None:
@@ -280,6 +290,8 @@ class Kernel:
     def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
         _, rt = self._sockets()
         routing_now = routes.read(rt)
+        self._pool_uses.update(rt, desired.path.internal_pool)
+        self._settings = dataclasses.replace(self._settings, shares_pool=self._pool_uses.is_shared)
         belief = self._new_belief(desired, reading)
         fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
         tables = plan.difference(
@@ -290,7 +302,8 @@ class Kernel:
         self._apply(tables, route_steps, routing_now)
         belief.generation = reading.generation + (1 if tables.operations else 0)
         self._belief = belief
-        return (*tables.differences, *route_steps.differences, *settings_changed)
+        ways_changed = self._check_ways(desired)
+        return (*tables.differences, *route_steps.differences, *settings_changed, *ways_changed)
 
     def _new_belief(self, desired: _Desired, reading: Reading) -> _Belief:
         hosts: dict[DomainUUID, Fragment] = {}
@@ -315,7 +328,14 @@ class Kernel:
 
     def _routing(self, desired: _Desired) -> Routing:
         entries = desired.edge.values() if self._settings.edge is not None else ()
-        return dataclasses.replace(routing.shared(self._settings, desired.path), internals=routing.of_entries(entries))
+        internals = self._reachable(routing.of_entries(entries))
+        return dataclasses.replace(routing.shared(self._settings, desired.path), internals=internals)
+
+    def _reachable(self, internals: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Leave out the VMs whose internal address this machine needs for something else, for example its gateway."""
+        if not self._pool_uses.is_shared:
+            return internals
+        return {to: via for to, via in internals.items() if not self._pool_uses.is_taken(to)}
 
     def _apply(self, tables: Plan, route_steps: Steps, routing_before: Routing) -> None:
         """Carry out a plan and its routes; when the kernel refuses the tables, restore the routes."""
@@ -334,12 +354,19 @@ class Kernel:
         if belief is None:
             return ()
         nft, rt = self._sockets()
-        if read.generation(nft) != belief.generation:
+        uses_changed = self._pool_uses.update(rt, belief.desired.path.internal_pool)
+        if uses_changed or read.generation(nft) != belief.generation:
             return self._reconcile(belief.desired)
         routing_now = routes.read(rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
         self._apply(Plan(), route_steps, routing_now)
-        return (*route_steps.differences, *sysctl.apply(self._settings))
+        return (*route_steps.differences, *sysctl.apply(self._settings), *self._check_ways(belief.desired))
+
+    def _check_ways(self, desired: _Desired) -> tuple[str, ...]:
+        if self._settings.host is None:
+            return ()
+        _, rt = self._sockets()
+        return self._ways.check(rt, self._settings.host, desired.path, desired.host.values())
 
     def _read_counters(self) -> Counted:
         belief = self._belief
@@ -459,6 +486,7 @@ def _undo(rt: Socket, put: Routing, before: Routing) -> None:
             Routing(
                 is_new,
                 put.pool,
+                put.pool_table,
                 put.rule,
                 put.way if before.way is None or (put.way and put.way[0] != before.way[0]) else None,
             ),

@@ -8,12 +8,12 @@ Applies the kernel settings under ``/proc/sys/net/ipv4`` without which packets a
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from cpm.protocol.errors import KernelError
 from natctl.model.entries import Settings
-from natctl.ruleset import routing
+from natctl.ruleset import routing, way_check
 
 _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
 
@@ -46,6 +46,29 @@ def _loosen_reverse_path_filters(settings: Settings) -> Iterator[str]:
         if value is not None:
             _write(path, str(value))
             yield f"net.ipv4.{path.replace('/', '.')} was strict, is {value}"
+
+
+def loosen_until(interface: str, passes: Callable[[], bool]) -> str:
+    """
+    Loosen an interface's reverse path filter step by step until it lets a VM's packets pass; otherwise leave it.
+
+    :return: What was changed; an empty string when the interface's own value does not help, or it is gone.
+    :raise KernelError: When the kernel does not take a value.
+    """
+    path = f"conf/{interface}/rp_filter"
+    everywhere, before = _read("conf/all/rp_filter"), _read(path)
+    if everywhere is None or before is None:
+        return ""
+    here = int(before)
+    while (value := way_check.passing_rp_filter(int(everywhere), here)) is not None:
+        _write(path, str(value))
+        here = value
+        if passes():
+            name = f"net.ipv4.{path.replace('/', '.')}"
+            return f"{name} was {before} (all: {everywhere}) and dropped packets of VMs, is {value}"
+    if here != int(before):
+        _write(path, before)
+    return ""
 
 
 def _read(path: str) -> str | None:

@@ -77,6 +77,8 @@ class Settings:
 
     host: HostSettings | None = None
     edge: EdgeSettings | None = None
+    shares_pool: bool = False
+    """Whether this machine itself uses addresses of the internal pool: then it must reach those that are no VM's."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -96,22 +96,35 @@ async def watch_links() -> AsyncGenerator[LinkEvent, None]:
                         yield event
 
 
-class _Link(NamedTuple):
+class Link(NamedTuple):
+    """A network interface."""
+
     number: int
+    """Its index."""
     name: str
     master: int | None
+    """Index of the bridge (or other master) that it is in."""
 
 
-def _list() -> dict[int, _Link]:
+def read_links(rtnl: Socket) -> dict[int, Link]:
+    """
+    Return all interfaces of the socket's namespace by index.
+
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+
+    def read() -> dict[int, Link]:
+        return {link.number: link for part in rtnl.dump(_LIST) if (link := _decode(part)) is not None}
+
+    return until_complete(read)
+
+
+def _list() -> dict[int, Link]:
     with Socket(ROUTE, "list the network interfaces") as rtnl:
-
-        def read() -> dict[int, _Link]:
-            return {link.number: link for part in rtnl.dump(_LIST) if (link := _decode(part)) is not None}
-
-        return until_complete(read)
+        return read_links(rtnl)
 
 
-def _masters(links: Mapping[int, _Link]) -> Mapping[str, str | None]:
+def _masters(links: Mapping[int, Link]) -> Mapping[str, str | None]:
     names = {index: link.name for index, link in links.items()}
     return MappingProxyType(
         {link.name: None if link.master is None else names.get(link.master) for link in links.values()}
@@ -143,7 +156,7 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
                 yield LinkAdded(after, link.number)
 
 
-def _decode(part: Slice) -> _Link | None:
+def _decode(part: Slice) -> Link | None:
     """Read ``struct ifinfomsg`` and two attributes; None when it is not about an interface as such."""
     buffer, start, end = part
     # When an interface only leaves a bridge, RTM_DELLINK is sent with family AF_BRIDGE.
@@ -155,4 +168,4 @@ def _decode(part: Slice) -> _Link | None:
             name = buffer[at:to].rstrip(b"\0").decode(errors="surrogateescape")
         elif kind == _IFLA_MASTER:
             master = native_number(buffer[at:to])
-    return _Link(native_number(buffer[start + 4 : start + 8]), name, master) if name else None
+    return Link(native_number(buffer[start + 4 : start + 8]), name, master) if name else None

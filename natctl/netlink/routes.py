@@ -41,12 +41,15 @@ from natctl.netlink.message import (
     with_acknowledgement,
 )
 from natctl.netlink.socket import Socket
-from natctl.ruleset.routing import PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
+from natctl.ruleset.routing import MAIN, PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
+from natctl.ruleset.way_check import Answer, Question
 
-_MAIN: Final = 254
 _UNICAST, _UNREACHABLE = rt_type["unicast"], rt_type["unreachable"]
 _UNIVERSE, _NOWHERE = rt_scope["universe"], rt_scope["nowhere"]
 _TO_TABLE: Final = 1  # FR_ACT_TO_TBL
+_RTA_SRC, _RTA_IIF, _RTA_OIF, _RTA_MARK = 2, 3, 4, 16
+_NO_WAY: Final = frozenset({errno.EXDEV, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL})
+"""Error numbers of the kernel that are an answer: filtered, no route, unreachable, prohibited, blackhole."""
 _RTA_DST, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 5, 6, 9, 15
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_PROTOCOL = 6, 10, 15, 21
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
@@ -87,22 +90,56 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
     """
     internals: dict[bytes, bytes] = {}
     pool: IPv4Network | None = None
+    pool_table = MAIN
     way: tuple[int, frozenset[IPv4Address]] | None = None
     try:
         for body in routes:
             _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
             parts = attribute_map(body, _RTMSG.size)
             to = parts.get(_RTA_DST, bytes(4))
+            table = native_number(parts.get(_RTA_TABLE, b"")) or table
             if kind == _UNREACHABLE:
-                pool = IPv4Network((to, length))
+                if pool is None or table == MAIN:  # of two, the one that has an effect
+                    pool, pool_table = IPv4Network((to, length)), table
             elif length == 32 and _RTA_GATEWAY in parts:
                 internals[to] = parts[_RTA_GATEWAY]
             elif length == 0:
-                table = native_number(parts.get(_RTA_TABLE, b"")) or table
                 way = (table, frozenset(_next_hops(parts)))
     except ValueError as error:
         raise MalformedMessage("read our routes", str(error)) from error
-    return Routing(internals, pool, _our_rule(rules), way)
+    return Routing(internals, pool, pool_table, _our_rule(rules), way)
+
+
+def ask(rtnl: Socket, question: Question) -> Answer:
+    """
+    Ask the kernel how it would route a packet; no packet is sent.
+
+    :raise KernelError: When the kernel does not answer, or with something else than a route.
+    """
+    to, mark = attribute(_RTA_DST, question.to.packed), attribute(_RTA_MARK, native_u32(question.mark))
+    source = attribute(_RTA_SRC, question.source.packed)
+    came_in = attribute(_RTA_IIF, native_u32(question.interface))
+    answer = _ask(rtnl, 32, to, source, came_in, mark)
+    if answer.error in (errno.EINVAL, errno.EXDEV):
+        # Since Linux 6.13 every error is EINVAL. Where a packet of our own would have a way, the source is what counts.
+        own = _ask(rtnl, 0, to, mark)
+        return Answer(error=own.error or errno.EXDEV)
+    return answer
+
+
+def _ask(rtnl: Socket, source_length: int, *parts: bytes) -> Answer:
+    body = _RTMSG.pack(socket.AF_INET, 32, source_length, 0, 0, 0, 0, 0, 0)
+    try:
+        answer = rtnl.ask(message(RTM_GETROUTE, 0, b"".join((body, *parts))), "ask for a route")
+    except KernelError as error:
+        if error.errno not in _NO_WAY:
+            raise
+        return Answer(error=error.errno)
+    if len(answer) < _RTMSG.size:
+        raise MalformedMessage("ask for a route", "the answer is too short")
+    found = attribute_map(answer, _RTMSG.size)
+    gateway = found.get(_RTA_GATEWAY, b"")
+    return Answer(native_number(found.get(_RTA_OIF, b"")), IPv4Address(gateway) if len(gateway) == 4 else None)
 
 
 def put(rtnl: Socket, routing: Routing) -> None:
@@ -115,7 +152,7 @@ def put(rtnl: Socket, routing: Routing) -> None:
     create = NLM_F_CREATE | NLM_F_REPLACE
     _execute(rtnl, (_to_vm(RTM_NEWROUTE, create, to, via) for to, via in routing.internals.items()), action)
     if routing.pool is not None:
-        _execute(rtnl, [_pool(RTM_NEWROUTE, create, routing.pool)], action)
+        _execute(rtnl, [_pool(RTM_NEWROUTE, create, routing.pool, routing.pool_table)], action)
     if routing.way is not None:
         _execute(rtnl, [_way(*routing.way)], action)
     if routing.rule is not None:
@@ -130,7 +167,7 @@ def drop(rtnl: Socket, routing: Routing) -> None:
     """
     surplus = [_to_vm(RTM_DELROUTE, NLM_F_ACK, to, via) for to, via in routing.internals.items()]
     if routing.pool is not None:
-        surplus.append(_pool(RTM_DELROUTE, 0, routing.pool))
+        surplus.append(_pool(RTM_DELROUTE, 0, routing.pool, routing.pool_table))
     if routing.rule is not None:
         surplus.append(_rule(RTM_DELRULE, 0, routing.rule))
     if routing.way is not None:
@@ -174,14 +211,14 @@ def _frame(request: int, flags: int) -> tuple[bytes, bytes]:
     """Return the bytes before the destination, and those between it and the gateway; cached, with one route per VM."""
     scope = _UNIVERSE if request == RTM_NEWROUTE else _NOWHERE
     to, via = attribute(_RTA_DST, bytes(4)), attribute(_RTA_GATEWAY, bytes(4))
-    data = _route(request, flags, to, via, length=32, table=_MAIN, kind=_UNICAST, scope=scope)
+    data = _route(request, flags, to, via, length=32, table=MAIN, kind=_UNICAST, scope=scope)
     return data[: -len(via) - 4], via[:4]
 
 
-def _pool(request: int, flags: int, pool: IPv4Network) -> Request:
+def _pool(request: int, flags: int, pool: IPv4Network, table: int) -> Request:
     parts = attribute(_RTA_DST, pool.network_address.packed), attribute(_RTA_PRIORITY, native_u32(UNREACHABLE_METRIC))
     data = _route(
-        request, flags | NLM_F_ACK, *parts, length=pool.prefixlen, table=_MAIN, kind=_UNREACHABLE, scope=_UNIVERSE
+        request, flags | NLM_F_ACK, *parts, length=pool.prefixlen, table=table, kind=_UNREACHABLE, scope=_UNIVERSE
     )
     return Request(data, f"unreachable route {pool}")
 

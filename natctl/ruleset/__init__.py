@@ -9,7 +9,7 @@ fragment only.
 from __future__ import annotations
 
 from natctl.model.entries import Path, Settings
-from natctl.ruleset import edge, edge_maps, host
+from natctl.ruleset import edge, edge_maps, host, shared_pool
 from natctl.ruleset.values import Ruleset
 
 
@@ -23,7 +23,11 @@ def base(settings: Settings, path: Path | None, layout: edge_maps.Layout) -> Rul
     if settings.host is not None:
         parts.append(host.base(settings.host, path))
     if settings.edge is not None:
-        parts.append(edge.base(settings.edge, path, layout, is_host=settings.host is not None))
+        parts.append(
+            edge.base(settings.edge, path, layout, is_host=settings.host is not None, shares_pool=settings.shares_pool)
+        )
+    if settings.shares_pool:
+        parts.append(Ruleset({shared_pool.RETURNING: shared_pool.returning(settings, path)}, {}, {}))
     result = Ruleset({}, {}, {})
     for part in parts:
         # Both roles share the table ip virtports.

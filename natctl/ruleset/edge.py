@@ -13,22 +13,23 @@ In nftables' notation, shortened::
         iifname "eth0" goto from-outside
         iifname "eth1" goto from-hosts
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
-        ip daddr POOL notrack accept }
+        ip daddr POOL fib daddr type != local notrack accept }
       chain from-hosts {
         ip saddr POOL ip daddr @externals jump outward                        # hairpin: the source first
         jump inward
         ip daddr @locals accept
-        ip daddr POOL notrack accept
+        ip daddr POOL fib daddr type != local notrack accept
         ip daddr @externals fib daddr type != local counter drop                    # nobody's port
         ip saddr POOL notrack }
       chain from-outside {
         jump inward
         ip daddr @locals accept
-        ip daddr POOL notrack accept
+        ip daddr POOL fib daddr type != local notrack accept
         ip daddr @externals fib daddr type != local counter drop }
       chain send { type filter hook postrouting priority 300;
         ip saddr POOL oifname "eth0" jump outward
-        ip saddr POOL oifname "eth0" counter drop         # a port that the VM does not own never leaves
+        # A port that the VM does not own never leaves:
+        ip saddr POOL oifname "eth0" fib saddr type != local counter drop
         meta l4proto icmp ip saddr != POOL oifname "eth0" jump outward }  # errors that a machine on the way tells
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
@@ -62,6 +63,8 @@ In nftables' notation, shortened::
   ``raw`` (nf_defrag_ipv4, enabled by nft_tproxy.c), and only then have all of them ports. A ``ct`` expression would do
   that too, but it also sends every packet through connection tracking, which a machine that is only an edge can do
   without.
+- This machine may have addresses in the internal pool: nothing that it sends or receives is dropped or goes untracked
+  (``fib … type local``). See also :mod:`natctl.ruleset.shared_pool`.
 - Packets for a pool address that is this machine's own are not dropped when no VM has the port: they are for this
   machine.
 
@@ -109,6 +112,7 @@ from natctl.ruleset.expressions import (
     notrack,
     payload,
     set_lookup,
+    source_kind,
     verdict,
     verdict_lookup,
     write_address,
@@ -147,6 +151,8 @@ _FROM_OUTSIDE = "from-outside"
 _UNDERWAY = "told by a machine on the way, not by the VM"
 _ICMP = 1
 _TCP = 6
+_LOCAL = native_u32(2)
+"""``RTN_LOCAL``: an address of this machine."""
 _EMBEDDED = 8
 """Transport offset of the header that an ICMP error carries."""
 
@@ -158,17 +164,20 @@ _SETS: Final = (
 )
 
 
-def base(settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: bool) -> Ruleset:
+def base(
+    settings: EdgeSettings, path: Path | None, layout: Layout, *, is_host: bool, shares_pool: bool = False
+) -> Ruleset:
     """
     Return the table, chains and sets of the edge role, without any VM.
 
     :param is_host: This machine has the host role too: its own VMs need connection tracking.
+    :param shares_pool: Neighbours of this machine have addresses of the pool: what they send to it must be tracked.
     """
     externals, pool = sorted(layout.externals), pool_of(path)
     for_vms = _for_vms(pool, is_host=is_host)
     chains = (
-        _receive(settings, pool, for_vms, is_host=is_host),
-        _from_hosts(pool, for_vms),
+        _receive(settings, pool, for_vms, is_host=is_host, shares_pool=shares_pool),
+        _from_hosts(pool, for_vms, shares_pool=shares_pool),
         _from_outside(for_vms),
         _send(settings, pool),
         _reassembly(),
@@ -208,10 +217,14 @@ def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
     return by_identity(Element(bytes((number,))) for number in numbers)
 
 
-def _receive(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, is_host: bool) -> Chain:
+def _receive(
+    settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, is_host: bool, shares_pool: bool
+) -> Chain:
     is_elsewhere = address_in(DESTINATION, "externals", negated=True)
     if is_host:
         is_elsewhere += in_network(DESTINATION, pool, negated=True)
+    if shares_pool:
+        is_elsewhere += _is_not_here()
     from_vms = in_network(SOURCE, pool) + is_elsewhere
     hosts = sorted(settings.underlay)
     # Where hosts and the internet are behind one interface, what is done for hosts covers both.
@@ -227,14 +240,14 @@ def _receive(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...
     return Chain("receive", filtering(PREROUTING, -300), rules)
 
 
-def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...]) -> Chain:
+def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...], *, shares_pool: bool) -> Chain:
     from_vm = in_network(SOURCE, pool)
     rules = (
         rule(from_vm, _to_pool(), jump("outward"), comment="from VM to VM: the source becomes external too"),
         rule(jump("inward")),
         *for_vms,
         _unowned_port(),
-        rule(from_vm, notrack()),
+        rule(from_vm, _is_not_here() if shares_pool else (), notrack()),
     )
     return Chain(_FROM_HOSTS, None, rules)
 
@@ -245,13 +258,18 @@ def _from_outside(for_vms: tuple[Rule, ...]) -> Chain:
 
 def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
     here = rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it")
-    return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), notrack(), ACCEPT))
+    # What is for this machine itself is tracked as its owner has it, also where its address lies in the pool.
+    return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), _is_not_here(), notrack(), ACCEPT))
 
 
 def _unowned_port() -> Rule:
-    is_not_here = (destination_kind(), compare(native_u32(2), "!="))
     why = "nobody's port: would loop between here and the router"
-    return rule(_to_pool(), is_not_here, counter(), DROP, comment=why, tag=NOBODYS_PORT)
+    return rule(_to_pool(), _is_not_here(), counter(), DROP, comment=why, tag=NOBODYS_PORT)
+
+
+@functools.cache
+def _is_not_here() -> tuple[Expression, ...]:
+    return destination_kind(), compare(_LOCAL, "!=")
 
 
 def _to_pool() -> tuple[Expression, ...]:
@@ -265,10 +283,12 @@ def _send(settings: EdgeSettings, pool: IPv4Network) -> Chain:
 def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
     by_vm, by_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
     not_owned = "the VM does not hold this port here"
+    # This machine may have an address of its own in the pool: nothing that it sends is dropped.
+    by_another = (source_kind(), compare(_LOCAL, "!="))
     for name in names:
         leaves = through("oifname", name)
         yield rule(by_vm, leaves, jump("outward"))
-        yield rule(by_vm, leaves, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
+        yield rule(by_vm, leaves, by_another, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
         # What the jump above translated passes here too, but no port of an external address is in the map.
         yield rule(protocol(_ICMP), by_others, leaves, jump("outward"), comment=_UNDERWAY)
 

@@ -186,6 +186,11 @@ def destination_kind(register: int = FIRST) -> Expression:
     return _expression("fib", dreg=register, result=3, flags=2)
 
 
+def source_kind(register: int = FIRST) -> Expression:
+    """``fib saddr type``, as :func:`destination_kind`."""
+    return _expression("fib", dreg=register, result=3, flags=1)
+
+
 def source_nat() -> Expression:
     """``snat ip to …`` from registers: address, port, last address, last port, four bytes each."""
     return _expression(

@@ -22,6 +22,13 @@ UNREACHABLE_METRIC: Final = 4_294_967_294
 """Of the unreachable route for the internal pool: any route that somebody else has for it is preferred."""
 
 
+MAIN: Final = 254
+"""``RT_TABLE_MAIN``"""
+
+ASIDE: Final = 74_147_414
+"""Table, which no rule names, of the pool's route where this machine itself uses addresses of the pool."""
+
+
 class MarkRule(NamedTuple):
     """``ip rule add fwmark MARK/MARK lookup TABLE priority PRIORITY``"""
 
@@ -38,6 +45,8 @@ class Routing:
     """Internal address: underlay address of its host. Packed, since hashing an IPv4Address takes ten times as long."""
     pool: IPv4Network | None = None
     """The internal pool, unreachable but for single addresses."""
+    pool_table: int = MAIN
+    """Table of that route. In :data:`ASIDE` it affects nothing and only tells the next natd the pool."""
     rule: MarkRule | None = None
     way: tuple[int, frozenset[IPv4Address]] | None = None
     """Table of the way to the edges, and one next hop an edge."""
@@ -52,9 +61,10 @@ def shared(settings: Settings, path: Path | None) -> Routing:
     """
     if path is None:
         return Routing()
+    pool = Routing(pool=path.internal_pool, pool_table=ASIDE if settings.shares_pool else MAIN)
     if settings.host is None or not path.edges:
-        return Routing(pool=path.internal_pool)
-    return Routing(pool=path.internal_pool, rule=mark_rule(settings.host), way=(settings.host.route_table, path.edges))
+        return pool
+    return dataclasses.replace(pool, rule=mark_rule(settings.host), way=(settings.host.route_table, path.edges))
 
 
 def mark_rule(settings: HostSettings) -> MarkRule:
@@ -90,17 +100,20 @@ def steps(desired: Routing, observed: Routing) -> Steps:
     put = {to: via for to, via in desired.internals.items() if observed.internals.get(to) != via}
     drop = {to: via for to, via in observed.internals.items() if to not in desired.internals}
     way_moved = desired.way != observed.way
+    pool_moved = (desired.pool, desired.pool_table) != (observed.pool, observed.pool_table)
     is_elsewhere = observed.way is not None and (desired.way is None or desired.way[0] != observed.way[0])
     return Steps(
         Routing(
             put,
-            desired.pool if desired.pool != observed.pool else None,
+            desired.pool if pool_moved else None,
+            desired.pool_table if pool_moved else MAIN,
             desired.rule if desired.rule != observed.rule else None,
             desired.way if way_moved else None,
         ),
         Routing(
             drop,
-            observed.pool if desired.pool != observed.pool else None,
+            observed.pool if pool_moved else None,
+            observed.pool_table if pool_moved else MAIN,
             observed.rule if desired.rule != observed.rule else None,
             observed.way if is_elsewhere else None,
         ),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import signal
+import threading
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pytest
 
+from cpm.install import apply, choices, machine, plan
 from lab.errors import LabError
 from lab.lab import Lab
-from lab.node import LibvirtHost
+from lab.node import HOOK, LibvirtHost
 from libvirt_hooks import domain_xml
 from libvirt_hooks.protocol import HookOperation, HookRequest
 from tests.e2e.labs import running, unique_name
@@ -91,3 +96,38 @@ def test_a_vm_starts_without_natd(lab: Lab, host: LibvirtHost, answer: Answer | 
             assert hanging.hung == 1, "the three calls of one start wait only once"
         host.agent_socket.unlink()
     lab.remove_vm("alone")
+
+
+def test_installs_disturb_no_vm(lab: Lab, host: LibvirtHost, natd: FakeNatd) -> None:
+    """libvirt executes whatever lies in its hook folder at the moment of a start or of its own start."""
+    facts = machine.MachineFacts("host1", "eth0", {})
+    hook = plan.targets(choices.complete(facts, frozenset(choices.ROLES)), PurePosixPath("/usr/bin"))[-1]
+    assert hook.path == plan.HOOK
+    (host.directory / HOOK.relative_to("/")).unlink()
+    installed = 0
+    is_over = threading.Event()
+
+    def install() -> None:
+        nonlocal installed
+        while not is_over.is_set():
+            installed += 1
+            new = dataclasses.replace(hook, text=f"{hook.text}# {installed}\n")
+            apply.Installer(host.directory).install([new], ["host"])
+
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        running_installs = executor.submit(install)
+        try:
+            vm = lab.add_vm("running", "host1", paused=True)
+            for _ in range(12):
+                lab.add_vm("starting", "host1", paused=True)
+                lab.remove_vm("starting")
+            for _ in range(4):
+                host.end_libvirtd(signal.SIGKILL)
+                host.start_libvirtd()
+                assert vm.state == "paused"
+        finally:
+            is_over.set()
+            running_installs.result()
+        lab.remove_vm("running")
+    assert installed > 100
+    assert natd.errors == []

@@ -10,7 +10,7 @@ import pytest
 from lab.lab import Lab
 from lab.traffic import connect, hold, sink
 from tests.e2e.labs import NOTHING, running, traces, unique_name
-from tests.e2e.observing import facts
+from tests.e2e.observing import eventually, facts
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +42,30 @@ def test_a_light_guest_reaches_the_internet_by_its_own_ports(lab: Lab) -> None:
                 assert min(ports) <= tally.extmin <= tally.extmax <= max(ports)
     finally:
         lab.remove_guest("a")
+
+
+def test_a_vpn_that_takes_vms_packets_is_shown_for_as_long_as_it_does(lab: Lab) -> None:
+    def warnings() -> list[str]:
+        return [warning for node in facts(lab, "node", "list") for warning in node["warnings"]]
+
+    def ip(words: str) -> None:
+        lab.run("host1", "ip", *words.split())
+
+    lab.add_guest("w", "host1")
+    try:
+        assert warnings() == []
+        ip("link add wg0 type bridge")
+        ip("addr add 10.99.0.2/24 dev wg0")
+        ip("link set wg0 up")
+        ip("route add default via 10.99.0.1 dev wg0 table 51820")
+        # Not the machine's own packets: the session with the manager goes on.
+        ip("rule add pref 5000 iif vmbr0 table 51820")
+        assert eventually(lambda: any("leave by wg0 via 10.99.0.1, not to an edge" in each for each in warnings()))
+        ip("rule del pref 5000")
+        ip("link del wg0")
+        assert eventually(lambda: warnings() == [])
+    finally:
+        lab.remove_guest("w")
 
 
 def test_held_connections_are_known_alive_or_dead(lab: Lab) -> None:

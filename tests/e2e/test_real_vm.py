@@ -15,6 +15,7 @@ from lab import net, witness
 from lab.daemons import DaemonSettings, natd_of
 from lab.errors import CommandFailed, LabError
 from lab.lab import Lab
+from lab.node import HOOK
 from lab.process import Process
 from lab.traffic import PORT, connect, sink
 from tests.e2e.labs import paused_vm, running, unique_name
@@ -169,3 +170,19 @@ def test_a_libvirtd_that_starts_again_leaves_everything_as_it_was(lab: Lab, numb
         assert_agree(lab)
         assert everything() == before
     assert eventually(lambda: is_reclaimed(lab))
+
+
+def test_natd_names_a_vm_that_started_without_the_hook(lab: Lab) -> None:
+    host = lab.hosts["host1"]
+    hook = host.directory / HOOK.relative_to("/")
+    log = lab.state / "natd-host1.log"
+    with paused_vm(lab, "hooked", "host1"):
+        assert active(lab, "hooked") is not None
+    hidden = hook.rename(host.directory / "hook")
+    try:
+        with paused_vm(lab, "unhooked", "host1"):
+            assert eventually(lambda: "VM unhooked was started without a call of the libvirt hook" in log.read_text())
+            assert active(lab, "unhooked") is not None
+    finally:
+        hidden.rename(hook)
+    assert "VM hooked was started without" not in log.read_text()

@@ -168,6 +168,13 @@ class KernelIn:
     def ensure(self) -> tuple[str, ...]:
         return self.run(self._kernel.ensure())
 
+    def close_sockets(self) -> None:
+        self.run(self._kernel.close())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._kernel.warnings
+
     def counters(self) -> Counted:
         return self.run(self._kernel.counters())
 

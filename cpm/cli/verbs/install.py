@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
-from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.install.apply import FileOutcome
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _ABOUT = """\
 Writes systemd units, the user and directory they need, the libvirt hook (role
 host) and an initial configuration in /etc/virt-ports, and prints what it did
-and what is left to do by hand; it starts nothing. Existing configuration and
-edited files stay as they are: the new text is put beside them as FILE.new.
-Running it again changes nothing."""
+and what is left to do by hand. It starts nothing but the hook, once, to see that
+libvirt can run it: a hook that does not run is taken away again. Existing
+configuration and edited files stay as they are: the new text is put beside them
+as FILE.new. Running it again changes nothing."""
 
 _EXAMPLES = """\
   virt-ports install --role host,edge,manager            everything on one machine
@@ -54,7 +55,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Install, or print what would be done."""
-    from cpm.install import apply, choices, machine, plan
+    from cpm.install import apply, choices, hook_check, machine, plan
 
     _check_rights(args.root, dry_run=args.dry_run)
     wanted = choices.complete(
@@ -67,20 +68,29 @@ def run(args: argparse.Namespace) -> int:
         underlay_address=args.underlay_address,
     )
     targets = plan.targets(wanted, _programs(args))
-    done = apply.Installer(args.root, dry_run=args.dry_run).install(targets, wanted.roles)
+    # Another machine's interpreters are not these.
+    check = hook_check.reason_not_to_run if args.root.resolve() == Path("/") else None
+    installer = apply.Installer(args.root, dry_run=args.dry_run, reason_not_to_run=check)
+    done = installer.install(targets, wanted.roles)
     hook_is_new = any(one.path == plan.HOOK and one.action is plan.Action.CREATE for one in done)
     _report(args, done, plan.remaining_steps(wanted, hook_is_new=hook_is_new))
-    return 0
+    is_complete = all(one.action is not plan.Action.TAKE_AWAY for one in done)
+    return ExitCode.DONE if is_complete else ExitCode.REFUSED
 
 
 def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str]) -> None:
     if parsing.wants_json(args):
-        files = [{"path": str(one.path), "action": one.action.value} for one in done]
+        files = [_document(one) for one in done]
         render.emit_document({"dry_run": args.dry_run, "files": files, "remaining": steps})
         return
     lines = [_sentence(one, dry_run=args.dry_run) for one in done]
     lines += ["", "Left to do by hand:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
     render.emit("\n".join(lines) + "\n")
+
+
+def _document(one: FileOutcome) -> dict[str, str]:
+    document = {"path": str(one.path), "action": one.action.value}
+    return {**document, "why": one.why} if one.why else document
 
 
 def _sentence(one: FileOutcome, *, dry_run: bool) -> str:
@@ -92,9 +102,18 @@ def _sentence(one: FileOutcome, *, dry_run: bool) -> str:
         Action.UPDATE: f"{would}update" if dry_run else "updated",
         Action.LEAVE: "unchanged",
         Action.KEEP: f"{would}keep" if dry_run else "kept",
+        Action.TAKE_AWAY: "NOT installed",
     }
-    beside = f" ({would}put the new text beside it, {one.path.name}.new)" if one.action is Action.KEEP else ""
+    if one.why:
+        return f"{words[one.action]} {one.path}: {one.why}; then run this again. VMs start without it meanwhile"
+    beside = f" ({would}put the new text beside it, {_short(one)})" if one.beside else ""
     return f"{words[one.action]} {one.path}{beside}"
+
+
+def _short(one: FileOutcome) -> str:
+    """Return the name of the new text's file, with its folder when that is another one."""
+    assert one.beside is not None
+    return one.beside.name if one.beside.parent == one.path.parent else str(one.beside)
 
 
 def _check_rights(root: Path, *, dry_run: bool) -> None:

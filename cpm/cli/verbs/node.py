@@ -16,7 +16,9 @@ _LIST_ABOUT = """\
 States: connected; away; fenced; 'out of service' (an edge that hosts do not
 use). 'Synced' is yes when the node has confirmed everything it was sent;
 'Generation' is the last one it confirmed and the last one it was sent. 'Dropped'
-counts packets that an edge dropped, by reason."""
+counts packets that an edge dropped, by reason. Below the table is what a node
+found to be wrong with its machine, for example that packets of its VMs leave by
+a VPN and not to an edge."""
 
 _FENCE_ABOUT = """\
 Fence a node only after you have made sure that it no longer forwards packets:
@@ -49,9 +51,15 @@ def run(args: argparse.Namespace) -> int:
     manager = parsing.client(args)
     if args.action == "list":
         views = manager.call(LIST_NODES)
-        return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
+        return parsing.print_answer(args, views, lambda: _table(views))
     view = manager.call(FENCE if args.action == "fence" else UNFENCE, name=args.node)
     return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+
+
+def _table(views: list[NodeView]) -> str:
+    """Return the table, and below it the warnings."""
+    warnings = [f"{view.name}: {render.cell(warning)}\n" for view in views for warning in view.warnings]
+    return "".join([render.table(HEADER, map(_row, views)), *warnings])
 
 
 def _row(view: NodeView) -> tuple[object, ...]:

@@ -34,6 +34,8 @@ class NodeSync:
         """Greatest generation that the node confirmed."""
         self.dropped: dict[str, int] = {}
         """Packets that the node dropped, by reason, from its last report."""
+        self.warnings: tuple[str, ...] = ()
+        """What is wrong with that machine, from its last report."""
         self._snapshot_at = 0
         self._path: PathState | None = None
         self._host: dict[DomainUUID, HostIntent] = {}

@@ -370,6 +370,11 @@ class TestStandsAlone:
                               capture_output=True, timeout=HANG_S, check=False)  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr, len(natd.requests)) == (0, b"", b"", 1)
 
+    def test_the_check_of_an_install_asks_nobody(self, hook: Hook, natd: FakeNatd) -> None:
+        done = hook.run(["vm", qemu.CHECK, "begin", "-"])
+        assert done == (0, b"", qemu.CHECK_ANSWER)
+        assert natd.requests == []
+
     def test_the_source_is_executable(self) -> None:
         assert HOOK.stat().st_mode & stat.S_IXUSR
 
@@ -381,7 +386,7 @@ class TestConstantsAgree:
         assert set(qemu.OPERATIONS) == set(protocol.HookOperation)
         in_shell = re.search(r"^    ([a-z|]+)\) ;;$", HOOK.read_text(), re.MULTILINE)
         assert in_shell is not None
-        assert in_shell[1].split("|") == list(qemu.OPERATIONS)
+        assert in_shell[1].split("|") == [*qemu.OPERATIONS, qemu.CHECK]
         assert set(qemu.REFUSABLE) == REFUSABLE
 
     def test_sizes(self) -> None:

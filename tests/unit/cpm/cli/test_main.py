@@ -27,6 +27,7 @@ REFUSALS = [
     (409, "conflict", 1),
     (409, "ambiguous", 1),
     (409, "address-in-use", 1),
+    (409, "address-overlaps", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
     (503, "ledger", 4),
@@ -64,7 +65,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     }  # fmt: skip
     assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
     refused = {code for code, end in ends.items() if end == 1}
-    assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "ports-exhausted",
+    assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config"}  # fmt: skip
 
 

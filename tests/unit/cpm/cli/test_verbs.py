@@ -428,6 +428,14 @@ def test_pool_remove_of_an_address_in_use(manager: CannedManager, virt_ports: Co
     assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
 
 
+def test_node_list_says_what_nodes_found_wrong(manager: CannedManager, virt_ports: Command) -> None:
+    ill = msgspec.structs.replace(NODES[0], warnings=("packets of VMs on virbr0 leave by wg0", "evil \x1b[2J"))
+    manager.on("GET /v1/nodes", [ill, NODES[1]])
+    *_, empty, first, second = virt_ports("node", "list").out.splitlines()
+    assert (empty, first) == ("", "host1: packets of VMs on virbr0 leave by wg0")
+    assert "\x1b" not in second
+
+
 def test_node_list(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/nodes", NODES)
     assert virt_ports("node", "list").out == (

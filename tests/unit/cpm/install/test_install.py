@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path, PurePosixPath
 
@@ -14,11 +17,12 @@ import pytest
 
 from cpm import settings as cpmd_settings
 from cpm.cli import main
-from cpm.install import apply, choices, configs, machine, plan, sources
+from cpm.install import apply, choices, configs, hook_check, machine, plan, sources
 from cpm.install.choices import EDGE, HOST, MANAGER
 from cpm.install.plan import Action, Target
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 from cpm.protocol.model import Role
+from cpm.protocol.overlaps import Use
 from libvirt_hooks import qemu
 from natctl import settings as natd_settings
 
@@ -204,6 +208,138 @@ class TestRefused:
         assert tree(tmp_path) == {}
 
 
+HOOK = "etc/libvirt/hooks/qemu.d/virt-ports"
+
+
+def hook_target(text: str = "#!/bin/sh\n") -> Target:
+    (hook,) = [target for target in plan.targets(
+        choices.complete(HERE, frozenset({HOST, MANAGER})), PurePosixPath("/usr/bin")
+    ) if target.path == plan.HOOK]  # fmt: skip
+    return dataclasses.replace(hook, text=text)
+
+
+class TestHookFolder:
+    """libvirt executes every file in it."""
+
+    def test_nothing_lies_there_while_the_hook_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = (tmp_path / HOOK).parent
+        seen: list[set[str]] = []
+        fsync = os.fsync
+
+        def look(fd: int) -> None:
+            seen.append({path.name for path in folder.iterdir()} if folder.is_dir() else set())
+            fsync(fd)
+
+        apply.Installer(tmp_path).install([hook_target()], [HOST])
+        monkeypatch.setattr(os, "fsync", look)
+        apply.Installer(tmp_path).install([hook_target("#!/bin/sh\n# new\n")], [HOST])
+        assert seen
+        assert set().union(*seen) == {"virt-ports"}
+        assert (tmp_path / HOOK).read_text() == "#!/bin/sh\n# new\n"
+
+    def test_the_new_text_of_an_edited_hook_lies_elsewhere(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / HOOK).parent.mkdir(parents=True)
+        (tmp_path / HOOK).write_text("#!/bin/sh\n# mine\n")
+        install(tmp_path)
+        assert [path.name for path in (tmp_path / HOOK).parent.iterdir()] == ["virt-ports"]
+        assert (tmp_path / "etc/libvirt/hooks/virt-ports.new").read_bytes() == Path(qemu.__file__).read_bytes()
+        assert "beside it, /etc/libvirt/hooks/virt-ports.new" in capsys.readouterr().out
+
+    def test_what_earlier_installs_left_there_goes(self, tmp_path: Path) -> None:
+        folder = (tmp_path / HOOK).parent
+        folder.mkdir(parents=True)
+        others = {"50-theirs", ".virt-ports.conf.swp.x"}
+        for name in (".virt-ports.a8_xkq2z", "virt-ports.new", *others):
+            (folder / name).write_text("")
+        install(tmp_path)
+        assert {path.name for path in folder.iterdir()} == {"virt-ports", *others}
+
+    def test_another_file_system_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_self: Path, _target: Path) -> None:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(ConfigError, match=r"not on the file system of .*hooks; mount both together"):
+            apply.Installer(tmp_path).install([hook_target()], [HOST])
+        assert tree(tmp_path) == {}
+
+
+class TestHookIsShownToRun:
+    def install(
+        self, root: Path, text: str, reason_not_to_run: Callable[[Path], str] = hook_check.reason_not_to_run
+    ) -> apply.FileOutcome:
+        (done,) = apply.Installer(root, reason_not_to_run=reason_not_to_run).install([hook_target(text)], [HOST])
+        return done
+
+    def test_ours_runs_where_it_is(self, tmp_path: Path) -> None:
+        assert self.install(tmp_path, sources.hook_file()).action is Action.CREATE
+        assert hook_check.reason_not_to_run(tmp_path / HOOK) == ""
+
+    @pytest.mark.parametrize(
+        ("text", "why"),
+        [
+            ("#!/no/such/interpreter\n", "/bin/sh cannot be executed"),
+            ("no script\0\1", "cannot be executed"),
+            ("#!/bin/sh\nexit 3\n", "ends with status 3"),
+            ("#!/bin/sh\n/usr/bin/no-python\nexit 0\n", "status 0 .*no-python.*needs /bin/sh and /usr/bin/python3"),
+        ],
+    )
+    def test_one_that_does_not_run_never_reaches_the_folder(self, tmp_path: Path, text: str, why: str) -> None:
+        done = self.install(tmp_path, text)
+        assert done.action is Action.TAKE_AWAY
+        assert re.search(why, done.why)
+        assert not (tmp_path / HOOK).exists()
+        assert list((tmp_path / "etc/libvirt/hooks").rglob("*")) == [(tmp_path / HOOK).parent]
+        assert f"/{HOOK}" not in json.loads((tmp_path / "etc/virt-ports/install.json").read_text())["files"]
+
+    def test_one_that_runs_only_elsewhere_is_taken_away(self, tmp_path: Path) -> None:
+        def check(hook: Path) -> str:
+            return "forbidden" if hook == tmp_path / HOOK else ""
+
+        assert self.install(tmp_path, "#!/bin/sh\n", reason_not_to_run=check).why == "forbidden"
+        assert not (tmp_path / HOOK).exists()
+
+    def test_one_of_an_earlier_install_that_runs_no_more_is_taken_away(self, tmp_path: Path) -> None:
+        self.install(tmp_path, sources.hook_file())
+        done = self.install(tmp_path, sources.hook_file(), reason_not_to_run=lambda _: "no interpreter")
+        assert done.action is Action.TAKE_AWAY
+        assert not (tmp_path / HOOK).exists()
+        assert self.install(tmp_path, sources.hook_file()).action is Action.CREATE
+
+    def test_somebody_elses_is_not_executed(self, tmp_path: Path) -> None:
+        (tmp_path / HOOK).parent.mkdir(parents=True)
+        (tmp_path / HOOK).write_text("theirs")
+        asked: list[Path] = []
+
+        def check(hook: Path) -> str:
+            asked.append(hook)
+            return "executed"
+
+        done = self.install(tmp_path, "#!/bin/sh\n", reason_not_to_run=check)
+        assert (done.action, asked) == (Action.KEEP, [])
+        assert (tmp_path / HOOK).read_text() == "theirs"
+
+    def test_one_that_hangs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(hook_check, "_TIMEOUT_S", 0.2)
+        assert "does not end within" in self.install(tmp_path, "#!/bin/sh\nexec sleep 10\n").why
+
+    def test_the_operator_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        outcome = apply.FileOutcome(plan.HOOK, Action.TAKE_AWAY, why="no interpreter; install it")
+        monkeypatch.setattr(apply.Installer, "install", lambda *_: [outcome])
+        assert install(tmp_path) == ExitCode.REFUSED
+        said = capsys.readouterr().out
+        assert f"NOT installed {plan.HOOK}: no interpreter; install it; then run this again" in said
+        assert install(tmp_path, "-o", "json") == ExitCode.REFUSED
+        files = json.loads(capsys.readouterr().out)["files"]
+        assert files == [{"path": str(plan.HOOK), "action": "take away", "why": outcome.why}]
+
+
 class TestConfigurations:
     """The daemons accept the generated configuration."""
 
@@ -290,6 +426,47 @@ class TestConfigurations:
             natd_settings.load(path)
 
 
+PROVIDER = machine.MachineFacts(
+    "node1", "eth0", {"eth0": IPv4Address("100.72.0.10")},
+    frozenset({Use.of(IPv4Address("100.72.0.10"), "address of eth0"),
+               Use(IPv4Network("100.64.0.0/16"), "route through eth0")}),
+)  # fmt: skip
+
+
+class TestInternalPool:
+    """A machine of a provider, cloud or VPN that uses 100.64.0.0/10 itself."""
+
+    def test_one_that_fits_is_chosen(self, tmp_path: Path) -> None:
+        wanted = choices.complete(PROVIDER, frozenset({HOST, EDGE, MANAGER}))
+        assert wanted.internal_pool == IPv4Network("100.65.0.0/16")
+        path = tmp_path / "cpmd.toml"
+        path.write_text(configs.cpmd_toml(wanted.internal_pool))
+        assert cpmd_settings.load(path).pool.internal == wanted.internal_pool
+        (step,) = [step for step in plan.remaining_steps(wanted, hook_is_new=False) if "100.65.0.0/16" in step]
+        assert "100.72.0.10 (address of eth0)" in step
+
+    def test_it_is_asked_for_when_none_fits(self) -> None:
+        everything = frozenset(
+            Use(IPv4Network(network), "route through eth0")
+            for network in ("100.64.0.0/10", "10.0.0.0/8", "172.16.0.0/12")
+        )
+        wanted = choices.complete(dataclasses.replace(PROVIDER, uses=everything), frozenset({HOST, EDGE, MANAGER}))
+        assert wanted.internal_pool is None
+        assert configs.cpmd_toml(None) == configs.cpmd_toml()
+        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        assert "edit /etc/virt-ports/cpmd.toml, [pool] internal" in first
+
+    def test_elsewhere_the_manager_has_to_know(self) -> None:
+        wanted = choices.complete(PROVIDER, frozenset({HOST}), manager=REMOTE)
+        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        assert "the manager's cpmd.toml is not the default 100.64.0.0/10" in first
+        assert "100.64.0.0/16 (route through eth0)" in first
+
+    def test_nothing_is_said_where_all_is_well(self) -> None:
+        wanted = choices.complete(HERE, frozenset({HOST, EDGE, MANAGER}))
+        assert not any("pool] internal" in step for step in plan.remaining_steps(wanted, hook_is_new=False))
+
+
 class TestMachine:
     def test_the_default_route_with_the_lowest_metric_is_found(self) -> None:
         routes = (
@@ -300,6 +477,22 @@ class TestMachine:
         )
         assert machine.default_interface(routes) == "eth0"
 
+    def test_routes_and_neighbours_are_uses(self) -> None:
+        routes = (
+            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
+            "eth0\t00000000\t01004864\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
+            "eth0\t00004864\t00000000\t0001\t0\t0\t0\t00FCFFFF\t0\t0\t0\n"
+            "*\t00004064\t00000000\t0200\t0\t0\t-2\t0000C0FF\t0\t0\t0\n"
+            "eth1\t01004064\t0B001EAC\t0007\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n"
+        )
+        assert set(machine.route_uses(routes)) == {
+            Use(IPv4Network("0.0.0.0/0"), "route through eth0"),
+            Use.of(IPv4Address("100.72.0.1"), "gateway"),
+            Use(IPv4Network("100.72.0.0/22"), "route through eth0"),
+        }, "without natd's own: the unreachable pool, and a VM on another host"
+        neighbours = "IP address       HW type     Flags\n100.80.0.67      0x1         0x2\n"
+        assert list(machine.neighbour_uses(neighbours)) == [Use.of(IPv4Address("100.80.0.67"), "neighbour")]
+
     @pytest.mark.parametrize("routes", ["", "Iface\tDestination\n", "Iface\neth0 00000000\n"])
     def test_without_a_default_route_there_is_no_interface(self, routes: str) -> None:
         assert machine.default_interface(routes) is None
@@ -308,6 +501,7 @@ class TestMachine:
         here = machine.detect()
         assert here.hostname
         assert here.addresses["lo"] in IPv4Network("127.0.0.0/8")
+        assert not any(use.network.is_loopback for use in here.uses)
 
 
 class TestSources:

@@ -20,6 +20,9 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.Ambiguous("web", ("u1", "u2")): "2 VMs are named 'web'; use one of the UUIDs u1, u2",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
     "stop them or move them first, see `virt-ports list`",
+    errors.AddressOverlaps(
+        IPv4Address("100.64.0.1"), "it is in the internal pool", "use another address"
+    ): "cannot use 100.64.0.1 as an external address: it is in the internal pool; use another address",
     errors.IllegalStep("held", "expired"): "a range that is held cannot be expired; please report this as a bug",
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",

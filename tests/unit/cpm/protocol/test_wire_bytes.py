@@ -149,6 +149,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             (Measured(WEB, 120.5, 3.25, 192, 40.0, (Draining(OTHER_PORTS, 2),), GUEST),),
             {"no mapping": 4},
             {WEB: 9},
+            ("packets of VMs on br0 leave by wg0",),
         ),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
@@ -156,7 +157,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"first":1024,"last":1087},"connections":2}],"guest":{"state":"answering","since":1.5,'
             b'"why":"guest-file-open: disabled","connections":12,"established":7,"interfaces":2,'
             b'"rx_bytes":1000,"tx_bytes":2000,"external":"203.0.113.1","ports":{"first":20480,'
-            b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9}}'
+            b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9},'
+            b'"warnings":["packets of VMs on br0 leave by wg0"]}'
         ),
     ),
     (
@@ -164,7 +166,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
-            b'"guest":null}],"dropped":{},"refused":{}}'
+            b'"guest":null}],"dropped":{},"refused":{},"warnings":[]}'
         ),
     ),
     (
@@ -173,10 +175,13 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
             b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
-            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{}}'
+            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[]}'
         ),
     ),
-    (Report(17, 1.0, ()), b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{}}'),
+    (
+        Report(17, 1.0, ()),
+        b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[]}',
+    ),
     (
         Need(WEB, PORTS, 192, 850.5),
         (

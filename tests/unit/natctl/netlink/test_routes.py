@@ -13,10 +13,12 @@ from natctl.netlink.message import HEADER, MalformedMessage, attribute
 from natctl.ruleset.routing import MarkRule, Routing
 from tests.unit.natctl.netlink.nftables.test_transaction_bytes import Recorder
 
+POOL = IPv4Network("100.64.0.0/10")
 EDGES = frozenset({IPv4Address("172.30.0.21"), IPv4Address("172.30.0.22")})
 ROUTING = Routing(
     {bytes((100, 64, 0, 1)): bytes((172, 30, 0, 11)), bytes((100, 64, 0, 2)): bytes((172, 30, 0, 12))},
     IPv4Network("100.64.0.0/10"),
+    254,
     MarkRule(0x40000000, 7414, 7414),
     (7414, EDGES),
 )
@@ -54,3 +56,11 @@ def test_nonsense_is_an_error_or_nothing(head: bytes, tail: bytes) -> None:
             body = head[:1] + bytes((length,)) + head[2:7] + bytes((kind,)) + head[8:] + tail
             with contextlib.suppress(MalformedMessage):
                 routes.decode([body], [body])
+
+
+def test_of_two_pool_routes_the_one_with_an_effect_is_read() -> None:
+    """natd was killed while it moved the route: what it adds comes first, and the other one is removed then."""
+    aside, effective = bodies(Routing(pool=POOL, pool_table=7414)), bodies(Routing(pool=POOL))
+    for both in ((*aside, *effective), (*effective, *aside)):
+        assert routes.decode(both, []) == Routing(pool=POOL)
+    assert routes.decode(aside, []) == Routing(pool=POOL, pool_table=7414)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -37,6 +38,7 @@ routings = st.builds(
     Routing,
     st.dictionaries(addresses, addresses),
     st.sampled_from([None, POOL, IPv4Network("100.64.0.0/16")]),
+    st.sampled_from([254, 7414]),
     st.sampled_from([None, RULE, MarkRule(0x8000, 7414, 7414)]),
     st.sampled_from([None, (7414, EDGES), (7414, frozenset({IPv4Address("172.30.0.12")})), (99, EDGES)]),
 )
@@ -55,10 +57,13 @@ def test_steps_lead_to_the_desired(before: Routing, after: Routing) -> None:
     for to in drop.internals:
         del internals[to]
     assert internals == after.internals
-    for part in ("pool", "rule", "way"):
+    pool_before, pool_after = (before.pool, before.pool_table), (after.pool, after.pool_table)
+    is_moved = pool_before != pool_after
+    assert (put.pool, put.pool_table) == (pool_after if is_moved else (None, 254))
+    assert (drop.pool, drop.pool_table) == (pool_before if is_moved else (None, 254))
+    for part in ("rule", "way"):
         had, wanted = getattr(before, part), getattr(after, part)
         assert getattr(put, part) == (wanted if wanted != had else None)
-    assert drop.pool == (before.pool if before.pool != after.pool else None)
     assert drop.rule == (before.rule if before.rule != after.rule else None)
 
 
@@ -81,3 +86,10 @@ def test_switches_follow_the_roles() -> None:
     assert of_host == {"ip_forward", "fib_multipath_hash_policy"}
     assert of_edge == {"ip_forward", *(f"conf/{name}/send_redirects" for name in ("all", "eth0", "eth1"))}
     assert routing.asymmetric_interfaces(HOST) == ("eth0",)
+
+
+@pytest.mark.parametrize("roles", [HOST, EDGE])
+def test_a_machine_that_shares_the_pool_reaches_the_rest_of_it(roles: Settings) -> None:
+    settings = dataclasses.replace(roles, shares_pool=True)
+    assert routing.shared(settings, Path(POOL)) == Routing(pool=POOL, pool_table=routing.ASIDE)
+    assert routing.shared(roles, Path(POOL)) == Routing(pool=POOL)

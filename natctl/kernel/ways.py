@@ -1,0 +1,123 @@
+"""
+Asks the kernel whether VMs' packets, and the answers, go the way that was programmed (:mod:`natctl.ruleset.way_check`).
+
+Tested by ``tests/netns/test_ways.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from cpm.protocol.errors import KernelError
+from natctl.kernel import sysctl
+from natctl.model.entries import HostEntry, HostSettings, Path
+from natctl.netlink import routes
+from natctl.netlink.links import Link, read_links
+from natctl.netlink.networks import interface_addresses
+from natctl.netlink.socket import Socket
+from natctl.ruleset import way_check
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.way_check import INTERNET, Answer, Bridge, Question
+
+ASKED_AT_ONCE = 500
+"""VMs of a bridge that are asked for in one check; with more, the next check goes on with the others."""
+
+
+class Ways:
+    """The last check of all bridges that have VMs."""
+
+    def __init__(self) -> None:
+        self.warnings: tuple[str, ...] = ()
+        """What is wrong, a sentence each, with the remedy."""
+        self._turn = 0
+
+    def check(
+        self, rtnl: Socket, settings: HostSettings, path: Path, entries: Collection[HostEntry]
+    ) -> tuple[str, ...]:
+        """
+        Ask, and loosen reverse path filters that the answers show to be in the way.
+
+        Never fails: what was programmed is in force, whatever the check finds.
+
+        :return: What was changed, a line each.
+        """
+        try:
+            return self._check(rtnl, settings, path, entries)
+        except KernelError as error:
+            self.warnings = (f"cannot check the way of VMs' packets: {error}",)
+            return ()
+
+    def _check(
+        self, rtnl: Socket, settings: HostSettings, path: Path, entries: Collection[HostEntry]
+    ) -> tuple[str, ...]:
+        if not entries or any(INTERNET in network for network in settings.exempt):
+            self.warnings = ()
+            return ()
+        links = read_links(rtnl)
+        check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()})
+        for bridge, vms in _bridges(rtnl, links, entries):
+            check.run(bridge, self._some(vms))
+        self._turn += 1
+        self.warnings = tuple(way_check.sentences(check.problems, check.counts))
+        return tuple(check.changed)
+
+    def _some(self, vms: Sequence[HostEntry]) -> Sequence[HostEntry]:
+        parts = -(-len(vms) // ASKED_AT_ONCE)
+        start = self._turn % parts * ASKED_AT_ONCE
+        return vms[start : start + ASKED_AT_ONCE]
+
+
+class _Check:
+    def __init__(self, rtnl: Socket, settings: HostSettings, path: Path, names: dict[int, str]) -> None:
+        self._rtnl = rtnl
+        self._settings = settings
+        self._path = path
+        self._names = names
+        self._marks = Marks.of_mask(settings.mark_mask)
+        self.problems: list[tuple[str, str, str]] = []
+        self.counts: dict[str, int] = {}
+        self.changed: list[str] = []
+        self._hopeless: set[str] = set()
+        """Interfaces whose own filter does not decide; tried once in a check."""
+
+    def run(self, bridge: Bridge, vms: Sequence[HostEntry]) -> None:
+        self.counts[bridge.name] = len(vms)
+        back: dict[int, str] = {}
+        for entry in vms:
+            answer = self._ask(way_check.outwards(bridge, self._marks.of(entry.index)))
+            problem = way_check.outward_problem(answer, bridge, self._settings, self._path, self._names)
+            if not problem:
+                if answer.interface not in back:
+                    question = way_check.inwards(bridge, answer.interface)
+                    back[answer.interface] = way_check.inward_problem(
+                        self._ask(question), bridge, self._names, answer.interface
+                    )
+                problem = back[answer.interface]
+            if problem:
+                self.problems.append((bridge.name, entry.intent.name, problem))
+
+    def _ask(self, question: Question) -> Answer:
+        answer = routes.ask(self._rtnl, question)
+        interface = self._names.get(question.interface, "")
+        if not answer.is_filtered or interface in self._hopeless:
+            return answer
+        if line := sysctl.loosen_until(interface, lambda: not routes.ask(self._rtnl, question).is_filtered):
+            self.changed.append(line)
+            return routes.ask(self._rtnl, question)
+        self._hopeless.add(interface)
+        return answer
+
+
+def _bridges(
+    rtnl: Socket, links: dict[int, Link], entries: Collection[HostEntry]
+) -> Iterator[tuple[Bridge, list[HostEntry]]]:
+    by_bridge: dict[int, list[HostEntry]] = {}
+    for entry in sorted(entries, key=lambda each: each.index):
+        for index in {links[tap].master for tap in entry.taps if tap in links} - {None}:
+            assert index is not None
+            by_bridge.setdefault(index, []).append(entry)
+    addresses = interface_addresses(rtnl)
+    for index, vms in by_bridge.items():
+        guest = way_check.guest_address(addresses.get(index, ()))
+        if index in links and guest is not None:
+            yield Bridge(links[index].name, index, guest), vms
