@@ -53,7 +53,7 @@ class Machine:
             "link add br0 type bridge",
             "link set br0 up",
             "addr add 10.10.0.1/24 dev br0",
-            f"link add vnet0 type veth peer name eth0 netns {self.guest.name}",
+            f"link add vnet0 index 100 type veth peer name eth0 netns {self.guest.name}",
             "link set vnet0 master br0 up",
         )
         self.provider.ip(
