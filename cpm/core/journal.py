@@ -52,7 +52,7 @@ class JournalEvent(enum.StrEnum):
     UPDATED = "updated"
     """The VM has another name or internal address."""
 
-    # Shortage notices change no ownership; queries about ownership skip them.
+    # Notices change no ownership; queries about ownership skip them.
     EXHAUSTED = "exhausted"
     """The VM is at its cap with every port in use: new connections get an ICMP error (RFC 6888 REQ-11)."""
     RECOVERED = "recovered"
@@ -63,15 +63,13 @@ class JournalEvent(enum.StrEnum):
     """It is no longer short."""
 
 
-SHORTAGE_NOTICES = frozenset(
-    {JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED}
-)
+NOTICES = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
 """Events that concern an allocation and change nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """An entry of the journal. The newest entry whose range has a port (shortage notices aside) tells who holds it."""
+    """An entry of the journal. The newest entry whose range has a port (notices aside) tells who holds it."""
 
     seq: int
     """Position in the journal; ascends."""
