@@ -61,9 +61,19 @@ class JournalEvent(enum.StrEnum):
     """The VM should have more ports, and the pool has none for it."""
     SUPPLIED = "supplied"
     """It is no longer short."""
+    CLAIMED = "claimed"
+    """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
 
 
-NOTICES = frozenset({JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED})
+NOTICES = frozenset(
+    {
+        JournalEvent.EXHAUSTED,
+        JournalEvent.RECOVERED,
+        JournalEvent.SHORT,
+        JournalEvent.SUPPLIED,
+        JournalEvent.CLAIMED,
+    }
+)
 """Events that concern an allocation and change nothing."""
 
 

@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from cpm.core import moves, sizing
-from cpm.core.changes import Change, DropAddress, PutAddress, PutNode, PutVM
+from cpm.core.changes import Change, DropAddress, Notice, PutAddress, PutNode, PutVM
+from cpm.core.claims import Claim, Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
-from cpm.core.journal import LedgerState
+from cpm.core.journal import JournalEvent, LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
@@ -96,7 +97,9 @@ class Manager:
         self.fleet = Fleet(state, rules.block)
         self.sessions: dict[NodeName, NodeSync] = {}
         self.present: dict[DomainUUID, NodeName] = {}
-        """VMs that run, by what their host last said; a host without session is believed as it was."""
+        """The host of each VM that runs. A host without session is believed as it was, until it is fenced."""
+        self.claims = Claims()
+        """What other hosts say of VMs that run."""
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
         self._rules = rules
@@ -119,6 +122,8 @@ class Manager:
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
+            # A destination counts while its host says so, and no host has a session yet.
+            self._set_destination(vm, None)
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
@@ -149,6 +154,7 @@ class Manager:
         if node != known:
             self.fleet.record(PutNode(node))
             self._rollout.on_path_changed()
+        self._forget_statements(hello.node)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
@@ -158,6 +164,7 @@ class Manager:
         """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
         if self.sessions.pop(name, None) is None:
             return
+        self._forget_statements(name)
         self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
@@ -257,17 +264,57 @@ class Manager:
 
     # VMs
 
-    def _attach(self, node: Node, attach: Attach, now: float) -> None:
+    def _attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
+        """:param is_repeated: The host does not wait for an answer."""
         vm = self.fleet.vms.get(attach.domain)
         if attach.incoming:
             if vm is not None and vm.node != node.name:
-                self.fleet.record(PutVM(dataclasses.replace(vm, destination=node.name)))
+                self._set_destination(vm, node.name)
             return
+        if vm is not None and self._runs_elsewhere(vm, node.name):
+            self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
+            return
+        self.claims.withdraw(attach.domain, node.name)
         try:
             vm = self._settle_on(node.name, vm, attach)
             self._start(vm, now)
         except (PortsExhausted, InternalPoolExhausted) as error:
             self._refuse(node.name, attach.domain, error)
+
+    def _runs_elsewhere(self, vm: VM, node: NodeName) -> bool:
+        """Return whether a VM has another host than this one, which has not said that the VM is gone."""
+        return vm.node != node and self.present.get(vm.uuid) == vm.node
+
+    def _claim(self, vm: VM, node: NodeName, attach: Attach, now: float, *, is_repeated: bool) -> None:
+        """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
+        self.claims.on_claim(node, attach, now)
+        self._report_claims(now)
+        if not is_repeated and vm.destination != node:
+            remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
+            error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
+            self._rollout.queue_message(node, Refused(self.epoch, vm.uuid, error.code, str(error)))
+
+    def _report_claims(self, now: float) -> None:
+        for uuid, _ in self.claims.take_unreported(now, self._is_handover):
+            for allocation in self.fleet.of(uuid):
+                if allocation.state in (_State.RESERVED, _State.ACTIVE):
+                    self.fleet.record(Notice(allocation.id, JournalEvent.CLAIMED))
+                    break
+
+    def _is_handover(self, uuid: DomainUUID, claim: Claim) -> bool:
+        """Return whether the VM migrates to the claimant from a host that will say so when it is gone."""
+        vm = self.fleet.vms[uuid]
+        return vm.destination == claim.node and vm.node in self.sessions
+
+    def _set_destination(self, vm: VM, node: NodeName | None) -> None:
+        if vm.destination != node:
+            self.fleet.record(PutVM(dataclasses.replace(vm, destination=node)))
+
+    def _forget_statements(self, node: NodeName) -> None:
+        """Forget what a host said of VMs of other hosts: it holds in one session only."""
+        self.claims.keep_only(node, ())
+        for vm in [vm for vm in self.fleet.vms.values() if vm.destination == node]:
+            self._set_destination(vm, None)
 
     def _settle_on(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
         settled = (
@@ -304,19 +351,18 @@ class Manager:
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         vm = self.fleet.vms.get(uuid)
+        self.claims.withdraw(uuid, name)
         if vm is None:
             return
         if vm.destination == name:
             # The migration came to nothing.
-            vm = dataclasses.replace(vm, destination=None)
-            self.fleet.record(PutVM(vm))
+            self._set_destination(vm, None)
         if vm.node != name:
             # It runs elsewhere by now: what its former host says of its end is about the past.
             return
-        if vm.destination is not None and vm.destination in self.fleet.nodes:
-            self._attach(self.fleet.nodes[vm.destination], Attach(uuid, vm.name), now)
-            return
         self.present.pop(uuid, None)
+        if self._hand_over(vm, now):
+            return
         self.waiting.discard(uuid)
         self.sizer.forget(uuid)
         for allocation in self.fleet.of(uuid):
@@ -324,19 +370,27 @@ class Manager:
                 moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
         self._rollout.on_vm_changed(uuid)
 
+    def _hand_over(self, vm: VM, now: float) -> bool:
+        """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""
+        claim = self.claims.of(vm.uuid)
+        successor = claim.node if claim is not None else self.fleet.vms[vm.uuid].destination
+        if successor is None or successor == vm.node:
+            return False
+        attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
+        self._attach(self.fleet.nodes[successor], attach, now)
+        return True
+
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
         """A host says which VMs run there: learn of those whose start or end we missed."""
         if Role.HOST not in node.roles:
             return
         here = {presence.domain: presence for presence in domains}
+        self.claims.keep_only(node.name, here)
         for uuid, where in list(self.present.items()):
             if where == node.name and uuid not in here:
                 self._detach(node.name, uuid, now)
         for uuid, presence in here.items():
-            vm = self.fleet.vms.get(uuid)
-            elsewhere = vm is not None and vm.node != node.name and self.present.get(uuid) == vm.node
-            # A VM that its owner still has is migrating here, until the owner says it is gone.
-            self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
+            self._attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
 
     def _free_internal(self) -> IPv4Address:
         pool = self._rules.internal
@@ -382,6 +436,7 @@ class Manager:
     def tick(self, now: float) -> None:
         """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
         self._rollout.check_leaving()
+        self._report_claims(now)
         for name, node in list(self.fleet.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
