@@ -341,7 +341,8 @@ class Manager:
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
         wanted = self.sizer.contention.start_allowance(vm, initial, floor)
         placement = choose_first(self.fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
-        moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
+        reserved = moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
+        self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self.waiting.discard(vm.uuid)
         self._rollout.on_vm_changed(vm.uuid)
 

@@ -6,8 +6,8 @@ the steps of an allocation's life that are due:
 
 - *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed it, it is active;
 - *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held;
-- *held*: once the hold-down has passed and **every** edge confirmed the removal, connected or not, or was fenced by
-  the operator, it is free.
+- *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
+  edge confirmed the removal, connected or not, or was fenced by the operator, it is free.
 
 Whether a step is due follows from the present state, not from the event that led to it, so a lost message does no harm.
 
@@ -23,8 +23,9 @@ from ipaddress import IPv4Network
 from cpm.core import moves
 from cpm.core.changes import DropVM
 from cpm.core.fleet import Fleet
-from cpm.core.lifecycle import AllocationEvent, hold_down_end
+from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
+from cpm.core.rollout.last_use import LastUse
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import HostIntent
@@ -79,6 +80,7 @@ class Rollout:
         self._wishes = wishes
         self._edges_ready: set[AllocationId] = set()
         self._idle_reports: dict[AllocationId, int] = {}
+        self._last_use = LastUse()
         self._changed: set[DomainUUID] = set()
         self._due: set[DomainUUID] = set()
         self._path_changed = False
@@ -104,12 +106,26 @@ class Rollout:
         self._snapshot_due.discard(name)
         self.check_all()
 
-    def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
+    def on_reserved(self, reserved: AllocationId, *, is_fresh: bool) -> None:
+        """Record that ports were reserved; ``is_fresh``: no VM has used them since their last hold-down."""
+        if is_fresh:
+            self._last_use.on_reserved(reserved)
+
+    def on_split(self, active: AllocationId, released: AllocationId) -> None:
+        """Record that a part of an active range drains from now on."""
+        self._last_use.on_split(active, released)
+
+    def on_active_counted(self, active: AllocationId, ports_in_use: int | None, now: float) -> None:
+        """Record how many ports of an active range a host found in use."""
+        self._last_use.on_counted(active, ports_in_use, now)
+
+    def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured, now: float) -> None:
         """Record how many connections a host counted on the VM's draining ranges."""
         counts = {draining.ports: draining.connections for draining in measured.draining}
         for allocation in self._fleet.of(uuid):
             if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counts:
                 idle = counts[allocation.ports] == 0
+                self._last_use.on_counted(allocation.id, counts[allocation.ports], now)
                 self._idle_reports[allocation.id] = self._idle_reports.get(allocation.id, 0) + 1 if idle else 0
                 self._due.add(uuid)
 
@@ -159,9 +175,13 @@ class Rollout:
             edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
             if edges and all(self._is_confirmed(name, uuid) for name in edges):
                 self._edges_ready.add(allocation.id)
+                self._last_use.on_host_told(allocation.id)
                 self._changed.add(uuid)
         elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
+            if (active := self._fleet.one(uuid, _State.ACTIVE)) is not None and moves.joins(active, allocation):
+                # The ports that join it may have been used until now.
+                self._last_use.forget(active.id)
             moves.activate(self._fleet, allocation, now)
             self._changed.add(uuid)
 
@@ -170,22 +190,27 @@ class Rollout:
         fenced = self._is_fenced(allocation.node)
         let_go = fenced or self._is_confirmed(allocation.node, allocation.domain)
         limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
+        is_counted = self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
         empty = (
-            fenced
+            is_counted
+            or fenced
             or self._present.get(allocation.domain) != allocation.node
-            or self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
             or (limit is not None and now - allocation.since >= limit)
         )
         if let_go and empty:
             self._idle_reports.pop(allocation.id, None)
+            self._last_use.on_empty(allocation.id, now, is_counted=is_counted)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
-        if now < hold_down_end(allocation, self._rules.hold_down_s):
+        unused_since = self._last_use.unused_since(allocation.id)
+        last_use = allocation.since if unused_since is None else min(unused_since, allocation.since)
+        if now < last_use + self._rules.hold_down_s:
             return
         edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
         if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in edges):
+            self._last_use.forget(allocation.id)
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._changed.add(allocation.domain)
 

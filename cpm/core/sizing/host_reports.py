@@ -66,10 +66,11 @@ class HostReports:
             if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
                 self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
             if report.generation >= session.last_change(vm.uuid):
-                self._rollout.on_draining_counted(vm.uuid, session.node, measured)
+                self._rollout.on_draining_counted(vm.uuid, session.node, measured, now)
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
                 if active is not None:
+                    self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
                     self._scale(vm, active, observation, measured, now)
 
     def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Set
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
-from cpm.core.placement import NoRoomError, Outcome, Refused
+from cpm.core.placement import Grow, NoRoomError, Outcome, Overflow, Refused, Relocate, Shrink
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import policy_named
@@ -160,10 +160,20 @@ class Sizer:
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
+        self._tell_rollout(active, outcome)
         if in_use is not None and reserved is not None and not moves.joins(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)
         self._rollout.on_vm_changed(active.domain)
         return True
+
+    def _tell_rollout(self, active: Allocation, outcome: Outcome) -> None:
+        reserved = self._fleet.one(active.domain, _State.RESERVED)
+        if isinstance(outcome, Grow | Relocate | Overflow) and reserved is not None:
+            self._rollout.on_reserved(reserved.id, is_fresh=not outcome.placement.reclaimed)
+        elif isinstance(outcome, Shrink):
+            for mine in self._fleet.of(active.domain):
+                if (mine.external, mine.ports) == (active.external, outcome.shrunk.released):
+                    self._rollout.on_split(active.id, mine.id)
 
     # What the operator says
 
