@@ -36,7 +36,7 @@ AGAIN_S: Final = 2.0
 FACTOR: Final = 2
 FACTOR_AGAIN: Final = 4
 
-FACTOR_SEEN: Final = 4
+FACTOR_SEEN: Final = 6
 """A range grows to so many ports for each that is in use, at most, or ..."""
 
 STEP: Final = 1.5

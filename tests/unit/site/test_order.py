@@ -301,10 +301,10 @@ def test_a_host_that_says_a_vm_needs_ports_gets_them_at_once() -> None:
     need = Need(VM, PortRange(1024, 1279), ports_in_use=200, arrivals_per_s=4000.0)
     site.ask(lambda manager: manager.said(HOST1, need, site.now))
     site.run()
-    assert states(site) == [(1024, 1024 + 832 - 1, "active")]
+    assert states(site) == [(1024, 1024 + 1216 - 1, "active")]
     site.ask(lambda manager: manager.said(HOST1, need, site.now))
     site.run()
-    assert states(site) == [(1024, 1024 + 832 - 1, "active")], "counted before the range grew: no news"
+    assert states(site) == [(1024, 1024 + 1216 - 1, "active")], "counted before the range grew: no news"
 
 
 def test_a_need_that_nothing_comes_of_is_declined_and_one_that_is_late_is_not() -> None:

@@ -32,7 +32,7 @@ def test_a_high_rate_gets_what_arrives_until_the_next_look_as_far_as_it_was_seen
     assert on_arrival(Arrival(256, 128, 1_000.0), ScalingState(), BOUNDS, 100.0)[0].target == 512
     assert on_arrival(Arrival(2048, 1024, 8_000.0), ScalingState(), BOUNDS, 100.0)[0].target == 4096
     assert on_arrival(Arrival(256, 230, 2_000.0), ScalingState(), BOUNDS, 100.0)[0].target == 768
-    assert on_arrival(Arrival(256, 230, 20_000.0), ScalingState(), BOUNDS, 100.0)[0].target == 960
+    assert on_arrival(Arrival(256, 230, 20_000.0), ScalingState(), BOUNDS, 100.0)[0].target == 1408
 
 
 def test_connections_that_come_again_through_few_ports_do_not_grow_a_range() -> None:
@@ -52,7 +52,7 @@ def test_a_policy_that_counts_ports_says_how_far_as_long_as_arrivals_fit() -> No
     for policy in (PredictivePolicy(), OccupancyPolicy()):
         assert on_arrival(Arrival(1024, 1000, 0.0), ScalingState(), BOUNDS, 100.0, policy)[0].target > 1024
         assert on_arrival(Arrival(1024, 800, 1_500.0), ScalingState(), BOUNDS, 100.0, policy)[0].target >= 3050
-        assert on_arrival(Arrival(1024, 800, 20_000.0), ScalingState(), BOUNDS, 100.0, policy)[0].target == 3200
+        assert on_arrival(Arrival(1024, 800, 20_000.0), ScalingState(), BOUNDS, 100.0, policy)[0].target == 4800
 
 
 def test_a_policy_without_memory_grows_when_what_arrives_might_not_fit() -> None:
