@@ -55,11 +55,11 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     floor: _Ports = 64
     """Ports no VM goes below; what a VM starts with when the pool is short."""
     cap: _Ports = 32768
-    """Ports no VM goes above: one VM must not take a whole address."""
+    """Ports no VM goes above, draining and held ones included: one VM must not take a whole address."""
     weight: Annotated[int, Meta(ge=1, le=MAXIMUM_WEIGHT)] = 100
     """Part of a VM, compared with the others', of what is left above the floors when ports are short."""
     start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
-    """Part of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""
+    """Part of the pool that growth never gets, so that VMs can start whatever the others keep alive."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""

@@ -2,7 +2,8 @@
 Fair shares of a pool that is too small, and which VMs give ports back. Pure.
 
 The rule (:func:`share`): floors first; the rest is shared max-min by weight, so that no VM gets more while another one
-with less, for its weight, wants more. A VM that wants little gets all of it, and the rest goes to the others.
+with less, for its weight, wants more. A VM that wants little gets all of it, and the rest goes to the others. What
+counts is all that a VM holds: ports on leaving ranges, which nobody else can have, are a part of its share.
 
 Ports come back in two ways. :func:`give_back` takes idle ports, the largest idle range first: one large run is of more
 use than many fragments, and its owner needs it least. Only where that does not suffice, :func:`yield_back` asks VMs
@@ -32,27 +33,30 @@ class Claim:
     cap: int
     weight: int = 100
     held: int = 0
-    """What it has, draining ranges not counted."""
+    """What it has for new connections: active and reserved ports."""
+    leaving: int = 0
+    """What it has besides, on draining and held ranges."""
     wanted: int = 0
-    """What it would have if there were plenty."""
+    """What it would have for new connections if there were plenty."""
     in_use: int | None = None
     """None: not counted, so none of its ports count as idle."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shares:
-    """What each VM may have."""
+    """What each VM may have for new connections, with what it holds on leaving ranges taken off its share."""
 
     targets: Mapping[DomainUUID, int]
     level: float
-    """Ports per unit of weight that everybody may have above the floor; infinite when everybody has what it wants."""
+    """Ports per unit of weight that each VM may have above its floor; infinite when each has what it wants."""
 
     def entitled(self, claim: Claim, block: int) -> int:
         """Return what a VM may have that is not in ``targets``, or wants something else by now: whole blocks."""
         least, most = _bounds(claim, block)
         if math.isinf(self.level):
             return most * block
-        return min(most, max(least, least + int(self.level * claim.weight) // block)) * block
+        granted = least + int(self.level * claim.weight) // block - _blocks_for(claim.leaving, block)
+        return min(most, max(least, granted)) * block
 
 
 def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
@@ -62,19 +66,47 @@ def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
     In whole blocks, never above what a VM wants (or its floor, if it wants less) and its cap, never below its floor
     where all the floors fit; otherwise the floors are levelled, regardless of weight. No block is left while a VM
     wants it, and VMs that do not get all they want have the same above their floors by weight, to within a block.
+    Ports on leaving ranges count in all of this but the floors; a VM that has more of them than its share keeps them,
+    and has its floor for new connections.
 
     :param pool_ports: What there is for all of them together, what they hold included.
     """
-    bounds = [_bounds(claim, block) for claim in claims]
     blocks = max(0, pool_ports) // block
+    targets: dict[DomainUUID, int] = {}
+    rest = claims
+    while True:
+        granted, level = _share_among(blocks, rest, block)
+        above = [
+            claim
+            for claim, ports in zip(rest, granted, strict=True)
+            if claim.leaving and ports < _bounds(claim, block)[0] + _blocks_for(claim.leaving, block)
+        ]
+        if not above:
+            break
+        for claim in above:
+            least = _bounds(claim, block)[0]
+            targets[claim.domain] = least * block
+            blocks -= least + _blocks_for(claim.leaving, block)
+        blocks = max(0, blocks)
+        rest = [claim for claim in rest if claim.domain not in targets]
+    for claim, ports in zip(rest, granted, strict=True):
+        targets[claim.domain] = (ports - _blocks_for(claim.leaving, block)) * block
+    return Shares(targets, level * block)
+
+
+def _share_among(blocks: int, claims: Sequence[Claim], block: int) -> tuple[list[int], float]:
+    """Share so many blocks; return what each VM gets, blocks on leaving ranges included, and the level in blocks."""
+    bounds = [_bounds(claim, block) for claim in claims]
     floors = [least for least, _ in bounds]
     left = blocks - sum(floors)
     if left < 0:
         granted, _ = _fill(blocks, floors, [1] * len(claims))
-        return Shares(_by_domain(claims, granted, block), 0.0)
-    extra, level = _fill(left, [most - least for least, most in bounds], [claim.weight for claim in claims])
-    granted = [least + more for least, more in zip(floors, extra, strict=True)]
-    return Shares(_by_domain(claims, granted, block), level * block)
+        return granted, 0.0
+    wanted = [
+        most - least + _blocks_for(claim.leaving, block) for claim, (least, most) in zip(claims, bounds, strict=True)
+    ]
+    extra, level = _fill(left, wanted, [claim.weight for claim in claims])
+    return [least + more for least, more in zip(floors, extra, strict=True)], level
 
 
 def give_back(
@@ -171,15 +203,16 @@ def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: l
 
 
 def _bounds(claim: Claim, block: int) -> tuple[int, int]:
-    """Return the fewest and the most blocks; a cap between two whole numbers is the lower, and wins over the floor."""
+    """
+    Return the fewest and the most blocks for new connections.
+
+    A cap between two whole numbers is the lower, and wins over the floor.
+    """
     cap = max(1, claim.cap // block)
     least = min(_blocks_for(claim.floor, block), cap)
-    return least, min(cap, max(least, _blocks_for(claim.wanted, block)))
+    most = max(least, cap - _blocks_for(claim.leaving, block))
+    return least, min(most, max(least, _blocks_for(claim.wanted, block)))
 
 
 def _blocks_for(ports: int, block: int) -> int:
     return -(-ports // block)
-
-
-def _by_domain(claims: Sequence[Claim], blocks: Sequence[int], block: int) -> dict[DomainUUID, int]:
-    return {claim.domain: count * block for claim, count in zip(claims, blocks, strict=True)}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Set
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
-from cpm.core.placement import Grow, NoRoomError, Outcome, Overflow, Refused, Relocate, Shrink
+from cpm.core.placement import Grow, NoRoomError, Obstacle, Outcome, Overflow, Refused, Relocate, Shrink
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import policy_named
@@ -123,11 +123,13 @@ class Sizer:
         """:param anew: As in :meth:`cpm.core.sizing.contention.Contention.on_refused`."""
         allowance = self.contention.assess(vm, active, target.ports, target.in_use, now)
         outcome = choose(self._situation(vm, active, target, allowance, now))
-        self.contention.note(vm.uuid, allowance, now, placed=not isinstance(outcome, Refused), anew=anew)
+        is_at_cap = isinstance(outcome, Refused) and outcome.no_room.obstacle is Obstacle.AT_CAP
+        # A VM that lacks ports because of its own cap is no reason for others to give back.
+        self.contention.note(vm.uuid, allowance, now, placed=is_at_cap or not isinstance(outcome, Refused), anew=anew)
         observation, wants_more = self.of(vm.uuid), target.ports > active.ports.size
         observation.on_resize(allowance, outcome, wants_more=wants_more)
         self._record(active, outcome, target.in_use, now)
-        if wants_more and observation.refusal is not None:
+        if wants_more and observation.refusal is not None and not is_at_cap:
             self.notices.note(vm.uuid, JournalEvent.SHORT, now)
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
@@ -243,6 +245,9 @@ class Sizer:
             return
         self._compact_at = now + self._rules.compact_s
         for allocation, outcome in choose_compaction(self._fleet.space, self._is_movable):
+            # Its old place may drain for long.
+            if self._fleet.space.free_ports - allocation.ports.size < self.contention.reserve:
+                continue
             self._record(allocation, outcome, self.in_use(allocation.domain), now)
 
     def _is_movable(self, allocation: Allocation) -> bool:

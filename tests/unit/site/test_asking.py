@@ -47,7 +47,7 @@ def decisions(ask: Ask, patch: pytest.MonkeyPatch) -> tuple[list[str], int]:
 
     with patch.context() as patched:
         patched.setattr(Manager, "take", taken)
-        load, draw, turns, short = Load(blocks=28), random.Random(4), 0, False
+        load, draw, turns, short = Load(blocks=32), random.Random(4), 0, False
         for number, uuid in enumerate((GREEDY, LIGHT, *NEWCOMERS)):
             load.start(uuid, (HOST1, HOST2)[number % 2], wanted=draw.randrange(50, 400))
         for _ in range(ROUNDS):
