@@ -64,7 +64,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
     drain_limit_s: _Positive | None = None
-    """Seconds after which a draining range is withdrawn although connections live. None: never, nothing is cut."""
+    """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports; each
+    time the journal has an event ``cut``. None: never. This is the only setting that cuts connections."""
     compact_s: _Positive = 30.0
     """Seconds between two looks for a range to move so that free runs join; at most one at a time on an address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")

@@ -63,6 +63,8 @@ class JournalEvent(enum.StrEnum):
     """It is no longer short."""
     CLAIMED = "claimed"
     """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
+    CUT = "cut"
+    """The drain limit ended the range while ports were short; connections that still used it are cut."""
 
 
 NOTICES = frozenset(
@@ -72,6 +74,7 @@ NOTICES = frozenset(
         JournalEvent.SHORT,
         JournalEvent.SUPPLIED,
         JournalEvent.CLAIMED,
+        JournalEvent.CUT,
     }
 )
 """Events that concern an allocation and change nothing."""

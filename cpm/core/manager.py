@@ -116,6 +116,7 @@ class Manager:
             self.present,
             RolloutRules(internal_pool=rules.internal, timeouts=rules.timeouts, hold_down_s=rules.hold_down_s),
             self.wishes,
+            lambda uuid: self.sizer.contention.others_wait(uuid),
         )
         self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)

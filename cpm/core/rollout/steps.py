@@ -5,7 +5,8 @@ Pure. :class:`Rollout` sends every node what differs from its last message, reco
 the steps of an allocation's life that are due:
 
 - *reserved*: once every connected edge confirmed it, the host is told; once the host confirmed it, it is active;
-- *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held;
+- *draining*: once its host confirmed that it no longer hands it out and no connection is left, it is held; also with
+  connections, when its drain limit has passed and another VM lacks ports: the only step that cuts, and journalled;
 - *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
   edge confirmed the removal, connected or not, or was fenced by the operator, it is free.
 
@@ -21,8 +22,9 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
-from cpm.core.changes import DropVM
+from cpm.core.changes import DropVM, Notice
 from cpm.core.fleet import Fleet
+from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.last_use import LastUse
@@ -63,6 +65,7 @@ class Rollout:
     :param present: The host that each running VM is on; the owner keeps it.
     :param rules: Rules of the pool.
     :param wishes: Returns the wishes in effect for a VM.
+    :param do_others_wait: Returns whether another VM than this one lacks ports.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class Rollout:
         present: Mapping[DomainUUID, NodeName],
         rules: RolloutRules,
         wishes: Callable[[VM], EffectiveWishes],
+        do_others_wait: Callable[[DomainUUID], bool],
     ) -> None:
         self._fleet = fleet
         self._node_syncs = node_syncs
         self._present = present
         self._rules = rules
         self._wishes = wishes
+        self._do_others_wait = do_others_wait
         self._edges_ready: set[AllocationId] = set()
         self._idle_reports: dict[AllocationId, int] = {}
         self._last_use = LastUse()
@@ -189,19 +194,20 @@ class Rollout:
         self._edges_ready.discard(allocation.id)
         fenced = self._is_fenced(allocation.node)
         let_go = fenced or self._is_confirmed(allocation.node, allocation.domain)
-        limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
         is_counted = self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
-        empty = (
-            is_counted
-            or fenced
-            or self._present.get(allocation.domain) != allocation.node
-            or (limit is not None and now - allocation.since >= limit)
-        )
-        if let_go and empty:
+        is_empty = is_counted or fenced or self._present.get(allocation.domain) != allocation.node
+        if let_go and (is_empty or self._may_cut(allocation, now)):
+            if not is_empty:
+                self._fleet.record(Notice(allocation.id, JournalEvent.CUT))
             self._idle_reports.pop(allocation.id, None)
             self._last_use.on_empty(allocation.id, now, is_counted=is_counted)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
+
+    def _may_cut(self, allocation: Allocation, now: float) -> bool:
+        """Return whether a draining range ends although connections use it: its limit passed, and ports are short."""
+        limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
+        return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
         unused_since = self._last_use.unused_since(allocation.id)
