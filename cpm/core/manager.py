@@ -3,7 +3,7 @@ What the manager decides: turns requests, reports and nodes' answers into ledger
 
 No I/O and no clock. Each input is a method that is told the time; :meth:`Manager.take` returns what follows from all
 inputs since the last call: changes that are to be committed to the ledger as one, and messages that may be sent only
-once they are. Should the commit fail, throw this object away and build another from what the ledger holds.
+once they are. If the commit fails, discard this object and build another from what the ledger holds.
 
 How a decision then reaches the kernels, in which order and when its next step is due, is
 :mod:`cpm.core.rollout.steps`'s.
@@ -162,7 +162,7 @@ class Manager:
         self._take_presence(node, hello.domains, now)
 
     def lost(self, name: NodeName, now: float) -> None:
-        """A node's session is gone. Its kernel goes on as it is; nobody waits for it who need not."""
+        """A node's session ended. Its kernel keeps working as it is; only what needs its confirmation waits for it."""
         if self.sessions.pop(name, None) is None:
             return
         self._forget_statements(name)
@@ -172,9 +172,9 @@ class Manager:
 
     def said(self, name: NodeName, message: NodeMessage, now: float) -> None:
         """
-        A node with a session said something.
+        A node with a session sent a message.
 
-        :raise InvalidRequest: When it may not say that.
+        :raise InvalidRequest: When a node of its roles may not send it.
         """
         node, session = self.fleet.nodes[name], self.sessions[name]
         if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
@@ -189,9 +189,9 @@ class Manager:
             case Present():
                 self._take_presence(node, message.domains, now)
             case Applied():
-                self._applied(session, message, now)
+                self._on_applied(session, message, now)
             case Rejected():
-                # A gap is mended at once; a kernel that refuses gets some rest first.
+                # A gap is closed at once; a kernel that refused gets time to recover first.
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
@@ -200,16 +200,16 @@ class Manager:
                 if not self._reports.on_need(session, message, now):
                     self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
 
-    def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:
+    def _on_applied(self, session: NodeSync, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
             return
         was_synced = session.synced
         self._rollout.on_applied(session, applied.generation)
         if session.synced and not was_synced:
-            self._came_into_service(session.node)
+            self._put_in_service(session.node)
             self._rollout.check_all()
 
-    def _came_into_service(self, name: NodeName) -> None:
+    def _put_in_service(self, name: NodeName) -> None:
         node = self.fleet.nodes[name]
         if Role.EDGE in node.roles and not node.in_service and not node.fenced:
             self._put_node(dataclasses.replace(node, in_service=True))
@@ -277,7 +277,7 @@ class Manager:
             return
         self.claims.withdraw(attach.domain, node.name)
         try:
-            vm = self._settle_on(node.name, vm, attach)
+            vm = self._put_on_host(node.name, vm, attach)
             self._start(vm, now)
         except (PortsExhausted, InternalPoolExhausted) as error:
             self._refuse(node.name, attach.domain, error)
@@ -317,22 +317,22 @@ class Manager:
         for vm in [vm for vm in self.fleet.vms.values() if vm.destination == node]:
             self._set_destination(vm, None)
 
-    def _settle_on(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
-        settled = (
+    def _put_on_host(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
+        after = (
             VM(attach.domain, attach.name, node, self._free_internal())
             if vm is None
-            else dataclasses.replace(vm, name=attach.name, node=node, destination=_still_moving(vm, node))
+            else dataclasses.replace(vm, name=attach.name, node=node, destination=_destination_after(vm, node))
         )
         if attach.wishes is not None:
-            settled = dataclasses.replace(settled, xml_wishes=attach.wishes)
-        if settled != vm:
-            self.fleet.record(PutVM(settled))
+            after = dataclasses.replace(after, xml_wishes=attach.wishes)
+        if after != vm:
+            self.fleet.record(PutVM(after))
         self.present[attach.domain] = node
         self._rollout.on_vm_changed(attach.domain)
-        return settled
+        return after
 
     def _start(self, vm: VM, now: float) -> None:
-        """Give a VM that runs its range, unless it has one here already; what it has elsewhere drains."""
+        """Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain."""
         for allocation in self.fleet.of(vm.uuid):
             if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
@@ -383,7 +383,7 @@ class Manager:
         return True
 
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
-        """A host says which VMs run there: learn of those whose start or end we missed."""
+        """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
         if Role.HOST not in node.roles:
             return
         here = {presence.domain: presence for presence in domains}
@@ -414,29 +414,29 @@ class Manager:
         return self.wishes(vm).cap.value
 
     def wishes(self, vm: VM) -> EffectiveWishes:
-        """Return what holds for a VM, of all that was said about it."""
+        """Return the wishes in effect for a VM."""
         return self._resolver.resolve(vm)
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
-        The operator says what a VM shall have; it is followed with the next report.
+        Set the operator's wishes for a VM; they take effect with the next report.
 
-        :param wishes: All of them: what is None is no longer said.
+        :param wishes: All of them: what is None is withdrawn.
         :raise NotFound: When there is no such VM.
-        :raise InvalidRequest: When they make no sense.
+        :raise InvalidRequest: When they are invalid.
         """
         vm = self.fleet.vms.get(uuid)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
         self._resolver.check(wishes)
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
-        # Whether it is at its cap may have changed, and that its host is to know.
+        # Whether it is at its cap may have changed, and its host is told.
         self._rollout.on_vm_changed(uuid)
 
     # Time
 
     def tick(self, now: float) -> None:
-        """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
+        """Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait."""
         self._rollout.check_leaving()
         self._report_claims(now)
         for name, node in list(self.fleet.nodes.items()):
@@ -469,6 +469,6 @@ class Manager:
                 self.sizer.on_not_started(uuid, error)
 
 
-def _still_moving(vm: VM, node: NodeName) -> NodeName | None:
-    """Its present host saying again that it has a VM does not end a migration; that it runs at the destination does."""
+def _destination_after(vm: VM, node: NodeName) -> NodeName | None:
+    """Return where a VM migrates to when a host says that it has it: its present host saying so ends no migration."""
     return vm.destination if node == vm.node else None

@@ -24,7 +24,7 @@ from cpm.protocol.model import DomainUUID
 RULE: Final = "arrivals"
 
 HORIZON_S: Final = 0.25
-"""Seconds of arrivals at the present rate that the new range shall take: many times what a growth takes."""
+"""Seconds of arrivals at the present rate for which the new range has room: many times the duration of a growth."""
 
 NEXT_LOOK_S: Final = 1.5
 """Seconds within which a host whose request was declined asks again and has an answer."""

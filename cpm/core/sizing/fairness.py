@@ -118,10 +118,10 @@ def give_back(
     headroom_ports: int = HEADROOM_PORTS,
 ) -> list[tuple[DomainUUID, int]]:
     """
-    Choose idle ports to be given back: the VMs that are to shrink, the largest idle range first, with their new sizes.
+    Choose the VMs that give back idle ports, with their new sizes: those with the most idle ports first.
 
-    Nobody goes below its floor, nor below its ports in use and their headroom; one that was not counted gives nothing.
-    Together they give what is needed, or all that lies idle.
+    No VM goes below its floor, nor below its ports in use and their headroom; a VM that was not counted gives nothing.
+    Together they give what is needed, or all idle ports.
     """
     spare = [
         (claim.held - kept_ports(claim, block, headroom_share=headroom_share, headroom_ports=headroom_ports), claim)
@@ -137,8 +137,8 @@ def yield_back(
     """
     Choose VMs that have more than their share, and are to shrink towards it although they use what they have.
 
-    The one that is farthest above its share first; none goes below its share. For VMs that lack what they are
-    entitled to, when nothing lies idle any more: see the module.
+    Those that are farthest above their share first; none goes below its share. For VMs that lack what they are
+    entitled to, when no idle ports are left.
     """
     return _take(needed_ports, [(claim.held - shares.targets[claim.domain], claim) for claim in claims], block)
 
@@ -146,7 +146,7 @@ def yield_back(
 def kept_ports(
     claim: Claim, block: int, *, headroom_share: float = HEADROOM_SHARE, headroom_ports: int = HEADROOM_PORTS
 ) -> int:
-    """Return the ports that a VM keeps when it gives back what lies idle: whole blocks, at most what it holds."""
+    """Return the ports that a VM keeps when it gives back idle ones: whole blocks, at most what it holds."""
     if claim.in_use is None:
         return claim.held
     needed = needed_ports(claim.in_use, block, headroom_share=headroom_share, headroom_ports=headroom_ports)
@@ -173,9 +173,9 @@ def _take(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> 
 
 def _fill(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[list[int], float]:
     """
-    Fill everybody up at a pace given by the weights until full or nothing is left: weighted max-min in whole units.
+    Divide units by weighted max-min: all get more at a pace given by their weights, up to their limits.
 
-    Returns what each gets, and the level: units per weight at which it ended for those who are not full.
+    :return: What each gets, and the level: units per weight of those below their limits.
     """
     result = [0] * len(limits)
     order = sorted(range(len(limits)), key=lambda index: limits[index] / weights[index])
@@ -191,7 +191,7 @@ def _fill(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[li
 
 
 def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: list[int]) -> None:
-    """Divide units by weight among those who would take more: whole ones, the largest remainders get what is left."""
+    """Divide whole units by weight among those below their limits; the largest remainders get what is left."""
     remainders: list[tuple[int, int]] = []
     left = units
     for index, mine in parts:
