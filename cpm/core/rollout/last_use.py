@@ -11,6 +11,7 @@ Pure, and kept in memory only: what a restarted manager does not know counts as 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Final
 
 from cpm.protocol.model import AllocationId
@@ -26,6 +27,11 @@ class LastUse:
     def __init__(self) -> None:
         self._unused: dict[AllocationId, tuple[float, float]] = {}
         """UTC seconds of the first and of the last count, of all without interruption that found no connection."""
+
+    @property
+    def unused(self) -> Container[AllocationId]:
+        """The ranges that were not in use when last counted, always as of now."""
+        return self._unused.keys()
 
     def on_reserved(self, allocation: AllocationId) -> None:
         """Record that ports were reserved that no VM has used since their last hold-down."""

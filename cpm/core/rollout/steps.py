@@ -18,7 +18,7 @@ Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
@@ -91,6 +91,11 @@ class Rollout:
         self._path_changed = False
         self._snapshot_due: set[NodeName] = set()
         self._messages: list[tuple[NodeName, ManagerMessage]] = []
+
+    @property
+    def unused(self) -> Container[AllocationId]:
+        """The ranges that were not in use when last counted, always as of now."""
+        return self._last_use.unused
 
     # Inputs
 

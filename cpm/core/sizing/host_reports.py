@@ -57,6 +57,7 @@ class HostReports:
         self._wishes = wishes
         self._rules = rules
         self._sizer = sizer
+        self._unused = rollout.unused
 
     def on_report(self, session: NodeSync, report: Report, now: float) -> None:
         """Record what a host measured of its VMs, and resize those whose policy asks for it."""
@@ -72,7 +73,8 @@ class HostReports:
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
                 if active is not None:
-                    self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
+                    if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
+                        self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
                     self._scale(vm, active, observation, measured, now)
 
     def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
