@@ -107,8 +107,6 @@ def _site_with_sink(settings: DaemonSettings) -> Iterator[Lab]:
 
 def _signals(lab: Lab) -> list[float]:
     guest = lab.add_guest(_VM, HOST)
-    # Without a cap, a VM that opens its first connections within a millisecond gets a quarter of an address.
-    lab.operate("set", _VM, f"cap={4 * FLOOR}")
     with (
         Worker(inside(guest.namespace), _WORKER) as client,
         Worker(inside(lab.namespace(HOST)), _WORKER) as host,

@@ -56,16 +56,17 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     floor: _Ports = 64
     """Ports that every VM keeps at least, and starts with when the pool is short."""
     cap: _Ports = 32768
-    """Ports that a VM gets at most, so that no VM takes a whole address."""
+    """Ports that a VM gets at most, draining and held ones included, so that no VM takes a whole address."""
     weight: Annotated[int, Meta(ge=1, le=MAXIMUM_WEIGHT)] = 100
     """A VM's share, relative to other VMs, of the ports above the floors when ports are short."""
     start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
-    """Share of the pool that growth leaves for VMs that start, and for those that have less than their fair share."""
+    """Share of the pool that growth never gets, so that VMs can start whatever the others keep alive."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
     drain_limit_s: _Positive | None = None
-    """Seconds after which a draining range is withdrawn although connections use it. None: never, nothing is cut."""
+    """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports; each
+    time the journal has an event ``cut``. None: never. This is the only setting that cuts connections."""
     compact_s: _Positive = 30.0
     """Seconds between two searches for ranges to move so that free runs join; one at a time on each address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")

@@ -36,8 +36,9 @@ class DomainView(Struct, frozen=True):
     ports_in_use: int | None
     """Of the active range; null: not measured yet."""
     state: str
-    """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports are available), ``gone``,
-    or ``unreachable`` (its host is not connected; its traffic goes on)."""
+    """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports are available), ``claimed``
+    (another host says that it runs there, too), ``gone``, or ``unreachable`` (its host is not connected; its traffic
+    goes on)."""
 
 
 class AllocationView(Struct, frozen=True):
@@ -129,6 +130,8 @@ class DomainDetail(Struct, frozen=True):
     """null: the guest agent has not been asked yet, or is not asked at all."""
     refused_packets: int = 0
     """Connection attempts that were answered by ICMP because the VM is at its cap and no port was left."""
+    claimed_by: NodeName | None = None
+    """Another host that says that the VM runs there, while ``node`` has not said that it is gone."""
 
 
 class HolderView(Struct, frozen=True):

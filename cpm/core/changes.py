@@ -108,12 +108,12 @@ class FreeAllocation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ShortageNotice:
+class Notice:
     """Add a journal entry about an allocation and change nothing; ignored when the allocation is gone."""
 
     id: AllocationId
     event: JournalEvent
-    """One of :data:`cpm.core.journal.SHORTAGE_NOTICES`."""
+    """One of :data:`cpm.core.journal.NOTICES`."""
 
 
 Change: TypeAlias = (
@@ -126,6 +126,6 @@ Change: TypeAlias = (
     | AddAllocation
     | MoveAllocation
     | FreeAllocation
-    | ShortageNotice
+    | Notice
 )
 """One change of the ledger."""

@@ -56,7 +56,7 @@ class JournalEvent(enum.StrEnum):
     UPDATED = "updated"
     """The VM has another name or internal address."""
 
-    # Shortage notices change no ownership; queries about ownership skip them.
+    # Notices change no ownership; queries about ownership skip them.
     EXHAUSTED = "exhausted"
     """The VM is at its cap with every port in use: new connections get an ICMP error (RFC 6888 REQ-11)."""
     RECOVERED = "recovered"
@@ -65,17 +65,28 @@ class JournalEvent(enum.StrEnum):
     """The VM should have more ports, and the pool has none for it."""
     SUPPLIED = "supplied"
     """The VM is no longer short."""
+    CLAIMED = "claimed"
+    """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
+    CUT = "cut"
+    """The drain limit ended the range while ports were short; connections that still used it are cut."""
 
 
-SHORTAGE_NOTICES = frozenset(
-    {JournalEvent.EXHAUSTED, JournalEvent.RECOVERED, JournalEvent.SHORT, JournalEvent.SUPPLIED}
+NOTICES = frozenset(
+    {
+        JournalEvent.EXHAUSTED,
+        JournalEvent.RECOVERED,
+        JournalEvent.SHORT,
+        JournalEvent.SUPPLIED,
+        JournalEvent.CLAIMED,
+        JournalEvent.CUT,
+    }
 )
 """Events about an allocation that do not change it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """An entry of the journal. The newest entry with a port, shortage notices excluded, identifies the port's owner."""
+    """An entry of the journal. The newest entry with a port, notices excluded, identifies the port's owner."""
 
     seq: int
     """Position in the journal; each entry has a greater one than the entry before."""

@@ -3,7 +3,7 @@ What the manager decides: turns requests, reports and nodes' answers into ledger
 
 No I/O and no clock. Each input is a method that is told the time; :meth:`Manager.take` returns what follows from all
 inputs since the last call: changes that are to be committed to the ledger as one, and messages that may be sent only
-once they are. Should the commit fail, throw this object away and build another from what the ledger holds.
+once they are. If the commit fails, discard this object and build another from what the ledger holds.
 
 How a decision then reaches the kernels, in which order and when its next step is due, is
 :mod:`cpm.core.rollout.steps`'s.
@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from cpm.core import moves, sizing
-from cpm.core.changes import Change, DropAddress, PutAddress, PutNode, PutVM
+from cpm.core.changes import Change, DropAddress, Notice, PutAddress, PutNode, PutVM
+from cpm.core.claims import Claim, Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
-from cpm.core.journal import LedgerState
+from cpm.core.journal import JournalEvent, LedgerState
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
@@ -101,7 +102,9 @@ class Manager:
         self.fleet = Fleet(state, rules.block)
         self.sessions: dict[NodeName, NodeSync] = {}
         self.present: dict[DomainUUID, NodeName] = {}
-        """VMs that run, by what their host last said; a host without session is believed as it was."""
+        """The host of each VM that runs. A host without session is believed as it was, until it is fenced."""
+        self.claims = Claims()
+        """What other hosts say of VMs that run."""
         self.waiting: set[DomainUUID] = set()
         """VMs that run and have no ports because there are none."""
         self._rules = rules
@@ -118,12 +121,15 @@ class Manager:
             self.present,
             RolloutRules(internal_pool=rules.internal, timeouts=rules.timeouts, hold_down_s=rules.hold_down_s),
             self.wishes,
+            lambda uuid: self.sizer.contention.others_wait(uuid),
         )
         self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
         for vm in state.vms:
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
                 self.present[vm.uuid] = vm.node
+            # A destination counts while its host says so, and no host has a session yet.
+            self._set_destination(vm, None)
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
@@ -156,6 +162,7 @@ class Manager:
         if node != known:
             self.fleet.record(PutNode(node))
             self._rollout.on_path_changed()
+        self._forget_statements(hello.node)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
@@ -165,6 +172,7 @@ class Manager:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
         if self.sessions.pop(name, None) is None:
             return
+        self._forget_statements(name)
         self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
@@ -189,9 +197,9 @@ class Manager:
             case Present():
                 self._take_presence(node, message.domains, now)
             case Applied():
-                self._applied(session, message, now)
+                self._on_applied(session, message, now)
             case Rejected():
-                # A gap is mended at once; a kernel that refuses gets some rest first.
+                # A gap is closed at once; a kernel that refused gets time to recover first.
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
@@ -201,16 +209,16 @@ class Manager:
                 if not self._reports.on_need(session, message, now):
                     self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
 
-    def _applied(self, session: NodeSync, applied: Applied, now: float) -> None:
+    def _on_applied(self, session: NodeSync, applied: Applied, now: float) -> None:
         if applied.epoch != self.epoch:
             return
         was_synced = session.synced
         self._rollout.on_applied(session, applied.generation)
         if session.synced and not was_synced:
-            self._came_into_service(session.node)
+            self._put_in_service(session.node)
             self._rollout.check_all()
 
-    def _came_into_service(self, name: NodeName) -> None:
+    def _put_in_service(self, name: NodeName) -> None:
         node = self.fleet.nodes[name]
         if Role.EDGE in node.roles and not node.in_service and not node.fenced:
             self._put_node(dataclasses.replace(node, in_service=True))
@@ -281,34 +289,74 @@ class Manager:
 
     # VMs
 
-    def _attach(self, node: Node, attach: Attach, now: float) -> None:
+    def _attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
+        """:param is_repeated: The host does not wait for an answer."""
         vm = self.fleet.vms.get(attach.domain)
         if attach.incoming:
             if vm is not None and vm.node != node.name:
-                self.fleet.record(PutVM(dataclasses.replace(vm, destination=node.name)))
+                self._set_destination(vm, node.name)
             return
+        if vm is not None and self._runs_elsewhere(vm, node.name):
+            self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
+            return
+        self.claims.withdraw(attach.domain, node.name)
         try:
-            vm = self._settle_on(node.name, vm, attach)
+            vm = self._put_on_host(node.name, vm, attach)
             self._start(vm, now)
         except (PortsExhausted, InternalPoolExhausted) as error:
             self._refuse(node.name, attach.domain, error)
 
-    def _settle_on(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
-        settled = (
+    def _runs_elsewhere(self, vm: VM, node: NodeName) -> bool:
+        """Return whether a VM has another host than this one, which has not said that the VM is gone."""
+        return vm.node != node and self.present.get(vm.uuid) == vm.node
+
+    def _claim(self, vm: VM, node: NodeName, attach: Attach, now: float, *, is_repeated: bool) -> None:
+        """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
+        self.claims.on_claim(node, attach, now)
+        self._report_claims(now)
+        if not is_repeated and vm.destination != node:
+            remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
+            error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
+            self._rollout.queue_message(node, Refused(self.epoch, vm.uuid, error.code, str(error)))
+
+    def _report_claims(self, now: float) -> None:
+        for uuid, _ in self.claims.take_unreported(now, self._is_handover):
+            for allocation in self.fleet.of(uuid):
+                if allocation.state in (_State.RESERVED, _State.ACTIVE):
+                    self.fleet.record(Notice(allocation.id, JournalEvent.CLAIMED))
+                    break
+
+    def _is_handover(self, uuid: DomainUUID, claim: Claim) -> bool:
+        """Return whether the VM migrates to the claimant from a host that will say so when it is gone."""
+        vm = self.fleet.vms[uuid]
+        return vm.destination == claim.node and vm.node in self.sessions
+
+    def _set_destination(self, vm: VM, node: NodeName | None) -> None:
+        if vm.destination != node:
+            self.fleet.record(PutVM(dataclasses.replace(vm, destination=node)))
+
+    def _forget_statements(self, node: NodeName) -> None:
+        """Forget what a host said of VMs of other hosts: it holds in one session only."""
+        self.claims.keep_only(node, ())
+        for vm in [vm for vm in self.fleet.vms.values() if vm.destination == node]:
+            self._set_destination(vm, None)
+
+    def _put_on_host(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
+        after = (
             VM(attach.domain, attach.name, node, self._free_internal())
             if vm is None
-            else dataclasses.replace(vm, name=attach.name, node=node, destination=_still_moving(vm, node))
+            else dataclasses.replace(vm, name=attach.name, node=node, destination=_destination_after(vm, node))
         )
         if attach.wishes is not None:
-            settled = dataclasses.replace(settled, xml_wishes=attach.wishes)
-        if settled != vm:
-            self.fleet.record(PutVM(settled))
+            after = dataclasses.replace(after, xml_wishes=attach.wishes)
+        if after != vm:
+            self.fleet.record(PutVM(after))
         self.present[attach.domain] = node
         self._rollout.on_vm_changed(attach.domain)
-        return settled
+        return after
 
     def _start(self, vm: VM, now: float) -> None:
-        """Give a VM that runs its range, unless it has one here already; what it has elsewhere drains."""
+        """Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain."""
         for allocation in self.fleet.of(vm.uuid):
             if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
@@ -318,7 +366,8 @@ class Manager:
         floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
         wanted = self.sizer.contention.start_allowance(vm, initial, floor)
         placement = choose_first(self.fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
-        moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
+        reserved = moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
+        self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self.waiting.discard(vm.uuid)
         self._rollout.on_vm_changed(vm.uuid)
 
@@ -328,19 +377,18 @@ class Manager:
 
     def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         vm = self.fleet.vms.get(uuid)
+        self.claims.withdraw(uuid, name)
         if vm is None:
             return
         if vm.destination == name:
             # The migration came to nothing.
-            vm = dataclasses.replace(vm, destination=None)
-            self.fleet.record(PutVM(vm))
+            self._set_destination(vm, None)
         if vm.node != name:
             # It runs elsewhere by now: what its former host says of its end is about the past.
             return
-        if vm.destination is not None and vm.destination in self.fleet.nodes:
-            self._attach(self.fleet.nodes[vm.destination], Attach(uuid, vm.name), now)
-            return
         self.present.pop(uuid, None)
+        if self._hand_over(vm, now):
+            return
         self.waiting.discard(uuid)
         self.sizer.forget(uuid)
         for allocation in self.fleet.of(uuid):
@@ -348,19 +396,27 @@ class Manager:
                 moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
         self._rollout.on_vm_changed(uuid)
 
+    def _hand_over(self, vm: VM, now: float) -> bool:
+        """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""
+        claim = self.claims.of(vm.uuid)
+        successor = claim.node if claim is not None else self.fleet.vms[vm.uuid].destination
+        if successor is None or successor == vm.node:
+            return False
+        attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
+        self._attach(self.fleet.nodes[successor], attach, now)
+        return True
+
     def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
-        """A host says which VMs run there: learn of those whose start or end we missed."""
+        """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
         if Role.HOST not in node.roles:
             return
         here = {presence.domain: presence for presence in domains}
+        self.claims.keep_only(node.name, here)
         for uuid, where in list(self.present.items()):
             if where == node.name and uuid not in here:
                 self._detach(node.name, uuid, now)
         for uuid, presence in here.items():
-            vm = self.fleet.vms.get(uuid)
-            elsewhere = vm is not None and vm.node != node.name and self.present.get(uuid) == vm.node
-            # A VM that its owner still has is migrating here, until the owner says it is gone.
-            self._attach(node, Attach(uuid, presence.name, incoming=elsewhere, wishes=presence.wishes), now)
+            self._attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
 
     def _free_internal(self) -> IPv4Address:
         pool = self._rules.internal
@@ -382,30 +438,31 @@ class Manager:
         return self.wishes(vm).cap.value
 
     def wishes(self, vm: VM) -> EffectiveWishes:
-        """Return what holds for a VM, of all that was said about it."""
+        """Return the wishes in effect for a VM."""
         return self._resolver.resolve(vm)
 
     def set_wishes(self, uuid: DomainUUID, wishes: Wishes) -> None:
         """
-        The operator says what a VM shall have; it is followed with the next report.
+        Set the operator's wishes for a VM; they take effect with the next report.
 
-        :param wishes: All of them: what is None is no longer said.
+        :param wishes: All of them: what is None is withdrawn.
         :raise NotFound: When there is no such VM.
-        :raise InvalidRequest: When they make no sense.
+        :raise InvalidRequest: When they are invalid.
         """
         vm = self.fleet.vms.get(uuid)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
         self._resolver.check(wishes)
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
-        # Whether it is at its cap may have changed, and that its host is to know.
+        # Whether it is at its cap may have changed, and its host is told.
         self._rollout.on_vm_changed(uuid)
 
     # Time
 
     def tick(self, now: float) -> None:
-        """Do what only time brings: hold-downs and drain limits that pass, edges that stay away, VMs that wait."""
+        """Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait."""
         self._rollout.check_leaving()
+        self._report_claims(now)
         for name, node in list(self.fleet.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
@@ -436,6 +493,6 @@ class Manager:
                 self.sizer.on_not_started(uuid, error)
 
 
-def _still_moving(vm: VM, node: NodeName) -> NodeName | None:
-    """Its present host saying again that it has a VM does not end a migration; that it runs at the destination does."""
+def _destination_after(vm: VM, node: NodeName) -> NodeName | None:
+    """Return where a VM migrates to when a host says that it has it: its present host saying so ends no migration."""
     return vm.destination if node == vm.node else None

@@ -18,10 +18,10 @@ from cpm.core.changes import (
     DropVM,
     FreeAllocation,
     MoveAllocation,
+    Notice,
     PutAddress,
     PutNode,
     PutVM,
-    ShortageNotice,
 )
 from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
@@ -161,7 +161,7 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
         _journal(connection, event, new, now)
 
 
-def _shortage_notice(connection: sqlite3.Connection, change: ShortageNotice, now: float) -> None:
+def _notice(connection: sqlite3.Connection, change: Notice, now: float) -> None:
     if (found := _allocation(connection, change.id)) is not None:
         _journal(connection, change.event, found, now)
 
@@ -229,5 +229,5 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     AddAllocation: _add,
     MoveAllocation: _move,
     FreeAllocation: _free,
-    ShortageNotice: _shortage_notice,
+    Notice: _notice,
 }

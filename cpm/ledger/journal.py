@@ -8,12 +8,12 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import SHORTAGE_NOTICES, JournalEntry, PortOwner
+from cpm.core.journal import NOTICES, JournalEntry, PortOwner
 from cpm.ledger import rows
 from cpm.ledger.connection import ledger_errors
 from cpm.protocol.errors import LedgerError
 
-_SHORTAGE_NOTICES = ", ".join(f"'{event}'" for event in sorted(SHORTAGE_NOTICES))
+_NOTICES = ", ".join(f"'{event}'" for event in sorted(NOTICES))
 
 
 class JournalReader:
@@ -48,7 +48,7 @@ class JournalReader:
         :param at: UTC seconds; None: now. A change committed at exactly that time counts.
         """
         # SQLite walks the index backwards, from the newest entry of the address to the first that has the port.
-        where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_SHORTAGE_NOTICES})"
+        where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_NOTICES})"
         where += "" if at is None else " AND at <= ?"
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))

@@ -184,7 +184,8 @@ class Wishes:
     policy: str | None = None
     """Name of the scaling policy."""
     drain_limit_s: float | None = None
-    """Seconds after which a draining range is withdrawn although connections use it; :data:`UNLIMITED`: never."""
+    """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports;
+    :data:`UNLIMITED`: never."""
     nonsense: tuple[str, ...] = ()
     """A sentence for each wish that could not be parsed; shown to people only."""
 

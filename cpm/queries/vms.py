@@ -88,6 +88,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
         ignored=wishes.ignored,
         guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
         refused_packets=observation.refused_packets,
+        claimed_by=claim.node if (claim := manager.claims.of(vm.uuid)) is not None else None,
     )
 
 
@@ -137,6 +138,9 @@ def _guest(guest: GuestView) -> GuestAgentView:
 def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
     if vm.uuid not in manager.present:
         return "gone"
+    claim = manager.claims.of(vm.uuid)
+    if claim is not None and claim.is_reported:
+        return "claimed"
     if vm.node not in manager.sessions:
         return "unreachable"
     if current is None:

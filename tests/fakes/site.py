@@ -86,8 +86,17 @@ class Machine:
 class Site:
     """Two hosts, two edges, one manager; VMs come and go."""
 
-    def __init__(self, *, hold_down_s: float = 120.0, ports: PortRange | None = None) -> None:
-        pool = PoolSettings(block=64, initial=256, floor=64, cap=2048, hold_down_s=hold_down_s)
+    def __init__(
+        self,
+        *,
+        hold_down_s: float = 120.0,
+        ports: PortRange | None = None,
+        cap: int = 2048,
+        start_reserve: float = 0.03,
+    ) -> None:
+        pool = PoolSettings(
+            block=64, initial=256, floor=64, cap=cap, hold_down_s=hold_down_s, start_reserve=start_reserve
+        )
         self.settings = Settings(pool=pool)
         self.now = 1_000_000.0
         self.ledger = SqliteLedger(":memory:")

@@ -20,7 +20,8 @@ _EXAMPLES = """\
 
 _ABOUT = """\
 States: active; starting (being programmed); growing; waiting (no ports are
-available); unreachable (its host is not connected; its traffic goes on); gone.
+available); claimed (another host says that it runs there, too; see 'show');
+unreachable (its host is not connected; its traffic goes on); gone.
 'In use' counts ports of the active range; '-' means not measured yet."""
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)

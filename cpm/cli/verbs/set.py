@@ -20,8 +20,9 @@ One or more of:
                        floors when ports are short (1 to 10000, normally 100)
   policy=NAME          how its range grows and shrinks:
 {policies}
-  drain-limit=SECONDS  after so long, cut the connections that still use a
-                       draining range; none: never, whatever the pool's default
+  drain-limit=SECONDS  after so long, while another VM lacks ports, cut the
+                       connections that still use a draining range; none:
+                       never, whatever the pool's default
 
 The VM's domain XML takes precedence over this, and this over the pool's
 defaults; `virt-ports show` prints the origin of each value. It applies from the

@@ -52,6 +52,7 @@ def _facts(detail: DomainDetail) -> str:
         ("UUID", vm.uuid),
         ("State", vm.state),
         ("Node", vm.node),
+        *((("Claimed by", f"{detail.claimed_by}, which says that it runs there"),) if detail.claimed_by else ()),
         ("External address", vm.external_address),
         ("Ports", render.ports(vm.first_port, vm.last_port)),
         ("Ports in use", vm.ports_in_use),

@@ -22,6 +22,8 @@ class Obstacle(enum.Enum):
     """Runs are long enough, but the VM already holds their port numbers on another address."""
     KEPT_FOR_STARTS = enum.auto()
     """The ports are free, but kept for VMs that start."""
+    AT_CAP = enum.auto()
+    """With what the VM holds on leaving ranges it would have more than its cap."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class NoRoom:
     wanted: int
     """Ports."""
     longest_free: int
-    """Ports of the longest free run on the addresses searched; with ``KEPT_FOR_STARTS``, ports that may be taken."""
+    """Ports of the longest free run on the addresses searched; with ``KEPT_FOR_STARTS``, ports that may be taken; with
+    ``AT_CAP``, the cap."""
     obstacle: Obstacle
     searched: int = 0
     """Number of addresses searched."""
@@ -61,5 +64,7 @@ def _describe(no_room: NoRoom) -> str:
             return "the VM's own draining ports have these numbers on another address"
         case Obstacle.KEPT_FOR_STARTS:
             return "the other free ports are kept for VMs that start"
+        case Obstacle.AT_CAP:
+            return "its draining and held ports count towards its cap"
     where = f"{no_room.first} has" if no_room.searched == 1 else f"the {no_room.searched} addresses have"
     return f"{where} no free run that long"

@@ -34,7 +34,7 @@ def host_vm(
 
     :param present: The host that each running VM is on.
     :param ready: Reserved allocations that the edges already map.
-    :param cap: The VM's cap, in ports.
+    :param cap: The VM's cap in ports, draining ones included; held ones it may take back.
     """
     if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
@@ -56,7 +56,7 @@ def host_vm(
         ports,
         draining,
         external=current.external if current is not None else None,
-        at_cap=ports is not None and ports.size + fleet.space.block > cap,
+        at_cap=ports is not None and ports.size + sum(each.size for each in draining) + fleet.space.block > cap,
     )
 
 

@@ -6,9 +6,10 @@ the steps of an allocation's life that are due:
 
 - *reserved*: once every connected edge has confirmed it, it is sent to the host; once the host has confirmed it, it is
   active;
-- *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held;
-- *held*: once the hold-down has passed and **every** edge, connected or not, has confirmed the removal or was fenced by
-  the operator, it is free.
+- *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held; also
+  with connections, when its drain limit has passed and another VM lacks ports: the only step that cuts, and journalled;
+- *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
+  edge, connected or not, has confirmed the removal or was fenced by the operator, it is free.
 
 Whether a step is due follows from the present state, not from the event that led to it, so a lost message does no harm.
 
@@ -18,14 +19,16 @@ Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
-from cpm.core.changes import DropVM
+from cpm.core.changes import DropVM, Notice
 from cpm.core.fleet import Fleet
-from cpm.core.lifecycle import AllocationEvent, hold_down_end
+from cpm.core.journal import JournalEvent
+from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
+from cpm.core.rollout.last_use import LastUse
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import HostIntent
@@ -63,6 +66,7 @@ class Rollout:
     :param present: The host that each running VM is on; the owner keeps it.
     :param rules: Rules of the pool.
     :param wishes: Returns the wishes in effect for a VM.
+    :param do_others_wait: Returns whether another VM than this one lacks ports.
     """
 
     def __init__(
@@ -72,19 +76,27 @@ class Rollout:
         present: Mapping[DomainUUID, NodeName],
         rules: RolloutRules,
         wishes: Callable[[VM], EffectiveWishes],
+        do_others_wait: Callable[[DomainUUID], bool],
     ) -> None:
         self._fleet = fleet
         self._node_syncs = node_syncs
         self._present = present
         self._rules = rules
         self._wishes = wishes
+        self._do_others_wait = do_others_wait
         self._edges_ready: set[AllocationId] = set()
         self._idle_reports: dict[AllocationId, int] = {}
+        self._last_use = LastUse()
         self._changed: set[DomainUUID] = set()
         self._due: set[DomainUUID] = set()
         self._path_changed = False
         self._snapshot_due: set[NodeName] = set()
         self._messages: list[tuple[NodeName, ManagerMessage]] = []
+
+    @property
+    def unused(self) -> Container[AllocationId]:
+        """The ranges that were not in use when last counted, always as of now."""
+        return self._last_use.unused
 
     # Inputs
 
@@ -105,12 +117,26 @@ class Rollout:
         self._snapshot_due.discard(name)
         self.check_all()
 
-    def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured) -> None:
+    def on_reserved(self, reserved: AllocationId, *, is_fresh: bool) -> None:
+        """Record that ports were reserved; ``is_fresh``: no VM has used them since their last hold-down."""
+        if is_fresh:
+            self._last_use.on_reserved(reserved)
+
+    def on_split(self, active: AllocationId, released: AllocationId) -> None:
+        """Record that a part of an active range drains from now on."""
+        self._last_use.on_split(active, released)
+
+    def on_active_counted(self, active: AllocationId, ports_in_use: int | None, now: float) -> None:
+        """Record how many ports of an active range a host found in use."""
+        self._last_use.on_counted(active, ports_in_use, now)
+
+    def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured, now: float) -> None:
         """Record how many connections a host counted on the VM's draining ranges."""
         counts = {draining.ports: draining.connections for draining in measured.draining}
         for allocation in self._fleet.of(uuid):
             if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counts:
                 idle = counts[allocation.ports] == 0
+                self._last_use.on_counted(allocation.id, counts[allocation.ports], now)
                 self._idle_reports[allocation.id] = self._idle_reports.get(allocation.id, 0) + 1 if idle else 0
                 self._due.add(uuid)
 
@@ -164,9 +190,13 @@ class Rollout:
             edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
             if edges and all(self._is_confirmed(name, uuid) for name in edges):
                 self._edges_ready.add(allocation.id)
+                self._last_use.on_host_told(allocation.id)
                 self._changed.add(uuid)
         elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
+            if (active := self._fleet.one(uuid, _State.ACTIVE)) is not None and moves.is_extension(active, allocation):
+                # The ports that join it may have been used until now.
+                self._last_use.forget(active.id)
             moves.activate(self._fleet, allocation, now)
             self._changed.add(uuid)
 
@@ -174,23 +204,29 @@ class Rollout:
         self._edges_ready.discard(allocation.id)
         fenced = self._is_fenced(allocation.node)
         is_unused_by_host = fenced or self._is_confirmed(allocation.node, allocation.domain)
-        limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
-        is_empty = (
-            fenced
-            or self._present.get(allocation.domain) != allocation.node
-            or self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
-            or (limit is not None and now - allocation.since >= limit)
-        )
-        if is_unused_by_host and is_empty:
+        is_counted = self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
+        is_empty = is_counted or fenced or self._present.get(allocation.domain) != allocation.node
+        if is_unused_by_host and (is_empty or self._may_cut(allocation, now)):
+            if not is_empty:
+                self._fleet.record(Notice(allocation.id, JournalEvent.CUT))
             self._idle_reports.pop(allocation.id, None)
+            self._last_use.on_empty(allocation.id, now, is_counted=is_counted)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
 
+    def _may_cut(self, allocation: Allocation, now: float) -> bool:
+        """Return whether a draining range ends although connections use it: its limit passed, and ports are short."""
+        limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
+        return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation.domain)
+
     def _advance_held(self, allocation: Allocation, now: float) -> None:
-        if now < hold_down_end(allocation, self._rules.hold_down_s):
+        unused_since = self._last_use.unused_since(allocation.id)
+        last_use = allocation.since if unused_since is None else min(unused_since, allocation.since)
+        if now < last_use + self._rules.hold_down_s:
             return
         edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
         if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in edges):
+            self._last_use.forget(allocation.id)
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._changed.add(allocation.domain)
             self._report_freed(allocation)

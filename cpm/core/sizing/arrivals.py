@@ -1,12 +1,14 @@
 """
 Growth at once, when the kernel says that a VM nears the end of its range.
 
-No score and no cool-down: new connections are arriving now, and a port that is not there in time is a dropped SYN. The
-guard that remains is the count: traffic that reuses the same few ports needs no more of them.
+No score and no cool-down: new connections are arriving now, and a port that is not there in time is a dropped SYN. Two
+guards remain. Traffic that reuses the same few ports needs no more of them. And a rate over some milliseconds says
+little about the next second, so one growth is bounded by the connections that were seen (:data:`FACTOR_SEEN`): a burst
+that goes on is followed in several quick steps, while the host defers its connections.
 
 A policy that counts ports itself is asked whether to grow and how far: the alarm is early enough for bursts, and so
 too early for a load that changes slowly. Whatever it says, there is room for the arrivals beyond the usual rate until
-the host may ask again.
+the host may ask again, within that bound.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from cpm.protocol.model import DomainUUID
 RULE: Final = "arrivals"
 
 HORIZON_S: Final = 0.25
-"""Seconds of arrivals at the present rate that the new range shall take: many times what a growth takes."""
+"""Seconds of arrivals at the present rate for which the new range has room: many times the duration of a growth."""
 
 NEXT_LOOK_S: Final = 1.5
 """Seconds within which a host whose request was declined asks again and has an answer."""
@@ -33,6 +35,12 @@ AGAIN_S: Final = 2.0
 
 FACTOR: Final = 2
 FACTOR_AGAIN: Final = 4
+
+FACTOR_SEEN: Final = 6
+"""A range grows to so many ports for each that is in use, at most, or ..."""
+
+STEP: Final = 1.5
+"""... by this factor: a host whose range is small asks as soon as a quarter is in use."""
 
 EXHAUSTED: Final = 0.95
 """Share of the range in use from which it counts as used up, for a policy that is asked."""
@@ -48,6 +56,7 @@ class Arrival:
     current: int
     """Ports of the active range."""
     ports_in_use: int
+    """Those for which the host defers connections included."""
     arrivals_per_s: float
     draining: int = 0
     """As in :class:`cpm.core.sizing.demand.Demand`."""
@@ -86,7 +95,8 @@ def on_arrival(
         rule = policy.name
         ports, state = _ask_policy(policy, arrival, state, now)
         by_factor = max(ports, arrival.expected_in_use)
-    asked = -(-max(by_factor, by_rate) // bounds.block) * bounds.block
+    most = max(FACTOR_SEEN * arrival.ports_in_use, math.ceil(current * STEP))
+    asked = -(-min(max(by_factor, by_rate), most) // bounds.block) * bounds.block
     cap = max(bounds.cap // bounds.block, 1) * bounds.block
     target = max(min(asked, cap), current)
     decision = Decision(current, target, rule if target >= asked else "cap", asked)

@@ -1,12 +1,12 @@
 """
 Contention: which VMs lack ports, how far others may grow meanwhile, and which are to give back.
 
-Pure: no I/O and no clock. Questions (:meth:`Contention.assess` and its like) change nothing, however often they are
-asked; what happens is told by :meth:`Contention.note` and the ``on_`` methods. The sums are those of
-:mod:`cpm.core.sizing.fairness`; here is when they count:
+Pure: no I/O and no clock. Queries (:meth:`Contention.assess` and others) change nothing; inputs are
+:meth:`Contention.note` and the ``on_`` methods. The arithmetic is in :mod:`cpm.core.sizing.fairness`; this module says
+when it applies:
 
-- a part of the pool is kept for VMs that start and for those that have less than their share: growth beyond one's share
-  leaves it alone;
+- a part of the pool, the start reserve, is kept for VMs that start; growth never gets it;
+- all that a VM holds counts as its share, ranges that drain or are held included;
 - once a VM was refused, and until none waits any more, every VM grows to its fair share at most;
 - what is free is first for the VMs that wait to start, then for the poorest of those that wait to grow;
 - meanwhile others give back: first idle ports, then, for VMs that lack what they are entitled to, ports above the
@@ -43,13 +43,13 @@ CALM_S: Final = 10.0
 """Seconds that a shortage lasts after no VM waits any more."""
 
 WANT_S: Final = 15.0
-"""Seconds after which a VM that wanted more, and did not say so again, no longer counts as wanting."""
+"""Seconds after which a want that was not repeated is dropped."""
 
 AT_ONCE: Final = 100
-"""VMs that wait to grow of which so many are considered at once: with thousands of them, the rest follow soon."""
+"""Number of VMs waiting to grow that are considered in one pass; with thousands of them, the rest follow soon."""
 
 PIECE_GROWTH: Final = 1.25
-"""Length of the free run that a range needs which can only grow elsewhere, as a multiple of its size."""
+"""Length of the free run that a range needs when it can only grow elsewhere, as a multiple of its size."""
 
 DRAIN_HOPE_S: Final = 30.0
 """Seconds for which a draining range counts as about to be free: one that drains longer may do so for days."""
@@ -218,19 +218,19 @@ class Contention:
 
     def _follow_shortage(self, now: float) -> None:
         """A shortage lasts while a VM lacks ports, and until :data:`CALM_S` after that."""
-        if self._lacking:
+        if self._is_any_vm_lacking:
             self._number += now >= self._calm_at
             self._calm_at = now + CALM_S
 
-    # Questions: none of them changes anything
+    # Queries: none of them changes anything
 
     @property
-    def _lacking(self) -> bool:
+    def _is_any_vm_lacking(self) -> bool:
         return bool(self._wants or self._starting)
 
     def is_short(self, now: float) -> bool:
         """Return whether ports are short, or were until a moment ago."""
-        return self._lacking or now < self._calm_at
+        return self._is_any_vm_lacking or now < self._calm_at
 
     def shortage(self, now: float) -> int | None:
         """Return what tells the present shortage from those before; None: ports are not short."""
@@ -252,15 +252,15 @@ class Contention:
         return self._wants.get(uuid)
 
     def start_allowance(self, vm: VM, initial: int, floor: int) -> int:
-        """Return how many ports a VM that starts may ask for: at least its floor, and what others need is left."""
+        """Return how many ports a VM that starts may ask for: at least its floor, and no more than others can spare."""
         space = self._fleet.space
         others = self._floors(uuid for uuid in self._starting if uuid != vm.uuid)
-        left = (space.free_ports - max(others, self._reserve)) // space.block * space.block
+        left = (space.free_ports - max(others, self.reserve)) // space.block * space.block
         return max(floor, min(initial, left))
 
     def assess(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> Allowance:
         """
-        Return how far a VM may grow that wants to; one that does not is not limited.
+        Return how far a VM may grow; a VM that does not want to grow is not limited.
 
         :param target: Ports in total that it should have.
         :param in_use: Ports of its range that are in use; None: not counted.
@@ -269,7 +269,7 @@ class Contention:
         if target <= current:
             return Allowance(target)
         starters = self._floors(self._starting)
-        kept_free = max(self._reserve, starters)
+        kept_free = max(self.reserve, starters)
         if not self.is_short(now) and space.free_ports - (target - current) >= kept_free:
             return Allowance(target, max(0, space.free_ports - kept_free))
         if in_use is not None:
@@ -282,14 +282,15 @@ class Contention:
         """Return how far a VM may grow that needs more than it has while ports are short, or about to be."""
         current, space = active.ports.size, self._fleet.space
         division = self._division_at(now, (vm.uuid, needed))
-        entitled = division.shares.entitled(self._claim(vm, needed, held=0), space.block)
-        fair = max(current, min(needed, entitled))
-        own = sum(each.ports.size for each in self._fleet.of(vm.uuid) if each.state in (_State.DRAINING, _State.HELD))
-        room = max(0, space.free_ports - starters)
+        claim = self._claim(vm, needed, held=0)
+        fair = max(current, min(needed, division.shares.entitled(claim, space.block)))
+        own = claim.leaving
+        kept = max(self.reserve, starters)
+        room = max(0, space.free_ports - kept)
         ports = min(fair, current + (room + own) // space.block * space.block)
         if ports >= needed:
             return Allowance(needed, room, division=division)
-        reason = KeptForStarts(space.free_ports, starters) if ports < fair else FairShare(fair)
+        reason = KeptForStarts(space.free_ports, kept) if ports < fair else FairShare(fair)
         return Allowance(ports, room, reason, needed, division)
 
     def fair_share(self, vm: VM, wanted: int, now: float) -> int:
@@ -301,11 +302,11 @@ class Contention:
         if self._fleet.space.free_ports < self._fleet.space.block:
             return []
         claims = [self._claim(vm, want.ports) for uuid, want in self._wants.items() if (vm := self._vm(uuid))]
-        claims.sort(key=lambda claim: (claim.held / claim.weight, claim.domain))
+        claims.sort(key=lambda claim: ((claim.held + claim.leaving) / claim.weight, claim.domain))
         return [(claim.domain, claim.wanted) for claim in claims[:AT_ONCE]]
 
     def keeps_upper(self, active: Allocation) -> bool:
-        """Return whether a range that shrinks keeps its upper part: one that lacks ports lies right below it."""
+        """Return whether a range that shrinks keeps its upper part, because a VM right below it lacks ports."""
         below = self._fleet.space.before(active)
         while below is not None and below.state in (_State.DRAINING, _State.HELD):
             below = self._fleet.space.before(below)
@@ -313,19 +314,19 @@ class Contention:
 
     def relief(self, now: float) -> Relief | None:
         """Return which VMs are to shrink so that those that lack ports get them; None: none needs to."""
-        space, coming = self._fleet.space, self._coming(now)
-        if not self._lacking and space.free_ports + coming >= self._reserve:
+        space, coming = self._fleet.space, self._ports_coming_free(now)
+        if not self._is_any_vm_lacking and space.free_ports + coming >= self.reserve:
             return None
         if 0 <= now - self._nothing_to_give_at < RELIEF_RETRY_S:
             return None
-        division = self._divided(now)
-        urgent = self._urgent(division.shares) - coming
-        missing = urgent + self._reserve
-        requests = self._requests(missing, urgent, division) if missing > 0 else ()
+        division = self._divide(now)
+        lacking, urgent = self._ports_lacking(division.shares)
+        missing = lacking + self.reserve - coming
+        requests = self._requests(missing, urgent - coming, division) if missing > 0 else ()
         return Relief(requests, missing, division)
 
     def _requests(self, missing: int, urgent: int, division: Division) -> tuple[tuple[DomainUUID, int], ...]:
-        """Return which VMs give back: what is idle for all that is missing, what is used only for what is urgent."""
+        """Return which VMs give back: idle ports for all that is missing, ports in use only for what is urgent."""
         block = self._fleet.space.block
         able = [claim for claim in division.claims.values() if self._can_give(claim.domain)]
         part, ports = self._headroom
@@ -338,8 +339,12 @@ class Contention:
         less.update(yield_back(urgent - relieved, rest, division.shares, block))
         return tuple(less.items())
 
-    def _urgent(self, shares: Shares) -> int:
-        """Return the ports that are lacked now: floors of VMs that start, growth up to the fair share."""
+    def _ports_lacking(self, shares: Shares) -> tuple[int, int]:
+        """
+        Return the ports that are lacked now: floors of VMs that start, growth up to the fair share.
+
+        First without the start reserve, then with it where VMs are to grow: they get nothing of it.
+        """
         space = self._fleet.space
         free, longest = space.free_ports, space.longest_free()
         starters, growth, piece, looked_at = self._floors(self._starting), 0, 0, 0
@@ -354,7 +359,9 @@ class Contention:
                 looked_at += 1
                 piece = max(piece, 0 if looked_at > AT_ONCE or self._fits(active) else step)
         # Free ports that are fragmented are of no use to a range that needs them in one piece.
-        return max(starters + growth - free, piece - longest if piece else -free)
+        in_one_piece = piece - longest if piece else -free
+        kept = max(self.reserve, starters) if growth else starters
+        return max(starters + growth - free, in_one_piece), max(kept + growth - free, in_one_piece)
 
     def _fits(self, active: Allocation) -> bool:
         """Return whether a range can grow by a block as things are."""
@@ -364,7 +371,7 @@ class Contention:
             return False
         return True
 
-    def _coming(self, now: float) -> int:
+    def _ports_coming_free(self, now: float) -> int:
         """Return the ports that are about to be free."""
         return sum(
             each.ports.size
@@ -375,7 +382,8 @@ class Contention:
     # Sums
 
     @property
-    def _reserve(self) -> int:
+    def reserve(self) -> int:
+        """Ports that growth leaves free for VMs that start."""
         space = self._fleet.space
         return -(-int(space.total_ports * self._reserve_share) // space.block) * space.block
 
@@ -389,12 +397,12 @@ class Contention:
         return sum(-(-floor // block) * block for floor in floors)
 
     def _division_at(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
-        """Return the recorded division while it is fresh, else a new one; ``want`` as in :meth:`_divided`."""
+        """Return the recorded division while it is fresh, else a new one; ``want`` as in :meth:`_divide`."""
         if self._division is not None and 0 <= now - self._division.at < SHARES_S:
             return self._division
-        return self._divided(now, want)
+        return self._divide(now, want)
 
-    def _divided(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
+    def _divide(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
         """
         Divide the pool.
 
@@ -404,15 +412,15 @@ class Contention:
         if want is not None:
             wanted[want[0]] = want[1]
         claims = {
-            uuid: self._claim_of(vm, wanted.get(uuid)) for uuid, vm in self._fleet.vms.items() if self._counts(uuid)
+            uuid: self._claim_of(vm, wanted.get(uuid)) for uuid, vm in self._fleet.vms.items() if self._has_claim(uuid)
         }
         space = self._fleet.space
-        leaving = sum(each.ports.size for each in self._fleet.leaving.values())
-        pool = space.total_ports - leaving - self._reserve
+        of_others = sum(each.ports.size for each in self._fleet.leaving.values() if each.domain not in claims)
+        pool = space.total_ports - of_others - self.reserve
         return Division(now, claims, share(pool, tuple(claims.values()), space.block))
 
-    def _counts(self, uuid: DomainUUID) -> bool:
-        return uuid in self._starting or self._held(uuid) > 0
+    def _has_claim(self, uuid: DomainUUID) -> bool:
+        return uuid in self._starting or self._ports_held(uuid) > 0
 
     def _claim_of(self, vm: VM, wanted: int | None) -> Claim:
         """Return a VM's claim: what it waits for, or what it uses and some headroom; idle ports are not claimed."""
@@ -430,13 +438,17 @@ class Contention:
             floor=wishes.floor.value,
             cap=wishes.cap.value,
             weight=wishes.weight.value,
-            held=self._held(vm.uuid) if held is None else held,
+            held=self._ports_held(vm.uuid) if held is None else held,
+            leaving=self._ports_leaving(vm.uuid),
             wanted=wanted,
             in_use=self._in_use(vm.uuid),
         )
 
-    def _held(self, uuid: DomainUUID) -> int:
+    def _ports_held(self, uuid: DomainUUID) -> int:
         return sum(each.ports.size for each in self._fleet.of(uuid) if each.state in (_State.ACTIVE, _State.RESERVED))
+
+    def _ports_leaving(self, uuid: DomainUUID) -> int:
+        return sum(each.ports.size for each in self._fleet.of(uuid) if each.id in self._fleet.leaving)
 
     def _can_give(self, uuid: DomainUUID) -> bool:
         one = self._fleet.one

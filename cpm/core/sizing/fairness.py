@@ -2,7 +2,8 @@
 Fair shares of a pool that is too small, and which VMs give ports back. Pure.
 
 The rule (:func:`share`): floors first; the rest is shared max-min by weight, so that no VM gets more while another one
-with less, for its weight, wants more. A VM that wants little gets all of it, and the rest goes to the others.
+with less, for its weight, wants more. A VM that wants little gets all of it, and the rest goes to the others. What
+counts is all that a VM holds: ports on leaving ranges, which nobody else can have, are a part of its share.
 
 Ports come back in two ways. :func:`give_back` takes idle ports, the largest idle range first: one large run is of more
 use than many fragments, and its owner needs it least. Only where that does not suffice, :func:`yield_back` asks VMs
@@ -32,27 +33,30 @@ class Claim:
     cap: int
     weight: int = 100
     held: int = 0
-    """What it has, draining ranges not counted."""
+    """What it has for new connections: active and reserved ports."""
+    leaving: int = 0
+    """What it has besides, on draining and held ranges."""
     wanted: int = 0
-    """What it would have if there were plenty."""
+    """What it would have for new connections if there were plenty."""
     in_use: int | None = None
     """None: not counted, so none of its ports count as idle."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shares:
-    """What each VM may have."""
+    """What each VM may have for new connections, with what it holds on leaving ranges taken off its share."""
 
     targets: Mapping[DomainUUID, int]
     level: float
-    """Ports per unit of weight that everybody may have above the floor; infinite when everybody has what it wants."""
+    """Ports per unit of weight that each VM may have above its floor; infinite when each has what it wants."""
 
     def entitled(self, claim: Claim, block: int) -> int:
         """Return what a VM may have that is not in ``targets``, or wants something else by now: whole blocks."""
         least, most = _bounds(claim, block)
         if math.isinf(self.level):
             return most * block
-        return min(most, max(least, least + int(self.level * claim.weight) // block)) * block
+        granted = least + int(self.level * claim.weight) // block - _blocks_for(claim.leaving, block)
+        return min(most, max(least, granted)) * block
 
 
 def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
@@ -62,19 +66,47 @@ def share(pool_ports: int, claims: Sequence[Claim], block: int = 1) -> Shares:
     In whole blocks, never above what a VM wants (or its floor, if it wants less) and its cap, never below its floor
     where all the floors fit; otherwise the floors are levelled, regardless of weight. No block is left while a VM
     wants it, and VMs that do not get all they want have the same above their floors by weight, to within a block.
+    Ports on leaving ranges count in all of this but the floors; a VM that has more of them than its share keeps them,
+    and has its floor for new connections.
 
     :param pool_ports: What there is for all of them together, what they hold included.
     """
-    bounds = [_bounds(claim, block) for claim in claims]
     blocks = max(0, pool_ports) // block
+    targets: dict[DomainUUID, int] = {}
+    rest = claims
+    while True:
+        granted, level = _share_among(blocks, rest, block)
+        above = [
+            claim
+            for claim, ports in zip(rest, granted, strict=True)
+            if claim.leaving and ports < _bounds(claim, block)[0] + _blocks_for(claim.leaving, block)
+        ]
+        if not above:
+            break
+        for claim in above:
+            least = _bounds(claim, block)[0]
+            targets[claim.domain] = least * block
+            blocks -= least + _blocks_for(claim.leaving, block)
+        blocks = max(0, blocks)
+        rest = [claim for claim in rest if claim.domain not in targets]
+    for claim, ports in zip(rest, granted, strict=True):
+        targets[claim.domain] = (ports - _blocks_for(claim.leaving, block)) * block
+    return Shares(targets, level * block)
+
+
+def _share_among(blocks: int, claims: Sequence[Claim], block: int) -> tuple[list[int], float]:
+    """Share so many blocks; return what each VM gets, blocks on leaving ranges included, and the level in blocks."""
+    bounds = [_bounds(claim, block) for claim in claims]
     floors = [least for least, _ in bounds]
     left = blocks - sum(floors)
     if left < 0:
         granted, _ = _fill(blocks, floors, [1] * len(claims))
-        return Shares(_by_domain(claims, granted, block), 0.0)
-    extra, level = _fill(left, [most - least for least, most in bounds], [claim.weight for claim in claims])
-    granted = [least + more for least, more in zip(floors, extra, strict=True)]
-    return Shares(_by_domain(claims, granted, block), level * block)
+        return granted, 0.0
+    wanted = [
+        most - least + _blocks_for(claim.leaving, block) for claim, (least, most) in zip(claims, bounds, strict=True)
+    ]
+    extra, level = _fill(left, wanted, [claim.weight for claim in claims])
+    return [least + more for least, more in zip(floors, extra, strict=True)], level
 
 
 def give_back(
@@ -86,10 +118,10 @@ def give_back(
     headroom_ports: int = HEADROOM_PORTS,
 ) -> list[tuple[DomainUUID, int]]:
     """
-    Choose idle ports to be given back: the VMs that are to shrink, the largest idle range first, with their new sizes.
+    Choose the VMs that give back idle ports, with their new sizes: those with the most idle ports first.
 
-    Nobody goes below its floor, nor below its ports in use and their headroom; one that was not counted gives nothing.
-    Together they give what is needed, or all that lies idle.
+    No VM goes below its floor, nor below its ports in use and their headroom; a VM that was not counted gives nothing.
+    Together they give what is needed, or all idle ports.
     """
     spare = [
         (claim.held - kept_ports(claim, block, headroom_share=headroom_share, headroom_ports=headroom_ports), claim)
@@ -105,8 +137,8 @@ def yield_back(
     """
     Choose VMs that have more than their share, and are to shrink towards it although they use what they have.
 
-    The one that is farthest above its share first; none goes below its share. For VMs that lack what they are
-    entitled to, when nothing lies idle any more: see the module.
+    Those that are farthest above their share first; none goes below its share. For VMs that lack what they are
+    entitled to, when no idle ports are left.
     """
     return _take(needed_ports, [(claim.held - shares.targets[claim.domain], claim) for claim in claims], block)
 
@@ -114,7 +146,7 @@ def yield_back(
 def kept_ports(
     claim: Claim, block: int, *, headroom_share: float = HEADROOM_SHARE, headroom_ports: int = HEADROOM_PORTS
 ) -> int:
-    """Return the ports that a VM keeps when it gives back what lies idle: whole blocks, at most what it holds."""
+    """Return the ports that a VM keeps when it gives back idle ones: whole blocks, at most what it holds."""
     if claim.in_use is None:
         return claim.held
     needed = needed_ports(claim.in_use, block, headroom_share=headroom_share, headroom_ports=headroom_ports)
@@ -141,9 +173,9 @@ def _take(needed_ports: int, spare: Iterable[tuple[int, Claim]], block: int) -> 
 
 def _fill(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[list[int], float]:
     """
-    Fill everybody up at a pace given by the weights until full or nothing is left: weighted max-min in whole units.
+    Divide units by weighted max-min: all get more at a pace given by their weights, up to their limits.
 
-    Returns what each gets, and the level: units per weight at which it ended for those who are not full.
+    :return: What each gets, and the level: units per weight of those below their limits.
     """
     result = [0] * len(limits)
     order = sorted(range(len(limits)), key=lambda index: limits[index] / weights[index])
@@ -159,7 +191,7 @@ def _fill(units: int, limits: Sequence[int], weights: Sequence[int]) -> tuple[li
 
 
 def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: list[int]) -> None:
-    """Divide units by weight among those who would take more: whole ones, the largest remainders get what is left."""
+    """Divide whole units by weight among those below their limits; the largest remainders get what is left."""
     remainders: list[tuple[int, int]] = []
     left = units
     for index, mine in parts:
@@ -171,15 +203,16 @@ def _divide(units: int, parts: Sequence[tuple[int, int]], weight: int, result: l
 
 
 def _bounds(claim: Claim, block: int) -> tuple[int, int]:
-    """Return the fewest and the most blocks; a cap between two whole numbers is the lower, and wins over the floor."""
+    """
+    Return the fewest and the most blocks for new connections.
+
+    A cap between two whole numbers is the lower, and wins over the floor.
+    """
     cap = max(1, claim.cap // block)
     least = min(_blocks_for(claim.floor, block), cap)
-    return least, min(cap, max(least, _blocks_for(claim.wanted, block)))
+    most = max(least, cap - _blocks_for(claim.leaving, block))
+    return least, min(most, max(least, _blocks_for(claim.wanted, block)))
 
 
 def _blocks_for(ports: int, block: int) -> int:
     return -(-ports // block)
-
-
-def _by_domain(claims: Sequence[Claim], blocks: Sequence[int], block: int) -> dict[DomainUUID, int]:
-    return {claim.domain: count * block for claim, count in zip(claims, blocks, strict=True)}

@@ -1,5 +1,7 @@
 """
-What hosts say of their VMs' need: reports, and alarms between them. Policies and guards turn it into targets.
+What hosts report about the demand of their VMs: periodic reports, and requests between them.
+
+Policies and guards turn both into targets.
 
 Pure. The targets go to :class:`cpm.core.sizing.sizer.Sizer`.
 
@@ -32,7 +34,7 @@ fail (it tries 248 candidates)."""
 
 class HostReports:
     """
-    Follows what hosts measure.
+    Turns measurements into targets for the ranges of VMs.
 
     :param fleet: The global fleet; read.
     :param present: Where each VM runs.
@@ -57,9 +59,10 @@ class HostReports:
         self._wishes = wishes
         self._rules = rules
         self._sizer = sizer
+        self._unused = rollout.unused
 
     def on_report(self, session: NodeSync, report: Report, now: float) -> None:
-        """A host measured its VMs: record that, and resize those whose policy asks for it."""
+        """Record what a host measured of its VMs, and resize those whose policy asks for it."""
         for measured in report.vms:
             vm = self._fleet.vms.get(measured.domain)
             if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
@@ -68,10 +71,12 @@ class HostReports:
             if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
                 self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
             if report.generation >= session.last_change(vm.uuid):
-                self._rollout.on_draining_counted(vm.uuid, session.node, measured)
+                self._rollout.on_draining_counted(vm.uuid, session.node, measured, now)
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
                 if active is not None:
+                    if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
+                        self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
                     self._scale(vm, active, observation, measured, now)
 
     def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
@@ -107,7 +112,7 @@ class HostReports:
 
     def on_need(self, session: NodeSync, need: Need, now: float) -> bool:
         """
-        A host says that a VM nears the end of its range: grow at once, by as much as the rate calls for.
+        Record that the range of a VM is nearly full, and grow it at once.
 
         :return: Whether the VM gets other ports, or is about to.
         """
@@ -139,5 +144,5 @@ def _bounds(floor: int, cap: int, block: int) -> Bounds:
 
 
 def _draining(measured: Measured | None) -> int:
-    """Return how many connections still use ranges of a VM that are on their way out."""
+    """Return how many connections still use draining ranges of a VM."""
     return sum(draining.connections for draining in measured.draining) if measured is not None else 0

@@ -63,7 +63,7 @@ class Situation:
     room: int | None = None
     """Free ports that may be taken for it; None: all."""
     cap: int = LONGEST
-    """The VM's cap. It limits the active range when that grows, and the sum of all ranges with an overflow range."""
+    """What the VM may hold in all, leaving ranges included; :data:`LONGEST`: there is no such limit."""
     in_use: int | None = None
     """Ports of the active range in use; None: not counted, so the VM gets no overflow range."""
     expected_in_use: int | None = None
@@ -190,6 +190,7 @@ def _find_longer(situation: Situation, allowed: int) -> Grow | Relocate:
                 in_use=situation.in_use or 0,
             )
             _require_room(placement, situation)
+            _require_cap(placement, situation)
             break
         except NoRoomError:
             smaller = whole_blocks(current + (size - current) // 2, space.block)
@@ -217,16 +218,31 @@ def _require_room(placement: Placement, situation: Situation) -> None:
         raise NoRoomError(NoRoom(taken, situation.room, Obstacle.KEPT_FOR_STARTS))
 
 
+def _require_cap(placement: Placement, situation: Situation) -> None:
+    """:raise NoRoomError: When the VM would hold more than its cap."""
+    if situation.cap >= LONGEST:
+        return
+    kept = sum(
+        sum(rest.size for rest in mine.ports.minus(placement.ports))
+        if mine.external == placement.external
+        else mine.ports.size
+        for mine in situation.space.of(situation.active.domain)
+    )
+    if (held := placement.ports.size + kept) > situation.cap:
+        raise NoRoomError(NoRoom(held, situation.cap, Obstacle.AT_CAP))
+
+
 def _overflow(situation: Situation, allowed: int, no_room: NoRoom) -> Overflow | Stay | Refused:
     """Find an overflow range; ``no_room`` is the reason why the range itself cannot become longer."""
     block, room = situation.space.block, situation.room
     held = sum(mine.ports.size for mine in situation.space.of(situation.active.domain))
     # While ports are short, fragments go to waiting VMs: this one may only return to leaving ranges of its own.
     cap = 0 if situation.short else situation.cap
-    lacking = min(allowed - (held if situation.counts_ports else situation.active.ports.size), cap - held)
+    left = max(0, cap - held) // block * block
+    lacking = min(allowed - (held if situation.counts_ports else situation.active.ports.size), left)
     if room is not None:
         lacking = min(lacking, room // block * block)
-    may_take = held < cap and (room is None or room >= block)
+    may_take = left > 0 and (room is None or room >= block)
     return _place_overflow(situation, lacking if may_take else None, no_room) or Refused(no_room)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cpm.core.changes import ShortageNotice
+from cpm.core.changes import Notice
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.protocol.model import AllocationState, DomainUUID
@@ -63,5 +63,5 @@ class ShortageNotices:
     def _record(self, uuid: DomainUUID, event: JournalEvent) -> bool:
         active = self._fleet.one(uuid, AllocationState.ACTIVE)
         if active is not None:
-            self._fleet.record(ShortageNotice(active.id, event))
+            self._fleet.record(Notice(active.id, event))
         return active is not None

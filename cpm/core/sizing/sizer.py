@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Set
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
-from cpm.core.placement import NoRoomError, Outcome, Refused
+from cpm.core.placement import Grow, NoRoomError, Obstacle, Outcome, Overflow, Refused, Relocate, Shrink
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import policy_named
@@ -127,11 +127,13 @@ class Sizer:
         """:param anew: As in :meth:`cpm.core.sizing.contention.Contention.on_refused`."""
         allowance = self.contention.assess(vm, active, target.ports, target.in_use, now)
         outcome = choose(self._situation(vm, active, target, allowance, now))
-        self.contention.note(vm.uuid, allowance, now, placed=not isinstance(outcome, Refused), anew=anew)
+        is_at_cap = isinstance(outcome, Refused) and outcome.no_room.obstacle is Obstacle.AT_CAP
+        # A VM that lacks ports because of its own cap is no reason for others to give back.
+        self.contention.note(vm.uuid, allowance, now, placed=is_at_cap or not isinstance(outcome, Refused), anew=anew)
         observation, wants_more = self.of(vm.uuid), target.ports > active.ports.size
         observation.on_resize(allowance, outcome, wants_more=wants_more)
         self._record(active, outcome, target.in_use, now)
-        if wants_more and observation.refusal is not None:
+        if wants_more and observation.refusal is not None and not is_at_cap:
             self.notices.note(vm.uuid, JournalEvent.SHORT, now)
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
@@ -164,10 +166,20 @@ class Sizer:
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
+        self._notify_rollout(active, outcome)
         if in_use is not None and reserved is not None and not moves.is_extension(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)
         self._rollout.on_vm_changed(active.domain)
         return True
+
+    def _notify_rollout(self, active: Allocation, outcome: Outcome) -> None:
+        reserved = self._fleet.one(active.domain, _State.RESERVED)
+        if isinstance(outcome, Grow | Relocate | Overflow) and reserved is not None:
+            self._rollout.on_reserved(reserved.id, is_fresh=not outcome.placement.reclaimed)
+        elif isinstance(outcome, Shrink):
+            for mine in self._fleet.of(active.domain):
+                if (mine.external, mine.ports) == (active.external, outcome.shrunk.released):
+                    self._rollout.on_split(active.id, mine.id)
 
     # Commands of the operator
 
@@ -244,6 +256,9 @@ class Sizer:
             return
         self._compact_at = now + self._rules.compact_s
         for allocation, outcome in choose_compaction(self._fleet.space, self._is_movable):
+            # Its old place may drain for long.
+            if self._fleet.space.free_ports - allocation.ports.size < self.contention.reserve:
+                continue
             self._record(allocation, outcome, self.in_use(allocation.domain), now)
 
     def _is_movable(self, allocation: Allocation) -> bool:

@@ -93,7 +93,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     settings = Settings(
         listen=ListenSettings(socket=str(tmp_path / "cpmd.sock")),
         ledger=LedgerSettings(path=str(tmp_path / "ledger.db")),
-        pool=PoolSettings(initial=256, cap=384),
+        pool=PoolSettings(initial=256, cap=640),
     )
     cpmd = _Cpmd(settings)
     await cpmd.start()

@@ -14,7 +14,7 @@ ENTRIES = [(int(number), term, " ".join(text.split())) for number, term, text in
 
 
 def words_of(text: str) -> str:
-    """Return the words of a text, with those of names (``hold_down_s``, ``ShortageNotice``) taken apart."""
+    """Return the words of a text, with those of names (``hold_down_s``, ``Notice``) taken apart."""
     return re.sub(r"[^a-z0-9]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
 
 

@@ -90,7 +90,7 @@ def shortage(site: Site, now: float) -> None:
 
 def fragmented() -> Site:
     """Seven free blocks, four in one piece at most: not enough for a range of five."""
-    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1))
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 16 * 64 - 1), start_reserve=0.0)
     for uuid in (VM, OTHER, THIRD):
         started(site, uuid)
     resize(site, 64, OTHER)
@@ -170,7 +170,7 @@ def relocated(site: Site) -> None:
 
 def tight() -> Site:
     """A VM on several runs, all but full, and next to nothing free."""
-    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 21 * 64 - 1))
+    site = Site(hold_down_s=1.0, ports=PortRange(1024, 1024 + 22 * 64 - 1), start_reserve=0.0)
     started(site)
     resize(site, 512)
     site.run()

@@ -35,7 +35,7 @@ def decisions(ask: Ask) -> tuple[list[str], int]:
     :return: All ledger changes and messages in order, and how often ports began or ceased to be short.
     """
     log: list[str] = []
-    load, draw, turns, short = Load(blocks=28), random.Random(4), 0, False
+    load, draw, turns, short = Load(blocks=32), random.Random(4), 0, False
 
     def note(outcome: Outcome) -> None:
         now = load.site.now

@@ -118,7 +118,7 @@ def test_large_idle_ranges_give_back_and_busy_ones_keep_theirs() -> None:
     load.wanted[GREEDY] = 50
     load.seconds(20)
     load.wanted[LIGHT] = 400
-    load.seconds(60)
+    load.seconds(90)
     assert load.size(LIGHT) >= 400
     assert 64 <= load.size(GREEDY) < held
 

@@ -1,6 +1,6 @@
 """
-No sequence of starts, stops, resizes, crashes, restarts, partitions and refusing kernels gives an external port two
-owners or cuts a connection; and when everybody is back, every VM that runs has ports and nothing is lost.
+No sequence of starts, stops, migrations, resizes, crashes, restarts, partitions and refusing kernels gives an external
+port two owners or cuts a connection; and when everybody is back, every VM that runs has ports and nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Faults(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.site = Site(hold_down_s=20.0, ports=PortRange(1024, 1024 + 24 * 64 - 1))
+        self.migrating: dict[DomainUUID, tuple[NodeName, NodeName]] = {}
+        """From where, and to where."""
 
     def running(self, uuid: DomainUUID) -> bool:
         return any(uuid in machine.guests for machine in self.site.hosts)
@@ -36,12 +38,14 @@ class Faults(RuleBasedStateMachine):
     @rule(uuid=vms, host=hosts)
     def start_or_stop(self, uuid: DomainUUID, host: NodeName) -> None:
         if self.running(uuid):
+            self.migrating.pop(uuid, None)
             self.site.stop_vm(uuid)
         else:
             self.site.start_vm(host, uuid)
 
     @rule(uuid=vms)
     def stop_without_a_hook(self, uuid: DomainUUID) -> None:
+        self.migrating.pop(uuid, None)
         self.site.stop_vm(uuid, hook=False)
 
     @rule(uuid=vms, taps=st.integers(0, 1))
@@ -51,6 +55,31 @@ class Faults(RuleBasedStateMachine):
     @rule(host=hosts, is_up=st.booleans())
     def let_libvirt_come_and_go(self, host: NodeName, is_up: bool) -> None:
         self.site.machines[host].libvirt = is_up
+
+    @rule(uuid=vms, host=hosts)
+    def migrate(self, uuid: DomainUUID, host: NodeName) -> None:
+        others = [machine for machine in self.site.hosts if machine.identity.name != host]
+        if [uuid in machine.guests for machine in self.site.hosts].count(True) == 1 and uuid in others[0].guests:
+            self.site.migrate(uuid, host)
+            self.migrating[uuid] = (others[0].identity.name, host)
+
+    @rule(uuid=vms, is_seen=st.booleans())
+    def arrive(self, uuid: DomainUUID, is_seen: bool) -> None:
+        """The guest runs at its destination, which is seen there at once or after its source let go."""
+        if (way := self.migrating.pop(uuid, None)) is None or not self.running(uuid):
+            return
+        if is_seen:
+            self.site.resume(uuid, way[1])
+        self.site.connections = {each for each in self.site.connections if each.domain != uuid}
+        self.site.left(uuid, way[0])
+        if not is_seen:
+            self.site.resume(uuid, way[1])
+
+    @rule(uuid=vms, host=hosts)
+    def migrate_in_vain(self, uuid: DomainUUID, host: NodeName) -> None:
+        if uuid in self.migrating and self.migrating[uuid][1] == host and self.running(uuid):
+            del self.migrating[uuid]
+            self.site.left(uuid, host)
 
     @rule(uuid=vms, blocks=st.integers(1, 12), in_use=st.none() | st.integers(0, 600))
     def resize(self, uuid: DomainUUID, blocks: int, in_use: int | None) -> None:
@@ -139,6 +168,8 @@ class Faults(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         site = self.site
+        for uuid in list(self.migrating):
+            self.arrive(uuid=uuid, is_seen=True)
         site.heal()
         site.connections.clear()
         for _ in range(6):

@@ -137,20 +137,40 @@ def test_an_edge_that_stays_away_gets_no_more_packets_and_starts_do_not_wait_for
     assert ways(site) == 2
 
 
-def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others() -> None:
+def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others_when_it_is_back() -> None:
     site = Site(hold_down_s=1.0)
     started(site)
     site.kill_natd(HOST1)
     site.machines[HOST1].guests.pop(VM)
-    started(site, VM, HOST2)
+    request = site.start_vm(HOST2, VM)
+    site.run()
+    assert site.machines[HOST2].answers[request] == "conflict"
     site.pass_time(60.0)
     site.run()
-    assert (1024, 1279, "draining") in states(site)
-    assert site.machines[HOST2].kernel.host[VM].intent.ports != site.machines[HOST1].kernel.host[VM].intent.ports
+    assert states(site) == [(1024, 1279, "active")], "its host has not said that it is gone"
     site.start_natd(HOST1)
     site.connect(HOST1)
+    site.deliver_up(HOST1)
+    assert (1024, 1279, "draining") in states(site)
     site.run()
+    assert site.machines[HOST2].kernel.host[VM].intent.ports != PortRange(1024, 1279)
     assert VM not in site.machines[HOST1].kernel.host
+    site.pass_time(60.0)
+    site.run()
+    assert [state for _, _, state in states(site)] == ["active"]
+
+
+def test_the_ranges_of_a_fenced_host_drain_and_a_vm_that_moved_gets_others() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    site.kill_natd(HOST1)
+    site.machines[HOST1].guests.pop(VM)
+    site.start_vm(HOST2, VM)
+    site.run()
+    site.ask(lambda manager: manager.fence(HOST1, site.now, fenced=True))
+    site.run()
+    assert (1024, 1279, "held") in states(site)
+    assert site.machines[HOST2].kernel.host[VM].intent.ports != site.machines[HOST1].kernel.host[VM].intent.ports
     site.pass_time(60.0)
     site.run()
     assert [state for _, _, state in states(site)] == ["active"]
@@ -353,7 +373,7 @@ def test_confirmations_of_a_former_session_do_not_count_in_the_next() -> None:
     assert not site.manager.sessions[EDGE1].synced
 
 
-def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -> None:
+def test_a_live_migration_moves_the_ports_once_and_when_its_source_let_go() -> None:
     site = Site()
     started(site)
     site.migrate(VM, HOST2)
@@ -362,10 +382,12 @@ def test_a_live_migration_moves_the_ports_once_and_when_the_guest_runs_there() -
     assert VM not in site.machines[HOST2].kernel.host
     site.resume(VM, HOST2)
     site.run()
+    assert VM in site.machines[HOST1].kernel.host, "its source has not said that it is gone"
+    site.left(VM, HOST1)
+    site.run()
     assert site.machines[HOST2].kernel.host[VM].taps
     assert VM not in site.machines[HOST1].kernel.host
     moved = site.machines[HOST2].kernel.host[VM].intent.ports
-    site.left(VM, HOST1)
     settle(site)
     assert site.machines[HOST2].kernel.host[VM].intent.ports == moved
     assert site.manager is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cpm.core.journal import JournalEvent
 from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
@@ -9,6 +10,7 @@ from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
 from tests.fakes.site import Site
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
+TWO = DomainUUID("00000000-0000-0000-0000-000000000002")
 HOST1, HOST2 = NodeName("host1"), NodeName("host2")
 
 
@@ -129,11 +131,52 @@ def test_a_vms_own_drain_limit_ends_draining_that_the_pool_does_not_limit() -> N
     reports(site, 4)
     assert site.manager is not None
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}
-    site.connections.clear()  # the limit is there to cut them
+    assert JournalEvent.CUT not in events(site)
     site.machines[HOST1].node.report(1.0, {}, None, 0, {})  # type: ignore[union-attr]
     site.pass_time(30.0)
     site.run()
+    assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}, "no other VM lacks ports"
+    site.connections.clear()  # the limit is there to cut them
+    lack_ports(site)
     assert "draining" not in {row.state.value for row in site.manager.fleet.of(ONE)}
+    assert events(site).count(JournalEvent.CUT) == 1
+
+
+def test_without_a_drain_limit_nothing_is_cut_although_other_vms_lack_ports() -> None:
+    site = started()
+    for offset in range(200, 256):
+        assert site.open(ONE, offset) is not None
+    site.ask(lambda manager: manager.sizer.resize(ONE, Target(64), site.now))
+    reports(site, 4)
+    for _ in range(5):
+        lack_ports(site)
+        site.pass_time(3600.0)
+        reports(site, 1)
+    assert site.manager is not None
+    assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}
+    assert JournalEvent.CUT not in events(site)
+
+
+def test_a_range_whose_connections_all_ended_is_not_cut_by_its_limit() -> None:
+    site = started(Wishes(drain_limit_s=30.0))
+    site.ask(lambda manager: manager.sizer.resize(ONE, Target(64), site.now))
+    reports(site, 4)
+    lack_ports(site)
+    assert JournalEvent.CUT not in events(site)
+
+
+def lack_ports(site: Site) -> None:
+    """Another VM wants more ports than it can get, for a second."""
+    if not any(TWO in machine.guests for machine in site.machines.values()):
+        site.start_vm(HOST2, TWO)
+        site.run()
+    site.ask(lambda manager: manager.sizer.contention.on_refused(TWO, 9999, site.now))
+    site.pass_time(1.0)
+    site.run()
+
+
+def events(site: Site) -> list[JournalEvent]:
+    return [entry.event for entry in site.ledger.reader().history(ONE)]
 
 
 def test_invalid_operator_wishes_are_refused() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import DropVM, PutVM, ShortageNotice
-from cpm.core.journal import SHORTAGE_NOTICES, JournalEvent
+from cpm.core.changes import DropVM, Notice, PutVM
+from cpm.core.journal import NOTICES, JournalEvent
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
@@ -73,11 +73,11 @@ def test_history_has_every_step_of_an_allocation(ledger: SqliteLedger) -> None:
     assert ledger.reader().history("unknown") == []
 
 
-@pytest.mark.parametrize("event", sorted(SHORTAGE_NOTICES))
-def test_a_shortage_notice_is_recorded_and_changes_nothing(ledger: SqliteLedger, event: JournalEvent) -> None:
+@pytest.mark.parametrize("event", sorted(NOTICES))
+def test_a_notice_is_recorded_and_changes_nothing(ledger: SqliteLedger, event: JournalEvent) -> None:
     _life(ledger)
     before, holder = ledger.load(), ledger.reader().whois(A, 1030)
-    ledger.commit([ShortageNotice(AllocationId(1), event)], 70)
+    ledger.commit([Notice(AllocationId(1), event)], 70)
     assert ledger.load() == before
     assert ledger.reader().whois(A, 1030) == holder
     assert ledger.reader().whois(A, 1030, 71) == holder
@@ -88,7 +88,7 @@ def test_a_shortage_notice_is_recorded_and_changes_nothing(ledger: SqliteLedger,
 def test_a_shortage_notice_about_a_freed_allocation_is_not_recorded(ledger: SqliteLedger) -> None:
     _life(ledger)
     seq = ledger.reader().latest_seq()
-    ledger.commit([ShortageNotice(AllocationId(2), JournalEvent.EXHAUSTED)], 70)
+    ledger.commit([Notice(AllocationId(2), JournalEvent.EXHAUSTED)], 70)
     assert ledger.reader().latest_seq() == seq
 
 

@@ -16,6 +16,7 @@ SENTENCES = {
     NoRoom(64, 8, Obstacle.NO_FREE_RUN, 3, A): "the 3 addresses have no free run that long",
     NoRoom(64, 8, Obstacle.OWN_NUMBERS, 2, A): "the VM's own draining ports have these numbers on another address",
     NoRoom(64, 8, Obstacle.KEPT_FOR_STARTS): "the other free ports are kept for VMs that start",
+    NoRoom(64, 8, Obstacle.AT_CAP): "its draining and held ports count towards its cap",
 }
 
 

@@ -22,7 +22,7 @@ _PORTS = st.integers(0, 5000)
 
 
 @st.composite
-def _claims(draw: st.DrawFn) -> list[Claim]:
+def _claims(draw: st.DrawFn, *, leaving: bool = False) -> list[Claim]:
     found = []
     for number in range(draw(st.integers(0, 12))):
         floor = draw(st.integers(1, 600))
@@ -33,6 +33,7 @@ def _claims(draw: st.DrawFn) -> list[Claim]:
                 cap=draw(st.integers(floor, 6000)),
                 weight=draw(st.integers(1, 1000)),
                 held=draw(st.integers(0, 80)) * BLOCK,
+                leaving=draw(st.just(0) | st.integers(0, 80)) * BLOCK if leaving else 0,
                 wanted=draw(_PORTS),
                 in_use=draw(st.none() | _PORTS),
             )
@@ -45,7 +46,8 @@ def least(one: Claim) -> int:
 
 
 def most(one: Claim) -> int:
-    return min(max(1, one.cap // BLOCK) * BLOCK, max(least(one), math.ceil(one.wanted / BLOCK) * BLOCK))
+    cap = max(least(one), max(1, one.cap // BLOCK) * BLOCK - one.leaving)
+    return min(cap, max(least(one), math.ceil(one.wanted / BLOCK) * BLOCK))
 
 
 def test_who_wants_little_gets_it_and_the_others_share_what_it_leaves_by_weight() -> None:
@@ -105,6 +107,29 @@ def test_what_is_above_the_floors_follows_the_weights_where_it_does_not_suffice(
             # Max-min: nobody who is short has, for its weight, a block less than anybody else.
             if shares.targets[one.domain] < most(one) and above[other.domain] > BLOCK:
                 assert (above[one.domain] + BLOCK) / one.weight >= (above[other.domain] - BLOCK) / other.weight
+
+
+@given(st.integers(0, 60_000), _claims(leaving=True))
+def test_what_a_vm_holds_on_leaving_ranges_is_part_of_its_share(pool: int, claims: list[Claim]) -> None:
+    shares = share(pool, claims, BLOCK)
+    if sum(least(one) + one.leaving for one in claims) > pool // BLOCK * BLOCK:
+        return
+    assert sum(shares.targets[one.domain] + one.leaving for one in claims) <= pool
+    total = {one.domain: shares.targets[one.domain] + one.leaving - least(one) for one in claims}
+    for one in claims:
+        assert least(one) <= shares.targets[one.domain] <= most(one)
+        assert abs(shares.entitled(one, BLOCK) - shares.targets[one.domain]) <= BLOCK
+        for other in claims:
+            # Max-min of all that each has, but for what a VM has anyway and others cannot get.
+            if shares.targets[one.domain] < most(one) and shares.targets[other.domain] > least(other):
+                assert (total[one.domain] + BLOCK) / one.weight >= (total[other.domain] - BLOCK) / other.weight
+
+
+def test_a_vm_that_keeps_its_former_ports_alive_gets_fewer_new_ones() -> None:
+    claims = [claim("pinner", wanted=9999, leaving=1280), claim("fair", wanted=9999)]
+    shares = share(64 * 60, claims, BLOCK)
+    assert shares.targets == {"pinner": 640, "fair": 1920}
+    assert share(64 * 30, claims, BLOCK).targets == {"pinner": 64, "fair": 576}
 
 
 @given(st.integers(0, 20_000), _claims())

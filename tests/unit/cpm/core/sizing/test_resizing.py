@@ -237,11 +237,28 @@ def test_an_active_range_is_only_left_for_more_free_ports(situation: Situation) 
 
 @settings(max_examples=200, deadline=None)
 @given(ANY)
+def test_no_outcome_makes_a_vm_hold_more_than_its_cap_leaving_ranges_included(situation: Situation) -> None:
+    outcome, mine = choose(situation), situation.space.of(MINE)
+    before = sum(each.ports.size for each in mine)
+    if isinstance(outcome, Grow | Relocate | Overflow):
+        new = outcome.placement.ports
+        own = sum(each.ports.size - sum(rest.size for rest in each.ports.minus(new)) for each in mine
+                  if each.external == outcome.placement.external)  # fmt: skip
+        assert before + new.size - own <= max(situation.cap, before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY)
 def test_a_refusal_has_an_obstacle_of_placement(situation: Situation) -> None:
     outcome, size = choose(situation), situation.active.ports.size
     if isinstance(outcome, Refused):
         assert min(situation.allowed, max(situation.cap // BLOCK, 1) * BLOCK) > size
-        assert outcome.no_room.obstacle in (Obstacle.NO_FREE_RUN, Obstacle.OWN_NUMBERS, Obstacle.KEPT_FOR_STARTS)
+        assert outcome.no_room.obstacle in (
+            Obstacle.NO_FREE_RUN,
+            Obstacle.OWN_NUMBERS,
+            Obstacle.KEPT_FOR_STARTS,
+            Obstacle.AT_CAP,
+        )
     if isinstance(outcome, Stay) and outcome.reason is StayReason.NO_WHOLE_BLOCK:
         assert situation.allowed > size - BLOCK
 

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.changes import AddAllocation, PutAddress, ShortageNotice
+from cpm.core.changes import AddAllocation, Notice, PutAddress
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent, LedgerState
 from cpm.core.sizing.shortage_notices import CALM_S, ENDS, ShortageNotices
@@ -35,7 +35,7 @@ def fleet_with_range(*, active: bool = True) -> Fleet:
 
 
 def recorded_events(fleet: Fleet) -> list[JournalEvent]:
-    return [change.event for change in fleet.take_recorded() if isinstance(change, ShortageNotice)]
+    return [change.event for change in fleet.take_recorded() if isinstance(change, Notice)]
 
 
 def test_begin_and_end_of_a_shortage_are_recorded_once_each() -> None:
