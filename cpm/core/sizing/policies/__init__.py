@@ -7,7 +7,7 @@ line and simulation get names and descriptions from :mod:`cpm.core.sizing.polici
 
 from typing import Final
 
-from cpm.core.sizing.policies import occupancy, predictive, specification
+from cpm.core.sizing.policies import grow_only, occupancy, predictive, specification
 from cpm.core.sizing.policies.registry import (
     Registration,
     default_policy,
@@ -29,7 +29,7 @@ __all__ = [
     "registrations",
 ]
 
-REGISTERED: Final = (specification.POLICY, occupancy.POLICY, predictive.POLICY)
+REGISTERED: Final = (specification.POLICY, occupancy.POLICY, predictive.POLICY, grow_only.POLICY)
 """In the order in which they are shown; the first is the default."""
 
 for _each in REGISTERED:

@@ -44,7 +44,7 @@ def followed(policy: Policy, loads: list[int], start: int = 256, settings: Guard
 
 
 def test_names() -> None:
-    assert policies() == ("specification", "occupancy", "predictive")
+    assert policies() == ("specification", "occupancy", "predictive", "grow-only")
     assert {policy_named(name).name for name in policies()} == set(policies())
     assert policy_named("spec") is policy_named("specification")
     with pytest.raises(InvalidRequest, match="use specification, occupancy, predictive"):
