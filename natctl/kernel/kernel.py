@@ -25,7 +25,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
-from natctl.kernel import sysctl
+from natctl.kernel import sysctl, zone_choice
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
@@ -77,6 +77,8 @@ class _Belief:
     layout: edge_maps.Layout
     host_fragments: dict[DomainUUID, Fragment]
     edge_fragments: dict[DomainUUID, Fragment]
+    with_zone: frozenset[DomainUUID]
+    """VMs whose connections are in a conntrack zone of their own."""
     generation: int
     """nftables' generation after our last transaction; another one means that somebody else made a transaction."""
 
@@ -228,8 +230,20 @@ class Kernel:
             raise KernelError("make a change", 0, "the way between the machines is not known yet")
         return _Desired(now.host, now.edge, path).merged(change)
 
-    def _step(self, belief: _Belief, change: Change) -> _Step:
-        hosts = {domain: self._host_fragment(entry) for domain, entry in change.host.items() if entry is not None}
+    async def _with_zone_after(self, belief: _Belief, change: Change) -> frozenset[DomainUUID]:
+        """Return the VMs that have a zone once the change is made."""
+        entries = [entry for entry in change.host.values() if entry is not None]
+        fresh = [entry for entry in entries if entry.intent.domain not in belief.desired.host]
+        gone = {domain for domain, entry in change.host.items() if entry is None}
+        return belief.with_zone - gone | (await self._in_thread(self._may_have_zone, fresh) if fresh else frozenset())
+
+    def _may_have_zone(self, fresh: Collection[HostEntry]) -> frozenset[DomainUUID]:
+        return zone_choice.allowed(*self._sockets(), self._settings.host, fresh) if self._settings.host else frozenset()
+
+    def _step(self, belief: _Belief, change: Change, with_zone: frozenset[DomainUUID]) -> _Step:
+        hosts = {
+            domain: self._host_fragment(entry, with_zone) for domain, entry in change.host.items() if entry is not None
+        }
         edges = {
             domain: edge_maps.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
             for domain, entry in change.edge.items()
@@ -246,11 +260,11 @@ class Kernel:
         after = [entry for entry in change.edge.values() if entry is not None]
         put, drop = (self._reachable(routing.of_entries(entries)) for entries in (after, before))
         route_steps = routing.steps(Routing(put), Routing(drop))
-        return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges)
+        return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges, with_zone)
 
     async def _change_vms(self, belief: _Belief, change: Change) -> None:
         """Change what belongs to the VMs; compare everything when the kernel refuses that twice."""
-        step = self._step(belief, change)
+        step = self._step(belief, change, await self._with_zone_after(belief, change))
         for pause_s in (_TICK_S, 0.0):
             try:
                 if step.weight > _SMALL:
@@ -267,6 +281,7 @@ class Kernel:
     def _change_some(self, belief: _Belief, change: Change, step: _Step) -> None:
         self._apply(step.tables, step.route_steps, step.before)
         belief.desired = belief.desired.merged(change)
+        belief.with_zone = step.with_zone
         belief.generation += 1 if step.tables.operations else 0
         _put(belief.host_fragments, change.host, step.host_fragments)
         _put(belief.edge_fragments, change.edge, step.edge_fragments)
@@ -309,20 +324,25 @@ class Kernel:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
         layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(reading.holdings))
+        with_zone = frozenset[DomainUUID]()
         if self._settings.host is not None:
-            hosts = {domain: self._host_fragment(entry) for domain, entry in desired.host.items()}
+            before = (self._belief.desired.host, self._belief.with_zone) if self._belief is not None else None
+            managed, kept = zone_choice.managed(self._settings.host, reading, before)
+            fresh = [entry for domain, entry in desired.host.items() if domain not in managed]
+            with_zone = (self._may_have_zone(fresh) | kept) & desired.host.keys()
+            hosts = {domain: self._host_fragment(entry, with_zone) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
             present = _by_internal(reading)
             edges = {
                 domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
-        return _Belief(desired, layout, hosts, edges, reading.generation)
+        return _Belief(desired, layout, hosts, edges, with_zone, reading.generation)
 
-    def _host_fragment(self, entry: HostEntry) -> Fragment:
+    def _host_fragment(self, entry: HostEntry, with_zone: Collection[DomainUUID]) -> Fragment:
         assert self._settings.host is not None
         try:
-            return host.fragment(self._settings.host, entry)
+            return host.fragment(self._settings.host, entry, has_zone=entry.intent.domain in with_zone)
         except ValueError as error:
             raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
 
@@ -345,7 +365,7 @@ class Kernel:
             if tables.operations:
                 nft.execute(encode.transaction(tables.operations), "program nftables")
         except KernelError:
-            _undo(rt, route_steps.put, routing_before)
+            routes.undo(rt, route_steps.put, routing_before)
             raise
         routes.drop(rt, route_steps.drop)
 
@@ -411,6 +431,7 @@ class _Step:
     before: Routing
     host_fragments: Mapping[DomainUUID, Fragment]
     edge_fragments: Mapping[DomainUUID, Fragment]
+    with_zone: frozenset[DomainUUID]
 
     @property
     def weight(self) -> int:
@@ -473,23 +494,3 @@ def _by_internal(reading: Reading) -> dict[bytes, list[Element]]:
     for _, _, _, element in edge_maps.ranges_in(reading.holdings):
         found.setdefault(element.key[:4], []).append(element)
     return found
-
-
-def _undo(rt: Socket, put: Routing, before: Routing) -> None:
-    """Restore the routes as far as possible; errors are ignored, since the first error is the one to report."""
-    was = {to: before.internals[to] for to in put.internals if to in before.internals}
-    is_new = {to: via for to, via in put.internals.items() if to not in before.internals}
-    try:
-        routes.put(rt, Routing(was, way=before.way if put.way and before.way else None))
-        routes.drop(
-            rt,
-            Routing(
-                is_new,
-                put.pool,
-                put.pool_table,
-                put.rule,
-                put.way if before.way is None or (put.way and put.way[0] != before.way[0]) else None,
-            ),
-        )
-    except KernelError:
-        return

@@ -58,7 +58,7 @@ FLAG = 0x40000000
 _GET, _DELETE = (netfilter_type(NFNL_SUBSYS_CTNETLINK, kind) for kind in (1, 2))  # IPCTNL_MSG_CT_GET, _DELETE
 
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_MARK, _CTA_ID, _CTA_ZONE, _CTA_MARK_MASK, _CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
-_CTA_TUPLE_IP, _CTA_TUPLE_PROTO = 1, 2
+_CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_PROTOINFO, _CTA_PROTOINFO_TCP, _CTA_PROTOINFO_TCP_STATE = 4, 1, 1
 _CLOSING = frozenset(range(4, 9))  # TCP_CONNTRACK_FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE
@@ -125,6 +125,25 @@ def delete_connections(internal: IPv4Address) -> int:
         return _delete_all(ct, internal)
 
 
+def zones_of(ct: Socket, internal: IPv4Address) -> frozenset[int]:
+    """
+    Return the conntrack zones in which a VM has connections; 0 stands for none of its own.
+
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    return until_complete(lambda: _zones(ct, _request(_replies_to(internal)))).get(internal, frozenset())
+
+
+def zones_of_all(ct: Socket, flag: int) -> Mapping[IPv4Address, frozenset[int]]:
+    """
+    Return the same for every VM that has managed connections, by internal address.
+
+    :param flag: Bit or bits of the conntrack mark that managed connections carry.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    return until_complete(lambda: _zones(ct, _managed(flag)))
+
+
 class Conntrack:
     """
     The same for asyncio: each call runs in a worker thread, in the network namespace of the caller.
@@ -183,14 +202,29 @@ def _request(*filters: bytes) -> bytes:
     return netfilter_message(_GET, NLM_F_DUMP, socket.AF_INET, b"".join(filters))
 
 
+def _managed(flag: int) -> bytes:
+    """Pack the request for all managed connections."""
+    return _request(attribute(_CTA_MARK, network_u32(flag)), attribute(_CTA_MARK_MASK, network_u32(flag)))
+
+
 def _all_ports(ct: Socket, flag: int) -> PortUse:
-    request = _request(attribute(_CTA_MARK, network_u32(flag)), attribute(_CTA_MARK_MASK, network_u32(flag)))
-    return _by_address(until_complete(lambda: _collect(ct, request)))
+    return _by_address(until_complete(lambda: _collect(ct, _managed(flag))))
 
 
 def _ports_of(ct: Socket, internal: IPv4Address) -> VMPorts:
     request = _request(_replies_to(internal))
     return _by_address(until_complete(lambda: _collect(ct, request))).of(internal)
+
+
+def _zones(ct: Socket, request: bytes) -> Mapping[IPv4Address, frozenset[int]]:
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    for buffer, start, end in ct.dump(request):
+        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
+        reply = _spans(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))
+        address = _value(buffer, reply.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_DST)
+        if address is not None:
+            found[address].add(_value(buffer, parts.get(_CTA_TUPLE_ORIG), 2, _CTA_TUPLE_ZONE) or 0)
+    return {IPv4Address(address): frozenset(zones) for address, zones in found.items()}
 
 
 def _full_destinations(ct: Socket, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
@@ -246,16 +280,22 @@ def _by_address(found: _Ports) -> PortUse:
 
 
 # An entry is struct nfgenmsg, original tuple, reply tuple, and more. All kernels so far lay out tuples of IPv4 and
-# ports alike, so _TUPLES reads both at once, together with the attribute headers before and between the values. If
-# the headers differ from _SHAPE (ICMP, zones, a future kernel), the entry is read attribute by attribute.
+# ports alike, so _LAYOUTS reads both at once, together with the attribute headers before and between the values. If
+# the headers differ from _SHAPE (ICMP, a future kernel), the entry is read attribute by attribute.
 
 _HEAD = struct.Struct("=HH")
-_TUPLES = struct.Struct("!4x4s48x12s4x4sI8sB3x4s4x4sH2x")
-"""nfgenmsg; original tuple: header, payload; reply tuple: headers down to the source; destination: header, value;
-protocol: headers, value; ports: header, skipped, header, value."""
+_TUPLE_BYTES, _ZONE_BYTES = 52, 8
+"""Length of a tuple, and of the zone that an original tuple may have in addition."""
+_LAYOUTS = {
+    _HEAD.pack(length, _CTA_TUPLE_ORIG | NLA_F_NESTED): struct.Struct(f"!4x{length}x12s4x4sI8sB3x4s4x4sH2x")
+    for length in (_TUPLE_BYTES, _TUPLE_BYTES + _ZONE_BYTES)
+}
+"""By the header of the original tuple: nfgenmsg; original tuple; reply tuple: headers down to the source; destination:
+header, value; protocol: headers, value; ports: header, skipped, header, value."""
 _SHAPE = (
-    _HEAD.pack(52, _CTA_TUPLE_ORIG | NLA_F_NESTED),
-    _HEAD.pack(52, _CTA_TUPLE_REPLY | NLA_F_NESTED) + _HEAD.pack(20, _CTA_TUPLE_IP | NLA_F_NESTED) + _HEAD.pack(8, 1),
+    _HEAD.pack(_TUPLE_BYTES, _CTA_TUPLE_REPLY | NLA_F_NESTED)
+    + _HEAD.pack(20, _CTA_TUPLE_IP | NLA_F_NESTED)
+    + _HEAD.pack(8, 1),
     _HEAD.pack(8, _CTA_IP_V4_DST),
     _HEAD.pack(28, _CTA_TUPLE_PROTO | NLA_F_NESTED) + _HEAD.pack(5, _CTA_PROTO_NUM),
     _HEAD.pack(6, _CTA_PROTO_SRC_PORT),
@@ -266,11 +306,12 @@ _SHAPE = (
 def _collect(ct: Socket, request: bytes) -> _Ports:
     """Return the port of every entry of a dump; one loop without calls, which takes 0.4 µs per entry."""
     found: _Ports = defaultdict(list)
-    unpack, size, shape = _TUPLES.unpack_from, _TUPLES.size, _SHAPE
+    layouts, shape = _LAYOUTS, _SHAPE
     for buffer, start, end in ct.dump(request):
-        if end - start >= size:
-            original, outer, to, address, kind, protocol, source, destination, port = unpack(buffer, start)
-            if (original, outer, to, kind, source, destination) == shape:
+        layout = layouts.get(buffer[start + 4 : start + 8])
+        if layout is not None and end - start >= layout.size:
+            outer, to, address, kind, protocol, source, destination, port = layout.unpack_from(buffer, start)
+            if (outer, to, kind, source, destination) == shape:
                 found[address << 8 | protocol].append(port)
                 continue
         _collect_slowly(found, buffer, start, end)

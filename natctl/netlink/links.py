@@ -1,8 +1,8 @@
 """
 The network interfaces of this namespace, and an event for each that appears or disappears.
 
-To a host's kernel, a VM is its tap. Format: rtnetlink(7), linux/if_link.h. Two attributes of an interface are read
-here, since a host has hundreds of taps and pyroute2's class takes nearly ten times as long
+To a host's kernel, a VM is its tap. Format: rtnetlink(7), linux/if_link.h. A few attributes of an interface are
+read here, since a host has hundreds of taps and pyroute2's class takes nearly ten times as long
 (``docs/design/0006-netlink.md``). Tested in ``test_reports`` and ``tests/netns/test_links.py``.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import socket
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from types import MappingProxyType
@@ -18,11 +19,20 @@ from typing import Final, NamedTuple
 from pyroute2.netlink import NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTMGRP_LINK
 
-from natctl.netlink.message import Slice, attributes, message, messages, native_number
+from cpm.protocol.errors import KernelError
+from natctl.netlink.message import (
+    Slice,
+    attribute_map,
+    attributes,
+    message,
+    messages,
+    native_number,
+    native_u32,
+)
 from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket, until_complete
 
 _IFINFOMSG: Final = bytes(16)
-_IFLA_IFNAME, _IFLA_MASTER = 3, 10
+_IFLA_IFNAME, _IFLA_MASTER, _IFLA_STATS64 = 3, 10, 23
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
 
 
@@ -72,6 +82,25 @@ def list_names() -> dict[int, str]:
     :raise KernelError: When the kernel refuses or does not answer.
     """
     return {index: link.name for index, link in _list().items()}
+
+
+def has_received(rtnl: Socket, interface: int) -> bool:
+    """
+    Whether an interface has received any packet; for a tap: whether the guest has sent one.
+
+    :param interface: Its index.
+    :return: False as well when there is no such interface.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
+    try:
+        body = rtnl.ask(message(RTM_GETLINK, 0, wanted), "read an interface's counters")
+    except KernelError as error:
+        if error.errno == errno.ENODEV:
+            return False
+        raise
+    # struct rtnl_link_stats64 begins with the packets received.
+    return any(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_STATS64, b"")[:8])
 
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:

@@ -44,6 +44,7 @@ from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import MAIN, PROTOCOL, UNREACHABLE_METRIC, MarkRule, Routing
 from natctl.ruleset.way_check import Answer, Question
 
+_EVERYWHERE: Final = IPv4Network("0.0.0.0/0")
 _UNICAST, _UNREACHABLE = rt_type["unicast"], rt_type["unreachable"]
 _UNIVERSE, _NOWHERE = rt_scope["universe"], rt_scope["nowhere"]
 _TO_TABLE: Final = 1  # FR_ACT_TO_TBL
@@ -92,13 +93,16 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
     pool: IPv4Network | None = None
     pool_table = MAIN
     way: tuple[int, frozenset[IPv4Address]] | None = None
+    barrier: int | None = None
     try:
         for body in routes:
             _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
             parts = attribute_map(body, _RTMSG.size)
             to = parts.get(_RTA_DST, bytes(4))
             table = native_number(parts.get(_RTA_TABLE, b"")) or table
-            if kind == _UNREACHABLE:
+            if kind == _UNREACHABLE and length == 0:
+                barrier = table
+            elif kind == _UNREACHABLE:
                 if pool is None or table == MAIN:  # of two, the one that has an effect
                     pool, pool_table = IPv4Network((to, length)), table
             elif length == 32 and _RTA_GATEWAY in parts:
@@ -107,7 +111,7 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
                 way = (table, frozenset(_next_hops(parts)))
     except ValueError as error:
         raise MalformedMessage("read our routes", str(error)) from error
-    return Routing(internals, pool, pool_table, _our_rule(rules), way)
+    return Routing(internals, pool, pool_table, _our_rule(rules), way, barrier)
 
 
 def ask(rtnl: Socket, question: Question) -> Answer:
@@ -152,7 +156,9 @@ def put(rtnl: Socket, routing: Routing) -> None:
     create = NLM_F_CREATE | NLM_F_REPLACE
     _execute(rtnl, (_to_vm(RTM_NEWROUTE, create, to, via) for to, via in routing.internals.items()), action)
     if routing.pool is not None:
-        _execute(rtnl, [_pool(RTM_NEWROUTE, create, routing.pool, routing.pool_table)], action)
+        _execute(rtnl, [_unreachable(RTM_NEWROUTE, create, routing.pool, routing.pool_table)], action)
+    if routing.barrier is not None:
+        _execute(rtnl, [_unreachable(RTM_NEWROUTE, create, _EVERYWHERE, routing.barrier)], action)
     if routing.way is not None:
         _execute(rtnl, [_way(*routing.way)], action)
     if routing.rule is not None:
@@ -167,19 +173,34 @@ def drop(rtnl: Socket, routing: Routing) -> None:
     """
     surplus = [_to_vm(RTM_DELROUTE, NLM_F_ACK, to, via) for to, via in routing.internals.items()]
     if routing.pool is not None:
-        surplus.append(_pool(RTM_DELROUTE, 0, routing.pool, routing.pool_table))
+        surplus.append(_unreachable(RTM_DELROUTE, 0, routing.pool, routing.pool_table))
     if routing.rule is not None:
         surplus.append(_rule(RTM_DELRULE, 0, routing.rule))
     if routing.way is not None:
         table = routing.way[0]
         data = _route(RTM_DELROUTE, NLM_F_ACK, table=table, kind=_UNICAST, scope=_NOWHERE)
         surplus.append(Request(data, f"delete the default route in table {table}"))
+    if routing.barrier is not None:
+        surplus.append(_unreachable(RTM_DELROUTE, 0, _EVERYWHERE, routing.barrier))
     for request in surplus:
         try:
             rtnl.execute([request], "withdraw routes")
         except KernelError as error:
             if error.errno not in (errno.ESRCH, errno.ENOENT):
                 raise
+
+
+def undo(rtnl: Socket, added: Routing, before: Routing) -> None:
+    """Restore the routes as far as possible; errors are ignored, since the first error is the one to report."""
+    was = {to: before.internals[to] for to in added.internals if to in before.internals}
+    is_new = {to: via for to, via in added.internals.items() if to not in before.internals}
+    way_is_new = before.way is None or (added.way is not None and added.way[0] != before.way[0])
+    try:
+        put(rtnl, Routing(was, way=before.way if added.way and before.way else None))
+        new_way = added.way if way_is_new else None
+        drop(rtnl, Routing(is_new, added.pool, added.pool_table, added.rule, new_way, added.barrier))
+    except KernelError:
+        return
 
 
 def _execute(rtnl: Socket, requests: Iterable[Request], action: str) -> None:
@@ -215,12 +236,13 @@ def _frame(request: int, flags: int) -> tuple[bytes, bytes]:
     return data[: -len(via) - 4], via[:4]
 
 
-def _pool(request: int, flags: int, pool: IPv4Network, table: int) -> Request:
-    parts = attribute(_RTA_DST, pool.network_address.packed), attribute(_RTA_PRIORITY, native_u32(UNREACHABLE_METRIC))
+def _unreachable(request: int, flags: int, network: IPv4Network, table: int) -> Request:
+    to = (attribute(_RTA_DST, network.network_address.packed),) if network.prefixlen else ()
+    parts = *to, attribute(_RTA_PRIORITY, native_u32(UNREACHABLE_METRIC))
     data = _route(
-        request, flags | NLM_F_ACK, *parts, length=pool.prefixlen, table=table, kind=_UNREACHABLE, scope=_UNIVERSE
+        request, flags | NLM_F_ACK, *parts, length=network.prefixlen, table=table, kind=_UNREACHABLE, scope=_UNIVERSE
     )
-    return Request(data, f"unreachable route {pool}")
+    return Request(data, f"unreachable route {network} in table {table}")
 
 
 def _way(table: int, edges: frozenset[IPv4Address]) -> Request:

@@ -12,8 +12,30 @@ from typing import Final
 
 from natctl.model.entries import Path
 from natctl.ruleset import labels
-from natctl.ruleset.expressions import bitwise, compare, map_lookup, meta, payload, set_lookup, verdict
-from natctl.ruleset.values import Element, Expression, Field, Hook, Rule, SetSpec, Verdict
+from natctl.ruleset.expressions import (
+    FIRST,
+    bitwise,
+    compare,
+    map_lookup,
+    meta,
+    native_u32,
+    payload,
+    set_lookup,
+    verdict,
+)
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.values import (
+    Element,
+    Expression,
+    Family,
+    Field,
+    Hook,
+    Place,
+    Rule,
+    SetSpec,
+    Verdict,
+    by_identity,
+)
 
 ADDRESS: Final = Field(7, 4)
 PROTOCOL: Final = Field(12, 1)
@@ -22,6 +44,14 @@ ICMP_TYPE: Final = Field(14, 1)
 MARK: Final = Field(19, 4, host_order=True)
 INTERFACE_INDEX: Final = Field(20, 4, host_order=True)
 INTERFACE: Final = Field(41, 16, host_order=True)
+TYPEOF_MARK: Final = MARK._replace(expression=labels.typeof(9, (0, 3)))
+"""``typeof meta mark``"""
+TYPEOF_ZONE: Final = Field(4, 2, host_order=True, expression=labels.typeof(12, (0, 17), (1, 0)))
+"""``typeof ct original zone``: an integer, which has no name in nftables' language."""
+
+ERRORS: Final[Place] = (Family.IPV4, "errors")
+"""The types of ICMP messages that quote a packet; both roles use this set."""
+ERROR_TYPES: Final = SetSpec("errors", (ICMP_TYPE,))
 
 PREROUTING: Final = 0
 OUTPUT: Final = 3
@@ -51,6 +81,11 @@ def interface_key(name: str) -> bytes:
 def interface_elements(names: Iterable[str]) -> tuple[Element, ...]:
     """Return the elements of a set of interface names."""
     return tuple(Element(interface_key(name)) for name in sorted(names))
+
+
+def number_elements(*numbers: int) -> dict[tuple[bytes, bool], Element]:
+    """Return the elements of a set of protocols or ICMP types."""
+    return by_identity(Element(bytes((number,))) for number in numbers)
 
 
 def network_elements(of: Iterable[IPv4Network]) -> tuple[Element, ...]:
@@ -83,6 +118,23 @@ def _runs(of: Iterable[IPv4Network]) -> list[tuple[int, int]]:
     return runs
 
 
+def is_managed(marks: Marks) -> tuple[Expression, ...]:
+    """``meta mark & FLAG == FLAG``"""
+    flag = native_u32(marks.flag)
+    return meta("mark"), bitwise(flag), compare(flag)
+
+
+def is_not_managed(marks: Marks) -> tuple[Expression, ...]:
+    """``meta mark & FLAG != FLAG``"""
+    flag = native_u32(marks.flag)
+    return meta("mark"), bitwise(flag), compare(flag, "!=")
+
+
+def owner(marks: Marks, register: int = FIRST) -> tuple[Expression, ...]:
+    """``meta mark & MASK``: the VM that a managed packet is from."""
+    return meta("mark", register), bitwise(native_u32(marks.mask), register=register)
+
+
 def port_word(port: int) -> bytes:
     """Return a port as part of a key: two bytes, padded to four."""
     return port.to_bytes(2, "big") + b"\0\0"
@@ -93,9 +145,9 @@ def to_interface(name: str) -> tuple[Expression, ...]:
     return meta("oifname"), set_lookup(name)
 
 
-def through(direction: str, name: str) -> tuple[Expression, ...]:
+def through(direction: str, name: str, *, negated: bool = False) -> tuple[Expression, ...]:
     """``iifname "NAME"``, ``oifname "NAME"``: for one interface a comparison is far cheaper than a set of names."""
-    return meta(direction), compare(interface_key(name))
+    return meta(direction), compare(interface_key(name), "!=" if negated else "==")
 
 
 def address_in(offset: int, name: str, *, negated: bool = False) -> tuple[Expression, ...]:

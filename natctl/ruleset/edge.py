@@ -81,6 +81,8 @@ from typing import Final
 from natctl.model.entries import EdgeSettings, Path
 from natctl.ruleset.common import (
     ADDRESS,
+    ERROR_TYPES,
+    ERRORS,
     ICMP_TYPE,
     POSTROUTING,
     PREROUTING,
@@ -89,6 +91,7 @@ from natctl.ruleset.common import (
     address_port_lookup,
     filtering,
     in_network,
+    number_elements,
     pool_of,
     protocol,
     rule,
@@ -139,7 +142,6 @@ INBOUND: Final[Place] = (Family.IPV4, "inbound")
 EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
-ERRORS: Final[Place] = (Family.IPV4, "errors")
 
 NOBODYS_PORT: Final = "nobodys-port"
 """Name of the counter of packets that came for a port of the pool that no VM holds, and were dropped."""
@@ -160,7 +162,7 @@ _SETS: Final = (
     SetSpec("locals", (ADDRESS,)),
     SetSpec("ported", (PROTOCOL,)),
     SetSpec("queries", (ICMP_TYPE,)),
-    SetSpec("errors", (ICMP_TYPE,)),
+    ERROR_TYPES,
 )
 
 
@@ -197,9 +199,9 @@ def base(
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
     elements = {(Family.IPV4, spec.name): by_identity(()) for spec in sets} | {
-        PORTED: _numbers(6, 17, 132, 136),
-        QUERIES: _numbers(0, 8, 13, 14),
-        ERRORS: _numbers(3, 4, 11, 12),
+        PORTED: number_elements(6, 17, 132, 136),
+        QUERIES: number_elements(0, 8, 13, 14),
+        ERRORS: number_elements(3, 4, 11, 12),
         EXTERNALS: by_identity(Element(address.packed) for address in externals),
         INBOUND: by_identity(Element(address.packed, chain=inbound(address)[1]) for address in externals),
     }
@@ -211,10 +213,6 @@ def base(
         {(Family.IPV4, spec.name): spec for spec in sets},
         elements,
     )
-
-
-def _numbers(*numbers: int) -> dict[tuple[bytes, bool], Element]:
-    return by_identity(Element(bytes((number,))) for number in numbers)
 
 
 def _receive(

@@ -33,7 +33,10 @@ DESTINATION: Final = 16
 """Offset of the destination address in an IPv4 header."""
 
 _META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "l4proto": 16}
-_CT = {"state": 0, "status": 2, "mark": 3}
+_CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
+_CT_ZONE, _ORIGINAL = 17, 0
+_FIB_SOURCE, _FIB_DESTINATION, _FIB_BY_INPUT, _FIB_PRESENT, _FIB_INTERFACE = 1, 2, 8, 32, 1
+_ADD_TO_SET = 0
 _COMPARISON = {"==": 0, "!=": 1}
 
 
@@ -65,6 +68,16 @@ def ct(what: str, register: int = FIRST) -> Expression:
 def set_ct(what: str, register: int = FIRST) -> Expression:
     """``ct mark set …``"""
     return _expression("ct", key=_CT[what], sreg=register)
+
+
+def set_zone(register: int = FIRST) -> Expression:
+    """``ct original zone set …``: for a packet that connection tracking has not seen yet."""
+    return _expression("ct", key=_CT_ZONE, direction=_ORIGINAL, sreg=register)
+
+
+def add_to_map(name: str, key: int, data: int) -> Expression:
+    """``add @NAME { … : … }``: an element that the key has stays as it is, and times out when it would have."""
+    return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key, sreg_data=data)
 
 
 @functools.lru_cache(1024)
@@ -189,6 +202,21 @@ def destination_kind(register: int = FIRST) -> Expression:
 def source_kind(register: int = FIRST) -> Expression:
     """``fib saddr type``, as :func:`destination_kind`."""
     return _expression("fib", dreg=register, result=3, flags=1)
+
+
+def source_is_elsewhere(register: int = FIRST) -> tuple[Expression, Expression]:
+    """``fib saddr . iif oif missing``: packets to this source would leave by another interface, or by none."""
+    return _has_no_route(_FIB_SOURCE | _FIB_BY_INPUT, register)
+
+
+def leads_nowhere(register: int = FIRST) -> tuple[Expression, Expression]:
+    """``fib daddr oif missing``: no route to the destination, or an unreachable one, or one to the machine itself."""
+    return _has_no_route(_FIB_DESTINATION, register)
+
+
+def _has_no_route(flags: int, register: int) -> tuple[Expression, Expression]:
+    load = _expression("fib", dreg=register, result=_FIB_INTERFACE, flags=flags | _FIB_PRESENT)
+    return load, compare(bytes(4), register=register)
 
 
 def source_nat() -> Expression:

@@ -15,12 +15,21 @@ In nftables' notation::
       set deferred { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 240 packets … } }
       set capped { type mark; counter; }
       set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
-      chain exemption { type filter hook prerouting priority mangle;
+      chain exemption { type filter hook prerouting priority mangle + 10;
+        meta mark & FLAG == FLAG goto outgoing
+        ip saddr POOL iifname != @uplinks iifname != UNDERLAY
+          fib saddr . iif oif missing fib saddr type != local counter drop
+        ip daddr POOL ct state invalid,new fib daddr oif missing fib daddr type != local counter drop }
+      chain outgoing {
+        ct direction reply goto answers
         ct mark & FLAG == FLAG return
-        meta mark & FLAG != FLAG return
         ip daddr @exempt meta mark set meta mark & ~MASK return
-        ct state established,related ct mark & FLAG == 0 meta mark set meta mark & ~MASK return
+        ct state established,related meta mark set meta mark & ~MASK return
+        ct state new fib saddr . iif oif missing counter drop
         ct state new jump newcomers }
+      chain answers {
+        ct mark & FLAG == FLAG iifname != @uplinks counter drop
+        meta mark set meta mark & ~MASK }
       chain newcomers {
         meta mark & MASK . meta l4proto . ip daddr . th dport @refused meta mark & MASK @capped reject with icmp 13
         … likewise for ICMP queries, that have no port
@@ -30,12 +39,13 @@ In nftables' notation::
       chain begun {
         ct mark set ct mark | FLAG
         ct timeout set "managed-udp-120" …
+        add @origins { ip saddr : meta mark & MASK }
         meta mark & MASK @budgets log group 7414 queue-threshold 1
         snat ip to meta mark & MASK map @bindings }
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG != FLAG return
         ct status snat ip saddr POOL return
-        oifname @uplinks counter drop }
+        counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
     }
@@ -43,14 +53,27 @@ In nftables' notation::
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
   to others.
 - The tap tells which VM it is; nothing in the packet is trusted for that. It is the interface's index that counts: a
-  tap of another VM that gets the name of a former one, while no natd is there to see it, is nobody's.
-- Connections that were there before we cared for the VM go on the way they went (last rule of ``exemption``): they
+  tap of another VM that gets the name of a former one, while no natd is there to see it, is nobody's. The VM's
+  connections are in a conntrack zone of their own (:mod:`natctl.ruleset.zones`, which also fills and reads
+  ``origins``).
+- A connection whose source is not routed back to the bridge it came from does not begin: its answers would reach
+  somebody else, a host of the underlay for example. Nor does a VM take part in the answers of another one's connection.
+  Our bits of the mark are removed from all answers: other software that restores marks from connections would have
+  packets *to* VMs sent to the edges.
+- An unmanaged VM, or anybody else, that claims an internal address would use the ports of the VM that has it: the edges
+  see no difference. Such packets come from an interface to which the address is not routed. Addresses of this machine
+  itself, which may lie in the pool, are excepted.
+- A packet for a VM that is of no connection of the VM's finds the pool's unreachable route. It is dropped before, since
+  the host's answer would come from a private address, end a connection that both ends are opening, and tell a scanner
+  which ports are in use (RFC 5382 REQ-4).
+- Connections that were there before we cared for the VM go on the way they went (in ``outgoing``): they
   lack our bit in the connection mark, which ``begun`` gives every connection of ours. An entry that is made in
   connection tracking for a VM that moved here must carry that bit.
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
-  that was not translated is never let out, whatever source address it claims, so no private address leaks and no port
-  that is not the VM's is used: not even by a guest that forges another VM's internal address, nor under this host's own
-  address by somebody else's masquerade when the VM has no ports.
+  that was not translated is let out by no interface, whatever source address it claims and whatever route it takes (a
+  VPN's, another default route's). So no private address leaks and no port that is not the VM's is used: not even by a
+  guest that forges another VM's internal address, nor under this host's own address by somebody else's masquerade when
+  the VM has no ports. ``exempt`` is what goes elsewhere.
 - The nat chain sees the first packet of a connection only, so what matches ``budgets`` is a connection that begins
   after as many as the budget allowed; it goes on like any other (``docs/design/0003-arrivals.md``).
 - ``deferred`` lets as many connections begin as there are ports for; those that follow wait in natd's queue, before
@@ -58,9 +81,6 @@ In nftables' notation::
 - ``refused`` holds the destinations for which a VM at its cap has no port left. natd adds them after counting, and
   elements that it does not renew time out, so that no failure of natd can keep a VM from connecting. ``capped`` decides
   in the end: it changes with the VM's ports, in the same transaction.
-- A ``ct timeout`` object has its seconds in its name. Other seconds are another object, and the rules of ``begun`` are
-  exchanged; the former object stays until the table goes, since removing it would give the connections that use it
-  back to the system's timeouts (``nf_ct_untimeout``).
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 
@@ -78,7 +98,7 @@ from cpm.protocol.intent import HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
-from natctl.ruleset import labels
+from natctl.ruleset import labels, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
     INTERFACE_INDEX,
@@ -94,12 +114,16 @@ from natctl.ruleset.common import (
     in_network,
     interface_elements,
     interfaces,
+    is_managed,
+    is_not_managed,
     network_elements,
     networks,
+    owner,
     pool_of,
     port_word,
     protocol,
     rule,
+    through,
     to_interface,
 )
 from natctl.ruleset.expressions import (
@@ -115,8 +139,9 @@ from natctl.ruleset.expressions import (
     compare,
     counter,
     ct,
-    ct_timeout,
+    destination_kind,
     extension_queue_to,
+    leads_nowhere,
     log_to,
     map_lookup,
     meta,
@@ -127,22 +152,23 @@ from natctl.ruleset.expressions import (
     set_ct,
     set_lookup,
     set_meta,
+    source_is_elsewhere,
+    source_kind,
     source_nat,
     verdict_lookup,
 )
 from natctl.ruleset.marks import Marks
+from natctl.ruleset.timeouts import BEGUN
 from natctl.ruleset.values import (
-    CT_TIMEOUTS,
     DROP,
     RETURN,
     VM_CHAIN,
     Chain,
-    CtTimeout,
     Element,
+    Elements,
     Expression,
     Family,
     Fragment,
-    Holdings,
     Hook,
     Place,
     Reading,
@@ -150,6 +176,7 @@ from natctl.ruleset.values import (
     Ruleset,
     SetSpec,
     by_identity,
+    goto,
     jump,
 )
 
@@ -162,33 +189,47 @@ REFUSED: Final[Place] = (Family.IPV4, "refused")
 """Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
-BEGUN: Final[Place] = (Family.IPV4, "begun")
 
 UNTRANSLATED: Final = "untranslated"
 """Name of the counter of packets that were managed but not translated, and dropped."""
+FORGED_SOURCE: Final = "forged-source"
+"""Name of the counter of packets of VMs with a source that is not behind their bridge, or of another connection's
+answers; they are dropped."""
+UNSOLICITED: Final = "unsolicited"
+"""Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 
-_ICMP, _TCP, _UDP = 1, 6, 17
-_TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
-"""Places in the list of TCP's states that :func:`_ct_timeouts` names."""
+_ICMP = 1
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
+_AFTER_MANGLE: Final = -140
+"""Priority behind ``mangle``, where other software restores marks, and before destination NAT."""
+_LOCAL = native_u32(2)
+"""``RTN_LOCAL``: an address of this machine."""
+_FORGED_WORDS = "the source leads elsewhere"
 _RELATED = native_u32(4)
 _ESTABLISHED_OR_RELATED = native_u32(2 | 4)
 _NEW = native_u32(8)
+_INVALID_OR_NEW = native_u32(1 | 8)
 _CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
 _SOURCE_TRANSLATED = native_u32(0x10)
 """``ct status snat``: IPS_SRC_NAT."""
 
 
-def base(settings: HostSettings, path: Path | None) -> Ruleset:
-    """Return tables, chains and sets of the host role, without any VM."""
+def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()) -> Ruleset:
+    """
+    Return tables, chains and sets of the host role, without any VM.
+
+    :param underlay: Interfaces to other hosts, when this machine has the edge role too.
+    """
     marks = Marks.of_mask(settings.mark_mask)
-    ct_timeouts = _ct_timeouts(settings.timeouts.override((path and path.timeouts) or Timeouts()))
+    ct_timeouts = timeouts.objects(settings.timeouts.override((path and path.timeouts) or Timeouts()))
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
-        (Family.IPV4, "exemption"): _exemption(marks),
+        (Family.IPV4, "exemption"): _exemption(marks, pool_of(path), underlay),
+        (Family.IPV4, "outgoing"): _outgoing(marks),
+        (Family.IPV4, "answers"): _answers(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
@@ -205,7 +246,7 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
-    elements = {
+    elements: dict[Place, Elements] = {
         TAPS: {},
         BINDINGS: {},
         BUDGETS: {},
@@ -215,13 +256,14 @@ def base(settings: HostSettings, path: Path | None) -> Ruleset:
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
-    return Ruleset(chains, sets, elements, ct_timeouts)
+    return Ruleset(chains | zones.chains(marks), sets | zones.SETS, elements | zones.ELEMENTS, ct_timeouts)
 
 
-def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
+def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True) -> Fragment:
     """
     Return what one VM adds; :func:`entries_in` reads it back.
 
+    :param has_zone: Whether its connections are in a conntrack zone of its own; this must not change while it has any.
     :raise ValueError: When its index does not fit the mark mask.
     """
     mark, vm = Marks.of_mask(settings.mark_mask).of(entry.index), entry.intent
@@ -230,6 +272,8 @@ def fragment(settings: HostSettings, entry: HostEntry) -> Fragment:
     elements: list[tuple[Place, Element]] = [
         (TAPS, Element(native_u32(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
+    if has_zone:
+        elements.append(zones.element(mark, entry.index, label))
     if vm.ports is not None:
         first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
         elements.append((BINDINGS, Element(native_u32(mark), data=first + last, userdata=label)))
@@ -261,7 +305,7 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
     }
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
-        number, owner = chain.removeprefix(VM_CHAIN), _vm_in(userdata)
+        number, owner = chain.removeprefix(VM_CHAIN), vm_in(userdata)
         if owner is not None and number.isdecimal():
             elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
             found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
@@ -282,7 +326,7 @@ def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[P
     )
 
 
-def _vm_in(userdata: bytes) -> VmIntent | None:
+def vm_in(userdata: bytes) -> VmIntent | None:
     """Read the user data of the rule in a VM's chain; None when it is not ours."""
     domain, _, internal = labels.tag_of(userdata).partition(" ")
     try:
@@ -298,27 +342,6 @@ def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: 
     return Element(key, timeout_ms=timeout_ms)
 
 
-def timeouts_in(holdings: Holdings) -> Timeouts | None:
-    """Return the timeouts that new connections get; None: there is nothing of ours."""
-    rules = holdings.chains[BEGUN].rules if BEGUN in holdings.chains else ()
-    in_force = {
-        timeout.protocol: timeout.seconds
-        for (_, name), timeout in holdings.ct_timeouts.items()
-        if timeout is not None and _set_timeout(name).digest in rules
-    }
-    if in_force.keys() != {_TCP, _UDP, _ICMP}:
-        return None
-    tcp = in_force[_TCP]
-    return Timeouts(
-        tcp_established_s=tcp[_TCP_ESTABLISHED],
-        tcp_transitory_s=tcp[_TCP_OPENING],
-        tcp_time_wait_s=tcp[_TCP_TIME_WAIT],
-        tcp_reset_s=tcp[_TCP_CLOSE],
-        udp_s=in_force[_UDP][0],
-        icmp_s=in_force[_ICMP][0],
-    )
-
-
 def _identify() -> Chain:
     return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iif"), verdict_lookup("taps")),))
 
@@ -331,58 +354,64 @@ def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
     return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 
-def _is_managed(marks: Marks) -> tuple[Expression, ...]:
-    flag = native_u32(marks.flag)
-    return meta("mark"), bitwise(flag), compare(flag)
-
-
-def _is_not_managed(marks: Marks) -> tuple[Expression, ...]:
-    flag = native_u32(marks.flag)
-    return meta("mark"), bitwise(flag), compare(flag, "!=")
-
-
-def _owner(marks: Marks) -> tuple[Expression, ...]:
-    return meta("mark"), bitwise(native_u32(marks.mask))
-
-
-def _ct_timeouts(timeouts: Timeouts) -> dict[Place, CtTimeout]:
-    transitory, established = timeouts.tcp_transitory_s, timeouts.tcp_established_s
-    # SYN sent, SYN received, established, FIN wait, close wait, last ACK, time wait, close, second SYN sent, and the
-    # two for retransmitted and for unacknowledged data: a connection is no less established for that.
-    tcp = (
-        transitory,
-        transitory,
-        established,
-        transitory,
-        transitory,
-        transitory,
-        timeouts.tcp_time_wait_s,
-        timeouts.tcp_reset_s,
-        transitory,
-        established,
-        established,
+def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chain:
+    states = (ct("state"), bitwise(_INVALID_OR_NEW), compare(bytes(4), "!="))
+    # To the kernel, a route to the machine itself leads nowhere, too.
+    is_not_here = (destination_kind(), compare(_LOCAL, "!="))
+    unsolicited = (*in_network(DESTINATION, pool), *states, *leads_nowhere(), *is_not_here)
+    # An edge on this machine may have several ways to a host, of which the route names one.
+    not_from_hosts = (part for name in sorted(underlay) for part in through("iifname", name, negated=True))
+    not_from_edges = (meta("iifname"), set_lookup("uplinks", negated=True))
+    # This machine may have addresses of its own in the pool: what it sends to itself comes back from one of them.
+    is_not_from_here = (source_kind(), compare(_LOCAL, "!="))
+    forged = (
+        *in_network(SOURCE, pool),
+        *not_from_edges,
+        *not_from_hosts,
+        *source_is_elsewhere(),
+        *is_not_from_here,
     )
-    by_name = {
-        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(_TCP, tcp),
-        f"udp-{timeouts.udp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
-        f"icmp-{timeouts.icmp_s}": CtTimeout(_ICMP, (timeouts.icmp_s,)),
-    }
-    return {(Family.IPV4, CT_TIMEOUTS + name): timeout for name, timeout in by_name.items()}
-
-
-def _exemption(marks: Marks) -> Chain:
-    forget = (meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
-    is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
-    is_not_ours = (ct("mark"), bitwise(native_u32(marks.flag)), compare(bytes(4)))
-    is_ours = (ct("mark"), bitwise(native_u32(marks.flag)), compare(native_u32(marks.flag)))
     rules = (
-        rule(is_ours, RETURN, comment="decided when it began"),
-        rule(_is_not_managed(marks), RETURN),
+        rule(is_managed(marks), goto("outgoing")),
+        rule(forged, counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
+        rule(unsolicited, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
+    )
+    return Chain("exemption", filtering(PREROUTING, _AFTER_MANGLE), rules)
+
+
+def _outgoing(marks: Marks) -> Chain:
+    forget = _forget(marks)
+    is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
+    is_reply = (ct("direction"), compare(b"\1"))
+    rules = (
+        rule(is_reply, goto("answers")),
+        rule(_is_of_ours(marks), RETURN, comment="decided when it began"),
         rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
-        rule(is_older, is_not_ours, forget, RETURN, comment="older than our care: goes on as it went"),
+        rule(is_older, forget, RETURN, comment="older than our care: goes on as it went"),
+        rule(_is_new(), source_is_elsewhere(), counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
         rule(_is_new(), jump("newcomers")),
     )
-    return Chain("exemption", filtering(PREROUTING, -150), rules)
+    return Chain("outgoing", None, rules)
+
+
+def _answers(marks: Marks) -> Chain:
+    # Other software may restore the packet's mark from the connection's; then it came through an uplink.
+    from_vm = (*_is_of_ours(marks), meta("iifname"), set_lookup("uplinks", negated=True))
+    rules = (
+        rule(from_vm, counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
+        rule(_forget(marks), comment="no packet to a VM, and no answer of a VM, is managed"),
+    )
+    return Chain("answers", None, rules)
+
+
+def _is_of_ours(marks: Marks) -> tuple[Expression, ...]:
+    """``ct mark & FLAG == FLAG``: the connection is managed."""
+    return ct("mark"), bitwise(native_u32(marks.flag)), compare(native_u32(marks.flag))
+
+
+def _forget(marks: Marks) -> tuple[Expression, ...]:
+    """``meta mark set meta mark & ~MASK``"""
+    return meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark")
 
 
 def _is_new() -> tuple[Expression, ...]:
@@ -391,10 +420,10 @@ def _is_new() -> tuple[Expression, ...]:
 
 def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
-    ported = (*_owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
-    portless = (*_owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
+    ported = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
+    portless = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
     # A query's code is 0, and stands where the others have their port.
-    is_capped = (*_owner(marks), set_lookup("capped"))
+    is_capped = (*owner(marks), set_lookup("capped"))
     words = "no port is left for it"
     rules = (
         rule(ported, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
@@ -411,51 +440,46 @@ def _deferral(marks: Marks, settings: HostSettings) -> tuple[Rule, ...]:
     is_first = (ct("status"), bitwise(_CONFIRMED), compare(bytes(4)))
     queue = queue_to if settings.queueing is Queueing.NATIVE else extension_queue_to
     words = "waits until the VM has more ports"
-    return (rule(is_first, *_owner(marks), set_lookup("deferred"), queue(settings.queue), comment=words),)
+    return (rule(is_first, *owner(marks), set_lookup("deferred"), queue(settings.queue), comment=words),)
 
 
 def _translate(marks: Marks) -> Chain:
     # Looking an interface up by its name takes longest: once.
     return Chain(
-        "translate", Hook("nat", POSTROUTING, 90), (rule(_is_managed(marks), to_interface("uplinks"), jump("begun")),)
+        "translate", Hook("nat", POSTROUTING, 90), (rule(is_managed(marks), to_interface("uplinks"), jump("begun")),)
     )
 
 
-def _begun(marks: Marks, timeouts: Iterable[str], log_group: int) -> Chain:
+def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
     remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
-    spent = (*_owner(marks), set_lookup("budgets"))
+    spent = (*owner(marks), set_lookup("budgets"))
     rules = (
         rule(remember, comment="the connection is ours"),
-        *map(_set_timeout, timeouts),
+        *map(timeouts.rule_of, names),
+        zones.learn_origin(marks),
         rule(spent, log_to(log_group), comment="an arrival budget is used up"),
-        rule(_owner(marks), map_lookup("bindings"), source_nat(), comment="a port of the VM's own range"),
+        rule(owner(marks), map_lookup("bindings"), source_nat(), comment="a port of the VM's own range"),
     )
     return Chain("begun", None, rules)
 
 
 def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     translated = (ct("status"), bitwise(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
-    leaves = to_interface("uplinks")
     rules = (
         # Every packet passes here: those of no VM, and all replies, are let through first.
-        rule(_is_not_managed(marks), RETURN),
+        rule(is_not_managed(marks), RETURN),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
         rule(translated, in_network(SOURCE, pool), RETURN),
-        rule(leaves, counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
+        rule(counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)
-
-
-def _set_timeout(name: str) -> Rule:
-    return rule(ct_timeout(name))
 
 
 def _errors(marks: Marks) -> Chain:
     flag = native_u32(marks.flag)
     is_related = (ct("state"), bitwise(_RELATED), compare(bytes(4), "!="))
-    is_ours = (ct("mark"), bitwise(flag), compare(flag))
     manage = (meta("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
     own_errors = rule(
-        protocol(_ICMP), is_related, is_ours, manage, comment="what we say about a VM's packet goes its way"
+        protocol(_ICMP), is_related, _is_of_ours(marks), manage, comment="what we say about a VM's packet goes its way"
     )
     return Chain("errors", Hook("route", OUTPUT, -150), (own_errors,))

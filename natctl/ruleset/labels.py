@@ -10,6 +10,7 @@ Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 from __future__ import annotations
 
 import functools
+import struct
 
 COMMENT = 0
 DIGEST = 126
@@ -45,6 +46,22 @@ def pack(comment: str = "", tag: str = "", digest: bytes = b"") -> bytes:
         owner = tag.encode("utf-8", "replace")[:96]
         parts += _head(TAG, len(owner)), owner
     return b"".join(parts)
+
+
+def part(kind: int, value: bytes) -> bytes:
+    """Return one part: type, length, value."""
+    return _head(kind, len(value)) + value
+
+
+def typeof(expression: int, *attributes: tuple[int, int]) -> bytes:
+    """
+    Return how ``nft`` describes, in a set's user data, the expression that gives the type of a key or of data.
+
+    :param expression: ``EXPR_META`` (9), ``EXPR_CT`` (12): ``nft``'s own numbers (include/expression.h).
+    :param attributes: Type and value of each property (``NFTNL_UDATA_SET_KEY_TYPEOF_DATA``), 4 bytes in host order.
+    """
+    parts = b"".join(part(kind, struct.pack("=I", value)) for kind, value in attributes)
+    return part(0, struct.pack("=I", expression)) + part(1, parts)
 
 
 def unpack(userdata: bytes) -> dict[int, bytes]:

@@ -6,7 +6,9 @@ Tested by ``tests/unit/natctl/ruleset/test_ruleset.py``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_HIGHEST_ZONE: Final = 0xFFFF
 
 
 class Marks(NamedTuple):
@@ -31,8 +33,8 @@ class Marks(NamedTuple):
 
     @property
     def highest_index(self) -> int:
-        """The largest index that fits."""
-        return (self.mask ^ self.flag) >> self.shift
+        """The largest index that fits; a conntrack zone, which an index is too, has 16 bits."""
+        return min((self.mask ^ self.flag) >> self.shift, _HIGHEST_ZONE)
 
     def of(self, index: int) -> int:
         """

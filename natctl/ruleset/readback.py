@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl.model.entries import HostEntry, HostSettings, Path, Settings
-from natctl.ruleset import edge, edge_maps, host
+from natctl.ruleset import edge, edge_maps, host, timeouts
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Reading
@@ -81,5 +81,5 @@ def _path(seen: Reading, routing: Routing) -> Path | None:
         routing.pool,
         routing.way[1] if routing.way is not None else frozenset(),
         frozenset(IPv4Address(element.key) for element in externals),
-        host.timeouts_in(seen.holdings),
+        timeouts.timeouts_in(seen.holdings),
     )

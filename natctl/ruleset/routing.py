@@ -50,6 +50,9 @@ class Routing:
     rule: MarkRule | None = None
     way: tuple[int, frozenset[IPv4Address]] | None = None
     """Table of the way to the edges, and one next hop an edge."""
+    barrier: int | None = None
+    """The same table, if it ends in an unreachable default route: while no next hop can be used, managed packets must
+    not take the routes of the following rules."""
 
 
 def shared(settings: Settings, path: Path | None) -> Routing:
@@ -64,7 +67,8 @@ def shared(settings: Settings, path: Path | None) -> Routing:
     pool = Routing(pool=path.internal_pool, pool_table=ASIDE if settings.shares_pool else MAIN)
     if settings.host is None or not path.edges:
         return pool
-    return dataclasses.replace(pool, rule=mark_rule(settings.host), way=(settings.host.route_table, path.edges))
+    table = settings.host.route_table
+    return dataclasses.replace(pool, rule=mark_rule(settings.host), way=(table, path.edges), barrier=table)
 
 
 def mark_rule(settings: HostSettings) -> MarkRule:
@@ -109,6 +113,7 @@ def steps(desired: Routing, observed: Routing) -> Steps:
             desired.pool_table if pool_moved else MAIN,
             desired.rule if desired.rule != observed.rule else None,
             desired.way if way_moved else None,
+            desired.barrier if desired.barrier != observed.barrier else None,
         ),
         Routing(
             drop,
@@ -116,6 +121,7 @@ def steps(desired: Routing, observed: Routing) -> Steps:
             observed.pool_table if pool_moved else MAIN,
             observed.rule if desired.rule != observed.rule else None,
             observed.way if is_elsewhere else None,
+            observed.barrier if desired.barrier != observed.barrier else None,
         ),
     )
 
@@ -129,6 +135,8 @@ def _words(part: Routing, what: str) -> Iterable[str]:
         yield f"rule fwmark {part.rule.mark:#x} lookup {part.rule.table} {what}"
     if part.way:
         yield f"route to {len(part.way[1])} edges in table {part.way[0]} {what}"
+    if part.barrier:
+        yield f"unreachable default route in table {part.barrier} {what}"
 
 
 class Switch(NamedTuple):

@@ -130,6 +130,8 @@ class Field(NamedTuple):
     number: int
     length: int
     host_order: bool = False
+    expression: bytes = b""
+    """For ``typeof``: the expression that has this type, as ``nft`` describes it in a set's user data."""
 
 
 class SetSpec(NamedTuple):
@@ -151,6 +153,8 @@ class SetSpec(NamedTuple):
     """Every element lets some packets pass before it matches all that follow."""
     expiring: bool = False
     """Elements time out, see :data:`EXPIRING`."""
+    learning_s: int = 0
+    """Rules add elements, which time out after so many seconds; 0: they do not."""
     room: int = 0
     """Elements it holds at most; 0: any number. With a limit the kernel makes the quickest kind of hash table."""
 
@@ -196,7 +200,7 @@ class CtTimeout(NamedTuple):
 Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
-EXPIRING: frozenset[Place] = frozenset({(Family.IPV4, "refused")})
+EXPIRING: frozenset[Place] = frozenset({(Family.IPV4, "refused"), (Family.IPV4, "origins")})
 """Sets whose elements time out: they are not compared and not restored."""
 
 ANNOUNCED_PER_S = 50

@@ -67,7 +67,13 @@ def test_replace_says_what_differed_and_then_nothing(machine: Machine) -> None:
 def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
     seen = programmed.observe()
     assert (seen.host, seen.edge, seen.path) == ({ONE: HOSTED}, AT_EDGE, PATH)
-    assert seen.drops == {"untranslated": 0, "nobodys-port": 0, "not-owned": 0}
+    assert seen.drops == {
+        "untranslated": 0,
+        "forged-source": 0,
+        "unsolicited": 0,
+        "nobodys-port": 0,
+        "not-owned": 0,
+    }
     assert seen.connections == {ONE: 0}
 
 

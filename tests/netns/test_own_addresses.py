@@ -146,6 +146,45 @@ def test_own_traffic_goes_on_and_so_does_a_vms(machine: Machine) -> None:
     assert machine.machine.run("nft", "list", "table", "ip", "virtports").count("counter packets 0") >= 3
 
 
+def test_a_neighbour_and_the_machine_itself_are_no_forgers(machine: Machine) -> None:
+    """Their sources are in the pool; on a bridge that is neither uplink nor underlay, only where they are routed to."""
+    container = Namespace("container")
+    try:
+        machine.machine.ip(
+            "link add br1 type bridge",
+            "link set br1 up",
+            "addr add 100.70.0.1/24 dev br1",
+            f"link add veth1 type veth peer name eth0 netns {container.name}",
+            "link set veth1 master br1 up",
+        )
+        container.ip("link set eth0 up", "addr add 100.70.0.5/24 dev eth0", "route add default via 100.70.0.1")
+        machine.machine.nft(
+            "table ip containers { chain c { type nat hook postrouting priority srcnat;"
+            " ip saddr 100.70.0.0/24 oifname eth0 masquerade; }; }"
+        )
+        machine.program()
+        assert _reaches(container, machine.provider, INTERNET, socket.SOCK_STREAM)
+        assert _reaches(container, machine.machine, OWN, socket.SOCK_STREAM, port=22)
+        assert _reaches(machine.machine, container, "100.70.0.5", socket.SOCK_DGRAM)
+        for own in (OWN, "100.70.0.1"):
+            assert _reaches(machine.machine, machine.machine, own, socket.SOCK_STREAM, port=22)
+    finally:
+        container.close()
+    assert machine.kernel.observe().drops["forged-source"] == 0
+
+
+def test_a_source_that_is_the_machines_own_is_not_dropped(machine: Machine) -> None:
+    """As where a packet of its own comes back to it by an interface, which an operator may have allowed."""
+    machine.machine.sysctl(conf__br0__accept_local=1, conf__br0__rp_filter=0, conf__all__rp_filter=0)
+    machine.program(via=IPv4Address("100.72.0.20"))
+    with machine.guest.socket(socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        machine.guest.ip("link set lo up", f"addr add {OWN}/32 dev lo")
+        raw.bind((OWN, 0))
+        raw.sendto(b"\x08\x00\xf7\xff\x00\x00\x00\x00", ("10.10.0.1", 0))
+    assert _reaches(machine.guest, machine.machine, "10.10.0.1", socket.SOCK_STREAM, port=22)
+    assert machine.kernel.observe().drops["forged-source"] == 0
+
+
 def test_the_operator_is_told_what_overlaps_and_what_to_do(machine: Machine) -> None:
     machine.program()
     (warning,) = machine.kernel.warnings

@@ -370,11 +370,18 @@ class VM:
         return edge_intent(self.domain, f"web {self.number}", self.internal, via, self.ranges)
 
 
-def program(nodes: list[Node], vms: list[VM], edges: Mapping[int, tuple[Node, ...]] | None = None) -> None:
+def program(
+    nodes: list[Node],
+    vms: list[VM],
+    edges: Mapping[int, tuple[Node, ...]] | None = None,
+    *,
+    are_running: bool = False,
+) -> None:
     """
     Give every node what a manager's snapshot would: edges first, hosts last.
 
     :param edges: Next hops by index of the host in ``nodes``; a host that is not named is its own edge.
+    :param are_running: The VMs ran before they were managed; they are not programmed first without an interface.
     """
     order = sorted(range(len(nodes)), key=lambda index: nodes[index].kernel.settings.edge is None)
     for index in order:
@@ -384,6 +391,9 @@ def program(nodes: list[Node], vms: list[VM], edges: Mapping[int, tuple[Node, ..
         path = Path(POOL, hops, frozenset({EXTERNAL, OTHER_EXTERNAL}))
         hosts = {vm.domain: vm.on_host() for vm in vms if vm.guest.host is node} if settings.host else {}
         at_edge = {vm.domain: vm.at(node) for vm in vms} if settings.edge else {}
+        if not are_running:
+            starting = {domain: dataclasses.replace(entry, taps=frozenset()) for domain, entry in hosts.items()}
+            node.kernel.replace(starting, at_edge, path)
         node.kernel.replace(hosts, at_edge, path)
 
 

@@ -76,9 +76,9 @@ from natctl.ruleset.values import (
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11  # NFNL_MSG_BATCH_BEGIN and _END
 _NEW: Final = NLM_F_CREATE | NLM_F_EXCL
 
-_INTERVAL, _MAP, _TIMEOUT, _CONCATENATION, _SEVERAL_EXPRESSIONS = 0x4, 0x8, 0x10, 0x80, 0x100  # NFT_SET_*
+_INTERVAL, _MAP, _TIMEOUT, _EVAL, _CONCATENATION, _SEVERAL_EXPRESSIONS = 0x4, 0x8, 0x10, 0x20, 0x80, 0x100  # NFT_SET_*
 _VERDICT_TYPE: Final = 0xFFFFFF00
-_KEY_ORDER, _DATA_ORDER, _DATA_INTERVAL = 0, 1, 6  # NFTNL_UDATA_SET_*
+_KEY_ORDER, _DATA_ORDER, _KEY_TYPEOF, _DATA_TYPEOF, _DATA_INTERVAL = 0, 1, 3, 4, 6  # NFTNL_UDATA_SET_*
 _HOST_ENDIAN, _BIG_ENDIAN = 1, 2
 _IN_OUR_TABLE: Final = attribute(schema.TABLE_NAME, terminated(TABLE))
 _BEFORE_ATTRIBUTES: Final = HEADER.size + NFGENMSG_BYTES
@@ -239,6 +239,8 @@ def _packed_kind(spec: SetSpec) -> bytes:
     elif spec.data:
         length = _padded_length(spec.data) * (2 if spec.data_interval else 1)
         attrs += [("NFTA_SET_DATA_TYPE", _type_number(spec.data)), ("NFTA_SET_DATA_LEN", length)]
+    if spec.learning_s:
+        attrs.append(("NFTA_SET_TIMEOUT", spec.learning_s * 1000))
     description: list[list[Any]] = []
     if spec.room:
         description.append(["NFTA_SET_DESC_SIZE", spec.room])
@@ -263,7 +265,8 @@ def _set_flags(spec: SetSpec) -> int:
         (_INTERVAL if spec.interval else 0)
         | (_MAP if spec.data or spec.verdicts else 0)
         | (_CONCATENATION if len(spec.key) > 1 else 0)
-        | (_TIMEOUT if spec.expiring else 0)
+        | (_TIMEOUT if spec.expiring or spec.learning_s else 0)
+        | (_EVAL if spec.learning_s else 0)
         | (_SEVERAL_EXPRESSIONS if spec.budgets else 0)
     )
 
@@ -290,6 +293,8 @@ def _set_userdata(spec: SetSpec) -> bytes:
     data = number(_KEY_ORDER, _HOST_ENDIAN if spec.key[0].host_order else _BIG_ENDIAN)
     if spec.data:
         data += number(_DATA_ORDER, _HOST_ENDIAN if spec.data[0].host_order else _BIG_ENDIAN)
+    if spec.data and spec.key[0].expression and spec.data[0].expression:
+        data += labels.part(_KEY_TYPEOF, spec.key[0].expression) + labels.part(_DATA_TYPEOF, spec.data[0].expression)
     if spec.data_interval:
         data += number(_DATA_INTERVAL, 1)
     return data + labels.pack(digest=spec.digest)

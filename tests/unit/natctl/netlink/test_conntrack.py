@@ -16,7 +16,16 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
 from natctl.model.port_use import PortUse, VMPorts
-from natctl.netlink.conntrack import delete_connections, dump_full_destinations, dump_ports, dump_ports_of
+from natctl.netlink.conntrack import (
+    FLAG,
+    delete_connections,
+    dump_full_destinations,
+    dump_ports,
+    dump_ports_of,
+    zones_of,
+    zones_of_all,
+)
+from natctl.netlink.socket import NETFILTER, Socket
 from tests.fakes.netlink import ack, done, kernel_end, message
 
 # conntrack -L: udp src=127.0.0.1 dst=127.0.0.1 sport=4000 dport=5000 src=127.0.0.1 dst=127.0.0.9 sport=5000 dport=20228
@@ -26,6 +35,8 @@ UDP = bytes.fromhex(
     "13880000 06000300 4f040000 08000300 00000198 08000800 40000000 08000c00 c026b2bc 08000b00 00000001 08000700"
     "0000001d"
 )
+# The same in zone 5 of the original direction.
+ZONED_UDP = UDP[:4] + bytes.fromhex("3c000180") + UDP[8:56] + bytes.fromhex("06000300 00050000") + UDP[56:]
 # icmp src=127.0.0.1 dst=127.0.0.1 type=8 code=0 id=100 src=127.0.0.1 dst=127.0.0.9 type=0 code=0 id=100
 ICMP = bytes.fromhex(
     "02000000 3c000180 14000180 08000100 7f000001 08000200 7f000001 24000280 05000100 01000000 06000400 00640000"
@@ -102,10 +113,40 @@ def test_entries_of_others_are_not_deleted() -> None:
     assert with_entries(lambda: delete_connections(IPv4Address("127.0.0.8")), UDP, ICMP, PORTLESS) == 0
 
 
-def test_the_usual_layout_is_read_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("entry", [UDP, ZONED_UDP], ids=["no zone", "zone"])
+def test_the_usual_layouts_are_read_in_one_go(monkeypatch: pytest.MonkeyPatch, entry: bytes) -> None:
     """Attribute by attribute takes ten times as long, which no result shows."""
     monkeypatch.setattr("natctl.netlink.conntrack._collect_slowly", pytest.fail)
-    assert collected(UDP) == use(udp=[20228])
+    assert collected(entry) == use(udp=[20228])
+
+
+def test_a_zone_is_passed_over_where_attributes_are_not_flagged_as_nests() -> None:
+    assert collected(ZONED_UDP.replace(b"\x02\x80", b"\x02\x00").replace(b"\x01\x80", b"\x01\x00")) == collected(UDP)
+
+
+def test_the_zones_of_a_vm_are_read() -> None:
+    def of_all() -> object:
+        with Socket(NETFILTER, "read the zones of all VMs") as ct:
+            return zones_of_all(ct, FLAG)
+
+    def of_one() -> object:
+        with Socket(NETFILTER, "read the zones of a VM") as ct:
+            return zones_of(ct, INTERNAL)
+
+    assert with_entries(of_all, UDP, ZONED_UDP) == {INTERNAL: {0, 5}}
+    assert with_entries(of_one, UDP, ZONED_UDP) == {0, 5}
+    assert with_entries(of_one, ZONED_UDP) == {5}
+    assert with_entries(of_one) == frozenset()
+
+
+def test_a_connection_is_deleted_in_its_zone() -> None:
+    with kernel_end() as kernel:
+        kernel.send(message(DUMPED, ZONED_UDP) + done())
+        kernel.send(ack(2))
+        kernel.send(done(sequence=3))
+        assert delete_connections(INTERNAL) == 1
+        kernel.recv(1000)
+        assert ZONED_UDP[4:64] in kernel.recv(1000)
 
 
 def test_a_kernel_that_does_not_flag_nests_is_understood() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from ipaddress import IPv4Address, IPv4Network
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from natctl.netlink import routes
 from natctl.netlink.message import HEADER, MalformedMessage, attribute
-from natctl.ruleset.routing import MarkRule, Routing
+from natctl.ruleset.routing import ASIDE, MAIN, MarkRule, Routing
 from tests.unit.natctl.netlink.nftables.test_transaction_bytes import Recorder
 
 POOL = IPv4Network("100.64.0.0/10")
@@ -64,3 +65,10 @@ def test_of_two_pool_routes_the_one_with_an_effect_is_read() -> None:
     for both in ((*aside, *effective), (*effective, *aside)):
         assert routes.decode(both, []) == Routing(pool=POOL)
     assert routes.decode(aside, []) == Routing(pool=POOL, pool_table=7414)
+
+
+@pytest.mark.parametrize("pool_table", [MAIN, ASIDE])
+def test_the_pools_route_and_the_barrier_are_told_apart_by_their_destination(pool_table: int) -> None:
+    wanted = Routing(pool=POOL, pool_table=pool_table, barrier=7414)
+    assert routes.decode(bodies(wanted), []) == wanted
+    assert routes.decode(bodies(Routing(barrier=7414)), []) == Routing(barrier=7414)

@@ -15,7 +15,7 @@ from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
-from natctl.ruleset import edge_maps, host, plan
+from natctl.ruleset import edge_maps, host, plan, timeouts
 from natctl.ruleset.plan import (
     AddChain,
     AddCtTimeout,
@@ -273,7 +273,7 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
     before, after = _with(Timeouts(udp_s=300)), _with(Timeouts(udp_s=150))
     made = plan.difference(after, before.holdings)
     new, former = (Family.IPV4, "managed-udp-150"), (Family.IPV4, "managed-udp-300")
-    begun = after.chains[host.BEGUN]
+    begun = after.chains[timeouts.BEGUN]
     assert made.operations == (
         AddCtTimeout(new, CtTimeout(17, (150, 150))),
         FlushChain(Family.IPV4, "begun"),

@@ -25,7 +25,7 @@ def test_nothing_before_a_path_is_known() -> None:
 
 
 def test_a_host_sends_what_is_managed_to_the_edges() -> None:
-    assert routing.shared(HOST, Path(POOL, EDGES)) == Routing(pool=POOL, rule=RULE, way=(7414, EDGES))
+    assert routing.shared(HOST, Path(POOL, EDGES)) == Routing(pool=POOL, rule=RULE, way=(7414, EDGES), barrier=7414)
 
 
 @pytest.mark.parametrize(("settings", "path"), [(HOST, Path(POOL)), (EDGE, Path(POOL, EDGES))])

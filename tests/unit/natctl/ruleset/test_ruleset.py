@@ -13,7 +13,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from natctl.model.entries import DEFAULT_EXEMPT, HostSettings, Path
-from natctl.ruleset import edge_maps, host, labels
+from natctl.ruleset import edge_maps, host, labels, timeouts
 from natctl.ruleset.common import network_elements
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import CtTimeout, Family, Holdings, Reading
@@ -164,7 +164,7 @@ def test_a_hosts_own_timeouts_take_precedence_over_the_managers(
     own: TimeoutsTable, site: Timeouts | None, together: Timeouts
 ) -> None:
     settings = HostSettings(frozenset({"eth0"}), timeouts=own)
-    assert host.timeouts_in(host.base(settings, Path(POOL, timeouts=site)).holdings) == together
+    assert timeouts.timeouts_in(host.base(settings, Path(POOL, timeouts=site)).holdings) == together
 
 
 def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
@@ -173,11 +173,11 @@ def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
     left = host.base(settings, Path(POOL, timeouts=former)).ct_timeouts
     held = dataclasses.replace(now, ct_timeouts={**left, **now.ct_timeouts})
     assert len(held.ct_timeouts) == 5
-    assert host.timeouts_in(held.holdings) == Timeouts(udp_s=300)
+    assert timeouts.timeouts_in(held.holdings) == Timeouts(udp_s=300)
 
 
 def test_a_table_without_our_rules_gives_no_timeouts() -> None:
     base = host.base(HostSettings(frozenset({"eth0"})), Path(POOL))
-    assert host.timeouts_in(dataclasses.replace(base, chains={}).holdings) is None
+    assert timeouts.timeouts_in(dataclasses.replace(base, chains={}).holdings) is None
     strangers = {(Family.IPV4, "managed-udp-9"): CtTimeout(17, (9, 9))}
-    assert host.timeouts_in(dataclasses.replace(base, ct_timeouts=strangers).holdings) is None
+    assert timeouts.timeouts_in(dataclasses.replace(base, ct_timeouts=strangers).holdings) is None

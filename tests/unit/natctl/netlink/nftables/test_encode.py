@@ -16,7 +16,16 @@ from natctl.netlink.nftables import encode
 from natctl.netlink.nftables.elements import packed_element
 from natctl.ruleset import expressions as nft
 from natctl.ruleset import labels
-from natctl.ruleset.common import ADDRESS, PORT, interface_key, network_elements, port_word, rule
+from natctl.ruleset.common import (
+    ADDRESS,
+    PORT,
+    TYPEOF_MARK,
+    TYPEOF_ZONE,
+    interface_key,
+    network_elements,
+    port_word,
+    rule,
+)
 from natctl.ruleset.plan import (
     AddChain,
     AddCtTimeout,
@@ -230,3 +239,14 @@ def test_an_element_can_be_taken_apart_again(element: Element) -> None:
     assert (11 in parts) == (element.budget is not None)
     assert (7 in parts) == (element.defer_after is not None)
     assert int.from_bytes(parts.get(4, b""), "big") == element.timeout_ms
+
+
+def test_the_type_of_a_zone_is_described_as_nft_does_it() -> None:
+    """``map zones { typeof meta mark : ct original zone; }``, as nft 1.0.6 sends it."""
+    by_nft = bytes.fromhex(
+        "0004 01000000 0104 01000000 030e 0004 09000000 0106 0004 03000000"
+        "0414 0004 0c000000 010c 0004 11000000 0104 00000000".replace(" ", "")
+    )
+    spec = SetSpec("zones", (TYPEOF_MARK,), data=(TYPEOF_ZONE,))
+    (_, message, _) = encode.transaction([AddSet(IP, spec)])
+    assert by_nft + labels.pack(digest=spec.digest) in message.data

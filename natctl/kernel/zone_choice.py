@@ -1,0 +1,78 @@
+"""
+Which VMs can get a conntrack zone of their own when they begin to be managed.
+
+A connection stays in the zone in which it began: a VM that gets a zone, or loses it, loses its connections. So a VM
+gets one when it has no connections yet, and keeps it while it is managed.
+
+Tested by ``tests/netns/test_neighbours.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address
+from typing import Final
+
+from cpm.protocol.model import DomainUUID
+from natctl.model.entries import HostEntry, HostSettings
+from natctl.netlink.conntrack import zones_of, zones_of_all
+from natctl.netlink.links import has_received
+from natctl.netlink.socket import Socket
+from natctl.ruleset import host, zones
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.values import Reading
+
+_FEW: Final = 8
+"""VMs up to which the kernel walks its table once for each: that takes less time than decoding all connections."""
+
+
+def allowed(
+    netfilter: Socket, rtnl: Socket, settings: HostSettings, fresh: Collection[HostEntry]
+) -> frozenset[DomainUUID]:
+    """
+    Return those of VMs that were not managed until now which can get a zone of their own.
+
+    A VM with connections that are managed (natd was restarted, and somebody removed our tables meanwhile) gets the zone
+    that they are in. Any other gets one unless it has sent something: then it may have connections that are not
+    managed, and they are in no zone.
+
+    :param netfilter: A socket to netfilter.
+    :param rtnl: A socket to the routing tables.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    in_use = _zones_in_use(netfilter, settings, fresh)
+    return frozenset(
+        entry.intent.domain
+        for entry in fresh
+        if (
+            entry.index in used
+            if (used := in_use.get(entry.intent.internal))
+            else not any(has_received(rtnl, tap) for tap in entry.taps)
+        )
+    )
+
+
+def managed(
+    settings: HostSettings, reading: Reading, believed: tuple[Collection[DomainUUID], frozenset[DomainUUID]] | None
+) -> tuple[frozenset[DomainUUID], frozenset[DomainUUID]]:
+    """
+    Return the VMs that are managed already, and those among them that have a zone: while they are managed, both stay.
+
+    :param reading: What the kernel holds.
+    :param believed: The VMs that were last programmed, and those of them with a zone, which count more than the
+        kernel's tables: others may have changed these. None: nothing was programmed yet.
+    """
+    in_kernel = {domain: entry.index for domain, entry in host.entries_in(settings, reading).items()}
+    indexes = zones.indexes_in(Marks.of_mask(settings.mark_mask), reading.holdings)
+    with_zone = frozenset(domain for domain, index in in_kernel.items() if index in indexes)
+    if believed is None:
+        return frozenset(in_kernel), with_zone
+    return frozenset(in_kernel).union(believed[0]), with_zone.difference(believed[0]) | believed[1]
+
+
+def _zones_in_use(
+    netfilter: Socket, settings: HostSettings, fresh: Collection[HostEntry]
+) -> Mapping[IPv4Address, frozenset[int]]:
+    if len(fresh) > _FEW:
+        return zones_of_all(netfilter, Marks.of_mask(settings.mark_mask).flag)
+    return {entry.intent.internal: zones_of(netfilter, entry.intent.internal) for entry in fresh}

@@ -1,0 +1,77 @@
+"""
+The timeouts of managed connections: ``ct timeout`` objects, one for each protocol.
+
+A ``ct timeout`` object has its seconds in its name. Other seconds are another object, and the rules of ``begun`` are
+exchanged; the former object stays until the table goes, since removing it would give the connections that use it
+back to the system's timeouts (``nf_ct_untimeout``).
+
+Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cpm.protocol.timeouts import Timeouts
+from natctl.ruleset.common import rule
+from natctl.ruleset.expressions import ct_timeout
+from natctl.ruleset.values import CT_TIMEOUTS, CtTimeout, Family, Holdings, Place, Rule
+
+BEGUN: Final[Place] = (Family.IPV4, "begun")
+"""The chain that gives new connections their timeouts."""
+
+_ICMP, _TCP, _UDP = 1, 6, 17
+_TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
+"""Places in the list of TCP's states that :func:`objects` names."""
+
+
+def objects(timeouts: Timeouts) -> dict[Place, CtTimeout]:
+    """Return the ``ct timeout`` objects for these timeouts."""
+    transitory, established = timeouts.tcp_transitory_s, timeouts.tcp_established_s
+    # SYN sent, SYN received, established, FIN wait, close wait, last ACK, time wait, close, second SYN sent, and the
+    # two for retransmitted and for unacknowledged data: a connection is no less established for that.
+    tcp = (
+        transitory,
+        transitory,
+        established,
+        transitory,
+        transitory,
+        transitory,
+        timeouts.tcp_time_wait_s,
+        timeouts.tcp_reset_s,
+        transitory,
+        established,
+        established,
+    )
+    by_name = {
+        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(_TCP, tcp),
+        f"udp-{timeouts.udp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
+        f"icmp-{timeouts.icmp_s}": CtTimeout(_ICMP, (timeouts.icmp_s,)),
+    }
+    return {(Family.IPV4, CT_TIMEOUTS + name): timeout for name, timeout in by_name.items()}
+
+
+def rule_of(name: str) -> Rule:
+    """Return the rule that gives a connection the timeouts of this object, if it is of the object's protocol."""
+    return rule(ct_timeout(name))
+
+
+def timeouts_in(holdings: Holdings) -> Timeouts | None:
+    """Return the timeouts that new connections get; None: there is nothing of ours."""
+    rules = holdings.chains[BEGUN].rules if BEGUN in holdings.chains else ()
+    in_force = {
+        timeout.protocol: timeout.seconds
+        for (_, name), timeout in holdings.ct_timeouts.items()
+        if timeout is not None and rule_of(name).digest in rules
+    }
+    if in_force.keys() != {_TCP, _UDP, _ICMP}:
+        return None
+    tcp = in_force[_TCP]
+    return Timeouts(
+        tcp_established_s=tcp[_TCP_ESTABLISHED],
+        tcp_transitory_s=tcp[_TCP_OPENING],
+        tcp_time_wait_s=tcp[_TCP_TIME_WAIT],
+        tcp_reset_s=tcp[_TCP_CLOSE],
+        udp_s=in_force[_UDP][0],
+        icmp_s=in_force[_ICMP][0],
+    )

@@ -1,0 +1,89 @@
+"""A managed packet that was not translated leaves by no interface, wherever the routes lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cpm.protocol.model import PortRange
+from tests.netns.topology import INTERNET, VM, Namespace, Node, Site, program
+
+pytestmark = pytest.mark.netns
+
+A = PortRange(20000, 20063)
+_ANYTHING = "table ip seen { chain c { type filter hook prerouting priority -400; ip daddr 192.0.2.2 counter; }; }"
+
+
+class Elsewhere:
+    """Another network that the host is connected to by ``wg0``, and what it sees of packets to the internet."""
+
+    def __init__(self, host: Node) -> None:
+        self.namespace = Namespace("elsewhere")
+        host.namespace.ip(
+            f"link add wg0 type veth peer name eth0 netns {self.namespace.name}",
+            "link set wg0 up",
+            "addr add 172.31.0.1/24 dev wg0",
+        )
+        self.namespace.ip("link set eth0 up", "addr add 172.31.0.2/24 dev eth0")
+        self.namespace.nft(_ANYTHING)
+
+    def seen(self) -> int:
+        """Return how many packets to the internet came here."""
+        rules = [item["rule"]["expr"] for item in self.namespace.ruleset() if "rule" in item]
+        return sum(int(part["counter"]["packets"]) for rule in rules for part in rule if "counter" in part)
+
+
+class Scene:
+    """A VM on a host that has another network beside the way to its edge."""
+
+    def __init__(self, site: Site) -> None:
+        self.host, self.edge = site.host_and_edge()
+        self.vm = VM.of(1, site.guest(self.host), A)
+        program([self.host, self.edge], [self.vm], {0: (self.edge,)})
+        self.elsewhere = Elsewhere(self.host)
+
+    def send(self) -> None:
+        """Send a datagram from the VM to the internet, and wait until the host has dealt with it."""
+        with self.vm.guest.namespace.udp() as client:
+            client.sendto(b"?", (INTERNET, 9000))
+        self.vm.guest.namespace.run("ping", "-c1", "-W5", "10.10.0.1")
+
+
+@pytest.fixture
+def scene(site: Site) -> Iterator[Scene]:
+    made = Scene(site)
+    try:
+        yield made
+    finally:
+        made.elsewhere.namespace.close()
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+def test_a_vpns_policy_rule_leads_no_packet_past_us(scene: Scene, masquerade: bool) -> None:
+    if masquerade:
+        scene.host.namespace.nft(
+            "table ip vpn { chain c { type nat hook postrouting priority srcnat; oifname wg0 masquerade; }; }"
+        )
+    scene.host.namespace.ip(
+        "route add default via 172.31.0.2 dev wg0 table 51820", "rule add priority 100 iif br0 lookup 51820"
+    )
+    scene.send()
+    assert scene.elsewhere.seen() == 0
+    assert scene.host.kernel.observe().drops["untranslated"] == 1
+
+
+def test_no_packet_takes_another_default_route_while_no_edge_can_be_reached(scene: Scene) -> None:
+    scene.host.namespace.ip("route replace default via 172.31.0.2 dev wg0", "link set eth0 down")
+    scene.send()
+    assert scene.elsewhere.seen() == 0
+
+
+def test_a_lost_barrier_is_put_back(scene: Scene) -> None:
+    assert "unreachable default" in scene.host.namespace.run("ip", "route", "show", "table", "7414")
+    scene.host.namespace.ip("route del unreachable default table 7414 metric 4294967294")
+    mended = scene.host.kernel.ensure()
+    assert mended == ("unreachable default route in table 7414 is missing",)
+    assert "unreachable default" in scene.host.namespace.run("ip", "route", "show", "table", "7414")
+    scene.host.kernel.remove()
+    assert scene.host.namespace.run("ip", "route", "show", "table", "7414") == ""
