@@ -17,7 +17,8 @@ DEFER_S: Final = 0.7
 """Seconds for which a connection is deferred. With the time to notice that they have passed, this is less than the
 second after which TCP sends its SYN again."""
 BACK_OFF_S: Final = 5.0
-"""Seconds for which no connection of a VM is deferred after some were in vain. Doubled each time, up to
+"""Seconds for which no connection of a VM is deferred after some were deferred and got no port. Doubled each time, up
+to
 :data:`LONGEST_BACK_OFF_S`, until the VM has other ports."""
 LONGEST_BACK_OFF_S: Final = 320.0
 _MOST_DOUBLINGS: Final = 16
@@ -64,7 +65,7 @@ class Deferral:
         return bool(self._packets) and not 0 <= now - self._since < DEFER_S
 
     def is_backing_off(self, now: float) -> bool:
-        """Return whether no connection is to be deferred, because some were in vain."""
+        """Return whether no connection is to be deferred, because some were deferred and got no port."""
         return 0 < self._off_until - now <= LONGEST_BACK_OFF_S
 
     def on_armed(self, *, is_on: bool) -> None:
@@ -88,7 +89,7 @@ class Deferral:
         self._off_until, self._times_in_vain = -math.inf, 0
 
     def back_off(self, now: float) -> None:
-        """Begin to back off, because connections were deferred in vain."""
+        """Begin to back off, because deferred connections got no port."""
         self._off_until = now + min(BACK_OFF_S * 2**self._times_in_vain, LONGEST_BACK_OFF_S)
         self._times_in_vain = min(self._times_in_vain + 1, _MOST_DOUBLINGS)
 

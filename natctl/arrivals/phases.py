@@ -102,7 +102,7 @@ class DeferralPhase(enum.StrEnum):
     """Which connections are deferred (:class:`natctl.arrivals.deferral.Deferral`)."""
 
     OFF = "off"
-    """The kernel defers nothing: the VM is at its cap, or backs off after connections were deferred in vain."""
+    """The kernel defers nothing: the VM is at its cap, or backs off because deferred connections got no port."""
     READY = "ready"
     """The kernel defers connections beyond a limit; none was yet."""
     DEFERRING = "deferring"

@@ -406,7 +406,7 @@ def until_complete(read: Callable[[], _T]) -> _T:
     """
     Return what ``read``, which reads one dump, returns; call it up to five times while the dump is interrupted.
 
-    :raise DumpInterrupted: When it was every time.
+    :raise DumpInterrupted: When every attempt was interrupted.
     """
     for _ in range(_DUMP_ATTEMPTS - 1):
         try:
