@@ -332,6 +332,10 @@ class Kernel:
             with_zone = (self._may_have_zone(fresh) | kept) & desired.host.keys()
             hosts = {domain: self._host_fragment(entry, with_zone) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
+            try:
+                edge_maps.check_owners(desired.edge.values())
+            except ValueError as error:
+                raise KernelError("give each port one owner", 0, str(error)) from error
             present = _by_internal(reading)
             edges = {
                 domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))

@@ -129,6 +129,21 @@ def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = (
     return Fragment((), tuple(elements))
 
 
+def check_owners(entries: Iterable[EdgeIntent]) -> None:
+    """
+    Check that no two VMs have ranges that begin at the same external port; the kernel refuses any other overlap.
+
+    It cannot refuse this one: the ranges become one element of ``inbound-…``, the later VM's.
+
+    :raise ValueError: When two VMs do.
+    """
+    owners: dict[tuple[int, int], EdgeIntent] = {}
+    for entry in entries:
+        for each in entry.ranges:
+            if (owner := owners.setdefault((int(each.external), each.ports.first), entry)) is not entry:
+                raise ValueError(f"{each.external}:{each.ports.first} belongs to VM {owner.name} and VM {entry.name}")
+
+
 def pieces_covering(ports: PortRange, present: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """Return disjoint ranges, in order, that hold exactly these ports and keep each present one that is within them."""
     kept = sorted(piece for piece in present if ports.covers(piece))
