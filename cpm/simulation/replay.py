@@ -130,7 +130,7 @@ class Outcome:
 
     @property
     def held_per_used(self) -> float:
-        """Ports held for each port used, on average; infinite when none was ever used."""
+        """How many ports were held for each port in use, on average; infinite when no port was in use."""
         return self.mean_held / self.mean_used if self.mean_used else math.inf
 
 
