@@ -9,9 +9,29 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Change
-from tests.netns.topology import OTHER_EXTERNAL, VM, Guest, Node, Site, program
+from tests.netns.topology import (
+    OTHER_EXTERNAL,
+    VM,
+    Guest,
+    Node,
+    Site,
+    left_namespaces,
+    own_namespaces,
+    program,
+    remove_namespaces,
+)
 
 RANGE = PortRange(20000, 20063)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """Remove what killed test runs left, and fail when this one leaves anything."""
+    remove_namespaces(left_namespaces())
+    yield
+    left = own_namespaces()
+    remove_namespaces(left)
+    assert not left
 
 
 @dataclasses.dataclass

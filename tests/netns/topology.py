@@ -24,7 +24,7 @@ import pathlib
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
@@ -59,6 +59,27 @@ table ip witness {
 }
 """
 """Counts, at the router, what must not be seen outside."""
+
+
+def left_namespaces() -> list[str]:
+    """Return the namespaces of test processes that are no more: one that is killed cannot remove its own."""
+    found = pathlib.Path("/run/netns").glob("vpt*-*-*")
+    return sorted(path.name for path in found if not pathlib.Path("/proc", _maker(path.name)).exists())
+
+
+def own_namespaces() -> list[str]:
+    """Return the namespaces that this process has made and not removed."""
+    return sorted(path.name for path in pathlib.Path("/run/netns").glob(f"vpt{os.getpid()}-*-*"))
+
+
+def remove_namespaces(names: Iterable[str]) -> None:
+    """Remove namespaces; one that somebody else has removed meanwhile is no error."""
+    for name in names:
+        subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def _maker(name: str) -> str:
+    return name.removeprefix("vpt").split("-")[0]
 
 
 class Namespace:
