@@ -235,10 +235,11 @@ class Kernel:
         entries = [entry for entry in change.host.values() if entry is not None]
         fresh = [entry for entry in entries if entry.intent.domain not in belief.desired.host]
         gone = {domain for domain, entry in change.host.items() if entry is None}
-        return belief.with_zone - gone | (await self._in_thread(self._may_have_zone, fresh) if fresh else frozenset())
-
-    def _may_have_zone(self, fresh: Collection[HostEntry]) -> frozenset[DomainUUID]:
-        return zone_choice.allowed(*self._sockets(), self._settings.host, fresh) if self._settings.host else frozenset()
+        sockets = self._sockets()
+        allowed = zone_choice.silent(sockets[1], fresh)
+        if (others := [entry for entry in fresh if entry.intent.domain not in allowed]) and self._settings.host:
+            allowed |= await self._in_thread(zone_choice.allowed, *sockets, self._settings.host, others)
+        return belief.with_zone - gone | allowed
 
     def _step(self, belief: _Belief, change: Change, with_zone: frozenset[DomainUUID]) -> _Step:
         hosts = {
@@ -329,7 +330,8 @@ class Kernel:
             before = (self._belief.desired.host, self._belief.with_zone) if self._belief is not None else None
             managed, kept = zone_choice.managed(self._settings.host, reading, before)
             fresh = [entry for domain, entry in desired.host.items() if domain not in managed]
-            with_zone = (self._may_have_zone(fresh) | kept) & desired.host.keys()
+            with_zone = zone_choice.allowed(*self._sockets(), self._settings.host, fresh) | kept
+            with_zone &= desired.host.keys()
             hosts = {domain: self._host_fragment(entry, with_zone) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
             try:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from cpm.protocol.model import PortRange
+from natctl.model.entries import Change
 from natctl.netlink.conntrack import delete_connections, dump_ports
 from tests.netns.topology import INTERNET, VM, KernelIn, Node, Site, checksum, program
 
@@ -168,8 +169,20 @@ def test_only_a_vm_that_has_sent_nothing_gets_a_zone(scene: Scene, are_running: 
     assert _has_zone(scene) != are_running
 
 
-def _has_zone(scene: Scene) -> bool:
-    return "0x40010000" in scene.host.namespace.run("nft", "list", "map", "ip", "virtports", "zones")
+def test_a_vm_that_starts_gets_a_zone_whatever_its_earlier_run_left(scene: Scene) -> None:
+    with (
+        scene.site.internet.listener(INTERNET, 8080) as listener,
+        scene.victim.guest.namespace.tcp((INTERNET, 8080)),
+        listener.accept()[0],
+    ):
+        scene.host.kernel.change(Change(host={scene.victim.domain: None}))
+        again = dataclasses.replace(scene.victim.on_host(), index=9, taps=frozenset())
+        scene.host.kernel.change(Change(host={scene.victim.domain: again}))
+    assert _has_zone(scene, again.index)
+
+
+def _has_zone(scene: Scene, index: int = 1) -> bool:
+    return f"0x40{index:02x}0000" in scene.host.namespace.run("nft", "list", "map", "ip", "virtports", "zones")
 
 
 def _datagram(source: str, to: str, source_port: int, port: int, data: bytes) -> bytes:
