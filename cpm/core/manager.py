@@ -142,6 +142,8 @@ class Manager:
         """
         Begin a node's session; it gets everything it should hold.
 
+        A fence ends here: the operator vouched for a node that was gone, and this one is alive.
+
         :param version: Version of cpmd, for the answer.
         :param now: UTC seconds.
         :raise InvalidRequest: When it speaks another protocol.
@@ -157,7 +159,6 @@ class Manager:
             hello.roles,
             hello.underlay,
             in_service=known.in_service if known else False,
-            fenced=known.fenced if known else False,
         )
         if node != known:
             self.fleet.record(PutNode(node))

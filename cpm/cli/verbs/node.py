@@ -24,12 +24,13 @@ _FENCE_ABOUT = """\
 Fence a node only after you have made sure that it no longer forwards packets:
 it is off, or cut from the network. From then on cpmd does not wait for its
 confirmation, and the ports of its VMs may be given to others. If you fence a
-machine that still runs, one external port can have two owners."""
+machine that still runs, one external port can have two owners. The fence ends
+when the node connects again."""
 
 _EXAMPLES = """\
   virt-ports node list
   virt-ports node fence host2      it is switched off: give its ports to others
-  virt-ports node unfence host2    it is back"""
+  virt-ports node unfence host2    it was not dead: wait for it again"""
 
 VERB = parsing.Verb(100, "list, fence and unfence hosts and edges", examples=_EXAMPLES)
 

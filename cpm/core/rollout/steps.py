@@ -255,9 +255,9 @@ class Rollout:
         return node_sync is not None and uuid not in self._changed and node_sync.is_confirmed(uuid)
 
     def _is_fenced(self, name: NodeName) -> bool:
-        """Return whether steps need not wait for a node. A fenced node that connects again has to confirm again."""
+        """Return whether steps need not wait for a node."""
         node = self._fleet.nodes.get(name)
-        return node is not None and node.fenced and name not in self._node_syncs
+        return node is not None and node.fenced
 
     def is_live_edge(self, node: Node) -> bool:
         """Return whether a node is a connected edge that has confirmed its snapshot: new ranges wait for it."""

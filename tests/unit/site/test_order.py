@@ -176,6 +176,39 @@ def test_the_ranges_of_a_fenced_host_drain_and_a_vm_that_moved_gets_others() -> 
     assert [state for _, _, state in states(site)] == ["active"]
 
 
+def test_a_fence_ends_when_its_host_connects_and_holds_for_no_later_absence() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    site.disconnect(HOST1)
+    site.ask(lambda manager: manager.fence(HOST1, site.now, fenced=True))
+    site.connect(HOST1)
+    settle(site)
+    assert site.open(VM, 7) is not None
+    site.ask(lambda manager: manager.sizer.relocate(VM, site.now))
+    settle(site)
+    site.disconnect(HOST1)
+    for _ in range(3):
+        site.pass_time(60.0)
+        site.run()
+    assert "draining" in [state for _, _, state in states(site)]
+
+
+def test_a_fence_ends_when_its_edge_connects_and_holds_for_no_later_absence() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    site.disconnect(EDGE2)
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    site.connect(EDGE2)
+    site.run()
+    assert ways(site) == 2
+    site.disconnect(EDGE2)
+    site.stop_vm(VM)
+    for _ in range(5):
+        site.run()
+        site.pass_time(60.0)
+    assert states(site) == [(1024, 1279, "held")]
+
+
 def test_a_manager_that_comes_back_takes_up_every_change_where_it_was() -> None:
     site = Site()
     started(site)
