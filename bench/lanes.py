@@ -19,6 +19,7 @@ from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.process import Process
 from lab.shell import inside, ip_batch, run
+from lab.sites import CLUSTER
 
 _GUEST = "guest"
 _CATCHING_UP_S = 1.5
@@ -71,7 +72,7 @@ def masquerade_lane() -> Iterator[Lane]:
     with _wiring("benchplain") as lane:
         router, host = net.namespace("benchplain", "router"), lane.host
         ip_batch([f"route add default via {_underlay(EDGE)}"], host)
-        ip_batch([f"route add 172.30.0.0/24 via {net.machine(EDGE).address('uplink')}"], router)
+        ip_batch([f"route add 172.30.0.0/24 via {CLUSTER.machine(EDGE).address('uplink')}"], router)
         rules = (
             "table ip plain { chain nat { type nat hook postrouting priority srcnat; oifname underlay masquerade; }; }"
         )
@@ -84,7 +85,7 @@ def fleet_lane(vms: int) -> Iterator[Lane]:
     """Yield a lane whose host and edge hold this many VMs, the guest among them; no daemon runs."""
     name = f"bench{vms}"
     with _wiring(name) as lane:
-        uplink = net.machine(EDGE).address("uplink")
+        uplink = CLUSTER.machine(EDGE).address("uplink")
         ip_batch([f"route replace {FIRST_EXTERNAL}/32 via {uplink}"], net.namespace(name, "router"))
         for role, machine in (("edge", EDGE), ("host", HOST)):
             with Worker(inside(net.namespace(name, machine))) as worker:
@@ -95,10 +96,10 @@ def fleet_lane(vms: int) -> Iterator[Lane]:
 @contextlib.contextmanager
 def _wiring(name: str) -> Iterator[Lane]:
     host, guest = net.namespace(name, HOST), net.namespace(name, _GUEST)
-    everything = [guest, *(net.namespace(name, node) for node in net.NODES)]
+    everything = [guest, *(net.namespace(name, node) for node in CLUSTER.namespaces)]
     net.delete_with_processes(everything)
     try:
-        net.create(name)
+        net.create(name, CLUSTER)
         ip_batch(["link add vmbr0 type bridge", "addr add 10.10.0.1/24 dev vmbr0", "link set vmbr0 up"], host)
         ip_batch([f"netns add {guest}"])
         ip_batch(
@@ -121,4 +122,4 @@ def _wiring(name: str) -> Iterator[Lane]:
 
 
 def _underlay(machine: str) -> str:
-    return str(net.machine(machine).address("underlay"))
+    return str(CLUSTER.machine(machine).address("underlay"))

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 
 from bench.waits import wait_until
-from lab import net
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.shell import ip_batch
+from lab.sites import CLUSTER
 
 NAME = "bench"
 HOST = "host1"
@@ -32,7 +32,7 @@ def site(settings: DaemonSettings) -> Iterator[Lab]:
     try:
         lab.up()
         ip_batch(
-            [f"route replace {address}/32 via {net.machine(EDGE).address('uplink')}" for address in externals()],
+            [f"route replace {address}/32 via {CLUSTER.machine(EDGE).address('uplink')}" for address in externals()],
             lab.namespace("router"),
         )
         lab.daemons.prepare()
@@ -77,4 +77,4 @@ def start_all(lab: Lab) -> None:
 
 def externals() -> tuple[str, ...]:
     """Return the external addresses of every lab."""
-    return tuple(str(address) for address in net.EXTERNAL_ADDRESSES)
+    return tuple(str(address) for address in CLUSTER.external_addresses)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lab import demo, image, net
+from lab import demo, image
 from lab.errors import LabError
 from lab.lab import DEFAULT_NAME, Lab
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, call, text in (("guest", _guest, "start a light guest"), ("vm", _vm, "start a real QEMU guest")):
         command = add(name, call, text)
         command.add_argument("name")
-        command.add_argument("--host", default=net.HOSTS[0], choices=net.HOSTS)
+        command.add_argument("--host", help="which host (default: the first)")
     add("guest-rm", _guest_rm, "remove a light guest").add_argument("name")
     add("vm-rm", _vm_rm, "shut a real guest down and remove it").add_argument("name")
     command = add("exec", _exec, "run a command on a machine or in a light guest")
@@ -86,7 +86,7 @@ def _status(lab: Lab, _options: argparse.Namespace) -> None:
     broken = lab.broken_parts()
     print(f"lab {lab.name} is up; files and logs in {lab.state}, operators' socket {lab.socket}")
     print(f"not running: {', '.join(broken)}" if broken else "everything runs")
-    for node in net.NODES:
+    for node in lab.site.namespaces:
         print(f"  {node:<10} namespace {lab.namespace(node)}")
     for guest in lab.guests():
         print(
@@ -107,16 +107,16 @@ def _demo(_lab: Lab, _options: argparse.Namespace) -> None:
 
 
 def _guest(lab: Lab, options: argparse.Namespace) -> None:
-    guest = lab.add_guest(options.name, options.host)
-    print(
-        f"{guest.name} runs on {options.host}, {guest.address}; run commands in it: ip netns exec {guest.namespace} …"
-    )
+    host = options.host or lab.site.hosts[0]
+    guest = lab.add_guest(options.name, host)
+    print(f"{guest.name} runs on {host}, {guest.address}; run commands in it: ip netns exec {guest.namespace} …")
 
 
 def _vm(lab: Lab, options: argparse.Namespace) -> None:
     begin = time.monotonic()
-    vm = lab.add_vm(options.name, options.host)
-    _say(f"{vm.name} started by libvirt on {options.host}", time.monotonic() - begin)
+    host = options.host or lab.site.hosts[0]
+    vm = lab.add_vm(options.name, host)
+    _say(f"{vm.name} started by libvirt on {host}", time.monotonic() - begin)
     vm.wait_ready()
     _say(f"{vm.name} is ready", time.monotonic() - begin)
 

@@ -61,6 +61,7 @@ class Daemons:
         lab: str,
         state: Path,
         processes: ProcessTable,
+        site: net.Site,
         hosts: dict[str, LibvirtHost],
         socket_path: Path,
         settings: DaemonSettings,
@@ -68,6 +69,7 @@ class Daemons:
         self._lab = lab
         self._state = state
         self._processes = processes
+        self._site = site
         self._hosts = hosts
         self._socket = socket_path
         self._settings = settings
@@ -77,9 +79,9 @@ class Daemons:
         (self._state / "tls").mkdir(exist_ok=True)
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(self._tls("ca", "crt")))
-        self._issue(authority, "manager", str(net.MANAGER_ADDRESS))
+        self._issue(authority, self._site.manager.name, str(self._site.manager.node_address))
         self.configuration(CPMD).write_text(toml.dumps(self._cpmd_configuration()))
-        for node in (*net.HOSTS, *net.EDGES):
+        for node in self._site.nodes:
             self._issue(authority, node, node)
             self.configuration(natd_of(node)).write_text(toml.dumps(self._natd_configuration(node)))
 
@@ -90,7 +92,7 @@ class Daemons:
         :raise LabError: When one ends instead or is not ready in 30 seconds; the message has the end of its log.
         """
         self.start(CPMD)
-        waiting = [self._launch(natd_of(node)) for node in (*net.HOSTS, *net.EDGES)]
+        waiting = [self._launch(natd_of(node)) for node in self._site.nodes]
         for launch in waiting:
             launch.wait_ready()
 
@@ -106,12 +108,12 @@ class Daemons:
 
     def end_all(self) -> None:
         """End those that run, the manager last, so that nodes can close their sessions."""
-        for daemon in (*(natd_of(node) for node in (*net.HOSTS, *net.EDGES)), CPMD):
+        for daemon in (*map(natd_of, self._site.nodes), CPMD):
             self.end(daemon)
 
     def missing_daemons(self) -> list[str]:
         """Return the daemons that should run and do not."""
-        daemons = [CPMD, *(natd_of(node) for node in (*net.HOSTS, *net.EDGES))]
+        daemons = [CPMD, *map(natd_of, self._site.nodes)]
         return [daemon for daemon in daemons if self._processes.get(daemon) is None]
 
     def process(self, daemon: str) -> Process:
@@ -130,7 +132,7 @@ class Daemons:
         return self._state / f"{daemon}.log"
 
     def _launch(self, daemon: str) -> _Launch:
-        node = "manager" if daemon == CPMD else daemon.removeprefix("natd-")
+        node = self._site.manager.name if daemon == CPMD else daemon.removeprefix("natd-")
         program = PROGRAMS / daemon.partition("-")[0]
         if not program.exists():
             raise LabError(f"{program} is not installed; run `make setup`")
@@ -159,30 +161,40 @@ class Daemons:
         }
 
     def _cpmd_configuration(self) -> toml.Document:
-        address = f"{net.MANAGER_ADDRESS}:{PORT}"
         ours: toml.Document = {
-            "listen": {"socket": str(self._socket), "address": address, **self._identity("manager")},
+            "listen": {"socket": str(self._socket), **self._listen_for_nodes()},
             "ledger": {"path": str(self._state / "ledger.db")},
         }
         return toml.merge(ours, self._settings.cpmd)
 
+    def _listen_for_nodes(self) -> dict[str, toml.Value]:
+        manager = self._site.manager
+        if set(self._site.nodes) <= {manager.name}:
+            return {}
+        return {"address": f"{manager.node_address}:{PORT}", **self._identity(manager.name)}
+
     def _natd_configuration(self, node: str) -> toml.Document:
-        url = f"https://{net.MANAGER_ADDRESS}:{PORT}"
-        host = self._hosts.get(node)
+        machine = self._site.machine(node)
         ours: dict[str, toml.Value | toml.Table] = {
             "name": node,
-            "roles": ["host" if host else "edge"],
-            "underlay_address": str(net.machine(node).address("underlay")),
-            "manager": {"url": url, **self._identity(node)},
+            "roles": sorted(machine.roles - {net.MANAGER}),
+            "underlay_address": str(machine.node_address),
+            "manager": self._way_to_the_manager(machine),
         }
+        host = self._hosts.get(node)
+        ours["listen"] = {"socket": str(host.agent_socket if host else self._state / f"{natd_of(node)}.sock")}
+        uplinks, underlay = machine.devices(net.UPLINK), machine.devices(net.UNDERLAY)
         if host:
-            ours["listen"] = {"socket": str(host.agent_socket)}
-            ours["host"] = {"uplinks": ["underlay"], "libvirt": host.uri}
-        else:
-            ours["listen"] = {"socket": str(self._state / f"{natd_of(node)}.sock")}
-            ours["edge"] = {"uplinks": ["uplink"], "underlay": ["underlay"]}
+            ours["host"] = {"uplinks": uplinks + underlay, "libvirt": host.uri}
+        if net.EDGE in machine.roles:
+            ours["edge"] = {"uplinks": uplinks, "underlay": underlay}
         common = toml.merge(ours, self._settings.natd)
         return toml.merge(common, self._settings.hosts) if host else common
+
+    def _way_to_the_manager(self, machine: net.Machine) -> dict[str, toml.Value]:
+        if net.MANAGER in machine.roles:
+            return {"url": f"unix://{self._socket}"}
+        return {"url": f"https://{self._site.manager.node_address}:{PORT}", **self._identity(machine.name)}
 
 
 def natd_of(node: str) -> str:

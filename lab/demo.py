@@ -110,7 +110,7 @@ class Demo:
         """Remove the lab."""
         self._step("Clean up")
         self._lab.down()
-        left = net.existing_namespaces([self._lab.namespace(node) for node in net.NODES])
+        left = net.existing_namespaces([self._lab.namespace(node) for node in self._lab.site.namespaces])
         self._check(not left and not self._lab.state.exists(), f"namespaces are left: {left}", "nothing is left")
 
     def tell_logs(self) -> None:
@@ -153,7 +153,7 @@ class Demo:
         self._check(
             handed_out == expected, f"nft on {HOST}: {handed_out}, not {expected}", f"nft on {HOST}: snat to {expected}"
         )
-        for edge in net.EDGES:
+        for edge in self._lab.site.edges:
             inward, outward = (
                 look(self._lab, edge).get(VM, ()) for look in (witness.inbound_ranges, witness.outbound_ranges)
             )
@@ -190,7 +190,7 @@ class Demo:
             f"the server saw ports that are not {VM}'s: {strangers[:5]}",
             f"the server sees {len(peers)} connections from {peers[0][0]}, all from ports of {VM}",
         )
-        kept = {edge: witness.connection_count(self._lab, edge, net.INTERNET_ADDRESS) for edge in net.EDGES}
+        kept = {edge: witness.connection_count(self._lab, edge, net.INTERNET_ADDRESS) for edge in self._lab.site.edges}
         self._check(not any(kept.values()), f"the edges keep state: {kept}", "conntrack on both edges: no state of any")
 
     def _whois(self) -> None:
@@ -239,7 +239,7 @@ class Demo:
         self._step(f"Its ports are held for {HOLD_DOWN_S:g} s (by default 120, RFC 6888), then they are free")
         self._show("list", "--all")
         self._await("all ports to be free", self._all_free, 60.0)
-        for edge in net.EDGES:
+        for edge in self._lab.site.edges:
             for look in (witness.inbound_ranges, witness.outbound_ranges):
                 self._await_gone(edge, functools.partial(look, self._lab, edge))
         self._say("nft on both edges: nothing left of it")

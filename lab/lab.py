@@ -21,6 +21,7 @@ from lab.node import LibvirtHost
 from lab.process import ProcessTable
 from lab.records import LIGHT, REAL, GuestRecord, GuestRecords
 from lab.shell import CLEAN_ENVIRONMENT, inside, require_root, run
+from lab.sites import CLUSTER
 from lab.vm import RealGuest
 
 DEFAULT_NAME = "vp"
@@ -44,6 +45,7 @@ class Lab:
     A lab by its name; making this object touches nothing.
 
     :param name: Labs with different names can run at once. ``virt-ports`` without options uses the default one.
+    :param site: Its machines, links and roles.
     :param settings: Settings of the daemons that differ from the lab's own.
     :param with_daemons: Whether ``up`` also starts cpmd and natd, and not only machines, libvirtds and guests.
     :raise LabError: When the name is invalid.
@@ -53,19 +55,21 @@ class Lab:
         self,
         name: str = DEFAULT_NAME,
         *,
+        site: net.Site = CLUSTER,
         settings: DaemonSettings = product.LAB_SETTINGS,
         with_daemons: bool = True,
     ) -> None:
         net.check_lab_name(name)
         self.name = name
+        self.site = site
         self.state = STATE / name
         self.socket = PRODUCT_SOCKET if name == DEFAULT_NAME else self.state / "cpmd.sock"
         processes = ProcessTable(self.state / "processes")
         self._processes = processes
         self._records = GuestRecords(self.state / "guests")
         self._with_daemons = with_daemons
-        self.hosts = {host: LibvirtHost(name, self.state, processes, net.machine(host)) for host in net.HOSTS}
-        self.daemons = Daemons(name, self.state, processes, self.hosts, self.socket, settings)
+        self.hosts = {host: LibvirtHost(name, self.state, processes, site, site.machine(host)) for host in site.hosts}
+        self.daemons = Daemons(name, self.state, processes, site, self.hosts, self.socket, settings)
 
     @property
     def is_up(self) -> bool:
@@ -196,7 +200,7 @@ class Lab:
 
     def _namespaces(self) -> list[str]:
         light = [record.name for record in self._records.all() if record.kind == LIGHT]
-        return [self.namespace(node) for node in (*light, *net.NODES)]
+        return [self.namespace(node) for node in (*light, *self.site.namespaces)]
 
     def _record(self, name: str, kind: str) -> GuestRecord:
         record = self._records.get(name)
@@ -206,7 +210,7 @@ class Lab:
 
     @contextlib.contextmanager
     def _new_guest(self, name: str, kind: str, host: str) -> Iterator[GuestRecord]:
-        net.check_guest_name(name)
+        net.check_guest_name(name, self.site)
         if host not in self.hosts:
             raise LabError(f"there is no host {host} in the lab; choose one of {', '.join(self.hosts)}")
         with self._lock():
@@ -232,22 +236,22 @@ class Lab:
         with _timed(say, "guest image" if image.is_built() else "guest image, built"):
             image.guest_image()
         with _timed(say, "machines and wires"):
-            net.create(self.name)
-        with _timed(say, "two hosts, each with its libvirtd"), ThreadPoolExecutor() as pool:
+            net.create(self.name, self.site)
+        with _timed(say, f"libvirtd on {_words(self.site.hosts)}"), ThreadPoolExecutor() as pool:
             list(pool.map(LibvirtHost.boot, self.hosts.values()))
         if self._with_daemons:
             self._start_product(say)
         self._marker.write_text("" if self._with_daemons else _BARE)
 
     def _start_product(self, say: Say) -> None:
-        with _timed(say, "cpmd, and natd on two hosts and two edges"):
+        with _timed(say, f"cpmd, and natd on {_words(self.site.nodes)}"):
             if not self.socket.parent.exists():
                 (self.state / "made-socket-directory").touch()
                 self.socket.parent.mkdir(mode=0o755)
             self.daemons.prepare()
             self.daemons.start_all()
         with _timed(say, "external addresses in the pool"):
-            first, last = net.EXTERNAL_ADDRESSES[0], net.EXTERNAL_ADDRESSES[-1]
+            first, last = self.site.external_addresses[0], self.site.external_addresses[-1]
             self.operate("pool", "add", f"{first}-{last}")
 
     def _take_down(self) -> None:
@@ -294,3 +298,7 @@ def _timed(say: Say, step: str) -> Iterator[None]:
     begin = time.monotonic()
     yield
     say(step, time.monotonic() - begin)
+
+
+def _words(names: tuple[str, ...]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

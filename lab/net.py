@@ -1,20 +1,16 @@
 """
-The network of a lab: its machines, which are network namespaces, their addresses, and the links between them.
+The network of a lab: how the machines of a site, which are network namespaces, are made and wired.
 
-::
-
-    host1 .11 ──┐                  ┌── edge1 .21 ── .11 ──┐
-    host2 .12 ──┼── 172.30.0.0/24 ─┤                      ├── 198.51.100.0/24 ── .1 router ── 192.0.2.0/24 ── .2
-    manager .2 ─┘     underlay     └── edge2 .22 ── .12 ──┘       uplink              1,300 bytes        internet
-
-Both Ethernet segments are bridges in a namespace of their own (``switch``). Addresses are from documentation and
-private ranges and are the same in every lab; namespaces have the lab's name in theirs, so that several labs can run.
+Which machines a site has is data: :mod:`lab.sites`. Its Ethernet segments are bridges in a namespace of their own
+(``switch``), or a cable where only two ports are plugged in. Namespaces have the lab's name in theirs, so that several
+labs can run.
 """
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -23,19 +19,19 @@ from lab.errors import LabError
 from lab.process import Process
 from lab.shell import ip_batch, namespace_path, run, sysctl
 
-HOSTS = ("host1", "host2")
-EDGES = ("edge1", "edge2")
-MANAGER_ADDRESS = IPv4Address("172.30.0.2")
-ROUTER_UPLINK = IPv4Address("198.51.100.1")
+HOST, EDGE, MANAGER = "host", "edge", "manager"
+"""Roles of machines, as natd and ``virt-ports install`` call them."""
+UNDERLAY, UPLINK = "underlay", "uplink"
+"""Segments: between hosts and edges, and towards the internet."""
 INTERNET_ADDRESS = IPv4Address("192.0.2.2")
-INTERNET_MTU = 1300
-EXTERNAL_ADDRESSES = tuple(IPv4Address("203.0.113.0") + offset for offset in range(1, 5))
+"""The server on the internet of every site."""
+SWITCH = "switch"
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """
-    One interface of a machine and the segment (a bridge of the switch) that it is plugged into.
+    One interface of a machine and the segment that it is plugged into.
 
     :param device: Its name inside the machine.
     """
@@ -43,6 +39,7 @@ class Port:
     device: str
     segment: str
     address: IPv4Interface
+    mtu: int = 1500
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,70 +47,109 @@ class Machine:
     """
     One network namespace with its interfaces.
 
+    :param roles: What of virt-ports runs on it: :data:`HOST`, :data:`EDGE`, :data:`MANAGER`.
     :param gateway: Its default route, if it has one.
+    :param routes: Further routes, in the words of ``ip route add``.
     :param settings: Kernel parameters beyond those that every machine gets.
     """
 
     name: str
-    ports: tuple[Port, ...] = ()
+    ports: tuple[Port, ...]
+    roles: frozenset[str] = frozenset()
     gateway: IPv4Address | None = None
-    settings: dict[str, int] = field(default_factory=dict)
+    routes: tuple[str, ...] = ()
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    def port(self, segment: str) -> Port | None:
+        """:return: The interface that is plugged into a segment, if there is one."""
+        return next((port for port in self.ports if port.segment == segment), None)
+
+    def devices(self, segment: str) -> list[str]:
+        """Return the names of its interfaces, one or none, that are plugged into a segment."""
+        return [port.device for port in self.ports if port.segment == segment]
 
     def address(self, segment: str) -> IPv4Address:
-        """:return: The machine's address on a segment. :raise StopIteration: When it is not plugged in there."""
-        return next(port.address.ip for port in self.ports if port.segment == segment)
+        """:return: The machine's address on a segment. :raise LabError: When it is not plugged in there."""
+        port = self.port(segment)
+        if port is None:
+            raise LabError(f"{self.name} is not plugged into {segment}; choose one of its segments")
+        return port.address.ip
+
+    @property
+    def node_address(self) -> IPv4Address:
+        """Its address for the other nodes: in the underlay, or that of its uplink if it has no other."""
+        return self.address(UNDERLAY if self.port(UNDERLAY) else UPLINK)
 
 
-def _underlay(last: int) -> Port:
-    return Port("underlay", "underlay", IPv4Interface(f"172.30.0.{last}/24"))
+@dataclass(frozen=True, slots=True)
+class Site:
+    """
+    Everything that distinguishes one site from another.
+
+    :param external_addresses: The pool: the addresses that its VMs share, in order and without a gap.
+    """
+
+    name: str
+    machines: tuple[Machine, ...]
+    external_addresses: tuple[IPv4Address, ...]
+
+    def machine(self, name: str) -> Machine:
+        """:raise LabError: When there is no machine of this name."""
+        for candidate in self.machines:
+            if candidate.name == name:
+                return candidate
+        names = ", ".join(machine.name for machine in self.machines)
+        raise LabError(f"there is no machine {name} in the lab; choose one of {names}")
+
+    def with_role(self, role: str) -> tuple[str, ...]:
+        """Return the names of the machines that have a role."""
+        return tuple(machine.name for machine in self.machines if role in machine.roles)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Names of the machines that run VMs."""
+        return self.with_role(HOST)
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """Names of the machines that connect hosts to the internet."""
+        return self.with_role(EDGE)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the machines on which natd runs."""
+        return tuple(dict.fromkeys((*self.hosts, *self.edges)))
+
+    @property
+    def manager(self) -> Machine:
+        """The machine on which cpmd runs."""
+        return self.machine(*self.with_role(MANAGER))
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Names of all machines and of the switch."""
+        return (SWITCH, *(machine.name for machine in self.machines))
+
+    def plugged_into(self, segment: str) -> list[tuple[Machine, Port]]:
+        """Return the ports that a segment connects, each with its machine."""
+        return [(machine, port) for machine in self.machines if (port := machine.port(segment))]
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Names of its Ethernet segments."""
+        return tuple(dict.fromkeys(port.segment for machine in self.machines for port in machine.ports))
 
 
-def _uplink(last: int) -> Port:
-    return Port("uplink", "uplink", IPv4Interface(f"198.51.100.{last}/24"))
-
-
-_FORWARD = {"net.ipv4.ip_forward": 1}
 # The lab is IPv4 only: router solicitations would show up in the guests' packet counters.
 NO_IPV6: dict[str, int] = (
     {"net.ipv6.conf.all.disable_ipv6": 1, "net.ipv6.conf.default.disable_ipv6": 1}
     if Path("/proc/sys/net/ipv6").exists()
     else {}
 )
-_EVERYWHERE = NO_IPV6 | {
-    # Both directions of a connection may pass through different edges.
-    "net.ipv4.conf.all.rp_filter": 0,
-    "net.ipv4.conf.default.rp_filter": 0,
-}
-_ROUTER = _FORWARD | {
-    # By addresses alone: all fragments of one datagram take the same edge, which reassembles them.
-    "net.ipv4.fib_multipath_hash_policy": 0,
-    # An edge that no longer answers ARP gets no packets.
-    "net.ipv4.fib_multipath_use_neigh": 1,
-}
-
-MACHINES: tuple[Machine, ...] = (
-    Machine("manager", (Port("underlay", "underlay", IPv4Interface(f"{MANAGER_ADDRESS}/24")),)),
-    Machine("host1", (_underlay(11),), settings=_FORWARD),
-    Machine("host2", (_underlay(12),), settings=_FORWARD),
-    Machine("edge1", (_underlay(21), _uplink(11)), gateway=ROUTER_UPLINK, settings=_FORWARD),
-    Machine("edge2", (_underlay(22), _uplink(12)), gateway=ROUTER_UPLINK, settings=_FORWARD),
-    Machine("router", (_uplink(1),), settings=_ROUTER),
-    Machine("internet"),
-)
-SWITCH = "switch"
-SEGMENTS = ("underlay", "uplink")
-NODES = (SWITCH, *(machine.name for machine in MACHINES))
+_EVERYWHERE = NO_IPV6 | {"net.ipv4.conf.all.rp_filter": 0, "net.ipv4.conf.default.rp_filter": 0}
 
 _NAME = re.compile(r"[a-z0-9]{1,12}")
 _GUEST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,47}")
-
-
-def machine(name: str) -> Machine:
-    """:raise LabError: When there is no machine of this name."""
-    for candidate in MACHINES:
-        if candidate.name == name:
-            return candidate
-    raise LabError(f"there is no machine {name} in the lab; choose one of {', '.join(m.name for m in MACHINES)}")
 
 
 def check_lab_name(name: str) -> None:
@@ -122,11 +158,11 @@ def check_lab_name(name: str) -> None:
         raise LabError(f"a lab cannot be called {name!r}; use 1 to 12 lower-case letters and digits")
 
 
-def check_guest_name(name: str) -> None:
-    """:raise LabError: When a guest cannot have this name."""
+def check_guest_name(name: str, site: Site) -> None:
+    """:raise LabError: When a guest of this site cannot have this name."""
     if not _GUEST_NAME.fullmatch(name):
         raise LabError(f"a guest cannot be called {name!r}; use up to 48 letters, digits, dots, dashes, underscores")
-    if name in NODES:
+    if name in site.namespaces:
         raise LabError(f"a guest cannot be called {name}: the lab has a machine of that name; choose another")
 
 
@@ -140,36 +176,48 @@ def existing_namespaces(namespaces: list[str]) -> list[str]:
     return [name for name in namespaces if namespace_path(name).exists()]
 
 
-def create(lab: str) -> None:
+def create(lab: str, site: Site) -> None:
     """
     Create all machines of a lab, with links, addresses and routes.
 
     :raise CommandFailed: When the kernel refuses a step; earlier steps stay: call :func:`delete_with_processes`.
     """
-    ip_batch(f"netns add {namespace(lab, node)}" for node in NODES)
-    _plug_in(lab)
-    for one in MACHINES:
+    ip_batch(f"netns add {namespace(lab, name)}" for name in site.namespaces)
+    _plug_in(lab, site)
+    for one in site.machines:
         inside = namespace(lab, one.name)
         # Before the interfaces are up: they copy "default" when created, and get IPv6 addresses when they are up.
-        sysctl(inside, _EVERYWHERE | one.settings)
+        sysctl(inside, {**_EVERYWHERE, **one.settings})
         ip_batch(_configure(one), inside)
 
 
-def _plug_in(lab: str) -> None:
+def _plug_in(lab: str, site: Site) -> None:
     switch = namespace(lab, SWITCH)
     sysctl(switch, _EVERYWHERE)
-    ip_batch(["link set lo up", *(f"link add {segment} type bridge" for segment in SEGMENTS)], switch)
-    ports = [(one, port) for one in MACHINES for port in one.ports]
+    ip_batch(["link set lo up"], switch)
+    for segment in site.segments:
+        ports = site.plugged_into(segment)
+        if len(ports) == 2:
+            _lay_cable(lab, *ports)
+        else:
+            _make_bridge(lab, segment, ports)
+
+
+def _lay_cable(lab: str, near: tuple[Machine, Port], far: tuple[Machine, Port]) -> None:
+    ends = [f"{port.device} mtu {port.mtu} netns {namespace(lab, one.name)}" for one, port in (near, far)]
+    ip_batch([f"link add {ends[0]} type veth peer name {ends[1]}"])
+
+
+def _make_bridge(lab: str, segment: str, ports: list[tuple[Machine, Port]]) -> None:
+    switch = namespace(lab, SWITCH)
+    ip_batch([f"link add {segment} type bridge"], switch)
     ip_batch(
-        f"link add {port.device} netns {namespace(lab, one.name)} type veth "
+        f"link add {port.device} mtu {port.mtu} netns {namespace(lab, one.name)} type veth "
         f"peer name {one.name}-{port.device[:2]} netns {switch}"
         for one, port in ports
     )
-    ip_batch((f"link set {one.name}-{port.device[:2]} master {port.segment} up" for one, port in ports), switch)
-    ip_batch((f"link set {segment} up" for segment in SEGMENTS), switch)
-    router, internet = namespace(lab, "router"), namespace(lab, "internet")
-    near, far = f"internet mtu {INTERNET_MTU} netns {router}", f"uplink mtu {INTERNET_MTU} netns {internet}"
-    ip_batch([f"link add {near} type veth peer name {far}"])
+    ip_batch((f"link set {one.name}-{port.device[:2]} master {segment} up" for one, port in ports), switch)
+    ip_batch([f"link set {segment} up"], switch)
 
 
 def _configure(one: Machine) -> list[str]:
@@ -178,14 +226,7 @@ def _configure(one: Machine) -> list[str]:
         lines += [f"addr add {port.address} dev {port.device}", f"link set {port.device} up"]
     if one.gateway:
         lines.append(f"route add default via {one.gateway}")
-    if one.name == "router":
-        hops = " ".join(f"nexthop via {machine(edge).address('uplink')} dev uplink" for edge in EDGES)
-        lines += ["addr add 192.0.2.1/24 dev internet", "link set internet up"]
-        lines += [f"route add {address}/32 {hops}" for address in EXTERNAL_ADDRESSES]
-    if one.name == "internet":
-        lines += [f"addr add {INTERNET_ADDRESS}/24 dev uplink", "link set uplink up"]
-        lines.append("route add default via 192.0.2.1")
-    return lines
+    return [*lines, *(f"route add {route}" for route in one.routes)]
 
 
 def processes_in(name: str) -> list[int]:

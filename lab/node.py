@@ -81,12 +81,13 @@ class LibvirtHost:
     :param state: The lab's directory.
     """
 
-    def __init__(self, lab: str, state: Path, processes: ProcessTable, machine: net.Machine) -> None:
+    def __init__(self, lab: str, state: Path, processes: ProcessTable, site: net.Site, machine: net.Machine) -> None:
         self.name = machine.name
         self.namespace = net.namespace(lab, machine.name)
         self.directory = state / machine.name
         self._state = state
         self._processes = processes
+        self._site = site
         self._machine = machine
 
     @property
@@ -214,8 +215,8 @@ class LibvirtHost:
         shutil.rmtree(self.directory / "run-libvirt", ignore_errors=True)
         (self.directory / "run-libvirt").mkdir()
         identity = uuid.uuid5(uuid.NAMESPACE_DNS, self.namespace)
-        underlay = self._machine.address("underlay")
-        names = "".join(f"{net.machine(host).address('underlay')} {host}\n" for host in net.HOSTS)
+        underlay = self._machine.node_address
+        names = "".join(f"{self._site.machine(host).node_address} {host}\n" for host in self._site.hosts)
         etc = self.directory / "etc"
         (etc / "machine-id").write_text(f"{identity.hex}\n")
         (etc / "hostname").write_text(f"{self.name}\n")

@@ -22,8 +22,9 @@ from cpm.api import operations
 from cpm.api.client import Client, RemoteError
 from cpm.api.views import DomainDetail, ResizeRequest
 from cpm.protocol.model import AllocationState
-from lab import net, witness
+from lab import witness
 from lab.lab import Lab
+from lab.sites import CLUSTER
 from lab.traffic import Record
 from lab.witness import Translation
 from tests.e2e.observing import eventually
@@ -133,7 +134,7 @@ class Watcher(_Restless):
     def act(self) -> None:
         """Look once. Edges before and after: a connection that lived in between was mapped at one of the two."""
         before = self._edges()
-        flows = {host: witness.flows(self._lab, host, INTERNAL_POOL) for host in net.HOSTS}
+        flows = {host: witness.flows(self._lab, host, INTERNAL_POOL) for host in self._lab.site.hosts}
         after = self._edges()
         self.faults += two_owners([one for look in (before, after) for one in look])
         self.faults += unmapped(flows, before, after)
@@ -142,7 +143,7 @@ class Watcher(_Restless):
         self.flows += sum(len(found) for found in flows.values())
 
     def _edges(self) -> list[tuple[list[Translation], list[Translation]]]:
-        return [witness.translations(self._lab, edge) for edge in net.EDGES]
+        return [witness.translations(self._lab, edge) for edge in self._lab.site.edges]
 
 
 def two_owners(looks: Iterable[tuple[list[Translation], list[Translation]]]) -> list[str]:
@@ -166,7 +167,7 @@ def _overlap(one: Translation, other: Translation) -> bool:
 def unmapped(flows: dict[str, set[tuple[IPv4Address, int]]], *looks: Any) -> list[str]:
     """Say which connections use a port that an edge neither lets out nor in: they are cut."""
     found = []
-    for number, edge in enumerate(net.EDGES):
+    for number, edge in enumerate(CLUSTER.edges):
         for direction, way in enumerate(("in", "out")):
             mapped = _by_internal(one for look in looks for one in look[number][direction])
             found += [
@@ -256,7 +257,7 @@ def _differences(lab: Lab) -> list[str]:
                 ports = range(one.first_port, one.last_port + 1)
                 wanted |= {(one.external_address, detail.internal_address, port) for port in ports}
     found = []
-    for edge in net.EDGES:
+    for edge in lab.site.edges:
         for way, look in zip(("in", "out"), witness.translations(lab, edge), strict=True):
             held = {
                 (one.external.address, one.internal, port)

@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 from lab import net, witness
 from lab.lab import Lab
 from lab.shell import CLEAN_ENVIRONMENT
+from lab.sites import CLUSTER
 from lab.traffic import PORT
 from lab.witness import Ports
 
 _T = TypeVar("_T")
 
 ECHO_CLIENT = Path(__file__).with_name("echo_client.py")
-NODES = (*net.HOSTS, *net.EDGES)
+NODES = CLUSTER.nodes
 
 
 def eventually(look: Callable[[], _T], timeout_s: float = 40.0) -> _T:
@@ -66,12 +67,12 @@ def disagreements(lab: Lab) -> list[str]:
             wanted[vm["node"]][vm["name"]] = (dataclasses.replace(ports, address=internal),)
         mapped = [ports for state in ("reserved", "active", "draining") for ports in held.get(state, ())]
         if mapped:
-            for edge in net.EDGES:
+            for edge in lab.site.edges:
                 wanted[edge][vm["name"]] = witness.join_neighbours(mapped)
     found = [
-        (edge, look(lab, edge)) for edge in net.EDGES for look in (witness.inbound_ranges, witness.outbound_ranges)
+        (edge, look(lab, edge)) for edge in lab.site.edges for look in (witness.inbound_ranges, witness.outbound_ranges)
     ]
-    found += [(host, {vm: (ports,) for vm, ports in witness.host_ranges(lab, host).items()}) for host in net.HOSTS]
+    found += [(host, {vm: (ports,) for vm, ports in witness.host_ranges(lab, host).items()}) for host in lab.site.hosts]
     return [f"{node} holds {has}, the ledger says {wanted[node]}" for node, has in found if has != wanted[node]]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import net, witness
+from lab import witness
 from lab.daemons import DaemonSettings
 from lab.lab import Lab
 from lab.traffic import PORT, Held, connect, generate, hold, sink, sink_records
@@ -78,7 +78,7 @@ def traffic(lab: Lab) -> Iterator[tuple[list[Held], list[Held]]]:
 
 def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_path: Path) -> None:
     for number, name in enumerate(GUESTS):
-        lab.add_guest(name, net.HOSTS[number % 2])
+        lab.add_guest(name, lab.site.hosts[number % 2])
     records = tmp_path / "records"
     meddler, watcher = Meddler(lab, GUESTS, SIZES, 0.05), Watcher(lab, 1.0)
     with (
@@ -93,7 +93,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
             talked = list(pool.map(Held.finish, lasting))
         sent = sum(witness.syns_sent(lab, name) for name in GUESTS)
         seen_syns = arrived()
-        clashes = sum(witness.clashes(lab, host) for host in net.HOSTS)
+        clashes = sum(witness.clashes(lab, host) for host in lab.site.hosts)
     seen = sink_records(records)
 
     # None refused, none cut: by the clients' words, by packets, and by what edges mapped while connections lived.
@@ -120,7 +120,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
 
 def _drops(lab: Lab) -> dict[tuple[str, str], int]:
     """Return which machine dropped packets by which of our rules, and how many."""
-    nodes = (*net.HOSTS, *net.EDGES)
+    nodes = lab.site.nodes
     return {(node, rule): many for node in nodes for rule, many in witness.drop_counters(lab, node).items() if many}
 
 

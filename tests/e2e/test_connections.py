@@ -182,7 +182,7 @@ def counted(lab: Lab, edge: str) -> dict[str, int]:
 
 
 def test_both_hosts_through_both_edges_with_directions_apart(lab: Lab) -> None:
-    for edge in net.EDGES:
+    for edge in lab.site.edges:
         lab.run(edge, "nft", "-f", "-", stdin=COUNTING)
     try:
         lab.add_guest("one", "host1")
@@ -200,13 +200,13 @@ def test_both_hosts_through_both_edges_with_directions_apart(lab: Lab) -> None:
             assert talk.broken == []
             assert ports is not None
             assert all(ports.first <= port <= ports.last for port in talk.ports)
-        found = {edge: counted(lab, edge) for edge in net.EDGES}
+        found = {edge: counted(lab, edge) for edge in lab.site.edges}
         # Hosts spread connections over the edges. Our router spreads by addresses, so all answers to the one external
         # address come in through one edge: connections that left through the other have their directions apart.
         assert all(counters["outward"] > 100 for counters in found.values())
         assert sorted(counters["inward"] > 0 for counters in found.values()) == [False, True]
-        for edge in net.EDGES:
+        for edge in lab.site.edges:
             assert str(net.INTERNET_ADDRESS) not in lab.run(edge, "conntrack", "-L")
     finally:
-        for edge in net.EDGES:
+        for edge in lab.site.edges:
             lab.run(edge, "nft", "delete", "table", "ip", "witness")

@@ -47,7 +47,7 @@ def test_down_leaves_nothing_behind(fresh: Lab) -> None:
     fresh.add_guest("a", "host1")
     fresh.add_vm("v", "host2")
     found = traces(fresh)
-    assert len(found["namespaces"]) == len(net.NODES) + 1
+    assert len(found["namespaces"]) == len(fresh.site.namespaces) + 1
     assert any("qemu-system" in process for process in found["processes"])
     assert found["files"]
     assert machine_interfaces() == interfaces
@@ -85,7 +85,7 @@ def test_down_without_its_records_still_finds_the_machines(fresh: Lab) -> None:
 
 
 def test_up_after_a_half_made_one_succeeds(fresh: Lab) -> None:
-    net.create(fresh.name)
+    net.create(fresh.name, fresh.site)
     fresh.state.mkdir(parents=True)
     assert fresh.up()
     assert fresh.broken_parts() == []

@@ -62,7 +62,7 @@ def ready_vm(lab: Lab, name: str) -> Iterator[RealGuest]:
         assert eventually(lambda: active(lab, name))
         yield vm
     finally:
-        for host in net.HOSTS:
+        for host in lab.site.hosts:
             with contextlib.suppress(CommandFailed):
                 lab.hosts[host].virsh("destroy", name)
         lab.remove_vm(name)

@@ -39,9 +39,11 @@ def is_reclaimed(lab: Lab) -> bool:
 
 def holders(lab: Lab, name: str) -> list[str]:
     """The kernels that hold ports for a VM."""
-    hosts = [host for host in net.HOSTS if name in witness.host_ranges(lab, host)]
+    hosts = [host for host in lab.site.hosts if name in witness.host_ranges(lab, host)]
     return hosts + [
-        edge for edge in net.EDGES if name in witness.inbound_ranges(lab, edge) | witness.outbound_ranges(lab, edge)
+        edge
+        for edge in lab.site.edges
+        if name in witness.inbound_ranges(lab, edge) | witness.outbound_ranges(lab, edge)
     ]
 
 

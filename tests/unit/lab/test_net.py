@@ -5,18 +5,18 @@ import pytest
 from lab import net
 from lab.errors import LabError
 from lab.guest import tap_name
+from lab.sites import CLUSTER
 
 
-def test_no_two_ports_of_a_segment_have_the_same_address() -> None:
-    addresses = [port.address for machine in net.MACHINES for port in machine.ports]
-    assert len(set(addresses)) == len(addresses)
+@pytest.mark.parametrize("name", ["host3", "switch", ""])
+def test_a_machine_that_the_site_does_not_have(name: str) -> None:
+    with pytest.raises(LabError, match="choose one of manager, host1"):
+        CLUSTER.machine(name)
 
 
-def test_names_of_interfaces_fit_the_kernel() -> None:
-    for machine in net.MACHINES:
-        for port in machine.ports:
-            assert len(port.device) <= 15
-            assert len(f"{machine.name}-{port.device[:2]}") <= 15
+def test_an_address_on_a_segment_that_the_machine_is_not_plugged_into() -> None:
+    with pytest.raises(LabError, match="host1 is not plugged into uplink"):
+        CLUSTER.machine("host1").address("uplink")
 
 
 @pytest.mark.parametrize("name", ["", "a-b", "Lab", "thirteen-long", "a/b", "a b", "ä"])
@@ -28,7 +28,7 @@ def test_names_that_no_lab_can_have(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "-a", "a/b", "..", "a b", "x" * 49, "host1", "switch"])
 def test_names_that_no_guest_can_have(name: str) -> None:
     with pytest.raises(LabError, match=r"use up to|choose another"):
-        net.check_guest_name(name)
+        net.check_guest_name(name, CLUSTER)
 
 
 def test_taps_have_short_names_of_their_own() -> None:
