@@ -11,11 +11,13 @@ BIN := .venv/bin
 PACKAGES := build/packages-are-installed
 VENV := .venv/is-complete
 LAB ?= vp
-HOST ?= host1
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
 RELEASE ?= trixie
 LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
+# Empty unless given: the lab has a default site, and each site a first host.
+SITE_OPTION = $(if $(SITE),--site "$(SITE)")
+HOST_OPTION = $(if $(HOST),--host "$(HOST)")
 
 # Debian packages. For the daemons: Python and what libvirt-python is built with. For the lab and the tests: real
 # libvirtds and QEMU, what makes the guest image, and the tools that watch our work from outside.
@@ -26,7 +28,8 @@ PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd
 
 .PHONY: help
 help: ## This list.
-	@echo "virt-ports: make TARGET     (LAB=name picks another lab than $(LAB))"
+	@echo "virt-ports: make TARGET     (LAB=name picks another lab than $(LAB);"
+	@echo "                                SITE=single with lab-up and demo: one server with one public address)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- set-up ---------------------------------------------------------------------------------------------------
@@ -74,7 +77,7 @@ guest-image: setup ## Build the guest image in build/guest (downloads three pack
 
 .PHONY: demo
 demo: guest-image ## One real VM from its start to its last freed port, in a lab of its own (root).
-	@$(BIN)/python -m lab demo
+	@$(BIN)/python -m lab demo $(SITE_OPTION)
 
 .PHONY: test
 test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root). ARGS goes to pytest.
@@ -100,7 +103,7 @@ bench: guest-image ## The figures of the README; the last line is one JSON objec
 
 .PHONY: lab-up
 lab-up: guest-image ## A site on this machine: 2 hosts with libvirtd, 2 edges, manager, router, internet (root).
-	@$(LAB_COMMAND) up
+	@$(LAB_COMMAND) up $(SITE_OPTION)
 
 .PHONY: lab-down
 lab-down: $(VENV) ## Remove the whole site, also after a crash (root).
@@ -111,16 +114,16 @@ lab-status: $(VENV) ## Show the parts of the lab, and whether all of them run (r
 	@$(LAB_COMMAND) status
 
 .PHONY: lab-guest
-lab-guest: need-name ## NAME=a HOST=host1: start a light guest in namespace vp-a (root).
-	@$(LAB_COMMAND) guest "$(NAME)" --host "$(HOST)"
+lab-guest: need-name ## NAME=a [HOST=host1]: start a light guest in namespace vp-a (root).
+	@$(LAB_COMMAND) guest "$(NAME)" $(HOST_OPTION)
 
 .PHONY: lab-guest-rm
 lab-guest-rm: need-name ## NAME=a: remove it (root).
 	@$(LAB_COMMAND) guest-rm "$(NAME)"
 
 .PHONY: lab-vm
-lab-vm: need-name ## NAME=v HOST=host1: start a real VM through libvirt (root).
-	@$(LAB_COMMAND) vm "$(NAME)" --host "$(HOST)"
+lab-vm: need-name ## NAME=v [HOST=host1]: start a real VM through libvirt (root).
+	@$(LAB_COMMAND) vm "$(NAME)" $(HOST_OPTION)
 
 .PHONY: lab-vm-rm
 lab-vm-rm: need-name ## NAME=v: shut it down and remove it (root).

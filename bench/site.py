@@ -71,7 +71,7 @@ def _nodes(lab: Lab) -> list[dict[str, bool]]:
 def start_all(lab: Lab) -> None:
     """Start cpmd, add the external addresses, start the nodes. :raise LabError: When one does not get ready."""
     lab.daemons.start(CPMD)
-    lab.operate("pool", "add", f"{externals()[0]}-{externals()[-1]}")
+    lab.operate("pool", "add", CLUSTER.pool)
     start_nodes(lab)
 
 

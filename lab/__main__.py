@@ -11,13 +11,15 @@ from collections.abc import Callable
 from lab import demo, image
 from lab.errors import LabError
 from lab.lab import DEFAULT_NAME, Lab
+from lab.sites import CLUSTER, SITES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. :return: Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage."""
     options = _parser().parse_args(arguments)
     try:
-        lab = Lab(options.lab, with_daemons=not getattr(options, "bare", False))
+        site = SITES.get(getattr(options, "site", None) or "")
+        lab = Lab(options.lab, site=site, with_daemons=not getattr(options, "bare", False))
         options.call(lab, options)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
@@ -44,9 +46,10 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     up = add("up", _up, "bring the lab up")
+    _add_site(up)
     up.add_argument("--bare", action="store_true", help="machines, libvirtds and guests only: no cpmd, no natd")
     add("down", _down, "remove everything of the lab, also after a crash")
-    add("demo", _demo, "one real VM from its start to its last freed port, in a lab of its own")
+    _add_site(add("demo", _demo, "one real VM from its start to its last freed port, in a lab of its own"))
     add("image", _image, "build the guest image if it is not there")
     add("status", _status, "show the machines, daemons and guests")
     for name, call, text in (("guest", _guest, "start a light guest"), ("vm", _vm, "start a real QEMU guest")):
@@ -61,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_site(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--site",
+        choices=SITES,
+        help="; ".join(f"{site.name}: {site.summary}" for site in SITES.values()) + f" (default: {CLUSTER.name})",
+    )
+
+
 def _say(step: str, seconds: float) -> None:
     print(f"{step:<50} {seconds:6.2f} s", flush=True)
 
@@ -72,7 +83,7 @@ def _up(lab: Lab, _options: argparse.Namespace) -> None:
         print(f"lab {lab.name} is up already" + (f", but not running: {', '.join(broken)}" if broken else ""))
         return
     _say(f"lab {lab.name} is up", time.monotonic() - begin)
-    print("next: make lab-guest NAME=a HOST=host1; .venv/bin/virt-ports list; make lab-down")
+    print(f"next: make lab-guest NAME=a HOST={lab.site.hosts[0]}; .venv/bin/virt-ports list; make lab-down")
 
 
 def _down(lab: Lab, _options: argparse.Namespace) -> None:
@@ -84,7 +95,8 @@ def _status(lab: Lab, _options: argparse.Namespace) -> None:
         print(f"lab {lab.name} is down")
         return
     broken = lab.broken_parts()
-    print(f"lab {lab.name} is up; files and logs in {lab.state}, operators' socket {lab.socket}")
+    print(f"lab {lab.name} is up as site {lab.site.name}: {lab.site.summary}")
+    print(f"files and logs in {lab.state}, operators' socket {lab.socket}")
     print(f"not running: {', '.join(broken)}" if broken else "everything runs")
     for node in lab.site.namespaces:
         print(f"  {node:<10} namespace {lab.namespace(node)}")
@@ -102,8 +114,8 @@ def _image(_lab: Lab, _options: argparse.Namespace) -> None:
     _say("guest image built", time.monotonic() - begin)
 
 
-def _demo(_lab: Lab, _options: argparse.Namespace) -> None:
-    demo.demo()
+def _demo(_lab: Lab, options: argparse.Namespace) -> None:
+    demo.demo(SITES[options.site or CLUSTER.name])
 
 
 def _guest(lab: Lab, options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from lab.node import LibvirtHost
 from lab.process import ProcessTable
 from lab.records import LIGHT, REAL, GuestRecord, GuestRecords
 from lab.shell import CLEAN_ENVIRONMENT, inside, require_root, run
-from lab.sites import CLUSTER
+from lab.sites import CLUSTER, SITES
 from lab.vm import RealGuest
 
 DEFAULT_NAME = "vp"
@@ -42,10 +42,10 @@ def _quiet(step: str, seconds: float) -> None:
 
 class Lab:
     """
-    A lab by its name; making this object touches nothing.
+    A lab by its name; making this object changes nothing.
 
     :param name: Labs with different names can run at once. ``virt-ports`` without options uses the default one.
-    :param site: Its machines, links and roles.
+    :param site: Its machines, links and roles; None: those of the lab that is up, else :data:`lab.sites.CLUSTER`.
     :param settings: Settings of the daemons that differ from the lab's own.
     :param with_daemons: Whether ``up`` also starts cpmd and natd, and not only machines, libvirtds and guests.
     :raise LabError: When the name is invalid.
@@ -55,20 +55,20 @@ class Lab:
         self,
         name: str = DEFAULT_NAME,
         *,
-        site: net.Site = CLUSTER,
+        site: net.Site | None = None,
         settings: DaemonSettings = product.LAB_SETTINGS,
         with_daemons: bool = True,
     ) -> None:
         net.check_lab_name(name)
         self.name = name
-        self.site = site
         self.state = STATE / name
+        self.site = site = site or self._site_that_is_up() or CLUSTER
         self.socket = PRODUCT_SOCKET if name == DEFAULT_NAME else self.state / "cpmd.sock"
         processes = ProcessTable(self.state / "processes")
         self._processes = processes
         self._records = GuestRecords(self.state / "guests")
         self._with_daemons = with_daemons
-        self.hosts = {host: LibvirtHost(name, self.state, processes, site, site.machine(host)) for host in site.hosts}
+        self.hosts = self._hosts_of(site)
         self.daemons = Daemons(name, self.state, processes, site, self.hosts, self.socket, settings)
 
     @property
@@ -92,10 +92,12 @@ class Lab:
         Bring the lab up; what an earlier, failed ``up`` left is removed first, and so is what this one leaves.
 
         :return: Whether the lab was down; ``False`` when it is up already.
-        :raise LabError: When the caller is not root, another cpmd serves operators, or a part does not start.
+        :raise LabError: When the caller is not root, the lab is up as another site, another cpmd serves operators, or a
+            part does not start.
         """
         with self._lock():
             if self.is_up:
+                self._check_site(self._site_that_is_up())
                 return False
             self._check_socket_free()
             if not Path("/dev/net/tun").exists():
@@ -198,9 +200,27 @@ class Lab:
     def _marker(self) -> Path:
         return self.state / "up"
 
+    @property
+    def _site_record(self) -> Path:
+        return self.state / "site"
+
+    def _site_that_is_up(self) -> net.Site | None:
+        return SITES.get(self._site_record.read_text()) if self.is_up else None
+
+    def _check_site(self, up: net.Site | None) -> None:
+        if up is not None and up != self.site:
+            raise LabError(f"lab {self.name} is up as site {up.name}, not {self.site.name}; run `make lab-down` first")
+
+    def _hosts_of(self, site: net.Site) -> dict[str, LibvirtHost]:
+        return {
+            host: LibvirtHost(self.name, self.state, self._processes, site, site.machine(host)) for host in site.hosts
+        }
+
     def _namespaces(self) -> list[str]:
+        """Return the namespaces that the lab may have, whichever site it is or was."""
         light = [record.name for record in self._records.all() if record.kind == LIGHT]
-        return [self.namespace(node) for node in (*light, *self.site.namespaces)]
+        machines = dict.fromkeys(name for site in SITES.values() for name in site.namespaces)
+        return [self.namespace(node) for node in (*light, *machines)]
 
     def _record(self, name: str, kind: str) -> GuestRecord:
         record = self._records.get(name)
@@ -233,6 +253,7 @@ class Lab:
 
     def _bring_up(self, say: Say) -> None:
         self.state.mkdir(parents=True)
+        self._site_record.write_text(self.site.name)
         with _timed(say, "guest image" if image.is_built() else "guest image, built"):
             image.guest_image()
         with _timed(say, "machines and wires"):
@@ -251,13 +272,14 @@ class Lab:
             self.daemons.prepare()
             self.daemons.start_all()
         with _timed(say, "external addresses in the pool"):
-            first, last = self.site.external_addresses[0], self.site.external_addresses[-1]
-            self.operate("pool", "add", f"{first}-{last}")
+            self.operate("pool", "add", self.site.pool)
 
     def _take_down(self) -> None:
         # Guests first, together with their hosts: as in a power failure, no node closes its session.
-        for host in self.hosts.values():
-            host.power_off()
+        # Of every site: an earlier, failed `up` may have been of another one.
+        for site in SITES.values():
+            for host in self._hosts_of(site).values():
+                host.power_off()
         self.daemons.end_all()
         for name in self._processes.names():
             self._processes.end(name)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
+from typing import Literal
 
 from lab.errors import LabError
 from lab.process import Process
@@ -86,12 +87,16 @@ class Site:
     """
     Everything that distinguishes one site from another.
 
+    :param summary: What it consists of, in a few words.
     :param external_addresses: The pool: the addresses that its VMs share, in order and without a gap.
+    :param guest_network: How libvirt forwards for guests: ``open`` (not its business) or ``nat`` (it masquerades).
     """
 
     name: str
+    summary: str
     machines: tuple[Machine, ...]
     external_addresses: tuple[IPv4Address, ...]
+    guest_network: Literal["open", "nat"] = "open"
 
     def machine(self, name: str) -> Machine:
         """:raise LabError: When there is no machine of this name."""
@@ -124,6 +129,12 @@ class Site:
     def manager(self) -> Machine:
         """The machine on which cpmd runs."""
         return self.machine(*self.with_role(MANAGER))
+
+    @property
+    def pool(self) -> str:
+        """Its external addresses in the words of ``virt-ports pool add``."""
+        first, last = self.external_addresses[0], self.external_addresses[-1]
+        return str(first) if first == last else f"{first}-{last}"
 
     @property
     def namespaces(self) -> tuple[str, ...]:

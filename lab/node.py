@@ -31,16 +31,16 @@ HOOK = Path("/etc/libvirt/hooks/qemu.d/virt-ports")
 _INIT = Path(__file__).with_name("node-init.sh")
 _UNSHARE = ("unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation=private")
 
-# The same on every host, including the gateway's MAC address, so that a guest that migrates keeps its gateway. `open`:
-# libvirt adds no firewall rules of its own. `no-ping`: dnsmasq does not spend 3 seconds on probing a free address.
-_NETWORK_XML = f"""\
+# The same on every host, including the gateway's MAC address, so that a guest that migrates keeps its gateway.
+# `no-ping`: dnsmasq does not spend 3 seconds on probing a free address.
+_NETWORK_XML = """\
 <network xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
-  <name>{NETWORK}</name>
-  <uuid>{uuid.uuid5(uuid.NAMESPACE_DNS, NETWORK)}</uuid>
-  <forward mode='open'/>
-  <bridge name='{BRIDGE}' stp='off' delay='0'/>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <forward mode='{forward}'/>
+  <bridge name='{bridge}' stp='off' delay='0'/>
   <mac address='52:54:00:aa:00:01'/>
-  <ip address='{GATEWAY}' prefix='24'>
+  <ip address='{gateway}' prefix='24'>
     <dhcp><range start='10.10.0.100' end='10.10.0.250'/></dhcp>
   </ip>
   <dnsmasq:options><dnsmasq:option value='no-ping'/></dnsmasq:options>
@@ -53,9 +53,9 @@ auth_unix_ro = "none"
 auth_unix_rw = "none"
 unix_sock_rw_perms = "0700"
 listen_tls = 0
-listen_tcp = 1
+listen_tcp = {listens}
 auth_tcp = "none"
-listen_addr = "{underlay}"
+listen_addr = "{address}"
 log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 """
 
@@ -135,7 +135,7 @@ class LibvirtHost:
         log = self.directory / "var/log/libvirt/libvirtd.log"
         try:
             # The hooks inherit libvirtd's environment: `run` gives it a clean one.
-            self.run("libvirtd", "--daemon", "--listen")
+            self.run("libvirtd", "--daemon", *(["--listen"] if self._migrates else []))
             # libvirtd serves its first client when all its drivers are up and autostart is done.
             self.virsh("net-info", NETWORK)
         except LabError as error:
@@ -215,15 +215,16 @@ class LibvirtHost:
         shutil.rmtree(self.directory / "run-libvirt", ignore_errors=True)
         (self.directory / "run-libvirt").mkdir()
         identity = uuid.uuid5(uuid.NAMESPACE_DNS, self.namespace)
-        underlay = self._machine.node_address
         names = "".join(f"{self._site.machine(host).node_address} {host}\n" for host in self._site.hosts)
         etc = self.directory / "etc"
         (etc / "machine-id").write_text(f"{identity.hex}\n")
         (etc / "hostname").write_text(f"{self.name}\n")
         (etc / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-        (etc / "libvirt/libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=identity, underlay=underlay))
+        (etc / "libvirt/libvirtd.conf").write_text(
+            _LIBVIRTD_CONF.format(uuid=identity, listens=int(self._migrates), address=self._machine.node_address)
+        )
         (etc / "libvirt/qemu.conf").write_text(_QEMU_CONF)
-        (etc / f"libvirt/qemu/networks/{NETWORK}.xml").write_text(_NETWORK_XML)
+        (etc / f"libvirt/qemu/networks/{NETWORK}.xml").write_text(self._network_xml())
         autostart = etc / f"libvirt/qemu/networks/autostart/{NETWORK}.xml"
         autostart.unlink(missing_ok=True)
         autostart.symlink_to(f"/etc/libvirt/qemu/networks/{NETWORK}.xml")
@@ -231,6 +232,16 @@ class LibvirtHost:
         shutil.copy(REPOSITORY / "libvirt_hooks/qemu.py", self.directory / HOOK.relative_to("/"))
         (self.directory / HOOK.relative_to("/")).chmod(0o755)
         self._link_the_rest_of_etc(etc)
+
+    @property
+    def _migrates(self) -> bool:
+        """Whether there is another host to migrate to, for which libvirtd listens."""
+        return len(self._site.hosts) > 1
+
+    def _network_xml(self) -> str:
+        identity = uuid.uuid5(uuid.NAMESPACE_DNS, NETWORK)
+        forward = self._site.guest_network
+        return _NETWORK_XML.format(name=NETWORK, uuid=identity, forward=forward, bridge=BRIDGE, gateway=GATEWAY)
 
     @staticmethod
     def _link_the_rest_of_etc(etc: Path) -> None:

@@ -14,6 +14,8 @@ _INTERNET = "internet"
 _INTERNET_GATEWAY = IPv4Address("192.0.2.1")
 _INTERNET_MTU = 1300
 _FORWARD = {"net.ipv4.ip_forward": 1}
+# As Debian sets it by default (systemd's sysctl.d/50-default.conf); libvirt turns forwarding on.
+_AS_IT_COMES = {"net.ipv4.conf.default.rp_filter": 2}
 
 
 def _underlay(last: int) -> Port:
@@ -38,6 +40,7 @@ _EDGE_HOPS = " ".join(f"nexthop via {edge.address(UPLINK)} dev uplink" for edge 
 
 CLUSTER = Site(
     "cluster",
+    "2 hosts with libvirtd, 2 edges, cpmd, 4 natds, 4 addresses",
     (
         Machine("manager", (_underlay(2),), frozenset({MANAGER})),
         Machine("host1", (_underlay(11),), frozenset({HOST}), settings=_FORWARD),
@@ -69,4 +72,30 @@ Hosts, edges and the manager are machines of their own, and the pool's addresses
 Both directions of a connection may pass through different edges.
 """
 
-SITES = {site.name: site for site in (CLUSTER,)}
+_OWN = Port("uplink", UPLINK, IPv4Interface("203.0.113.2/24"))
+_PROVIDER = Port("uplink", UPLINK, IPv4Interface("203.0.113.1/24"))
+
+SINGLE = Site(
+    "single",
+    "1 server with libvirtd, cpmd, natd as host and edge, and 1 address, its own",
+    (
+        Machine(
+            "server", (_OWN,), frozenset({HOST, EDGE, MANAGER}), gateway=_PROVIDER.address.ip, settings=_AS_IT_COMES
+        ),
+        Machine("router", (_PROVIDER, _internet("internet", _INTERNET_GATEWAY)), settings=_FORWARD),
+        Machine("internet", (_internet("uplink", INTERNET_ADDRESS),), gateway=_INTERNET_GATEWAY),
+    ),
+    (_OWN.address.ip,),
+    guest_network="nat",
+)
+"""
+One server with one public address, which is its own and the whole pool::
+
+    server .2 ── 203.0.113.0/24 ── .1 router ── 192.0.2.0/24 ── .2 internet
+                     uplink             1,300 bytes
+
+It is configured as by ``virt-ports install --role host,edge,manager``, and its guests are in a network like libvirt's
+own ``default``.
+"""
+
+SITES = {site.name: site for site in (CLUSTER, SINGLE)}

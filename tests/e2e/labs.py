@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lab.daemons import LAB_SETTINGS, DaemonSettings
 from lab.lab import STATE, Lab
+from lab.net import Site
+from lab.sites import CLUSTER
 from tests.e2e.observing import eventually, facts
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
@@ -20,15 +22,21 @@ def unique_name(letter: str) -> str:
 
 
 @contextlib.contextmanager
-def running(name: str, settings: DaemonSettings = LAB_SETTINGS, *, with_daemons: bool = True) -> Iterator[Lab]:
+def running(
+    name: str,
+    settings: DaemonSettings = LAB_SETTINGS,
+    *,
+    site: Site = CLUSTER,
+    with_daemons: bool = True,
+) -> Iterator[Lab]:
     """Bring a lab up, and down at the end; nothing of it may be left then."""
-    site = Lab(name, settings=settings, with_daemons=with_daemons)
-    site.up()
+    lab = Lab(name, site=site, settings=settings, with_daemons=with_daemons)
+    lab.up()
     try:
-        yield site
+        yield lab
     finally:
-        site.down()
-    assert traces(site) == NOTHING
+        lab.down()
+    assert traces(lab) == NOTHING
 
 
 @contextlib.contextmanager

@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 
 from lab import net, witness
 from lab.lab import Lab
+from lab.net import EDGE, HOST
 from lab.shell import CLEAN_ENVIRONMENT
-from lab.sites import CLUSTER
 from lab.traffic import PORT
 from lab.witness import Ports
 
 _T = TypeVar("_T")
 
 ECHO_CLIENT = Path(__file__).with_name("echo_client.py")
-NODES = CLUSTER.nodes
 
 
 def eventually(look: Callable[[], _T], timeout_s: float = 40.0) -> _T:
@@ -60,25 +59,35 @@ def states(lab: Lab, name: str) -> dict[str, list[Ports]]:
 
 def disagreements(lab: Lab) -> list[str]:
     """Return where kernels and ledger differ: every VM of the ledger, every element of all hosts and edges."""
-    wanted: dict[str, dict[str, tuple[Ports, ...]]] = {node: {} for node in NODES}
+    wanted: dict[tuple[str, str], dict[str, tuple[Ports, ...]]]
+    wanted = {(role, node): {} for role in (HOST, EDGE) for node in lab.site.with_role(role)}
     for vm in facts(lab, "list", "--all"):
         held, internal = states(lab, vm["uuid"]), IPv4Address(facts(lab, "show", vm["uuid"])["internal_address"])
         for ports in held.get("active", ()):
-            wanted[vm["node"]][vm["name"]] = (dataclasses.replace(ports, address=internal),)
+            wanted[HOST, vm["node"]][vm["name"]] = (dataclasses.replace(ports, address=internal),)
         mapped = [ports for state in ("reserved", "active", "draining") for ports in held.get(state, ())]
         if mapped:
             for edge in lab.site.edges:
-                wanted[edge][vm["name"]] = witness.join_neighbours(mapped)
+                wanted[EDGE, edge][vm["name"]] = witness.join_neighbours(mapped)
     found = [
-        (edge, look(lab, edge)) for edge in lab.site.edges for look in (witness.inbound_ranges, witness.outbound_ranges)
+        ((EDGE, edge), look(lab, edge))
+        for edge in lab.site.edges
+        for look in (witness.inbound_ranges, witness.outbound_ranges)
     ]
-    found += [(host, {vm: (ports,) for vm, ports in witness.host_ranges(lab, host).items()}) for host in lab.site.hosts]
-    return [f"{node} holds {has}, the ledger says {wanted[node]}" for node, has in found if has != wanted[node]]
+    found += [
+        ((HOST, host), {vm: (ports,) for vm, ports in witness.host_ranges(lab, host).items()})
+        for host in lab.site.hosts
+    ]
+    return [
+        f"{role} {node} holds {has}, the ledger says {wanted[role, node]}"
+        for (role, node), has in found
+        if has != wanted[role, node]
+    ]
 
 
 def assert_agree(lab: Lab) -> None:
     """Wait until every node has confirmed everything, and kernels and ledger agree."""
-    assert eventually(lambda: _in_step(lab) >= set(NODES)), _in_step(lab)
+    assert eventually(lambda: _in_step(lab) >= set(lab.site.nodes)), _in_step(lab)
     assert eventually(lambda: not disagreements(lab)), disagreements(lab)
 
 

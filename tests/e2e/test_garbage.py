@@ -19,7 +19,7 @@ from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.lab import Lab
 from lab.traffic import connect, sink
 from tests.e2e.labs import running, unique_name
-from tests.e2e.observing import NODES, assert_agree, facts
+from tests.e2e.observing import assert_agree, facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -66,8 +66,8 @@ def everything(lab: Lab) -> dict[str, object]:
         "pool": facts(lab, "pool", "list"),
         "journal": facts(lab, "events"),
         # Arrival budgets are renewed as connections come and go; those before each test of ours still end.
-        "kernels": {node: _BUDGET.sub("", lab.run(node, "nft", "-s", "list", "ruleset")) for node in NODES},
-        "processes": [lab.daemons.process(daemon) for daemon in (CPMD, *map(natd_of, NODES))],
+        "kernels": {node: _BUDGET.sub("", lab.run(node, "nft", "-s", "list", "ruleset")) for node in lab.site.nodes},
+        "processes": [lab.daemons.process(daemon) for daemon in (CPMD, *map(natd_of, lab.site.nodes))],
     }
 
 

@@ -1,0 +1,97 @@
+"""One server that is host, edge and manager at once, and whose only public address is the pool."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.daemons import CPMD, PROGRAMS, natd_of
+from lab.errors import LabError
+from lab.lab import Lab
+from lab.sites import CLUSTER, SINGLE
+from lab.traffic import connect, sink
+from tests.e2e.labs import running, unique_name
+from tests.e2e.observing import assert_agree, eventually, facts
+
+pytestmark = pytest.mark.e2e
+
+SERVER, ADDRESS = "server", "203.0.113.2"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with running(unique_name("o"), site=SINGLE) as site:
+        yield site
+
+
+def test_one_node_has_all_roles_and_one_address(lab: Lab) -> None:
+    assert lab.broken_parts() == []
+    (node,) = facts(lab, "node", "list")
+    assert (node["name"], sorted(node["roles"])) == (SERVER, ["edge", "host"])
+    assert (node["connected"], node["warnings"]) == (True, [])
+    assert [one["address"] for one in facts(lab, "pool", "list")] == [ADDRESS]
+    assert ADDRESS in lab.run(SERVER, "ip", "-4", "-o", "addr", "show", "dev", "uplink")
+
+
+def test_a_light_guest_connects_from_ports_of_the_servers_own_address(lab: Lab) -> None:
+    guest = lab.add_guest("a", SERVER)
+    try:
+        (vm,) = facts(lab, "list")
+        assert (vm["name"], vm["node"], vm["external_address"]) == ("a", SERVER, ADDRESS)
+        assert_agree(lab)
+        with sink(lab):
+            for options in ((), ("-u",)):
+                tally = connect(guest, 40, *options)
+                assert (tally.ok, tally.fail) == (40, 0)
+                (now,) = facts(lab, "list")
+                ports = [vm["first_port"], vm["last_port"], now["first_port"], now["last_port"]]
+                assert min(ports) <= tally.extmin <= tally.extmax <= max(ports)
+        assert "1 received" in guest.run("ping", "-c1", "-W2", "192.0.2.2")
+    finally:
+        lab.remove_guest("a")
+    assert eventually(lambda: not facts(lab, "list", "--all"))
+
+
+def test_the_lab_remembers_its_site(lab: Lab) -> None:
+    again = Lab(lab.name)
+    assert again.site == SINGLE
+    assert not again.up()
+    with pytest.raises(LabError, match="is up as site single, not cluster; run `make lab-down`"):
+        Lab(lab.name, site=CLUSTER).up()
+    assert lab.broken_parts() == []
+
+
+def test_the_server_is_configured_as_by_install(lab: Lab, tmp_path: Path) -> None:
+    roles = ("--role", "host,edge,manager", "--name", SERVER)
+    lab.run(SERVER, PROGRAMS / "virt-ports", "install", *roles, "--root", tmp_path)
+    installed = tomllib.loads((tmp_path / "etc/virt-ports/natd.toml").read_text())
+    ours = tomllib.loads(lab.daemons.configuration(natd_of(SERVER)).read_text())
+    # Where the sockets are is all that a lab has to have its own way.
+    _take_out(ours, "listen.socket", "manager.url", "host.libvirt")
+    assert installed["manager"].pop("url").startswith("unix://")
+    installed = {key: value for key, value in installed.items() if value not in ({}, [])}
+    assert {key: value for key, value in ours.items() if value} == installed
+    assert tomllib.loads((tmp_path / "etc/virt-ports/cpmd.toml").read_text())["pool"] == {"timeouts": {}}
+    listen = tomllib.loads(lab.daemons.configuration(CPMD).read_text())["listen"]
+    assert set(listen) == {"socket"}
+
+
+def _take_out(document: dict[str, Any], *names: str) -> None:
+    for name in names:
+        table, _, key = name.partition(".")
+        del document[table][key]
+
+
+def test_a_site_that_was_left_is_removed_before_another_comes_up() -> None:
+    name = unique_name("r")
+    left = Lab(name, site=SINGLE, with_daemons=False)
+    left.up()
+    (left.state / "up").unlink()  # as if `up` had died before its end
+    with running(name, with_daemons=False) as site:
+        assert site.site == CLUSTER
+        assert site.broken_parts() == []
+        assert not Path(f"/run/netns/{left.namespace(SERVER)}").exists()
