@@ -314,7 +314,7 @@ class Kernel:
             with_fragments(ruleset.base(self._settings, desired.path, belief.layout), fragments), reading.holdings
         )
         route_steps = routing.steps(self._routing(desired), routing_now)
-        settings_changed = sysctl.apply(self._settings)
+        settings_changed = sysctl.apply(self._settings, desired.path)
         self._apply(tables, route_steps, routing_now)
         belief.generation = reading.generation + (1 if tables.operations else 0)
         self._belief = belief
@@ -386,7 +386,8 @@ class Kernel:
         routing_now = routes.read(rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
         self._apply(Plan(), route_steps, routing_now)
-        return (*route_steps.differences, *sysctl.apply(self._settings), *self._check_ways(belief.desired))
+        settings_changed = sysctl.apply(self._settings, belief.desired.path)
+        return (*route_steps.differences, *settings_changed, *self._check_ways(belief.desired))
 
     def _check_ways(self, desired: _Desired) -> tuple[str, ...]:
         if self._settings.host is None:
@@ -412,12 +413,12 @@ class Kernel:
             return
         entries = ((belief.desired.host[domain], to) for domain, to in where.items() if domain in belief.desired.host)
         timeout_ms = max(1, int(for_s * 1000))
-        elements = tuple(
+        refusals = [
             host.refusal(self._settings.host, entry.index, destination, timeout_ms)
             for entry, destinations in entries
             for destination in destinations
-        )
-        self._apply(plan.refill(host.REFUSED, elements), Steps(Routing(), Routing()), Routing())
+        ]
+        self._apply(plan.refill(host.REFUSALS, refusals), Steps(Routing(), Routing()), Routing())
         belief.generation += 1
 
     def _remove(self) -> None:

@@ -1,5 +1,5 @@
 """
-Applies the kernel settings under ``/proc/sys/net/ipv4`` without which packets are dropped.
+Applies the kernel settings under ``/proc/sys/net`` without which packets are dropped or connections end too early.
 
 :mod:`natctl.ruleset.routing` decides which. They apply to the network namespace of the calling thread. Tested by
 ``tests/netns/test_kernel.py``.
@@ -12,20 +12,32 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cpm.protocol.errors import KernelError
-from natctl.model.entries import Settings
-from natctl.ruleset import routing, way_check
+from natctl.model.entries import Path, Settings
+from natctl.ruleset import routing, timeouts, way_check
 
 _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
+_ICMP_TIMEOUT: Final = "../netfilter/nf_conntrack_icmp_timeout"
 
 
-def apply(settings: Settings) -> tuple[str, ...]:
+def apply(settings: Settings, path: Path | None) -> tuple[str, ...]:
     """
     Set what these roles need; interfaces that do not exist yet are left for the next call.
+
+    The timeout of ICMP queries is raised, never lowered: it counts for all connections of this machine.
 
     :return: The changes, one line each.
     :raise KernelError: When the kernel refuses a value.
     """
-    return (*_switch(settings), *_loosen_reverse_path_filters(settings))
+    return (*_switch(settings), *_loosen_reverse_path_filters(settings), *_raise_icmp_timeout(settings, path))
+
+
+def _raise_icmp_timeout(settings: Settings, path: Path | None) -> Iterator[str]:
+    if settings.host is None:
+        return
+    seconds, now = timeouts.in_effect(settings.host, path).icmp_s, _read(_ICMP_TIMEOUT)
+    if now is not None and int(now) < seconds:
+        _write(_ICMP_TIMEOUT, str(seconds))
+        yield f"net.netfilter.nf_conntrack_icmp_timeout was {now}, is {seconds}"
 
 
 def _switch(settings: Settings) -> Iterator[str]:

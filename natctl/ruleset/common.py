@@ -40,7 +40,6 @@ from natctl.ruleset.values import (
 ADDRESS: Final = Field(7, 4)
 PROTOCOL: Final = Field(12, 1)
 PORT: Final = Field(13, 2)
-ICMP_TYPE: Final = Field(14, 1)
 MARK: Final = Field(19, 4, host_order=True)
 INTERFACE_INDEX: Final = Field(20, 4, host_order=True)
 INTERFACE: Final = Field(41, 16, host_order=True)
@@ -49,9 +48,25 @@ TYPEOF_MARK: Final = MARK._replace(expression=labels.typeof(9, (0, 3)))
 TYPEOF_ZONE: Final = Field(4, 2, host_order=True, expression=labels.typeof(12, (0, 17), (1, 0)))
 """``typeof ct original zone``: an integer, which has no name in nftables' language."""
 
+TYPEOF_SOURCE: Final = ADDRESS._replace(expression=labels.typeof(7, (0, 12), (1, 11)))
+"""``typeof ip saddr``"""
+TYPEOF_ICMP_ID: Final = Field(4, 2, expression=labels.typeof(7, (0, 4), (1, 4), (4, 16)))
+"""
+``typeof icmp id``: 16 bits that are only a number. ``nft`` gives this type to all that it reads at a place of a packet
+for which it has no name, and does not look such a value up in a set of ports.
+"""
+TYPEOF_OCTET: Final = Field(4, 1, expression=labels.typeof(7, (0, 12), (1, 8), (4, 8)))
+"""``typeof ip ttl``: likewise 8 bits; for types of ICMP messages and for protocols, also those of a quoted packet."""
+
+
+def typeof_half(of: int) -> Field:
+    """Return ``typeof @nh,…,16``, half an address: as a whole one ``nft`` would give it the type of an address."""
+    return Field(4, 2, expression=labels.typeof(7, (0, 0), (1, 0), (2, 2), (3, of * 8), (4, 16)))
+
+
 ERRORS: Final[Place] = (Family.IPV4, "errors")
 """The types of ICMP messages that quote a packet; both roles use this set."""
-ERROR_TYPES: Final = SetSpec("errors", (ICMP_TYPE,))
+ERROR_TYPES: Final = SetSpec("errors", (TYPEOF_OCTET,))
 
 PREROUTING: Final = 0
 OUTPUT: Final = 3

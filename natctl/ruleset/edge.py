@@ -7,6 +7,8 @@ In nftables' notation, shortened::
     table ip virtports {
       map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }       # internal . ports : external
       map inbound-203.0.113.1 { type inet_service : ipv4_addr; flags interval; }        # ports : internal
+      map icmp-outbound { typeof ip saddr . icmp id : ip saddr; flags interval; }       # the same
+      map icmp-inbound-203.0.113.1 { typeof icmp id : ip saddr; flags interval; }       # the same
       map inbound { type ipv4_addr : verdict; elements = { 203.0.113.1 : goto inbound-203.0.113.1 } }
       chain receive { type filter hook prerouting priority raw;
         ip saddr POOL ip daddr != @externals iifname "eth1" notrack accept        # nearly all that comes from VMs
@@ -30,15 +32,20 @@ In nftables' notation, shortened::
         ip saddr POOL oifname "eth0" jump outward
         # A port that the VM does not own never leaves:
         ip saddr POOL oifname "eth0" fib saddr type != local counter drop
-        meta l4proto icmp ip saddr != POOL oifname "eth0" jump outward }  # errors that a machine on the way tells
+        meta l4proto icmp ip saddr != POOL oifname "eth0" jump quoting }  # errors that a machine on the way tells
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 notrack accept
-        icmp type @queries   ip daddr set icmp id map @inbound-203.0.113.1 notrack accept
-        icmp type @errors …  both ip daddr and the embedded source … notrack accept }
+        meta l4proto icmp goto icmp-inbound-203.0.113.1 }
+      chain icmp-inbound-203.0.113.1 {
+        @th,0,8 @queries   ip daddr set @th,32,16 map @icmp-inbound-203.0.113.1 notrack accept
+        @th,0,8 @errors …  both ip daddr and the quoted source … notrack accept }
       chain outward {
         meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return
-        … likewise, and errors that a machine on the way has to tell … }
+        meta l4proto icmp goto icmp-outward }
+      chain icmp-outward { … likewise, and errors that a machine on the way has to tell … }
+      chain quoting { … @th,192,32 & MASK == POOL goto quoting-vm }
+      chain quoting-vm { … }
       chain reassembly { meta l4proto tcp tproxy to :1 }
     }
 
@@ -56,6 +63,9 @@ In nftables' notation, shortened::
 - Replies for a VM of this very machine can come in through another edge, by the underlay. They must be tracked, because
   connection tracking undoes the host role's translation; hence ``@locals``, and hence only packets *from* an internal
   address are untracked on their way in from the underlay.
+- All this can be saved with ``nft list ruleset`` and loaded again (``docs/design/0009-a-ruleset-that-loads-again.md``).
+  Therefore ICMP has maps and chains of its own, in which nothing says that a packet is ICMP: what ``nft`` cannot name
+  it looks up only as a number.
 - ICMP has no ports: queries are told apart by their identifier, errors by what they carry. An embedded header with
   options, or a later fragment, has no port at a known place and is not translated.
 - DCCP's checksum covers the addresses and nftables cannot mend it: DCCP is not carried (Linux 6.16 retired it).
@@ -83,10 +93,10 @@ from natctl.ruleset.common import (
     ADDRESS,
     ERROR_TYPES,
     ERRORS,
-    ICMP_TYPE,
     POSTROUTING,
     PREROUTING,
     PROTOCOL,
+    TYPEOF_OCTET,
     address_in,
     address_port_lookup,
     filtering,
@@ -97,15 +107,16 @@ from natctl.ruleset.common import (
     rule,
     through,
 )
-from natctl.ruleset.edge_maps import OUTBOUND, Layout, inbound, inbound_map, outbound_map
+from natctl.ruleset.edge_maps import ICMP, OUTBOUND, Layout, inbound, inbound_maps, outbound_maps
 from natctl.ruleset.expressions import (
     DESTINATION,
     NETWORK,
-    SECOND,
+    QUOTED,
     SOURCE,
     TRANSPORT,
     bitwise,
     compare,
+    copy_address,
     counter,
     destination_kind,
     intercept,
@@ -119,7 +130,6 @@ from natctl.ruleset.expressions import (
     verdict,
     verdict_lookup,
     write_address,
-    write_embedded_address,
 )
 from natctl.ruleset.values import (
     ACCEPT,
@@ -141,6 +151,7 @@ from natctl.ruleset.values import (
 INBOUND: Final[Place] = (Family.IPV4, "inbound")
 EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
+QUOTED_PORTED: Final[Place] = (Family.IPV4, "quoted-ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
 
 NOBODYS_PORT: Final = "nobodys-port"
@@ -155,13 +166,12 @@ _ICMP = 1
 _TCP = 6
 _LOCAL = native_u32(2)
 """``RTN_LOCAL``: an address of this machine."""
-_EMBEDDED = 8
-"""Transport offset of the header that an ICMP error carries."""
 
 _SETS: Final = (
     SetSpec("locals", (ADDRESS,)),
     SetSpec("ported", (PROTOCOL,)),
-    SetSpec("queries", (ICMP_TYPE,)),
+    SetSpec("quoted-ported", (TYPEOF_OCTET,)),
+    SetSpec("queries", (TYPEOF_OCTET,)),
     ERROR_TYPES,
 )
 
@@ -184,8 +194,9 @@ def base(
         _send(settings, pool),
         _reassembly(),
         _inward(),
-        *(_inbound(external, is_host=is_host) for external in externals),
+        *(chain for external in externals for chain in _inbound(external, is_host=is_host)),
         *_outward(layout, pool),
+        *_quoting(layout, pool),
     )
     # With room to spare: the kernel refuses to add to a full set, and somebody else may have added to it.
     room = 2 * max(8, len(externals))
@@ -193,13 +204,14 @@ def base(
     sets = (
         *_SETS,
         *by_external,
-        *(outbound_map(name) for name in layout.maps),
-        *(inbound_map(address) for address in externals),
+        *(spec for name in layout.maps for spec in outbound_maps(name)),
+        *(spec for address in externals for spec in inbound_maps(address)),
     )
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
     elements = {(Family.IPV4, spec.name): by_identity(()) for spec in sets} | {
         PORTED: number_elements(6, 17, 132, 136),
+        QUOTED_PORTED: number_elements(6, 17, 132, 136),
         QUERIES: number_elements(0, 8, 13, 14),
         ERRORS: number_elements(3, 4, 11, 12),
         EXTERNALS: by_identity(Element(address.packed) for address in externals),
@@ -287,61 +299,91 @@ def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
         leaves = through("oifname", name)
         yield rule(by_vm, leaves, jump("outward"))
         yield rule(by_vm, leaves, by_another, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
-        # What the jump above translated passes here too, but no port of an external address is in the map.
-        yield rule(protocol(_ICMP), by_others, leaves, jump("outward"), comment=_UNDERWAY)
+        # What the jump above translated passes here too, but quotes no internal address any more.
+        yield rule(protocol(_ICMP), by_others, leaves, jump("quoting"), comment=_UNDERWAY)
 
 
 def _inward() -> Chain:
     return Chain("inward", None, (rule(payload(NETWORK, DESTINATION, 4), verdict_lookup("inbound")),))
 
 
-def _inbound(external: IPv4Address, *, is_host: bool) -> Chain:
+def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
     name = inbound(external)[1]
     done = (verdict(RETURN),) if is_host else (notrack(), verdict(ACCEPT))
     rewrite = write_address(DESTINATION)
-    rewrite_both = (rewrite, write_embedded_address(SOURCE))
+    rewrite_both = (rewrite, copy_address((NETWORK, DESTINATION), (TRANSPORT, QUOTED + SOURCE)))
     rules = (
         # Nearly everything is TCP, and a comparison is quicker than a set.
-        rule(protocol(_TCP), _port_in(2, name), rewrite, done),
-        rule(_is_ported(), _port_in(2, name), rewrite, done),
-        rule(_is_icmp("queries"), _port_in(4, name), rewrite, done),
-        rule(_is_error(), _carries_ports(), _port_in(28, name), rewrite_both, done),
-        rule(_is_error(), _carries_query(), _port_in(32, name), rewrite_both, done),
+        rule(protocol(_TCP), _number_in(2, name), rewrite, done),
+        rule(_is_ported(), _number_in(2, name), rewrite, done),
+        rule(protocol(_ICMP), goto(ICMP + name)),
     )
-    return Chain(name, None, rules)
+    of_icmp = (
+        rule(_has_type("queries"), _number_in(4, ICMP + name), rewrite, done),
+        rule(_is_error(), _quotes_ports(), _number_in(28, ICMP + name), *rewrite_both, done),
+        rule(_is_error(), _quotes_query(), _number_in(32, ICMP + name), *rewrite_both, done),
+    )
+    return Chain(name, None, rules), Chain(ICMP + name, None, of_icmp)
 
 
 def _outward(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
     if layout.shards == 1:
-        return (_outward_through("outward", OUTBOUND, pool),)
-    lowest_bits = bitwise((layout.shards - 1).to_bytes(4, "big"))
-    by_vm = (payload(NETWORK, SOURCE, 4), lowest_bits, verdict_lookup(OUTBOUND))
-    by_others = (
-        *_is_error(),
-        *in_network(SOURCE, pool, negated=True),
-        payload(TRANSPORT, _EMBEDDED + DESTINATION, 4),
-        lowest_bits,
-        verdict_lookup(OUTBOUND),
-    )
-    return Chain("outward", None, (rule(by_others, comment=_UNDERWAY), rule(by_vm))), *(
-        _outward_through(name, name, pool) for name in layout.maps
-    )
+        return _outward_through("outward", OUTBOUND, pool)
+    by_vm = rule(payload(NETWORK, SOURCE, 4), _lowest_bits(layout), verdict_lookup(OUTBOUND))
+    through_maps = (chain for name in layout.maps for chain in _outward_through(name, name, pool))
+    return Chain("outward", None, (by_vm,)), *through_maps
 
 
-def _outward_through(chain: str, name: str, pool: IPv4Network) -> Chain:
-    rewrite = write_address(SOURCE)
-    embedded = write_embedded_address(DESTINATION)
-    by_vm = _is_error() + in_network(SOURCE, pool)
+def _lowest_bits(layout: Layout) -> Expression:
+    return bitwise((layout.shards - 1).to_bytes(4, "big"))
+
+
+def _outward_through(chain: str, name: str, pool: IPv4Network) -> tuple[Chain, Chain]:
+    rewrite, icmp = write_address(SOURCE), ICMP + name
+    rewrite_both = (rewrite, copy_address((NETWORK, SOURCE), (TRANSPORT, QUOTED + DESTINATION)))
+    # With the destination that it quotes in place of its own, see _quoting.
+    rewrite_quoted = (
+        write_address(DESTINATION),
+        copy_address((NETWORK, DESTINATION), (TRANSPORT, QUOTED + DESTINATION)),
+    )
+    from_vm, from_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
     rules = (
         rule(protocol(_TCP), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
         rule(_is_ported(), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
-        rule(_is_icmp("queries"), address_port_lookup(name, SOURCE, 4), rewrite, RETURN),
-        rule(by_vm, _carries_ports(), address_port_lookup(name, SOURCE, 30), rewrite, embedded, RETURN),
-        rule(by_vm, _carries_query(), address_port_lookup(name, SOURCE, 32), rewrite, embedded, RETURN),
-        rule(_is_error(), _carries_ports(), _embedded_lookup(name, 30), embedded, RETURN, comment=_UNDERWAY),
-        rule(_is_error(), _carries_query(), _embedded_lookup(name, 32), embedded, RETURN, comment=_UNDERWAY),
+        rule(protocol(_ICMP), goto(ICMP + chain)),
     )
-    return Chain(chain, None, rules)
+    of_icmp = (
+        rule(_has_type("queries"), address_port_lookup(icmp, SOURCE, 4), rewrite, RETURN),
+        *(
+            rule(_is_error(), whose, quotes, address_port_lookup(icmp, by, port), *rewrites, RETURN, comment=why)
+            for whose, by, rewrites, why in (
+                (from_vm, SOURCE, rewrite_both, ""),
+                (from_others, DESTINATION, rewrite_quoted, _UNDERWAY),
+            )
+            for quotes, port in ((_quotes_ports(), 30), (_quotes_query(), 32))
+        ),
+    )
+    return Chain(chain, None, rules), Chain(ICMP + chain, None, of_icmp)
+
+
+def _quoting(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
+    """
+    Return the chains for an error that a machine on the way tells about a packet to a VM.
+
+    ``nft`` looks no quoted address up in a map of addresses. So the error gets the destination that it quotes while
+    that is looked up, and then its own again: an error goes to the source of the packet that it quotes.
+    """
+    mask, first = pool.netmask.packed, pool.network_address.packed
+    quotes_vm = (payload(TRANSPORT, QUOTED + DESTINATION, 4), bitwise(mask), compare(first))
+    borrow, give_back = (
+        copy_address((TRANSPORT, QUOTED + quoted), (NETWORK, DESTINATION)) for quoted in (DESTINATION, SOURCE)
+    )
+    quoting = Chain("quoting", None, (rule(_is_error(), quotes_vm, goto("quoting-vm")),))
+    if layout.shards == 1:
+        return quoting, Chain("quoting-vm", None, (rule(borrow), rule(jump(ICMP + "outward")), rule(give_back)))
+    by_quoted = rule(payload(NETWORK, DESTINATION, 4), _lowest_bits(layout), verdict_lookup(OUTBOUND))
+    quoting_vm = Chain("quoting-vm", None, (rule(borrow), rule(jump("quoted")), rule(give_back)))
+    return quoting, quoting_vm, Chain("quoted", None, (by_quoted,))
 
 
 def _reassembly() -> Chain:
@@ -355,32 +397,28 @@ def _is_ported() -> tuple[Expression, ...]:
 
 
 @functools.cache
-def _is_icmp(types: str) -> tuple[Expression, ...]:
-    return (*protocol(_ICMP), payload(TRANSPORT, 0, 1), set_lookup(types))
+def _has_type(types: str) -> tuple[Expression, ...]:
+    """In chains that only ICMP comes to: beside a match of the protocol, ``nft`` would give the type another type."""
+    return payload(TRANSPORT, 0, 1), set_lookup(types)
 
 
 @functools.cache
 def _is_error() -> tuple[Expression, ...]:
-    has_no_options = (payload(TRANSPORT, _EMBEDDED, 1), compare(b"\x45"))
-    is_first_fragment = (payload(TRANSPORT, _EMBEDDED + 6, 2), bitwise(b"\x1f\xff"), compare(b"\0\0"))
-    return _is_icmp("errors") + has_no_options + is_first_fragment
+    has_no_options = (payload(TRANSPORT, QUOTED, 1), compare(b"\x45"))
+    is_first_fragment = (payload(TRANSPORT, QUOTED + 6, 2), bitwise(b"\x1f\xff"), compare(b"\0\0"))
+    return _has_type("errors") + has_no_options + is_first_fragment
 
 
 @functools.cache
-def _carries_ports() -> tuple[Expression, ...]:
-    return payload(TRANSPORT, _EMBEDDED + 9, 1), set_lookup("ported")
+def _quotes_ports() -> tuple[Expression, ...]:
+    return payload(TRANSPORT, QUOTED + 9, 1), set_lookup("quoted-ported")
 
 
 @functools.cache
-def _carries_query() -> tuple[Expression, ...]:
-    is_icmp = (payload(TRANSPORT, _EMBEDDED + 9, 1), compare(bytes((_ICMP,))))
-    return (*is_icmp, payload(TRANSPORT, _EMBEDDED + 20, 1), set_lookup("queries"))
+def _quotes_query() -> tuple[Expression, ...]:
+    is_icmp = (payload(TRANSPORT, QUOTED + 9, 1), compare(bytes((_ICMP,))))
+    return (*is_icmp, payload(TRANSPORT, QUOTED + 20, 1), set_lookup("queries"))
 
 
-def _embedded_lookup(name: str, port_offset: int) -> tuple[Expression, ...]:
-    address = payload(TRANSPORT, _EMBEDDED + DESTINATION, 4)
-    return address, payload(TRANSPORT, port_offset, 2, SECOND), map_lookup(name)
-
-
-def _port_in(offset: int, name: str) -> tuple[Expression, ...]:
+def _number_in(offset: int, name: str) -> tuple[Expression, ...]:
     return payload(TRANSPORT, offset, 2), map_lookup(name)

@@ -2,8 +2,9 @@
 The maps of the edge role, and the elements that a VM has in them.
 
 ``outbound`` (one or several) says which external address the ports of an internal one have, ``inbound-…`` the reverse,
-one for each external address; :mod:`natctl.ruleset.edge` has the rules that look things up, and says why there are so
-many.
+one for each external address. Each has a twin, ``icmp-…``, with the same elements: keyed not by ports but by mere
+numbers, because ``nft`` looks no identifier of ICMP, and no port of a quoted packet, up in a map of ports.
+:mod:`natctl.ruleset.edge` has the rules that look things up, and says why there are so many.
 
 Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
@@ -19,10 +20,12 @@ from cpm.protocol.intent import EdgeIntent, ExternalRange, VmIntent
 from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange, coalesce
 from natctl.model.entries import Path
 from natctl.ruleset import labels
-from natctl.ruleset.common import ADDRESS, PORT, element_label
+from natctl.ruleset.common import ADDRESS, PORT, TYPEOF_ICMP_ID, TYPEOF_SOURCE, element_label
 from natctl.ruleset.values import Element, Family, Fragment, Holdings, Place, SetSpec
 
 OUTBOUND: Final = "outbound"
+ICMP: Final = "icmp-"
+"""Prefix of the maps that serve ICMP."""
 LOCALS: Final[Place] = (Family.IPV4, "locals")
 
 _PER_SHARD: Final = 128
@@ -74,6 +77,12 @@ def _inbound_place(external: int) -> Place:
     return Family.IPV4, f"inbound-{IPv4Address(external)}"
 
 
+@functools.lru_cache(4096)
+def for_icmp(place: Place) -> Place:
+    """Return the twin of a map that serves ICMP."""
+    return place[0], ICMP + place[1]
+
+
 def is_outbound(place: Place) -> bool:
     """Say whether this is a map from internal to external addresses."""
     return place[0] is Family.IPV4 and (place[1] == OUTBOUND or place[1].startswith("outbound-"))
@@ -90,14 +99,21 @@ def _shard(number: int, shards: int) -> Place:
     return Family.IPV4, OUTBOUND if shards == 1 else f"{OUTBOUND}-{number}"
 
 
-def outbound_map(name: str) -> SetSpec:
-    """Return a map from internal to external addresses, by ports."""
-    return SetSpec(name, (ADDRESS, PORT), data=(ADDRESS,), interval=True)
+def outbound_maps(name: str) -> tuple[SetSpec, SetSpec]:
+    """Return a map from internal to external addresses, by ports, and its twin."""
+    return (
+        SetSpec(name, (ADDRESS, PORT), data=(ADDRESS,), interval=True),
+        SetSpec(ICMP + name, (TYPEOF_SOURCE, TYPEOF_ICMP_ID), data=(TYPEOF_SOURCE,), interval=True),
+    )
 
 
-def inbound_map(external: IPv4Address) -> SetSpec:
-    """Return the map from ports of an external address to internal addresses."""
-    return SetSpec(inbound(external)[1], (PORT,), data=(ADDRESS,), interval=True)
+def inbound_maps(external: IPv4Address) -> tuple[SetSpec, SetSpec]:
+    """Return the map from ports of an external address to internal addresses, and its twin."""
+    name = inbound(external)[1]
+    return (
+        SetSpec(name, (PORT,), data=(ADDRESS,), interval=True),
+        SetSpec(ICMP + name, (TYPEOF_ICMP_ID,), data=(TYPEOF_SOURCE,), interval=True),
+    )
 
 
 def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = ()) -> Fragment:
@@ -122,10 +138,11 @@ def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = (
         for piece in (ports,) if kept is None else pieces_covering(ports, kept.get(external, ())):
             first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
             key, end = internal + first + b"\0\0", internal + last + b"\0\0"
-            elements.append((outward, Element(key, end, outside, "", label)))
-            elements.append((inward, Element(first, b"", internal, "", label)))
+            out, into = Element(key, end, outside, "", label), Element(first, b"", internal, "", label)
+            elements += (outward, out), (for_icmp(outward), out), (inward, into), (for_icmp(inward), into)
             if piece.last < LAST_PORT:
-                elements.append((inward, Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)))  # noqa: FBT003
+                behind = Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)  # noqa: FBT003
+                elements += (inward, behind), (for_icmp(inward), behind)
     return Fragment((), tuple(elements))
 
 

@@ -31,6 +31,13 @@ SOURCE: Final = 12
 """Offset of the source address in an IPv4 header."""
 DESTINATION: Final = 16
 """Offset of the destination address in an IPv4 header."""
+_CHECKSUM: Final = 10
+"""Offset of the checksum in an IPv4 header."""
+QUOTED: Final = 8
+"""Transport offset of the header that an ICMP error quotes."""
+
+NO_INTERFACE: Final = 1 << 30
+"""No interface has an index with this bit: the kernel counts from 1."""
 
 _META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "l4proto": 16}
 _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
@@ -75,6 +82,17 @@ def set_zone(register: int = FIRST) -> Expression:
     return _expression("ct", key=_CT_ZONE, direction=_ORIGINAL, sreg=register)
 
 
+def distinct_interface(register: int = FIRST) -> tuple[Expression, Expression]:
+    """
+    ``iif | 1073741824``: an interface's index with a bit that no index has.
+
+    ``nft`` prints an index that an interface has as that interface's name, and refuses to load a name that no interface
+    has (yet); other numbers it prints and reads as numbers.
+    """
+    bit = native_u32(NO_INTERFACE)
+    return meta("iif", register), bitwise(native_u32(NO_INTERFACE ^ 0xFFFFFFFF), bit, register)
+
+
 def add_to_map(name: str, key: int, data: int) -> Expression:
     """``add @NAME { … : … }``: an element that the key has stays as it is, and times out when it would have."""
     return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key, sreg_data=data)
@@ -101,15 +119,26 @@ def write_address(offset: int, register: int = FIRST) -> Expression:
     )
 
 
-@functools.lru_cache(64)
-def write_embedded_address(offset: int, register: int = FIRST) -> Expression:
+@functools.cache
+def copy_address(source: tuple[int, int], target: tuple[int, int]) -> tuple[Expression, ...]:
     """
-    Rewrite an address of the header that an ICMP error carries (at transport offset 8), and mend that header's
-    checksum.
+    ``@th,160,16 set @nh,128,16 @th,176,16 set @nh,144,16``: copy an address, and mend the checksum of the header in
+    which it is written, that of the packet or the one that an ICMP error quotes (at transport offset 8).
 
-    The ICMP checksum over both stays right by itself: the two changes cancel.
+    The checksum of an ICMP error over both stays right by itself: the two changes cancel. In halves, because ``nft``
+    writes no address to a place for which it has no name. It neither prints nor reads that a checksum is to be mended:
+    where a saved ruleset is loaded, errors have a wrong one, and are lost, until natd starts.
+
+    :param source: Base, and offset in bytes.
+    :param target: The same.
     """
-    return _expression("payload", sreg=register, base=TRANSPORT, offset=8 + offset, len=4, csum_type=1, csum_offset=18)
+    return tuple(part for half in (0, 2) for part in _copy(source[0], source[1] + half, target[0], target[1] + half))
+
+
+def _copy(source_base: int, source: int, base: int, offset: int) -> tuple[Expression, Expression]:
+    checksum = _CHECKSUM if base == NETWORK else QUOTED + _CHECKSUM
+    write = _expression("payload", sreg=FIRST, base=base, offset=offset, len=2, csum_type=1, csum_offset=checksum)
+    return payload(source_base, source, 2), write
 
 
 def compare(data: bytes, comparison: str = "==", register: int = FIRST) -> Expression:

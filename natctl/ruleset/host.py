@@ -4,17 +4,18 @@ The host role: which VM a packet belongs to, and which ports it may use.
 In nftables' notation::
 
     table bridge virtports {
-      map taps { type iface_index : verdict; elements = { "vnet0" comment "web 1" : goto vm-1 } }
-      chain identify { type filter hook prerouting priority -300; iif vmap @taps }
+      map taps { type iface_index : verdict; elements = { 1073741829 comment "web 1" : goto vm-1 } }
+      chain identify { type filter hook prerouting priority -300; iif | 1073741824 vmap @taps }
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
-      ct timeout managed-udp-120 { protocol udp; … }    # and managed-icmp-60, managed-tcp-…
+      ct timeout managed-udp-120-icmp-60 { protocol udp; … }    # and managed-tcp-…
       map bindings { type mark : interval ipv4_addr . inet_service; counter; }
       set budgets { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 64 packets … } }
       set deferred { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 240 packets … } }
       set capped { type mark; counter; }
       set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
+      set refused-queries { type mark . ipv4_addr; flags timeout; }
       chain exemption { type filter hook prerouting priority mangle + 10;
         meta mark & FLAG == FLAG goto outgoing
         ip saddr POOL iifname != @uplinks iifname != UNDERLAY
@@ -32,16 +33,17 @@ In nftables' notation::
         meta mark set meta mark & ~MASK }
       chain newcomers {
         meta mark & MASK . meta l4proto . ip daddr . th dport @refused meta mark & MASK @capped reject with icmp 13
-        … likewise for ICMP queries, that have no port
+        meta l4proto icmp meta mark & MASK . ip daddr @refused-queries … likewise
         ct status & confirmed == 0 meta mark & MASK @deferred queue num 7414 bypass }
       chain translate { type nat hook postrouting priority srcnat - 10;
         meta mark & FLAG == FLAG oifname @uplinks jump begun }
       chain begun {
         ct mark set ct mark | FLAG
-        ct timeout set "managed-udp-120" …
-        add @origins { ip saddr : meta mark & MASK }
+        ct timeout set "managed-udp-120-icmp-60" …
+        add @origins { @nh,96,16 . @nh,112,16 : meta mark & MASK }
         meta mark & MASK @budgets log group 7414 queue-threshold 1
-        snat ip to meta mark & MASK map @bindings }
+        meta l4proto tcp snat ip to meta mark & MASK map @bindings
+        … likewise for each protocol that edges carry }
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG != FLAG return
         ct status snat ip saddr POOL return
@@ -52,6 +54,10 @@ In nftables' notation::
 
 - One chain a VM: merging a value into some bits of a mark takes constants on kernels before 6.13, and other bits belong
   to others.
+- ``taps`` is keyed by the interface's index (5 above) and a bit that no index has, so that a saved ruleset can be
+  loaded at boot, when there are no taps yet (:func:`natctl.ruleset.expressions.distinct_interface`).
+- ``nft`` takes ``snat`` to a port only behind a match of one protocol. Connections of protocols that edges do not carry
+  are not translated, and ``guard`` drops them.
 - The tap tells which VM it is; nothing in the packet is trusted for that. It is the interface's index that counts: a
   tap of another VM that gets the name of a former one, while no natd is there to see it, is nobody's. The VM's
   connections are in a conntrack zone of their own (:mod:`natctl.ruleset.zones`, which also fills and reads
@@ -96,7 +102,6 @@ from typing import Final
 
 from cpm.protocol.intent import HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
-from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
 from natctl.ruleset import labels, timeouts, zones
 from natctl.ruleset.common import (
@@ -131,6 +136,7 @@ from natctl.ruleset.expressions import (
     FIRST,
     FOURTH,
     NETWORK,
+    NO_INTERFACE,
     SECOND,
     SOURCE,
     THIRD,
@@ -140,6 +146,7 @@ from natctl.ruleset.expressions import (
     counter,
     ct,
     destination_kind,
+    distinct_interface,
     extension_queue_to,
     leads_nowhere,
     log_to,
@@ -186,7 +193,10 @@ BUDGETS: Final[Place] = (Family.IPV4, "budgets")
 DEFERRED: Final[Place] = (Family.IPV4, "deferred")
 CAPPED: Final[Place] = (Family.IPV4, "capped")
 REFUSED: Final[Place] = (Family.IPV4, "refused")
+REFUSED_QUERIES: Final[Place] = (Family.IPV4, "refused-queries")
+"""Of ICMP, which has no port, and whose identifier ``nft`` does not look up in a set of ports."""
 """Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
+REFUSALS: Final = (REFUSED, REFUSED_QUERIES)
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 
@@ -199,6 +209,8 @@ UNSOLICITED: Final = "unsolicited"
 """Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 
 _ICMP = 1
+_CARRIED = (6, 17, _ICMP, 132, 136)
+"""TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
@@ -224,7 +236,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
     :param underlay: Interfaces to other hosts, when this machine has the edge role too.
     """
     marks = Marks.of_mask(settings.mark_mask)
-    ct_timeouts = timeouts.objects(settings.timeouts.override((path and path.timeouts) or Timeouts()))
+    ct_timeouts = timeouts.objects(timeouts.in_effect(settings, path))
     chains = {
         (Family.BRIDGE, "identify"): _identify(),
         (Family.IPV4, "exemption"): _exemption(marks, pool_of(path), underlay),
@@ -243,6 +255,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         DEFERRED: SetSpec("deferred", (MARK,), deferring=True),
         CAPPED: SetSpec("capped", (MARK,), counter=True),
         REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), expiring=True),
+        REFUSED_QUERIES: SetSpec("refused-queries", (MARK, ADDRESS), expiring=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
@@ -253,6 +266,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         DEFERRED: {},
         CAPPED: {},
         REFUSED: {},
+        REFUSED_QUERIES: {},
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
@@ -270,7 +284,7 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
     chain = _vm_chain(settings, entry, mark)
     label = element_label(vm.name, vm.domain)
     elements: list[tuple[Place, Element]] = [
-        (TAPS, Element(native_u32(tap), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
+        (TAPS, Element(native_u32(tap | NO_INTERFACE), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
     if has_zone:
         elements.append(zones.element(mark, entry.index, label))
@@ -295,7 +309,8 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
     taps: dict[str, list[int]] = {}
     for element in reading.holdings.elements.get(TAPS, {}).values():
         if len(element.key) == INTERFACE_INDEX.length:  # an older natd's are names: libvirt's list has the taps
-            taps.setdefault(element.chain, []).append(int.from_bytes(element.key, sys.byteorder))
+            tap = int.from_bytes(element.key, sys.byteorder) & ~NO_INTERFACE
+            taps.setdefault(element.chain, []).append(tap)
     by_index = {
         place: {
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
@@ -335,15 +350,17 @@ def vm_in(userdata: bytes) -> VmIntent | None:
         return None
 
 
-def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> Element:
+def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> tuple[Place, Element]:
     """Return the element by which a VM's new connections to this destination are refused until it times out."""
     mark = native_u32(Marks.of_mask(settings.mark_mask).of(index))
+    if where.protocol == _ICMP:
+        return REFUSED_QUERIES, Element(mark + where.address.packed, timeout_ms=timeout_ms)
     key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
-    return Element(key, timeout_ms=timeout_ms)
+    return REFUSED, Element(key, timeout_ms=timeout_ms)
 
 
 def _identify() -> Chain:
-    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(meta("iif"), verdict_lookup("taps")),))
+    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(distinct_interface(), verdict_lookup("taps")),))
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
@@ -421,13 +438,12 @@ def _is_new() -> tuple[Expression, ...]:
 def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
     ported = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
-    portless = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 1, 1, FOURTH))
-    # A query's code is 0, and stands where the others have their port.
+    query = (*protocol(_ICMP), *owner(marks), payload(NETWORK, DESTINATION, 4, SECOND))
     is_capped = (*owner(marks), set_lookup("capped"))
     words = "no port is left for it"
     rules = (
         rule(ported, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
-        rule(protocol(_ICMP), portless, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        rule(query, set_lookup("refused-queries", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         *_deferral(marks, settings),
     )
     return Chain("newcomers", None, rules)
@@ -453,12 +469,13 @@ def _translate(marks: Marks) -> Chain:
 def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
     remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
     spent = (*owner(marks), set_lookup("budgets"))
+    own = (*owner(marks), map_lookup("bindings"), source_nat())
     rules = (
         rule(remember, comment="the connection is ours"),
         *map(timeouts.rule_of, names),
         zones.learn_origin(marks),
         rule(spent, log_to(log_group), comment="an arrival budget is used up"),
-        rule(owner(marks), map_lookup("bindings"), source_nat(), comment="a port of the VM's own range"),
+        *(rule(protocol(number), own, comment="a port of the VM's own range") for number in _CARRIED),
     )
     return Chain("begun", None, rules)
 

@@ -16,6 +16,8 @@ COMMENT = 0
 DIGEST = 126
 TAG = 127
 
+_CONCATENATION = 13
+"""``EXPR_CONCAT``"""
 _MAXIMUM_COMMENT = 127
 """Bytes without the final zero: ``NFTNL_UDATA_COMMENT_MAXLEN`` is 128."""
 
@@ -57,11 +59,18 @@ def typeof(expression: int, *attributes: tuple[int, int]) -> bytes:
     """
     Return how ``nft`` describes, in a set's user data, the expression that gives the type of a key or of data.
 
-    :param expression: ``EXPR_META`` (9), ``EXPR_CT`` (12): ``nft``'s own numbers (include/expression.h).
+    :param expression: ``EXPR_PAYLOAD`` (7), ``EXPR_META`` (9), ``EXPR_CT`` (12): ``nft``'s own numbers
+        (include/expression.h).
     :param attributes: Type and value of each property (``NFTNL_UDATA_SET_KEY_TYPEOF_DATA``), 4 bytes in host order.
     """
     parts = b"".join(part(kind, struct.pack("=I", value)) for kind, value in attributes)
     return part(0, struct.pack("=I", expression)) + part(1, parts)
+
+
+def typeof_concatenation(*expressions: bytes) -> bytes:
+    """Return the same for a key of several parts, each as :func:`typeof` describes it."""
+    parts = b"".join(part(number, expression) for number, expression in enumerate(expressions))
+    return part(0, struct.pack("=I", _CONCATENATION)) + part(1, parts)
 
 
 def unpack(userdata: bytes) -> dict[int, bytes]:

@@ -175,9 +175,13 @@ def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
     )
 
 
-def refill(place: Place, elements: tuple[Element, ...]) -> Plan:
-    """Return the plan after which a set has exactly these elements, whatever it had."""
-    return Plan((FlushSet(place), AddElements(place, elements)) if elements else (FlushSet(place),))
+def refill(places: Iterable[Place], elements: Iterable[tuple[Place, Element]]) -> Plan:
+    """Return the plan after which these sets have exactly these elements, whatever they had."""
+    by_place: dict[Place, list[Element]] = {place: [] for place in places}
+    for place, element in elements:
+        by_place[place].append(element)
+    flushes = tuple(FlushSet(place) for place in by_place)
+    return Plan((*flushes, *(AddElements(place, tuple(held)) for place, held in by_place.items() if held)))
 
 
 def _merged(fragments: Iterable[Fragment]) -> tuple[dict[Place, Chain], dict[Place, dict[tuple[bytes, bool], Element]]]:

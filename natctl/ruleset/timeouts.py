@@ -1,5 +1,8 @@
 """
-The timeouts of managed connections: ``ct timeout`` objects, one for each protocol.
+The timeouts of managed connections: ``ct timeout`` objects, for TCP and UDP.
+
+``nft`` reads no such object for ICMP, although it prints one: the timeout of ICMP queries is a setting of the machine
+(:mod:`natctl.kernel.sysctl`), and the name of UDP's object says it, too, so that it can be read back.
 
 A ``ct timeout`` object has its seconds in its name. Other seconds are another object, and the rules of ``begun`` are
 exchanged; the former object stays until the table goes, since removing it would give the connections that use it
@@ -13,6 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from cpm.protocol.timeouts import Timeouts
+from natctl.model.entries import HostSettings, Path
 from natctl.ruleset.common import rule
 from natctl.ruleset.expressions import ct_timeout
 from natctl.ruleset.values import CT_TIMEOUTS, CtTimeout, Family, Holdings, Place, Rule
@@ -20,7 +24,8 @@ from natctl.ruleset.values import CT_TIMEOUTS, CtTimeout, Family, Holdings, Plac
 BEGUN: Final[Place] = (Family.IPV4, "begun")
 """The chain that gives new connections their timeouts."""
 
-_ICMP, _TCP, _UDP = 1, 6, 17
+_TCP, _UDP = 6, 17
+_AND_ICMP = "-icmp-"
 _TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
 """Places in the list of TCP's states that :func:`objects` names."""
 
@@ -45,10 +50,14 @@ def objects(timeouts: Timeouts) -> dict[Place, CtTimeout]:
     )
     by_name = {
         f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(_TCP, tcp),
-        f"udp-{timeouts.udp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
-        f"icmp-{timeouts.icmp_s}": CtTimeout(_ICMP, (timeouts.icmp_s,)),
+        f"udp-{timeouts.udp_s}{_AND_ICMP}{timeouts.icmp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
     }
     return {(Family.IPV4, CT_TIMEOUTS + name): timeout for name, timeout in by_name.items()}
+
+
+def in_effect(settings: HostSettings, path: Path | None) -> Timeouts:
+    """Return the timeouts of this host's VMs: its own settings, else the pool's."""
+    return settings.timeouts.override((path and path.timeouts) or Timeouts())
 
 
 def rule_of(name: str) -> Rule:
@@ -60,18 +69,21 @@ def timeouts_in(holdings: Holdings) -> Timeouts | None:
     """Return the timeouts that new connections get; None: there is nothing of ours."""
     rules = holdings.chains[BEGUN].rules if BEGUN in holdings.chains else ()
     in_force = {
-        timeout.protocol: timeout.seconds
+        timeout.protocol: (name, timeout.seconds)
         for (_, name), timeout in holdings.ct_timeouts.items()
         if timeout is not None and rule_of(name).digest in rules
     }
-    if in_force.keys() != {_TCP, _UDP, _ICMP}:
+    if in_force.keys() != {_TCP, _UDP}:
         return None
-    tcp = in_force[_TCP]
+    (_, tcp), (name, udp) = in_force[_TCP], in_force[_UDP]
+    icmp_s = name.partition(_AND_ICMP)[2]
+    if not icmp_s.isdecimal():
+        return None
     return Timeouts(
         tcp_established_s=tcp[_TCP_ESTABLISHED],
         tcp_transitory_s=tcp[_TCP_OPENING],
         tcp_time_wait_s=tcp[_TCP_TIME_WAIT],
         tcp_reset_s=tcp[_TCP_CLOSE],
-        udp_s=in_force[_UDP][0],
-        icmp_s=in_force[_ICMP][0],
+        udp_s=udp[0],
+        icmp_s=int(icmp_s),
     )

@@ -131,7 +131,10 @@ class Field(NamedTuple):
     length: int
     host_order: bool = False
     expression: bytes = b""
-    """For ``typeof``: the expression that has this type, as ``nft`` describes it in a set's user data."""
+    """
+    For ``typeof``: the expression that has this type, as ``nft`` describes it in a set's user data. Of a key, all
+    fields have one or none.
+    """
 
 
 class SetSpec(NamedTuple):
@@ -200,7 +203,9 @@ class CtTimeout(NamedTuple):
 Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
-EXPIRING: frozenset[Place] = frozenset({(Family.IPV4, "refused"), (Family.IPV4, "origins")})
+EXPIRING: frozenset[Place] = frozenset(
+    {(Family.IPV4, "refused"), (Family.IPV4, "refused-queries"), (Family.IPV4, "origins")}
+)
 """Sets whose elements time out: they are not compared and not restored."""
 
 ANNOUNCED_PER_S = 50

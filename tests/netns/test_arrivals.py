@@ -326,7 +326,7 @@ def test_nft_shows_budgets_and_timeouts_in_words(scene: Scene) -> None:
         'elements = { 0x40010000 counter packets 0 bytes 0 comment "web 1" }',
         "elements = { 0x40010000 limit rate over 1/day burst 192 packets comment",
         "meta mark & 0x7fff0000 == @budgets log group 7414 queue-threshold 1",
-        "ip daddr . icmp code @refused",
+        "meta mark & 0x7fff0000 . ip daddr @refused-queries",
     ):
         assert words in listed
     # The second is what nft makes of xtables' target, which does it where the kernel lacks nftables' own expression.
@@ -515,7 +515,7 @@ def test_the_managers_timeouts_are_for_new_flows_of_vms_and_former_flows_keep_th
         assert kernel.counters().connections == {scene.vm.domain: 4}
 
     listed = scene.host.namespace.run("nft", "list", "chain", "ip", "virtports", "begun")
-    assert 'ct timeout set "managed-udp-600"' in listed
+    assert 'ct timeout set "managed-udp-600-icmp-60"' in listed
     assert "managed-udp-300" not in listed
     assert 9000 in _policies(scene, "established")
     assert 600 in _policies(scene, "replied")

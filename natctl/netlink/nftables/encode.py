@@ -293,8 +293,12 @@ def _set_userdata(spec: SetSpec) -> bytes:
     data = number(_KEY_ORDER, _HOST_ENDIAN if spec.key[0].host_order else _BIG_ENDIAN)
     if spec.data:
         data += number(_DATA_ORDER, _HOST_ENDIAN if spec.data[0].host_order else _BIG_ENDIAN)
-    if spec.data and spec.key[0].expression and spec.data[0].expression:
-        data += labels.part(_KEY_TYPEOF, spec.key[0].expression) + labels.part(_DATA_TYPEOF, spec.data[0].expression)
+    expressions = [field.expression for field in spec.key if field.expression]
+    if expressions:
+        typeof = expressions[0] if len(expressions) == 1 else labels.typeof_concatenation(*expressions)
+        data += labels.part(_KEY_TYPEOF, typeof)
+    if spec.data and spec.data[0].expression:
+        data += labels.part(_DATA_TYPEOF, spec.data[0].expression)
     if spec.data_interval:
         data += number(_DATA_INTERVAL, 1)
     return data + labels.pack(digest=spec.digest)

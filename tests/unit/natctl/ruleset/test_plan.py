@@ -253,7 +253,7 @@ def test_one_change_touches_what_it_is_about() -> None:
     added = [
         element for operation in operations if isinstance(operation, AddElements) for element in operation.elements
     ]
-    assert len(added) == 3
+    assert len(added) == 2 * 3
 
 
 def test_an_element_that_somebody_else_has_is_replaced_before_it_is_added() -> None:
@@ -272,14 +272,14 @@ def _with(timeouts: Timeouts) -> Ruleset:
 def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_stays() -> None:
     before, after = _with(Timeouts(udp_s=300)), _with(Timeouts(udp_s=150))
     made = plan.difference(after, before.holdings)
-    new, former = (Family.IPV4, "managed-udp-150"), (Family.IPV4, "managed-udp-300")
+    new, former = (Family.IPV4, "managed-udp-150-icmp-60"), (Family.IPV4, "managed-udp-300-icmp-60")
     begun = after.chains[timeouts.BEGUN]
     assert made.operations == (
         AddCtTimeout(new, CtTimeout(17, (150, 150))),
         FlushChain(Family.IPV4, "begun"),
         AddRules(Family.IPV4, begun),
     )
-    assert made.differences == ("ct timeout ip managed-udp-150 is missing", "chain ip begun differs")
+    assert made.differences == ("ct timeout ip managed-udp-150-icmp-60 is missing", "chain ip begun differs")
     reached = outcome(made.operations, before.holdings)
     assert former in reached.ct_timeouts
     # And back: the object is there already.
@@ -295,8 +295,12 @@ def test_the_objects_of_an_older_natd_are_left_to_its_connections() -> None:
 
 @pytest.mark.parametrize(("place", "timeout", "flaw"), [
     ((Family.IPV4, "mine"), CtTimeout(17, (10, 10)), "ct timeout ip mine is not ours"),
-    ((Family.IPV4, "managed-udp-120"), None, "ct timeout ip managed-udp-120 differs"),
-    ((Family.IPV4, "managed-udp-120"), CtTimeout(17, (10, 10)), "ct timeout ip managed-udp-120 differs"),
+    ((Family.IPV4, "managed-udp-120-icmp-60"), None, "ct timeout ip managed-udp-120-icmp-60 differs"),
+    (
+        (Family.IPV4, "managed-udp-120-icmp-60"),
+        CtTimeout(17, (10, 10)),
+        "ct timeout ip managed-udp-120-icmp-60 differs",
+    ),
 ])  # fmt: skip
 def test_an_object_that_we_would_not_make_has_the_table_made_anew(
     place: Place, timeout: CtTimeout | None, flaw: str

@@ -172,7 +172,7 @@ def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
     now = host.base(settings, Path(POOL, timeouts=Timeouts(udp_s=300)))
     left = host.base(settings, Path(POOL, timeouts=former)).ct_timeouts
     held = dataclasses.replace(now, ct_timeouts={**left, **now.ct_timeouts})
-    assert len(held.ct_timeouts) == 5
+    assert len(held.ct_timeouts) == 4
     assert timeouts.timeouts_in(held.holdings) == Timeouts(udp_s=300)
 
 
