@@ -29,12 +29,12 @@ from natctl.kernel import sysctl, zone_choice
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
-from natctl.netlink import nfqueue, routes
+from natctl.netlink import links, nfqueue, routes
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
-from natctl.ruleset import edge_maps, host, plan, routing
+from natctl.ruleset import edge_maps, host, loaded, plan, routing
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.plan import DeleteTable, Plan
+from natctl.ruleset.plan import DeleteElements, DeleteTable, Plan
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, kernel_state
 from natctl.ruleset.routing import Routing, Steps
 from natctl.ruleset.values import Element, Fragment, Reading, with_fragments
@@ -88,6 +88,7 @@ class Kernel:
     One node's kernel. It is believed to hold what was last applied; :meth:`ensure` compares.
 
     Nothing is changed before the first :meth:`change` or :meth:`replace`, so a restart of the daemon disturbs nothing.
+    Only :meth:`observe` removes, from a ruleset that ``nft`` loaded, taps that are not there.
     Calls are carried out one after the other, in the network namespace of the thread that makes the first.
 
     :param settings: The roles of this node.
@@ -215,7 +216,16 @@ class Kernel:
 
     def _observe(self) -> KernelState:
         nft, rt = self._sockets()
-        return kernel_state(self._settings, read.read_tables(nft), routes.read(rt))
+        reading = read.read_tables(nft)
+        if self._belief is None and loaded.is_loaded(reading):
+            self._forget_taps(reading)
+        return kernel_state(self._settings, reading, routes.read(rt))
+
+    def _forget_taps(self, reading: Reading) -> None:
+        """Remove taps that are not there from a ruleset that was saved before the last boot."""
+        nft, rt = self._sockets()
+        if stale := loaded.taps_without_interface(reading, links.read_links(rt)):
+            nft.execute(encode.transaction((DeleteElements(host.TAPS, stale),)), "forget taps of a saved ruleset")
 
     def _change_all(self, change: Change) -> None:
         self._reconcile(

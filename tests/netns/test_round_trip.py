@@ -169,6 +169,19 @@ def test_natd_makes_a_loaded_ruleset_its_own(machine: Machine) -> None:
     assert machine.ensure() == ()
 
 
+def test_a_natd_that_starts_forgets_the_taps_of_before_the_boot(machine: Machine) -> None:
+    present = int(machine.namespace.run("cat", "/sys/class/net/eth1/ifindex"))
+    machine.replace({VM: dataclasses.replace(HOSTED, taps=frozenset({present, 1000}))}, {VM: AT_EDGE}, PATH)
+    saved = _loadable(machine.nft("list", "ruleset"))
+    machine.remove()
+    machine.namespace.nft(saved)
+    machine.restart_natd()
+    machine.observe()
+    (taps,) = [item["map"] for item in machine.namespace.ruleset() if item.get("map", {}).get("name") == "taps"]
+    assert len(taps["elem"]) == 1
+    assert str(present + (1 << 30)) in machine.nft("list", "map", "bridge", "virtports", "taps")
+
+
 def test_natd_removes_a_loaded_ruleset_that_is_not_of_this_machine_any_more(machine: Machine) -> None:
     machine.replace({VM: HOSTED}, {VM: AT_EDGE}, PATH)
     saved = _loadable(machine.nft("list", "ruleset"))
