@@ -33,7 +33,7 @@ class Queueing(enum.Enum):
 
     NATIVE = "nft_queue"
     EXTENSION = "xt_NFQUEUE"
-    """Through nft_compat; ``nft list`` shows it as the same statement."""
+    """Through nft_compat; ``nft list`` shows it as the same statement, which this kernel then refuses from ``nft``."""
     NONE = "none"
 
 

@@ -172,6 +172,16 @@ def test_switches_are_set_and_mended(machine: Machine) -> None:
     assert read.split() == ["1", "1", "2", "2", "0"]
 
 
+def test_the_machines_timeout_of_icmp_queries_is_raised_and_never_lowered(machine: Machine) -> None:
+    name = "net.netfilter.nf_conntrack_icmp_timeout"
+    machine.namespace.run("sysctl", "-qw", f"{name}=30")
+    machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
+    assert machine.namespace.run("sysctl", "-n", name).strip() == "60"
+    machine.namespace.run("sysctl", "-qw", f"{name}=600")
+    assert machine.ensure() == ()
+    assert machine.namespace.run("sysctl", "-n", name).strip() == "600"
+
+
 def test_foreign_tables_routes_and_rules_stay(machine: Machine) -> None:
     machine.nft("add table ip virtports2; add table inet virtports; add chain inet virtports c")
     machine.namespace.ip(
