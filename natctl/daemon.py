@@ -32,6 +32,7 @@ from natctl import settings as settings_
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
+from natctl.kernel import reacting
 from natctl.kernel.kernel import Kernel
 from natctl.kernel_events import KernelEvents
 from natctl.model.commands import (
@@ -119,6 +120,7 @@ class Natd:
         :raise OSError: When the socket cannot be made.
         """
         found = await self._kernel.observe()
+        self._dropped |= found.drops
         links = self._watch.links() if self._watch is not None else {}
         self._node.on_kernel_found(found.host.values(), found.path, links, clock.now())
         start = self._tasks.start
@@ -141,6 +143,7 @@ class Natd:
         if self._visitor is not None:
             start("guests", self._visitor.run(), forever=True)
         start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
+        start("changes", reacting.serve(self._kernel, self._on_looked), forever=True)
         start("tick", self._every(TICK_S, self._tick), forever=True)
         start("session", self._serve_session(), forever=True)
         if (period := notify.watchdog_period()) is not None:
@@ -310,11 +313,14 @@ class Natd:
         self._carry_out()
         self._tell_guests()
 
-    async def _ensure(self) -> None:
-        for difference in await self._kernel.ensure():
+    def _on_looked(self, mended: Sequence[str]) -> None:
+        for difference in mended:
             log.warning("mended: %s", difference)
         self._log_kernel_warnings()
-        self._dropped = dict((await self._kernel.observe()).drops)
+
+    async def _ensure(self) -> None:
+        self._on_looked(await self._kernel.ensure())
+        self._dropped |= await self._kernel.drops()
         if self._host is not None:
             self._node.send_presence()
         else:

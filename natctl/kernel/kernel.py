@@ -13,31 +13,32 @@ Tested by ``tests/netns/test_kernel.py``.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import errno
-import gc
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl import ruleset
-from natctl.kernel import sysctl, zone_choice
+from natctl.kernel import stale_taps, sysctl, zone_choice
+from natctl.kernel.belief import Belief, Desired, Step, by_internal, lasts, outbound, postponed_collection
 from natctl.kernel.pool_uses import PoolUses
+from natctl.kernel.sockets import Sockets
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
-from natctl.netlink import links, nfqueue, routes
+from natctl.netlink import nfqueue, routes
+from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
-from natctl.netlink.socket import NETFILTER, ROUTE, Socket
-from natctl.ruleset import edge_maps, host, loaded, plan, routing
+from natctl.netlink.socket import Socket
+from natctl.ruleset import edge_maps, host, plan, routing
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.plan import DeleteElements, DeleteTable, Plan
-from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, kernel_state
+from natctl.ruleset.plan import DeleteTable, Plan
+from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, counted, kernel_state
 from natctl.ruleset.routing import Routing, Steps
-from natctl.ruleset.values import Element, Fragment, Reading, with_fragments
+from natctl.ruleset.values import Fragment, Reading, with_fragments
 
 _SMALL: Final = 500
 """Elements and routes up to which a change is made inline; larger changes run in a worker thread."""
@@ -56,31 +57,6 @@ refused with ENOENT or EEXIST although it is right; it is accepted a tick later.
 """
 
 _T = TypeVar("_T")
-_Entry = TypeVar("_Entry", HostEntry, EdgeIntent)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Desired:
-    host: Mapping[DomainUUID, HostEntry]
-    edge: Mapping[DomainUUID, EdgeIntent]
-    path: Path
-
-    def merged(self, change: Change) -> _Desired:
-        return _Desired(_merged(self.host, change.host), _merged(self.edge, change.edge), change.path or self.path)
-
-
-@dataclasses.dataclass(slots=True)
-class _Belief:
-    """What was last applied, and the fragments of each VM."""
-
-    desired: _Desired
-    layout: edge_maps.Layout
-    host_fragments: dict[DomainUUID, Fragment]
-    edge_fragments: dict[DomainUUID, Fragment]
-    with_zone: frozenset[DomainUUID]
-    """VMs whose connections are in a conntrack zone of their own."""
-    generation: int
-    """nftables' generation after our last transaction; another one means that somebody else made a transaction."""
 
 
 class Kernel:
@@ -99,21 +75,29 @@ class Kernel:
         if settings.host is not None:
             Marks.of_mask(settings.host.mark_mask)
         self._settings = settings
-        self._belief: _Belief | None = None
+        self._belief: Belief | None = None
         self._pool_uses = PoolUses()
         self._ways = Ways()
-        self._nft: Socket | None = None
-        self._rt: Socket | None = None
+        self._opened: Sockets | None = None
+        self._changes_made = 0
         self._lock = asyncio.Lock()
+        """Held while the kernel is changed."""
+        self._checking = asyncio.Lock()
+        """Held while it is compared; taken before the other, if both are."""
+        self._counting = asyncio.Lock()
 
     async def observe(self) -> KernelState:
         """
-        Return what our tables and routes in the kernel hold now, and their counters.
+        Return what our tables and routes in the kernel hold now, and their counters. Changes go on meanwhile.
 
         :raise KernelError: When it cannot be read.
         """
-        async with self._lock:
-            return await self._in_thread(self._observe)
+        async with self._checking:
+            sockets = self._sockets()
+            if self._belief is None:
+                async with self._lock:
+                    return await self._in_thread(self._observe, sockets.nft, sockets.rt)
+            return await self._in_thread(self._observe, sockets.nft_checks, sockets.rt_checks)
 
     async def change(self, change: Change) -> None:
         """
@@ -126,7 +110,7 @@ class Kernel:
         :raise KernelError: When the kernel refuses; then nothing of the change is in force and the belief is unchanged.
         """
         async with self._lock:
-            if self._belief is None or not _is_local(self._belief, change):
+            if self._belief is None or not self._belief.is_local(change):
                 await self._in_thread(self._change_all, change)
                 return
             await self._change_vms(self._belief, change)
@@ -141,19 +125,35 @@ class Kernel:
         :raise KernelError: When the kernel refuses; then the belief is unchanged.
         """
         async with self._lock:
-            return await self._in_thread(self._reconcile, _Desired(dict(host), dict(edge), path))
+            differences = await self._in_thread(self._reconcile, Desired(dict(host), dict(edge), path))
+        async with self._checking:
+            return (*differences, *await self._in_thread(self._look_around))
 
     async def ensure(self) -> tuple[str, ...]:
         """
         Compare the kernel with what was last applied, and repair the difference in one transaction.
 
-        Cheap if nobody else made an nftables transaction since. Does nothing before anything was applied.
+        Changes go on while the kernel is read. Our tables are read only if others have changed them. Does nothing
+        before anything was applied.
 
         :return: The differences, one line each; empty if there were none.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
-        async with self._lock:
-            return await self._in_thread(self._ensure)
+        return await self._check(Subject.ALL)
+
+    async def others_changed(self) -> None:
+        """Wait until others changed something of this machine that may concern us; then call :meth:`react`."""
+        await self._sockets().changes.wait()
+
+    async def react(self) -> tuple[str, ...] | None:
+        """
+        Do as :meth:`ensure` for what others have changed since the last call.
+
+        :return: As :meth:`ensure`; None: nothing that concerns us was changed.
+        :raise KernelError: As for :meth:`ensure`.
+        """
+        subjects = self._sockets().changes.take()
+        return await self._check(subjects) if subjects else None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -164,10 +164,22 @@ class Kernel:
         """
         Return the kernel's counters of each VM of this host; fast enough to call every second.
 
+        Changes go on meanwhile; a VM that is changed just then may be missing.
+
         :raise KernelError: When it cannot be read.
         """
-        async with self._lock:
+        async with self._counting:
             return await self._in_thread(self._read_counters)
+
+    async def drops(self) -> Mapping[str, int]:
+        """
+        Return how many packets were dropped, by reason, as :attr:`KernelState.drops`. Changes go on meanwhile.
+
+        :return: Empty before anything was applied.
+        :raise KernelError: When it cannot be read.
+        """
+        async with self._counting:
+            return await self._in_thread(self._read_drops)
 
     async def refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         """
@@ -193,70 +205,65 @@ class Kernel:
 
     async def close(self) -> None:
         """Close the sockets. The kernel goes on with what it holds."""
-        async with self._lock:
-            for each in (self._nft, self._rt):
-                if each is not None:
-                    each.close()
-            self._nft = self._rt = None
+        async with self._checking, self._counting, self._lock:
+            if self._opened is not None:
+                self._opened.close()
+            self._opened = None
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
         # Open the sockets here: the executor's threads may be older than this thread's namespace.
         self._sockets()
         return await asyncio.to_thread(work, *arguments)
 
-    def _sockets(self) -> tuple[Socket, Socket]:
-        if self._nft is None:
-            self._nft = Socket(NETFILTER, "reach nftables")
+    def _sockets(self) -> Sockets:
+        if self._opened is None:
+            self._opened = Sockets()
             if self._settings.host is not None:
-                able = dataclasses.replace(self._settings.host, queueing=nfqueue.queueing(self._nft))
+                able = dataclasses.replace(self._settings.host, queueing=nfqueue.queueing(self._opened.nft))
                 self._settings = dataclasses.replace(self._settings, host=able)
-        if self._rt is None:
-            self._rt = Socket(ROUTE, "reach the routing tables")
-        return self._nft, self._rt
+        return self._opened
 
-    def _observe(self) -> KernelState:
-        nft, rt = self._sockets()
-        reading = read.read_tables(nft)
-        if self._belief is None and loaded.is_loaded(reading):
-            self._forget_taps(reading)
+    def _observe(self, nft: Socket, rt: Socket) -> KernelState:
+        reading = read.read_tables(nft, self._state_of_tables)
+        if self._belief is None:
+            stale_taps.forget(nft, rt, reading)
         return kernel_state(self._settings, reading, routes.read(rt))
 
-    def _forget_taps(self, reading: Reading) -> None:
-        """Remove taps that are not there from a ruleset that was saved before the last boot."""
-        nft, rt = self._sockets()
-        if stale := loaded.taps_without_interface(reading, links.read_links(rt)):
-            nft.execute(encode.transaction((DeleteElements(host.TAPS, stale),)), "forget taps of a saved ruleset")
+    def _state_of_tables(self) -> tuple[int, int]:
+        """Return something that differs once our tables were changed, by others or by us."""
+        return self._sockets().changes.touches(), self._changes_made
 
     def _change_all(self, change: Change) -> None:
         self._reconcile(
             self._belief.desired.merged(change) if self._belief is not None else self._desired_from_kernel(change)
         )
 
-    def _desired_from_kernel(self, change: Change) -> _Desired:
+    def _desired_from_kernel(self, change: Change) -> Desired:
         """Return what the kernel holds now, with the change made to it."""
-        now = self._observe()
+        sockets = self._sockets()
+        now = self._observe(sockets.nft, sockets.rt)
         path = change.path or now.path
         if path is None:
             raise KernelError("make a change", 0, "the way between the machines is not known yet")
-        return _Desired(now.host, now.edge, path).merged(change)
+        return Desired(now.host, now.edge, path).merged(change)
 
-    async def _with_zone_after(self, belief: _Belief, change: Change) -> frozenset[DomainUUID]:
+    async def _with_zone_after(self, belief: Belief, change: Change) -> frozenset[DomainUUID]:
         """Return the VMs that have a zone once the change is made."""
         entries = [entry for entry in change.host.values() if entry is not None]
         fresh = [entry for entry in entries if entry.intent.domain not in belief.desired.host]
         gone = {domain for domain, entry in change.host.items() if entry is None}
         sockets = self._sockets()
-        allowed = zone_choice.silent(sockets[1], fresh)
+        allowed = zone_choice.silent(sockets.rt, fresh)
         if (others := [entry for entry in fresh if entry.intent.domain not in allowed]) and self._settings.host:
-            allowed |= await self._in_thread(zone_choice.allowed, *sockets, self._settings.host, others)
+            allowed |= await self._in_thread(zone_choice.allowed, sockets.nft, sockets.rt, self._settings.host, others)
         return belief.with_zone - gone | allowed
 
-    def _step(self, belief: _Belief, change: Change, with_zone: frozenset[DomainUUID]) -> _Step:
+    def _step(self, belief: Belief, change: Change, with_zone: frozenset[DomainUUID]) -> Step:
         hosts = {
             domain: self._host_fragment(entry, with_zone) for domain, entry in change.host.items() if entry is not None
         }
         edges = {
-            domain: edge_maps.fragment(entry, belief.layout, _outbound(belief.edge_fragments.get(domain)))
+            domain: edge_maps.fragment(entry, belief.layout, outbound(belief.edge_fragments.get(domain)))
             for domain, entry in change.edge.items()
             if entry is not None
         }
@@ -271,9 +278,9 @@ class Kernel:
         after = [entry for entry in change.edge.values() if entry is not None]
         put, drop = (self._reachable(routing.of_entries(entries)) for entries in (after, before))
         route_steps = routing.steps(Routing(put), Routing(drop))
-        return _Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges, with_zone)
+        return Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges, with_zone)
 
-    async def _change_vms(self, belief: _Belief, change: Change) -> None:
+    async def _change_vms(self, belief: Belief, change: Change) -> None:
         """Change what belongs to the VMs; compare everything when the kernel refuses that twice."""
         step = self._step(belief, change, await self._with_zone_after(belief, change))
         for pause_s in (_TICK_S, 0.0):
@@ -289,22 +296,18 @@ class Kernel:
                 await asyncio.sleep(pause_s)
         await self._in_thread(self._reconcile, belief.desired.merged(change))
 
-    def _change_some(self, belief: _Belief, change: Change, step: _Step) -> None:
+    def _change_some(self, belief: Belief, change: Change, step: Step) -> None:
         self._apply(step.tables, step.route_steps, step.before)
-        belief.desired = belief.desired.merged(change)
-        belief.with_zone = step.with_zone
-        belief.generation += 1 if step.tables.operations else 0
-        _put(belief.host_fragments, change.host, step.host_fragments)
-        _put(belief.edge_fragments, change.edge, step.edge_fragments)
+        belief.record(change, step)
 
-    def _reconcile(self, desired: _Desired) -> tuple[str, ...]:
+    def _reconcile(self, desired: Desired) -> tuple[str, ...]:
         """Compare everything with the kernel, mend it, and believe that."""
-        nft, _ = self._sockets()
         for _ in range(_ATTEMPTS):
-            reading = read.read_tables(nft)
+            touches = self._sockets().changes.touches()
+            reading = read.read_tables(self._sockets().nft, self._state_of_tables)
             try:
-                with _postponed_collection():
-                    return self._reconcile_once(desired, reading)
+                with postponed_collection():
+                    return self._reconcile_once(desired, reading, touches)
             except KernelError as error:
                 last_error = error
                 if error.errno not in _MISMATCH:
@@ -313,25 +316,22 @@ class Kernel:
                 time.sleep(_TICK_S)
         raise last_error
 
-    def _reconcile_once(self, desired: _Desired, reading: Reading) -> tuple[str, ...]:
-        _, rt = self._sockets()
+    def _reconcile_once(self, desired: Desired, reading: Reading, touches: int) -> tuple[str, ...]:
+        rt = self._sockets().rt
         routing_now = routes.read(rt)
         self._pool_uses.update(rt, desired.path.internal_pool)
         self._settings = dataclasses.replace(self._settings, shares_pool=self._pool_uses.is_shared)
-        belief = self._new_belief(desired, reading)
-        fragments = [*belief.host_fragments.values(), *belief.edge_fragments.values()]
-        tables = plan.difference(
-            with_fragments(ruleset.base(self._settings, desired.path, belief.layout), fragments), reading.holdings
-        )
+        belief = self._new_belief(desired, reading, touches)
+        base = ruleset.base(self._settings, desired.path, belief.layout)
+        belief.drop_places = tuple(place for place, chain in base.chains.items() if any(r.tag for r in chain.rules))
+        tables = plan.difference(with_fragments(base, belief.fragments()), reading.holdings)
         route_steps = routing.steps(self._routing(desired), routing_now)
         settings_changed = sysctl.apply(self._settings, desired.path)
         self._apply(tables, route_steps, routing_now)
-        belief.generation = reading.generation + (1 if tables.operations else 0)
         self._belief = belief
-        ways_changed = self._check_ways(desired)
-        return (*tables.differences, *route_steps.differences, *settings_changed, *ways_changed)
+        return (*tables.differences, *route_steps.differences, *settings_changed)
 
-    def _new_belief(self, desired: _Desired, reading: Reading) -> _Belief:
+    def _new_belief(self, desired: Desired, reading: Reading, touches: int) -> Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
         layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(reading.holdings))
@@ -340,7 +340,8 @@ class Kernel:
             before = (self._belief.desired.host, self._belief.with_zone) if self._belief is not None else None
             managed, kept = zone_choice.managed(self._settings.host, reading, before)
             fresh = [entry for domain, entry in desired.host.items() if domain not in managed]
-            with_zone = zone_choice.allowed(*self._sockets(), self._settings.host, fresh) | kept
+            sockets = self._sockets()
+            with_zone = zone_choice.allowed(sockets.nft, sockets.rt, self._settings.host, fresh) | kept
             with_zone &= desired.host.keys()
             hosts = {domain: self._host_fragment(entry, with_zone) for domain, entry in desired.host.items()}
         if self._settings.edge is not None:
@@ -348,12 +349,12 @@ class Kernel:
                 edge_maps.check_owners(desired.edge.values())
             except ValueError as error:
                 raise KernelError("give each port one owner", 0, str(error)) from error
-            present = _by_internal(reading)
+            present = by_internal(reading)
             edges = {
                 domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
-        return _Belief(desired, layout, hosts, edges, with_zone, reading.generation)
+        return Belief(desired, layout, hosts, edges, with_zone, touches)
 
     def _host_fragment(self, entry: HostEntry, with_zone: Collection[DomainUUID]) -> Fragment:
         assert self._settings.host is not None
@@ -362,7 +363,7 @@ class Kernel:
         except ValueError as error:
             raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
 
-    def _routing(self, desired: _Desired) -> Routing:
+    def _routing(self, desired: Desired) -> Routing:
         entries = desired.edge.values() if self._settings.edge is not None else ()
         internals = self._reachable(routing.of_entries(entries))
         return dataclasses.replace(routing.shared(self._settings, desired.path), internals=internals)
@@ -375,47 +376,98 @@ class Kernel:
 
     def _apply(self, tables: Plan, route_steps: Steps, routing_before: Routing) -> None:
         """Carry out a plan and its routes; when the kernel refuses the tables, restore the routes."""
-        nft, rt = self._sockets()
+        sockets = self._sockets()
+        rt = sockets.rt
         try:
             routes.put(rt, route_steps.put)
             if tables.operations:
-                nft.execute(encode.transaction(tables.operations), "program nftables")
+                self._changes_made += 1
+                sockets.nft.execute(encode.transaction(tables.operations), "program nftables")
         except KernelError:
             routes.undo(rt, route_steps.put, routing_before)
             raise
+        finally:
+            # Again: a check may have begun while the kernel was at it.
+            self._changes_made += 1
         routes.drop(rt, route_steps.drop)
 
-    def _ensure(self) -> tuple[str, ...]:
-        belief = self._belief
+    async def _check(self, subjects: Subject) -> tuple[str, ...]:
+        if self._belief is None:
+            return ()
+        async with self._checking:
+            found: tuple[str, ...] = ()
+            if await self._in_thread(self._differs, subjects):
+                async with self._lock:
+                    found = await self._in_thread(self._mend)
+            if subjects & ~Subject.TABLES:
+                found += await self._in_thread(self._look_around)
+            return found
+
+    def _differs(self, subjects: Subject) -> bool:
+        """Say whether the kernel seems to hold something else than we believe; changes go on meanwhile."""
+        belief, sockets = self._belief, self._sockets()
+        if belief is None:
+            return False
+        pool = belief.desired.path.internal_pool
+        if Subject.ADDRESSES in subjects and self._pool_uses.may_differ(sockets.rt_checks, pool):
+            return True
+        if self._do_tables_differ(belief):
+            return True
+        return bool(subjects & Subject.ROUTES) and self._do_routes_differ(belief)
+
+    def _do_tables_differ(self, belief: Belief) -> bool:
+        sockets, changes_made = self._sockets(), self._changes_made
+        if (touches := sockets.changes.touches()) == belief.touches:
+            return False
+        reading = read.read_tables(sockets.nft_checks, self._state_of_tables)
+        base = ruleset.base(self._settings, belief.desired.path, belief.layout)
+        with postponed_collection():
+            difference = plan.difference(with_fragments(base, belief.fragments()), reading.holdings)
+        if difference.operations or self._changes_made != changes_made:
+            return True
+        belief.touches = touches
+        return False
+
+    def _do_routes_differ(self, belief: Belief) -> bool:
+        before = self._routing(belief.desired)
+        now = routes.read(self._sockets().rt_checks)
+        earlier = routing.steps(before, now)
+        return lasts(earlier, earlier) and lasts(earlier, routing.steps(self._routing(belief.desired), now))
+
+    def _mend(self) -> tuple[str, ...]:
+        belief, sockets = self._belief, self._sockets()
         if belief is None:
             return ()
-        nft, rt = self._sockets()
-        uses_changed = self._pool_uses.update(rt, belief.desired.path.internal_pool)
-        if uses_changed or read.generation(nft) != belief.generation:
+        uses_changed = self._pool_uses.update(sockets.rt, belief.desired.path.internal_pool)
+        if uses_changed or sockets.changes.touches() != belief.touches:
             return self._reconcile(belief.desired)
-        routing_now = routes.read(rt)
+        routing_now = routes.read(sockets.rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
         self._apply(Plan(), route_steps, routing_now)
-        settings_changed = sysctl.apply(self._settings, belief.desired.path)
-        return (*route_steps.differences, *settings_changed, *self._check_ways(belief.desired))
+        return route_steps.differences
 
-    def _check_ways(self, desired: _Desired) -> tuple[str, ...]:
-        if self._settings.host is None:
+    def _look_around(self) -> tuple[str, ...]:
+        """Set what should be set, and ask for the ways of packets, as the machine is now."""
+        if (belief := self._belief) is None:
             return ()
-        _, rt = self._sockets()
-        return self._ways.check(rt, self._settings.host, desired.path, desired.host.values())
+        sockets, desired = self._sockets(), belief.desired
+        changed = sysctl.apply(self._settings, desired.path)
+        if self._settings.host is not None:
+            entries = desired.host.values()
+            changed += self._ways.check(sockets.rt_checks, self._settings.host, desired.path, entries)
+        return changed
 
     def _read_counters(self) -> Counted:
         belief = self._belief
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
-        nft, _ = self._sockets()
+        nft = self._sockets().nft_counters
         connections, refused = (read.counters(nft, place) for place in (host.BINDINGS, host.CAPPED))
-        keys = {element.key: domain for domain, element in _binding_elements(belief)}
-        return Counted(
-            {keys[key]: packets for key, packets in connections.items() if key in keys},
-            {keys[key]: packets for key, packets in refused.items() if key in keys},
-        )
+        return counted(self._settings.host, belief.desired.host, connections, refused)
+
+    def _read_drops(self) -> Mapping[str, int]:
+        places = self._belief.drop_places if self._belief is not None else ()
+        return read.drops(self._sockets().nft_counters, places)
 
     def _refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         belief = self._belief
@@ -429,85 +481,11 @@ class Kernel:
             for destination in destinations
         ]
         self._apply(plan.refill(host.REFUSALS, refusals), Steps(Routing(), Routing()), Routing())
-        belief.generation += 1
 
     def _remove(self) -> None:
-        nft, rt = self._sockets()
-        tables = read.tables(nft)
-        if tables:
+        sockets = self._sockets()
+        if tables := read.tables(sockets.nft):
             gone = [DeleteTable(family) for family in sorted(tables)]
-            nft.execute(encode.transaction(gone), "remove our nftables tables")
-        routes.drop(rt, routes.read(rt))
+            sockets.nft.execute(encode.transaction(gone), "remove our nftables tables")
+        routes.drop(sockets.rt, routes.read(sockets.rt))
         self._belief = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Step:
-    tables: Plan
-    route_steps: Steps
-    before: Routing
-    host_fragments: Mapping[DomainUUID, Fragment]
-    edge_fragments: Mapping[DomainUUID, Fragment]
-    with_zone: frozenset[DomainUUID]
-
-    @property
-    def weight(self) -> int:
-        return self.tables.weight + len(self.route_steps.put.internals) + len(self.route_steps.drop.internals)
-
-
-@contextlib.contextmanager
-def _postponed_collection() -> Iterator[None]:
-    """
-    Postpone garbage collection.
-
-    Tens of thousands of values are created here and all are kept: the collector would find nothing, and its scans take
-    a third of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _is_local(belief: _Belief, change: Change) -> bool:
-    """Return whether the change concerns its VMs only, so that path and layout stay."""
-    entries = [entry for entry in change.edge.values() if entry is not None]
-    fits = belief.layout.suits(len(belief.desired.edge) + len(entries), entries)
-    return fits and (change.path is None or change.path == belief.desired.path)
-
-
-def _merged(now: Mapping[DomainUUID, _Entry], change: Mapping[DomainUUID, _Entry | None]) -> dict[DomainUUID, _Entry]:
-    result = dict(now)
-    for domain, entry in change.items():
-        if entry is None:
-            result.pop(domain, None)
-        else:
-            result[domain] = entry
-    return result
-
-
-def _put(
-    fragments: dict[DomainUUID, Fragment], touched: Iterable[DomainUUID], new: Mapping[DomainUUID, Fragment]
-) -> None:
-    for domain in touched:
-        fragments.pop(domain, None)
-    fragments.update(new)
-
-
-def _binding_elements(belief: _Belief) -> Iterator[tuple[DomainUUID, Element]]:
-    for domain, fragment in belief.host_fragments.items():
-        yield from ((domain, element) for place, element in fragment.elements if place == host.BINDINGS)
-
-
-def _outbound(fragment: Fragment | None) -> tuple[Element, ...]:
-    return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
-
-
-def _by_internal(reading: Reading) -> dict[bytes, list[Element]]:
-    found: dict[bytes, list[Element]] = {}
-    for _, _, _, element in edge_maps.ranges_in(reading.holdings):
-        found.setdefault(element.key[:4], []).append(element)
-    return found

@@ -23,6 +23,14 @@ class PoolUses:
         self._seen: frozenset[Use] = frozenset()
         self._uses: tuple[Use, ...] = ()
 
+    def may_differ(self, rtnl: Socket, pool: IPv4Network) -> bool:
+        """
+        Say whether :meth:`update` may return that anything changed; changes nothing.
+
+        :raise KernelError: When addresses cannot be read.
+        """
+        return (pool, own_addresses(rtnl) | network_services()) != (self._pool, self._seen)
+
     def update(self, rtnl: Socket, pool: IPv4Network) -> bool:
         """
         Compare with the machine as it is now.

@@ -24,6 +24,7 @@ After any error the socket can be used again: the rest of the former answer is d
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import socket
@@ -60,6 +61,7 @@ ROUTE: Final[int] = NETLINK_ROUTE
 NETFILTER: Final[int] = NETLINK_NETFILTER
 
 _CAP_ACK: Final = 10  # NETLINK_CAP_ACK
+_SO_ATTACH_FILTER: Final = 26
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _NLMSGERR_ATTR_MSG: Final = 1
@@ -73,6 +75,13 @@ _LAST_SEQUENCE: Final = 1 << 31
 _ERRNO: Final = struct.Struct("=i")
 _TIMEVAL: Final = struct.Struct("@ll")
 _DUMP_ATTEMPTS: Final = 5
+_INSTRUCTION: Final = struct.Struct("=HBBI")
+"""``struct sock_filter`` (linux/filter.h)"""
+_PROGRAM: Final = struct.Struct("@HP")
+"""``struct sock_fprog``"""
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_SENDER_OFFSET: Final = 12
+"""Of ``nlmsg_pid`` in ``struct nlmsghdr``."""
 
 _T = TypeVar("_T")
 
@@ -133,6 +142,11 @@ class Socket:
     def close(self) -> None:
         """Close the socket; the object is of no use afterwards."""
         self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """The kernel's number of this socket; notifications of what it changed have it as sender (``nlmsg_pid``)."""
+        return int(self._socket.getsockname()[0])
 
     def error(self, code: int) -> KernelError:
         """Return, not raise, the error that says what this socket was for."""
@@ -232,12 +246,34 @@ class Socket:
         """
 
         def read() -> list[bytes]:
-            return [buffer[start:end] for buffer, start, end in self.dump(request, action)]
+            bodies, is_complete = self.dump_once(request, header_bytes, action)
+            if not is_complete:
+                raise DumpInterrupted(action or self._action)
+            return bodies
 
-        bodies = until_complete(read)
+        return until_complete(read)
+
+    def dump_once(self, request: bytes, header_bytes: int, action: str = "") -> tuple[list[bytes], bool]:
+        """
+        Return the body of every message of a list, and whether the kernel says that nothing changed meanwhile.
+
+        The kernel says so of much more than what is listed: for a list of our nftables elements, of all tables. The
+        list may well be complete if not.
+
+        :param header_bytes: As for :meth:`dump_bodies`.
+        :raise MalformedMessage: When a message is cut off.
+        :raise KernelError: When the kernel refuses, does not answer in time, or breaks off.
+        """
+        bodies: list[bytes] = []
+        is_complete = True
+        try:
+            for buffer, start, end in self.dump(request, action):
+                bodies.append(buffer[start:end])
+        except DumpInterrupted:
+            is_complete = False
         if any(len(body) < header_bytes for body in bodies):
             raise MalformedMessage(action or self._action, "a message of the list is too short")
-        return bodies
+        return bodies, is_complete
 
     def _send(self, data: Sequence[bytes], action: str) -> int:
         """Number the messages and send them as one. :return: The first number."""
@@ -374,6 +410,48 @@ class Listener:
                 raise _error(self._action, error) from error
             self._has_lost = True
         return buffers
+
+    def fileno(self) -> int:
+        """Return the file descriptor, to wait until there are notifications."""
+        return self._socket.fileno()
+
+    def ignore(self, sender: int) -> None:
+        """
+        Have the kernel leave out, from now on, what one socket changed.
+
+        :param sender: Its :attr:`Socket.port`.
+        :raise KernelError: When the kernel takes no filter.
+        """
+        # The kernel loads words in network byte order; nlmsg_pid is in that of the machine. Messages that share a
+        # buffer come from one transaction, so the first tells for all.
+        program = b"".join(_INSTRUCTION.pack(*each) for each in (
+            (_LOAD_WORD, 0, 0, _SENDER_OFFSET),
+            (_JUMP_IF_EQUAL, 0, 1, socket.htonl(sender)),
+            (_RETURN, 0, 0, 0),
+            (_RETURN, 0, 0, 0xFFFFFFFF),
+        ))  # fmt: skip
+        instructions = ctypes.create_string_buffer(program, len(program))
+        filter_ = _PROGRAM.pack(len(program) // _INSTRUCTION.size, ctypes.addressof(instructions))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
+        except OSError as error:
+            raise _error(self._action, error) from error
+
+    def queued(self) -> Iterator[bytes]:
+        """
+        Yield the buffers that are queued, without waiting for more.
+
+        :raise MessagesLost: When the kernel dropped notifications; go on, more may be queued.
+        :raise KernelError: When the socket fails.
+        """
+        while True:
+            try:
+                buffer = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise _error(self._action, error) from error
+            yield buffer
 
     def send(self, requests: Sequence[bytes]) -> None:
         """

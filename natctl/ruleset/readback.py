@@ -65,6 +65,21 @@ def kernel_state(settings: Settings, seen: Reading, routing: Routing) -> KernelS
     )
 
 
+def counted(
+    settings: HostSettings,
+    entries: Mapping[DomainUUID, HostEntry],
+    connections: Mapping[bytes, int],
+    refused: Mapping[bytes, int],
+) -> Counted:
+    """
+    Return the counters of a host's VMs.
+
+    :param connections: What the elements have counted that give VMs their ports, by key.
+    :param refused: The same of those that refuse the connections of VMs at their cap.
+    """
+    return Counted(_counted(settings, entries, connections), _counted(settings, entries, refused))
+
+
 def _counted(
     settings: HostSettings, entries: Mapping[DomainUUID, HostEntry], counted: Mapping[bytes, int]
 ) -> dict[DomainUUID, int]:

@@ -33,6 +33,11 @@ class Machine:
         self._kernels.append(KernelIn(self.namespace, self._settings))
         self._kernel = self._kernels[-1]
 
+    @property
+    def kernel(self) -> KernelIn:
+        """The kernel of the daemon that was started last."""
+        return self._kernel
+
     def observe(self) -> KernelState:
         return self._kernel.observe()
 

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.kernel import Kernel
+from natctl.kernel.reacting import serve
 from natctl.model.entries import Change, Destination, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import Counted, KernelState
 from tests.fakes.intents import edge_intent, host_entry
@@ -167,6 +168,7 @@ class KernelIn:
         self.settings = settings
         self._kernel = Kernel(settings)
         self._loop = asyncio.new_event_loop()
+        self._following: list[concurrent.futures.Future[None]] = []
         self._thread = threading.Thread(target=self._serve, args=(namespace,), name=namespace.name)
         self._thread.start()
 
@@ -189,6 +191,18 @@ class KernelIn:
     def ensure(self) -> tuple[str, ...]:
         return self.run(self._kernel.ensure())
 
+    def react(self) -> tuple[str, ...] | None:
+        return self.run(self._kernel.react())
+
+    def drops(self) -> Mapping[str, int]:
+        return self.run(self._kernel.drops())
+
+    def follow_changes(self) -> list[tuple[str, ...]]:
+        """React to what others change, as natd does, until :meth:`close`; return the list of what each look mended."""
+        looks: list[tuple[str, ...]] = []
+        self._following.append(self.start(serve(self._kernel, looks.append)))
+        return looks
+
     def close_sockets(self) -> None:
         self.run(self._kernel.close())
 
@@ -205,11 +219,22 @@ class KernelIn:
     def remove(self) -> None:
         self.run(self._kernel.remove())
 
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel itself, for :meth:`start`."""
+        return self._kernel
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Wait for something in the kernel's event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+        return self.start(work).result(60)
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
+        """Begin something in the kernel's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
+        for each in self._following:
+            each.cancel()
         self.run(self._kernel.close())
         self.run(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)

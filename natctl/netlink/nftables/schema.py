@@ -160,8 +160,8 @@ def _numbers(cls: Any, *names: str) -> tuple[int, ...]:
     return tuple(places[f"NFTA_{name}"] for name in names)
 
 
-CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_TYPE = _numbers(
-    chain_msg, "CHAIN_TABLE", "CHAIN_NAME", "CHAIN_HOOK", "CHAIN_TYPE"
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = _numbers(
+    chain_msg, "CHAIN_TABLE", "CHAIN_NAME", "CHAIN_HOOK", "CHAIN_POLICY", "CHAIN_TYPE"
 )
 HOOK_NUMBER, HOOK_PRIORITY = _numbers(chain_msg.hook, "HOOK_HOOKNUM", "HOOK_PRIORITY")
 RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = _numbers(
@@ -186,6 +186,7 @@ GENERATION_ID, *_ = _numbers(nft_gen_msg, "GEN_ID")
 # Attributes that pyroute2 does not describe, or only as part of others.
 TABLE_NAME: Final = 1
 """Also the type of the table's name in chains, rules, sets, lists of elements and objects."""
+TABLE_USE: Final = 3
 LIST_ITEM: Final = 1  # NFTA_LIST_ELEM
 DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2

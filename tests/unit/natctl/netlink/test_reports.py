@@ -1,4 +1,4 @@
-"""Decoding what the kernel reports unasked: interfaces, NFLOG and NFQUEUE. The sockets are tested in tests/netns."""
+"""Decoding what the kernel reports unasked: interfaces, NFLOG, NFQUEUE, changes. The sockets: tests/netns."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
+from natctl.netlink.changes import Subject, subjects_in
 from natctl.netlink.links import LinkAdded, LinkRemoved, events_in
 from natctl.netlink.message import attribute, message, netfilter_message
 from natctl.netlink.nflog import marks_in
 from natctl.netlink.nfqueue import Deferred, deferred_in
+from natctl.netlink.nftables.transactions import names_our_tables
 
 NEW_LINK, DELETE_LINK = 16, 17
+NEW_ADDRESS, DELETE_ROUTE, NEW_RULE = 20, 25, 32
 LOGGED, QUEUED = 4 << 8, 3 << 8
+DELETE_TABLE, NEW_ELEMENTS, NEW_GENERATION = 10 << 8 | 2, 10 << 8 | 12, 10 << 8 | 15
+INET, IPV4, BRIDGE = 1, 2, 7
 
 
 def link(kind: int, number: int, name: str, family: int = 0) -> bytes:
@@ -42,10 +47,36 @@ def test_a_queued_packet_has_a_number_and_perhaps_a_mark() -> None:
     assert list(deferred_in(with_mark + without + nothing)) == [Deferred(0x40020000, 77), Deferred(0, 77)]
 
 
-@given(st.sampled_from((NEW_LINK, DELETE_LINK, LOGGED, QUEUED)), st.binary(max_size=120), st.binary(max_size=40))
+def named(table: bytes, family: int, kind: int = NEW_ELEMENTS) -> bytes:
+    return netfilter_message(kind, 0, family, attribute(1, table + b"\0") + attribute(2, b"virtports\0"))
+
+
+def test_a_transaction_touches_us_when_any_of_its_messages_names_a_table_of_ours() -> None:
+    others = named(b"firewall", IPV4) + named(b"virtports", INET) + named(b"virtports2", IPV4) + named(b"", BRIDGE)
+    generation = netfilter_message(NEW_GENERATION, 0, 0, attribute(1, struct.pack("!I", 7)))
+    assert not names_our_tables(others + generation)
+    assert names_our_tables(others + named(b"virtports", IPV4))
+    assert names_our_tables(named(b"virtports", BRIDGE, DELETE_TABLE) + others)
+    assert not names_our_tables(message(NEW_LINK, 0, named(b"virtports", IPV4)[16:]))
+
+
+def test_what_was_changed_is_told_by_the_kinds_of_messages() -> None:
+    assert subjects_in(message(NEW_RULE, 0, b"") + message(DELETE_ROUTE, 0, b"")) == Subject.ROUTES
+    assert subjects_in(message(NEW_ADDRESS, 0, b"")) == Subject.ADDRESSES | Subject.ROUTES
+    assert subjects_in(link(DELETE_LINK, 2, "vnet1", family=7)) == Subject.LINKS | Subject.ROUTES
+    assert subjects_in(message(999, 0, b"")) == Subject.NONE
+
+
+@given(
+    st.sampled_from((NEW_LINK, DELETE_LINK, LOGGED, QUEUED, NEW_ELEMENTS)),
+    st.binary(max_size=120),
+    st.binary(max_size=40),
+)
 def test_nonsense_is_passed_over(kind: int, body: bytes, rest: bytes) -> None:
     known: dict[int, str] = {}
     for buffer in (message(kind, 0, body) + rest, body):
         list(events_in(buffer, known))
         list(marks_in(buffer))
         list(deferred_in(buffer))
+        names_our_tables(buffer)
+        subjects_in(buffer)

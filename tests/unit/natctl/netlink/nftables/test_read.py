@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natctl.netlink.message import MalformedMessage, attribute, attribute_map, attribute_payloads
+from natctl.netlink.message import MalformedMessage, attribute, attribute_map, attribute_payloads, nested
 from natctl.netlink.nftables import encode
 from natctl.netlink.nftables.elements import packed_element
-from natctl.netlink.nftables.read import decode_ct_timeout, decode_element, decode_hook
+from natctl.netlink.nftables.read import counted_in, decode_ct_timeout, decode_element, decode_hook
 from natctl.ruleset.plan import AddChain, AddCtTimeout
 from natctl.ruleset.values import Chain, CtTimeout, Element, Family, Hook
 from tests.unit.natctl.netlink.nftables.generated import elements
@@ -45,6 +45,30 @@ def test_an_object_of_timeouts_is_read_as_it_was_packed() -> None:
 
 def test_an_object_of_another_kind_is_none_of_ours() -> None:
     assert decode_ct_timeout({3: b"\0\0\0\1"}) is None
+
+
+def counting(key: bytes, packets: int, octets: int, comment: bytes = b"") -> bytes:
+    """Return an element that counts, as the kernel lists it."""
+    counted = nested(2, attribute(1, octets.to_bytes(8, "big")), attribute(2, packets.to_bytes(8, "big")))
+    parts = [nested(1, attribute(1, key)), nested(2, attribute(1, octets.to_bytes(8, "big")))]
+    parts += [nested(7, attribute(1, b"counter\0"), counted), *([attribute(6, comment)] if comment else [])]
+    return nested(1, *parts)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.binary(min_size=4, max_size=9), st.integers(0, 2**64 - 1), st.binary(max_size=60)),
+            elements().map(packed_element),
+        )
+    )
+)
+def test_counters_of_a_list_are_those_of_its_elements(made: list[tuple[bytes, int, bytes] | bytes]) -> None:
+    items = b"".join(
+        item if isinstance(item, bytes) else counting(item[0], item[1], item[1] // 3, item[2]) for item in made
+    )
+    decoded = [decode_element(item) for item in attribute_payloads(items)]
+    assert list(counted_in(items)) == [(element.key, packets) for element, packets in decoded if packets is not None]
 
 
 def test_an_element_without_a_key_is_an_error() -> None:
