@@ -338,7 +338,8 @@ class Natd:
         use = await self._conntrack.ports_of_all() if self._conntrack is not None else None
         guests = self._visitor.views() if self._visitor is not None else {}
         period_s, warnings = self._settings.monitor.period_s, self._kernel.warnings
-        self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings)
+        problems = self._kernel.way_problems
+        self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings, problems)
         if use is not None:
             self._node.on_periodic_count(use, counted.connections, generation, clock.now())
         self._carry_out()

@@ -37,8 +37,11 @@ class DomainView(Struct, frozen=True):
     """Of the active range; null: not measured yet."""
     state: str
     """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports are available), ``claimed``
-    (another host says that it runs there, too), ``gone``, or ``unreachable`` (its host is not connected; its traffic
-    goes on)."""
+    (another host says that it runs there, too), ``misrouted`` (its host's kernel does not send its packets, or the
+    answers, where they should go; see ``problem``), ``gone``, or ``unreachable`` (its host is not connected; its
+    traffic goes on)."""
+    problem: str = ""
+    """Of a VM that is misrouted: where its packets go, and the remedy."""
 
 
 class AllocationView(Struct, frozen=True):

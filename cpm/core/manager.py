@@ -205,6 +205,7 @@ class Manager:
             case Report():
                 session.dropped = message.dropped
                 session.warnings = message.warnings
+                session.way_problems = {uuid: way.problem for way in message.ways for uuid in way.domains}
                 self._reports.on_report(session, message, now)
             case Need(domain, ports):
                 if not self._reports.on_need(session, message, now):

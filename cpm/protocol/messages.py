@@ -152,6 +152,14 @@ class Measured(Struct, frozen=True):
     """None: the guest agent was not asked, or not yet."""
 
 
+class WayProblem(Struct, frozen=True):
+    """The packets of some VMs, or the answers, do not go where they should."""
+
+    problem: str
+    """With the remedy; completes the sentence "its packets …"."""
+    domains: tuple[DomainUUID, ...]
+
+
 class Report(Struct, frozen=True, tag="report"):
     """Measurements of all VMs of a host over one period."""
 
@@ -165,6 +173,8 @@ class Report(Struct, frozen=True, tag="report"):
     """By VM at its cap: packets answered with an ICMP error because no port was left, since the VM got its ports."""
     warnings: tuple[str, ...] = ()
     """What is wrong with this machine, for people: sentences, each with a remedy."""
+    ways: tuple[WayProblem, ...] = ()
+    """What the kernel of a host says about the ways of VMs' packets; VMs with which all is well are in none."""
 
 
 class Need(Struct, frozen=True, tag="need"):

@@ -106,6 +106,7 @@ def summary(manager: Manager, vm: VM) -> DomainView:
         last_port=current.ports.last if current else None,
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
+        problem=_problem(manager, vm),
     )
 
 
@@ -135,6 +136,12 @@ def _guest(guest: GuestView) -> GuestAgentView:
     )
 
 
+def _problem(manager: Manager, vm: VM) -> str:
+    session = manager.sessions.get(vm.node)
+    problem = session.way_problems.get(vm.uuid, "") if session is not None else ""
+    return f"its packets {problem}" if problem else ""
+
+
 def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
     if vm.uuid not in manager.present:
         return "gone"
@@ -147,6 +154,8 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
         return "waiting"
     if current.state is _State.RESERVED:
         return "starting"
+    if _problem(manager, vm):
+        return "misrouted"
     return "growing" if manager.fleet.one(vm.uuid, _State.RESERVED) is not None else "active"
 
 

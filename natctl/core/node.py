@@ -51,7 +51,7 @@ from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent, StaleEpoch
 from natctl.core.programming import Programming, Scope, is_empty
-from natctl.core.reports import NO_GUESTS, Reports
+from natctl.core.reports import NO_GUESTS, NO_PROBLEMS, Reports
 from natctl.model.commands import (
     Answer,
     Arm,
@@ -421,6 +421,7 @@ class Node:
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
         warnings: tuple[str, ...] = (),
+        way_problems: Mapping[DomainUUID, str] = NO_PROBLEMS,
     ) -> None:
         """
         Tell the manager what was measured over one period, all VMs in one message.
@@ -433,11 +434,12 @@ class Node:
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
         :param warnings: What is wrong with this machine, a sentence each.
+        :param way_problems: What is wrong with the ways of VMs' packets.
         """
         if use is not None:
             self._arrivals.on_port_use(use)
         report = self._reports.report(
-            self._intent.host, period_s, rates, use, generation, dropped, guests, counted, warnings
+            self._intent.host, period_s, rates, use, generation, dropped, guests, counted, warnings, way_problems
         )
         self._send(report)
 

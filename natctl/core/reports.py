@@ -6,17 +6,18 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 
 from cpm.protocol.intent import HostIntent
-from cpm.protocol.messages import Draining, GuestView, Measured, Report
+from cpm.protocol.messages import Draining, GuestView, Measured, Report, WayProblem
 from cpm.protocol.model import DomainUUID
 from natctl.model.port_use import PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.samples import Rates
 
 NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
+NO_PROBLEMS: Mapping[DomainUUID, str] = MappingProxyType({})
 
 
 class Reports:
@@ -36,6 +37,7 @@ class Reports:
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
         warnings: tuple[str, ...] = (),
+        way_problems: Mapping[DomainUUID, str] = NO_PROBLEMS,
     ) -> Report:
         """
         Return the report of one period, for all VMs.
@@ -49,6 +51,7 @@ class Reports:
         :param guests: The reports of guest agents, of the guests that were visited.
         :param counted: The kernel's counters.
         :param warnings: What is wrong with this machine, a sentence each.
+        :param way_problems: What is wrong with the ways of VMs' packets.
         """
         begun = self._begun(counted.connections)
         measured = tuple(
@@ -56,7 +59,9 @@ class Reports:
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        return Report(generation, period_s, measured, dict(dropped), dict(counted.refused), warnings)
+        return Report(
+            generation, period_s, measured, dict(dropped), dict(counted.refused), warnings, _ways(vms, way_problems)
+        )
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""
@@ -76,3 +81,12 @@ def _measured(
         tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
     )
     return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)
+
+
+def _ways(vms: Container[DomainUUID], problems: Mapping[DomainUUID, str]) -> tuple[WayProblem, ...]:
+    """Return the problems of VMs, each once: all VMs of a bridge may have the same."""
+    grouped: dict[str, list[DomainUUID]] = {}
+    for uuid, problem in problems.items():
+        if uuid in vms:
+            grouped.setdefault(problem, []).append(uuid)
+    return tuple(WayProblem(problem, tuple(uuids)) for problem, uuids in grouped.items())

@@ -25,6 +25,7 @@ from cpm.protocol.model import DomainUUID
 from natctl import ruleset
 from natctl.kernel import stale_taps, sysctl, zone_choice
 from natctl.kernel.belief import Belief, Desired, Step, by_internal, lasts, outbound, postponed_collection
+from natctl.kernel.forward_filters import ForwardFilters
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.sockets import Sockets
 from natctl.kernel.ways import Ways
@@ -78,6 +79,7 @@ class Kernel:
         self._belief: Belief | None = None
         self._pool_uses = PoolUses()
         self._ways = Ways()
+        self._forward_filters = ForwardFilters()
         self._opened: Sockets | None = None
         self._changes_made = 0
         self._lock = asyncio.Lock()
@@ -158,7 +160,12 @@ class Kernel:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about this machine, a sentence each, as of the last check."""
-        return (*self._pool_uses.warnings(), *self._ways.warnings)
+        return (*self._pool_uses.warnings(), *self._ways.warnings, *self._forward_filters.warnings)
+
+    @property
+    def way_problems(self) -> Mapping[DomainUUID, str]:
+        """What is wrong with the ways of VMs' packets, with the remedy, as of the last check."""
+        return self._ways.problems
 
     async def counters(self) -> Counted:
         """
@@ -455,6 +462,7 @@ class Kernel:
         if self._settings.host is not None:
             entries = desired.host.values()
             changed += self._ways.check(sockets.rt_checks, self._settings.host, desired.path, entries)
+        self._forward_filters.check(sockets.nft_checks, self._settings, self._ways.bridges)
         return changed
 
     def _read_counters(self) -> Counted:

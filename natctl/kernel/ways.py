@@ -6,9 +6,10 @@ Tested by ``tests/netns/test_ways.py``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from cpm.protocol.errors import KernelError
+from cpm.protocol.model import DomainUUID
 from natctl.kernel import sysctl
 from natctl.model.entries import HostEntry, HostSettings, Path
 from natctl.netlink import routes
@@ -29,6 +30,10 @@ class Ways:
     def __init__(self) -> None:
         self.warnings: tuple[str, ...] = ()
         """What is wrong, a sentence each, with the remedy."""
+        self.problems: Mapping[DomainUUID, str] = {}
+        """What is wrong with the packets of a VM: completes the sentence "its packets …"."""
+        self.bridges: frozenset[str] = frozenset()
+        """The bridges with VMs behind them."""
         self._turn = 0
 
     def check(
@@ -52,12 +57,16 @@ class Ways:
     ) -> tuple[str, ...]:
         if not entries or any(INTERNET in network for network in settings.exempt):
             self.warnings = ()
+            self.problems, self.bridges = {}, frozenset()
             return ()
         links = read_links(rtnl)
         check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()})
         for bridge, vms in _bridges(rtnl, links, entries):
+            check.answers |= {vm.intent.domain: self.problems.get(vm.intent.domain, "") for vm in vms}
             check.run(bridge, self._some(vms))
         self._turn += 1
+        self.bridges = frozenset(check.counts)
+        self.problems = {domain: problem for domain, problem in check.answers.items() if problem}
         self.warnings = tuple(way_check.sentences(check.problems, check.counts))
         return tuple(check.changed)
 
@@ -76,6 +85,8 @@ class _Check:
         self._marks = Marks.of_mask(settings.mark_mask)
         self.problems: list[tuple[str, str, str]] = []
         self.counts: dict[str, int] = {}
+        self.answers: dict[DomainUUID, str] = {}
+        """The problem of each VM behind a bridge, now or when it was asked for last; an empty string: none."""
         self.changed: list[str] = []
         self._hopeless: set[str] = set()
         """Interfaces whose own filter does not decide; tried once in a check."""
@@ -93,6 +104,7 @@ class _Check:
                         self._ask(question), bridge, self._names, answer.interface
                     )
                 problem = back[answer.interface]
+            self.answers[entry.intent.domain] = problem
             if problem:
                 self.problems.append((bridge.name, entry.intent.name, problem))
 

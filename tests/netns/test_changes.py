@@ -124,9 +124,10 @@ def test_a_rule_of_a_vpn_is_shown_while_it_is_there(site: Site) -> None:
     )
     host.kernel.follow_changes()
     host.namespace.ip("rule add pref 5000 not fwmark 51820 table 51820")
-    wait_until(lambda: any("leave by wg0" in warning for warning in host.kernel.warnings))
+    wait_until(lambda: "leave by wg0 via 10.8.0.1, not to an edge" in host.kernel.way_problems.get(vm.domain, ""))
     host.namespace.ip("rule del pref 5000")
-    wait_until(lambda: host.kernel.warnings == ())
+    wait_until(lambda: host.kernel.way_problems == {})
+    assert host.kernel.warnings == ()
 
 
 # News

@@ -135,6 +135,7 @@ def test_bits_of_our_marks_that_another_rule_reads(apart: Ways) -> None:
     )
     warning = apart.only_warning()
     assert warning.startswith("packets of 1 VMs on br0 (web 8) leave by eth0 via 172.30.0.253, not to an edge")
+    assert set(apart.host.kernel.way_problems) == {apart.vms[1].domain}
     assert "host.mark_mask (0x7fff0000)" in warning
 
 

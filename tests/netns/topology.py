@@ -210,6 +210,10 @@ class KernelIn:
     def warnings(self) -> tuple[str, ...]:
         return self._kernel.warnings
 
+    @property
+    def way_problems(self) -> Mapping[DomainUUID, str]:
+        return self._kernel.way_problems
+
     def counters(self) -> Counted:
         return self.run(self._kernel.counters())
 

@@ -21,7 +21,8 @@ _EXAMPLES = """\
 _ABOUT = """\
 States: active; starting (being programmed); growing; waiting (no ports are
 available); claimed (another host says that it runs there, too; see 'show');
-unreachable (its host is not connected; its traffic goes on); gone.
+misrouted (its packets do not go where they should; see 'show'); unreachable
+(its host is not connected; its traffic goes on); gone.
 'In use' counts ports of the active range; '-' means not measured yet."""
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
@@ -45,7 +46,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _row(view: DomainView) -> tuple[object, ...]:
     ports = render.ports(view.first_port, view.last_port)
-    return view.name, view.uuid, view.node, view.external_address, ports, view.ports_in_use, view.state
+    return view.name, view.uuid, view.node, view.external_address, ports, view.ports_in_use, _state(view)
+
+
+def _state(view: DomainView) -> str:
+    problem = view.problem.split(";")[0]
+    return f"{view.state}: {problem}" if problem and view.state == "misrouted" else view.state
 
 
 def _no_vms_on(args: argparse.Namespace) -> list[DomainView]:

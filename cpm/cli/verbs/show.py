@@ -51,6 +51,7 @@ def _facts(detail: DomainDetail) -> str:
         ("Name", vm.name),
         ("UUID", vm.uuid),
         ("State", vm.state),
+        *((("Problem", vm.problem),) if vm.problem else ()),
         ("Node", vm.node),
         *((("Claimed by", f"{detail.claimed_by}, which says that it runs there"),) if detail.claimed_by else ()),
         ("External address", vm.external_address),

@@ -36,6 +36,8 @@ class NodeSync:
         """Packets that the node dropped, by reason, from its last report."""
         self.warnings: tuple[str, ...] = ()
         """What is wrong with that machine, from its last report."""
+        self.way_problems: Mapping[DomainUUID, str] = {}
+        """What is wrong with the ways of VMs' packets, from its last report."""
         self._snapshot_at = 0
         self._path: PathState | None = None
         self._host: dict[DomainUUID, HostIntent] = {}

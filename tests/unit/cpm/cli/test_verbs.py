@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -106,6 +107,19 @@ def test_list_has_the_form_of_virsh(manager: CannedManager, virt_ports: Command)
     )
 
 
+def test_list_says_where_the_packets_of_a_misrouted_vm_go_and_show_how_to_mend_it(
+    manager: CannedManager, virt_ports: Command
+) -> None:
+    problem = "its packets leave by wg0, not to an edge; see `ip rule`"
+    misrouted = domain(state="misrouted", problem=problem)
+    manager.on("GET /v1/domains", [misrouted, domain("db", DB, state="unreachable", problem=problem)])
+    manager.on("GET /v1/domains/web1", msgspec.structs.replace(DETAIL, domain=misrouted))
+    listed = virt_ports("list").out
+    assert "misrouted: its packets leave by wg0, not to an edge\n" in listed
+    assert "unreachable\n" in listed
+    assert f": {problem}\n" in re.sub(" +", " ", virt_ports("show", "web1").out)
+
+
 def test_an_empty_list_is_a_header(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/domains", [])
     result = virt_ports("list")
@@ -120,7 +134,7 @@ def test_list_as_json_has_the_documented_keys(manager: CannedManager, virt_ports
     assert virt_ports(*words).json == [
         {
             "name": "web1", "uuid": WEB, "node": "host1", "external_address": "203.0.113.1", "first_port": 20000,
-            "last_port": 20255, "ports_in_use": 17, "state": "active",
+            "last_port": 20255, "ports_in_use": 17, "state": "active", "problem": "",
         }
     ]  # fmt: skip
 

@@ -163,7 +163,8 @@ async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
     web = next(vm for vm in (await virt_ports(cpmd, "list", "-o", "json")).json if vm["name"] == "web1")
     place = {key: active[key] for key in ("external_address", "first_port", "last_port")}
     assert web == {
-        "name": "web1", "uuid": WEB, "node": "host1", "state": "active", "ports_in_use": 17, **place,
+        "name": "web1", "uuid": WEB, "node": "host1", "state": "active", "problem": "", "ports_in_use": 17,
+        **place,
     }  # fmt: skip
     shown = (await virt_ports(cpmd, "show", WEB.upper(), "-o", "json")).json
     assert {**shown, **web} == shown

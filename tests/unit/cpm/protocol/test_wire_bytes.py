@@ -41,6 +41,7 @@ from cpm.protocol.messages import (
     Rejected,
     Report,
     Snapshot,
+    WayProblem,
     Welcome,
 )
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Role, Wishes
@@ -150,6 +151,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             {"no mapping": 4},
             {WEB: 9},
             ("packets of VMs on br0 leave by wg0",),
+            (WayProblem("leave by wg0", (WEB,)),),
         ),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
@@ -158,7 +160,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"why":"guest-file-open: disabled","connections":12,"established":7,"interfaces":2,'
             b'"rx_bytes":1000,"tx_bytes":2000,"external":"203.0.113.1","ports":{"first":20480,'
             b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9},'
-            b'"warnings":["packets of VMs on br0 leave by wg0"]}'
+            b'"warnings":["packets of VMs on br0 leave by wg0"],'
+            b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}]}'
         ),
     ),
     (
@@ -166,7 +169,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
-            b'"guest":null}],"dropped":{},"refused":{},"warnings":[]}'
+            b'"guest":null}],"dropped":{},"refused":{},"warnings":[],"ways":[]}'
         ),
     ),
     (
@@ -175,12 +178,12 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
             b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
-            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[]}'
+            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[],"ways":[]}'
         ),
     ),
     (
         Report(17, 1.0, ()),
-        b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[]}',
+        b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[],"ways":[]}',
     ),
     (
         Need(WEB, PORTS, 192, 850.5),
