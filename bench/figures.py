@@ -17,6 +17,7 @@ KEYS = {
     "density": ("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
     "tick": ("tick_ms_10k",),
     "stats": ("stats_ms_200",),
+    "change": ("change_ms_10k_churn",),
     "burst": (
         *("signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),
         *("burst_refused_static", "burst_delayed_static", "burst_refused_poll", "burst_delayed_poll"),
@@ -38,6 +39,7 @@ TARGETS = {
     "density_vs_doubling": (1.3, None),
     "tick_ms_10k": (None, 250.0),
     "stats_ms_200": (None, 50.0),
+    "change_ms_10k_churn": (None, 20.0),
     "signal_ms_p50": (None, 5.0),
     "signal_ms_p99": (None, 20.0),
     "burst_refused": (None, 0.0),
