@@ -9,6 +9,7 @@ from cpm.protocol.model import DomainUUID
 from natctl.model.entries import Change, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import KernelState
 from tests.netns.topology import KernelIn, Namespace
+from tests.netns.waiting import wait_until
 
 BOTH_ROLES = Settings(HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
 
@@ -25,6 +26,8 @@ class Machine:
             "addr add 172.30.0.21/24 dev eth0",
             *(f"link set {name} up" for name in ("eth0", "far0", "eth1", "far1")),
         )
+        # The kernel tells, and `ip route` shows, a while later that a link works.
+        wait_until(lambda: self.namespace.run("ip", "-o", "link", "show", "up").count("state UP") == 4)
         self._kernels: list[KernelIn] = []
         self.restart_natd()
 
