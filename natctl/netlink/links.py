@@ -168,6 +168,8 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
     """
     Yield the changes that the messages of a buffer make to the known names.
 
+    A renamed interface gets its new name before it loses the former one: at no time is it gone.
+
     :param known: Names by index; changed accordingly.
     """
     for kind, _, _, start, end in messages(buffer):
@@ -179,10 +181,10 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
         if after is not None:
             known[link.number] = after
         if before != after:
-            if before is not None:
-                yield LinkRemoved(before, link.number)
             if after is not None:
                 yield LinkAdded(after, link.number)
+            if before is not None:
+                yield LinkRemoved(before, link.number)
 
 
 def _decode(part: Slice) -> Link | None:

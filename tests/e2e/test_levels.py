@@ -132,6 +132,8 @@ def test_a_vm_whose_tap_is_renamed_keeps_its_ports(lab: Lab) -> None:
         host.run("ip", "link", "set", "other0", "up")
         assert keeps_its_ports(lab, "renamed", "host1", 6)
         assert_agree(lab)
+        # And its packets are its own under the other name.
+        assert '"renamed" : goto' in host.run("nft", "list", "map", "bridge", "virtports", "taps")
 
 
 def test_a_vm_whose_only_interface_is_unplugged_for_a_while_keeps_its_ports(lab: Lab) -> None:

@@ -72,7 +72,7 @@ async def test_a_renamed_interface_is_added_and_removed() -> None:
         await following(events, 1)
         ip("tuntap add vp-a mode tap")
         ip("link set vp-a name vnet3")
-        assert await following(events, 3) == [LinkAdded("vp-a"), LinkRemoved("vp-a"), LinkAdded("vnet3")]
+        assert await following(events, 3) == [LinkAdded("vp-a"), LinkAdded("vnet3"), LinkRemoved("vp-a")]
 
 
 async def test_an_interface_that_moves_to_another_namespace_is_gone_here() -> None:

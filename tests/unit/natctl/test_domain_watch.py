@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 import pytest
+from pyroute2.netlink.rtnl import RTM_NEWLINK
 
 from cpm.protocol.messages import PROTOCOL, Attach, Detach, PathState, Snapshot, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
@@ -18,6 +20,8 @@ from libvirt_hooks.protocol import HookOperation
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.model.commands import Answer, Send
+from natctl.netlink.links import LinkEvent, Resync, events_in
+from natctl.netlink.message import attribute, message
 from natctl.settings import GuestsTable, HostTable
 from qga_agent.domain_events import DomainChanged
 from qga_agent.domain_list import Phase
@@ -125,6 +129,25 @@ def test_some_hooks_wait_for_nothing(operation: HookOperation) -> None:
     it = watched()
     it.hook(operation, BRIDGED)
     assert it.replies == [(7, "", "")]
+
+
+async def test_an_interface_that_is_renamed_stays_the_vms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel's messages: see ``tests/netns/test_links.py`` for what it really says."""
+    known = {3: "vnet0"}
+    renamed = message(RTM_NEWLINK, 0, struct.pack("=BxHiII", 0, 0, 3, 0, 0) + attribute(3, b"other0\0"))
+
+    async def events() -> AsyncIterator[LinkEvent]:
+        yield Resync({}, dict(known))
+        for event in events_in(renamed, known):
+            yield event
+
+    monkeypatch.setattr("natctl.domain_watch.watch_links", events)
+    monkeypatch.setattr("socket.if_nametoindex", {"vnet0": 3}.__getitem__)
+    it = watched()
+    it.hook(HookOperation.START, Interface("network", "vmbr0", None, "vnet0"))
+    assert it.node.taps() == {VM: frozenset({"vnet0"})}
+    await it.watch.watch_links()
+    assert it.node.taps() == {VM: frozenset({"other0"})}
 
 
 async def test_each_event_has_the_list_read() -> None:

@@ -28,7 +28,7 @@ def link(kind: int, number: int, name: str, family: int = 0) -> bytes:
 def test_interfaces_come_go_and_change_their_names() -> None:
     known = {1: "lo"}
     assert list(events_in(link(NEW_LINK, 2, "vnet0") + link(NEW_LINK, 2, "vnet0"), known)) == [LinkAdded("vnet0")]
-    assert list(events_in(link(NEW_LINK, 2, "vnet1"), known)) == [LinkRemoved("vnet0"), LinkAdded("vnet1")]
+    assert list(events_in(link(NEW_LINK, 2, "vnet1"), known)) == [LinkAdded("vnet1"), LinkRemoved("vnet0")]
     assert list(events_in(link(DELETE_LINK, 2, "vnet1", family=7), known)) == []
     assert list(events_in(link(DELETE_LINK, 2, "vnet1"), known)) == [LinkRemoved("vnet1")]
     assert known == {1: "lo"}
