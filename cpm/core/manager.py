@@ -119,7 +119,12 @@ class Manager:
             self.fleet,
             self.sessions,
             self.present,
-            RolloutRules(internal_pool=rules.internal, timeouts=rules.timeouts, hold_down_s=rules.hold_down_s),
+            RolloutRules(
+                internal_pool=rules.internal,
+                timeouts=rules.timeouts,
+                hold_down_s=rules.hold_down_s,
+                edge_grace_s=rules.edge_grace_s,
+            ),
             self.wishes,
             lambda uuid: self.sizer.contention.others_wait(uuid),
         )

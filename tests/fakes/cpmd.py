@@ -122,8 +122,8 @@ def _short_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running() -> AsyncIterator[Site]:
-    """Run a manager with an empty ledger."""
+async def running(*, edge_grace_s: float = 10.0) -> AsyncIterator[Site]:
+    """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "now", lambda: NOW)
         path = directory / "cpmd.sock"
@@ -131,6 +131,7 @@ async def running() -> AsyncIterator[Site]:
             settings.Settings(
                 listen=settings.ListenSettings(socket=str(path)),
                 ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
+                nodes=settings.NodesSettings(edge_grace_s=edge_grace_s),
             )
         )
         await cpmd.start()

@@ -2,8 +2,8 @@
 What each node should hold, computed from the fleet by pure functions.
 
 They determine the order of a change: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host uses a
-*reserved* range only when it is in ``ready``, that is, when every connected edge has confirmed it, and never uses a
-*draining* range for new connections (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
+*reserved* range only when it is in ``ready``, that is, when the edges have confirmed it, and never uses a *draining*
+range for new connections (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations

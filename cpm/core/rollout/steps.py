@@ -5,7 +5,8 @@ Pure. :class:`Rollout` sends every node what differs from its last message, reco
 the steps of an allocation's life that are due:
 
 - *reserved*: once every connected edge has confirmed it, it is sent to the host; once the host has confirmed it, it is
-  active;
+  active. A VM that has ports waits longer, for every edge that its packets may pass: hosts still send to one that was
+  away for a moment only, and it would drop them;
 - *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held; also
   with connections, when its drain limit has passed and another VM lacks ports: the only step that cuts, and journalled;
 - *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
@@ -53,6 +54,8 @@ class RolloutRules:
     """Connection timeouts that the pool sets for hosts."""
     hold_down_s: float
     """Seconds between the end of a range and its next owner."""
+    edge_grace_s: float
+    """Seconds that ranges wait for an edge that hosts send packets to and that does not answer."""
 
 
 class Rollout:
@@ -85,6 +88,7 @@ class Rollout:
         self._wishes = wishes
         self._do_others_wait = do_others_wait
         self._edges_ready: set[AllocationId] = set()
+        self._awaiting_edges: set[DomainUUID] = set()
         self._idle_reports: dict[AllocationId, int] = {}
         self._last_use = LastUse()
         self._changed: set[DomainUUID] = set()
@@ -143,8 +147,10 @@ class Rollout:
     # Commands
 
     def check_leaving(self) -> None:
-        """Check for due steps of VMs with draining or held ranges, because time has passed."""
+        """Check for due steps of VMs whose ranges leave, or wait for an edge that is away, because time has passed."""
         self._due.update(allocation.domain for allocation in self._fleet.leaving.values())
+        self._due |= self._awaiting_edges
+        self._awaiting_edges.clear()
 
     def check_all(self) -> None:
         """Check for due steps of VMs with a reserved, draining or held range."""
@@ -189,6 +195,9 @@ class Rollout:
         if allocation.id not in self._edges_ready:
             edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
             if edges and all(self._is_confirmed(name, uuid) for name in edges):
+                if self._may_pass_another_edge(allocation, now):
+                    self._awaiting_edges.add(uuid)
+                    return
                 self._edges_ready.add(allocation.id)
                 self._last_use.on_host_told(allocation.id)
                 self._changed.add(uuid)
@@ -199,6 +208,22 @@ class Rollout:
                 self._last_use.forget(active.id)
             moves.activate(self._fleet, allocation, now)
             self._changed.add(uuid)
+
+    def _may_pass_another_edge(self, reserved: Allocation, now: float) -> bool:
+        """
+        Return whether packets from a new range could pass an edge that does not know it yet.
+
+        A VM without ports is better off with some of its packets than with none, so it does not wait.
+        """
+        has_ports = self._fleet.one(reserved.domain, _State.ACTIVE) is not None
+        return (
+            has_ports
+            and now - reserved.since < self._rules.edge_grace_s
+            and any(
+                Role.EDGE in node.roles and node.in_service and not node.fenced and not self.is_live_edge(node)
+                for node in self._fleet.nodes.values()
+            )
+        )
 
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
         self._edges_ready.discard(allocation.id)

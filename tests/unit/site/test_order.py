@@ -137,6 +137,77 @@ def test_an_edge_that_stays_away_gets_no_more_packets_and_starts_do_not_wait_for
     assert ways(site) == 2
 
 
+def host_ports(site: Site, uuid: DomainUUID = VM) -> int:
+    """Return how many ports host1 gives to new connections of a VM."""
+    ports = site.machines[HOST1].kernel.host[uuid].intent.ports
+    assert ports is not None
+    return ports.size
+
+
+def test_a_range_waits_for_an_edge_that_is_away_for_a_moment_and_still_gets_packets() -> None:
+    site = Site()
+    started(site)
+    site.kill_natd(EDGE2)
+    resize(site, 512)
+    site.run()
+    # Half of the new connections would pass an edge that knows nothing of their ports.
+    assert (ways(site), host_ports(site)) == (2, 256)
+    site.pass_time(5.0)
+    site.run()
+    assert (ways(site), host_ports(site)) == (2, 256)
+    site.start_natd(EDGE2)
+    site.connect(EDGE2)
+    site.deliver_up(EDGE2), site.deliver_down(EDGE2)
+    site.deliver_up(EDGE1), site.deliver_up(HOST1), site.deliver_down(HOST1)
+    # It is connected, but its kernel does not hold the range yet.
+    assert host_ports(site) == 256
+    site.run()
+    assert (ways(site), host_ports(site)) == (2, 512)
+
+
+def test_a_range_does_not_wait_for_an_edge_that_stays_away() -> None:
+    site = Site()
+    started(site)
+    site.disconnect(EDGE2)
+    resize(site, 512)
+    site.run()
+    site.pass_time(11.0)
+    site.run()
+    assert (ways(site), host_ports(site)) == (1, 512)
+
+
+def test_a_range_waits_for_edges_that_are_not_back_yet_after_a_restart_of_the_manager() -> None:
+    site = Site()
+    started(site)
+    site.crash_manager()
+    site.start_manager()
+    site.connect(HOST1)
+    site.connect(EDGE1)
+    site.run()
+    resize(site, 512)
+    site.run()
+    assert (ways(site), host_ports(site)) == (2, 256)
+    site.connect(EDGE2)
+    site.run()
+    assert (ways(site), host_ports(site)) == (2, 512)
+
+
+def test_an_edge_that_never_gets_in_step_holds_nobody_up_for_long() -> None:
+    site = Site()
+    started(site)
+    site.disconnect(EDGE2)
+    site.connect(EDGE2)
+    resize(site, 512)
+    for _ in range(5):
+        # It is connected all the time, and nothing that it is sent arrives.
+        while any([site.deliver_down(HOST1), site.kernel_step(HOST1), site.deliver_up(HOST1)]) or any(
+            [site.deliver_down(EDGE1), site.kernel_step(EDGE1), site.deliver_up(EDGE1)]
+        ):
+            pass
+        site.pass_time(3.0)
+    assert host_ports(site) == 512
+
+
 def test_a_host_that_is_away_keeps_its_ranges_and_a_vm_that_moved_gets_others_when_it_is_back() -> None:
     site = Site(hold_down_s=1.0)
     started(site)
