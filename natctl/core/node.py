@@ -233,6 +233,7 @@ class Node:
             self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
         elif isinstance(message, Freed):
             self._outbox.append(Forget(message.internal))
+            self._programming.on_freed(message.domain, now)
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")

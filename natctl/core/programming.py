@@ -23,6 +23,8 @@ from natctl.model.entries import Change, HostEntry, Path
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
+FORGOTTEN_S = 10.0
+"""Seconds in which the connections of a VM whose ports are free have been deleted for certain."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -74,6 +76,10 @@ class Programming:
         self._domains = domains
         self._arrivals = arrivals
         self._index: dict[DomainUUID, int] = {}
+        self._kept: dict[DomainUUID, int] = {}
+        """Indexes of VMs that are gone, the one that went first before the others: an index is a zone, too, in which
+        the connections of such a VM may go on when it comes back. Another VM with its address would find them."""
+        self._release_at: dict[DomainUUID, float] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._generation = 0
         self._under_way: Scope | None = None
@@ -130,10 +136,17 @@ class Programming:
         """End the delay that follows a refusal by the kernel."""
         self._retry_at = None
 
+    def on_freed(self, uuid: DomainUUID, now: float) -> None:
+        """Give a VM's index on, soon: its connections are being deleted."""
+        self._release_at[uuid] = now + FORGOTTEN_S
+
     def on_tick(self, now: float) -> None:
-        """End the delay that follows a refusal by the kernel, when it has passed."""
+        """End the delay that follows a refusal by the kernel, when it has passed; give indexes on."""
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
+        for uuid in [uuid for uuid, at in self._release_at.items() if now >= at]:
+            del self._release_at[uuid]
+            self._kept.pop(uuid, None)
 
     # Commands
 
@@ -162,8 +175,8 @@ class Programming:
                 self._applied[uuid] = entry
                 continue
             self._applied.pop(uuid, None)
-            if uuid not in self._intent.host:
-                self._index.pop(uuid, None)
+            if uuid not in self._intent.host and uuid in self._index:
+                self._kept[uuid] = self._index.pop(uuid)
         self._sent = {}
         return Done(scope, in_force, begun)
 
@@ -215,8 +228,7 @@ class Programming:
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:
-            used = set(self._index.values())
-            free = next((index for index in range(1, self._marks + 1) if index not in used), None)
+            free = self._free_index(uuid)
             if free is None:
                 self._warnings.append(
                     Warn(f"VM {uuid} gets no ports: host.mark_mask tells only {self._marks} VMs apart")
@@ -224,6 +236,15 @@ class Programming:
                 return None
             self._index[uuid] = free
         return self._index[uuid]
+
+    def _free_index(self, uuid: DomainUUID) -> int | None:
+        """Return the index that a VM had, else a free one, else the one kept for longest."""
+        self._release_at.pop(uuid, None)
+        if uuid in self._kept:
+            return self._kept.pop(uuid)
+        used = {*self._index.values(), *self._kept.values()}
+        free = next((index for index in range(1, self._marks + 1) if index not in used), None)
+        return self._kept.pop(next(iter(self._kept))) if free is None and self._kept else free
 
 
 def is_empty(command: Program) -> bool:

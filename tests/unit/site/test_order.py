@@ -543,3 +543,43 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})
     site.ask(lambda manager: manager.on_message(HOST1, more, site.now))
     assert journal(site).count(JournalEvent.EXHAUSTED) == 1
+
+
+def index_of(site: Site, uuid: DomainUUID) -> int:
+    """Return the number by which host1's kernel knows a VM: it is its mark, and the zone of its connections."""
+    return site.machines[HOST1].kernel.host[uuid].index
+
+
+def test_no_vm_gets_the_zone_of_another_whose_connections_may_still_be_there() -> None:
+    site = Site(hold_down_s=60.0)
+    started(site)
+    former = index_of(site, VM)
+    site.stop_vm(VM)
+    site.run()
+    started(site, OTHER)
+    assert index_of(site, OTHER) != former
+    # It is back within its hold-down: its connections are its own again.
+    started(site)
+    assert index_of(site, VM) == former
+    site.stop_vm(VM)
+    settle(site)
+    for _ in range(5):
+        site.pass_time(20.0)
+        site.run()
+    assert states(site) == []
+    started(site, THIRD)
+    assert index_of(site, THIRD) == former
+
+
+def test_the_zone_that_was_left_longest_ago_is_given_on_when_there_is_no_other() -> None:
+    site = Site(hold_down_s=600.0)
+    highest = 7
+    node = site.machines[HOST1].node
+    assert node is not None
+    node._programming._marks = highest
+    for number in range(1, highest + 3):
+        uuid = DomainUUID(f"00000000-0000-0000-0000-0000000000{number:02}")
+        started(site, uuid)
+        assert index_of(site, uuid) == (number - 1) % highest + 1
+        site.stop_vm(uuid)
+        site.run()
