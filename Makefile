@@ -14,6 +14,7 @@ LAB ?= vp
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
 RELEASE ?= trixie
+MINUTES ?= 3
 LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
 # Empty unless given: the lab has a default site, and each site a first host.
 SITE_OPTION = $(if $(SITE),--site "$(SITE)")
@@ -98,6 +99,10 @@ check: setup ## Style, types, import contracts, dead code. Changes nothing.
 .PHONY: bench
 bench: guest-image ## The figures of the README; the last line is one JSON object (root).
 	@$(BIN)/python -m bench
+
+.PHONY: chaos
+chaos: guest-image ## MINUTES=3 [SEED=n]: disturb a site at random under traffic; fails when anything broke (root).
+	@$(BIN)/python -m chaos --minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
 # ---- the lab --------------------------------------------------------------------------------------------------
 
