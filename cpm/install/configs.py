@@ -48,13 +48,15 @@ CPMD = """\
 
 [pool.timeouts]
 # Idle seconds after which hosts forget a connection of a VM. Except for tcp_time_wait_s and tcp_reset_s these are the
-# minimum of RFC 5382, 4787 and 5508. [host.timeouts] in a host's natd.toml takes precedence.
+# minimum: of RFC 5382, 4787 and 5508, and for dns_s (UDP to port 53) the longest time that a resolver waits.
+# [host.timeouts] in a host's natd.toml takes precedence.
 # tcp_established_s = 7440
 # tcp_transitory_s = 240
 # tcp_time_wait_s = 120
 # tcp_reset_s = 10
 # udp_s = 120
 # icmp_s = 60
+# dns_s = 30
 
 [scaling]
 # true: the specification's rule to the letter, without guards.

@@ -1,5 +1,5 @@
 """
-Connection timeouts: after how many idle seconds a VM's connection is forgotten, and the minimum that the RFCs demand.
+Connection timeouts: after how many idle seconds a VM's connection is forgotten, and the minimum of each.
 
 The pool has one set for all hosts (``[pool.timeouts]`` in ``cpmd.toml``). On a host, the keys of ``[host.timeouts]`` in
 its own ``natd.toml`` take precedence, each by itself.
@@ -18,8 +18,9 @@ MINIMUM: Final = {
     "tcp_transitory_s": (240, "RFC 5382 REQ-5"),
     "udp_s": (120, "RFC 4787 REQ-5"),
     "icmp_s": (60, "RFC 5508 REQ-2"),
+    "dns_s": (30, "the longest wait of a resolver, resolv.conf(5)"),
 }
-"""The minimum in seconds, and the RFC that sets it. The minimum of the other keys is one second."""
+"""The minimum in seconds, and its source. The minimum of the other keys is one second."""
 
 MAXIMUM_S: Final = 2_147_483
 """The kernel counts up to 2^31 ticks, at most 1,000 a second; a longer timeout would expire at once."""
@@ -37,9 +38,11 @@ class Timeouts(Struct, frozen=True):
     tcp_reset_s: int = 10
     """Ended by a reset; the RFC sets no minimum."""
     udp_s: int = MINIMUM["udp_s"][0]
-    """Answered or not."""
+    """Answered or not; to all ports but 53."""
     icmp_s: int = MINIMUM["icmp_s"][0]
     """Queries."""
+    dns_s: int = MINIMUM["dns_s"][0]
+    """UDP to port 53, answered or not: RFC 4787 REQ-5 allows shorter ones for well-known ports."""
 
 
 class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,6 +61,8 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """At least 120 (RFC 4787 REQ-5)."""
     icmp_s: int | UnsetType = UNSET
     """At least 60 (RFC 5508 REQ-2)."""
+    dns_s: int | UnsetType = UNSET
+    """At least 30, for which a resolver may wait (resolv.conf(5)): UDP to port 53."""
 
     def override(self, base: Timeouts) -> Timeouts:
         """Return ``base`` with the keys of this table in place of its own."""
@@ -65,7 +70,7 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
 
     def check(self, file: str, table: str) -> None:
         """
-        Check every key against the minimum of the RFCs and the maximum of the kernel.
+        Check every key against its minimum and the maximum of the kernel.
 
         :param file: Path of the configuration file.
         :param table: Dotted name of the table.

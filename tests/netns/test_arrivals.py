@@ -449,8 +449,30 @@ def test_managed_flows_have_the_rfcs_timeouts_and_others_the_systems(scene: Scen
     assert own_udp <= 30
 
 
+def test_a_query_for_a_name_is_forgotten_sooner_whether_answered_or_not(scene: Scene) -> None:
+    scene.send(1, port=53)
+    assert 25 <= _lives(scene, "udp", 53) <= 30
+    with contextlib.ExitStack() as stack:
+        client, server = _udp(scene, stack, 53)
+        _alive(client, server)
+        assert all(20 <= seconds <= 30 for seconds in _seconds(scene, "-p", "udp", "--orig-port-dst", "53"))
+        for port in (443, 853, 5353):
+            scene.send(1, port=port)
+            assert 110 <= _lives(scene, "udp", port) <= 120
+        _alive(*_tcp(scene, stack, 53))
+        assert 7400 <= _lives(scene, "tcp", 53) <= 7440
+
+
+def test_the_timeout_of_dns_is_listed_in_words_that_nft_loads_again(scene: Scene) -> None:
+    run = scene.host.namespace.run
+    rule = 'udp dport 53 ct timeout set "managed-dns-30"'
+    assert rule in run("nft", "list", "chain", "ip", "virtports", "begun")
+    listed = run("nft", "list", "ct", "timeout", "ip", "virtports", "managed-dns-30")
+    run("nft", "-c", "-f", "-", stdin=f"flush ruleset\n{listed}\ntable ip virtports {{ chain begun {{ {rule}; }}; }}")
+
+
 def test_timeouts_are_as_set(site: Site) -> None:
-    host, edge = site.host(21, timeouts=TimeoutsTable(udp_s=300, tcp_transitory_s=250)), site.edge(11)
+    host, edge = site.host(21, timeouts=TimeoutsTable(udp_s=300, tcp_transitory_s=250, dns_s=40)), site.edge(11)
     site.spread(edge)
     vm = VM.of(1, site.guest(host), SMALL)
     program([host, edge], [vm], {0: (edge,)})
@@ -458,6 +480,8 @@ def test_timeouts_are_as_set(site: Site) -> None:
     scene.send(1)
     (udp,) = _seconds(scene, "-p", "udp")
     assert 290 <= udp <= 300
+    scene.send(1, port=53)
+    assert 35 <= _lives(scene, "udp", 53) <= 40
     scene.site.router.ip("route add blackhole 192.0.2.200/32")
     assert _outcome(scene, ("192.0.2.200", 80)) == errno.ETIMEDOUT
     (tcp,) = _seconds(scene, "-p", "tcp")

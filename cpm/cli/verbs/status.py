@@ -49,5 +49,5 @@ def _timeouts(timeouts: Timeouts | None) -> str | None:
     return (
         f"TCP {timeouts.tcp_established_s} s, opening or half closed {timeouts.tcp_transitory_s} s, "
         f"TIME_WAIT {timeouts.tcp_time_wait_s} s, reset {timeouts.tcp_reset_s} s; "
-        f"UDP {timeouts.udp_s} s; ICMP {timeouts.icmp_s} s"
+        f"UDP {timeouts.udp_s} s, to port 53 {timeouts.dns_s} s; ICMP {timeouts.icmp_s} s"
     )

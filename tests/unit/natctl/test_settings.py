@@ -41,7 +41,7 @@ def test_longer_timeouts_are_taken_and_a_shorter_time_wait(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("line", [
     "tcp_established_s = 7439", "tcp_transitory_s = 239", "udp_s = 119", "icmp_s = 59", "tcp_time_wait_s = 0",
-    "tcp_reset_s = 0", "sctp_s = 100",
+    "tcp_reset_s = 0", "dns_s = 29", "sctp_s = 100",
 ])  # fmt: skip
 def test_timeouts_below_the_floor_and_unknown_keys_are_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError) as caught:

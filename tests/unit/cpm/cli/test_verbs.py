@@ -500,6 +500,7 @@ def test_status(manager: CannedManager, virt_ports: Command) -> None:
 def test_status_prints_the_timeouts(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", Timeouts(udp_s=300)))
     assert virt_ports("status").out.splitlines()[-1] == (
-        "Timeouts:       TCP 7440 s, opening or half closed 240 s, TIME_WAIT 120 s, reset 10 s; UDP 300 s; ICMP 60 s"
+        "Timeouts:       TCP 7440 s, opening or half closed 240 s, TIME_WAIT 120 s, reset 10 s; "
+        "UDP 300 s, to port 53 30 s; ICMP 60 s"
     )
     assert virt_ports("status", "-o", "json").json["timeouts"]["udp_s"] == 300

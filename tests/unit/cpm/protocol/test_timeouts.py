@@ -9,12 +9,13 @@ from cpm.protocol.errors import ConfigError
 from cpm.protocol.timeouts import MAXIMUM_S, MINIMUM, Timeouts, TimeoutsTable
 
 
-def test_the_defaults_are_allowed_and_the_minimum_is_that_of_the_rfcs() -> None:
+def test_the_defaults_are_allowed_and_the_minimum_is_that_of_its_source() -> None:
     defaults = structs.asdict(Timeouts())
     TimeoutsTable(**defaults).check("file", "table")
     assert {key: defaults[key] for key in MINIMUM} == {key: seconds for key, (seconds, _) in MINIMUM.items()}
     assert (MINIMUM["tcp_established_s"], MINIMUM["udp_s"]) == ((7440, "RFC 5382 REQ-5"), (120, "RFC 4787 REQ-5"))
     assert (MINIMUM["tcp_transitory_s"], MINIMUM["icmp_s"]) == ((240, "RFC 5382 REQ-5"), (60, "RFC 5508 REQ-2"))
+    assert MINIMUM["dns_s"][0] == 30
 
 
 def test_the_table_has_a_key_for_every_timeout() -> None:
@@ -37,6 +38,9 @@ def test_each_key_of_the_table_overrides_its_timeout() -> None:
      "tcp_transitory_s: 239 s is below the 240 s of RFC 5382 REQ-5; use 240 or more, or remove the line"),
     (TimeoutsTable(icmp_s=59),
      "icmp_s: 59 s is below the 60 s of RFC 5508 REQ-2; use 60 or more, or remove the line"),
+    (TimeoutsTable(dns_s=29),
+     ("dns_s: 29 s is below the 30 s of the longest wait of a resolver, resolv.conf(5); "
+      "use 30 or more, or remove the line")),
     (TimeoutsTable(tcp_time_wait_s=0), "tcp_time_wait_s: use 1 or more, or remove the line"),
     (TimeoutsTable(tcp_reset_s=-1), "tcp_reset_s: use 1 or more, or remove the line"),
     (TimeoutsTable(udp_s=MAXIMUM_S + 1),

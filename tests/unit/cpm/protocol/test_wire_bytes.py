@@ -202,7 +202,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60}},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
             b'"external":"203.0.113.1","at_cap":true}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
@@ -242,7 +242,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60}}}'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30}}}'
         ),
     ),
     (

@@ -159,6 +159,7 @@ POOL = IPv4Network("100.64.0.0/10")
     (TimeoutsTable(), Timeouts(udp_s=300), Timeouts(udp_s=300)),
     (TimeoutsTable(udp_s=120), Timeouts(udp_s=300, icmp_s=90), Timeouts(udp_s=120, icmp_s=90)),
     (TimeoutsTable(tcp_reset_s=1), None, Timeouts(tcp_reset_s=1)),
+    (TimeoutsTable(dns_s=40), Timeouts(dns_s=60, udp_s=300), Timeouts(dns_s=40, udp_s=300)),
 ])  # fmt: skip
 def test_a_hosts_own_timeouts_take_precedence_over_the_managers(
     own: TimeoutsTable, site: Timeouts | None, together: Timeouts
@@ -172,8 +173,20 @@ def test_the_object_that_a_rule_names_is_in_force_and_no_other() -> None:
     now = host.base(settings, Path(POOL, timeouts=Timeouts(udp_s=300)))
     left = host.base(settings, Path(POOL, timeouts=former)).ct_timeouts
     held = dataclasses.replace(now, ct_timeouts={**left, **now.ct_timeouts})
-    assert len(held.ct_timeouts) == 4
+    assert len(held.ct_timeouts) == 5
     assert timeouts.timeouts_in(held.holdings) == Timeouts(udp_s=300)
+
+
+def test_dns_has_the_default_when_an_older_natd_left_no_rule_for_it() -> None:
+    base = host.base(HostSettings(frozenset({"eth0"})), Path(POOL, timeouts=Timeouts(udp_s=300, dns_s=60)))
+    older = {place: held for place, held in base.ct_timeouts.items() if "dns" not in place[1]}
+    assert timeouts.timeouts_in(dataclasses.replace(base, ct_timeouts=older).holdings) == Timeouts(udp_s=300)
+
+
+def test_the_timeout_of_dns_comes_after_that_of_udp() -> None:
+    base = host.base(HostSettings(frozenset({"eth0"})), Path(POOL))
+    rules = base.chains[timeouts.BEGUN].rules
+    assert rules.index(timeouts.rule_of("managed-dns-30")) > rules.index(timeouts.rule_of("managed-udp-120-icmp-60"))
 
 
 def test_a_table_without_our_rules_gives_no_timeouts() -> None:
