@@ -84,6 +84,7 @@ class Natd:
         self._node = Node(identity, marks.highest_index if marks is not None else 0, has_libvirt=has_libvirt)
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
+        self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
         self._kernel_events: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
@@ -134,6 +135,7 @@ class Natd:
                     budgets = self._kernel_events.watch_budgets(self._host.log_group, monitor.period_s)
                     start("budgets", budgets, forever=True)
                     start("deferred", self._kernel_events.watch_deferred(self._host.queue), forever=True)
+                start("older", self._kernel_events.watch_older(self._older_log_group), forever=True)
                 start("counting", self._kernel_events.serve_counting(), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None and self._watch is not None:

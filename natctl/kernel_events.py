@@ -1,7 +1,8 @@
 """
-Receives the kernel's signals about new connections of this host's VMs, releases deferred connections, counts ports.
+Receives the kernel's signals about connections of this host's VMs, releases deferred connections, counts ports.
 
-Passes everything to :class:`~natctl.core.node.Node`; nothing here decides.
+Passes everything to :class:`~natctl.core.node.Node`, except what it does about connections from before a VM was
+managed, which concerns the kernel only; nothing here decides.
 
 Tested in ``tests/e2e/test_connections.py``.
 """
@@ -19,8 +20,9 @@ from natctl.arrivals.deferral import DEFER_S
 from natctl.core.node import Node
 from natctl.model.commands import CountPorts
 from natctl.model.entries import Destination
+from natctl.model.flow import Flow
 from natctl.netlink.conntrack import Conntrack
-from natctl.netlink.nflog import SignalsLost, watch_budgets
+from natctl.netlink.nflog import SignalsLost, StuckPacket, watch_budgets, watch_older
 from natctl.netlink.nfqueue import PacketQueue
 from natctl.ruleset.marks import Marks
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 LEAST_DELAY_S = 0.02
 """Least seconds between two checks whether connections have been deferred for too long."""
+OLDER_PAUSE_S = 0.05
+"""Seconds between two batches of reported older connections: at most 64 are deleted in each."""
 LISTEN_AGAIN_S = 15.0
 """Seconds between two attempts to open our NFLOG group or queue, if another process has it."""
 
@@ -89,6 +93,30 @@ class KernelEvents:
                 log.warning("%s; bursts are noticed by the periodic pass only, every %g s", error, period_s)
             await asyncio.sleep(LISTEN_AGAIN_S)
 
+    async def watch_older(self, group: int) -> None:
+        """
+        Delete what keeps connections from before a VM was managed from beginning anew.
+
+        :param group: NFLOG group.
+        """
+        while True:
+            try:
+                async with contextlib.aclosing(watch_older(group)) as batches:
+                    async for reported in batches:
+                        await self._delete_older(reported)
+                        await asyncio.sleep(OLDER_PAUSE_S)
+            except KernelError as error:
+                log.warning("%s; connections that VMs began before they were managed may never get through", error)
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    async def _delete_older(self, reported: Sequence[StuckPacket]) -> None:
+        try:
+            gone = await self._conntrack.delete_unanswered(older_flows(self._marks, reported))
+        except KernelError as error:
+            log.warning("%s", error)
+        else:
+            log.debug("deleted %d connections from before their VM was managed", gone)
+
     async def watch_deferred(self, number: int) -> None:
         """
         Receive deferred connections; without this loop the kernel lets them pass, and they may find no port.
@@ -143,3 +171,11 @@ class KernelEvents:
         self._node.on_tick(clock.now())
         self._carry_out()
         self._schedule_check()
+
+
+def older_flows(marks: Marks, reported: Sequence[StuckPacket]) -> set[Flow]:
+    """Return the flows of reported packets, as connection tracking has them."""
+    flows = (
+        Flow.of_packet(marks.index_in(packet.mark) if packet.is_in_zone else 0, packet.heads) for packet in reported
+    )
+    return {flow for flow in flows if flow is not None}

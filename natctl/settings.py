@@ -53,8 +53,9 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
     rule_priority: int = 7414
-    log_group: Annotated[int, Meta(ge=0, le=65535)] = 7414
-    """NFLOG group in which the kernel signals that an arrival budget is used up; no other program may use it."""
+    log_group: Annotated[int, Meta(ge=0, le=65534)] = 7414
+    """NFLOG group in which the kernel signals that an arrival budget is used up. In the next one it reports packets of
+    connections from before their VM was managed. No other program may use either."""
     queue: Annotated[int, Meta(ge=0, le=65535)] = 7414
     """NFQUEUE of deferred connections, which wait until their VM has more ports; no other program may use it."""
     timeouts: TimeoutsTable = TimeoutsTable()

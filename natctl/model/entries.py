@@ -60,6 +60,11 @@ class HostSettings:
     timeouts: TimeoutsTable = dataclasses.field(default_factory=TimeoutsTable)
     """This host's own timeouts for its VMs' connections; they take precedence over :attr:`Path.timeouts`."""
 
+    @property
+    def older_log_group(self) -> int:
+        """NFLOG group in which the kernel reports packets of connections from before their VM was managed."""
+        return self.log_group + 1
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EdgeSettings:

@@ -27,7 +27,7 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
@@ -35,8 +35,10 @@ from typing import Final, NamedTuple, TypeVar
 from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 
+from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
+from natctl.model.flow import ICMP, Flow
 from natctl.model.port_use import PortUse, VMPorts
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
@@ -57,12 +59,17 @@ FLAG = 0x40000000
 
 _GET, _DELETE = (netfilter_type(NFNL_SUBSYS_CTNETLINK, kind) for kind in (1, 2))  # IPCTNL_MSG_CT_GET, _DELETE
 
+_CTA_STATUS, _SEEN_REPLY, _SOURCE_TRANSLATED = 3, 0x02, 0x10  # IPS_SEEN_REPLY, IPS_SRC_NAT
 _CTA_TUPLE_ORIG, _CTA_TUPLE_REPLY, _CTA_MARK, _CTA_ID, _CTA_ZONE, _CTA_MARK_MASK, _CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
 _CTA_TUPLE_IP, _CTA_TUPLE_PROTO, _CTA_TUPLE_ZONE = 1, 2, 3
 _CTA_IP_V4_SRC, _CTA_IP_V4_DST = 1, 2
 _CTA_PROTOINFO, _CTA_PROTOINFO_TCP, _CTA_PROTOINFO_TCP_STATE = 4, 1, 1
 _CLOSING = frozenset(range(4, 9))  # TCP_CONNTRACK_FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE
 _CTA_PROTO_NUM, _CTA_PROTO_SRC_PORT, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID = 1, 2, 3, 4
+_CTA_PROTO_ICMP_TYPE, _CTA_PROTO_ICMP_CODE = 5, 6
+_PORT_NUMBERS = (_CTA_PROTO_SRC_PORT, 2), (_CTA_PROTO_DST_PORT, 2)
+_ICMP_NUMBERS = (_CTA_PROTO_ICMP_TYPE, 1), (_CTA_PROTO_ICMP_CODE, 1), (_CTA_PROTO_ICMP_ID, 2)
+"""Type and size of the attributes of :attr:`~natctl.model.flow.Flow.numbers`."""
 _CTA_FILTER_REPLY_FLAGS = 2
 _FILTER_IP_DST = 1 << 1
 
@@ -125,6 +132,21 @@ def delete_connections(internal: IPv4Address) -> int:
         return _delete_all(ct, internal)
 
 
+def delete_unanswered(ct: Socket, flows: Iterable[Flow]) -> int:
+    """
+    Delete the connections that began with these packets, unless somebody has answered or translated them.
+
+    An answer that comes in the microseconds between the look and the deletion is not seen.
+
+    :param flows: In the direction of the first packet.
+    :return: How many were deleted.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    found = (_find_unanswered(ct, flow) for flow in sorted(set(flows)))
+    handles = [handle for handle in found if handle is not None]
+    return _delete(ct, handles) if handles else 0
+
+
 def zones_of(ct: Socket, internal: IPv4Address) -> frozenset[int]:
     """
     Return the conntrack zones in which a VM has connections; 0 stands for none of its own.
@@ -173,6 +195,10 @@ class Conntrack:
     async def delete_connections(self, internal: IPv4Address) -> int:
         """See :func:`delete_connections`."""
         return await _in_thread(f"delete the connections of {internal}", lambda ct: _delete_all(ct, internal))
+
+    async def delete_unanswered(self, flows: Iterable[Flow]) -> int:
+        """See :func:`delete_unanswered`."""
+        return await _in_thread("delete older connections", lambda ct: delete_unanswered(ct, flows))
 
     async def delete_other_connections(self, internal: IPv4Address, held: Sequence[PortRange]) -> int:
         """
@@ -363,6 +389,38 @@ def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:
     nests = {_CTA_TUPLE_ORIG: NLA_F_NESTED}
     wanted = (kind for kind in (_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE) if kind in parts)
     return b"".join(attribute(kind | nests.get(kind, 0), buffer[slice(*parts[kind])]) for kind in wanted)
+
+
+def _find_unanswered(ct: Socket, flow: Flow) -> bytes | None:
+    """Return what identifies the connection of this flow; None when there is none, or it is answered or translated."""
+    try:
+        body = ct.ask(netfilter_message(_GET, 0, socket.AF_INET, _original(flow)))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    parts = _spans(body, NFGENMSG_BYTES, len(body))
+    status = parts.get(_CTA_STATUS)
+    if status is None or status[1] - status[0] != 4 or not {_CTA_TUPLE_ORIG, _CTA_ID} <= parts.keys():
+        return None
+    is_unanswered = network_number(body[slice(*status)]) & (_SEEN_REPLY | _SOURCE_TRANSLATED) == 0
+    return _handle(body, parts) if is_unanswered else None
+
+
+def _original(flow: Flow) -> bytes:
+    """Pack the tuple of the original direction, with its zone."""
+    addresses = attribute(_CTA_IP_V4_SRC, flow.source.packed) + attribute(_CTA_IP_V4_DST, flow.destination.packed)
+    kinds = _ICMP_NUMBERS if flow.protocol == ICMP else _PORT_NUMBERS
+    numbers = (
+        attribute(kind, value.to_bytes(size, "big")) for (kind, size), value in zip(kinds, flow.numbers, strict=True)
+    )
+    parts = [
+        nested(_CTA_TUPLE_IP, addresses),
+        nested(_CTA_TUPLE_PROTO, attribute(_CTA_PROTO_NUM, bytes((flow.protocol,))), *numbers),
+    ]
+    if flow.zone:
+        parts.append(attribute(_CTA_TUPLE_ZONE, flow.zone.to_bytes(2, "big")))
+    return nested(_CTA_TUPLE_ORIG, *parts)
 
 
 def _delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()) -> int:

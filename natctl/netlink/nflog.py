@@ -1,8 +1,10 @@
 """
-The kernel's signals that a VM's arrival budget is used up: messages of one NFLOG group.
+The kernel's signals about packets of VMs, in two NFLOG groups.
 
-They come from a rule of the host role (set ``budgets``); each has the mark with which a connection began. The kernel
-sends the packet's metadata only, not the packet. In each network namespace a group has one listener.
+In one it says that a VM's arrival budget is used up: the messages come from a rule of the host role (set ``budgets``),
+and each has the mark with which a connection began. In the other it reports packets of connections that are older than
+our care for their VM (:mod:`natctl.ruleset.older`), with the packet's headers. In each network namespace, a group has
+one listener.
 
 Sources: linux/netfilter/nfnetlink_log.h; ``nfulnl_recv_config`` and ``nfulnl_log_packet`` in
 net/netfilter/nfnetlink_log.c. Tested in ``test_reports`` and ``tests/netns/test_arrivals.py``.
@@ -15,29 +17,35 @@ import dataclasses
 import socket
 import struct
 from collections.abc import AsyncGenerator, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyroute2.netlink import NLM_F_ACK
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_ULOG
 
+from natctl.model.flow import MAXIMUM_HEADS
 from natctl.netlink.message import (
     Request,
     attribute,
+    attribute_map,
     attributes,
     netfilter_bodies,
     netfilter_message,
     netfilter_type,
     network_number,
     network_u32,
+    text,
 )
 from natctl.netlink.socket import NETFILTER, Listener, MessagesLost
+from natctl.ruleset.older import IN_ZONE
 
 _PACKET, _CONFIG = (netfilter_type(NFNL_SUBSYS_ULOG, kind) for kind in (0, 1))  # NFULNL_MSG_PACKET and _CONFIG
 _CFG_COMMAND, _CFG_MODE, _CFG_THRESHOLD = 1, 2, 5
 _BIND = b"\1"
 _COPY_META = struct.pack("!IBB", 0, 1, 0)
-_MARK = 2
+_COPY_HEADS = struct.pack("!IBB", MAXIMUM_HEADS, 2, 0)
+_MARK, _PAYLOAD, _PREFIX = 2, 9, 10
 _BUFFER_BYTES: Final = 1 << 20
+_REPORTS_AT_ONCE: Final = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +54,17 @@ class BudgetUsedUp:
 
     mark: int
     """The packet's mark, all 32 bits of it."""
+
+
+class StuckPacket(NamedTuple):
+    """A packet was dropped because its connection is older than our care for its VM."""
+
+    mark: int
+    """The packet's mark, all 32 bits of it."""
+    is_in_zone: bool
+    """Whether its connection is in the zone of its VM; else it is in none."""
+    heads: bytes
+    """What the packet begins with: the IPv4 header, and at least eight bytes behind it. A guest has written it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,10 +91,26 @@ async def watch_budgets(group: int) -> AsyncGenerator[BudgetUsedUp | SignalsLost
                     yield BudgetUsedUp(mark)
 
 
-def _listener(group: int) -> Listener:
-    settings = (
-        attribute(_CFG_COMMAND, _BIND) + attribute(_CFG_MODE, _COPY_META) + attribute(_CFG_THRESHOLD, network_u32(1))
-    )
+async def watch_older(group: int) -> AsyncGenerator[list[StuckPacket], None]:
+    """
+    Yield, without end, the packets that were reported in this group, up to 64 at once.
+
+    Reports that come faster than they are taken are lost. Close it (``aclosing``) when done.
+
+    :param group: NFLOG group in the caller's network namespace.
+    :raise KernelError: When another process listens to the group (EPERM, EBUSY), or the kernel gives no socket.
+    """
+    with contextlib.closing(_listener(group, _COPY_HEADS)) as listener:
+        while True:
+            try:
+                buffers = await listener.receive(_REPORTS_AT_ONCE)
+            except MessagesLost:
+                continue
+            yield [packet for buffer in buffers for packet in stuck_in(buffer)]
+
+
+def _listener(group: int, mode: bytes = _COPY_META) -> Listener:
+    settings = attribute(_CFG_COMMAND, _BIND) + attribute(_CFG_MODE, mode) + attribute(_CFG_THRESHOLD, network_u32(1))
     action = f"listen to NFLOG group {group}"
     configuration = [Request(netfilter_message(_CONFIG, NLM_F_ACK, socket.AF_INET, settings, group), action)]
     return Listener(NETFILTER, action, configuration=configuration, receive_buffer_bytes=_BUFFER_BYTES)
@@ -87,3 +122,12 @@ def marks_in(buffer: bytes) -> Iterator[int]:
         for kind, start, stop in attributes(buffer, begin, end):
             if kind == _MARK:
                 yield network_number(buffer[start:stop])
+
+
+def stuck_in(buffer: bytes) -> Iterator[StuckPacket]:
+    """Yield every reported packet; a message without a mark or without a packet is left out."""
+    for begin, end in netfilter_bodies(buffer, _PACKET):
+        parts = attribute_map(buffer[begin:end])
+        if len(parts.get(_MARK, b"")) == 4 and _PAYLOAD in parts:
+            is_in_zone = text(parts.get(_PREFIX, b"")) == IN_ZONE
+            yield StuckPacket(network_number(parts[_MARK]), is_in_zone, parts[_PAYLOAD])

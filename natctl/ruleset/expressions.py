@@ -93,9 +93,19 @@ def distinct_interface(register: int = FIRST) -> tuple[Expression, Expression]:
     return meta("iif", register), bitwise(native_u32(NO_INTERFACE ^ 0xFFFFFFFF), bit, register)
 
 
+def ct_zone(register: int = FIRST) -> Expression:
+    """``ct original zone``: two bytes in the order of this machine."""
+    return _expression("ct", dreg=register, key=_CT_ZONE, direction=_ORIGINAL)
+
+
 def add_to_map(name: str, key: int, data: int) -> Expression:
     """``add @NAME { … : … }``: an element that the key has stays as it is, and times out when it would have."""
     return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key, sreg_data=data)
+
+
+def add_to_set(name: str, key: int) -> Expression:
+    """``add @NAME { … }``: matches when the set has room and the element's own expression, if any, matches."""
+    return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key)
 
 
 @functools.lru_cache(1024)
@@ -181,9 +191,10 @@ def literal(data: bytes, register: int = FIRST) -> Expression:
     return _expression("immediate", dreg=register, data=data)
 
 
-def log_to(group: int) -> Expression:
-    """``log group GROUP queue-threshold 1``: no verdict, and each packet is reported at once."""
-    return _expression("log", group=group, qthreshold=1)
+def log_to(group: int, prefix: str = "") -> Expression:
+    """``log prefix "PREFIX" group GROUP queue-threshold 1``: no verdict, and each packet is reported at once."""
+    named: dict[str, Value] = {"prefix": prefix} if prefix else {}
+    return _expression("log", **named, group=group, qthreshold=1)
 
 
 def queue_to(number: int) -> Expression:

@@ -26,6 +26,7 @@ In nftables' notation::
         ct mark & FLAG == FLAG return
         ip daddr @exempt meta mark set meta mark & ~MASK return
         ct state established,related meta mark set meta mark & ~MASK return
+        ct status snat meta mark set meta mark & ~MASK return
         ct state new fib saddr . iif oif missing counter drop
         ct state new jump newcomers }
       chain answers {
@@ -47,6 +48,7 @@ In nftables' notation::
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG != FLAG return
         ct status snat ip saddr POOL return
+        ct status confirmed jump stuck
         counter drop }
       chain errors { type route hook output priority mangle;
         meta l4proto icmp ct state related ct mark & FLAG == FLAG meta mark set meta mark | FLAG }
@@ -74,7 +76,8 @@ In nftables' notation::
   which ports are in use (RFC 5382 REQ-4).
 - Connections that were there before we cared for the VM go on the way they went (in ``outgoing``): they
   lack our bit in the connection mark, which ``begun`` gives every connection of ours. An entry that is made in
-  connection tracking for a VM that moved here must carry that bit.
+  connection tracking for a VM that moved here must carry that bit. Those that nobody has answered or translated begin
+  anew (:mod:`natctl.ruleset.older`).
 - ``guard`` runs after source NAT and before an edge on the same machine rewrites addresses (300): a packet of a VM
   that was not translated is let out by no interface, whatever source address it claims and whatever route it takes (a
   VPN's, another default route's). So no private address leaks and no port that is not the VM's is used: not even by a
@@ -103,7 +106,7 @@ from typing import Final
 from cpm.protocol.intent import HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
-from natctl.ruleset import labels, timeouts, zones
+from natctl.ruleset import labels, older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
     INTERFACE_INDEX,
@@ -225,8 +228,6 @@ _NEW = native_u32(8)
 _INVALID_OR_NEW = native_u32(1 | 8)
 _CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
-_SOURCE_TRANSLATED = native_u32(0x10)
-"""``ct status snat``: IPS_SRC_NAT."""
 
 
 def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()) -> Ruleset:
@@ -245,6 +246,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
+        (Family.IPV4, "stuck"): older.chain(marks, settings.older_log_group),
         BEGUN: _begun(marks, [name for _, name in ct_timeouts], settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
     }
@@ -270,7 +272,8 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
-    return Ruleset(chains | zones.chains(marks), sets | zones.SETS, elements | zones.ELEMENTS, ct_timeouts)
+    sets |= zones.SETS | older.SETS
+    return Ruleset(chains | zones.chains(marks), sets, elements | zones.ELEMENTS | {older.OLDER: {}}, ct_timeouts)
 
 
 def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True) -> Fragment:
@@ -405,6 +408,7 @@ def _outgoing(marks: Marks) -> Chain:
         rule(_is_of_ours(marks), RETURN, comment="decided when it began"),
         rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
         rule(is_older, forget, RETURN, comment="older than our care: goes on as it went"),
+        rule(older.is_translated(), forget, RETURN, comment="translated by others before: goes on as it went"),
         rule(_is_new(), source_is_elsewhere(), counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
         rule(_is_new(), jump("newcomers")),
     )
@@ -481,12 +485,12 @@ def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
 
 
 def _guard(marks: Marks, pool: IPv4Network) -> Chain:
-    translated = (ct("status"), bitwise(_SOURCE_TRANSLATED), compare(bytes(4), "!="))
     rules = (
         # Every packet passes here: those of no VM, and all replies, are let through first.
         rule(is_not_managed(marks), RETURN),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(translated, in_network(SOURCE, pool), RETURN),
+        rule(older.is_translated(), in_network(SOURCE, pool), RETURN),
+        older.find_stuck(),
         rule(counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )
     return Chain("guard", filtering(POSTROUTING, 200), rules)

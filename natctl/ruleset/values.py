@@ -160,6 +160,8 @@ class SetSpec(NamedTuple):
     """Rules add elements, which time out after so many seconds; 0: they do not."""
     room: int = 0
     """Elements it holds at most; 0: any number. With a limit the kernel makes the quickest kind of hash table."""
+    per_s: int = 0
+    """Every element matches so many packets a second at most; 0: any number."""
 
     @property
     def digest(self) -> bytes:
@@ -204,7 +206,7 @@ Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
 EXPIRING: frozenset[Place] = frozenset(
-    {(Family.IPV4, "refused"), (Family.IPV4, "refused-queries"), (Family.IPV4, "origins")}
+    (Family.IPV4, name) for name in ("refused", "refused-queries", "origins", "older")
 )
 """Sets whose elements time out: they are not compared and not restored."""
 

@@ -355,6 +355,12 @@ class Site:
         self.spread(edge)
         return host, edge
 
+    def beside(self, role: str, address: str) -> Namespace:
+        """Add a machine on the underlay that is neither host nor edge."""
+        namespace = self._namespace(role)
+        self._plug(namespace, "eth0", "under", address)
+        return namespace
+
     def spread(self, *edges: Node) -> None:
         """Have the router send the external addresses to these edges."""
         hops = " ".join(f"nexthop via 198.51.100.{edge.number}" for edge in edges)

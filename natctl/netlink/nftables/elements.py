@@ -88,6 +88,11 @@ def packed_allowance(packets: int) -> bytes:
     return _limit(1, _DAY_S, packets, _OVER)
 
 
+def packed_pace(per_s: int) -> bytes:
+    """Return ``limit rate N/second burst N packets``."""
+    return _limit(per_s, 1, per_s)
+
+
 def _with_expressions(element: Element) -> bytes:
     """Return an element that lets some packets pass before it matches, or that times out."""
     packed = packed_element(element._replace(budget=None, timeout_ms=0, defer_after=None))

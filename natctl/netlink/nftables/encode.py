@@ -39,7 +39,7 @@ from natctl.netlink.message import (
     with_acknowledgement,
 )
 from natctl.netlink.nftables import schema
-from natctl.netlink.nftables.elements import packed_allowance, packed_budget, packed_lists
+from natctl.netlink.nftables.elements import packed_allowance, packed_budget, packed_lists, packed_pace
 from natctl.netlink.nftables.schema import chain_msg, kind, rule_msg, set_msg
 from natctl.ruleset import labels
 from natctl.ruleset.plan import (
@@ -257,6 +257,8 @@ def _packed_kind(spec: SetSpec) -> bytes:
         packed += nested(schema.SET_EXPRESSIONS, packed_budget(1))
     if spec.deferring:
         packed += nested(schema.SET_EXPRESSION, packed_allowance(1))
+    if spec.per_s:
+        packed += nested(schema.SET_EXPRESSION, packed_pace(spec.per_s))
     return packed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -15,16 +16,19 @@ from hypothesis import strategies as st
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
+from natctl.model.flow import Flow
 from natctl.model.port_use import PortUse, VMPorts
 from natctl.netlink.conntrack import (
     FLAG,
     delete_connections,
+    delete_unanswered,
     dump_full_destinations,
     dump_ports,
     dump_ports_of,
     zones_of,
     zones_of_all,
 )
+from natctl.netlink.message import attribute
 from natctl.netlink.socket import NETFILTER, Socket
 from tests.fakes.netlink import ack, done, kernel_end, message
 
@@ -111,6 +115,63 @@ def test_a_vms_entries_are_deleted_by_their_own_tuple_and_identifier() -> None:
 
 def test_entries_of_others_are_not_deleted() -> None:
     assert with_entries(lambda: delete_connections(IPv4Address("127.0.0.8")), UDP, ICMP, PORTLESS) == 0
+
+
+def _status(bits: int) -> bytes:
+    """The entry UDP, untranslated or not, answered or not."""
+    return UDP.replace(bytes.fromhex("0800030000000198"), bytes.fromhex("08000300") + bits.to_bytes(4, "big"))
+
+
+FLOW = Flow(0, 17, IPv4Address("127.0.0.1"), IPv4Address("127.0.0.1"), (4000, 5000))
+UNANSWERED, ANSWERED, TRANSLATED = (_status(bits) for bits in (0x188, 0x18A, 0x198))
+
+
+def deleted_of(flow: Flow, *answers: bytes) -> tuple[int, list[bytes]]:
+    """Return how many connections were deleted, and what the kernel was asked."""
+    with kernel_end() as kernel, Socket(NETFILTER, "test") as ct:
+        for answer in answers:
+            kernel.send(answer)
+        count = delete_unanswered(ct, [flow, flow])
+        kernel.setblocking(False)
+        asked = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                asked.append(kernel.recv(65536))
+        return count, asked
+
+
+def test_an_unanswered_connection_is_found_by_its_flow_and_deleted_by_its_identifier() -> None:
+    count, (asked, deleted) = deleted_of(FLOW, message(DUMPED, UNANSWERED), ack(2))
+    assert count == 1
+    assert UDP[4:56] in asked  # the original tuple
+    assert UDP[4:56] in deleted
+    assert bytes.fromhex("08000c00c026b2bc") in deleted
+
+
+def test_a_flow_in_a_zone_is_looked_for_there() -> None:
+    _, (asked, *_) = deleted_of(FLOW._replace(zone=5), ack(1, errno.ENOENT))
+    assert ZONED_UDP[4:64] in asked
+
+
+def test_a_query_is_found_by_its_identifier() -> None:
+    query = Flow(0, 1, IPv4Address("127.0.0.1"), IPv4Address("127.0.0.1"), (8, 0, 100))
+    _, (asked, *_) = deleted_of(query, ack(1, errno.ENOENT))
+    for number in ("06000400 00640000", "05000500 08000000", "05000600 00000000"):
+        assert bytes.fromhex(number) in asked
+
+
+@pytest.mark.parametrize("answer", [
+    message(DUMPED, ANSWERED), message(DUMPED, TRANSLATED), ack(1, errno.ENOENT),
+    message(DUMPED, b""), message(DUMPED, UNANSWERED[:4] + attribute(3, b"\0")), message(DUMPED, UNANSWERED[:60]),
+])  # fmt: skip
+def test_what_is_answered_translated_gone_or_unreadable_is_not_deleted(answer: bytes) -> None:
+    count, asked = deleted_of(FLOW, answer)
+    assert (count, len(asked)) == (0, 1)
+
+
+def test_a_kernel_that_does_not_look_is_an_error() -> None:
+    with pytest.raises(KernelError):
+        deleted_of(FLOW, ack(1, errno.EPERM))
 
 
 @pytest.mark.parametrize("entry", [UDP, ZONED_UDP], ids=["no zone", "zone"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from natctl.netlink.changes import Subject, subjects_in
 from natctl.netlink.links import LinkAdded, LinkRemoved, events_in
 from natctl.netlink.message import attribute, message, netfilter_message
-from natctl.netlink.nflog import marks_in
+from natctl.netlink.nflog import StuckPacket, marks_in, stuck_in
 from natctl.netlink.nfqueue import Deferred, deferred_in
 from natctl.netlink.nftables.transactions import names_our_tables
 
@@ -37,6 +37,17 @@ def test_interfaces_come_go_and_change_their_names() -> None:
 def test_a_logged_packet_is_told_by_its_mark_and_one_without_is_not() -> None:
     with_mark = netfilter_message(LOGGED, 0, 2, attribute(2, struct.pack("!I", 0x40010000)), 7414)
     assert list(marks_in(with_mark + netfilter_message(LOGGED, 0, 2, attribute(9, b"prefix")))) == [0x40010000]
+
+
+def test_a_packet_of_an_older_connection_is_told_with_its_headers_and_whether_it_is_in_a_zone() -> None:
+    mark, payload = attribute(2, struct.pack("!I", 0x40010000)), attribute(9, b"headers")
+    in_zone = netfilter_message(LOGGED, 0, 2, mark + attribute(10, b"zone\0") + payload, 7415)
+    in_none = netfilter_message(LOGGED, 0, 2, payload + mark, 7415)
+    without = netfilter_message(LOGGED, 0, 2, mark, 7415) + netfilter_message(LOGGED, 0, 2, payload, 7415)
+    assert list(stuck_in(in_zone + in_none + without)) == [
+        StuckPacket(0x40010000, True, b"headers"),
+        StuckPacket(0x40010000, False, b"headers"),
+    ]
 
 
 def test_a_queued_packet_has_a_number_and_perhaps_a_mark() -> None:
@@ -77,6 +88,7 @@ def test_nonsense_is_passed_over(kind: int, body: bytes, rest: bytes) -> None:
     for buffer in (message(kind, 0, body) + rest, body):
         list(events_in(buffer, known))
         list(marks_in(buffer))
+        list(stuck_in(buffer))
         list(deferred_in(buffer))
         names_our_tables(buffer)
         subjects_in(buffer)
