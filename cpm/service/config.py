@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from ipaddress import IPv4Address, IPv4Network
@@ -16,9 +17,18 @@ _T = TypeVar("_T")
 
 
 def _convert(kind: type, value: Any) -> Any:
-    if kind in (IPv4Address, IPv4Network) and isinstance(value, str):
-        return kind(value)
-    raise NotImplementedError(kind.__name__)
+    if kind not in (IPv4Address, IPv4Network):
+        raise NotImplementedError(kind.__name__)
+    if not isinstance(value, str):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+    return kind(value)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def load(path: Path, kind: type[_T]) -> _T:
@@ -30,13 +40,17 @@ def load(path: Path, kind: type[_T]) -> _T:
     :raise ConfigError: When the file cannot be read, is not TOML, has an unknown key or a wrong value.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
     except OSError as error:
         raise ConfigError(
             str(path), "", f"cannot read: {error.strerror}; write it or name another with --config"
         ) from error
+    except RecursionError as error:
+        raise ConfigError(str(path), "", "nested too deeply; write it flatter") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "", f"not TOML: {error}; correct the line it names") from error
+    except ValueError as error:
+        raise ConfigError(str(path), "", "a number is infinite or has thousands of digits; write another") from error
     try:
         return msgspec.convert(document, kind, dec_hook=_convert, strict=True)
     except (msgspec.ValidationError, ValueError) as error:

@@ -12,6 +12,9 @@ entry before it is deleted meanwhile. To be sure that a draining range has *no* 
 that show none: the kernel lists a hash table, and if that table is resized (``nf_conntrack_buckets``) during one dump,
 entries can be missing.
 
+An entry that cannot be read is an error (:class:`~natctl.netlink.message.MalformedMessage`), never passed over: a port
+that seems unused could get another owner.
+
 Sources: linux/netfilter/nfnetlink_conntrack.h; ``ctnetlink_dump_table``, ``ctnetlink_filter_match`` and
 ``ctnetlink_del_conntrack`` in net/netfilter/nf_conntrack_netlink.c. Filtering by tuple needs Linux 5.8; older
 kernels ignore it, so every entry is checked here, too.
@@ -38,10 +41,11 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
-from natctl.model.flow import ICMP, Flow
+from natctl.model.flow import ICMP, PORTED, Flow
 from natctl.model.port_use import PortUse, VMPorts
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
+    MalformedMessage,
     Request,
     attribute,
     attributes,
@@ -245,11 +249,9 @@ def _ports_of(ct: Socket, internal: IPv4Address) -> VMPorts:
 def _zones(ct: Socket, request: bytes) -> Mapping[IPv4Address, frozenset[int]]:
     found: defaultdict[int, set[int]] = defaultdict(set)
     for buffer, start, end in ct.dump(request):
-        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
-        reply = _spans(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))
-        address = _value(buffer, reply.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_DST)
-        if address is not None:
-            found[address].add(_value(buffer, parts.get(_CTA_TUPLE_ORIG), 2, _CTA_TUPLE_ZONE) or 0)
+        entry = _Entry.decode(buffer, start, end)
+        if entry is not None:
+            found[entry.address].add(entry.zone)
     return {IPv4Address(address): frozenset(zones) for address, zones in found.items()}
 
 
@@ -266,16 +268,15 @@ def _taken_ports(ct: Socket, internal: IPv4Address, ports: PortRange) -> dict[tu
     """Return the ports of the range that have a connection, by destination."""
     found: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
     for buffer, start, end in ct.dump(_request(_replies_to(internal))):
-        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
-        reply = _spans(buffer, *parts.get(_CTA_TUPLE_REPLY, (0, 0)))
-        address, protocol = reply.get(_CTA_TUPLE_IP), reply.get(_CTA_TUPLE_PROTO)
-        to, source = (_value(buffer, address, 4, kind) for kind in (_CTA_IP_V4_DST, _CTA_IP_V4_SRC))
-        number = _value(buffer, protocol, 1, _CTA_PROTO_NUM)
-        port = _value(buffer, protocol, 2, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
-        if to != int(internal) or source is None or number is None or port is None or port not in ports:
+        entry = _Entry.decode(buffer, start, end)
+        if entry is None or entry.address != int(internal) or entry.port is None or entry.port not in ports:
             continue
-        if _tcp_state(buffer, parts.get(_CTA_PROTOINFO)) not in _CLOSING:
-            found[number, source, _value(buffer, protocol, 2, _CTA_PROTO_SRC_PORT) or 0].add(port)
+        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
+        reply = _spans(buffer, *parts[_CTA_TUPLE_REPLY])
+        source = _value(buffer, reply[_CTA_TUPLE_IP], 4, _CTA_IP_V4_SRC)
+        if source is not None and _tcp_state(buffer, parts.get(_CTA_PROTOINFO)) not in _CLOSING:
+            source_port = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_SRC_PORT) or 0
+            found[entry.protocol, source, source_port].add(entry.port)
     return found
 
 
@@ -358,22 +359,37 @@ class _Entry(NamedTuple):
     protocol: int
     port: int | None
     """Destination port of the replies, or the ICMP identifier; None for protocols without."""
+    zone: int
+    """Zone of the original direction; 0: none."""
     handle: bytes
     """The attributes by which the kernel finds exactly this entry again."""
 
     @classmethod
     def decode(cls, buffer: bytes, start: int, end: int) -> _Entry | None:
-        """Read an entry in any layout; None when it is not IPv4 or lacks a tuple."""
+        """
+        Read an entry in any layout; None when it is not IPv4.
+
+        :raise MalformedMessage: When it lacks a tuple, an address or a port.
+        """
+        if end - start >= NFGENMSG_BYTES and buffer[start] != socket.AF_INET:
+            return None
         parts = _spans(buffer, start + NFGENMSG_BYTES, end)
         if _CTA_TUPLE_ORIG not in parts or _CTA_TUPLE_REPLY not in parts:
-            return None
+            raise _malformed("a tuple")
         reply = _spans(buffer, *parts[_CTA_TUPLE_REPLY])
         address = _value(buffer, reply.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_DST)
         protocol = _value(buffer, reply.get(_CTA_TUPLE_PROTO), 1, _CTA_PROTO_NUM)
         if address is None or protocol is None:
-            return None
+            raise _malformed("an address")
         port = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_DST_PORT, _CTA_PROTO_ICMP_ID)
-        return cls(address, protocol, port, _handle(buffer, parts))
+        if port is None and (protocol in PORTED or protocol == ICMP):
+            raise _malformed("a port")
+        zone = _value(buffer, parts[_CTA_TUPLE_ORIG], 2, _CTA_TUPLE_ZONE) or 0
+        return cls(address, protocol, port, zone, _handle(buffer, parts))
+
+
+def _malformed(what: str) -> MalformedMessage:
+    return MalformedMessage("read a connection", f"it lacks {what}")
 
 
 def _value(buffer: bytes, nest: tuple[int, int] | None, width: int, *kinds: int) -> int | None:

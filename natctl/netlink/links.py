@@ -21,18 +21,22 @@ from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTMGRP_
 
 from cpm.protocol.errors import KernelError
 from natctl.netlink.message import (
+    MalformedMessage,
     Slice,
+    aligned,
     attribute_map,
     attributes,
     message,
     messages,
     native_number,
     native_u32,
+    required,
 )
 from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket, until_complete
 
 _IFINFOMSG: Final = bytes(16)
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_STATS64 = 3, 10, 23
+_LONGEST_NAME, _LAST_INDEX = 15, 2**31 - 1
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
 
 
@@ -100,14 +104,15 @@ def has_received(rtnl: Socket, interface: int) -> bool:
             return False
         raise
     # struct rtnl_link_stats64 begins with the packets received.
-    return any(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_STATS64, b"")[:8])
+    return any(required(attribute_map(body, len(_IFINFOMSG)), _IFLA_STATS64)[:8])
 
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:
     """
     Yield a :class:`Resync` first, then every interface that appears or disappears, without end.
 
-    When the reader is so slow that the kernel drops messages, another :class:`Resync` follows. Changes of an interface
+    When the reader is so slow that the kernel drops messages, or a message cannot be read, another :class:`Resync`
+    follows. Changes of an interface
     that stays (up, down, into a bridge) are not reported. Close the iterator (``aclosing``) when done.
 
     :raise KernelError: When the kernel gives no socket or refuses the list.
@@ -115,14 +120,25 @@ async def watch_links() -> AsyncGenerator[LinkEvent, None]:
     while True:
         # Subscribe, then list, so that no change is missed. After an overflow use a new socket: the old one still holds
         # messages older than the list, and those that supersede them may have been dropped.
-        with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost):
+        with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost, _UnreadableEvent):
             links = _list()
             known = {index: link.name for index, link in links.items()}
             yield Resync(_masters(links), dict(known))
             while True:
                 for buffer in await listener.receive():
-                    for event in events_in(buffer, known):
+                    for event in _readable(buffer, known):
                         yield event
+
+
+class _UnreadableEvent(Exception):
+    """A message about an interface cannot be read, so that the names are not known any more."""
+
+
+def _readable(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | LinkRemoved]:
+    try:
+        yield from events_in(buffer, known)
+    except MalformedMessage as error:
+        raise _UnreadableEvent from error
 
 
 class Link(NamedTuple):
@@ -171,6 +187,7 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
     A renamed interface gets its new name before it loses the former one: at no time is it gone.
 
     :param known: Names by index; changed accordingly.
+    :raise MalformedMessage: When one cannot be read.
     """
     for kind, _, _, start, end in messages(buffer):
         link = _decode((buffer, start, end)) if kind in (RTM_NEWLINK, RTM_DELLINK) else None
@@ -190,13 +207,28 @@ def events_in(buffer: bytes, known: dict[int, str]) -> Iterator[LinkAdded | Link
 def _decode(part: Slice) -> Link | None:
     """Read ``struct ifinfomsg`` and two attributes; None when it is not about an interface as such."""
     buffer, start, end = part
+    if end - start < len(_IFINFOMSG):
+        raise _malformed("the message is too short")
     # When an interface only leaves a bridge, RTM_DELLINK is sent with family AF_BRIDGE.
-    if end - start < len(_IFINFOMSG) or buffer[start] != socket.AF_UNSPEC:
+    if buffer[start] != socket.AF_UNSPEC:
         return None
-    name, master = "", None
-    for kind, at, to in attributes(buffer, start + len(_IFINFOMSG), end):
+    index = native_number(buffer[start + 4 : start + 8])
+    name, master, behind = b"", None, start + len(_IFINFOMSG)
+    for kind, at, to in attributes(buffer, behind, end):
         if kind == _IFLA_IFNAME:
-            name = buffer[at:to].rstrip(b"\0").decode(errors="surrogateescape")
+            name = buffer[at:to].rstrip(b"\0")
         elif kind == _IFLA_MASTER:
             master = native_number(buffer[at:to])
-    return Link(native_number(buffer[start + 4 : start + 8]), name, master) if name else None
+        behind = aligned(to)
+    if (
+        behind < end
+        or not 0 < len(name) <= _LONGEST_NAME
+        or not 0 < index <= _LAST_INDEX
+        or (master or 0) > _LAST_INDEX
+    ):
+        raise _malformed("it has no name or number, or a part is cut off")
+    return Link(index, name.decode(errors="surrogateescape"), master or None)
+
+
+def _malformed(detail: str) -> MalformedMessage:
+    return MalformedMessage("read a network interface", detail)

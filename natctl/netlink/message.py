@@ -5,9 +5,11 @@ A message is a header (``struct nlmsghdr``), a fixed header of its protocol, and
 may be nested; headers and attributes begin at multiples of four bytes. See netlink(7) and linux/netlink.h. The fixed
 header of all netfilter subsystems is here too (``struct nfgenmsg``, linux/netfilter/nfnetlink.h).
 
-There is one rule for reading: every walk ends at the first header that does not fit into the rest of its buffer. It
-never reads beyond the buffer, never raises, and always ends. :mod:`natctl.netlink.socket` detects messages that are cut
-off; a decoder that lacks an attribute raises :class:`MalformedMessage`.
+There are two rules for reading. A walk ends at the first header that does not fit into the rest of its buffer; it never
+reads beyond the buffer, never raises, and always ends. And what is listed is read completely or not at all: a message
+or nest of which a part would be left over (:func:`attribute_map`, :func:`attribute_payloads`) is a
+:class:`MalformedMessage`, as is an object that lacks an attribute, and a list that is cut off
+(:mod:`natctl.netlink.socket`).
 
 Message types, flags and structured messages come from pyroute2; what is packed and read in bulk is done here, because
 pyroute2's message classes take 13 to 122 µs for an object (``docs/design/0006-netlink.md``).
@@ -175,7 +177,11 @@ def attributes(buffer: bytes, start: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Return the payloads of all attributes from this offset on, by type; if a type occurs twice, the last."""
+    """
+    Return the payloads of all attributes from this offset on, by type; if a type occurs twice, the last.
+
+    :raise MalformedMessage: When something is left over that is no attribute.
+    """
     # As attributes(), without a generator: this is called several times for each of tens of thousands of elements.
     unpack, size = _ATTRIBUTE.unpack_from, len(data)
     found: dict[int, bytes] = {}
@@ -186,13 +192,27 @@ def attribute_map(data: bytes, start: int = 0) -> dict[int, bytes]:
             break
         found[kind & _TYPE_MASK] = data[start + 4 : end]
         start += (length + 3) & ~3
+    if start < size:
+        raise _left_over(size - start)
     return found
 
 
 def attribute_payloads(data: bytes) -> Iterator[bytes]:
-    """Yield the payloads of a list of attributes, whatever their types."""
+    """
+    Yield the payloads of a list of attributes, whatever their types.
+
+    :raise MalformedMessage: At the end, when something is left over that is no attribute.
+    """
+    behind = 0
     for _, begin, end in attributes(data, 0, len(data)):
         yield data[begin:end]
+        behind = aligned(end)
+    if behind < len(data):
+        raise _left_over(len(data) - behind)
+
+
+def _left_over(size: int) -> MalformedMessage:
+    return MalformedMessage("read what the kernel sent", f"{size} bytes are no attribute")
 
 
 def required(parts: Mapping[int, bytes], kind: int, size: int = 0) -> bytes:
@@ -206,6 +226,16 @@ def required(parts: Mapping[int, bytes], kind: int, size: int = 0) -> bytes:
     if payload is None or (size and len(payload) != size):
         raise MalformedMessage("read what the kernel sent", f"attribute {kind} is missing or has another size")
     return payload
+
+
+def sized(parts: Mapping[int, bytes], kind: int, size: int) -> bytes | None:
+    """
+    Return the payload of an attribute that may be missing; None: it is.
+
+    :param size: Bytes that it must have.
+    :raise MalformedMessage: When it has another size.
+    """
+    return required(parts, kind, size) if kind in parts else None
 
 
 def network_number(payload: bytes) -> int:

@@ -8,7 +8,7 @@ Format: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/neighbour.h. Our
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
@@ -16,7 +16,7 @@ from pyroute2.netlink import NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, RTM_GETROUTE, rt_type
 
 from cpm.protocol.overlaps import Use
-from natctl.netlink.message import attribute_map, message, native_number, text
+from natctl.netlink.message import MalformedMessage, attribute_map, message, native_number, sized, text
 from natctl.netlink.socket import Socket
 from natctl.ruleset.routing import PROTOCOL
 
@@ -46,8 +46,10 @@ def interface_addresses(rtnl: Socket) -> dict[int, list[IPv4Interface]]:
     """
     found: dict[int, list[IPv4Interface]] = {}
     for body in _address_bodies(rtnl):
-        local = _address(attribute_map(body, _ADDRESS_BYTES).get(_IFA_LOCAL))
-        if local is not None and body[1] <= 32:
+        local = _address(attribute_map(body, _ADDRESS_BYTES), _IFA_LOCAL)
+        if body[1] > 32:
+            raise MalformedMessage("list our addresses", f"a network of {body[1]} bits")
+        if local is not None:
             found.setdefault(native_number(body[4:8]), []).append(IPv4Interface((local, body[1])))
     return found
 
@@ -64,7 +66,7 @@ def used_networks(rtnl: Socket) -> frozenset[Use]:
     for body in rtnl.dump_bodies(routes, _ROUTE_BYTES, "list the routes"):
         found.update(_route(body))
     for body in rtnl.dump_bodies(neighbours, _NEIGHBOUR_BYTES, "list the neighbours"):
-        if (address := _address(attribute_map(body, _NEIGHBOUR_BYTES).get(_NDA_DST))) is not None:
+        if (address := _address(attribute_map(body, _NEIGHBOUR_BYTES), _NDA_DST)) is not None:
             found.add(Use.of(address, "neighbour"))
     return frozenset(use for use in found if not use.network.subnet_of(_LOOPBACK) and not use.network.is_multicast)
 
@@ -77,7 +79,7 @@ def _address_bodies(rtnl: Socket) -> list[bytes]:
 def _addresses(body: bytes) -> Iterator[Use]:
     parts = attribute_map(body, _ADDRESS_BYTES)
     interface = text(parts.get(_IFA_LABEL, b"")) or "an interface"
-    local, peer = _address(parts.get(_IFA_LOCAL)), _address(parts.get(_IFA_ADDRESS))
+    local, peer = _address(parts, _IFA_LOCAL), _address(parts, _IFA_ADDRESS)
     if local is not None:
         yield Use.of(local, f"address of {interface}")
     if peer not in (None, local):
@@ -87,15 +89,17 @@ def _addresses(body: bytes) -> Iterator[Use]:
 
 def _route(body: bytes) -> Iterator[Use]:
     length, protocol, kind = body[1], body[5], body[7]
-    if protocol == PROTOCOL or kind != rt_type["unicast"] or length > 32:
+    if length > 32:
+        raise MalformedMessage("list the routes", f"a network of {length} bits")
+    if protocol == PROTOCOL or kind != rt_type["unicast"]:
         return
     parts = attribute_map(body, _ROUTE_BYTES)
-    to = _address(parts.get(_RTA_DST, bytes(4)))
-    if to is not None:
-        yield Use(IPv4Network((to, length), strict=False), "route")
-    if (gateway := _address(parts.get(_RTA_GATEWAY))) is not None:
+    to = _address(parts, _RTA_DST) or IPv4Address(0)
+    yield Use(IPv4Network((to, length), strict=False), "route")
+    if (gateway := _address(parts, _RTA_GATEWAY)) is not None:
         yield Use.of(gateway, "gateway")
 
 
-def _address(packed: bytes | None) -> IPv4Address | None:
-    return IPv4Address(packed) if packed is not None and len(packed) == 4 else None
+def _address(parts: Mapping[int, bytes], kind: int) -> IPv4Address | None:
+    packed = sized(parts, kind, 4)
+    return IPv4Address(packed) if packed is not None else None

@@ -26,7 +26,6 @@ from natctl.model.flow import MAXIMUM_HEADS
 from natctl.netlink.message import (
     Request,
     attribute,
-    attribute_map,
     attributes,
     netfilter_bodies,
     netfilter_message,
@@ -120,14 +119,14 @@ def marks_in(buffer: bytes) -> Iterator[int]:
     """Yield the mark of every reported packet; a packet without a mark belongs to no VM and is left out."""
     for begin, end in netfilter_bodies(buffer, _PACKET):
         for kind, start, stop in attributes(buffer, begin, end):
-            if kind == _MARK:
+            if kind == _MARK and stop - start == 4:
                 yield network_number(buffer[start:stop])
 
 
 def stuck_in(buffer: bytes) -> Iterator[StuckPacket]:
     """Yield every reported packet; a message without a mark or without a packet is left out."""
     for begin, end in netfilter_bodies(buffer, _PACKET):
-        parts = attribute_map(buffer[begin:end])
+        parts = {kind: buffer[start:stop] for kind, start, stop in attributes(buffer, begin, end)}
         if len(parts.get(_MARK, b"")) == 4 and _PAYLOAD in parts:
             is_in_zone = text(parts.get(_PREFIX, b"")) == IN_ZONE
             yield StuckPacket(network_number(parts[_MARK]), is_in_zone, parts[_PAYLOAD])

@@ -38,6 +38,7 @@ from natctl.netlink.message import (
     message,
     native_number,
     native_u32,
+    sized,
     with_acknowledgement,
 )
 from natctl.netlink.socket import Socket
@@ -87,7 +88,7 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
     Decode lists of routes and rules; rules with another protocol number are ignored.
 
     :param routes: Bodies of messages with our protocol number, each at least as long as its fixed header.
-    :raise MalformedMessage: When an address is invalid.
+    :raise MalformedMessage: When an attribute cannot be read, or an address is invalid.
     """
     internals: dict[bytes, bytes] = {}
     pool: IPv4Network | None = None
@@ -98,15 +99,15 @@ def decode(routes: Iterable[bytes], rules: Iterable[bytes]) -> Routing:
         for body in routes:
             _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(body)
             parts = attribute_map(body, _RTMSG.size)
-            to = parts.get(_RTA_DST, bytes(4))
-            table = native_number(parts.get(_RTA_TABLE, b"")) or table
+            to = sized(parts, _RTA_DST, 4) or bytes(4)
+            table = native_number(sized(parts, _RTA_TABLE, 4) or b"") or table
             if kind == _UNREACHABLE and length == 0:
                 barrier = table
             elif kind == _UNREACHABLE:
                 if pool is None or table == MAIN:  # of two, the one that has an effect
                     pool, pool_table = IPv4Network((to, length)), table
-            elif length == 32 and _RTA_GATEWAY in parts:
-                internals[to] = parts[_RTA_GATEWAY]
+            elif length == 32 and (gateway := sized(parts, _RTA_GATEWAY, 4)) is not None:
+                internals[to] = gateway
             elif length == 0:
                 way = (table, frozenset(_next_hops(parts)))
     except ValueError as error:
@@ -142,8 +143,8 @@ def _ask(rtnl: Socket, source_length: int, *parts: bytes) -> Answer:
     if len(answer) < _RTMSG.size:
         raise MalformedMessage("ask for a route", "the answer is too short")
     found = attribute_map(answer, _RTMSG.size)
-    gateway = found.get(_RTA_GATEWAY, b"")
-    return Answer(native_number(found.get(_RTA_OIF, b"")), IPv4Address(gateway) if len(gateway) == 4 else None)
+    gateway, interface = sized(found, _RTA_GATEWAY, 4), sized(found, _RTA_OIF, 4)
+    return Answer(native_number(interface or b""), IPv4Address(gateway) if gateway is not None else None)
 
 
 def put(rtnl: Socket, routing: Routing) -> None:
@@ -265,10 +266,10 @@ def _next_hops(parts: Mapping[int, bytes]) -> Iterator[IPv4Address]:
     if _RTA_GATEWAY in parts:
         yield IPv4Address(parts[_RTA_GATEWAY])
     data = parts.get(_RTA_MULTIPATH, b"")
-    while len(data) >= _NEXT_HOP.size:
-        length = int(_NEXT_HOP.unpack_from(data)[0])
-        if length < _NEXT_HOP.size:
-            return
+    while data:
+        length = int(_NEXT_HOP.unpack_from(data)[0]) if len(data) >= _NEXT_HOP.size else 0
+        if not _NEXT_HOP.size <= length <= len(data):
+            raise MalformedMessage("read our routes", "a next hop is cut off")
         gateway = attribute_map(data[:length], _NEXT_HOP.size).get(_RTA_GATEWAY)
         if gateway:
             yield IPv4Address(gateway)
@@ -304,7 +305,7 @@ def _our_rule(rules: Iterable[bytes]) -> MarkRule | None:
         parts = attribute_map(body, _RTMSG.size)
         if parts.get(_FRA_PROTOCOL) == bytes((PROTOCOL,)):
             mark, table, priority = (
-                native_number(parts.get(kind, b"")) for kind in (_FRA_FWMARK, _FRA_TABLE, _FRA_PRIORITY)
+                native_number(sized(parts, kind, 4) or b"") for kind in (_FRA_FWMARK, _FRA_TABLE, _FRA_PRIORITY)
             )
             return MarkRule(mark, table, priority)
     return None

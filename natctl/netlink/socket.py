@@ -73,6 +73,8 @@ _RECEIVE_BYTES: Final = 1 << 16
 """The kernel fills messages of up to 32 KiB when it sees that the reader has room (net/netlink/af_netlink.c)."""
 _LAST_SEQUENCE: Final = 1 << 31
 _ERRNO: Final = struct.Struct("=i")
+_MAX_ERRNO: Final = 4095
+"""include/linux/err.h"""
 _TIMEVAL: Final = struct.Struct("@ll")
 _DUMP_ATTEMPTS: Final = 5
 _INSTRUCTION: Final = struct.Struct("=HBBI")
@@ -530,17 +532,23 @@ def _answer(buffer: bytes, start: int, end: int) -> tuple[int, str]:
     """
     if end - start < _ERRNO.size:
         return errno.EBADMSG, "the kernel's answer is cut off"
-    code = -int(_ERRNO.unpack_from(buffer, start)[0])
+    code = _code(buffer, start)
     # With NETLINK_CAP_ACK the request itself is left out; its header stays.
     return code, _explanation(buffer, start + _ERRNO.size + HEADER.size, end) if code else ""
 
 
 def _check_end(kind: int, buffer: bytes, start: int, end: int, action: str) -> None:
     """Raise when the last message of a dump carries an error; NLMSG_DONE does, when the dump breaks off half-way."""
-    code = -int(_ERRNO.unpack_from(buffer, start)[0]) if end - start >= _ERRNO.size else 0
+    code = _code(buffer, start) if end - start >= _ERRNO.size else 0
     if code > 0:
         words = _explanation(buffer, start + _ERRNO.size + (HEADER.size if kind == NLMSG_ERROR else 0), end)
         raise KernelError(action, code, words or os.strerror(code))
+
+
+def _code(buffer: bytes, start: int) -> int:
+    """Read an error number, 0 for success; what is none is EBADMSG."""
+    code = -int(_ERRNO.unpack_from(buffer, start)[0])
+    return code if 0 <= code <= _MAX_ERRNO else errno.EBADMSG
 
 
 def _explanation(buffer: bytes, start: int, end: int) -> str:

@@ -177,10 +177,20 @@ def range_of(element: Element) -> tuple[IPv4Address, IPv4Address, PortRange]:
 
 
 def ranges_in(holdings: Holdings) -> Iterator[tuple[IPv4Address, IPv4Address, PortRange, Element]]:
-    """Yield internal address, external address and ports of every element of ``outbound``, and the element."""
+    """
+    Yield internal address, external address and ports of every element of ``outbound``, and the element.
+
+    One that makes no sense (somebody else's map with our name) is left out: the next comparison mends it.
+    """
     for place, elements in holdings.elements.items():
-        if is_outbound(place):
-            yield from ((*range_of(element), element) for element in elements.values() if element.key_end)
+        for element in elements.values() if is_outbound(place) else ():
+            if not element.key_end:
+                continue
+            try:
+                parts = range_of(element)
+            except ValueError:
+                continue
+            yield (*parts, element)
 
 
 def entries_in(holdings: Holdings, routes: Mapping[bytes, bytes]) -> dict[DomainUUID, EdgeIntent]:

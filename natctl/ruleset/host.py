@@ -98,6 +98,7 @@ Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
@@ -211,6 +212,8 @@ answers; they are dropped."""
 UNSOLICITED: Final = "unsolicited"
 """Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 
+_BINDING_BYTES = 16
+"""Address and port, twice, padded to four bytes each."""
 _ICMP = 1
 _CARRIED = (6, 17, _ICMP, 132, 136)
 """TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
@@ -326,13 +329,16 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
         number, owner = chain.removeprefix(VM_CHAIN), vm_in(userdata)
         if owner is not None and number.isdecimal():
             elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
-            found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
+            with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
+                found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
     return found
 
 
 def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[Place, Element]) -> HostEntry:
     ports, internal = None, owner.internal
     if (binding := elements.get(BINDINGS)) is not None:
+        if len(binding.data) != _BINDING_BYTES:
+            raise ValueError("not a range of an address")
         internal = IPv4Address(binding.data[:4])
         ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
     return HostEntry(

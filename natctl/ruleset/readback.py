@@ -95,6 +95,6 @@ def _path(seen: Reading, routing: Routing) -> Path | None:
     return Path(
         routing.pool,
         routing.way[1] if routing.way is not None else frozenset(),
-        frozenset(IPv4Address(element.key) for element in externals),
+        frozenset(IPv4Address(element.key) for element in externals if len(element.key) == 4),
         timeouts.timeouts_in(seen.holdings),
     )

@@ -26,6 +26,7 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 from cpm.protocol.errors import KernelError
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
+    MalformedMessage,
     attribute,
     attribute_map,
     attribute_payloads,
@@ -306,7 +307,7 @@ def decode_element(item: bytes) -> tuple[Element, int | None]:
     """
     Return an element of a set, and the packets it has counted; None when it does not count.
 
-    :raise MalformedMessage: When it has no key.
+    :raise MalformedMessage: When it has no key, or something in it cannot be read.
     """
     parts = attribute_map(item)
     data, chain = b"", ""
@@ -402,7 +403,11 @@ def _place(data: bytes, *kinds: int) -> tuple[int, int] | None:
 
 
 def decode_ct_timeout(item: dict[int, bytes]) -> CtTimeout | None:
-    """Return a ``ct timeout`` object; None when the object is of another kind."""
+    """
+    Return a ``ct timeout`` object; None when the object is of another kind.
+
+    :raise MalformedMessage: When something in it cannot be read.
+    """
     if network_number(item.get(OBJECT_TYPE, b"")) != CT_TIMEOUT:
         return None
     data = attribute_map(item.get(OBJECT_DATA, b""))
@@ -429,8 +434,11 @@ def _counter_or_limit(expression: dict[int, bytes]) -> tuple[int | None, int | N
 
 def _value(data: bytes) -> bytes:
     # NFTA_DATA_VALUE, the only attribute in it.
-    return data[4 : _LENGTH.unpack_from(data)[0]] if len(data) >= 4 else b""
+    end = _LENGTH.unpack_from(data)[0] if len(data) >= 4 else 0
+    if not 4 <= end <= len(data):
+        raise MalformedMessage(_ACTION, "a key that is cut off")
+    return data[4:end]
 
 
 def _packets(counter: bytes) -> int:
-    return network_number(attribute_map(counter).get(COUNTER_PACKETS, b""))
+    return network_number(required(attribute_map(counter), COUNTER_PACKETS, 8))

@@ -67,6 +67,25 @@ def test_a_file_that_is_no_toml_is_named_without_a_key(tmp_path: Path, content: 
     assert (caught.value.file, caught.value.key) == (str(file), "")
 
 
+@pytest.mark.parametrize(("text", "words"), [
+    ("address = " + "[" * 3000, "nested too deeply"),
+    ("x = " + "9" * 5000, "thousands of digits"),
+    ("x = inf", "infinite"),
+    ("x = [-nan]", "infinite"),
+    ("x = 1e400", "infinite"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_to_its_end_is_a_mistake(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        loaded(tmp_path, text)
+
+
+@pytest.mark.parametrize("value", ["7", "true", "[]", "{}", "1979-05-27"])
+def test_an_address_that_is_no_text_is_a_mistake(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loaded(tmp_path, f"address = {value}\n")
+    assert caught.value.key == "address"
+
+
 def test_a_missing_file_is_named_without_a_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         config.load(tmp_path / "none.toml", Example)

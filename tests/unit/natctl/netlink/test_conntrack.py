@@ -28,7 +28,7 @@ from natctl.netlink.conntrack import (
     zones_of,
     zones_of_all,
 )
-from natctl.netlink.message import attribute
+from natctl.netlink.message import MalformedMessage, attribute
 from natctl.netlink.socket import NETFILTER, Socket
 from tests.fakes.netlink import ack, done, kernel_end, message
 
@@ -223,16 +223,26 @@ READINGS: list[Callable[[], object]] = [
 
 
 @given(st.integers(0, len(UDP)), st.binary(max_size=8))
-def test_a_damaged_entry_never_raises(at: int, damage: bytes) -> None:
+def test_a_damaged_entry_is_read_or_an_error(at: int, damage: bytes) -> None:
     damaged = UDP[:at] + damage + UDP[at + len(damage) :]
     for reading in READINGS:
-        with_entries(reading, damaged)
+        with contextlib.suppress(MalformedMessage):
+            with_entries(reading, damaged)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("entry", [b"", UDP[:4], UDP[:56], UDP[:80], UDP.replace(b"\6\0\3\0", b"\6\0\x13\0")])
+def test_an_entry_without_tuple_address_or_port_is_an_error(reading: Callable[[], object], entry: bytes) -> None:
+    """Passed over, its port would seem to be free, and could get another owner."""
+    with pytest.raises(MalformedMessage):
+        with_entries(reading, UDP, entry)
 
 
 @given(st.lists(st.binary(max_size=200), max_size=3))
-def test_garbage_in_a_dump_is_passed_over(entries: list[bytes]) -> None:
+def test_entries_of_other_protocol_families_are_passed_over(entries: list[bytes]) -> None:
     nothing = [PortUse(), VMPorts(), frozenset(), 0]
-    assert [with_entries(reading, *entries) for reading in READINGS] == nothing
+    foreign = [b"\x0a\0\0\0" + entry for entry in entries]
+    assert [with_entries(reading, *foreign) for reading in READINGS] == nothing
 
 
 @pytest.mark.parametrize("reading", READINGS)

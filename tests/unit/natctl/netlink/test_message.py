@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
 import pytest
@@ -25,6 +26,7 @@ from natctl.netlink.message import (
     netfilter_message,
     numbered,
     required,
+    sized,
     with_acknowledgement,
 )
 
@@ -43,8 +45,9 @@ def test_attributes_come_back_as_they_were_packed(packed: list[tuple[int, bytes]
 def test_garbage_instead_of_attributes_ends_the_walk_within_bounds(garbage: bytes) -> None:
     for _, start, end in attributes(garbage, 0, len(garbage)):
         assert 4 <= start <= end <= len(garbage)
-    attribute_map(garbage)
-    list(attribute_payloads(garbage))
+    for read in (attribute_map, lambda data: list(attribute_payloads(data))):
+        with contextlib.suppress(MalformedMessage):
+            read(garbage)
 
 
 @given(st.binary(max_size=60), st.integers(0, 60), st.integers(0, 60))
@@ -55,11 +58,26 @@ def test_a_walk_between_any_two_offsets_stays_between_them(garbage: bytes, start
 
 
 @given(st.integers(1, 60))
-def test_an_attribute_that_is_cut_off_is_left_out(cut: int) -> None:
+def test_an_attribute_that_is_cut_off_is_an_error_where_all_are_read(cut: int) -> None:
     whole = attribute(1, b"first") + attribute(2, b"second")
-    end = len(whole) - cut
-    found = attribute_map(whole[: max(end, 0)])
-    assert found == {kind: value for kind, value, size in ((1, b"first", 9), (2, b"second", 22)) if size <= end}
+    end = max(len(whole) - cut, 0)
+    ends = {0: {}, 9: {1: b"first"}, 22: {1: b"first", 2: b"second"}}
+    ends |= dict.fromkeys((10, 11, 12), ends[9]) | dict.fromkeys((23, 24), ends[22])
+    if end in ends:
+        assert attribute_map(whole[:end]) == ends[end]
+        assert list(attribute_payloads(whole[:end])) == list(ends[end].values())
+    else:
+        with pytest.raises(MalformedMessage):
+            attribute_map(whole[:end])
+        with pytest.raises(MalformedMessage):
+            list(attribute_payloads(whole[:end]))
+
+
+def test_a_part_that_may_be_missing_must_have_its_size() -> None:
+    assert sized({1: b"abcd"}, 1, 4) == b"abcd"
+    assert sized({}, 1, 4) is None
+    with pytest.raises(MalformedMessage):
+        sized({1: b"abc"}, 1, 4)
 
 
 def test_messages_of_one_type_are_found_among_others() -> None:

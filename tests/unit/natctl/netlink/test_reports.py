@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from natctl.netlink.changes import Subject, subjects_in
 from natctl.netlink.links import LinkAdded, LinkRemoved, events_in
-from natctl.netlink.message import attribute, message, netfilter_message
+from natctl.netlink.message import MalformedMessage, attribute, message, netfilter_message
 from natctl.netlink.nflog import StuckPacket, marks_in, stuck_in
 from natctl.netlink.nfqueue import Deferred, deferred_in
 from natctl.netlink.nftables.transactions import names_our_tables
@@ -32,6 +34,22 @@ def test_interfaces_come_go_and_change_their_names() -> None:
     assert list(events_in(link(DELETE_LINK, 2, "vnet1", family=7), known)) == []
     assert list(events_in(link(DELETE_LINK, 2, "vnet1"), known)) == [LinkRemoved("vnet1")]
     assert known == {1: "lo"}
+
+
+@pytest.mark.parametrize("event", [
+    message(NEW_LINK, 0, b"\0" * 15),
+    link(NEW_LINK, 0, "vnet0"),
+    link(NEW_LINK, 7, ""),
+    link(NEW_LINK, 7, "a-name-too-long!"),
+    message(NEW_LINK, 0, link(NEW_LINK, 7, "vnet0")[16:] + b"\x20\0\x0a\0"),
+])  # fmt: skip
+def test_an_interface_that_cannot_be_read_is_an_error(event: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        list(events_in(event, {}))
+
+
+def test_a_mark_of_another_size_is_none() -> None:
+    assert list(marks_in(netfilter_message(LOGGED, 0, 2, attribute(2, bytes(5)), 7414))) == []
 
 
 def test_a_logged_packet_is_told_by_its_mark_and_one_without_is_not() -> None:
@@ -83,10 +101,11 @@ def test_what_was_changed_is_told_by_the_kinds_of_messages() -> None:
     st.binary(max_size=120),
     st.binary(max_size=40),
 )
-def test_nonsense_is_passed_over(kind: int, body: bytes, rest: bytes) -> None:
+def test_nonsense_is_passed_over_or_an_error(kind: int, body: bytes, rest: bytes) -> None:
     known: dict[int, str] = {}
     for buffer in (message(kind, 0, body) + rest, body):
-        list(events_in(buffer, known))
+        with contextlib.suppress(MalformedMessage):
+            list(events_in(buffer, known))
         list(marks_in(buffer))
         list(stuck_in(buffer))
         list(deferred_in(buffer))

@@ -59,6 +59,24 @@ def test_nonsense_is_an_error_or_nothing(head: bytes, tail: bytes) -> None:
                 routes.decode([body], [body])
 
 
+def test_a_route_with_an_address_of_another_size_is_an_error() -> None:
+    """As a route to a VM it would be withdrawn and put back for ever, or stand for another VM's."""
+    route = bodies(Routing({bytes((100, 64, 0, 1)): bytes((172, 30, 0, 11))}))[0]
+    for kind, address in ((1, bytes((100, 64, 0, 1))), (5, bytes((172, 30, 0, 11)))):
+        with pytest.raises(MalformedMessage):
+            routes.decode([route.replace(attribute(kind, address), attribute(kind, address[:3]))], [])
+        with pytest.raises(MalformedMessage):
+            routes.decode([route.replace(attribute(kind, address), attribute(kind, address + b"\0"))], [])
+
+
+def test_a_rule_or_a_next_hop_that_is_cut_off_is_an_error() -> None:
+    *_ways, rule = bodies(ROUTING)
+    with pytest.raises(MalformedMessage):
+        routes.decode([], [rule.replace(attribute(10, b"\0\0\0\x40"), attribute(10, b"\0\0\x40"))])
+    with pytest.raises(MalformedMessage):
+        routes.decode([NEXT_HOP_OF_NO_LENGTH.replace(b"\0\x4a\0\1", b"\0\x4a\0\1")], [])
+
+
 def test_of_two_pool_routes_the_one_with_an_effect_is_read() -> None:
     """natd was killed while it moved the route: what it adds comes first, and the other one is removed then."""
     aside, effective = bodies(Routing(pool=POOL, pool_table=7414)), bodies(Routing(pool=POOL))

@@ -87,6 +87,15 @@ def test_a_cut_off_answer_is_an_error(channel: Socket, kernel: KernelEnd) -> Non
     assert caught.value.errno == errno.EBADMSG
 
 
+@pytest.mark.parametrize("number", [-(2**31), 5, -4096])
+def test_an_error_number_that_is_none_is_an_error(channel: Socket, kernel: KernelEnd, number: int) -> None:
+    """Asking for the words of such a number can raise OverflowError."""
+    kernel.send(message(NLMSG_ERROR, struct.pack("=i", number) + bytes(16)))
+    with pytest.raises(KernelError) as caught:
+        list(channel.dump(LIST))
+    assert caught.value.errno == errno.EBADMSG
+
+
 def test_silence_is_an_error(channel: Socket) -> None:
     with pytest.raises(AnswerTimeout) as caught:
         read(channel)

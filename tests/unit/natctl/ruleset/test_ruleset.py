@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
-from natctl.model.entries import DEFAULT_EXEMPT, HostSettings, Path
+from natctl.model.entries import DEFAULT_EXEMPT, EdgeSettings, HostSettings, Path, Settings
 from natctl.ruleset import edge_maps, host, labels, timeouts
 from natctl.ruleset.common import network_elements
+from natctl.ruleset.expressions import native_u32
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.values import CtTimeout, Family, Holdings, Reading
+from natctl.ruleset.readback import kernel_state
+from natctl.ruleset.routing import Routing
+from natctl.ruleset.values import CtTimeout, Element, Family, Holdings, Reading, by_identity
 from tests.fakes.intents import edge_intent, host_entry
 
 ranges = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda ends: PortRange(min(ends), max(ends)))
@@ -93,6 +96,25 @@ def test_foreign_user_data_is_read_without_harm(userdata: bytes) -> None:
     labels.comment_of(userdata)
     reading = Reading(Holdings(), 1, vm_rules={"vm-1": userdata})
     assert host.entries_in(HostSettings(frozenset({"eth0"})), reading) == {}
+
+
+def test_a_map_of_somebody_else_with_our_name_is_left_out() -> None:
+    """Its keys and data have other sizes; natd would not start, and could not remove the map."""
+    address = Element(b"\x64\x40\0\1", data=b"\1\2\3")
+    key = Element(b"\x64\x40", key_end=b"\x64\x40", data=b"\1")
+    settings = Settings(HostSettings(frozenset({"eth0"})), EdgeSettings(frozenset({"eth1"}), frozenset()))
+    marked = Element(native_u32(0x40010000), data=b"\1\2\3")
+    owner = labels.pack("web", "11111111-1111-4111-8111-111111111111 100.64.0.5")
+    elements = {
+        (Family.IPV4, "outbound"): by_identity([key]),
+        (Family.IPV4, "externals"): by_identity([address, Element(b"\1\2\3")]),
+        host.BINDINGS: by_identity([marked]),
+    }
+    reading = Reading(Holdings(elements=elements), 1, vm_rules={"vm-1": owner})
+    state = kernel_state(settings, reading, Routing(pool=POOL))
+    assert (state.host, state.edge) == ({}, {})
+    assert state.path is not None
+    assert state.path.externals == {IPv4Address("100.64.0.1")}
 
 
 def test_a_host_fragment_can_be_read_back() -> None:

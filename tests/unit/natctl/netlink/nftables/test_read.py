@@ -84,4 +84,21 @@ def test_nonsense_is_an_error_or_nothing(parts: dict[int, bytes], item: bytes) -
             decode_element(data)
     with contextlib.suppress(MalformedMessage):
         decode_hook(parts)
-    decode_ct_timeout({**parts, 3: b"\0\0\0\7"})
+    with contextlib.suppress(MalformedMessage):
+        decode_ct_timeout({**parts, 3: b"\0\0\0\7"})
+
+
+KEY = attribute(1, attribute(1, b"key!"))
+
+
+@pytest.mark.parametrize("item", [
+    KEY + b"\7",
+    KEY + attribute(2, attribute(1, b"data"))[:-2],
+    KEY + attribute(2, b"\x20\0\1\0data"),
+    KEY + attribute(10, b"\x20\0\1\0end!"),
+    KEY + attribute(7, attribute(1, b"counter\0") + attribute(2, attribute(2, b"1234"))),
+])  # fmt: skip
+def test_an_element_that_is_cut_off_anywhere_is_an_error(item: bytes) -> None:
+    """Without the part that is missing it would be another element: one without data, for example."""
+    with pytest.raises(MalformedMessage):
+        decode_element(item)
