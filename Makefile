@@ -1,5 +1,5 @@
 # virt-ports: the commands for working with this repository; `make help` lists them.
-# All but help, check and clean need root, for network namespaces and libvirtd.
+# All but help, check, fuzz and clean need root, for network namespaces and libvirtd.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -87,6 +87,10 @@ test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root).
 .PHONY: test-release
 test-release: ## RELEASE=trixie: checks, demo and all tests on another release of Debian, in a chroot (root, mmdebstrap).
 	@tests/machines/chroot.sh "$(RELEASE)" make check demo test
+
+.PHONY: fuzz
+fuzz: $(VENV) ## N=1000000 SEED=s: damaged input of every kind, N each; prints the seed.
+	@$(BIN)/python -m tests.fuzz $(or $(N),100000) $(if $(SEED),--seed $(SEED))
 
 .PHONY: check
 check: setup ## Style, types, import contracts, dead code. Changes nothing.
