@@ -271,10 +271,9 @@ def _taken_ports(ct: Socket, internal: IPv4Address, ports: PortRange) -> dict[tu
         entry = _Entry.decode(buffer, start, end)
         if entry is None or entry.address != int(internal) or entry.port is None or entry.port not in ports:
             continue
-        parts = _spans(buffer, start + NFGENMSG_BYTES, end)
-        reply = _spans(buffer, *parts[_CTA_TUPLE_REPLY])
+        reply = _spans(buffer, *entry.parts[_CTA_TUPLE_REPLY])
         source = _value(buffer, reply[_CTA_TUPLE_IP], 4, _CTA_IP_V4_SRC)
-        if source is not None and _tcp_state(buffer, parts.get(_CTA_PROTOINFO)) not in _CLOSING:
+        if source is not None and _tcp_state(buffer, entry.parts.get(_CTA_PROTOINFO)) not in _CLOSING:
             source_port = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_SRC_PORT) or 0
             found[entry.protocol, source, source_port].add(entry.port)
     return found
@@ -361,8 +360,8 @@ class _Entry(NamedTuple):
     """Destination port of the replies, or the ICMP identifier; None for protocols without."""
     zone: int
     """Zone of the original direction; 0: none."""
-    handle: bytes
-    """The attributes by which the kernel finds exactly this entry again."""
+    parts: Mapping[int, tuple[int, int]]
+    """Where its attributes are, by type."""
 
     @classmethod
     def decode(cls, buffer: bytes, start: int, end: int) -> _Entry | None:
@@ -385,7 +384,7 @@ class _Entry(NamedTuple):
         if port is None and (protocol in PORTED or protocol == ICMP):
             raise _malformed("a port")
         zone = _value(buffer, parts[_CTA_TUPLE_ORIG], 2, _CTA_TUPLE_ZONE) or 0
-        return cls(address, protocol, port, zone, _handle(buffer, parts))
+        return cls(address, protocol, port, zone, parts)
 
 
 def _malformed(what: str) -> MalformedMessage:
@@ -401,7 +400,11 @@ def _value(buffer: bytes, nest: tuple[int, int] | None, width: int, *kinds: int)
 
 
 def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:
-    """Pack the original tuple as the kernel gave it (whatever the protocol), the identifier and the zone."""
+    """
+    Pack what finds exactly this entry again.
+
+    That is the original tuple as the kernel gave it, whatever the protocol, the identifier and the zone.
+    """
     nests = {_CTA_TUPLE_ORIG: NLA_F_NESTED}
     wanted = (kind for kind in (_CTA_TUPLE_ORIG, _CTA_ID, _CTA_ZONE) if kind in parts)
     return b"".join(attribute(kind | nests.get(kind, 0), buffer[slice(*parts[kind])]) for kind in wanted)
@@ -452,10 +455,14 @@ def _delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = (
 
 
 def _handles(ct: Socket, internal: IPv4Address, held: Sequence[PortRange]) -> list[bytes]:
-    entries = (_Entry.decode(*part) for part in ct.dump(_request(_replies_to(internal))))
+    entries = ((buffer, _Entry.decode(buffer, *ends)) for buffer, *ends in ct.dump(_request(_replies_to(internal))))
     # Check the address again: kernels before 5.8 ignore the filter, and these entries will be deleted.
-    mine = (entry for entry in entries if entry is not None and entry.address == int(internal))
-    return [entry.handle for entry in mine if not held or not (entry.port is None or _is_held(entry.port, held))]
+    mine = ((buffer, entry) for buffer, entry in entries if entry is not None and entry.address == int(internal))
+    return [
+        _handle(buffer, entry.parts)
+        for buffer, entry in mine
+        if not held or not (entry.port is None or _is_held(entry.port, held))
+    ]
 
 
 def _is_held(port: int, held: Sequence[PortRange]) -> bool:
