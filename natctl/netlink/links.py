@@ -112,8 +112,8 @@ async def watch_links() -> AsyncGenerator[LinkEvent, None]:
     Yield a :class:`Resync` first, then every interface that appears or disappears, without end.
 
     When the reader is so slow that the kernel drops messages, or a message cannot be read, another :class:`Resync`
-    follows. Changes of an interface
-    that stays (up, down, into a bridge) are not reported. Close the iterator (``aclosing``) when done.
+    follows. Changes of an interface that stays (up, down, into a bridge) are not reported. Close the iterator
+    (``aclosing``) when done.
 
     :raise KernelError: When the kernel gives no socket or refuses the list.
     """
