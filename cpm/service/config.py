@@ -15,6 +15,9 @@ from cpm.protocol.errors import ConfigError
 
 _T = TypeVar("_T")
 
+MAX_LENGTH = 65_536
+"""Characters of a file. tomllib takes a time that grows with the square of the length of a dotted key."""
+
 
 def _convert(kind: type, value: Any) -> Any:
     if kind not in (IPv4Address, IPv4Network):
@@ -40,7 +43,10 @@ def load(path: Path, kind: type[_T]) -> _T:
     :raise ConfigError: When the file cannot be read, is not TOML, has an unknown key or a wrong value.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
+        text = path.read_text(encoding="utf-8")
+        if len(text) > MAX_LENGTH:
+            raise ConfigError(str(path), "", f"longer than {MAX_LENGTH:,} characters; leave out what is not needed")
+        document = tomllib.loads(text, parse_float=_finite)
     except OSError as error:
         raise ConfigError(
             str(path), "", f"cannot read: {error.strerror}; write it or name another with --config"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
 PATIENCE_S = 20
-"""Seconds after which an input counts as one that never ends; the slowest take milliseconds."""
+"""Seconds of processor time after which reading an input counts as endless; the slowest takes less than one."""
 
 
 class Hangs(BaseException):
@@ -37,7 +37,7 @@ def run(target: Target, count: int, seed: int, *, patience_s: float = 0) -> Tall
     Read many inputs.
 
     :param seed: The same seed makes the same inputs.
-    :param patience_s: Seconds for one input; 0: any number. Takes SIGALRM, in the main thread only.
+    :param patience_s: Seconds of processor time for one input; 0: any number. Takes SIGPROF, in the main thread only.
     :raise AssertionError: When an input is neither understood nor refused; it quotes the input.
     """
     rng = random.Random(f"{target.name} {seed}")
@@ -47,7 +47,7 @@ def run(target: Target, count: int, seed: int, *, patience_s: float = 0) -> Tall
         for number in range(count):
             data = target.material.input(rng)
             if patience_s:
-                signal.setitimer(signal.ITIMER_REAL, patience_s)
+                signal.setitimer(signal.ITIMER_PROF, patience_s)
             try:
                 understood += target.understands(data)
             except BaseException as error:
@@ -65,9 +65,9 @@ def _alarm() -> Iterator[None]:
     def ring(_number: int, _frame: FrameType | None) -> None:
         raise Hangs
 
-    before = signal.signal(signal.SIGALRM, ring)
+    before = signal.signal(signal.SIGPROF, ring)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

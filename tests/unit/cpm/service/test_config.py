@@ -70,6 +70,7 @@ def test_a_file_that_is_no_toml_is_named_without_a_key(tmp_path: Path, content: 
 @pytest.mark.parametrize(("text", "words"), [
     ("address = " + "[" * 3000, "nested too deeply"),
     ("x = " + "9" * 5000, "thousands of digits"),
+    ("#" * 65537, "longer than 65,536 characters"),
     ("x = inf", "infinite"),
     ("x = [-nan]", "infinite"),
     ("x = 1e400", "infinite"),
