@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.fuzz.targets import Target
 
 PATIENCE_S = 20
-"""Seconds of processor time after which reading an input counts as endless; the slowest takes less than one."""
+"""Seconds of processor time after which reading an input counts as endless."""
 
 
 class Hangs(BaseException):
