@@ -49,7 +49,7 @@ def _keep(request: bytes, body: bytes) -> None:
 
 def _read_everything(vm: VM) -> None:
     with _Recording(NETFILTER, "sample") as nft, _Recording(ROUTE, "sample") as rtnl:
-        read.read_tables(nft)
+        read.read_tables(nft, lambda: 0)
         routes.read(rtnl)
         links.read_links(rtnl)
         links.has_received(rtnl, vm.guest.tap_index)

@@ -283,7 +283,7 @@ def understands_tables(data: bytes) -> bool:
 
 
 def _check_tables(answering: Socket) -> None:
-    reading = read.read_tables(answering)
+    reading = read.read_tables(answering, lambda: 0)
     state = kernel_state(_SETTINGS, reading, Routing())
     for entry in state.host.values():
         assert all(0 < tap < 2**32 for tap in entry.taps)
