@@ -29,12 +29,13 @@ from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 from natctl import settings as settings_
+from natctl.arrivals.count_share import CountShare
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
 from natctl.kernel import reacting
 from natctl.kernel.kernel import Kernel
-from natctl.kernel_events import KernelEvents
+from natctl.kernel_events import COUNTERS, KernelEvents
 from natctl.model.commands import (
     Answer,
     Command,
@@ -48,6 +49,7 @@ from natctl.model.commands import (
     Send,
     Warn,
 )
+from natctl.model.port_use import PortUse
 from natctl.netlink.conntrack import Conntrack
 from natctl.ruleset.marks import Marks
 from qga_agent import announcement
@@ -105,6 +107,7 @@ class Natd:
             )
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook)
         self._is_telling_guests = False
+        self._count_share = CountShare()
         self._deletions: collections.deque[Forget | Prune] = collections.deque()
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
@@ -136,7 +139,8 @@ class Natd:
                     start("budgets", budgets, forever=True)
                     start("deferred", self._kernel_events.watch_deferred(self._host.queue), forever=True)
                 start("older", self._kernel_events.watch_older(self._older_log_group), forever=True)
-                start("counting", self._kernel_events.serve_counting(), forever=True)
+                for number in range(COUNTERS):
+                    start(f"counting {number}", self._kernel_events.serve_counting(), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None and self._watch is not None:
             start("libvirt", self._libvirt.run(), forever=True)
@@ -337,14 +341,25 @@ class Natd:
         counters = await self._taps.read(every, len(taps))
         rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
         counted = await self._kernel.counters()
-        use = await self._conntrack.ports_of_all() if self._conntrack is not None else None
+        use = await self._count_all()
         guests = self._visitor.views() if self._visitor is not None else {}
         period_s, warnings = self._settings.monitor.period_s, self._kernel.warnings
         problems = self._kernel.way_problems
         self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings, problems)
-        if use is not None:
-            self._node.on_periodic_count(use, counted.connections, generation, clock.now())
+        if use is None:
+            self._node.on_arrivals_read(counted.connections, generation, clock.now())
+        else:
+            after = await self._kernel.counters()
+            self._node.on_periodic_count(use, after.connections, generation, clock.now(), counted.connections)
         self._carry_out()
+
+    async def _count_all(self) -> PortUse | None:
+        """Count the ports of all VMs; None: counting has cost too much lately."""
+        if self._conntrack is None or not self._count_share.is_due(clock.now()):
+            return None
+        use, took_s = await self._conntrack.ports_of_all()
+        self._count_share.on_counted(took_s, clock.now())
+        return use
 
     async def _watchdog(self, period_s: float) -> None:
         while True:

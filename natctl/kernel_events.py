@@ -19,7 +19,6 @@ from cpm.service import clock
 from natctl.arrivals.deferral import DEFER_S
 from natctl.core.node import Node
 from natctl.model.commands import CountPorts
-from natctl.model.entries import Destination
 from natctl.model.flow import Flow
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.nflog import SignalsLost, StuckPacket, watch_budgets, watch_older
@@ -32,6 +31,8 @@ LEAST_DELAY_S = 0.02
 """Least seconds between two checks whether connections have been deferred for too long."""
 OLDER_PAUSE_S = 0.05
 """Seconds between two batches of reported older connections: at most 64 are deleted in each."""
+COUNTERS = 2
+"""Counts that may be under way at once."""
 LISTEN_AGAIN_S = 15.0
 """Seconds between two attempts to open our NFLOG group or queue, if another process has it."""
 
@@ -143,20 +144,22 @@ class KernelEvents:
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def serve_counting(self) -> None:
-        """Carry out the counts, one after the other."""
+        """
+        Carry out the counts, first come, first served; the queue has each VM once at most.
+
+        There are :data:`COUNTERS` of this loop, so that the long count of one VM does not delay that of another.
+        """
         while True:
             work = await self._counts.get()
-            ports, full = work.ports, frozenset[Destination]()
             try:
-                filling = (await self._conntrack.ports_of(work.internal)).filling(ports)
-                if work.at_cap and filling.in_use == ports.size:
-                    full = await self._conntrack.full_destinations(work.internal, ports)
+                count, took_s = await self._conntrack.count(work.internal, work.ports, at_cap=work.at_cap)
             except KernelError as error:
                 log.warning("%s", error)
                 self._node.on_count_failed(work)
             else:
+                filling, full = count
                 log.debug("%s: %d in use, no port left for %d destinations", work, filling.in_use, len(full))
-                self._node.on_ports_counted(work, filling, full, clock.now())
+                self._node.on_ports_counted(work, filling, full, clock.now(), took_s)
             self._carry_out()
 
     def _schedule_check(self) -> None:

@@ -181,7 +181,7 @@ class Arrivals:
         return commands if vm.requests.is_counting else self._stop_deferring(vm, now)
 
     def on_counted(
-        self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float
+        self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float, took_s: float = 0.0
     ) -> list[ArrivalCommand]:
         """
         The ports of a VM were counted, as commanded.
@@ -189,17 +189,18 @@ class Arrivals:
         :param work: The command; its result is ignored if the VM's ports have changed since.
         :param filling: How many ports of the range are in use.
         :param full: Destinations to which every port of the range is taken; only for a VM at its cap.
+        :param took_s: Processor seconds that it took; the VM's next count waits accordingly.
         """
         vm = self._vms.get(work.domain)
         if vm is None:
             return []
-        vm.requests.on_counted(now)
+        vm.requests.on_counted(took_s, now)
         if (vm.ports, vm.refusal.is_at_cap) != (work.ports, work.at_cap):
             return []
-        vm.estimate.on_counted(filling)
+        vm.estimate.on_counted(filling, max(0.0, vm.estimate.arrivals - work.arrivals))
         commands: list[ArrivalCommand] = []
         if vm.refusal.is_at_cap:
-            commands = self._refuse(vm, full)
+            commands = self._refuse(vm, full, now)
         elif vm.requests.is_awaited(now):
             return []
         elif vm.is_short and (vm.requests.may_ask(now) or vm.deferral.deferred):
@@ -216,7 +217,13 @@ class Arrivals:
     # Time
 
     def on_periodic_count(
-        self, domain: DomainUUID, ports: PortRange, filling: Filling, arrivals: int | None, now: float
+        self,
+        domain: DomainUUID,
+        ports: PortRange,
+        filling: Filling,
+        arrivals: int | None,
+        now: float,
+        meanwhile: int = 0,
     ) -> list[ArrivalCommand]:
         """
         The periodic pass has counted: make up for lost signals, and renew budgets before they are used up.
@@ -224,6 +231,7 @@ class Arrivals:
         :param ports: The range whose ports were counted.
         :param filling: How many of them are in use.
         :param arrivals: Connections begun since the VM's ports were programmed; None: not counted.
+        :param meanwhile: How many of them began while the ports were counted; the count may have missed some.
         """
         vm = self._vms.get(domain)
         if vm is None or vm.ports != ports:
@@ -231,10 +239,30 @@ class Arrivals:
         if arrivals is not None:
             vm.budget.on_arrivals_read(arrivals, is_first=vm.estimate.is_adopted)
             vm.estimate.on_arrivals_read(arrivals, filling.in_use, now)
-        vm.estimate.on_counted(filling)
+        vm.estimate.on_counted(filling, meanwhile)
         if vm.is_short and vm.requests.may_ask(now):
             return self._ask(vm, now)
         is_due = vm.budget.is_used_up or vm.deferral.deferred or vm.budget.is_low(vm.estimate.arrivals)
+        return self._arm(vm, now) if is_due and not vm.requests.is_awaited(now) else []
+
+    def on_arrivals_read(self, domain: DomainUUID, ports: PortRange, arrivals: int, now: float) -> list[ArrivalCommand]:
+        """
+        The periodic pass read how many connections began, but did not count: growth is noticed by the estimate.
+
+        :param ports: The range that the kernel holds.
+        :param arrivals: Connections begun since the VM's ports were programmed.
+        """
+        vm = self._vms.get(domain)
+        if vm is None or vm.ports != ports or vm.estimate.is_adopted:
+            return []
+        vm.budget.on_arrivals_read(arrivals, is_first=False)
+        vm.estimate.on_arrivals_read(arrivals, 0, now)
+        if vm.is_short and vm.requests.may_ask(now):
+            if not vm.estimate.is_trusted:
+                return self._count(vm, now)
+            vm.requests.want_count()
+            return self._ask(vm, now)
+        is_due = vm.budget.is_low(vm.estimate.arrivals) and not vm.refusal.is_at_cap
         return self._arm(vm, now) if is_due and not vm.requests.is_awaited(now) else []
 
     def on_tick(self, now: float) -> list[ArrivalCommand]:
@@ -293,15 +321,23 @@ class Arrivals:
     def _count(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
         if not vm.requests.start_count(now):
             return []
-        return [CountPorts(vm.vm.domain, vm.vm.internal, vm.ports, vm.refusal.is_at_cap)]
+        return [CountPorts(vm.vm.domain, vm.vm.internal, vm.ports, vm.refusal.is_at_cap, vm.estimate.arrivals)]
 
-    def _refuse(self, vm: VMArrivals, full: frozenset[Destination]) -> list[ArrivalCommand]:
+    def _refuse(self, vm: VMArrivals, full: frozenset[Destination], now: float) -> list[ArrivalCommand]:
         was_refusing = vm.refusal.is_refusing
         vm.refusal.on_counted(full)
         if not full and not was_refusing:
             return []
         warnings = [_warning(vm, len(full))] if not was_refusing else []
-        return [*warnings, RefuseNew(self.refusals(), REFUSE_S)]
+        return [*warnings, RefuseNew(self._recent_refusals(now), REFUSE_S)]
+
+    def _recent_refusals(self, now: float) -> Mapping[DomainUUID, frozenset[Destination]]:
+        """Return the refusals without those of VMs that were last counted so long ago that ports may be free again."""
+        return {
+            domain: destinations
+            for domain, destinations in self.refusals().items()
+            if self._vms[domain].requests.s_since_count(now) < REFUSE_S
+        }
 
 
 def _release(vm: VMArrivals, most: int | None = None) -> list[ArrivalCommand]:

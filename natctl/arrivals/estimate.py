@@ -156,14 +156,21 @@ class Estimate:
             self._arrivals = float(total)
         self.on_arrivals(float(total), now)
 
-    def on_counted(self, filling: Filling) -> None:
-        """Record a count of the ports in use, and judge by it whether the arrivals before it needed ports."""
+    def on_counted(self, filling: Filling, meanwhile: float = 0.0) -> None:
+        """
+        Record a count of the ports in use, and judge by it whether the arrivals before it needed ports.
+
+        :param meanwhile: Arrivals while it was made, some of which it may have missed.
+        """
         in_use, self._densest = filling
         self._in_use = self._at_most = float(in_use)
-        if self._unjudged >= _LEAST_SAMPLE:
+        if (before := self._unjudged - meanwhile) >= _LEAST_SAMPLE:
             needed = in_use - self._in_use_judged
-            self._doubted_rate = self._rate if needed < self._unjudged / 2 else None
-            self._in_use_judged, self._unjudged = self._in_use, 0.0
+            self._doubted_rate = self._rate if needed < before / 2 else None
+            self._in_use_judged, self._unjudged = self._in_use, meanwhile
+        if self.is_trusted:
+            self._in_use = self._at_most = min(float(self._size), in_use + meanwhile)
+            self._densest = min(1.0, self._densest + meanwhile / self._size)
 
     def on_former_count(self, filling: Filling) -> None:
         """Record a lower bound of the ports in use: a count from before the range was the VM's active one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from natctl.arrivals.count_share import CREDIT_S, CountShare
 from natctl.arrivals.phases import COUNT, REQUEST, CountEvent, CountPhase, RequestEvent, RequestPhase, transition
 
 PATIENCE_S: Final = 1.0
@@ -18,16 +19,21 @@ COUNT_GAP_S: Final = 0.25
 
 
 class Requests:
-    """The requests and counts of one VM; none at first."""
+    """
+    The requests and counts of one VM; none at first.
 
-    __slots__ = ("_asked_at", "_count", "_counted_at", "_quiet_until", "_request")
+    :param share: What its counts may cost; None: they have cost nothing yet.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_asked_at", "_count", "_counted_at", "_quiet_until", "_request", "_share")
+
+    def __init__(self, share: CountShare | None = None) -> None:
         self._request = RequestPhase.IDLE
         self._asked_at = -math.inf
         self._quiet_until = -math.inf
         self._count = CountPhase.IDLE
         self._counted_at = -math.inf
+        self._share = share if share is not None else CountShare(CREDIT_S)
 
     # The manager
 
@@ -88,20 +94,26 @@ class Requests:
         """Request a count, to be started when that is possible."""
         self._count = transition(COUNT, self._count, CountEvent.WANTED)
 
+    @property
+    def share(self) -> CountShare:
+        """What the VM's counts may cost; it outlives these requests."""
+        return self._share
+
     def start_count(self, now: float) -> bool:
-        """Start a count, unless one is under way or has just ended; then postpone it. Return whether it starts."""
+        """Start a count, unless one is under way, has just ended or cost much; then postpone it. Return which."""
         if self.is_counting:
             return False
-        if self.s_since_count(now) < COUNT_GAP_S:
+        if 0 <= self.s_since_count(now) < COUNT_GAP_S or not self._share.is_due(now):
             self.want_count()
             return False
         self._count = transition(COUNT, self._count, CountEvent.STARTED)
         return True
 
-    def on_counted(self, now: float) -> None:
-        """Record that a count ended with a result."""
+    def on_counted(self, took_s: float, now: float) -> None:
+        """Record that a count ended with a result, and the processor seconds that it took."""
         self._count = transition(COUNT, self._count, CountEvent.ENDED)
         self._counted_at = now
+        self._share.on_counted(took_s, now)
 
     def on_count_failed(self) -> None:
         """Record that a count ended without a result."""

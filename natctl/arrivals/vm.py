@@ -121,7 +121,7 @@ class VMArrivals:
             self._requests.on_granted()
         else:
             self._estimate = self._estimate.for_another_range(ports.size, now)
-            self._requests = Requests()
+            self._requests = Requests(self._requests.share)
         self._vm, self._ports = vm, ports
         self._deferral.on_ports()
         self._refusal.on_ports(at_cap=vm.at_cap)

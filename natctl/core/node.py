@@ -23,7 +23,7 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from cpm.protocol.errors import VirtPortsError
@@ -51,7 +51,7 @@ from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent, StaleEpoch
 from natctl.core.programming import Programming, Scope, is_empty
-from natctl.core.reports import NO_GUESTS, NO_PROBLEMS, Reports
+from natctl.core.reports import NO_CONNECTIONS, NO_GUESTS, NO_PROBLEMS, Reports
 from natctl.model.commands import (
     Answer,
     Arm,
@@ -396,13 +396,16 @@ class Node:
         """When :meth:`on_tick` is due for connections that are deferred; None: none is."""
         return self._arrivals.deadline
 
-    def on_ports_counted(self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float) -> None:
+    def on_ports_counted(
+        self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float, took_s: float = 0.0
+    ) -> None:
         """
         The ports of a VM were counted, as commanded.
 
         :param full: Destinations to which no port of the range is left.
+        :param took_s: Processor seconds that it took.
         """
-        self._command(self._arrivals.on_counted(work, filling, full, now))
+        self._command(self._arrivals.on_counted(work, filling, full, now, took_s))
 
     def on_count_failed(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
@@ -445,7 +448,12 @@ class Node:
         self._send(report)
 
     def on_periodic_count(
-        self, use: PortUse, connections: Mapping[DomainUUID, int], generation: int, now: float
+        self,
+        use: PortUse,
+        connections: Mapping[DomainUUID, int],
+        generation: int,
+        now: float,
+        before: Mapping[DomainUUID, int] = NO_CONNECTIONS,
     ) -> None:
         """
         The connections of all VMs were counted.
@@ -453,13 +461,31 @@ class Node:
         :param use: Ports in use.
         :param connections: Connections begun since each VM got its ports.
         :param generation: :attr:`applied_generation` when counting began.
+        :param before: The same as ``connections`` when counting began.
         """
+        for uuid, ports, vm in self._counted_vms(generation):
+            filling, arrivals = use.filling(vm.internal, ports), connections.get(uuid)
+            meanwhile = max(0, arrivals - before[uuid]) if arrivals is not None and uuid in before else 0
+            self._command(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
+
+    def on_arrivals_read(self, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
+        """
+        The connections that begin were read, and ports were not counted because that is expensive at present.
+
+        :param connections: Connections begun since each VM got its ports.
+        :param generation: :attr:`applied_generation` when they were read.
+        """
+        for uuid, ports, _ in self._counted_vms(generation):
+            if (arrivals := connections.get(uuid)) is not None:
+                self._command(self._arrivals.on_arrivals_read(uuid, ports, arrivals, now))
+
+    def _counted_vms(self, generation: int) -> Iterator[tuple[DomainUUID, PortRange, HostIntent]]:
+        """Yield the VMs whose ports are in force, if nothing has changed since this generation."""
         if generation != self.applied_generation:
             return
-        for uuid, vm in self._intent.host.items():
+        for uuid, vm in list(self._intent.host.items()):
             if vm.ports is not None and self._programming.entry_in_force(uuid, needs_taps=False) is not None:
-                filling = use.filling(vm.internal, vm.ports)
-                self._command(self._arrivals.on_periodic_count(uuid, vm.ports, filling, connections.get(uuid), now))
+                yield uuid, vm.ports, vm
 
     # Inside
 

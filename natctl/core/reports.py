@@ -18,6 +18,7 @@ from qga_agent.samples import Rates
 
 NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 NO_PROBLEMS: Mapping[DomainUUID, str] = MappingProxyType({})
+NO_CONNECTIONS: Mapping[DomainUUID, int] = MappingProxyType({})
 
 
 class Reports:

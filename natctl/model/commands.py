@@ -82,6 +82,8 @@ class CountPorts:
     ports: PortRange
     at_cap: bool
     """Whether to find, when no port is free, also the destinations to which every port has a connection."""
+    arrivals: float = dataclasses.field(default=0.0, compare=False)
+    """Connections known to have begun when the count was commanded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

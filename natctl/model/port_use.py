@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from itertools import pairwise
+from itertools import islice, pairwise, repeat
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from cpm.protocol.model import PortRange
+from natctl.model.entries import Destination
 
 IP_PROTOCOL_NAMES: Mapping[int, str] = MappingProxyType(
     {1: "icmp", 6: "tcp", 17: "udp", 33: "dccp", 47: "gre", 132: "sctp", 136: "udplite"}
@@ -40,6 +42,9 @@ class Filling(NamedTuple):
 
 EMPTY: Final = Filling(0, 0.0)
 
+_SLICE: Final = 8192
+"""Connections that are counted at a time; no other thread runs meanwhile."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProtocolPorts:
@@ -53,8 +58,16 @@ class ProtocolPorts:
     @classmethod
     def of(cls, ports: Iterable[int]) -> ProtocolPorts:
         """Create from the port of every connection, in any order."""
-        flows = array("H", sorted(ports))
-        return cls(flows, array("H", sorted(set(flows))))
+        # Sorting all of them would keep the event loop waiting when there are hundreds of thousands.
+        counts: Counter[int] = Counter()
+        every = iter(ports)
+        while part := list(islice(every, _SLICE)):
+            counts.update(part)
+        distinct = sorted(counts)
+        flows = array("H")
+        for port in distinct:
+            flows.extend(repeat(port, counts[port]))
+        return cls(flows, array("H", distinct))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,6 +109,14 @@ class VMPorts:
     def total(self) -> int:
         """How many connections have a port."""
         return sum(len(each.flows) for each in self.protocols.values())
+
+
+class PortCount(NamedTuple):
+    """The result of a count of one VM's ports."""
+
+    filling: Filling
+    full: frozenset[Destination] = frozenset()
+    """Destinations to which every port of the range is taken; found only for a VM at its cap."""
 
 
 NO_PORTS = VMPorts()

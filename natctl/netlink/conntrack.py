@@ -29,9 +29,11 @@ import asyncio
 import errno
 import socket
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
+from itertools import chain, islice
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
@@ -42,7 +44,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
 from natctl.model.flow import ICMP, PORTED, Flow
-from natctl.model.port_use import PortUse, VMPorts
+from natctl.model.port_use import PortCount, PortUse, VMPorts
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
     MalformedMessage,
@@ -76,6 +78,9 @@ _ICMP_NUMBERS = (_CTA_PROTO_ICMP_TYPE, 1), (_CTA_PROTO_ICMP_CODE, 1), (_CTA_PROT
 """Type and size of the attributes of :attr:`~natctl.model.flow.Flow.numbers`."""
 _CTA_FILTER_REPLY_FLAGS = 2
 _FILTER_IP_DST = 1 << 1
+
+MOST_FULL: Final = 1000
+"""Destinations of one VM, at most, that are found to have no port left. The kernel is told each of them."""
 
 _DELETE_ROUNDS: Final = 3
 _DELETE_BATCH: Final = 64
@@ -120,7 +125,7 @@ def dump_full_destinations(internal: IPv4Address, ports: PortRange) -> frozenset
     :raise KernelError: When the kernel refuses or does not answer.
     """
     with _socket(f"read the connections of {internal}") as ct:
-        return _full_destinations(ct, internal, ports)
+        return _count(ct, internal, ports, at_cap=True).full
 
 
 def delete_connections(internal: IPv4Address) -> int:
@@ -182,18 +187,21 @@ class Conntrack:
     def __init__(self, flag: int = FLAG) -> None:
         self._flag = flag
 
-    async def ports_of_all(self) -> PortUse:
-        """See :func:`dump_ports`."""
-        return await _in_thread("read the connections of all VMs", lambda ct: _all_ports(ct, self._flag))
-
-    async def ports_of(self, internal: IPv4Address) -> VMPorts:
-        """See :func:`dump_ports_of`."""
-        return await _in_thread(f"read the connections of {internal}", lambda ct: _ports_of(ct, internal))
-
-    async def full_destinations(self, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
-        """See :func:`dump_full_destinations`."""
+    async def ports_of_all(self) -> tuple[PortUse, float]:
+        """See :func:`dump_ports`; also return the processor seconds that it took, the kernel's included."""
         return await _in_thread(
-            f"read the connections of {internal}", lambda ct: _full_destinations(ct, internal, ports)
+            "read the connections of all VMs", lambda ct: _timed(lambda: _all_ports(ct, self._flag))
+        )
+
+    async def count(self, internal: IPv4Address, ports: PortRange, *, at_cap: bool) -> tuple[PortCount, float]:
+        """
+        Count the ports of one VM, and return the processor seconds that it took.
+
+        :param at_cap: Whether to find, if no port is free, also the destinations to which every port has a connection.
+        :raise KernelError: When the kernel refuses or does not answer.
+        """
+        return await _in_thread(
+            f"read the connections of {internal}", lambda ct: _timed(lambda: _count(ct, internal, ports, at_cap=at_cap))
         )
 
     async def delete_connections(self, internal: IPv4Address) -> int:
@@ -255,28 +263,85 @@ def _zones(ct: Socket, request: bytes) -> Mapping[IPv4Address, frozenset[int]]:
     return {IPv4Address(address): frozenset(zones) for address, zones in found.items()}
 
 
-def _full_destinations(ct: Socket, internal: IPv4Address, ports: PortRange) -> frozenset[Destination]:
-    taken = until_complete(lambda: _taken_ports(ct, internal, ports))
-    return frozenset(
-        Destination(protocol, IPv4Address(address), port)
-        for (protocol, address, port), mine in taken.items()
-        if len(mine) == ports.size
-    )
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """Return the result and the processor seconds of this thread, in which the kernel's work for a dump is included."""
+    begin = time.thread_time()
+    return work(), time.thread_time() - begin
 
 
-def _taken_ports(ct: Socket, internal: IPv4Address, ports: PortRange) -> dict[tuple[int, int, int], set[int]]:
-    """Return the ports of the range that have a connection, by destination."""
-    found: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
+def _count(ct: Socket, internal: IPv4Address, ports: PortRange, *, at_cap: bool) -> PortCount:
+    if not at_cap:
+        return PortCount(_ports_of(ct, internal).filling(ports))
+    found = until_complete(lambda: _by_destination(ct, internal))
+    filling = found.ports().filling(ports)
+    return PortCount(filling, found.full(ports) if filling.in_use == ports.size else frozenset())
+
+
+class _ByDestination(NamedTuple):
+    """The connections of one VM."""
+
+    open: defaultdict[tuple[int, bytes, int], list[int]]
+    """Their ports, by protocol, destination and its port, without TCP connections that are closing."""
+    closing: list[int]
+    """The ports of TCP connections that are closing."""
+
+    def ports(self) -> VMPorts:
+        by_protocol: defaultdict[int, list[Iterable[int]]] = defaultdict(list)
+        for (protocol, _, _), mine in self.open.items():
+            by_protocol[protocol].append(mine)
+        if self.closing:
+            by_protocol[socket.IPPROTO_TCP].append(self.closing)
+        return VMPorts.of({protocol: chain.from_iterable(each) for protocol, each in by_protocol.items()})
+
+    def full(self, ports: PortRange) -> frozenset[Destination]:
+        """Return the destinations, :data:`MOST_FULL` at most, to which every port of the range is taken."""
+        every = frozenset(range(ports.first, ports.last + 1))
+        full = (key for key, mine in self.open.items() if len(mine) >= ports.size and every.issubset(mine))
+        return frozenset(
+            Destination(protocol, IPv4Address(address), port) for protocol, address, port in islice(full, MOST_FULL)
+        )
+
+
+def _by_destination(ct: Socket, internal: IPv4Address) -> _ByDestination:
+    found = _ByDestination(defaultdict(list), [])
+    wanted, layouts, shape = int(internal), _DESTINATION_LAYOUTS, _SHAPE
     for buffer, start, end in ct.dump(_request(_replies_to(internal))):
-        entry = _Entry.decode(buffer, start, end)
-        if entry is None or entry.address != int(internal) or entry.port is None or entry.port not in ports:
+        layout = layouts.get(buffer[start + 4 : start + 8])
+        if layout is None or end - start < layout.size:
+            _read_slowly(found, wanted, buffer, start, end)
             continue
-        reply = _spans(buffer, *entry.parts[_CTA_TUPLE_REPLY])
-        source = _value(buffer, reply[_CTA_TUPLE_IP], 4, _CTA_IP_V4_SRC)
-        if source is not None and _tcp_state(buffer, entry.parts.get(_CTA_PROTOINFO)) not in _CLOSING:
-            source_port = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_SRC_PORT) or 0
-            found[entry.protocol, source, source_port].add(entry.port)
+        outer, at, to, address, kind, protocol, source, there, destination, port = layout.unpack_from(buffer, start)
+        if (outer, to, kind, source, destination) != shape:
+            _read_slowly(found, wanted, buffer, start, end)
+        elif address == wanted:
+            if protocol == socket.IPPROTO_TCP and _is_closing(buffer, start, end):
+                found.closing.append(port)
+            else:
+                found.open[protocol, at, there].append(port)
     return found
+
+
+def _read_slowly(found: _ByDestination, wanted: int, buffer: bytes, start: int, end: int) -> None:
+    """Read an entry in any layout. :raise MalformedMessage: When it cannot be read."""
+    entry = _Entry.decode(buffer, start, end)
+    if entry is None or entry.address != wanted or entry.port is None:
+        return
+    reply = _spans(buffer, *entry.parts[_CTA_TUPLE_REPLY])
+    source = _value(buffer, reply[_CTA_TUPLE_IP], 4, _CTA_IP_V4_SRC)
+    if source is None:
+        return
+    if _tcp_state(buffer, entry.parts.get(_CTA_PROTOINFO)) in _CLOSING:
+        found.closing.append(entry.port)
+    else:
+        there = _value(buffer, reply[_CTA_TUPLE_PROTO], 2, _CTA_PROTO_SRC_PORT) or 0
+        found.open[entry.protocol, source.to_bytes(4, "big"), there].append(entry.port)
+
+
+def _is_closing(buffer: bytes, start: int, end: int) -> bool:
+    at = buffer.find(_TCP_STATE, start, end)
+    if at >= 0:
+        return buffer[at + len(_TCP_STATE)] in _CLOSING
+    return _tcp_state(buffer, _spans(buffer, start + NFGENMSG_BYTES, end).get(_CTA_PROTOINFO)) in _CLOSING
 
 
 def _tcp_state(buffer: bytes, protocol: tuple[int, int] | None) -> int | None:
@@ -318,6 +383,13 @@ _LAYOUTS = {
 }
 """By the header of the original tuple: nfgenmsg; original tuple; reply tuple: headers down to the source; destination:
 header, value; protocol: headers, value; ports: header, skipped, header, value."""
+_DESTINATION_LAYOUTS = {
+    _HEAD.pack(length, _CTA_TUPLE_ORIG | NLA_F_NESTED): struct.Struct(f"!4x{length}x12s4s4sI8sB3x4sH2x4sH2x")
+    for length in (_TUPLE_BYTES, _TUPLE_BYTES + _ZONE_BYTES)
+}
+"""The same with the source of the reply tuple and its port, where the others skip."""
+_TCP_STATE = _HEAD.pack(44, _CTA_PROTOINFO_TCP | NLA_F_NESTED) + _HEAD.pack(5, _CTA_PROTOINFO_TCP_STATE)
+"""The headers before the state of a TCP connection; no value in an entry is long enough to contain them."""
 _SHAPE = (
     _HEAD.pack(_TUPLE_BYTES, _CTA_TUPLE_REPLY | NLA_F_NESTED)
     + _HEAD.pack(20, _CTA_TUPLE_IP | NLA_F_NESTED)

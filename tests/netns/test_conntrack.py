@@ -152,9 +152,11 @@ async def test_one_vm_is_read_exactly_whatever_the_mark() -> None:
     insert("udp", 20001)
     insert_tcp(30000, internal=OTHER)
     conntrack = Conntrack()
-    assert (await conntrack.ports_of(VM)).total == 3
-    assert (await conntrack.ports_of(VM)).in_use(ALL) == 2
-    assert (await conntrack.ports_of(IPv4Address("100.64.0.7"))).total == 0
+    for at_cap in (False, True):
+        count, took_s = await conntrack.count(VM, ALL, at_cap=at_cap)
+        assert (count.filling.in_use, count.full) == (2, frozenset())
+        assert took_s > 0
+    assert (await conntrack.count(IPv4Address("100.64.0.7"), ALL, at_cap=True))[0].filling.in_use == 0
 
 
 async def test_deleting_the_connections_of_a_vm_leaves_the_others_alone() -> None:
@@ -201,7 +203,7 @@ async def test_the_daemon_reads_the_namespace_it_runs_in_and_many_readings_go_on
         insert_tcp(port)
     conntrack = Conntrack()
     readings = await asyncio.gather(*(conntrack.ports_of_all() for _ in range(12)))
-    assert [each.of(VM).total for each in readings] == [50] * 12
+    assert [use.of(VM).total for use, _ in readings] == [50] * 12
 
 
 def test_ten_thousand_entries_agree_with_the_tool() -> None:

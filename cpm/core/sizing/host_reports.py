@@ -18,7 +18,7 @@ from cpm.core.journal import JournalEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing import GROW_COOL_DOWN, Arrival, Bounds, Demand, decide, on_arrival, policy_named
-from cpm.core.sizing.observation import Observation
+from cpm.core.sizing.observation import Observation, is_counted
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer, Target
 from cpm.core.wishes import EffectiveWishes
@@ -70,7 +70,7 @@ class HostReports:
             observation = self._sizer.of(vm.uuid)
             if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
                 self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
-            if report.generation >= session.last_change(vm.uuid):
+            if report.generation >= session.last_change(vm.uuid) and is_counted(measured):
                 self._rollout.on_draining_counted(vm.uuid, session.node, measured, now)
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)
                 observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))

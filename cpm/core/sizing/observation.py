@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TypeAlias
 
+import msgspec
+
 from cpm.core.placement import Grow, NoRoom, NoRoomError, Outcome, Overflow, Refused, Relocate
 from cpm.core.sizing.contention import Allowance, LessThanWanted
 from cpm.core.sizing.guards import Decision, ScalingState
@@ -36,6 +38,11 @@ class OverflowRange:
 
     no_room: NoRoom | None
     """Why its range could not become longer; None: it returned to a leaving range of its own while ports are short."""
+
+
+def is_counted(measured: Measured) -> bool:
+    """Return whether a host counted the VM's ports this time: it may leave that out when counting is expensive."""
+    return measured.ports_in_use is not None or bool(measured.draining)
 
 
 Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress
@@ -69,13 +76,16 @@ class Observation:
 
     def on_report(self, measured: Measured, refused_packets: int, now: float) -> bool:
         """
-        Record what its host measured.
+        Record what its host measured. What it did not count this time is as in the report before.
 
         :param refused_packets: Connection attempts refused since the VM got its ports.
         :param now: UTC seconds.
         :return: Whether connections were refused since the last report; False for the first report to this manager.
         """
         newly_refused = self.measured is not None and refused_packets > self.refused_packets
+        if self.measured is not None and not is_counted(measured):
+            last = self.measured
+            measured = msgspec.structs.replace(measured, ports_in_use=last.ports_in_use, draining=last.draining)
         self.measured, self.measured_at, self.refused_packets = measured, now, refused_packets
         return newly_refused
 

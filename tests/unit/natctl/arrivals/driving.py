@@ -14,6 +14,7 @@ from natctl.model.port_use import Filling
 from tests.fakes.intents import host_entry
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")
+OTHER = DomainUUID("22222222-2222-4222-8222-222222222222")
 INTERNAL = IPv4Address("100.64.0.1")
 FLOOR = PortRange(20000, 20255)
 DOUBLE = PortRange(20000, 20511)

@@ -6,14 +6,17 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from natctl.arrivals.controller import Arrivals
+from natctl.arrivals.count_share import SHARE
 from natctl.arrivals.port_headroom import budget
 from natctl.arrivals.refusal import RECOUNT_S, REFUSE_S
 from natctl.arrivals.requests import COUNT_GAP_S, PATIENCE_S
-from natctl.model.commands import Arm, CountPorts, RefuseNew, Warn
+from natctl.model.commands import Arm, CountPorts, RefuseNew, Send, Warn
+from natctl.model.port_use import Filling
 from tests.unit.natctl.arrivals.driving import (
     AT,
     DOUBLE,
     FLOOR,
+    OTHER,
     THERE,
     VM,
     a_vm,
@@ -289,3 +292,77 @@ def test_a_budget_that_the_kernel_never_took_does_not_come_back_to_the_one_it_ho
     for second in range(1, 9):
         arrivals.on_periodic_count(VM, FLOOR, evenly(0), second * 400, AT + second)
         assert armed(arrivals) != held
+
+
+def test_a_count_that_was_expensive_is_not_repeated_soon() -> None:
+    """The cost of counting does not depend on how often one VM uses up its budget."""
+    arrivals = watching(at_cap=True)
+    cost_s, counted = 0.9, 0
+    for tenth in range(10, 1200):
+        now = AT + tenth / 10
+        for command in [*arrivals.on_budget_used_up(VM, now), *arrivals.on_tick(now)]:
+            if isinstance(command, CountPorts):
+                counted += 1
+                arrivals.on_counted(command, evenly(256), frozenset({THERE}), now, cost_s)
+        hold(arrivals, now)
+    assert 2 <= counted <= 120 * SHARE / cost_s + 2
+
+
+def test_other_ports_do_not_pay_for_the_counts_of_the_former() -> None:
+    arrivals = watching(at_cap=True)
+    (counting,) = arrivals.on_budget_used_up(VM, AT + 1)
+    assert isinstance(counting, CountPorts)
+    arrivals.on_counted(counting, evenly(256), frozenset(), AT + 1, 5.0)
+    give(arrivals, PortRange(30000, 30255), AT + 2, at_cap=True)
+    assert arrivals.on_budget_used_up(VM, AT + 3) == []
+    assert arrivals.on_tick(AT + 4) == []
+
+
+def test_a_refusal_is_not_renewed_by_the_count_of_another_vm() -> None:
+    """Its own ports may be free again."""
+    arrivals = watching(at_cap=True)
+    arrivals.on_vm(a_vm(DOUBLE, at_cap=True, domain=OTHER), AT)
+    (counting,) = arrivals.on_budget_used_up(VM, AT + 1)
+    assert isinstance(counting, CountPorts)
+    arrivals.on_counted(counting, evenly(256), frozenset({THERE}), AT + 1, 5.0)
+    others = CountPorts(OTHER, counting.internal, DOUBLE, at_cap=True)
+    refused = {VM: frozenset({THERE}), OTHER: frozenset({THERE})}
+    early = arrivals.on_counted(others, Filling(512, 1.0), frozenset({THERE}), AT + 1.1)
+    assert RefuseNew(refused, REFUSE_S) in early
+    late = arrivals.on_counted(others, Filling(512, 1.0), frozenset({THERE}), AT + 1.1 + REFUSE_S)
+    assert RefuseNew({OTHER: frozenset({THERE})}, REFUSE_S) in late
+
+
+def test_connections_that_begin_during_a_long_count_are_not_lost() -> None:
+    """It passed their place in the kernel's table before they were there."""
+    arrivals = watching()
+    arrivals.on_periodic_count(VM, FLOOR, evenly(100), 100, AT + 1)
+    hold(arrivals, AT + 1)
+    assert asks(arrivals.on_periodic_count(VM, FLOOR, evenly(110), 250, AT + 2, 140))
+
+
+def test_growth_is_noticed_while_nothing_is_counted() -> None:
+    arrivals = watching()
+    arrivals.on_periodic_count(VM, FLOOR, evenly(0), 0, AT + 1)
+    hold(arrivals, AT + 1)
+    assert arrivals.on_arrivals_read(VM, FLOOR, 10, AT + 2) == []
+    before = armed(arrivals)
+    assert arrivals.on_arrivals_read(VM, FLOOR, 60, AT + 3) == [Arm(VM)]
+    assert armed(arrivals) < before
+    hold(arrivals, AT + 3)
+    (asked,) = arrivals.on_arrivals_read(VM, FLOOR, 220, AT + 4)
+    assert need(asked).ports_in_use == 220
+    assert arrivals.on_arrivals_read(VM, DOUBLE, 220, AT + 5) == []
+
+
+def test_arrivals_that_need_no_port_are_counted_before_ports_are_asked_for() -> None:
+    arrivals = watching()
+    arrivals.on_periodic_count(VM, FLOOR, evenly(1), 0, AT + 1)
+    arrivals.on_periodic_count(VM, FLOOR, evenly(1), 100, AT + 2)
+    hold(arrivals, AT + 2)
+    commands: list[object] = []
+    for second in range(3, 9):
+        commands += arrivals.on_arrivals_read(VM, FLOOR, 100 * (second - 1), AT + second)
+        hold(arrivals, AT + second)
+    assert count() in commands
+    assert not any(isinstance(command, Send) for command in commands)

@@ -99,6 +99,43 @@ def test_a_destination_is_full_when_every_port_has_a_connection_there() -> None:
     assert with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20229)), UDP, ICMP) == frozenset()
 
 
+def tcp(state: int, port: int, server: int = 1) -> bytes:
+    """Return a TCP connection of port 5000 on 127.0.0.server, in this state, as Linux 6.18 lists it."""
+    number = b"\x05\x00\x01\x00"
+    entry = UDP.replace(number + b"\x11", number + b"\x06").replace(bytes.fromhex("4f04"), port.to_bytes(2, "big"))
+    entry = entry.replace(
+        bytes.fromhex("7f000001 08000200 7f000009"), bytes((127, 0, 0, server, 8, 0, 2, 0, 127, 0, 0, 9))
+    )
+    return (
+        entry
+        + bytes.fromhex(f"30000480 2c000180 05000100 0{state}000000 05000200 00000000 05000300 00000000")
+        + bytes.fromhex("06000400 00000000 06000500 00000000")
+    )
+
+
+def test_the_ports_of_closing_tcp_connections_are_in_use_and_not_taken() -> None:
+    established, closing, there = 3, 7, Destination(6, IPv4Address("127.0.0.1"), 5000)
+    ports = PortRange(20228, 20229)
+    listed = (tcp(established, 20228), tcp(established, 20229), tcp(closing, 20229, server=2), tcp(closing, 20228, 2))
+    assert with_entries(lambda: dump_full_destinations(INTERNAL, ports), *listed) == frozenset({there})
+    assert with_entries(lambda: dump_ports_of(INTERNAL), *listed).filling(ports).in_use == 2
+
+
+def test_a_vm_at_its_cap_is_counted_in_one_pass_that_reads_no_attribute_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One at its cap with 200,000 connections kept natd busy for seconds."""
+    monkeypatch.setattr("natctl.netlink.conntrack._spans", pytest.fail)
+    there = Destination(6, IPv4Address("127.0.0.1"), 5000)
+    assert with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20228)), tcp(3, 20228)) == {there}
+
+
+def test_no_more_destinations_are_found_full_than_the_kernel_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("natctl.netlink.conntrack.MOST_FULL", 5)
+    listed = [tcp(3, 20228, server) for server in range(1, 20)]
+    assert len(with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20228)), *listed)) == 5
+
+
 def test_a_vms_entries_are_deleted_by_their_own_tuple_and_identifier() -> None:
     with kernel_end() as kernel:
         kernel.send(message(DUMPED, UDP) + done())
