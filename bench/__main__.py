@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench import burst, change, density, hook, ledger, machine, nft, path, resize, stats, tick
+from bench import burst, change, density, hook, ledger, limits, machine, nft, path, resize, stats, tick
 from bench.figures import KEYS, Measured, missed_targets, report
 from bench.waits import reason, time_limit
 from lab.errors import LabError
@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "hook": hook.measure,
     "resize": resize.measure,
     "burst": burst.measure,
+    "limits": limits.measure,
     "path": path.measure,
 }
 """In the order in which they run."""

@@ -22,6 +22,7 @@ KEYS = {
         *("signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),
         *("burst_refused_static", "burst_delayed_static", "burst_refused_poll", "burst_delayed_poll"),
     ),
+    "limits": ("natd_share_at_cap", "neighbour_conn_rate_ratio"),
 }
 """The figures of each part, as they are named in the output."""
 
@@ -44,6 +45,8 @@ TARGETS = {
     "signal_ms_p99": (None, 20.0),
     "burst_refused": (None, 0.0),
     "burst_delayed": (None, 0.0),
+    "natd_share_at_cap": (None, 0.1),
+    "neighbour_conn_rate_ratio": (0.8, None),
 }
 """Lower and upper bound of each figure."""
 

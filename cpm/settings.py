@@ -20,6 +20,7 @@ from cpm.service import config
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
 _Ports = Annotated[int, Meta(ge=1, le=LAST_PORT - FIRST_PORT + 1)]
+_Count = Annotated[int, Meta(ge=1, le=10_000_000)]
 _Seconds = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
 
@@ -67,6 +68,20 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     drain_limit_s: _Positive | None = None
     """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports; each
     time the journal has an event ``cut``. None: never. This is the only setting that cuts connections."""
+    connections: _Count = 65536
+    """Connections that a VM may have at once (RFC 6888 REQ-4). Twice the ports of the largest range; four such VMs fill
+    the connection table of a usual host. No VM gets less than its equal part of half of that table."""
+    connections_floor: _Count = 1024
+    """The least that a VM's wish may say: a VM cannot be cut off by a slip."""
+    connections_cap: _Count = 1_048_576
+    """The most that a VM's wish may say."""
+    connection_rate: _Count = 1000
+    """Connections that a VM may begin in a second, once it has begun twenty seconds' worth of them without a
+    pause. At this rate a VM has used up its connections in a minute."""
+    connection_rate_floor: _Count = 20
+    """The least that a VM's wish may say."""
+    connection_rate_cap: _Count = 100_000
+    """The most that a VM's wish may say."""
     compact_s: _Positive = 30.0
     """Seconds between two searches for ranges to move so that free runs join; one at a time on each address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")
@@ -160,6 +175,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             weight=pool.weight,
             policy=self.scaling.policy,
             drain_limit_s=pool.drain_limit_s,
+            connections=pool.connections,
+            connection_rate=pool.connection_rate,
+            bounds={
+                "connections": (pool.connections_floor, pool.connections_cap),
+                "connection_rate": (pool.connection_rate_floor, pool.connection_rate_cap),
+            },
         )
 
     def rules(self) -> PoolRules:
@@ -199,6 +220,10 @@ def _check(file: str, settings: Settings) -> None:
     pool, listen = settings.pool, settings.listen
     if not pool.floor <= pool.initial <= pool.cap:
         raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
+    for name in ("connections", "connection_rate"):
+        least, value, most = (getattr(pool, f"{name}{end}") for end in ("_floor", "", "_cap"))
+        if not least <= value <= most:
+            raise ConfigError(file, f"pool.{name}", f"must lie between {name}_floor ({least}) and {name}_cap ({most})")
     if pool.pairing not in ("preferred", "strict"):
         raise ConfigError(file, "pool.pairing", "use preferred or strict")
     pool.timeouts.check(file, "pool.timeouts")

@@ -33,7 +33,7 @@ from natctl.arrivals.count_share import CountShare
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
-from natctl.kernel import reacting
+from natctl.kernel import reacting, sysctl
 from natctl.kernel.kernel import Kernel
 from natctl.kernel_events import COUNTERS, KernelEvents
 from natctl.model.commands import (
@@ -343,12 +343,13 @@ class Natd:
         counted = await self._kernel.counters()
         use = await self._count_all()
         guests = self._visitor.views() if self._visitor is not None else {}
-        period_s, warnings = self._settings.monitor.period_s, self._kernel.warnings
+        period_s, warnings = self._settings.monitor.period_s, (*self._kernel.warnings, *self._node.warnings)
         problems = self._kernel.way_problems
         self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings, problems)
         if use is None:
             self._node.on_arrivals_read(counted.connections, generation, clock.now())
         else:
+            self._node.on_connections_counted(use, counted, sysctl.connection_table_size())
             after = await self._kernel.counters()
             self._node.on_periodic_count(use, after.connections, generation, clock.now(), counted.connections)
         self._carry_out()

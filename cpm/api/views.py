@@ -61,7 +61,8 @@ class WishView(Struct, frozen=True):
     """One wish in effect for a VM."""
 
     key: str
-    """``floor``, ``cap`` (ports), ``weight``, ``policy`` or ``drain-limit`` (seconds; null: never)."""
+    """``floor``, ``cap`` (ports), ``weight``, ``policy``, ``drain-limit`` (seconds; null: never), ``connections`` (at
+    once) or ``connection-rate`` (new ones in a second)."""
     value: int | float | str | None
     origin: str
     """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
@@ -77,6 +78,8 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     policy: str | UnsetType | None = UNSET
     drain_limit_s: float | UnsetType | None = UNSET
     """0: never, whatever the pool's default is."""
+    connections: int | UnsetType | None = UNSET
+    connection_rate: int | UnsetType | None = UNSET
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,6 +136,8 @@ class DomainDetail(Struct, frozen=True):
     """null: the guest agent has not been asked yet, or is not asked at all."""
     refused_packets: int = 0
     """Connection attempts that were answered by ICMP because the VM is at its cap and no port was left."""
+    limited_packets: int = 0
+    """Packets of new connections dropped because of its limit of connections, or of new ones in a second."""
     claimed_by: NodeName | None = None
     """Another host that says that the VM runs there, while ``node`` has not said that it is gone."""
 

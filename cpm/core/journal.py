@@ -65,6 +65,10 @@ class JournalEvent(enum.StrEnum):
     """The VM should have more ports, and the pool has none for it."""
     SUPPLIED = "supplied"
     """The VM is no longer short."""
+    LIMITED = "limited"
+    """The VM met its limit of connections or of new connections a second: packets of new ones are dropped."""
+    WITHIN_LIMITS = "within limits"
+    """The VM is no longer limited."""
     CLAIMED = "claimed"
     """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
     CUT = "cut"
@@ -77,6 +81,8 @@ NOTICES = frozenset(
         JournalEvent.RECOVERED,
         JournalEvent.SHORT,
         JournalEvent.SUPPLIED,
+        JournalEvent.LIMITED,
+        JournalEvent.WITHIN_LIMITS,
         JournalEvent.CLAIMED,
         JournalEvent.CUT,
     }

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from cpm.protocol.errors import InvalidRequest
@@ -33,6 +34,11 @@ class Origin(enum.StrEnum):
     POOL = "pool"
     """The defaults in ``cpmd.toml``."""
 
+
+LIMIT_BOUNDS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {"connections": (1024, 1_048_576), "connection_rate": (20, 100_000)}
+)
+"""The bounds of a VM's limits unless configured otherwise."""
 
 _PRECEDENCE: Final = {Origin.POOL: 0, Origin.SET: 1, Origin.METADATA: 2}
 
@@ -57,6 +63,10 @@ class EffectiveWishes:
     policy: EffectiveValue[str]
     drain_limit_s: EffectiveValue[float | None]
     """Seconds; None: no limit."""
+    connections: EffectiveValue[int]
+    """Connections at once."""
+    connection_rate: EffectiveValue[int]
+    """New connections in a second."""
     ignored: tuple[str, ...] = ()
     """For each wish that is not in effect, the reason in a sentence."""
 
@@ -71,6 +81,12 @@ class Defaults:
     policy: str
     drain_limit_s: float | None = None
     """Seconds; None: no limit."""
+    connections: int = 65536
+    """Connections at once."""
+    connection_rate: int = 1000
+    """New connections in a second."""
+    bounds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LIMIT_BOUNDS)
+    """The least and the greatest value that a wish may give to either of these two, by its field's name."""
 
 
 class Resolver:
@@ -112,7 +128,7 @@ class Resolver:
         """
         for key, name in KEYS.items():
             value = getattr(wishes, name)
-            if value is not None and (why := _invalid_reason(name, value, self._policies)) is not None:
+            if value is not None and (why := _invalid_reason(name, value, self._policies, self._defaults)) is not None:
                 raise InvalidRequest(f"{key} {value}: {why}")
         if wishes.floor is not None and wishes.cap is not None and wishes.floor > wishes.cap:
             raise InvalidRequest(f"floor {wishes.floor} is above cap {wishes.cap}; lower the floor or raise the cap")
@@ -136,7 +152,7 @@ def resolve(xml: Wishes, operator: Wishes, defaults: Defaults, policies: Collect
             value = getattr(wishes, name)
             if value is None:
                 continue
-            if (why := _invalid_reason(name, value, policies)) is not None:
+            if (why := _invalid_reason(name, value, policies, defaults)) is not None:
                 ignored.append(f"{origin}: {key} {value}: {why}")
             else:
                 values[name] = EffectiveValue(value, origin)
@@ -162,7 +178,7 @@ def _fit_floor_and_cap(
     return EffectiveValue(min(defaults.floor, cap.value), origin), cap, [why]
 
 
-def _invalid_reason(name: str, value: Any, policies: Collection[str]) -> str | None:
+def _invalid_reason(name: str, value: Any, policies: Collection[str], defaults: Defaults) -> str | None:
     """Return why a value is invalid; None: it is valid."""
     if name in ("floor", "cap"):
         return None if 1 <= value <= MAXIMUM_PORTS else f"use 1 to {MAXIMUM_PORTS} ports"
@@ -170,4 +186,7 @@ def _invalid_reason(name: str, value: Any, policies: Collection[str]) -> str | N
         return None if 1 <= value <= MAXIMUM_WEIGHT else f"use 1 to {MAXIMUM_WEIGHT}"
     if name == "policy":
         return None if value in policies else f"there is no such policy; use one of {', '.join(sorted(policies))}"
+    if name in defaults.bounds:
+        least, most = defaults.bounds[name]
+        return None if least <= value <= most else f"use {least} to {most}"
     return None if value >= 0 and math.isfinite(value) else f"use seconds, or {NONE}"

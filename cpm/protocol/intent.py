@@ -17,6 +17,9 @@ from msgspec import Struct
 
 from cpm.protocol.model import DomainUUID, PortRange
 
+RATE_BURST_S = 20
+"""Seconds' worth of new connections that a VM may begin at once, if it began none before."""
+
 
 class VmIntent(Struct, frozen=True):
     """What its host and every edge hold for one VM."""
@@ -38,6 +41,11 @@ class HostIntent(VmIntent, frozen=True):
     at_cap: bool = False
     """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
 
+    connections: int | None = None
+    """Connections that it may have at once (RFC 6888 REQ-4); None: any number."""
+    connection_rate: int | None = None
+    """Connections that it may begin in a second, :data:`RATE_BURST_S` seconds' worth of them at once; None: any."""
+
     @property
     def held(self) -> tuple[PortRange, ...]:
         """All ports that its connections may have on this host."""
@@ -46,7 +54,7 @@ class HostIntent(VmIntent, frozen=True):
     @property
     def programmed(self) -> HostIntent:
         """The part that the kernel holds, without what natd only counts or sends to the guest."""
-        return msgspec.structs.replace(self, draining=(), external=None)
+        return msgspec.structs.replace(self, draining=(), external=None, connections=None)
 
 
 class ExternalRange(Struct, frozen=True):

@@ -175,6 +175,9 @@ class Report(Struct, frozen=True, tag="report"):
     """What is wrong with this machine, for people: sentences, each with a remedy."""
     ways: tuple[WayProblem, ...] = ()
     """What the kernel of a host says about the ways of VMs' packets; VMs with which all is well are in none."""
+    limited: dict[DomainUUID, int] = {}
+    """By VM that met a limit: packets dropped because it had as many connections as it may have, or began too many in a
+    short time; since it got its ports."""
 
 
 class Need(Struct, frozen=True, tag="need"):

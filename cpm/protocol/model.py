@@ -186,6 +186,10 @@ class Wishes:
     drain_limit_s: float | None = None
     """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports;
     :data:`UNLIMITED`: never."""
+    connections: int | None = None
+    """Connections that the VM may have at once."""
+    connection_rate: int | None = None
+    """Connections that it may begin in a second."""
     nonsense: tuple[str, ...] = ()
     """A sentence for each wish that could not be parsed; shown to people only."""
 

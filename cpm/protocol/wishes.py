@@ -26,6 +26,8 @@ KEYS: Final = {
     "weight": "weight",
     "policy": "policy",
     "drain-limit": "drain_limit_s",
+    "connections": "connections",
+    "connection-rate": "connection_rate",
 }
 """Name of each wish as people write it (XML attribute, key of ``virt-ports set``), and its field of :class:`Wishes`."""
 
@@ -92,6 +94,8 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "weight": _whole_number,
     "policy": _policy_name,
     "drain-limit": _drain_limit,
+    "connections": _whole_number,
+    "connection-rate": _whole_number,
 }
 
 

@@ -27,6 +27,7 @@ class _Metrics(Collector):
         yield self._vms()
         yield self._vms_lacking_ports()
         yield self._refused_packets()
+        yield self._limited_packets()
         yield from self._addresses()
         yield from self._nodes()
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
@@ -57,6 +58,17 @@ class _Metrics(Collector):
             if observation.refused_packets and (vm := self._manager.fleet.vms.get(uuid)) is not None:
                 refused.add_metric([vm.name, uuid], observation.refused_packets)
         return refused
+
+    def _limited_packets(self) -> CounterMetricFamily:
+        limited = CounterMetricFamily(
+            "virt_ports_domain_limited_packets",
+            "Packets of new connections dropped: the VM has as many as it may have, or begins too many a second.",
+            labels=["name", "uuid"],
+        )
+        for uuid, observation in self._manager.sizer.observed.items():
+            if observation.limited_packets and (vm := self._manager.fleet.vms.get(uuid)) is not None:
+                limited.add_metric([vm.name, uuid], observation.limited_packets)
+        return limited
 
     def _addresses(self) -> Iterator[GaugeMetricFamily]:
         ports = GaugeMetricFamily(

@@ -88,6 +88,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
         ignored=wishes.ignored,
         guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
         refused_packets=observation.refused_packets,
+        limited_packets=observation.limited_packets or 0,
         claimed_by=claim.node if (claim := manager.claims.of(vm.uuid)) is not None else None,
     )
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Need
 from cpm.protocol.model import DomainUUID, PortRange
+from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.phases import Phases
 from natctl.arrivals.port_headroom import REACTION_S, least_budget
 from natctl.arrivals.refusal import RECOUNT_S, REFUSE_S
 from natctl.arrivals.vm import VMArrivals
 from natctl.model.commands import Arm, ArrivalCommand, CountPorts, RefuseNew, Release, Send, Warn
-from natctl.model.entries import Destination, HostEntry
+from natctl.model.entries import Allowance, Destination, HostEntry
 from natctl.model.port_use import Filling, PortUse
 
 
@@ -47,6 +48,11 @@ class Arrivals:
         vm = self._vms.get(domain)
         return vm.budget.defer_after if vm is not None else None
 
+    def allowance(self, domain: DomainUUID) -> Allowance | None:
+        """Return how many connections of this VM may begin before natd has to count; None: any number."""
+        vm = self._vms.get(domain)
+        return vm.limit.allowance if vm is not None else None
+
     def refusals(self) -> Mapping[DomainUUID, frozenset[Destination]]:
         """Return the VMs whose new connections are refused, and to which destinations."""
         return {domain: vm.refusal.destinations for domain, vm in self._vms.items() if vm.refusal.is_refusing}
@@ -69,7 +75,9 @@ class Arrivals:
         if entry.intent.ports is None:
             return
         vm = entry.intent
-        self._vms[vm.domain] = found = VMArrivals(vm, entry.intent.ports, now, entry.budget, entry.defer_after)
+        self._vms[vm.domain] = found = VMArrivals(
+            vm, entry.intent.ports, now, entry.budget, entry.defer_after, entry.allowance
+        )
         if entry.budget is None:
             found.arm(now)
 
@@ -244,6 +252,21 @@ class Arrivals:
             return self._ask(vm, now)
         is_due = vm.budget.is_used_up or vm.deferral.deferred or vm.budget.is_low(vm.estimate.arrivals)
         return self._arm(vm, now) if is_due and not vm.requests.is_awaited(now) else []
+
+    def on_connections_counted(
+        self, domain: DomainUUID, connections: int, room: TableRoom, arrivals: int, refused: int
+    ) -> list[ArrivalCommand]:
+        """
+        The connections of a VM were counted.
+
+        :param connections: How many it has, on all its ports.
+        :param room: How the connection table is divided at present.
+        :param arrivals: Connections begun since the VM's ports were programmed.
+        :param refused: Connections refused because it had as many as it may have, a counter.
+        """
+        vm = self._vms.get(domain)
+        changed = vm is not None and vm.limit.on_counted(connections, room, arrivals, refused)
+        return [Arm(domain)] if changed else []
 
     def on_arrivals_read(self, domain: DomainUUID, ports: PortRange, arrivals: int, now: float) -> list[ArrivalCommand]:
         """

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.model import PortRange
+from natctl.arrivals.allowance import ConnectionLimit
 from natctl.arrivals.budget import Budget
 from natctl.arrivals.deferral import Deferral
 from natctl.arrivals.estimate import Estimate
 from natctl.arrivals.phases import Phases
 from natctl.arrivals.refusal import Refusal
 from natctl.arrivals.requests import Requests
+from natctl.model.entries import Allowance
 from natctl.model.port_use import Filling
 
 
@@ -25,12 +27,19 @@ class VMArrivals:
     :param ports: Its ports.
     :param budget: The budget that natd found in the kernel when it started; None: there was none.
     :param defer_after: The same for deferral.
+    :param allowance: The same for its limit of connections.
     """
 
-    __slots__ = ("_budget", "_deferral", "_estimate", "_ports", "_refusal", "_requests", "_vm")
+    __slots__ = ("_budget", "_deferral", "_estimate", "_limit", "_ports", "_refusal", "_requests", "_vm")
 
     def __init__(
-        self, vm: HostIntent, ports: PortRange, now: float, budget: int | None = None, defer_after: int | None = None
+        self,
+        vm: HostIntent,
+        ports: PortRange,
+        now: float,
+        budget: int | None = None,
+        defer_after: int | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         is_found = budget is not None
         self._vm = vm
@@ -40,6 +49,9 @@ class VMArrivals:
         self._deferral = Deferral(is_on=is_found and defer_after is not None)
         self._requests = Requests()
         self._refusal = Refusal(at_cap=vm.at_cap)
+        self._limit = ConnectionLimit(allowance)
+        if not is_found:
+            self._limit.on_limit(vm.connections)
 
     @property
     def vm(self) -> HostIntent:
@@ -77,6 +89,11 @@ class VMArrivals:
         return self._refusal
 
     @property
+    def limit(self) -> ConnectionLimit:
+        """Its limit of connections."""
+        return self._limit
+
+    @property
     def phases(self) -> Phases:
         """Its phase in each table."""
         requests = self._requests
@@ -103,6 +120,7 @@ class VMArrivals:
     def on_described(self, vm: HostIntent) -> None:
         """Take over a change that concerns neither the VM's ports nor whether it is at its cap."""
         self._vm = vm
+        self._limit.on_limit(vm.connections)
 
     def on_ports(self, vm: HostIntent, ports: PortRange, now: float, filling: Filling) -> None:
         """
@@ -123,6 +141,7 @@ class VMArrivals:
             self._estimate = self._estimate.for_another_range(ports.size, now)
             self._requests = Requests(self._requests.share)
         self._vm, self._ports = vm, ports
+        self._limit.on_limit(vm.connections)
         self._deferral.on_ports()
         self._refusal.on_ports(at_cap=vm.at_cap)
         self._estimate.on_former_count(filling)

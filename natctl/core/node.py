@@ -23,6 +23,7 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
@@ -46,6 +47,7 @@ from cpm.protocol.messages import (
     Snapshot,
 )
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
+from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
@@ -107,6 +109,7 @@ class Node:
         self._epoch = 0
         self._generation = 0
         self._outbox: list[Command] = []
+        self._table_warning = ""
 
     # Queries
 
@@ -119,6 +122,11 @@ class Node:
     def epoch(self) -> int:
         """Highest epoch seen."""
         return self._epoch
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know about the VMs of this machine together, a sentence each."""
+        return (self._table_warning,) if self._table_warning else ()
 
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
         """Return the interfaces of each VM that runs here."""
@@ -467,6 +475,21 @@ class Node:
             filling, arrivals = use.filling(vm.internal, ports), connections.get(uuid)
             meanwhile = max(0, arrivals - before[uuid]) if arrivals is not None and uuid in before else 0
             self._command(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
+
+    def on_connections_counted(self, use: PortUse, counted: Counted, size: int | None) -> None:
+        """
+        The connections of all VMs were counted: what each may have now follows from its limit and from the others.
+
+        :param counted: The kernel's counters when counting began.
+        :param size: Entries that the connection table can have; None: not known, and then they do not matter.
+        """
+        totals = {uuid: use.of(vm.internal).total for uuid, vm in self._intent.host.items()}
+        room = TableRoom(size if size is not None else sys.maxsize, list(totals.values()))
+        self._table_warning = room.warning(size) if size is not None else ""
+        for uuid, total in totals.items():
+            if uuid in counted.connections:
+                arrivals, refused = counted.connections[uuid], counted.too_many.get(uuid, 0)
+                self._command(self._arrivals.on_connections_counted(uuid, total, room, arrivals, refused))
 
     def on_arrivals_read(self, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
         """

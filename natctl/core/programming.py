@@ -224,7 +224,7 @@ class Programming:
             return None
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
-        return HostEntry(vm.programmed, index, taps, budget, defer_after)
+        return HostEntry(vm.programmed, index, taps, budget, defer_after, self._arrivals.allowance(uuid))
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:

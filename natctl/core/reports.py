@@ -60,9 +60,8 @@ class Reports:
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        return Report(
-            generation, period_s, measured, dict(dropped), dict(counted.refused), warnings, _ways(vms, way_problems)
-        )
+        ways, refused = _ways(vms, way_problems), dict(counted.refused)
+        return Report(generation, period_s, measured, dict(dropped), refused, warnings, ways, counted.limited)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""

@@ -470,8 +470,9 @@ class Kernel:
         if belief is None or self._settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
         nft = self._sockets().nft_counters
-        connections, refused = (read.counters(nft, place) for place in (host.BINDINGS, host.CAPPED))
-        return counted(self._settings.host, belief.desired.host, connections, refused)
+        places = (host.BINDINGS, host.CAPPED, host.RATES, host.LIMITED)
+        by_key = [read.counters(nft, place) for place in places]
+        return counted(self._settings.host, belief.desired.host, *by_key)
 
     def _read_drops(self) -> Mapping[str, int]:
         places = self._belief.drop_places if self._belief is not None else ()

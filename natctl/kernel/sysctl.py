@@ -40,6 +40,14 @@ def _raise_icmp_timeout(settings: Settings, path: Path | None) -> Iterator[str]:
         yield f"net.netfilter.nf_conntrack_icmp_timeout was {now}, is {seconds}"
 
 
+def connection_table_size() -> int | None:
+    """Return how many connections the kernel can keep (``nf_conntrack_max``); None: it does not say."""
+    try:
+        return int((_DIRECTORY.parent / "netfilter/nf_conntrack_max").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def _switch(settings: Settings) -> Iterator[str]:
     for switch in routing.switches(settings):
         now = _read(switch.path)

@@ -86,6 +86,16 @@ class Settings:
     """Whether this machine itself uses addresses of the internal pool: then it must reach those that are no VM's."""
 
 
+class Allowance(NamedTuple):
+    """How many connections of a VM may begin; for more, natd has to count."""
+
+    first: int
+    """Connections that may begin without being counted, 1 and up. The kernel restarts its count only if the allowance
+    changes."""
+    more: int
+    """Connections that may exist at once of those that begin afterwards."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostEntry:
     """One VM on its host: the manager's intent, and what only this host knows."""
@@ -102,6 +112,8 @@ class HostEntry:
     restarts its count only if this number changes, or if the table is created again."""
     defer_after: int | None = None
     """Connections that may begin, counted as for ``budget``, before further ones are deferred; None: none is."""
+    allowance: Allowance | None = None
+    """What its limit of connections leaves; None: it has none."""
 
 
 class Destination(NamedTuple):

@@ -14,6 +14,10 @@ In nftables' notation::
       set budgets { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 64 packets … } }
       set deferred { type mark; limit rate …; elements = { 0x40010000 limit rate over 1/day burst 240 packets … } }
       set capped { type mark; counter; }
+      set rates { type mark; limit rate …; counter; elements = { 0x40010000 limit rate over 1000/second … } }
+      set connections { type mark; limit rate …; ct count …;
+        elements = { 0x40010000 limit rate over 1/hour burst 28672 packets ct count over 28672 } }
+      set limited { type mark; counter; }
       set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
       set refused-queries { type mark . ipv4_addr; flags timeout; }
       chain exemption { type filter hook prerouting priority mangle + 10;
@@ -35,7 +39,10 @@ In nftables' notation::
       chain newcomers {
         meta mark & MASK . meta l4proto . ip daddr . th dport @refused meta mark & MASK @capped reject with icmp 13
         meta l4proto icmp meta mark & MASK . ip daddr @refused-queries … likewise
-        ct status & confirmed == 0 meta mark & MASK @deferred queue num 7414 bypass }
+        ct status & confirmed != 0 return
+        meta mark & MASK @rates drop
+        meta mark & MASK @connections meta mark & MASK @limited drop
+        meta mark & MASK @deferred queue num 7414 bypass }
       chain translate { type nat hook postrouting priority srcnat - 10;
         meta mark & FLAG == FLAG oifname @uplinks jump begun }
       chain begun {
@@ -90,6 +97,8 @@ In nftables' notation::
 - ``refused`` holds the destinations for which a VM at its cap has no port left. natd adds them after counting, and
   elements that it does not renew time out, so that no failure of natd can keep a VM from connecting. ``capped`` decides
   in the end: it changes with the VM's ports, in the same transaction.
+- ``rates`` and ``connections`` hold the VM's limits. A connection takes a token of either; the kernel counts a VM's
+  connections only when the tokens are used up (:mod:`natctl.arrivals.allowance`). ``limited`` counts what is dropped.
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 
@@ -100,13 +109,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from cpm.protocol.intent import HostIntent, VmIntent
+from cpm.protocol.intent import RATE_BURST_S, HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
-from natctl.model.entries import Destination, HostEntry, HostSettings, Path, Queueing
+from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings, Path, Queueing
 from natctl.ruleset import labels, older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
@@ -181,6 +190,7 @@ from natctl.ruleset.values import (
     Family,
     Fragment,
     Hook,
+    Limit,
     Place,
     Reading,
     Rule,
@@ -201,6 +211,9 @@ REFUSED_QUERIES: Final[Place] = (Family.IPV4, "refused-queries")
 """Of ICMP, which has no port, and whose identifier ``nft`` does not look up in a set of ports."""
 """Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
 REFUSALS: Final = (REFUSED, REFUSED_QUERIES)
+RATES: Final[Place] = (Family.IPV4, "rates")
+CONNECTIONS: Final[Place] = (Family.IPV4, "connections")
+LIMITED: Final[Place] = (Family.IPV4, "limited")
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 
@@ -220,6 +233,8 @@ _CARRIED = (6, 17, _ICMP, 132, 136)
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
+_HOUR_S: Final = 3600
+"""The longest time for a token with which the kernel can keep millions of them."""
 _AFTER_MANGLE: Final = -140
 """Priority behind ``mangle``, where other software restores marks, and before destination NAT."""
 _LOCAL = native_u32(2)
@@ -261,6 +276,9 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         CAPPED: SetSpec("capped", (MARK,), counter=True),
         REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), expiring=True),
         REFUSED_QUERIES: SetSpec("refused-queries", (MARK, ADDRESS), expiring=True),
+        RATES: SetSpec("rates", (MARK,), limiting=Limit(1, 1, 1)),
+        CONNECTIONS: SetSpec("connections", (MARK,), limiting=Limit(1, _HOUR_S, 1, 1)),
+        LIMITED: SetSpec("limited", (MARK,), counter=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
@@ -272,6 +290,9 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
         CAPPED: {},
         REFUSED: {},
         REFUSED_QUERIES: {},
+        RATES: {},
+        CONNECTIONS: {},
+        LIMITED: {},
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
@@ -306,7 +327,19 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
             elements.append((DEFERRED, Element(native_u32(mark), userdata=label, defer_after=defer_after)))
         if vm.at_cap:
             elements.append((CAPPED, Element(native_u32(mark), userdata=label)))
+    elements += _limits(entry, native_u32(mark), label)
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
+
+
+def _limits(entry: HostEntry, mark: bytes, label: bytes) -> Iterator[tuple[Place, Element]]:
+    rate = entry.intent.connection_rate
+    if rate is not None:
+        yield RATES, Element(mark, userdata=label, limit=Limit(rate, 1, rate * RATE_BURST_S))
+    if entry.allowance is not None:
+        # Its tokens are practically never refilled.
+        limit = Limit(1, _HOUR_S, entry.allowance.first, entry.allowance.more)
+        yield CONNECTIONS, Element(mark, userdata=label, limit=limit)
+        yield LIMITED, Element(mark, userdata=label)
 
 
 def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, HostEntry]:
@@ -322,7 +355,7 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
             for element in reading.holdings.elements.get(place, {}).values()
         }
-        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED)
+        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS)
     }
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
@@ -341,12 +374,24 @@ def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[P
             raise ValueError("not a range of an address")
         internal = IPv4Address(binding.data[:4])
         ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
+    rate, connections = (elements[place].limit if place in elements else None for place in (RATES, CONNECTIONS))
+    allowance = None
+    if connections is not None and connections.most is not None:
+        allowance = Allowance(connections.burst, connections.most)
     return HostEntry(
-        HostIntent(owner.domain, owner.name, internal, ports, at_cap=CAPPED in elements),
+        HostIntent(
+            owner.domain,
+            owner.name,
+            internal,
+            ports,
+            at_cap=CAPPED in elements,
+            connection_rate=rate.rate if rate is not None else None,
+        ),
         index,
         frozenset(taps),
         budget=elements[BUDGETS].budget if BUDGETS in elements else None,
         defer_after=elements[DEFERRED].defer_after if DEFERRED in elements else None,
+        allowance=allowance,
     )
 
 
@@ -450,10 +495,14 @@ def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     ported = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
     query = (*protocol(_ICMP), *owner(marks), payload(NETWORK, DESTINATION, 4, SECOND))
     is_capped = (*owner(marks), set_lookup("capped"))
-    words = "no port is left for it"
+    words, too_many = "no port is left for it", "the VM has as many connections as it may have"
     rules = (
         rule(ported, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         rule(query, set_lookup("refused-queries", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
+        # A connection that is not answered yet is still "new" for connection tracking, but has its port already.
+        rule(ct("status"), bitwise(_CONFIRMED), compare(bytes(4), "!="), RETURN, comment="counted when it began"),
+        rule(*owner(marks), set_lookup("rates"), DROP, comment="too many connections begin"),
+        rule(*owner(marks), set_lookup("connections"), *owner(marks), set_lookup("limited"), DROP, comment=too_many),
         *_deferral(marks, settings),
     )
     return Chain("newcomers", None, rules)
@@ -462,11 +511,9 @@ def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
 def _deferral(marks: Marks, settings: HostSettings) -> tuple[Rule, ...]:
     if settings.queueing is Queueing.NONE:
         return ()
-    # A connection that is not answered yet is still "new" for connection tracking, but has its port already.
-    is_first = (ct("status"), bitwise(_CONFIRMED), compare(bytes(4)))
     queue = queue_to if settings.queueing is Queueing.NATIVE else extension_queue_to
     words = "waits until the VM has more ports"
-    return (rule(is_first, *owner(marks), set_lookup("deferred"), queue(settings.queue), comment=words),)
+    return (rule(*owner(marks), set_lookup("deferred"), queue(settings.queue), comment=words),)
 
 
 def _translate(marks: Marks) -> Chain:

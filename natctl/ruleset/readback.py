@@ -47,6 +47,16 @@ class Counted:
 
     connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
     refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    too_fast: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    """Packets dropped because the VM began too many connections in too short a time."""
+    too_many: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
+    """Packets dropped because it has as many connections as it may have."""
+
+    @property
+    def limited(self) -> dict[DomainUUID, int]:
+        """Packets of each VM that were dropped because of a limit."""
+        sums = {domain: self.too_fast.get(domain, 0) + self.too_many.get(domain, 0) for domain in self.connections}
+        return {domain: packets for domain, packets in sums.items() if packets}
 
 
 NOTHING_COUNTED = Counted()
@@ -70,14 +80,18 @@ def counted(
     entries: Mapping[DomainUUID, HostEntry],
     connections: Mapping[bytes, int],
     refused: Mapping[bytes, int],
+    too_fast: Mapping[bytes, int],
+    too_many: Mapping[bytes, int],
 ) -> Counted:
     """
     Return the counters of a host's VMs.
 
     :param connections: What the elements have counted that give VMs their ports, by key.
     :param refused: The same of those that refuse the connections of VMs at their cap.
+    :param too_fast: Of those that drop what begins too fast.
+    :param too_many: Of those that drop what exceeds the limit of connections.
     """
-    return Counted(_counted(settings, entries, connections), _counted(settings, entries, refused))
+    return Counted(*(_counted(settings, entries, each) for each in (connections, refused, too_fast, too_many)))
 
 
 def _counted(

@@ -137,6 +137,18 @@ class Field(NamedTuple):
     """
 
 
+class Limit(NamedTuple):
+    """In an element: what passes before it matches."""
+
+    rate: int
+    """Packets in ``per_s`` seconds."""
+    per_s: int
+    burst: int
+    """Packets at once, 1 and up."""
+    most: int | None = None
+    """After that also so many connections, counted by the kernel (``ct count``); None: matches are counted instead."""
+
+
 class SetSpec(NamedTuple):
     """A set, or with data a map; several key fields make a concatenation."""
 
@@ -154,6 +166,8 @@ class SetSpec(NamedTuple):
     """Every element lets some packets pass before it matches, see :attr:`Element.budget`."""
     deferring: bool = False
     """Every element lets some packets pass before it matches all that follow."""
+    limiting: Limit | None = None
+    """Every element has a limit of this kind; the numbers do not matter."""
     expiring: bool = False
     """Elements time out, see :data:`EXPIRING`."""
     learning_s: int = 0
@@ -186,6 +200,8 @@ class Element(NamedTuple):
     """In a set whose elements time out: after how long; 0: never."""
     defer_after: int | None = None
     """In a set that defers: packets that pass before it matches, 1 and up."""
+    limit: Limit | None = None
+    """In a set that limits."""
 
     @property
     def identity(self) -> tuple[bytes, bool]:

@@ -180,7 +180,7 @@ def understands_connections(data: bytes) -> bool:
     answering = _Answering(_GET_CONNECTION, data)
     good = [
         _is_read(lambda: _check_ports(answering)),
-        _is_read(lambda: conntrack._full_destinations(answering, _INTERNAL, _RANGE)),
+        _is_read(lambda: conntrack._by_destination(answering, _INTERNAL).full(_RANGE)),
         _is_read(lambda: conntrack.zones_of_all(answering, conntrack.FLAG)),
         _is_read(lambda: conntrack.delete_unanswered(answering, [_FLOW])),
     ]

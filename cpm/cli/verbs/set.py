@@ -23,6 +23,9 @@ One or more of:
   drain-limit=SECONDS  after so long, while another VM lacks ports, cut the
                        connections that still use a draining range; none:
                        never, whatever the pool's default
+  connections=N        connections that it may have at once
+  connection-rate=N    connections that it may begin in a second; twenty times
+                       as many at once
 
 The VM's domain XML takes precedence over this, and this over the pool's
 defaults; `virt-ports show` prints the origin of each value. It applies from the
@@ -32,6 +35,7 @@ drain-limit."""
 _EXAMPLES = """\
   virt-ports set web1 floor=256 cap=4096
   virt-ports set web1 weight=200 drain-limit=none
+  virt-ports set web1 connections=262144 connection-rate=5000
   virt-ports set web1 --unset cap --unset weight"""
 
 

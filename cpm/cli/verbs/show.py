@@ -65,6 +65,7 @@ def _facts(detail: DomainDetail) -> str:
         ("Score", detail.score),
         ("Last decision", detail.decided),
         *((("Refused at its cap", f"{detail.refused_packets} attempts"),) if detail.refused_packets else ()),
+        *((("Stopped by its limits", f"{detail.limited_packets} packets"),) if detail.limited_packets else ()),
         *guest(detail.guest),
     ))  # fmt: skip
 
@@ -107,7 +108,7 @@ def _wish_text(key: str, value: float | str | None) -> str:
         return f"{value} ports"
     if key == "drain-limit":
         return "never" if value is None else f"{value:g} s"
-    return str(value)
+    return f"{value}/s" if key == "connection-rate" else str(value)
 
 
 def ranges(detail: DomainDetail) -> str:

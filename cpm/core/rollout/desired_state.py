@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 
 from cpm.core import moves
 from cpm.core.fleet import Fleet
+from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import VM, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
@@ -27,14 +28,15 @@ def host_vm(
     node: Node,
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
-    cap: int,
+    wishes: EffectiveWishes,
 ) -> HostIntent | None:
     """
     Return what this host should hold for a VM; None: nothing.
 
     :param present: The host that each running VM is on.
     :param ready: Reserved allocations that the edges already map.
-    :param cap: The VM's cap in ports, draining ones included; held ones it may take back.
+    :param wishes: Those in effect: the VM's cap in ports, draining ones included (held ones it may take back), and the
+        limits of its connections.
     """
     if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
@@ -56,7 +58,10 @@ def host_vm(
         ports,
         draining,
         external=current.external if current is not None else None,
-        at_cap=ports is not None and ports.size + sum(each.size for each in draining) + fleet.space.block > cap,
+        at_cap=ports is not None
+        and ports.size + sum(each.size for each in draining) + fleet.space.block > wishes.cap.value,
+        connections=wishes.connections.value,
+        connection_rate=wishes.connection_rate.value,
     )
 
 

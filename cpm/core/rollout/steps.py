@@ -319,8 +319,7 @@ class Rollout:
         vm = self._fleet.vms.get(uuid)
         if vm is None:
             return None
-        cap = self._wishes(vm).cap.value
-        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, cap)
+        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, self._wishes(vm))
 
     def _path(self, node: Node) -> PathState:
         return desired_state.path(self._fleet, node, self._rules.internal_pool, self._rules.timeouts)

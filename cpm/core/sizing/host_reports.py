@@ -70,6 +70,8 @@ class HostReports:
             observation = self._sizer.of(vm.uuid)
             if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
                 self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
+            if observation.on_limited(report.limited.get(vm.uuid, 0)):
+                self._sizer.notices.note(vm.uuid, JournalEvent.LIMITED, now)
             if report.generation >= session.last_change(vm.uuid) and is_counted(measured):
                 self._rollout.on_draining_counted(vm.uuid, session.node, measured, now)
                 active = self._fleet.one(vm.uuid, _State.ACTIVE)

@@ -65,6 +65,8 @@ class Observation:
     refused_packets: int = 0
     """Connection attempts that its host refused with an ICMP error, at the cap with no port left, since it got its
     ports."""
+    limited_packets: int | None = None
+    """Packets of new connections dropped because of a limit, since it got its ports; None: nothing was reported."""
     free_in: Mapping[AllocationId, int] = dataclasses.field(default_factory=dict)
     """Ports without a connection in ranges that leave or are about to; their number only grows."""
     give_back: GiveBack | None = None
@@ -88,6 +90,15 @@ class Observation:
             measured = msgspec.structs.replace(measured, ports_in_use=last.ports_in_use, draining=last.draining)
         self.measured, self.measured_at, self.refused_packets = measured, now, refused_packets
         return newly_refused
+
+    def on_limited(self, packets: int) -> bool:
+        """
+        Record how many packets were dropped because of a limit of the VM, a counter.
+
+        :return: Whether some were since the last report; False for the first report to this manager.
+        """
+        before, self.limited_packets = self.limited_packets, packets
+        return before is not None and packets > before
 
     def on_counted(self, active: AllocationId | None, free_in: Mapping[AllocationId, int]) -> None:
         """Record to which range the counted ports in use belong, and how many ports are free in leaving ranges."""

@@ -1,5 +1,5 @@
 """
-Journal entries about VMs that lack ports: one when the shortage begins, one when it is over.
+Journal entries about VMs that lack ports, or meet a limit: one when the shortage begins, one when it is over.
 
 Pure. Refused connections and a short pool recur with every measurement; the journal is for people, and must not grow
 with the activity of guests.
@@ -20,6 +20,7 @@ CALM_S: Final = 60.0
 ENDS: Final = {
     JournalEvent.EXHAUSTED: JournalEvent.RECOVERED,
     JournalEvent.SHORT: JournalEvent.SUPPLIED,
+    JournalEvent.LIMITED: JournalEvent.WITHIN_LIMITS,
 }
 """For each event that begins a shortage, the event that ends it."""
 
@@ -39,7 +40,7 @@ class ShortageNotices:
 
     def note(self, uuid: DomainUUID, shortage: JournalEvent, now: float) -> None:
         """
-        Record that a VM lacks ports now.
+        Record that a VM lacks ports, or meets a limit, now.
 
         :param shortage: A key of :data:`ENDS`.
         :param now: UTC seconds.

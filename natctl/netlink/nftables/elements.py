@@ -33,7 +33,7 @@ from natctl.netlink.nftables.schema import (
     VERDICT_CHAIN,
     VERDICT_CODE,
 )
-from natctl.ruleset.values import ANNOUNCED_PER_S, Element
+from natctl.ruleset.values import ANNOUNCED_PER_S, Element, Limit
 
 _PER_MESSAGE: Final = 60_000
 """Bytes of elements in one message: the length of an attribute is 16 bits."""
@@ -60,8 +60,8 @@ def packed_lists(elements: Iterable[Element], *, with_data: bool) -> Iterator[by
 
 def packed_element(element: Element, *, with_data: bool = True) -> bytes:
     """Return one item of a list of elements."""
-    key, key_end, data, chain, userdata, interval_end, budget, timeout_ms, defer_after = element
-    if with_data and (timeout_ms or budget is not None or defer_after is not None):
+    key, key_end, data, chain, userdata, interval_end, budget, timeout_ms, defer_after, limit = element
+    if with_data and (timeout_ms or budget is not None or defer_after is not None or limit is not None):
         return _with_expressions(element)
     if not with_data:
         data, chain, userdata = b"", "", b""
@@ -93,15 +93,32 @@ def packed_pace(per_s: int) -> bytes:
     return _limit(per_s, 1, per_s)
 
 
+def packed_limit(limit: Limit) -> bytes:
+    """
+    Return ``limit rate over RATE/second burst N packets counter``, or that with ``ct count over MOST`` at its end.
+
+    The kernel evaluates the second only when the first matches.
+    """
+    first = _limit(limit.rate, limit.per_s, limit.burst, _OVER)
+    second = attribute(EXPRESSION_NAME, terminated("counter")) + nested(EXPRESSION_DATA)
+    if limit.most is not None:
+        # NFTA_CONNLIMIT_COUNT and _FLAGS.
+        values = attribute(1, network_u32(limit.most)), attribute(2, network_u32(_OVER))
+        second = attribute(EXPRESSION_NAME, terminated("connlimit")) + nested(EXPRESSION_DATA, *values)
+    return attribute(LIST_ITEM | NLA_F_NESTED, first) + attribute(LIST_ITEM | NLA_F_NESTED, second)
+
+
 def _with_expressions(element: Element) -> bytes:
     """Return an element that lets some packets pass before it matches, or that times out."""
-    packed = packed_element(element._replace(budget=None, timeout_ms=0, defer_after=None))
+    packed = packed_element(element._replace(budget=None, timeout_ms=0, defer_after=None, limit=None))
     if element.timeout_ms:
         packed += attribute(ELEMENT_TIMEOUT, struct.pack(">Q", element.timeout_ms))
     if element.budget is not None:
         packed += nested(ELEMENT_EXPRESSIONS, packed_budget(element.budget))
     if element.defer_after is not None:
         packed += nested(ELEMENT_EXPRESSION, packed_allowance(element.defer_after))
+    if element.limit is not None:
+        packed += nested(ELEMENT_EXPRESSIONS, packed_limit(element.limit))
     return _ONE.pack(len(packed), LIST_ITEM | NLA_F_NESTED) + packed[_ONE.size :]
 
 

@@ -39,7 +39,13 @@ from natctl.netlink.message import (
     with_acknowledgement,
 )
 from natctl.netlink.nftables import schema
-from natctl.netlink.nftables.elements import packed_allowance, packed_budget, packed_lists, packed_pace
+from natctl.netlink.nftables.elements import (
+    packed_allowance,
+    packed_budget,
+    packed_limit,
+    packed_lists,
+    packed_pace,
+)
 from natctl.netlink.nftables.schema import chain_msg, kind, rule_msg, set_msg
 from natctl.ruleset import labels
 from natctl.ruleset.plan import (
@@ -255,6 +261,8 @@ def _packed_kind(spec: SetSpec) -> bytes:
     # The expressions that elements have: nft needs them declared to list and to load the set.
     if spec.budgets:
         packed += nested(schema.SET_EXPRESSIONS, packed_budget(1))
+    if spec.limiting is not None:
+        packed += nested(schema.SET_EXPRESSIONS, packed_limit(spec.limiting))
     if spec.deferring:
         packed += nested(schema.SET_EXPRESSION, packed_allowance(1))
     if spec.per_s:
@@ -269,7 +277,7 @@ def _set_flags(spec: SetSpec) -> int:
         | (_CONCATENATION if len(spec.key) > 1 else 0)
         | (_TIMEOUT if spec.expiring or spec.learning_s else 0)
         | (_EVAL if spec.learning_s else 0)
-        | (_SEVERAL_EXPRESSIONS if spec.budgets else 0)
+        | (_SEVERAL_EXPRESSIONS if spec.budgets or spec.limiting is not None else 0)
     )
 
 

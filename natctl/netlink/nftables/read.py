@@ -41,6 +41,7 @@ from natctl.netlink.nftables.schema import (
     CHAIN_HOOK,
     CHAIN_NAME,
     CHAIN_TYPE,
+    CONNLIMIT_COUNT,
     COUNTER_PACKETS,
     CT_TIMEOUT,
     CT_TIMEOUT_DATA,
@@ -61,6 +62,8 @@ from natctl.netlink.nftables.schema import (
     HOOK_PRIORITY,
     LIMIT_BURST,
     LIMIT_FLAGS,
+    LIMIT_RATE,
+    LIMIT_UNIT,
     LIST_ELEMENTS,
     LIST_SET,
     OBJECT_DATA,
@@ -88,6 +91,7 @@ from natctl.ruleset.values import (
     Family,
     Holdings,
     Hook,
+    Limit,
     Place,
     Reading,
 )
@@ -317,11 +321,13 @@ def decode_element(item: bytes) -> tuple[Element, int | None]:
             chain = text(attribute_map(inner[DATA_VERDICT]).get(VERDICT_CHAIN, b""))
         else:
             data = inner.get(DATA_VALUE, b"")
-    packets, budget, defer_after = None, None, None
+    packets, budget, defer_after, limit = None, None, None, None
     if ELEMENT_EXPRESSION in parts:
         packets, defer_after = _counter_or_limit(attribute_map(parts[ELEMENT_EXPRESSION]))
     elif ELEMENT_EXPRESSIONS in parts:
-        packets, budget = _first_counter_or_limit(parts[ELEMENT_EXPRESSIONS])
+        limit, packets = _limit_of(parts[ELEMENT_EXPRESSIONS])
+        if limit is None:
+            packets, budget = _first_counter_or_limit(parts[ELEMENT_EXPRESSIONS])
     element = Element(
         _value(required(parts, ELEMENT_KEY)),
         _value(parts[ELEMENT_KEY_END]) if ELEMENT_KEY_END in parts else b"",
@@ -332,6 +338,7 @@ def decode_element(item: bytes) -> tuple[Element, int | None]:
         budget,
         0,
         defer_after,
+        limit,
     )
     return element, packets
 
@@ -414,6 +421,19 @@ def decode_ct_timeout(item: dict[int, bytes]) -> CtTimeout | None:
     seconds = attribute_map(data.get(CT_TIMEOUT_DATA, b""))
     values = tuple(network_number(seconds[state]) for state in sorted(seconds))
     return CtTimeout(network_number(data.get(CT_TIMEOUT_L4PROTO, b"")), values)
+
+
+def _limit_of(expressions: bytes) -> tuple[Limit | None, int | None]:
+    """Return the limit of an element whose second expression is no limit, and the packets that it counted."""
+    first, second = ([attribute_map(each) for each in attribute_payloads(expressions)] + [{}, {}])[:2]
+    kind_of_second, data = text(second.get(EXPRESSION_NAME, b"")), second.get(EXPRESSION_DATA, b"")
+    if text(first.get(EXPRESSION_NAME, b"")) != "limit" or kind_of_second not in ("counter", "connlimit"):
+        return None, None
+    parts = attribute_map(first.get(EXPRESSION_DATA, b""))
+    rate, per_s, burst = (network_number(parts.get(kind, b"")) for kind in (LIMIT_RATE, LIMIT_UNIT, LIMIT_BURST))
+    if kind_of_second == "counter":
+        return Limit(rate, per_s, burst), _packets(data)
+    return Limit(rate, per_s, burst, network_number(attribute_map(data).get(CONNLIMIT_COUNT, b""))), None
 
 
 def _first_counter_or_limit(expressions: bytes) -> tuple[int | None, int | None]:

@@ -180,7 +180,10 @@ ELEMENT_FLAGS, ELEMENT_TIMEOUT, ELEMENT_USERDATA, ELEMENT_EXPRESSION, ELEMENT_EX
 )
 EXPRESSION_NAME, EXPRESSION_DATA = _numbers(expr, "EXPR_NAME", "EXPR_DATA")
 COUNTER_PACKETS, *_ = _numbers(expr.nft_counter, "COUNTER_PACKETS")
-LIMIT_BURST, LIMIT_FLAGS = _numbers(expr.nft_limit, "LIMIT_BURST", "LIMIT_FLAGS")
+LIMIT_RATE, LIMIT_UNIT, LIMIT_BURST, LIMIT_FLAGS = _numbers(
+    expr.nft_limit, "LIMIT_RATE", "LIMIT_UNIT", "LIMIT_BURST", "LIMIT_FLAGS"
+)
+CONNLIMIT_COUNT = 1
 GENERATION_ID, *_ = _numbers(nft_gen_msg, "GEN_ID")
 
 # Attributes that pyroute2 does not describe, or only as part of others.

@@ -203,6 +203,8 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
         "weight": (100, "pool"),
         "policy": ("specification", "pool"),
         "drain-limit": (None, "set"),
+        "connections": (65536, "pool"),
+        "connection-rate": (1000, "pool"),
     }
     assert "Ignored:" in (await virt_ports(cpmd, "show", "web1")).out
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json

@@ -52,7 +52,14 @@ EXTERNAL, INTERNAL, UNDERLAY = IPv4Address("203.0.113.1"), IPv4Address("100.64.0
 PORTS, OTHER_PORTS = PortRange(20480, 20735), PortRange(1024, 1087)
 
 ALL_WISHES = Wishes(
-    floor=256, cap=4096, weight=200, policy="spec", drain_limit_s=600.0, nonsense=("weight 'x': no number",)
+    floor=256,
+    cap=4096,
+    weight=200,
+    policy="spec",
+    drain_limit_s=600.0,
+    connections=131072,
+    connection_rate=5000,
+    nonsense=("weight 'x': no number",),
 )
 GUEST = GuestView(
     GuestState.ANSWERING,
@@ -72,7 +79,17 @@ PATH = PathState(
     externals=(EXTERNAL,),
     timeouts=Timeouts(udp_s=300),
 )
-HOST_VM = HostIntent(WEB, "web1", INTERNAL, PORTS, draining=(OTHER_PORTS,), external=EXTERNAL, at_cap=True)
+HOST_VM = HostIntent(
+    WEB,
+    "web1",
+    INTERNAL,
+    PORTS,
+    draining=(OTHER_PORTS,),
+    external=EXTERNAL,
+    at_cap=True,
+    connections=65536,
+    connection_rate=2000,
+)
 EDGE_VM = EdgeIntent(
     WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
 )
@@ -92,6 +109,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"hello","protocol":3,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
+            b'"connections":131072,"connection_rate":5000,'
             b'"nonsense":["weight \'x\': no number"]}}]}'
         ),
     ),
@@ -107,6 +125,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
+            b'"connections":131072,"connection_rate":5000,'
             b'"nonsense":["weight \'x\': no number"]}}'
         ),
     ),
@@ -115,14 +134,16 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         Attach(WEB, "web1", wishes=Wishes()),
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
-            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,"nonsense":[]}}'
+            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,'
+            b'"connections":null,"connection_rate":null,"nonsense":[]}}'
         ),
     ),
     (
         Attach(WEB, "web1", wishes=Wishes(drain_limit_s=UNLIMITED)),
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
-            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,"nonsense":[]}}'
+            b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,'
+            b'"connections":null,"connection_rate":null,"nonsense":[]}}'
         ),
     ),
     (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
@@ -131,7 +152,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
-            b'"drain_limit_s":null,"nonsense":[]}}]}'
+            b'"drain_limit_s":null,'
+            b'"connections":null,"connection_rate":null,"nonsense":[]}}]}'
         ),
     ),
     (Present(()), b'{"type":"present","domains":[]}'),
@@ -152,6 +174,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             {WEB: 9},
             ("packets of VMs on br0 leave by wg0",),
             (WayProblem("leave by wg0", (WEB,)),),
+            {WEB: 7},
         ),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
@@ -161,7 +184,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"rx_bytes":1000,"tx_bytes":2000,"external":"203.0.113.1","ports":{"first":20480,'
             b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9},'
             b'"warnings":["packets of VMs on br0 leave by wg0"],'
-            b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}]}'
+            b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}],"limited":{"u-web":7}}'
         ),
     ),
     (
@@ -169,7 +192,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
-            b'"guest":null}],"dropped":{},"refused":{},"warnings":[],"ways":[]}'
+            b'"guest":null}],"dropped":{},"refused":{},"warnings":[],'
+            b'"ways":[],"limited":{}}'
         ),
     ),
     (
@@ -178,12 +202,16 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
             b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
-            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[],"ways":[]}'
+            b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[],'
+            b'"ways":[],"limited":{}}'
         ),
     ),
     (
         Report(17, 1.0, ()),
-        b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[],"ways":[]}',
+        (
+            b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[],'
+            b'"ways":[],"limited":{}}'
+        ),
     ),
     (
         Need(WEB, PORTS, 192, 850.5),
@@ -204,7 +232,8 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
             b'"udp_s":300,"icmp_s":60,"dns_s":30}},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
-            b'"external":"203.0.113.1","at_cap":true}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"external":"203.0.113.1","at_cap":true,'
+            b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]}'
         ),
@@ -227,7 +256,8 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
             b'"externals":[],"timeouts":null},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
-            b'"ports":null,"draining":[],"external":null,"at_cap":false}],"edge":[{"domain":"u-web",'
+            b'"ports":null,"draining":[],"external":null,"at_cap":false,'
+            b'"connections":null,"connection_rate":null}],"edge":[{"domain":"u-web",'
             b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}]}'
         ),
     ),
@@ -236,7 +266,8 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         (
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
-            b'"last":1087}],"external":"203.0.113.1","at_cap":true}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"last":1087}],"external":"203.0.113.1","at_cap":true,'
+            b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
@@ -350,10 +381,10 @@ def _with_news(value: typing.Any) -> typing.Any:
         return [_with_news(item) for item in value]
     if not isinstance(value, dict):
         return value
-    # The keys of these two are data: a reason, a UUID.
-    return {key: item if key in ("dropped", "refused") else _with_news(item) for key, item in value.items()} | {
-        "news": [1]
-    }
+    # The keys of these are data: a reason, a UUID.
+    return {
+        key: item if key in ("dropped", "refused", "limited") else _with_news(item) for key, item in value.items()
+    } | {"news": [1]}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,11 @@ def test_valid_wishes_are_parsed() -> None:
         ("policy", "", "not the name of a policy"),
         ("drain-limit", "0", "use seconds above 0, or none"),
         ("drain-limit", "inf", "use seconds above 0, or none"),
-        ("drain_limit", "5", "'drain_limit' is none of floor, cap, weight, policy, drain-limit"),
+        (
+            "drain_limit",
+            "5",
+            "'drain_limit' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate",
+        ),
     ],
 )
 def test_an_invalid_wish_is_reported_and_the_others_hold(key: str, text: str, because: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from natctl.ruleset.values import Element
+from natctl.ruleset.values import Element, Limit
 
 NO_TIMEOUT = st.just(0)
 NOT_DEFERRING = st.none()
@@ -26,4 +26,11 @@ def elements(
         st.none() | st.integers(0, 65535),
         timeouts_ms,
         deferring,
+        st.none(),
     )
+
+
+def limits() -> st.SearchStrategy[Limit]:
+    """Limits of both kinds."""
+    number = st.integers(1, 2**31)
+    return st.builds(Limit, number, st.sampled_from([1, 60, 3600]), number, st.none() | st.integers(0, 2**31))

@@ -13,8 +13,8 @@ from natctl.netlink.nftables import encode
 from natctl.netlink.nftables.elements import packed_element
 from natctl.netlink.nftables.read import counted_in, decode_ct_timeout, decode_element, decode_hook
 from natctl.ruleset.plan import AddChain, AddCtTimeout
-from natctl.ruleset.values import Chain, CtTimeout, Element, Family, Hook
-from tests.unit.natctl.netlink.nftables.generated import elements
+from natctl.ruleset.values import Chain, CtTimeout, Element, Family, Hook, Limit
+from tests.unit.natctl.netlink.nftables.generated import elements, limits
 
 BEHIND_HEADERS = 20
 
@@ -23,6 +23,14 @@ BEHIND_HEADERS = 20
 def test_an_element_is_read_as_it_was_packed(element: Element) -> None:
     (item,) = attribute_payloads(packed_element(element))
     assert decode_element(item) == (element, None)
+
+
+@given(limits())
+def test_an_element_with_a_limit_is_read_as_it_was_packed(limit: Limit) -> None:
+    element = Element(b"mark", userdata=b"web", limit=limit)
+    (item,) = attribute_payloads(packed_element(element))
+    # Its counter, or none, since the kernel counts connections instead.
+    assert decode_element(item) == (element, 0 if limit.most is None else None)
 
 
 def test_an_element_that_goes_to_a_chain_or_defers_is_read_as_it_was_packed() -> None:
