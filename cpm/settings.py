@@ -20,7 +20,7 @@ from cpm.service import config
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
 _Ports = Annotated[int, Meta(ge=1, le=LAST_PORT - FIRST_PORT + 1)]
-_Count = Annotated[int, Meta(ge=1, le=10_000_000)]
+_Count = Annotated[int, Meta(ge=1, le=4_000_000)]
 _Seconds = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
 

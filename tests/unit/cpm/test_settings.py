@@ -37,3 +37,11 @@ def test_invalid_settings_are_refused(tmp_path: Path, line: str, key: str, remed
         loaded(tmp_path, f"[pool.timeouts]\n{line}\n")
     assert (caught.value.file, caught.value.key) == (str(tmp_path / "cpmd.toml"), f"pool.timeouts.{key}")
     assert caught.value.remedy.startswith(remedy)
+
+
+def test_the_pool_sets_the_limits_of_connections_and_their_bounds(tmp_path: Path) -> None:
+    defaults = loaded(tmp_path, "[pool]\nconnections = 131072\nconnection_rate_cap = 5000\n").defaults()
+    assert (defaults.connections, defaults.connection_rate) == (131072, 1000)
+    assert defaults.bounds == {"connections": (1024, 1_048_576), "connection_rate": (20, 5000)}
+    with pytest.raises(ConfigError, match="must lie between connections_floor"):
+        loaded(tmp_path, "[pool]\nconnections = 1000\n")

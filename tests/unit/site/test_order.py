@@ -526,6 +526,49 @@ def journal(site: Site) -> list[JournalEvent]:
     return [entry.event for entry in site.ledger.reader().history(VM)]
 
 
+def test_a_vm_that_meets_its_limit_appears_in_show_metrics_and_journal() -> None:
+    site = Site()
+    started(site)
+    node = site.machines[HOST1].node
+    assert node is not None
+
+    def report(limited: int) -> None:
+        vms = (Measured(VM, 10.0, 0.1, ports_in_use=1),)
+        message = Report(node.applied_generation, 1.0, vms, limited={VM: limited})
+        site.ask(lambda manager: manager.on_message(HOST1, message, site.now))
+
+    report(7)
+    assert site.manager is not None
+    assert vms_queries.detail(site.manager, VM).limited_packets == 7
+    line = f'virt_ports_domain_limited_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
+    assert line in metrics.exposition(site.manager).body.decode()
+    assert JournalEvent.LIMITED not in journal(site)
+    report(9)
+    report(11)
+    assert journal(site).count(JournalEvent.LIMITED) == 1
+
+
+def test_a_report_without_a_count_says_nothing_about_ports() -> None:
+    """A host with very many connections counts seldom: meanwhile nothing drains, shrinks or is unknown."""
+    site = Site()
+    started(site)
+    node = site.machines[HOST1].node
+    assert node is not None
+
+    def report(ports_in_use: int | None) -> None:
+        message = Report(node.applied_generation, 1.0, (Measured(VM, 10.0, 0.1, ports_in_use=ports_in_use),))
+        site.ask(lambda manager: manager.on_message(HOST1, message, site.now))
+        site.run()
+
+    report(40)
+    ports = site.machines[HOST1].kernel.host[VM].intent.ports
+    for _ in range(40):
+        report(None)
+    assert site.manager is not None
+    assert vms_queries.detail(site.manager, VM).domain.ports_in_use == 40
+    assert site.machines[HOST1].kernel.host[VM].intent.ports == ports
+
+
 def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None:
     site = Site()
     started(site)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cpm.core.journal import JournalEvent
 from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
@@ -193,3 +195,27 @@ def test_invalid_operator_wishes_are_refused() -> None:
             continue
         raise AssertionError(wishes)
     assert vm(site).operator_wishes == Wishes()
+
+
+def test_limits_of_connections_reach_the_kernel_and_follow_the_wishes() -> None:
+    site = started(Wishes(connection_rate=50))
+    held = site.machines[HOST1].kernel.host[ONE]
+    assert held.intent.connection_rate == 50
+    assert held.allowance is not None
+    assert 50_000 < sum(held.allowance) <= 65536
+    assert site.manager is not None
+    site.ask(lambda manager: manager.set_wishes(ONE, Wishes(connections=2000)))
+    site.run()
+    held = site.machines[HOST1].kernel.host[ONE]
+    assert held.allowance is not None
+    assert sum(held.allowance) <= 2000
+
+
+def test_a_limit_outside_the_pools_bounds_is_ignored_or_refused() -> None:
+    site = started(Wishes(connections=5))
+    assert site.manager is not None
+    effective = site.manager.wishes(vm(site))
+    assert effective.connections.value == 65536
+    assert effective.ignored == ("metadata: connections 5: use 1024 to 1048576",)
+    with pytest.raises(InvalidRequest, match="connection-rate 5: use 20 to 100000"):
+        site.manager.set_wishes(ONE, Wishes(connection_rate=5))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+import msgspec
+
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
@@ -273,3 +275,26 @@ def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
     node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
     assert replace.host == {VM: found}
+
+
+def test_a_count_gives_a_vm_another_allowance_and_warns_of_a_table_that_is_too_small() -> None:
+    node = running(msgspec.structs.replace(a_vm(), connections=65536))
+    use = PortUse({INTERNAL: VMPorts.of({6: [20000] * 60_000})})
+    node.on_connections_counted(use, Counted({VM: 60_000}), 1 << 20)
+    allowance = entry(done(node, AT + 1)).allowance
+    assert allowance is not None
+    assert sum(allowance) <= 5536
+    assert node.warnings == ()
+    node.on_connections_counted(use, Counted({VM: 60_000}), 2000)
+    assert "raise net.netfilter.nf_conntrack_max" in node.warnings[0]
+    assert sum(entry(done(node, AT + 2)).allowance or ()) == 1
+
+
+def test_without_a_count_arrivals_are_noticed() -> None:
+    node = running(a_vm())
+    node.on_periodic_count(PortUse(), {VM: 0}, node.applied_generation, AT + 1)
+    done(node, AT + 1)
+    node.on_arrivals_read({VM: 220}, node.applied_generation, AT + 2)
+    assert needs(node.take())
+    node.on_arrivals_read({VM: 250}, node.applied_generation - 1, AT + 3)
+    assert not needs(node.take())
