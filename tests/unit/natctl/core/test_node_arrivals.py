@@ -24,7 +24,7 @@ from natctl.arrivals.port_headroom import budget
 from natctl.arrivals.refusal import REFUSE_S
 from natctl.core.node import Identity, Node
 from natctl.model.commands import Command, CountPorts, Program, RefuseNew, Release, Replace, Send, Warn
-from natctl.model.entries import Destination, HostEntry, Path
+from natctl.model.entries import Allowance, Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse, VMPorts
 from natctl.ruleset.readback import Counted
 from qga_agent.samples import Rates
@@ -284,10 +284,11 @@ def test_a_count_gives_a_vm_another_allowance_and_warns_of_a_table_that_is_too_s
     allowance = entry(done(node, AT + 1)).allowance
     assert allowance is not None
     assert sum(allowance) <= 5536
-    assert node.warnings == ()
+    assert not node.warnings
     node.on_connections_counted(use, Counted({VM: 60_000}), 2000)
-    assert "raise net.netfilter.nf_conntrack_max" in node.warnings[0]
-    assert sum(entry(done(node, AT + 2)).allowance or ()) == 1
+    (warning,) = node.warnings
+    assert "raise net.netfilter.nf_conntrack_max" in warning
+    assert entry(done(node, AT + 2)).allowance == Allowance(1, 0)
 
 
 def test_without_a_count_arrivals_are_noticed() -> None:
