@@ -339,7 +339,7 @@ def _read_slowly(found: _ByDestination, wanted: int, buffer: bytes, start: int, 
 
 def _is_closing(buffer: bytes, start: int, end: int) -> bool:
     at = buffer.find(_TCP_STATE, start, end)
-    if at >= 0:
+    if 0 <= at < end - len(_TCP_STATE):
         return buffer[at + len(_TCP_STATE)] in _CLOSING
     return _tcp_state(buffer, _spans(buffer, start + NFGENMSG_BYTES, end).get(_CTA_PROTOINFO)) in _CLOSING
 

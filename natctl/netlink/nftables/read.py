@@ -432,7 +432,8 @@ def _limit_of(expressions: bytes) -> tuple[Limit | None, int | None]:
     parts = attribute_map(first.get(EXPRESSION_DATA, b""))
     rate, per_s, burst = (network_number(parts.get(kind, b"")) for kind in (LIMIT_RATE, LIMIT_UNIT, LIMIT_BURST))
     if kind_of_second == "counter":
-        return Limit(rate, per_s, burst), _packets(data)
+        # A counter without data is one that was just created.
+        return Limit(rate, per_s, burst), _packets(data) if data else 0
     return Limit(rate, per_s, burst, network_number(attribute_map(data).get(CONNLIMIT_COUNT, b""))), None
 
 
