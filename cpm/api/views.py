@@ -14,6 +14,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 
 
@@ -42,6 +43,8 @@ class DomainView(Struct, frozen=True):
     traffic goes on)."""
     problem: str = ""
     """Of a VM that is misrouted: where its packets go, and the remedy."""
+    leaving: str = ""
+    """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself."""
 
 
 class AllocationView(Struct, frozen=True):
@@ -55,6 +58,8 @@ class AllocationView(Struct, frozen=True):
     """UTC seconds."""
     connections: int | None = None
     """Connections that still use it; null unless it is draining."""
+    why: str = ""
+    """Why the VM leaves it, although it may need it: a machine uses some of its ports itself."""
 
 
 class WishView(Struct, frozen=True):
@@ -262,7 +267,7 @@ class AddressView(Struct, frozen=True):
 
     address: IPv4Address
     ports_total: int
-    """Ports 1024-65535 without the reserved ones."""
+    """Ports 1024-65535 without the reserved ones and those that a machine uses itself."""
     ports_allocated: int
     """Active or reserved."""
     ports_leaving: int
@@ -272,6 +277,20 @@ class AddressView(Struct, frozen=True):
     domains: int
     """VMs with an active or reserved range on it."""
     reserved: tuple[PortRange, ...] = ()
+    ports_own: int = 0
+    """Ports from 1024 on that edges use themselves: no VM gets them."""
+
+
+class OwnPortsView(Struct, frozen=True):
+    """Ports of an address that no VM gets because an edge uses them itself."""
+
+    first_port: int
+    last_port: int
+    use: OwnUse
+    """``ephemeral`` (its kernel picks from them), ``listener`` or ``connection``."""
+    node: NodeName
+    gone: float | None
+    """UTC seconds at which the edge no longer used them; they are free an hour later. null: it uses them."""
 
 
 class RangeView(Struct, frozen=True):
@@ -292,7 +311,9 @@ class AddressDetail(AddressView, frozen=True):
     """One external address with the ranges on it."""
 
     ranges: tuple[RangeView, ...] = ()
-    """In order of ports; ports between them are free or reserved."""
+    """In order of ports; ports between them are free, reserved or in ``own``."""
+    own: tuple[OwnPortsView, ...] = ()
+    """In order of ports."""
 
 
 class NodeView(Struct, frozen=True):

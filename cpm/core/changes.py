@@ -25,6 +25,7 @@ from cpm.protocol.model import (
     NodeName,
     PortRange,
 )
+from cpm.protocol.own_ports import KeptPorts
 
 Expected: TypeAlias = tuple[PortRange, AllocationState]
 """The range and state that an allocation must have before the change; anything else is a conflict."""
@@ -70,6 +71,14 @@ class DropAddress:
     """Remove an external address from the pool; a conflict while VMs have ranges on it."""
 
     address: IPv4Address
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutOwnPorts:
+    """Replace the ports that are kept for a node; VMs that hold some of them keep these until they have left."""
+
+    node: NodeName
+    kept: tuple[KeptPorts, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,6 +132,7 @@ Change: TypeAlias = (
     | DropNode
     | PutAddress
     | DropAddress
+    | PutOwnPorts
     | AddAllocation
     | MoveAllocation
     | FreeAllocation

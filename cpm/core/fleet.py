@@ -22,11 +22,13 @@ from cpm.core.changes import (
     MoveAllocation,
     PutAddress,
     PutNode,
+    PutOwnPorts,
     PutVM,
 )
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
-from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName
+from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, PortRange
+from cpm.protocol.own_ports import KeptPorts
 
 
 class Fleet:
@@ -53,6 +55,11 @@ class Fleet:
         for allocation in state.allocations:
             self.space.take(allocation)
             self._index(allocation)
+        self.own_ports: dict[NodeName, tuple[KeptPorts, ...]] = {}
+        """What is kept for each edge."""
+        # Last: VMs may still hold some of them.
+        for node in self.nodes:
+            self._keep_own_ports(node, tuple(kept for kept in state.own_ports if kept.node == node))
 
     def take_recorded(self) -> list[Change]:
         """Return the changes since the last call, in order."""
@@ -77,6 +84,18 @@ class Fleet:
         """Return the VM's allocation in that state (active or reserved: at most one each); None: it has none."""
         return next((allocation for allocation in self.of(uuid) if allocation.state is state), None)
 
+    def own_ports_of(self, address: IPv4Address, ports: PortRange | None = None) -> list[KeptPorts]:
+        """
+        Return what is kept for edges on an address, in order of ports.
+
+        :param ports: Only what overlaps these; None: all.
+        """
+        kept = (each for of_node in self.own_ports.values() for each in of_node if each.address == address)
+        return sorted(
+            (each for each in kept if ports is None or each.ports.overlaps(ports)),
+            key=lambda each: (each.ports, each.node),
+        )
+
     def uses_internal(self, address: IPv4Address) -> bool:
         """Return whether a VM has that internal address."""
         return address in self._internal
@@ -99,6 +118,9 @@ class Fleet:
                 self.nodes[node.name] = node
             case DropNode(name):
                 del self.nodes[name]
+                self._keep_own_ports(name, ())
+            case PutOwnPorts(name, kept):
+                self._keep_own_ports(name, kept)
             case PutAddress(address):
                 self.space.add_address(address)
             case DropAddress(address=dropped):
@@ -113,6 +135,13 @@ class Fleet:
                 del self._by_id[freed]
                 self.leaving.pop(freed, None)
         self._recorded.append(change)
+
+    def _keep_own_ports(self, node: NodeName, kept: tuple[KeptPorts, ...]) -> None:
+        before = self.own_ports.pop(node, ())
+        if kept:
+            self.own_ports[node] = kept
+        for address in {each.address for each in (*before, *kept)}:
+            self.space.keep_own(address, (each.ports for each in self.own_ports_of(address)))
 
     def _put_vm(self, vm: VM) -> None:
         if (known := self.vms.get(vm.uuid)) is not None:

@@ -21,6 +21,7 @@ from cpm.protocol.model import (
     NodeName,
     PortRange,
 )
+from cpm.protocol.own_ports import KeptPorts
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class LedgerState:
     allocations: tuple[Allocation, ...]
     next_allocation_id: AllocationId
     """Greater than every id ever used, including those of freed allocations."""
+    own_ports: tuple[KeptPorts, ...] = ()
 
 
 class JournalEvent(enum.StrEnum):
@@ -71,6 +73,8 @@ class JournalEvent(enum.StrEnum):
     """The VM is no longer limited."""
     CLAIMED = "claimed"
     """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
+    OWN_PORT = "own-port"
+    """An edge uses ports of the range itself by now: the VM gets others for new connections."""
     CUT = "cut"
     """The drain limit ended the range while ports were short; connections that still used it are cut."""
 
@@ -85,6 +89,7 @@ NOTICES = frozenset(
         JournalEvent.WITHIN_LIMITS,
         JournalEvent.CLAIMED,
         JournalEvent.CUT,
+        JournalEvent.OWN_PORT,
     }
 )
 """Events about an allocation that do not change it."""

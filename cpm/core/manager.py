@@ -17,8 +17,8 @@ import dataclasses
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from cpm.core import moves, sizing
-from cpm.core.changes import Change, DropAddress, Notice, PutAddress, PutNode, PutVM
+from cpm.core import moves, own_ports, sizing
+from cpm.core.changes import Change, DropAddress, Notice, PutAddress, PutNode, PutOwnPorts, PutVM
 from cpm.core.claims import Claim, Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
@@ -51,6 +51,7 @@ from cpm.protocol.messages import (
     ManagerMessage,
     Need,
     NodeMessage,
+    OwnPorts,
     Presence,
     Present,
     Refused,
@@ -69,6 +70,7 @@ from cpm.protocol.model import (
     Wishes,
 )
 from cpm.protocol.overlaps import Use
+from cpm.protocol.own_ports import KeptPorts, OwnAddress
 
 _State = AllocationState
 
@@ -151,13 +153,14 @@ class Manager:
 
         :param version: Version of cpmd, for the answer.
         :param now: UTC seconds.
-        :raise InvalidRequest: When it speaks another protocol.
+        :raise InvalidRequest: When it speaks another protocol, or names own ports that make no sense.
         :raise Conflict: When it has seen a later manager than this one.
         """
         if hello.protocol != PROTOCOL:
             raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
         if hello.epoch > self.epoch:
             raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
+        own_ports.check(hello.own)
         known = self.fleet.nodes.get(hello.node)
         node = Node(
             hello.node,
@@ -168,6 +171,8 @@ class Manager:
         if node != known:
             self.fleet.record(PutNode(node))
             self._rollout.on_path_changed()
+        # Before a VM that it names gets ports.
+        self._take_own_ports(node, hello.own, now)
         self._forget_statements(hello.node)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
@@ -193,6 +198,8 @@ class Manager:
         node, session = self.fleet.nodes[name], self.sessions[name]
         if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
+        if isinstance(message, OwnPorts) and Role.EDGE not in node.roles:
+            raise InvalidRequest(f"{name} is no edge and has no own ports to keep; add the role edge to its natd.toml")
         match message:
             case Hello():
                 raise InvalidRequest(f"{name} said hello twice; it may do so once a session")
@@ -200,6 +207,9 @@ class Manager:
                 self._attach(node, message, now)
             case Detach():
                 self._detach(name, message.domain, now)
+            case OwnPorts(told):
+                own_ports.check(told)
+                self._take_own_ports(node, told, now)
             case Present():
                 self._take_presence(node, message.domains, now)
             case Applied():
@@ -251,6 +261,9 @@ class Manager:
         session = self.sessions.get(name)
         in_service = not fenced and Role.EDGE in node.roles and session is not None and session.synced
         self._put_node(dataclasses.replace(node, fenced=fenced, in_service=in_service))
+        if fenced:
+            # Its addresses are no longer there; when it is back, it says which ports it uses.
+            self._take_own_ports(node, (), now)
         if fenced and Role.HOST in node.roles:
             for uuid in [uuid for uuid, where in self.present.items() if where == name]:
                 self._detach(name, uuid, now)
@@ -293,6 +306,25 @@ class Manager:
         """
         self.fleet.record(DropAddress(address))
         self._rollout.on_path_changed()
+
+    # Ports that edges use themselves
+
+    def _take_own_ports(self, node: Node, told: Iterable[OwnAddress], now: float) -> None:
+        """Keep what an edge uses itself, and have VMs leave it."""
+        before = self.fleet.own_ports.get(node.name, ())
+        here = told if Role.EDGE in node.roles else ()
+        self._keep_own_ports(node.name, own_ports.kept_after(before, node.name, here, now), now)
+
+    def _keep_own_ports(self, name: NodeName, kept: Iterable[KeptPorts], now: float) -> None:
+        if (after := tuple(kept)) == self.fleet.own_ports.get(name, ()):
+            return
+        known = {allocation.id for allocation in self.fleet.space.in_the_way()}
+        self.fleet.record(PutOwnPorts(name, after))
+        for allocation in self.fleet.space.in_the_way():
+            if allocation.id not in known and allocation.state in (_State.RESERVED, _State.ACTIVE):
+                self.fleet.record(Notice(allocation.id, JournalEvent.OWN_PORT))
+        self.sizer.leave_own_ports(now)
+        self._retry_waiting(now)
 
     # VMs
 
@@ -467,7 +499,10 @@ class Manager:
     # Time
 
     def tick(self, now: float) -> None:
-        """Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait."""
+        """
+        Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait for ports
+        or have to leave some.
+        """
         self._rollout.check_leaving()
         self._report_claims(now)
         for name, node in list(self.fleet.nodes.items()):
@@ -486,6 +521,9 @@ class Manager:
                 self._rollout.queue_snapshot(name)
         if now >= self._retry_waiting_at:
             self._retry_waiting(now)
+        for name, kept in list(self.fleet.own_ports.items()):
+            self._keep_own_ports(name, own_ports.kept_still(kept, now), now)
+        self.sizer.leave_own_ports(now)
         self.sizer.compact(now)
         self.forecast.note(now, self.fleet.space.free_ports)
         self.sizer.relieve(now)

@@ -21,6 +21,7 @@ from cpm.core.changes import (
     Notice,
     PutAddress,
     PutNode,
+    PutOwnPorts,
     PutVM,
 )
 from cpm.core.journal import JournalEvent
@@ -116,6 +117,17 @@ def _drop_address(connection: sqlite3.Connection, change: DropAddress, now: floa
         raise AddressInUse(change.address, len(held))
     deleted = connection.execute("DELETE FROM addresses WHERE address = ?", (str(change.address),))
     _require_deleted(deleted, "address", str(change.address))
+
+
+def _put_own_ports(connection: sqlite3.Connection, change: PutOwnPorts, now: float) -> None:
+    connection.execute("DELETE FROM own_ports WHERE node = ?", (change.node,))
+    connection.executemany(
+        f"INSERT INTO own_ports ({rows.OWN_PORTS}) VALUES (?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+        [
+            (kept.node, str(kept.address), kept.ports.first, kept.ports.last, kept.use.value, kept.gone)
+            for kept in change.kept
+        ],
+    )
 
 
 def _add(connection: sqlite3.Connection, change: AddAllocation, now: float) -> None:
@@ -226,6 +238,7 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     DropNode: _drop_node,
     PutAddress: _put_address,
     DropAddress: _drop_address,
+    PutOwnPorts: _put_own_ports,
     AddAllocation: _add,
     MoveAllocation: _move,
     FreeAllocation: _free,

@@ -26,6 +26,7 @@ from cpm.protocol.model import (
     Role,
     Wishes,
 )
+from cpm.protocol.own_ports import KeptPorts, OwnUse
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -33,6 +34,7 @@ FREE: Final = "free"
 ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
 VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
 NODE: Final = "name, roles, underlay, in_service, fenced"
+OWN_PORTS: Final = "node, address, first, last, use, gone"
 ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
 
 
@@ -100,6 +102,12 @@ def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAd
     for external, first, last in reserved:
         ports[external].append(PortRange(first, last))
     return tuple(ExternalAddress(IPv4Address(name), tuple(ranges)) for name, ranges in ports.items())
+
+
+def own_ports(row: Row) -> KeptPorts:
+    """Convert a row of :data:`OWN_PORTS`."""
+    name, address, first, last, use, gone = row
+    return KeptPorts(NodeName(name), IPv4Address(address), PortRange(first, last), OwnUse(use), gone)
 
 
 def entry(row: Row) -> JournalEntry:

@@ -226,5 +226,32 @@ def _wishes(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes)
+_OWN_PORTS: Final = (
+    f"""CREATE TABLE own_ports (
+        node TEXT NOT NULL REFERENCES nodes (name) ON DELETE CASCADE,
+        address TEXT NOT NULL CHECK ({_canonical("address")}),
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        use TEXT NOT NULL CHECK (use IN ('ephemeral', 'listener', 'connection')),
+        gone REAL,
+        CHECK (0 <= first AND first <= last AND last <= 65535),
+        PRIMARY KEY (node, address, first)
+    ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX own_ports_by_port ON own_ports (address, first)",
+    # A range in any other state was the VM's before an edge began to use some of its ports.
+    """CREATE TRIGGER no_new_range_on_own_ports BEFORE INSERT ON allocations WHEN NEW.state = 'reserved' BEGIN
+        SELECT RAISE(ABORT, 'overloading: some of these ports are a machine''s own')
+        WHERE EXISTS (SELECT 1 FROM own_ports
+                      WHERE address = NEW.external AND first <= NEW.last AND last >= NEW.first);
+    END""",
+)
+
+
+def _own_ports(database: Database) -> None:
+    """Version 4: the ports that edges use themselves on their own addresses."""
+    for statement in _OWN_PORTS:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports)
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -111,6 +111,10 @@ class SqliteLedger:
                 ),
                 allocations=allocations,
                 next_allocation_id=AllocationId(highest + 1),
+                own_ports=tuple(
+                    rows.own_ports(row)
+                    for row in rows_of(f"SELECT {rows.OWN_PORTS} FROM own_ports ORDER BY node, address, first")  # noqa: S608
+                ),
             )
 
     def commit(self, changes: Sequence[Change], now: float) -> None:

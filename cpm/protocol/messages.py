@@ -9,7 +9,8 @@ of a manager: a node refuses a lower one, so a manager that was frozen and resum
 snapshots and deltas within a session.
 
 In the other direction, :class:`Attach` and :class:`Detach` announce that a VM starts or is gone, :class:`Present` lists
-all VMs, :class:`Report` has measurements. A lost message does no lasting harm: the next :class:`Hello` or
+all VMs, :class:`Report` has measurements, and an edge names in :class:`OwnPorts` the ports that no VM may have because
+it uses them itself. A lost message does no lasting harm: the next :class:`Hello` or
 :class:`Present` lists everything again.
 """
 
@@ -22,6 +23,7 @@ from msgspec import Struct
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts
 
 PROTOCOL = 3
@@ -48,6 +50,14 @@ class Hello(Struct, frozen=True, tag="hello"):
     epoch: int
     """Highest epoch this node has seen; a manager with a lower epoch must not serve it."""
     domains: tuple[Presence, ...]
+    own: OwnAddresses = ()
+    """Of an edge: its own addresses and ports, as in :class:`OwnPorts`."""
+
+
+class OwnPorts(Struct, frozen=True, tag="own-ports"):
+    """All addresses of an edge and the ports that it uses there itself; sent when they have changed since the last."""
+
+    addresses: OwnAddresses
 
 
 class Attach(Struct, frozen=True, tag="attach"):
@@ -196,7 +206,7 @@ class Need(Struct, frozen=True, tag="need"):
     """Recent rate of new connections."""
 
 
-NodeMessage = Hello | Attach | Detach | Present | Applied | Rejected | Report | Need
+NodeMessage = Hello | OwnPorts | Attach | Detach | Present | Applied | Rejected | Report | Need
 
 
 class PathState(Struct, frozen=True):

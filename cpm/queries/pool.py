@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from msgspec import structs
 
 from cpm.api import handlers, operations
-from cpm.api.views import AddressDetail, AddressView, RangeView
+from cpm.api.views import AddressDetail, AddressView, OwnPortsView, RangeView
 from cpm.core.manager import Manager
 from cpm.protocol.model import AllocationState, ExternalAddress
 
@@ -46,7 +46,11 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
         )
         for each in held
     )
-    return AddressDetail(**structs.asdict(_address(manager, known)), ranges=tuple(ranges))
+    own = (
+        OwnPortsView(each.ports.first, each.ports.last, each.use, each.node, each.gone)
+        for each in fleet.own_ports_of(address)
+    )
+    return AddressDetail(**structs.asdict(_address(manager, known)), ranges=tuple(ranges), own=tuple(own))
 
 
 def _address(manager: Manager, address: ExternalAddress) -> AddressView:
@@ -61,6 +65,7 @@ def _address(manager: Manager, address: ExternalAddress) -> AddressView:
         longest_free=space.longest_free(address.address),
         domains=len({a.domain for a in held if a.state in (_State.ACTIVE, _State.RESERVED)}),
         reserved=address.reserved,
+        ports_own=sum(ports.size for ports in space.own_ports(address.address)),
     )
 
 

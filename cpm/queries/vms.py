@@ -10,6 +10,7 @@ from typing import Any
 
 from cpm.api import handlers, operations
 from cpm.api.views import AllocationView, DomainDetail, DomainView, GuestAgentView, WishView
+from cpm.core import own_ports
 from cpm.core.manager import Manager
 from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
@@ -81,6 +82,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
                 allocation.state,
                 allocation.since,
                 draining.get(allocation.ports) if allocation.state is _State.DRAINING else None,
+                _why_left(manager, allocation),
             )
             for allocation in sorted(manager.fleet.of(vm.uuid), key=lambda a: (a.external, a.ports))
         ),
@@ -108,12 +110,19 @@ def summary(manager: Manager, vm: VM) -> DomainView:
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
         problem=_problem(manager, vm),
+        leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
     )
 
 
 def current_range(manager: Manager, vm: VM) -> Allocation | None:
     """Return the range that new connections get, or the one reserved for them; None: neither."""
     return manager.fleet.one(vm.uuid, _State.ACTIVE) or manager.fleet.one(vm.uuid, _State.RESERVED)
+
+
+def _why_left(manager: Manager, allocation: Allocation) -> str:
+    if not manager.fleet.space.have_own_ports(allocation):
+        return ""
+    return own_ports.reason(manager.fleet.own_ports_of(allocation.external, allocation.ports))
 
 
 def wish_view(key: str, chosen: EffectiveValue[Any]) -> WishView:

@@ -22,7 +22,8 @@ _ABOUT = """\
 States: active; starting (being programmed); growing; waiting (no ports are
 available); claimed (another host says that it runs there, too; see 'show');
 misrouted (its packets do not go where they should; see 'show'); unreachable
-(its host is not connected; its traffic goes on); gone.
+(its host is not connected; its traffic goes on); gone. 'leaving' says why a VM
+gets other ports than it holds: a machine uses some of them itself.
 'In use' counts ports of the active range; '-' means not measured yet."""
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
@@ -51,7 +52,8 @@ def _row(view: DomainView) -> tuple[object, ...]:
 
 def _state(view: DomainView) -> str:
     problem = view.problem.split(";")[0]
-    return f"{view.state}: {problem}" if problem and view.state == "misrouted" else view.state
+    state = f"{view.state}: {problem}" if problem and view.state == "misrouted" else view.state
+    return f"{state}, leaving: {view.leaving}" if view.leaving else state
 
 
 def _no_vms_on(args: argparse.Namespace) -> list[DomainView]:

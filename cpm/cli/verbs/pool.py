@@ -12,8 +12,9 @@ from cpm.protocol.errors import InvalidRequest
 if TYPE_CHECKING:
     from cpm.api.views import AddressDetail, AddressView
 
-HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Reserved")
+HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Own", "Reserved")
 RANGES_HEADER = ("Ports", "Name", "UUID", "Node", "State", "Since")
+OWN_HEADER = ("Own ports", "Node", "For", "State")
 
 _EXAMPLES = """\
   virt-ports pool list
@@ -29,7 +30,8 @@ routed to the edges; ports below 1024 are never handed out."""
 
 _LIST_ABOUT = """\
 'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their
-hold-down; 'Longest free' is the largest range a VM could get."""
+hold-down; 'Longest free' is the largest range a VM could get. 'Own' ports are in
+use by an edge whose own address this is: no VM gets them ('pool show' has them)."""
 
 VERB = parsing.Verb(90, "list, show, add and remove external addresses", examples=_EXAMPLES)
 
@@ -94,7 +96,7 @@ def _show(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_ADDRESS
 
     view = parsing.client(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
-    return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + render.table(RANGES_HEADER, _ranges(view)))
+    return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + _tables(view))
 
 
 _ACTIONS = {"list": _list, "add": _add, "remove": _remove}
@@ -103,12 +105,24 @@ _ACTIONS = {"list": _list, "add": _add, "remove": _remove}
 def _row(view: AddressView) -> tuple[object, ...]:
     return (
         view.address, view.ports_total, view.ports_allocated, view.ports_leaving, view.longest_free, view.domains,
-        _reserved_text(view),
+        view.ports_own, _reserved_text(view),
     )  # fmt: skip
 
 
 def _facts(view: AddressDetail) -> str:
     return render.fields(zip(HEADER, _row(view), strict=True))
+
+
+def _tables(view: AddressDetail) -> str:
+    own = (
+        (render.ports(each.first_port, each.last_port), each.node, each.use, _own_state(each.gone)) for each in view.own
+    )
+    held = render.table(RANGES_HEADER, _ranges(view))
+    return held + render.table(OWN_HEADER, own) if view.own else held
+
+
+def _own_state(gone: float | None) -> str:
+    return "in use" if gone is None else f"not used since {render.moment(gone)}"
 
 
 def _ranges(view: AddressDetail) -> Iterator[tuple[object, ...]]:

@@ -54,6 +54,7 @@ def _facts(detail: DomainDetail) -> str:
         *((("Problem", vm.problem),) if vm.problem else ()),
         ("Node", vm.node),
         *((("Claimed by", f"{detail.claimed_by}, which says that it runs there"),) if detail.claimed_by else ()),
+        *((("Leaving", vm.leaving),) if vm.leaving else ()),
         ("External address", vm.external_address),
         ("Ports", render.ports(vm.first_port, vm.last_port)),
         ("Ports in use", vm.ports_in_use),

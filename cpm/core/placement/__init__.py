@@ -26,7 +26,16 @@ from cpm.core.placement.outcomes import (
     Stay,
     StayReason,
 )
-from cpm.core.placement.placing import NOTHING_KNOWN, Placement, Shrunk, place, place_larger, place_overflow, shrink
+from cpm.core.placement.placing import (
+    NOTHING_KNOWN,
+    Placement,
+    Shrunk,
+    place,
+    place_larger,
+    place_overflow,
+    shrink,
+    without_numbers_held_elsewhere,
+)
 from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace, Usage
 
@@ -57,4 +66,5 @@ __all__ = [
     "place_overflow",
     "shrink",
     "whole_blocks",
+    "without_numbers_held_elsewhere",
 ]

@@ -161,6 +161,7 @@ def place_overflow(
         (free, mine)
         for mine in _own_leaving(space, active.domain, active.node)
         if (free := _free_ports(mine, free_in)) > max(worthwhile, mine.ports.size // RETURN_DIVISOR)
+        and not space.have_own_ports(mine)
         and (not strict or mine.external == active.external)
     ]
     if known:
@@ -201,8 +202,10 @@ def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) 
 def without_numbers_held_elsewhere(
     space: AddressSpace, domain: DomainUUID, address: IPv4Address, run: PortRange
 ) -> list[PortRange]:
-    """Return the parts of a run on an address without the port numbers that the VM holds on other addresses."""
+    """Return the parts of a run without machines' own ports, and numbers that the VM holds on other addresses."""
     parts = [run]
+    for own in space.own_ports(address):
+        parts = [rest for part in parts for rest in part.minus(own)]
     for allocation in space.of(domain):
         if allocation.external != address:
             parts = [rest for part in parts for rest in part.minus(allocation.ports)]

@@ -12,7 +12,15 @@ from typing import Final
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
 from cpm.core.placement.runs import FreeRuns
 from cpm.protocol.errors import AddressInUse, NotFound, Overloading
-from cpm.protocol.model import Allocation, AllocationId, DomainUUID, ExternalAddress, PortRange, coalesce
+from cpm.protocol.model import (
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    PortRange,
+    coalesce,
+)
 
 _NO_ALLOCATIONS: Final[Mapping[AllocationId, Allocation]] = MappingProxyType({})
 
@@ -24,6 +32,7 @@ class Usage:
     free: int
     taken: int
     reserved: int
+    """Reserved by the operator, or kept for a machine and no VM's."""
 
 
 class AddressSpace:
@@ -45,6 +54,7 @@ class AddressSpace:
         self._on: dict[IPv4Address, dict[AllocationId, Allocation]] = {}
         self._of: dict[DomainUUID, dict[AllocationId, Allocation]] = {}
         self._all: dict[AllocationId, Allocation] = {}
+        self._own: dict[IPv4Address, tuple[PortRange, ...]] = {}
         self.free_ports = 0
         """Ports of all addresses that are neither allocated nor reserved."""
         self.taken_ports = 0
@@ -70,7 +80,8 @@ class AddressSpace:
         for allocation in held.values():
             _refuse_reserved(address, allocation)
         free: list[PortRange] = [USABLE]
-        for ports in (*address.reserved, *(allocation.ports for allocation in held.values())):
+        own = self._own.get(address.address, ())
+        for ports in (*address.reserved, *own, *(allocation.ports for allocation in held.values())):
             free = [rest for run in free for rest in run.minus(ports)]
         if address.address in self._addresses:
             self.free_ports -= self.usage(address.address).free
@@ -92,23 +103,69 @@ class AddressSpace:
         self.free_ports -= self.usage(address).free
         del self._addresses[address], self._runs[address], self._on[address]
 
+    def keep_own(self, address: IPv4Address, ports: Iterable[PortRange]) -> None:
+        """
+        Keep ports of an address, in the pool or not, for the machines that use them; replaces those kept before.
+
+        They are not free, and :meth:`take` refuses them. VMs that hold some of them keep these until they are released.
+        """
+        self._own[address] = coalesce(ports)
+        if not self._own[address]:
+            del self._own[address]
+        if (known := self._addresses.get(address)) is not None:
+            self.add_address(known)
+
+    def own_ports(self, address: IPv4Address) -> tuple[PortRange, ...]:
+        """Return the ports of an address that are kept for machines, in order."""
+        return self._own.get(address, ())
+
+    def have_own_ports(self, allocation: Allocation) -> bool:
+        """Return whether an allocation has ports that are kept for a machine."""
+        return any(ports.overlaps(allocation.ports) for ports in self.own_ports(allocation.external))
+
+    def in_the_way(self) -> tuple[Allocation, ...]:
+        """Return the allocations, in any state, that have ports which are kept for a machine."""
+        mine = (allocation for address in self._own if address in self._on for allocation in self.on(address))
+        return tuple(allocation for allocation in mine if self.have_own_ports(allocation))
+
     def take(self, allocation: Allocation) -> None:
         """
         Add an allocation.
 
         :raise NotFound: When its external address is not in the pool.
         :raise Overloading: When one of its ports is taken, reserved or below 1024, when the same VM holds one of these
-            port numbers on another address, or when the id is in use.
+            port numbers on another address, or when the id is in use. When it is reserved, so new: also when one of its
+            ports is kept for a machine. In any other state it is a part of a range that the VM had before.
         """
+        if allocation.state is AllocationState.RESERVED and self.have_own_ports(allocation):
+            raise Overloading(f"{_describe(allocation)} has ports that are a machine's own")
+        self._take(allocation)
+
+    def _take(self, allocation: Allocation) -> None:
         self._require_known(allocation.external)
         if allocation.id in self._all:
             raise Overloading(f"allocation {allocation.id} is there already: {_describe(self._all[allocation.id])}")
         self._refuse_own(allocation, self.of(allocation.domain))
-        if not self._runs[allocation.external].remove(allocation.ports):
+        runs, taken = self._runs[allocation.external], self._without_own(allocation)
+        if not all(runs.run_containing(ports) is not None for ports in taken) or self._is_own_port_held(allocation):
             raise Overloading(self._why_not_free(allocation))
+        for ports in taken:
+            runs.remove(ports)
         self._store(allocation)
-        self.free_ports -= allocation.ports.size
+        self.free_ports -= sum(ports.size for ports in taken)
         self.taken_ports += allocation.ports.size
+
+    def _is_own_port_held(self, allocation: Allocation) -> bool:
+        """Return whether another VM has ports of an allocation that are kept for a machine, and so never free."""
+        others = self._on[allocation.external].values() if self.have_own_ports(allocation) else ()
+        return any(other.ports.overlaps(allocation.ports) for other in others)
+
+    def _without_own(self, allocation: Allocation) -> list[PortRange]:
+        """Return the ports of an allocation that are free when it does not have them."""
+        parts = [allocation.ports]
+        for own in self.own_ports(allocation.external):
+            parts = [rest for part in parts for rest in part.minus(own)]
+        return parts
 
     def release(self, allocation_id: AllocationId) -> Allocation:
         """
@@ -118,8 +175,10 @@ class AddressSpace:
         """
         allocation = self._allocation(allocation_id)
         self._forget(allocation)
-        self._runs[allocation.external].add(allocation.ports)
-        self.free_ports += allocation.ports.size
+        freed = self._without_own(allocation)
+        for ports in freed:
+            self._runs[allocation.external].add(ports)
+        self.free_ports += sum(ports.size for ports in freed)
         self.taken_ports -= allocation.ports.size
         return allocation
 
@@ -136,9 +195,9 @@ class AddressSpace:
             return
         self.release(old.id)
         try:
-            self.take(allocation)
+            self._take(allocation)
         except Exception:
-            self.take(old)
+            self._take(old)
             raise
 
     def of(self, domain: DomainUUID) -> tuple[Allocation, ...]:

@@ -12,6 +12,7 @@ new connections get an *overflow range* (docs/design/0005-overflow-ranges.md).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from cpm.core.placement import (
     Refused,
     Relocate,
     Shrink,
+    Shrunk,
     Stay,
     StayReason,
     compaction,
@@ -39,6 +41,7 @@ from cpm.core.placement import (
     place_overflow,
     shrink,
     whole_blocks,
+    without_numbers_held_elsewhere,
 )
 from cpm.core.sizing.guards import LONGEST
 from cpm.protocol.model import VM, Allocation, AllocationId, PortRange
@@ -98,26 +101,81 @@ def choose(situation: Situation) -> Outcome:
     return AT_TARGET
 
 
-def choose_elsewhere(situation: Situation) -> Relocate | Refused:
-    """Choose another place for a range of the same size; ``target`` and ``allowed`` are ignored."""
+def choose_elsewhere(situation: Situation, size: int | None = None) -> Relocate | Refused:
+    """
+    Choose another place for a range; ``target`` and ``allowed`` are ignored.
+
+    :param size: Ports that it gets there; None: as many as it has.
+    """
     active, space = situation.active, situation.space
-    size, block = active.ports.size, space.block
-    try:
-        placement = place(
-            space,
-            active.domain,
-            size + block,
-            node=active.node,
-            prefer=active.external,
-            strict=situation.strict,
-            free_in=situation.free_in,
-            least_free=size + block - (situation.in_use or 0),
-        )
-    except NoRoomError as error:
-        return Refused(error.no_room)
+    block = space.block
+    size = active.ports.size if size is None else size
+    find = functools.partial(
+        place,
+        space,
+        active.domain,
+        node=active.node,
+        prefer=active.external,
+        strict=situation.strict,
+        free_in=situation.free_in,
+    )
+    in_use = situation.in_use or 0
     # A range adjacent to the active one would extend it: leave a block between.
+    try:
+        placement = find(size + block, least_free=size + block - in_use)
+    except NoRoomError as error:
+        with contextlib.suppress(NoRoomError):
+            placement = find(size, least_free=size - in_use)
+            if placement.external != active.external or not placement.ports.adjoins(active.ports):
+                return Relocate(placement)
+        return Refused(error.no_room)
     first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
     return Relocate(_part(placement, PortRange(first, first + size - 1)))
+
+
+def choose_without_own_ports(situation: Situation) -> Relocate | Shrink | Grow | Refused:
+    """
+    Choose ports for a range of which a machine uses some itself; ``target`` and ``allowed`` are ignored.
+
+    As many ports elsewhere; where there are not so many, the largest of half of them, a quarter and so on that is free,
+    or the longer end of the range without the machine's ports, whichever has more. Where only ports beside the range
+    are free, it grows by a block of them first, and then has such an end.
+    """
+    part = _longest_end_without_own_ports(situation)
+    size = situation.active.ports.size
+    while True:
+        outcome = choose_elsewhere(situation, whole_blocks(size, situation.space.block))
+        size //= 2
+        if isinstance(outcome, Relocate):
+            return outcome
+        if part is not None and part.kept.size >= size:
+            return Shrink(part)
+        if size < situation.space.block:
+            return _grow_by_block(situation) or outcome
+
+
+def _grow_by_block(situation: Situation) -> Grow | None:
+    active, block = situation.active, situation.space.block
+    for run in situation.space.free_runs(active.external):
+        for part in without_numbers_held_elsewhere(situation.space, active.domain, active.external, run):
+            if part.size >= block and part.first == active.ports.last + 1:
+                return Grow(Placement(active.external, PortRange(part.first, part.first + block - 1)))
+            if part.size >= block and part.last + 1 == active.ports.first:
+                return Grow(Placement(active.external, PortRange(part.last + 1 - block, part.last)))
+    return None
+
+
+def _longest_end_without_own_ports(situation: Situation) -> Shrunk | None:
+    """Return how the range shrinks to its longer end without the machine's ports; None: neither end has a block."""
+    active, block = situation.active, situation.space.block
+    own = [ports for ports in situation.space.own_ports(active.external) if ports.overlaps(active.ports)]
+    if not own:
+        return None
+    below = max(0, own[0].first - active.ports.first) // block * block
+    above = max(0, active.ports.last - own[-1].last) // block * block
+    ends = (shrink(active, below, block), shrink(active, above, block, upper=True))
+    fitting = (end for end in ends if end.released and not any(ports.overlaps(end.kept) for ports in own))
+    return max(fitting, key=lambda end: end.kept.size, default=None)
 
 
 def choose_compaction(

@@ -23,7 +23,13 @@ from cpm.core.sizing.contention import Allowance, Contention
 from cpm.core.sizing.fairness import HEADROOM_SHARE
 from cpm.core.sizing.guards import LONGEST
 from cpm.core.sizing.observation import Observation
-from cpm.core.sizing.resizing import Situation, choose, choose_compaction, choose_elsewhere
+from cpm.core.sizing.resizing import (
+    Situation,
+    choose,
+    choose_compaction,
+    choose_elsewhere,
+    choose_without_own_ports,
+)
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
 from cpm.core.wishes import EffectiveWishes
@@ -249,6 +255,13 @@ class Sizer:
     def tick(self, now: float) -> None:
         """Record in the journal the shortages that are over."""
         self.notices.tick(now)
+
+    def leave_own_ports(self, now: float) -> None:
+        """Have VMs leave active ranges with ports that a machine uses itself, as far as there are others now."""
+        for allocation in self._fleet.space.in_the_way():
+            if allocation.state is _State.ACTIVE and self._fleet.one(allocation.domain, _State.RESERVED) is None:
+                outcome = choose_without_own_ports(self._plain_situation(allocation, allocation.ports.size))
+                self._record(allocation, outcome, self.in_use(allocation.domain), now)
 
     def compact(self, now: float) -> None:
         """Every ``compact_s`` seconds, move ranges with few connections so that free runs join."""

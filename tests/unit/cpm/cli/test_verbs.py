@@ -20,6 +20,7 @@ from cpm.api.views import (
     GuestAgentView,
     HolderView,
     NodeView,
+    OwnPortsView,
     PoolRequest,
     RangeView,
     StatusView,
@@ -28,6 +29,7 @@ from cpm.api.views import (
 )
 from cpm.protocol.codec import decode
 from cpm.protocol.model import AllocationState, NodeName, PortRange, Role
+from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from tests.fakes.canned_manager import CannedManager, lines, refusal
 from tests.unit.cpm.cli.conftest import DB, EXTERNAL, NOW, WEB, Command, domain
@@ -135,8 +137,17 @@ def test_list_as_json_has_the_documented_keys(manager: CannedManager, virt_ports
         {
             "name": "web1", "uuid": WEB, "node": "host1", "external_address": "203.0.113.1", "first_port": 20000,
             "last_port": 20255, "ports_in_use": 17, "state": "active", "problem": "",
+            "leaving": "",
         }
     ]  # fmt: skip
+
+
+def test_list_and_show_say_why_a_vm_leaves_its_ports(manager: CannedManager, virt_ports: Command) -> None:
+    why = "port 20005 is the machine's own (edge1)"
+    manager.on("GET /v1/domains", [domain(leaving=why)])
+    assert virt_ports("list").out.splitlines()[2].endswith(f"   active, leaving: {why}")
+    manager.on("GET /v1/domains/web1", msgspec.structs.replace(DETAIL, domain=domain(leaving=why)))
+    assert f"Leaving:           {why}\n" in virt_ports("show", "web1").out
 
 
 def test_list_all_requests_vms_that_are_gone(manager: CannedManager, virt_ports: Command) -> None:
@@ -377,9 +388,9 @@ def test_followed_events_are_printed_until_the_manager_ends(manager: CannedManag
 def test_pool_list(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/pool", [ADDRESS])
     assert virt_ports("pool", "list").out == (
-        " Address       Ports   Allocated   Leaving   Longest free   VMs   Reserved\n"
-        "----------------------------------------------------------------------------------\n"
-        " 203.0.113.1   64511   320         64        60000          2     5060,8000-8100\n"
+        " Address       Ports   Allocated   Leaving   Longest free   VMs   Own   Reserved\n"
+        "----------------------------------------------------------------------------------------\n"
+        " 203.0.113.1   64511   320         64        60000          2     0     5060,8000-8100\n"
         "\n"
     )
 
@@ -393,6 +404,7 @@ def test_pool_show(manager: CannedManager, virt_ports: Command) -> None:
         "Leaving:        64\n"
         "Longest free:   60000\n"
         "VMs:            2\n"
+        "Own:            0\n"
         "Reserved:       5060,8000-8100\n"
         "\n"
         " Ports         Name   UUID                                   Node    State      Since\n"
@@ -408,6 +420,24 @@ def test_pool_show(manager: CannedManager, virt_ports: Command) -> None:
         1024,
     )
     assert virt_ports("pool", "show", "203.0.113").err == "error: not an IPv4 address: '203.0.113'; write 203.0.113.1\n"
+
+
+def test_pool_show_has_the_ports_that_edges_use_themselves(manager: CannedManager, virt_ports: Command) -> None:
+    own = (
+        OwnPortsView(8080, 8080, OwnUse.LISTENER, NodeName("edge1"), NOW),
+        OwnPortsView(32768, 60999, OwnUse.EPHEMERAL, NodeName("edge1"), None),
+    )
+    detail = msgspec.structs.replace(ADDRESS_DETAIL, own=own, ports_own=28233, ranges=())
+    manager.on("GET /v1/pool/203.0.113.1", detail)
+    shown = virt_ports("pool", "show", "203.0.113.1").out
+    assert "Own:            28233\n" in shown
+    assert shown.endswith(
+        " Own ports     Node    For         State\n"
+        "-----------------------------------------------------------------------------\n"
+        " 8080-8080     edge1   listener    not used since 2025-11-23T07:38:00+01:00\n"
+        " 32768-60999   edge1   ephemeral   in use\n"
+        "\n"
+    )
 
 
 def test_pool_add(manager: CannedManager, virt_ports: Command) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutVM
+from cpm.core.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutOwnPorts, PutVM
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import AddressInUse, Conflict, LedgerError, Overloading
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
+from cpm.protocol.own_ports import KeptPorts, OwnUse
 from tests.unit.cpm.ledger.words import A, B, add, allocation, expected, external, free, move, node, vm
 
 
@@ -95,6 +96,33 @@ def test_reserving_ports_that_are_held_is_refused(ledger: SqliteLedger) -> None:
     refused(ledger, [PutAddress(external(A, "1080"))], Overloading, "to be reserved")
     ledger.commit([PutAddress(external(A, "1088", "1088-1090"))], now=2.0)
     assert ledger.load().addresses[0].reserved == (PortRange(1088, 1090),)
+
+
+def test_own_ports_of_a_node_are_replaced_and_go_with_it(path: Path) -> None:
+    edge = NodeName("edge1")
+    kept = (
+        KeptPorts(edge, A, PortRange(8080, 8080), OwnUse.LISTENER, 12.5),
+        KeptPorts(edge, A, PortRange(32768, 60999), OwnUse.EPHEMERAL),
+    )
+    with SqliteLedger(path) as ledger:
+        ledger.commit([PutNode(node("edge1")), PutOwnPorts(edge, kept)], now=1.0)
+    with SqliteLedger(path) as ledger:
+        assert ledger.load().own_ports == kept, "no VM and no address of the pool has to be there"
+        ledger.commit([PutOwnPorts(edge, kept[1:])], now=2.0)
+        assert ledger.load().own_ports == kept[1:]
+        ledger.commit([DropNode(edge)], now=3.0)
+        assert ledger.load().own_ports == ()
+
+
+def test_a_new_range_on_own_ports_is_refused_and_one_that_was_there_before_stays(ledger: SqliteLedger) -> None:
+    own = PutOwnPorts(NodeName("host1"), (KeptPorts(NodeName("host1"), A, PortRange(1087, 1087), OwnUse.LISTENER),))
+    ledger.commit([add(1, "x", "1024-1087"), own], now=1.0)
+    refused(ledger, [add(2, "y", "1087-1150")], Overloading, "own|another range")
+    ledger.commit([move(1, expected("1024-1087", "reserved"), "1024-1087", "active")], now=2.0)
+    ledger.commit([move(1, expected("1024-1087", "active"), "1024-1055", "active")], now=3.0)
+    ledger.commit([add(2, "x", "1056-1087", "draining")], now=4.0)
+    ledger.commit([free(2, "1056-1087", "draining")], now=5.0)
+    refused(ledger, [add(3, "y", "1087-1150")], Overloading, "a machine's own")
 
 
 def test_ports_freed_earlier_in_a_batch_can_be_taken(ledger: SqliteLedger) -> None:

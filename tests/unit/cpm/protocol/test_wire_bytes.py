@@ -34,6 +34,7 @@ from cpm.protocol.messages import (
     Measured,
     Need,
     NodeMessage,
+    OwnPorts,
     PathState,
     Presence,
     Present,
@@ -45,6 +46,7 @@ from cpm.protocol.messages import (
     Welcome,
 )
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.protocol.own_ports import MOST_ADDRESSES, MOST_RANGES, OwnAddress, OwnRange, OwnUse
 from cpm.protocol.timeouts import Timeouts
 
 WEB, DB = DomainUUID("u-web"), DomainUUID("u-db")
@@ -79,6 +81,7 @@ PATH = PathState(
     externals=(EXTERNAL,),
     timeouts=Timeouts(udp_s=300),
 )
+OWN = (OwnAddress(EXTERNAL, (OwnRange(OTHER_PORTS, OwnUse.LISTENER), OwnRange(PORTS, OwnUse.EPHEMERAL))),)
 HOST_VM = HostIntent(
     WEB,
     "web1",
@@ -104,20 +107,30 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             "0.1.0",
             3,
             (Presence(WEB, "web1", ALL_WISHES),),
+            OWN,
         ),
         (
             b'{"type":"hello","protocol":3,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,'
-            b'"nonsense":["weight \'x\': no number"]}}]}'
+            b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
+            b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
+            b'"use":"ephemeral"}]}]}'
         ),
     ),
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
             b'{"type":"hello","protocol":3,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
-            b'"version":"0.1.0","epoch":0,"domains":[]}'
+            b'"version":"0.1.0","epoch":0,"domains":[],"own":[]}'
+        ),
+    ),
+    (
+        OwnPorts(OWN),
+        (
+            b'{"type":"own-ports","addresses":[{"address":"203.0.113.1","ranges":[{"ports":{"first":1024,'
+            b'"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},"use":"ephemeral"}]}]}'
         ),
     ),
     (
@@ -308,7 +321,7 @@ def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> 
 def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
     start = b'{"type":"hello","protocol":3,"node":"n","roles":["'
-    end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[]}'
+    end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[]}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
@@ -329,6 +342,7 @@ REQUIRED = {
     "hello": {"protocol", "node", "roles", "underlay", "version", "epoch", "domains"},
     "attach": {"domain", "name"},
     "detach": {"domain", "reason"},
+    "own-ports": {"addresses"},
     "present": {"domains"},
     "applied": {"epoch", "generation"},
     "rejected": {"epoch", "generation", "code", "message"},
@@ -404,6 +418,17 @@ def _with_news(value: typing.Any) -> typing.Any:
 def test_a_wrong_value_is_an_error_that_names_its_place(wire: bytes, path: str) -> None:
     with pytest.raises(InvalidRequest, match=path):
         codec.decode_node_message(wire)
+
+
+def test_an_edge_cannot_send_own_ports_without_end() -> None:
+    ranges = tuple(OwnRange(PortRange(port, port), OwnUse.LISTENER) for port in range(MOST_RANGES + 1))
+    addresses = tuple(OwnAddress(EXTERNAL + number, ()) for number in range(MOST_ADDRESSES + 1))
+    for most in (OwnPorts((OwnAddress(EXTERNAL, ranges[1:]),)), OwnPorts(addresses[1:])):
+        assert codec.decode_node_message(codec.encode(most)) == most
+    with pytest.raises(InvalidRequest, match=r"\$\.addresses\[0\]\.ranges"):
+        codec.decode_node_message(codec.encode(OwnPorts((OwnAddress(EXTERNAL, ranges),))))
+    with pytest.raises(InvalidRequest, match=r"\$\.addresses"):
+        codec.decode_node_message(codec.encode(OwnPorts(addresses)))
 
 
 def test_each_side_refuses_its_own_messages() -> None:

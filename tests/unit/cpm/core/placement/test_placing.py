@@ -249,3 +249,22 @@ def test_a_range_does_not_grow_into_draining_ports_that_are_in_use() -> None:
     assert place_larger(space, ACTIVE, 384, in_use=250).reclaimed == (full,), "its ports in use were not counted"
     assert place_larger(space, ACTIVE, 384, free_in={AllocationId(2): 133}, in_use=250).reclaimed == ()
     assert place_larger(space, ACTIVE, 384, free_in={AllocationId(2): 400}, in_use=250).reclaimed == (full,)
+
+
+def test_a_vm_does_not_take_back_what_became_a_machines() -> None:
+    space = space_with(
+        allocation(1, "1024-1087"), allocation(2, "1088-1215", state="draining"), allocation(3, "1216-65535", "x"),
+        addresses=(A,),
+    )  # fmt: skip
+    [active, leaving] = space.of(D)
+    assert place_larger(space, active, 128).in_place
+    assert place_overflow(space, active, None, 0, {leaving.id: 128}).ports == leaving.ports
+    space.keep_own(A, [PortRange(1100, 1100)])
+    assert place_larger(space, active, 64).in_place, "it has them already"
+    with pytest.raises(NoRoomError):
+        place_larger(space, active, 128)
+    with pytest.raises(NoRoomError):
+        place_overflow(space, active, None, 0, {leaving.id: 128})
+    assert place(space, D, 64).ports == PortRange(1152, 1215)
+    with pytest.raises(NoRoomError):
+        place(space, D, 128)

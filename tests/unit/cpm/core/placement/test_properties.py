@@ -50,9 +50,13 @@ class Space(RuleBasedStateMachine):
 
     def _take(self, domain: DomainUUID, external: IPv4Address, ports: PortRange, state: S) -> None:
         self.ids += 1
-        self.space.take(
-            Allocation(AllocationId(self.ids), domain, NodeName("host1"), external, ports, state, float(self.ids))
-        )
+        new = Allocation(AllocationId(self.ids), domain, NodeName("host1"), external, ports, state, float(self.ids))
+        if state is S.ACTIVE:
+            # As the manager does: a new range begins as a reserved one, and so none of a machine's ports is in it.
+            self.space.take(dataclasses.replace(new, state=S.RESERVED))
+            self.space.change(new)
+        else:
+            self.space.take(new)
 
     def _change(self, old: Allocation, state: S, ports: PortRange | None = None) -> None:
         self.space.change(dataclasses.replace(old, state=state, ports=ports or old.ports))
@@ -149,13 +153,18 @@ class Space(RuleBasedStateMachine):
         for held in self._of(domain, S.HELD):
             self.space.release(held.id)
 
+    @rule(address=st.sampled_from(POOL), first=st.integers(1000, 2700), size=st.integers(0, 300))
+    def keep_own(self, address: ExternalAddress, first: int, size: int) -> None:
+        self.space.keep_own(address.address, [PortRange(first, first + size - 1)] if size else [])
+
     @invariant()
     def every_port_is_free_taken_or_reserved(self) -> None:
         for address in POOL:
             taken = [each.ports for each in self.space.on(address.address)]
             free = list(self.space.free_runs(address.address))
             assert list(coalesce(free)) == free
-            reserved = [part for ports in coalesce(address.reserved) for part in _within(ports)]
+            kept = coalesce((*address.reserved, *self.space.own_ports(address.address)))
+            reserved = [rest for ports in kept for part in _within(ports) for rest in _without(part, taken)]
             parts = sorted(taken + free + reserved)
             assert parts[0].first == FIRST_PORT
             assert parts[-1].last == 65535
@@ -183,6 +192,14 @@ class Space(RuleBasedStateMachine):
         for domain in DOMAINS:
             ranges = sorted(each.ports for each in self.space.of(domain))
             assert all(left.last < right.first for left, right in itertools.pairwise(ranges))
+
+
+def _without(ports: PortRange, taken: list[PortRange]) -> list[PortRange]:
+    """Return the ports that are not taken: VMs keep ports that later became a machine's own."""
+    rest = [ports]
+    for held in taken:
+        rest = [part for each in rest for part in each.minus(held)]
+    return rest
 
 
 def _within(ports: PortRange) -> list[PortRange]:

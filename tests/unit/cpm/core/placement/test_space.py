@@ -139,3 +139,33 @@ def test_unknown_addresses_and_ids_are_not_found(space: AddressSpace) -> None:
         space.longest_free(nowhere)
     with pytest.raises(ValueError, match="block"):
         AddressSpace(0)
+
+
+def test_ports_of_a_machine_are_not_free_whether_the_address_is_there_yet_or_not(space: AddressSpace) -> None:
+    other = IPv4Address("203.0.113.3")
+    for address in (B, other):
+        space.keep_own(address, [PortRange(2048, 2111)])
+    space.add_address(ExternalAddress(other))
+    for address in (B, other):
+        assert space.free_runs(address) == (PortRange(1024, 2047), PortRange(2112, 65535))
+        assert space.usage(address) == Usage(free=64448, taken=0, reserved=64)
+    with pytest.raises(Overloading, match="a machine's own"):
+        space.take(allocation(1, "2100-2163", external=B, state="reserved"))
+    space.keep_own(B, [])
+    space.take(allocation(1, "2100-2163", external=B, state="reserved"))
+
+
+def test_a_vm_keeps_what_became_a_machines_until_it_is_released(space: AddressSpace) -> None:
+    held = allocation(1, "2048-2175", external=B)
+    space.take(held)
+    space.keep_own(B, [PortRange(2100, 2100)])
+    assert space.in_the_way() == (held,)
+    assert space.usage(B).taken == 128
+    space.change(allocation(1, "2048-2111", external=B, state="draining"))
+    space.take(allocation(2, "2112-2175", external=B, state="draining"))
+    with pytest.raises(Overloading, match="overlaps"):
+        space.take(allocation(3, "2100-2100", "e", external=B, state="held"))
+    space.release(AllocationId(1))
+    assert space.in_the_way() == ()
+    assert space.free_runs(B) == (PortRange(1024, 2099), PortRange(2101, 2111), PortRange(2176, 65535))
+    assert space.free_ports + space.taken_ports == 2 * 64512 - 2 - 1

@@ -23,7 +23,14 @@ from cpm.core.placement import (
     Stay,
     StayReason,
 )
-from cpm.core.sizing.resizing import Situation, choose, choose_compaction, choose_elsewhere, choose_first
+from cpm.core.sizing.resizing import (
+    Situation,
+    choose,
+    choose_compaction,
+    choose_elsewhere,
+    choose_first,
+    choose_without_own_ports,
+)
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
     FIRST_PORT,
@@ -277,6 +284,32 @@ def test_a_relocation_takes_no_port_of_the_present_range(situation: Situation) -
         used = sum(each.ports.size - situation.free_in[each.id] for each in known)
         free_now = situation.active.ports.size - (situation.in_use or 0)
         assert not used or outcome.placement.ports.size - used >= free_now
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANY, st.integers(FIRST_PORT, FIRST_PORT + BLOCKS * BLOCK), st.integers(1, 2 * BLOCK), st.booleans())
+def test_what_replaces_a_range_has_none_of_a_machines_ports(
+    situation: Situation, first: int, size: int, is_inside: bool
+) -> None:
+    active = situation.active
+    own = PortRange(first, first + size - 1)
+    if is_inside:
+        inside = active.ports.first + (first - FIRST_PORT) % active.ports.size
+        own = PortRange(inside, min(inside + size - 1, active.ports.last))
+    situation.space.keep_own(active.external, [own])
+    outcome = choose_without_own_ports(situation)
+    assert choose_without_own_ports(situation) == outcome
+    if isinstance(outcome, Relocate):
+        reserve_is_right(situation, outcome.placement)
+        assert outcome.placement.external != active.external or not outcome.placement.ports.overlaps(own)
+    elif isinstance(outcome, Shrink):
+        assert outcome.shrunk.released is not None
+        assert outcome.shrunk.kept.join_with(outcome.shrunk.released) == active.ports
+        assert not outcome.shrunk.kept.overlaps(own)
+    elif isinstance(outcome, Grow):
+        assert outcome.placement.ports.size == BLOCK
+        assert not outcome.placement.ports.overlaps(own)
+        assert outcome.placement.ports.adjoins(active.ports)
 
 
 @settings(max_examples=100, deadline=None)
