@@ -35,6 +35,7 @@ from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
 from natctl.kernel import reacting, sysctl
 from natctl.kernel.kernel import Kernel
+from natctl.kernel.port_reader import PortReader
 from natctl.kernel_events import COUNTERS, KernelEvents
 from natctl.model.commands import (
     Answer,
@@ -87,6 +88,8 @@ class Natd:
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
+        self._port_reader = PortReader(kernel.edge, marks.flag if marks else 0) if kernel.edge is not None else None
+        self._port_fault = ""
         self._kernel_events: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
@@ -126,7 +129,7 @@ class Natd:
         found = await self._kernel.observe()
         self._dropped |= found.drops
         links = self._watch.links() if self._watch is not None else {}
-        self._node.on_kernel_found(found.host.values(), found.path, links, clock.now())
+        self._node.on_kernel_found(found.host.values(), found.path, links, clock.now(), found.edge.values())
         start = self._tasks.start
         start("kernel", self._serve_kernel(), forever=True)
         if self._host is not None and self._watch is not None and self._hooks is not None:
@@ -151,6 +154,10 @@ class Natd:
         start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
         start("changes", reacting.serve(self._kernel, self._on_looked), forever=True)
         start("tick", self._every(TICK_S, self._tick), forever=True)
+        if self._port_reader is not None:
+            # The manager must know them before it gives ports to the first VM.
+            await self._try(self._read_own_ports)
+            start("own ports", self._every(self._settings.monitor.ensure_s, self._read_own_ports), forever=True)
         start("session", self._serve_session(), forever=True)
         if (period := notify.watchdog_period()) is not None:
             start("watchdog", self._watchdog(period), forever=True)
@@ -309,10 +316,13 @@ class Natd:
     async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(period_s)
-            try:
-                await work()
-            except (VirtPortsError, TimeoutError) as error:
-                log.warning("%s", str(error) or type(error).__name__)
+            await self._try(work)
+
+    async def _try(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except (VirtPortsError, TimeoutError) as error:
+            log.warning("%s", str(error) or type(error).__name__)
 
     async def _tick(self) -> None:
         self._node.on_tick(clock.now())
@@ -332,6 +342,16 @@ class Natd:
         else:
             generation, warnings = self._node.applied_generation, self._kernel.warnings
             self._node.report(self._settings.monitor.ensure_s, {}, None, generation, self._dropped, warnings=warnings)
+        self._carry_out()
+
+    async def _read_own_ports(self) -> None:
+        if self._port_reader is None:
+            return
+        read = await self._port_reader.read(clock.now())
+        if read.fault and read.fault != self._port_fault:
+            log.warning("not all ports that this machine uses are known: %s", read.fault)
+        self._port_fault = read.fault
+        self._node.on_own_ports(read, clock.now())
         self._carry_out()
 
     async def _measure(self) -> None:

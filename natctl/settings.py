@@ -71,6 +71,10 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Interfaces to the internet."""
     underlay: frozenset[str] = frozenset()
     """Interfaces to the hosts; empty if this machine is the only host."""
+    keep_apart: bool = True
+    """Whether natd translates the connections of this machine's other guests, from private addresses to public ones,
+    where the uplink's address is in the pool: they leave by the machine's own ports, and never by a VM's. Set it to
+    false if other software translates them to another address, or if they must not be translated."""
 
 
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,7 +146,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
             if host is not None and Role.HOST in self.roles
             else None,
-            edge=entries.EdgeSettings(uplinks=edge.uplinks, underlay=edge.underlay)
+            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart)
             if edge is not None and Role.EDGE in self.roles
             else None,
         )

@@ -2,7 +2,7 @@
 The ports that a machine uses itself on its own addresses, as an edge tells the manager and the manager keeps them.
 
 On a machine whose own address is an external address of the pool, its connections and listeners share the ports with
-VMs. An edge tells all of its addresses, in the pool or not, so that the manager
+VMs (``docs/design/0007-own-addresses.md``). An edge tells all of its addresses, in the pool or not, so that the manager
 knows before an address is in service.
 
 Tested in ``tests/unit/cpm/core/test_own_ports.py``.

@@ -12,7 +12,8 @@ What it knows, and its sources:
 - the manager's intent for this host and edge (:mod:`natctl.core.intent`): from its snapshot and deltas;
 - what the kernel holds (:mod:`natctl.core.programming`): from the answers to its own commands;
 - hooks that wait for ports (:mod:`natctl.core.hook_waiters`): from their requests;
-- connections that begin (:mod:`natctl.arrivals.controller`): from the kernel's signals, and from counts.
+- connections that begin (:mod:`natctl.arrivals.controller`): from the kernel's signals, and from counts;
+- ports that this machine, an edge, uses itself (:mod:`natctl.core.own_ports`): from readings.
 
 The entries that the kernel should hold follow from domains, intent and arrivals. They are computed whenever one of
 these changes; at most one kernel command is under way, and what changes meanwhile goes into the next one.
@@ -28,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from cpm.protocol.errors import VirtPortsError
-from cpm.protocol.intent import HostIntent
+from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
@@ -41,6 +42,7 @@ from cpm.protocol.messages import (
     Hello,
     ManagerMessage,
     NodeMessage,
+    OwnPorts,
     Present,
     Refused,
     Rejected,
@@ -49,6 +51,7 @@ from cpm.protocol.messages import (
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
+from natctl.core import own_ports
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent, StaleEpoch
@@ -68,6 +71,7 @@ from natctl.model.commands import (
     Warn,
 )
 from natctl.model.entries import Destination, HostEntry, Path
+from natctl.model.own_ports import PortsInUse
 from natctl.model.port_use import Filling, PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.domain_list import Phase
@@ -104,6 +108,8 @@ class Node:
         self._reports = Reports()
         self._programming = Programming(marks, self._intent, self._domains, self._arrivals)
         self._hook_waiters = HookWaiters()
+        self._own_ports = own_ports.OwnPorts()
+        self._found_at_edge: tuple[EdgeIntent, ...] = ()
         self._is_connected = False
         self._is_synced = False
         self._epoch = 0
@@ -153,7 +159,12 @@ class Node:
     # The kernel
 
     def on_kernel_found(
-        self, entries: Iterable[HostEntry], path: Path | None, links: Mapping[int, str], now: float
+        self,
+        entries: Iterable[HostEntry],
+        path: Path | None,
+        links: Mapping[int, str],
+        now: float,
+        at_edge: Iterable[EdgeIntent] = (),
     ) -> None:
         """
         Start from what the kernel already holds: VMs whose interfaces exist go on running.
@@ -162,7 +173,9 @@ class Node:
         run as well: that is for libvirt's list to say.
 
         :param links: The interfaces of this machine, names by index.
+        :param at_edge: The VMs whose ports this edge maps.
         """
+        self._found_at_edge = tuple(at_edge)
         if path is not None:
             self._intent.adopt_path(path)
         for entry in entries:
@@ -208,7 +221,8 @@ class Node:
         self._is_synced = False
         self._arrivals.on_connected()
         me, domains = self._identity, tuple(self._domains.presences())
-        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains))
+        own = self._own_ports.told
+        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains, own))
         for uuid, domain in self._domains.incoming_domains():
             self._request_ports(uuid, domain)
 
@@ -384,6 +398,15 @@ class Node:
         self._outbox += self._hook_waiters.answer_late(now)
         self._programming.on_tick(now)
         self._command(self._arrivals.on_tick(now))
+
+    def on_own_ports(self, read: PortsInUse, now: float) -> None:
+        """The ports that this machine, an edge, uses itself were read; what changed is told to the manager."""
+        held: dict[IPv4Address, list[PortRange]] = {}
+        for entry in self._intent.edge.values() if self._is_synced else self._found_at_edge:
+            for each in entry.ranges:
+                held.setdefault(each.external, []).append(each.ports)
+        if self._own_ports.on_read(read, held, now):
+            self._send(OwnPorts(self._own_ports.told))
 
     # Arrivals
 

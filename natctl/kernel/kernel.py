@@ -17,15 +17,17 @@ import dataclasses
 import errno
 import time
 from collections.abc import Callable, Collection, Mapping
+from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl import ruleset
 from natctl.kernel import stale_taps, sysctl, zone_choice
 from natctl.kernel.belief import Belief, Desired, Step, by_internal, lasts, outbound, postponed_collection
 from natctl.kernel.forward_filters import ForwardFilters
+from natctl.kernel.own_interfaces import OwnInterfacesWatch
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.sockets import Sockets
 from natctl.kernel.ways import Ways
@@ -34,7 +36,7 @@ from natctl.netlink import nfqueue, routes
 from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
-from natctl.ruleset import edge_maps, host, plan, routing
+from natctl.ruleset import edge_maps, host, own_ports, plan, routing
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable, Plan
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, counted, kernel_state
@@ -78,6 +80,7 @@ class Kernel:
         self._settings = settings
         self._belief: Belief | None = None
         self._pool_uses = PoolUses()
+        self._own = OwnInterfacesWatch(settings.edge)
         self._ways = Ways()
         self._forward_filters = ForwardFilters()
         self._opened: Sockets | None = None
@@ -327,7 +330,14 @@ class Kernel:
         rt = self._sockets().rt
         routing_now = routes.read(rt)
         self._pool_uses.update(rt, desired.path.internal_pool)
-        self._settings = dataclasses.replace(self._settings, shares_pool=self._pool_uses.is_shared)
+        self._own.update(rt)
+        self._settings = dataclasses.replace(
+            self._settings,
+            shares_pool=self._pool_uses.is_shared,
+            own_targets=self._own_targets(desired),
+            own_picked=self._own.now.picked,
+            own_primary=self._own.now.primary,
+        )
         belief = self._new_belief(desired, reading, touches)
         base = ruleset.base(self._settings, desired.path, belief.layout)
         belief.drop_places = tuple(place for place, chain in base.chains.items() if any(r.tag for r in chain.rules))
@@ -341,7 +351,8 @@ class Kernel:
     def _new_belief(self, desired: Desired, reading: Reading, touches: int) -> Belief:
         hosts: dict[DomainUUID, Fragment] = {}
         edges: dict[DomainUUID, Fragment] = {}
-        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, edge_maps.shards_in(reading.holdings))
+        shards, own = edge_maps.shards_in(reading.holdings), self._settings.own_targets
+        layout = edge_maps.Layout.of(desired.edge.values(), desired.path, shards, own)
         with_zone = frozenset[DomainUUID]()
         if self._settings.host is not None:
             before = (self._belief.desired.host, self._belief.with_zone) if self._belief is not None else None
@@ -418,7 +429,9 @@ class Kernel:
         pool = belief.desired.path.internal_pool
         if Subject.ADDRESSES in subjects and self._pool_uses.may_differ(sockets.rt_checks, pool):
             return True
-        if self._do_tables_differ(belief):
+        if Subject.ADDRESSES in subjects and self._own.may_differ(sockets.rt_checks):
+            return True
+        if self._do_own_targets_differ(belief) or self._do_tables_differ(belief):
             return True
         return bool(subjects & Subject.ROUTES) and self._do_routes_differ(belief)
 
@@ -446,12 +459,19 @@ class Kernel:
         if belief is None:
             return ()
         uses_changed = self._pool_uses.update(sockets.rt, belief.desired.path.internal_pool)
+        uses_changed |= self._own.update(sockets.rt) or self._do_own_targets_differ(belief)
         if uses_changed or sockets.changes.touches() != belief.touches:
             return self._reconcile(belief.desired)
         routing_now = routes.read(sockets.rt)
         route_steps = routing.steps(self._routing(belief.desired), routing_now)
         self._apply(Plan(), route_steps, routing_now)
         return route_steps.differences
+
+    def _own_targets(self, desired: Desired) -> Mapping[IPv4Address, PortRange]:
+        return own_ports.targets(self._own.now, desired.path.externals, desired.edge.values())
+
+    def _do_own_targets_differ(self, belief: Belief) -> bool:
+        return self._own_targets(belief.desired) != self._settings.own_targets
 
     def _look_around(self) -> tuple[str, ...]:
         """Set what should be set, and ask for the ways of packets, as the machine is now."""

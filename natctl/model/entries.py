@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 
 DEFAULT_EXEMPT = tuple(
@@ -74,6 +74,9 @@ class EdgeSettings:
     """Interfaces to the internet."""
     underlay: frozenset[str]
     """Interfaces to the hosts; empty if this machine is the only host."""
+    keep_apart: bool = True
+    """Whether connections of guests that are not managed leave by the machine's own ports where its address is in the
+    pool."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,6 +87,12 @@ class Settings:
     edge: EdgeSettings | None = None
     shares_pool: bool = False
     """Whether this machine itself uses addresses of the internal pool: then it must reach those that are no VM's."""
+    own_targets: Mapping[IPv4Address, PortRange] = dataclasses.field(default_factory=dict)
+    """Of an edge: its own addresses that are in the pool, and the ports by which its own connections leave."""
+    own_picked: tuple[PortRange, ...] = ()
+    """The ports from which this machine's kernel picks for connections."""
+    own_primary: Mapping[str, IPv4Address] = dataclasses.field(default_factory=dict)
+    """The first address of each uplink, by name."""
 
 
 class Allowance(NamedTuple):

@@ -41,7 +41,7 @@ from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_CTNETLINK
 
 from cpm.protocol.errors import KernelError
-from cpm.protocol.model import PortRange
+from cpm.protocol.model import FIRST_PORT, PortRange
 from natctl.model.entries import Destination
 from natctl.model.flow import ICMP, PORTED, Flow
 from natctl.model.port_use import PortCount, PortUse, VMPorts
@@ -175,6 +175,16 @@ def zones_of_all(ct: Socket, flag: int) -> Mapping[IPv4Address, frozenset[int]]:
     return until_complete(lambda: _zones(ct, _managed(flag)))
 
 
+def ports_behind(ct: Socket, own: IPv4Address, flag: int) -> frozenset[int]:
+    """
+    Return the ports from 1024 on of one of this machine's addresses behind which it translates connections of others.
+
+    :param flag: Bit or bits of the conntrack mark that managed connections, which are left out, carry.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    return until_complete(lambda: _ports_behind(ct, own, flag))
+
+
 class Conntrack:
     """
     The same for asyncio: each call runs in a worker thread, in the network namespace of the caller.
@@ -267,6 +277,20 @@ def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
     """Return the result and the processor seconds of this thread, in which the kernel's work for a dump is included."""
     begin = time.thread_time()
     return work(), time.thread_time() - begin
+
+
+def _ports_behind(ct: Socket, own: IPv4Address, flag: int) -> frozenset[int]:
+    found = set()
+    for buffer, start, end in ct.dump(_request(_replies_to(own))):
+        entry = _Entry.decode(buffer, start, end)
+        if entry is None or entry.address != int(own) or entry.port is None or entry.port < FIRST_PORT:
+            continue
+        original = _spans(buffer, *entry.parts[_CTA_TUPLE_ORIG])
+        source = _value(buffer, original.get(_CTA_TUPLE_IP), 4, _CTA_IP_V4_SRC)
+        mark = network_number(buffer[slice(*entry.parts.get(_CTA_MARK, (0, 0)))])
+        if source != int(own) and not mark & flag:
+            found.add(entry.port)
+    return frozenset(found)
 
 
 def _count(ct: Socket, internal: IPv4Address, ports: PortRange, *, at_cap: bool) -> PortCount:

@@ -9,7 +9,7 @@ fragment only.
 from __future__ import annotations
 
 from natctl.model.entries import Path, Settings
-from natctl.ruleset import edge, edge_maps, host, shared_pool
+from natctl.ruleset import edge, edge_maps, host, own_ports, shared_pool
 from natctl.ruleset.values import Ruleset
 
 
@@ -26,6 +26,8 @@ def base(settings: Settings, path: Path | None, layout: edge_maps.Layout) -> Rul
         parts.append(
             edge.base(settings.edge, path, layout, is_host=settings.host is not None, shares_pool=settings.shares_pool)
         )
+    if settings.own_targets:
+        parts.append(own_ports.base(settings, path))
     if settings.shares_pool:
         parts.append(Ruleset({shared_pool.RETURNING: shared_pool.returning(settings, path)}, {}, {}))
     result = Ruleset({}, {}, {})

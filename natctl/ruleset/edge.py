@@ -38,6 +38,7 @@ In nftables' notation, shortened::
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 notrack accept
         meta l4proto icmp goto icmp-inbound-203.0.113.1 }
       chain icmp-inbound-203.0.113.1 {
+        @th,0,8 @requests  fib daddr type local return     # somebody pings this machine
         @th,0,8 @queries   ip daddr set @th,32,16 map @icmp-inbound-203.0.113.1 notrack accept
         @th,0,8 @errors …  both ip daddr and the quoted source … notrack accept }
       chain outward {
@@ -76,7 +77,7 @@ In nftables' notation, shortened::
 - This machine may have addresses in the internal pool: nothing that it sends or receives is dropped or goes untracked
   (``fib … type local``). See also :mod:`natctl.ruleset.shared_pool`.
 - Packets for a pool address that is this machine's own are not dropped when no VM has the port: they are for this
-  machine.
+  machine, and so are pings of it. See also :mod:`natctl.ruleset.own_ports`.
 
 Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
@@ -153,6 +154,7 @@ EXTERNALS: Final[Place] = (Family.IPV4, "externals")
 PORTED: Final[Place] = (Family.IPV4, "ported")
 QUOTED_PORTED: Final[Place] = (Family.IPV4, "quoted-ported")
 QUERIES: Final[Place] = (Family.IPV4, "queries")
+REQUESTS: Final[Place] = (Family.IPV4, "requests")
 
 NOBODYS_PORT: Final = "nobodys-port"
 """Name of the counter of packets that came for a port of the pool that no VM holds, and were dropped."""
@@ -172,6 +174,7 @@ _SETS: Final = (
     SetSpec("ported", (PROTOCOL,)),
     SetSpec("quoted-ported", (TYPEOF_OCTET,)),
     SetSpec("queries", (TYPEOF_OCTET,)),
+    SetSpec("requests", (TYPEOF_OCTET,)),
     ERROR_TYPES,
 )
 
@@ -213,6 +216,7 @@ def base(
         PORTED: number_elements(6, 17, 132, 136),
         QUOTED_PORTED: number_elements(6, 17, 132, 136),
         QUERIES: number_elements(0, 8, 13, 14),
+        REQUESTS: number_elements(8, 13),
         ERRORS: number_elements(3, 4, 11, 12),
         EXTERNALS: by_identity(Element(address.packed) for address in externals),
         INBOUND: by_identity(Element(address.packed, chain=inbound(address)[1]) for address in externals),
@@ -319,6 +323,7 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
         rule(protocol(_ICMP), goto(ICMP + name)),
     )
     of_icmp = (
+        rule(_has_type("requests"), destination_kind(), compare(_LOCAL), RETURN, comment="for this machine"),
         rule(_has_type("queries"), _number_in(4, ICMP + name), rewrite, done),
         rule(_is_error(), _quotes_ports(), _number_in(28, ICMP + name), *rewrite_both, done),
         rule(_is_error(), _quotes_query(), _number_in(32, ICMP + name), *rewrite_both, done),

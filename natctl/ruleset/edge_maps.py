@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from cpm.protocol.intent import EdgeIntent, ExternalRange, VmIntent
@@ -41,21 +42,34 @@ class Layout(NamedTuple):
     shards: int
     """How many maps ``outbound`` there are, a power of two; the lowest bits of the internal address say which."""
     externals: frozenset[IPv4Address]
+    own: Mapping[IPv4Address, PortRange] = MappingProxyType({})
+    """External addresses that are the machine's own, and the ports by which its connections leave, which no VM has."""
 
     @classmethod
-    def of(cls, entries: Collection[EdgeIntent], path: Path | None, present: int = 1) -> Layout:
+    def of(
+        cls,
+        entries: Collection[EdgeIntent],
+        path: Path | None,
+        present: int = 1,
+        own: Mapping[IPv4Address, PortRange] = MappingProxyType({}),
+    ) -> Layout:
         """
         Return the layout for these VMs.
 
         :param present: The number of maps that there are already; it stays while it is not far off.
         """
         used = {int(each.external): each.external for entry in entries for each in entry.ranges}
-        return cls(_shards(len(entries), present), frozenset(used.values()) | (path.externals if path else frozenset()))
+        externals = frozenset(used.values()) | (path.externals if path else frozenset())
+        return cls(_shards(len(entries), present), externals, own)
 
     def suits(self, vms: int, entries: Iterable[EdgeIntent]) -> bool:
         """Say whether these VMs can join without a new layout."""
         has_room = vms <= self.shards * _CROWDED or self.shards == _MOST_SHARDS
-        return has_room and all(each.external in self.externals for entry in entries for each in entry.ranges)
+        return has_room and all(self._fits(each) for entry in entries for each in entry.ranges)
+
+    def _fits(self, each: ExternalRange) -> bool:
+        target = self.own.get(each.external)
+        return each.external in self.externals and (target is None or not target.overlaps(each.ports))
 
     def outbound(self, internal: IPv4Address) -> Place:
         """Return the map that has the ranges of this address."""
@@ -70,6 +84,23 @@ class Layout(NamedTuple):
 def inbound(external: IPv4Address) -> Place:
     """Return the map that has the ports of this external address."""
     return _inbound_place(int(external))
+
+
+def apart(external: IPv4Address) -> Place:
+    """Return the set of ports that need care when the machine's own connections leave from this address of its own."""
+    return _apart_place(int(external))
+
+
+@functools.lru_cache(4096)
+def _apart_place(external: int) -> Place:
+    return Family.IPV4, f"apart-{IPv4Address(external)}"
+
+
+def port_elements(ports: PortRange, label: bytes = b"") -> Iterator[Element]:
+    """Yield the elements of a range in a set of ports: its first port, and the first port after it."""
+    yield Element(ports.first.to_bytes(2, "big"), userdata=label)
+    if ports.last < LAST_PORT:
+        yield Element((ports.last + 1).to_bytes(2, "big"), interval_end=True)
 
 
 @functools.lru_cache(4096)
@@ -143,6 +174,8 @@ def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = (
             if piece.last < LAST_PORT:
                 behind = Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)  # noqa: FBT003
                 elements += (inward, behind), (for_icmp(inward), behind)
+            if external in layout.own:
+                elements.extend((apart(external), element) for element in port_elements(piece, label))
     return Fragment((), tuple(elements))
 
 

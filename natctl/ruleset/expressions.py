@@ -12,8 +12,10 @@ from __future__ import annotations
 import functools
 import struct
 import sys
+from ipaddress import IPv4Address
 from typing import Final
 
+from cpm.protocol.model import PortRange
 from natctl.ruleset.values import Expression, Opaque, Value, Verdict
 
 FIRST: Final = 1
@@ -44,7 +46,7 @@ _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
 _CT_ZONE, _ORIGINAL = 17, 0
 _FIB_SOURCE, _FIB_DESTINATION, _FIB_BY_INPUT, _FIB_PRESENT, _FIB_INTERFACE = 1, 2, 8, 32, 1
 _ADD_TO_SET = 0
-_COMPARISON = {"==": 0, "!=": 1}
+_COMPARISON = {"==": 0, "!=": 1, "<=": 3, ">=": 5}
 
 
 def _expression(kind: str, **attributes: Value) -> Expression:
@@ -270,4 +272,21 @@ def source_nat() -> Expression:
         reg_proto_min=9,
         reg_proto_max=11,
         flags=frozenset({"NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_SPECIFIED"}),
+    )
+
+
+def source_nat_to(address: IPv4Address, ports: PortRange | None) -> tuple[Expression, ...]:
+    """``snat to ADDRESS:FIRST-LAST``, or without ports; with ports the rule must have compared the protocol."""
+    if ports is None:
+        return literal(address.packed), _expression("nat", type=0, family=2, reg_addr_min=FIRST)
+    ends = (port.to_bytes(2, "big") for port in (ports.first, ports.last))
+    load = (literal(data, register) for register, data in enumerate((address.packed, *ends), FIRST))
+    return *load, _expression(
+        "nat",
+        type=0,
+        family=2,
+        reg_addr_min=FIRST,
+        reg_proto_min=FIRST + 1,
+        reg_proto_max=FIRST + 2,
+        flags=frozenset({"NF_NAT_RANGE_PROTO_SPECIFIED"}),
     )

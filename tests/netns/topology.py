@@ -115,7 +115,7 @@ class Namespace:
         """Return how many connections the namespace tracks."""
         return int(self.run("conntrack", "-C").strip())
 
-    def sysctl(self, **values: int) -> None:
+    def sysctl(self, **values: int | str) -> None:
         """Write switches under net.ipv4, dots as double underscores."""
         for name, value in values.items():
             self.run("sysctl", "-qw", f"net.ipv4.{name.replace('__', '.')}={value}")

@@ -27,12 +27,15 @@ HOST, EDGE = HostSettings(frozenset({"eth1"})), EdgeSettings(frozenset({"eth1"})
 EXTERNALS = frozenset({IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2")})
 PATH = Path(IPv4Network("100.64.0.0/10"), externals=EXTERNALS)
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
+OWN = {IPv4Address("203.0.113.1"): PortRange(32768, 60999)}
 SETTINGS = (
     Settings(HOST),
     Settings(edge=EDGE),
     Settings(HOST, EDGE),
     Settings(HOST, EDGE, shares_pool=True),
     Settings(dataclasses.replace(HOST, queueing=Queueing.NONE)),
+    Settings(edge=EDGE, own_targets=OWN, own_picked=tuple(OWN.values()), own_primary=dict.fromkeys(("eth1",), *OWN)),
+    Settings(HOST, EDGE, own_targets=OWN, own_picked=(PortRange(1024, 65535),)),
 )
 META = {3: MARK.number, 4: INTERFACE_INDEX.number, 6: INTERFACE.number, 7: INTERFACE.number, 16: PROTOCOL.number}
 PLAIN = frozenset(
@@ -84,7 +87,7 @@ class Reader:
             case "dynset":
                 self._check(self._sets[str(values["NFTA_DYNSET_SET_NAME"])])
             case "nat":
-                if self._protocol is None:
+                if self._protocol is None and "NFTA_NAT_REG_PROTO_MIN" in values:
                     raise Unreadable("snat with ports wants a match of one protocol")
             case kind if kind not in PLAIN:
                 raise Unreadable(f"{kind}: not known to be readable")
@@ -135,7 +138,7 @@ def _rulesets() -> Iterator[Ruleset]:
     ranges = ((IPv4Address("203.0.113.1"), PortRange(1024, 1087)),)
     for settings in SETTINGS:
         for shards in (1, 4):
-            layout = edge_maps.Layout(shards, EXTERNALS)
+            layout = edge_maps.Layout(shards, EXTERNALS, settings.own_targets)
             parts = [host.fragment(settings.host, entry)] if settings.host is not None else []
             if settings.edge is not None:
                 parts.append(edge_maps.fragment(edge_intent(VM, "web", entry.intent.internal, None, ranges), layout))
