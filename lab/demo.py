@@ -25,6 +25,7 @@ from lab.daemons import DaemonSettings
 from lab.errors import CommandFailed, LabError
 from lab.lab import Lab
 from lab.net import Site
+from lab.own_traffic import SSH, OwnTraffic
 from lab.shell import require_root
 from lab.vm import RealGuest
 from lab.witness import Ports
@@ -33,6 +34,10 @@ NAME = "demo"
 VM = "web"
 INITIAL = 128
 CONNECTIONS = 600
+NEIGHBOUR = "mail"
+OWN_CONNECTIONS = 50
+OWN_TRIES = 500
+BLOCK, CAP = 64, 32768
 RATE = 200
 HOLD_DOWN_S = 5.0
 SHRINK_COOL_DOWN_S = 4.0
@@ -97,6 +102,13 @@ class Demo:
     def all(self) -> None:
         """Run every step. :raise LabError: When one does not have the result it announces."""
         self._bring_up()
+        with contextlib.ExitStack() as stack:
+            for machine in self._lab.site.sharers:
+                stack.enter_context(self._keep_own_connections(OwnTraffic(self._lab, machine)))
+            self._run_vm()
+            self._reclaim()
+
+    def _run_vm(self) -> None:
         self._start_vm()
         self._boot()
         with traffic.sink(self._lab):
@@ -104,8 +116,9 @@ class Demo:
             self._whois()
             self._stop_traffic()
         self._shrink()
+        for machine in self._lab.site.sharers:
+            self._crowd(OwnTraffic(self._lab, machine))
         self._shut_down()
-        self._reclaim()
 
     def clean_up(self) -> None:
         """Remove the lab."""
@@ -135,6 +148,39 @@ class Demo:
             lambda: all(node["connected"] and node["synced"] for node in self._json("node", "list")),
         )
         self._show("node", "list")
+
+    @contextlib.contextmanager
+    def _keep_own_connections(self, own: OwnTraffic) -> Iterator[None]:
+        """Open connections of the machine's own, and see at the end that all of them are alive."""
+        self._step(f"On {own.machine} itself, whose address {own.address} VMs will share: connections that stay open")
+        with own.served(), own.held(OWN_CONNECTIONS) as held:
+            self._say(f"{OWN_CONNECTIONS} to the internet, {OWN_CONNECTIONS} from there to its port {SSH}")
+            yield
+            self._step(f"On {own.machine} itself: send a byte through each of these connections and back")
+            alive = [each.finish().alive for each in held]
+            self._check(
+                alive == [OWN_CONNECTIONS] * len(alive),
+                f"of {OWN_CONNECTIONS} each, {alive[0]} to the internet and {alive[1]} from there are alive",
+                f"all {sum(alive)} connections are alive",
+            )
+
+    def _crowd(self, own: OwnTraffic) -> None:
+        """Have another VM hold most other ports, and see that everything of the machine's own still succeeds."""
+        self._step(f"Another guest takes most of the ports that are left, and {own.machine} itself notices nothing")
+        self._lab.add_guest(NEIGHBOUR, self._host)
+        # Not all: the manager keeps some ports for VMs that start.
+        size = min(CAP, int(self._json("pool", "list")[0]["longest_free"] * 0.9) // BLOCK * BLOCK)
+        self._lab.operate("set", NEIGHBOUR, f"floor={size}", f"cap={size}")
+        self._await(f"{NEIGHBOUR} to have {size} ports", functools.partial(self._has, NEIGHBOUR, size))
+        self._show("list")
+        self._show("pool", "list")
+        for tries in own.tries(OWN_TRIES):
+            self._check(not tries.failed, f"on {own.machine} itself, {tries}", f"on {own.machine} itself, {tries}")
+        self._lab.remove_guest(NEIGHBOUR)
+
+    def _has(self, name: str, size: int) -> bool:
+        (vm,) = (vm for vm in self._json("list") if vm["name"] == name)
+        return vm["first_port"] is not None and vm["last_port"] - vm["first_port"] + 1 >= size
 
     def _start_vm(self) -> None:
         self._step(f"virsh start {VM} --paused: the hook asks for ports before the guest executes an instruction")

@@ -26,7 +26,8 @@ UNDERLAY, UPLINK = "underlay", "uplink"
 """Segments: between hosts and edges, and towards the internet."""
 INTERNET_ADDRESS = IPv4Address("192.0.2.2")
 """The server on the internet of every site."""
-SWITCH = "switch"
+INTERNET, SWITCH = "internet", "switch"
+"""Names of the machine that has this address, and of the namespace with the bridges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,15 @@ class Site:
     def manager(self) -> Machine:
         """The machine on which cpmd runs."""
         return self.machine(*self.with_role(MANAGER))
+
+    @property
+    def sharers(self) -> tuple[Machine, ...]:
+        """The machines that have an address of the pool themselves."""
+        return tuple(
+            machine
+            for machine in self.machines
+            if any(port.address.ip in self.external_addresses for port in machine.ports)
+        )
 
     @property
     def pool(self) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Interface
 
-from lab.net import EDGE, HOST, INTERNET_ADDRESS, MANAGER, UNDERLAY, UPLINK, Machine, Port, Site
+from lab.net import EDGE, HOST, INTERNET, INTERNET_ADDRESS, MANAGER, UNDERLAY, UPLINK, Machine, Port, Site
 
-_INTERNET = "internet"
 _INTERNET_GATEWAY = IPv4Address("192.0.2.1")
 _INTERNET_MTU = 1300
 _FORWARD = {"net.ipv4.ip_forward": 1}
@@ -27,7 +26,7 @@ def _uplink(last: int) -> Port:
 
 
 def _internet(device: str, address: IPv4Address) -> Port:
-    return Port(device, _INTERNET, IPv4Interface(f"{address}/24"), mtu=_INTERNET_MTU)
+    return Port(device, INTERNET, IPv4Interface(f"{address}/24"), mtu=_INTERNET_MTU)
 
 
 _EXTERNAL = tuple(IPv4Address("203.0.113.0") + offset for offset in range(1, 5))
@@ -58,7 +57,7 @@ CLUSTER = Site(
                 "net.ipv4.fib_multipath_use_neigh": 1,
             },
         ),
-        Machine("internet", (_internet("uplink", INTERNET_ADDRESS),), gateway=_INTERNET_GATEWAY),
+        Machine(INTERNET, (_internet("uplink", INTERNET_ADDRESS),), gateway=_INTERNET_GATEWAY),
     ),
     _EXTERNAL,
 )
@@ -83,7 +82,7 @@ SINGLE = Site(
             "server", (_OWN,), frozenset({HOST, EDGE, MANAGER}), gateway=_PROVIDER.address.ip, settings=_AS_IT_COMES
         ),
         Machine("router", (_PROVIDER, _internet("internet", _INTERNET_GATEWAY)), settings=_FORWARD),
-        Machine("internet", (_internet("uplink", INTERNET_ADDRESS),), gateway=_INTERNET_GATEWAY),
+        Machine(INTERNET, (_internet("uplink", INTERNET_ADDRESS),), gateway=_INTERNET_GATEWAY),
     ),
     (_OWN.address.ip,),
     guest_network="nat",

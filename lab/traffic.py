@@ -16,7 +16,7 @@ from typing import Protocol
 from lab import net
 from lab.errors import LabError
 from lab.lab import Lab
-from lab.shell import CLEAN_ENVIRONMENT
+from lab.shell import CLEAN_ENVIRONMENT, inside
 
 PORT = 8080
 NICE = -10
@@ -82,8 +82,8 @@ def sink(lab: Lab, port: int = PORT, node: str = "internet", *, records: Path | 
         see :func:`sink_records`. Clients must say their name then (``-n``).
     :raise LabError: When the port is taken.
     """
-    options = () if records is None else ("-w", records)
-    command = lab.command(node, lab.conngen, "-l", str(port), *options)
+    options = () if records is None else ("-w", str(records))
+    command = [*inside(lab.namespace(node)), str(lab.conngen), "-l", str(port), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT) as server:
         try:
             os.setpriority(os.PRIO_PROCESS, server.pid, NICE)
@@ -134,7 +134,7 @@ def sink_records(records: Path) -> list[Record]:
 
 
 class Held:
-    """Connections of a light guest that are under way or stay open; see :func:`generate` and :func:`hold`."""
+    """Connections of a guest or a machine that are under way or stay open; see :func:`generate` and :func:`hold`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -163,11 +163,13 @@ class Held:
 
 
 @contextlib.contextmanager
-def generate(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> Iterator[Held]:
-    """Let a light guest open connections to the sink; returns at once."""
-    words = _client(str(lab.conngen), count, options, port).split()
+def generate(
+    lab: Lab, guest: str, count: int, *options: str, port: int = PORT, to: IPv4Address = net.INTERNET_ADDRESS
+) -> Iterator[Held]:
+    """Let a light guest or a machine open connections to a sink; returns at once."""
+    words = _client(str(lab.conngen), count, options, port, to).split()
     with subprocess.Popen(
-        lab.command(guest, *words), stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
+        [*inside(lab.namespace(guest)), *words], stdout=subprocess.PIPE, text=True, env=CLEAN_ENVIRONMENT
     ) as process:
         try:
             yield Held(process)
@@ -176,16 +178,20 @@ def generate(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) 
 
 
 @contextlib.contextmanager
-def hold(lab: Lab, guest: str, count: int, *options: str, port: int = PORT) -> Iterator[Held]:
+def hold(
+    lab: Lab, guest: str, count: int, *options: str, port: int = PORT, to: IPv4Address = net.INTERNET_ADDRESS
+) -> Iterator[Held]:
     """
-    Open connections from a light guest to the sink and keep them open; returns when all are open or have failed.
+    Open connections from a light guest or a machine to a sink and keep them open; returns when none is under way.
 
     :raise LabError: When conngen ends instead.
     """
-    with generate(lab, guest, count, "-t", "-1", "-k", "-C", *options, port=port) as held:
+    with generate(lab, guest, count, "-t", "-1", "-k", "-C", *options, port=port, to=to) as held:
         held.wait_until_open(count)
         yield held
 
 
-def _client(program: str, count: int, options: tuple[str, ...], port: int) -> str:
-    return " ".join((program, *options, str(net.INTERNET_ADDRESS), str(port), str(count)))
+def _client(
+    program: str, count: int, options: tuple[str, ...], port: int, to: IPv4Address = net.INTERNET_ADDRESS
+) -> str:
+    return " ".join((program, *options, str(to), str(port), str(count)))

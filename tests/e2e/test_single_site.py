@@ -12,14 +12,16 @@ import pytest
 from lab.daemons import CPMD, PROGRAMS, natd_of
 from lab.errors import LabError
 from lab.lab import Lab
+from lab.own_traffic import OwnTraffic
 from lab.sites import CLUSTER, SINGLE
 from lab.traffic import connect, sink
 from tests.e2e.labs import running, unique_name
-from tests.e2e.observing import assert_agree, eventually, facts
+from tests.e2e.observing import active, assert_agree, eventually, facts
 
 pytestmark = pytest.mark.e2e
 
 SERVER, ADDRESS = "server", "203.0.113.2"
+CAP = 32768
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,22 @@ def test_a_light_guest_connects_from_ports_of_the_servers_own_address(lab: Lab) 
     finally:
         lab.remove_guest("a")
     assert eventually(lambda: not facts(lab, "list", "--all"))
+
+
+def test_nothing_of_the_servers_own_fails_while_vms_hold_its_ports(lab: Lab) -> None:
+    own = OwnTraffic(lab, SINGLE.machine(SERVER))
+    with own.served(), own.held(20) as held:
+        guest = lab.add_guest("greedy", SERVER)
+        try:
+            size = min(CAP, facts(lab, "pool", "list")[0]["longest_free"] * 9 // 10 // 64 * 64)
+            lab.operate("set", "greedy", f"floor={size}", f"cap={size}")
+            assert eventually(lambda: (now := active(lab, "greedy")) is not None and now.size >= size)
+            assert [str(tries) for tries in own.tries(200) if tries.failed] == []
+            with sink(lab):
+                assert connect(guest, 40).fail == 0
+            assert [each.finish().alive for each in held] == [20, 20]
+        finally:
+            lab.remove_guest("greedy")
 
 
 def test_the_lab_remembers_its_site(lab: Lab) -> None:
