@@ -17,8 +17,8 @@ beginning of this string.
 
 libvirt runs this file as ``virt-ports NAME OPERATION SUBOPERATION EXTRA`` with the domain XML on stdin and waits for it
 to exit (https://libvirt.org/hooks.html). Hence one deadline covers the whole run, and all runs of one start of a VM: a
-natd that hangs costs a start one deadline, see :class:`Budget`. A failure of the hook fails no VM unless the operator
-configured that. The file is installed unchanged as /etc/libvirt/hooks/qemu.d/virt-ports. It needs
+natd that hangs costs a start little more than one deadline, see :class:`Budget`. A failure of the hook fails no VM
+unless the operator configured that. The file is installed unchanged as /etc/libvirt/hooks/qemu.d/virt-ports. It needs
 /bin/sh and /usr/bin/python3 (3.9 or later) and imports only modules that are compiled into the interpreter: importing a
 single module from disk would cost as much time as all the rest. libvirt_hooks/protocol.py specifies the protocol.
 
@@ -153,7 +153,8 @@ class Budget:
         self._begun = now
         self._least = config.deadline / 4
         self._spent = self._read(now)
-        self.end = now + config.deadline - self._spent
+        # With nothing left natd is told all the same, though not waited for: only `start` names the interfaces.
+        self.end = now + max(config.deadline - self._spent, config.deadline / 20)
         """When this run has to end, on the monotonic clock."""
 
     def _read(self, now: float) -> float:

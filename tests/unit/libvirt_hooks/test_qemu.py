@@ -130,6 +130,14 @@ class TestBudget:
             assert first >= self.DEADLINE_S
         assert [path for path in hook.socket.parent.iterdir() if path.name.startswith("hook-")] == []
 
+    def test_natd_is_told_of_every_run_though_no_time_is_left(self, hook: Hook, natd: FakeNatd) -> None:
+        hook.configure(deadline=30)
+        marker = hook.socket.parent / ("hook-" + b"web-1".hex())
+        for operation in ("start", "started"):
+            marker.write_text(f"prepare 31 {time.monotonic():.3f}")
+            self.took(hook, operation)
+        assert [request.operation for request in natd.requests] == ["start", "started"]
+
     def test_another_vm_has_a_deadline_of_its_own(self, hook: Hook) -> None:
         hook.configure(deadline=self.DEADLINE_S)
         with FakeNatd(hook.socket, Answer.HANG):
