@@ -52,6 +52,7 @@ from natctl.model.commands import (
 )
 from natctl.model.port_use import PortUse
 from natctl.netlink.conntrack import Conntrack
+from natctl.netlink.neighbours import watch_neighbours
 from natctl.ruleset.marks import Marks
 from qga_agent import announcement
 from qga_agent.agent_libvirt import LibvirtAgents
@@ -66,6 +67,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 TELL_S = 0.05
 """Seconds from a message of the manager until guests are told: many VMs may change at once."""
+FOLLOW_S = 10.0
+"""Seconds between two looks at the neighbour table without a reported change; see
+:data:`natctl.ruleset.senders.FOLLOWED_S`."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
 
@@ -132,6 +136,9 @@ class Natd:
         self._node.on_kernel_found(found.host.values(), found.path, links, clock.now(), found.edge.values())
         start = self._tasks.start
         start("kernel", self._serve_kernel(), forever=True)
+        if self._settings.edge is not None and Role.EDGE in self._settings.roles:
+            start("neighbours", self._watch_neighbours(), forever=True)
+            start("senders", self._every(FOLLOW_S, self._kernel.follow_neighbours), forever=True)
         if self._host is not None and self._watch is not None and self._hooks is not None:
             await self._hooks.start()
             start("links", self._watch.watch_links(), forever=True)
@@ -243,6 +250,15 @@ class Natd:
                 log.warning("%s", text)
         if before and not now:
             log.info("no longer so: %s", "; ".join(before))
+
+    async def _watch_neighbours(self) -> None:
+        """Follow the hosts' hardware addresses, by which the kernel tells who may send for a VM."""
+        async with contextlib.aclosing(watch_neighbours()) as changes:
+            async for addresses in changes:
+                try:
+                    await self._kernel.follow_neighbours(addresses)
+                except KernelError as error:
+                    log.warning("%s", error)
 
     async def _delete_connections(self, command: Forget | Prune) -> None:
         held = self._node.held_ports(command.internal)

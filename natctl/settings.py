@@ -75,6 +75,11 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether natd translates the connections of this machine's other guests, from private addresses to public ones,
     where the uplink's address is in the pool: they leave by the machine's own ports, and never by a VM's. Set it to
     false if other software translates them to another address, or if they must not be translated."""
+    check_senders: entries.SenderCheck = entries.SenderCheck.MAC
+    """How a packet with a VM's internal address shows that the VM's host sent it. ``mac``: by the hardware address that
+    this machine's neighbour table has for the host. ``interface``: by the interface that leads to the host; for hosts
+    that send with several hardware addresses (bonding modes balance-tlb and balance-alb, two cards in one network).
+    ``off``: not at all; for hosts that send by another interface than the one that leads to them."""
 
 
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,7 +151,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
             if host is not None and Role.HOST in self.roles
             else None,
-            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart)
+            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart, edge.check_senders)
             if edge is not None and Role.EDGE in self.roles
             else None,
         )

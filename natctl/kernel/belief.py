@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
+from natctl.kernel.senders import Known
 from natctl.model.entries import Change, HostEntry, Path
 from natctl.ruleset import edge_maps
 from natctl.ruleset.plan import Plan
@@ -46,6 +47,8 @@ class Step:
     host_fragments: Mapping[DomainUUID, Fragment]
     edge_fragments: Mapping[DomainUUID, Fragment]
     with_zone: frozenset[DomainUUID]
+    known: Known
+    """The hardware addresses of hosts that are new."""
 
     @property
     def weight(self) -> int:

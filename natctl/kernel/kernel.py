@@ -29,6 +29,8 @@ from natctl.kernel.belief import Belief, Desired, Step, by_internal, lasts, outb
 from natctl.kernel.forward_filters import ForwardFilters
 from natctl.kernel.own_interfaces import OwnInterfacesWatch
 from natctl.kernel.pool_uses import PoolUses
+from natctl.kernel.senders import Known, Senders
+from natctl.kernel.senders import fragments as chains_of_hosts
 from natctl.kernel.sockets import Sockets
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
@@ -36,12 +38,12 @@ from natctl.netlink import nfqueue, routes
 from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
-from natctl.ruleset import edge_maps, host, own_ports, plan, routing
+from natctl.ruleset import edge_maps, host, own_ports, plan, routing, senders
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable, Plan
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, counted, kernel_state
 from natctl.ruleset.routing import Routing, Steps
-from natctl.ruleset.values import Fragment, Reading, with_fragments
+from natctl.ruleset.values import Element, Fragment, Reading, with_fragments
 
 _SMALL: Final = 500
 """Elements and routes up to which a change is made inline; larger changes run in a worker thread."""
@@ -82,6 +84,7 @@ class Kernel:
         self._pool_uses = PoolUses()
         self._own = OwnInterfacesWatch(settings.edge)
         self._ways = Ways()
+        self._senders = Senders(settings.edge)
         self._forward_filters = ForwardFilters()
         self._opened: Sockets | None = None
         self._changes_made = 0
@@ -163,7 +166,12 @@ class Kernel:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about this machine, a sentence each, as of the last check."""
-        return (*self._pool_uses.warnings(), *self._ways.warnings, *self._forward_filters.warnings)
+        return (
+            *self._pool_uses.warnings(),
+            *self._ways.warnings,
+            *self._forward_filters.warnings,
+            *self._senders.warnings,
+        )
 
     @property
     def way_problems(self) -> Mapping[DomainUUID, str]:
@@ -203,6 +211,23 @@ class Kernel:
         async with self._lock:
             self._sockets()
             self._refuse_connections(where, for_s)
+
+    async def follow_neighbours(self, addresses: Collection[IPv4Address] = ()) -> None:
+        """
+        Compare the hosts' hardware addresses with the neighbour table, in which these entries changed.
+
+        To be called for every change, and every ten seconds: without that, they are soon not compared with senders' any
+        more. Before the first :meth:`replace` the hosts that the kernel has are followed.
+
+        :param addresses: None: any entry may have changed.
+        :raise KernelError: When the kernel cannot be read or refuses.
+        """
+        async with self._lock:
+            if not self._senders.concerns(addresses):
+                return
+            await self._in_thread(self._follow_senders)
+            if not addresses:
+                self._renew_following()
 
     async def remove(self) -> None:
         """
@@ -273,7 +298,7 @@ class Kernel:
             domain: self._host_fragment(entry, with_zone) for domain, entry in change.host.items() if entry is not None
         }
         edges = {
-            domain: edge_maps.fragment(entry, belief.layout, outbound(belief.edge_fragments.get(domain)))
+            domain: self._edge_fragment(entry, belief.layout, outbound(belief.edge_fragments.get(domain)))
             for domain, entry in change.edge.items()
             if entry is not None
         }
@@ -283,12 +308,13 @@ class Kernel:
             edges = {}
         old = [belief.host_fragments.get(domain, Fragment()) for domain in change.host]
         old += [belief.edge_fragments.get(domain, Fragment()) for domain in change.edge]
-        tables = plan.alteration(old, [*hosts.values(), *edges.values()])
-        before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
         after = [entry for entry in change.edge.values() if entry is not None]
+        known = self._senders.read(self._sockets().rt, self._senders.missing(entry.via for entry in after))
+        tables = plan.alteration(old, [*hosts.values(), *edges.values(), *chains_of_hosts(known)])
+        before = [entry for domain in change.edge if (entry := belief.desired.edge.get(domain)) is not None]
         put, drop = (self._reachable(routing.of_entries(entries)) for entries in (after, before))
         route_steps = routing.steps(Routing(put), Routing(drop))
-        return Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges, with_zone)
+        return Step(tables, route_steps, Routing(routing.of_entries(before)), hosts, edges, with_zone, known)
 
     async def _change_vms(self, belief: Belief, change: Change) -> None:
         """Change what belongs to the VMs; compare everything when the kernel refuses that twice."""
@@ -309,6 +335,7 @@ class Kernel:
     def _change_some(self, belief: Belief, change: Change, step: Step) -> None:
         self._apply(step.tables, step.route_steps, step.before)
         belief.record(change, step)
+        self._senders.on_programmed(step.known)
 
     def _reconcile(self, desired: Desired) -> tuple[str, ...]:
         """Compare everything with the kernel, mend it, and believe that."""
@@ -341,11 +368,14 @@ class Kernel:
         belief = self._new_belief(desired, reading, touches)
         base = ruleset.base(self._settings, desired.path, belief.layout)
         belief.drop_places = tuple(place for place, chain in base.chains.items() if any(r.tag for r in chain.rules))
-        tables = plan.difference(with_fragments(base, belief.fragments()), reading.holdings)
+        known = self._known_senders(rt, desired)
+        tables = plan.difference(with_fragments(base, [*belief.fragments(), *chains_of_hosts(known)]), reading.holdings)
         route_steps = routing.steps(self._routing(desired), routing_now)
         settings_changed = sysctl.apply(self._settings, desired.path)
         self._apply(tables, route_steps, routing_now)
         self._belief = belief
+        self._senders.replace(known)
+        self._renew_following()
         return (*tables.differences, *route_steps.differences, *settings_changed)
 
     def _new_belief(self, desired: Desired, reading: Reading, touches: int) -> Belief:
@@ -369,7 +399,7 @@ class Kernel:
                 raise KernelError("give each port one owner", 0, str(error)) from error
             present = by_internal(reading)
             edges = {
-                domain: edge_maps.fragment(entry, layout, present.get(entry.internal.packed, ()))
+                domain: self._edge_fragment(entry, layout, present.get(entry.internal.packed, ()))
                 for domain, entry in desired.edge.items()
             }
         return Belief(desired, layout, hosts, edges, with_zone, touches)
@@ -380,6 +410,9 @@ class Kernel:
             return host.fragment(self._settings.host, entry, has_zone=entry.intent.domain in with_zone)
         except ValueError as error:
             raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
+
+    def _edge_fragment(self, entry: EdgeIntent, layout: edge_maps.Layout, present: Collection[Element]) -> Fragment:
+        return edge_maps.fragment(entry, layout, present, checks_senders=self._senders.is_checking)
 
     def _routing(self, desired: Desired) -> Routing:
         entries = desired.edge.values() if self._settings.edge is not None else ()
@@ -419,6 +452,9 @@ class Kernel:
                     found = await self._in_thread(self._mend)
             if subjects & ~Subject.TABLES:
                 found += await self._in_thread(self._look_around)
+            if subjects == Subject.ALL and self._senders.is_checking:
+                async with self._lock:
+                    await self._in_thread(self._check_senders)
             return found
 
     def _differs(self, subjects: Subject) -> bool:
@@ -442,7 +478,8 @@ class Kernel:
         reading = read.read_tables(sockets.nft_checks, self._state_of_tables)
         base = ruleset.base(self._settings, belief.desired.path, belief.layout)
         with postponed_collection():
-            difference = plan.difference(with_fragments(base, belief.fragments()), reading.holdings)
+            fragments = [*belief.fragments(), *self._senders.fragments()]
+            difference = plan.difference(with_fragments(base, fragments), reading.holdings)
         if difference.operations or self._changes_made != changes_made:
             return True
         belief.touches = touches
@@ -472,6 +509,45 @@ class Kernel:
 
     def _do_own_targets_differ(self, belief: Belief) -> bool:
         return self._own_targets(belief.desired) != self._settings.own_targets
+
+    def _check_senders(self) -> None:
+        self._follow_senders()
+        self._renew_following()
+        self._senders.note_unknown()
+
+    def _known_senders(self, rt: Socket, desired: Desired) -> Known:
+        return self._senders.read(rt, self._senders.hosts(entry.via for entry in desired.edge.values()))
+
+    def _follow_senders(self) -> None:
+        """Program what the neighbour table has of the hosts now."""
+        sockets = self._sockets()
+        if (belief := self._belief) is None:
+            self._adopt_senders(sockets)
+            return
+        known = self._known_senders(sockets.rt, belief.desired)
+        before, after = self._senders.news(known)
+        tables = plan.alteration(before, after)
+        if tables.operations:
+            self._apply(tables, Steps(Routing(), Routing()), Routing())
+            self._senders.on_programmed(known)
+
+    def _adopt_senders(self, sockets: Sockets) -> None:
+        """Do so for the hosts that a former natd programmed."""
+        holdings = read.read_tables(sockets.nft, self._state_of_tables).holdings
+        if senders.FOLLOWING not in holdings.sets:
+            return
+        known = self._senders.read(sockets.rt, senders.hosts_in(holdings))
+        tables = plan.exchange(chains_of_hosts(known), holdings)
+        self._apply(tables, Steps(Routing(), Routing()), Routing())
+        self._senders.replace(known)
+
+    def _renew_following(self) -> None:
+        """Let the kernel compare hardware addresses for some time."""
+        if not self._senders.is_checking or (self._belief is None and not self._senders.has_hosts):
+            return
+        elements = senders.following(self._senders.interfaces(self._sockets().rt))
+        tables = plan.refill([senders.FOLLOWING], [(senders.FOLLOWING, element) for element in elements])
+        self._apply(tables, Steps(Routing(), Routing()), Routing())
 
     def _look_around(self) -> tuple[str, ...]:
         """Set what should be set, and ask for the ways of packets, as the machine is now."""

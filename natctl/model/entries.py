@@ -66,6 +66,17 @@ class HostSettings:
         return self.log_group + 1
 
 
+class SenderCheck(enum.Enum):
+    """How an edge checks that a packet with a VM's internal address comes from the host that has the VM."""
+
+    MAC = "mac"
+    """By the hardware address that the neighbour table has for the host; where it has none, as ``interface``."""
+    INTERFACE = "interface"
+    """It comes by the interface that leads to the host."""
+    OFF = "off"
+    """It comes by any interface of the underlay."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """The edge role (second computing device)."""
@@ -77,6 +88,12 @@ class EdgeSettings:
     keep_apart: bool = True
     """Whether connections of guests that are not managed leave by the machine's own ports where its address is in the
     pool."""
+    check_senders: SenderCheck = SenderCheck.MAC
+
+    @property
+    def checks_senders(self) -> bool:
+        """Whether there is anything to check, and it is to be checked."""
+        return bool(self.underlay) and self.check_senders is not SenderCheck.OFF
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

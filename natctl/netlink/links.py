@@ -35,6 +35,7 @@ from natctl.netlink.message import (
 from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket, until_complete
 
 _IFINFOMSG: Final = bytes(16)
+_ETHERNET: Final = 1  # ARPHRD_ETHER
 _IFLA_IFNAME, _IFLA_MASTER, _IFLA_STATS64 = 3, 10, 23
 _LONGEST_NAME, _LAST_INDEX = 15, 2**31 - 1
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
@@ -149,6 +150,7 @@ class Link(NamedTuple):
     name: str
     master: int | None
     """Index of the bridge (or other master) that it is in."""
+    is_ethernet: bool = True
 
 
 def read_links(rtnl: Socket) -> dict[int, Link]:
@@ -227,7 +229,8 @@ def _decode(part: Slice) -> Link | None:
         or (master or 0) > _LAST_INDEX
     ):
         raise _malformed("it has no name or number, or a part is cut off")
-    return Link(index, name.decode(errors="surrogateescape"), master or None)
+    is_ethernet = native_number(buffer[start + 2 : start + 4]) == _ETHERNET
+    return Link(index, name.decode(errors="surrogateescape"), master or None, is_ethernet)
 
 
 def _malformed(detail: str) -> MalformedMessage:

@@ -11,11 +11,14 @@ In nftables' notation, shortened::
       map icmp-inbound-203.0.113.1 { typeof icmp id : ip saddr; flags interval; }       # the same
       map inbound { type ipv4_addr : verdict; elements = { 203.0.113.1 : goto inbound-203.0.113.1 } }
       chain receive { type filter hook prerouting priority raw;
-        ip saddr POOL ip daddr != @externals iifname "eth1" notrack accept        # nearly all that comes from VMs
+        ip saddr POOL iifname "eth1" ip saddr vmap @senders          # nearly all that comes from VMs
         iifname "eth0" goto from-outside
         iifname "eth1" goto from-hosts
         ip daddr @locals accept                     # the host role on this machine needs connection tracking
         ip daddr POOL fib daddr type != local notrack accept }
+      chain from-its-host {                         # from a VM, and its host has sent it
+        ip daddr != @externals notrack accept
+        goto from-hosts }
       chain from-hosts {
         ip saddr POOL ip daddr @externals jump outward                        # hairpin: the source first
         jump inward
@@ -29,10 +32,15 @@ In nftables' notation, shortened::
         ip daddr POOL fib daddr type != local notrack accept
         ip daddr @externals fib daddr type != local counter drop }
       chain send { type filter hook postrouting priority 300;
-        ip saddr POOL oifname "eth0" jump outward
+        ip saddr POOL oifname "eth0" goto of-vm
+        oifname "eth0" goto of-others }
+      chain of-vm {
+        jump outward
         # A port that the VM does not own never leaves:
-        ip saddr POOL oifname "eth0" fib saddr type != local counter drop
-        meta l4proto icmp ip saddr != POOL oifname "eth0" jump quoting }  # errors that a machine on the way tells
+        ip saddr POOL fib saddr type != local counter drop }
+      chain of-others {
+        meta l4proto icmp jump quoting                            # errors that a machine on the way tells
+        ip saddr @externals iif != 0 ip daddr != POOL fib saddr type != local goto forged }
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 notrack accept
@@ -53,6 +61,9 @@ In nftables' notation, shortened::
 - Every packet passes ``receive`` and ``send``. The rules that match most packets come first; addresses are compared
   before interfaces, names of interfaces are compared and not looked up, and sets of known size have that size declared,
   because each of these is several times as cheap as the alternative (``docs/design/0004-packet-path.md``).
+- ``senders`` is in :mod:`natctl.ruleset.senders`.
+- What comes from anywhere but the internet never leaves with an external address that this edge did not write: its
+  answers would go to a VM. A machine that has the address itself may use it.
 - Where the machine has the host role too, packets for its own VMs must be tracked: ``inbound-…`` then returns instead
   of accepting, and ``receive`` does not touch packets from VM to VM.
 - ``outbound`` is keyed by the ports too: the edges do not let a host with stale tables use a port that another VM has
@@ -90,6 +101,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from natctl.model.entries import EdgeSettings, Path
+from natctl.ruleset import senders
 from natctl.ruleset.common import (
     ADDRESS,
     ERROR_TYPES,
@@ -163,6 +175,8 @@ NOT_OWNED: Final = "not-owned"
 
 _FROM_HOSTS = "from-hosts"
 _FROM_OUTSIDE = "from-outside"
+_OF_VM = "of-vm"
+_OF_OTHERS = "of-others"
 _UNDERWAY = "told by a machine on the way, not by the VM"
 _ICMP = 1
 _TCP = 6
@@ -190,11 +204,16 @@ def base(
     """
     externals, pool = sorted(layout.externals), pool_of(path)
     for_vms = _for_vms(pool, is_host=is_host)
+    is_elsewhere = _is_elsewhere(pool, is_host=is_host, shares_pool=shares_pool)
     chains = (
-        _receive(settings, pool, for_vms, is_host=is_host, shares_pool=shares_pool),
+        _receive(settings, pool, for_vms, is_elsewhere),
+        *((_from_its_host(is_elsewhere),) if settings.checks_senders else ()),
         _from_hosts(pool, for_vms, shares_pool=shares_pool),
         _from_outside(for_vms),
         _send(settings, pool),
+        _of_vm(pool),
+        _of_others(settings, pool),
+        senders.forged(),
         _reassembly(),
         _inward(),
         *(chain for external in externals for chain in _inbound(external, is_host=is_host)),
@@ -210,6 +229,8 @@ def base(
         *(spec for name in layout.maps for spec in outbound_maps(name)),
         *(spec for address in externals for spec in inbound_maps(address)),
     )
+    if settings.checks_senders:
+        sets += tuple(senders.sets(layout.room).values())
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
     elements = {(Family.IPV4, spec.name): by_identity(()) for spec in sets} | {
@@ -231,27 +252,38 @@ def base(
     )
 
 
-def _receive(
-    settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, is_host: bool, shares_pool: bool
-) -> Chain:
+def _is_elsewhere(pool: IPv4Network, *, is_host: bool, shares_pool: bool) -> tuple[Expression, ...]:
+    """The packet is neither for a VM nor for this machine."""
     is_elsewhere = address_in(DESTINATION, "externals", negated=True)
     if is_host:
         is_elsewhere += in_network(DESTINATION, pool, negated=True)
     if shares_pool:
         is_elsewhere += _is_not_here()
-    from_vms = in_network(SOURCE, pool) + is_elsewhere
+    return is_elsewhere
+
+
+def _receive(
+    settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], is_elsewhere: tuple[Expression, ...]
+) -> Chain:
+    # Without an element in the map, the rules that follow decide.
+    decision = senders.by_sender() if settings.checks_senders else (*is_elsewhere, notrack(), verdict(ACCEPT))
     hosts = sorted(settings.underlay)
     # Where hosts and the internet are behind one interface, what is done for hosts covers both.
     rules = (
-        *(
-            rule(from_vms, through("iifname", name), notrack(), ACCEPT, comment="from a VM to the internet")
-            for name in hosts
-        ),
+        *(rule(in_network(SOURCE, pool), through("iifname", name), decision, comment="from a VM") for name in hosts),
         *(rule(through("iifname", name), goto(_FROM_OUTSIDE)) for name in sorted(settings.uplinks - settings.underlay)),
         *(rule(through("iifname", name), goto(_FROM_HOSTS)) for name in hosts),
         *for_vms,
     )
     return Chain("receive", filtering(PREROUTING, -300), rules)
+
+
+def _from_its_host(is_elsewhere: tuple[Expression, ...]) -> Chain:
+    rules = (
+        rule(is_elsewhere, notrack(), ACCEPT, comment="from a VM to the internet"),
+        rule(goto(_FROM_HOSTS)),
+    )
+    return Chain(senders.FROM_ITS_HOST, None, rules)
 
 
 def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...], *, shares_pool: bool) -> Chain:
@@ -295,16 +327,47 @@ def _send(settings: EdgeSettings, pool: IPv4Network) -> Chain:
 
 
 def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
-    by_vm, by_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
-    not_owned = "the VM does not hold this port here"
-    # This machine may have an address of its own in the pool: nothing that it sends is dropped.
-    by_another = (source_kind(), compare(_LOCAL, "!="))
     for name in names:
         leaves = through("oifname", name)
-        yield rule(by_vm, leaves, jump("outward"))
-        yield rule(by_vm, leaves, by_another, counter(), DROP, comment=not_owned, tag=NOT_OWNED)
-        # What the jump above translated passes here too, but quotes no internal address any more.
-        yield rule(protocol(_ICMP), by_others, leaves, jump("quoting"), comment=_UNDERWAY)
+        yield rule(in_network(SOURCE, pool), leaves, goto(_OF_VM))
+        yield rule(leaves, goto(_OF_OTHERS))
+
+
+def _of_vm(pool: IPv4Network) -> Chain:
+    not_owned = "the VM does not hold this port here"
+    rules = (
+        rule(jump("outward")),
+        rule(in_network(SOURCE, pool), _is_not_from_here(), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
+    )
+    return Chain(_OF_VM, None, rules)
+
+
+def _of_others(settings: EdgeSettings, pool: IPv4Network) -> Chain:
+    # From the internet to the internet an address passes as anybody's; what has no interface is of this machine.
+    not_from_outside = (
+        part for name in sorted(settings.uplinks - settings.underlay) for part in through("iifname", name, negated=True)
+    )
+    is_forwarded = (meta("iif"), compare(bytes(4), "!="))
+    # With one interface for both sides, a packet from VM to VM leaves by it with its external source.
+    is_out = in_network(DESTINATION, pool, negated=True)
+    claims_external = (
+        *address_in(SOURCE, "externals"),
+        *is_forwarded,
+        *not_from_outside,
+        *is_out,
+        *_is_not_from_here(),
+    )
+    rules = (
+        rule(protocol(_ICMP), jump("quoting"), comment=_UNDERWAY),
+        rule(claims_external, goto(senders.FORGED), comment="an external address that was not translated here"),
+    )
+    return Chain(_OF_OTHERS, None, rules)
+
+
+@functools.cache
+def _is_not_from_here() -> tuple[Expression, ...]:
+    """``fib saddr type != local``: nothing is dropped that this machine sends, which may have such an address."""
+    return source_kind(), compare(_LOCAL, "!=")
 
 
 def _inward() -> Chain:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from cpm.protocol.intent import EdgeIntent, ExternalRange, VmIntent
 from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange, coalesce
 from natctl.model.entries import Path
-from natctl.ruleset import labels
+from natctl.ruleset import labels, senders
 from natctl.ruleset.common import ADDRESS, PORT, TYPEOF_ICMP_ID, TYPEOF_SOURCE, element_label
 from natctl.ruleset.values import Element, Family, Fragment, Holdings, Place, SetSpec
 
@@ -74,6 +74,11 @@ class Layout(NamedTuple):
     def outbound(self, internal: IPv4Address) -> Place:
         """Return the map that has the ranges of this address."""
         return _shard(int(internal) & self.shards - 1, self.shards)
+
+    @property
+    def room(self) -> int:
+        """Elements that a set with one for each VM must have room for; 0: any number."""
+        return 2 * self.shards * _CROWDED if self.shards < _MOST_SHARDS else 0
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -147,7 +152,9 @@ def inbound_maps(external: IPv4Address) -> tuple[SetSpec, SetSpec]:
     )
 
 
-def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = ()) -> Fragment:
+def fragment(
+    entry: EdgeIntent, layout: Layout, present: Collection[Element] = (), *, checks_senders: bool = False
+) -> Fragment:
     """
     Return the part of one VM; ranges are divided so that the elements that the kernel has already stay.
 
@@ -155,12 +162,15 @@ def fragment(entry: EdgeIntent, layout: Layout, present: Collection[Element] = (
     on kernels before 6.17 a lookup during the commit could miss an element that is being replaced.
 
     :param present: The VM's elements of ``outbound`` as the kernel holds them now.
+    :param checks_senders: Its packets are taken from its host only; the host's chain must be there.
     """
     kept = _pieces(entry, present) if present else None
     label = element_label(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
     internal = int(entry.internal).to_bytes(4, "big")
     outward = layout.outbound(entry.internal)
+    if checks_senders:
+        elements.append(senders.element(internal, entry.via, label))
     if entry.via is None:
         elements.append((LOCALS, Element(internal, b"", b"", "", label)))
     for external, ports in ((each.external, each.ports) for each in entry.ranges):

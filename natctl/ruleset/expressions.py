@@ -26,9 +26,12 @@ THIRD: Final = 10
 FOURTH: Final = 11
 VERDICT_REGISTER: Final = 0
 
+LINK: Final = 0
 NETWORK: Final = 1
 TRANSPORT: Final = 2
 
+LINK_SOURCE: Final = 6
+"""Offset of the source address in an Ethernet header."""
 SOURCE: Final = 12
 """Offset of the source address in an IPv4 header."""
 DESTINATION: Final = 16
@@ -41,7 +44,7 @@ QUOTED: Final = 8
 NO_INTERFACE: Final = 1 << 30
 """No interface has an index with this bit: the kernel counts from 1."""
 
-_META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "l4proto": 16}
+_META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "iiftype": 8, "l4proto": 16}
 _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
 _CT_ZONE, _ORIGINAL = 17, 0
 _FIB_SOURCE, _FIB_DESTINATION, _FIB_BY_INPUT, _FIB_PRESENT, _FIB_INTERFACE = 1, 2, 8, 32, 1
@@ -57,6 +60,11 @@ def _expression(kind: str, **attributes: Value) -> Expression:
 def native_u32(value: int) -> bytes:
     """Return 32 bits in the byte order of this machine, as packet and connection marks are kept."""
     return value.to_bytes(4, sys.byteorder)
+
+
+def native_u16(value: int) -> bytes:
+    """Return 16 bits in the byte order of this machine."""
+    return value.to_bytes(2, sys.byteorder)
 
 
 def meta(what: str, register: int = FIRST) -> Expression:

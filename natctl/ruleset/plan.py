@@ -2,8 +2,8 @@
 Pure: the smallest transaction that turns the observed tables into the desired ones; an empty one when they are equal.
 
 When structure differs (base chains and their hooks, sets and their types), the table is made anew, with all its
-elements, in the same transaction; the rules of chains, the chains of VMs and the elements are changed one by one. What
-is replaced within one transaction is replaced for every packet at the same instant.
+elements, in the same transaction; the rules of chains, the chains of VMs and hosts, and the elements are changed one by
+one. What is replaced within one transaction is replaced for every packet at the same instant.
 
 ``ct timeout`` objects are only ever added: connections may still use those that no rule names any more.
 """
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from natctl.ruleset.values import (
     CT_TIMEOUTS,
+    HOST_CHAIN,
     VM_CHAIN,
     Chain,
     ChainSignature,
@@ -175,6 +176,13 @@ def alteration(old: Iterable[Fragment], new: Iterable[Fragment]) -> Plan:
     )
 
 
+def exchange(new: Iterable[Fragment], observed: Holdings) -> Plan:
+    """Return the plan after which these chains, of those that the kernel has, have the rules of the new ones."""
+    chains = {place: chain for fragment in new for place, chain in fragment.chains if place in observed.chains}
+    old = {place: observed.chains[place] for place in chains}
+    return _alteration({place: chain.signature for place, chain in chains.items()}, old, {}, {}, chains)
+
+
 def refill(places: Iterable[Place], elements: Iterable[tuple[Place, Element]]) -> Plan:
     """Return the plan after which these sets have exactly these elements, whatever they had."""
     by_place: dict[Place, list[Element]] = {place: [] for place in places}
@@ -194,8 +202,8 @@ def _merged(fragments: Iterable[Fragment]) -> tuple[dict[Place, Chain], dict[Pla
     return chains, elements
 
 
-def _is_vm(place: Place) -> bool:
-    return place[1].startswith(VM_CHAIN)
+def _comes_and_goes(place: Place) -> bool:
+    return place[1].startswith((VM_CHAIN, HOST_CHAIN))
 
 
 def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterator[str]:
@@ -215,7 +223,11 @@ def _structural(family: Family, wanted: Holdings, observed: Holdings) -> Iterato
         ("set", wanted.sets, observed.sets),
     ):
         for place in sorted({*ours, *theirs}):
-            if place[0] == family and not (kind == "chain" and _is_vm(place)) and ours.get(place) != theirs.get(place):
+            if (
+                place[0] == family
+                and not (kind == "chain" and _comes_and_goes(place))
+                and ours.get(place) != theirs.get(place)
+            ):
                 yield f"{kind} {family} {place[1]} {_flaw(place, ours, theirs)}"
 
 

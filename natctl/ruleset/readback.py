@@ -34,7 +34,8 @@ class KernelState:
     path: Path | None = None
     """None: there is nothing of ours."""
     drops: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Packets dropped, a counter for each reason: ``untranslated``, ``nobodys-port``, ``not-owned``."""
+    """Packets dropped, a counter for each reason: ``untranslated``, ``nobodys-port``, ``not-owned``,
+    ``forged-sender`` …"""
     connections: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)
     """Connections begun by each VM, a counter."""
     refused: Mapping[DomainUUID, int] = dataclasses.field(default_factory=dict)

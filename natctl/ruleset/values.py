@@ -22,6 +22,9 @@ TABLE = "virtports"
 VM_CHAIN = "vm-"
 """Prefix of the chains that belong to one VM; they come and go without the rest of the table."""
 
+HOST_CHAIN = "host-"
+"""Prefix of the chains that belong to one host each, at an edge; they come and go likewise."""
+
 CT_TIMEOUTS = "managed-"
 """Prefix of our ``ct timeout`` objects; one that no rule names any more stays for the connections that use it."""
 
@@ -222,7 +225,7 @@ Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
 EXPIRING: frozenset[Place] = frozenset(
-    (Family.IPV4, name) for name in ("refused", "refused-queries", "origins", "older")
+    (Family.IPV4, name) for name in ("refused", "refused-queries", "origins", "older", "following")
 )
 """Sets whose elements time out: they are not compared and not restored."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from cpm.protocol.intent import EdgeIntent
@@ -70,6 +71,8 @@ class Machine:
         ip = self.namespace.run
         # A table that was made anew is listed last.
         listed = "".join(sorted(self.nft("list", "ruleset").split("table ")))
+        # What times out is renewed, and counts down meanwhile.
+        listed = re.sub(r" expires \S+", "", listed)
         return listed, ip("ip", "route"), ip("ip", "rule"), ip("ip", "route", "show", "table", "all", "proto", "74")
 
     def close(self) -> None:

@@ -73,6 +73,7 @@ def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
         "unsolicited": 0,
         "nobodys-port": 0,
         "not-owned": 0,
+        "forged-sender": 0,
     }
     assert seen.connections == {ONE: 0}
 
@@ -124,7 +125,7 @@ def test_a_replaced_rule_and_a_new_order_are_mended(programmed: Machine) -> None
     programmed.nft("replace", "rule", "ip", "virtports", "translate", "handle", handle, "counter")
     assert programmed.ensure() == ("chain ip translate differs",)
     rules = programmed.nft("-a", "list", "chain", "ip", "virtports", "send")
-    first = next(line for line in rules.splitlines() if "jump outward" in line).rsplit(" ", 1)[1]
+    first = next(line for line in rules.splitlines() if "goto of-vm" in line).rsplit(" ", 1)[1]
     programmed.nft(f"delete rule ip virtports send handle {first}; add rule ip virtports send jump outward")
     assert programmed.ensure() == ("chain ip send differs",)
     assert programmed.everything() == before
@@ -415,4 +416,4 @@ def test_no_packet_is_lost_while_a_range_changes(site: Site, way: str) -> None:
             server.send(b"back")
             assert client.recv(10) == b"back"
         resizing.join()
-    assert edge.kernel.observe().drops == {"nobodys-port": 0, "not-owned": 0}
+    assert edge.kernel.observe().drops == {"nobodys-port": 0, "not-owned": 0, "forged-sender": 0}

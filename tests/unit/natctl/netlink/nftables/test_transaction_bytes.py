@@ -25,7 +25,7 @@ from natctl.netlink import routes
 from natctl.netlink.message import Request
 from natctl.netlink.nftables import encode
 from natctl.netlink.socket import ROUTE, Socket
-from natctl.ruleset import edge_maps, host, plan, routing
+from natctl.ruleset import edge_maps, host, plan, routing, senders
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, with_fragments
 from tests.fakes.intents import edge_intent, host_entry, with_intent, with_ranges
@@ -77,7 +77,8 @@ def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[Edg
     layout = edge_maps.Layout.of(edges, path)
     assert settings.host is not None
     fragments = [host.fragment(settings.host, entry) for entry in hosts]
-    fragments += [edge_maps.fragment(entry, layout) for entry in edges]
+    fragments += [edge_maps.fragment(entry, layout, checks_senders=True) for entry in edges]
+    fragments += [senders.host_fragment(IPv4Address("172.30.0.11"), ())]
     return with_fragments(ruleset.base(settings, path, layout), fragments)
 
 
@@ -117,7 +118,8 @@ def test_first_load_of_an_edge_with_many_vms_in_several_maps() -> None:
     edges = [at_edge(number) for number in range(600)]
     layout = edge_maps.Layout.of(edges, PATH)
     assert layout.shards > 1
-    fragments = [edge_maps.fragment(entry, layout) for entry in edges]
+    fragments = [edge_maps.fragment(entry, layout, checks_senders=True) for entry in edges]
+    fragments += [senders.host_fragment(IPv4Address("172.30.0.11"), [bytes.fromhex("02000000000b")])]
     wanted = with_fragments(ruleset.base(Settings(edge=EDGE), PATH, layout), fragments)
     assert digest(plan.difference(wanted, Holdings())) == "255 messages, 414216 bytes, 2bf79dafd3360edd9030cea5f97d78b0"
 
