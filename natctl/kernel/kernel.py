@@ -34,7 +34,7 @@ from natctl.kernel.senders import fragments as chains_of_hosts
 from natctl.kernel.sockets import Sockets
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
-from natctl.netlink import nfqueue, routes
+from natctl.netlink import links, nfqueue, routes
 from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
@@ -361,6 +361,7 @@ class Kernel:
         self._settings = dataclasses.replace(
             self._settings,
             shares_pool=self._pool_uses.is_shared,
+            gateways=self._gateways(rt),
             own_targets=self._own_targets(desired),
             own_picked=self._own.now.picked,
             own_primary=self._own.now.primary,
@@ -377,6 +378,9 @@ class Kernel:
         self._senders.replace(known)
         self._renew_following()
         return (*tables.differences, *route_steps.differences, *settings_changed)
+
+    def _gateways(self, rt: Socket) -> frozenset[bytes]:
+        return links.above_bridges(links.read_links(rt)) if self._settings.host is not None else frozenset()
 
     def _new_belief(self, desired: Desired, reading: Reading, touches: int) -> Belief:
         hosts: dict[DomainUUID, Fragment] = {}
@@ -467,6 +471,8 @@ class Kernel:
             return True
         if Subject.ADDRESSES in subjects and self._own.may_differ(sockets.rt_checks):
             return True
+        if Subject.LINKS in subjects and self._gateways(sockets.rt_checks) != self._settings.gateways:
+            return True
         if self._do_own_targets_differ(belief) or self._do_tables_differ(belief):
             return True
         return bool(subjects & Subject.ROUTES) and self._do_routes_differ(belief)
@@ -497,6 +503,7 @@ class Kernel:
             return ()
         uses_changed = self._pool_uses.update(sockets.rt, belief.desired.path.internal_pool)
         uses_changed |= self._own.update(sockets.rt) or self._do_own_targets_differ(belief)
+        uses_changed |= self._gateways(sockets.rt) != self._settings.gateways
         if uses_changed or sockets.changes.touches() != belief.touches:
             return self._reconcile(belief.desired)
         routing_now = routes.read(sockets.rt)

@@ -102,6 +102,8 @@ class Settings:
 
     host: HostSettings | None = None
     edge: EdgeSettings | None = None
+    gateways: frozenset[bytes] = frozenset()
+    """Hardware addresses of this machine's interfaces that are above a bridge: VLANs, and macvlans as VRRP has."""
     shares_pool: bool = False
     """Whether this machine itself uses addresses of the internal pool: then it must reach those that are no VM's."""
     own_targets: Mapping[IPv4Address, PortRange] = dataclasses.field(default_factory=dict)

@@ -31,12 +31,16 @@ from natctl.netlink.message import (
     native_number,
     native_u32,
     required,
+    text,
 )
 from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket, until_complete
 
 _IFINFOMSG: Final = bytes(16)
+_HARDWARE_BYTES: Final = 6
+_ABOVE: Final = frozenset({"vlan", "macvlan"})
 _ETHERNET: Final = 1  # ARPHRD_ETHER
-_IFLA_IFNAME, _IFLA_MASTER, _IFLA_STATS64 = 3, 10, 23
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_STATS64 = 1, 3, 5, 10, 18, 23
+_IFLA_INFO_KIND = 1
 _LONGEST_NAME, _LAST_INDEX = 15, 2**31 - 1
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
 
@@ -151,6 +155,12 @@ class Link(NamedTuple):
     master: int | None
     """Index of the bridge (or other master) that it is in."""
     is_ethernet: bool = True
+    hardware: bytes = b""
+    """Its hardware address."""
+    lower: int | None = None
+    """Index of the interface that it is above, for example as a VLAN."""
+    kind: str = ""
+    """``bridge``, ``vlan``, ``openvswitch`` …; nothing for a real one."""
 
 
 def read_links(rtnl: Socket) -> dict[int, Link]:
@@ -164,6 +174,21 @@ def read_links(rtnl: Socket) -> dict[int, Link]:
         return {link.number: link for part in rtnl.dump(_LIST) if (link := _decode(part)) is not None}
 
     return until_complete(read)
+
+
+def above_bridges(links: Mapping[int, Link]) -> frozenset[bytes]:
+    """
+    Return the hardware addresses of VLANs and macvlans that are above a bridge, directly or by another one.
+
+    A macvtap is no interface of the machine's own, and a veth names its other end, which may be in another namespace.
+    """
+    found: set[int] = {number for number, link in links.items() if link.kind == "bridge"}
+    above = [link for link in links.values() if link.kind in _ABOVE]
+    addresses: set[bytes] = set()
+    while upper := [link for link in above if link.lower in found and link.number not in found]:
+        found.update(link.number for link in upper)
+        addresses.update(link.hardware for link in upper if len(link.hardware) == _HARDWARE_BYTES)
+    return frozenset(addresses)
 
 
 def _list() -> dict[int, Link]:
@@ -216,11 +241,18 @@ def _decode(part: Slice) -> Link | None:
         return None
     index = native_number(buffer[start + 4 : start + 8])
     name, master, behind = b"", None, start + len(_IFINFOMSG)
+    hardware, lower, info = b"", None, ""
     for kind, at, to in attributes(buffer, behind, end):
         if kind == _IFLA_IFNAME:
             name = buffer[at:to].rstrip(b"\0")
         elif kind == _IFLA_MASTER:
             master = native_number(buffer[at:to])
+        elif kind == _IFLA_ADDRESS:
+            hardware = buffer[at:to]
+        elif kind == _IFLA_LINK:
+            lower = native_number(buffer[at:to])
+        elif kind == _IFLA_LINKINFO:
+            info = text(attribute_map(buffer[at:to], 0).get(_IFLA_INFO_KIND, b""))
         behind = aligned(to)
     if (
         behind < end
@@ -230,7 +262,7 @@ def _decode(part: Slice) -> Link | None:
     ):
         raise _malformed("it has no name or number, or a part is cut off")
     is_ethernet = native_number(buffer[start + 2 : start + 4]) == _ETHERNET
-    return Link(index, name.decode(errors="surrogateescape"), master or None, is_ethernet)
+    return Link(index, name.decode(errors="surrogateescape"), master or None, is_ethernet, hardware, lower, info)
 
 
 def _malformed(detail: str) -> MalformedMessage:

@@ -21,7 +21,14 @@ def base(settings: Settings, path: Path | None, layout: edge_maps.Layout) -> Rul
     """
     parts = []
     if settings.host is not None:
-        parts.append(host.base(settings.host, path, settings.edge.underlay if settings.edge is not None else ()))
+        parts.append(
+            host.base(
+                settings.host,
+                path,
+                settings.edge.underlay if settings.edge is not None else (),
+                gateways=settings.gateways,
+            )
+        )
     if settings.edge is not None:
         parts.append(
             edge.base(settings.edge, path, layout, is_host=settings.host is not None, shares_pool=settings.shares_pool)

@@ -38,6 +38,7 @@ from natctl.ruleset.values import (
 )
 
 ADDRESS: Final = Field(7, 4)
+HARDWARE: Final = Field(9, 6)
 PROTOCOL: Final = Field(12, 1)
 PORT: Final = Field(13, 2)
 MARK: Final = Field(19, 4, host_order=True)

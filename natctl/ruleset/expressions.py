@@ -30,6 +30,8 @@ LINK: Final = 0
 NETWORK: Final = 1
 TRANSPORT: Final = 2
 
+LINK_DESTINATION: Final = 0
+"""Offset of the destination address in an Ethernet header."""
 LINK_SOURCE: Final = 6
 """Offset of the source address in an Ethernet header."""
 SOURCE: Final = 12
@@ -44,7 +46,7 @@ QUOTED: Final = 8
 NO_INTERFACE: Final = 1 << 30
 """No interface has an index with this bit: the kernel counts from 1."""
 
-_META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "iiftype": 8, "l4proto": 16}
+_META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "iiftype": 8, "l4proto": 16, "pkttype": 19}
 _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
 _CT_ZONE, _ORIGINAL = 17, 0
 _FIB_SOURCE, _FIB_DESTINATION, _FIB_BY_INPUT, _FIB_PRESENT, _FIB_INTERFACE = 1, 2, 8, 32, 1

@@ -5,7 +5,10 @@ In nftables' notation::
 
     table bridge virtports {
       map taps { type iface_index : verdict; elements = { 1073741829 comment "web 1" : goto vm-1 } }
-      chain identify { type filter hook prerouting priority -300; iif | 1073741824 vmap @taps }
+      set gateways { type ether_addr; }
+      chain identify { type filter hook prerouting priority -300;
+        meta pkttype host iif | 1073741824 vmap @taps
+        ether daddr @gateways iif | 1073741824 vmap @taps }
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
@@ -71,6 +74,11 @@ In nftables' notation::
   tap of another VM that gets the name of a former one, while no natd is there to see it, is nobody's. The VM's
   connections are in a conntrack zone of their own (:mod:`natctl.ruleset.zones`, which also fills and reads
   ``origins``).
+- Only frames to this machine are a VM's packets to us: those to the bridge's own hardware address, which the bridge
+  marks as such before this hook (br_handle_frame, net/bridge/br_input.c), so that nothing has to follow when that
+  address changes. Others are bridged, to the router of a LAN for example; with br_netfilter they pass the chains below
+  too, and would be translated or dropped if they had a mark. ``gateways`` has the addresses of interfaces above a
+  bridge, which differ from its own for macvlans (VRRP).
 - A connection whose source is not routed back to the bridge it came from does not begin: its answers would reach
   somebody else, a host of the underlay for example. Nor does a VM take part in the answers of another one's connection.
   Our bits of the mark are removed from all answers: other software that restores marks from connections would have
@@ -119,6 +127,7 @@ from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings
 from natctl.ruleset import labels, older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
+    HARDWARE,
     INTERFACE_INDEX,
     MARK,
     OUTPUT,
@@ -148,6 +157,8 @@ from natctl.ruleset.expressions import (
     DESTINATION,
     FIRST,
     FOURTH,
+    LINK,
+    LINK_DESTINATION,
     NETWORK,
     NO_INTERFACE,
     SECOND,
@@ -202,6 +213,7 @@ from natctl.ruleset.values import (
 )
 
 TAPS: Final[Place] = (Family.BRIDGE, "taps")
+GATEWAYS: Final[Place] = (Family.BRIDGE, "gateways")
 BINDINGS: Final[Place] = (Family.IPV4, "bindings")
 BUDGETS: Final[Place] = (Family.IPV4, "budgets")
 DEFERRED: Final[Place] = (Family.IPV4, "deferred")
@@ -230,6 +242,7 @@ _BINDING_BYTES = 16
 _ICMP = 1
 _CARRIED = (6, 17, _ICMP, 132, 136)
 """TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
+_PACKET_HOST = 0
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _LARGEST_BUDGET = 65535
@@ -248,11 +261,14 @@ _CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
 
 
-def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()) -> Ruleset:
+def base(
+    settings: HostSettings, path: Path | None, underlay: Iterable[str] = (), *, gateways: Iterable[bytes] = ()
+) -> Ruleset:
     """
     Return tables, chains and sets of the host role, without any VM.
 
     :param underlay: Interfaces to other hosts, when this machine has the edge role too.
+    :param gateways: See :attr:`~natctl.model.entries.Settings.gateways`.
     """
     marks = Marks.of_mask(settings.mark_mask)
     ct_timeouts = timeouts.objects(timeouts.in_effect(settings, path))
@@ -270,6 +286,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE_INDEX,), verdicts=True),
+        GATEWAYS: SetSpec("gateways", (HARDWARE,)),
         BINDINGS: SetSpec("bindings", (MARK,), data=(ADDRESS, PORT), data_interval=True, counter=True),
         BUDGETS: SetSpec("budgets", (MARK,), budgets=True),
         DEFERRED: SetSpec("deferred", (MARK,), deferring=True),
@@ -284,6 +301,7 @@ def base(settings: HostSettings, path: Path | None, underlay: Iterable[str] = ()
     }
     elements: dict[Place, Elements] = {
         TAPS: {},
+        GATEWAYS: by_identity(Element(address) for address in sorted(gateways)),
         BINDINGS: {},
         BUDGETS: {},
         DEFERRED: {},
@@ -414,7 +432,14 @@ def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: 
 
 
 def _identify() -> Chain:
-    return Chain("identify", Hook("filter", PREROUTING, -300), (rule(distinct_interface(), verdict_lookup("taps")),))
+    from_tap = (*distinct_interface(), verdict_lookup("taps"))
+    to_bridge = (meta("pkttype"), compare(bytes((_PACKET_HOST,))))
+    to_gateway = (payload(LINK, LINK_DESTINATION, 6), set_lookup("gateways"))
+    rules = (
+        rule(to_bridge, from_tap, comment="to the bridge itself"),
+        rule(to_gateway, from_tap, comment="to an interface above it"),
+    )
+    return Chain("identify", Hook("filter", PREROUTING, -300), rules)
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
