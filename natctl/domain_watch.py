@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from cpm.protocol import wishes
-from cpm.protocol.errors import Unreachable
+from cpm.protocol.errors import KernelError, Unreachable
 from cpm.protocol.model import DomainUUID
 from cpm.service import clock
 from libvirt_hooks.domain_xml import DomainFacts
@@ -22,7 +22,7 @@ from libvirt_hooks.protocol import HookOperation
 from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.hook_calls import HookCalls
 from natctl.core.node import Node
-from natctl.netlink.links import LinkAdded, Resync, list_names, watch_links
+from natctl.netlink.links import LinkAdded, Resync, is_bridge_port, list_names, watch_links
 from natctl.settings import GuestsTable, HostTable
 from qga_agent import announcement
 from qga_agent.domain_events import (
@@ -209,12 +209,15 @@ class DomainWatch:
             if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
         ]
         taps = self._taps(interface.target for interface in mine if interface.target is not None)
+        why = _no_bridge(taps) if mine and len(taps) == len(mine) else ""
         said = dict(facts.ports_metadata)
         uuid = DomainUUID(facts.uuid)
         self._local_port_range[uuid] = announcement.wants_local_port_range(
             said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._guests.announce_local_port_range
         )
-        return RunningDomain(uuid, facts.name, taps, wishes.parse(said), phase, has_interface=bool(mine))
+        return RunningDomain(
+            uuid, facts.name, taps, wishes.parse(said), phase, has_interface=bool(mine) and not why, why_not=why
+        )
 
     # Interfaces
 
@@ -241,3 +244,14 @@ class DomainWatch:
                 self._links[index] = name
                 found.add(Tap(name, index))
         return frozenset(found)
+
+
+def _no_bridge(taps: Collection[Tap]) -> str:
+    """Return why a VM with these interfaces is not managed; nothing if one is on a Linux bridge, or is not known."""
+    try:
+        if any(is_bridge_port(tap.number) for tap in taps):
+            return ""
+    except KernelError:
+        return ""
+    names = ", ".join(sorted(tap.name for tap in taps))
+    return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"

@@ -39,10 +39,10 @@ class DomainView(Struct, frozen=True):
     state: str
     """``active``, ``starting`` (being programmed), ``growing``, ``waiting`` (no ports are available), ``claimed``
     (another host says that it runs there, too), ``misrouted`` (its host's kernel does not send its packets, or the
-    answers, where they should go; see ``problem``), ``gone``, or ``unreachable`` (its host is not connected; its
-    traffic goes on)."""
+    answers, where they should go; see ``problem``), ``gone``, ``unreachable`` (its host is not connected; its traffic
+    goes on), or ``not managed`` (it gets no ports; see ``problem``)."""
     problem: str = ""
-    """Of a VM that is misrouted: where its packets go, and the remedy."""
+    """Of a VM that is misrouted: where its packets go, and the remedy; of one that is not managed: why."""
     leaving: str = ""
     """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself."""
 

@@ -211,6 +211,7 @@ class Manager:
                 own_ports.check(told)
                 self._take_own_ports(node, told, now)
             case Present():
+                session.unmanaged = message.unmanaged
                 self._take_presence(node, message.domains, now)
             case Applied():
                 self._on_applied(session, message, now)

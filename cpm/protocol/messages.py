@@ -39,6 +39,15 @@ class Presence(Struct, frozen=True):
     """From its domain XML; None: not known to the node."""
 
 
+class Unmanaged(Struct, frozen=True):
+    """A VM on the node that sent the message, which gets no ports."""
+
+    domain: DomainUUID
+    name: str
+    reason: str
+    """For people."""
+
+
 class Hello(Struct, frozen=True, tag="hello"):
     """First message of a node: its identity and the VMs that run on it."""
 
@@ -82,6 +91,8 @@ class Present(Struct, frozen=True, tag="present"):
     """All VMs on this node; a VM that is not listed is gone."""
 
     domains: tuple[Presence, ...]
+    unmanaged: tuple[Unmanaged, ...] = ()
+    """VMs that might be managed and are not."""
 
 
 class Applied(Struct, frozen=True, tag="applied"):

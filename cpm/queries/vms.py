@@ -6,6 +6,7 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from cpm.api import handlers, operations
@@ -26,9 +27,21 @@ _State = AllocationState
 
 @handlers.query(operations.LIST_VMS)
 def summaries(manager: Manager, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
-    """Return the running VMs, in order of name; with ``all`` also those that are gone and still hold ranges."""
-    vms = sorted(manager.fleet.vms.values(), key=lambda vm: (vm.name, vm.uuid))
-    return [summary(manager, vm) for vm in vms if all or vm.uuid in manager.present]
+    """
+    Return the running VMs, in order of name; with ``all`` also those that are gone and still hold ranges.
+
+    Those that are not managed are among them.
+    """
+    vms = [summary(manager, vm) for vm in manager.fleet.vms.values() if all or vm.uuid in manager.present]
+    known = {vm.uuid for vm in vms}
+    vms += [vm for vm in _unmanaged(manager) if vm.uuid not in known]
+    return sorted(vms, key=lambda vm: (vm.name, vm.uuid))
+
+
+def _unmanaged(manager: Manager) -> Iterator[DomainView]:
+    for name, session in manager.sessions.items():
+        for vm in session.unmanaged:
+            yield DomainView(vm.name, vm.domain, name, None, None, None, None, "not managed", vm.reason)
 
 
 def find(manager: Manager, name: str) -> VM:

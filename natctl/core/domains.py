@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from cpm.protocol.messages import Presence
+from cpm.protocol.messages import Presence, Unmanaged
 from cpm.protocol.model import DomainUUID, Wishes
 from qga_agent.domain_list import Phase
 
@@ -51,6 +51,8 @@ class RunningDomain:
     """As libvirt lists it; of no meaning in a hook."""
     has_interface: bool = True
     """It has an interface that we care for, whether or not there is a tap yet."""
+    why_not: str = ""
+    """Why it has none although its XML names some."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class Domains:
     def __init__(self) -> None:
         self._domains: dict[DomainUUID, Domain] = {}
         self._ended_at: dict[DomainUUID, float] = {}
+        self._unmanaged: dict[DomainUUID, Unmanaged] = {}
 
     def __contains__(self, uuid: DomainUUID) -> bool:
         return uuid in self._domains
@@ -133,6 +136,18 @@ class Domains:
         """Yield what the manager is told of the domains that run here."""
         running = ((uuid, domain) for uuid, domain in self._domains.items() if not domain.is_incoming)
         return (Presence(uuid, domain.name, domain.wishes) for uuid, domain in running)
+
+    def unmanaged(self) -> tuple[Unmanaged, ...]:
+        """Return the VMs that libvirt lists and that are not managed, each with the reason."""
+        return tuple(vm for uuid, vm in sorted(self._unmanaged.items()) if uuid not in self._domains)
+
+    def note_unmanaged(self, listing: Listing) -> None:
+        """Record what libvirt's list says of VMs that have no interface of ours."""
+        self._unmanaged = {uuid: vm for uuid, vm in self._unmanaged.items() if not listing.is_without(uuid)}
+        for vm in listing.domains:
+            self._unmanaged.pop(vm.domain, None)
+            if vm.why_not:
+                self._unmanaged[vm.domain] = Unmanaged(vm.domain, vm.name, vm.why_not)
 
     def adopt(self, uuid: DomainUUID, name: str, taps: frozenset[Tap], now: float) -> None:
         """

@@ -362,13 +362,15 @@ class Node:
         It makes up for hooks and events that were missed, and brings interfaces that were plugged in and wishes that
         changed.
         """
+        unmanaged = self._domains.unmanaged()
+        self._domains.note_unmanaged(listing)
         has_news = False
         for vm in listing.domains:
             has_news |= self._domains.has_new_wishes(vm)
             self._take_listed(vm, listing, now)
         for uuid in self._domains.ended(listing):
             self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
-        if has_news:
+        if has_news or self._domains.unmanaged() != unmanaged:
             self.send_presence()
 
     def _take_listed(self, vm: RunningDomain, listing: Listing, now: float) -> None:
@@ -379,7 +381,7 @@ class Node:
             return
         self._programming.require_hosts(changed)
         if vm.phase is Phase.HERE and not vm.has_interface and not domain.had_taps:
-            self.on_domain_ended(None, vm.domain, "it has no interface on our bridges", now)
+            self.on_domain_ended(None, vm.domain, vm.why_not or "it has no interface on our bridges", now)
         elif was != (domain.is_incoming, domain.had_taps):
             self._request_ports(vm.domain, domain)
 
@@ -444,7 +446,7 @@ class Node:
 
     def send_presence(self) -> None:
         """Tell the manager again which VMs run here."""
-        self._send(Present(tuple(self._domains.presences())))
+        self._send(Present(tuple(self._domains.presences()), self._domains.unmanaged()))
 
     def report(
         self,

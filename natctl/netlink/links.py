@@ -40,7 +40,7 @@ _HARDWARE_BYTES: Final = 6
 _ABOVE: Final = frozenset({"vlan", "macvlan"})
 _ETHERNET: Final = 1  # ARPHRD_ETHER
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_STATS64 = 1, 3, 5, 10, 18, 23
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
 _LONGEST_NAME, _LAST_INDEX = 15, 2**31 - 1
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
 
@@ -110,6 +110,20 @@ def has_received(rtnl: Socket, interface: int) -> bool:
         raise
     # struct rtnl_link_stats64 begins with the packets received.
     return any(required(attribute_map(body, len(_IFINFOMSG)), _IFLA_STATS64)[:8])
+
+
+def is_bridge_port(interface: int) -> bool:
+    """
+    Whether an interface of the calling thread's namespace is in a Linux bridge; Open vSwitch has none.
+
+    :param interface: Its index.
+    :raise KernelError: When the kernel refuses or does not answer.
+    """
+    wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
+    with Socket(ROUTE, "read an interface's bridge") as rtnl:
+        body = rtnl.ask(message(RTM_GETLINK, 0, wanted))
+    info = attribute_map(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_LINKINFO, b""), 0)
+    return text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge"
 
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:

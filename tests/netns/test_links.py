@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, list_links, watch_links
+from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, is_bridge_port, list_links, watch_links
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns
@@ -35,6 +35,20 @@ def test_every_interface_is_listed_with_its_bridge() -> None:
     ip("link set vnet0 master vpbr0")
     ip("tuntap add vnet1 mode tap")
     assert list_links() == {"lo": None, "vpbr0": None, "vnet0": "vpbr0", "vp-a": None, "vnet1": None}
+
+
+def test_a_tap_is_on_a_linux_bridge_or_not() -> None:
+    ip("link add vpbr0 type bridge")
+    for name in ("vnet0", "vnet1"):
+        ip(f"tuntap add {name} mode tap")
+    index = socket.if_nametoindex("vnet0")
+    assert not is_bridge_port(index)
+    ip("link set vnet0 master vpbr0")
+    assert is_bridge_port(index)
+    assert not is_bridge_port(socket.if_nametoindex("vnet1"))
+    assert not is_bridge_port(socket.if_nametoindex("vpbr0"))
+    ip("link set vnet0 nomaster")
+    assert not is_bridge_port(index)
 
 
 def test_five_hundred_interfaces_are_listed() -> None:

@@ -22,8 +22,9 @@ _ABOUT = """\
 States: active; starting (being programmed); growing; waiting (no ports are
 available); claimed (another host says that it runs there, too; see 'show');
 misrouted (its packets do not go where they should; see 'show'); unreachable
-(its host is not connected; its traffic goes on); gone. 'leaving' says why a VM
-gets other ports than it holds: a machine uses some of them itself.
+(its host is not connected; its traffic goes on); gone; not managed, with the
+reason: it gets no ports. 'leaving' says why a VM gets other ports than it
+holds: a machine uses some of them itself.
 'In use' counts ports of the active range; '-' means not measured yet."""
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
-from cpm.protocol.messages import Delta, PathState, Snapshot
+from cpm.protocol.messages import Delta, PathState, Snapshot, Unmanaged
 from cpm.protocol.model import DomainUUID, NodeName
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
@@ -38,6 +38,8 @@ class NodeSync:
         """What is wrong with that machine, from its last report."""
         self.way_problems: Mapping[DomainUUID, str] = {}
         """What is wrong with the ways of VMs' packets, from its last report."""
+        self.unmanaged: tuple[Unmanaged, ...] = ()
+        """VMs of that machine that are not managed."""
         self._snapshot_at = 0
         self._path: PathState | None = None
         self._host: dict[DomainUUID, HostIntent] = {}

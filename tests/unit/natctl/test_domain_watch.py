@@ -174,3 +174,18 @@ async def test_a_guest_that_migrates_here_is_expected_until_the_list_says_that_i
         libvirtd.phases.clear()
         libvirtd.happen(DomainChanged(uuid))
         await it.says(attach(uuid, "web"))
+
+
+def test_a_vm_whose_tap_is_on_no_bridge_is_not_managed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback interface stands for a tap that exists and is routed."""
+    routed = Interface("ethernet", None, None, "lo")
+    it = watched()
+    it.hook(HookOperation.PREPARE, UNRESOLVED)
+    it.hook(HookOperation.START, routed)
+    assert it.said == [attach(VM, "web"), Detach(VM, "it has no interface on our bridges")]
+    vm = it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed,)))
+    assert vm.why_not == "its interface lo is on no Linux bridge"
+    # One that is not there yet may be on a bridge.
+    assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed, BRIDGED))).has_interface
+    monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda index: index == 1)
+    assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed,))).has_interface

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from cpm.protocol.model import DomainUUID, NodeName
-from natctl.core.domains import START_GRACE_S, Listing, RunningDomain
+from cpm.queries.vms import summaries
+from natctl.core.domains import START_GRACE_S, Listing, RunningDomain, Tap
 from natctl.model.commands import Prune
 from qga_agent.domain_list import Phase
 from tests.fakes.site import Machine, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
+TAP = Tap("vnet0", 4242)
 HOST1, HOST2 = NodeName("host1"), NodeName("host2")
 
 
@@ -365,3 +367,35 @@ def test_connections_on_ports_that_a_vm_does_not_get_back_end_when_it_is_program
     vm = machine.kernel.host[VM].intent
     assert vm.ports is not None
     assert all(port in vm.ports for _, internal, port in machine.entries if internal == vm.internal)
+
+
+def test_a_vm_on_no_bridge_holds_no_ports_and_the_list_says_why() -> None:
+    site = Site()
+    machine = site.machines[HOST1]
+    machine.libvirt = False  # what it lists is said below
+    reason = "its interface vnet0 is on no Linux bridge"
+    assert site.manager is not None
+    lists(site, RunningDomain(VM, "web", frozenset({TAP}), has_interface=False, why_not=reason))
+    (view,) = summaries(site.manager, all=False)
+    assert (view.name, view.node, view.first_port, view.state) == ("web", HOST1, None, "not managed")
+    assert view.problem == reason
+    assert VM not in machine.kernel.host
+    # It joins a bridge, and leaves it again: what runs keeps its ports.
+    lists(site, RunningDomain(VM, "web", frozenset({TAP})))
+    assert is_on(site, VM, HOST1)
+    lists(site, RunningDomain(VM, "web", frozenset({TAP}), has_interface=False, why_not=reason))
+    assert is_on(site, VM, HOST1)
+    (view,) = summaries(site.manager, all=False)
+    assert view.state == "active"
+    lists(site)
+    assert VM not in machine.kernel.host
+    assert summaries(site.manager, all=False) == []
+
+
+def lists(site: Site, *domains: RunningDomain) -> None:
+    """Have libvirt on the first host list these domains and no others."""
+    machine = site.machines[HOST1]
+    site.pass_time(1.0)
+    node(machine).on_domains_listed(Listing(site.now, domains), site.now)
+    site._carry_out(machine)
+    site.run()

@@ -42,6 +42,7 @@ from cpm.protocol.messages import (
     Rejected,
     Report,
     Snapshot,
+    Unmanaged,
     WayProblem,
     Welcome,
 )
@@ -166,10 +167,16 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"nonsense":[]}}]}'
+            b'"connections":null,"connection_rate":null,"nonsense":[]}}],"unmanaged":[]}'
         ),
     ),
-    (Present(()), b'{"type":"present","domains":[]}'),
+    (
+        Present((), (Unmanaged(WEB, "web1", "its interface vnet3 is on no Linux bridge"),)),
+        (
+            b'{"type":"present","domains":[],"unmanaged":[{"domain":"u-web","name":"web1",'
+            b'"reason":"its interface vnet3 is on no Linux bridge"}]}'
+        ),
+    ),
     (Applied(3, 17), b'{"type":"applied","epoch":3,"generation":17}'),
     (
         Rejected(3, 17, "kernel", "cannot apply: No space left on device"),
