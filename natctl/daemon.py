@@ -181,6 +181,8 @@ class Natd:
         if self._hooks is not None:
             await self._hooks.stop()
         await self._tasks.stop()
+        if self._watch is not None:
+            self._watch.close()
         await self._kernel.close()
 
     # The commands of the node

@@ -23,6 +23,7 @@ from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.hook_calls import HookCalls
 from natctl.core.node import Node
 from natctl.netlink.links import LinkAdded, Resync, is_bridge_port, list_names, watch_links
+from natctl.netlink.socket import ROUTE, Socket
 from natctl.settings import GuestsTable, HostTable
 from qga_agent import announcement
 from qga_agent.domain_events import (
@@ -81,6 +82,7 @@ class DomainWatch:
         self._libvirt = libvirt
         self._visitor = visitor
         self._links: dict[int, str] = {}
+        self._rtnl: Socket | None = None
         self._local_port_range: dict[DomainUUID, bool] = {}
         self._started: set[DomainUUID] = set()
         self._hook_calls = HookCalls()
@@ -98,6 +100,12 @@ class DomainWatch:
         """
         self._links = list_names()
         return self._links
+
+    def close(self) -> None:
+        """Close the socket by which the kernel is asked about interfaces."""
+        if self._rtnl is not None:
+            self._rtnl.close()
+            self._rtnl = None
 
     def wants_local_port_range(self, uuid: DomainUUID) -> bool:
         """Whether a guest shall take its source ports from its range."""
@@ -209,7 +217,7 @@ class DomainWatch:
             if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
         ]
         taps = self._taps(interface.target for interface in mine if interface.target is not None)
-        why = _no_bridge(taps) if mine and len(taps) == len(mine) else ""
+        why = self._no_bridge(taps) if mine and len(taps) == len(mine) else ""
         said = dict(facts.ports_metadata)
         uuid = DomainUUID(facts.uuid)
         self._local_port_range[uuid] = announcement.wants_local_port_range(
@@ -245,13 +253,14 @@ class DomainWatch:
                 found.add(Tap(name, index))
         return frozenset(found)
 
-
-def _no_bridge(taps: Collection[Tap]) -> str:
-    """Return why a VM with these interfaces is not managed; nothing if one is on a Linux bridge, or is not known."""
-    try:
-        if any(is_bridge_port(tap.number) for tap in taps):
+    def _no_bridge(self, taps: Collection[Tap]) -> str:
+        """Return why a VM with these interfaces is not managed; nothing if one is on a Linux bridge or unknown."""
+        try:
+            if self._rtnl is None:
+                self._rtnl = Socket(ROUTE, "read an interface's bridge")
+            if any(is_bridge_port(self._rtnl, tap.number) for tap in taps):
+                return ""
+        except KernelError:
             return ""
-    except KernelError:
-        return ""
-    names = ", ".join(sorted(tap.name for tap in taps))
-    return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"
+        names = ", ".join(sorted(tap.name for tap in taps))
+        return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"

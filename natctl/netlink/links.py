@@ -112,16 +112,15 @@ def has_received(rtnl: Socket, interface: int) -> bool:
     return any(required(attribute_map(body, len(_IFINFOMSG)), _IFLA_STATS64)[:8])
 
 
-def is_bridge_port(interface: int) -> bool:
+def is_bridge_port(rtnl: Socket, interface: int) -> bool:
     """
-    Whether an interface of the calling thread's namespace is in a Linux bridge; Open vSwitch has none.
+    Whether an interface is in a Linux bridge; Open vSwitch has none.
 
     :param interface: Its index.
     :raise KernelError: When the kernel refuses or does not answer.
     """
     wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
-    with Socket(ROUTE, "read an interface's bridge") as rtnl:
-        body = rtnl.ask(message(RTM_GETLINK, 0, wanted))
+    body = rtnl.ask(message(RTM_GETLINK, 0, wanted), "read an interface's bridge")
     info = attribute_map(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_LINKINFO, b""), 0)
     return text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge"
 

@@ -10,6 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from natctl.netlink.links import LinkAdded, LinkEvent, LinkRemoved, Resync, is_bridge_port, list_links, watch_links
+from natctl.netlink.socket import ROUTE, Socket
 from tests.netns.private_namespace import private_namespace, run
 
 pytestmark = pytest.mark.netns
@@ -42,13 +43,14 @@ def test_a_tap_is_on_a_linux_bridge_or_not() -> None:
     for name in ("vnet0", "vnet1"):
         ip(f"tuntap add {name} mode tap")
     index = socket.if_nametoindex("vnet0")
-    assert not is_bridge_port(index)
-    ip("link set vnet0 master vpbr0")
-    assert is_bridge_port(index)
-    assert not is_bridge_port(socket.if_nametoindex("vnet1"))
-    assert not is_bridge_port(socket.if_nametoindex("vpbr0"))
-    ip("link set vnet0 nomaster")
-    assert not is_bridge_port(index)
+    with Socket(ROUTE, "ask for a bridge") as rtnl:
+        assert not is_bridge_port(rtnl, index)
+        ip("link set vnet0 master vpbr0")
+        assert is_bridge_port(rtnl, index)
+        assert not is_bridge_port(rtnl, socket.if_nametoindex("vnet1"))
+        assert not is_bridge_port(rtnl, socket.if_nametoindex("vpbr0"))
+        ip("link set vnet0 nomaster")
+        assert not is_bridge_port(rtnl, index)
 
 
 def test_five_hundred_interfaces_are_listed() -> None:

@@ -187,5 +187,6 @@ def test_a_vm_whose_tap_is_on_no_bridge_is_not_managed(monkeypatch: pytest.Monke
     assert vm.why_not == "its interface lo is on no Linux bridge"
     # One that is not there yet may be on a bridge.
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed, BRIDGED))).has_interface
-    monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda index: index == 1)
+    monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda rtnl, index: index == 1)
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed,))).has_interface
+    it.watch.close()
