@@ -7,12 +7,12 @@ nftables' notation::
 
     table ip virtports {
       map senders { type ipv4_addr : verdict; elements = { 100.64.0.1 comment "web 1" : goto host-172.30.0.21 } }
-      set following { type iface_index; flags timeout; elements = { "eth1" timeout 30s } }
+      set following { type iface_index; flags timeout; elements = { 1073741826 timeout 30s } }
       chain receive { …
         ip saddr POOL iifname "eth1" ip saddr vmap @senders }
       chain host-172.30.0.21 {                  # one for each host; the first two rules if its address is known
         ether saddr 02:00:00:00:00:15 goto from-its-host
-        iif @following goto forged
+        iif | 1073741824 @following goto forged
         fib saddr . iif oif missing goto forged
         goto from-its-host }
       chain forged { counter drop } }
@@ -40,9 +40,11 @@ from natctl.ruleset.expressions import (
     LINK,
     LINK_SOURCE,
     NETWORK,
+    NO_INTERFACE,
     SOURCE,
     compare,
     counter,
+    distinct_interface,
     meta,
     native_u16,
     native_u32,
@@ -102,7 +104,9 @@ def sets(room: int) -> dict[Place, SetSpec]:
 
 def following(interfaces: Iterable[int]) -> tuple[Element, ...]:
     """Return the elements that say that the neighbours at these interfaces, given by index, are followed now."""
-    return tuple(Element(native_u32(index), timeout_ms=FOLLOWED_S * 1000) for index in sorted(interfaces))
+    return tuple(
+        Element(native_u32(index | NO_INTERFACE), timeout_ms=FOLLOWED_S * 1000) for index in sorted(interfaces)
+    )
 
 
 def hosts_in(holdings: Holdings) -> frozenset[IPv4Address]:
@@ -153,7 +157,7 @@ def _checks(known: Collection[bytes]) -> Iterator[Rule]:
     for address in sorted(known):
         yield rule(_is_from(address), goto(FROM_ITS_HOST))
     if known:
-        yield rule(meta("iif"), set_lookup(FOLLOWING[1]), goto(FORGED))
+        yield rule(distinct_interface(), set_lookup(FOLLOWING[1]), goto(FORGED))
     yield rule(source_is_elsewhere(), goto(FORGED), comment="its hardware address is not known")
     yield rule(goto(FROM_ITS_HOST))
 
