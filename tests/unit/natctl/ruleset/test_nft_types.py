@@ -15,9 +15,9 @@ import pytest
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostSettings, Path, Queueing, Settings
-from natctl.ruleset import edge_maps, host
+from natctl.ruleset import edge_maps, host, senders
 from natctl.ruleset import expressions as nft
-from natctl.ruleset.common import ADDRESS, INTERFACE, INTERFACE_INDEX, MARK, PORT, PROTOCOL, protocol, rule
+from natctl.ruleset.common import ADDRESS, HARDWARE, INTERFACE, INTERFACE_INDEX, MARK, PORT, PROTOCOL, protocol, rule
 from natctl.ruleset.values import Expression, Rule, Ruleset, SetSpec, with_fragments
 from tests.fakes.intents import edge_intent, host_entry
 
@@ -38,6 +38,7 @@ SETTINGS = (
     Settings(HOST, EDGE, own_targets=OWN, own_picked=(PortRange(1024, 65535),)),
 )
 META = {3: MARK.number, 4: INTERFACE_INDEX.number, 6: INTERFACE.number, 7: INTERFACE.number, 16: PROTOCOL.number}
+META |= {8: NUMBER, 19: NUMBER}  # the kind of an interface, and of a packet: only compared
 PLAIN = frozenset(
     {"cmp", "counter", "fib", "immediate", "limit", "log", "notrack", "objref", "queue", "reject", "tproxy"}
 )
@@ -53,6 +54,8 @@ def _payload_type(base: int, offset: int, length: int) -> int:
         return ADDRESS.number
     if (base, length) == (nft.TRANSPORT, 2) and offset in {0, 2}:
         return PORT.number
+    if (base, length) == (nft.LINK, 6) and offset in {nft.LINK_SOURCE, nft.LINK_DESTINATION}:
+        return HARDWARE.number
     return NUMBER
 
 
@@ -142,6 +145,7 @@ def _rulesets() -> Iterator[Ruleset]:
             parts = [host.fragment(settings.host, entry)] if settings.host is not None else []
             if settings.edge is not None:
                 parts.append(edge_maps.fragment(edge_intent(VM, "web", entry.intent.internal, None, ranges), layout))
+                parts.append(senders.host_fragment(IPv4Address("172.30.0.21"), [bytes(6)]))
             yield with_fragments(ruleset.base(settings, PATH, layout), parts)
 
 
