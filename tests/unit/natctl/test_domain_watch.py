@@ -143,11 +143,13 @@ async def test_an_interface_that_is_renamed_stays_the_vms(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("natctl.domain_watch.watch_links", events)
     monkeypatch.setattr("socket.if_nametoindex", {"vnet0": 3}.__getitem__)
+    monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda rtnl, index: index == 3)
     it = watched()
     it.hook(HookOperation.START, Interface("network", "vmbr0", None, "vnet0"))
     assert it.node.taps() == {VM: frozenset({"vnet0"})}
     await it.watch.watch_links()
     assert it.node.taps() == {VM: frozenset({"other0"})}
+    it.watch.close()
 
 
 async def test_each_event_has_the_list_read() -> None:
