@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000)
     again = f"make chaos MINUTES={options.minutes:g} SEED={seed}"
     print(f"chaos: seed {seed}, {options.minutes:g} minutes; again: {again}", flush=True)
-    wanted = options.only or [kind.name for kind in KINDS if kind.by_default]
+    wanted = options.only or [kind.name for kind in KINDS]
     kinds = [kind for kind in KINDS if kind.name in wanted and kind.name not in options.without]
     folder = LOGS / f"seed-{seed}"
     try:

@@ -48,7 +48,6 @@ class Kind:
     :param slows_growth: Whether new connections that need more ports than the VM has may wait, or fail, meanwhile.
     :param exposes: Whether nothing is left on its target that keeps untranslated packets from leaving.
     :param weight: How often it is drawn, relative to others.
-    :param by_default: Whether it is drawn unless named.
     """
 
     name: str
@@ -60,7 +59,6 @@ class Kind:
     slows_growth: bool = False
     exposes: bool = False
     weight: int = 2
-    by_default: bool = True
 
 
 def _kinds() -> tuple[Kind, ...]:
@@ -107,8 +105,7 @@ def _kinds() -> tuple[Kind, ...]:
         Kind("forge-underlay", Hits.GUEST, (2.0, 6.0), ("hostile",)),
         Kind("flood", Hits.GUEST, (2.0, 5.0), ("hostile", "guest")),
         Kind("scan", Hits.SITE, (2.0, 6.0), ("hostile",)),
-        # Edges do not ask which host a packet comes from.
-        Kind("forge-from-underlay", Hits.SITE, (2.0, 6.0), ("hostile",), by_default=False),
+        Kind("forge-from-underlay", Hits.SITE, (2.0, 6.0), ("hostile",)),
     )
 
 
