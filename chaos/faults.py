@@ -358,11 +358,11 @@ def _scan(site: Site, fault: Fault) -> Iterator[None]:
 
 @_injects("forge-from-underlay")
 def _forge_from_underlay(site: Site, fault: Fault) -> Iterator[None]:
-    """A machine beside the hosts claims VMs' internal addresses, and others, at an edge."""
+    """A machine beside the hosts claims VMs' internal addresses, and external ones, at an edge."""
     edge = CLUSTER.machine(random.Random(fault.seed).choice(CLUSTER.edges)).address("underlay")
     route = f"{net.INTERNET_ADDRESS}/32"
     _ip(site, "manager", f"route add {route} via {edge}")
-    sources = f"{_internals(site)},10.1.2.0/24,203.0.113.0/30,172.30.0.11,172.30.0.12"
+    sources = f"{_internals(site)},203.0.113.0/30"
     try:
         yield from _hostile(site, fault, "manager", STRANGER, sources, sports="1024-8191")
     finally:
