@@ -19,8 +19,11 @@ from chaos.plan import Fault
 
 NOISE_S = 1.0
 """Seconds that any packet may take."""
-OPENING_S = 1.3
-"""Seconds that a new connection may take: one SYN in thousands is dropped where two choose one port, and sent again."""
+OPENING_S = 2.3
+"""
+Seconds that a new connection may take: one SYN in thousands is dropped where two choose one port, and sent again after
+a second. Among the thousands of connections of a run this happens to one of them twice.
+"""
 GROWTH_S = 3.5
 """The same where a VM that has no port left tries hundreds at once."""
 
@@ -183,12 +186,12 @@ class Judge:
         return (Broken(LEAKED, leak.begin, _words(leak), self._last(leak.begin)) for leak in leaks)
 
     def _is_exposed(self, leak: Leak) -> bool:
-        """Whether the rules of the machine by which these packets left had just been removed."""
+        """Whether the rules of a machine by which these packets left had just been removed."""
         return any(
             one.fault.kind.exposes
             and one.began <= leak.begin
             and leak.end <= one.over
-            and (leak.where == "internet" or leak.where.startswith(f"{one.fault.target}-"))
+            and (leak.where == "internet" or leak.where.startswith(_behind(one.fault.target)))
             for one in self._happened
         )
 
@@ -266,6 +269,11 @@ def _changes(uses: Sequence[Use]) -> Iterable[tuple[Use, Use]]:
             yield latest, use
         if use.sender != latest.sender or use.end > latest.end:
             latest = use
+
+
+def _behind(machine: str) -> tuple[str, ...]:
+    """Return how the names of links begin that packets of this machine's VMs may take."""
+    return (f"{machine}-", "edge") if machine in HOSTS else (f"{machine}-",)
 
 
 def _words(leak: Leak) -> str:
