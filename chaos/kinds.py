@@ -95,8 +95,9 @@ def _kinds() -> tuple[Kind, ...]:
         Kind("address-lost", Hits.NODE, (0.5, 5.0), ("natd", "path"), blocks=True, repair_s=REPAIR_S),
         Kind("address-added", Hits.NODE, (2.0, 8.0), ("address",)),
         Kind("forwarding-off", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S),
-        # Not while natd is away: libvirt's list would tell it of a VM that started then, and has no light guests.
-        Kind("vm-restart", Hits.GUEST, no_time, ("guest", *(f"natd-{host}" for host in HOSTS)), weight=8),
+        # Not while natd is away: libvirt's list would tell it of a VM that started then, and has no light guests. Nor
+        # while cpmd is: nobody gives a VM ports then, and it has none until cpmd is back.
+        Kind("vm-restart", Hits.GUEST, no_time, ("guest", "cpmd", *(f"natd-{host}" for host in HOSTS)), weight=8),
         Kind("vm-relocate", Hits.GUEST, no_time, ("guest",), weight=6),
         Kind("vm-resize", Hits.GUEST, no_time, ("guest",), weight=6),
         Kind("burst", Hits.GUEST, (4.0, 4.0), ("guest",), weight=6),

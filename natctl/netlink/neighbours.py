@@ -17,7 +17,7 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH, RTMGRP_NEIGH
 
 from cpm.protocol.errors import KernelError
-from natctl.netlink.message import Request, attribute, attribute_map, message, messages
+from natctl.netlink.message import MalformedMessage, Request, attribute, attribute_map, message, messages
 from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket
 
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
@@ -66,14 +66,14 @@ async def watch_neighbours() -> AsyncGenerator[frozenset[IPv4Address], None]:
     """
     Yield the addresses whose hardware addresses changed, without end.
 
-    An empty set comes first, and after events were lost: all may have changed.
+    An empty set comes first, and after events were lost or could not be read: all may have changed.
 
     Close the iterator (``aclosing``) when done.
 
     :raise KernelError: When the kernel gives no socket.
     """
     while True:
-        with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost):
+        with contextlib.closing(_listener()) as listener, contextlib.suppress(MessagesLost, MalformedMessage):
             known: dict[tuple[IPv4Address, int], bytes] = {}
             yield frozenset()
             while True:

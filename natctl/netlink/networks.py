@@ -58,6 +58,8 @@ def used_networks(rtnl: Socket) -> frozenset[Use]:
     """
     Return the addresses as :func:`own_addresses`, and routes, their gateways, and neighbours.
 
+    A neighbour to which no route leads but the default route is what a network left that is gone: the kernel keeps it.
+
     :raise KernelError: When the kernel refuses, or what it sends cannot be read.
     """
     routes = message(RTM_GETROUTE, NLM_F_DUMP, _FAMILY.ljust(_ROUTE_BYTES, b"\0"))
@@ -65,8 +67,10 @@ def used_networks(rtnl: Socket) -> frozenset[Use]:
     found = set(own_addresses(rtnl))
     for body in rtnl.dump_bodies(routes, _ROUTE_BYTES, "list the routes"):
         found.update(_route(body))
+    networks = [use.network for use in found if use.network.prefixlen]
     for body in rtnl.dump_bodies(neighbours, _NEIGHBOUR_BYTES, "list the neighbours"):
-        if (address := _address(attribute_map(body, _NEIGHBOUR_BYTES), _NDA_DST)) is not None:
+        address = _address(attribute_map(body, _NEIGHBOUR_BYTES), _NDA_DST)
+        if address is not None and any(address in network for network in networks):
             found.add(Use.of(address, "neighbour"))
     return frozenset(use for use in found if not use.network.subnet_of(_LOOPBACK) and not use.network.is_multicast)
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
-from natctl.netlink.message import NFGENMSG_BYTES, attribute_map, messages, terminated
+from natctl.netlink.message import NFGENMSG_BYTES, MalformedMessage, attribute_map, messages, terminated
 from natctl.netlink.nftables.schema import TABLE_NAME
 from natctl.netlink.socket import NETFILTER, Listener, MessagesLost, Socket
 from natctl.ruleset.values import TABLE, Family
@@ -70,14 +70,17 @@ class Transactions:
 
 
 def names_our_tables(buffer: bytes) -> bool:
-    """Return whether any message of a buffer is about one of our tables, or about something in it."""
-    return any(
-        kind >> 8 == NFNL_SUBSYS_NFTABLES
-        and start + NFGENMSG_BYTES <= end
-        and buffer[start] in _FAMILIES
-        and attribute_map(buffer[start:end], NFGENMSG_BYTES).get(TABLE_NAME) == _NAME
-        for kind, _, _, start, end in messages(buffer)
-    )
+    """Return whether any message of a buffer is about one of our tables, or what is in it; one that is cut off may be."""
+    try:
+        return any(
+            kind >> 8 == NFNL_SUBSYS_NFTABLES
+            and start + NFGENMSG_BYTES <= end
+            and buffer[start] in _FAMILIES
+            and attribute_map(buffer[start:end], NFGENMSG_BYTES).get(TABLE_NAME) == _NAME
+            for kind, _, _, start, end in messages(buffer)
+        )
+    except MalformedMessage:
+        return True
 
 
 _FAMILIES: Final = frozenset(int(family) for family in Family)

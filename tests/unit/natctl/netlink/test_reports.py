@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from natctl.netlink.changes import Subject, subjects_in
 from natctl.netlink.links import LinkAdded, LinkRemoved, events_in
 from natctl.netlink.message import MalformedMessage, attribute, message, netfilter_message
+from natctl.netlink.neighbours import changed_in
 from natctl.netlink.nflog import StuckPacket, marks_in, stuck_in
 from natctl.netlink.nfqueue import Deferred, deferred_in
 from natctl.netlink.nftables.transactions import names_our_tables
 
 NEW_LINK, DELETE_LINK = 16, 17
-NEW_ADDRESS, DELETE_ROUTE, NEW_RULE = 20, 25, 32
+NEW_ADDRESS, DELETE_ROUTE, NEW_NEIGHBOUR, NEW_RULE = 20, 25, 28, 32
 LOGGED, QUEUED = 4 << 8, 3 << 8
 DELETE_TABLE, NEW_ELEMENTS, NEW_GENERATION = 10 << 8 | 2, 10 << 8 | 12, 10 << 8 | 15
 INET, IPV4, BRIDGE = 1, 2, 7
@@ -97,7 +98,7 @@ def test_what_was_changed_is_told_by_the_kinds_of_messages() -> None:
 
 
 @given(
-    st.sampled_from((NEW_LINK, DELETE_LINK, LOGGED, QUEUED, NEW_ELEMENTS)),
+    st.sampled_from((NEW_LINK, DELETE_LINK, NEW_NEIGHBOUR, LOGGED, QUEUED, NEW_ELEMENTS)),
     st.binary(max_size=120),
     st.binary(max_size=40),
 )
@@ -106,6 +107,8 @@ def test_nonsense_is_passed_over_or_an_error(kind: int, body: bytes, rest: bytes
     for buffer in (message(kind, 0, body) + rest, body):
         with contextlib.suppress(MalformedMessage):
             list(events_in(buffer, known))
+        with contextlib.suppress(MalformedMessage):
+            changed_in(buffer, {})
         list(marks_in(buffer))
         list(stuck_in(buffer))
         list(deferred_in(buffer))
