@@ -46,7 +46,8 @@ class Kind:
     :param blocks: Whether packets may wait for as long as it lasts.
     :param repair_s: Seconds for which they may wait after it.
     :param slows_growth: Whether new connections that need more ports than the VM has may wait, or fail, meanwhile.
-    :param exposes: Whether nothing is left on its target that keeps untranslated packets from leaving.
+    :param exposes: Whether its target lacks what keeps untranslated packets from leaving: our rules, or the routes to
+        VMs, without which answers follow the default route.
     :param weight: How often it is drawn, relative to others.
     """
 
@@ -84,11 +85,20 @@ def _kinds() -> tuple[Kind, ...]:
         Kind("uplink-carrier-lost", Hits.EDGE, (0.5, 6.0), ("natd", "path"), blocks=True, repair_s=PATH_S),
         Kind("link-down", Hits.NODE, (0.5, 6.0), ("natd", "path"), blocks=True, repair_s=REPAIR_S),
         Kind("uplink-down", Hits.EDGE, (0.5, 6.0), ("natd", "path"), blocks=True, repair_s=REPAIR_S),
-        Kind("bridge-down", Hits.HOST, (0.5, 4.0), ("natd", "path"), blocks=True, repair_s=REPAIR_S, weight=1),
+        Kind(
+            "bridge-down",
+            Hits.HOST,
+            (0.5, 4.0),
+            ("natd", "path"),
+            blocks=True,
+            repair_s=REPAIR_S,
+            exposes=True,
+            weight=1,
+        ),
         Kind("tap-down", Hits.GUEST, (0.5, 5.0), ("guest",), blocks=True, repair_s=PATH_S),
         Kind("tap-unbridged", Hits.GUEST, (0.5, 5.0), ("guest",), blocks=True, repair_s=PATH_S),
         Kind("tap-renamed", Hits.GUEST, (1.0, 8.0), ("guest",)),
-        Kind("flush-routes", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S),
+        Kind("flush-routes", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S, exposes=True),
         Kind("delete-rules", Hits.HOST, no_time, ("natd", "path"), repair_s=REPAIR_S),
         Kind("foreign-rule", Hits.HOST, (2.0, 8.0), ("natd", "path"), blocks=True, repair_s=PATH_S),
         Kind("default-moved", Hits.HOST, (2.0, 8.0), ("natd", "path")),

@@ -70,7 +70,7 @@ class Transactions:
 
 
 def names_our_tables(buffer: bytes) -> bool:
-    """Return whether any message of a buffer is about one of our tables, or what is in it; one that is cut off may be."""
+    """Return whether any message of a buffer is about one of our tables, or in one; one that is cut off may be."""
     try:
         return any(
             kind >> 8 == NFNL_SUBSYS_NFTABLES
