@@ -183,8 +183,11 @@ def _allowed_sources() -> Sequence[str]:
     hosts = [
         f"{host}-un={CLUSTER.machine(host).address('underlay')}/32,{server},100.64.0.0/10" for host in CLUSTER.hosts
     ]
+    # What an edge itself sends to the manager leaves there while the network of the hosts is down.
     edges = [
-        f"{edge}-up={CLUSTER.machine(edge).address('uplink')}/32,{server},203.0.113.0/24" for edge in CLUSTER.edges
+        f"{edge}-up={CLUSTER.machine(edge).address('uplink')}/32,{CLUSTER.machine(edge).address('underlay')}/32"
+        f",{server},203.0.113.0/24"
+        for edge in CLUSTER.edges
     ]
     return hosts + edges
 
