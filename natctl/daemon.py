@@ -358,8 +358,8 @@ class Natd:
         if self._host is not None:
             self._node.send_presence()
         else:
-            generation, warnings = self._node.applied_generation, self._kernel.warnings
-            self._node.report(self._settings.monitor.ensure_s, {}, None, generation, self._dropped, warnings=warnings)
+            in_force, warnings = self._node.in_force, self._kernel.warnings
+            self._node.report(self._settings.monitor.ensure_s, {}, None, in_force, self._dropped, warnings=warnings)
         self._carry_out()
 
     async def _read_own_ports(self) -> None:
@@ -374,7 +374,7 @@ class Natd:
 
     async def _measure(self) -> None:
         taps = self._node.taps()
-        generation = self._node.applied_generation
+        in_force = self._node.in_force
         every = frozenset().union(*taps.values())
         counters = await self._taps.read(every, len(taps))
         rates = self._sampler.sample(asyncio.get_running_loop().time(), counters, taps)
@@ -383,13 +383,13 @@ class Natd:
         guests = self._visitor.views() if self._visitor is not None else {}
         period_s, warnings = self._settings.monitor.period_s, (*self._kernel.warnings, *self._node.warnings)
         problems = self._kernel.way_problems
-        self._node.report(period_s, rates, use, generation, self._dropped, guests, counted, warnings, problems)
+        self._node.report(period_s, rates, use, in_force, self._dropped, guests, counted, warnings, problems)
         if use is None:
-            self._node.on_arrivals_read(counted.connections, generation, clock.now())
+            self._node.on_arrivals_read(counted.connections, in_force, clock.now())
         else:
             self._node.on_connections_counted(use, counted, sysctl.connection_table_size())
             after = await self._kernel.counters()
-            self._node.on_periodic_count(use, after.connections, generation, clock.now(), counted.connections)
+            self._node.on_periodic_count(use, after.connections, in_force, clock.now(), counted.connections)
         self._carry_out()
 
     async def _count_all(self) -> PortUse | None:

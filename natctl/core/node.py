@@ -55,7 +55,7 @@ from natctl.core import own_ports
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent, StaleEpoch
-from natctl.core.programming import Programming, Scope, is_empty
+from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import NO_CONNECTIONS, NO_GUESTS, NO_PROBLEMS, Reports
 from natctl.model.commands import (
     Answer,
@@ -120,9 +120,9 @@ class Node:
     # Queries
 
     @property
-    def applied_generation(self) -> int:
-        """The last generation that the kernel holds, 0 before the first."""
-        return self._programming.generation
+    def in_force(self) -> InForce:
+        """The last generation that the kernel holds. What was counted under another one says nothing of this one."""
+        return self._programming.in_force
 
     @property
     def epoch(self) -> int:
@@ -453,7 +453,7 @@ class Node:
         period_s: float,
         rates: Mapping[DomainUUID, Rates],
         use: PortUse | None,
-        generation: int,
+        in_force: InForce,
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
@@ -466,7 +466,7 @@ class Node:
         :param period_s: Length of the period in seconds.
         :param rates: Traffic by VM; a VM without a rate is left out.
         :param use: Ports in use, or None when they were not counted this time.
-        :param generation: :attr:`applied_generation` when counting began.
+        :param in_force: :attr:`in_force` when counting began.
         :param dropped: Packets dropped at this node by reason, totals.
         :param guests: What the guests themselves say, of those that were asked.
         :param counted: What the kernel has counted.
@@ -475,6 +475,7 @@ class Node:
         """
         if use is not None:
             self._arrivals.on_port_use(use)
+        generation = in_force.generation if in_force.session == self.in_force.session else 0
         report = self._reports.report(
             self._intent.host, period_s, rates, use, generation, dropped, guests, counted, warnings, way_problems
         )
@@ -484,7 +485,7 @@ class Node:
         self,
         use: PortUse,
         connections: Mapping[DomainUUID, int],
-        generation: int,
+        in_force: InForce,
         now: float,
         before: Mapping[DomainUUID, int] = NO_CONNECTIONS,
     ) -> None:
@@ -493,10 +494,10 @@ class Node:
 
         :param use: Ports in use.
         :param connections: Connections begun since each VM got its ports.
-        :param generation: :attr:`applied_generation` when counting began.
+        :param in_force: :attr:`in_force` when counting began.
         :param before: The same as ``connections`` when counting began.
         """
-        for uuid, ports, vm in self._counted_vms(generation):
+        for uuid, ports, vm in self._counted_vms(in_force):
             filling, arrivals = use.filling(vm.internal, ports), connections.get(uuid)
             meanwhile = max(0, arrivals - before[uuid]) if arrivals is not None and uuid in before else 0
             self._command(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
@@ -516,20 +517,20 @@ class Node:
                 arrivals, refused = counted.connections[uuid], counted.too_many.get(uuid, 0)
                 self._command(self._arrivals.on_connections_counted(uuid, total, room, arrivals, refused))
 
-    def on_arrivals_read(self, connections: Mapping[DomainUUID, int], generation: int, now: float) -> None:
+    def on_arrivals_read(self, connections: Mapping[DomainUUID, int], in_force: InForce, now: float) -> None:
         """
         The connections that begin were read, and ports were not counted because that is expensive at present.
 
         :param connections: Connections begun since each VM got its ports.
-        :param generation: :attr:`applied_generation` when they were read.
+        :param in_force: :attr:`in_force` when they were read.
         """
-        for uuid, ports, _ in self._counted_vms(generation):
+        for uuid, ports, _ in self._counted_vms(in_force):
             if (arrivals := connections.get(uuid)) is not None:
                 self._command(self._arrivals.on_arrivals_read(uuid, ports, arrivals, now))
 
-    def _counted_vms(self, generation: int) -> Iterator[tuple[DomainUUID, PortRange, HostIntent]]:
+    def _counted_vms(self, in_force: InForce) -> Iterator[tuple[DomainUUID, PortRange, HostIntent]]:
         """Yield the VMs whose ports are in force, if nothing has changed since this generation."""
-        if generation != self.applied_generation:
+        if in_force != self.in_force:
             return
         for uuid, vm in list(self._intent.host.items()):
             if vm.ports is not None and self._programming.entry_in_force(uuid, needs_taps=False) is not None:

@@ -49,6 +49,14 @@ class Scope:
         self.generation = later.generation if later.generation is not None else self.generation
 
 
+class InForce(NamedTuple):
+    """What the kernel holds, as the manager counts it: generations begin anew with each session."""
+
+    session: int
+    generation: int
+    """0: nothing of this session yet."""
+
+
 class Done(NamedTuple):
     """What a kernel command did that is in force."""
 
@@ -81,7 +89,7 @@ class Programming:
         the connections of such a VM may go on when it comes back. Another VM with its address would find them."""
         self._release_at: dict[DomainUUID, float] = {}
         self._applied: dict[DomainUUID, HostEntry] = {}
-        self._generation = 0
+        self._in_force = InForce(0, 0)
         self._under_way: Scope | None = None
         self._sent: dict[DomainUUID, HostEntry | None] = {}
         self._next = Scope()
@@ -91,9 +99,9 @@ class Programming:
     # What the kernel holds
 
     @property
-    def generation(self) -> int:
-        """The last generation in force, 0 before the first."""
-        return self._generation
+    def in_force(self) -> InForce:
+        """The last generation in force."""
+        return self._in_force
 
     def owners(self) -> dict[int, DomainUUID]:
         """Return the VM of each index."""
@@ -128,7 +136,8 @@ class Programming:
         self._next.host.update(uuids)
 
     def drop_generations(self) -> None:
-        """Confirm none of the generations that are under way: the session to which they belong is gone."""
+        """Confirm none of the generations under way, and count anew: the session to which they belong is gone."""
+        self._in_force = InForce(self._in_force.session + 1, 0)
         for scope in filter(None, (self._under_way, self._next)):
             scope.generation = None
 
@@ -167,7 +176,7 @@ class Programming:
         if scope is None:
             return None
         if scope.generation is not None:
-            self._generation = scope.generation
+            self._in_force = self._in_force._replace(generation=scope.generation)
         in_force = [entry for entry in self._sent.values() if entry is not None]
         begun = [entry for entry in in_force if self._begins(entry)]
         for uuid, entry in self._sent.items():

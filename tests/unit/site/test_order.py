@@ -534,7 +534,7 @@ def test_a_vm_that_meets_its_limit_appears_in_show_metrics_and_journal() -> None
 
     def report(limited: int) -> None:
         vms = (Measured(VM, 10.0, 0.1, ports_in_use=1),)
-        message = Report(node.applied_generation, 1.0, vms, limited={VM: limited})
+        message = Report(node.in_force.generation, 1.0, vms, limited={VM: limited})
         site.ask(lambda manager: manager.on_message(HOST1, message, site.now))
 
     report(7)
@@ -556,7 +556,7 @@ def test_a_report_without_a_count_says_nothing_about_ports() -> None:
     assert node is not None
 
     def report(ports_in_use: int | None) -> None:
-        message = Report(node.applied_generation, 1.0, (Measured(VM, 10.0, 0.1, ports_in_use=ports_in_use),))
+        message = Report(node.in_force.generation, 1.0, (Measured(VM, 10.0, 0.1, ports_in_use=ports_in_use),))
         site.ask(lambda manager: manager.on_message(HOST1, message, site.now))
         site.run()
 
@@ -575,7 +575,7 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     node = site.machines[HOST1].node
     assert node is not None
     vms = (Measured(VM, 10.0, 0.1, ports_in_use=256),)
-    report = Report(node.applied_generation, 1.0, vms, refused={VM: 7})
+    report = Report(node.in_force.generation, 1.0, vms, refused={VM: 7})
     site.ask(lambda manager: manager.on_message(HOST1, report, site.now))
     assert site.manager is not None
     assert vms_queries.detail(site.manager, VM).refused_packets == 7
@@ -583,7 +583,7 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     assert line in metrics.exposition(site.manager).body.decode()
     # What may have been counted before this manager began is no news, what comes after it is.
     assert JournalEvent.EXHAUSTED not in journal(site)
-    more = Report(node.applied_generation, 1.0, vms, refused={VM: 9})
+    more = Report(node.in_force.generation, 1.0, vms, refused={VM: 9})
     site.ask(lambda manager: manager.on_message(HOST1, more, site.now))
     assert journal(site).count(JournalEvent.EXHAUSTED) == 1
 

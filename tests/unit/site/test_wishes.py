@@ -9,6 +9,7 @@ from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
+from natctl.core.programming import InForce
 from tests.fakes.site import Site
 
 ONE = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -134,7 +135,7 @@ def test_a_vms_own_drain_limit_ends_draining_that_the_pool_does_not_limit() -> N
     assert site.manager is not None
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}
     assert JournalEvent.CUT not in events(site)
-    site.machines[HOST1].node.report(1.0, {}, None, 0, {})  # type: ignore[union-attr]
+    site.machines[HOST1].node.report(1.0, {}, None, InForce(0, 0), {})  # type: ignore[union-attr]
     site.pass_time(30.0)
     site.run()
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}, "no other VM lacks ports"

@@ -112,7 +112,7 @@ def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> Non
     node, elsewhere = running(a_vm()), PortRange(30000, 30255)
     node.on_message(Delta(1, 2, host=(a_vm(elsewhere),)), AT + 1)
     done(node, AT + 1)
-    node.report(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), 2, {})
+    node.report(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), node.in_force, {})
     done(node, AT + 2)
     node.on_message(Delta(1, 3, host=(a_vm(),)), AT + 2.5)
     back = entry(done(node, AT + 2.5))
@@ -239,25 +239,40 @@ def test_a_count_that_failed_can_be_made_again() -> None:
 def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
     node = running(a_vm())
     use = PortUse({INTERNAL: VMPorts.of({6: range(20000, 20220)})})
-    node.on_periodic_count(use, {VM: 220}, node.applied_generation, AT + 1)
+    node.on_periodic_count(use, {VM: 220}, node.in_force, AT + 1)
     (need,) = needs(done(node, AT + 1))
     assert (need.ports_in_use, need.arrivals_per_s) == (220, 220.0)
 
 
 def test_a_count_begun_before_a_change_is_ignored_after_it() -> None:
     node = running(a_vm())
-    before = node.applied_generation
+    before = node.in_force
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.5)
     done(node, AT + 0.5)
     node.on_periodic_count(PortUse({INTERNAL: VMPorts.of({6: range(20000, 20500)})}), {VM: 500}, before, AT + 1)
     assert done(node, AT + 1) == []
 
 
+def test_a_count_of_an_earlier_session_is_reported_under_no_generation_of_the_next() -> None:
+    node = running(a_vm())
+    before = node.in_force
+    assert before.generation == 1
+    node.on_disconnected(AT + 1)
+    node.on_connected(AT + 2)
+    node.take()
+    for counted_under in (before, node.in_force):
+        node.report(1.0, {VM: Rates(1.0, 1.0)}, PortUse(), counted_under, {})
+        (command,) = node.take()
+        assert isinstance(command, Send)
+        assert isinstance(command.message, Report)
+        assert command.message.generation == 0
+
+
 def test_a_report_says_how_many_began_and_were_refused() -> None:
     node = running(a_vm())
     reports = []
     for connections in (100, 130, 10):
-        node.report(2.0, {VM: Rates(1.0, 1.0)}, None, 1, {}, counted=Counted({VM: connections}, {VM: 3}))
+        node.report(2.0, {VM: Rates(1.0, 1.0)}, None, node.in_force, {}, counted=Counted({VM: connections}, {VM: 3}))
         (command,) = node.take()
         assert isinstance(command, Send)
         assert isinstance(command.message, Report)
@@ -293,9 +308,9 @@ def test_a_count_gives_a_vm_another_allowance_and_warns_of_a_table_that_is_too_s
 
 def test_without_a_count_arrivals_are_noticed() -> None:
     node = running(a_vm())
-    node.on_periodic_count(PortUse(), {VM: 0}, node.applied_generation, AT + 1)
+    node.on_periodic_count(PortUse(), {VM: 0}, node.in_force, AT + 1)
     done(node, AT + 1)
-    node.on_arrivals_read({VM: 220}, node.applied_generation, AT + 2)
+    node.on_arrivals_read({VM: 220}, node.in_force, AT + 2)
     assert needs(node.take())
-    node.on_arrivals_read({VM: 250}, node.applied_generation - 1, AT + 3)
+    node.on_arrivals_read({VM: 250}, node.in_force._replace(generation=0), AT + 3)
     assert not needs(node.take())
