@@ -97,6 +97,7 @@ class Verdict:
 
 
 CUT, FAILED, BLOCKED, WRONG, OWNERS, LEAKED = "cut", "failed", "blocked", "wrong", "two_owners", "untranslated"
+JUDGED = (CUT, FAILED, BLOCKED, WRONG, OWNERS, LEAKED)
 EXPOSED = "untranslated_without_rules"
 """Packets that left while somebody else had removed all rules; counted, not held against us."""
 
@@ -123,7 +124,7 @@ class Judge:
         broken = [*self._cuts(), *self._openings(), *self._gaps(), *self._wrong(), *self._owners(), *self._leaks()]
         worst = sorted(value for (guest, _, _), value in self._seen.worst.items() if guest != CONTROL)
         worst += [gap.seconds for gap in self._seen.cuts]
-        counts = dict.fromkeys((CUT, FAILED, BLOCKED, WRONG, OWNERS, LEAKED), 0)
+        counts = dict.fromkeys(JUDGED, 0)
         for one in broken:
             counts[one.what] += 1
         counts[EXPOSED] = sum(leak.packets for leak in self._seen.leaks if self._is_exposed(leak))

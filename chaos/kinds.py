@@ -74,7 +74,8 @@ def _kinds() -> tuple[Kind, ...]:
             for how in ("kill", "freeze", "restart")
         ),
         *(
-            Kind(f"{how}-libvirtd", Hits.HOST, (1.0, 6.0), ("libvirtd",), weight=1)
+            # Without the address on which it listens, it does not start.
+            Kind(f"{how}-libvirtd", Hits.HOST, (1.0, 6.0), ("libvirtd", "path"), weight=1)
             for how in ("kill", "freeze", "restart")
         ),
         Kind("flush-ruleset", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S, exposes=True),
