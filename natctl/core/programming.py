@@ -176,7 +176,7 @@ class Programming:
         if scope is None:
             return None
         if scope.generation is not None:
-            self._in_force = self._in_force._replace(generation=scope.generation)
+            self._in_force = InForce(self._in_force.session, scope.generation)
         in_force = [entry for entry in self._sent.values() if entry is not None]
         begun = [entry for entry in in_force if self._begins(entry)]
         for uuid, entry in self._sent.items():
