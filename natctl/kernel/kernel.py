@@ -219,7 +219,7 @@ class Kernel:
         To be called for every change, and every ten seconds: without that, they are soon not compared with senders' any
         more. Before the first :meth:`replace` the hosts that the kernel has are followed.
 
-        :param addresses: None: any entry may have changed.
+        :param addresses: Whose entries changed; empty: any entry may have changed.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
         async with self._lock:
