@@ -26,7 +26,7 @@ def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
     :raise Overloading: When a VM holds a port that is to be reserved.
     """
-    manager.add_addresses([ExternalAddress(address, body.reserved) for address in body.addresses], now)
+    manager.pool.add_addresses([ExternalAddress(address, body.reserved) for address in body.addresses], now)
     return pool.addresses
 
 
@@ -38,5 +38,5 @@ def remove(manager: Manager, address: IPv4Address) -> _Answer:
     :raise NotFound: When it is not in the pool.
     :raise AddressInUse: When VMs hold ranges on it.
     """
-    manager.remove_address(address)
+    manager.pool.remove_address(address)
     return pool.addresses

@@ -14,32 +14,25 @@ Tested in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from ipaddress import IPv4Address
 
-from cpm.core import moves, own_ports, sizing
-from cpm.core.changes import Change, DropAddress, Notice, PutAddress, PutNode, PutOwnPorts, PutVM
-from cpm.core.claims import Claim, Claims
+from cpm.core import own_ports, sizing
+from cpm.core.changes import Change, PutNode, PutVM
+from cpm.core.claims import Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
-from cpm.core.journal import JournalEvent, LedgerState
-from cpm.core.lifecycle import AllocationEvent
+from cpm.core.journal import LedgerState
+from cpm.core.pool import Pool
+from cpm.core.presence import VMPresence
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
 from cpm.core.sizing.host_reports import HostReports
-from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.wishes import EffectiveWishes, Resolver
-from cpm.protocol import overlaps
 from cpm.protocol.errors import (
-    AddressOverlaps,
     Conflict,
-    InternalPoolExhausted,
     InvalidRequest,
     NotFound,
-    PortsExhausted,
-    VirtPortsError,
 )
 from cpm.protocol.messages import (
     PROTOCOL,
@@ -52,33 +45,22 @@ from cpm.protocol.messages import (
     Need,
     NodeMessage,
     OwnPorts,
-    Presence,
     Present,
-    Refused,
     Rejected,
     Report,
     Welcome,
 )
 from cpm.protocol.model import (
     VM,
-    AllocationState,
     DomainUUID,
-    ExternalAddress,
     Node,
     NodeName,
     Role,
     Wishes,
 )
-from cpm.protocol.overlaps import Use
-from cpm.protocol.own_ports import KeptPorts, OwnAddress
-
-_State = AllocationState
 
 RESYNC_S = 5.0
 """Seconds before a node that refused a transaction gets everything again."""
-
-WAITING_RETRY_S = 5.0
-"""Seconds between attempts to find ports for VMs that wait for some."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,8 +96,6 @@ class Manager:
         self._started = now
         self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
-        self._retry_waiting_at = now
-        self._internal_cursor = 0
         self.forecast = Forecast()
         self._rollout = Rollout(
             self.fleet,
@@ -132,11 +112,21 @@ class Manager:
         )
         self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
-        for vm in state.vms:
-            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
-                self.present[vm.uuid] = vm.node
-            # A destination counts while its host says so, and no host has a session yet.
-            self._set_destination(vm, None)
+        self._presence = VMPresence(
+            epoch,
+            self.fleet,
+            self.sessions,
+            self.present,
+            self.waiting,
+            self.claims,
+            self._rollout,
+            self.sizer,
+            self.wishes,
+            rules,
+            now,
+        )
+        self.pool = Pool(self.fleet, self._rollout, self.sizer, rules, self._presence.retry_waiting)
+        """The external addresses: operators' changes, and ports that edges use themselves."""
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
@@ -172,18 +162,18 @@ class Manager:
             self.fleet.record(PutNode(node))
             self._rollout.on_path_changed()
         # Before a VM that it names gets ports.
-        self._take_own_ports(node, hello.own, now)
-        self._forget_statements(hello.node)
+        self.pool.on_own_ports(node, hello.own, now)
+        self._presence.forget_statements(hello.node)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
-        self._take_presence(node, hello.domains, now)
+        self._presence.on_presence(node, hello.domains, now)
 
     def on_session_end(self, name: NodeName, now: float) -> None:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
         if self.sessions.pop(name, None) is None:
             return
-        self._forget_statements(name)
+        self._presence.forget_statements(name)
         self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
         self._last_seen[name] = now
@@ -204,15 +194,15 @@ class Manager:
             case Hello():
                 raise InvalidRequest(f"{name} said hello twice; it may do so once a session")
             case Attach():
-                self._attach(node, message, now)
+                self._presence.on_attach(node, message, now)
             case Detach():
-                self._detach(name, message.domain, now)
+                self._presence.on_detach(name, message.domain, now)
             case OwnPorts(told):
                 own_ports.check(told)
-                self._take_own_ports(node, told, now)
+                self.pool.on_own_ports(node, told, now)
             case Present():
                 session.unmanaged = message.unmanaged
-                self._take_presence(node, message.domains, now)
+                self._presence.on_presence(node, message.domains, now)
             case Applied():
                 self._on_applied(session, message, now)
             case Rejected():
@@ -264,210 +254,11 @@ class Manager:
         self._put_node(dataclasses.replace(node, fenced=fenced, in_service=in_service))
         if fenced:
             # Its addresses are no longer there; when it is back, it says which ports it uses.
-            self._take_own_ports(node, (), now)
+            self.pool.on_own_ports(node, (), now)
         if fenced and Role.HOST in node.roles:
             for uuid in [uuid for uuid, where in self.present.items() if where == name]:
-                self._detach(name, uuid, now)
+                self._presence.on_detach(name, uuid, now)
         self._rollout.check_all()
-
-    # The pool
-
-    def add_addresses(self, addresses: Iterable[ExternalAddress], now: float) -> None:
-        """
-        Add external addresses, or replace the reserved ports of those that are there.
-
-        :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
-        :raise Conflict: When a VM holds a port that is to be reserved.
-        """
-        addresses = tuple(addresses)
-        for address in addresses:
-            self._check_overlap(address.address)
-        for address in addresses:
-            self.fleet.record(PutAddress(address))
-        self._rollout.on_path_changed()
-        self._retry_waiting(now)
-
-    def _check_overlap(self, address: IPv4Address) -> None:
-        pool = self._rules.internal
-        if address in pool:
-            use = Use.of(address, "external address")
-            raise AddressOverlaps(address, f"it lies in the internal pool {pool}", overlaps.remedy(pool, [use]))
-        for node in self.fleet.nodes.values():
-            # An edge, which a single machine is too, receives what is for its own address and VMs' alike.
-            if node.underlay == address and Role.EDGE not in node.roles:
-                remedy = "its packets would not reach an edge; use an address that is routed to the edges"
-                raise AddressOverlaps(address, f"it is the underlay address of host {node.name}", remedy)
-
-    def remove_address(self, address: IPv4Address) -> None:
-        """
-        Take an external address out of the pool.
-
-        :raise NotFound: When it is not there.
-        :raise AddressInUse: When VMs hold ranges on it.
-        """
-        self.fleet.record(DropAddress(address))
-        self._rollout.on_path_changed()
-
-    # Ports that edges use themselves
-
-    def _take_own_ports(self, node: Node, told: Iterable[OwnAddress], now: float) -> None:
-        """Keep what an edge uses itself, and have VMs leave it."""
-        before = self.fleet.own_ports.get(node.name, ())
-        here = told if Role.EDGE in node.roles else ()
-        self._keep_own_ports(node.name, own_ports.kept_after(before, node.name, here, now), now)
-
-    def _keep_own_ports(self, name: NodeName, kept: Iterable[KeptPorts], now: float) -> None:
-        if (after := tuple(kept)) == self.fleet.own_ports.get(name, ()):
-            return
-        known = {allocation.id for allocation in self.fleet.space.in_the_way()}
-        self.fleet.record(PutOwnPorts(name, after))
-        for allocation in self.fleet.space.in_the_way():
-            if allocation.id not in known and allocation.state in (_State.RESERVED, _State.ACTIVE):
-                self.fleet.record(Notice(allocation.id, JournalEvent.OWN_PORT))
-        self.sizer.leave_own_ports(now)
-        self._retry_waiting(now)
-
-    # VMs
-
-    def _attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
-        """:param is_repeated: The host does not wait for an answer."""
-        vm = self.fleet.vms.get(attach.domain)
-        if attach.incoming:
-            if vm is not None and vm.node != node.name:
-                self._set_destination(vm, node.name)
-            return
-        if vm is not None and self._runs_elsewhere(vm, node.name):
-            self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
-            return
-        self.claims.withdraw(attach.domain, node.name)
-        try:
-            vm = self._put_on_host(node.name, vm, attach)
-            self._start(vm, now)
-        except (PortsExhausted, InternalPoolExhausted) as error:
-            self._refuse(node.name, attach.domain, error)
-
-    def _runs_elsewhere(self, vm: VM, node: NodeName) -> bool:
-        """Return whether a VM has another host than this one, which has not said that the VM is gone."""
-        return vm.node != node and self.present.get(vm.uuid) == vm.node
-
-    def _claim(self, vm: VM, node: NodeName, attach: Attach, now: float, *, is_repeated: bool) -> None:
-        """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
-        self.claims.on_claim(node, attach, now)
-        self._report_claims(now)
-        if not is_repeated and vm.destination != node:
-            remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
-            error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
-            self._rollout.queue_message(node, Refused(self.epoch, vm.uuid, error.code, str(error)))
-
-    def _report_claims(self, now: float) -> None:
-        for uuid, _ in self.claims.take_unreported(now, self._is_handover):
-            for allocation in self.fleet.of(uuid):
-                if allocation.state in (_State.RESERVED, _State.ACTIVE):
-                    self.fleet.record(Notice(allocation.id, JournalEvent.CLAIMED))
-                    break
-
-    def _is_handover(self, uuid: DomainUUID, claim: Claim) -> bool:
-        """Return whether the VM migrates to the claimant from a host that will say so when it is gone."""
-        vm = self.fleet.vms[uuid]
-        return vm.destination == claim.node and vm.node in self.sessions
-
-    def _set_destination(self, vm: VM, node: NodeName | None) -> None:
-        if vm.destination != node:
-            self.fleet.record(PutVM(dataclasses.replace(vm, destination=node)))
-
-    def _forget_statements(self, node: NodeName) -> None:
-        """Forget what a host said of VMs of other hosts: it holds in one session only."""
-        self.claims.keep_only(node, ())
-        for vm in [vm for vm in self.fleet.vms.values() if vm.destination == node]:
-            self._set_destination(vm, None)
-
-    def _put_on_host(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
-        after = (
-            VM(attach.domain, attach.name, node, self._free_internal())
-            if vm is None
-            else dataclasses.replace(vm, name=attach.name, node=node, destination=_destination_after(vm, node))
-        )
-        if attach.wishes is not None:
-            after = dataclasses.replace(after, xml_wishes=attach.wishes)
-        if after != vm:
-            self.fleet.record(PutVM(after))
-        self.present[attach.domain] = node
-        self._rollout.on_vm_changed(attach.domain)
-        return after
-
-    def _start(self, vm: VM, now: float) -> None:
-        """Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain."""
-        for allocation in self.fleet.of(vm.uuid):
-            if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
-                moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
-        if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self.fleet.of(vm.uuid)):
-            return
-        self.waiting.add(vm.uuid)
-        floor, initial = self.floor(vm), min(max(self._rules.initial, self.floor(vm)), self.cap(vm))
-        wanted = self.sizer.contention.start_allowance(vm, initial, floor)
-        placement = choose_first(self.fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
-        reserved = moves.reserve(self.fleet, vm.uuid, vm.node, placement, now)
-        self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
-        self.waiting.discard(vm.uuid)
-        self._rollout.on_vm_changed(vm.uuid)
-
-    def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
-        self.sizer.on_not_started(uuid, error)
-        self._rollout.queue_message(node, Refused(self.epoch, uuid, error.code, str(error)))
-
-    def _detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
-        vm = self.fleet.vms.get(uuid)
-        self.claims.withdraw(uuid, name)
-        if vm is None:
-            return
-        if vm.destination == name:
-            # The migration came to nothing.
-            self._set_destination(vm, None)
-        if vm.node != name:
-            # It runs elsewhere by now: what its former host says of its end is about the past.
-            return
-        self.present.pop(uuid, None)
-        if self._hand_over(vm, now):
-            return
-        self.waiting.discard(uuid)
-        self.sizer.forget(uuid)
-        for allocation in self.fleet.of(uuid):
-            if allocation.state in (_State.RESERVED, _State.ACTIVE):
-                moves.advance(self.fleet, allocation, AllocationEvent.RELEASED, now)
-        self._rollout.on_vm_changed(uuid)
-
-    def _hand_over(self, vm: VM, now: float) -> bool:
-        """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""
-        claim = self.claims.of(vm.uuid)
-        successor = claim.node if claim is not None else self.fleet.vms[vm.uuid].destination
-        if successor is None or successor == vm.node:
-            return False
-        attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
-        self._attach(self.fleet.nodes[successor], attach, now)
-        return True
-
-    def _take_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
-        """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
-        if Role.HOST not in node.roles:
-            return
-        here = {presence.domain: presence for presence in domains}
-        self.claims.keep_only(node.name, here)
-        for uuid, where in list(self.present.items()):
-            if where == node.name and uuid not in here:
-                self._detach(node.name, uuid, now)
-        for uuid, presence in here.items():
-            self._attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
-
-    def _free_internal(self) -> IPv4Address:
-        pool = self._rules.internal
-        first, usable = int(pool.network_address) + 1, pool.num_addresses - 2
-        # Round-robin: an address rests as long as possible before another VM gets it.
-        for step in range(usable):
-            candidate = IPv4Address(first + (self._internal_cursor + step) % usable)
-            if not self.fleet.uses_internal(candidate):
-                self._internal_cursor = (self._internal_cursor + step + 1) % usable
-                return candidate
-        raise InternalPoolExhausted(str(pool))
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
@@ -505,7 +296,6 @@ class Manager:
         or have to leave some.
         """
         self._rollout.check_leaving()
-        self._report_claims(now)
         for name, node in list(self.fleet.nodes.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
@@ -520,25 +310,10 @@ class Manager:
             if now >= at:
                 del self._resync_at[name]
                 self._rollout.queue_snapshot(name)
-        if now >= self._retry_waiting_at:
-            self._retry_waiting(now)
-        for name, kept in list(self.fleet.own_ports.items()):
-            self._keep_own_ports(name, own_ports.kept_still(kept, now), now)
+        self._presence.tick(now)
+        self.pool.tick(now)
         self.sizer.leave_own_ports(now)
         self.sizer.compact(now)
         self.forecast.note(now, self.fleet.space.free_ports)
         self.sizer.relieve(now)
         self.sizer.tick(now)
-
-    def _retry_waiting(self, now: float) -> None:
-        self._retry_waiting_at = now + WAITING_RETRY_S
-        for uuid in list(self.waiting):
-            try:
-                self._start(self.fleet.vms[uuid], now)
-            except PortsExhausted as error:
-                self.sizer.on_not_started(uuid, error)
-
-
-def _destination_after(vm: VM, node: NodeName) -> NodeName | None:
-    """Return where a VM migrates to when a host says that it has it: its present host saying so ends no migration."""
-    return vm.destination if node == vm.node else None

@@ -122,7 +122,7 @@ class Site:
         self.start_manager()
         usable = ports or PortRange(1024, 65535)
         reserved = PortRange(1024, 65535).minus(usable)
-        self.ask(lambda manager: manager.add_addresses([ExternalAddress(EXTERNAL, reserved)], self.now))
+        self.ask(lambda manager: manager.pool.add_addresses([ExternalAddress(EXTERNAL, reserved)], self.now))
         for name in self.machines:
             self.start_natd(name)
             self.connect(name)

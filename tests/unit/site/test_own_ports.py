@@ -197,7 +197,7 @@ def test_an_address_that_is_added_later_is_known_already() -> None:
     other = IPv4Address("203.0.113.77")
     told = OwnPorts((OwnAddress(other, (OwnRange(PortRange(8080, 8080), OwnUse.LISTENER),)),))
     site.ask(lambda manager: manager.on_message(EDGE1, told, site.now))
-    site.ask(lambda manager: manager.add_addresses([ExternalAddress(other)], site.now))
+    site.ask(lambda manager: manager.pool.add_addresses([ExternalAddress(other)], site.now))
     assert manager_of(site).fleet.space.free_runs(other) == (PortRange(1024, 8079), PortRange(8081, 65535))
 
 

@@ -40,7 +40,7 @@ class Pinned:
         self.now = 1_000_000.0
         self.epoch = self.ledger.next_epoch()
         self.manager = Manager(self.ledger.load(), Settings().rules(), self.epoch, self.now)
-        self.manager.add_addresses(pool, self.now)
+        self.manager.pool.add_addresses(pool, self.now)
         self.refused: list[DomainUUID] = []
         self._generation = 0
         self.hogs = [uuid(number) for number in range(1, hogs + 1)]

@@ -21,7 +21,7 @@ def refusal_of(site: Site, text: str) -> str:
 
     def add(manager: Manager) -> None:
         try:
-            manager.add_addresses([GOOD, ExternalAddress(IPv4Address(text))], site.now)
+            manager.pool.add_addresses([GOOD, ExternalAddress(IPv4Address(text))], site.now)
         except AddressOverlaps as error:
             words.append(str(error))
 

@@ -62,7 +62,7 @@ class Site:
         self.loop = DecisionLoop(self.ledger, Settings().rules(), self.outbox)
 
     async def add(self, external: ExternalAddress = EXTERNAL) -> None:
-        await self.loop.do(lambda manager, now: manager.add_addresses([external], now))
+        await self.loop.do(lambda manager, now: manager.pool.add_addresses([external], now))
 
     @property
     def addresses(self) -> list[IPv4Address]:
@@ -101,7 +101,9 @@ async def test_a_message_is_sent_after_the_commit_of_its_change(site: Site) -> N
 
 async def test_a_refused_input_changes_nothing_and_does_not_affect_others(site: Site) -> None:
     refused, accepted = await asyncio.gather(
-        site.loop.do(lambda manager, now: manager.remove_address(EXTERNAL.address)), site.add(), return_exceptions=True
+        site.loop.do(lambda manager, now: manager.pool.remove_address(EXTERNAL.address)),
+        site.add(),
+        return_exceptions=True,
     )
     assert isinstance(refused, NotFound)
     assert accepted is None
@@ -126,7 +128,7 @@ async def test_a_failed_commit_leaves_the_state_before_its_inputs(site: Site, fa
 
 async def test_an_unexpected_error_while_deciding_starts_over_from_the_ledger(site: Site) -> None:
     def act(manager: Manager, now: float) -> None:
-        manager.add_addresses([EXTERNAL], now)
+        manager.pool.add_addresses([EXTERNAL], now)
         raise ZeroDivisionError
 
     with pytest.raises(LedgerError, match="the change was not made"):

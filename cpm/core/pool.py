@@ -1,0 +1,103 @@
+"""
+The external addresses, and the ports of theirs that edges use themselves.
+
+Tested in ``tests/unit/site/test_own_ports.py`` and ``tests/unit/site/test_pool_overlaps.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+
+from cpm.core import own_ports
+from cpm.core.changes import DropAddress, Notice, PutAddress, PutOwnPorts
+from cpm.core.fleet import Fleet
+from cpm.core.journal import JournalEvent
+from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.rules import PoolRules
+from cpm.core.sizing.sizer import Sizer
+from cpm.protocol import overlaps
+from cpm.protocol.errors import AddressOverlaps
+from cpm.protocol.model import AllocationState, ExternalAddress, Node, NodeName, Role
+from cpm.protocol.overlaps import Use
+from cpm.protocol.own_ports import KeptPorts, OwnAddress
+
+
+class Pool:
+    """
+    Changes the pool, and has VMs leave ports that an edge uses itself.
+
+    :param retry_waiting: Called with the time when there may be ports for VMs that wait for some.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        rollout: Rollout,
+        sizer: Sizer,
+        rules: PoolRules,
+        retry_waiting: Callable[[float], None],
+    ) -> None:
+        self._fleet = fleet
+        self._rollout = rollout
+        self._sizer = sizer
+        self._rules = rules
+        self._retry_waiting = retry_waiting
+
+    def add_addresses(self, addresses: Iterable[ExternalAddress], now: float) -> None:
+        """
+        Add external addresses, or replace the reserved ports of those that are there.
+
+        :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
+        :raise Conflict: When a VM holds a port that is to be reserved.
+        """
+        addresses = tuple(addresses)
+        for address in addresses:
+            self._check_overlap(address.address)
+        for address in addresses:
+            self._fleet.record(PutAddress(address))
+        self._rollout.on_path_changed()
+        self._retry_waiting(now)
+
+    def remove_address(self, address: IPv4Address) -> None:
+        """
+        Take an external address out of the pool.
+
+        :raise NotFound: When it is not there.
+        :raise AddressInUse: When VMs hold ranges on it.
+        """
+        self._fleet.record(DropAddress(address))
+        self._rollout.on_path_changed()
+
+    def on_own_ports(self, node: Node, told: Iterable[OwnAddress], now: float) -> None:
+        """Keep what an edge says that it uses itself, and have VMs leave it."""
+        before = self._fleet.own_ports.get(node.name, ())
+        here = told if Role.EDGE in node.roles else ()
+        self._keep(node.name, own_ports.kept_after(before, node.name, here, now), now)
+
+    def tick(self, now: float) -> None:
+        """Give up ports that edges have not named for long."""
+        for name, kept in list(self._fleet.own_ports.items()):
+            self._keep(name, own_ports.kept_still(kept, now), now)
+
+    def _keep(self, name: NodeName, kept: Iterable[KeptPorts], now: float) -> None:
+        if (after := tuple(kept)) == self._fleet.own_ports.get(name, ()):
+            return
+        known = {allocation.id for allocation in self._fleet.space.in_the_way()}
+        self._fleet.record(PutOwnPorts(name, after))
+        for allocation in self._fleet.space.in_the_way():
+            if allocation.id not in known and allocation.state in (AllocationState.RESERVED, AllocationState.ACTIVE):
+                self._fleet.record(Notice(allocation.id, JournalEvent.OWN_PORT))
+        self._sizer.leave_own_ports(now)
+        self._retry_waiting(now)
+
+    def _check_overlap(self, address: IPv4Address) -> None:
+        pool = self._rules.internal
+        if address in pool:
+            use = Use.of(address, "external address")
+            raise AddressOverlaps(address, f"it lies in the internal pool {pool}", overlaps.remedy(pool, [use]))
+        for node in self._fleet.nodes.values():
+            # An edge, which a single machine is too, receives what is for its own address and VMs' alike.
+            if node.underlay == address and Role.EDGE not in node.roles:
+                remedy = "its packets would not reach an edge; use an address that is routed to the edges"
+                raise AddressOverlaps(address, f"it is the underlay address of host {node.name}", remedy)

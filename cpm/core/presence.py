@@ -1,0 +1,247 @@
+"""
+Where each VM runs, as hosts say it: starts, ends and migrations, and the first range of a VM that starts.
+
+Only a VM's own host says that it is gone; what another host says of it is a claim (:mod:`cpm.core.claims`).
+
+Tested in ``tests/unit/site/test_levels.py`` and ``tests/unit/site/test_claims.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+
+from cpm.core import moves
+from cpm.core.changes import Notice, PutVM
+from cpm.core.claims import Claim, Claims
+from cpm.core.fleet import Fleet
+from cpm.core.journal import JournalEvent
+from cpm.core.lifecycle import AllocationEvent
+from cpm.core.rollout.node_sync import NodeSync
+from cpm.core.rollout.steps import Rollout
+from cpm.core.sizing.resizing import choose_first
+from cpm.core.sizing.rules import PoolRules
+from cpm.core.sizing.sizer import Sizer
+from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, VirtPortsError
+from cpm.protocol.messages import Attach, Presence, Refused
+from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
+
+_State = AllocationState
+
+WAITING_RETRY_S = 5.0
+"""Seconds between attempts to find ports for VMs that wait for some."""
+
+
+class VMPresence:
+    """
+    Keeps where each VM runs, and has it begin and end there.
+
+    :param epoch: The manager's, for its answers.
+    :param sessions: The nodes that have one.
+    :param present: The host of each VM that runs; changed here.
+    :param waiting: VMs that run and have no ports because there are none; changed here.
+    :param claims: What other hosts say of VMs that run; changed here.
+    :param wishes: Returns the wishes in effect for a VM.
+    :param now: Seconds.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        fleet: Fleet,
+        sessions: dict[NodeName, NodeSync],
+        present: dict[DomainUUID, NodeName],
+        waiting: set[DomainUUID],
+        claims: Claims,
+        rollout: Rollout,
+        sizer: Sizer,
+        wishes: Callable[[VM], EffectiveWishes],
+        rules: PoolRules,
+        now: float,
+    ) -> None:
+        self._epoch = epoch
+        self._fleet = fleet
+        self._sessions = sessions
+        self._present = present
+        self._waiting = waiting
+        self._claims = claims
+        self._rollout = rollout
+        self._sizer = sizer
+        self._wishes = wishes
+        self._rules = rules
+        self._retry_waiting_at = now
+        self._internal_cursor = 0
+        for vm in list(fleet.vms.values()):
+            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in fleet.of(vm.uuid)):
+                present[vm.uuid] = vm.node
+            # A destination counts while its host says so, and no host has a session yet.
+            self._set_destination(vm, None)
+
+    def on_attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
+        """
+        A host says that a VM starts, runs or arrives there.
+
+        :param is_repeated: The host does not wait for an answer.
+        """
+        vm = self._fleet.vms.get(attach.domain)
+        if attach.incoming:
+            if vm is not None and vm.node != node.name:
+                self._set_destination(vm, node.name)
+            return
+        if vm is not None and self._runs_elsewhere(vm, node.name):
+            self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
+            return
+        self._claims.withdraw(attach.domain, node.name)
+        try:
+            vm = self._put_on_host(node.name, vm, attach)
+            self._start(vm, now)
+        except (PortsExhausted, InternalPoolExhausted) as error:
+            self._refuse(node.name, attach.domain, error)
+
+    def on_detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
+        """A host says that a VM is gone, or an operator vouches for it. Only its own host's word ends its ranges."""
+        vm = self._fleet.vms.get(uuid)
+        self._claims.withdraw(uuid, name)
+        if vm is None:
+            return
+        if vm.destination == name:
+            # The migration came to nothing.
+            self._set_destination(vm, None)
+        if vm.node != name:
+            # It runs elsewhere by now: what its former host says of its end is about the past.
+            return
+        self._present.pop(uuid, None)
+        if self._hand_over(vm, now):
+            return
+        self._waiting.discard(uuid)
+        self._sizer.forget(uuid)
+        for allocation in self._fleet.of(uuid):
+            if allocation.state in (_State.RESERVED, _State.ACTIVE):
+                moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
+        self._rollout.on_vm_changed(uuid)
+
+    def on_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
+        """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
+        if Role.HOST not in node.roles:
+            return
+        here = {presence.domain: presence for presence in domains}
+        self._claims.keep_only(node.name, here)
+        for uuid, where in list(self._present.items()):
+            if where == node.name and uuid not in here:
+                self.on_detach(node.name, uuid, now)
+        for uuid, presence in here.items():
+            self.on_attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
+
+    def forget_statements(self, node: NodeName) -> None:
+        """Forget what a host said of VMs of other hosts: it holds in one session only."""
+        self._claims.keep_only(node, ())
+        for vm in [vm for vm in self._fleet.vms.values() if vm.destination == node]:
+            self._set_destination(vm, None)
+
+    def retry_waiting(self, now: float) -> None:
+        """Start VMs that wait for ports, as far as there are some now."""
+        self._retry_waiting_at = now + WAITING_RETRY_S
+        for uuid in list(self._waiting):
+            try:
+                self._start(self._fleet.vms[uuid], now)
+            except PortsExhausted as error:
+                self._sizer.on_not_started(uuid, error)
+
+    def tick(self, now: float) -> None:
+        """Report claims that last, and look for ports for VMs that wait for some."""
+        self._report_claims(now)
+        if now >= self._retry_waiting_at:
+            self.retry_waiting(now)
+
+    def _runs_elsewhere(self, vm: VM, node: NodeName) -> bool:
+        """Return whether a VM has another host than this one, which has not said that the VM is gone."""
+        return vm.node != node and self._present.get(vm.uuid) == vm.node
+
+    def _claim(self, vm: VM, node: NodeName, attach: Attach, now: float, *, is_repeated: bool) -> None:
+        """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
+        self._claims.on_claim(node, attach, now)
+        self._report_claims(now)
+        if not is_repeated and vm.destination != node:
+            remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
+            error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
+            self._rollout.queue_message(node, Refused(self._epoch, vm.uuid, error.code, str(error)))
+
+    def _report_claims(self, now: float) -> None:
+        for uuid, _ in self._claims.take_unreported(now, self._is_handover):
+            for allocation in self._fleet.of(uuid):
+                if allocation.state in (_State.RESERVED, _State.ACTIVE):
+                    self._fleet.record(Notice(allocation.id, JournalEvent.CLAIMED))
+                    break
+
+    def _is_handover(self, uuid: DomainUUID, claim: Claim) -> bool:
+        """Return whether the VM migrates to the claimant from a host that will say so when it is gone."""
+        vm = self._fleet.vms[uuid]
+        return vm.destination == claim.node and vm.node in self._sessions
+
+    def _set_destination(self, vm: VM, node: NodeName | None) -> None:
+        if vm.destination != node:
+            self._fleet.record(PutVM(dataclasses.replace(vm, destination=node)))
+
+    def _put_on_host(self, node: NodeName, vm: VM | None, attach: Attach) -> VM:
+        after = (
+            VM(attach.domain, attach.name, node, self._free_internal())
+            if vm is None
+            else dataclasses.replace(vm, name=attach.name, node=node, destination=_destination_after(vm, node))
+        )
+        if attach.wishes is not None:
+            after = dataclasses.replace(after, xml_wishes=attach.wishes)
+        if after != vm:
+            self._fleet.record(PutVM(after))
+        self._present[attach.domain] = node
+        self._rollout.on_vm_changed(attach.domain)
+        return after
+
+    def _start(self, vm: VM, now: float) -> None:
+        """Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain."""
+        for allocation in self._fleet.of(vm.uuid):
+            if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
+                moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
+        if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self._fleet.of(vm.uuid)):
+            return
+        self._waiting.add(vm.uuid)
+        wishes = self._wishes(vm)
+        floor = wishes.floor.value
+        initial = min(max(self._rules.initial, floor), wishes.cap.value)
+        wanted = self._sizer.contention.start_allowance(vm, initial, floor)
+        placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
+        reserved = moves.reserve(self._fleet, vm.uuid, vm.node, placement, now)
+        self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
+        self._waiting.discard(vm.uuid)
+        self._rollout.on_vm_changed(vm.uuid)
+
+    def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
+        self._sizer.on_not_started(uuid, error)
+        self._rollout.queue_message(node, Refused(self._epoch, uuid, error.code, str(error)))
+
+    def _hand_over(self, vm: VM, now: float) -> bool:
+        """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""
+        claim = self._claims.of(vm.uuid)
+        successor = claim.node if claim is not None else self._fleet.vms[vm.uuid].destination
+        if successor is None or successor == vm.node:
+            return False
+        attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
+        self.on_attach(self._fleet.nodes[successor], attach, now)
+        return True
+
+    def _free_internal(self) -> IPv4Address:
+        pool = self._rules.internal
+        first, usable = int(pool.network_address) + 1, pool.num_addresses - 2
+        # Round-robin: an address rests as long as possible before another VM gets it.
+        for step in range(usable):
+            candidate = IPv4Address(first + (self._internal_cursor + step) % usable)
+            if not self._fleet.uses_internal(candidate):
+                self._internal_cursor = (self._internal_cursor + step + 1) % usable
+                return candidate
+        raise InternalPoolExhausted(str(pool))
+
+
+def _destination_after(vm: VM, node: NodeName) -> NodeName | None:
+    """Return where a VM migrates to when a host says that it has it: its present host saying so ends no migration."""
+    return vm.destination if node == vm.node else None
