@@ -16,6 +16,7 @@ from unittest import mock
 
 from cpm.protocol.model import PortRange
 from natctl.netlink import conntrack, links, networks, routes
+from natctl.netlink.conntrack import entries
 from natctl.netlink.message import Slice
 from natctl.netlink.nftables import read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
@@ -57,7 +58,7 @@ def _read_everything(vm: VM) -> None:
         networks.interface_addresses(rtnl)
         mark = 0x40010000
         routes.ask(rtnl, Question(vm.internal, vm.internal, vm.guest.tap_index, mark))
-    with mock.patch.object(conntrack, "Socket", _Recording):
+    with mock.patch.object(entries, "Socket", _Recording):
         conntrack.dump_ports()
         conntrack.dump_ports_of(vm.internal)
 

@@ -21,6 +21,7 @@ from natctl.kernel_events import older_flows
 from natctl.model.entries import EdgeSettings, HostSettings, Settings
 from natctl.model.flow import Flow
 from natctl.netlink import conntrack, links, networks, nflog, nfqueue, routes
+from natctl.netlink.conntrack import counting, deletion
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
     Request,
@@ -180,7 +181,7 @@ def understands_connections(data: bytes) -> bool:
     answering = _Answering(_GET_CONNECTION, data)
     good = [
         _is_read(lambda: _check_ports(answering)),
-        _is_read(lambda: conntrack._by_destination(answering, _INTERNAL).full(_RANGE)),
+        _is_read(lambda: counting._by_destination(answering, _INTERNAL).full(_RANGE)),
         _is_read(lambda: conntrack.zones_of_all(answering, conntrack.FLAG)),
         _is_read(lambda: conntrack.delete_unanswered(answering, [_FLOW])),
     ]
@@ -192,7 +193,7 @@ _GOOD: Final = 1
 
 
 def _check_ports(answering: Socket) -> None:
-    use = conntrack._all_ports(answering, conntrack.FLAG)
+    use = counting.all_ports(answering, conntrack.FLAG)
     assert all(0 <= protocol < 256 for ports in use.vms.values() for protocol in ports.protocols)
     assert use.of(_INTERNAL).total >= _GOOD, "connections that can be read are missing"
 
@@ -326,5 +327,5 @@ def understands_packet(data: bytes) -> bool:
     flow = Flow.of_packet(7, data)
     if flow is None:
         return False
-    conntrack._original(flow)
+    deletion._original(flow)
     return True

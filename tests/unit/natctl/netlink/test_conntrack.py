@@ -125,13 +125,13 @@ def test_a_vm_at_its_cap_is_counted_in_one_pass_that_reads_no_attribute_by_itsel
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One at its cap with 200,000 connections kept natd busy for seconds."""
-    monkeypatch.setattr("natctl.netlink.conntrack._spans", pytest.fail)
+    monkeypatch.setattr("natctl.netlink.conntrack.counting.spans", pytest.fail)
     there = Destination(6, IPv4Address("127.0.0.1"), 5000)
     assert with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20228)), tcp(3, 20228)) == {there}
 
 
 def test_no_more_destinations_are_found_full_than_the_kernel_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("natctl.netlink.conntrack.MOST_FULL", 5)
+    monkeypatch.setattr("natctl.netlink.conntrack.counting.MOST_FULL", 5)
     listed = [tcp(3, 20228, server) for server in range(1, 20)]
     assert len(with_entries(lambda: dump_full_destinations(INTERNAL, PortRange(20228, 20228)), *listed)) == 5
 
@@ -214,7 +214,7 @@ def test_a_kernel_that_does_not_look_is_an_error() -> None:
 @pytest.mark.parametrize("entry", [UDP, ZONED_UDP], ids=["no zone", "zone"])
 def test_the_usual_layouts_are_read_in_one_go(monkeypatch: pytest.MonkeyPatch, entry: bytes) -> None:
     """Attribute by attribute takes ten times as long, which no result shows."""
-    monkeypatch.setattr("natctl.netlink.conntrack._collect_slowly", pytest.fail)
+    monkeypatch.setattr("natctl.netlink.conntrack.counting._collect_slowly", pytest.fail)
     assert collected(entry) == use(udp=[20228])
 
 
