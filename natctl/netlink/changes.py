@@ -31,9 +31,10 @@ from pyroute2.netlink.rtnl import (
     RTMGRP_LINK,
 )
 
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import messages
 from natctl.netlink.nftables.transactions import Transactions
-from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket
+from natctl.netlink.socket import ROUTE, MessagesLost, Socket
 
 
 class Subject(enum.Flag):

@@ -20,6 +20,7 @@ from pyroute2.netlink import NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTMGRP_LINK
 
 from cpm.protocol.errors import KernelError
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import (
     MalformedMessage,
     Slice,
@@ -33,7 +34,7 @@ from natctl.netlink.message import (
     required,
     text,
 )
-from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket, until_complete
+from natctl.netlink.socket import ROUTE, MessagesLost, Socket, until_complete
 
 _IFINFOMSG: Final = bytes(16)
 _HARDWARE_BYTES: Final = 6

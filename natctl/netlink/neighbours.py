@@ -17,8 +17,9 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP
 from pyroute2.netlink.rtnl import RTM_DELNEIGH, RTM_GETNEIGH, RTM_NEWNEIGH, RTMGRP_NEIGH
 
 from cpm.protocol.errors import KernelError
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import MalformedMessage, Request, attribute, attribute_map, message, messages
-from natctl.netlink.socket import ROUTE, Listener, MessagesLost, Socket
+from natctl.netlink.socket import ROUTE, MessagesLost, Socket
 
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 """``struct ndmsg``: family, interface index, state, flags, type."""

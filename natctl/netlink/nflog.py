@@ -23,6 +23,7 @@ from pyroute2.netlink import NLM_F_ACK
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_ULOG
 
 from natctl.model.flow import MAXIMUM_HEADS
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import (
     Request,
     attribute,
@@ -34,7 +35,7 @@ from natctl.netlink.message import (
     network_u32,
     text,
 )
-from natctl.netlink.socket import NETFILTER, Listener, MessagesLost
+from natctl.netlink.socket import NETFILTER, MessagesLost
 from natctl.ruleset.older import IN_ZONE
 
 _PACKET, _CONFIG = (netfilter_type(NFNL_SUBSYS_ULOG, kind) for kind in (0, 1))  # NFULNL_MSG_PACKET and _CONFIG

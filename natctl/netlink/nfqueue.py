@@ -20,6 +20,7 @@ from pyroute2.netlink import NLM_F_ACK
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_QUEUE
 
 from natctl.model.entries import Queueing
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import (
     Request,
     attribute,
@@ -31,7 +32,7 @@ from natctl.netlink.message import (
     network_u32,
 )
 from natctl.netlink.nftables import encode
-from natctl.netlink.socket import NETFILTER, Listener, MessagesLost, Socket
+from natctl.netlink.socket import NETFILTER, MessagesLost, Socket
 from natctl.ruleset.expressions import extension_queue_to, queue_to
 
 # NFQNL_MSG_PACKET, _VERDICT and _CONFIG

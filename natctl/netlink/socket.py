@@ -1,5 +1,5 @@
 """
-Netlink sockets: :class:`Socket` sends requests and reads the answers, :class:`Listener` receives notifications.
+Netlink sockets: :class:`Socket` sends requests and reads the answers.
 
 **Synchronous.** The kernel handles a request inside ``sendmsg`` and has queued its answers when that call returns, so
 an event loop would have nothing to wait for. Callers do small work inline and large work in a worker thread. A socket
@@ -23,8 +23,6 @@ After any error the socket can be used again: the rest of the former answer is d
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import errno
 import os
 import socket
@@ -61,15 +59,14 @@ ROUTE: Final[int] = NETLINK_ROUTE
 NETFILTER: Final[int] = NETLINK_NETFILTER
 
 _CAP_ACK: Final = 10  # NETLINK_CAP_ACK
-_SO_ATTACH_FILTER: Final = 26
 _SO_SNDBUFFORCE: Final = 32
-_SO_RCVBUFFORCE: Final = 33
+SO_RCVBUFFORCE: Final = 33
 _NLMSGERR_ATTR_MSG: Final = 1
 
 _SEND_BUFFER: Final = 64 << 20
 """The kernel takes a transaction as a whole."""
 _RECEIVE_BUFFER: Final = 8 << 20
-_RECEIVE_BYTES: Final = 1 << 16
+RECEIVE_BYTES: Final = 1 << 16
 """The kernel fills messages of up to 32 KiB when it sees that the reader has room (net/netlink/af_netlink.c)."""
 _LAST_SEQUENCE: Final = 1 << 31
 _ERRNO: Final = struct.Struct("=i")
@@ -77,13 +74,6 @@ _MAX_ERRNO: Final = 4095
 """include/linux/err.h"""
 _TIMEVAL: Final = struct.Struct("@ll")
 _DUMP_ATTEMPTS: Final = 5
-_INSTRUCTION: Final = struct.Struct("=HBBI")
-"""``struct sock_filter`` (linux/filter.h)"""
-_PROGRAM: Final = struct.Struct("@HP")
-"""``struct sock_fprog``"""
-_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
-_SENDER_OFFSET: Final = 12
-"""Of ``nlmsg_pid`` in ``struct nlmsghdr``."""
 
 _T = TypeVar("_T")
 
@@ -124,16 +114,16 @@ class Socket:
         self._sequence = 0
         self._is_drained = True
         try:
-            self._socket = _opened(protocol)
+            self._socket = opened(protocol)
             self._socket.bind((0, 0))
             set_timeout(self._socket, timeout_s)
         except OSError as error:
-            raise _error(action, error) from error
-        _set_option(self._socket, socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
-        _set_option(self._socket, socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            raise as_kernel_error(action, error) from error
+        set_option(self._socket, socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER)
+        set_option(self._socket, socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         # Errors do not quote the request, but have an explanation; the kernel checks and applies filters of dumps.
         for option in _CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK:
-            _set_option(self._socket, SOL_NETLINK, option, 1)
+            set_option(self._socket, SOL_NETLINK, option, 1)
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +192,7 @@ class Socket:
                 if answered == sequence:
                     self._is_drained = True
                     if kind == NLMSG_ERROR:
-                        code, words = _answer(buffer, start, end)
+                        code, words = read_answer(buffer, start, end)
                         raise KernelError(action, code, words or os.strerror(code))
                     return buffer[start:end]
 
@@ -289,7 +279,7 @@ class Socket:
         try:
             self._socket.send(numbered(data, first))
         except OSError as error:
-            raise _error(action, error) from error
+            raise as_kernel_error(action, error) from error
         return first
 
     def _answers(self, first: int, requests: Sequence[Request], action: str) -> dict[int, tuple[int, str]]:
@@ -311,7 +301,7 @@ class Socket:
                 continue
             for kind, _, sequence, start, end in messages(buffer):
                 if kind == NLMSG_ERROR and 0 <= sequence - first < count:
-                    answers[sequence - first] = _answer(buffer, start, end)
+                    answers[sequence - first] = read_answer(buffer, start, end)
                     has_error = has_error or answers[sequence - first][0] != 0
         self._is_drained = last in answers
         if lost is not None and not has_error:
@@ -320,9 +310,9 @@ class Socket:
 
     def _receive(self, action: str, flags: int = 0) -> bytes:
         try:
-            buffer = self._socket.recv(_RECEIVE_BYTES, flags)
+            buffer = self._socket.recv(RECEIVE_BYTES, flags)
         except OSError as error:
-            raise _error(action, error) from error
+            raise as_kernel_error(action, error) from error
         if not buffer:
             raise KernelError(action, errno.EPIPE, os.strerror(errno.EPIPE))
         return buffer
@@ -335,150 +325,6 @@ class Socket:
             except MessagesLost:
                 continue
             except AnswerTimeout:
-                return
-
-
-class Listener:
-    """
-    A socket that receives the kernel's notifications, for use with asyncio. Close it when done.
-
-    :param protocol: As for :class:`Socket`.
-    :param action: As for :class:`Socket`.
-    :param groups: Multicast groups to join, as a bit mask.
-    :param configuration: Requests, each with ``NLM_F_ACK``, that select what is reported.
-    :param receive_buffer_bytes: Size of the receive buffer; 0: the system's default.
-    :param is_forced: Whether it may exceed the system's limit (``net.core.rmem_max``).
-    :raise KernelError: When the kernel gives no such socket or refuses the configuration (EPERM, EBUSY: another process
-        has the group or queue).
-    """
-
-    def __init__(
-        self,
-        protocol: int,
-        action: str,
-        *,
-        groups: int = 0,
-        configuration: Sequence[Request] = (),
-        receive_buffer_bytes: int = 0,
-        is_forced: bool = False,
-    ) -> None:
-        self._action = action
-        self._has_lost = False
-        self._early: list[bytes] = []
-        try:
-            self._socket = _opened(protocol)
-        except OSError as error:
-            raise _error(action, error) from error
-        try:
-            if receive_buffer_bytes:
-                name = _SO_RCVBUFFORCE if is_forced else socket.SO_RCVBUF
-                _set_option(self._socket, socket.SOL_SOCKET, name, receive_buffer_bytes)
-            self._socket.bind((0, groups))
-            for request in configuration:
-                self._configure(request)
-            self._socket.settimeout(0)  # asyncio waits for it
-        except OSError as error:
-            self._socket.close()
-            raise _error(action, error) from error
-
-    def close(self) -> None:
-        """Close the socket; the kernel reports no more."""
-        self._socket.close()
-
-    async def receive(self, limit: int = 1) -> list[bytes]:
-        """
-        Wait for notifications.
-
-        :param limit: Return up to this many buffers if more than one is queued.
-        :return: One or more buffers, each with one or more messages.
-        :raise MessagesLost: When the kernel dropped notifications; those before have been returned. Go on receiving.
-        :raise KernelError: When the socket fails.
-        """
-        if self._has_lost:
-            self._has_lost = False
-            raise MessagesLost(self._action)
-        if self._early:
-            early, self._early = self._early, []
-            return early
-        buffers: list[bytes] = []
-        try:
-            buffers.append(await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES))
-            while len(buffers) < limit:
-                buffers.append(self._socket.recv(_RECEIVE_BYTES))
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            if error.errno != errno.ENOBUFS or not buffers:
-                raise _error(self._action, error) from error
-            self._has_lost = True
-        return buffers
-
-    def fileno(self) -> int:
-        """Return the file descriptor, to wait until there are notifications."""
-        return self._socket.fileno()
-
-    def ignore(self, sender: int) -> None:
-        """
-        Have the kernel leave out, from now on, what one socket changed.
-
-        :param sender: Its :attr:`Socket.port`.
-        :raise KernelError: When the kernel takes no filter.
-        """
-        # The kernel loads words in network byte order; nlmsg_pid is in that of the machine. Messages that share a
-        # buffer come from one transaction, so the first tells for all.
-        program = b"".join(_INSTRUCTION.pack(*each) for each in (
-            (_LOAD_WORD, 0, 0, _SENDER_OFFSET),
-            (_JUMP_IF_EQUAL, 0, 1, socket.htonl(sender)),
-            (_RETURN, 0, 0, 0),
-            (_RETURN, 0, 0, 0xFFFFFFFF),
-        ))  # fmt: skip
-        instructions = ctypes.create_string_buffer(program, len(program))
-        filter_ = _PROGRAM.pack(len(program) // _INSTRUCTION.size, ctypes.addressof(instructions))
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
-        except OSError as error:
-            raise _error(self._action, error) from error
-
-    def queued(self) -> Iterator[bytes]:
-        """
-        Yield the buffers that are queued, without waiting for more.
-
-        :raise MessagesLost: When the kernel dropped notifications; go on, more may be queued.
-        :raise KernelError: When the socket fails.
-        """
-        while True:
-            try:
-                buffer = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise _error(self._action, error) from error
-            yield buffer
-
-    def send(self, requests: Sequence[bytes]) -> None:
-        """
-        Send requests without ``NLM_F_ACK``, as one batch.
-
-        :raise KernelError: When they cannot be sent.
-        """
-        try:
-            self._socket.send(numbered(requests, 1))
-        except OSError as error:
-            raise _error(self._action, error) from error
-
-    def _configure(self, request: Request) -> None:
-        self._socket.send(numbered([request.data], 1))
-        while True:
-            buffer = self._socket.recv(_RECEIVE_BYTES)
-            codes = [
-                _answer(buffer, start, end)[0] for kind, _, _, start, end in messages(buffer) if kind == NLMSG_ERROR
-            ]
-            if not codes:
-                # Notifications that the first request selected may come before the answer to the second.
-                self._early.append(buffer)
-            elif codes[0]:
-                raise OSError(codes[0], os.strerror(codes[0]))
-            else:
                 return
 
 
@@ -503,11 +349,13 @@ def set_timeout(socket_: socket.socket, timeout_s: float) -> None:
     socket_.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(*divmod(timeout_us, 1_000_000)))
 
 
-def _opened(protocol: int) -> socket.socket:
+def opened(protocol: int) -> socket.socket:
+    """Open a netlink socket. :raise OSError: When the kernel gives none."""
     return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
 
 
-def _set_option(socket_: socket.socket, level: int, name: int, value: int) -> None:
+def set_option(socket_: socket.socket, level: int, name: int, value: int) -> None:
+    """Set an option that one can do without."""
     try:
         socket_.setsockopt(level, name, value)
     except OSError:
@@ -515,7 +363,8 @@ def _set_option(socket_: socket.socket, level: int, name: int, value: int) -> No
         return
 
 
-def _error(action: str, error: OSError) -> KernelError:
+def as_kernel_error(action: str, error: OSError) -> KernelError:
+    """Return what callers get for an error of the socket itself."""
     if isinstance(error, BlockingIOError):
         return AnswerTimeout(action)
     if error.errno == errno.ENOBUFS:
@@ -524,7 +373,7 @@ def _error(action: str, error: OSError) -> KernelError:
     return KernelError(action, code, os.strerror(code))
 
 
-def _answer(buffer: bytes, start: int, end: int) -> tuple[int, str]:
+def read_answer(buffer: bytes, start: int, end: int) -> tuple[int, str]:
     """
     Read ``struct nlmsgerr``, which is followed by attributes that explain the error.
 

@@ -16,9 +16,10 @@ from typing import Final
 
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES
 
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import NFGENMSG_BYTES, MalformedMessage, attribute_map, messages, terminated
 from natctl.netlink.nftables.schema import TABLE_NAME
-from natctl.netlink.socket import NETFILTER, Listener, MessagesLost, Socket
+from natctl.netlink.socket import NETFILTER, MessagesLost, Socket
 from natctl.ruleset.values import TABLE, Family
 
 _GROUP: Final = 1 << 6  # NFNLGRP_NFTABLES is 7

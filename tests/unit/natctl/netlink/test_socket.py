@@ -15,12 +15,12 @@ from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLMSG_DONE,
 
 from cpm.protocol.errors import KernelError
 from natctl.netlink import message as packing
+from natctl.netlink.listener import Listener
 from natctl.netlink.message import HEADER, MalformedMessage, Request
 from natctl.netlink.socket import (
     ROUTE,
     AnswerTimeout,
     DumpInterrupted,
-    Listener,
     MessagesLost,
     Socket,
     until_complete,
