@@ -26,6 +26,7 @@ from cpm.api.views import (
     EventView,
     ExplainView,
     NodeView,
+    PoolRemoval,
     PoolRequest,
     ReportView,
     ResizeRequest,
@@ -151,7 +152,7 @@ WHOIS: Final = Operation(
 LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the external addresses, in order.")
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
-    "Add external addresses, or replace the reserved ports of existing ones; return all addresses.",
+    "Add external addresses, or replace the reserved ports of existing ones, all or none; return all addresses.",
     body=PoolRequest, errors=(AddressOverlaps, Overloading),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
@@ -159,8 +160,8 @@ SHOW_ADDRESS: Final = Operation(
     parameters=(Address("address", "external address"),), errors=(NotFound,),
 )  # fmt: skip
 REMOVE_FROM_POOL: Final = Operation(
-    "DELETE", "/v1/pool/{address}", list[AddressView], "Remove an external address; return the remaining ones.",
-    parameters=(Address("address", "external address"),), errors=(NotFound, AddressInUse),
+    "POST", "/v1/pool/remove", list[AddressView], "Remove external addresses, all or none; return the remaining ones.",
+    body=PoolRemoval, errors=(NotFound, AddressInUse),
 )  # fmt: skip
 LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
 FENCE: Final = Operation(

@@ -259,7 +259,14 @@ class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """External addresses to add, and the ports on them that are never handed out."""
 
     addresses: tuple[IPv4Address, ...]
-    reserved: tuple[PortRange, ...] = ()
+    reserved: tuple[PortRange, ...] | None = None
+    """null: those of an address that is in the pool already stay as they are; none on others."""
+
+
+class PoolRemoval(Struct, frozen=True, forbid_unknown_fields=True):
+    """External addresses to remove."""
+
+    addresses: tuple[IPv4Address, ...]
 
 
 class AddressView(Struct, frozen=True):

@@ -57,13 +57,15 @@ def parse_one(word: str) -> IPv4Address:
 
 def parse_reserved(text: str) -> tuple[PortRange, ...]:
     """
-    Return the port ranges of ``5060,8000-8100``: in order, adjacent ones joined.
+    Return the port ranges of ``5060,8000-8100``: in order, adjacent ones joined; no ports for ``none``.
 
     :raise ValueError: When a part is neither a port nor a range. The message ends in a remedy.
     """
+    if text.strip() == "none":
+        return ()
     parts = [part for part in text.split(",") if part.strip()]
     if not parts:
-        raise ValueError("no ports given; write ports and ranges with commas, for example 5060,8000-8100")
+        raise ValueError("no ports given; write ports and ranges with commas, for example 5060,8000-8100, or none")
     return coalesce(map(PortRange.parse, parts))
 
 

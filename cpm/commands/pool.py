@@ -7,10 +7,9 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
 from cpm.api import handlers, operations
-from cpm.api.views import AddressView, PoolRequest
+from cpm.api.views import AddressView, PoolRemoval, PoolRequest
 from cpm.core.manager import Manager
 from cpm.protocol.model import ExternalAddress
 from cpm.queries import pool
@@ -21,22 +20,29 @@ _Answer = Callable[[Manager], list[AddressView]]
 @handlers.change(operations.ADD_TO_POOL)
 def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     """
-    Add external addresses, or replace the reserved ports of existing ones.
+    Add external addresses, or replace the reserved ports of existing ones: all of them or none.
 
-    :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
+    :raise AddressOverlaps: When one is an internal address, or that of a host.
     :raise Overloading: When a VM holds a port that is to be reserved.
     """
-    manager.pool.add_addresses([ExternalAddress(address, body.reserved) for address in body.addresses], now)
+    known = {each.address: each.reserved for each in manager.fleet.space.addresses}
+    manager.pool.add_addresses(
+        [
+            ExternalAddress(address, body.reserved if body.reserved is not None else known.get(address, ()))
+            for address in body.addresses
+        ],
+        now,
+    )
     return pool.addresses
 
 
 @handlers.change(operations.REMOVE_FROM_POOL)
-def remove(manager: Manager, address: IPv4Address) -> _Answer:
+def remove(manager: Manager, body: PoolRemoval) -> _Answer:
     """
-    Remove an external address from the pool.
+    Remove external addresses from the pool: all of them or none.
 
-    :raise NotFound: When it is not in the pool.
-    :raise AddressInUse: When VMs hold ranges on it.
+    :raise NotFound: When one is not in the pool.
+    :raise AddressInUse: When VMs hold ranges on one.
     """
-    manager.pool.remove_address(address)
+    manager.pool.remove_addresses(body.addresses)
     return pool.addresses

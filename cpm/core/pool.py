@@ -46,27 +46,32 @@ class Pool:
 
     def add_addresses(self, addresses: Iterable[ExternalAddress], now: float) -> None:
         """
-        Add external addresses, or replace the reserved ports of those that are there.
+        Add external addresses, or replace the reserved ports of those that are there: all of them or none.
 
-        :raise AddressOverlaps: When one is an internal address, or that of a host; then none is added.
-        :raise Conflict: When a VM holds a port that is to be reserved.
+        :raise AddressOverlaps: When one is an internal address, or that of a host.
+        :raise Overloading: When a VM holds a port that is to be reserved.
         """
         addresses = tuple(addresses)
         for address in addresses:
             self._check_overlap(address.address)
+            self._fleet.space.check_reserved(address)
         for address in addresses:
             self._fleet.record(PutAddress(address))
         self._rollout.on_path_changed()
         self._retry_waiting(now)
 
-    def remove_address(self, address: IPv4Address) -> None:
+    def remove_addresses(self, addresses: Iterable[IPv4Address]) -> None:
         """
-        Take an external address out of the pool.
+        Take external addresses out of the pool: all of them or none.
 
-        :raise NotFound: When it is not there.
-        :raise AddressInUse: When VMs hold ranges on it.
+        :raise NotFound: When one is not there.
+        :raise AddressInUse: When VMs hold ranges on one.
         """
-        self._fleet.record(DropAddress(address))
+        addresses = dict.fromkeys(addresses)
+        for address in addresses:
+            self._fleet.space.check_removable(address)
+        for address in addresses:
+            self._fleet.record(DropAddress(address))
         self._rollout.on_path_changed()
 
     def on_own_ports(self, node: Node, told: Iterable[OwnAddress], now: float) -> None:

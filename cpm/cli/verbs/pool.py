@@ -26,7 +26,9 @@ _EXAMPLES = """\
 _ADD_ABOUT = """\
 ADDRESS is one address, a range like 203.0.113.1-203.0.113.4, or a network like
 203.0.113.0/29 (all of it, first and last included). The addresses must be
-routed to the edges; ports below 1024 are never handed out."""
+routed to the edges; ports below 1024 are never handed out. If one address
+cannot be added, none is. Without --reserved, an address that is in the pool
+keeps its reserved ports; '--reserved none' gives them back."""
 
 _LIST_ABOUT = """\
 'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their
@@ -46,7 +48,9 @@ def add_arguments(verb: parsing.Parser) -> None:
     show.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
     add = parsing.add_action(actions, "add", "add addresses", about=_ADD_ABOUT, examples=_examples_of("add"))
     add.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
-    add.add_argument("--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100")
+    add.add_argument(
+        "--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100; or none"
+    )
     remove = parsing.add_action(
         actions, "remove", "remove addresses on which no VM holds ports", examples=_examples_of("remove")
     )
@@ -78,18 +82,16 @@ def _add(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import ADD_TO_POOL
     from cpm.api.views import PoolRequest
 
-    reserved = () if args.reserved is None else addresses.parse_reserved(args.reserved)
+    reserved = None if args.reserved is None else addresses.parse_reserved(args.reserved)
     request = PoolRequest(addresses=addresses.parse(args.addresses), reserved=reserved)
     return parsing.client(args).call(ADD_TO_POOL, request)
 
 
 def _remove(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import REMOVE_FROM_POOL
+    from cpm.api.views import PoolRemoval
 
-    left: list[AddressView] = []
-    for address in addresses.parse(args.addresses):
-        left = parsing.client(args).call(REMOVE_FROM_POOL, address=address)
-    return left
+    return parsing.client(args).call(REMOVE_FROM_POOL, PoolRemoval(addresses.parse(args.addresses)))
 
 
 def _show(args: argparse.Namespace) -> int:

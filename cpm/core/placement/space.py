@@ -76,9 +76,8 @@ class AddressSpace:
 
         :raise Overloading: When a VM holds one of the ports to be reserved.
         """
+        self.check_reserved(address)
         held = self._on.get(address.address, {})
-        for allocation in held.values():
-            _refuse_reserved(address, allocation)
         free: list[PortRange] = [USABLE]
         own = self._own.get(address.address, ())
         for ports in (*address.reserved, *own, *(allocation.ports for allocation in held.values())):
@@ -90,6 +89,11 @@ class AddressSpace:
         self._runs[address.address] = FreeRuns(sorted(free), self.block)
         self._on[address.address] = held
 
+    def check_reserved(self, address: ExternalAddress) -> None:
+        """:raise Overloading: When a VM holds one of the ports that are reserved on it."""
+        for allocation in self._on.get(address.address, {}).values():
+            _refuse_reserved(address, allocation)
+
     def remove_address(self, address: IPv4Address) -> None:
         """
         Remove an external address.
@@ -97,11 +101,20 @@ class AddressSpace:
         :raise NotFound: When it is not in the pool.
         :raise AddressInUse: When VMs have ranges on it, in any state.
         """
+        self.check_removable(address)
+        self.free_ports -= self.usage(address).free
+        del self._addresses[address], self._runs[address], self._on[address]
+
+    def check_removable(self, address: IPv4Address) -> None:
+        """
+        Check that :meth:`remove_address` removes it.
+
+        :raise NotFound: When it is not in the pool.
+        :raise AddressInUse: When VMs have ranges on it, in any state.
+        """
         self._require_known(address)
         if self._on[address]:
             raise AddressInUse(address, len(self._on[address]))
-        self.free_ports -= self.usage(address).free
-        del self._addresses[address], self._runs[address], self._on[address]
 
     def keep_own(self, address: IPv4Address, ports: Iterable[PortRange]) -> None:
         """

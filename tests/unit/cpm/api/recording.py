@@ -33,7 +33,9 @@ FIRST: list[Request] = [
     ("GET", "/metrics", None),
     ("POST", "/v1/pool", b'{"addresses":["203.0.113.1","203.0.113.2"],"reserved":[{"first":5060,"last":5060}]}'),
     ("POST", "/v1/pool", b'{"addresses":["203.0.113.9"]}'),
-    ("DELETE", "/v1/pool/203.0.113.9", None),
+    ("POST", "/v1/pool", b'{"addresses":["203.0.113.1","203.0.113.2"]}'),
+    ("POST", "/v1/pool", b'{"addresses":["203.0.113.8","100.64.0.1"]}'),
+    ("POST", "/v1/pool/remove", b'{"addresses":["203.0.113.9"]}'),
 ]
 
 WITH_VMS: list[Request] = [
@@ -104,9 +106,11 @@ REFUSED: list[Request] = [
     ("POST", "/v1/pool", b'{"addresses":["203.0.113"]}'),
     ("POST", "/v1/pool", b'{"addresses":[17]}'),
     ("POST", "/v1/pool", b'{"addresses":["203.0.113.1"],"reserved":[{"first":1024,"last":65535}]}'),
+    ("POST", "/v1/pool", b'{"addresses":["203.0.113.7","203.0.113.1"],"reserved":[{"first":1024,"last":65535}]}'),
+    ("POST", "/v1/pool/remove", b'{"addresses":["203.0.113.2","203.0.113.1"]}'),
+    ("POST", "/v1/pool/remove", b'{"addresses":["203.0.113.2","203.0.113.77"]}'),
+    ("POST", "/v1/pool/remove", b'{"addresses":["203.0.113"]}'),
     ("DELETE", "/v1/pool/203.0.113.1", None),
-    ("DELETE", "/v1/pool/203.0.113.77", None),
-    ("DELETE", "/v1/pool/203.0.113", None),
     ("GET", "/v1/pool/203.0.113.77", None),
     ("GET", "/v1/pool/203.0.113", None),
     ("POST", "/v1/nodes/host1/fence", None),

@@ -30,7 +30,7 @@ from cpm.api.operations import (
     WHOIS,
     Operation,
 )
-from cpm.api.views import PoolRequest, ResizeRequest, WishesRequest
+from cpm.api.views import PoolRemoval, PoolRequest, ResizeRequest, WishesRequest
 from cpm.protocol.messages import Attach
 from cpm.protocol.model import DomainUUID
 from tests.fakes import canned_manager, cpmd
@@ -63,8 +63,8 @@ CALLS = [
     Call(WHOIS, {"address": EXTERNAL, "port": 1024}),
     Call(WHOIS, {"address": EXTERNAL, "port": 65535}),
     Call(ADD_TO_POOL, {}, PoolRequest((IPv4Address("203.0.113.7"),))),
-    Call(REMOVE_FROM_POOL, {"address": IPv4Address("203.0.113.7")}),
-    Call(REMOVE_FROM_POOL, {"address": EXTERNAL}),
+    Call(REMOVE_FROM_POOL, {}, PoolRemoval((IPv4Address("203.0.113.7"),))),
+    Call(REMOVE_FROM_POOL, {}, PoolRemoval((EXTERNAL,))),
     Call(LIST_POOL, {}),
     Call(LIST_NODES, {}),
     Call(UNFENCE, {"name": "host9"}),

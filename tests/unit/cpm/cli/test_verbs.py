@@ -21,6 +21,7 @@ from cpm.api.views import (
     HolderView,
     NodeView,
     OwnPortsView,
+    PoolRemoval,
     PoolRequest,
     RangeView,
     StatusView,
@@ -460,15 +461,16 @@ def test_pool_add_refuses_invalid_addresses_without_a_request(manager: CannedMan
 
 
 def test_pool_remove(manager: CannedManager, virt_ports: Command) -> None:
-    manager.on("DELETE /v1/pool/203.0.113.2", [ADDRESS])
-    manager.on("DELETE /v1/pool/203.0.113.3", [])
+    manager.on("POST /v1/pool/remove", [])
     result = virt_ports("pool", "remove", "203.0.113.2-203.0.113.3", "-o", "json")
     assert (result.code, result.json) == (0, [])
+    ((_, body),) = manager.asked
+    assert decode(PoolRemoval, body) == PoolRemoval((IPv4Address("203.0.113.2"), IPv4Address("203.0.113.3")))
 
 
 def test_pool_remove_of_an_address_in_use(manager: CannedManager, virt_ports: Command) -> None:
     sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop them or move them first"
-    manager.on("DELETE /v1/pool/203.0.113.1", refusal(409, "address-in-use", sentence))
+    manager.on("POST /v1/pool/remove", refusal(409, "address-in-use", sentence))
     assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
 
 

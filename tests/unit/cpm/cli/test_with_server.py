@@ -20,7 +20,7 @@ from cpm.api import operations
 from cpm.api.client import Client
 from cpm.api.operations import Operation
 from cpm.api.server import NodeConnection, Server
-from cpm.api.views import EventView, PoolRequest, ResizeRequest, StatusView, WishesRequest
+from cpm.api.views import EventView, PoolRemoval, PoolRequest, ResizeRequest, StatusView, WishesRequest
 from cpm.cli import main
 from cpm.protocol.errors import (
     AddressInUse,
@@ -164,7 +164,15 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
             ["pool", "add", "203.0.113.1", "--reserved", "5060,8000-8100"],
             (operations.ADD_TO_POOL, {"body": PoolRequest((ADDRESS.address,), ADDRESS.reserved)}),
         ),
-        (["pool", "remove", "203.0.113.1"], (operations.REMOVE_FROM_POOL, {"address": ADDRESS.address})),
+        (
+            ["pool", "add", "203.0.113.1"],
+            (operations.ADD_TO_POOL, {"body": PoolRequest((ADDRESS.address,), None)}),
+        ),
+        (
+            ["pool", "add", "203.0.113.1", "--reserved", "none"],
+            (operations.ADD_TO_POOL, {"body": PoolRequest((ADDRESS.address,), ())}),
+        ),
+        (["pool", "remove", "203.0.113.1"], (operations.REMOVE_FROM_POOL, {"body": PoolRemoval((ADDRESS.address,))})),
         (["node", "list"], (operations.LIST_NODES, {})),
         (["node", "fence", "host1"], (operations.FENCE, {"name": "host1"})),
         (["node", "unfence", "host1"], (operations.UNFENCE, {"name": "host1"})),

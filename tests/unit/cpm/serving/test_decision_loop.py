@@ -101,7 +101,7 @@ async def test_a_message_is_sent_after_the_commit_of_its_change(site: Site) -> N
 
 async def test_a_refused_input_changes_nothing_and_does_not_affect_others(site: Site) -> None:
     refused, accepted = await asyncio.gather(
-        site.loop.do(lambda manager, now: manager.pool.remove_address(EXTERNAL.address)),
+        site.loop.do(lambda manager, now: manager.pool.remove_addresses([EXTERNAL.address])),
         site.add(),
         return_exceptions=True,
     )
