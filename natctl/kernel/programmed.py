@@ -1,0 +1,140 @@
+"""
+What this machine's kernel was programmed with, and how it is programmed: shared by changes, checks and repairs.
+
+Tested by ``tests/netns/test_kernel.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address
+from typing import Final
+
+from cpm.protocol.errors import KernelError
+from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.model import DomainUUID, PortRange
+from natctl.kernel.belief import Belief, Desired
+from natctl.kernel.own_interfaces import OwnInterfacesWatch
+from natctl.kernel.pool_uses import PoolUses
+from natctl.kernel.senders import Known, Senders
+from natctl.kernel.sockets import Sockets
+from natctl.model.entries import HostEntry, Settings
+from natctl.netlink import links, nfqueue, routes
+from natctl.netlink.nftables import encode
+from natctl.netlink.socket import Socket
+from natctl.ruleset import edge_maps, host, own_ports, routing
+from natctl.ruleset.plan import Plan
+from natctl.ruleset.routing import Routing, Steps
+from natctl.ruleset.values import Element, Fragment
+
+NO_ROUTING: Final = Routing()
+NO_STEPS: Final = Steps(Routing(), Routing())
+
+
+class Programmed:
+    """
+    The belief about one kernel. One thread at a time changes it; :class:`~natctl.kernel.kernel.Kernel` sees to that.
+
+    :param settings: The roles of this node.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        """With what was found out about this machine."""
+        self.belief: Belief | None = None
+        """None before anything was applied."""
+        self.pool_uses = PoolUses()
+        self.own = OwnInterfacesWatch(settings.edge)
+        self.senders = Senders(settings.edge)
+        self.changes_made = 0
+        """Grows with each change of ours, before and after."""
+        self._opened: Sockets | None = None
+
+    def close(self) -> None:
+        """Close the sockets. The kernel goes on with what it holds."""
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
+
+    def sockets(self) -> Sockets:
+        """
+        Return the sockets; they belong to the network namespace of the thread that asks first.
+
+        :raise KernelError: When the kernel gives no such sockets.
+        """
+        if self._opened is None:
+            self._opened = Sockets()
+            if self.settings.host is not None:
+                able = dataclasses.replace(self.settings.host, queueing=nfqueue.queueing(self._opened.nft))
+                self.settings = dataclasses.replace(self.settings, host=able)
+        return self._opened
+
+    def state_of_tables(self) -> tuple[int, int]:
+        """Return something that differs once our tables were changed, by others or by us."""
+        return self.sockets().changes.touches(), self.changes_made
+
+    def apply(self, tables: Plan, route_steps: Steps = NO_STEPS, routing_before: Routing = NO_ROUTING) -> None:
+        """
+        Carry out a plan and its routes; when the kernel refuses the tables, restore the routes.
+
+        :raise KernelError: When the kernel refuses.
+        """
+        sockets = self.sockets()
+        rt = sockets.rt
+        try:
+            routes.put(rt, route_steps.put)
+            if tables.operations:
+                self.changes_made += 1
+                sockets.nft.execute(encode.transaction(tables.operations), "program nftables")
+        except KernelError:
+            routes.undo(rt, route_steps.put, routing_before)
+            raise
+        finally:
+            # Again: a check may have begun while the kernel was at it.
+            self.changes_made += 1
+        routes.drop(rt, route_steps.drop)
+
+    def gateways(self, rt: Socket) -> frozenset[bytes]:
+        """Return the hardware addresses of interfaces above bridges, to which VMs send."""
+        return links.above_bridges(links.read_links(rt)) if self.settings.host is not None else frozenset()
+
+    def routing_of(self, desired: Desired) -> Routing:
+        """Return the routes and rules that this machine should have."""
+        entries = desired.edge.values() if self.settings.edge is not None else ()
+        internals = self.reachable(routing.of_entries(entries))
+        return dataclasses.replace(routing.shared(self.settings, desired.path), internals=internals)
+
+    def own_targets(self, desired: Desired) -> Mapping[IPv4Address, PortRange]:
+        """Return the ports to which this machine's own connections are translated, by its addresses in the pool."""
+        return own_ports.targets(self.own.now, desired.path.externals, desired.edge.values())
+
+    def do_own_targets_differ(self, belief: Belief) -> bool:
+        """Return whether those are others by now."""
+        return self.own_targets(belief.desired) != self.settings.own_targets
+
+    def known_senders(self, rt: Socket, desired: Desired) -> Known:
+        """Return the hardware addresses of the hosts that this edge should know."""
+        return self.senders.read(rt, self.senders.hosts(entry.via for entry in desired.edge.values()))
+
+    def host_fragment(self, entry: HostEntry, with_zone: Collection[DomainUUID]) -> Fragment:
+        """
+        Return a VM's part of the ruleset of its host.
+
+        :raise KernelError: When there are more VMs than marks.
+        """
+        assert self.settings.host is not None
+        try:
+            return host.fragment(self.settings.host, entry, has_zone=entry.intent.domain in with_zone)
+        except ValueError as error:
+            raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
+
+    def edge_fragment(self, entry: EdgeIntent, layout: edge_maps.Layout, present: Collection[Element]) -> Fragment:
+        """Return a VM's part of the ruleset of an edge."""
+        return edge_maps.fragment(entry, layout, present, checks_senders=self.senders.is_checking)
+
+    def reachable(self, internals: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Leave out the VMs whose internal address this machine needs for something else, for example its gateway."""
+        if not self.pool_uses.is_shared:
+            return internals
+        return {to: via for to, via in internals.items() if not self.pool_uses.is_taken(to)}
