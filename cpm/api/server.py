@@ -9,6 +9,7 @@ serves node sessions only, to peers whose certificate names them. The interfaces
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import re
@@ -24,7 +25,7 @@ from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest, VirtPortsError
-from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage
+from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Snapshot
 from cpm.protocol.model import NodeName
 
 log = logging.getLogger(__name__)
@@ -42,30 +43,50 @@ MAX_REQUEST = 1024 * 1024
 class NodeConnection:
     """Sends messages to one connected node, in order; sending never waits for the node."""
 
-    LIMIT = 10_000
-    """Messages that may be queued for a slow node; beyond that its session is closed, and the next one begins with a
-    snapshot."""
+    MOST_MESSAGES = 1_000
+    MOST_ENTRIES = 200_000
+    """What may be queued for a slow node: messages, and VMs in them, besides the oldest message. Beyond that its
+    session is closed, and the next one begins with a snapshot."""
 
     def __init__(self, socket: web.WebSocketResponse) -> None:
         self._socket = socket
-        self._queue: asyncio.Queue[ManagerMessage | None] = asyncio.Queue()
+        self._queue: collections.deque[ManagerMessage] = collections.deque()
+        self._entries = 0
+        self._has_work = asyncio.Event()
+        self._is_closing = False
 
     def send(self, message: ManagerMessage) -> None:
-        """Queue a message; when the queue is full, close the session instead."""
-        if self._queue.qsize() >= self.LIMIT:
+        """Queue a message; when the queue is full, drop it and close the session instead."""
+        if self._is_closing:
+            return
+        if len(self._queue) >= self.MOST_MESSAGES or (self._queue and self._entries >= self.MOST_ENTRIES):
+            self._queue.clear()
             self.close()
-        else:
-            self._queue.put_nowait(message)
+            return
+        self._queue.append(message)
+        self._entries += _entries_of(message)
+        self._has_work.set()
 
     def close(self) -> None:
-        """End the session once the queued messages are sent."""
-        self._queue.put_nowait(None)
+        """End the session once the queued messages are sent; what is sent from now on is dropped."""
+        self._is_closing = True
+        self._has_work.set()
 
     async def run(self) -> None:
         """Send until closed."""
-        while (message := await self._queue.get()) is not None:
+        while self._queue or not self._is_closing:
+            if not self._queue:
+                self._has_work.clear()
+                await self._has_work.wait()
+                continue
+            message = self._queue.popleft()
+            self._entries -= _entries_of(message)
             await self._socket.send_bytes(codec.encode(message))
         await self._socket.close()
+
+
+def _entries_of(message: ManagerMessage) -> int:
+    return len(message.host) + len(message.edge) if isinstance(message, (Snapshot, Delta)) else 1
 
 
 class OperatorRequests(Protocol):
@@ -103,6 +124,9 @@ class NodeSessions(Protocol):
 
         :raise VirtPortsError: When the message is not allowed; the session is then closed.
         """
+
+    def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
+        """Handle that a message of the node could not be followed; its session ends."""
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
         """Handle the end of the session on that connection."""
@@ -214,6 +238,9 @@ class Server:
         try:
             async for frame in socket:
                 await self._nodes.on_message(hello.node, connection, codec.decode_node_message(_text(frame)))
+        except VirtPortsError as error:
+            self._nodes.on_fault(hello.node, error)
+            raise
         finally:
             await self._nodes.on_disconnected(hello.node, connection)
 

@@ -61,6 +61,11 @@ class Fleet:
         for node in self.nodes:
             self._keep_own_ports(node, tuple(kept for kept in state.own_ports if kept.node == node))
 
+    @property
+    def recorded(self) -> int:
+        """How many changes were recorded since the last call of :meth:`take_recorded`."""
+        return len(self._recorded)
+
     def take_recorded(self) -> list[Change]:
         """Return the changes since the last call, in order."""
         recorded, self._recorded = self._recorded, []

@@ -169,6 +169,21 @@ class Manager:
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._presence.on_presence(node, hello.domains, now)
 
+    def resume(self, hello: Hello, generation: int, now: float) -> None:
+        """
+        Go on with a session that a former manager of this process began; the node notices a snapshot, nothing more.
+
+        :param hello: All that the node has said in this session.
+        :param generation: Greatest generation that the node was sent in this session.
+        :param now: UTC seconds.
+        :raise KeyError: When the ledger does not know the node.
+        """
+        node = self.fleet.nodes[hello.node]
+        self.pool.on_own_ports(node, hello.own, now)
+        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
+        self._rollout.queue_snapshot(hello.node)
+        self._presence.on_presence(node, hello.domains, now)
+
     def on_session_end(self, name: NodeName, now: float) -> None:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
         if self.sessions.pop(name, None) is None:

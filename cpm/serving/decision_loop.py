@@ -5,6 +5,11 @@ It takes all inputs that have arrived, lets the manager decide, commits the chan
 and only then sends messages and answers. The commit blocks the event loop: nothing could be decided meanwhile, and a
 hand-over to a thread and back would take as long as the commit. Inputs that arrive until then queue in the sockets and
 are committed together.
+
+An input that fails is attributed: when anything about a batch goes wrong, its inputs are decided again one by one, each
+with a commit of its own, and only the one that fails alone is refused. A manager that may have followed an input
+halfway is discarded; its successor begins with the content of the ledger and goes on with all sessions
+(``docs/design/0019-faults-of-one-peer.md``).
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
-from cpm.core.manager import Manager
+from cpm.core.manager import Manager, Outcome
 from cpm.core.sizing.rules import PoolRules
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError, VirtPortsError
@@ -28,11 +33,18 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Outbox(Protocol):
-    """Sends messages to nodes."""
+class Sessions(Protocol):
+    """The connected nodes."""
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         """Send each message to its node, in order; messages to nodes without a session are dropped."""
+
+    def resume(self, manager: Manager, now: float) -> bool:
+        """
+        Have a new manager go on with the sessions.
+
+        :return: False: one of them could not go on and has ended. The manager may have followed it halfway.
+        """
 
     def drop_all(self) -> None:
         """End all sessions; messages that still arrive on them are ignored."""
@@ -41,12 +53,35 @@ class Outbox(Protocol):
 @dataclasses.dataclass(slots=True)
 class _Input:
     act: Callable[[Manager, float], Any]
+    then: Callable[[], None]
     answer: asyncio.Future[Any]
     result: Any = None
+    error: VirtPortsError | None = None
 
-    def fail(self, error: VirtPortsError) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+    def finish(self) -> None:
+        """Answer, now that the consequences are durable."""
+        if self.error is None:
+            self.then()
+        if self.answer.done():
+            return
+        if self.error is None:
+            self.answer.set_result(self.result)
+        else:
+            self.answer.set_exception(self.error)
+
+    def fail(self, error: Exception) -> None:
+        """Answer that it failed."""
+        self.error = error if isinstance(error, VirtPortsError) else _unexpected(error)
+        self.finish()
+
+
+def _unexpected(error: Exception) -> VirtPortsError:
+    detail = f"{type(error).__name__}: {error}"[:200]
+    return VirtPortsError(f"nothing was changed, because of {detail}; please report this as a bug, with cpmd's log")
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class DecisionLoop:
@@ -55,30 +90,32 @@ class DecisionLoop:
 
     :param ledger: The durable state; the manager begins with its content and a new epoch.
     :param rules: Rules of the pool.
-    :param outbox: Gets the messages once the changes that they are about are durable.
+    :param sessions: Get the messages once the changes that they are about are durable.
     :raise LedgerError: When the ledger cannot be read or written.
     """
 
-    def __init__(self, ledger: SqliteLedger, rules: PoolRules, outbox: Outbox) -> None:
+    def __init__(self, ledger: SqliteLedger, rules: PoolRules, sessions: Sessions) -> None:
         self._ledger = ledger
         self._rules = rules
-        self._outbox = outbox
+        self._sessions = sessions
         self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
         self.next_commit = asyncio.Event()
         """Set by the next commit, which also replaces it. To miss no commit: get the event, read, then wait for it."""
         epoch = ledger.next_epoch()
         self.manager = Manager(ledger.load(), rules, epoch, clock.now())
-        """For reading only; replaced by another one after a failed commit."""
+        """For reading only; replaced by another one after a failed input or commit."""
 
-    async def do(self, act: Callable[[Manager, float], _T]) -> _T:
+    async def do(self, act: Callable[[Manager, float], _T], then: Callable[[], None] = _nothing) -> _T:
         """
         Run a function on the manager; return its result once all changes that follow from it are durable.
 
-        :param act: Called with the manager and UTC seconds.
+        :param act: Called with the manager and UTC seconds; again with another manager when the first failed because of
+            something else.
+        :param then: Called once when the changes are durable, before any message about them is sent.
         :raise VirtPortsError: The error of ``act``, or why its changes could not be committed; nothing has changed.
         """
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._inputs.put_nowait(_Input(act, answer))
+        self._inputs.put_nowait(_Input(act, then, answer))
         return await answer
 
     async def run(self) -> None:
@@ -94,32 +131,63 @@ class DecisionLoop:
         try:
             for item in batch:
                 self._run_input(item, now)
-            outcome = self.manager.take(now)
-            if outcome.changes:
-                self._ledger.commit(outcome.changes, now)
+            outcome = self._commit(now)
         except Exception as error:
             # The manager's state and the durable state may differ now: start again from the durable state.
-            log.exception("cannot commit; starting over from the ledger")
-            self._start_over()
-            refusal = error if isinstance(error, VirtPortsError) else LedgerError(f"the change was not made: {error}")
-            for item in batch:
-                item.fail(refusal)
+            self._start_over(now)
+            if isinstance(error, LedgerError):
+                log.exception("cannot commit")
+                for item in batch:
+                    item.fail(error)
+            elif len(batch) > 1:
+                for item in batch:
+                    self._decide([item])
+            else:
+                log.exception("an input failed, and nothing of it was done")
+                batch[0].fail(error)
             return
-        self._outbox.send(outcome.messages)
         for item in batch:
-            if not item.answer.done():
-                item.answer.set_result(item.result)
-        if outcome.changes:
-            self.next_commit.set()
-            self.next_commit = asyncio.Event()
+            item.finish()
+        self._sessions.send(outcome.messages)
 
     def _run_input(self, item: _Input, now: float) -> None:
+        recorded = self.manager.fleet.recorded
+        item.error = None
         try:
             item.result = item.act(self.manager, now)
         except VirtPortsError as error:
-            # Refused before anything was recorded.
-            item.fail(error)
+            if self.manager.fleet.recorded != recorded:
+                # Refused when a part was done already.
+                raise
+            item.error = error
 
-    def _start_over(self) -> None:
-        self.manager = Manager(self._ledger.load(), self._rules, self.manager.epoch, clock.now())
-        self._outbox.drop_all()
+    def _commit(self, now: float) -> Outcome:
+        outcome = self.manager.take(now)
+        if outcome.changes:
+            self._ledger.commit(outcome.changes, now)
+            self.next_commit.set()
+            self.next_commit = asyncio.Event()
+        return outcome
+
+    def _start_over(self, now: float) -> None:
+        """Replace the manager by one that begins with the content of the ledger, and goes on with the sessions."""
+        while not self._resume(now):
+            pass
+
+    def _resume(self, now: float) -> bool:
+        """:return: False: a session could not go on; it has ended."""
+        self.manager = self._load(now)
+        try:
+            if not self._sessions.resume(self.manager, now):
+                return False
+            outcome = self._commit(now)
+        except Exception:
+            log.exception("cannot go on with the sessions, so all of them end")
+            self.manager = self._load(now)
+            self._sessions.drop_all()
+        else:
+            self._sessions.send(outcome.messages)
+        return True
+
+    def _load(self, now: float) -> Manager:
+        return Manager(self._ledger.load(), self._rules, self.manager.epoch, now)

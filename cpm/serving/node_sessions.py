@@ -6,12 +6,18 @@ Tested in tests/unit/cpm/cli/test_with_cpmd.py.
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 from collections.abc import Iterable
 
 from cpm.api.server import NodeConnection
+from cpm.api.views import ReportView
+from cpm.core.keep_out import KeepOut
 from cpm.core.manager import Manager
-from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage, Report
+from cpm.core.statements import Statements
+from cpm.protocol.errors import Conflict, LedgerError, VirtPortsError
+from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Report, Snapshot
 from cpm.protocol.model import NodeName
 from cpm.queries import measurements
 from cpm.serving.decision_loop import DecisionLoop
@@ -20,41 +26,86 @@ from cpm.serving.streams import ReportFollowers
 log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(slots=True)
+class _Session:
+    connection: NodeConnection
+    statements: Statements | None = None
+    """None: the consequences of its hello are not durable yet."""
+    generation: int = 0
+    """Of the last message that was sent."""
+
+
 class NodeConnections:
-    """The connected nodes, as :class:`cpm.serving.decision_loop.Outbox`; at most one connection a node."""
+    """The connected nodes, as :class:`cpm.serving.decision_loop.Sessions`; at most one connection a node."""
 
     def __init__(self) -> None:
-        self._connections: dict[NodeName, NodeConnection] = {}
+        self._sessions: dict[NodeName, _Session] = {}
 
-    def add(self, node: NodeName, connection: NodeConnection) -> None:
-        """Use this connection to a node from now on; a former one is closed."""
-        if (former := self._connections.get(node)) is not None:
-            former.close()
-        self._connections[node] = connection
+    def begin(self, node: NodeName, connection: NodeConnection) -> None:
+        """Use this connection to a node from now on; a former one is closed. May be called again."""
+        former = self._sessions.get(node)
+        if former is None or former.connection is not connection:
+            if former is not None:
+                former.connection.close()
+            self._sessions[node] = _Session(connection)
 
-    def remove(self, node: NodeName) -> None:
-        """Forget a node's connection, which is closed."""
-        del self._connections[node]
+    def on_followed(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
+        """Keep what a node has said; the consequences of it are durable now."""
+        session = self._sessions.get(node)
+        if session is None or session.connection is not connection:
+            return
+        if isinstance(message, Hello):
+            session.statements = Statements(message)
+        elif session.statements is not None:
+            session.statements.on_message(message)
+
+    def remove(self, node: NodeName, connection: NodeConnection) -> None:
+        """Forget a node's connection, unless it was replaced."""
+        if self.is_current(node, connection):
+            del self._sessions[node]
 
     def is_current(self, node: NodeName, connection: NodeConnection) -> bool:
         """Return whether this is the node's present connection, which was not replaced meanwhile."""
-        return self._connections.get(node) is connection
+        session = self._sessions.get(node)
+        return session is not None and session.connection is connection
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         """Send each message to its node, in order; messages to nodes without a session are dropped."""
         for node, message in messages:
-            if (connection := self._connections.get(node)) is not None:
-                connection.send(message)
+            if (session := self._sessions.get(node)) is not None:
+                session.connection.send(message)
+                if isinstance(message, (Snapshot, Delta)):
+                    session.generation = message.generation
+
+    def resume(self, manager: Manager, now: float) -> bool:
+        """
+        Have a new manager go on with the sessions, as if each node repeated what it has said.
+
+        :return: False: one could not go on and has ended; the manager may have followed it halfway.
+        """
+        for node, session in list(self._sessions.items()):
+            if session.statements is None:
+                continue
+            try:
+                manager.resume(session.statements.hello, session.generation, now)
+                for attach in session.statements.incoming():
+                    manager.on_message(node, attach, now)
+            except Exception:
+                log.exception("the session with %s cannot go on", node)
+                session.connection.close()
+                del self._sessions[node]
+                return False
+        return True
 
     def close_all(self) -> None:
         """End all sessions, each once its queued messages are sent."""
-        for connection in self._connections.values():
-            connection.close()
+        for session in self._sessions.values():
+            session.connection.close()
 
     def drop_all(self) -> None:
         """End all sessions; messages that still arrive on them are ignored."""
         self.close_all()
-        self._connections.clear()
+        self._sessions.clear()
 
 
 class NodeSessions:
@@ -78,19 +129,29 @@ class NodeSessions:
         self._connections = connections
         self._version = version
         self._reports = reports
+        self._keep_out = KeepOut()
 
     async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
         """
         Begin a node's session; a former session of the same node ends.
 
-        :raise VirtPortsError: When the manager refuses the node, or the changes cannot be committed.
+        :raise VirtPortsError: When the manager refuses the node or it is kept out, or the changes cannot be committed.
         """
+        if reason := self._keep_out.reason_of(hello.node, _monotonic()):
+            raise Conflict(reason)
 
         def act(manager: Manager, now: float) -> None:
             manager.on_hello(hello, self._version, now)
-            self._connections.add(hello.node, connection)
+            self._connections.begin(hello.node, connection)
 
-        await self._decisions.do(act)
+        try:
+            await self._decisions.do(act, lambda: self._connections.on_followed(hello.node, connection, hello))
+        except VirtPortsError as error:
+            self._connections.remove(hello.node, connection)
+            if type(error) is VirtPortsError:
+                # Not a refusal, which may end at any time, but a failure of the manager.
+                self.on_fault(hello.node, error)
+            raise
         log.info("node %s connected (%s)", hello.node, ", ".join(sorted(hello.roles)))
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
@@ -99,14 +160,27 @@ class NodeSessions:
 
         :raise VirtPortsError: When the message is not allowed, or the changes cannot be committed.
         """
+        view: ReportView | None = None
 
         def act(manager: Manager, now: float) -> None:
+            nonlocal view
             if self._connections.is_current(node, connection):
                 manager.on_message(node, message, now)
                 if isinstance(message, Report) and self._reports:
-                    self._reports.publish(measurements.report_view(manager, node, message, now))
+                    view = measurements.report_view(manager, node, message, now)
 
-        await self._decisions.do(act)
+        def then() -> None:
+            self._connections.on_followed(node, connection, message)
+            if view is not None:
+                self._reports.publish(view)
+
+        await self._decisions.do(act, then)
+
+    def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
+        """Keep a node out for some time: its session ends because what it says cannot be followed."""
+        if not isinstance(error, LedgerError):
+            pause_s = self._keep_out.on_fault(node, str(error), _monotonic())
+            log.warning("node %s is kept out for %g s", node, pause_s)
 
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None:
         """
@@ -117,8 +191,12 @@ class NodeSessions:
 
         def act(manager: Manager, now: float) -> None:
             if self._connections.is_current(node, connection):
-                self._connections.remove(node)
+                self._connections.remove(node, connection)
                 manager.on_session_end(node, now)
 
         await self._decisions.do(act)
         log.info("node %s disconnected", node)
+
+
+def _monotonic() -> float:
+    return asyncio.get_running_loop().time()

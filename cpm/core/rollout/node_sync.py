@@ -23,12 +23,14 @@ class NodeSync:
 
     :param node: The node.
     :param epoch: The manager's epoch; every message carries it.
+    :param generation: Greatest generation that the node was sent in this session by a former manager of this process.
+        What it still says of these confirms nothing.
     """
 
-    def __init__(self, node: NodeName, epoch: int) -> None:
+    def __init__(self, node: NodeName, epoch: int, generation: int = 0) -> None:
         self.node = node
         self.epoch = epoch
-        self.generation = 0
+        self.generation = generation
         """Generation of the last message sent."""
         self.applied = 0
         """Greatest generation that the node confirmed."""

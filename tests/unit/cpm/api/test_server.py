@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from ipaddress import IPv4Address
+from typing import cast
 
 import aiohttp
+import aiohttp.web
 import pytest
 
-from cpm.protocol.messages import Attach
+from cpm.api.server import NodeConnection
+from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.messages import Attach, Delta, ManagerMessage, Refused
 from cpm.protocol.model import DomainUUID
 from tests.fakes import cpmd
 
@@ -35,3 +41,60 @@ async def test_a_client_that_disconnects_is_no_error(caplog: pytest.LogCaptureFi
             await node.say(Attach(WEB, "web1"))
             await site.settle()
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+class _Socket:
+    """A node's socket that takes nothing before it is told to."""
+
+    def __init__(self) -> None:
+        self.is_taking = asyncio.Event()
+        self.sent = 0
+        self.is_closed = False
+
+    async def send_bytes(self, _: bytes) -> None:
+        await self.is_taking.wait()
+        self.sent += 1
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+_ENTRY = EdgeIntent(WEB, "web1", IPv4Address("100.64.0.1"), None, ())
+
+
+@pytest.mark.parametrize(
+    ("message", "count"),
+    [
+        (Refused(1, WEB, "ports-exhausted", "no port is free"), NodeConnection.MOST_MESSAGES),
+        (Delta(1, 1, edge=(_ENTRY,) * 10_000), NodeConnection.MOST_ENTRIES // 10_000),
+    ],
+)
+async def test_a_node_that_takes_nothing_costs_limited_memory_and_its_session(
+    message: ManagerMessage, count: int
+) -> None:
+    socket = _Socket()
+    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket))
+    running = asyncio.create_task(connection.run())
+    connection.send(message)
+    await asyncio.sleep(0)
+    for _ in range(count):
+        connection.send(message)
+    assert len(connection._queue) == count
+    for _ in range(3 * count):
+        connection.send(message)
+    assert len(connection._queue) == 0
+    socket.is_taking.set()
+    await asyncio.wait_for(running, 60)
+    assert (socket.sent, socket.is_closed) == (1, True)
+
+
+async def test_a_session_that_is_closed_sends_what_was_queued_before() -> None:
+    socket = _Socket()
+    socket.is_taking.set()
+    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket))
+    for _ in range(3):
+        connection.send(Refused(1, WEB, "ports-exhausted", "no port is free"))
+    connection.close()
+    connection.send(Refused(1, WEB, "ports-exhausted", "no port is free"))
+    await asyncio.wait_for(connection.run(), 60)
+    assert (socket.sent, socket.is_closed) == (3, True)

@@ -87,6 +87,9 @@ class SaysWhatItIsTold:
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None: ...
 
+    def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
+        """Nobody is kept out."""
+
     async def on_disconnected(self, node: NodeName, connection: NodeConnection) -> None: ...
 
 

@@ -1,10 +1,10 @@
-"""Changes are committed before answers and messages are sent; after a failed commit the loop starts over."""
+"""Changes are committed before answers and messages are sent; what fails is refused alone, and the others go on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from cpm.core.changes import Change
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError, NotFound
+from cpm.protocol.errors import Conflict, LedgerError, NotFound, VirtPortsError
 from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage
 from cpm.protocol.model import ExternalAddress, NodeName, Role
 from cpm.serving.decision_loop import DecisionLoop
@@ -31,11 +31,20 @@ class Outbox:
         self.sent: list[tuple[NodeName, ManagerMessage]] = []
         self.commits_before: list[int] = []
         self.dropped = 0
+        self.resumed: list[Manager] = []
+        self.failures: list[Exception] = []
+        self.ending: list[NodeName] = []
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         for message in messages:
             self.sent.append(message)
             self.commits_before.append(self._ledger.commits)
+
+    def resume(self, manager: Manager, now: float) -> bool:
+        self.resumed.append(manager)
+        if self.failures:
+            raise self.failures.pop()
+        return not (self.ending and self.ending.pop())
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -110,30 +119,90 @@ async def test_a_refused_input_changes_nothing_and_does_not_affect_others(site: 
     assert site.ledger.commits == 1
 
 
-@pytest.mark.parametrize(
-    ("failure", "message"),
-    [(LedgerError("disk full; make room"), "disk full"), (RuntimeError("a bug"), "the change was not made: a bug")],
-)
-async def test_a_failed_commit_leaves_the_state_before_its_inputs(site: Site, failure: Exception, message: str) -> None:
+async def test_a_failed_commit_leaves_the_state_before_its_inputs(site: Site) -> None:
     manager, epoch = site.loop.manager, site.loop.manager.epoch
-    site.ledger.failure = failure
-    with pytest.raises(LedgerError, match=message):
+    site.ledger.failure = LedgerError("disk full; make room")
+    with pytest.raises(LedgerError, match="disk full"):
         await site.add()
-    assert (site.addresses, site.outbox.dropped) == ([], 1)
+    assert (site.addresses, site.outbox.dropped) == ([], 0)
     assert site.loop.manager is not manager
+    assert site.outbox.resumed == [site.loop.manager]
     assert site.loop.manager.epoch == epoch
     await site.add()
     assert site.addresses == [EXTERNAL.address]
 
 
-async def test_an_unexpected_error_while_deciding_starts_over_from_the_ledger(site: Site) -> None:
-    def act(manager: Manager, now: float) -> None:
-        manager.pool.add_addresses([EXTERNAL], now)
-        raise ZeroDivisionError
+def _broken(manager: Manager, now: float) -> None:
+    manager.pool.add_addresses([ExternalAddress(IPv4Address("203.0.113.9"))], now)
+    raise ZeroDivisionError("a bug")
 
-    with pytest.raises(LedgerError, match="the change was not made"):
-        await site.loop.do(act)
-    assert site.addresses == []
+
+def _refused_halfway(manager: Manager, now: float) -> None:
+    manager.pool.add_addresses([ExternalAddress(IPv4Address("203.0.113.9"))], now)
+    raise Conflict("only a part is possible")
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (_broken, VirtPortsError, "nothing was changed, because of ZeroDivisionError: a bug"),
+        (_refused_halfway, Conflict, "only a part is possible"),
+    ],
+)
+async def test_an_input_that_fails_is_refused_alone_and_nothing_of_it_is_done(
+    site: Site, act: Callable[[Manager, float], None], kind: type[VirtPortsError], message: str
+) -> None:
+    others = [ExternalAddress(address) for address in IPv4Network("203.0.113.4/31")]
+    first, failed, last = await asyncio.gather(
+        site.add(others[0]), site.loop.do(act), site.add(others[1]), return_exceptions=True
+    )
+    assert (first, last) == (None, None)
+    assert type(failed) is kind
+    assert str(failed).startswith(message)
+    assert site.addresses == [each.address for each in others]
+    assert [each.address for each in site.ledger.load().addresses] == site.addresses
+    assert site.outbox.dropped == 0
+
+
+async def test_an_input_whose_commit_fails_is_refused_alone(site: Site) -> None:
+    """An error that only the ledger finds cannot be attributed before the inputs are decided one by one."""
+    ran: list[str] = []
+    original = site.ledger.commit
+
+    def commit(changes: Iterable[Change], now: float) -> None:
+        if any("203.0.113.9" in str(change) for change in changes):
+            raise Conflict("the ledger refused")
+        original(changes, now)
+
+    site.ledger.commit = commit  # type: ignore[method-assign]
+
+    async def add(text: str) -> None:
+        external = ExternalAddress(IPv4Address(text))
+        await site.loop.do(lambda manager, now: manager.pool.add_addresses([external], now), lambda: ran.append(text))
+
+    good, bad = await asyncio.gather(add("203.0.113.1"), add("203.0.113.9"), return_exceptions=True)
+    assert good is None
+    assert isinstance(bad, Conflict)
+    assert ran == ["203.0.113.1"]
+    assert site.addresses == [EXTERNAL.address]
+
+
+async def test_a_session_that_cannot_go_on_ends_and_the_others_are_tried_again(site: Site) -> None:
+    site.outbox.ending = [HOST1]
+    with pytest.raises(VirtPortsError):
+        await site.loop.do(_broken)
+    assert len(site.outbox.resumed) == 2
+    assert site.outbox.resumed[-1] is site.loop.manager
+    assert site.outbox.dropped == 0
+
+
+async def test_when_no_session_can_go_on_all_end(site: Site) -> None:
+    site.outbox.failures = [KeyError("host1")]
+    with pytest.raises(VirtPortsError):
+        await site.loop.do(_broken)
+    assert site.outbox.dropped == 1
+    await site.add()
+    assert site.addresses == [EXTERNAL.address]
 
 
 async def test_a_waiter_misses_no_commit(site: Site) -> None:
