@@ -23,6 +23,7 @@ from lab.daemons import CPMD, natd_of
 from lab.errors import CommandFailed, LabError
 from lab.guest import tap_name
 from lab.node import BRIDGE
+from lab.process import Process
 from lab.shell import ip_batch
 from lab.sites import CLUSTER
 
@@ -57,6 +58,25 @@ def _ip(site: Site, node: str, *lines: str) -> None:
     ip_batch(lines, site.lab.namespace(node))
 
 
+@contextlib.contextmanager
+def _changed(site: Site, node: str, command: str, *undo: str) -> Iterator[None]:
+    """Carry out a command of ip on a node, and afterwards those that undo it."""
+    _ip(site, node, command)
+    try:
+        yield
+    finally:
+        _ip(site, node, *undo)
+
+
+@contextlib.contextmanager
+def _stopped(process: Process) -> Iterator[None]:
+    process.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.signal(signal.SIGCONT)
+
+
 # Daemons
 
 
@@ -80,12 +100,8 @@ def _restart(site: Site, fault: Fault) -> Iterator[None]:
 
 @_injects("freeze-natd", "freeze-cpmd")
 def _freeze(site: Site, fault: Fault) -> Iterator[None]:
-    process = site.lab.daemons.process(_daemon(fault))
-    process.signal(signal.SIGSTOP)
-    try:
+    with _stopped(site.lab.daemons.process(_daemon(fault))):
         yield
-    finally:
-        process.signal(signal.SIGCONT)
 
 
 @_injects("kill-libvirtd", "restart-libvirtd")
@@ -98,12 +114,8 @@ def _end_libvirtd(site: Site, fault: Fault) -> Iterator[None]:
 
 @_injects("freeze-libvirtd")
 def _freeze_libvirtd(site: Site, fault: Fault) -> Iterator[None]:
-    process = site.lab.hosts[fault.target].libvirtd()
-    process.signal(signal.SIGSTOP)
-    try:
+    with _stopped(site.lab.hosts[fault.target].libvirtd()):
         yield
-    finally:
-        process.signal(signal.SIGCONT)
 
 
 # Rules
@@ -166,21 +178,15 @@ def _forwarding_off(site: Site, fault: Fault) -> Iterator[None]:
 @_injects("carrier-lost", "uplink-carrier-lost")
 def _carrier_lost(site: Site, fault: Fault) -> Iterator[None]:
     port = f"{fault.target}-{'up' if fault.kind.name.startswith('uplink') else 'un'}"
-    _ip(site, net.SWITCH, f"link set {port} down")
-    try:
+    with _changed(site, net.SWITCH, f"link set {port} down", f"link set {port} up"):
         yield
-    finally:
-        _ip(site, net.SWITCH, f"link set {port} up")
 
 
 @_injects("link-down", "uplink-down", "bridge-down")
 def _link_down(site: Site, fault: Fault) -> Iterator[None]:
     device = {"link-down": "underlay", "uplink-down": "uplink", "bridge-down": BRIDGE}[fault.kind.name]
-    _ip(site, fault.target, f"link set {device} down")
-    try:
+    with _changed(site, fault.target, f"link set {device} down", f"link set {device} up", default_route(fault.target)):
         yield
-    finally:
-        _ip(site, fault.target, f"link set {device} up", default_route(fault.target))
 
 
 def _guest(site: Site, fault: Fault) -> tuple[str, str]:
@@ -192,32 +198,23 @@ def _guest(site: Site, fault: Fault) -> tuple[str, str]:
 @_injects("tap-down")
 def _tap_down(site: Site, fault: Fault) -> Iterator[None]:
     host, tap = _guest(site, fault)
-    _ip(site, host, f"link set {tap} down")
-    try:
+    with _changed(site, host, f"link set {tap} down", f"link set {tap} up"):
         yield
-    finally:
-        _ip(site, host, f"link set {tap} up")
 
 
 @_injects("tap-unbridged")
 def _tap_unbridged(site: Site, fault: Fault) -> Iterator[None]:
     host, tap = _guest(site, fault)
-    _ip(site, host, f"link set {tap} nomaster")
-    try:
+    with _changed(site, host, f"link set {tap} nomaster", f"link set {tap} master {BRIDGE}"):
         yield
-    finally:
-        _ip(site, host, f"link set {tap} master {BRIDGE}")
 
 
 @_injects("tap-renamed")
 def _tap_renamed(site: Site, fault: Fault) -> Iterator[None]:
     host, tap = _guest(site, fault)
     other = f"rn-{fault.number}"
-    _ip(site, host, f"link set {tap} name {other}")
-    try:
+    with _changed(site, host, f"link set {tap} name {other}", f"link set {other} name {tap}"):
         yield
-    finally:
-        _ip(site, host, f"link set {other} name {tap}")
 
 
 # Routes, rules, addresses
@@ -264,22 +261,22 @@ def _default_moved(site: Site, fault: Fault) -> Iterator[None]:
 @_injects("address-lost")
 def _address_lost(site: Site, fault: Fault) -> Iterator[None]:
     port = CLUSTER.machine(fault.target).ports[0]
-    _ip(site, fault.target, f"addr del {port.address} dev {port.device}")
-    try:
+    with _changed(
+        site,
+        fault.target,
+        f"addr del {port.address} dev {port.device}",
+        f"addr add {port.address} dev {port.device}",
+        default_route(fault.target),
+    ):
         yield
-    finally:
-        _ip(site, fault.target, f"addr add {port.address} dev {port.device}", default_route(fault.target))
 
 
 @_injects("address-added")
 def _address_added(site: Site, fault: Fault) -> Iterator[None]:
     """An address of the machine's own, in the internal pool or not, beside the others."""
     address = random.Random(fault.seed).choice(("10.77.0.1/24", "100.100.0.1/24", "100.64.0.200/32"))
-    _ip(site, fault.target, f"addr add {address} dev lo")
-    try:
+    with _changed(site, fault.target, f"addr add {address} dev lo", f"addr del {address} dev lo"):
         yield
-    finally:
-        _ip(site, fault.target, f"addr del {address} dev lo")
 
 
 # VMs
