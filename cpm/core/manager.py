@@ -52,6 +52,7 @@ from cpm.protocol.messages import (
 )
 from cpm.protocol.model import (
     VM,
+    AllocationState,
     DomainUUID,
     Node,
     NodeName,
@@ -164,6 +165,7 @@ class Manager:
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
         self._presence.forget_statements(hello.node)
+        self._take_reserved_in_use(node, hello)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
@@ -183,6 +185,15 @@ class Manager:
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
         self._rollout.queue_snapshot(hello.node)
         self._presence.on_presence(node, hello.domains, now)
+
+    def _take_reserved_in_use(self, node: Node, hello: Hello) -> None:
+        """Leave a host the reserved ranges that it uses: a former manager died before it was told so."""
+        for held in hello.host_holds if Role.HOST in node.roles else ():
+            reserved = self.fleet.one(held.domain, AllocationState.RESERVED)
+            if reserved is None or reserved.node != node.name or self.present.get(held.domain) != node.name:
+                continue
+            if any(each.ports.covers(reserved.ports) for each in held.ranges):
+                self._rollout.on_host_uses(reserved.id)
 
     def on_session_end(self, name: NodeName, now: float) -> None:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""

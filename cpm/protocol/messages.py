@@ -21,12 +21,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from msgspec import Struct
 
+from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of these messages; both sides must have the same."""
 
 
@@ -61,6 +62,10 @@ class Hello(Struct, frozen=True, tag="hello"):
     domains: tuple[Presence, ...]
     own: OwnAddresses = ()
     """Of an edge: its own addresses and ports, as in :class:`OwnPorts`."""
+    host_holds: HeldByAll = ()
+    """What its kernel holds as a host's."""
+    edge_holds: HeldByAll = ()
+    """What its kernel holds as an edge's."""
 
 
 class OwnPorts(Struct, frozen=True, tag="own-ports"):

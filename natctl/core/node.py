@@ -176,6 +176,8 @@ class Node:
         :param at_edge: The VMs whose ports this edge maps.
         """
         self._found_at_edge = tuple(at_edge)
+        for vm in self._found_at_edge:
+            self._programming.edge_holdings.adopt(vm)
         if path is not None:
             self._intent.adopt_path(path)
         for entry in entries:
@@ -221,8 +223,9 @@ class Node:
         self._is_synced = False
         self._arrivals.on_connected()
         me, domains = self._identity, tuple(self._domains.presences())
+        holds = self._programming.held_by_host(), self._programming.edge_holdings.told()
         own = self._own_ports.told
-        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains, own))
+        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains, own, *holds))
         for uuid, domain in self._domains.incoming_domains():
             self._request_ports(uuid, domain)
 

@@ -13,10 +13,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from cpm.protocol.holdings import Held
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
 from natctl.core.domains import Domains
+from natctl.core.holdings import EdgeHoldings, told_by_host
 from natctl.core.intent import Intent
 from natctl.model.commands import Program, Replace, Warn
 from natctl.model.entries import Change, HostEntry, Path
@@ -92,6 +94,7 @@ class Programming:
         self._in_force = InForce(0, 0)
         self._under_way: Scope | None = None
         self._sent: dict[DomainUUID, HostEntry | None] = {}
+        self.edge_holdings = EdgeHoldings()
         self._next = Scope()
         self._retry_at: float | None = None
         self._warnings: list[Warn] = []
@@ -124,6 +127,10 @@ class Programming:
         """Record an entry that natd found in the kernel."""
         self._index[entry.intent.domain] = entry.index
         self._applied[entry.intent.domain] = entry
+
+    def held_by_host(self) -> tuple[Held, ...]:
+        """Return the ports that this host's VMs have in the kernel, or may have while a command is under way."""
+        return told_by_host(self._applied, self._sent)
 
     # What it should hold
 
@@ -187,6 +194,7 @@ class Programming:
             if uuid not in self._intent.host and uuid in self._index:
                 self._kept[uuid] = self._index.pop(uuid)
         self._sent = {}
+        self.edge_holdings.on_programmed()
         return Done(scope, in_force, begun)
 
     def on_refused(self, now: float) -> Scope | None:
@@ -198,6 +206,8 @@ class Programming:
         scope, self._under_way = self._under_way, None
         if scope is None:
             return None
+        self._sent = {}
+        self.edge_holdings.on_refused()
         again = dataclasses.replace(scope, host=set(scope.host), edge=set(scope.edge), generation=None)
         again.merge(self._next)
         self._next = again
@@ -216,6 +226,7 @@ class Programming:
         edge = dict(self._intent.edge)
         self._sent = dict.fromkeys(self._applied) | host
         scope.host = set(self._sent)
+        self.edge_holdings.on_replacing(edge)
         return Replace(host, edge, _path(path))
 
     def _change(self, scope: Scope, path: PathState) -> Program:
@@ -224,6 +235,7 @@ class Programming:
         vms = self._intent.edge
         edge = {uuid: vms.get(uuid) for uuid in scope.edge}
         self._sent = host
+        self.edge_holdings.on_changing(edge)
         return Program(Change(host=host, edge=edge, path=_path(path) if scope.path else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:

@@ -208,7 +208,8 @@ class Site:
             machine.node = Node(machine.identity, marks=1000, has_libvirt=True)
             machine.kernel.restart_natd()
             found = machine.kernel.observe()
-            machine.node.on_kernel_found(found.host.values(), found.path, self._links(machine), self.now)
+            hosted, mapped = found.host.values(), found.edge.values()
+            machine.node.on_kernel_found(hosted, found.path, self._links(machine), self.now, mapped)
             self.list_domains(name)
 
     def kill_natd(self, name: NodeName) -> None:

@@ -126,6 +126,15 @@ class Rollout:
         if is_fresh:
             self._last_use.on_reserved(reserved)
 
+    def on_host_uses(self, reserved: AllocationId) -> None:
+        """
+        Record that a host's kernel has a reserved range in use: a former manager told it, once the edges were ready.
+
+        So it goes on using it, whether or not the edges have said so to this manager.
+        """
+        self._edges_ready.add(reserved)
+        self._last_use.on_host_told(reserved)
+
     def on_split(self, active: AllocationId, released: AllocationId) -> None:
         """Record that a part of an active range drains from now on."""
         self._last_use.on_split(active, released)

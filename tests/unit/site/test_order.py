@@ -626,3 +626,42 @@ def test_the_zone_that_was_left_longest_ago_is_given_on_when_there_is_no_other()
         assert index_of(site, uuid) == (number - 1) % highest + 1
         site.stop_vm(uuid)
         site.run()
+
+
+def test_a_reserved_range_that_its_host_uses_already_stays_when_the_manager_dies_unconfirmed() -> None:
+    site = Site()
+    request = site.start_vm(HOST1, VM)
+    while VM not in site.machines[HOST1].kernel.host:
+        for name in (HOST1, EDGE1, EDGE2):
+            site.deliver_up(name) or site.deliver_down(name) or site.kernel_step(name)
+    assert site.machines[HOST1].answers[request] == ""
+    site.crash_manager()
+    site.start_manager()
+    assert [state for _, _, state in states(site)] == ["reserved"]
+    connection = site.open(VM, 7)
+    assert connection is not None
+    site.connect(HOST1)
+    site.run()
+    assert site.machines[HOST1].kernel.host[VM].intent.ports == PortRange(1024, 1279)
+    assert site.open(VM, 8) is not None
+    site.heal()
+    assert states(site) == [(1024, 1279, "active")]
+
+
+def test_a_growth_that_its_host_uses_already_stays_when_the_manager_dies_unconfirmed() -> None:
+    site = Site()
+    started(site)
+    resize(site, 512)
+    while site.machines[HOST1].kernel.host[VM].intent.ports != PortRange(1024, 1535):
+        for name in (HOST1, EDGE1, EDGE2):
+            site.deliver_up(name) or site.deliver_down(name) or site.kernel_step(name)
+    site.crash_manager()
+    site.kill_natd(HOST1)
+    site.start_natd(HOST1)
+    site.start_manager()
+    assert (1280, 1535, "reserved") in states(site)
+    site.connect(HOST1)
+    site.run()
+    assert site.machines[HOST1].kernel.host[VM].intent.ports == PortRange(1024, 1535)
+    site.heal()
+    assert states(site) == [(1024, 1535, "active")]

@@ -1,5 +1,5 @@
 """
-The bytes of every message between manager and nodes, for protocol 2.
+The bytes of every message between manager and nodes, for protocol 4.
 
 A change here means that nodes and manager of different versions no longer understand each other: raise
 :data:`cpm.protocol.messages.PROTOCOL` with it. Each message stands once with every optional field set and once with
@@ -17,6 +17,7 @@ import pytest
 
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.holdings import Held, HeldRange
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
@@ -109,22 +110,25 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             3,
             (Presence(WEB, "web1", ALL_WISHES),),
             OWN,
+            (Held(WEB, int(INTERNAL), 0, (HeldRange(0, 20480, 20735),)),),
+            (Held(DB, int(INTERNAL) + 1, int(UNDERLAY), (HeldRange(int(EXTERNAL), 1024, 1087),)),),
         ),
         (
-            b'{"type":"hello","protocol":3,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":4,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,'
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
-            b'"use":"ephemeral"}]}]}'
+            b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
+            b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]]}'
         ),
     ),
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
-            b'{"type":"hello","protocol":3,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
-            b'"version":"0.1.0","epoch":0,"domains":[],"own":[]}'
+            b'{"type":"hello","protocol":4,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
+            b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[]}'
         ),
     ),
     (
@@ -243,7 +247,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
 ]
 
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
-    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":3,"epoch":3,"version":"0.1.0"}'),
+    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0"}'),
     (
         Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,)),
         (
@@ -327,8 +331,9 @@ def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> 
 
 def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
-    start = b'{"type":"hello","protocol":3,"node":"n","roles":["'
-    end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[]}'
+    start = b'{"type":"hello","protocol":4,"node":"n","roles":["'
+    end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
+    end += b'"host_holds":[],"edge_holds":[]}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
