@@ -171,6 +171,13 @@ class Manager:
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._presence.on_presence(node, hello.domains, now)
 
+    def go_on_from(self, former: Manager) -> None:
+        """Keep in use what a former manager of this process has let hosts use: its edges have confirmed it."""
+        for number in former._rollout.in_use_unconfirmed:
+            allocation = self.fleet.allocation(number)
+            if allocation is not None and allocation.state is AllocationState.RESERVED:
+                self._rollout.on_host_uses(number)
+
     def resume(self, hello: Hello, generation: int, now: float) -> None:
         """
         Go on with a session that a former manager of this process began; the node notices a snapshot, nothing more.

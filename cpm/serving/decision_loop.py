@@ -190,4 +190,6 @@ class DecisionLoop:
         return True
 
     def _load(self, now: float) -> Manager:
-        return Manager(self._ledger.load(), self._rules, self.manager.epoch, now)
+        manager = Manager(self._ledger.load(), self._rules, self.manager.epoch, now)
+        manager.go_on_from(self.manager)
+        return manager

@@ -126,6 +126,11 @@ class Rollout:
         if is_fresh:
             self._last_use.on_reserved(reserved)
 
+    @property
+    def in_use_unconfirmed(self) -> frozenset[AllocationId]:
+        """The reserved ranges that the edges map and hosts may use by now."""
+        return frozenset(self._edges_ready)
+
     def on_host_uses(self, reserved: AllocationId) -> None:
         """
         Record that a host's kernel has a reserved range in use: a former manager told it, once the edges were ready.

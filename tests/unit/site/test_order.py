@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cpm.core.journal import JournalEvent
+from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
-from cpm.protocol.messages import Declined, Delta, Measured, Need, Report
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.messages import PROTOCOL, Declined, Delta, Hello, Measured, Need, Presence, Report, Snapshot
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
 from natctl.core.intent import StaleEpoch
@@ -665,3 +666,22 @@ def test_a_growth_that_its_host_uses_already_stays_when_the_manager_dies_unconfi
     assert site.machines[HOST1].kernel.host[VM].intent.ports == PortRange(1024, 1535)
     site.heal()
     assert states(site) == [(1024, 1535, "active")]
+
+
+def test_a_manager_that_replaces_another_after_a_failed_commit_leaves_a_host_what_it_uses() -> None:
+    site = Site()
+    site.start_vm(HOST1, VM)
+    while VM not in site.machines[HOST1].kernel.host:
+        for name in (HOST1, EDGE1, EDGE2):
+            site.deliver_up(name) or site.deliver_down(name) or site.kernel_step(name)
+    assert site.manager is not None
+    former = site.manager
+    site.manager = Manager(site.ledger.load(), site.settings.rules(), former.epoch, site.now)
+    site.manager.go_on_from(former)
+    running = (Presence(VM, "vm-0001"),)
+    underlay = site.machines[HOST1].identity.underlay
+    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), underlay, "test", former.epoch, running)
+    site.manager.resume(hello, 7, site.now)
+    (snapshot,) = [message for _, message in site.manager.take(site.now).messages]
+    assert isinstance(snapshot, Snapshot)
+    assert [vm.ports for vm in snapshot.host] == [PortRange(1024, 1279)]
