@@ -27,7 +27,17 @@ from cpm.core.changes import (
 )
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
-from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, PortRange
+from cpm.protocol.model import (
+    VM,
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+)
 from cpm.protocol.own_ports import KeptPorts
 
 
@@ -44,17 +54,32 @@ class Fleet:
         self.vms: dict[DomainUUID, VM] = {vm.uuid: vm for vm in state.vms}
         self.nodes: dict[NodeName, Node] = {node.name: node for node in state.nodes}
         self.space = AddressSpace(block)
+        self.reserved: dict[AllocationId, Allocation] = {}
+        """Reserved allocations."""
         self.leaving: dict[AllocationId, Allocation] = {}
         """Draining and held allocations."""
+        self.edges: dict[NodeName, Node] = {}
+        """The nodes with the role edge."""
+        self.migrating: dict[DomainUUID, NodeName] = {}
+        """The destination of each VM that has one."""
+        self.changed: set[DomainUUID] = set()
+        """VMs of which nodes may need an update since it was emptied: every change of one puts it here."""
+        self.path_version = 0
+        """Greater after each change of nodes and external addresses."""
         self._internal: set[IPv4Address] = {vm.internal for vm in state.vms}
         self._by_id: dict[AllocationId, Allocation] = {}
         self._next_id = state.next_allocation_id
         self._recorded: list[Change] = []
         for address in state.addresses:
             self.space.add_address(address)
+        for vm in state.vms:
+            self._index_vm(vm)
+        for known in state.nodes:
+            self._index_node(known)
         for allocation in state.allocations:
             self.space.take(allocation)
             self._index(allocation)
+        self.changed.clear()
         self.own_ports: dict[NodeName, tuple[KeptPorts, ...]] = {}
         """What is kept for each edge."""
         # Last: VMs may still hold some of them.
@@ -119,25 +144,32 @@ class Fleet:
                 self._put_vm(vm)
             case DropVM(uuid):
                 self._internal.discard(self.vms.pop(uuid).internal)
+                self.migrating.pop(uuid, None)
+                self.changed.add(uuid)
             case PutNode(node):
-                self.nodes[node.name] = node
+                self._put_node(node)
             case DropNode(name):
                 del self.nodes[name]
+                self.edges.pop(name, None)
+                self.path_version += 1
                 self._keep_own_ports(name, ())
             case PutOwnPorts(name, kept):
                 self._keep_own_ports(name, kept)
             case PutAddress(address):
                 self.space.add_address(address)
+                self.path_version += 1
             case DropAddress(address=dropped):
                 self.space.remove_address(dropped)
+                self.path_version += 1
             case AddAllocation(allocation):
                 self.space.take(allocation)
                 self._index(allocation)
             case MoveAllocation():
                 self._move(change)
             case FreeAllocation(id=freed):
-                self.space.release(freed)
+                self.changed.add(self.space.release(freed).domain)
                 del self._by_id[freed]
+                self.reserved.pop(freed, None)
                 self.leaving.pop(freed, None)
         self._recorded.append(change)
 
@@ -153,6 +185,15 @@ class Fleet:
             self._internal.discard(known.internal)
         self.vms[vm.uuid] = vm
         self._internal.add(vm.internal)
+        self._index_vm(vm)
+
+    def _put_node(self, node: Node) -> None:
+        known = self.nodes.get(node.name)
+        self.nodes[node.name] = node
+        self._index_node(node)
+        if known is None or (known.underlay, known.roles) != (node.underlay, node.roles):
+            # Edges send packets for its VMs to that address.
+            self.changed.update(uuid for uuid, vm in self.vms.items() if vm.node == node.name)
 
     def _move(self, move: MoveAllocation) -> None:
         old = self._by_id[move.id]
@@ -162,7 +203,23 @@ class Fleet:
 
     def _index(self, allocation: Allocation) -> None:
         self._by_id[allocation.id] = allocation
-        if allocation.state in (AllocationState.DRAINING, AllocationState.HELD):
+        self.reserved.pop(allocation.id, None)
+        self.leaving.pop(allocation.id, None)
+        if allocation.state is AllocationState.RESERVED:
+            self.reserved[allocation.id] = allocation
+        elif allocation.state is not AllocationState.ACTIVE:
             self.leaving[allocation.id] = allocation
+        self.changed.add(allocation.domain)
+
+    def _index_vm(self, vm: VM) -> None:
+        if vm.destination is None:
+            self.migrating.pop(vm.uuid, None)
         else:
-            self.leaving.pop(allocation.id, None)
+            self.migrating[vm.uuid] = vm.destination
+        self.changed.add(vm.uuid)
+
+    def _index_node(self, node: Node) -> None:
+        self.edges.pop(node.name, None)
+        if Role.EDGE in node.roles:
+            self.edges[node.name] = node
+        self.path_version += 1

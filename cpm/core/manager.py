@@ -14,6 +14,7 @@ Tested in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from cpm.core import own_ports, sizing
 from cpm.core.changes import Change, PutNode, PutVM
@@ -25,9 +26,11 @@ from cpm.core.pool import Pool
 from cpm.core.presence import VMPresence
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
+from cpm.core.running import RunningVMs
 from cpm.core.sizing.host_reports import HostReports
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
+from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
@@ -86,11 +89,10 @@ class Manager:
         self.epoch = epoch
         self.fleet = Fleet(state, rules.block)
         self.sessions: dict[NodeName, NodeSync] = {}
-        self.present: dict[DomainUUID, NodeName] = {}
-        """The host of each VM that runs. A host without session is believed as it was, until it is fenced."""
+        self.running = RunningVMs(self.fleet.changed)
         self.claims = Claims()
         """What other hosts say of VMs that run."""
-        self.waiting: set[DomainUUID] = set()
+        self.waiting = Starters(rules.block)
         """VMs that run and have no ports because there are none."""
         self._rules = rules
         self._resolver = Resolver(rules.defaults, sizing.policy_words())
@@ -101,7 +103,7 @@ class Manager:
         self._rollout = Rollout(
             self.fleet,
             self.sessions,
-            self.present,
+            self.running,
             RolloutRules(
                 internal_pool=rules.internal,
                 timeouts=rules.timeouts,
@@ -117,7 +119,7 @@ class Manager:
             epoch,
             self.fleet,
             self.sessions,
-            self.present,
+            self.running,
             self.waiting,
             self.claims,
             self._rollout,
@@ -126,8 +128,13 @@ class Manager:
             rules,
             now,
         )
-        self.pool = Pool(self.fleet, self._rollout, self.sizer, rules, self._presence.retry_waiting)
+        self.pool = Pool(self.fleet, self.sizer, rules, self._presence.retry_waiting)
         """The external addresses: operators' changes, and ports that edges use themselves."""
+
+    @property
+    def present(self) -> Mapping[DomainUUID, NodeName]:
+        """The host of each VM that runs, always as of now."""
+        return self.running.hosts
 
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
@@ -161,7 +168,6 @@ class Manager:
         )
         if node != known:
             self.fleet.record(PutNode(node))
-            self._rollout.on_path_changed()
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
         self._presence.forget_statements(hello.node)
@@ -257,16 +263,12 @@ class Manager:
         self._rollout.on_applied(session, applied.generation)
         if session.synced and not was_synced:
             self._put_in_service(session.node)
-            self._rollout.check_all()
+            self._rollout.check_node(session.node)
 
     def _put_in_service(self, name: NodeName) -> None:
         node = self.fleet.nodes[name]
         if Role.EDGE in node.roles and not node.in_service and not node.fenced:
-            self._put_node(dataclasses.replace(node, in_service=True))
-
-    def _put_node(self, node: Node) -> None:
-        self.fleet.record(PutNode(node))
-        self._rollout.on_path_changed()
+            self.fleet.record(PutNode(dataclasses.replace(node, in_service=True)))
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """
@@ -284,12 +286,12 @@ class Manager:
             raise Conflict(f"{name} is connected, so it is alive; stop its natd and its traffic first, then fence it")
         session = self.sessions.get(name)
         in_service = not fenced and Role.EDGE in node.roles and session is not None and session.synced
-        self._put_node(dataclasses.replace(node, fenced=fenced, in_service=in_service))
+        self.fleet.record(PutNode(dataclasses.replace(node, fenced=fenced, in_service=in_service)))
         if fenced:
             # Its addresses are no longer there; when it is back, it says which ports it uses.
             self.pool.on_own_ports(node, (), now)
         if fenced and Role.HOST in node.roles:
-            for uuid in [uuid for uuid, where in self.present.items() if where == name]:
+            for uuid in list(self.running.on(name)):
                 self._presence.on_detach(name, uuid, now)
         self._rollout.check_all()
 
@@ -318,8 +320,6 @@ class Manager:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
         self._resolver.check(wishes)
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
-        # Whether it is at its cap may have changed, and its host is told.
-        self._rollout.on_vm_changed(uuid)
 
     # Time
 
@@ -329,16 +329,15 @@ class Manager:
         or have to leave some.
         """
         self._rollout.check_leaving()
-        for name, node in list(self.fleet.nodes.items()):
+        for name, node in list(self.fleet.edges.items()):
             away_since = self._last_seen.get(name, self._started)
             if (
                 node.in_service
-                and Role.EDGE in node.roles
                 and name not in self.sessions
                 and now - away_since >= self._rules.edge_grace_s
-                and any(self._rollout.is_live_edge(other) for other in self.fleet.nodes.values())
+                and any(self._rollout.is_live_edge(other) for other in self.fleet.edges.values())
             ):
-                self._put_node(dataclasses.replace(node, in_service=False))
+                self.fleet.record(PutNode(dataclasses.replace(node, in_service=False)))
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]

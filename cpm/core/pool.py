@@ -13,7 +13,6 @@ from cpm.core import own_ports
 from cpm.core.changes import DropAddress, Notice, PutAddress, PutOwnPorts
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
-from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.protocol import overlaps
@@ -33,13 +32,11 @@ class Pool:
     def __init__(
         self,
         fleet: Fleet,
-        rollout: Rollout,
         sizer: Sizer,
         rules: PoolRules,
         retry_waiting: Callable[[float], None],
     ) -> None:
         self._fleet = fleet
-        self._rollout = rollout
         self._sizer = sizer
         self._rules = rules
         self._retry_waiting = retry_waiting
@@ -57,7 +54,6 @@ class Pool:
             self._fleet.space.check_reserved(address)
         for address in addresses:
             self._fleet.record(PutAddress(address))
-        self._rollout.on_path_changed()
         self._retry_waiting(now)
 
     def remove_addresses(self, addresses: Iterable[IPv4Address]) -> None:
@@ -72,7 +68,6 @@ class Pool:
             self._fleet.space.check_removable(address)
         for address in addresses:
             self._fleet.record(DropAddress(address))
-        self._rollout.on_path_changed()
 
     def on_own_ports(self, node: Node, told: Iterable[OwnAddress], now: float) -> None:
         """Keep what an edge says that it uses itself, and have VMs leave it."""

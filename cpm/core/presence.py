@@ -20,9 +20,11 @@ from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
+from cpm.core.running import RunningVMs
 from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
+from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, VirtPortsError
 from cpm.protocol.messages import Attach, Presence, Refused
@@ -40,7 +42,7 @@ class VMPresence:
 
     :param epoch: The manager's, for its answers.
     :param sessions: The nodes that have one.
-    :param present: The host of each VM that runs; changed here.
+    :param running: Where VMs run; changed here.
     :param waiting: VMs that run and have no ports because there are none; changed here.
     :param claims: What other hosts say of VMs that run; changed here.
     :param wishes: Returns the wishes in effect for a VM.
@@ -52,8 +54,8 @@ class VMPresence:
         epoch: int,
         fleet: Fleet,
         sessions: dict[NodeName, NodeSync],
-        present: dict[DomainUUID, NodeName],
-        waiting: set[DomainUUID],
+        running: RunningVMs,
+        waiting: Starters,
         claims: Claims,
         rollout: Rollout,
         sizer: Sizer,
@@ -64,7 +66,7 @@ class VMPresence:
         self._epoch = epoch
         self._fleet = fleet
         self._sessions = sessions
-        self._present = present
+        self._running = running
         self._waiting = waiting
         self._claims = claims
         self._rollout = rollout
@@ -75,7 +77,7 @@ class VMPresence:
         self._internal_cursor = 0
         for vm in list(fleet.vms.values()):
             if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in fleet.of(vm.uuid)):
-                present[vm.uuid] = vm.node
+                running.put(vm.uuid, vm.node)
             # A destination counts while its host says so, and no host has a session yet.
             self._set_destination(vm, None)
 
@@ -112,7 +114,7 @@ class VMPresence:
         if vm.node != name:
             # It runs elsewhere by now: what its former host says of its end is about the past.
             return
-        self._present.pop(uuid, None)
+        self._running.remove(uuid)
         if self._hand_over(vm, now):
             return
         self._waiting.discard(uuid)
@@ -120,7 +122,6 @@ class VMPresence:
         for allocation in self._fleet.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
-        self._rollout.on_vm_changed(uuid)
 
     def on_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
         """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
@@ -128,17 +129,16 @@ class VMPresence:
             return
         here = {presence.domain: presence for presence in domains}
         self._claims.keep_only(node.name, here)
-        for uuid, where in list(self._present.items()):
-            if where == node.name and uuid not in here:
-                self.on_detach(node.name, uuid, now)
+        for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here]:
+            self.on_detach(node.name, uuid, now)
         for uuid, presence in here.items():
             self.on_attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
 
     def forget_statements(self, node: NodeName) -> None:
         """Forget what a host said of VMs of other hosts: it holds in one session only."""
         self._claims.keep_only(node, ())
-        for vm in [vm for vm in self._fleet.vms.values() if vm.destination == node]:
-            self._set_destination(vm, None)
+        for uuid in [uuid for uuid, where in self._fleet.migrating.items() if where == node]:
+            self._set_destination(self._fleet.vms[uuid], None)
 
     def retry_waiting(self, now: float) -> None:
         """Start VMs that wait for ports, as far as there are some now."""
@@ -157,7 +157,7 @@ class VMPresence:
 
     def _runs_elsewhere(self, vm: VM, node: NodeName) -> bool:
         """Return whether a VM has another host than this one, which has not said that the VM is gone."""
-        return vm.node != node and self._present.get(vm.uuid) == vm.node
+        return vm.node != node and self._running.hosts.get(vm.uuid) == vm.node
 
     def _claim(self, vm: VM, node: NodeName, attach: Attach, now: float, *, is_repeated: bool) -> None:
         """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
@@ -194,8 +194,7 @@ class VMPresence:
             after = dataclasses.replace(after, xml_wishes=attach.wishes)
         if after != vm:
             self._fleet.record(PutVM(after))
-        self._present[attach.domain] = node
-        self._rollout.on_vm_changed(attach.domain)
+        self._running.put(attach.domain, node)
         return after
 
     def _start(self, vm: VM, now: float) -> None:
@@ -205,16 +204,15 @@ class VMPresence:
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
         if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self._fleet.of(vm.uuid)):
             return
-        self._waiting.add(vm.uuid)
         wishes = self._wishes(vm)
         floor = wishes.floor.value
+        self._waiting.add(vm.uuid, floor)
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
         wanted = self._sizer.contention.start_allowance(vm, initial, floor)
         placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
         reserved = moves.reserve(self._fleet, vm.uuid, vm.node, placement, now)
         self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self._waiting.discard(vm.uuid)
-        self._rollout.on_vm_changed(vm.uuid)
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
         self._sizer.on_not_started(uuid, error)

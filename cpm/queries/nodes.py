@@ -31,7 +31,7 @@ def node_view(manager: Manager, node: Node) -> NodeView:
         synced=node_sync is not None and node_sync.synced and node_sync.applied == node_sync.generation,
         generation=node_sync.generation if node_sync else 0,
         applied=node_sync.applied if node_sync else 0,
-        domains=sum(host == node.name for host in manager.present.values()),
+        domains=len(manager.running.on(node.name)),
         dropped=node_sync.dropped if node_sync else {},
         warnings=node_sync.warnings if node_sync else (),
     )

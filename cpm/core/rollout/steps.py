@@ -20,7 +20,7 @@ Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
@@ -31,6 +31,7 @@ from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.last_use import LastUse
 from cpm.core.rollout.node_sync import NodeSync
+from cpm.core.running import RunningVMs
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Freed, ManagerMessage, Measured, PathState
@@ -66,7 +67,7 @@ class Rollout:
 
     :param fleet: The fleet; steps are recorded in it.
     :param node_syncs: The connected nodes; the owner adds and removes them.
-    :param present: The host that each running VM is on; the owner keeps it.
+    :param running: Where VMs run; the owner keeps it.
     :param rules: Rules of the pool.
     :param wishes: Returns the wishes in effect for a VM.
     :param do_others_wait: Returns whether another VM than this one lacks ports.
@@ -76,14 +77,15 @@ class Rollout:
         self,
         fleet: Fleet,
         node_syncs: Mapping[NodeName, NodeSync],
-        present: Mapping[DomainUUID, NodeName],
+        running: RunningVMs,
         rules: RolloutRules,
         wishes: Callable[[VM], EffectiveWishes],
         do_others_wait: Callable[[DomainUUID], bool],
     ) -> None:
         self._fleet = fleet
         self._node_syncs = node_syncs
-        self._present = present
+        self._running = running
+        self._present = running.hosts
         self._rules = rules
         self._wishes = wishes
         self._do_others_wait = do_others_wait
@@ -91,9 +93,12 @@ class Rollout:
         self._awaiting_edges: set[DomainUUID] = set()
         self._idle_reports: dict[AllocationId, int] = {}
         self._last_use = LastUse()
-        self._changed: set[DomainUUID] = set()
+        self._changed = fleet.changed
         self._due: set[DomainUUID] = set()
-        self._path_changed = False
+        self._told: dict[DomainUUID, NodeName] = {}
+        """The host that was last told to hold a VM: the only one that may hold it besides the one that it is on now."""
+        self._paths: dict[frozenset[Role], PathState] = {}
+        self._path_version = fleet.path_version
         self._snapshot_due: set[NodeName] = set()
         self._messages: list[tuple[NodeName, ManagerMessage]] = []
 
@@ -104,14 +109,6 @@ class Rollout:
 
     # Inputs
 
-    def on_vm_changed(self, uuid: DomainUUID) -> None:
-        """Record that a VM or its ranges changed: nodes may need an update."""
-        self._changed.add(uuid)
-
-    def on_path_changed(self) -> None:
-        """Record that nodes or external addresses changed: all nodes may need an update."""
-        self._path_changed = True
-
     def on_applied(self, node_sync: NodeSync, generation: int) -> None:
         """Record that a node's kernel holds everything up to a generation."""
         self._due.update(node_sync.on_applied(generation))
@@ -119,7 +116,7 @@ class Rollout:
     def on_session_end(self, name: NodeName) -> None:
         """Record that a node's session ended: steps may be due that waited for it."""
         self._snapshot_due.discard(name)
-        self.check_all()
+        self.check_node(name)
 
     def on_reserved(self, reserved: AllocationId, *, is_fresh: bool) -> None:
         """Record that ports were reserved; ``is_fresh``: no VM has used them since their last hold-down."""
@@ -168,8 +165,15 @@ class Rollout:
 
     def check_all(self) -> None:
         """Check for due steps of VMs with a reserved, draining or held range."""
-        self._due.update(uuid for uuid in self._fleet.vms if self._fleet.one(uuid, _State.RESERVED) is not None)
+        self._due.update(allocation.domain for allocation in self._fleet.reserved.values())
         self.check_leaving()
+
+    def check_node(self, name: NodeName) -> None:
+        """Check for due steps that may have waited for one node: those of all VMs only if it is an edge."""
+        if name in self._fleet.edges:
+            self.check_all()
+        for allocations in (self._fleet.reserved, self._fleet.leaving):
+            self._due.update(each.domain for each in allocations.values() if each.node == name)
 
     def queue_snapshot(self, name: NodeName) -> None:
         """Queue a message with everything a node should hold."""
@@ -185,7 +189,7 @@ class Rollout:
 
         :param now: UTC seconds.
         """
-        while self._due or self._changed or self._snapshot_due or self._path_changed:
+        while self._due or self._changed or self._snapshot_due or self._is_path_changed():
             self._queue_updates()
             due, self._due = self._due, set()
             for uuid in due:
@@ -207,7 +211,7 @@ class Rollout:
     def _advance_reserved(self, allocation: Allocation, now: float) -> None:
         uuid = allocation.domain
         if allocation.id not in self._edges_ready:
-            edges = [name for name, node in self._fleet.nodes.items() if self.is_live_edge(node)]
+            edges = [name for name, node in self._fleet.edges.items() if self.is_live_edge(node)]
             if edges and all(self._is_confirmed(name, uuid) for name in edges):
                 if self._may_pass_another_edge(allocation, now):
                     self._awaiting_edges.add(uuid)
@@ -234,8 +238,8 @@ class Rollout:
             has_ports
             and now - reserved.since < self._rules.edge_grace_s
             and any(
-                Role.EDGE in node.roles and node.in_service and not node.fenced and not self.is_live_edge(node)
-                for node in self._fleet.nodes.values()
+                node.in_service and not node.fenced and not self.is_live_edge(node)
+                for node in self._fleet.edges.values()
             )
         )
 
@@ -263,8 +267,7 @@ class Rollout:
         last_use = allocation.since if unused_since is None else min(unused_since, allocation.since)
         if now < last_use + self._rules.hold_down_s:
             return
-        edges = [name for name, node in self._fleet.nodes.items() if Role.EDGE in node.roles]
-        if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in edges):
+        if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in self._fleet.edges):
             self._last_use.forget(allocation.id)
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._changed.add(allocation.domain)
@@ -305,29 +308,52 @@ class Rollout:
 
     # Messages
 
+    def _is_path_changed(self) -> bool:
+        return self._path_version != self._fleet.path_version
+
     def _queue_updates(self) -> None:
-        """Queue an update for every node whose desired state changed."""
-        for name, node_sync in self._node_syncs.items():
-            node = self._fleet.nodes[name]
-            update = self._snapshot(node, node_sync) if name in self._snapshot_due else self._delta(node, node_sync)
-            if update is not None:
-                self._messages.append((name, update))
+        """Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM."""
+        if is_path_changed := self._is_path_changed():
+            self._path_version = self._fleet.path_version
+            self._paths.clear()
+        hosts = self._hosts_concerned()
+        concerned = dict.fromkeys([*self._fleet.edges, *hosts, *self._snapshot_due])
+        for name in self._node_syncs if is_path_changed else concerned:
+            if (node_sync := self._node_syncs.get(name)) is not None:
+                self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()))
         self._due |= self._changed
         self._snapshot_due.clear()
         self._changed.clear()
-        self._path_changed = False
+
+    def _hosts_concerned(self) -> dict[NodeName, list[DomainUUID]]:
+        """Return the changed VMs of each host that holds or is to hold some."""
+        hosts: dict[NodeName, list[DomainUUID]] = {}
+        for uuid in self._changed:
+            told, here = self._told.pop(uuid, None), self._present.get(uuid)
+            if here is not None:
+                self._told[uuid] = here
+                hosts.setdefault(here, []).append(uuid)
+            if told is not None and told != here:
+                hosts.setdefault(told, []).append(uuid)
+        return hosts
+
+    def _queue_update(self, node: Node, node_sync: NodeSync, here: Iterable[DomainUUID]) -> None:
+        is_edge = Role.EDGE in node.roles
+        if node.name in self._snapshot_due:
+            update: ManagerMessage | None = self._snapshot(node, node_sync)
+        else:
+            host = {uuid: self._host_vm(uuid, node) for uuid in here}
+            edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed if is_edge}
+            update = node_sync.make_delta(self._path(node), host, edge)
+        if update is not None:
+            self._messages.append((node.name, update))
 
     def _snapshot(self, node: Node, node_sync: NodeSync) -> ManagerMessage:
-        host = {uuid: here for uuid in self._fleet.vms if (here := self._host_vm(uuid, node)) is not None}
-        edge = {
-            uuid: vm for uuid in self._fleet.vms if (vm := desired_state.edge_vm(self._fleet, uuid, node)) is not None
-        }
+        # A host holds nothing of VMs that are on others.
+        host = {uuid: vm for uuid in self._running.on(node.name) if (vm := self._host_vm(uuid, node)) is not None}
+        others = self._fleet.vms if Role.EDGE in node.roles else ()
+        edge = {uuid: to for uuid in others if (to := desired_state.edge_vm(self._fleet, uuid, node)) is not None}
         return node_sync.make_snapshot(self._path(node), host, edge)
-
-    def _delta(self, node: Node, node_sync: NodeSync) -> ManagerMessage | None:
-        host = {uuid: self._host_vm(uuid, node) for uuid in self._changed}
-        edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed}
-        return node_sync.make_delta(self._path(node), host, edge)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostIntent | None:
         vm = self._fleet.vms.get(uuid)
@@ -336,4 +362,8 @@ class Rollout:
         return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, self._wishes(vm))
 
     def _path(self, node: Node) -> PathState:
-        return desired_state.path(self._fleet, node, self._rules.internal_pool, self._rules.timeouts)
+        """Return what nodes with these roles should know of the site; computed once for all of them after a change."""
+        if (path := self._paths.get(node.roles)) is None:
+            path = desired_state.path(self._fleet, node, self._rules.internal_pool, self._rules.timeouts)
+            self._paths[node.roles] = path
+        return path

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
 from cpm.core.fleet import Fleet
@@ -34,6 +34,7 @@ from cpm.core.sizing.fairness import (
     share,
     yield_back,
 )
+from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID
 
@@ -152,7 +153,7 @@ class Contention:
         self,
         fleet: Fleet,
         reserve_share: float,
-        starting: Collection[DomainUUID],
+        starting: Starters,
         wishes: Callable[[VM], EffectiveWishes],
         in_use: Callable[[DomainUUID], int | None],
         headroom: tuple[float, int] = (HEADROOM_SHARE, HEADROOM_PORTS),
@@ -245,7 +246,8 @@ class Contention:
 
     def others_wait(self, uuid: DomainUUID) -> bool:
         """Return whether another VM than this one lacks ports."""
-        return any(each != uuid for each in (*self._wants, *self._starting))
+        wanting = len(self._wants) - (uuid in self._wants)
+        return wanting + len(self._starting) - (uuid in self._starting) > 0
 
     def want(self, uuid: DomainUUID) -> Want | None:
         """Return what a VM waits for, if it does."""
@@ -254,7 +256,7 @@ class Contention:
     def start_allowance(self, vm: VM, initial: int, floor: int) -> int:
         """Return how many ports a VM that starts may ask for: at least its floor, and no more than others can spare."""
         space = self._fleet.space
-        others = self._floors(uuid for uuid in self._starting if uuid != vm.uuid)
+        others = self._starting.floors_without(vm.uuid)
         left = (space.free_ports - max(others, self.reserve)) // space.block * space.block
         return max(floor, min(initial, left))
 
@@ -268,7 +270,7 @@ class Contention:
         current, space = active.ports.size, self._fleet.space
         if target <= current:
             return Allowance(target)
-        starters = self._floors(self._starting)
+        starters = self._starting.floors
         kept_free = max(self.reserve, starters)
         if not self.is_short(now) and space.free_ports - (target - current) >= kept_free:
             return Allowance(target, max(0, space.free_ports - kept_free))
@@ -347,10 +349,7 @@ class Contention:
         """
         space = self._fleet.space
         free, longest = space.free_ports, space.longest_free()
-        starters, growth, piece, looked_at = self._floors(self._starting), 0, 0, 0
-        for uuid in self._starting:
-            vm = self._vm(uuid)
-            piece = max(piece, self._wishes(vm).floor.value if vm is not None else 0)
+        starters, piece, growth, looked_at = self._starting.floors, self._starting.largest_floor, 0, 0
         for uuid in self._wants:
             active, target = self._fleet.one(uuid, _State.ACTIVE), shares.targets.get(uuid, 0)
             if active is not None and target > active.ports.size:
@@ -390,11 +389,6 @@ class Contention:
     def _with_headroom(self, in_use: int) -> int:
         part, ports = self._headroom
         return needed_ports(in_use, self._fleet.space.block, headroom_share=part, headroom_ports=ports)
-
-    def _floors(self, uuids: Iterable[DomainUUID]) -> int:
-        block = self._fleet.space.block
-        floors = (self._wishes(vm).floor.value for uuid in uuids if (vm := self._vm(uuid)) is not None)
-        return sum(-(-floor // block) * block for floor in floors)
 
     def _division_at(self, now: float, want: tuple[DomainUUID, int] | None = None) -> Division:
         """Return the recorded division while it is fresh, else a new one; ``want`` as in :meth:`_divide`."""

@@ -10,7 +10,7 @@ Tested in ``tests/unit/site/test_apart.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 
 from cpm.core import moves
 from cpm.core.fleet import Fleet
@@ -32,6 +32,7 @@ from cpm.core.sizing.resizing import (
 )
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
+from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import Conflict, NotFound, VirtPortsError
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, NodeName
@@ -61,7 +62,7 @@ class Sizer:
     :param fleet: The fleet; changes are recorded in it.
     :param node_syncs: The connected nodes; the owner adds and removes them.
     :param waiting: VMs that run and have no ports because none are available.
-    :param rollout: Gets a call for every VM that changed.
+    :param rollout: Is told which ports are fresh, and which part of a range drains.
     :param wishes: Returns the wishes in effect for a VM.
     :param rules: Rules of the pool.
     :param now: UTC seconds.
@@ -71,7 +72,7 @@ class Sizer:
         self,
         fleet: Fleet,
         node_syncs: Mapping[NodeName, NodeSync],
-        waiting: Set[DomainUUID],
+        waiting: Starters,
         rollout: Rollout,
         wishes: Callable[[VM], EffectiveWishes],
         rules: PoolRules,
@@ -175,7 +176,6 @@ class Sizer:
         self._notify_rollout(active, outcome)
         if in_use is not None and reserved is not None and not moves.is_extension(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)
-        self._rollout.on_vm_changed(active.domain)
         return True
 
     def _notify_rollout(self, active: Allocation, outcome: Outcome) -> None:

@@ -184,7 +184,7 @@ class Faults(RuleBasedStateMachine):
         assert {row.state for row in rows} <= {AllocationState.ACTIVE}, rows
         usage = manager.fleet.space.usage(EXTERNAL)
         assert usage.free + sum(row.ports.size for row in rows) == 24 * 64
-        assert {row.domain for row in rows} | manager.waiting == {uuid for uuid in VMS if self.running(uuid)}
+        assert {row.domain for row in rows} | set(manager.waiting) == {uuid for uuid in VMS if self.running(uuid)}
         for machine in site.hosts:
             for row in rows:
                 if row.node == machine.identity.name:

@@ -22,6 +22,7 @@ from cpm.core.sizing.contention import (
     Want,
 )
 from cpm.core.sizing.resizing import Situation, choose
+from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import Defaults, Resolver
 from cpm.protocol.model import (
     VM,
@@ -62,10 +63,14 @@ class Pool:
             0, tuple(vms), (node,), (ExternalAddress(A, reserved),), tuple(allocations), AllocationId(99)
         )
         self.fleet = Fleet(state, 64)
-        self.starting: set[DomainUUID] = set()
+        self.starting = Starters(64)
         self.in_use: dict[str, int] = {}
-        resolver = Resolver(Defaults(floor=64, policy="spec"), ["spec"])
-        self.contention = Contention(self.fleet, reserve, self.starting, resolver.resolve, self.in_use.get)
+        self.resolver = Resolver(Defaults(floor=64, policy="spec"), ["spec"])
+        self.contention = Contention(self.fleet, reserve, self.starting, self.resolver.resolve, self.in_use.get)
+
+    def waits_to_start(self, name: str) -> None:
+        vm = self.fleet.vms[DomainUUID(name)]
+        self.starting.add(vm.uuid, self.resolver.resolve(vm).floor.value)
 
     def active(self, name: str) -> Allocation:
         active = self.fleet.one(DomainUUID(name), AllocationState.ACTIVE)
@@ -117,7 +122,7 @@ def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> 
 
 def test_starting_vms_go_before_growth() -> None:
     pool = Pool(10, {"a": 5, "new": 0}, new=Wishes(floor=256))
-    pool.starting.add(DomainUUID("new"))
+    pool.waits_to_start("new")
     pool.in_use.update(a=320)
     blocks, why = pool.grows("a", 20)
     assert blocks == 6
@@ -126,7 +131,8 @@ def test_starting_vms_go_before_growth() -> None:
 
 def test_a_start_leaves_the_floors_of_others() -> None:
     pool = Pool(10, {"a": 5, "b": 0, "c": 0}, b=Wishes(floor=128), c=Wishes(floor=192))
-    pool.starting.update([DomainUUID("b"), DomainUUID("c")])
+    pool.waits_to_start("b")
+    pool.waits_to_start("c")
     b = pool.fleet.vms[DomainUUID("b")]
     assert pool.contention.start_allowance(b, 256, 128) == 128
     pool.starting.discard(DomainUUID("c"))
@@ -136,7 +142,7 @@ def test_a_start_leaves_the_floors_of_others() -> None:
 def test_the_largest_idle_range_gives_back_for_a_vm_that_starts() -> None:
     pool = Pool(12, {"busy": 5, "idle": 4, "small": 3, "new": 0})
     pool.in_use.update(busy=320, idle=0, small=0)
-    pool.starting.add(DomainUUID("new"))
+    pool.waits_to_start("new")
     assert pool.relief() == {"idle": 3}
 
 
@@ -151,7 +157,7 @@ def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None
     pool = Pool(12, {"unknown": 8, "growing": 3, "new": 0})
     pool.in_use.update(growing=0)
     pool.resize("growing", 256)
-    pool.starting.add(DomainUUID("new"))
+    pool.waits_to_start("new")
     assert pool.relief() == {}
     pool.in_use.update(unknown=0)
     assert pool.relief(NOW + RELIEF_RETRY_S) == {"unknown": 7}
@@ -160,7 +166,7 @@ def test_those_without_a_figure_and_those_being_resized_are_left_alone() -> None
 def test_what_is_about_to_be_free_is_not_asked_for_twice_unless_it_never_comes() -> None:
     pool = Pool(12, {"idle": 6, "other": 6, "new": 0})
     pool.in_use.update(idle=0, other=0)
-    pool.starting.add(DomainUUID("new"))
+    pool.waits_to_start("new")
     assert pool.relief() == {"idle": 5}
     pool.resize("idle", 320)
     assert pool.relief(NOW + 1) == {}

@@ -1,0 +1,108 @@
+"""
+What the manager does costs in proportion to what has changed, not to the size of the site.
+
+Counted in bytecode instructions, so a slow or busy machine makes no difference. The larger site of each pair has four
+times as many hosts and VMs; a tenth more work is granted for what it takes to find one entry among more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from cpm.core.sizing.sizer import Target
+from cpm.protocol.messages import Delta
+from cpm.settings import PoolSettings
+from tests.fakes.many_nodes import EDGES, ManyNodes
+from tests.work import instructions
+
+SMALL, LARGE = 5, 20
+VMS = 4
+GRANTED = 1.1
+
+
+def resize(site: ManyNodes) -> None:
+    uuid = site.vms_of(site.hosts[0])[0]
+    before = site.active(uuid)
+    assert before is not None
+    site.manager.sizer.resize(uuid, Target(before.ports.size + 64, 200), site.now)
+    site.settle()
+    after = site.active(uuid)
+    assert after is not None
+    assert after.ports.size == before.ports.size + 64
+    assert {name for name, _ in site.messages} == {*EDGES, site.hosts[0]}
+
+
+def list_vms(site: ManyNodes) -> None:
+    site.present(site.hosts[0])
+    site.settle()
+
+
+def report(site: ManyNodes) -> None:
+    site.report(site.hosts[0])
+    site.settle()
+
+
+def lose_and_greet_a_host(site: ManyNodes) -> None:
+    site.manager.on_session_end(site.hosts[0], site.now)
+    site.settle()
+    site.hello(site.hosts[0])
+    site.settle()
+    assert {name for name, _ in site.messages} == {site.hosts[0]}
+
+
+def tick(site: ManyNodes) -> None:
+    site.now += 1.0
+    site.manager.tick(site.now)
+    site.settle()
+    assert site.messages == []
+
+
+@pytest.mark.parametrize("act", [resize, list_vms, report, lose_and_greet_a_host, tick])
+def test_the_work_does_not_grow_with_the_site(act: Callable[[ManyNodes], None]) -> None:
+    work = []
+    for hosts in (SMALL, LARGE):
+        site = ManyNodes(hosts, VMS)
+        act(site)  # the first time may fill something
+        work.append(instructions(lambda site=site: act(site)))  # type: ignore[misc]
+    assert work[1] <= work[0] * GRANTED
+
+
+def test_a_list_that_says_nothing_new_changes_nothing_and_is_told_to_nobody() -> None:
+    site = ManyNodes(SMALL, VMS)
+    site.present(site.hosts[0])
+    assert site.manager.fleet.changed == set()
+    site.settle()
+    assert (site.messages, site.changes) == ([], [])
+
+
+def test_a_change_of_one_vm_is_told_to_its_host_and_the_edges_and_names_no_other() -> None:
+    site = ManyNodes(LARGE, VMS)
+    resize(site)
+    uuid = site.vms_of(site.hosts[0])[0]
+    for _, message in site.messages:
+        assert isinstance(message, Delta)
+        assert {vm.domain for vm in (*message.host, *message.edge)} == {uuid}
+        assert message.path is None
+
+
+@pytest.mark.parametrize("pass_", ["retry", "list"])
+def test_a_shortage_costs_in_proportion_to_the_vms_that_wait(pass_: str) -> None:
+    work = []
+    for vms in (20, 80):
+        # Room for two VMs; all others wait.
+        site = ManyNodes(1, vms, addresses=1, ports=128, pool=PoolSettings(initial=64, start_reserve=0.0))
+        assert len(site.manager.waiting) == vms - 2
+
+        def act(site: ManyNodes = site) -> None:
+            site.now += 5.0
+            if pass_ == "retry":
+                site.manager.tick(site.now)
+            else:
+                site.present(site.hosts[0])
+            site.manager.take(site.now)
+
+        act()
+        work.append(instructions(act))
+    assert work[1] <= work[0] * 4 * GRANTED
