@@ -87,7 +87,7 @@ class Cpmd:
         path = Path(self._settings.ledger.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         version, reports = program.version(), ReportFollowers()
-        about = About(version, clock.now(), self._settings.ledger.path, self._settings.timeouts())
+        about = About(version, clock.wall(), self._settings.ledger.path, self._settings.timeouts())
         self._ledger = SqliteLedger(path)
         self._journal = JournalThread(self._ledger.reader())
         self.decisions = DecisionLoop(self._ledger, self._settings.rules(), self._connections)

@@ -414,6 +414,7 @@ def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) 
     return Visitor(
         period_s,
         clock.now,
+        clock.wall_at,
         file=guests.announce_file,
         sockets=SocketAgents(guests.agent_sockets, timeout_s) if guests.agent_sockets else None,
         libvirt=LibvirtAgents(libvirt, timeout_s) if libvirt is not None else None,

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID
+from cpm.protocol.walltime import WallTime
 from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentError, GuestFigures, InvalidReply
 
@@ -172,9 +173,17 @@ class VisitSchedule:
         due = self._next()
         return max(0.0, due[0] - now) if due is not None else None
 
-    def views(self) -> dict[DomainUUID, GuestView]:
-        """Return what is known of every guest that was visited at least once."""
-        return {domain: _view(guest) for domain, guest in self._guests.items() if guest.state is not None}
+    def views(self, wall_at: Callable[[float], WallTime]) -> dict[DomainUUID, GuestView]:
+        """
+        Return what is known of every guest that was visited at least once.
+
+        :param wall_at: Returns what the wall clock showed at a ``now``.
+        """
+        return {
+            domain: _view(guest, wall_at(guest.since))
+            for domain, guest in self._guests.items()
+            if guest.state is not None
+        }
 
     def _next(self) -> tuple[float, DomainUUID] | None:
         """Return the guest to visit next and when it is due; None: no guest is left, or no slot is free."""
@@ -228,13 +237,13 @@ def _state(error: AgentError) -> GuestState:
     return GuestState.NONSENSE if isinstance(error, InvalidReply) else GuestState.SILENT
 
 
-def _view(guest: _Guest) -> GuestView:
+def _view(guest: _Guest, since: WallTime) -> GuestView:
     assert guest.state is not None
     figures = guest.figures or GuestFigures()
     interfaces = figures.interfaces
     return GuestView(
         guest.state,
-        guest.since,
+        since.seconds,
         guest.reason,
         connections=figures.connections,
         established=figures.established,

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import DomainUUID
+from cpm.protocol.walltime import WallTime
 from cpm.service.tasks import Tasks
 from qga_agent.announcement import DEFAULT_PATH, Announcement, announce
 from qga_agent.guest_agent import Agent, AgentError, Agents, AgentSilent, GuestFigures, read_figures
@@ -40,7 +41,8 @@ class Visitor:
     Visits the guests of this host.
 
     :param period_s: Seconds between two visits to a guest that answers.
-    :param now: Reads the clock.
+    :param now: Reads a clock that nobody can set.
+    :param wall_at: Returns what the wall clock showed at a reading of ``now``.
     :param file: Path of the announcement in the guest; empty: no file.
     :param sockets: Used for the VMs that have one.
     :param libvirt: Used for all other VMs.
@@ -51,6 +53,7 @@ class Visitor:
         self,
         period_s: float,
         now: Callable[[], float],
+        wall_at: Callable[[float], WallTime],
         *,
         file: str = DEFAULT_PATH,
         sockets: OptionalAgents | None = None,
@@ -59,6 +62,7 @@ class Visitor:
     ) -> None:
         self._schedule = VisitSchedule(period_s, slots)
         self._now = now
+        self._wall_at = wall_at
         self._file = file
         self._sockets = sockets
         self._libvirt = libvirt
@@ -97,7 +101,7 @@ class Visitor:
 
     def views(self) -> dict[DomainUUID, GuestView]:
         """Return what is known of every guest that was visited at least once."""
-        return self._schedule.views()
+        return self._schedule.views(self._wall_at)
 
     async def _sleep(self) -> None:
         next_s = self._schedule.seconds_to_next(self._now())

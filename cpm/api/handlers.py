@@ -5,13 +5,14 @@ Registers the function that answers each operation. Besides the arguments of the
 registered with            arguments it may name             what the function does
 =========================  ================================  =====================================================
 :func:`query`              ``manager``, ``now``, ``about``   returns the answer; changes nothing
-:func:`journal_query`      ``journal``, ``now``              returns the answer; runs in the journal's thread
+:func:`journal_query`      ``journal``, ``now``, ``wall``    returns the answer; runs in the journal's thread
 :func:`change`             ``manager``, ``now``              changes the manager; returns the query that answers,
                                                              which is run once the change is durable
 :func:`stream`             ``feeds``                         returns an iterator over the lines of the answer
 =========================  ================================  =====================================================
 
-``now`` is UTC seconds; ``about`` is :class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`.
+``now`` is ledger time (:mod:`cpm.core.timeline`), ``wall`` what the wall clock shows, ``about``
+:class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`.
 A function may leave out those that it does not need, but none of the parameters of its operation, ``body`` included.
 
 Tested in tests/unit/cpm/api/test_operations.py.
@@ -39,7 +40,7 @@ class Kind(enum.Enum):
     """How a handler is run; the value has the arguments that it may name besides those of the request."""
 
     QUERY = frozenset(("manager", "now", "about"))
-    JOURNAL_QUERY = frozenset(("journal", "now"))
+    JOURNAL_QUERY = frozenset(("journal", "now", "wall"))
     CHANGE = frozenset(("manager", "now"))
     STREAM = frozenset(("feeds",))
 

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.walltime import WallTime
 
 
 class Parameter(Struct, frozen=True):
@@ -82,11 +83,11 @@ class WholeNumber(Parameter, frozen=True):
 
 
 class Moment(Parameter, frozen=True):
-    """UTC seconds; the handler gets None when it is missing or empty."""
+    """A moment in UTC seconds; the handler gets None when it is missing or empty."""
 
-    def read(self, text: str | None) -> float | None:  # noqa: D102
+    def read(self, text: str | None) -> WallTime | None:  # noqa: D102
         try:
-            return float(text) if text else None
+            return WallTime.parse(text) if text else None
         except ValueError:
             raise InvalidRequest(f"{self.name} is {text!r}; use seconds since 1970 in UTC") from None
 

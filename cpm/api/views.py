@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.walltime import UtcSeconds
 
 
 class ErrorView(Struct, frozen=True):
@@ -54,7 +55,7 @@ class AllocationView(Struct, frozen=True):
     first_port: int
     last_port: int
     state: AllocationState
-    since: float
+    since: UtcSeconds
     """UTC seconds."""
     connections: int | None = None
     """Connections that still use it; null unless it is draining."""
@@ -100,7 +101,7 @@ class GuestAgentView(Struct, frozen=True):
     state: str
     """``answering``, ``not answering``, ``absent`` (no channel, or no agent in the guest) or
     ``nonsense`` (answers that cannot be understood)."""
-    since: float
+    since: UtcSeconds
     """UTC seconds."""
     why: str
     """The reason for the state, or the error of a command that the agent refused."""
@@ -168,7 +169,7 @@ class ExplainView(Struct, frozen=True):
     """Ports that were last decided."""
     rule: str | None
     """The policy or guard that determined that number."""
-    decided_at: float | None
+    decided_at: UtcSeconds | None
     """UTC seconds."""
     refused: str | None
     """Why it has fewer ports than were decided."""
@@ -178,7 +179,7 @@ class ExplainView(Struct, frozen=True):
     """Why new connections use an overflow range, which is not adjacent to the earlier ports."""
     waits_for: int | None
     """Ports in total that it waits for."""
-    waits_since: float | None
+    waits_since: UtcSeconds | None
     """UTC seconds."""
     fair_share: int | None
     """Ports it is entitled to while ports are short."""
@@ -199,27 +200,44 @@ class ExplainView(Struct, frozen=True):
     """The VMs that hold most ports, the largest first."""
 
 
+class CandidateView(Struct, frozen=True):
+    """The owner of an external port at one of the moments that were meant, perhaps; null: no VM had it then."""
+
+    name: str | None
+    uuid: DomainUUID | None
+    node: NodeName | None
+    since: UtcSeconds | None
+
+
 class WhoisView(Struct, frozen=True):
-    """The owner of an external port at a moment."""
+    """
+    The owner of an external port at a moment.
+
+    While ``doubt`` is not empty, all that names a VM is null, and ``candidates`` has who it may have been.
+    """
 
     address: IPv4Address
     port: int
-    at: float
-    name: str
-    uuid: DomainUUID
-    node: NodeName
-    internal_address: IPv4Address
-    first_port: int
-    last_port: int
-    state: AllocationState
-    since: float
+    at: UtcSeconds
+    name: str | None
+    uuid: DomainUUID | None
+    node: NodeName | None
+    internal_address: IPv4Address | None
+    first_port: int | None
+    last_port: int | None
+    state: AllocationState | None
+    since: UtcSeconds | None
+    doubt: str = ""
+    """Why nobody can say: the manager's clock was set, and showed that time twice, or never."""
+    candidates: tuple[CandidateView, ...] = ()
+    """One for each moment that may be meant, the earliest first."""
 
 
 class EventView(Struct, frozen=True):
     """One line of the journal."""
 
     seq: int
-    at: float
+    at: UtcSeconds
     event: str
     name: str
     uuid: DomainUUID
@@ -248,7 +266,7 @@ class MeasurementView(Struct, frozen=True):
 class ReportView(Struct, frozen=True):
     """The measurements of one host over one period, all its VMs."""
 
-    at: float
+    at: UtcSeconds
     """UTC seconds."""
     node: NodeName
     period_s: float
@@ -296,7 +314,7 @@ class OwnPortsView(Struct, frozen=True):
     use: OwnUse
     """``ephemeral`` (its kernel picks from them), ``listener`` or ``connection``."""
     node: NodeName
-    gone: float | None
+    gone: UtcSeconds | None
     """UTC seconds at which the edge no longer used them; they are free an hour later. null: it uses them."""
 
 
@@ -306,7 +324,7 @@ class RangeView(Struct, frozen=True):
     first_port: int
     last_port: int
     state: AllocationState
-    since: float
+    since: UtcSeconds
     """UTC seconds."""
     name: str
     uuid: DomainUUID
@@ -344,18 +362,31 @@ class NodeView(Struct, frozen=True):
     to an edge, addresses of the internal pool that are in use."""
 
 
+class ClockStepView(Struct, frozen=True):
+    """Somebody set the manager's wall clock."""
+
+    before: UtcSeconds
+    after: UtcSeconds
+    by_s: float
+    """Seconds by which it was set forward; negative: back."""
+
+
 class StatusView(Struct, frozen=True):
     """The manager itself."""
 
     version: str
     epoch: int
-    started: float
+    started: UtcSeconds
     domains: int
     nodes: int
     nodes_connected: int
     ledger: str
     timeouts: Timeouts | None = None
     """Idle timeouts of connections of VMs, unless a host's natd.toml has others; null: the manager is an older one."""
+    clock_steps: int = 0
+    """How often the manager's wall clock was set since the ledger was made. No decision depends on that clock."""
+    last_clock_steps: tuple[ClockStepView, ...] = ()
+    """The last ten of them, the newest last."""
 
 
 class Document(Struct, frozen=True):

@@ -99,7 +99,7 @@ def main() -> int:
     from cpm.service import clock
 
     try:
-        return execute(sys.argv[1:], now=clock.now())
+        return execute(sys.argv[1:], now=clock.wall().seconds)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

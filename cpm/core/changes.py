@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from typing import TypeAlias
 
 from cpm.core.journal import JournalEvent
+from cpm.core.timeline import Stretch
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -101,7 +102,7 @@ class MoveAllocation:
     ports: PortRange
     state: AllocationState
     since: float
-    """UTC seconds at which ``state`` was entered."""
+    """Ledger time at which ``state`` was entered."""
     node: NodeName | None = None
     """The host that uses these ports from now on; None: the same as before."""
 
@@ -125,6 +126,13 @@ class Notice:
     """One of :data:`cpm.core.journal.NOTICES`."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutStretch:
+    """The wall clock was set, or its time was unknown until now: later entries of the journal are told by it."""
+
+    stretch: Stretch
+
+
 Change: TypeAlias = (
     PutVM
     | DropVM
@@ -137,5 +145,6 @@ Change: TypeAlias = (
     | MoveAllocation
     | FreeAllocation
     | Notice
+    | PutStretch
 )
 """One change of the ledger."""

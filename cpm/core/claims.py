@@ -29,7 +29,7 @@ class Claim:
     attach: Attach
     """What it said last."""
     since: float
-    """UTC seconds."""
+    """Ledger time."""
     is_reported: bool = False
     """The operator was told."""
 

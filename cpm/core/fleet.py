@@ -23,6 +23,7 @@ from cpm.core.changes import (
     PutAddress,
     PutNode,
     PutOwnPorts,
+    PutStretch,
     PutVM,
 )
 from cpm.core.journal import LedgerState
@@ -39,6 +40,7 @@ from cpm.protocol.model import (
     Role,
 )
 from cpm.protocol.own_ports import KeptPorts
+from cpm.protocol.walltime import UtcSeconds
 
 
 class Fleet:
@@ -66,6 +68,8 @@ class Fleet:
         """VMs of which nodes may need an update since it was emptied: every change of one puts it here."""
         self.path_version = 0
         """Greater after each change of nodes and external addresses."""
+        self.timeline = state.timeline
+        """What the wall clock showed; a part of the ledger like all the rest."""
         self._internal: set[IPv4Address] = {vm.internal for vm in state.vms}
         self._by_id: dict[AllocationId, Allocation] = {}
         self._next_id = state.next_allocation_id
@@ -90,6 +94,10 @@ class Fleet:
     def recorded(self) -> int:
         """How many changes were recorded since the last call of :meth:`take_recorded`."""
         return len(self._recorded)
+
+    def utc(self, at: float) -> UtcSeconds:
+        """Return what the wall clock showed at a moment of ledger time, for people."""
+        return self.timeline.wall(at).seconds
 
     def take_recorded(self) -> list[Change]:
         """Return the changes since the last call, in order."""
@@ -161,6 +169,8 @@ class Fleet:
             case DropAddress(address=dropped):
                 self.space.remove_address(dropped)
                 self.path_version += 1
+            case PutStretch(stretch):
+                self.timeline = self.timeline.followed_by(stretch)
             case AddAllocation(allocation):
                 self.space.take(allocation)
                 self._index(allocation)

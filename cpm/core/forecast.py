@@ -25,7 +25,7 @@ class Forecast:
         """
         Add a point unless the last is newer than :data:`PERIOD_S`. After the clock was set back, start again.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         """
         if self._points and now < self._points[-1][0]:
             self._points.clear()

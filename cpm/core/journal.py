@@ -10,6 +10,7 @@ import dataclasses
 import enum
 from ipaddress import IPv4Address
 
+from cpm.core.timeline import Timeline
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -22,6 +23,7 @@ from cpm.protocol.model import (
     PortRange,
 )
 from cpm.protocol.own_ports import KeptPorts
+from cpm.protocol.walltime import WallTime
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class LedgerState:
     next_allocation_id: AllocationId
     """Greater than every id ever used, including those of freed allocations."""
     own_ports: tuple[KeptPorts, ...] = ()
+    timeline: Timeline = dataclasses.field(default_factory=Timeline)
 
 
 class JournalEvent(enum.StrEnum):
@@ -101,8 +104,8 @@ class JournalEntry:
 
     seq: int
     """Position in the journal; each entry has a greater one than the entry before."""
-    at: float
-    """UTC seconds at which it was committed."""
+    at: WallTime
+    """When it was committed, as the wall clock showed it; in order only where nobody set that clock."""
     event: JournalEvent
     allocation: AllocationId
     domain: DomainUUID
@@ -128,5 +131,5 @@ class PortOwner:
     internal: IPv4Address
     ports: PortRange
     state: AllocationState
-    since: float
-    """UTC seconds since which all of the above is true."""
+    since: WallTime
+    """Since when all of the above is true."""

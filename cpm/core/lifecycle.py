@@ -89,7 +89,7 @@ def name_of(state: State) -> str:
 
 def hold_down_end(allocation: Allocation, hold_down_s: float = DEFAULT_HOLD_DOWN_S) -> float:
     """
-    Return when the hold-down of a held allocation ends, in UTC seconds.
+    Return when the hold-down of a held allocation ends, in ledger time.
 
     :raise ValueError: When the allocation is not held.
     """

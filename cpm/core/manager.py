@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from cpm.core import own_ports, sizing
-from cpm.core.changes import Change, PutNode, PutVM
+from cpm.core.changes import Change, PutNode, PutStretch, PutVM
 from cpm.core.claims import Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
@@ -31,6 +31,7 @@ from cpm.core.sizing.host_reports import HostReports
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
+from cpm.core.timeline import Step
 from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
@@ -62,6 +63,7 @@ from cpm.protocol.model import (
     Role,
     Wishes,
 )
+from cpm.protocol.walltime import WallTime
 
 RESYNC_S = 5.0
 """Seconds before a node that refused a transaction gets everything again."""
@@ -82,7 +84,7 @@ class Manager:
     :param state: The ledger's content.
     :param rules: How ports are dealt out.
     :param epoch: This manager's epoch, greater than that of any before it.
-    :param now: UTC seconds.
+    :param now: Ledger time.
     """
 
     def __init__(self, state: LedgerState, rules: PoolRules, epoch: int, now: float) -> None:
@@ -150,7 +152,7 @@ class Manager:
         A fence ends here: the operator vouched for a node that was gone, and this one is alive.
 
         :param version: Version of cpmd, for the answer.
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise InvalidRequest: When it speaks another protocol, or names own ports that make no sense.
         :raise Conflict: When it has seen a later manager than this one.
         """
@@ -190,7 +192,7 @@ class Manager:
 
         :param hello: All that the node has said in this session.
         :param generation: Greatest generation that the node was sent in this session.
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise KeyError: When the ledger does not know the node.
         """
         node = self.fleet.nodes[hello.node]
@@ -221,7 +223,7 @@ class Manager:
         """
         Handle a message from a node with a session.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise InvalidRequest: When the node may not send this message.
         """
         node, session = self.fleet.nodes[name], self.sessions[name]
@@ -322,6 +324,21 @@ class Manager:
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
 
     # Time
+
+    def on_wall_clock(self, wall: WallTime, now: float, *, is_measured: bool) -> Step | None:
+        """
+        Compare what the wall clock shows with what it should show; return the step when somebody has set it.
+
+        No decision depends on it: the journal and people are told times of the wall clock.
+
+        :param now: Ledger time.
+        :param is_measured: Ledger time is known to have run on since the last call, in this process or one before.
+        """
+        stretch = self.fleet.timeline.noticed(now, wall, is_measured=is_measured)
+        if stretch is None:
+            return None
+        self.fleet.record(PutStretch(stretch))
+        return next((step for step in self.fleet.timeline.steps[-1:] if step.is_set), None)
 
     def tick(self, now: float) -> None:
         """

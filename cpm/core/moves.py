@@ -2,7 +2,7 @@
 Records decisions about a VM's port ranges in the fleet, as changes in the order that the ledger requires.
 
 Decides nothing: :mod:`cpm.core.sizing.resizing` chooses the outcome, :mod:`cpm.core.lifecycle` defines the legal steps.
-The caller owns the fleet; ``now`` is UTC seconds. Functions that take ports raise
+The caller owns the fleet; ``now`` is ledger time. Functions that take ports raise
 :class:`cpm.protocol.errors.Overloading` when another VM has them already.
 
 Tested in ``tests/unit/site/test_order.py``.

@@ -42,7 +42,7 @@ def kept_after(before: Iterable[KeptPorts], node: NodeName, told: Iterable[OwnAd
     """
     Return what is kept of an edge, given what was kept of it and what it names now.
 
-    :param now: UTC seconds.
+    :param now: Ledger time.
     """
     named = [KeptPorts(node, own.address, each.ports, each.use) for own in told for each in own.ranges]
     gone = (rest for kept in before for rest in _without(kept, named, now))

@@ -22,6 +22,7 @@ from cpm.core.changes import (
     PutAddress,
     PutNode,
     PutOwnPorts,
+    PutStretch,
     PutVM,
 )
 from cpm.core.journal import JournalEvent
@@ -50,7 +51,7 @@ def apply(connection: sqlite3.Connection, change: Change, now: float) -> None:
     """
     Apply one change and write it to the journal.
 
-    :param now: UTC seconds of the commit.
+    :param now: UTC seconds of the commit, for the journal.
     :raise Conflict: When the present state is not the expected one; :class:`Overloading` when a port would get a
         second owner. The caller has to roll the transaction back.
     :raise sqlite3.Error: When SQLite cannot read or write.
@@ -127,6 +128,14 @@ def _put_own_ports(connection: sqlite3.Connection, change: PutOwnPorts, now: flo
             (kept.node, str(kept.address), kept.ports.first, kept.ports.last, kept.use.value, kept.gone)
             for kept in change.kept
         ],
+    )
+
+
+def _put_stretch(connection: sqlite3.Connection, change: PutStretch, now: float) -> None:
+    stretch = change.stretch
+    connection.execute(
+        f"INSERT INTO clock ({rows.STRETCH}) SELECT ?, ?, ?, coalesce(max(seq), 0) + 1 FROM journal",  # noqa: S608
+        (stretch.start, stretch.wall.seconds, stretch.is_measured),
     )
 
 
@@ -243,4 +252,5 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     MoveAllocation: _move,
     FreeAllocation: _free,
     Notice: _notice,
+    PutStretch: _put_stretch,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cpm.core.journal import NOTICES, JournalEntry, PortOwner
+from cpm.core.timeline import Position, Timeline
 from cpm.ledger import rows
 from cpm.ledger.connection import ledger_errors
 from cpm.protocol.errors import LedgerError
@@ -41,17 +42,29 @@ class JournalReader:
         if self._owned:
             self._connection.close()
 
-    def whois(self, external: IPv4Address, port: int, at: float | None = None) -> PortOwner | None:
+    def timeline(self) -> Timeline:
+        """Return what the wall clock showed; it says where in the journal a moment is."""
+        with ledger_errors(self._path):
+            query = f"SELECT {rows.STRETCH} FROM clock ORDER BY number"  # noqa: S608 - constants
+            return rows.timeline(self._connection.execute(query))
+
+    def whois(self, external: IPv4Address, port: int, at: Position | None = None) -> PortOwner | None:
         """
         Return the owner of a port of an external address at a given time; None: it had none.
 
-        :param at: UTC seconds; None: now. A change committed at exactly that time counts.
+        :param at: None: now. A change committed at exactly that time counts.
         """
         # SQLite walks the index backwards, from the newest entry of the address to the first that has the port.
         where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_NOTICES})"
-        where += "" if at is None else " AND at <= ?"
+        wanted: tuple[float, ...] = ()
+        if at is not None:
+            # Entries of earlier stretches of the wall clock may have a later time.
+            where += " AND (at <= ? OR seq < ?)"
+            wanted = (at.wall.seconds, at.first_seq)
+            if at.next_seq is not None:
+                where, wanted = f"{where} AND seq < ?", (*wanted, at.next_seq)
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
-        found = self._entries(query, str(external), port, port, *(() if at is None else (at,)))
+        found = self._entries(query, str(external), port, port, *wanted)
         return rows.owner(found[0]) if found else None
 
     def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from cpm.core.journal import JournalEntry, JournalEvent, PortOwner
+from cpm.core.timeline import Stretch, Timeline
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -27,6 +28,7 @@ from cpm.protocol.model import (
     Wishes,
 )
 from cpm.protocol.own_ports import KeptPorts, OwnUse
+from cpm.protocol.walltime import WallTime
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -35,6 +37,7 @@ ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
 VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
 NODE: Final = "name, roles, underlay, in_service, fenced"
 OWN_PORTS: Final = "node, address, first, last, use, gone"
+STRETCH: Final = "start, wall, is_measured, first_seq"
 ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
 
 
@@ -110,12 +113,17 @@ def own_ports(row: Row) -> KeptPorts:
     return KeptPorts(NodeName(name), IPv4Address(address), PortRange(first, last), OwnUse(use), gone)
 
 
+def timeline(found: Iterable[Row]) -> Timeline:
+    """Convert rows of :data:`STRETCH`, in order."""
+    return Timeline(tuple(Stretch(start, WallTime.of(wall), bool(known), seq) for start, wall, known, seq in found))
+
+
 def entry(row: Row) -> JournalEntry:
     """Convert a row of :data:`ENTRY`."""
     seq, at, event, number, domain, name, host, external, internal, first, last, state = row
     return JournalEntry(
         seq=seq,
-        at=at,
+        at=WallTime.of(at),
         event=JournalEvent(event),
         allocation=AllocationId(number),
         domain=DomainUUID(domain),

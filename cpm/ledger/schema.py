@@ -253,5 +253,38 @@ def _own_ports(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports)
+_CLOCK: Final = (
+    # Until now all times were of the wall clock. Ledger time begins at the last one, so that none is in the future.
+    """CREATE TABLE ledger_time (
+        passed REAL NOT NULL,
+        boot TEXT NOT NULL,
+        ahead REAL NOT NULL
+    ) STRICT""",
+    """INSERT INTO ledger_time (passed, boot, ahead) SELECT max(
+        (SELECT coalesce(max(at), 0.0) FROM journal),
+        (SELECT coalesce(max(since), 0.0) FROM allocations),
+        (SELECT coalesce(max(gone), 0.0) FROM own_ports)), '', 0.0""",
+    """CREATE TABLE clock (
+        number INTEGER PRIMARY KEY,
+        start REAL NOT NULL,
+        wall REAL NOT NULL,
+        is_measured INTEGER NOT NULL CHECK (is_measured IN (0, 1)),
+        first_seq INTEGER NOT NULL
+    ) STRICT""",
+    """CREATE TRIGGER clock_is_kept BEFORE DELETE ON clock BEGIN
+        SELECT RAISE(ABORT, 'what the clock showed is append-only');
+    END""",
+    """CREATE TRIGGER clock_is_not_rewritten BEFORE UPDATE ON clock BEGIN
+        SELECT RAISE(ABORT, 'what the clock showed is append-only');
+    END""",
+)
+
+
+def _clock(database: Database) -> None:
+    """Version 5: ledger time, and what the wall clock showed meanwhile (:mod:`cpm.core.timeline`)."""
+    for statement in _CLOCK:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock)
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

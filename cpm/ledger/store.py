@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import sqlite3
@@ -10,14 +11,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.changes import Change
+from cpm.core.changes import Change, PutStretch
 from cpm.core.journal import LedgerState
+from cpm.core.timeline import Timeline
 from cpm.ledger import applying, rows, schema
 from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, ledger_errors, lock, roll_back
 from cpm.ledger.journal import JournalReader
 from cpm.protocol.model import AllocationId
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResumedTime:
+    """How ledger time goes on."""
+
+    ahead_s: float
+    """Seconds by which it is ahead of the boot clock."""
+    is_measured: bool
+    """The time since the last commit is known. False: the machine was off, or the ledger was on another one."""
 
 
 class SqliteLedger:
@@ -44,6 +56,7 @@ class SqliteLedger:
                 undo.callback(self._connection.close)
                 schema.migrate(self._connection)
                 version = schema.version_of(self._connection)
+                self._timeline = self._read_timeline()
             self._undo = undo.pop_all()
         log.info("ledger %s: schema %d, SQLite %s", self.path, version, sqlite3.sqlite_version)
 
@@ -86,6 +99,23 @@ class SqliteLedger:
             query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
             return int(self._connection.execute(query).fetchone()[0])
 
+    def resume_time(self, boot: str, since_boot_s: float) -> ResumedTime:
+        """
+        Let ledger time go on, and return how.
+
+        :param boot: Identifies this boot of the machine.
+        :param since_boot_s: Seconds on the boot clock, which nobody can set.
+        :raise LedgerError: When it cannot be committed.
+        """
+        with self._transaction():
+            passed, former, ahead = self._connection.execute("SELECT passed, boot, ahead FROM ledger_time").fetchone()
+            is_measured = former == boot and since_boot_s + ahead >= passed
+            if not is_measured:
+                # How long the machine was off is not known, so nothing of it counts.
+                ahead = passed - since_boot_s
+                self._connection.execute("UPDATE ledger_time SET boot = ?, ahead = ?", (boot, ahead))
+        return ResumedTime(ahead, is_measured)
+
     def load(self) -> LedgerState:
         """
         Return the present content, without the journal.
@@ -115,20 +145,30 @@ class SqliteLedger:
                     rows.own_ports(row)
                     for row in rows_of(f"SELECT {rows.OWN_PORTS} FROM own_ports ORDER BY node, address, first")  # noqa: S608
                 ),
+                timeline=self._read_timeline(),
             )
 
     def commit(self, changes: Sequence[Change], now: float) -> None:
         """
         Apply all changes, in order, as one transaction that survives a power failure.
 
-        :param now: UTC seconds, for the journal.
+        :param now: Ledger time.
         :raise Conflict: When a change does not fit the present content; :class:`cpm.protocol.errors.Overloading` when a
             port would get a second owner. Nothing changed.
         :raise LedgerError: When SQLite cannot write. Nothing changed.
         """
         with self._transaction():
+            timeline = self._timeline
             for change in changes:
-                applying.apply(self._connection, change, now)
+                if isinstance(change, PutStretch):
+                    timeline = timeline.followed_by(change.stretch)
+                applying.apply(self._connection, change, timeline.wall(now).seconds)
+            self._connection.execute("UPDATE ledger_time SET passed = ?1 WHERE passed < ?1", (now,))
+        self._timeline = timeline
+
+    def _read_timeline(self) -> Timeline:
+        query = f"SELECT {rows.STRETCH} FROM clock ORDER BY number"  # noqa: S608 - constants
+        return rows.timeline(self._connection.execute(query))
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:

@@ -26,6 +26,7 @@ from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.walltime import UtcSeconds
 
 PROTOCOL = 4
 """Version of these messages; both sides must have the same."""
@@ -143,7 +144,7 @@ class GuestView(Struct, frozen=True):
     """
 
     state: GuestState
-    since: float
+    since: UtcSeconds
     """UTC seconds."""
     why: str = ""
     """Reason of the state, or the error of a command that the agent refused, as reported."""

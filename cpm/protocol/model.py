@@ -160,7 +160,7 @@ class Allocation:
     ports: PortRange
     state: AllocationState
     since: float
-    """UTC seconds at which the present state was entered."""
+    """Ledger time at which the present state was entered."""
 
 
 UNLIMITED: Final = 0.0

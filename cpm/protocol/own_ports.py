@@ -63,4 +63,4 @@ class KeptPorts:
     ports: PortRange
     use: OwnUse
     gone: float | None = None
-    """UTC seconds at which the edge no longer named them; None: it does. They are kept for some time after that."""
+    """Ledger time at which the edge no longer named them; None: it does. They are kept for some time after that."""

@@ -101,7 +101,7 @@ class Facts:
     """The ports that it is entitled to; None: ports are not short."""
     wishes: EffectiveWishes
     now: float
-    """UTC seconds."""
+    """Ledger time."""
 
 
 def refusal_text(reason: Refusal) -> str:

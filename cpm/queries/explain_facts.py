@@ -28,7 +28,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     Return why a VM has the ports it has.
 
     :param name: Name or UUID.
-    :param now: UTC seconds.
+    :param now: Ledger time.
     :raise NotFound: When there is no such VM.
     :raise Ambiguous: When several running VMs have that name.
     """
@@ -42,12 +42,14 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
         asked=decision.asked if decision is not None else None,
         decided=decision.target if decision is not None else None,
         rule=decision.rule if decision is not None else None,
-        decided_at=observation.measured_at if observation is not None and decision is not None else None,
+        decided_at=manager.fleet.utc(observation.measured_at)
+        if observation is not None and decision is not None
+        else None,
         refused=facts.refusal or None,
         gave=facts.give_back or None,
         apart=facts.overflow or None,
         waits_for=want.ports if want is not None else None,
-        waits_since=want.since if want is not None else None,
+        waits_since=manager.fleet.utc(want.since) if want is not None else None,
         fair_share=facts.fair_share,
         wishes=tuple(wish_view(key, getattr(facts.wishes, name)) for key, name in KEYS.items()),
         ignored=facts.wishes.ignored,

@@ -6,32 +6,48 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 
 from cpm.api import handlers, operations
-from cpm.api.views import EventView, WhoisView
+from cpm.api.views import CandidateView, EventView, WhoisView
 from cpm.core.journal import JournalEntry, PortOwner
+from cpm.core.timeline import Step
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
+from cpm.protocol.walltime import UtcSeconds, WallTime
 
 
 @handlers.journal_query(operations.WHOIS)
 def whois(
-    journal: JournalReader, now: float, address: IPv4Address, port: int, at: float | None, protocol: str | None
+    journal: JournalReader,
+    now: float,
+    wall: WallTime,
+    address: IPv4Address,
+    port: int,
+    at: WallTime | None,
+    protocol: str | None,
 ) -> WhoisView:
     """
-    Return the owner of a port at a moment.
+    Return the owner of a port at a moment, or all that may have been when the clock showed it twice or never.
 
-    :param now: UTC seconds.
-    :param at: UTC seconds; None: now.
+    :param now: Ledger time.
+    :param wall: What the wall clock shows.
+    :param at: None: now.
     :raise NotFound: When the port had no owner then.
     :raise LedgerError: When the ledger cannot be read.
     """
     del protocol  # a range is one VM's for all protocols
-    moment = at if at is not None else now
-    held = journal.whois(address, port, moment)
-    if held is None:
+    if at is None:
+        owners, doubt = [journal.whois(address, port)], ""
+    else:
+        meaning = journal.timeline().meaning(at, now)
+        owners = [journal.whois(address, port, position) for position in meaning.positions]
+        doubt = _doubt(meaning.steps)
+    moment = (at or wall).seconds
+    if len({owner.domain if owner is not None else None for owner in owners}) > 1:
+        return _doubtful(address, port, moment, owners, doubt)
+    if (held := owners[-1]) is None:
         raise NotFound("holder of", f"{address} port {port}", "no VM held that port then; see `virt-ports pool list`")
     return _owner(held, port, moment)
 
@@ -56,7 +72,7 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
     return [
         EventView(
             entry.seq,
-            entry.at,
+            entry.at.seconds,
             entry.event,
             entry.name,
             entry.domain,
@@ -69,7 +85,7 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
     ]
 
 
-def _owner(held: PortOwner, port: int, at: float) -> WhoisView:
+def _owner(held: PortOwner, port: int, at: UtcSeconds) -> WhoisView:
     return WhoisView(
         held.external,
         port,
@@ -81,5 +97,28 @@ def _owner(held: PortOwner, port: int, at: float) -> WhoisView:
         held.ports.first,
         held.ports.last,
         held.state,
-        held.since,
+        held.since.seconds,
     )
+
+
+def _doubtful(
+    address: IPv4Address, port: int, at: UtcSeconds, owners: Iterable[PortOwner | None], doubt: str
+) -> WhoisView:
+    candidates = (
+        CandidateView(owner.name, owner.domain, owner.node, owner.since.seconds)
+        if owner is not None
+        else CandidateView(None, None, None, None)
+        for owner in owners
+    )
+    nobody = (None,) * 8
+    return WhoisView(address, port, at, *nobody, doubt, tuple(candidates))
+
+
+def _doubt(steps: Sequence[Step]) -> str:
+    sets = "; ".join(
+        f"the manager's clock was set {'forward' if step.by_s > 0 else 'back'} by {abs(step.by_s):.1f} s, "
+        f"from {step.before} to {step.after}"
+        for step in steps
+    )
+    is_repeated = any(step.by_s < 0 for step in steps)
+    return f"{sets}: it {'showed this time more than once' if is_repeated else 'never showed this time'}"

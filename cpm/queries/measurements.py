@@ -16,7 +16,7 @@ def report_view(manager: Manager, node: NodeName, report: Report, now: float) ->
     """
     Return a host's report, without VMs that the manager does not know.
 
-    :param now: UTC seconds.
+    :param now: Ledger time.
     """
     measurements = (
         MeasurementView(
@@ -31,4 +31,4 @@ def report_view(manager: Manager, node: NodeName, report: Report, now: float) ->
         for measured in report.vms
         if (vm := manager.fleet.vms.get(measured.domain)) is not None
     )
-    return ReportView(now, node, report.period_s, tuple(measurements))
+    return ReportView(manager.fleet.utc(now), node, report.period_s, tuple(measurements))

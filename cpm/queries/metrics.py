@@ -33,6 +33,11 @@ class _Metrics(Collector):
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
         epoch.add_metric([], self._manager.epoch)
         yield epoch
+        steps = CounterMetricFamily(
+            "virt_ports_clock_steps", "How often the wall clock was set; nothing depends on it."
+        )
+        steps.add_metric([], sum(step.is_set for step in self._manager.fleet.timeline.steps))
+        yield steps
 
     def _vms(self) -> GaugeMetricFamily:
         domains = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])

@@ -12,8 +12,10 @@ from msgspec import structs
 
 from cpm.api import handlers, operations
 from cpm.api.views import AddressDetail, AddressView, OwnPortsView, RangeView
+from cpm.core.fleet import Fleet
 from cpm.core.manager import Manager
 from cpm.protocol.model import AllocationState, ExternalAddress
+from cpm.protocol.walltime import UtcSeconds
 
 _State = AllocationState
 
@@ -39,7 +41,7 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
             each.ports.first,
             each.ports.last,
             each.state,
-            each.since,
+            fleet.utc(each.since),
             fleet.vms[each.domain].name,
             each.domain,
             each.node,
@@ -47,7 +49,13 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
         for each in held
     )
     own = (
-        OwnPortsView(each.ports.first, each.ports.last, each.use, each.node, each.gone)
+        OwnPortsView(
+            each.ports.first,
+            each.ports.last,
+            each.use,
+            each.node,
+            _utc(fleet, each.gone),
+        )
         for each in fleet.own_ports_of(address)
     )
     return AddressDetail(**structs.asdict(_address(manager, known)), ranges=tuple(ranges), own=tuple(own))
@@ -67,6 +75,10 @@ def _address(manager: Manager, address: ExternalAddress) -> AddressView:
         reserved=address.reserved,
         ports_own=sum(ports.size for ports in space.own_ports(address.address)),
     )
+
+
+def _utc(fleet: Fleet, at: float | None) -> UtcSeconds | None:
+    return fleet.utc(at) if at is not None else None
 
 
 def _by_number(address: ExternalAddress) -> int:

@@ -7,11 +7,16 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 from cpm.api import handlers, operations
-from cpm.api.views import StatusView
+from cpm.api.views import ClockStepView, StatusView
 from cpm.core.manager import Manager
 from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.walltime import WallTime
+
+STEPS_SHOWN: Final = 10
+"""Steps of the wall clock that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,8 +24,7 @@ class About:
     """Facts about a running cpmd."""
 
     version: str
-    started: float
-    """UTC seconds."""
+    started: WallTime
     ledger: str
     """Path of the file."""
     timeouts: Timeouts
@@ -30,13 +34,16 @@ class About:
 @handlers.query(operations.STATUS)
 def status(manager: Manager, about: About) -> StatusView:
     """Return the state of the manager."""
+    steps = [step for step in manager.fleet.timeline.steps if step.is_set]
     return StatusView(
         about.version,
         manager.epoch,
-        about.started,
+        about.started.seconds,
         len(manager.present),
         len(manager.fleet.nodes),
         len(manager.sessions),
         about.ledger,
         about.timeouts,
+        len(steps),
+        tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),
     )

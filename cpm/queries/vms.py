@@ -93,7 +93,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
                 allocation.ports.first,
                 allocation.ports.last,
                 allocation.state,
-                allocation.since,
+                manager.fleet.utc(allocation.since),
                 draining.get(allocation.ports) if allocation.state is _State.DRAINING else None,
                 _why_left(manager, allocation),
             )

@@ -26,11 +26,15 @@ from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError, VirtPortsError
 from cpm.protocol.messages import ManagerMessage
 from cpm.protocol.model import NodeName
-from cpm.service import clock
+from cpm.serving.ledger_clock import LedgerClock
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+
+CHECKPOINT_S = 10.0
+"""Seconds after which the ledger is told how much of the hold-downs has passed, if nothing else is committed. What
+passes after the last commit is lost when the machine boots again: a hold-down then lasts that much longer."""
 
 
 class Sessions(Protocol):
@@ -102,14 +106,16 @@ class DecisionLoop:
         self.next_commit = asyncio.Event()
         """Set by the next commit, which also replaces it. To miss no commit: get the event, read, then wait for it."""
         epoch = ledger.next_epoch()
-        self.manager = Manager(ledger.load(), rules, epoch, clock.now())
+        self.clock = LedgerClock(ledger)
+        self.manager = Manager(ledger.load(), rules, epoch, self.clock.now())
         """For reading only; replaced by another one after a failed input or commit."""
+        self._committed_at = self.clock.compare(self.manager)
 
     async def do(self, act: Callable[[Manager, float], _T], then: Callable[[], None] = _nothing) -> _T:
         """
         Run a function on the manager; return its result once all changes that follow from it are durable.
 
-        :param act: Called with the manager and UTC seconds; again with another manager when the first failed because of
+        :param act: Called with the manager and ledger time; again with another manager when the first failed because of
             something else.
         :param then: Called once when the changes are durable, before any message about them is sent.
         :raise VirtPortsError: The error of ``act``, or why its changes could not be committed; nothing has changed.
@@ -127,7 +133,7 @@ class DecisionLoop:
             self._decide(batch)
 
     def _decide(self, batch: list[_Input]) -> None:
-        now = clock.now()
+        now = self.clock.compare(self.manager)
         try:
             for item in batch:
                 self._run_input(item, now)
@@ -163,8 +169,11 @@ class DecisionLoop:
 
     def _commit(self, now: float) -> Outcome:
         outcome = self.manager.take(now)
-        if outcome.changes:
+        is_checkpoint_due = bool(self.manager.fleet.leaving) and now - self._committed_at >= CHECKPOINT_S
+        if outcome.changes or is_checkpoint_due:
             self._ledger.commit(outcome.changes, now)
+            self._committed_at = now
+        if outcome.changes:
             self.next_commit.set()
             self.next_commit = asyncio.Event()
         return outcome

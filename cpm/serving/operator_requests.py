@@ -39,14 +39,15 @@ class OperatorRequests:
         :raise VirtPortsError: When it is refused.
         """
         handler, decisions = self._handlers[operation], self._feeds.decisions
+        now = decisions.clock.now()
         if handler.kind is Kind.JOURNAL_QUERY:
             return await self._feeds.journal.read(
-                lambda journal: handler.call({"journal": journal, "now": clock.now(), **arguments})
+                lambda journal: handler.call({"journal": journal, "now": now, "wall": clock.wall(), **arguments})
             )
         if handler.kind is Kind.CHANGE:
             query = await decisions.do(lambda manager, now: handler.call({"manager": manager, "now": now, **arguments}))
             return query(decisions.manager)
-        return handler.call({"manager": decisions.manager, "now": clock.now(), "about": self._about, **arguments})
+        return handler.call({"manager": decisions.manager, "now": now, "about": self._about, **arguments})
 
     def stream(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> AsyncIterator[object]:
         """

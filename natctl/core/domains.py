@@ -13,6 +13,7 @@ Tested in ``tests/unit/site/test_levels.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ class Domain:
     had_taps: bool = False
     no_taps_since: float | None = None
     """Since when none of its interfaces exists; None: one does."""
-    hook_at: float = 0.0
+    hook_at: float = -math.inf
     """When a hook told of it last."""
 
 
@@ -218,7 +219,7 @@ class Domains:
             if len(taps) != len(domain.taps):
                 changed.add(uuid)
             domain.taps = taps
-            domain.no_taps_since = None if taps else domain.no_taps_since or now
+            domain.no_taps_since = None if taps else now if domain.no_taps_since is None else domain.no_taps_since
         return changed
 
     def ended(self, listing: Listing) -> list[DomainUUID]:

@@ -23,9 +23,11 @@ from cpm.daemon import Cpmd
 from cpm.protocol import codec
 from cpm.protocol.messages import PROTOCOL, Applied, Delta, Hello, NodeMessage, Snapshot, Welcome
 from cpm.protocol.model import NodeName, Role
+from cpm.protocol.walltime import UtcSeconds, WallTime
 from cpm.service import clock
 
-NOW = 1763879880.0  # 2025-11-23T06:38:00Z
+NOW = UtcSeconds(1763879880.0)  # 2025-11-23T06:38:00Z
+SINCE_BOOT_S = 5000.0
 SESSION = "http://localhost/v1/session"
 
 
@@ -125,7 +127,8 @@ def _short_directory() -> Iterator[Path]:
 async def running(*, edge_grace_s: float = 10.0) -> AsyncIterator[Site]:
     """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "now", lambda: NOW)
+        patch.setattr(clock, "now", lambda: SINCE_BOOT_S)
+        patch.setattr(clock, "wall", lambda: WallTime(NOW))
         path = directory / "cpmd.sock"
         cpmd = Cpmd(
             settings.Settings(

@@ -39,8 +39,16 @@ def _facts(view: StatusView) -> str:
         ("VMs", view.domains),
         ("Nodes", f"{view.nodes_connected} connected of {view.nodes}"),
         ("Ledger", view.ledger),
+        *(("Clock", _clock(view)) for _ in view.last_clock_steps[-1:]),
         ("Timeouts", _timeouts(view.timeouts)),
     ))  # fmt: skip
+
+
+def _clock(view: StatusView) -> str:
+    step = view.last_clock_steps[-1]
+    count = f"{view.clock_steps} times" if view.clock_steps > 1 else "once"
+    direction = "forward" if step.by_s > 0 else "back"
+    return f"was set {count}, last {direction} by {abs(step.by_s):.1f} s to {render.moment(step.after)}"
 
 
 def _timeouts(timeouts: Timeouts | None) -> str | None:

@@ -26,7 +26,9 @@ _EXAMPLES = """\
 _ABOUT = """\
 A range belongs to one VM for all protocols; for ICMP the port is the echo
 identifier. TIME is ISO 8601 (in the local zone unless it has Z or an offset),
-UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'."""
+UTC seconds, relative like -10m or -1h30m, or like '5 minutes ago'. When the
+manager's clock was set and showed that time twice, or never, all VMs that it may
+have been are listed."""
 
 VERB = parsing.Verb(70, "find the VM that holds, or held, an external port", about=_ABOUT, examples=_EXAMPLES)
 
@@ -61,6 +63,10 @@ def _arguments(args: argparse.Namespace) -> dict[str, Argument]:
 
 
 def _facts(view: WhoisView) -> str:
+    return _candidates(view) if view.doubt else _owner(view)
+
+
+def _owner(view: WhoisView) -> str:
     return render.fields((
         ("Name", view.name),
         ("UUID", view.uuid),
@@ -68,8 +74,17 @@ def _facts(view: WhoisView) -> str:
         ("External address", view.address),
         ("Port", view.port),
         ("At", render.moment(view.at)),
-        ("Range", f"{view.first_port}-{view.last_port}"),
+        ("Range", render.ports(view.first_port, view.last_port)),
         ("State", view.state),
-        ("Since", render.moment(view.since)),
+        ("Since", render.moment(view.since) if view.since is not None else None),
         ("Internal address", view.internal_address),
     ))  # fmt: skip
+
+
+def _candidates(view: WhoisView) -> str:
+    rows = (
+        (each.name, each.uuid, each.node, render.moment(each.since) if each.since is not None else None)
+        for each in view.candidates
+    )
+    table = render.table(("Name", "UUID", "Node", "Since"), rows)
+    return f"{table}Which one is not known: {render.cell(view.doubt)}.\n"

@@ -26,7 +26,7 @@ class LastUse:
 
     def __init__(self) -> None:
         self._unused: dict[AllocationId, tuple[float, float]] = {}
-        """UTC seconds of the first and of the last count, of all without interruption that found no connection."""
+        """Ledger time of the first and of the last count, of all without interruption that found no connection."""
 
     @property
     def unused(self) -> Container[AllocationId]:
@@ -69,6 +69,6 @@ class LastUse:
         self._unused.pop(allocation, None)
 
     def unused_since(self, allocation: AllocationId) -> float | None:
-        """Return since when a held range has not been used, in UTC seconds; None: since it is held."""
+        """Return since when a held range has not been used, in ledger time; None: since it is held."""
         known = self._unused.get(allocation)
         return known[0] if known is not None else None

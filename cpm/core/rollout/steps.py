@@ -187,7 +187,7 @@ class Rollout:
         """
         Update the nodes and take steps until nothing more is due; return the messages to send, in order.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         """
         while self._due or self._changed or self._snapshot_due or self._is_path_changed():
             self._queue_updates()

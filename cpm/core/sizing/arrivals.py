@@ -78,7 +78,7 @@ def on_arrival(
 
     :param state: What is remembered of the VM; a growth is remembered as any other.
     :param bounds: The cap holds; the floor is no matter, the range only grows.
-    :param now: UTC seconds.
+    :param now: Ledger time.
     :param policy: The VM's; None, or one that does not count ports: growth is by :data:`FACTOR`.
     """
     current = arrival.current

@@ -68,9 +68,9 @@ class Want:
 
     ports: int
     since: float
-    """UTC seconds of the first refusal."""
+    """Ledger time of the first refusal."""
     at: float
-    """UTC seconds of the last."""
+    """Ledger time of the last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Division:
     """What every VM is entitled to, as of one moment."""
 
     at: float
-    """UTC seconds."""
+    """Ledger time."""
     claims: Mapping[DomainUUID, Claim]
     shares: Shares
 

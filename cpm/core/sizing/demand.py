@@ -66,5 +66,5 @@ class Policy(Protocol):
         Return the ports wanted and the state to keep. Any number will do: the guards keep it within bounds.
 
         :param memory: The state returned for this VM's previous sample; None for the first.
-        :param now: UTC seconds of the sample.
+        :param now: Ledger time of the sample.
         """

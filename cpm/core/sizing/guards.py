@@ -120,9 +120,9 @@ class ScalingState:
     low_samples: int = 0
     """Samples in a row that asked for less."""
     grew_at: float | None = None
-    """UTC seconds of the last decision to grow."""
+    """Ledger time of the last decision to grow."""
     changed_at: float | None = None
-    """UTC seconds of the last decision to grow or shrink."""
+    """Ledger time of the last decision to grow or shrink."""
     memory: Memory = None
     """The state that the policy keeps."""
 
@@ -153,7 +153,7 @@ def decide(
     Apply a policy with its guards to one sample.
 
     :param state: The state returned for this VM's previous sample; ``ScalingState()`` for the first.
-    :param now: UTC seconds of the sample.
+    :param now: Ledger time of the sample.
     :return: The decision, and the state to keep. A decision to change counts as carried out; if it was not, the
         cool-down delays the next attempt.
     """

@@ -55,7 +55,7 @@ class Observation:
 
     measured: Measured | None = None
     measured_at: float = 0.0
-    """UTC seconds."""
+    """Ledger time."""
     counted: AllocationId | None = None
     """The range to which the counted ports in use belong."""
     scaling: ScalingState = dataclasses.field(default_factory=ScalingState)
@@ -81,7 +81,7 @@ class Observation:
         Record what its host measured. What it did not count this time is as in the report before.
 
         :param refused_packets: Connection attempts refused since the VM got its ports.
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :return: Whether connections were refused since the last report; False for the first report to this manager.
         """
         newly_refused = self.measured is not None and refused_packets > self.refused_packets

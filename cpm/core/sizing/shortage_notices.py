@@ -43,7 +43,7 @@ class ShortageNotices:
         Record that a VM lacks ports, or meets a limit, now.
 
         :param shortage: A key of :data:`ENDS`.
-        :param now: UTC seconds.
+        :param now: Ledger time.
         """
         if (uuid, shortage) not in self._last and not self._record(uuid, shortage):
             return

@@ -65,7 +65,7 @@ class Sizer:
     :param rollout: Is told which ports are fresh, and which part of a range drains.
     :param wishes: Returns the wishes in effect for a VM.
     :param rules: Rules of the pool.
-    :param now: UTC seconds.
+    :param now: Ledger time.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Sizer:
         Make before break: no connection is cut. Nothing happens when the VM has no active range or is being resized
         already. When no more ports are available, the reason is kept for ``explain``.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         """
         vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if vm is not None and active is not None and self._fleet.one(uuid, _State.RESERVED) is None:
@@ -194,7 +194,7 @@ class Sizer:
         Start to resize a VM's range for the operator; after the next report the policy may change the size again.
 
         :param ports: Kept between the VM's floor and cap, and rounded up to whole blocks.
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise NotFound: When there is no such VM.
         :raise Conflict: When it has no active range, or is being resized.
         :raise PortsExhausted: When there is no room for so many.
@@ -209,7 +209,7 @@ class Sizer:
         """
         Start to move a VM's range to other ports; make before break, no connection is cut.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise NotFound: When there is no such VM.
         :raise Conflict: When it has no active range, or is being resized.
         :raise PortsExhausted: When there is no room elsewhere.

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cpm.protocol import codec
 from cpm.protocol.messages import GuestState
 from cpm.protocol.model import PortRange
+from cpm.protocol.walltime import WallTime
 from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import (
     MAX_FILE_BYTES,
@@ -223,7 +224,7 @@ async def test_ten_thousand_replies_give_figures_or_the_state_nonsense() -> None
         guests.on_vms({UUID: ANNOUNCEMENT}, 0.0)
         guests.start_due(5.0)
         guests.on_result(UUID, outcome, 5.0)
-        view = guests.views()[UUID]
+        view = guests.views(WallTime.of)[UUID]
         states.add(view.state)
         assert codec.encode(view)
         for figure in (view.connections, view.established, view.interfaces, view.rx_bytes, view.tx_bytes):

@@ -8,6 +8,7 @@ import pytest
 
 from cpm.protocol.messages import GuestState
 from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.walltime import WallTime
 from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import AgentAbsent, AgentSilent, GuestFigures, InvalidReply
 from qga_agent.samples import InterfaceCounters
@@ -43,13 +44,13 @@ def answered(tried: Announcement | None = None, *refusals: str) -> VisitResult:
 
 
 def test_a_guest_is_visited_soon_after_its_start_and_then_each_period(schedule: VisitSchedule) -> None:
-    assert schedule.views() == {}
+    assert schedule.views(WallTime.of) == {}
     assert schedule.seconds_to_next(0.0) == FIRST_VISIT_S
     assert schedule.start_due(0.0) == []
     assert visit(schedule, answered(SMALL), FIRST_VISIT_S) == Visit(UUID, SMALL)
     assert schedule.seconds_to_next(FIRST_VISIT_S) == PERIOD_S
     assert visit(schedule, answered(), FIRST_VISIT_S + PERIOD_S) == Visit(UUID, None), "it has it"
-    view = schedule.views()[UUID]
+    view = schedule.views(WallTime.of)[UUID]
     assert (view.state, view.since, view.why) == (GuestState.ANSWERING, FIRST_VISIT_S, "")
     assert (view.connections, view.established, view.interfaces, view.rx_bytes, view.tx_bytes) == (12, 9, 2, 4, 8)
     assert (view.external, view.ports) == (SMALL.external, SMALL.ports)
@@ -60,7 +61,7 @@ def test_a_resize_is_announced_at_once(schedule: VisitSchedule) -> None:
     assert schedule.on_vms({UUID: LARGE}, 2.0)
     assert visit(schedule, answered(LARGE), 2.0) == Visit(UUID, LARGE)
     assert not schedule.on_vms({UUID: LARGE}, 2.5), "nothing new"
-    assert schedule.views()[UUID].ports == LARGE.ports
+    assert schedule.views(WallTime.of)[UUID].ports == LARGE.ports
 
 
 def test_a_resize_during_a_visit_is_announced_by_the_next_at_once(schedule: VisitSchedule) -> None:
@@ -81,15 +82,15 @@ def test_an_announcement_is_checked_again_after_a_while(schedule: VisitSchedule)
 def test_what_a_guest_refused_is_shown_and_not_repeated_at_every_visit(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL, "Invalid argument"), 1.0)
     assert visit(schedule, answered(), 11.0).announcement is None
-    view = schedule.views()[UUID]
+    view = schedule.views(WallTime.of)[UUID]
     assert (view.state, view.why, view.ports) == (GuestState.ANSWERING, "Invalid argument", None)
 
 
 def test_a_guest_whose_agent_reconnects_gets_the_announcement_again(schedule: VisitSchedule) -> None:
     visit(schedule, answered(SMALL), 1.0)
     schedule.on_agent_disconnected(UUID, 2.0)
-    assert schedule.views()[UUID].state is GuestState.ABSENT
-    assert schedule.views()[UUID].connections is None
+    assert schedule.views(WallTime.of)[UUID].state is GuestState.ABSENT
+    assert schedule.views(WallTime.of)[UUID].connections is None
     assert schedule.start_due(3.0) == []
     schedule.on_agent_connected(UUID, 4.0)
     assert visit(schedule, answered(SMALL), 4.0) == Visit(UUID, SMALL)
@@ -115,7 +116,7 @@ def test_errors_lengthen_the_pause_until_the_agent_connects(
         pauses.append(wait_s)
         now += wait_s
     assert pauses == [10, 20, 40, 80, *[MAX_PAUSE_S] * 4]
-    view = schedule.views()[UUID]
+    view = schedule.views(WallTime.of)[UUID]
     assert (view.state, view.since, view.why, view.connections) == (state, 11.0, error.reason, None)
     schedule.on_agent_connected(UUID, now)
     visit(schedule, answered(SMALL), now)
@@ -133,7 +134,7 @@ def test_a_vm_that_stops_is_forgotten_even_during_a_visit(schedule: VisitSchedul
     schedule.on_vms({}, 1.5)
     schedule.on_result(UUID, answered(SMALL), 2.0)
     schedule.on_visit_ended(UUID, 2.0)
-    assert schedule.views() == {}
+    assert schedule.views(WallTime.of) == {}
     assert schedule.seconds_to_next(2.0) is None
 
 
@@ -146,7 +147,7 @@ def test_a_clock_that_was_set_back_delays_no_visit(schedule: VisitSchedule) -> N
 def test_a_visit_that_was_cancelled_counts_as_no_answer(schedule: VisitSchedule) -> None:
     schedule.start_due(1.0)
     schedule.on_visit_ended(UUID, 2.0)
-    assert schedule.views()[UUID].state is GuestState.SILENT
+    assert schedule.views(WallTime.of)[UUID].state is GuestState.SILENT
     assert schedule.seconds_to_next(2.0) == PERIOD_S
 
 
@@ -179,5 +180,5 @@ def test_responsive_guests_are_visited_in_time_however_many_others_hang(hung: in
     assert max(gaps) < PERIOD_S * 1.5
     assert set(last) == healthy
     assert seen_hung >= hung * 4, "hung guests are still visited"
-    states = schedule.views()
+    states = schedule.views(WallTime.of)
     assert sum(view.state is GuestState.ANSWERING for view in states.values()) == len(healthy)

@@ -9,6 +9,7 @@ import pytest
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.walltime import WallTime
 from qga_agent.announcement import DEFAULT_PATH, Announcement, file_content
 from qga_agent.guest_agent import AgentAbsent, AgentSilent
 from qga_agent.visitor import Visitor, visit_guest
@@ -60,7 +61,7 @@ def state(visitor: Visitor, domain: DomainUUID) -> GuestState | None:
 
 async def test_a_guest_gets_its_ports_announced_and_again_when_they_change(clock: Clock) -> None:
     guest = FakeGuest()
-    visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: guest}))
+    visitor = Visitor(10.0, clock, WallTime.of, libvirt=FakeAgents({UUID: guest}))
     async with running(visitor):
         visitor.on_vms({UUID: SMALL})
         clock.now = 2.0
@@ -83,7 +84,7 @@ async def test_hung_guests_do_not_delay_others(clock: Clock) -> None:
     for domain in HUNG:
         guests[domain].frozen = True
     agents = FakeAgents(guests)
-    visitor = Visitor(10.0, clock, libvirt=agents)
+    visitor = Visitor(10.0, clock, WallTime.of, libvirt=agents)
     async with running(visitor):
         visitor.on_vms(dict.fromkeys(guests, SMALL))
         clock.now = 2.0
@@ -107,7 +108,7 @@ async def test_the_daemon_can_stop_while_guests_hang(clock: Clock) -> None:
     guest = FakeGuest()
     guest.frozen = True
     agents = FakeAgents({UUID: guest})
-    visitor = Visitor(10.0, clock, libvirt=agents)
+    visitor = Visitor(10.0, clock, WallTime.of, libvirt=agents)
     async with running(visitor):
         visitor.on_vms({UUID: SMALL})
         visitor.on_agent_connected(UUID)
@@ -121,7 +122,7 @@ async def test_a_vm_with_a_socket_is_asked_through_it(clock: Clock) -> None:
 
     direct, through = FakeGuest(), FakeGuest()
     sockets, libvirt = Sockets({UUID: direct}), FakeAgents({UUID: FakeGuest(), WELL[0]: through})
-    visitor = Visitor(10.0, clock, sockets=sockets, libvirt=libvirt)
+    visitor = Visitor(10.0, clock, WallTime.of, sockets=sockets, libvirt=libvirt)
     async with running(visitor):
         visitor.on_vms({UUID: SMALL, WELL[0]: LARGE})
         visitor.on_agents_reachable()
@@ -157,7 +158,7 @@ async def test_a_bug_in_a_visit_harms_that_visit_only(clock: Clock, caplog: pyte
 
     absent = FakeGuest()
     absent.error = AgentAbsent("no channel")
-    visitor = Visitor(10.0, clock, libvirt=FakeAgents({UUID: Buggy(), WELL[0]: absent}))
+    visitor = Visitor(10.0, clock, WallTime.of, libvirt=FakeAgents({UUID: Buggy(), WELL[0]: absent}))
     async with running(visitor):
         visitor.on_vms({UUID: SMALL, WELL[0]: SMALL})
         visitor.on_agents_reachable()

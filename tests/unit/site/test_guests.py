@@ -10,6 +10,7 @@ import pytest
 from cpm.core.sizing.sizer import Target
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
+from cpm.protocol.walltime import UtcSeconds
 from cpm.queries import vms
 from tests.fakes.site import EXTERNAL, Site
 
@@ -21,7 +22,16 @@ A_BILLION = 10**9
 
 def lie(state: GuestState = GuestState.ANSWERING) -> GuestView:
     return GuestView(
-        state, 0.0, "more, more", A_BILLION, A_BILLION, 4096, 2**63 - 1, 2**63 - 1, EXTERNAL, PortRange(1, 65535)
+        state,
+        UtcSeconds(0.0),
+        "more, more",
+        A_BILLION,
+        A_BILLION,
+        4096,
+        2**63 - 1,
+        2**63 - 1,
+        EXTERNAL,
+        PortRange(1, 65535),
     )
 
 
@@ -72,7 +82,7 @@ def test_operators_see_a_guests_claims_apart_from_what_was_measured() -> None:
     assert (detail.guest.state, detail.guest.connections) == ("answering", A_BILLION)
     assert (detail.guest.first_port, detail.guest.last_port) == (1, 65535)
     assert detail.domain.ports_in_use == 0
-    site.report(HOST1, busy=False, guests={VM: GuestView(GuestState.ABSENT, 5.0, "no channel")})
+    site.report(HOST1, busy=False, guests={VM: GuestView(GuestState.ABSENT, UtcSeconds(5.0), "no channel")})
     site.run()
     detail = vms.detail(site.manager, VM)
     assert detail.guest is not None

@@ -34,7 +34,7 @@ class LoadHistory:
     """The state kept of one VM between samples."""
 
     at: float
-    """UTC seconds of the last sample."""
+    """Ledger time of the last sample."""
     in_use: int
     """Connections at the last sample, including those on draining ranges."""
     level: float

@@ -14,10 +14,11 @@ from cpm.api.parameters import Flag, Parameter
 from cpm.api.views import EventView, StatusView
 from cpm.protocol.errors import Unreachable, VirtPortsError
 from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.walltime import UtcSeconds
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, garbage, hang_up, lines, raw, refusal
 
-VIEW = StatusView("0.1.0", 1, 0.0, 0, 0, 0, "ledger.db")
+VIEW = StatusView("0.1.0", 1, UtcSeconds(0.0), 0, 0, 0, "ledger.db")
 
 ASK = Operation("GET", "/v1/status", StatusView, "", tuple(Parameter(name, "") for name in "abcd"))
 CHANGE = Operation("POST", "/v1/x", StatusView, "", body=StatusView)
@@ -26,7 +27,9 @@ REMOVE = Operation("DELETE", "/v1/x/{name}", StatusView, "", (Parameter("name", 
 
 
 def event(seq: int) -> EventView:
-    return EventView(seq, 0.0, "active", "a", DomainUUID("u"), NodeName("n"), IPv4Address("203.0.113.1"), 1024, 1087)
+    return EventView(
+        seq, UtcSeconds(0.0), "active", "a", DomainUUID("u"), NodeName("n"), IPv4Address("203.0.113.1"), 1024, 1087
+    )
 
 
 @pytest.fixture

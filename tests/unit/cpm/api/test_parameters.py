@@ -8,6 +8,7 @@ import pytest
 
 from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.walltime import WallTime
 
 COUNT = WholeNumber("limit", "", 1, 100, default=10)
 OPTIONAL = WholeNumber("after", "", 0, 100)
@@ -33,7 +34,7 @@ PORT = WholeNumber("port", "", 0, 65535, required=True)
         (PORT, "0", 0),
         (Moment("at", ""), None, None),
         (Moment("at", ""), "", None),
-        (Moment("at", ""), "1763879880.5", 1763879880.5),
+        (Moment("at", ""), "1763879880.5", WallTime.of(1763879880.5)),
         (Address("address", ""), "203.0.113.1", IPv4Address("203.0.113.1")),
     ],
 )

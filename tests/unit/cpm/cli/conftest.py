@@ -11,10 +11,11 @@ import pytest
 from cpm.api.views import DomainView
 from cpm.cli import main
 from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.walltime import UtcSeconds
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager
 
-NOW = 1763879880.0  # 2025-11-23T06:38:00Z
+NOW = UtcSeconds(1763879880.0)  # 2025-11-23T06:38:00Z
 WEB = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
 DB = DomainUUID("0c2b4d5e-1111-4222-8333-444455556666")
 EXTERNAL = IPv4Address("203.0.113.1")

@@ -7,6 +7,7 @@ from pathlib import Path
 from cpm.api.views import MeasurementView, ReportView
 from cpm.protocol import codec
 from cpm.protocol.model import NodeName
+from cpm.protocol.walltime import UtcSeconds
 from cpm.simulation import read
 from tests.fakes.canned_manager import Answer, CannedManager
 from tests.unit.cpm.cli.conftest import DB, NOW, WEB, Command
@@ -18,7 +19,7 @@ TARGET = "GET /v1/measurements?follow=1"
 def report(after_s: float, *ports: int) -> ReportView:
     vms = zip(('web, "old"', "db"), (WEB, DB), ports, strict=False)
     measured = tuple(MeasurementView(name, uuid, 10.0, 0.08, in_use, 2, 5.0) for name, uuid, in_use in vms)
-    return ReportView(NOW + after_s, HOST, 1.0, measured)
+    return ReportView(UtcSeconds(NOW + after_s), HOST, 1.0, measured)
 
 
 def streamed(*reports: ReportView) -> Answer:

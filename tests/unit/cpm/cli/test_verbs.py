@@ -14,6 +14,8 @@ from cpm.api.views import (
     AddressDetail,
     AddressView,
     AllocationView,
+    CandidateView,
+    ClockStepView,
     DomainDetail,
     EventView,
     ExplainView,
@@ -32,10 +34,12 @@ from cpm.protocol.codec import decode
 from cpm.protocol.model import AllocationState, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.walltime import UtcSeconds
 from tests.fakes.canned_manager import CannedManager, lines, refusal
 from tests.unit.cpm.cli.conftest import DB, EXTERNAL, NOW, WEB, Command, domain
 
 HOST1 = NodeName("host1")
+HOUR_AGO = UtcSeconds(NOW - 3600)
 
 DETAIL = DomainDetail(
     domain=domain(state="growing"),
@@ -48,8 +52,8 @@ DETAIL = DomainDetail(
     score=1006.01,
     decided="score 1006.0 is above 1000: grow from 256 to 384",
     allocations=(
-        AllocationView(EXTERNAL, 20000, 20255, AllocationState.ACTIVE, NOW - 3600),
-        AllocationView(IPv4Address("203.0.113.2"), 1024, 1279, AllocationState.DRAINING, NOW - 60, 3),
+        AllocationView(EXTERNAL, 20000, 20255, AllocationState.ACTIVE, HOUR_AGO),
+        AllocationView(IPv4Address("203.0.113.2"), 1024, 1279, AllocationState.DRAINING, UtcSeconds(NOW - 60), 3),
     ),
     wishes=(
         WishView("floor", 64, "pool"),
@@ -60,7 +64,17 @@ DETAIL = DomainDetail(
     ),
     ignored=("metadata: floor 99999: use 1 to 64512 ports",),
     guest=GuestAgentView(
-        "answering", NOW - 60, "guest-file-flush: Invalid argument", 950, 948, 1, 12345, 678, EXTERNAL, 20000, 20255
+        "answering",
+        UtcSeconds(NOW - 60),
+        "guest-file-flush: Invalid argument",
+        950,
+        948,
+        1,
+        12345,
+        678,
+        EXTERNAL,
+        20000,
+        20255,
     ),
 )
 EXPLAINED = ExplainView(
@@ -72,7 +86,7 @@ EXPLAINED = ExplainView(
     holders=(HolderView("db", 32768, 30000), HolderView("web1", 256, None)),
 )  # fmt: skip
 EVENTS = [
-    EventView(1041, NOW - 3600, "active", "web1", WEB, HOST1, EXTERNAL, 20000, 20255),
+    EventView(1041, HOUR_AGO, "active", "web1", WEB, HOST1, EXTERNAL, 20000, 20255),
     EventView(1042, NOW, "draining", "db", DB, HOST1, EXTERNAL, 1024, 1087),
 ]
 ADDRESS = AddressView(EXTERNAL, 64511, 320, 64, 60000, 2, (PortRange(5060, 5060), PortRange(8000, 8100)))
@@ -80,7 +94,7 @@ ADDRESS_DETAIL = AddressDetail(
     **msgspec.structs.asdict(ADDRESS),
     ranges=(
         RangeView(1024, 1087, AllocationState.DRAINING, NOW, "db", DB, HOST1),
-        RangeView(20000, 20255, AllocationState.ACTIVE, NOW - 3600, "web1", WEB, HOST1),
+        RangeView(20000, 20255, AllocationState.ACTIVE, HOUR_AGO, "web1", WEB, HOST1),
     ),
 )
 NODES = [
@@ -307,9 +321,9 @@ def test_names_are_quoted_in_the_path(manager: CannedManager, virt_ports: Comman
     assert virt_ports("show", "a/..?b é").code == 0
 
 
-def whois_view(at: float) -> WhoisView:
+def whois_view(at: UtcSeconds) -> WhoisView:
     return WhoisView(EXTERNAL, 20817, at, "web1", WEB, HOST1, IPv4Address("100.64.0.7"), 20736, 20863,
-                     AllocationState.ACTIVE, NOW - 3600)  # fmt: skip
+                     AllocationState.ACTIVE, HOUR_AGO)  # fmt: skip
 
 
 def test_whois(manager: CannedManager, virt_ports: Command) -> None:
@@ -329,11 +343,29 @@ def test_whois(manager: CannedManager, virt_ports: Command) -> None:
     assert virt_ports("whois", "203.0.113.1", "20817", "-o", "json").json["at"] == NOW
 
 
+def test_whois_names_nobody_when_a_time_has_two_meanings(manager: CannedManager, virt_ports: Command) -> None:
+    candidates = (CandidateView("web1", WEB, HOST1, HOUR_AGO), CandidateView(None, None, None, None))
+    nobody = (None,) * 8
+    view = WhoisView(EXTERNAL, 20817, NOW, *nobody, "the clock was set back: it showed this time twice", candidates)
+    manager.on("GET /v1/whois?address=203.0.113.1&port=20817", view)
+    assert virt_ports("whois", "203.0.113.1", "20817").out == (
+        " Name   UUID                                   Node    Since\n"
+        "----------------------------------------------------------------------------------\n"
+        " web1   6695eb01-f6a4-8304-79aa-97f2502e193f   host1   2025-11-23T06:38:00+01:00\n"
+        " -      -                                      -       -\n"
+        "\n"
+        "Which one is not known: the clock was set back: it showed this time twice.\n"
+    )
+    assert virt_ports("whois", "203.0.113.1", "20817", "-o", "json").json["name"] is None
+
+
 @pytest.mark.parametrize(
     "at", [["--at", "-10m"], ["--at=-10m"], ["--at", "10 minutes ago"], ["--at", "2025-11-23T07:28:00"]]
 )
 def test_whois_at_a_time(manager: CannedManager, virt_ports: Command, at: list[str]) -> None:
-    manager.on("GET /v1/whois?address=203.0.113.1&port=20817&at=1763879280.0&protocol=udp", whois_view(NOW - 600))
+    manager.on(
+        "GET /v1/whois?address=203.0.113.1&port=20817&at=1763879280.0&protocol=udp", whois_view(UtcSeconds(NOW - 600))
+    )
     assert virt_ports("whois", "203.0.113.1", "20817", *at, "--protocol", "udp").code == 0
 
 
@@ -536,3 +568,11 @@ def test_status_prints_the_timeouts(manager: CannedManager, virt_ports: Command)
         "UDP 300 s, to port 53 30 s; ICMP 60 s"
     )
     assert virt_ports("status", "-o", "json").json["timeouts"]["udp_s"] == 300
+
+
+def test_status_says_that_the_clock_was_set(manager: CannedManager, virt_ports: Command) -> None:
+    step = ClockStepView(UtcSeconds(NOW + 3600), NOW, -3600.0)
+    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", None, 3, (step,)))
+    assert "Clock:          was set 3 times, last back by 3600.0 s to 2025-11-23T07:38:00+01:00\n" in (
+        virt_ports("status").out
+    )

@@ -33,6 +33,7 @@ from cpm.protocol.errors import (
 )
 from cpm.protocol.messages import Hello, NodeMessage
 from cpm.protocol.model import NodeName
+from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.cli.conftest import NOW, WEB, Result, domain
 from tests.unit.cpm.cli.test_verbs import ADDRESS, ADDRESS_DETAIL, DETAIL, EVENTS, EXPLAINED, NODES, whois_view
 
@@ -159,7 +160,10 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         ),
         (
             ["whois", "203.0.113.1", "7", "--at", "-10m", "--protocol", "icmp"],
-            (operations.WHOIS, {"address": ADDRESS.address, "port": 7, "at": NOW - 600, "protocol": "icmp"}),
+            (
+                operations.WHOIS,
+                {"address": ADDRESS.address, "port": 7, "at": WallTime.of(NOW - 600), "protocol": "icmp"},
+            ),
         ),
         (["pool", "list"], (operations.LIST_POOL, {})),
         (["pool", "show", "203.0.113.1"], (operations.SHOW_ADDRESS, {"address": ADDRESS.address})),

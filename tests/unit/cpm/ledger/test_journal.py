@@ -12,6 +12,8 @@ from cpm.core.journal import NOTICES, JournalEvent
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
+from cpm.protocol.walltime import WallTime
+from tests.unit.cpm.ledger import words
 from tests.unit.cpm.ledger.words import A, B, add, expected, free, move, vm
 
 
@@ -49,9 +51,10 @@ def _life(ledger: SqliteLedger) -> None:
 )
 def test_whois(ledger: SqliteLedger, port: int, at: float | None, answer: tuple[str, str, str, float] | None) -> None:
     _life(ledger)
-    found = ledger.reader().whois(A, port, at)
-    assert (found and (found.domain, found.node, found.state.value, found.since)) == answer
-    assert ledger.reader().whois(B, port, at) is None
+    when = words.at(at) if at is not None else None
+    found = ledger.reader().whois(A, port, when)
+    assert (found and (found.domain, found.node, found.state.value, found.since.seconds)) == answer
+    assert ledger.reader().whois(B, port, when) is None
 
 
 def test_history_has_every_step_of_an_allocation(ledger: SqliteLedger) -> None:
@@ -80,9 +83,9 @@ def test_a_notice_is_recorded_and_changes_nothing(ledger: SqliteLedger, event: J
     ledger.commit([Notice(AllocationId(1), event)], 70)
     assert ledger.load() == before
     assert ledger.reader().whois(A, 1030) == holder
-    assert ledger.reader().whois(A, 1030, 71) == holder
+    assert ledger.reader().whois(A, 1030, words.at(71)) == holder
     last = ledger.reader().history("x")[-1]
-    assert (last.event, last.at, last.state) == (event, 70, AllocationState.ACTIVE)
+    assert (last.event, last.at, last.state) == (event, WallTime.of(70), AllocationState.ACTIVE)
 
 
 def test_a_shortage_notice_about_a_freed_allocation_is_not_recorded(ledger: SqliteLedger) -> None:

@@ -14,6 +14,7 @@ from cpm.core.journal import PortOwner
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import Conflict, Overloading
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
+from tests.unit.cpm.ledger import words
 from tests.unit.cpm.ledger.words import A, B, external, node, vm
 
 FIRST, LAST = 1024, 1055
@@ -151,7 +152,7 @@ class Ledger(RuleBasedStateMachine):
         at, owners = self.past[max(len(self.past) - 1 - back, 0)]
         for port in range(FIRST, LAST + 1):
             asked = at + 0.5 if half else at
-            assert _owner(self.ledger.reader().whois(address, port, asked)) == owners.get((address, port))
+            assert _owner(self.ledger.reader().whois(address, port, words.at(asked))) == owners.get((address, port))
 
     @invariant()
     def ledger_is_the_model(self) -> None:

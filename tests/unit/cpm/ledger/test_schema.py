@@ -14,7 +14,8 @@ from cpm.ledger.connection import APPLICATION_ID, connect_writer
 from cpm.ledger.schema import MIGRATIONS, migrate, version_of
 from cpm.protocol.errors import LedgerError, SchemaTooNew
 from cpm.protocol.model import Wishes
-from tests.unit.cpm.ledger.words import A, node, vm
+from cpm.protocol.walltime import WallTime
+from tests.unit.cpm.ledger.words import A, at, node, vm
 
 
 @pytest.fixture
@@ -53,10 +54,10 @@ def test_version_2_writes_the_present_allocations_to_the_journal(connection: sql
     connection.execute("INSERT INTO allocations VALUES (3, 'u', 'host1', '203.0.113.1', 1024, 1087, 'active', 50.0)")
     connection.close()
     with SqliteLedger(path) as ledger:
-        holding = ledger.reader().whois(A, 1030, at=60.0)
+        holding = ledger.reader().whois(A, 1030, at(60.0))
         assert holding is not None
-        assert (holding.domain, holding.name, holding.since) == ("u", "web", 50.0)
-        assert ledger.reader().whois(A, 1030, at=49.0) is None
+        assert (holding.domain, holding.name, holding.since) == ("u", "web", WallTime.of(50.0))
+        assert ledger.reader().whois(A, 1030, at(49.0)) is None
         assert [entry.allocation for entry in ledger.reader().history("web")] == [3]
 
 
@@ -75,6 +76,34 @@ def test_version_3_keeps_floors_and_caps_as_wishes_of_the_operator(connection: s
         assert {vm.xml_wishes for vm in state.vms} == {Wishes()}
         assert {vm.destination for vm in state.vms} == {"host2"}
         assert [allocation.domain for allocation in state.allocations] == ["u1"]
+
+
+def test_version_5_begins_ledger_time_after_all_that_was_written(connection: sqlite3.Connection, path: Path) -> None:
+    migrate(connection, MIGRATIONS[:4])
+    connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
+    connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
+    connection.execute("INSERT INTO vms VALUES ('u', 'web', 'host1', '100.64.0.1', NULL, '{}', '{}')")
+    connection.execute("INSERT INTO allocations VALUES (3, 'u', 'host1', '203.0.113.1', 1024, 1087, 'held', 1e9)")
+    connection.close()
+    with SqliteLedger(path) as ledger:
+        resumed = ledger.resume_time("a boot", 7.0)
+        assert (resumed.ahead_s + 7.0, resumed.is_measured) == (1e9, False)
+
+
+@pytest.mark.parametrize(
+    ("boot", "since_boot_s", "now", "is_measured"),
+    [("first", 150.0, 180.0, True), ("second", 3.0, 150.0, False), ("first", 60.0, 150.0, False)],
+)
+def test_ledger_time_goes_on_as_far_as_is_known(
+    path: Path, boot: str, since_boot_s: float, now: float, is_measured: bool
+) -> None:
+    with SqliteLedger(path) as ledger:
+        assert ledger.resume_time("first", 20.0).ahead_s == -20.0
+        ledger._connection.execute("UPDATE ledger_time SET passed = 50.0, ahead = 30.0")
+        ledger.commit([], 150.0)
+    with SqliteLedger(path) as ledger:
+        resumed = ledger.resume_time(boot, since_boot_s)
+        assert (resumed.ahead_s + since_boot_s, resumed.is_measured) == (now, is_measured)
 
 
 def test_invalid_json_in_wishes_is_refused_and_invalid_wishes_are_a_ledger_error(path: Path) -> None:

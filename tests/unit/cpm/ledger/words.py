@@ -3,6 +3,7 @@
 from ipaddress import IPv4Address
 
 from cpm.core.changes import AddAllocation, Expected, FreeAllocation, MoveAllocation
+from cpm.core.timeline import Position
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -15,8 +16,14 @@ from cpm.protocol.model import (
     PortRange,
     Role,
 )
+from cpm.protocol.walltime import WallTime
 
 A, B = IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2")
+
+
+def at(seconds: float) -> Position:
+    """A moment in a journal whose clock was never set."""
+    return Position(WallTime.of(seconds), 0, None)
 
 
 def node(name: str) -> Node:

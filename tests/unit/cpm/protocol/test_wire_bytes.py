@@ -50,6 +50,7 @@ from cpm.protocol.messages import (
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import MOST_ADDRESSES, MOST_RANGES, OwnAddress, OwnRange, OwnUse
 from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.walltime import UtcSeconds
 
 WEB, DB = DomainUUID("u-web"), DomainUUID("u-db")
 EXTERNAL, INTERNAL, UNDERLAY = IPv4Address("203.0.113.1"), IPv4Address("100.64.0.1"), IPv4Address("172.30.0.11")
@@ -67,7 +68,7 @@ ALL_WISHES = Wishes(
 )
 GUEST = GuestView(
     GuestState.ANSWERING,
-    1.5,
+    UtcSeconds(1.5),
     why="guest-file-open: disabled",
     connections=12,
     established=7,
@@ -221,7 +222,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         ),
     ),
     (
-        Report(17, 1.0, (Measured(WEB, 0.0, 0.0, guest=GuestView(GuestState.ABSENT, 1.5)),)),
+        Report(17, 1.0, (Measured(WEB, 0.0, 0.0, guest=GuestView(GuestState.ABSENT, UtcSeconds(1.5))),)),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'

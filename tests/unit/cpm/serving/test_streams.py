@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from cpm.api.views import ReportView
 from cpm.protocol.model import NodeName
+from cpm.protocol.walltime import UtcSeconds
 from cpm.serving.streams import MAX_QUEUED_REPORTS, ReportFollowers
 
 
@@ -16,7 +17,7 @@ async def line(stream: AsyncIterator[ReportView]) -> ReportView:
 
 
 def report(number: int) -> ReportView:
-    return ReportView(float(number), NodeName("host1"), 1.0, ())
+    return ReportView(UtcSeconds(number), NodeName("host1"), 1.0, ())
 
 
 async def test_a_follower_gets_reports_from_now_on() -> None:
