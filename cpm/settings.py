@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
@@ -149,11 +150,21 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the manager treats disconnected nodes."""
+    """How the manager treats nodes that are disconnected, or do not confirm what they were sent."""
 
     edge_grace_s: _Seconds = 10.0
-    """Seconds that an edge may be disconnected before hosts no longer route through it. Its tables keep working, so a
-    restart of natd has no effect on traffic."""
+    """Seconds that an edge may be disconnected, or leave something unconfirmed, before hosts no longer route through
+    it, if there is another. Its tables keep working, so a restart of natd has no effect on traffic."""
+    edge_wait_s: _Seconds = 1.0
+    """The same while a range of a VM waits for that edge, and another one has it. New connections of a VM without free
+    ports wait as long."""
+    confirm_s: _Seconds = 10.0
+    """Seconds that a connected node may leave something unconfirmed before ``virt-ports node list`` says that it does
+    not answer. From then on it may be fenced."""
+
+    def patience(self) -> Patience:
+        """Return how long nodes may take, as the deciding half takes it."""
+        return Patience(edge_grace_s=self.edge_grace_s, edge_wait_s=self.edge_wait_s, confirm_s=self.confirm_s)
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,7 +205,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             compact_s=pool.compact_s,
             internal=pool.internal,
             strict_pairing=pool.pairing == "strict",
-            edge_grace_s=self.nodes.edge_grace_s,
+            patience=self.nodes.patience(),
             timeouts=self.timeouts(),
             defaults=self.defaults(),
             guards=self.scaling.guard_settings(),
@@ -226,6 +237,8 @@ def _check(file: str, settings: Settings) -> None:
             raise ConfigError(file, f"pool.{name}", f"must lie between {name}_floor ({least}) and {name}_cap ({most})")
     if pool.pairing not in ("preferred", "strict"):
         raise ConfigError(file, "pool.pairing", "use preferred or strict")
+    if settings.nodes.edge_wait_s > settings.nodes.edge_grace_s:
+        raise ConfigError(file, "nodes.edge_wait_s", f"must not exceed edge_grace_s ({settings.nodes.edge_grace_s:g})")
     pool.timeouts.check(file, "pool.timeouts")
     try:
         policy_named(settings.scaling.policy)

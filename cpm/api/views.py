@@ -43,7 +43,8 @@ class DomainView(Struct, frozen=True):
     answers, where they should go; see ``problem``), ``gone``, ``unreachable`` (its host is not connected; its traffic
     goes on), or ``not managed`` (it gets no ports; see ``problem``)."""
     problem: str = ""
-    """Of a VM that is misrouted: where its packets go, and the remedy; of one that is not managed: why."""
+    """Of a VM that is misrouted: where its packets go, and the remedy; of one that is not managed: why; of one that is
+    gone: the nodes that its ports wait for."""
     leaving: str = ""
     """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself."""
 
@@ -360,6 +361,18 @@ class NodeView(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     """What is wrong with the machine, a sentence each, with the remedy: packets of VMs that leave by another way than
     to an edge, addresses of the internal pool that are in use."""
+    answering: bool = True
+    """It is connected, and has confirmed what it was sent or still has time to (``nodes.confirm_s`` in
+    ``cpmd.toml``)."""
+    behind_since: UtcSeconds | None = None
+    """Since then it is away or has not confirmed something; null: it is in step."""
+    trouble: str = ""
+    """Why it is out of service or does not answer."""
+    held_ports: int = 0
+    """Ports that were given back and that nobody else gets until this node has confirmed it, or is fenced. Counted
+    while it is away or does not answer."""
+    held_since: UtcSeconds | None = None
+    """Since then the first of them wait; null: there are none."""
 
 
 class ClockStepView(Struct, frozen=True):
@@ -387,6 +400,9 @@ class StatusView(Struct, frozen=True):
     """How often the manager's wall clock was set since the ledger was made. No decision depends on that clock."""
     last_clock_steps: tuple[ClockStepView, ...] = ()
     """The last ten of them, the newest last."""
+    problems: tuple[str, ...] = ()
+    """What holds the site up, a sentence each, with the remedy: nodes that are out of service or do not answer, ports
+    that wait for them."""
 
 
 class Document(Struct, frozen=True):

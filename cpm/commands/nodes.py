@@ -23,10 +23,10 @@ def fence(manager: Manager, now: float, name: str) -> _Answer:
     Record the operator's confirmation that a node no longer forwards packets.
 
     :raise NotFound: When there is no such node.
-    :raise Conflict: When the node is connected, hence alive.
+    :raise Conflict: When the node is connected and answers, hence alive.
     """
     manager.fence(NodeName(name), now, fenced=True)
-    return _node_query(name)
+    return _node_query(name, now)
 
 
 @handlers.change(operations.UNFENCE)
@@ -37,8 +37,8 @@ def unfence(manager: Manager, now: float, name: str) -> _Answer:
     :raise NotFound: When there is no such node.
     """
     manager.fence(NodeName(name), now, fenced=False)
-    return _node_query(name)
+    return _node_query(name, now)
 
 
-def _node_query(name: str) -> _Answer:
-    return lambda manager: nodes.node_view(manager, manager.fleet.nodes[NodeName(name)])
+def _node_query(name: str, now: float) -> _Answer:
+    return lambda manager: nodes.node_view(manager, manager.fleet.nodes[NodeName(name)], now)

@@ -18,7 +18,7 @@ _Answer = Callable[[Manager], DomainDetail]
 
 
 @handlers.change(operations.SET_WISHES)
-def set_wishes(manager: Manager, name: str, body: WishesRequest) -> _Answer:
+def set_wishes(manager: Manager, now: float, name: str, body: WishesRequest) -> _Answer:
     """
     Change the operator's wishes for a VM.
 
@@ -28,7 +28,7 @@ def set_wishes(manager: Manager, name: str, body: WishesRequest) -> _Answer:
     """
     vm = vms.find(manager, name)
     manager.set_wishes(vm.uuid, merge_wishes(vm.operator_wishes, body))
-    return _detail_query(vm.uuid)
+    return _detail_query(vm.uuid, now)
 
 
 @handlers.change(operations.RESIZE)
@@ -43,7 +43,7 @@ def resize(manager: Manager, now: float, name: str, body: ResizeRequest) -> _Ans
     """
     vm = vms.find(manager, name)
     manager.sizer.resize_to(vm.uuid, body.ports, now)
-    return _detail_query(vm.uuid)
+    return _detail_query(vm.uuid, now)
 
 
 @handlers.change(operations.RELOCATE)
@@ -58,7 +58,7 @@ def relocate(manager: Manager, now: float, name: str) -> _Answer:
     """
     vm = vms.find(manager, name)
     manager.sizer.relocate(vm.uuid, now)
-    return _detail_query(vm.uuid)
+    return _detail_query(vm.uuid, now)
 
 
 def merge_wishes(wishes: Wishes, request: WishesRequest) -> Wishes:
@@ -67,5 +67,5 @@ def merge_wishes(wishes: Wishes, request: WishesRequest) -> Wishes:
     return dataclasses.replace(wishes, **changes)
 
 
-def _detail_query(uuid: DomainUUID) -> _Answer:
-    return lambda manager: vms.detail(manager, uuid)
+def _detail_query(uuid: DomainUUID, now: float) -> _Answer:
+    return lambda manager: vms.detail(manager, now, uuid)

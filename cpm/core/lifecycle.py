@@ -41,7 +41,7 @@ class AllocationEvent(enum.StrEnum):
     RESERVED = "reserved"
     """The ports were assigned to a VM."""
     PROGRAMMED = "programmed"
-    """All connected edges and then the host confirmed: new connections get these ports."""
+    """All edges in service and then the host confirmed: new connections get these ports."""
     RELEASED = "released"
     """The VM is gone, or gives up the ports."""
     SUPERSEDED = "superseded"

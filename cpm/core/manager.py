@@ -50,12 +50,14 @@ from cpm.protocol.messages import (
     NodeMessage,
     OwnPorts,
     Present,
+    Refused,
     Rejected,
     Report,
     Welcome,
 )
 from cpm.protocol.model import (
     VM,
+    Allocation,
     AllocationState,
     DomainUUID,
     Node,
@@ -98,8 +100,6 @@ class Manager:
         """VMs that run and have no ports because there are none."""
         self._rules = rules
         self._resolver = Resolver(rules.defaults, sizing.policy_words())
-        self._started = now
-        self._last_seen: dict[NodeName, float] = {}
         self._resync_at: dict[NodeName, float] = {}
         self.forecast = Forecast()
         self._rollout = Rollout(
@@ -110,11 +110,14 @@ class Manager:
                 internal_pool=rules.internal,
                 timeouts=rules.timeouts,
                 hold_down_s=rules.hold_down_s,
-                edge_grace_s=rules.edge_grace_s,
+                patience=rules.patience,
             ),
             self.wishes,
             lambda uuid: self.sizer.contention.others_wait(uuid),
+            now,
         )
+        self.edge_service = self._rollout.edge_service
+        """Which edges hosts send packets to, and which nodes are in step."""
         self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
         self._presence = VMPresence(
@@ -174,6 +177,7 @@ class Manager:
         self.pool.on_own_ports(node, hello.own, now)
         self._presence.forget_statements(hello.node)
         self._take_reserved_in_use(node, hello)
+        self._rollout.on_session_begin(hello.node, now)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
         self._rollout.queue_snapshot(hello.node)
         self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
@@ -197,6 +201,7 @@ class Manager:
         """
         node = self.fleet.nodes[hello.node]
         self.pool.on_own_ports(node, hello.own, now)
+        self._rollout.on_session_begin(hello.node, now)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
         self._rollout.queue_snapshot(hello.node)
         self._presence.on_presence(node, hello.domains, now)
@@ -212,12 +217,12 @@ class Manager:
 
     def on_session_end(self, name: NodeName, now: float) -> None:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
-        if self.sessions.pop(name, None) is None:
+        if (former := self.sessions.get(name)) is None:
             return
+        self._rollout.on_session_end(former, now)
+        del self.sessions[name]
         self._presence.forget_statements(name)
-        self._rollout.on_session_end(name)
         self._resync_at.pop(name, None)
-        self._last_seen[name] = now
 
     def on_message(self, name: NodeName, message: NodeMessage, now: float) -> None:
         """
@@ -227,6 +232,9 @@ class Manager:
         :raise InvalidRequest: When the node may not send this message.
         """
         node, session = self.fleet.nodes[name], self.sessions[name]
+        if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need)):
+            self._refuse_fenced(node, message)
+            return
         if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
         if isinstance(message, OwnPorts) and Role.EDGE not in node.roles:
@@ -248,6 +256,7 @@ class Manager:
                 self._on_applied(session, message, now)
             case Rejected():
                 # A gap is closed at once; a kernel that refused gets time to recover first.
+                session.refusal = message.message if message.code != "gap" else session.refusal
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
                 session.dropped = message.dropped
@@ -258,44 +267,51 @@ class Manager:
                 if not self._reports.on_need(session, message, now):
                     self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
 
-    def _on_applied(self, session: NodeSync, applied: Applied, now: float) -> None:
-        if applied.epoch != self.epoch:
-            return
-        was_synced = session.synced
-        self._rollout.on_applied(session, applied.generation)
-        if session.synced and not was_synced:
-            self._put_in_service(session.node)
-            self._rollout.check_node(session.node)
+    def _refuse_fenced(self, node: Node, message: NodeMessage) -> None:
+        """A fenced host has no VMs, whatever it says, until it has confirmed that it holds none."""
+        if isinstance(message, Attach):
+            text = f"{node.name} is fenced; it serves again when it has confirmed what it was sent: see its natd's log"
+            error = Conflict(text)
+            self._rollout.queue_message(node.name, Refused(self.epoch, message.domain, error.code, str(error)))
 
-    def _put_in_service(self, name: NodeName) -> None:
-        node = self.fleet.nodes[name]
-        if Role.EDGE in node.roles and not node.in_service and not node.fenced:
-            self.fleet.record(PutNode(dataclasses.replace(node, in_service=True)))
+    def _on_applied(self, session: NodeSync, applied: Applied, now: float) -> None:
+        if applied.epoch == self.epoch:
+            self._rollout.on_applied(session, applied.generation, now)
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """
         The operator vouches that a node forwards nothing any more, or takes that back.
 
-        A fenced host is not asked before its VMs' ranges are given on; a fenced edge gets no traffic and no wait.
+        A fenced host is not asked before its VMs' ranges are given on; a fenced edge gets no traffic and no wait. That
+        ends when the node says hello again, or has confirmed everything.
 
         :raise NotFound: When there is no such node.
-        :raise Conflict: When the node is connected, hence alive.
+        :raise Conflict: When the node is connected and answers, hence alive.
         """
         node = self.fleet.nodes.get(name)
         if node is None:
             raise NotFound("node", name, "see `virt-ports node list`")
-        if fenced and name in self.sessions:
-            raise Conflict(f"{name} is connected, so it is alive; stop its natd and its traffic first, then fence it")
-        session = self.sessions.get(name)
-        in_service = not fenced and Role.EDGE in node.roles and session is not None and session.synced
-        self.fleet.record(PutNode(dataclasses.replace(node, fenced=fenced, in_service=in_service)))
-        if fenced:
+        if fenced and self.edge_service.is_answering(name, now):
+            raise Conflict(
+                f"{name} is connected and confirms what it is sent, so it is alive; stop its natd and its traffic "
+                "first, then fence it"
+            )
+        self.fleet.record(PutNode(dataclasses.replace(node, fenced=fenced, in_service=False)))
+        self.edge_service.on_fenced(name, now)
+        if name in self.sessions:
+            # Its confirmation puts it back.
+            self._rollout.queue_snapshot(name)
+        elif fenced:
             # Its addresses are no longer there; when it is back, it says which ports it uses.
             self.pool.on_own_ports(node, (), now)
         if fenced and Role.HOST in node.roles:
             for uuid in list(self.running.on(name)):
                 self._presence.on_detach(name, uuid, now)
         self._rollout.check_all()
+
+    def lacking(self, leaving: Allocation, now: float) -> tuple[float, tuple[NodeName, ...]]:
+        """Return the nodes whose confirmation is all that a leaving range waits for, and since when it does."""
+        return self._rollout.lacks(leaving, now)
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
@@ -345,16 +361,7 @@ class Manager:
         Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait for ports
         or have to leave some.
         """
-        self._rollout.check_leaving()
-        for name, node in list(self.fleet.edges.items()):
-            away_since = self._last_seen.get(name, self._started)
-            if (
-                node.in_service
-                and name not in self.sessions
-                and now - away_since >= self._rules.edge_grace_s
-                and any(self._rollout.is_live_edge(other) for other in self.fleet.edges.values())
-            ):
-                self.fleet.record(PutNode(dataclasses.replace(node, in_service=False)))
+        self._rollout.tick(now)
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]

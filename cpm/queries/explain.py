@@ -21,6 +21,7 @@ from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import InternalPoolExhausted
 from cpm.protocol.model import PortRange
 from cpm.protocol.wishes import KEYS
+from cpm.queries.spans import span
 
 RULES: Final[Mapping[str, str]] = {
     "headroom": "it keeps the ports in use and some spare ones",
@@ -69,6 +70,8 @@ class PoolFacts:
     """Change of the number of free ports per minute; None: there are too few points."""
     empty_in_s: float | None
     """Seconds until no port is free at that rate; None: it does not happen at that rate."""
+    held_up: tuple[str, ...] = ()
+    """By node that keeps ports from others: how many, since when, and what to do, a sentence each."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +193,7 @@ def _pool(pool: PoolFacts) -> tuple[str, ...]:
         f"{pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
     )
     held = ", ".join(f"{each.name} {each.ports}" + _in_use_text(each) for each in pool.holders)
-    return (state, f"Largest holders: {held}." if held else "", _trend(pool))
+    return (state, f"Largest holders: {held}." if held else "", *map(_sentence, pool.held_up), _trend(pool))
 
 
 def _in_use_text(holder: Holder) -> str:
@@ -204,15 +207,8 @@ def _trend(pool: PoolFacts) -> str:
         return "It is too early to forecast when the pool runs out."
     if pool.empty_in_s is None:
         return "At the present trend the pool does not run out."
-    span = _span(pool.empty_in_s)
-    return f"At the present trend ({pool.per_minute:+.0f} free ports a minute) the pool is empty in {span}."
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    left = span(pool.empty_in_s)
+    return f"At the present trend ({pool.per_minute:+.0f} free ports a minute) the pool is empty in {left}."
 
 
 def _sentence(text: str) -> str:

@@ -15,7 +15,7 @@ from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
 from cpm.protocol.model import VM
 from cpm.protocol.wishes import KEYS
-from cpm.queries import explain
+from cpm.queries import explain, node_states
 from cpm.queries.vms import current_range, find, summary, wish_view
 
 TOP_HOLDERS = 5
@@ -37,7 +37,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     decision, want = facts.decision, facts.want
     observation = manager.sizer.observed.get(vm.uuid)
     return ExplainView(
-        domain=summary(manager, vm),
+        domain=summary(manager, vm, now),
         lines=explain.lines(facts, pool),
         asked=decision.asked if decision is not None else None,
         decided=decision.target if decision is not None else None,
@@ -105,6 +105,9 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         holders=_holders(manager),
         per_minute=manager.forecast.per_minute(),
         empty_in_s=manager.forecast.empty_in_s(space.free_ports),
+        held_up=tuple(
+            node_states.held_text(name, held, now) for name, held in sorted(node_states.held_up(manager, now).items())
+        ),
     )
 
 

@@ -16,12 +16,14 @@ from prometheus_client.registry import Collector
 from cpm.api import handlers, operations
 from cpm.api.views import Document
 from cpm.core.manager import Manager
+from cpm.protocol.model import Role
 from cpm.queries import nodes, pool, vms
 
 
 class _Metrics(Collector):
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, now: float) -> None:
         self._manager = manager
+        self._now = now
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield self._vms()
@@ -41,7 +43,7 @@ class _Metrics(Collector):
 
     def _vms(self) -> GaugeMetricFamily:
         domains = GaugeMetricFamily("virt_ports_domains", "VMs by state.", labels=["state"])
-        for state, count in Counter(vm.state for vm in vms.summaries(self._manager, all=True)).items():
+        for state, count in Counter(vm.state for vm in vms.summaries(self._manager, self._now, all=True)).items():
             domains.add_metric([state], count)
         return domains
 
@@ -99,19 +101,40 @@ class _Metrics(Collector):
         dropped = CounterMetricFamily(
             "virt_ports_node_dropped_packets", "Packets dropped at a node.", labels=["node", "reason"]
         )
-        for view in nodes.node_views(self._manager):
+        in_service = GaugeMetricFamily(
+            "virt_ports_node_in_service", "1 while hosts send packets to an edge.", labels=["node"]
+        )
+        behind = GaugeMetricFamily(
+            "virt_ports_node_behind_seconds",
+            "Seconds since which a node is away or has not confirmed something.",
+            labels=["node"],
+        )
+        held = GaugeMetricFamily(
+            "virt_ports_node_held_ports",
+            "Ports that were given back and wait for a node that is away or does not answer.",
+            labels=["node"],
+        )
+        for view in nodes.node_views(self._manager, self._now):
+            if Role.EDGE in view.roles:
+                in_service.add_metric([view.name], view.in_service)
+            since = self._manager.edge_service.behind_since(view.name)
+            behind.add_metric([view.name], self._now - since if since is not None else 0.0)
+            held.add_metric([view.name], view.held_ports)
             connected.add_metric([view.name], view.connected)
             synced.add_metric([view.name], view.synced)
             for reason, count in view.dropped.items():
                 dropped.add_metric([view.name, reason], count)
         yield connected
         yield synced
+        yield in_service
+        yield behind
+        yield held
         yield dropped
 
 
 @handlers.query(operations.METRICS)
-def exposition(manager: Manager) -> Document:
+def exposition(manager: Manager, now: float) -> Document:
     """Return all metrics in the text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Metrics(manager))
+    registry.register(_Metrics(manager, now))
     return Document(CONTENT_TYPE_LATEST, generate_latest(registry))

@@ -10,17 +10,25 @@ from cpm.api import handlers, operations
 from cpm.api.views import NodeView
 from cpm.core.manager import Manager
 from cpm.protocol.model import Node, Role
+from cpm.queries import node_states
+from cpm.queries.node_states import HeldUp
 
 
 @handlers.query(operations.LIST_NODES)
-def node_views(manager: Manager) -> list[NodeView]:
+def node_views(manager: Manager, now: float) -> list[NodeView]:
     """Return all nodes with their state, in order of name."""
-    return [node_view(manager, node) for _, node in sorted(manager.fleet.nodes.items())]
+    held = node_states.held_up(manager, now)
+    return [_view(manager, node, held.get(node.name), now) for _, node in sorted(manager.fleet.nodes.items())]
 
 
-def node_view(manager: Manager, node: Node) -> NodeView:
+def node_view(manager: Manager, node: Node, now: float) -> NodeView:
     """Return one node with its state."""
+    return _view(manager, node, node_states.held_up(manager, now).get(node.name), now)
+
+
+def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> NodeView:
     node_sync = manager.sessions.get(node.name)
+    behind_since = manager.edge_service.behind_since(node.name)
     return NodeView(
         node.name,
         tuple(sorted(node.roles)),
@@ -34,4 +42,9 @@ def node_view(manager: Manager, node: Node) -> NodeView:
         domains=len(manager.running.on(node.name)),
         dropped=node_sync.dropped if node_sync else {},
         warnings=node_sync.warnings if node_sync else (),
+        answering=manager.edge_service.is_answering(node.name, now),
+        behind_since=manager.fleet.utc(behind_since) if behind_since is not None else None,
+        trouble=node_states.trouble(manager, node, now),
+        held_ports=held.ports if held is not None else 0,
+        held_since=manager.fleet.utc(held.since) if held is not None else None,
     )

@@ -14,6 +14,7 @@ from cpm.api.views import ClockStepView, StatusView
 from cpm.core.manager import Manager
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import WallTime
+from cpm.queries import node_states
 
 STEPS_SHOWN: Final = 10
 """Steps of the wall clock that are shown."""
@@ -32,7 +33,7 @@ class About:
 
 
 @handlers.query(operations.STATUS)
-def status(manager: Manager, about: About) -> StatusView:
+def status(manager: Manager, about: About, now: float) -> StatusView:
     """Return the state of the manager."""
     steps = [step for step in manager.fleet.timeline.steps if step.is_set]
     return StatusView(
@@ -46,4 +47,5 @@ def status(manager: Manager, about: About) -> StatusView:
         about.timeouts,
         len(steps),
         tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),
+        tuple(node_states.problems(manager, now)),
     )

@@ -20,19 +20,19 @@ from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import VM, Allocation, AllocationState
 from cpm.protocol.wishes import KEYS
-from cpm.queries import explain
+from cpm.queries import explain, node_states
 
 _State = AllocationState
 
 
 @handlers.query(operations.LIST_VMS)
-def summaries(manager: Manager, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
+def summaries(manager: Manager, now: float, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
     """
     Return the running VMs, in order of name; with ``all`` also those that are gone and still hold ranges.
 
     Those that are not managed are among them.
     """
-    vms = [summary(manager, vm) for vm in manager.fleet.vms.values() if all or vm.uuid in manager.present]
+    vms = [summary(manager, vm, now) for vm in manager.fleet.vms.values() if all or vm.uuid in manager.present]
     known = {vm.uuid for vm in vms}
     vms += [vm for vm in _unmanaged(manager) if vm.uuid not in known]
     return sorted(vms, key=lambda vm: (vm.name, vm.uuid))
@@ -64,7 +64,7 @@ def find(manager: Manager, name: str) -> VM:
 
 
 @handlers.query(operations.SHOW_VM)
-def detail(manager: Manager, name: str) -> DomainDetail:
+def detail(manager: Manager, now: float, name: str) -> DomainDetail:
     """
     Return everything known of one VM.
 
@@ -78,7 +78,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
     draining = {d.ports: d.connections for d in measured.draining} if measured is not None else {}
     wishes = manager.wishes(vm)
     return DomainDetail(
-        domain=summary(manager, vm),
+        domain=summary(manager, vm, now),
         internal_address=vm.internal,
         floor=wishes.floor.value,
         cap=wishes.cap.value,
@@ -108,7 +108,7 @@ def detail(manager: Manager, name: str) -> DomainDetail:
     )
 
 
-def summary(manager: Manager, vm: VM) -> DomainView:
+def summary(manager: Manager, vm: VM, now: float) -> DomainView:
     """Return one VM as it is shown in a list."""
     current = current_range(manager, vm)
     observation = manager.sizer.observed.get(vm.uuid)
@@ -122,7 +122,7 @@ def summary(manager: Manager, vm: VM) -> DomainView:
         last_port=current.ports.last if current else None,
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
-        problem=_problem(manager, vm),
+        problem=_problem(manager, vm) or _waits_for(manager, vm, now),
         leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
     )
 
@@ -157,6 +157,14 @@ def _guest(guest: GuestView) -> GuestAgentView:
         guest.ports.first if guest.ports is not None else None,
         guest.ports.last if guest.ports is not None else None,
     )
+
+
+def _waits_for(manager: Manager, vm: VM, now: float) -> str:
+    """Return which nodes the ports of a VM that is gone wait for; empty: none."""
+    if vm.uuid in manager.present:
+        return ""
+    names = {name for each in manager.fleet.of(vm.uuid) for name in node_states.waits_for(manager, each, now)[1]}
+    return f"its ports wait for {', '.join(sorted(names))}; see `virt-ports node list`" if names else ""
 
 
 def _problem(manager: Manager, vm: VM) -> str:

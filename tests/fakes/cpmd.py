@@ -124,7 +124,7 @@ def _short_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running(*, edge_grace_s: float = 10.0) -> AsyncIterator[Site]:
+async def running(*, edge_grace_s: float = 10.0, edge_wait_s: float = 1.0) -> AsyncIterator[Site]:
     """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "now", lambda: SINCE_BOOT_S)
@@ -134,7 +134,7 @@ async def running(*, edge_grace_s: float = 10.0) -> AsyncIterator[Site]:
             settings.Settings(
                 listen=settings.ListenSettings(socket=str(path)),
                 ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
-                nodes=settings.NodesSettings(edge_grace_s=edge_grace_s),
+                nodes=settings.NodesSettings(edge_grace_s=edge_grace_s, edge_wait_s=edge_wait_s),
             )
         )
         await cpmd.start()

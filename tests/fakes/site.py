@@ -16,13 +16,14 @@ import collections
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 
 from cpm.core.manager import Manager, Outcome
 from cpm.ledger import SqliteLedger
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError, VirtPortsError
+from cpm.protocol.intent import ExternalRange
 from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role, Wishes
 from cpm.settings import PoolSettings, Settings
@@ -80,6 +81,10 @@ class Machine:
     connected: bool = False
     failing: bool = False
     """The kernel refuses the next command."""
+    refusing: bool = False
+    """The kernel refuses every command."""
+    stuck: bool = False
+    """natd keeps its session, and its kernel commands never end."""
     answers: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
@@ -109,6 +114,8 @@ class Site:
         self.connections: set[Connection] = set()
         self.lives: collections.Counter[DomainUUID] = collections.Counter()
         self._let_through: set[tuple[Connection, NodeName]] = set()
+        self._given_up: set[NodeName] = set()
+        """Nodes that were fenced, until they have everything again: what they hold may be others' by now."""
         self._requests = 0
         self._taps = 0
         for name, role, number in (
@@ -154,6 +161,7 @@ class Site:
         with contextlib.suppress(VirtPortsError):
             act(self.manager)
         outcome = self.manager.take(self.now)
+        self._given_up |= {node.name for node in self.manager.fleet.nodes.values() if node.fenced}
         if self.on_outcome is not None:
             self.on_outcome(outcome)
         self.ledger.commit(outcome.changes, self.now)
@@ -220,7 +228,7 @@ class Site:
 
     def kernel_step(self, name: NodeName) -> bool:
         machine = self.machines[name]
-        if not machine.work or machine.node is None:
+        if not machine.work or machine.node is None or machine.stuck:
             return False
         command = machine.work.popleft()
         if isinstance(command, (Forget, Prune)):
@@ -233,11 +241,13 @@ class Site:
                 if entry[1] != command.internal or any(entry[2] in ports for ports in held)
             }
             return True
-        if machine.failing:
+        if machine.failing or machine.refusing:
             machine.failing = False
             machine.node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), self.now)
         else:
             _program(machine.kernel, command)
+            if isinstance(command, Replace):
+                self._given_up.discard(name)
             machine.node.on_kernel_programmed(self.now)
         self._carry_out(machine)
         return True
@@ -405,7 +415,7 @@ class Site:
         if self.manager is None:
             self.start_manager()
         for name, machine in self.machines.items():
-            machine.libvirt = True
+            machine.libvirt, machine.refusing, machine.stuck = True, False, False
             self.start_natd(name)
             self.connect(name)
         for _ in range(4):
@@ -421,10 +431,12 @@ class Site:
 
     def check(self) -> None:
         """
-        :raise AssertionError: When an external port has two owners anywhere, or a connection is cut.
+        :raise AssertionError: When an external port has two owners anywhere, a connection is cut, or a new one would be
+            dropped by an edge.
         """
         self._check_no_overloading()
         self._check_nothing_cut()
+        self._check_nothing_dropped()
         self._check_taps()
 
     def _check_no_overloading(self) -> None:
@@ -453,6 +465,23 @@ class Site:
                     f"{machine.identity.name} cut {connection}, maps it to {found}"
                 )
 
+    def _check_nothing_dropped(self) -> None:
+        # What a host translates to a port passes whichever edge the host sends it to.
+        for machine in self.hosts:
+            if machine.identity.name in self._given_up:
+                continue
+            edges = [self._at(address) for address in machine.kernel.path.edges] if machine.kernel.path else []
+            edges = [edge for edge in edges if edge.identity.name not in self._given_up]
+            for uuid, entry in machine.kernel.host.items():
+                ports, internal = entry.intent.ports, entry.intent.internal
+                if ports is None:
+                    continue
+                for edge in edges:
+                    known = edge.kernel.edge.get(uuid)
+                    assert known is not None and known.internal == internal and _cover(known.ranges, ports), (
+                        f"{edge.identity.name} drops new connections of {uuid} from {ports}, knows {known}"
+                    )
+
     def _check_taps(self) -> None:
         # What a guest sends is never taken for another VM's, also while natd is away.
         for machine in self.hosts:
@@ -466,6 +495,10 @@ def _running(
     uuid: DomainUUID, taps: frozenset[Tap], wishes: Wishes | None = None, phase: Phase = Phase.HERE
 ) -> RunningDomain:
     return RunningDomain(uuid, f"vm-{uuid[-4:]}", taps, wishes, phase=phase)
+
+
+def _cover(ranges: Iterable[ExternalRange], ports: PortRange) -> bool:
+    return any(each.ports.first <= ports.first and ports.last <= each.ports.last for each in ranges)
 
 
 def _program(kernel: FakeKernel, command: Program | Replace) -> None:

@@ -53,7 +53,7 @@ def _row(view: DomainView) -> tuple[object, ...]:
 
 def _state(view: DomainView) -> str:
     problem = view.problem.split(";")[0]
-    state = f"{view.state}: {problem}" if problem and view.state in {"misrouted", "not managed"} else view.state
+    state = f"{view.state}: {problem}" if problem and view.state in {"gone", "misrouted", "not managed"} else view.state
     return f"{state}, leaving: {view.leaving}" if view.leaving else state
 
 

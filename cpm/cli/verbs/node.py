@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
@@ -14,9 +15,11 @@ HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "
 
 _LIST_ABOUT = """\
 States: connected; away; fenced; 'out of service' (an edge that hosts do not
-use). 'Synced' is yes when the node has confirmed everything it was sent;
-'Generation' is the last one it confirmed and the last one it was sent. 'Dropped'
-counts packets that an edge dropped, by reason. Below the table is what a node
+use); 'not answering' (connected, and confirms nothing). 'Synced' is yes when
+the node has confirmed everything it was sent; 'Generation' is the last one it
+confirmed and the last one it was sent. 'Dropped' counts packets that an edge
+dropped, by reason. Below the table is why a node is
+out of service or does not answer, how many ports wait for it, and what a node
 found to be wrong with its machine, for example that packets of its VMs leave by
 a VPN and not to an edge."""
 
@@ -24,8 +27,9 @@ _FENCE_ABOUT = """\
 Fence a node only after you have made sure that it no longer forwards packets:
 it is off, or cut from the network. From then on cpmd does not wait for its
 confirmation, and the ports of its VMs may be given to others. If you fence a
-machine that still runs, one external port can have two owners. The fence ends
-when the node connects again."""
+machine that still runs, one external port can have two owners. A node that is
+connected can be fenced only while it does not answer. The fence ends when the
+node connects again, or has confirmed everything that it was sent."""
 
 _EXAMPLES = """\
   virt-ports node list
@@ -58,9 +62,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(views: list[NodeView]) -> str:
-    """Return the table, and below it the warnings."""
-    warnings = [f"{view.name}: {render.cell(warning)}\n" for view in views for warning in view.warnings]
+    """Return the table, and below it what is wrong."""
+    warnings = [f"{view.name}: {render.cell(text)}\n" for view in views for text in _problems(view)]
     return "".join([render.table(HEADER, map(_row, views)), *warnings])
+
+
+def _problems(view: NodeView) -> Iterator[str]:
+    if view.trouble:
+        yield view.trouble
+    if view.held_ports and view.held_since is not None:
+        yield (
+            f"{view.held_ports} ports have waited for it since {render.moment(view.held_since)}: start its natd; or, "
+            f"if it forwards nothing any more, `virt-ports node fence {view.name}`"
+        )
+    yield from view.warnings
 
 
 def _row(view: NodeView) -> tuple[object, ...]:
@@ -75,4 +90,6 @@ def _state(view: NodeView) -> str:
         return "fenced"
     if not view.connected:
         return "away"
-    return "connected" if view.in_service else "out of service"
+    if not view.in_service:
+        return "out of service"
+    return "connected" if view.answering else "not answering"

@@ -28,7 +28,11 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import STATUS
 
     view = parsing.client(args).call(STATUS)
-    return parsing.print_answer(args, view, lambda: _facts(view))
+    return parsing.print_answer(args, view, lambda: _facts(view) + _problems(view))
+
+
+def _problems(view: StatusView) -> str:
+    return "".join(f"{render.cell(problem)}\n" for problem in view.problems)
 
 
 def _facts(view: StatusView) -> str:

@@ -7,6 +7,7 @@ in which each entry last changed; and the VMs whose last change the node has not
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from cpm.protocol.messages import Delta, PathState, Snapshot, Unmanaged
 from cpm.protocol.model import DomainUUID, NodeName
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
+
+_SAME_TIME_S = 0.1
+"""Messages that are sent within this many seconds are waited for as one."""
 
 
 class NodeSync:
@@ -42,17 +46,32 @@ class NodeSync:
         """What is wrong with the ways of VMs' packets, from its last report."""
         self.unmanaged: tuple[Unmanaged, ...] = ()
         """VMs of that machine that are not managed."""
+        self.refusal = ""
+        """Why the node last refused what it was sent; empty: it has confirmed everything since."""
         self._snapshot_at = 0
+        self._path_at = 0
         self._path: PathState | None = None
         self._host: dict[DomainUUID, HostIntent] = {}
         self._edge: dict[DomainUUID, EdgeIntent] = {}
         self._changed: dict[DomainUUID, int] = {}
         self._unconfirmed: dict[DomainUUID, int] = {}
+        self._sent_at: deque[tuple[int, float]] = deque()
+        """Generations that are not confirmed, the oldest first, and when each was sent."""
 
     @property
     def synced(self) -> bool:
         """Whether the node has confirmed its snapshot: from then on its kernel holds exactly what it confirms."""
         return 0 < self._snapshot_at <= self.applied
+
+    @property
+    def is_path_confirmed(self) -> bool:
+        """Whether the node has confirmed the path that it was sent last."""
+        return self.synced and self._path_at <= self.applied
+
+    @property
+    def unconfirmed_since(self) -> float | None:
+        """When the oldest message was sent that the node has not confirmed, in ledger time; None: there is none."""
+        return self._sent_at[0][1] if self._sent_at else None
 
     def is_confirmed(self, uuid: DomainUUID) -> bool:
         """Return whether the node has confirmed everything it was sent about this VM."""
@@ -65,17 +84,25 @@ class NodeSync:
     def on_applied(self, generation: int) -> set[DomainUUID]:
         """Record that the node holds everything up to a generation; return the VMs that are now confirmed."""
         self.applied = max(self.applied, min(generation, self.generation))
+        while self._sent_at and self._sent_at[0][0] <= self.applied:
+            self._sent_at.popleft()
+        if not self._sent_at:
+            self.refusal = ""
         confirmed = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
         for uuid in confirmed:
             del self._unconfirmed[uuid]
         return confirmed
 
     def make_snapshot(
-        self, path: PathState, host: Mapping[DomainUUID, HostIntent], edge: Mapping[DomainUUID, EdgeIntent]
+        self,
+        path: PathState,
+        host: Mapping[DomainUUID, HostIntent],
+        edge: Mapping[DomainUUID, EdgeIntent],
+        now: float,
     ) -> Snapshot:
         """Return a message with everything the node should hold; later deltas are relative to it."""
-        self.generation += 1
-        self._snapshot_at = self.generation
+        self._begin_generation(now)
+        self._snapshot_at = self._path_at = self.generation
         self._path, self._host, self._edge = path, dict(host), dict(edge)
         self._changed = {}
         self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
@@ -86,6 +113,7 @@ class NodeSync:
         path: PathState,
         host: Mapping[DomainUUID, HostIntent | None],
         edge: Mapping[DomainUUID, EdgeIntent | None],
+        now: float,
     ) -> Delta | None:
         """
         Return a message with what differs from the messages so far; None: nothing does.
@@ -93,12 +121,15 @@ class NodeSync:
         :param path: What the node should know about the whole site.
         :param host: The VMs that may have changed, as this host should hold them; None: not on this host.
         :param edge: The same for an edge.
+        :param now: Ledger time.
         """
         new_host = {uuid: vm for uuid, vm in host.items() if vm != self._host.get(uuid)}
         new_edge = {uuid: vm for uuid, vm in edge.items() if vm != self._edge.get(uuid)}
         if path == self._path and not new_host and not new_edge:
             return None
-        self.generation += 1
+        self._begin_generation(now)
+        if path != self._path:
+            self._path_at = self.generation
         message = Delta(
             self.epoch,
             self.generation,
@@ -115,6 +146,12 @@ class NodeSync:
         self._changed.update(changed)
         self._unconfirmed.update(changed)
         return message
+
+    def _begin_generation(self, now: float) -> None:
+        self.generation += 1
+        if self._sent_at and now - self._sent_at[-1][1] < _SAME_TIME_S:
+            now = self._sent_at.pop()[1]
+        self._sent_at.append((self.generation, now))
 
     def forget(self, uuid: DomainUUID) -> None:
         """Discard the state of a VM that is no longer in the ledger."""

@@ -4,9 +4,8 @@ Brings decisions to the kernels, step by step and in order.
 Pure. :class:`Rollout` sends every node what differs from its last message, records what each node confirmed, and takes
 the steps of an allocation's life that are due:
 
-- *reserved*: once every connected edge has confirmed it, it is sent to the host; once the host has confirmed it, it is
-  active. A VM that has ports waits longer, for every edge that its packets may pass: hosts still send to one that was
-  away for a moment only, and it would drop them;
+- *reserved*: once every edge has confirmed it that its host may send packets to (:mod:`cpm.core.rollout.edge_service`),
+  it is sent to the host; once the host has confirmed it, it is active;
 - *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held; also
   with connections, when its drain limit has passed and another VM lacks ports: the only step that cuts, and journalled;
 - *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
@@ -29,6 +28,7 @@ from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
+from cpm.core.rollout.edge_service import EdgeService, Patience
 from cpm.core.rollout.last_use import LastUse
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.running import RunningVMs
@@ -55,8 +55,8 @@ class RolloutRules:
     """Connection timeouts that the pool sets for hosts."""
     hold_down_s: float
     """Seconds between the end of a range and its next owner."""
-    edge_grace_s: float
-    """Seconds that ranges wait for an edge that hosts send packets to and that does not answer."""
+    patience: Patience
+    """How long nodes may take."""
 
 
 class Rollout:
@@ -71,6 +71,7 @@ class Rollout:
     :param rules: Rules of the pool.
     :param wishes: Returns the wishes in effect for a VM.
     :param do_others_wait: Returns whether another VM than this one lacks ports.
+    :param started: Ledger time at which this manager began.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Rollout:
         rules: RolloutRules,
         wishes: Callable[[VM], EffectiveWishes],
         do_others_wait: Callable[[DomainUUID], bool],
+        started: float,
     ) -> None:
         self._fleet = fleet
         self._node_syncs = node_syncs
@@ -89,6 +91,8 @@ class Rollout:
         self._rules = rules
         self._wishes = wishes
         self._do_others_wait = do_others_wait
+        self.edge_service = EdgeService(fleet, node_syncs, rules.patience, started)
+        """Which edges hosts send packets to."""
         self._edges_ready: set[AllocationId] = set()
         self._awaiting_edges: set[DomainUUID] = set()
         self._idle_reports: dict[AllocationId, int] = {}
@@ -109,14 +113,25 @@ class Rollout:
 
     # Inputs
 
-    def on_applied(self, node_sync: NodeSync, generation: int) -> None:
+    def on_applied(self, node_sync: NodeSync, generation: int, now: float) -> None:
         """Record that a node's kernel holds everything up to a generation."""
+        was_synced, had_path = node_sync.synced, node_sync.is_path_confirmed
         self._due.update(node_sync.on_applied(generation))
+        self.edge_service.on_applied(node_sync, now)
+        if node_sync.is_path_confirmed and not had_path:
+            self._check_awaiting()
+        if node_sync.synced and not was_synced:
+            self.check_node(node_sync.node)
 
-    def on_session_end(self, name: NodeName) -> None:
+    def on_session_begin(self, name: NodeName, now: float) -> None:
+        """Record that a node's session is about to begin, in the place of any former one."""
+        self.edge_service.on_session_begin(name, now)
+
+    def on_session_end(self, former: NodeSync, now: float) -> None:
         """Record that a node's session ended: steps may be due that waited for it."""
-        self._snapshot_due.discard(name)
-        self.check_node(name)
+        self.edge_service.on_session_end(former, now)
+        self._snapshot_due.discard(former.node)
+        self.check_node(former.node)
 
     def on_reserved(self, reserved: AllocationId, *, is_fresh: bool) -> None:
         """Record that ports were reserved; ``is_fresh``: no VM has used them since their last hold-down."""
@@ -157,9 +172,17 @@ class Rollout:
 
     # Commands
 
+    def tick(self, now: float) -> None:
+        """Do what is due because time has passed: edges leave service, ranges that waited or leave go on."""
+        self.edge_service.check(now)
+        self.check_leaving()
+
     def check_leaving(self) -> None:
-        """Check for due steps of VMs whose ranges leave, or wait for an edge that is away, because time has passed."""
+        """Check for due steps of VMs whose ranges leave, or wait for an edge."""
         self._due.update(allocation.domain for allocation in self._fleet.leaving.values())
+        self._check_awaiting()
+
+    def _check_awaiting(self) -> None:
         self._due |= self._awaiting_edges
         self._awaiting_edges.clear()
 
@@ -190,7 +213,7 @@ class Rollout:
         :param now: Ledger time.
         """
         while self._due or self._changed or self._snapshot_due or self._is_path_changed():
-            self._queue_updates()
+            self._queue_updates(now)
             due, self._due = self._due, set()
             for uuid in due:
                 self._advance_vm(uuid, now)
@@ -211,14 +234,12 @@ class Rollout:
     def _advance_reserved(self, allocation: Allocation, now: float) -> None:
         uuid = allocation.domain
         if allocation.id not in self._edges_ready:
-            edges = [name for name, node in self._fleet.edges.items() if self.is_live_edge(node)]
-            if edges and all(self._is_confirmed(name, uuid) for name in edges):
-                if self._may_pass_another_edge(allocation, now):
-                    self._awaiting_edges.add(uuid)
-                    return
-                self._edges_ready.add(allocation.id)
-                self._last_use.on_host_told(allocation.id)
-                self._changed.add(uuid)
+            if not self._edges_know(allocation, now):
+                self._awaiting_edges.add(uuid)
+                return
+            self._edges_ready.add(allocation.id)
+            self._last_use.on_host_told(allocation.id)
+            self._changed.add(uuid)
         elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
             if (active := self._fleet.one(uuid, _State.ACTIVE)) is not None and moves.is_extension(active, allocation):
@@ -227,21 +248,19 @@ class Rollout:
             moves.activate(self._fleet, allocation, now)
             self._changed.add(uuid)
 
-    def _may_pass_another_edge(self, reserved: Allocation, now: float) -> bool:
+    def _edges_know(self, reserved: Allocation, now: float) -> bool:
         """
-        Return whether packets from a new range could pass an edge that does not know it yet.
+        Return whether every edge that packets from a new range may pass has confirmed it.
 
-        A VM without ports is better off with some of its packets than with none, so it does not wait.
+        Its host has confirmed which edges these are: until then it may still send to one that has left service.
         """
-        has_ports = self._fleet.one(reserved.domain, _State.ACTIVE) is not None
-        return (
-            has_ports
-            and now - reserved.since < self._rules.edge_grace_s
-            and any(
-                node.in_service and not node.fenced and not self.is_live_edge(node)
-                for node in self._fleet.edges.values()
-            )
-        )
+        edges = self.edge_service.needed(reserved.node)
+        missing = [name for name in edges if not self._is_confirmed(name, reserved.domain)]
+        if missing and reserved.domain not in self._changed:
+            self.edge_service.relieve(missing, now)
+        host = self._node_syncs.get(reserved.node)
+        has_path = not self._is_path_changed() and host is not None and host.is_path_confirmed
+        return bool(edges) and not missing and has_path
 
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
         self._edges_ready.discard(allocation.id)
@@ -263,15 +282,31 @@ class Rollout:
         return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation.domain)
 
     def _advance_held(self, allocation: Allocation, now: float) -> None:
-        unused_since = self._last_use.unused_since(allocation.id)
-        last_use = allocation.since if unused_since is None else min(unused_since, allocation.since)
-        if now < last_use + self._rules.hold_down_s:
-            return
-        if all(self._is_fenced(name) or self._is_confirmed(name, allocation.domain) for name in self._fleet.edges):
+        since, missing = self.lacks(allocation, now)
+        if now >= since and not missing:
             self._last_use.forget(allocation.id)
             moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
             self._changed.add(allocation.domain)
             self._report_freed(allocation)
+
+    def lacks(self, leaving: Allocation, now: float) -> tuple[float, tuple[NodeName, ...]]:
+        """
+        Return the nodes whose confirmation is all that a draining or held range waits for, and since when it does.
+
+        None of them: it goes on by itself, when its connections have ended or its hold-down has passed.
+        """
+        if leaving.state is _State.DRAINING:
+            since, nodes = leaving.since, [leaving.node]
+        else:
+            since, nodes = self._hold_down_end(leaving), list(self._fleet.edges)
+        if now < since:
+            return since, ()
+        missing = (name for name in nodes if not (self._is_fenced(name) or self._is_confirmed(name, leaving.domain)))
+        return since, tuple(missing)
+
+    def _hold_down_end(self, held: Allocation) -> float:
+        unused_since = self._last_use.unused_since(held.id)
+        return self._rules.hold_down_s + (held.since if unused_since is None else min(unused_since, held.since))
 
     def _report_freed(self, allocation: Allocation) -> None:
         """Tell the host when a VM holds nothing there any more."""
@@ -301,26 +336,22 @@ class Rollout:
         node = self._fleet.nodes.get(name)
         return node is not None and node.fenced
 
-    def is_live_edge(self, node: Node) -> bool:
-        """Return whether a node is a connected edge that has confirmed its snapshot: new ranges wait for it."""
-        node_sync = self._node_syncs.get(node.name)
-        return Role.EDGE in node.roles and not node.fenced and node_sync is not None and node_sync.synced
-
     # Messages
 
     def _is_path_changed(self) -> bool:
         return self._path_version != self._fleet.path_version
 
-    def _queue_updates(self) -> None:
+    def _queue_updates(self, now: float) -> None:
         """Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM."""
         if is_path_changed := self._is_path_changed():
             self._path_version = self._fleet.path_version
             self._paths.clear()
+            self._check_awaiting()
         hosts = self._hosts_concerned()
         concerned = dict.fromkeys([*self._fleet.edges, *hosts, *self._snapshot_due])
         for name in self._node_syncs if is_path_changed else concerned:
             if (node_sync := self._node_syncs.get(name)) is not None:
-                self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()))
+                self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()), now)
         self._due |= self._changed
         self._snapshot_due.clear()
         self._changed.clear()
@@ -337,23 +368,23 @@ class Rollout:
                 hosts.setdefault(told, []).append(uuid)
         return hosts
 
-    def _queue_update(self, node: Node, node_sync: NodeSync, here: Iterable[DomainUUID]) -> None:
+    def _queue_update(self, node: Node, node_sync: NodeSync, here: Iterable[DomainUUID], now: float) -> None:
         is_edge = Role.EDGE in node.roles
         if node.name in self._snapshot_due:
-            update: ManagerMessage | None = self._snapshot(node, node_sync)
+            update: ManagerMessage | None = self._snapshot(node, node_sync, now)
         else:
             host = {uuid: self._host_vm(uuid, node) for uuid in here}
             edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed if is_edge}
-            update = node_sync.make_delta(self._path(node), host, edge)
+            update = node_sync.make_delta(self._path(node), host, edge, now)
         if update is not None:
             self._messages.append((node.name, update))
 
-    def _snapshot(self, node: Node, node_sync: NodeSync) -> ManagerMessage:
+    def _snapshot(self, node: Node, node_sync: NodeSync, now: float) -> ManagerMessage:
         # A host holds nothing of VMs that are on others.
         host = {uuid: vm for uuid in self._running.on(node.name) if (vm := self._host_vm(uuid, node)) is not None}
         others = self._fleet.vms if Role.EDGE in node.roles else ()
         edge = {uuid: to for uuid in others if (to := desired_state.edge_vm(self._fleet, uuid, node)) is not None}
-        return node_sync.make_snapshot(self._path(node), host, edge)
+        return node_sync.make_snapshot(self._path(node), host, edge, now)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostIntent | None:
         vm = self._fleet.vms.get(uuid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import IPv4Network
 
+from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing.guards import GuardSettings
 from cpm.core.wishes import Defaults
 from cpm.protocol.timeouts import Timeouts
@@ -32,8 +33,8 @@ class PoolRules:
     """Addresses between hosts and edges, one per VM."""
     strict_pairing: bool
     """True: a VM never moves to another external address."""
-    edge_grace_s: float
-    """Seconds that an edge may be disconnected before hosts no longer route through it."""
+    patience: Patience
+    """How long nodes may take."""
     timeouts: Timeouts
     """Connection timeouts of hosts whose own settings have none."""
     defaults: Defaults

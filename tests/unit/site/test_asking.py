@@ -20,12 +20,12 @@ def nothing(manager: Manager, now: float) -> None:
 
 
 def everything(manager: Manager, now: float) -> None:
-    for vm in vms.summaries(manager, all=True):
+    for vm in vms.summaries(manager, now, all=True):
         explain_facts.explanation(manager, vm.uuid, now)
-        vms.detail(manager, vm.uuid)
+        vms.detail(manager, now, vm.uuid)
     pool.addresses(manager)
-    nodes.node_views(manager)
-    metrics.exposition(manager)
+    nodes.node_views(manager, now)
+    metrics.exposition(manager, now)
 
 
 def decisions(ask: Ask) -> tuple[list[str], int]:

@@ -54,7 +54,7 @@ def host_of(site: Site) -> NodeName | None:
 def state(site: Site) -> tuple[str, NodeName | None]:
     """Return what ``list`` and ``show`` say."""
     assert site.manager is not None
-    detail = vms_queries.detail(site.manager, VM)
+    detail = vms_queries.detail(site.manager, site.now, VM)
     return detail.domain.state, detail.claimed_by
 
 

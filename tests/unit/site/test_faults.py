@@ -1,6 +1,7 @@
 """
-No sequence of starts, stops, migrations, resizes, crashes, restarts, partitions and refusing kernels gives an external
-port two owners or cuts a connection; and when everybody is back, every VM that runs has ports and nothing is lost.
+No sequence of starts, stops, migrations, resizes, crashes, restarts, partitions, refusing kernels and nodes that
+confirm nothing gives an external port two owners, cuts a connection, or has a host use a port that an edge drops; and
+when everybody is back, every VM that runs has ports and nothing is lost.
 """
 
 from __future__ import annotations
@@ -151,6 +152,10 @@ class Faults(RuleBasedStateMachine):
     @rule(name=nodes)
     def let_the_kernel_refuse(self, name: NodeName) -> None:
         self.site.machines[name].failing = True
+
+    @rule(name=nodes, is_refusing=st.booleans(), is_stuck=st.booleans())
+    def let_a_node_confirm_nothing(self, name: NodeName, is_refusing: bool, is_stuck: bool) -> None:
+        self.site.machines[name].refusing, self.site.machines[name].stuck = is_refusing, is_stuck
 
     @precondition(lambda self: self.site.manager is not None)
     @rule()

@@ -74,17 +74,17 @@ def test_operators_see_a_guests_claims_apart_from_what_was_measured() -> None:
     assert site.manager is not None
     site.report(HOST1, busy=False)
     site.run()
-    assert vms.detail(site.manager, VM).guest is None
+    assert vms.detail(site.manager, site.now, VM).guest is None
     site.report(HOST1, busy=False, guests={VM: lie(), OTHER: lie()})
     site.run()
-    detail = vms.detail(site.manager, VM)
+    detail = vms.detail(site.manager, site.now, VM)
     assert detail.guest is not None
     assert (detail.guest.state, detail.guest.connections) == ("answering", A_BILLION)
     assert (detail.guest.first_port, detail.guest.last_port) == (1, 65535)
     assert detail.domain.ports_in_use == 0
     site.report(HOST1, busy=False, guests={VM: GuestView(GuestState.ABSENT, UtcSeconds(5.0), "no channel")})
     site.run()
-    detail = vms.detail(site.manager, VM)
+    detail = vms.detail(site.manager, site.now, VM)
     assert detail.guest is not None
     assert (detail.guest.state, detail.guest.connections, detail.guest.last_port) == ("absent", None, None)
 

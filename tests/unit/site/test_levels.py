@@ -376,7 +376,7 @@ def test_a_vm_on_no_bridge_holds_no_ports_and_the_list_says_why() -> None:
     reason = "its interface vnet0 is on no Linux bridge"
     assert site.manager is not None
     lists(site, RunningDomain(VM, "web", frozenset({TAP}), has_interface=False, why_not=reason))
-    (view,) = summaries(site.manager, all=False)
+    (view,) = summaries(site.manager, site.now, all=False)
     assert (view.name, view.node, view.first_port, view.state) == ("web", HOST1, None, "not managed")
     assert view.problem == reason
     assert VM not in machine.kernel.host
@@ -385,11 +385,11 @@ def test_a_vm_on_no_bridge_holds_no_ports_and_the_list_says_why() -> None:
     assert is_on(site, VM, HOST1)
     lists(site, RunningDomain(VM, "web", frozenset({TAP}), has_interface=False, why_not=reason))
     assert is_on(site, VM, HOST1)
-    (view,) = summaries(site.manager, all=False)
+    (view,) = summaries(site.manager, site.now, all=False)
     assert view.state == "active"
     lists(site)
     assert VM not in machine.kernel.host
-    assert summaries(site.manager, all=False) == []
+    assert summaries(site.manager, site.now, all=False) == []
 
 
 def lists(site: Site, *domains: RunningDomain) -> None:

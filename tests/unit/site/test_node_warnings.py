@@ -10,7 +10,7 @@ from tests.unit.site.test_order import HOST1, VM, started
 
 def warnings(site: Site) -> tuple[str, ...]:
     assert site.manager is not None
-    return next(view.warnings for view in node_views(site.manager) if view.name == HOST1)
+    return next(view.warnings for view in node_views(site.manager, site.now) if view.name == HOST1)
 
 
 def say(site: Site, *words: str) -> None:
@@ -42,7 +42,7 @@ def test_a_vm_whose_packets_go_astray_is_misrouted_while_its_host_says_so() -> N
         machine.node.report(1.0, {}, None, machine.node.in_force, {}, way_problems=problems)
         site._carry_out(machine)
         site.run()
-        view = vms_queries.detail(site.manager, VM).domain
+        view = vms_queries.detail(site.manager, site.now, VM).domain
         return view.state, view.problem
 
     assert shown("") == ("active", "")

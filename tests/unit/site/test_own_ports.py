@@ -52,7 +52,7 @@ def active(site: Site, uuid: DomainUUID = VM) -> PortRange:
 
 def leaving(site: Site, uuid: DomainUUID = VM) -> str:
     """Return what ``list`` says."""
-    [view] = [each for each in vms_queries.summaries(manager_of(site), all=True) if each.uuid == uuid]
+    [view] = [each for each in vms_queries.summaries(manager_of(site), site.now, all=True) if each.uuid == uuid]
     return view.leaving
 
 
@@ -116,7 +116,8 @@ def test_a_vm_leaves_a_port_on_which_a_listener_opens_and_no_connection_is_cut()
     assert after.size == before.size
     why = f"port {port} is the machine's own (edge1)"
     assert leaving(site) == why
-    [old] = [each for each in vms_queries.detail(manager_of(site), VM).allocations if each.state == "draining"]
+    allocations = vms_queries.detail(manager_of(site), site.now, VM).allocations
+    [old] = [each for each in allocations if each.state == "draining"]
     assert old.why == why
     assert journalled(site) == 1
     report(site, 60)

@@ -131,7 +131,7 @@ REFUSED: list[Request] = [
 async def record() -> list[dict[str, Any]]:
     """Ask everything of a new manager; return requests and answers."""
     # Ranges change while an edge is away, and no time passes for which they could wait for it.
-    async with cpmd.running(edge_grace_s=0.0) as site:
+    async with cpmd.running(edge_grace_s=0.0, edge_wait_s=0.0) as site:
         answers = [await _recorded(site, request) for request in FIRST]
         async with site.node("host1", "172.30.0.11") as node:
             async with site.node("edge2", "172.30.0.22", frozenset((Role.EDGE,))):

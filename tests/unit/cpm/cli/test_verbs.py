@@ -514,6 +514,22 @@ def test_node_list_says_what_nodes_found_wrong(manager: CannedManager, virt_port
     assert "\x1b" not in second
 
 
+def test_node_list_says_why_a_node_is_out_of_service_and_what_waits_for_it(
+    manager: CannedManager, virt_ports: Command
+) -> None:
+    trouble = "out of service: it has refused what it was sent for 61 seconds: program nftables: evil \x1b[2J"
+    edge = msgspec.structs.replace(NODES[1], trouble=trouble, held_ports=4096, held_since=NOW)
+    host = msgspec.structs.replace(NODES[0], answering=False)
+    manager.on("GET /v1/nodes", [host, edge])
+    _, _, first, _, _, why, held = virt_ports("node", "list").out.splitlines()
+    assert "not answering" in first
+    assert why == "edge1: " + trouble.replace("\x1b", "\\x1b")
+    assert held == (
+        "edge1: 4096 ports have waited for it since 2025-11-23T07:38:00+01:00: start its natd; or, if it forwards "
+        "nothing any more, `virt-ports node fence edge1`"
+    )
+
+
 def test_node_list(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/nodes", NODES)
     assert virt_ports("node", "list").out == (
@@ -559,6 +575,12 @@ def test_status(manager: CannedManager, virt_ports: Command) -> None:
         "Timeouts:       -\n"
     )
     assert virt_ports("status", "-o", "json").json["epoch"] == 12
+
+
+def test_status_says_what_holds_the_site_up(manager: CannedManager, virt_ports: Command) -> None:
+    problems = ("edge2: out of service: it has been away for 5 minutes", "evil \x1b[2J")
+    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", problems=problems))
+    assert virt_ports("status").out.splitlines()[-2:] == [problems[0], "evil \\x1b[2J"]
 
 
 def test_status_prints_the_timeouts(manager: CannedManager, virt_ports: Command) -> None:

@@ -12,6 +12,7 @@ from cpm.protocol.model import DomainUUID, NodeName, PortRange
 A, B = DomainUUID("a"), DomainUUID("b")
 PATH = PathState(IPv4Network("100.64.0.0/10"))
 INTERNAL = IPv4Address("100.64.0.1")
+NOW = 1_000.0
 
 
 def host(uuid: DomainUUID, first: int = 1024) -> HostIntent:
@@ -24,14 +25,14 @@ def edge(uuid: DomainUUID) -> EdgeIntent:
 
 def synced() -> NodeSync:
     sync = NodeSync(NodeName("host1"), 7)
-    sync.make_snapshot(PATH, {A: host(A)}, {A: edge(A)})
+    sync.make_snapshot(PATH, {A: host(A)}, {A: edge(A)}, NOW)
     sync.on_applied(1)
     return sync
 
 
 def test_a_snapshot_has_everything_and_is_confirmed_as_one() -> None:
     sync = NodeSync(NodeName("host1"), 7)
-    assert sync.make_snapshot(PATH, {A: host(A)}, {B: edge(B)}) == Snapshot(7, 1, PATH, (host(A),), (edge(B),))
+    assert sync.make_snapshot(PATH, {A: host(A)}, {B: edge(B)}, NOW) == Snapshot(7, 1, PATH, (host(A),), (edge(B),))
     assert not sync.synced
     assert not sync.is_confirmed(A)
     assert sync.on_applied(1) == {A, B}
@@ -41,23 +42,23 @@ def test_a_snapshot_has_everything_and_is_confirmed_as_one() -> None:
 
 def test_a_delta_has_what_differs_and_nothing_else() -> None:
     sync = synced()
-    assert sync.make_delta(PATH, {A: host(A), B: None}, {A: edge(A)}) is None
-    delta = sync.make_delta(PATH, {A: host(A, 2048), B: host(B)}, {A: None})
+    assert sync.make_delta(PATH, {A: host(A), B: None}, {A: edge(A)}, NOW) is None
+    delta = sync.make_delta(PATH, {A: host(A, 2048), B: host(B)}, {A: None}, NOW)
     assert delta == Delta(7, 2, host=(host(A, 2048), host(B)), edge_gone=(A,))
-    assert sync.make_delta(PATH, {A: host(A, 2048)}, {A: None}) is None
-    assert sync.make_delta(PATH, {B: None}, {}) == Delta(7, 3, host_gone=(B,))
+    assert sync.make_delta(PATH, {A: host(A, 2048)}, {A: None}, NOW) is None
+    assert sync.make_delta(PATH, {B: None}, {}, NOW) == Delta(7, 3, host_gone=(B,))
 
 
 def test_a_delta_has_the_path_only_when_it_changed() -> None:
     sync, other = synced(), PathState(PATH.internal_pool, edges=(IPv4Address("172.30.0.12"),))
-    assert sync.make_delta(other, {}, {}) == Delta(7, 2, path=other)
-    assert sync.make_delta(other, {}, {}) is None
+    assert sync.make_delta(other, {}, {}, NOW) == Delta(7, 2, path=other)
+    assert sync.make_delta(other, {}, {}, NOW) is None
 
 
 def test_a_confirmation_covers_all_generations_up_to_its_own() -> None:
     sync = synced()
-    sync.make_delta(PATH, {A: host(A, 2048)}, {})
-    sync.make_delta(PATH, {B: host(B)}, {})
+    sync.make_delta(PATH, {A: host(A, 2048)}, {}, NOW)
+    sync.make_delta(PATH, {B: host(B)}, {}, NOW)
     assert (sync.last_change(A), sync.last_change(B)) == (2, 3)
     assert sync.on_applied(2) == {A}
     assert (sync.is_confirmed(A), sync.is_confirmed(B)) == (True, False)
@@ -69,7 +70,7 @@ def test_a_confirmation_covers_all_generations_up_to_its_own() -> None:
 
 def test_after_a_new_snapshot_everything_is_unconfirmed_again() -> None:
     sync = synced()
-    sync.make_snapshot(PATH, {A: host(A)}, {})
+    sync.make_snapshot(PATH, {A: host(A)}, {}, NOW)
     assert not sync.synced
     assert not sync.is_confirmed(A)
     assert sync.last_change(A) == sync.last_change(B) == 2

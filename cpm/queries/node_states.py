@@ -1,0 +1,82 @@
+"""
+What is wrong with nodes: those that do not confirm what they were sent, and what waits for them. Pure.
+
+Tested in ``tests/unit/site/test_edge_service.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from cpm.core.manager import Manager
+from cpm.protocol.model import Allocation, Node, NodeName, Role
+from cpm.queries.spans import span
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HeldUp:
+    """Ports that were given back and that nobody else gets, because one node has not confirmed it."""
+
+    ports: int
+    since: float
+    """Ledger time; of the first of them."""
+
+
+def trouble(manager: Manager, node: Node, now: float) -> str:
+    """Return why an edge is out of service, or a node does not answer, as a sentence; empty: all is well."""
+    service = manager.edge_service
+    is_out = Role.EDGE in node.roles and not node.in_service
+    if node.fenced or (service.is_answering(node.name, now) and not is_out):
+        return ""
+    head = "out of service: " if is_out else ""
+    since = service.behind_since(node.name)
+    lasts = f" for {span(max(0.0, now - since))}" if since is not None else ""
+    node_sync = manager.sessions.get(node.name)
+    if node_sync is None:
+        return f"{head}it has been away{lasts}"
+    if node_sync.refusal:
+        return f"{head}it has refused what it was sent{lasts}: {node_sync.refusal}"
+    return f"{head}it has not confirmed what it was sent{lasts}; see `journalctl -u natd` there"
+
+
+def held_up(manager: Manager, now: float) -> Mapping[NodeName, HeldUp]:
+    """Return what the nodes hold up that are away or do not answer."""
+    found: dict[NodeName, HeldUp] = {}
+    for allocation in manager.fleet.leaving.values():
+        since, names = waits_for(manager, allocation, now)
+        for name in names:
+            before = found.get(name, HeldUp(0, since))
+            found[name] = HeldUp(before.ports + allocation.ports.size, min(before.since, since))
+    return found
+
+
+def waits_for(manager: Manager, leaving: Allocation, now: float) -> tuple[float, tuple[NodeName, ...]]:
+    """
+    Return which nodes a range that leaves waits for that are away or do not answer, and since when.
+
+    A node that answers confirms within moments, and is not named.
+    """
+    service = manager.edge_service
+    since, names = manager.lacking(leaving, now)
+    late = tuple(name for name in names if not service.is_answering(name, now))
+    begun = [at for name in late if (at := service.behind_since(name)) is not None]
+    return max(since, min(begun, default=since)), late
+
+
+def problems(manager: Manager, now: float) -> Iterator[str]:
+    """Yield what holds the site up, a sentence each, in order of nodes."""
+    held = held_up(manager, now)
+    for name, node in sorted(manager.fleet.nodes.items()):
+        if why := trouble(manager, node, now):
+            yield f"{name}: {why}"
+        if name in held:
+            yield held_text(name, held[name], now)
+
+
+def held_text(name: NodeName, held: HeldUp, now: float) -> str:
+    """Return what a node holds up and what to do, as a sentence."""
+    return (
+        f"{held.ports} ports that were given back have waited {span(max(0.0, now - held.since))} for {name}: start "
+        f"its natd; or, if it forwards nothing any more, `virt-ports node fence {name}`"
+    )
