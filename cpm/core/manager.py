@@ -184,11 +184,17 @@ class Manager:
         self._presence.on_presence(node, hello.domains, now)
 
     def go_on_from(self, former: Manager) -> None:
-        """Keep in use what a former manager of this process has let hosts use: its edges have confirmed it."""
-        for number in former._rollout.in_use_unconfirmed:
-            allocation = self.fleet.allocation(number)
-            if allocation is not None and allocation.state is AllocationState.RESERVED:
-                self._rollout.on_host_uses(number)
+        """
+        Keep in use what a former manager of this process has let hosts use: its edges have confirmed it.
+
+        The former may have taken the next step already, which then was not committed.
+        """
+        in_use = former._rollout.in_use_unconfirmed
+        for uuid in self.fleet.vms:
+            if (mine := self.fleet.one(uuid, AllocationState.RESERVED)) is not None:
+                then = former.fleet.allocation(mine.id)
+                if mine.id in in_use or then is None or then.state is not AllocationState.RESERVED:
+                    self._rollout.on_host_uses(mine.id)
 
     def resume(self, hello: Hello, generation: int, now: float) -> None:
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cpm.core.journal import JournalEvent
@@ -679,6 +681,27 @@ def test_a_manager_that_replaces_another_after_a_failed_commit_leaves_a_host_wha
     assert site.manager is not None
     former = site.manager
     site.manager = Manager(site.ledger.load(), site.settings.rules(), former.epoch, site.now)
+    site.manager.go_on_from(former)
+    running = (Presence(VM, "vm-0001"),)
+    underlay = site.machines[HOST1].identity.underlay
+    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), underlay, "test", former.epoch, running)
+    site.manager.resume(hello, 7, site.now)
+    (snapshot,) = [message for _, message in site.manager.take(site.now).messages]
+    assert isinstance(snapshot, Snapshot)
+    assert [vm.ports for vm in snapshot.host] == [PortRange(1024, 1279)]
+
+
+def test_a_manager_whose_last_step_was_not_committed_leaves_a_host_what_it_uses() -> None:
+    site = Site()
+    started(site)
+    former = site.manager
+    assert former is not None
+    # The commit of the last step (reserved to active) failed: the ledger is a step behind.
+    (active,) = former.fleet.of(VM)
+    state = site.ledger.load()
+    reserved = dataclasses.replace(active, state=AllocationState.RESERVED)
+    behind = dataclasses.replace(state, allocations=(reserved,))
+    site.manager = Manager(behind, site.settings.rules(), former.epoch, site.now)
     site.manager.go_on_from(former)
     running = (Presence(VM, "vm-0001"),)
     underlay = site.machines[HOST1].identity.underlay
