@@ -48,7 +48,9 @@ def host_vm(
         longer = active is not None and moves.is_extension(active, reserved)
         ports = reserved.ports.join_with(active.ports) if active is not None and longer else reserved.ports
         current = reserved
-    draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING))
+    # The range that is being replaced may have connections, too: its host keeps and counts them from the first moment.
+    is_replaced = active is not None and ports is not None and not active.ports.overlaps(ports)
+    draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING or (is_replaced and a is active)))
     if ports is None and not draining:
         return None
     return HostIntent(

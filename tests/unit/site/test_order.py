@@ -14,6 +14,7 @@ from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange,
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
 from natctl.core.intent import StaleEpoch
+from natctl.model.commands import Prune
 from tests.fakes.site import Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -710,3 +711,20 @@ def test_a_manager_whose_last_step_was_not_committed_leaves_a_host_what_it_uses(
     (snapshot,) = [message for _, message in site.manager.take(site.now).messages]
     assert isinstance(snapshot, Snapshot)
     assert [vm.ports for vm in snapshot.host] == [PortRange(1024, 1279)]
+
+
+def test_a_range_that_is_being_replaced_is_held_by_its_host_from_the_first_moment() -> None:
+    site = Site()
+    started(site)
+    connection = site.open(VM, 7)
+    assert connection is not None
+    site.ask(lambda manager: manager.sizer.relocate(VM, site.now))
+    host = site.machines[HOST1]
+    while host.kernel.host[VM].intent.ports == PortRange(1024, 1279):
+        for name in (HOST1, EDGE1, EDGE2):
+            site.deliver_up(name) or site.deliver_down(name) or site.kernel_step(name)
+    # The manager does not know yet that the host uses the new range; entries are deleted now.
+    assert [state for _, _, state in states(site)] == ["active", "reserved"]
+    host.work.append(Prune(connection.internal))
+    site.kernel_step(HOST1)
+    assert (VM, connection.internal, connection.port) in host.entries
