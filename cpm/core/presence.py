@@ -76,7 +76,9 @@ class VMPresence:
         self._retry_waiting_at = now
         self._internal_cursor = 0
         for vm in list(fleet.vms.values()):
-            if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in fleet.of(vm.uuid)):
+            held = fleet.of(vm.uuid)
+            # One that holds nothing was waiting for ports; its host says whether it still runs.
+            if not held or any(a.state in (_State.RESERVED, _State.ACTIVE) for a in held):
                 running.put(vm.uuid, vm.node)
             # A destination counts while its host says so, and no host has a session yet.
             self._set_destination(vm, None)

@@ -728,3 +728,18 @@ def test_a_range_that_is_being_replaced_is_held_by_its_host_from_the_first_momen
     host.work.append(Prune(connection.internal))
     site.kernel_step(HOST1)
     assert (VM, connection.internal, connection.port) in host.entries
+
+
+def test_a_vm_that_ended_while_it_waited_for_ports_and_the_manager_was_dead_is_forgotten() -> None:
+    site = Site(ports=PortRange(1024, 1087))
+    started(site)
+    site.start_vm(HOST2, OTHER)
+    site.run()
+    assert site.manager is not None
+    assert OTHER in site.manager.waiting
+    site.crash_manager()
+    site.stop_vm(OTHER)
+    site.start_manager()
+    site.heal()
+    assert site.manager is not None
+    assert set(site.manager.fleet.vms) == {VM}
