@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections.abc import Callable
@@ -19,11 +20,21 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 10.0
 """Seconds between pings; a manager that does not answer within half of it counts as disconnected."""
 
+CONNECT_S = 10.0
+"""Seconds that an attempt to connect may take. The manager may be busy with hundreds of nodes; but packets of the
+attempt may also be lost, and the next one then gets through earlier than this one would."""
+
 FIRST_PAUSE_S = 0.2
-"""Seconds before the first attempt to reconnect, on average; each later pause is twice as long."""
+"""Seconds before the first attempt to reconnect, on average; each later pause is twice as long, up to a limit."""
+
+SHORT_PAUSE_S = 1.0
+"""Seconds; that limit at first. VMs that start or grow wait for edges that are about to be back."""
+
+SHORT_FOR_S = 60.0
+"""Seconds of pauses with that limit: a restart or an upgrade of the manager takes less."""
 
 LONGEST_PAUSE_S = 10.0
-"""Seconds; the longest pause between two attempts, on average."""
+"""Seconds; the limit from then on."""
 
 
 class Listener(Protocol):
@@ -43,6 +54,30 @@ class Listener(Protocol):
         """Handle the end of the connection, or a failed attempt to connect."""
 
 
+class Pauses:
+    """
+    The pauses between attempts to reconnect.
+
+    :param jitter: Returns a number in 0..1; keeps nodes from reconnecting all at the same time.
+    """
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self.on_session()
+
+    def on_session(self) -> None:
+        """Begin anew: there was a session."""
+        self._average = FIRST_PAUSE_S
+        self._passed = 0.0
+
+    def next(self) -> float:
+        """Return the seconds until the next attempt."""
+        pause = self._average * (0.5 + self._jitter())
+        self._passed += pause
+        self._average = min(self._average * 2, SHORT_PAUSE_S if self._passed < SHORT_FOR_S else LONGEST_PAUSE_S)
+        return pause
+
+
 class Session:
     """
     Keeps a session with the manager.
@@ -60,7 +95,7 @@ class Session:
         self._url = "http://localhost" if self._unix else url
         self._listener = listener
         self._context = context
-        self._jitter = jitter
+        self._pauses = Pauses(jitter)
         self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue()
 
     def send(self, message: NodeMessage) -> None:
@@ -69,26 +104,26 @@ class Session:
 
     async def run(self) -> None:
         """Connect and serve until cancelled; when the connection breaks, reconnect after a growing pause."""
-        pause = FIRST_PAUSE_S
         while True:
             try:
                 any_message, reason = await self._serve_connection()
-                pause = FIRST_PAUSE_S if any_message else pause
+                if any_message:
+                    self._pauses.on_session()
             except (aiohttp.ClientError, OSError, TimeoutError, VirtPortsError) as error:
                 reason = str(error) or type(error).__name__
             self._listener.on_disconnected(reason)
-            await asyncio.sleep(pause * (0.5 + self._jitter()))
-            pause = min(pause * 2, LONGEST_PAUSE_S)
+            await asyncio.sleep(self._pauses.next())
 
     async def _serve_connection(self) -> tuple[bool, str]:
         """Serve one connection; return whether the manager sent anything, and why it ended."""
         connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
-        async with (
-            aiohttp.ClientSession(connector=connector) as client,
-            client.ws_connect(
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            connecting = client.ws_connect(
                 f"{self._url}/v1/session", heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_MESSAGE
-            ) as socket,
-        ):
+            )
+            async with asyncio.timeout(CONNECT_S):
+                socket = await stack.enter_async_context(connecting)
             self._outgoing = asyncio.Queue()
             self._listener.on_connected()
             sender = asyncio.create_task(self._send_all(socket), name="session sender")  # noqa: TID251

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
 from cpm.api import session as session_
-from cpm.api.session import Session
+from cpm.api.session import Pauses, Session
 from cpm.protocol.errors import Conflict
 from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage, Snapshot, Welcome
 from cpm.protocol.model import NodeName, Role
@@ -57,6 +59,33 @@ async def running(node: Node, path: str) -> AsyncIterator[None]:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_, "FIRST_PAUSE_S", 0.001)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+def test_pauses_are_short_for_as_long_as_a_restart_of_the_manager_takes(
+    jitter: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_, "FIRST_PAUSE_S", 0.2)
+    pauses, passed, longest = Pauses(lambda: jitter), 0.0, 0.0
+    while passed < session_.SHORT_FOR_S:
+        longest = max(longest, pause := pauses.next())
+        passed += pause
+    assert longest == session_.SHORT_PAUSE_S * (0.5 + jitter)
+    assert [pauses.next() for _ in range(10)][-1] == session_.LONGEST_PAUSE_S * (0.5 + jitter)
+    pauses.on_session()
+    assert pauses.next() == 0.2 * (0.5 + jitter)
+
+
+async def test_an_attempt_that_nobody_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen manager: its kernel takes the connection, and nobody reads from it."""
+    monkeypatch.setattr(session_, "CONNECT_S", 0.01)
+    path, node = str(tmp_path / "cpmd.sock"), Node()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        async with running(node, path):
+            assert await node.reasons.get() == "TimeoutError"
+            assert await node.reasons.get() == "TimeoutError"
 
 
 async def test_hello_is_answered_by_welcome_and_a_snapshot() -> None:
