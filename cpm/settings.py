@@ -12,6 +12,7 @@ from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
+from cpm.protocol.bounds import whole_number
 from cpm.protocol.errors import ConfigError, InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
@@ -262,6 +263,7 @@ def split_address(file: str, address: str) -> tuple[str, int]:
     :raise ConfigError: When it is not of that form.
     """
     host, colon, port = address.rpartition(":")
-    if not (host and colon and port.isdigit() and 0 < int(port) <= LAST_PORT):
+    number = whole_number(port, LAST_PORT)
+    if not (host and colon and number):
         raise ConfigError(file, "listen.address", "use IP:PORT, for example 172.30.0.2:7414")
-    return host, int(port)
+    return host, number

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from cpm.protocol.bounds import MAX_PERIOD_S, MAX_WORD
 from cpm.protocol.errors import ConfigError
 from cpm.protocol.model import Role
 from cpm.protocol.timeouts import TimeoutsTable
@@ -18,7 +19,7 @@ from qga_agent import announcement
 
 DEFAULT_PATH = Path("/etc/virt-ports/natd.toml")
 
-_Positive = Annotated[float, Meta(gt=0)]
+_Period = Annotated[float, Meta(gt=0, le=MAX_PERIOD_S)]
 _NotNegative = Annotated[float, Meta(ge=0)]
 
 
@@ -85,9 +86,9 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Measuring."""
 
-    period_s: _Positive = 1.0
+    period_s: _Period = 1.0
     """Seconds between two readings of all VMs."""
-    ensure_s: _Positive = 5.0
+    ensure_s: _Period = 5.0
     """Seconds between two comparisons of the kernel with what it should hold."""
     source: str = "auto"
     """Where interface counters come from. ``libvirt``: its bulk statistics; ``psutil``: the kernel's, faster with many
@@ -119,7 +120,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     underlay_address: IPv4Address
     """This machine's address between hosts and edges."""
-    name: str = ""
+    name: Annotated[str, Meta(max_length=MAX_WORD)] = ""
     """How the manager knows this node; empty: the host name."""
     roles: frozenset[Role] = frozenset({Role.HOST, Role.EDGE})
     manager: ManagerSettings = ManagerSettings()

@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from cpm.protocol.bounds import MAX_NAME, short, whole_number
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.walltime import WallTime
 
@@ -34,12 +35,14 @@ class Parameter(Struct, frozen=True):
         :param text: None: the parameter is missing from the request.
         :raise InvalidRequest: When the text is not of this kind, or is missing and there is no default.
         """
+        if text is not None and len(text) > MAX_NAME:
+            raise InvalidRequest(f"{self.name} is longer than {MAX_NAME} characters; use a name or UUID that exists")
         return text
 
     @property
     def takes(self) -> str:
         """The values that are accepted, in words."""
-        return "text"
+        return f"text of up to {MAX_NAME} characters"
 
 
 class Flag(Parameter, frozen=True):
@@ -71,10 +74,10 @@ class WholeNumber(Parameter, frozen=True):
     def read(self, text: str | None) -> int | None:  # noqa: D102
         if text is None and not self.required:
             return self.default
-        # More than 20 digits are above any bound; int() of very many would take its time.
-        if text is None or not text.isascii() or not text.isdigit() or not self.least <= int(text[:20]) <= self.most:
-            raise InvalidRequest(f"{self.name} is {text!r}; use a whole number from {self.least} to {self.most}")
-        return int(text)
+        number = whole_number(text or "", self.most)
+        if number is None or number < self.least:
+            raise InvalidRequest(f"{self.name} is {short(text)}; use a whole number from {self.least} to {self.most}")
+        return number
 
     @property
     def takes(self) -> str:  # noqa: D102
@@ -89,7 +92,7 @@ class Moment(Parameter, frozen=True):
         try:
             return WallTime.parse(text) if text else None
         except ValueError:
-            raise InvalidRequest(f"{self.name} is {text!r}; use seconds since 1970 in UTC") from None
+            raise InvalidRequest(f"{self.name} is {short(text)}; use seconds since 1970 in UTC") from None
 
     @property
     def takes(self) -> str:  # noqa: D102
@@ -103,7 +106,7 @@ class Address(Parameter, frozen=True):
         try:
             return IPv4Address(text or "")
         except ValueError:
-            raise InvalidRequest(f"{text or ''!r} is not an IPv4 address; write it like 203.0.113.1") from None
+            raise InvalidRequest(f"{short(text or '')} is not an IPv4 address; write it like 203.0.113.1") from None
 
     @property
     def takes(self) -> str:  # noqa: D102

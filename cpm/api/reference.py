@@ -132,7 +132,7 @@ def _type_name(hint: Any) -> str:
         return " or ".join(_type_name(each) for each in arguments if each is not UnsetType)
     if origin is typing.Annotated:
         [meta] = [each for each in arguments if isinstance(each, Meta)]
-        return f"{_type_name(arguments[0])} from {meta.ge} to {meta.le}"
+        return f"{_type_name(arguments[0])}{_bounds(meta)}"
     if origin is dict:
         return f"object with values {_type_name(arguments[1])}"
     if origin in (tuple, list):
@@ -142,6 +142,12 @@ def _type_name(hint: Any) -> str:
     if issubclass(hint, enum.Enum):
         return ", ".join(f"`{each.value}`" for each in hint)
     return f"[{hint.__name__}](#{hint.__name__.lower()})"
+
+
+def _bounds(meta: Meta) -> str:
+    if meta.max_length is not None:
+        return f" (at most {meta.max_length:,})"
+    return f" from {meta.ge} to {meta.le:.17g}"
 
 
 def _is_object(kind: Any) -> bool:

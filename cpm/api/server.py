@@ -212,7 +212,7 @@ class Server:
     # Nodes
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_MESSAGE)
+        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_NODE_MESSAGE, compress=False)
         await socket.prepare(request)
         connection = NodeConnection(socket)
         sender = asyncio.create_task(connection.run(), name=f"session to {request.remote}")  # noqa: TID251

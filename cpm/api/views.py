@@ -13,6 +13,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from cpm.protocol.bounds import MAX_EXTERNALS, MAX_RANGES, Duration, WishedNumber, Word
 from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
@@ -79,14 +80,14 @@ class WishView(Struct, frozen=True):
 class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The operator's wishes for a VM: a key that is left out stays as it is, null withdraws it (RFC 7396)."""
 
-    floor: int | UnsetType | None = UNSET
-    cap: int | UnsetType | None = UNSET
-    weight: int | UnsetType | None = UNSET
-    policy: str | UnsetType | None = UNSET
-    drain_limit_s: float | UnsetType | None = UNSET
+    floor: WishedNumber | UnsetType | None = UNSET
+    cap: WishedNumber | UnsetType | None = UNSET
+    weight: WishedNumber | UnsetType | None = UNSET
+    policy: Word | UnsetType | None = UNSET
+    drain_limit_s: Duration | UnsetType | None = UNSET
     """0: never, whatever the pool's default is."""
-    connections: int | UnsetType | None = UNSET
-    connection_rate: int | UnsetType | None = UNSET
+    connections: WishedNumber | UnsetType | None = UNSET
+    connection_rate: WishedNumber | UnsetType | None = UNSET
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,15 +278,15 @@ class ReportView(Struct, frozen=True):
 class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """External addresses to add, and the ports on them that are never handed out."""
 
-    addresses: tuple[IPv4Address, ...]
-    reserved: tuple[PortRange, ...] | None = None
+    addresses: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_EXTERNALS)]
+    reserved: Annotated[tuple[PortRange, ...], Meta(max_length=MAX_RANGES)] | None = None
     """null: those of an address that is in the pool already stay as they are; none on others."""
 
 
 class PoolRemoval(Struct, frozen=True, forbid_unknown_fields=True):
     """External addresses to remove."""
 
-    addresses: tuple[IPv4Address, ...]
+    addresses: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_EXTERNALS)]
 
 
 class AddressView(Struct, frozen=True):

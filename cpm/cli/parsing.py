@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from cpm.cli import render
+from cpm.protocol.bounds import MAX_COUNT, short, whole_number
 from cpm.protocol.errors import ExitCode, VirtPortsError
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 
@@ -132,9 +133,10 @@ def count(text: str) -> int:
 
     :raise argparse.ArgumentTypeError: When the text is none.
     """
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise argparse.ArgumentTypeError(f"not a number: {text!r}; use 0 or more")
-    return int(text)
+    number = whole_number(text, MAX_COUNT)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"not a number: {short(text)}; use 0 or more")
+    return number
 
 
 def ports(text: str) -> int:
@@ -144,9 +146,10 @@ def ports(text: str) -> int:
     :raise argparse.ArgumentTypeError: When the text is none, or no range can have that size.
     """
     most = LAST_PORT - FIRST_PORT + 1
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and 1 <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"not the size of a range: {text!r}; use 1 to {most}")
-    return int(text)
+    number = whole_number(text, most)
+    if not number:
+        raise argparse.ArgumentTypeError(f"not the size of a range: {short(text)}; use 1 to {most}")
+    return number
 
 
 def requested_output(argv: list[str]) -> render.Format:

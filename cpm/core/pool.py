@@ -16,7 +16,8 @@ from cpm.core.journal import JournalEvent
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.protocol import overlaps
-from cpm.protocol.errors import AddressOverlaps
+from cpm.protocol.bounds import MAX_EXTERNALS
+from cpm.protocol.errors import AddressOverlaps, Conflict
 from cpm.protocol.model import AllocationState, ExternalAddress, Node, NodeName, Role
 from cpm.protocol.overlaps import Use
 from cpm.protocol.own_ports import KeptPorts, OwnAddress
@@ -47,8 +48,12 @@ class Pool:
 
         :raise AddressOverlaps: When one is an internal address, or that of a host.
         :raise Overloading: When a VM holds a port that is to be reserved.
+        :raise Conflict: When there would be more than :data:`~cpm.protocol.bounds.MAX_EXTERNALS`.
         """
         addresses = tuple(addresses)
+        known = {each.address for each in self._fleet.space.addresses}
+        if len(known | {each.address for each in addresses}) > MAX_EXTERNALS:
+            raise Conflict(f"a pool has at most {MAX_EXTERNALS} addresses; remove some first, or add fewer")
         for address in addresses:
             self._check_overlap(address.address)
             self._fleet.space.check_reserved(address)

@@ -26,6 +26,7 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.bounds import cut
 from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, VirtPortsError
 from cpm.protocol.messages import Attach, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
@@ -168,7 +169,7 @@ class VMPresence:
         if not is_repeated and vm.destination != node:
             remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
             error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
-            self._rollout.queue_message(node, Refused(self._epoch, vm.uuid, error.code, str(error)))
+            self._rollout.queue_message(node, Refused(self._epoch, vm.uuid, error.code, cut(str(error))))
 
     def _report_claims(self, now: float) -> None:
         for uuid, _ in self._claims.take_unreported(now, self._is_handover):
@@ -218,7 +219,7 @@ class VMPresence:
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
         self._sizer.on_not_started(uuid, error)
-        self._rollout.queue_message(node, Refused(self._epoch, uuid, error.code, str(error)))
+        self._rollout.queue_message(node, Refused(self._epoch, uuid, error.code, cut(str(error))))
 
     def _hand_over(self, vm: VM, now: float) -> bool:
         """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""

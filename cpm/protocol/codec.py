@@ -17,7 +17,11 @@ from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import ManagerMessage, NodeMessage
 
 MAX_MESSAGE = 64 * 1024 * 1024
-"""Bytes; a snapshot of 100,000 VMs is about 20 MB."""
+"""Bytes of a message of the manager; a snapshot of 100,000 VMs is about 20 MB."""
+MAX_NODE_MESSAGE = 16 * 1024 * 1024
+"""Bytes of a message of a node; a report on 10,000 VMs is about 5 MB."""
+_MAX_REASON = 400
+"""Characters of a decoder's explanation, which may quote what it refuses."""
 
 _T = TypeVar("_T")
 
@@ -51,14 +55,16 @@ def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | str) -> _T:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"cannot understand message: {error}; both sides must run the same version") from error
+        reason = str(error)[:_MAX_REASON]
+        raise InvalidRequest(f"cannot understand message: {reason}; both sides must run the same version") from error
 
 
 def decode_node_message(data: bytes | str) -> NodeMessage:
     """
     Decode a message from a node.
 
-    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or has a wrong type.
+    :raise InvalidRequest: When it is not JSON, not a known message, a field is missing or has a wrong type, or
+        something in it exceeds its bounds (:mod:`cpm.protocol.bounds`).
     """
     return _decode(_from_node, data)
 
@@ -67,7 +73,8 @@ def decode_manager_message(data: bytes | str) -> ManagerMessage:
     """
     Decode a message from the manager.
 
-    :raise InvalidRequest: When it is not JSON, not a known message, or a field is missing or has a wrong type.
+    :raise InvalidRequest: When it is not JSON, not a known message, a field is missing or has a wrong type, or
+        something in it exceeds its bounds.
     """
     return _decode(_from_manager, data)
 
@@ -76,6 +83,7 @@ def decode(kind: type[_T], data: bytes | str) -> _T:
     """
     Decode any other value, such as the body of a request.
 
-    :raise InvalidRequest: When it is not JSON, or a field is missing or has a wrong type.
+    :raise InvalidRequest: When it is not JSON, a field is missing or has a wrong type, or something in it exceeds its
+        bounds.
     """
     return _decode(msgspec.json.Decoder(kind, dec_hook=_from_json), data)

@@ -11,10 +11,12 @@ Tested by ``tests/unit/cpm/protocol/test_wire_bytes.py`` and by every test of th
 from __future__ import annotations
 
 from ipaddress import IPv4Address
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from cpm.protocol.bounds import MAX_RANGES, Connections, Name
 from cpm.protocol.model import DomainUUID, PortRange
 
 RATE_BURST_S = 20
@@ -25,7 +27,7 @@ class VmIntent(Struct, frozen=True):
     """What its host and every edge hold for one VM."""
 
     domain: DomainUUID
-    name: str
+    name: Name
     internal: IPv4Address
 
 
@@ -34,16 +36,16 @@ class HostIntent(VmIntent, frozen=True):
 
     ports: PortRange | None
     """Ports for new connections; None: none, and its packets are dropped."""
-    draining: tuple[PortRange, ...] = ()
+    draining: Annotated[tuple[PortRange, ...], Meta(max_length=MAX_RANGES)] = ()
     """Ranges whose connections the host counts for its reports."""
     external: IPv4Address | None = None
     """The external address of ``ports``, for the guest's information."""
     at_cap: bool = False
     """It gets no more ports: when all are in use, new connections are answered with an ICMP error (RFC 6888 REQ-11)."""
 
-    connections: int | None = None
+    connections: Connections | None = None
     """Connections that it may have at once (RFC 6888 REQ-4); None: any number."""
-    connection_rate: int | None = None
+    connection_rate: Connections | None = None
     """Connections that it may begin in a second, :data:`RATE_BURST_S` seconds' worth of them at once; None: any."""
 
     @property
@@ -69,5 +71,5 @@ class EdgeIntent(VmIntent, frozen=True):
 
     via: IPv4Address | None
     """Underlay address of its host; None: the host is this machine."""
-    ranges: tuple[ExternalRange, ...]
+    ranges: Annotated[tuple[ExternalRange, ...], Meta(max_length=MAX_RANGES)]
     """Coalesced, in order of address and ports."""

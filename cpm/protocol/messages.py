@@ -18,9 +18,27 @@ from __future__ import annotations
 
 import enum
 from ipaddress import IPv4Address, IPv4Network
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from cpm.protocol.bounds import (
+    MAX_EXTERNALS,
+    MAX_FEW,
+    MAX_NODES,
+    MAX_PERIOD_S,
+    MAX_RANGES,
+    MAX_VMS,
+    MAX_VMS_OF_HOST,
+    Connections,
+    Count,
+    Generation,
+    Name,
+    PortCount,
+    Rate,
+    Sentence,
+    Word,
+)
 from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
@@ -36,7 +54,7 @@ class Presence(Struct, frozen=True):
     """A VM that runs on the node that sent the message."""
 
     domain: DomainUUID
-    name: str
+    name: Name
     wishes: Wishes | None = None
     """From its domain XML; None: not known to the node."""
 
@@ -45,22 +63,22 @@ class Unmanaged(Struct, frozen=True):
     """A VM on the node that sent the message, which gets no ports."""
 
     domain: DomainUUID
-    name: str
-    reason: str
+    name: Name
+    reason: Sentence
     """For people."""
 
 
 class Hello(Struct, frozen=True, tag="hello"):
     """First message of a node: its identity and the VMs that run on it."""
 
-    protocol: int
+    protocol: Generation
     node: NodeName
-    roles: frozenset[Role]
+    roles: Annotated[frozenset[Role], Meta(max_length=MAX_FEW)]
     underlay: IPv4Address
-    version: str
-    epoch: int
+    version: Word
+    epoch: Generation
     """Highest epoch this node has seen; a manager with a lower epoch must not serve it."""
-    domains: tuple[Presence, ...]
+    domains: Annotated[tuple[Presence, ...], Meta(max_length=MAX_VMS_OF_HOST)]
     own: OwnAddresses = ()
     """Of an edge: its own addresses and ports, as in :class:`OwnPorts`."""
     host_holds: HeldByAll = ()
@@ -79,7 +97,7 @@ class Attach(Struct, frozen=True, tag="attach"):
     """A VM starts on this node and needs ports."""
 
     domain: DomainUUID
-    name: str
+    name: Name
     incoming: bool = False
     """True: it is migrating to this node and still runs on another; its ports stay there for now."""
     wishes: Wishes | None = None
@@ -90,38 +108,38 @@ class Detach(Struct, frozen=True, tag="detach"):
     """A VM is gone from this node."""
 
     domain: DomainUUID
-    reason: str
+    reason: Sentence
 
 
 class Present(Struct, frozen=True, tag="present"):
     """All VMs on this node; a VM that is not listed is gone."""
 
-    domains: tuple[Presence, ...]
-    unmanaged: tuple[Unmanaged, ...] = ()
+    domains: Annotated[tuple[Presence, ...], Meta(max_length=MAX_VMS_OF_HOST)]
+    unmanaged: Annotated[tuple[Unmanaged, ...], Meta(max_length=MAX_VMS_OF_HOST)] = ()
     """VMs that might be managed and are not."""
 
 
 class Applied(Struct, frozen=True, tag="applied"):
     """The kernel holds everything up to this generation."""
 
-    epoch: int
-    generation: int
+    epoch: Generation
+    generation: Generation
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):
     """The kernel refused this generation and is unchanged. The node needs a new snapshot."""
 
-    epoch: int
-    generation: int
-    code: str
-    message: str
+    epoch: Generation
+    generation: Generation
+    code: Word
+    message: Sentence
 
 
 class Draining(Struct, frozen=True):
     """Number of connections that still use a draining range."""
 
     ports: PortRange
-    connections: int
+    connections: Connections
 
 
 class GuestState(enum.StrEnum):
@@ -146,17 +164,17 @@ class GuestView(Struct, frozen=True):
     state: GuestState
     since: UtcSeconds
     """UTC seconds."""
-    why: str = ""
+    why: Sentence = ""
     """Reason of the state, or the error of a command that the agent refused, as reported."""
-    connections: int | None = None
+    connections: Count | None = None
     """IPv4 TCP sockets in use, listening ones included; None: not reported."""
-    established: int | None = None
+    established: Count | None = None
     """TCP connections, IPv6 ones included."""
-    interfaces: int | None = None
+    interfaces: Count | None = None
     """Interfaces with a hardware address."""
-    rx_bytes: int | None = None
+    rx_bytes: Count | None = None
     """Bytes received on these interfaces since each was created."""
-    tx_bytes: int | None = None
+    tx_bytes: Count | None = None
     external: IPv4Address | None = None
     """The external address that was sent to it and accepted; None: none yet."""
     ports: PortRange | None = None
@@ -166,14 +184,14 @@ class Measured(Struct, frozen=True):
     """Measurements of one VM over the last period, by its host."""
 
     domain: DomainUUID
-    packets_per_s: float
+    packets_per_s: Rate
     """Both directions."""
-    megabits_per_s: float
+    megabits_per_s: Rate
     """Both directions, 10^6 bit/s."""
-    ports_in_use: int | None = None
+    ports_in_use: PortCount | None = None
     """Distinct ports of the active range in use, of the protocol that uses most; None: not counted."""
-    new_connections_per_s: float | None = None
-    draining: tuple[Draining, ...] = ()
+    new_connections_per_s: Rate | None = None
+    draining: Annotated[tuple[Draining, ...], Meta(max_length=MAX_RANGES)] = ()
     """Counted after generation ``Report.generation`` was in force."""
     guest: GuestView | None = None
     """None: the guest agent was not asked, or not yet."""
@@ -182,27 +200,27 @@ class Measured(Struct, frozen=True):
 class WayProblem(Struct, frozen=True):
     """The packets of some VMs, or the answers, do not go where they should."""
 
-    problem: str
+    problem: Sentence
     """With the remedy; completes the sentence "its packets …"."""
-    domains: tuple[DomainUUID, ...]
+    domains: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS_OF_HOST)]
 
 
 class Report(Struct, frozen=True, tag="report"):
     """Measurements of all VMs of a host over one period."""
 
-    generation: int
+    generation: Generation
     """Generation that was in force when counting began."""
-    period_s: float
-    vms: tuple[Measured, ...]
-    dropped: dict[str, int] = {}
+    period_s: Annotated[float, Meta(gt=0, le=MAX_PERIOD_S)]
+    vms: Annotated[tuple[Measured, ...], Meta(max_length=MAX_VMS_OF_HOST)]
+    dropped: Annotated[dict[Word, Count], Meta(max_length=MAX_FEW)] = {}
     """Packets dropped on this node since its tables were created, by reason."""
-    refused: dict[DomainUUID, int] = {}
+    refused: Annotated[dict[DomainUUID, Count], Meta(max_length=MAX_VMS_OF_HOST)] = {}
     """By VM at its cap: packets answered with an ICMP error because no port was left, since the VM got its ports."""
-    warnings: tuple[str, ...] = ()
+    warnings: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()
     """What is wrong with this machine, for people: sentences, each with a remedy."""
-    ways: tuple[WayProblem, ...] = ()
+    ways: Annotated[tuple[WayProblem, ...], Meta(max_length=MAX_VMS_OF_HOST)] = ()
     """What the kernel of a host says about the ways of VMs' packets; VMs with which all is well are in none."""
-    limited: dict[DomainUUID, int] = {}
+    limited: Annotated[dict[DomainUUID, Count], Meta(max_length=MAX_VMS_OF_HOST)] = {}
     """By VM that met a limit: packets dropped because it had as many connections as it may have, or began too many in a
     short time; since it got its ports."""
 
@@ -217,9 +235,9 @@ class Need(Struct, frozen=True, tag="need"):
     domain: DomainUUID
     ports: PortRange
     """The VM's range when the message was sent."""
-    ports_in_use: int
+    ports_in_use: PortCount
     """As in :class:`Measured`."""
-    arrivals_per_s: float
+    arrivals_per_s: Rate
     """Recent rate of new connections."""
 
 
@@ -230,9 +248,9 @@ class PathState(Struct, frozen=True):
     """The state that concerns the whole site: routes between the machines, and connection timeouts."""
 
     internal_pool: IPv4Network
-    edges: tuple[IPv4Address, ...] = ()
+    edges: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_NODES)] = ()
     """Next hops of a host; empty: this machine is its own edge, or there is no edge yet."""
-    externals: tuple[IPv4Address, ...] = ()
+    externals: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_EXTERNALS)] = ()
     """Every external address of the pool."""
     timeouts: Timeouts | None = None
     """For a host; None: the node is no host, or the manager is older than this field."""
@@ -241,46 +259,46 @@ class PathState(Struct, frozen=True):
 class Welcome(Struct, frozen=True, tag="welcome"):
     """First message of the manager."""
 
-    protocol: int
-    epoch: int
-    version: str
+    protocol: Generation
+    epoch: Generation
+    version: Word
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
     """Everything that the node's kernel should hold."""
 
-    epoch: int
-    generation: int
+    epoch: Generation
+    generation: Generation
     path: PathState
-    host: tuple[HostIntent, ...] = ()
-    edge: tuple[EdgeIntent, ...] = ()
+    host: Annotated[tuple[HostIntent, ...], Meta(max_length=MAX_VMS)] = ()
+    edge: Annotated[tuple[EdgeIntent, ...], Meta(max_length=MAX_VMS)] = ()
 
 
 class Delta(Struct, frozen=True, tag="delta"):
     """The changes since the previous generation."""
 
-    epoch: int
-    generation: int
-    host: tuple[HostIntent, ...] = ()
-    edge: tuple[EdgeIntent, ...] = ()
-    host_gone: tuple[DomainUUID, ...] = ()
-    edge_gone: tuple[DomainUUID, ...] = ()
+    epoch: Generation
+    generation: Generation
+    host: Annotated[tuple[HostIntent, ...], Meta(max_length=MAX_VMS)] = ()
+    edge: Annotated[tuple[EdgeIntent, ...], Meta(max_length=MAX_VMS)] = ()
+    host_gone: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS)] = ()
+    edge_gone: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS)] = ()
     path: PathState | None = None
 
 
 class Refused(Struct, frozen=True, tag="refused"):
     """The manager has no ports for this VM now; it keeps trying while the VM runs."""
 
-    epoch: int
+    epoch: Generation
     domain: DomainUUID
-    code: str
-    message: str
+    code: Word
+    message: Sentence
 
 
 class Declined(Struct, frozen=True, tag="declined"):
     """The manager does not change the range because of a :class:`Need`; the node may send another later."""
 
-    epoch: int
+    epoch: Generation
     domain: DomainUUID
     ports: PortRange
     """The range of the :class:`Need`."""
@@ -294,7 +312,7 @@ class Freed(Struct, frozen=True, tag="freed"):
     go as soon as the VM, or another one with its internal address, has ports on this host.
     """
 
-    epoch: int
+    epoch: Generation
     domain: DomainUUID
     internal: IPv4Address
 

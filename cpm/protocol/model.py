@@ -1,7 +1,7 @@
 """
 The values that manager and nodes share.
 
-All are immutable and compare by value; this module imports nothing of ours. Terms are defined in
+All are immutable and compare by value; of ours, this module imports their bounds only. Terms are defined in
 ``docs/reference/glossary.md``. The most important ones:
 
 - *external address*: a public IPv4 address that VMs share; *internal address*: one per VM, used between host and edge,
@@ -17,12 +17,16 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
 
-DomainUUID = NewType("DomainUUID", str)
+from msgspec import Meta
+
+from cpm.protocol.bounds import MAX_FEW, Duration, Port, Sentence, WishedNumber, Word, short, whole_number
+
+DomainUUID = NewType("DomainUUID", Annotated[str, Meta(min_length=1, max_length=36)])
 """libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
 
-NodeName = NewType("NodeName", str)
+NodeName = NewType("NodeName", Word)
 """The name in a node's natd.toml; with TLS it has to be in the node's certificate."""
 
 AllocationId = NewType("AllocationId", int)
@@ -42,8 +46,8 @@ class PortRange:
     :raise ValueError: When the ends are out of order or outside 0..65535.
     """
 
-    first: int
-    last: int
+    first: Port
+    last: Port
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.last <= LAST_PORT:
@@ -57,9 +61,10 @@ class PortRange:
         :raise ValueError: When the text is neither, or the ends are out of order.
         """
         first, dash, last = text.strip().partition("-")
-        if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
-            raise ValueError(f"not a port range: {text!r}; use FIRST-LAST, for example 20000-20511")
-        return cls(int(first), int(last if dash else first))
+        begin, end = (whole_number(each, LAST_PORT) for each in (first, last if dash else first))
+        if begin is None or end is None:
+            raise ValueError(f"not a port range: {short(text)}; use FIRST-LAST, for example 20000-20511")
+        return cls(begin, end)
 
     @property
     def size(self) -> int:
@@ -175,22 +180,22 @@ class Wishes:
     The values are as they were written: whether they are valid is checked where they are used.
     """
 
-    floor: int | None = None
+    floor: WishedNumber | None = None
     """The VM never has fewer ports."""
-    cap: int | None = None
+    cap: WishedNumber | None = None
     """The VM never has more ports."""
-    weight: int | None = None
+    weight: WishedNumber | None = None
     """Its share, relative to other VMs, of the ports above the floors when ports are short."""
-    policy: str | None = None
+    policy: Word | None = None
     """Name of the scaling policy."""
-    drain_limit_s: float | None = None
+    drain_limit_s: Duration | None = None
     """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports;
     :data:`UNLIMITED`: never."""
-    connections: int | None = None
+    connections: WishedNumber | None = None
     """Connections that the VM may have at once."""
-    connection_rate: int | None = None
+    connection_rate: WishedNumber | None = None
     """Connections that it may begin in a second."""
-    nonsense: tuple[str, ...] = ()
+    nonsense: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()
     """A sentence for each wish that could not be parsed; shown to people only."""
 
 

@@ -7,9 +7,9 @@ its own ``natd.toml`` take precedence, each by itself.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from cpm.protocol.errors import ConfigError
 
@@ -26,22 +26,25 @@ MAXIMUM_S: Final = 2_147_483
 """The kernel counts up to 2^31 ticks, at most 1,000 a second; a longer timeout would expire at once."""
 
 
+TimeoutSeconds = Annotated[int, Meta(ge=1, le=MAXIMUM_S)]
+
+
 class Timeouts(Struct, frozen=True):
     """Idle timeout in seconds for each kind of connection. The defaults are the minimum where an RFC sets one."""
 
-    tcp_established_s: int = MINIMUM["tcp_established_s"][0]
+    tcp_established_s: TimeoutSeconds = MINIMUM["tcp_established_s"][0]
     """Also while sent data is not acknowledged, for which the kernel has a shorter timeout."""
-    tcp_transitory_s: int = MINIMUM["tcp_transitory_s"][0]
+    tcp_transitory_s: TimeoutSeconds = MINIMUM["tcp_transitory_s"][0]
     """Opening, or closed by one side only."""
-    tcp_time_wait_s: int = 120
+    tcp_time_wait_s: TimeoutSeconds = 120
     """Closed by both sides; the RFC sets no minimum."""
-    tcp_reset_s: int = 10
+    tcp_reset_s: TimeoutSeconds = 10
     """Ended by a reset; the RFC sets no minimum."""
-    udp_s: int = MINIMUM["udp_s"][0]
+    udp_s: TimeoutSeconds = MINIMUM["udp_s"][0]
     """Answered or not; to all ports but 53."""
-    icmp_s: int = MINIMUM["icmp_s"][0]
+    icmp_s: TimeoutSeconds = MINIMUM["icmp_s"][0]
     """Queries."""
-    dns_s: int = MINIMUM["dns_s"][0]
+    dns_s: TimeoutSeconds = MINIMUM["dns_s"][0]
     """UDP to port 53, answered or not: RFC 4787 REQ-5 allows shorter ones for well-known ports."""
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
-from typing import Final, NewType
+from typing import NewType
 
-UtcSeconds = NewType("UtcSeconds", float)
+from cpm.protocol.bounds import MAX_UTC, Moment, short
+
+UtcSeconds = NewType("UtcSeconds", Moment)
 """UTC seconds since 1970, as sent to operators; only :attr:`WallTime.seconds` makes them."""
-
-_YEAR_10000: Final = 253402300800.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -39,8 +39,8 @@ class WallTime:
         :raise ValueError: When it is no number, or no moment of the years 1970 to 9999.
         """
         seconds = float(text)
-        if not 0 <= seconds < _YEAR_10000:
-            raise ValueError(f"not a moment: {text!r}")
+        if not 0 <= seconds <= MAX_UTC:
+            raise ValueError(f"not a moment: {short(text)}")
         return cls.of(seconds)
 
     def plus(self, seconds: float) -> WallTime:

@@ -6,10 +6,10 @@ The syntax of wishes about one VM, in the domain's XML and on the command line o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from cpm.protocol.bounds import MAX_SECONDS, MAX_WISHED, short, whole_number
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT, UNLIMITED, Wishes
 
@@ -42,12 +42,12 @@ def parse(raw: Mapping[str, str]) -> Wishes:
     problems: list[str] = []
     for key, text in raw.items():
         if key not in KEYS:
-            problems.append(f"{_quote(key)} is none of {', '.join(KEYS)}")
+            problems.append(f"{short(key)} is none of {', '.join(KEYS)}")
             continue
         try:
             values[KEYS[key]] = _PARSERS[key](text.strip())
         except ValueError as error:
-            problems.append(f"{key} {_quote(text)}: {error}")
+            problems.append(f"{key} {short(text)}: {error}")
     return Wishes(**values, nonsense=tuple(problems))
 
 
@@ -65,9 +65,10 @@ def parse_strictly(raw: Mapping[str, str]) -> Wishes:
 
 
 def _whole_number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError("it is not a whole number")
-    return int(text)
+    number = whole_number(text, MAX_WISHED)
+    if number is None:
+        raise ValueError(f"it is not a whole number up to {MAX_WISHED}")
+    return number
 
 
 def _drain_limit(text: str) -> float:
@@ -77,8 +78,8 @@ def _drain_limit(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise ValueError(f"use seconds above 0, or {NONE}")
+    if not 0 < seconds <= MAX_SECONDS:
+        raise ValueError(f"use seconds above 0, up to {MAX_SECONDS:g}, or {NONE}")
     return seconds
 
 
@@ -97,8 +98,3 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connections": _whole_number,
     "connection-rate": _whole_number,
 }
-
-
-def _quote(text: str) -> str:
-    """Quote foreign text, shortened to 40 characters."""
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")

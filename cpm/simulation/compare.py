@@ -13,6 +13,7 @@ from typing import Final
 from cpm.core.placement import whole_blocks
 from cpm.core.sizing import Demand, Memory, Policy, policies, policy_named
 from cpm.core.sizing.policies.occupancy import OccupancyPolicy
+from cpm.protocol.bounds import whole_number
 from cpm.protocol.errors import InvalidRequest
 from cpm.simulation.dice import Dice
 from cpm.simulation.packing import fixed_per_address, fixed_size, smallest_pool, vms_per_address
@@ -76,9 +77,10 @@ def contender(name: str, trace: Trace, conditions: Conditions) -> Contender:
     """
     word, colon, size = name.partition(":")
     if word == STATIC:
-        if colon and not (size.isascii() and size.isdigit() and 0 < int(size) <= 64512):
+        given = whole_number(size, 64512)
+        if colon and not given:
             raise InvalidRequest(f"{name!r}: use {STATIC}:PORTS with 1 to 64512 ports, or {STATIC} alone")
-        ports = int(size) if colon else fixed_size(max(peaks(trace).values()), conditions.floor)
+        ports = given or fixed_size(max(peaks(trace).values()), conditions.floor)
         ports = whole_blocks(ports, conditions.block)
         fixed = dataclasses.replace(conditions, initial=ports, floor=ports, cap=ports)
         return Contender(StaticPolicy(ports, f"{STATIC}:{ports}"), fixed, ports)

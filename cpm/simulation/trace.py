@@ -97,7 +97,7 @@ def read(lines: Iterable[str], where: str) -> Trace:
     """
     rows = iter(lines)
     matched = _HEAD.fullmatch(next(rows, "").strip())
-    step_s = float(matched[1]) if matched and matched[1].replace(".", "", 1).isdigit() else 0.0
+    step_s = float(matched[1]) if matched and len(matched[1]) < 20 and matched[1].replace(".", "", 1).isdigit() else 0.0
     if not step_s > 0:
         raise InvalidRequest(f"{where}: not a trace: the first line must be like `{head(1).splitlines()[0]}`")
     if tuple(next(csv.reader([next(rows, "")]), [])) != COLUMNS:

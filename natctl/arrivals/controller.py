@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cpm.protocol.bounds import MAX_RATE, at_most
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Need
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange
 from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.phases import Phases
 from natctl.arrivals.port_headroom import REACTION_S, least_budget
@@ -312,7 +313,8 @@ class Arrivals:
         vm.requests.on_asked(now)
         deferred = vm.deferral.deferred
         rate = max(vm.estimate.rate, deferred / max(now - vm.deferral.since, REACTION_S))
-        return [Send(Need(vm.vm.domain, vm.ports, int(vm.estimate.in_use) + deferred, rate))]
+        in_use = at_most(int(vm.estimate.in_use) + deferred, LAST_PORT)
+        return [Send(Need(vm.vm.domain, vm.ports, in_use, at_most(rate, MAX_RATE)))]
 
     def _turn_down(self, vm: VMArrivals, now: float) -> list[ArrivalCommand]:
         vm.requests.on_turned_down(now)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from cpm.protocol.bounds import cut
 from cpm.protocol.messages import Presence, Unmanaged
 from cpm.protocol.model import DomainUUID, Wishes
 from qga_agent.domain_list import Phase
@@ -148,7 +149,7 @@ class Domains:
         for vm in listing.domains:
             self._unmanaged.pop(vm.domain, None)
             if vm.why_not:
-                self._unmanaged[vm.domain] = Unmanaged(vm.domain, vm.name, vm.why_not)
+                self._unmanaged[vm.domain] = Unmanaged(vm.domain, vm.name, cut(vm.why_not))
 
     def adopt(self, uuid: DomainUUID, name: str, taps: frozenset[Tap], now: float) -> None:
         """

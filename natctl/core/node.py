@@ -28,6 +28,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
+from cpm.protocol.bounds import cut
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import (
@@ -212,7 +213,7 @@ class Node:
         self._outbox.append(Warn(f"{error}"))
         if scope.generation is not None:
             # The manager must not believe it; it answers with a new snapshot.
-            self._send(Rejected(self._epoch, scope.generation, error.code, str(error)))
+            self._send(Rejected(self._epoch, scope.generation, error.code, cut(str(error))))
         self._outbox += self._hook_waiters.answer(error.code, str(error), None if scope.replace else scope.host)
 
     # The manager
@@ -354,7 +355,7 @@ class Node:
                 self._arrivals.on_gone(uuid)
                 self._reported_gone.add(uuid)
             self._programming.require_hosts([uuid])
-            self._send(Detach(uuid, reason))
+            self._send(Detach(uuid, cut(reason)))
         if request is not None:
             self._outbox.append(Answer(request, "", "released"))
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
+from cpm.protocol.bounds import MAX_COUNT, MAX_FEW, MAX_RATE, at_most, cut
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Draining, GuestView, Measured, Report, WayProblem
 from cpm.protocol.model import DomainUUID
 from natctl.model.port_use import PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.samples import Rates
+
+_Key = TypeVar("_Key", bound=str)
 
 NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 NO_PROBLEMS: Mapping[DomainUUID, str] = MappingProxyType({})
@@ -60,8 +64,16 @@ class Reports:
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        ways, refused = _ways(vms, way_problems), dict(counted.refused)
-        return Report(generation, period_s, measured, dict(dropped), refused, warnings, ways, counted.limited)
+        return Report(
+            generation,
+            period_s,
+            measured,
+            dropped=_counts(dropped),
+            refused=_counts(counted.refused),
+            warnings=tuple(cut(text) for text in warnings[:MAX_FEW]),
+            ways=_ways(vms, way_problems),
+            limited=_counts(counted.limited),
+        )
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""
@@ -80,7 +92,20 @@ def _measured(
     draining = (
         tuple(Draining(ports, use.connections(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
     )
-    return Measured(vm.domain, rate.packets_per_s, rate.megabits_per_s, in_use, new_per_s, draining, guest)
+    return Measured(
+        vm.domain,
+        at_most(rate.packets_per_s, MAX_RATE),
+        at_most(rate.megabits_per_s, MAX_RATE),
+        in_use,
+        at_most(new_per_s, MAX_RATE) if new_per_s is not None else None,
+        draining,
+        guest,
+    )
+
+
+def _counts(counters: Mapping[_Key, int]) -> dict[_Key, int]:
+    """Return the kernel's counters, which have a bit more than a message."""
+    return {key: at_most(number, MAX_COUNT) for key, number in counters.items()}
 
 
 def _ways(vms: Container[DomainUUID], problems: Mapping[DomainUUID, str]) -> tuple[WayProblem, ...]:
@@ -89,4 +114,4 @@ def _ways(vms: Container[DomainUUID], problems: Mapping[DomainUUID, str]) -> tup
     for uuid, problem in problems.items():
         if uuid in vms:
             grouped.setdefault(problem, []).append(uuid)
-    return tuple(WayProblem(problem, tuple(uuids)) for problem, uuids in grouped.items())
+    return tuple(WayProblem(cut(problem), tuple(uuids)) for problem, uuids in grouped.items())

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cpm.cli import addresses, parsing, render, times
+from cpm.protocol.bounds import short, whole_number
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import LAST_PORT
 
@@ -52,14 +53,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Argument]:
-    if not (args.port.isascii() and args.port.isdigit() and int(args.port) <= LAST_PORT):
-        raise InvalidRequest(f"not a port: {args.port!r}; use a number from 0 to {LAST_PORT}")
+    port = whole_number(args.port, LAST_PORT)
+    if port is None:
+        raise InvalidRequest(f"not a port: {short(args.port)}; use a number from 0 to {LAST_PORT}")
     try:
         address = addresses.parse_one(args.address)
         at = None if args.at is None else times.parse(args.at, args.now)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
-    return {"address": address, "port": int(args.port), "at": at, "protocol": args.protocol}
+    return {"address": address, "port": port, "at": at, "protocol": args.protocol}
 
 
 def _facts(view: WhoisView) -> str:

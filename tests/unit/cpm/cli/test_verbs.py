@@ -277,7 +277,7 @@ def test_set(manager: CannedManager, virt_ports: Command) -> None:
         (["floor"], "'floor' is no KEY=VALUE"),
         (["floor=many"], "floor 'many': it is not a whole number"),
         (["colour=red"], "'colour' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate"),
-        (["drain-limit=0"], "use seconds above 0, or none"),
+        (["drain-limit=0"], "use seconds above 0, up to 1e+09, or none"),
         (["--unset", "colour"], "cannot unset 'colour'"),
         (["floor=1", "--unset", "floor"], "cannot unset 'floor'"),
     ],

@@ -29,8 +29,8 @@ def test_valid_wishes_are_parsed() -> None:
         ("cap", "9" * 5000, "..."),
         ("weight", "1e3", "not a whole number"),
         ("policy", "", "not the name of a policy"),
-        ("drain-limit", "0", "use seconds above 0, or none"),
-        ("drain-limit", "inf", "use seconds above 0, or none"),
+        ("drain-limit", "0", "use seconds above 0, up to 1e+09, or none"),
+        ("drain-limit", "inf", "use seconds above 0, up to 1e+09, or none"),
         (
             "drain_limit",
             "5",
