@@ -25,7 +25,7 @@ single module from disk would cost as much time as all the rest. libvirt_hooks/p
 Settings are in /etc/virt-ports/hook.conf (or the file named in $VIRT_PORTS_HOOK_CONF), one ``key=value`` a line; ``#``
 begins a comment. An invalid value is reported and the default used:
 
-- ``socket=/run/virt-ports/natd.sock``: natd's socket.
+- ``socket=/run/virt-ports-natd/natd.sock``: natd's socket. Only root, or this process's own user, is believed there.
 - ``deadline=2``: seconds for all runs of one start of a VM together, or of its end; above 0 and up to 60.
 - ``on-failure=start``: or ``refuse``: what happens to a VM when natd does not answer.
 """  # noqa: D213
@@ -76,7 +76,7 @@ class Failure(Exception):
 class Config:
     """The settings; class attributes are the defaults."""
 
-    socket = "/run/virt-ports/natd.sock"
+    socket = "/run/virt-ports-natd/natd.sock"
     deadline = 2.0
     refuse = False
 
@@ -233,6 +233,10 @@ def _connect(sock: _socket.socket, path: str, end: float) -> None:
     timeout = divmod(int(_remaining(end) * 1e6) + 1, 1000000)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, _struct.pack("ll", *timeout))
     sock.connect(path)
+    # Whoever could write to the socket's directory could have been there before natd, and would decide which VMs start.
+    _, uid, _ = _struct.unpack("3i", sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
+    if uid not in (0, posix.geteuid()):
+        raise Failure(f"the process that listens there runs as user {uid}, not as root, so it is not natd")
 
 
 def _exchange(sock: _socket.socket, request: bytes, end: float) -> bytes:

@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 READ_TIMEOUT_S = 10.0
 """Seconds that a caller has to send its request."""
 
+MOST_READING = 16
+"""Requests that are read at once, each of up to :data:`~libvirt_hooks.protocol.MAX_REQUEST` bytes; others wait."""
+
+MOST_CALLERS = 1024
+"""Callers that are read from or wait for their answer; a further one is turned away at once."""
+
 OnRequest: TypeAlias = Callable[[int, HookOperation, DomainFacts], None]
 """Is given the number of the request, the operation and the facts in the XML. Answer by :meth:`HookServer.answer`."""
 
@@ -39,16 +45,18 @@ class HookServer:
         self._on_request = on_request
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
+        self._callers = 0
+        self._reading = asyncio.Semaphore(MOST_READING)
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """
-        Listen (mode 0600: libvirt runs hooks as root).
+        Listen (mode 0600: libvirt runs hooks as root). A directory that is missing is made for this user alone.
 
         :raise OSError: When the socket cannot be made.
         """
         domain_xml.check_parser()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
         self._server = await asyncio.start_unix_server(self._serve, self._path, backlog=256)
         self._path.chmod(0o600)
@@ -66,8 +74,19 @@ class HookServer:
             future.set_result(error_answer(code, text) if code else ok_answer(text))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._callers >= MOST_CALLERS:
+            writer.write(error_answer("busy", f"natd serves {MOST_CALLERS} calls of the hook already"))
+            writer.close()
+            return
+        self._callers += 1
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            await self._serve_caller(reader, writer)
+        finally:
+            self._callers -= 1
+
+    async def _serve_caller(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with self._reading, asyncio.timeout(READ_TIMEOUT_S):
                 request = await _read(reader)
             answer = await self._ask(request, domain_xml.parse(request.xml), reader)
         except (HookProtocolError, DomainXMLError) as error:

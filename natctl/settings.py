@@ -38,7 +38,8 @@ class ManagerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the libvirt hook reaches natd."""
 
-    socket: str = "/run/virt-ports/natd.sock"
+    socket: str = "/run/virt-ports-natd/natd.sock"
+    """In a directory that only root can write to, since libvirt's hook waits for what is said there."""
 
 
 class HostTable(Struct, frozen=True, forbid_unknown_fields=True):

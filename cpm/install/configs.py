@@ -72,7 +72,7 @@ HOOK = """\
 # The libvirt hook of virt-ports. Read at every call. Commented settings show their defaults.
 
 # Socket of natd.
-# socket=/run/virt-ports/natd.sock
+# socket=/run/virt-ports-natd/natd.sock
 
 # Seconds for one call of the hook; libvirt waits that long.
 # deadline=2
@@ -97,7 +97,7 @@ url = {url}
 {tls}
 [listen]
 # For the libvirt hook; the same path is in hook.conf.
-# socket = "/run/virt-ports/natd.sock"
+# socket = "/run/virt-ports-natd/natd.sock"
 """
 
 _HOST = """

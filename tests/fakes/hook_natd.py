@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -48,10 +49,21 @@ ANSWERS = {
 _BROKEN = {Answer.DIE: b"error ref", Answer.NONSENSE: b"\xff\xfe what?\n"}
 
 
+@contextlib.contextmanager
+def _effective_user(uid: int) -> Iterator[None]:
+    before = os.geteuid()
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
 class FakeNatd:
     """Serves one connection at a time until closed; `requests` are those that parsed, `errors` those that did not."""
 
-    def __init__(self, path: Path, answer: Answer = Answer.OK) -> None:
+    def __init__(self, path: Path, answer: Answer = Answer.OK, *, uid: int | None = None) -> None:
+        """:param uid: The user that listens, for the kernel; None: that of this process."""
         self.path = path
         self.answer = answer
         self.requests: list[HookRequest] = []
@@ -60,7 +72,9 @@ class FakeNatd:
         self._closing = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
-        self._listener.listen(16)
+        # The kernel tells those who connect which user called listen().
+        with _effective_user(uid) if uid is not None else contextlib.nullcontext():
+            self._listener.listen(16)
         self._thread = threading.Thread(target=self._serve, name="fake natd", daemon=True)
 
     @property

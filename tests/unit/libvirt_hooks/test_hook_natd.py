@@ -11,9 +11,11 @@ import pytest
 
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
+from natctl import hook_server
 from natctl.hook_server import HookServer
 from tests.fakes.conformance.hook_socket import EXCHANGES, GOOD, Exchange, exchange
 from tests.fakes.hook_natd import ANSWERS, Answer, FakeNatd
+from tests.unit.libvirt_hooks.samples import DOMAIN
 
 Served = Callable[[Path, Answer], contextlib.AbstractAsyncContextManager[None]]
 
@@ -58,3 +60,28 @@ async def test_both_answer_in_the_same_words(tmp_path: Path, answer: Answer, pie
         async with served(path, answer):
             answers.append(await asyncio.to_thread(exchange, path, pieces, hangs_up=True))
     assert answers[0] == answers[1]
+
+
+async def test_callers_and_what_is_read_at_once_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hook_server, "MOST_CALLERS", 3)
+    monkeypatch.setattr(hook_server, "MOST_READING", 2)
+    server = hook_server.HookServer(tmp_path / "natd.sock", lambda number, *_: server.answer(number, "", "done"))
+    await server.start()
+    try:
+        slow = [await asyncio.open_unix_connection(tmp_path / "natd.sock") for _ in range(3)]
+        for _, writer in slow:
+            writer.write(b"qemu 1 ")
+            await writer.drain()
+        while server._callers < 3:
+            await asyncio.sleep(0)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "natd.sock")
+        assert (await reader.read()).startswith(b"error busy natd serves 3 calls")
+        writer.close()
+        # The third is read when one of the others has said all.
+        assert server._reading.locked()
+        for reader, writer in slow:
+            writer.write(b"start begin 3 0 %d\nweb%s" % (len(DOMAIN), DOMAIN))
+            assert await asyncio.wait_for(reader.read(), 60) == b"ok done\n"
+            writer.close()
+    finally:
+        await server.stop()

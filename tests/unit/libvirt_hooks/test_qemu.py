@@ -21,6 +21,7 @@ from tests.fakes.hook_natd import Answer, FakeNatd
 from tests.unit.libvirt_hooks import samples
 from tests.unit.libvirt_hooks.conftest import HANG_S, HOOK, Hook
 
+NOBODY = 65534
 REFUSABLE = {"prepare", "start", "started", "migrate"}
 
 
@@ -69,6 +70,22 @@ class TestExitCode:
         assert f"{broken} -IS" in copy.read_text()
         done = subprocess.run([copy, "web-1", "reconnect", "begin", "-"], env=hook.environ, timeout=HANG_S, check=False)
         assert done.returncode == 0
+
+
+class TestPeer:
+    """Only root, and the user of the hook itself, is believed to be natd."""
+
+    @pytest.mark.parametrize("answer", [Answer.OK, Answer.REFUSE])
+    @pytest.mark.parametrize("on_failure", ["start", "refuse"])
+    def test_what_another_user_answers_is_no_answer(self, hook: Hook, answer: Answer, on_failure: str) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("needs root: another user listens")
+        hook.configure(on_failure=on_failure)
+        with FakeNatd(hook.socket, answer, uid=NOBODY) as impostor:
+            outcome = hook.run(["web-1", "start", "begin", "-"], samples.DOMAIN)
+        assert outcome.code == (1 if on_failure == "refuse" else 0)
+        assert b"runs as user 65534, not as root, so it is not natd" in outcome.stderr
+        assert impostor.requests == []
 
 
 class TestRequest:
@@ -257,7 +274,7 @@ class TestDeadline:
 class TestConfiguration:
     def test_no_file_means_the_defaults(self, tmp_path: Path) -> None:
         config, complaints = qemu.read_config(os.fsencode(tmp_path / "none"))
-        assert (config.socket, config.deadline, config.refuse) == ("/run/virt-ports/natd.sock", 2.0, False)
+        assert (config.socket, config.deadline, config.refuse) == ("/run/virt-ports-natd/natd.sock", 2.0, False)
         assert complaints == []
 
     def test_settings_blanks_and_comments(self, tmp_path: Path) -> None:
@@ -276,7 +293,7 @@ class TestConfiguration:
         path = tmp_path / "hook.conf"
         path.write_text(f"# first\n{line}\n")
         config, complaints = qemu.read_config(os.fsencode(path))
-        assert (config.socket, config.deadline, config.refuse) == ("/run/virt-ports/natd.sock", 2.0, False)
+        assert (config.socket, config.deadline, config.refuse) == ("/run/virt-ports-natd/natd.sock", 2.0, False)
         assert len(complaints) == 1
         assert complaints[0].startswith("hook.conf line 2 is ignored: ")
 

@@ -10,8 +10,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import cpm.settings
+import natctl.settings
 from cpm.install import apply, choices, machine, plan
 from lab.daemons import NICE
+from libvirt_hooks import qemu
 
 BARE = machine.MachineFacts("node1", "eth0", {})
 
@@ -73,6 +76,17 @@ def test_natd_is_up_before_libvirt_starts_vms(image: Path) -> None:
     assert {"libvirtd.service", "virtqemud.service"} <= set(" ".join(before).split())
 
 
+def test_nobody_else_can_listen_in_the_place_of_a_daemon(image: Path) -> None:
+    """natd answers libvirt's hook, as root: its directory belongs to root alone. Nobody but cpmd writes to cpmd's."""
+    natd, cpmd = (unit(image, f"{name}.service").read_text().splitlines() for name in ("natd", "cpmd"))
+    assert {"RuntimeDirectory=virt-ports-natd", "RuntimeDirectoryMode=0700", "User=root"} <= set(natd)
+    assert {"RuntimeDirectory=virt-ports", "RuntimeDirectoryMode=0750", "User=virt-ports"} <= set(cpmd)
+    assert not any(line.startswith("ReadWritePaths=") for line in (*natd, *cpmd))
+    assert Path(natctl.settings.ListenSettings().socket).parent == Path("/run/virt-ports-natd")
+    assert qemu.Config.socket == natctl.settings.ListenSettings().socket
+    assert Path(cpm.settings.ListenSettings().socket).parent == Path("/run/virt-ports")
+
+
 def test_the_user_and_group_are_made(image: Path) -> None:
     run("systemd-sysusers", f"--root={image}", plan.SYSUSERS.name)
     passwd = (image / "etc/passwd").read_text()
@@ -87,6 +101,6 @@ def test_the_directory_of_the_sockets_is_made(image: Path) -> None:
     run("systemd-tmpfiles", f"--root={image}", "--create", plan.TMPFILES.name)
     made = (image / "run/virt-ports").stat()
     users = dict(line.split(":")[0::2][:2] for line in (image / "etc/passwd").read_text().splitlines())
-    assert made.st_mode & 0o7777 == 0o1770
+    assert made.st_mode & 0o7777 == 0o750
     assert str(made.st_uid) == users["virt-ports"]
     assert made.st_uid != pwd.getpwnam("root").pw_uid
