@@ -120,7 +120,10 @@ class Fleet:
 
     def one(self, uuid: DomainUUID, state: AllocationState) -> Allocation | None:
         """Return the VM's allocation in that state (active or reserved: at most one each); None: it has none."""
-        return next((allocation for allocation in self.of(uuid) if allocation.state is state), None)
+        for allocation in self.space.of(uuid):
+            if allocation.state is state:
+                return allocation
+        return None
 
     def own_ports_of(self, address: IPv4Address, ports: PortRange | None = None) -> list[KeptPorts]:
         """

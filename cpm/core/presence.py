@@ -32,6 +32,7 @@ from cpm.protocol.messages import Attach, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 
 _State = AllocationState
+_IN_USE = (_State.RESERVED, _State.ACTIVE)
 
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
@@ -135,7 +136,19 @@ class VMPresence:
         for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here]:
             self.on_detach(node.name, uuid, now)
         for uuid, presence in here.items():
-            self.on_attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
+            if not self._is_known(node.name, presence):
+                self.on_attach(node, Attach(uuid, presence.name, wishes=presence.wishes), now, is_repeated=True)
+
+    def _is_known(self, node: NodeName, presence: Presence) -> bool:
+        """Return whether all that a host says of a VM is so already: it runs there as told, and has ports there."""
+        vm = self._fleet.vms.get(presence.domain)
+        return (
+            vm is not None
+            and vm.node == node == self._running.hosts.get(vm.uuid)
+            and vm.name == presence.name
+            and (presence.wishes is None or presence.wishes == vm.xml_wishes)
+            and {each.node for each in self._fleet.of(vm.uuid) if each.state in _IN_USE} == {node}
+        )
 
     def forget_statements(self, node: NodeName) -> None:
         """Forget what a host said of VMs of other hosts: it holds in one session only."""

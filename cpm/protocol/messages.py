@@ -135,7 +135,7 @@ class Rejected(Struct, frozen=True, tag="rejected"):
     message: Sentence
 
 
-class Draining(Struct, frozen=True):
+class Draining(Struct, frozen=True, gc=False):
     """Number of connections that still use a draining range."""
 
     ports: PortRange
@@ -180,7 +180,7 @@ class GuestView(Struct, frozen=True):
     ports: PortRange | None = None
 
 
-class Measured(Struct, frozen=True):
+class Measured(Struct, frozen=True, gc=False):
     """Measurements of one VM over the last period, by its host."""
 
     domain: DomainUUID

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
-from types import MappingProxyType
-from typing import Final
 
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
 from cpm.core.placement.runs import FreeRuns
@@ -21,8 +19,6 @@ from cpm.protocol.model import (
     PortRange,
     coalesce,
 )
-
-_NO_ALLOCATIONS: Final[Mapping[AllocationId, Allocation]] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +48,7 @@ class AddressSpace:
         self._addresses: dict[IPv4Address, ExternalAddress] = {}
         self._runs: dict[IPv4Address, FreeRuns] = {}
         self._on: dict[IPv4Address, dict[AllocationId, Allocation]] = {}
-        self._of: dict[DomainUUID, dict[AllocationId, Allocation]] = {}
+        self._of: dict[DomainUUID, tuple[Allocation, ...]] = {}
         self._all: dict[AllocationId, Allocation] = {}
         self._own: dict[IPv4Address, tuple[PortRange, ...]] = {}
         self.free_ports = 0
@@ -215,7 +211,7 @@ class AddressSpace:
 
     def of(self, domain: DomainUUID) -> tuple[Allocation, ...]:
         """Return the allocations of a VM, in any state."""
-        return tuple(self._of.get(domain, _NO_ALLOCATIONS).values())
+        return self._of.get(domain, ())
 
     def on(self, address: IPv4Address) -> tuple[Allocation, ...]:
         """
@@ -308,13 +304,16 @@ class AddressSpace:
     def _store(self, allocation: Allocation) -> None:
         self._all[allocation.id] = allocation
         self._on[allocation.external][allocation.id] = allocation
-        self._of.setdefault(allocation.domain, {})[allocation.id] = allocation
+        # A few each, read much more often than changed.
+        own = self.of(allocation.domain)
+        at = next((at for at, each in enumerate(own) if each.id == allocation.id), len(own))
+        self._of[allocation.domain] = (*own[:at], allocation, *own[at + 1 :])
 
     def _forget(self, allocation: Allocation) -> None:
         del self._all[allocation.id], self._on[allocation.external][allocation.id]
-        del self._of[allocation.domain][allocation.id]
-        if not self._of[allocation.domain]:
-            del self._of[allocation.domain]
+        rest = tuple(each for each in self._of.pop(allocation.domain) if each.id != allocation.id)
+        if rest:
+            self._of[allocation.domain] = rest
 
     def _refuse_own(self, allocation: Allocation, own: Iterable[Allocation]) -> None:
         for other in own:

@@ -17,6 +17,8 @@ import dataclasses
 import math
 from typing import Final
 
+import msgspec
+
 from cpm.core.sizing.demand import Demand, Policy
 from cpm.core.sizing.guards import Bounds, Decision, ScalingState
 from cpm.protocol.model import DomainUUID
@@ -102,7 +104,7 @@ def on_arrival(
     decision = Decision(current, target, rule if target >= asked else "cap", asked)
     if target == current:
         return decision, state
-    return decision, dataclasses.replace(state, low_samples=0, grew_at=now, changed_at=now)
+    return decision, msgspec.structs.replace(state, low_samples=0, grew_at=now, changed_at=now)
 
 
 def _ask_policy(policy: Policy, arrival: Arrival, state: ScalingState, now: float) -> tuple[int, ScalingState]:
@@ -122,4 +124,4 @@ def _ask_policy(policy: Policy, arrival: Arrival, state: ScalingState, now: floa
     ports, memory = policy.target(demand, state.memory, now)
     # Whatever the policy says, a range that is used up grows.
     least = arrival.current + 1 if exhausted else 0
-    return max(ports, least), dataclasses.replace(state, memory=memory)
+    return max(ports, least), msgspec.structs.replace(state, memory=memory)

@@ -6,14 +6,14 @@ Tested in ``tests/unit/cpm/core/sizing/test_policies.py``.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol, TypeAlias
+
+from msgspec import Struct
 
 from cpm.protocol.model import DomainUUID
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
+class Demand(Struct, frozen=True, kw_only=True, gc=False):
     """One sample of one VM, as its host measured it."""
 
     domain: DomainUUID

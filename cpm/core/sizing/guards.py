@@ -22,6 +22,8 @@ import dataclasses
 import math
 from typing import Final
 
+from msgspec import Struct
+
 from cpm.core.sizing.demand import Demand, Memory, Policy
 
 LONGEST: Final = 64512
@@ -113,8 +115,7 @@ class Bounds:
             raise ValueError(f"floor {self.floor}, cap {self.cap}, block {self.block}: use 0 < floor <= cap, 0 < block")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ScalingState:
+class ScalingState(Struct, frozen=True, gc=False):
     """The state of a VM between samples."""
 
     low_samples: int = 0
@@ -127,8 +128,7 @@ class ScalingState:
     """The state that the policy keeps."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True, gc=False):
     """The ports that a VM should get, and the rule that determined the number."""
 
     current: int
@@ -161,8 +161,7 @@ def decide(
     wanted, rule = _raise_to_need(demand, settings, policy, asked)
     wanted = _whole_blocks(wanted, bounds, settings)
     low_samples = state.low_samples + 1 if wanted < demand.current else 0
-    hold = _holding_guard(demand, wanted, low_samples, state, settings, policy, now)
-    if hold:
+    if wanted != demand.current and (hold := _holding_guard(demand, wanted, low_samples, state, settings, policy, now)):
         wanted, rule = demand.current, hold
     target, rule = _clamp(wanted, rule, bounds, settings)
     decision = Decision(demand.current, target, rule, asked)
@@ -250,8 +249,9 @@ def _is_recent(at: float | None, period_s: float, now: float) -> bool:
 def _clamp(wanted: int, rule: str, bounds: Bounds, settings: GuardSettings) -> tuple[int, str]:
     """Apply floor and cap. The cap is rounded down to whole blocks and takes precedence over the floor."""
     block = bounds.block if settings.whole_blocks else 1
-    cap = _whole_blocks(bounds.cap // block * block if settings.cap else LONGEST, bounds, settings)
-    floor = min(_whole_blocks(bounds.floor, bounds, settings), cap) if settings.floor else 1
+    most = min(bounds.cap, LONGEST) if settings.cap else LONGEST
+    cap = max(most // block, 1) * block
+    floor = min(-(-bounds.floor // block) * block, cap) if settings.floor else 1
     if wanted > cap:
         return cap, "cap"
     return (floor, "floor") if wanted < floor else (wanted, rule)

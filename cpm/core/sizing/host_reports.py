@@ -11,7 +11,8 @@ Tested in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
@@ -26,6 +27,8 @@ from cpm.protocol.messages import Measured, Need, Report
 from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, NodeName
 
 _State = AllocationState
+
+NOTHING_FREE: Mapping[AllocationId, int] = MappingProxyType({})
 
 NEARLY_FULL = 0.95
 """Share of a range in use from which it counts as used up: above it the kernel's search for a free port begins to
@@ -63,54 +66,69 @@ class HostReports:
 
     def on_report(self, session: NodeSync, report: Report, now: float) -> None:
         """Record what a host measured of its VMs, and resize those whose policy asks for it."""
+        # Of all that cpmd does, this is done most often: most VMs have one range, and keep it.
+        node, vms, present = session.node, self._fleet.vms, self._present
         for measured in report.vms:
-            vm = self._fleet.vms.get(measured.domain)
-            if vm is None or vm.node != session.node or self._present.get(vm.uuid) != session.node:
+            uuid = measured.domain
+            vm = vms.get(uuid)
+            if vm is None or vm.node != node or present.get(uuid) != node:
                 continue
-            observation = self._sizer.of(vm.uuid)
-            if observation.on_report(measured, report.refused.get(vm.uuid, 0), now):
-                self._sizer.notices.note(vm.uuid, JournalEvent.EXHAUSTED, now)
-            if observation.on_limited(report.limited.get(vm.uuid, 0)):
-                self._sizer.notices.note(vm.uuid, JournalEvent.LIMITED, now)
-            if report.generation >= session.last_change(vm.uuid) and is_counted(measured):
-                self._rollout.on_draining_counted(vm.uuid, session.node, measured, now)
-                active = self._fleet.one(vm.uuid, _State.ACTIVE)
-                observation.on_counted(active.id if active is not None else None, dict(self._free_in(vm, measured)))
-                if active is not None:
-                    if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
-                        self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
-                    self._scale(vm, active, observation, measured, now)
+            observation = self._sizer.of(uuid)
+            if observation.on_report(measured, report.refused.get(uuid, 0), now):
+                self._sizer.notices.note(uuid, JournalEvent.EXHAUSTED, now)
+            if observation.on_limited(report.limited.get(uuid, 0)):
+                self._sizer.notices.note(uuid, JournalEvent.LIMITED, now)
+            if report.generation >= session.last_change(uuid) and is_counted(measured):
+                self._on_counted(vm, observation, measured, now)
 
-    def _free_in(self, vm: VM, measured: Measured) -> Iterator[tuple[AllocationId, int]]:
+    def _on_counted(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
+        """Follow a count of the ports that a VM has in its present ranges."""
+        ranges = self._fleet.of(vm.uuid)
+        active = next((each for each in ranges if each.state is _State.ACTIVE), None)
+        if active is None or len(ranges) > 1:
+            self._rollout.on_draining_counted(vm.uuid, vm.node, measured, now)
+            free_in = dict(self._free_in(vm, ranges, measured))
+            observation.on_counted(active.id if active is not None else None, free_in)
+        else:
+            observation.on_counted(active.id, NOTHING_FREE)
+        if active is not None:
+            if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
+                self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
+            if measured.ports_in_use is not None and not any(each.state is _State.RESERVED for each in ranges):
+                self._scale(vm, active, observation, measured, measured.ports_in_use, now)
+
+    def _free_in(self, vm: VM, ranges: Iterable[Allocation], measured: Measured) -> Iterator[tuple[AllocationId, int]]:
         counted = {draining.ports: draining.connections for draining in measured.draining}
-        for mine in self._fleet.of(vm.uuid):
+        for mine in ranges:
             if mine.state is _State.HELD:
                 yield mine.id, mine.ports.size
             elif mine.state is _State.DRAINING and mine.node == vm.node and mine.ports in counted:
                 yield mine.id, mine.ports.size - counted[mine.ports]
 
-    def _scale(self, vm: VM, active: Allocation, observation: Observation, measured: Measured, now: float) -> None:
-        if measured.ports_in_use is None or self._fleet.one(vm.uuid, _State.RESERVED):
-            return
+    def _scale(
+        self, vm: VM, active: Allocation, observation: Observation, measured: Measured, in_use: int, now: float
+    ) -> None:
+        wishes, size = self._wishes(vm), active.ports.size
         sample = Demand(
             domain=vm.uuid,
-            current=active.ports.size,
-            ports_in_use=measured.ports_in_use,
+            current=size,
+            ports_in_use=in_use,
             draining=_draining(measured),
             packets_per_s=measured.packets_per_s,
             megabits_per_s=measured.megabits_per_s,
             new_connections_per_s=measured.new_connections_per_s,
-            exhausted=measured.ports_in_use >= NEARLY_FULL * active.ports.size,
+            exhausted=in_use >= NEARLY_FULL * size,
         )
-        policy = policy_named(self._wishes(vm).policy.value)
-        decision, scaling = decide(policy, sample, observation.scaling, self._bounds(vm), self._rules.guards, now)
+        bounds = _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
+        policy = policy_named(wishes.policy.value)
+        decision, scaling = decide(policy, sample, observation.scaling, bounds, self._rules.guards, now)
         observation.on_decision(decision, scaling)
         if decision.target == decision.current:
             if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
                 self._sizer.contention.on_settled(vm.uuid)
                 observation.on_enough()
         else:
-            self._sizer.resize(vm.uuid, Target(decision.target, measured.ports_in_use), now)
+            self._sizer.resize(vm.uuid, Target(decision.target, in_use), now)
 
     def on_need(self, session: NodeSync, need: Need, now: float) -> bool:
         """
@@ -128,15 +146,13 @@ class HostReports:
         measured = observation.measured
         usual = (measured.new_connections_per_s or 0.0) if measured is not None else 0.0
         arrival = Arrival(active.ports.size, need.ports_in_use, need.arrivals_per_s, _draining(measured), usual)
-        policy = policy_named(self._wishes(vm).policy.value)
-        decision, scaling = on_arrival(arrival, observation.scaling, self._bounds(vm), now, policy)
+        wishes = self._wishes(vm)
+        bounds = _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
+        policy = policy_named(wishes.policy.value)
+        decision, scaling = on_arrival(arrival, observation.scaling, bounds, now, policy)
         observation.on_decision(decision, scaling)
         self._sizer.resize(vm.uuid, Target(decision.target, need.ports_in_use, arrival.expected_in_use), now)
         return self._fleet.one(vm.uuid, _State.RESERVED) is not None
-
-    def _bounds(self, vm: VM) -> Bounds:
-        wishes = self._wishes(vm)
-        return _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
 
 
 @functools.lru_cache
@@ -147,4 +163,6 @@ def _bounds(floor: int, cap: int, block: int) -> Bounds:
 
 def _draining(measured: Measured | None) -> int:
     """Return how many connections still use draining ranges of a VM."""
-    return sum(draining.connections for draining in measured.draining) if measured is not None else 0
+    if measured is None or not measured.draining:
+        return 0
+    return sum(draining.connections for draining in measured.draining)

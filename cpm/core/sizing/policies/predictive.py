@@ -22,6 +22,9 @@ import dataclasses
 import math
 from typing import Final
 
+import msgspec
+from msgspec import Struct
+
 from cpm.core.sizing.demand import Demand, Memory
 from cpm.core.sizing.policies.registry import Registration
 
@@ -29,8 +32,7 @@ LONGEST_GAP_S: Final = 60.0
 """Seconds between two samples; after a longer gap the history is of no use for the trend and starts again."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LoadHistory:
+class LoadHistory(Struct, frozen=True, gc=False):
     """The state kept of one VM between samples."""
 
     at: float
@@ -96,7 +98,7 @@ class PredictivePolicy:
         elapsed = now - before.at
         if elapsed == 0:
             # An alarm between two samples: it has a number of ports, but no rate.
-            return dataclasses.replace(before, in_use=used, peak=max(before.peak, used))
+            return msgspec.structs.replace(before, in_use=used, peak=max(before.peak, used))
         expected = before.level + before.trend * elapsed
         weight = 1 - math.exp(-elapsed / self.level_s)
         level = max(expected + weight * (used - expected), 0.0)
