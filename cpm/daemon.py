@@ -23,6 +23,7 @@ from cpm.queries.status import About
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
 from cpm.serving.decision_loop import DecisionLoop
+from cpm.serving.journal_keeper import JournalKeeper
 from cpm.serving.journal_thread import JournalThread
 from cpm.serving.node_sessions import NodeConnections, NodeSessions
 from cpm.serving.operator_requests import OperatorRequests
@@ -61,6 +62,9 @@ class Cpmd:
         self._build()
         self._tasks.start("decide", self.decisions.run(), forever=True)
         self._tasks.start("tick", self._tick(), forever=True)
+        journal = self._settings.journal
+        keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
+        self._tasks.start("journal", keeper.run(), forever=True)
         await self._listen()
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)

@@ -49,6 +49,16 @@ class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Path of its SQLite file."""
 
 
+class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the ledger keeps the journal."""
+
+    keep_days: Annotated[int, Meta(ge=0, le=36500)] = 400
+    """Days for which ``whois``, ``history`` and ``events`` know everything; 0: for ever. What is older is exported to
+    files before it is deleted. Set it to what the law asks of you, if you may have to answer from the ledger itself."""
+    export: str = ""
+    """Folder of the files with older entries, which nothing deletes; empty: ``journal`` beside the ledger."""
+
+
 class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How ports are assigned. The external addresses themselves are in the ledger: ``virt-ports pool add``."""
 
@@ -173,6 +183,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: ListenSettings = ListenSettings()
     ledger: LedgerSettings = LedgerSettings()
+    journal: JournalSettings = JournalSettings()
     pool: PoolSettings = PoolSettings()
     scaling: ScalingSettings = ScalingSettings()
     nodes: NodesSettings = NodesSettings()
@@ -211,6 +222,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             defaults=self.defaults(),
             guards=self.scaling.guard_settings(),
         )
+
+    def export_folder(self) -> Path:
+        """Return the folder of the files with older entries of the journal."""
+        return Path(self.journal.export) if self.journal.export else Path(self.ledger.path).parent / "journal"
 
     def timeouts(self) -> Timeouts:
         """Return the connection timeouts of hosts whose own settings have none."""

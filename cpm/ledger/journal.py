@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
 from cpm.core.journal import NOTICES, JournalEntry, PortOwner
 from cpm.core.timeline import Position, Timeline
-from cpm.ledger import rows
-from cpm.ledger.connection import ledger_errors
-from cpm.protocol.errors import LedgerError
+from cpm.ledger import archive, chunks, export, rows
+from cpm.ledger.archive import GivingUp, Packing
+from cpm.ledger.connection import ledger_errors, roll_back
+from cpm.protocol.errors import JournalNotKept, LedgerError
 
 _NOTICES = ", ".join(f"'{event}'" for event in sorted(NOTICES))
 
@@ -53,6 +56,7 @@ class JournalReader:
         Return the owner of a port of an external address at a given time; None: it had none.
 
         :param at: None: now. A change committed at exactly that time counts.
+        :raise JournalNotKept: When that time lies before what is kept.
         """
         # SQLite walks the index backwards, from the newest entry of the address to the first that has the port.
         where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_NOTICES})"
@@ -64,8 +68,13 @@ class JournalReader:
             if at.next_seq is not None:
                 where, wanted = f"{where} AND seq < ?", (*wanted, at.next_seq)
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
-        found = self._entries(query, str(external), port, port, *wanted)
-        return rows.owner(found[0]) if found else None
+        with self._reading():
+            found = self._rows(query, str(external), port, port, *wanted)
+            entry = found[0] if found else archive.owner_entry(self._connection, external, port, at)
+            since = archive.kept_since(self._connection)
+        if entry is None and since is not None and at is not None and at.wall < since:
+            raise JournalNotKept(since)
+        return rows.owner(entry) if entry is not None else None
 
     def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
         """
@@ -77,12 +86,19 @@ class JournalReader:
             f"SELECT {rows.ENTRY} FROM journal WHERE domain = ? OR domain IN (SELECT uuid FROM names WHERE name = ?) "  # noqa: S608
             "ORDER BY seq DESC LIMIT ?"
         )
-        return self._entries(query, vm, vm, limit)[::-1]
+        with self._reading():
+            found = self._rows(query, vm, vm, limit)
+            # Entries of one address are packed while older ones of another are not.
+            packed = archive.history(self._connection, vm, limit)
+        return sorted([*found, *packed], key=lambda entry: entry.seq)[-limit:]
 
     def events(self, after_seq: int = 0, limit: int = 1000) -> list[JournalEntry]:
         """Return the entries after a position, oldest first. To go on, pass the ``seq`` of the last one."""
         query = f"SELECT {rows.ENTRY} FROM journal WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
-        return self._entries(query, after_seq, limit)
+        with self._reading():
+            found = self._rows(query, after_seq, limit)
+            packed = archive.events(self._connection, after_seq, limit)
+        return sorted([*found, *packed], key=lambda entry: entry.seq)[:limit]
 
     def latest_seq(self) -> int:
         """Return the position of the newest entry, 0 when there is none."""
@@ -114,6 +130,47 @@ class JournalReader:
                 with contextlib.suppress(OSError):
                     part.unlink(missing_ok=True)
 
-    def _entries(self, query: str, *parameters: object) -> list[JournalEntry]:
+    # Packing and giving up
+
+    def next_packing(self, older_than: float, entries: int = chunks.ENTRIES) -> Packing | None:
+        """
+        Return rows of the journal that are to be packed, for :meth:`cpm.ledger.store.SqliteLedger.pack`.
+
+        :param older_than: UTC seconds; rows from before are packed even if they are few.
+        :param entries: Rows that are packed together.
+        """
+        with self._reading():
+            return archive.next_packing(self._connection, older_than, entries)
+
+    def export_old(self, older_than: float, folder: Path) -> list[GivingUp]:
+        """
+        Write all chunks of which every entry is older than a time to a file, so that they may go.
+
+        :param older_than: UTC seconds.
+        :param folder: Made if it is missing.
+        :return: What :meth:`cpm.ledger.store.SqliteLedger.give_up` may delete; the file is on disk. Empty: no file.
+        :raise LedgerError: Also when the file cannot be written.
+        """
+        with self._reading():
+            plans = list(archive.next_to_give_up(self._connection, older_than))
+            if plans:
+                numbers = (number for plan in plans for number in plan.numbers)
+                entries = (chunks.unpack(archive.read(self._connection, number))[1] for number in numbers)
+                export.write(folder, itertools.chain.from_iterable(entries))
+        return plans
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Read rows and chunks as of one moment; the writer moves entries from the ones to the others."""
         with ledger_errors(self._path):
-            return [rows.entry(row) for row in self._connection.execute(query, parameters)]
+            if not self._owned:
+                yield
+                return
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                roll_back(self._connection)
+
+    def _rows(self, query: str, *parameters: object) -> list[JournalEntry]:
+        return [rows.entry(row) for row in self._connection.execute(query, parameters)]

@@ -286,5 +286,54 @@ def _clock(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock)
+_CHUNKS: Final = (
+    """CREATE TABLE journal_chunks (
+        id INTEGER PRIMARY KEY,
+        external TEXT NOT NULL,
+        first_seq INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        from_at REAL NOT NULL,
+        first_at REAL NOT NULL,
+        last_at REAL NOT NULL,
+        count INTEGER NOT NULL,
+        is_exported INTEGER NOT NULL DEFAULT 0 CHECK (is_exported IN (0, 1)),
+        data BLOB NOT NULL
+    ) STRICT""",
+    "CREATE UNIQUE INDEX chunks_of_address ON journal_chunks (external, last_seq)",
+    "CREATE INDEX chunks_in_order ON journal_chunks (last_seq)",
+    "CREATE TABLE journal_vms (id INTEGER PRIMARY KEY, uuid TEXT NOT NULL UNIQUE) STRICT",
+    """CREATE TABLE chunk_vms (
+        vm INTEGER NOT NULL,
+        chunk INTEGER NOT NULL,
+        PRIMARY KEY (vm, chunk)
+    ) STRICT, WITHOUT ROWID""",
+    # A row may go only when a chunk has it, and a chunk only when it was exported.
+    "DROP TRIGGER journal_is_kept",
+    """CREATE TRIGGER journal_is_kept BEFORE DELETE ON journal BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only')
+        WHERE NOT EXISTS (SELECT 1 FROM journal_chunks
+                          WHERE external = OLD.external AND first_seq <= OLD.seq AND OLD.seq <= last_seq);
+    END""",
+    """CREATE TRIGGER chunks_are_kept BEFORE DELETE ON journal_chunks WHEN NOT OLD.is_exported BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only');
+    END""",
+    """CREATE TRIGGER chunks_are_not_rewritten BEFORE UPDATE OF id, external, first_seq, last_seq, from_at, first_at,
+        last_at, count, data ON journal_chunks BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only');
+    END""",
+    """CREATE TRIGGER chunks_are_not_replaced BEFORE INSERT ON journal_chunks BEGIN
+        SELECT RAISE(ABORT, 'the journal is append-only')
+        WHERE EXISTS (SELECT 1 FROM journal_chunks
+                      WHERE id = NEW.id OR (external = NEW.external AND last_seq >= NEW.first_seq));
+    END""",
+)
+
+
+def _chunks(database: Database) -> None:
+    """Version 6: older entries of the journal are packed into chunks, which go when they are old and exported."""
+    for statement in _CHUNKS:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock, _chunks)
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

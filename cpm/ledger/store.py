@@ -14,7 +14,8 @@ from types import TracebackType
 from cpm.core.changes import Change, PutStretch
 from cpm.core.journal import LedgerState
 from cpm.core.timeline import Timeline
-from cpm.ledger import applying, rows, schema
+from cpm.ledger import applying, archive, rows, schema
+from cpm.ledger.archive import GivingUp, Packing
 from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, ledger_errors, lock, roll_back
 from cpm.ledger.journal import JournalReader
 from cpm.protocol.model import AllocationId
@@ -169,6 +170,24 @@ class SqliteLedger:
     def _read_timeline(self) -> Timeline:
         query = f"SELECT {rows.STRETCH} FROM clock ORDER BY number"  # noqa: S608 - constants
         return rows.timeline(self._connection.execute(query))
+
+    def pack(self, packing: Packing) -> None:
+        """
+        Put a chunk in the place of rows of the journal; what the journal answers stays the same.
+
+        :raise LedgerError: When SQLite cannot write. Nothing changed.
+        """
+        with self._transaction():
+            archive.pack(self._connection, packing)
+
+    def give_up(self, plan: GivingUp) -> None:
+        """
+        Delete chunks of the journal that were exported.
+
+        :raise LedgerError: When SQLite cannot write. Nothing changed.
+        """
+        with self._transaction():
+            archive.give_up(self._connection, plan)
 
     @contextlib.contextmanager
     def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:

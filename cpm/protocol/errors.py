@@ -8,6 +8,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── InvalidRequest          malformed, or contradicts itself
     ├── ConfigError             a configuration file is wrong
     ├── NotFound                no such VM, address or node
+    ├── JournalNotKept          the ledger no longer has what happened then
     ├── Ambiguous               several VMs have that name
     ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
@@ -27,6 +28,8 @@ import enum
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
+
+from cpm.protocol.walltime import WallTime
 
 
 class ExitCode(enum.IntEnum):
@@ -103,6 +106,28 @@ class NotFound(VirtPortsError):
 
     def __str__(self) -> str:
         return f"no {self.kind} {self.name!r}; {self.remedy}"
+
+
+class JournalNotKept(VirtPortsError):
+    """
+    A question about a time of which the ledger no longer has the journal.
+
+    :param since: The moment from which on it is complete.
+    """
+
+    code = "journal-not-kept"
+    http_status = 404
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, since: WallTime) -> None:
+        super().__init__(since)
+        self.since = since
+
+    def __str__(self) -> str:
+        return (
+            f"the journal is complete only from {self.since} on; older entries are in the files that cpmd exported, "
+            "see docs/reference/journal.md"
+        )
 
 
 class Ambiguous(VirtPortsError):

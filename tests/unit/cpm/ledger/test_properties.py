@@ -1,8 +1,12 @@
 """Random changes, compared with a simple model: a dictionary of ports."""
 
 import dataclasses
+import gzip
+import json
+import tempfile
 from collections.abc import Sequence
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -10,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
-from cpm.core.journal import PortOwner
+from cpm.core.journal import JournalEntry, PortOwner
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import Conflict, Overloading
+from cpm.protocol.errors import Conflict, JournalNotKept, Overloading
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 from tests.unit.cpm.ledger import words
 from tests.unit.cpm.ledger.words import A, B, external, node, vm
@@ -47,9 +51,13 @@ class Ledger(RuleBasedStateMachine):
         setup += [PutAddress(external(A, str(RESERVED))), PutAddress(external(B))]
         self.ledger.commit([*setup, *(PutVM(each) for each in self.vms.values())], self.now)
 
+        self.folder = tempfile.TemporaryDirectory()
+        self.kept_since = 0.0
+
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
             self.ledger.close()
+            self.folder.cleanup()
 
     def _allowed(self, after: dict[AllocationId, Allocation]) -> bool:
         everything = list(after.values())
@@ -147,12 +155,47 @@ class Ledger(RuleBasedStateMachine):
     def _picked(self, pick: int) -> list[Allocation]:
         return [list(self.held.values())[pick % len(self.held)]] if self.held else []
 
+    @rule(entries=st.integers(1, 6), age=st.integers(0, 10))
+    def pack(self, entries: int, age: int) -> None:
+        before = self._journal()
+        reader = self.ledger.reader()
+        while (packing := reader.next_packing(self.now - age, entries)) is not None:
+            self.ledger.pack(packing)
+            assert self._journal() == before
+
+    @rule(age=st.integers(0, 10))
+    def give_up(self, age: int) -> None:
+        before, reader = set(self.ledger.reader().events(limit=100_000)), self.ledger.reader()
+        plans = reader.export_old(self.now - age, Path(self.folder.name))
+        for plan in plans:
+            self.ledger.give_up(plan)
+            self.kept_since = max(self.kept_since, plan.last_at)
+        gone = before - set(reader.events(limit=100_000))
+        assert {entry.seq for entry in gone} <= {line["seq"] for line in self._exported()}
+        assert all(entry.at.seconds <= self.kept_since < self.now - age for entry in gone)
+
+    def _journal(self) -> tuple[object, ...]:
+        reader, every = self.ledger.reader(), list[JournalEntry]()
+        while some := reader.events(every[-1].seq if every else 0, limit=7):
+            every += some
+        assert every == reader.events(limit=100_000)
+        return every, [reader.history(vm, limit) for vm in "xyzpqr" for limit in (3, 1000)]
+
+    def _exported(self) -> list[dict[str, object]]:
+        texts = (gzip.decompress(path.read_bytes()) for path in Path(self.folder.name).iterdir())
+        return [json.loads(line) for text in texts for line in text.splitlines()]
+
     @rule(back=st.integers(0, 30), address=addresses, half=st.booleans())
     def whois(self, back: int, address: IPv4Address, half: bool) -> None:
         at, owners = self.past[max(len(self.past) - 1 - back, 0)]
         for port in range(FIRST, LAST + 1):
             asked = at + 0.5 if half else at
-            assert _owner(self.ledger.reader().whois(address, port, words.at(asked))) == owners.get((address, port))
+            try:
+                found = self.ledger.reader().whois(address, port, words.at(asked))
+            except JournalNotKept:
+                assert asked < self.kept_since
+            else:
+                assert _owner(found) == owners.get((address, port))
 
     @invariant()
     def ledger_is_the_model(self) -> None:

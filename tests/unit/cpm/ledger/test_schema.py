@@ -106,6 +106,34 @@ def test_ledger_time_goes_on_as_far_as_is_known(
         assert (resumed.ahead_s + since_boot_s, resumed.is_measured) == (now, is_measured)
 
 
+def test_version_6_packs_the_journal_of_an_older_version(connection: sqlite3.Connection, path: Path) -> None:
+    migrate(connection, MIGRATIONS[:5])
+    connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
+    connection.execute("INSERT INTO addresses VALUES ('203.0.113.1')")
+    connection.execute("INSERT INTO vms VALUES ('u', 'web', 'host1', '100.64.0.1', NULL, '{}', '{}')")
+    connection.execute("INSERT INTO names VALUES ('web', 'u')")
+    rows = [(seq, seq * 10.0, event) for seq, event in enumerate(("reserved", "active", "draining", "held"), 1)]
+    for seq, shown, event in rows:
+        row = (seq, shown, event, 3, "u", "web", "host1", "203.0.113.1", "100.64.0.1", 1024, 1087, event)
+        connection.execute(f"INSERT INTO journal VALUES ({', '.join('?' * 12)})", row)
+    connection.close()
+    with SqliteLedger(path) as ledger:
+        reader = ledger.reader()
+
+        def ask() -> list[object]:
+            return [
+                reader.events(),
+                reader.history("web"),
+                *(reader.whois(A, 1030, at(each)) for each in (5.0, 10.0, 35.0)),
+            ]
+
+        before = ask()
+        while (packing := reader.next_packing(0.0, entries=2)) is not None:
+            ledger.pack(packing)
+        assert ledger._connection.execute("SELECT count(*) FROM journal").fetchone() == (2,)
+        assert ask() == before
+
+
 def test_invalid_json_in_wishes_is_refused_and_invalid_wishes_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
         ledger.commit([PutNode(node("host1")), PutVM(vm("x"))], 1.0)

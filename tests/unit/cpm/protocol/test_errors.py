@@ -8,6 +8,7 @@ import pytest
 
 from cpm.protocol import errors
 from cpm.protocol.errors import CODES, VirtPortsError
+from cpm.protocol.walltime import WallTime
 
 SENTENCES: dict[VirtPortsError, str] = {
     VirtPortsError("as given"): "as given",
@@ -17,6 +18,8 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.ConfigError("/etc/x.toml", "pool.cap", "use 64 or more"): "/etc/x.toml: pool.cap: use 64 or more",
     errors.ConfigError("/etc/x.toml", "", "cannot read"): "/etc/x.toml: cannot read",
     errors.NotFound("VM", "web", "see `virt-ports list`"): "no VM 'web'; see `virt-ports list`",
+    errors.JournalNotKept(WallTime.of(0)): "the journal is complete only from 1970-01-01T00:00:00Z on; "
+    "older entries are in the files that cpmd exported, see docs/reference/journal.md",
     errors.Ambiguous("web", ("u1", "u2")): "2 VMs are named 'web'; use one of the UUIDs u1, u2",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
     "stop them or move them first, see `virt-ports list`",
