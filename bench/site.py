@@ -54,8 +54,9 @@ def start_nodes(lab: Lab) -> None:
 
     :raise LabError: When one does not get that far.
     """
-    lab.daemons.start(natd_of(EDGE))
-    lab.daemons.start(natd_of(HOST))
+    for node in (EDGE, HOST):
+        lab.approve(node)
+        lab.daemons.start(natd_of(node))
     wait_until(
         f"both nodes to be connected and in step (logs in {lab.state})",
         lambda: all(node["connected"] and node["synced"] for node in _nodes(lab)),

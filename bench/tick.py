@@ -17,6 +17,7 @@ from typing import Final
 from bench.figures import Measured, median
 from cpm.core.journal import LedgerState
 from cpm.core.manager import Manager
+from cpm.core.membership import ApprovalRequest
 from cpm.protocol.messages import PROTOCOL, Applied, Attach, Delta, Hello, Report, Snapshot
 from cpm.protocol.messages import Measured as MeasuredVM
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, ExternalAddress, NodeName, Role
@@ -56,6 +57,8 @@ class Fleet:
         for number, name in enumerate((NodeName("edge1"), NodeName("edge2"), *self._hosts)):
             role = Role.EDGE if name.startswith("edge") else Role.HOST
             underlay = IPv4Address(_UNDERLAY + number)
+            approval = ApprovalRequest(roles=frozenset({role}), underlay=underlay)
+            self._manager.membership.approve(name, approval, self.now)
             self._manager.on_hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
         self._settle()
         for number, uuid in enumerate(self._vms):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from cpm.core import quotas
 from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
@@ -39,7 +40,8 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     """PEM file: its private key."""
     ca: str | None = None
-    """PEM file: the CA of the nodes' certificates. Use it for nothing else: every certificate it signs may connect."""
+    """PEM file: the CA of the nodes' certificates. Use it for nothing else: every certificate it signs may connect
+    under its name, and then gets what ``virt-ports node approve`` allows that name."""
 
 
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -161,7 +163,7 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the manager treats nodes that are disconnected, or do not confirm what they were sent."""
+    """What nodes may have, and how the manager treats those that are away, or do not confirm what they were sent."""
 
     edge_grace_s: _Seconds = 10.0
     """Seconds that an edge may be disconnected, or leave something unconfirmed, before hosts no longer route through
@@ -172,6 +174,12 @@ class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     confirm_s: _Seconds = 10.0
     """Seconds that a connected node may leave something unconfirmed before ``virt-ports node list`` says that it does
     not answer. From then on it may be fenced."""
+    max_vms: Annotated[int, Meta(ge=1, le=1_000_000)] = quotas.DEFAULT.vms
+    """VMs that a host may have, those that ended and still hold ports included, unless ``virt-ports node approve
+    --max-vms`` says another number: so that a host that went wrong does not use up what others need."""
+    max_ports: Annotated[int, Meta(ge=1, le=2_000_000_000)] = quotas.DEFAULT.ports
+    """Ports that the VMs of a host may hold in all, draining and held ones included, unless ``virt-ports node approve
+    --max-ports`` says another number."""
 
     def patience(self) -> Patience:
         """Return how long nodes may take, as the deciding half takes it."""
@@ -221,6 +229,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             timeouts=self.timeouts(),
             defaults=self.defaults(),
             guards=self.scaling.guard_settings(),
+            quota=quotas.Quota(self.nodes.max_vms, self.nodes.max_ports),
         )
 
     def export_folder(self) -> Path:

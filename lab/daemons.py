@@ -85,13 +85,12 @@ class Daemons:
             self._issue(authority, node, node)
             self.configuration(natd_of(node)).write_text(toml.dumps(self._natd_configuration(node)))
 
-    def start_all(self) -> None:
+    def start_nodes(self) -> None:
         """
-        Start cpmd, then every natd at once, and wait until each says that it is ready.
+        Start every natd at once, and wait until each says that it is ready.
 
         :raise LabError: When one ends instead or is not ready in 30 seconds; the message has the end of its log.
         """
-        self.start(CPMD)
         waiting = [self._launch(natd_of(node)) for node in self._site.nodes]
         for launch in waiting:
             launch.wait_ready()

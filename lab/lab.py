@@ -142,6 +142,12 @@ class Lab:
         """Run ``virt-ports`` against this lab. :return: Its output. :raise CommandFailed: When it fails."""
         return run(product.PROGRAMS / "virt-ports", *arguments, environment=self.environment)
 
+    def approve(self, node: str) -> None:
+        """Let a node be what it is in this site, as its operator. :raise CommandFailed: When that fails."""
+        machine = self.site.machine(node)
+        roles = [word for role in sorted(machine.roles - {net.MANAGER}) for word in ("--role", role)]
+        self.operate("node", "approve", node, *roles, "--underlay", str(machine.node_address))
+
     @property
     def environment(self) -> dict[str, str]:
         """The environment in which ``virt-ports`` talks to this lab."""
@@ -270,7 +276,10 @@ class Lab:
                 (self.state / "made-socket-directory").touch()
                 self.socket.parent.mkdir(mode=0o755)
             self.daemons.prepare()
-            self.daemons.start_all()
+            self.daemons.start(product.CPMD)
+            for node in self.site.nodes:
+                self.approve(node)
+            self.daemons.start_nodes()
         with _timed(say, "external addresses in the pool"):
             self.operate("pool", "add", self.site.pool)
 

@@ -18,16 +18,18 @@ import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import ssl
 import sys
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from cpm.api import session as manager_session
 from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.intent import HostIntent
-from cpm.protocol.messages import ManagerMessage, Need
+from cpm.protocol.messages import ManagerMessage, Need, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
+from natctl import machine_identity
 from natctl import settings as settings_
 from natctl.arrivals.count_share import CountShare
 from natctl.core.node import Identity, Node
@@ -86,7 +88,14 @@ class Natd:
         kernel = settings.kernel()
         self._host = settings.host if Role.HOST in settings.roles else None
         marks = Marks.of_mask(kernel.host.mark_mask) if kernel.host is not None else None
-        identity = Identity(NodeName(settings.node_name), settings.roles, settings.underlay_address, program.version())
+        identity = Identity(
+            NodeName(settings.node_name),
+            settings.roles,
+            settings.underlay_address,
+            program.version(),
+            machine=machine_identity.of_this_machine(),
+            instance=uuid.uuid4().hex,
+        )
         has_libvirt = self._host is not None and bool(self._host.libvirt)
         self._node = Node(identity, marks.highest_index if marks is not None else 0, has_libvirt=has_libvirt)
         self._kernel = Kernel(kernel)
@@ -119,6 +128,8 @@ class Natd:
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._kernel_warnings: tuple[str, ...] = ()
+        self._said_reason = ""
+        """Why there is no session, as logged."""
         self._tasks = Tasks()
 
     # Life
@@ -292,7 +303,6 @@ class Natd:
 
     def on_connected(self) -> None:
         """Say hello."""
-        log.info("connected to %s", self._settings.manager.url)
         self._node.on_connected(clock.now())
         self._carry_out()
 
@@ -302,6 +312,9 @@ class Natd:
 
         :raise VirtPortsError: When it is not from the present manager.
         """
+        if isinstance(message, Welcome):
+            log.info("connected to %s", self._settings.manager.url)
+            self._said_reason = ""
         self._node.on_message(message, clock.now())
         self._carry_out()
         if self._visitor is not None and not self._is_telling_guests:
@@ -309,8 +322,10 @@ class Natd:
             asyncio.get_running_loop().call_later(TELL_S, self._tell_guests)
 
     def on_disconnected(self, reason: str) -> None:
-        """The session is gone; everything that runs goes on."""
-        log.warning("no session with %s: %s; trying again", self._settings.manager.url, reason)
+        """The session is gone, or there is still none; everything that runs goes on."""
+        if reason != self._said_reason:
+            self._said_reason = reason
+            log.warning("no session with %s, trying again: %s", self._settings.manager.url, reason)
         self._node.on_disconnected(clock.now())
         self._carry_out()
 

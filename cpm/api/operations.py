@@ -20,6 +20,7 @@ from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
 from cpm.api.views import (
     AddressDetail,
     AddressView,
+    ApproveRequest,
     Document,
     DomainDetail,
     DomainView,
@@ -171,6 +172,20 @@ FENCE: Final = Operation(
 UNFENCE: Final = Operation(
     "DELETE", "/v1/nodes/{name}/fence", NodeView, "Remove a fence: the node may serve again.",
     parameters=(_NODE,), errors=(NotFound,),
+)  # fmt: skip
+APPROVE: Final = Operation(
+    "PUT", "/v1/nodes/{name}/approval", NodeView,
+    "Say what a node may be; one that has asked for no more than that gets its session within seconds.",
+    parameters=(_NODE,), body=ApproveRequest, errors=(Conflict,),
+)  # fmt: skip
+REVOKE: Final = Operation(
+    "DELETE", "/v1/nodes/{name}/approval", NodeView,
+    "End a node's session and give it no other; an edge goes out of service first.",
+    parameters=(_NODE,), errors=(NotFound, Conflict),
+)  # fmt: skip
+REMOVE_NODE: Final = Operation(
+    "DELETE", "/v1/nodes/{name}", list[NodeView], "Forget a node that holds nothing; return the remaining ones.",
+    parameters=(_NODE,), errors=(NotFound, Conflict),
 )  # fmt: skip
 EVENTS: Final = Operation(
     "GET", "/v1/events", EventView, "Stream the journal: the newest entries, or those after a position.",

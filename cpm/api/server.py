@@ -24,8 +24,8 @@ from aiohttp import WSMsgType, web
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
-from cpm.protocol.errors import InvalidRequest, VirtPortsError
-from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Snapshot
+from cpm.protocol.errors import InvalidRequest, NameInUse, NotApproved, VirtPortsError
+from cpm.protocol.messages import NOT_APPROVED, Delta, Hello, ManagerMessage, NodeMessage, Snapshot
 from cpm.protocol.model import NodeName
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,12 @@ class NodeConnection:
     """What may be queued for a slow node: messages, and VMs in them, besides the oldest message. Beyond that its
     session is closed, and the next one begins with a snapshot."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    def __init__(self, socket: web.WebSocketResponse, peer: str) -> None:
+        self.peer = peer
+        """Address of the machine."""
+        self.instance = ""
+        """Identity of its natd process, as in hello."""
+        self._pong = asyncio.Event()
         self._socket = socket
         self._queue: collections.deque[ManagerMessage] = collections.deque()
         self._entries = 0
@@ -71,6 +76,23 @@ class NodeConnection:
         """End the session once the queued messages are sent; what is sent from now on is dropped."""
         self._is_closing = True
         self._has_work.set()
+
+    async def is_alive(self, limit_s: float) -> bool:
+        """Return whether the node answers a ping within so many seconds."""
+        self._pong.clear()
+        with contextlib.suppress(ConnectionError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._socket.ping()
+                await self._pong.wait()
+        return self._pong.is_set()
+
+    async def on_control(self, frame: Any) -> bool:
+        """Handle a frame of the websocket itself; return False when it is none, but a message."""
+        if frame.type is WSMsgType.PING:
+            await self._socket.pong(frame.data)
+        elif frame.type is WSMsgType.PONG:
+            self._pong.set()
+        return frame.type in (WSMsgType.PING, WSMsgType.PONG)
 
     async def run(self) -> None:
         """Send until closed."""
@@ -212,12 +234,18 @@ class Server:
     # Nodes
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
-        socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_NODE_MESSAGE, compress=False)
+        socket = web.WebSocketResponse(
+            heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_NODE_MESSAGE, compress=False, autoping=False
+        )
         await socket.prepare(request)
-        connection = NodeConnection(socket)
+        connection = NodeConnection(socket, _peer(request))
         sender = asyncio.create_task(connection.run(), name=f"session to {request.remote}")  # noqa: TID251
         try:
             await self._serve_session(request, socket, connection)
+        except (NotApproved, NameInUse) as error:
+            # It tries again every few seconds; what listens for sessions tells the operator once.
+            code = NOT_APPROVED if isinstance(error, NotApproved) else 1008
+            await socket.close(code=code, message=_reason(error))
         except VirtPortsError as error:
             log.warning("session with %s ended: %s", _peer(request), error)
             await socket.close(code=1008, message=_reason(error))
@@ -230,13 +258,18 @@ class Server:
         self, request: web.Request, socket: web.WebSocketResponse, connection: NodeConnection
     ) -> None:
         async with asyncio.timeout(HELLO_LIMIT_S):
-            hello = codec.decode_node_message(_text(await socket.receive()))
+            while await connection.on_control(frame := await socket.receive()):
+                pass
+        hello = codec.decode_node_message(_text(frame))
         if not isinstance(hello, Hello):
             raise InvalidRequest("the first message of a session must be hello")
         _check_identity(request, hello.node)
+        connection.instance = hello.instance
         await self._nodes.on_connected(hello, connection)
         try:
             async for frame in socket:
+                if await connection.on_control(frame):
+                    continue
                 await self._nodes.on_message(hello.node, connection, codec.decode_node_message(_text(frame)))
         except VirtPortsError as error:
             self._nodes.on_fault(hello.node, error)
@@ -253,8 +286,11 @@ def _text(frame: Any) -> bytes | str:
 
 
 def _reason(error: VirtPortsError) -> bytes:
-    """Return the reason for a close frame, cut to 123 bytes (RFC 6455) at the end of a character."""
-    return str(error).encode()[:123].decode(errors="ignore").encode()
+    """Return the reason for a close frame, of 123 bytes at most (RFC 6455). Its end says what to do, and stays."""
+    text = str(error).encode()
+    if len(text) > 123:
+        text = text[:40] + b"..." + text[-80:]
+    return text.decode(errors="ignore").encode()
 
 
 def _peer(request: web.Request) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import ssl
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import aiohttp
 
 from cpm.protocol import codec
 from cpm.protocol.errors import VirtPortsError
-from cpm.protocol.messages import ManagerMessage, NodeMessage
+from cpm.protocol.messages import NOT_APPROVED, ManagerMessage, NodeMessage
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ SHORT_FOR_S = 60.0
 
 LONGEST_PAUSE_S = 10.0
 """Seconds; the limit from then on."""
+
+APPROVAL_PAUSE_S = 2.0
+"""Seconds between two attempts, on average, while the operator has not approved this node: an operator is about to."""
 
 
 class Listener(Protocol):
@@ -70,12 +74,25 @@ class Pauses:
         self._average = FIRST_PAUSE_S
         self._passed = 0.0
 
-    def next(self) -> float:
-        """Return the seconds until the next attempt."""
+    def next(self, *, is_waiting: bool = False) -> float:
+        """Return the seconds until the next attempt; ``is_waiting``: for the operator, who is about to approve."""
+        if is_waiting:
+            return APPROVAL_PAUSE_S * (0.5 + self._jitter())
         pause = self._average * (0.5 + self._jitter())
         self._passed += pause
         self._average = min(self._average * 2, SHORT_PAUSE_S if self._passed < SHORT_FOR_S else LONGEST_PAUSE_S)
         return pause
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ending:
+    """How a connection ended."""
+
+    reason: str
+    any_message: bool
+    """Whether the manager sent anything."""
+    is_waiting: bool
+    """Whether the operator has to approve this node."""
 
 
 class Session:
@@ -106,16 +123,16 @@ class Session:
         """Connect and serve until cancelled; when the connection breaks, reconnect after a growing pause."""
         while True:
             try:
-                any_message, reason = await self._serve_connection()
-                if any_message:
+                ending = await self._serve_connection()
+                if ending.any_message:
                     self._pauses.on_session()
             except (aiohttp.ClientError, OSError, TimeoutError, VirtPortsError) as error:
-                reason = str(error) or type(error).__name__
-            self._listener.on_disconnected(reason)
-            await asyncio.sleep(self._pauses.next())
+                ending = _Ending(str(error) or type(error).__name__, any_message=False, is_waiting=False)
+            self._listener.on_disconnected(ending.reason)
+            await asyncio.sleep(self._pauses.next(is_waiting=ending.is_waiting))
 
-    async def _serve_connection(self) -> tuple[bool, str]:
-        """Serve one connection; return whether the manager sent anything, and why it ended."""
+    async def _serve_connection(self) -> _Ending:
+        """Serve one connection until it ends."""
         connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
@@ -137,13 +154,14 @@ class Session:
         while True:
             await socket.send_bytes(codec.encode(await self._outgoing.get()))
 
-    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> tuple[bool, str]:
+    async def _receive_all(self, socket: aiohttp.ClientWebSocketResponse) -> _Ending:
         any_message = False
         while (frame := await socket.receive()).type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             self._listener.on_message(codec.decode_manager_message(frame.data))
             any_message = True
-        reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else None
-        return any_message, f"closed by the manager: {reason}" if reason else "the connection ended"
+        is_closed = frame.type is aiohttp.WSMsgType.CLOSE
+        reason = f"closed by the manager: {frame.extra}" if is_closed and frame.extra else "the connection ended"
+        return _Ending(reason, any_message, is_waiting=is_closed and frame.data == NOT_APPROVED)
 
 
 def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:

@@ -343,8 +343,42 @@ class AddressDetail(AddressView, frozen=True):
     """In order of ports."""
 
 
+class AskedView(Struct, frozen=True):
+    """What a machine asks to be that is not approved; ``virt-ports node approve`` approves it."""
+
+    roles: tuple[Role, ...]
+    underlay: IPv4Address
+    machine: str
+    """Identity of the machine."""
+    since: UtcSeconds
+    why: str
+    """Why it has no session; completes a sentence that begins with its name."""
+
+
+class ApprovalView(Struct, frozen=True):
+    """What a node may be."""
+
+    roles: tuple[Role, ...]
+    underlay: IPv4Address
+    machine: str
+    """Identity of its machine; empty: that of the first which connects."""
+
+
+class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a node may be; what is null, or left out, stays as it was approved."""
+
+    roles: Annotated[tuple[Role, ...], Meta(max_length=len(Role))] | None = None
+    underlay: IPv4Address | None = None
+    machine: Word | None = None
+    """Identity of its machine, as in what it asks; empty: that of the first which connects."""
+    max_vms: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    """VMs that it may have; 0: as many as ``cpmd.toml`` says."""
+    max_ports: Annotated[int, Meta(ge=0, le=2_000_000_000)] | None = None
+    """Ports that its VMs may hold in all; 0: as many as ``cpmd.toml`` says."""
+
+
 class NodeView(Struct, frozen=True):
-    """A machine with a natd."""
+    """A machine with a natd; also one that only asks to be a node."""
 
     name: NodeName
     roles: tuple[Role, ...]
@@ -374,6 +408,20 @@ class NodeView(Struct, frozen=True):
     while it is away or does not answer."""
     held_since: UtcSeconds | None = None
     """Since then the first of them wait; null: there are none."""
+    approval: ApprovalView | None = None
+    """null: it is not approved yet, or was revoked."""
+    asks: AskedView | None = None
+    """null: it asks for nothing that is not approved."""
+    is_known: bool = True
+    """False: it only asks."""
+    vms: int = 0
+    """Of a host: VMs that run there or still hold ports there, which count towards its quota."""
+    max_vms: int | None = None
+    """Its quota of VMs; null: it is no host."""
+    ports: int = 0
+    """Ports that its VMs hold, leaving ones included."""
+    max_ports: int | None = None
+    """Its quota of ports; null: it is no host."""
 
 
 class ClockStepView(Struct, frozen=True):

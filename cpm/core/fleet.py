@@ -28,6 +28,7 @@ from cpm.core.changes import (
 )
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
+from cpm.core.quotas import HostUse
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -70,6 +71,8 @@ class Fleet:
         """Greater after each change of nodes and external addresses."""
         self.timeline = state.timeline
         """What the wall clock showed; a part of the ledger like all the rest."""
+        self.use = HostUse()
+        """What each host has; read only."""
         self._internal: set[IPv4Address] = {vm.internal for vm in state.vms}
         self._by_id: dict[AllocationId, Allocation] = {}
         self._next_id = state.next_allocation_id
@@ -77,6 +80,7 @@ class Fleet:
         for address in state.addresses:
             self.space.add_address(address)
         for vm in state.vms:
+            self.use.on_vm(None, vm)
             self._index_vm(vm)
         for known in state.nodes:
             self._index_node(known)
@@ -154,9 +158,7 @@ class Fleet:
             case PutVM(vm):
                 self._put_vm(vm)
             case DropVM(uuid):
-                self._internal.discard(self.vms.pop(uuid).internal)
-                self.migrating.pop(uuid, None)
-                self.changed.add(uuid)
+                self._drop_vm(uuid)
             case PutNode(node):
                 self._put_node(node)
             case DropNode(name):
@@ -181,7 +183,7 @@ class Fleet:
                 self._move(change)
             case FreeAllocation(id=freed):
                 self.changed.add(self.space.release(freed).domain)
-                del self._by_id[freed]
+                self.use.on_allocation(self._by_id.pop(freed), None)
                 self.reserved.pop(freed, None)
                 self.leaving.pop(freed, None)
         self._recorded.append(change)
@@ -196,6 +198,7 @@ class Fleet:
     def _put_vm(self, vm: VM) -> None:
         if (known := self.vms.get(vm.uuid)) is not None:
             self._internal.discard(known.internal)
+        self.use.on_vm(known, vm)
         self.vms[vm.uuid] = vm
         self._internal.add(vm.internal)
         self._index_vm(vm)
@@ -208,6 +211,13 @@ class Fleet:
             # Edges send packets for its VMs to that address.
             self.changed.update(uuid for uuid, vm in self.vms.items() if vm.node == node.name)
 
+    def _drop_vm(self, uuid: DomainUUID) -> None:
+        vm = self.vms.pop(uuid)
+        self.use.on_vm(vm, None)
+        self._internal.discard(vm.internal)
+        self.migrating.pop(uuid, None)
+        self.changed.add(uuid)
+
     def _move(self, move: MoveAllocation) -> None:
         old = self._by_id[move.id]
         new = dataclasses.replace(old, ports=move.ports, state=move.state, since=move.since)
@@ -215,6 +225,7 @@ class Fleet:
         self._index(new)
 
     def _index(self, allocation: Allocation) -> None:
+        self.use.on_allocation(self._by_id.get(allocation.id), allocation)
         self._by_id[allocation.id] = allocation
         self.reserved.pop(allocation.id, None)
         self.leaving.pop(allocation.id, None)

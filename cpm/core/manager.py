@@ -22,8 +22,10 @@ from cpm.core.claims import Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
 from cpm.core.journal import LedgerState
+from cpm.core.membership import Membership
 from cpm.core.pool import Pool
 from cpm.core.presence import VMPresence
+from cpm.core.quotas import Quota
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
 from cpm.core.running import RunningVMs
@@ -36,6 +38,7 @@ from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
     InvalidRequest,
+    NotApproved,
     NotFound,
 )
 from cpm.protocol.messages import (
@@ -77,6 +80,8 @@ class Outcome:
 
     changes: tuple[Change, ...]
     messages: tuple[tuple[NodeName, ManagerMessage], ...]
+    ended: tuple[NodeName, ...] = ()
+    """Nodes whose sessions end, because the operator revoked them."""
 
 
 class Manager:
@@ -120,6 +125,8 @@ class Manager:
         """Which edges hosts send packets to, and which nodes are in step."""
         self.sizer = Sizer(self.fleet, self.sessions, self.waiting, self._rollout, self.wishes, rules, now)
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
+        self.membership = Membership(self.fleet, self.sessions, self._rollout, rules)
+        """Who may be a node: what the operator approved, and what others ask."""
         self._presence = VMPresence(
             epoch,
             self.fleet,
@@ -144,7 +151,11 @@ class Manager:
     def take(self, now: float) -> Outcome:
         """Return what follows from all inputs since the last call."""
         messages = self._rollout.advance(now)
-        return Outcome(tuple(self.fleet.take_recorded()), messages)
+        for name in (ended := self.membership.take_ended(now)):
+            self.on_session_end(name, now)
+        if ended:
+            messages += self._rollout.advance(now)
+        return Outcome(tuple(self.fleet.take_recorded()), messages, ended)
 
     # Nodes
 
@@ -158,20 +169,15 @@ class Manager:
         :param now: Ledger time.
         :raise InvalidRequest: When it speaks another protocol, or names own ports that make no sense.
         :raise Conflict: When it has seen a later manager than this one.
+        :raise NotApproved: When the operator has not approved it as what it says it is.
         """
         if hello.protocol != PROTOCOL:
             raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
         if hello.epoch > self.epoch:
             raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
         own_ports.check(hello.own)
-        known = self.fleet.nodes.get(hello.node)
-        node = Node(
-            hello.node,
-            hello.roles,
-            hello.underlay,
-            in_service=known.in_service if known else False,
-        )
-        if node != known:
+        node = self.membership.admit(hello, now)
+        if node != self.fleet.nodes[hello.node]:
             self.fleet.record(PutNode(node))
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
@@ -204,8 +210,11 @@ class Manager:
         :param generation: Greatest generation that the node was sent in this session.
         :param now: Ledger time.
         :raise KeyError: When the ledger does not know the node.
+        :raise NotApproved: When the operator has revoked it meanwhile.
         """
         node = self.fleet.nodes[hello.node]
+        if node.approval is None:
+            raise NotApproved(hello.node, "was revoked")
         self.pool.on_own_ports(node, hello.own, now)
         self._rollout.on_session_begin(hello.node, now)
         self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
@@ -319,6 +328,10 @@ class Manager:
         """Return the nodes whose confirmation is all that a leaving range waits for, and since when it does."""
         return self._rollout.lacks(leaving, now)
 
+    def quota(self, node: Node) -> Quota:
+        """Return how many VMs and ports a host may have."""
+        return self._rules.quota.of(node)
+
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""
         return self.wishes(vm).floor.value
@@ -372,6 +385,7 @@ class Manager:
             if now >= at:
                 del self._resync_at[name]
                 self._rollout.queue_snapshot(name)
+        self.membership.tick(now)
         self._presence.tick(now)
         self.pool.tick(now)
         self.sizer.leave_own_ports(now)

@@ -18,6 +18,7 @@ from cpm.core.claims import Claim, Claims
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
+from cpm.core.quotas import Quota
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.running import RunningVMs
@@ -27,7 +28,7 @@ from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
-from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, VirtPortsError
+from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, QuotaReached, VirtPortsError
 from cpm.protocol.messages import Attach, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 
@@ -100,10 +101,13 @@ class VMPresence:
             self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
             return
         self._claims.withdraw(attach.domain, node.name)
+        if (vm is None or vm.node != node.name) and not self._has_room_for_vm(node.name):
+            self._refuse_vm(node.name, attach.domain, is_repeated=is_repeated)
+            return
         try:
             vm = self._put_on_host(node.name, vm, attach)
             self._start(vm, now)
-        except (PortsExhausted, InternalPoolExhausted) as error:
+        except (PortsExhausted, InternalPoolExhausted, QuotaReached) as error:
             self._refuse(node.name, attach.domain, error)
 
     def on_detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
@@ -133,6 +137,8 @@ class VMPresence:
             return
         here = {presence.domain: presence for presence in domains}
         self._claims.keep_only(node.name, here)
+        if (session := self._sessions.get(node.name)) is not None:
+            session.over_quota = 0
         for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here]:
             self.on_detach(node.name, uuid, now)
         for uuid, presence in here.items():
@@ -163,6 +169,10 @@ class VMPresence:
             try:
                 self._start(self._fleet.vms[uuid], now)
             except PortsExhausted as error:
+                self._sizer.on_not_started(uuid, error)
+            except QuotaReached as error:
+                # Its host names it again every few seconds; others shall not give back meanwhile.
+                self._waiting.discard(uuid)
                 self._sizer.on_not_started(uuid, error)
 
     def tick(self, now: float) -> None:
@@ -222,13 +232,31 @@ class VMPresence:
             return
         wishes = self._wishes(vm)
         floor = wishes.floor.value
+        left = self._quota(vm.node).ports - self._fleet.use.ports(vm.node)
+        if left < floor:
+            # Not among those for which others give back.
+            raise QuotaReached(vm.node, "ports", self._quota(vm.node).ports)
         self._waiting.add(vm.uuid, floor)
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
-        wanted = self._sizer.contention.start_allowance(vm, initial, floor)
+        wanted = min(left, self._sizer.contention.start_allowance(vm, initial, floor))
         placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
         reserved = moves.reserve(self._fleet, vm.uuid, vm.node, placement, now)
         self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self._waiting.discard(vm.uuid)
+
+    def _quota(self, node: NodeName) -> Quota:
+        return self._rules.quota.of(self._fleet.nodes.get(node))
+
+    def _has_room_for_vm(self, node: NodeName) -> bool:
+        return self._fleet.use.vms(node) < self._quota(node).vms
+
+    def _refuse_vm(self, node: NodeName, uuid: DomainUUID, *, is_repeated: bool) -> None:
+        """Refuse a VM that is one too many for its host: nothing of it is kept, for there may be any number of them."""
+        if (session := self._sessions.get(node)) is not None:
+            session.over_quota += 1
+        if not is_repeated:
+            error = QuotaReached(node, "vms", self._quota(node).vms)
+            self._rollout.queue_message(node, Refused(self._epoch, uuid, error.code, cut(str(error))))
 
     def _refuse(self, node: NodeName, uuid: DomainUUID, error: VirtPortsError) -> None:
         self._sizer.on_not_started(uuid, error)
@@ -238,7 +266,7 @@ class VMPresence:
         """Give a VM that its host let go of to the host that claims it, or to which it migrates, if there is one."""
         claim = self._claims.of(vm.uuid)
         successor = claim.node if claim is not None else self._fleet.vms[vm.uuid].destination
-        if successor is None or successor == vm.node:
+        if successor is None or successor == vm.node or not self._has_room_for_vm(successor):
             return False
         attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
         self.on_attach(self._fleet.nodes[successor], attach, now)

@@ -26,7 +26,8 @@ CPMD = """\
 # socket = "/run/virt-ports/cpmd.sock"
 
 # For nodes on other machines: TLS with client certificates. Set all four. The key must be readable for the group
-# virt-ports (chgrp virt-ports, chmod 0640). Use a CA for this purpose only: every certificate it signs may connect.
+# virt-ports (chgrp virt-ports, chmod 0640). Use a CA for this purpose only: every certificate it signs may connect
+# under its name, and then gets what `virt-ports node approve` allows that name.
 # address = "172.30.0.2:7414"
 # certificate = "/etc/virt-ports/tls/manager.pem"
 # key = "/etc/virt-ports/tls/manager.key"
@@ -57,6 +58,11 @@ CPMD = """\
 # udp_s = 120
 # icmp_s = 60
 # dns_s = 30
+
+[nodes]
+# What a host may have unless `virt-ports node approve` says another number: VMs, and ports of its VMs in all.
+# max_vms = 1000
+# max_ports = 1000000
 
 [scaling]
 # true: the specification's rule to the letter, without guards.

@@ -137,9 +137,16 @@ def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
         steps.append(
             "systemctl reload libvirtd (or virtqemud): it finds new hooks only then; running VMs are not affected"
         )
+    if choices.is_node:
+        where = "" if MANAGER in choices.roles else "on the manager: "
+        steps.append(f"{where}virt-ports node approve {choices.name}: let this machine be {_roles_of(choices)}")
     if MANAGER in choices.roles:
         steps.append("virt-ports pool add ADDRESS: the public addresses the VMs share")
     return steps
+
+
+def _roles_of(choices: Choices) -> str:
+    return " and ".join(role for role in (HOST, EDGE) if role in choices.roles)
 
 
 def _pool_steps(choices: Choices) -> Iterator[str]:

@@ -42,8 +42,10 @@ _PUT_VM: Final = (
     "metadata = excluded.metadata, wishes = excluded.wishes"
 )
 _PUT_NODE: Final = (
-    f"INSERT INTO nodes ({rows.NODE}) VALUES (?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "  # noqa: S608
-    "roles = excluded.roles, underlay = excluded.underlay, in_service = excluded.in_service, fenced = excluded.fenced"
+    f"INSERT INTO nodes ({rows.NODE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET "  # noqa: S608
+    "roles = excluded.roles, underlay = excluded.underlay, in_service = excluded.in_service, fenced = excluded.fenced, "
+    "approved_roles = excluded.approved_roles, approved_underlay = excluded.approved_underlay, "
+    "machine = excluded.machine, max_vms = excluded.max_vms, max_ports = excluded.max_ports"
 )
 
 
@@ -89,9 +91,7 @@ def _drop_vm(connection: sqlite3.Connection, change: DropVM, now: float) -> None
 
 
 def _put_node(connection: sqlite3.Connection, change: PutNode, now: float) -> None:
-    node = change.node
-    roles = ",".join(sorted(node.roles))
-    connection.execute(_PUT_NODE, (node.name, roles, str(node.underlay), node.in_service, node.fenced))
+    connection.execute(_PUT_NODE, rows.node_row(change.node))
 
 
 def _drop_node(connection: sqlite3.Connection, change: DropNode, now: float) -> None:

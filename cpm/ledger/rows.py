@@ -19,6 +19,7 @@ from cpm.protocol.model import (
     Allocation,
     AllocationId,
     AllocationState,
+    Approval,
     DomainUUID,
     ExternalAddress,
     Node,
@@ -35,7 +36,9 @@ Row: TypeAlias = tuple[Any, ...]
 FREE: Final = "free"
 ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
 VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
-NODE: Final = "name, roles, underlay, in_service, fenced"
+NODE: Final = (
+    "name, roles, underlay, in_service, fenced, approved_roles, approved_underlay, machine, max_vms, max_ports"
+)
 OWN_PORTS: Final = "node, address, first, last, use, gone"
 STRETCH: Final = "start, wall, is_measured, first_seq"
 ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
@@ -89,14 +92,42 @@ def wishes_text(wishes: Wishes) -> str:
 
 def node(row: Row) -> Node:
     """Convert a row of :data:`NODE`."""
-    name, roles, underlay, in_service, fenced = row
+    name, roles, underlay, in_service, fenced, approved_roles, approved_underlay, machine, max_vms, max_ports = row
     return Node(
         name=NodeName(name),
-        roles=frozenset(Role(role) for role in roles.split(",") if role),
+        roles=_roles(roles),
         underlay=IPv4Address(underlay),
         in_service=bool(in_service),
         fenced=bool(fenced),
+        approval=Approval(_roles(approved_roles), IPv4Address(approved_underlay), machine, max_vms, max_ports)
+        if approved_roles is not None
+        else None,
     )
+
+
+def node_row(node: Node) -> Row:
+    """Return a node as a row of :data:`NODE`."""
+    approval = node.approval
+    approved = (
+        (None, None, "", None, None)
+        if approval is None
+        else (
+            _roles_text(approval.roles),
+            str(approval.underlay),
+            approval.machine,
+            approval.max_vms,
+            approval.max_ports,
+        )
+    )
+    return (node.name, _roles_text(node.roles), str(node.underlay), node.in_service, node.fenced, *approved)
+
+
+def _roles(text: str) -> frozenset[Role]:
+    return frozenset(Role(role) for role in text.split(",") if role)
+
+
+def _roles_text(roles: frozenset[Role]) -> str:
+    return ",".join(sorted(roles))
 
 
 def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAddress, ...]:

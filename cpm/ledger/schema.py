@@ -335,5 +335,22 @@ def _chunks(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock, _chunks)
+_APPROVALS: Final = (
+    "ALTER TABLE nodes ADD COLUMN approved_roles TEXT",
+    """ALTER TABLE nodes ADD COLUMN approved_underlay TEXT
+        CHECK ((approved_roles IS NULL) = (approved_underlay IS NULL))""",
+    "ALTER TABLE nodes ADD COLUMN machine TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE nodes ADD COLUMN max_vms INTEGER CHECK (max_vms > 0)",
+    "ALTER TABLE nodes ADD COLUMN max_ports INTEGER CHECK (max_ports > 0)",
+    "UPDATE nodes SET approved_roles = roles, approved_underlay = underlay",
+)
+
+
+def _approvals(database: Database) -> None:
+    """Version 7: what the operator approved; the nodes that are there are approved as they are."""
+    for statement in _APPROVALS:
+        database.execute(statement)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock, _chunks, _approvals)
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -12,9 +12,12 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── Ambiguous               several VMs have that name
     ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
+    │   ├── NameInUse           another machine is connected under that node's name
     │   ├── IllegalStep         an allocation in that state cannot take that step
     │   └── Overloading         a port would have two owners: refused by the ledger
+    ├── NotApproved             the operator has not approved the node as what it says it is
     ├── PortsExhausted          no run of free ports is long enough
+    ├── QuotaReached            a host has as many VMs or ports as it may have
     ├── InternalPoolExhausted   no internal address is left
     ├── LedgerError             the ledger cannot be read or written
     │   └── SchemaTooNew
@@ -181,6 +184,30 @@ class AddressInUse(Conflict):
         )
 
 
+class NameInUse(Conflict):
+    """
+    A machine says hello under the name of a node that is connected, alive and another one.
+
+    :param node: The name.
+    :param first: Address of the machine that has the session, and keeps it.
+    :param second: Address of the machine that is refused.
+    """
+
+    code = "name-in-use"
+
+    def __init__(self, node: str, first: str, second: str) -> None:
+        super().__init__(node, first, second)
+        self.node = node
+        self.first = first
+        self.second = second
+
+    def __str__(self) -> str:
+        return (
+            f"{self.first} is connected as {self.node} and answers, so {self.second} is refused; "
+            "give that machine another name and certificate"
+        )
+
+
 class IllegalStep(Conflict):
     """
     An allocation cannot take a step in its present state.
@@ -241,6 +268,27 @@ class Overloading(Conflict):
         return f"refused, one external port would have two owners ({self.detail}); please report this as a bug"
 
 
+class NotApproved(VirtPortsError):
+    """
+    A machine asks to be a node, and the operator has not approved it as what it says it is.
+
+    :param node: The name that it gives.
+    :param why: What is not approved; completes a sentence that begins with the name.
+    """
+
+    code = "not-approved"
+    http_status = 403
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, node: str, why: str) -> None:
+        super().__init__(node, why)
+        self.node = node
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.node} {self.why}; on the manager: virt-ports node approve {self.node}"
+
+
 class PortsExhausted(VirtPortsError):
     """
     No run of free ports is long enough.
@@ -264,6 +312,33 @@ class PortsExhausted(VirtPortsError):
         return (
             f"cannot allocate {self.wanted} ports: {self.reason} (longest free run: {self.longest_free}); "
             "add an address with `virt-ports pool add`"
+        )
+
+
+class QuotaReached(VirtPortsError):
+    """
+    A host has as many VMs, or its VMs as many ports, as it may have.
+
+    :param node: The host.
+    :param what: ``vms`` or ``ports``.
+    :param limit: How many it may have.
+    """
+
+    code = "quota-reached"
+    http_status = 507
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, node: str, what: str, limit: int) -> None:
+        super().__init__(node, what, limit)
+        self.node = node
+        self.what = what
+        self.limit = limit
+
+    def __str__(self) -> str:
+        words = {"vms": "VMs", "ports": "ports"}[self.what]
+        return (
+            f"host {self.node} has the {self.limit} {words} of its quota, leaving ones included; "
+            f"if that is too few: virt-ports node approve {self.node} --max-{self.what} N"
         )
 
 

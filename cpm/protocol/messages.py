@@ -49,6 +49,9 @@ from cpm.protocol.walltime import UtcSeconds
 PROTOCOL = 4
 """Version of these messages; both sides must have the same."""
 
+NOT_APPROVED = 4403
+"""Code of a close frame (RFC 6455 section 7.4.2): the operator has not approved the node, which asks again soon."""
+
 
 class Presence(Struct, frozen=True):
     """A VM that runs on the node that sent the message."""
@@ -85,6 +88,10 @@ class Hello(Struct, frozen=True, tag="hello"):
     """What its kernel holds as a host's."""
     edge_holds: HeldByAll = ()
     """What its kernel holds as an edge's."""
+    machine: Word = ""
+    """Identity of the machine, the same after a restart and another one on every machine; empty: not known."""
+    instance: Word = ""
+    """Identity of this natd process."""
 
 
 class OwnPorts(Struct, frozen=True, tag="own-ports"):

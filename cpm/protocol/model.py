@@ -217,14 +217,33 @@ class VM:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Approval:
+    """What the operator lets a node be."""
+
+    roles: frozenset[Role]
+    """Those that it may have; it may do with fewer."""
+    underlay: IPv4Address
+    """The address that it must have between hosts and edges."""
+    machine: str = ""
+    """Identity of its machine (``Hello.machine``); empty: that of the first which says hello."""
+    max_vms: int | None = None
+    """VMs that it may have; None: as many as ``cpmd.toml`` says."""
+    max_ports: int | None = None
+    """Ports that its VMs may hold in all; None: as many as ``cpmd.toml`` says."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Node:
     """A machine with a natd."""
 
     name: NodeName
     roles: frozenset[Role]
+    """As its last Hello said; none before the first."""
     underlay: IPv4Address
     """Its address in the network between hosts and edges: the other nodes' next hop."""
     in_service: bool = True
     """False: hosts do not route through this edge."""
     fenced: bool = False
     """True: the operator has confirmed that it no longer forwards packets, so no step waits for its confirmation."""
+    approval: Approval | None = None
+    """None: the operator revoked it, and it gets no session."""

@@ -16,9 +16,9 @@ from typing import Final
 from cpm.core.placement import NoRoom, NoRoomError
 from cpm.core.sizing import Decision
 from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
-from cpm.core.sizing.observation import GiveBack, NoInternalAddress, OverflowRange, Refusal
+from cpm.core.sizing.observation import AtHostQuota, GiveBack, NoInternalAddress, OverflowRange, Refusal
 from cpm.core.wishes import EffectiveWishes
-from cpm.protocol.errors import InternalPoolExhausted
+from cpm.protocol.errors import InternalPoolExhausted, QuotaReached
 from cpm.protocol.model import PortRange
 from cpm.protocol.wishes import KEYS
 from cpm.queries.spans import span
@@ -118,6 +118,8 @@ def refusal_text(reason: Refusal) -> str:
             return f"the pool is short, and the VM's fair share of it is {ports} ports"
         case NoInternalAddress(pool):
             return str(InternalPoolExhausted(pool))
+        case AtHostQuota(node, what, limit):
+            return str(QuotaReached(node, what, limit))
         case NoRoom():
             return str(NoRoomError(reason))
 

@@ -114,7 +114,7 @@ class _Metrics(Collector):
             "Ports that were given back and wait for a node that is away or does not answer.",
             labels=["node"],
         )
-        for view in nodes.node_views(self._manager, self._now):
+        for view in filter(lambda view: view.is_known, nodes.node_views(self._manager, self._now)):
             if Role.EDGE in view.roles:
                 in_service.add_metric([view.name], view.in_service)
             since = self._manager.edge_service.behind_since(view.name)
@@ -130,6 +130,30 @@ class _Metrics(Collector):
         yield behind
         yield held
         yield dropped
+        yield from self._membership()
+
+    def _membership(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        membership = self._manager.membership
+        asking = GaugeMetricFamily(
+            "virt_ports_nodes_waiting_for_approval", "Machines that ask for what the operator has not approved."
+        )
+        asking.add_metric([], len(membership.asked))
+        refused = CounterMetricFamily(
+            "virt_ports_node_sessions_refused", "Sessions that nodes were refused, by the code of the error.",
+            labels=["code"],
+        )  # fmt: skip
+        for code, count in sorted(membership.refused.items()):
+            refused.add_metric([code], count)
+        use = GaugeMetricFamily("virt_ports_node_use", "What counts towards a host's quota.", labels=["node", "of"])
+        quota = GaugeMetricFamily("virt_ports_node_quota", "What a host may have.", labels=["node", "of"])
+        for name, node in sorted(self._manager.fleet.nodes.items()):
+            if Role.HOST in node.roles:
+                limits = self._manager.quota(node)
+                use.add_metric([name, "vms"], self._manager.fleet.use.vms(name))
+                use.add_metric([name, "ports"], self._manager.fleet.use.ports(name))
+                quota.add_metric([name, "vms"], limits.vms)
+                quota.add_metric([name, "ports"], limits.ports)
+        yield from (asking, refused, use, quota)
 
 
 @handlers.query(operations.METRICS)

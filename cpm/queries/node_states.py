@@ -25,6 +25,8 @@ class HeldUp:
 
 def trouble(manager: Manager, node: Node, now: float) -> str:
     """Return why an edge is out of service, or a node does not answer, as a sentence; empty: all is well."""
+    if not node.roles:
+        return "it has not connected yet"
     service = manager.edge_service
     is_out = Role.EDGE in node.roles and not node.in_service
     if node.fenced or (service.is_answering(node.name, now) and not is_out):

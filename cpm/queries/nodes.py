@@ -6,19 +6,26 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cpm.api import handlers, operations
-from cpm.api.views import NodeView
+from cpm.api.views import ApprovalView, AskedView, NodeView
 from cpm.core.manager import Manager
-from cpm.protocol.model import Node, Role
+from cpm.core.membership import Asked
+from cpm.core.rollout.node_sync import NodeSync
+from cpm.protocol.errors import QuotaReached
+from cpm.protocol.model import Approval, Node, NodeName, Role
 from cpm.queries import node_states
 from cpm.queries.node_states import HeldUp
 
 
 @handlers.query(operations.LIST_NODES)
 def node_views(manager: Manager, now: float) -> list[NodeView]:
-    """Return all nodes with their state, in order of name."""
+    """Return all nodes with their state, in order of name; among them machines that only ask to be one."""
     held = node_states.held_up(manager, now)
-    return [_view(manager, node, held.get(node.name), now) for _, node in sorted(manager.fleet.nodes.items())]
+    views = [_view(manager, node, held.get(node.name), now) for node in manager.fleet.nodes.values()]
+    strangers = ((name, asked) for name, asked in manager.membership.asked.items() if name not in manager.fleet.nodes)
+    return sorted([*views, *(_stranger(manager, name, asked) for name, asked in strangers)], key=lambda view: view.name)
 
 
 def node_view(manager: Manager, node: Node, now: float) -> NodeView:
@@ -29,6 +36,9 @@ def node_view(manager: Manager, node: Node, now: float) -> NodeView:
 def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> NodeView:
     node_sync = manager.sessions.get(node.name)
     behind_since = manager.edge_service.behind_since(node.name)
+    is_host = Role.HOST in node.roles or (node.approval is not None and Role.HOST in node.approval.roles)
+    quota = manager.quota(node)
+    asked = manager.membership.asked.get(node.name)
     return NodeView(
         node.name,
         tuple(sorted(node.roles)),
@@ -41,10 +51,59 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         applied=node_sync.applied if node_sync else 0,
         domains=len(manager.running.on(node.name)),
         dropped=node_sync.dropped if node_sync else {},
-        warnings=node_sync.warnings if node_sync else (),
         answering=manager.edge_service.is_answering(node.name, now),
         behind_since=manager.fleet.utc(behind_since) if behind_since is not None else None,
         trouble=node_states.trouble(manager, node, now),
         held_ports=held.ports if held is not None else 0,
         held_since=manager.fleet.utc(held.since) if held is not None else None,
+        warnings=tuple(_warnings(manager, node, node_sync, asked)),
+        approval=_approval(node.approval) if node.approval is not None else None,
+        asks=_asked(manager, asked) if asked is not None else None,
+        vms=manager.fleet.use.vms(node.name),
+        max_vms=quota.vms if is_host else None,
+        ports=manager.fleet.use.ports(node.name),
+        max_ports=quota.ports if is_host else None,
     )
+
+
+def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, asked: Asked | None) -> Iterator[str]:
+    if asked is not None:
+        yield f"{asked.why}; if it may: virt-ports node approve {node.name}"
+    if (second := manager.membership.seconds.get(node.name)) is not None:
+        yield (
+            f"a second machine, {second.peer}, says that it is {node.name}, and is refused; "
+            "give it another name and certificate"
+        )
+    if node_sync is not None:
+        if node_sync.over_quota:
+            error = QuotaReached(node.name, "vms", manager.quota(node).vms)
+            yield f"{node_sync.over_quota} VMs got no ports: {error}"
+        yield from node_sync.warnings
+
+
+def _stranger(manager: Manager, name: NodeName, asked: Asked) -> NodeView:
+    return NodeView(
+        name,
+        tuple(sorted(asked.roles)),
+        asked.underlay,
+        connected=False,
+        in_service=False,
+        fenced=False,
+        synced=False,
+        generation=0,
+        applied=0,
+        domains=0,
+        warnings=(f"{asked.why}; if it may: virt-ports node approve {name}",),
+        asks=_asked(manager, asked),
+        is_known=False,
+    )
+
+
+def _asked(manager: Manager, asked: Asked) -> AskedView:
+    return AskedView(
+        tuple(sorted(asked.roles)), asked.underlay, asked.machine, manager.fleet.utc(asked.since), asked.why
+    )
+
+
+def _approval(approval: Approval) -> ApprovalView:
+    return ApprovalView(tuple(sorted(approval.roles)), approval.underlay, approval.machine)

@@ -50,6 +50,9 @@ class Sessions(Protocol):
         :return: False: one of them could not go on and has ended. The manager may have followed it halfway.
         """
 
+    def drop(self, node: NodeName) -> None:
+        """End a node's session, once its queued messages are sent; what still arrives on it is ignored."""
+
     def drop_all(self) -> None:
         """End all sessions; messages that still arrive on them are ignored."""
 
@@ -154,7 +157,7 @@ class DecisionLoop:
             return
         for item in batch:
             item.finish()
-        self._sessions.send(outcome.messages)
+        self._send(outcome)
 
     def _run_input(self, item: _Input, now: float) -> None:
         recorded = self.manager.fleet.recorded
@@ -166,6 +169,11 @@ class DecisionLoop:
                 # Refused when a part was done already.
                 raise
             item.error = error
+
+    def _send(self, outcome: Outcome) -> None:
+        self._sessions.send(outcome.messages)
+        for node in outcome.ended:
+            self._sessions.drop(node)
 
     def _commit(self, now: float) -> Outcome:
         outcome = self.manager.take(now)
@@ -195,7 +203,7 @@ class DecisionLoop:
             self.manager = self._load(now)
             self._sessions.drop_all()
         else:
-            self._sessions.send(outcome.messages)
+            self._send(outcome)
         return True
 
     def _load(self, now: float) -> Manager:

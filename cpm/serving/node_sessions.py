@@ -15,8 +15,9 @@ from cpm.api.server import NodeConnection
 from cpm.api.views import ReportView
 from cpm.core.keep_out import KeepOut
 from cpm.core.manager import Manager
+from cpm.core.membership import MOST_ASKING
 from cpm.core.statements import Statements
-from cpm.protocol.errors import Conflict, LedgerError, VirtPortsError
+from cpm.protocol.errors import Conflict, LedgerError, NameInUse, NotApproved, VirtPortsError
 from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Report, Snapshot
 from cpm.protocol.model import NodeName
 from cpm.queries import measurements
@@ -24,6 +25,9 @@ from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.streams import ReportFollowers
 
 log = logging.getLogger(__name__)
+
+ALIVE_S = 2.0
+"""Seconds within which a node that is connected answers a ping when another natd says that it is that node."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +52,11 @@ class NodeConnections:
             if former is not None:
                 former.connection.close()
             self._sessions[node] = _Session(connection)
+
+    def of(self, node: NodeName) -> NodeConnection | None:
+        """Return a node's present connection; None: there is none."""
+        session = self._sessions.get(node)
+        return session.connection if session is not None else None
 
     def on_followed(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """Keep what a node has said; the consequences of it are durable now."""
@@ -102,6 +111,11 @@ class NodeConnections:
         for session in self._sessions.values():
             session.connection.close()
 
+    def drop(self, node: NodeName) -> None:
+        """End a node's session, once its queued messages are sent; what still arrives on it is ignored."""
+        if (session := self._sessions.pop(node, None)) is not None:
+            session.connection.close()
+
     def drop_all(self) -> None:
         """End all sessions; messages that still arrive on them are ignored."""
         self.close_all()
@@ -130,15 +144,19 @@ class NodeSessions:
         self._version = version
         self._reports = reports
         self._keep_out = KeepOut()
+        self._told: dict[NodeName, str] = {}
+        """What was logged of nodes that ask for approval."""
 
     async def on_connected(self, hello: Hello, connection: NodeConnection) -> None:
         """
-        Begin a node's session; a former session of the same node ends.
+        Begin a node's session; a former session of the same natd ends, and one of a natd that is no longer there.
 
+        :raise NameInUse: When another natd is connected as this node, and alive.
         :raise VirtPortsError: When the manager refuses the node or it is kept out, or the changes cannot be committed.
         """
         if reason := self._keep_out.reason_of(hello.node, _monotonic()):
             raise Conflict(reason)
+        await self._check_name(hello, connection)
 
         def act(manager: Manager, now: float) -> None:
             manager.on_hello(hello, self._version, now)
@@ -148,11 +166,32 @@ class NodeSessions:
             await self._decisions.do(act, lambda: self._connections.on_followed(hello.node, connection, hello))
         except VirtPortsError as error:
             self._connections.remove(hello.node, connection)
+            if isinstance(error, NotApproved):
+                self._tell_once(error)
             if type(error) is VirtPortsError:
                 # Not a refusal, which may end at any time, but a failure of the manager.
                 self.on_fault(hello.node, error)
             raise
+        self._told.pop(hello.node, None)
         log.info("node %s connected (%s)", hello.node, ", ".join(sorted(hello.roles)))
+
+    async def _check_name(self, hello: Hello, connection: NodeConnection) -> None:
+        former = self._connections.of(hello.node)
+        if former is None or former.instance == hello.instance or not await former.is_alive(ALIVE_S):
+            return
+        error = NameInUse(hello.node, former.peer, connection.peer)
+        self._tell_once(error)
+        await self._decisions.do(lambda manager, now: manager.membership.on_second(hello.node, connection.peer, now))
+        raise error
+
+    def _tell_once(self, error: NotApproved | NameInUse) -> None:
+        """Log that a node was refused, which tries again every few seconds."""
+        name, text = NodeName(error.node), str(error)
+        if self._told.pop(name, "") != text:
+            log.warning("%s", text)
+        self._told[name] = text
+        if len(self._told) > MOST_ASKING:
+            del self._told[next(iter(self._told))]
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """

@@ -87,6 +87,9 @@ class Identity:
     roles: frozenset[Role]
     underlay: IPv4Address
     version: str
+    machine: str = ""
+    """As in ``Hello``."""
+    instance: str = ""
 
 
 class Node:
@@ -226,7 +229,21 @@ class Node:
         me, domains = self._identity, tuple(self._domains.presences())
         holds = self._programming.held_by_host(), self._programming.edge_holdings.told()
         own = self._own_ports.told
-        self._send(Hello(PROTOCOL, me.name, me.roles, me.underlay, me.version, self._epoch, domains, own, *holds))
+        self._send(
+            Hello(
+                PROTOCOL,
+                me.name,
+                me.roles,
+                me.underlay,
+                me.version,
+                self._epoch,
+                domains,
+                own,
+                *holds,
+                machine=me.machine,
+                instance=me.instance,
+            )
+        )
         for uuid, domain in self._domains.incoming_domains():
             self._request_ports(uuid, domain)
 

@@ -29,7 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((key, body))
         self.server.answers.get(key, refusal(404, "not-found", f"no {key}; see the test"))(self)
 
-    do_POST = do_DELETE = do_PATCH = do_GET  # noqa: N815 - http.server looks these names up
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_GET  # noqa: N815 - http.server looks these names up
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 
 from cpm import settings
+from cpm.api.views import ApproveRequest
 from cpm.daemon import Cpmd
 from cpm.protocol import codec
 from cpm.protocol.messages import PROTOCOL, Applied, Delta, Hello, NodeMessage, Snapshot, Welcome
@@ -71,6 +72,10 @@ class Site:
         """Open a node's session; it applies all that it is told."""
         return connected_node(self._http, name, address, roles)
 
+    async def approve(self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)) -> None:
+        """Have the operator approve a node."""
+        await _approve(self._http, name, address, roles)
+
     async def settle(self) -> None:
         """Wait until every connected node has confirmed all it was told."""
         while any(n["connected"] and not n["synced"] for n in json.loads((await self.ask("GET", "/v1/nodes")).body)):
@@ -97,11 +102,18 @@ class Node:
                 await self.say(Applied(message.epoch, message.generation))
 
 
+async def _approve(http: aiohttp.ClientSession, name: str, address: str, roles: frozenset[Role]) -> None:
+    approval = codec.encode(ApproveRequest(tuple(sorted(roles)), IPv4Address(address)))
+    async with http.put(f"http://localhost/v1/nodes/{name}/approval", data=approval) as answer:
+        assert answer.status == 200, await answer.text()
+
+
 @contextlib.asynccontextmanager
 async def connected_node(
     http: aiohttp.ClientSession, name: str, address: str, roles: frozenset[Role] = frozenset(Role)
 ) -> AsyncIterator[Node]:
-    """Open a node's session with the manager to which ``http`` leads."""
+    """Approve a node as what it is, and open its session with the manager to which ``http`` leads."""
+    await _approve(http, name, address, roles)
     async with http.ws_connect(SESSION) as session:
         node = Node(session)
         await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))

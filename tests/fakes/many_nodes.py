@@ -31,6 +31,7 @@ from cpm.protocol.model import (
     Role,
 )
 from cpm.settings import PoolSettings, Settings
+from tests.fakes.approving import say_hello
 
 _POOL = PoolSettings()
 
@@ -76,7 +77,7 @@ class ManyNodes:
         role, domains = (Role.EDGE, ()) if name in EDGES else (Role.HOST, self._domains(name))
         underlay = IPv4Address("172.16.0.10") + number
         hello = Hello(PROTOCOL, name, frozenset({role}), underlay, "test", 0, domains)
-        self.manager.on_hello(hello, "test", self.now)
+        say_hello(self.manager, hello, self.now)
 
     def present(self, host: NodeName) -> None:
         """Have a host list its VMs, all of them."""

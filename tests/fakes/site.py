@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 
 from cpm.core.manager import Manager, Outcome
+from cpm.core.membership import ApprovalRequest
 from cpm.ledger import SqliteLedger
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError, VirtPortsError
@@ -130,6 +131,8 @@ class Site:
         usable = ports or PortRange(1024, 65535)
         reserved = PortRange(1024, 65535).minus(usable)
         self.ask(lambda manager: manager.pool.add_addresses([ExternalAddress(EXTERNAL, reserved)], self.now))
+        for machine in self.machines.values():
+            self.approve(machine.identity)
         for name in self.machines:
             self.start_natd(name)
             self.connect(name)
@@ -168,6 +171,13 @@ class Site:
         for name, message in outcome.messages:
             if self.machines[name].connected:
                 self.machines[name].from_manager.append(codec.encode(message))
+        for name in outcome.ended:
+            self.disconnect(name)
+
+    def approve(self, identity: Identity) -> None:
+        """Have the operator approve a node as what it is."""
+        request = ApprovalRequest(roles=identity.roles, underlay=identity.underlay)
+        self.ask(lambda manager: manager.membership.approve(identity.name, request, self.now))
 
     # The network
 

@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
+from cpm.protocol.errors import InvalidRequest, NotFound, VirtPortsError
+from cpm.protocol.model import Role
 
 if TYPE_CHECKING:
-    from cpm.api.views import NodeView
+    from cpm.api.client import Client
+    from cpm.api.views import ApproveRequest, AskedView, NodeView
 
-HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Dropped")
+HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Ports", "Dropped")
 
 _LIST_ABOUT = """\
 States: connected; away; fenced; 'out of service' (an edge that hosts do not
-use); 'not answering' (connected, and confirms nothing). 'Synced' is yes when
-the node has confirmed everything it was sent; 'Generation' is the last one it
-confirmed and the last one it was sent. 'Dropped' counts packets that an edge
-dropped, by reason. Below the table is why a node is
-out of service or does not answer, how many ports wait for it, and what a node
-found to be wrong with its machine, for example that packets of its VMs leave by
-a VPN and not to an edge."""
+use); 'not answering' (connected, and confirms nothing); 'waiting for approval'
+(it asks to be what 'Roles' and 'Underlay' say, see 'node approve'); revoked.
+'Synced' is yes when the node has confirmed everything it was sent; 'Generation'
+is the last one it confirmed and the last one it was sent. 'VMs' and 'Ports' have
+what counts towards a host's quota, and the quota. 'Dropped' counts packets that
+an edge dropped, by reason. Below the table is why a node is out of service or
+does not answer, what it asks for that is not approved, how many ports wait for
+it, and what it found to be wrong with its machine, for example that packets of
+its VMs leave by a VPN and not to an edge."""
+
+_APPROVE_ABOUT = """\
+Only an approved node gets a session, and none is more than was approved: an
+edge gets the traffic of all VMs, and a host gets ports. Without --role and
+--underlay, what the node asks for at present is shown and, once you confirm,
+approved: exactly that, and for the machine that asks. With them you can approve
+a node before it asks; the first machine of that name is then taken for it.
+
+--max-vms and --max-ports are the node's quota: VMs that it may have, and ports
+that they may hold in all; 0 stands for the numbers in cpmd.toml. For a node
+that is approved, they can be changed alone."""
+
+_REVOKE_ABOUT = """\
+The node's session ends and it gets no other. An edge goes out of service first;
+the only edge in service cannot be revoked. What the node has in its kernel stays
+there, as with one that is away: its VMs keep their ports, which nobody else
+gets, until you have switched it off and fenced it."""
+
+_REMOVE_ABOUT = """\
+A node is removed once it holds nothing: it is not connected, has no VMs, no
+ports, and, if it was an edge, is fenced. If its natd still runs, it asks for
+approval again."""
 
 _FENCE_ABOUT = """\
 Fence a node only after you have made sure that it no longer forwards packets:
@@ -33,32 +62,108 @@ node connects again, or has confirmed everything that it was sent."""
 
 _EXAMPLES = """\
   virt-ports node list
+  virt-ports node approve host3    let it be what it asks to be
+  virt-ports node approve host3 --role host --underlay 172.30.0.13
+  virt-ports node approve host3 --max-vms 2000 --max-ports 500000
+  virt-ports node revoke edge2     no longer trust it
+  virt-ports node remove host2     it is gone for good
   virt-ports node fence host2      it is switched off: give its ports to others
   virt-ports node unfence host2    it was not dead: wait for it again"""
 
-VERB = parsing.Verb(100, "list, fence and unfence hosts and edges", examples=_EXAMPLES)
+VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
+
+_NODE = "name of the node, see `virt-ports node list`"
 
 
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    parsing.add_action(actions, "list", "list the nodes", about=_LIST_ABOUT)
-    fence = parsing.add_action(actions, "fence", "confirm that a node no longer forwards packets", about=_FENCE_ABOUT)
-    fence.add_argument("node", metavar="NODE", help="name of the node, see `virt-ports node list`")
-    unfence = parsing.add_action(actions, "unfence", "remove a fence: the node may serve again")
-    unfence.add_argument("node", metavar="NODE", help="name of the node, see `virt-ports node list`")
+    parsing.add_action(actions, "list", "list the nodes, and machines that ask to be one", about=_LIST_ABOUT)
+    approve = parsing.add_action(
+        actions, "approve", "say what a node may be", about=_APPROVE_ABOUT, examples=_examples_of("approve")
+    )
+    approve.add_argument("node", metavar="NODE", help=_NODE)
+    approve.add_argument("--role", action="append", choices=[role.value for role in Role], dest="roles",
+                         help="a role that it may have; may be repeated")  # fmt: skip
+    approve.add_argument("--underlay", metavar="ADDRESS", type=_address, help="its address between hosts and edges")
+    approve.add_argument("--max-vms", metavar="N", type=parsing.count, help="VMs that it may have")
+    approve.add_argument("--max-ports", metavar="N", type=parsing.count, help="ports that its VMs may hold in all")
+    approve.add_argument("--yes", action="store_true", help="approve what it asks for without a question")
+    for name, summary, about in (
+        ("revoke", "end a node's session and give it no other", _REVOKE_ABOUT),
+        ("remove", "forget a node that holds nothing", _REMOVE_ABOUT),
+        ("fence", "confirm that a node no longer forwards packets", _FENCE_ABOUT),
+        ("unfence", "remove a fence: the node may serve again", ""),
+    ):
+        parsing.add_action(actions, name, summary, about=about).add_argument("node", metavar="NODE", help=_NODE)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one action and print the node or nodes."""
-    from cpm.api.operations import FENCE, LIST_NODES, UNFENCE
+    from cpm.api.operations import APPROVE, FENCE, LIST_NODES, REMOVE_NODE, REVOKE, UNFENCE
 
     manager = parsing.client(args)
-    if args.action == "list":
-        views = manager.call(LIST_NODES)
+    if args.action in ("list", "remove"):
+        views = manager.call(REMOVE_NODE, name=args.node) if args.action == "remove" else manager.call(LIST_NODES)
         return parsing.print_answer(args, views, lambda: _table(views))
-    view = manager.call(FENCE if args.action == "fence" else UNFENCE, name=args.node)
+    if args.action == "approve":
+        view = manager.call(APPROVE, _request(args, manager), name=args.node)
+    else:
+        view = manager.call({"revoke": REVOKE, "fence": FENCE, "unfence": UNFENCE}[args.action], name=args.node)
     return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+
+
+def _request(args: argparse.Namespace, manager: Client) -> ApproveRequest:
+    """
+    Return what to approve: what is named, or what the node asks for and the operator confirms.
+
+    :raise VirtPortsError: When the node asks for nothing, or the operator does not confirm.
+    """
+    from cpm.api.views import ApproveRequest
+
+    if args.roles is not None or args.underlay is not None or args.max_vms is not None or args.max_ports is not None:
+        roles = tuple(dict.fromkeys(map(Role, args.roles))) if args.roles is not None else None
+        return ApproveRequest(roles, args.underlay, None, args.max_vms, args.max_ports)
+    asks = _asked(args.node, manager)
+    if not args.yes:
+        _confirm(args.node, asks)
+    return ApproveRequest(asks.roles, asks.underlay, asks.machine)
+
+
+def _asked(node: str, manager: Client) -> AskedView:
+    from cpm.api.operations import LIST_NODES
+
+    view = next((view for view in manager.call(LIST_NODES) if view.name == node), None)
+    if view is None or view.asks is None:
+        what = "node" if view is None else "request of node"
+        raise NotFound(what, node, "start its natd, or say what it may be with --role and --underlay")
+    return view.asks
+
+
+def _confirm(node: str, asks: AskedView) -> None:
+    """Ask the operator. :raise VirtPortsError: When there is no terminal, or the answer is not yes."""
+    if not sys.stdin.isatty():
+        raise InvalidRequest("there is no terminal to confirm on; add --yes, or --role and --underlay")
+    machine = f", machine {render.cell(asks.machine)}" if asks.machine else ""
+    sys.stderr.write(f"{render.cell(f'{node} {asks.why}')}{machine}\n")
+    sys.stderr.write(f"approve {node} as {','.join(asks.roles)} at {asks.underlay}? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise _NotConfirmed("nothing was approved; run the command again and answer y, or name --role and --underlay")
+
+
+class _NotConfirmed(VirtPortsError):
+    """The operator did not say yes."""
+
+    code = "not-confirmed"
+    exit_code = InvalidRequest.exit_code
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not an IPv4 address: {text!r}; write for example 172.30.0.13") from None
 
 
 def _table(views: list[NodeView]) -> str:
@@ -81,15 +186,29 @@ def _problems(view: NodeView) -> Iterator[str]:
 def _row(view: NodeView) -> tuple[object, ...]:
     generation = f"{view.applied}/{view.generation}"
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(view.dropped.items()) if count)
-    roles = ",".join(view.roles)
-    return view.name, roles, view.underlay, _state(view), view.synced, generation, view.domains, dropped
+    # One that was never connected has no roles yet.
+    roles = ",".join(view.roles or (view.approval.roles if view.approval is not None else ()))
+    use = (_of(view.vms, view.max_vms), _of(view.ports, view.max_ports))
+    return view.name, roles, view.underlay, _state(view), view.synced, generation, *use, dropped
+
+
+def _of(number: int, most: int | None) -> str | None:
+    return None if most is None and not number else f"{number}/{render.cell(most)}"
 
 
 def _state(view: NodeView) -> str:
     if view.fenced:
         return "fenced"
+    if view.asks is not None and not view.connected:
+        return "waiting for approval"
+    if view.approval is None:
+        return "revoked"
     if not view.connected:
         return "away"
     if not view.in_service:
         return "out of service"
     return "connected" if view.answering else "not answering"
+
+
+def _examples_of(action: str) -> str:
+    return "\n".join(line for line in _EXAMPLES.splitlines() if f"node {action}" in line)

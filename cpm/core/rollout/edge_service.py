@@ -120,7 +120,8 @@ class EdgeService:
         if node_sync.applied < self._joins_at.setdefault(name, node_sync.generation):
             return
         del self._out_of_step[name], self._joins_at[name]
-        self._put(self._fleet.nodes[name], in_service=name in self._fleet.edges, fenced=False)
+        node = self._fleet.nodes[name]
+        self._put(node, in_service=name in self._fleet.edges and node.approval is not None, fenced=False)
 
     # Commands
 

@@ -11,9 +11,9 @@ import msgspec
 from cpm.core.placement import Grow, NoRoom, NoRoomError, Outcome, Overflow, Refused, Relocate
 from cpm.core.sizing.contention import Allowance, LessThanWanted
 from cpm.core.sizing.guards import Decision, ScalingState
-from cpm.protocol.errors import InternalPoolExhausted, VirtPortsError
+from cpm.protocol.errors import InternalPoolExhausted, QuotaReached, VirtPortsError
 from cpm.protocol.messages import Measured
-from cpm.protocol.model import AllocationId
+from cpm.protocol.model import AllocationId, NodeName
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,6 +22,16 @@ class NoInternalAddress:
 
     pool: str
     """The pool of internal addresses, in CIDR notation."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AtHostQuota:
+    """The VM's host has as many VMs, or ports, as it may have."""
+
+    node: NodeName
+    what: str
+    """``vms`` or ``ports``."""
+    limit: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +55,7 @@ def is_counted(measured: Measured) -> bool:
     return measured.ports_in_use is not None or bool(measured.draining)
 
 
-Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress
+Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress | AtHostQuota
 """The reason why a VM has fewer ports than were decided."""
 
 
@@ -134,9 +144,11 @@ class Observation:
         """Record that it was asked to give back all but ``kept`` ports, and in which shortage."""
         self.give_back, self.give_back_shortage = GiveBack(kept), shortage
 
-    def on_not_started(self, error: VirtPortsError) -> None:
-        """Record why it got no ports when it started."""
+    def on_refused(self, error: VirtPortsError) -> None:
+        """Record why it got no ports when it started, or no more."""
         if isinstance(error, NoRoomError):
             self.refusal = error.no_room
         elif isinstance(error, InternalPoolExhausted):
             self.refusal = NoInternalAddress(error.pool)
+        elif isinstance(error, QuotaReached):
+            self.refusal = AtHostQuota(NodeName(error.node), error.what, error.limit)

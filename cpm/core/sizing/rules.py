@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from ipaddress import IPv4Network
 
+from cpm.core.quotas import Quota
 from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing.guards import GuardSettings
 from cpm.core.wishes import Defaults
@@ -41,3 +42,5 @@ class PoolRules:
     """The values for VMs without wishes."""
     guards: GuardSettings
     """The limits on scaling policies."""
+    quota: Quota
+    """What a host may have unless the operator approved another number."""

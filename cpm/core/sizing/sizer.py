@@ -34,7 +34,7 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
-from cpm.protocol.errors import Conflict, NotFound, VirtPortsError
+from cpm.protocol.errors import Conflict, NotFound, QuotaReached, VirtPortsError
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, NodeName
 
 _State = AllocationState
@@ -113,7 +113,7 @@ class Sizer:
 
     def on_not_started(self, uuid: DomainUUID, error: VirtPortsError) -> None:
         """Record why a running VM has no ports."""
-        self.of(uuid).on_not_started(error)
+        self.of(uuid).on_refused(error)
 
     # Resizing
 
@@ -132,8 +132,21 @@ class Sizer:
 
     def _resize(self, vm: VM, active: Allocation, target: Target, now: float, *, anew: bool = True) -> None:
         """:param anew: As in :meth:`cpm.core.sizing.contention.Contention.on_refused`."""
+        left = self._left_on(active.node) if target.ports > active.ports.size else None
+        if left is not None:
+            if left < self._fleet.space.block:
+                self._on_quota(active)
+                return
+            target = dataclasses.replace(target, ports=min(target.ports, active.ports.size + left))
         allowance = self.contention.assess(vm, active, target.ports, target.in_use, now)
-        outcome = choose(self._situation(vm, active, target, allowance, now))
+        situation = self._situation(vm, active, target, allowance, now)
+        if left is not None and (situation.room is None or left < situation.room):
+            outcome = choose(dataclasses.replace(situation, room=left))
+            if isinstance(outcome, Refused) and outcome.no_room.obstacle is Obstacle.KEPT_FOR_STARTS:
+                self._on_quota(active)
+                return
+        else:
+            outcome = choose(situation)
         is_at_cap = isinstance(outcome, Refused) and outcome.no_room.obstacle is Obstacle.AT_CAP
         # A VM that lacks ports because of its own cap is no reason for others to give back.
         self.contention.note(vm.uuid, allowance, now, placed=is_at_cap or not isinstance(outcome, Refused), anew=anew)
@@ -142,6 +155,16 @@ class Sizer:
         self._record(active, outcome, target.in_use, now)
         if wants_more and observation.refusal is not None and not is_at_cap:
             self.notices.note(vm.uuid, JournalEvent.SHORT, now)
+
+    def _left_on(self, node: NodeName) -> int:
+        """Return how many ports more the VMs of a host may hold."""
+        return max(0, self._rules.quota.of(self._fleet.nodes.get(node)).ports - self._fleet.use.ports(node))
+
+    def _on_quota(self, active: Allocation) -> None:
+        """Record that a VM does not grow because of its host's quota, which is no reason for others to give back."""
+        self.contention.on_settled(active.domain)
+        limit = self._rules.quota.of(self._fleet.nodes.get(active.node)).ports
+        self.of(active.domain).on_refused(QuotaReached(active.node, "ports", limit))
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)

@@ -39,6 +39,7 @@ from cpm.protocol.model import (
 )
 from cpm.settings import LedgerSettings, ListenSettings, PoolSettings, Settings
 from lab.errors import LabError
+from tests.fakes.approving import approve
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 
@@ -57,6 +58,7 @@ class Site:
         self._connections[node] = cast("NodeConnection", FakeConnection(self, node))
         underlay = IPv4Address(f"172.30.0.{number}")
         hello = Hello(PROTOCOL, node, frozenset({role}), underlay, "0", 0, ())
+        await self.cpmd.decisions.do(lambda manager, now: approve(manager, hello, now))
         await self.cpmd.node_sessions.on_connected(hello, self._connections[node])
 
     async def first_range(self) -> None:

@@ -30,6 +30,7 @@ DECIDING = ("cpm.core.", "cpm.ledger.", "natctl.core.", "natctl.arrivals.")
 """Packages whose modules are to be named where they run."""
 
 HELPERS = {
+    "cpm.core.membership": "asked after each decision for nodes that were revoked",
     "cpm.core.placement.grid": "arithmetic of blocks",
     "cpm.core.placement.runs": "the free runs that AddressSpace is made of",
     "cpm.ledger.connection": "SQLite's errors as ours",

@@ -22,6 +22,7 @@ from cpm.protocol.messages import (
 )
 from cpm.protocol.model import AllocationState, DomainUUID, ExternalAddress, NodeName, Role, Wishes
 from cpm.settings import Settings
+from tests.fakes.approving import say_hello
 
 HOST, EDGE = NodeName("host1"), NodeName("edge1")
 S = AllocationState
@@ -47,7 +48,7 @@ class Pinned:
         self.others: list[DomainUUID] = []
         for name, role, number in ((EDGE, Role.EDGE, 21), (HOST, Role.HOST, 11)):
             hello = Hello(PROTOCOL, name, frozenset({role}), IPv4Address(f"172.30.0.{number}"), "0", 0, ())
-            self.manager.on_hello(hello, "0", self.now)
+            say_hello(self.manager, hello, self.now)
         self._settle()
         for hog in self.hogs:
             self.start(hog)

@@ -21,7 +21,7 @@ WEB = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
 
 
 @pytest.mark.parametrize("pad", range(4))
-async def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: int) -> None:
+async def test_a_reason_fits_a_close_frame_in_whole_characters_and_keeps_its_remedy(pad: int) -> None:
     """A node may have any name; the error repeats what it sent."""
     kind = "x" * pad + "\N{EURO SIGN}" * 100
     async with cpmd.running() as site, site.session() as session:
@@ -29,8 +29,8 @@ async def test_a_reason_fits_a_close_frame_and_ends_in_a_whole_character(pad: in
         frame = await session.receive()
     assert (frame.type, frame.data) == (aiohttp.WSMsgType.CLOSE, aiohttp.WSCloseCode.POLICY_VIOLATION)
     assert frame.extra is not None
-    assert 120 < len(frame.extra.encode()) <= 123
-    assert frame.extra.endswith("\N{EURO SIGN}")
+    assert 118 < len(frame.extra.encode()) <= 123
+    assert frame.extra.endswith("\N{EURO SIGN}' - at `$.type`; both sides must run the same version")
 
 
 async def test_a_client_that_disconnects_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,7 +73,7 @@ async def test_a_node_that_takes_nothing_costs_limited_memory_and_its_session(
     message: ManagerMessage, count: int
 ) -> None:
     socket = _Socket()
-    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket))
+    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket), "172.30.0.11")
     running = asyncio.create_task(connection.run())
     connection.send(message)
     await asyncio.sleep(0)
@@ -91,7 +91,7 @@ async def test_a_node_that_takes_nothing_costs_limited_memory_and_its_session(
 async def test_a_session_that_is_closed_sends_what_was_queued_before() -> None:
     socket = _Socket()
     socket.is_taking.set()
-    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket))
+    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", socket), "172.30.0.11")
     for _ in range(3):
         connection.send(Refused(1, WEB, "ports-exhausted", "no port is free"))
     connection.close()

@@ -56,9 +56,18 @@ async def running(node: Node, path: str) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def approving() -> AsyncIterator[cpmd.Site]:
+    """Run a cpmd that has approved the node."""
+    async with cpmd.running() as site:
+        await site.approve("host1", "172.30.0.11")
+        yield site
+
+
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(session_, "APPROVAL_PAUSE_S", 0.002)
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
@@ -90,7 +99,7 @@ async def test_an_attempt_that_nobody_answers_is_given_up(tmp_path: Path, monkey
 
 async def test_hello_is_answered_by_welcome_and_a_snapshot() -> None:
     node = Node()
-    async with cpmd.running() as site, running(node, site.path):
+    async with approving() as site, running(node, site.path):
         welcome, snapshot = await node.messages.get(), await node.messages.get()
     assert (type(welcome), type(snapshot)) == (Welcome, Snapshot)
 
@@ -98,7 +107,7 @@ async def test_hello_is_answered_by_welcome_and_a_snapshot() -> None:
 async def test_an_error_of_the_listener_closes_the_session_which_reconnects() -> None:
     node = Node()
     node.trouble = Conflict("an older manager")
-    async with cpmd.running() as site, running(node, site.path):
+    async with approving() as site, running(node, site.path):
         assert await node.reasons.get() == "an older manager"
         while not isinstance(await node.messages.get(), Snapshot):
             pass
@@ -115,3 +124,31 @@ async def test_a_failed_connection_reaches_the_listener_with_its_reason() -> Non
     node = Node()
     async with running(node, "/nonexistent/cpmd.sock"):
         assert "/nonexistent/cpmd.sock" in await node.reasons.get()
+
+
+async def test_a_node_that_is_not_approved_is_told_the_command_and_has_its_session_once_it_is() -> None:
+    node = Node()
+    async with cpmd.running() as site, running(node, site.path):
+        for _ in range(3):
+            assert (await node.reasons.get()).endswith("; on the manager: virt-ports node approve host1")
+        assert node.messages.empty()
+        await site.approve("host1", "172.30.0.11")
+        assert isinstance(await node.messages.get(), Welcome)
+
+
+async def test_the_pauses_stay_short_while_an_operator_is_to_approve(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(delay: float) -> None:
+        pauses.append(delay)
+        await sleep(0)
+
+    node = Node()
+    async with cpmd.running() as site:
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", note)
+            async with running(node, site.path):
+                while len(pauses) < 5:
+                    await node.reasons.get()
+    assert set(pauses[:5]) == {session_.APPROVAL_PAUSE_S / 2}  # no jitter is half of it

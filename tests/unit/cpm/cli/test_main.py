@@ -30,6 +30,9 @@ REFUSALS = [
     (409, "address-overlaps", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
+    (403, "not-approved", 1),
+    (409, "name-in-use", 1),
+    (507, "quota-reached", 1),
     (503, "ledger", 4),
     (503, "schema-too-new", 4),
     (409, "overloading", 4),
@@ -66,7 +69,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
-                       "internal-pool-exhausted", "config"}  # fmt: skip
+                       "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -14,6 +16,8 @@ from cpm.api.views import (
     AddressDetail,
     AddressView,
     AllocationView,
+    ApprovalView,
+    AskedView,
     CandidateView,
     ClockStepView,
     DomainDetail,
@@ -100,13 +104,32 @@ ADDRESS_DETAIL = AddressDetail(
 NODES = [
     NodeView(
         HOST1, (Role.HOST,), IPv4Address("172.30.0.11"), connected=True, in_service=True, fenced=False, synced=True,
-        generation=7, applied=7, domains=2,
+        generation=7, applied=7, domains=2, approval=ApprovalView((Role.HOST,), IPv4Address("172.30.0.11"), ""),
+        vms=3, max_vms=1000, ports=512, max_ports=1_000_000,
     ),
     NodeView(
         NodeName("edge1"), (Role.EDGE,), IPv4Address("172.30.0.21"), connected=True, in_service=False, fenced=False,
-        synced=False, generation=7, applied=6, domains=0, dropped={"unowned": 12, "strangers": 0},
+        synced=False, generation=7, applied=6, domains=0, dropped={"unowned": 7, "strangers": 0},
+        approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.21"), ""),
     ),
 ]  # fmt: skip
+_AWAY: dict[str, Any] = {
+    "connected": False, "in_service": False, "fenced": False, "synced": False, "generation": 0, "applied": 0,
+    "domains": 0,
+}  # fmt: skip
+NEW_EDGE = NodeView(
+    NodeName("edge3"), (), IPv4Address("172.30.0.23"), **_AWAY,
+    approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.23"), ""),
+)  # fmt: skip
+REVOKED = NodeView(NodeName("host2"), (Role.HOST,), IPv4Address("172.30.0.12"), **_AWAY)
+ASKS = AskedView(
+    (Role.HOST,), IPv4Address("172.30.0.13"), "0123456789abcdef", NOW,
+    "is not approved and asks to be host at 172.30.0.13",
+)  # fmt: skip
+STRANGER = NodeView(
+    NodeName("host3"), ASKS.roles, ASKS.underlay, **_AWAY, asks=ASKS, is_known=False,
+    warnings=(f"{ASKS.why}; if it may: virt-ports node approve host3",),
+)  # fmt: skip
 
 
 def test_list_has_the_form_of_virsh(manager: CannedManager, virt_ports: Command) -> None:
@@ -531,16 +554,20 @@ def test_node_list_says_why_a_node_is_out_of_service_and_what_waits_for_it(
 
 
 def test_node_list(manager: CannedManager, virt_ports: Command) -> None:
-    manager.on("GET /v1/nodes", NODES)
+    manager.on("GET /v1/nodes", [NODES[1], NEW_EDGE, NODES[0], REVOKED, STRANGER])
     assert virt_ports("node", "list").out == (
-        " Name    Roles   Underlay      State            Synced   Generation   VMs   Dropped\n"
-        "----------------------------------------------------------------------------------------\n"
-        " host1   host    172.30.0.11   connected        yes      7/7          2     -\n"
-        " edge1   edge    172.30.0.21   out of service   no       6/7          0     unowned 12\n"
+        " Name    Roles   Underlay      State                  Synced   Generation   VMs      Ports         Dropped\n"
+        "--------------------------------------------------------------------------------------------------------------\n"
+        " edge1   edge    172.30.0.21   out of service         no       6/7          -        -             unowned 7\n"
+        " edge3   edge    172.30.0.23   away                   no       0/0          -        -             -\n"
+        " host1   host    172.30.0.11   connected              yes      7/7          3/1000   512/1000000   -\n"
+        " host2   host    172.30.0.12   revoked                no       0/0          -        -             -\n"
+        " host3   host    172.30.0.13   waiting for approval   no       0/0          -        -             -\n"
         "\n"
+        "host3: is not approved and asks to be host at 172.30.0.13; if it may: virt-ports node approve host3\n"
     )
     assert [node["dropped"] for node in virt_ports("node", "list", "-o", "json").json] == [
-        {}, {"unowned": 12, "strangers": 0},
+        {"unowned": 7, "strangers": 0}, {}, {}, {}, {},
     ]  # fmt: skip
 
 
@@ -552,15 +579,76 @@ def test_node_fence_and_unfence(
     manager: CannedManager, virt_ports: Command, changes: dict[str, Any], state: str
 ) -> None:
     facts = {"connected": True, "in_service": True, "fenced": False, "synced": True, **changes}
-    node = NodeView(
-        HOST1, (Role.HOST, Role.EDGE), IPv4Address("172.30.0.11"), generation=7, applied=7, domains=2, **facts
-    )
+    roles, underlay = (Role.HOST, Role.EDGE), IPv4Address("172.30.0.11")
+    approval = ApprovalView(roles, underlay, "")
+    node = NodeView(HOST1, roles, underlay, generation=7, applied=7, domains=2, approval=approval, **facts)
     manager.on("POST /v1/nodes/host1/fence", node)
     manager.on("DELETE /v1/nodes/host1/fence", node)
     for action in ("fence", "unfence"):
         words = virt_ports("node", action, "host1").out.splitlines()[2].split()
         assert words[:4] == ["host1", "host,edge", "172.30.0.11", state]
         assert virt_ports("node", action, "host1", "-o", "json").json["name"] == "host1"
+
+
+def test_node_revoke_and_remove(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("DELETE /v1/nodes/host2/approval", REVOKED)
+    manager.on("DELETE /v1/nodes/host2", [NODES[0]])
+    assert "revoked" in virt_ports("node", "revoke", "host2").out
+    assert "host1" in virt_ports("node", "remove", "host2").out
+
+
+APPROVE = "PUT /v1/nodes/host3/approval"
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        (
+            ("--role", "host", "--role", "edge", "--underlay", "172.30.0.13"),
+            {"roles": ["host", "edge"], "underlay": "172.30.0.13"},
+        ),
+        (("--max-vms", "20", "--max-ports", "0"), {"max_vms": 20, "max_ports": 0}),
+        (("--yes",), {"roles": ["host"], "underlay": "172.30.0.13", "machine": "0123456789abcdef"}),
+    ],
+)
+def test_node_approve_sends_what_was_named_or_exactly_what_is_asked(
+    manager: CannedManager, virt_ports: Command, words: tuple[str, ...], body: dict[str, Any]
+) -> None:
+    manager.on("GET /v1/nodes", [NODES[0], STRANGER])
+    manager.on(APPROVE, msgspec.structs.replace(NODES[0], name=NodeName("host3")))
+    result = virt_ports("node", "approve", "host3", *words)
+    assert (result.code, result.err) == (0, "")
+    assert manager.asked[-1][0] == APPROVE
+    assert json.loads(manager.asked[-1][1]) == body
+
+
+@pytest.mark.parametrize(("answer", "is_approved"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)])
+def test_node_approve_shows_what_is_asked_and_approves_it_once_confirmed(
+    manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch, answer: str, *, is_approved: bool
+) -> None:
+    terminal = io.StringIO(answer)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    manager.on("GET /v1/nodes", [STRANGER])
+    manager.on(APPROVE, msgspec.structs.replace(NODES[0], name=NodeName("host3")))
+    result = virt_ports("node", "approve", "host3")
+    assert result.err.startswith(
+        "host3 is not approved and asks to be host at 172.30.0.13, machine 0123456789abcdef\n"
+        "approve host3 as host at 172.30.0.13? [y/N] "
+    )
+    assert (result.code, APPROVE in dict(manager.asked)) == ((0, True) if is_approved else (2, False))
+
+
+def test_node_approve_without_a_terminal_or_a_request_says_what_to_add(
+    manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    manager.on("GET /v1/nodes", [NODES[0], STRANGER])
+    assert "add --yes, or --role and --underlay" in virt_ports("node", "approve", "host3").err
+    assert virt_ports("node", "approve", "host1").err.startswith("error: no request of node 'host1'; ")
+    assert virt_ports("node", "approve", "host9").err.startswith("error: no node 'host9'; start its natd, or say ")
+    assert virt_ports("node", "approve", "host3", "--role", "manager").code == 2
+    assert "not an IPv4 address: 'eth1'" in virt_ports("node", "approve", "host3", "--underlay", "eth1").err
 
 
 def test_status(manager: CannedManager, virt_ports: Command) -> None:

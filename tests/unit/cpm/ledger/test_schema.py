@@ -1,8 +1,10 @@
 """Migrations, one by one, and files of other programs or newer versions."""
 
+import dataclasses
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from cpm.ledger import SqliteLedger
 from cpm.ledger.connection import APPLICATION_ID, connect_writer
 from cpm.ledger.schema import MIGRATIONS, migrate, version_of
 from cpm.protocol.errors import LedgerError, SchemaTooNew
-from cpm.protocol.model import Wishes
+from cpm.protocol.model import Approval, Node, NodeName, Role, Wishes
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, at, node, vm
 
@@ -134,6 +136,30 @@ def test_version_6_packs_the_journal_of_an_older_version(connection: sqlite3.Con
         assert ask() == before
 
 
+def test_version_7_approves_the_nodes_that_are_there_as_they_are(connection: sqlite3.Connection, path: Path) -> None:
+    migrate(connection, MIGRATIONS[:6])
+    connection.execute("INSERT INTO nodes VALUES ('host1', 'edge,host', '172.30.0.1', 1, 0)")
+    connection.execute("INSERT INTO nodes VALUES ('edge1', 'edge', '172.30.0.2', 0, 1)")
+    connection.close()
+    with SqliteLedger(path) as ledger:
+        nodes: dict[str, Node] = {node.name: node for node in ledger.load().nodes}
+        assert nodes == {
+            "host1": Node(
+                NodeName("host1"), frozenset(Role), IPv4Address("172.30.0.1"),
+                approval=Approval(frozenset(Role), IPv4Address("172.30.0.1")),
+            ),
+            "edge1": Node(
+                NodeName("edge1"), frozenset({Role.EDGE}), IPv4Address("172.30.0.2"), in_service=False, fenced=True,
+                approval=Approval(frozenset({Role.EDGE}), IPv4Address("172.30.0.2")),
+            ),
+        }  # fmt: skip
+        revoked = dataclasses.replace(nodes["edge1"], approval=None)
+        limited = Approval(frozenset({Role.HOST}), IPv4Address("172.30.0.9"), "aaaa", 7, 4096)
+        both = (revoked, dataclasses.replace(nodes["host1"], approval=limited))
+        ledger.commit([PutNode(node) for node in both], 1.0)
+        assert ledger.load().nodes == both
+
+
 def test_invalid_json_in_wishes_is_refused_and_invalid_wishes_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
         ledger.commit([PutNode(node("host1")), PutVM(vm("x"))], 1.0)
@@ -191,7 +217,10 @@ def test_the_error_for_a_missing_directory_names_it(tmp_path: Path) -> None:
 
 def test_invalid_rows_are_a_ledger_error(path: Path) -> None:
     with SqliteLedger(path) as ledger:
-        ledger._connection.execute("INSERT INTO nodes VALUES ('host1', 'gateway', '172.30.0.1', 1, 0)")
+        ledger._connection.execute(
+            "INSERT INTO nodes (name, roles, underlay, in_service, fenced) "
+            "VALUES ('host1', 'gateway', '172.30.0.1', 1, 0)"
+        )
         with pytest.raises(LedgerError, match="a row is invalid"):
             ledger.load()
         ledger._connection.execute("DELETE FROM nodes")

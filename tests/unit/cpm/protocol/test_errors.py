@@ -26,6 +26,12 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.AddressOverlaps(
         IPv4Address("100.64.0.1"), "it is in the internal pool", "use another address"
     ): "cannot use 100.64.0.1 as an external address: it is in the internal pool; use another address",
+    errors.NotApproved("host1", "is not approved"): "host1 is not approved; "
+    "on the manager: virt-ports node approve host1",
+    errors.NameInUse("host1", "172.30.0.11", "172.30.0.99"): "172.30.0.11 is connected as host1 and answers, "
+    "so 172.30.0.99 is refused; give that machine another name and certificate",
+    errors.QuotaReached("host1", "vms", 1000): "host host1 has the 1000 VMs of its quota, leaving ones included; "
+    "if that is too few: virt-ports node approve host1 --max-vms N",
     errors.IllegalStep("held", "expired"): "a range that is held cannot be expired; please report this as a bug",
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",

@@ -113,6 +113,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             OWN,
             (Held(WEB, int(INTERNAL), 0, (HeldRange(0, 20480, 20735),)),),
             (Held(DB, int(INTERNAL) + 1, int(UNDERLAY), (HeldRange(int(EXTERNAL), 1024, 1087),)),),
+            "0123456789abcdef",
+            "f00d",
         ),
         (
             b'{"type":"hello","protocol":4,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
@@ -122,14 +124,15 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
-            b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]]}'
+            b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],"machine":"0123456789abcdef","instance":"f00d"}'
         ),
     ),
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
             b'{"type":"hello","protocol":4,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
-            b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[]}'
+            b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
+            b'"machine":"","instance":""}'
         ),
     ),
     (
@@ -334,7 +337,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
     start = b'{"type":"hello","protocol":4,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
-    end += b'"host_holds":[],"edge_holds":[]}'
+    end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":""}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]

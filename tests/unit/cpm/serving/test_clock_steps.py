@@ -32,6 +32,7 @@ from cpm.protocol.walltime import WallTime
 from cpm.queries import journal as journal_queries
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.settings import PoolSettings, Settings
+from tests.fakes.approving import say_hello
 
 HOUR, DAY = 3600.0, 86400.0
 HOST1 = NodeName("host1")
@@ -76,6 +77,9 @@ class Site:
     def resume(self, manager: Manager, now: float) -> bool:
         raise AssertionError("the manager starts over")
 
+    def drop(self, node: NodeName) -> None:
+        raise AssertionError("no node is revoked")
+
     def drop_all(self) -> None:
         raise AssertionError("the manager starts over")
 
@@ -92,7 +96,7 @@ class Site:
 
     async def connect(self, *domains: Attach) -> None:
         hello = Hello(PROTOCOL, HOST1, frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
-        await self.loop.do(lambda manager, now: manager.on_hello(hello, "0", now))
+        await self.loop.do(lambda manager, now: say_hello(manager, hello, now))
         await self.say(*domains)
 
     async def say(self, *messages: Attach | Detach | Report) -> None:

@@ -18,6 +18,7 @@ from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage
 from cpm.protocol.model import ExternalAddress, NodeName, Role
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.settings import Settings
+from tests.fakes.approving import approve
 
 EXTERNAL = ExternalAddress(IPv4Address("203.0.113.1"))
 HOST1 = NodeName("host1")
@@ -34,6 +35,7 @@ class Outbox:
         self.resumed: list[Manager] = []
         self.failures: list[Exception] = []
         self.ending: list[NodeName] = []
+        self.ended: list[NodeName] = []
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         for message in messages:
@@ -45,6 +47,9 @@ class Outbox:
         if self.failures:
             raise self.failures.pop()
         return not (self.ending and self.ending.pop())
+
+    def drop(self, node: NodeName) -> None:
+        self.ended.append(node)
 
     def drop_all(self) -> None:
         self.dropped += 1
@@ -103,9 +108,17 @@ async def test_inputs_that_arrive_together_are_one_commit(site: Site) -> None:
 
 async def test_a_message_is_sent_after_the_commit_of_its_change(site: Site) -> None:
     hello = Hello(PROTOCOL, HOST1, frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, ())
+    await site.loop.do(lambda manager, now: approve(manager, hello, now))
     await site.loop.do(lambda manager, now: manager.on_hello(hello, "0", now))
     assert {node for node, _ in site.outbox.sent} == {HOST1}
-    assert set(site.outbox.commits_before) == {1}
+    assert set(site.outbox.commits_before) == {2}
+
+
+async def test_a_session_ends_after_the_commit_of_what_ends_it(site: Site) -> None:
+    await test_a_message_is_sent_after_the_commit_of_its_change(site)
+    await site.loop.do(lambda manager, now: manager.membership.revoke(HOST1, now))
+    assert site.outbox.ended == [HOST1]
+    assert [node.approval for node in site.ledger.load().nodes] == [None]
 
 
 async def test_a_refused_input_changes_nothing_and_does_not_affect_others(site: Site) -> None:

@@ -68,6 +68,7 @@ async def connected(site: cpmd.Site, name: str, octet: int) -> AsyncIterator[Pee
     async with site.session() as session:
         peer = Peer(session, name)
         roles = frozenset({Role.HOST}) if name.startswith("host") else frozenset({Role.EDGE})
+        await site.approve(name, f"172.30.0.{octet}", roles)
         await peer.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(f"172.30.0.{octet}"), "0", 0, ()))
         listening = asyncio.create_task(peer.listen())
         try:

@@ -70,9 +70,9 @@ def test_an_overflow_range_is_kept_until_the_range_grows_or_moves() -> None:
 
 def test_the_reason_why_a_vm_got_no_ports_is_kept() -> None:
     observation = Observation()
-    observation.on_not_started(NoRoomError(NO_ROOM))
+    observation.on_refused(NoRoomError(NO_ROOM))
     assert reasons(observation)[0] == NO_ROOM
-    observation.on_not_started(InternalPoolExhausted("100.64.0.0/30"))
+    observation.on_refused(InternalPoolExhausted("100.64.0.0/30"))
     assert reasons(observation)[0] == NoInternalAddress("100.64.0.0/30")
 
 
