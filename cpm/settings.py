@@ -168,9 +168,10 @@ class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     edge_grace_s: _Seconds = 10.0
     """Seconds that an edge may be disconnected, or leave something unconfirmed, before hosts no longer route through
     it, if there is another. Its tables keep working, so a restart of natd has no effect on traffic."""
-    edge_wait_s: _Seconds = 1.0
-    """The same while a range of a VM waits for that edge, and another one has it. New connections of a VM without free
-    ports wait as long."""
+    edge_wait_s: _Seconds = 5.0
+    """The same while a range of a VM waits for that edge, and another one has it. Longer than a restart of natd or cpmd
+    takes: whatever hosts do, the router outside may still send answers to that edge, which drops those to ports that it
+    does not know."""
     confirm_s: _Seconds = 10.0
     """Seconds that a connected node may leave something unconfirmed before ``virt-ports node list`` says that it does
     not answer. From then on it may be fenced."""

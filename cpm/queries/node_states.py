@@ -31,15 +31,15 @@ def trouble(manager: Manager, node: Node, now: float) -> str:
     is_out = Role.EDGE in node.roles and not node.in_service
     if node.fenced or (service.is_answering(node.name, now) and not is_out):
         return ""
-    head = "out of service: " if is_out else ""
+    head, end = ("out of service: ", "; let the router outside send it no packets") if is_out else ("", "")
     since = service.behind_since(node.name)
     lasts = f" for {span(max(0.0, now - since))}" if since is not None else ""
     node_sync = manager.sessions.get(node.name)
     if node_sync is None:
-        return f"{head}it has been away{lasts}"
+        return f"{head}it has been away{lasts}{end}"
     if node_sync.refusal:
-        return f"{head}it has refused what it was sent{lasts}: {node_sync.refusal}"
-    return f"{head}it has not confirmed what it was sent{lasts}; see `journalctl -u natd` there"
+        return f"{head}it has refused what it was sent{lasts}: {node_sync.refusal}{end}"
+    return f"{head}it has not confirmed what it was sent{lasts}, see `journalctl -u natd` there{end}"
 
 
 def held_up(manager: Manager, now: float) -> Mapping[NodeName, HeldUp]:

@@ -136,7 +136,7 @@ def _short_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running(*, edge_grace_s: float = 10.0, edge_wait_s: float = 1.0) -> AsyncIterator[Site]:
+async def running(*, edge_grace_s: float = 10.0, edge_wait_s: float = 5.0) -> AsyncIterator[Site]:
     """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "now", lambda: SINCE_BOOT_S)

@@ -108,7 +108,7 @@ def test_an_edge_that_confirms_nothing_holds_no_start_up_and_gets_no_packets(fai
     edge2 = site.machines[EDGE2]
     fail(edge2)  # type: ignore[operator]
     request = site.start_vm(HOST2, OTHER)
-    wait(site, 2.0)
+    wait(site, 6.0)
     assert site.machines[HOST2].answers[request] == ""
     assert (ways(site), ways(site, HOST2)) == ({EDGE1}, {EDGE1})
     assert all(site.open(OTHER, number) for number in range(100))
@@ -130,7 +130,7 @@ def test_an_edge_that_does_not_confirm_a_removal_leaves_service_after_its_grace(
     site.stop_vm(OTHER)
     wait(site, 9.0)
     assert ways(site) == {EDGE1, EDGE2}
-    wait(site, 2.0)
+    wait(site, 6.0)
     assert ways(site) == {EDGE1}
 
 
@@ -167,7 +167,7 @@ def test_an_edge_that_is_out_of_service_does_not_come_back_for_one_that_fails_la
     started(site)
     site.machines[EDGE2].refusing = True
     resize(site, 512)
-    wait(site, 3.0)
+    wait(site, 6.0)
     site.kill_natd(EDGE1)
     wait(site, 60.0)
     assert (ways(site), size(site)) == ({EDGE1}, 512)
@@ -183,7 +183,7 @@ def test_a_range_is_used_when_its_host_no_longer_sends_to_the_edge_that_left_ser
     resize(site, 512)
     site.run()
     site.machines[HOST1].stuck = True
-    wait(site, 5.0)
+    wait(site, 6.0)
     assert (ways(site), size(site)) == ({EDGE1, EDGE2}, 256)
     assert sent(site) == 256, "the path alone"
     site.machines[HOST1].stuck = False
@@ -200,7 +200,7 @@ def test_a_host_that_does_not_confirm_the_path_holds_up_its_own_vms_only() -> No
     site.machines[EDGE2].refusing = site.machines[HOST2].stuck = True
     resize(site, 512)
     resize(site, 512, OTHER)
-    wait(site, 3.0)
+    wait(site, 6.0)
     assert (size(site), size(site, OTHER)) == (512, 256)
 
 
@@ -244,7 +244,7 @@ def test_an_edge_that_returns_and_stops_confirming_holds_nobody_up() -> None:
     site.kernel_step(EDGE2), site.deliver_up(EDGE2)
     site.machines[EDGE2].stuck = True
     resize(site, 1024)
-    wait(site, 2.0)
+    wait(site, 6.0)
     assert (ways(site), size(site)) == ({EDGE1}, 1024)
 
 
@@ -258,7 +258,7 @@ def test_a_vm_that_starts_while_an_edges_natd_restarts_waits_for_it(name: NodeNa
     request = site.start_vm(HOST1, VM)
     site.run()
     assert request not in site.machines[HOST1].answers
-    wait(site, 0.5)
+    wait(site, 4.5)
     site.start_natd(name)
     site.connect(name)
     site.run()
@@ -291,15 +291,15 @@ def test_a_vm_that_moves_while_an_edges_natd_restarts_gets_ports_that_no_edge_dr
     site.kill_natd(EDGE2)
     site.resume(VM, HOST2)
     site.left(VM, HOST1)
-    wait(site, 2.0)
+    wait(site, 6.0)
     assert ways(site, HOST2) == {EDGE1}
     assert all(site.open(VM, number) for number in range(100))
 
 
-def test_a_start_after_an_edge_has_been_away_for_a_second_does_not_wait() -> None:
+def test_a_start_does_not_wait_for_an_edge_that_has_been_away_for_longer_than_a_range_may_wait() -> None:
     site = Site()
     site.kill_natd(EDGE2)
-    wait(site, 1.0)
+    wait(site, 5.0)
     assert ways(site) == {EDGE1, EDGE2}, "nobody needs it to leave"
     started(site)
     assert ways(site) == {EDGE1}

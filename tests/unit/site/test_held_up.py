@@ -39,7 +39,7 @@ def test_a_scrapped_edge_is_named_with_the_ports_that_wait_for_it_until_it_is_fe
     assert not metric(site, "held_ports"), "its hold-down has not passed"
     wait(site, 301.0)
     assert problems(site) == [
-        "edge2: out of service: it has been away for 5 minutes",
+        "edge2: out of service: it has been away for 5 minutes; let the router outside send it no packets",
         REMEDY.format(node="edge2"),
     ]
     assert site.manager is not None

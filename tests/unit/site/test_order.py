@@ -158,7 +158,7 @@ def test_a_range_waits_for_an_edge_that_is_away_for_a_moment_and_still_gets_pack
     site.run()
     # Half of the new connections would pass an edge that knows nothing of their ports.
     assert (ways(site), host_ports(site)) == (2, 256)
-    site.pass_time(0.9)
+    site.pass_time(4.0)
     site.run()
     assert (ways(site), host_ports(site)) == (2, 256)
     site.start_natd(EDGE2)
