@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpm import settings as settings_
+from cpm.api.access import Access, group_number
 from cpm.api.server import Server, tls_context
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
@@ -84,8 +85,9 @@ class Cpmd:
         await self._tasks.stop()
         self._ledger.close()
         self._journal.stop()
-        with contextlib.suppress(OSError):
-            Path(self._settings.listen.socket).unlink()
+        for path in filter(None, (self._settings.listen.socket, self._settings.listen.read_socket)):
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
 
     def _build(self) -> None:
         path = Path(self._settings.ledger.path)
@@ -103,9 +105,11 @@ class Cpmd:
 
     async def _listen(self) -> None:
         listen = self._settings.listen
-        path = Path(listen.socket)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        await self._server.listen_unix(path)
+        admin_group = group_number("cpmd.toml", listen.admin_group)
+        for path, access in ((listen.socket, Access(admin_group)), (listen.read_socket, Access(is_read_only=True))):
+            if path:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                await self._server.listen_unix(Path(path), access)
         if listen.address is not None and listen.certificate and listen.key and listen.ca:
             host, port = settings_.split_address("cpmd.toml", listen.address)
             await self._server.listen_tls(host, port, tls_context(listen.certificate, listen.key, listen.ca))

@@ -32,7 +32,12 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The addresses at which operators and nodes reach the manager."""
 
     socket: str = "/run/virt-ports/cpmd.sock"
-    """Unix socket for ``virt-ports`` and for a natd on the same machine. Access to it permits every operation."""
+    """Unix socket for ``virt-ports`` and for a natd on the same machine. Whoever can open it (mode 0660) may ask;
+    changes are for root, cpmd's own user and members of ``admin_group``, sessions of nodes for root."""
+    read_socket: str = ""
+    """Another one, on which nobody may change anything, for programs that only ask; empty: none."""
+    admin_group: str = ""
+    """Group whose members may change something; empty: only root."""
     address: str | None = None
     """``IP:PORT`` for nodes on other machines, always TLS with client certificates; None: only the socket."""
     certificate: str | None = None

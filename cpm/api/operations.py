@@ -80,6 +80,11 @@ class Operation(Struct, Generic[Answer], frozen=True, eq=False):
         return f"{self.method} {self.path}"
 
     @property
+    def changes(self) -> bool:
+        """Whether it changes anything."""
+        return self.method != "GET"
+
+    @property
     def arguments(self) -> frozenset[str]:
         """The names of the arguments that its handler gets from a request."""
         return frozenset(each.name for each in self.parameters) | ({"body"} if self.body is not None else set())

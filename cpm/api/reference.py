@@ -30,9 +30,10 @@ _HEAD = """\
 The API that `virt-ports` uses, for other programs. This page is generated from the declarations in
 `cpm/api/operations.py` by `python -m cpm.api.reference`, and a test fails when it is stale.
 
-The API is served on a unix socket, by default `/run/virt-ports/cpmd.sock`; access to the socket permits every
-operation. Requests and answers are JSON. Times are UTC seconds since 1970, addresses are strings. A change is answered
-once it is durable.
+The API is served on a unix socket, by default `/run/virt-ports/cpmd.sock`. Whoever can open it may ask (`GET`); any
+other method is for root and for members of `[listen] admin_group` in `cpmd.toml`, and `forbidden` for others. On
+`[listen] read_socket` it is forbidden for all. Requests and answers are JSON. Times are UTC seconds since 1970,
+addresses are strings. A change is answered once it is durable.
 
     curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
 
@@ -43,9 +44,9 @@ _ERRORS = """
 ## Errors
 
 An answer with a status other than 200 has an [ErrorView](#errorview) as body. Besides the errors listed for an
-operation, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger`, and any
-request by `error`. The table has all codes, with the HTTP status and the exit code of `virt-ports`; some occur only as
-the latter.
+operation, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger` or
+`forbidden`, and any request by `error`. The table has all codes, with the HTTP status and the exit code of
+`virt-ports`; some occur only as the latter.
 
 | code | status | exit code |
 |---|---|---|

@@ -1,9 +1,10 @@
 """
 The manager's HTTP side: operators' requests and nodes' sessions.
 
-There are two listeners. The unix socket serves everything; access to it permits every operation. The TLS listener
-serves node sessions only, to peers whose certificate names them. The interfaces that the server calls are declared here
-(:class:`OperatorRequests`, :class:`NodeSessions`) and implemented in :mod:`cpm.serving`.
+There are two kinds of listeners. Unix sockets serve operators and nodes, each peer as far as it may
+(:mod:`cpm.api.access`). The TLS listener serves node sessions only, to peers whose certificate names them. The
+interfaces that the server calls are declared here (:class:`OperatorRequests`, :class:`NodeSessions`) and implemented in
+:mod:`cpm.serving`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
+from cpm.api.access import Access, Peer
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
@@ -35,6 +37,8 @@ HEARTBEAT_S = 10.0
 
 HELLO_LIMIT_S = 10.0
 """Seconds within which hello must arrive on a new connection."""
+
+_ACCESS = web.AppKey("access", Access)
 
 MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request at most."""
@@ -167,13 +171,14 @@ class Server:
         self._nodes = nodes
         self._runners: list[web.AppRunner] = []
 
-    async def listen_unix(self, path: Path) -> None:
+    async def listen_unix(self, path: Path, access: Access) -> None:
         """
-        Serve everything on a unix socket (mode 0660).
+        Serve operators and nodes on a unix socket (mode 0660).
 
+        :param access: Who may do what there.
         :raise OSError: When the socket cannot be made.
         """
-        runner = await self._runner(self._operator_app())
+        runner = await self._runner(self._operator_app(access))
         path.unlink(missing_ok=True)
         await web.UnixSite(runner, str(path)).start()
         path.chmod(0o660)
@@ -199,8 +204,9 @@ class Server:
         self._runners.append(runner)
         return runner
 
-    def _operator_app(self) -> web.Application:
+    def _operator_app(self, access: Access) -> web.Application:
         app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json])
+        app[_ACCESS] = access
         for operation in OPERATIONS:
             # add_get() also answers HEAD, add_route() does not.
             add = app.router.add_get if operation.method == "GET" else partial(app.router.add_route, operation.method)
@@ -213,6 +219,8 @@ class Server:
     # Operators
 
     async def _answer(self, operation: Operation[Any], request: web.Request) -> web.Response:
+        if operation.changes:
+            request.app[_ACCESS].check_change(_process(request))
         answer = await self._operators.answer(operation, await _arguments(operation, request))
         if isinstance(answer, Document):
             return web.Response(body=answer.body, headers={"Content-Type": answer.content_type})
@@ -234,6 +242,8 @@ class Server:
     # Nodes
 
     async def _session(self, request: web.Request) -> web.StreamResponse:
+        if (access := request.app.get(_ACCESS)) is not None:
+            access.check_node(_process(request))
         socket = web.WebSocketResponse(
             heartbeat=HEARTBEAT_S, max_msg_size=codec.MAX_NODE_MESSAGE, compress=False, autoping=False
         )
@@ -299,7 +309,7 @@ def _peer(request: web.Request) -> str:
 
 def _check_identity(request: web.Request, name: NodeName) -> None:
     """
-    Check that a node's certificate has its name. On the unix socket there is none; there the file mode decides.
+    Check that a node's certificate has its name. On a unix socket there is none; its user was checked.
 
     :raise InvalidRequest: When the certificate does not name it.
     """
@@ -314,6 +324,11 @@ def _check_identity(request: web.Request, name: NodeName) -> None:
             f"the certificate of node {name} has the DNS names {', '.join(sorted(names)) or '(none)'}; "
             "set name in its natd.toml to a DNS name of its certificate"
         )
+
+
+def _process(request: web.Request) -> Peer:
+    assert request.transport is not None
+    return Peer.of(request.transport.get_extra_info("socket"))
 
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -22,8 +22,12 @@ CPMD = """\
 # log_level = "info"
 
 [listen]
-# For virt-ports, and for natd on this machine. Users who may open it (group virt-ports) may do everything.
+# For virt-ports, and for natd on this machine. Users who can open it (group virt-ports) may ask.
 # socket = "/run/virt-ports/cpmd.sock"
+# Only root may change anything, and members of this group.
+# admin_group = ""
+# Another socket on which nobody may change anything, for programs that only ask.
+# read_socket = ""
 
 # For nodes on other machines: TLS with client certificates. Set all four. The key must be readable for the group
 # virt-ports (chgrp virt-ports, chmod 0640). Use a CA for this purpose only: every certificate it signs may connect

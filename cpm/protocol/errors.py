@@ -7,6 +7,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     VirtPortsError
     ├── InvalidRequest          malformed, or contradicts itself
     ├── ConfigError             a configuration file is wrong
+    ├── Forbidden               the caller may not do that
     ├── NotFound                no such VM, address or node
     ├── JournalNotKept          the ledger no longer has what happened then
     ├── Ambiguous               several VMs have that name
@@ -86,6 +87,14 @@ class ConfigError(VirtPortsError):
     def __str__(self) -> str:
         where = f"{self.file}: {self.key}" if self.key else self.file
         return f"{where}: {self.remedy}"
+
+
+class Forbidden(VirtPortsError):
+    """The kernel says that the caller is a user who may not do that; the message says who may."""
+
+    code = "forbidden"
+    http_status = 403
+    exit_code = ExitCode.REFUSED
 
 
 class NotFound(VirtPortsError):

@@ -136,7 +136,9 @@ def _short_directory() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def running(*, edge_grace_s: float = 10.0, edge_wait_s: float = 5.0) -> AsyncIterator[Site]:
+async def running(
+    *, edge_grace_s: float = 10.0, edge_wait_s: float = 5.0, read_socket: bool = False
+) -> AsyncIterator[Site]:
     """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(clock, "now", lambda: SINCE_BOOT_S)
@@ -144,7 +146,9 @@ async def running(*, edge_grace_s: float = 10.0, edge_wait_s: float = 5.0) -> As
         path = directory / "cpmd.sock"
         cpmd = Cpmd(
             settings.Settings(
-                listen=settings.ListenSettings(socket=str(path)),
+                listen=settings.ListenSettings(
+                    socket=str(path), read_socket=str(directory / "read.sock") if read_socket else ""
+                ),
                 ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
                 nodes=settings.NodesSettings(edge_grace_s=edge_grace_s, edge_wait_s=edge_wait_s),
             )

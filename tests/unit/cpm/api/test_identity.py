@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 import trustme
 
+from cpm.api.access import Access
 from cpm.api.server import Server, tls_context
 from cpm.api.session import tls_context as node_context
 from cpm.protocol import codec
@@ -158,9 +159,9 @@ async def test_a_certificate_is_good_for_its_own_name_only(
     authority, servers = trustme.CA(), []
     original = Server.listen_unix
 
-    async def note(server: Server, path: Path) -> None:
+    async def note(server: Server, path: Path, access: Access) -> None:
         servers.append(server)
-        await original(server, path)
+        await original(server, path, access)
 
     monkeypatch.setattr(Server, "listen_unix", note)
     context = _write(authority, tmp_path, "host1")

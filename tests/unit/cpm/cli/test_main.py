@@ -23,7 +23,9 @@ from tests.unit.cpm.cli.test_verbs import EVENTS
 
 REFUSALS = [
     (400, "invalid-request", 2),
+    (403, "forbidden", 1),
     (404, "not-found", 1),
+    (404, "journal-not-kept", 1),
     (409, "conflict", 1),
     (409, "ambiguous", 1),
     (409, "address-in-use", 1),
@@ -69,7 +71,8 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
-                       "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached"}  # fmt: skip
+                       "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
+                       "journal-not-kept"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cpm.api import operations
+from cpm.api.access import Access
 from cpm.api.client import Client
 from cpm.api.operations import Operation
 from cpm.api.server import NodeConnection, Server
@@ -118,7 +119,7 @@ def server() -> Iterator[Running]:
     backend = SaysWhatItIsTold()
     running, real = Running(backend, loop, str(directory / "cpmd.sock")), Server(backend, backend)
     try:
-        running.wait(real.listen_unix(directory / "cpmd.sock"))
+        running.wait(real.listen_unix(directory / "cpmd.sock", Access()))
         yield running
     finally:
         running.wait(real.stop())

@@ -14,6 +14,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     VirtPortsError("as given"): "as given",
     errors.InvalidRequest("as given"): "as given",
     errors.Conflict("as given"): "as given",
+    errors.Forbidden("as given"): "as given",
     errors.LedgerError("as given"): "as given",
     errors.ConfigError("/etc/x.toml", "pool.cap", "use 64 or more"): "/etc/x.toml: pool.cap: use 64 or more",
     errors.ConfigError("/etc/x.toml", "", "cannot read"): "/etc/x.toml: cannot read",
