@@ -1,10 +1,10 @@
 """
 The one loop that owns the :class:`~cpm.core.manager.Manager` and the ledger.
 
-It takes all inputs that have arrived, lets the manager decide, commits the changes to the ledger as one transaction,
-and only then sends messages and answers. The commit blocks the event loop: nothing could be decided meanwhile, and a
-hand-over to a thread and back would take as long as the commit. Inputs that arrive until then queue in the sockets and
-are committed together.
+It takes what has arrived, up to the bound of a turn (:mod:`cpm.serving.turns`), lets the manager decide, commits the
+changes to the ledger as one transaction, and only then sends messages and answers. The commit blocks the event loop:
+nothing could be decided meanwhile, and a hand-over to a thread and back would take as long as the commit. Inputs that
+arrive until then queue in the sockets, and the next turns commit many of them together.
 
 An input that fails is attributed: when anything about a batch goes wrong, its inputs are decided again one by one, each
 with a commit of its own, and only the one that fails alone is refused. A manager that may have followed an input
@@ -27,6 +27,7 @@ from cpm.protocol.errors import LedgerError, VirtPortsError
 from cpm.protocol.messages import ManagerMessage
 from cpm.protocol.model import NodeName
 from cpm.serving.ledger_clock import LedgerClock
+from cpm.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class DecisionLoop:
         self._ledger = ledger
         self._rules = rules
         self._sessions = sessions
-        self._inputs: asyncio.Queue[_Input] = asyncio.Queue()
+        self._inputs: Turns[_Input] = Turns()
+        self._arrived = asyncio.Event()
         self.next_commit = asyncio.Event()
         """Set by the next commit, which also replaces it. To miss no commit: get the event, read, then wait for it."""
         epoch = ledger.next_epoch()
@@ -114,26 +116,31 @@ class DecisionLoop:
         """For reading only; replaced by another one after a failed input or commit."""
         self._committed_at = self.clock.compare(self.manager)
 
-    async def do(self, act: Callable[[Manager, float], _T], then: Callable[[], None] = _nothing) -> _T:
+    async def do(self, act: Callable[[Manager, float], _T], then: Callable[[], None] = _nothing, vms: int = 0) -> _T:
         """
         Run a function on the manager; return its result once all changes that follow from it are durable.
 
         :param act: Called with the manager and ledger time; again with another manager when the first failed because of
             something else.
         :param then: Called once when the changes are durable, before any message about them is sent.
+        :param vms: VMs that the input lists or measures; 0: it is about one, or none, and goes first.
         :raise VirtPortsError: The error of ``act``, or why its changes could not be committed; nothing has changed.
         """
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._inputs.put_nowait(_Input(act, then, answer))
+        self._inputs.put(_Input(act, then, answer), vms)
+        self._arrived.set()
         return await answer
 
     async def run(self) -> None:
         """Process inputs until cancelled."""
         while True:
-            batch = [await self._inputs.get()]
-            while not self._inputs.empty():
-                batch.append(self._inputs.get_nowait())
-            self._decide(batch)
+            await self._arrived.wait()
+            self._decide(self._inputs.take())
+            if self._inputs:
+                # Read what has arrived meanwhile: some of it may be to go first.
+                await asyncio.sleep(0)
+            else:
+                self._arrived.clear()
 
     def _decide(self, batch: list[_Input]) -> None:
         now = self.clock.compare(self.manager)

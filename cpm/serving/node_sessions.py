@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Iterable
+from functools import partial
 
 from cpm.api.server import NodeConnection
 from cpm.api.views import ReportView
@@ -18,11 +19,12 @@ from cpm.core.manager import Manager
 from cpm.core.membership import MOST_ASKING
 from cpm.core.statements import Statements
 from cpm.protocol.errors import Conflict, LedgerError, NameInUse, NotApproved, VirtPortsError
-from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Report, Snapshot
-from cpm.protocol.model import NodeName
+from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Present, Report, Snapshot
+from cpm.protocol.model import NodeName, Role
 from cpm.queries import measurements
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.streams import ReportFollowers
+from cpm.serving.turns import TURN_VMS
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +165,8 @@ class NodeSessions:
             self._connections.begin(hello.node, connection)
 
         try:
-            await self._decisions.do(act, lambda: self._connections.on_followed(hello.node, connection, hello))
+            followed = partial(self._connections.on_followed, hello.node, connection, hello)
+            await self._decisions.do(act, followed, vms=_vms_in(hello))
         except VirtPortsError as error:
             self._connections.remove(hello.node, connection)
             if isinstance(error, NotApproved):
@@ -213,7 +216,7 @@ class NodeSessions:
             if view is not None:
                 self._reports.publish(view)
 
-        await self._decisions.do(act, then)
+        await self._decisions.do(act, then, vms=_vms_in(message))
 
     def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
         """Keep a node out for some time: its session ends because what it says cannot be followed."""
@@ -235,6 +238,19 @@ class NodeSessions:
 
         await self._decisions.do(act)
         log.info("node %s disconnected", node)
+
+
+def _vms_in(message: NodeMessage) -> int:
+    """Return how many VMs a message lists or measures; 0: it is about one, or none."""
+    match message:
+        case Hello(roles=roles, domains=domains):
+            # An edge lists none, and is told of all.
+            return TURN_VMS if Role.EDGE in roles else len(domains) + 1
+        case Present(domains=domains):
+            return len(domains) + 1
+        case Report(vms=vms):
+            return len(vms) + 1
+    return 0
 
 
 def _monotonic() -> float:
