@@ -112,7 +112,7 @@ def main() -> int:
 def _report_bug(error: Exception) -> int:
     import traceback
 
-    traceback.print_exc()
+    render.emit(traceback.format_exc(), sys.stderr)
     message = f"unexpected {type(error).__name__}: {error}; please report this as a bug, with the lines above"
     render.print_error("internal", message, parsing.requested_output(sys.argv[1:]))
     return ExitCode.INTERNAL

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from cpm.protocol.escaping import escaped
+
 _FIELD_WIDTH = 15
 """Columns, as in virsh's dominfo."""
 
@@ -58,8 +60,7 @@ def cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.1f}"
-    text = str(value)
-    return text if text.isprintable() else "".join(map(_printable, text))
+    return escaped(str(value))
 
 
 def ports(first: int | None, last: int | None) -> str | None:
@@ -86,7 +87,16 @@ def document(value: object, *, pretty: bool) -> str:
 
 def emit(text: str, stream: TextIO | None = None) -> None:
     """
-    Print and flush.
+    Print for people, and flush: whatever is in the text, nothing but its line breaks has an effect on a terminal.
+
+    :raise BrokenPipeError: When the reader has closed the pipe.
+    """
+    emit_exact(escaped(text, keep="\n"), stream)
+
+
+def emit_exact(text: str, stream: TextIO | None = None) -> None:
+    """
+    Print as it is, and flush: for documents that programs read, and our own control sequences.
 
     :raise BrokenPipeError: When the reader has closed the pipe.
     """
@@ -97,19 +107,15 @@ def emit(text: str, stream: TextIO | None = None) -> None:
 
 def emit_document(value: object) -> None:
     """Print a JSON document: indented on a terminal, otherwise on one line."""
-    emit(document(value, pretty=sys.stdout.isatty()))
+    emit_exact(document(value, pretty=sys.stdout.isatty()))
 
 
 def print_error(code: str, message: str, output: Format) -> None:
     """Print an error on stderr: a sentence, or with ``-o json`` an object with code and message."""
     if output is Format.JSON:
-        emit(document({"code": code, "message": message}, pretty=False), sys.stderr)
+        emit_exact(document({"code": code, "message": message}, pretty=False), sys.stderr)
     else:
         emit(f"error: {message}\n", sys.stderr)
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def _width(text: str) -> int:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from cpm.api import handlers, operations
 from cpm.api.views import Document
 from cpm.core.manager import Manager
+from cpm.protocol.escaping import escaped
 from cpm.protocol.model import Role
 from cpm.queries import nodes, pool, vms
 
@@ -26,6 +27,15 @@ class _Metrics(Collector):
         self._now = now
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Yield the metrics; names are escaped here, since the format escapes line breaks and quotation marks only."""
+        for family in self._families():
+            family.samples = [
+                sample._replace(labels={label: escaped(value) for label, value in sample.labels.items()})
+                for sample in family.samples
+            ]
+            yield family
+
+    def _families(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         yield self._vms()
         yield self._vms_lacking_ports()
         yield self._refused_packets()

@@ -7,9 +7,28 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
+
+from cpm.protocol.escaping import escaped
 
 _JOURNAL = "/run/systemd/journal/socket"
 _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+
+class EscapingFormatter(logging.Formatter):
+    """
+    Formats records so that one is one line, whatever text of others is in it.
+
+    A traceback keeps its line breaks, and nothing else that is not printable.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line without the traceback."""
+        return escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return the traceback."""
+        return escaped(super().formatException(ei), keep="\n")
 
 
 class JournalHandler(logging.Handler):
@@ -59,8 +78,8 @@ def set_up(identifier: str, level: str) -> None:
     handler: logging.Handler
     if os.environ.get("JOURNAL_STREAM") and Path(_JOURNAL).exists():
         handler = JournalHandler(identifier)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(EscapingFormatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import uvloop
 
 from cpm.protocol.errors import ConfigError, VirtPortsError
+from cpm.protocol.escaping import escaped
 from cpm.service import logs, notify
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def run(
     try:
         settings = load(options.config)
     except ConfigError as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
+        sys.stderr.write(f"{parser.prog}: {escaped(str(error))}\n")
         return 2
     if options.check:
         return 0

@@ -51,4 +51,7 @@ def _follow(views: Iterator[EventView], *, json: bool) -> None:
     if not json:
         render.emit(journal.head())
     for view in views:
-        render.emit(render.document(render.plain(view), pretty=False) if json else journal.line(view))
+        if json:
+            render.emit_exact(render.document(render.plain(view), pretty=False))
+        else:
+            render.emit(journal.line(view))

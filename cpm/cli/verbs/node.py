@@ -145,9 +145,8 @@ def _confirm(node: str, asks: AskedView) -> None:
     if not sys.stdin.isatty():
         raise InvalidRequest("there is no terminal to confirm on; add --yes, or --role and --underlay")
     machine = f", machine {render.cell(asks.machine)}" if asks.machine else ""
-    sys.stderr.write(f"{render.cell(f'{node} {asks.why}')}{machine}\n")
-    sys.stderr.write(f"approve {node} as {','.join(asks.roles)} at {asks.underlay}? [y/N] ")
-    sys.stderr.flush()
+    render.emit(f"{render.cell(f'{node} {asks.why}')}{machine}\n", sys.stderr)
+    render.emit(f"approve {render.cell(node)} as {','.join(asks.roles)} at {asks.underlay}? [y/N] ", sys.stderr)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise _NotConfirmed("nothing was approved; run the command again and answer y, or name --role and --underlay")
 

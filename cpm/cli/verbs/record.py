@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     lines, last = 0, 0.0
     with _output_file(args.file) as file, contextlib.suppress(KeyboardInterrupt):
         for at, name, text in _rows(reports, args.seconds):
-            render.emit(text, file)
+            render.emit_exact(text, file)
             vms.add(name)
             lines, last = lines + bool(name), at
     vms.discard("")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpm.cli import parsing, render
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.escaping import escaped
 
 if TYPE_CHECKING:
     from cpm.simulation import Result, Trace
@@ -184,9 +185,9 @@ def _progress(name: str) -> Iterator[Callable[[float], None] | None]:
         nonlocal pools
         pools += share >= 1
         text = f"{name}: replay {share:.0%}" if share < 1 else f"{name}: pool {pools}"
-        render.emit(f"\r\x1b[K{text}", sys.stderr)
+        render.emit_exact(f"\r\x1b[K{escaped(text)}", sys.stderr)
 
     try:
         yield show
     finally:
-        render.emit("\r\x1b[K", sys.stderr)
+        render.emit_exact("\r\x1b[K", sys.stderr)

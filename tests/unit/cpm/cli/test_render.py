@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -48,3 +51,34 @@ def test_documents_end_in_a_newline_and_keep_unicode() -> None:
     assert render.document(value, pretty=False) == '[{"name": "é", "ports": null}]\n'
     assert json.loads(render.document(value, pretty=True)) == value
     assert len(render.document(value, pretty=True).splitlines()) == 6
+
+
+HOSTILE = "vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00"
+
+
+def test_nothing_that_is_printed_for_people_controls_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    render.emit(f"{HOSTILE}\nnext\n")
+    render.print_error("conflict", f"{HOSTILE} is gone; do this", render.Format.TABLE)
+    out, err = capsys.readouterr()
+    assert out == r"vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00" + "\nnext\n"
+    assert err == r"error: vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00 is gone; do this" + "\n"
+
+
+def test_documents_are_exact(capsys: pytest.CaptureFixture[str]) -> None:
+    render.emit_document({"name": HOSTILE})
+    render.print_error("conflict", HOSTILE, render.Format.JSON)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"name": HOSTILE}
+    assert json.loads(err) == {"code": "conflict", "message": HOSTILE}
+
+
+def test_everything_is_printed_in_one_place() -> None:
+    """Another one would have to escape names, too."""
+    folder = Path(render.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or path.name == "render.py":
+                continue
+            called = ast.unparse(node.func)
+            assert called not in ("print", "traceback.print_exc"), f"{path.name}:{node.lineno}: use render.emit()"
+            assert not re.search(r"(stdout|stderr|stream)\.write$", called), f"{path.name}:{node.lineno}"

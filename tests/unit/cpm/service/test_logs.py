@@ -49,8 +49,37 @@ def test_a_record_reaches_journald_with_its_fields(journal: socket.socket) -> No
 
 def test_a_message_of_several_lines_is_sent_with_its_length(journal: socket.socket) -> None:
     logs.set_up("natd", "info")
-    logging.getLogger("x").error("one\ntwo")
-    assert journal.recv(4096).startswith(b"MESSAGE\n" + (7).to_bytes(8, "little") + b"one\ntwo\nPRIORITY=3\n")
+    try:
+        raise ValueError("a\x1b\u202eb\nc")
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    record = journal.recv(4096)
+    length = int.from_bytes(record[8:16], "little")
+    message = record[16 : 16 + length].decode()
+    assert record.startswith(b"MESSAGE\n")
+    assert record[16 + length :].startswith(b"\nPRIORITY=3\n")
+    assert message.startswith("failed\nTraceback (most recent call last):\n")
+    assert message.endswith("ValueError: a\\x1b\\u202eb\nc")
+
+
+NAME = "vm\x1b[2J\nERROR forged\u202e\u2066\x00\x9b\ud800"
+ESCAPED = r"vm\x1b[2J\nERROR forged\u202e\u2066\x00\x9b\ud800"
+
+
+def test_what_others_chose_is_escaped_for_journald(journal: socket.socket) -> None:
+    logs.set_up("natd", "info")
+    logging.getLogger("x").warning("VM %s is gone", NAME)
+    assert journal.recv(4096).startswith(f"MESSAGE=VM {ESCAPED} is gone\n".encode())
+
+
+def test_what_others_chose_is_escaped_on_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    logs.set_up("natd", "info")
+    logging.getLogger("x").warning("VM %s is gone", NAME)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"WARNING x: VM {ESCAPED} is gone")
 
 
 def test_records_below_the_level_are_not_sent(journal: socket.socket) -> None:
