@@ -26,6 +26,7 @@ from cpm.api.views import (
     DomainView,
     EventView,
     ExplainView,
+    NodeEventView,
     NodeView,
     PoolRemoval,
     PoolRequest,
@@ -170,6 +171,11 @@ REMOVE_FROM_POOL: Final = Operation(
     body=PoolRemoval, errors=(NotFound, AddressInUse),
 )  # fmt: skip
 LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
+NODE_EVENTS: Final = Operation(
+    "GET", "/v1/node-events", list[NodeEventView],
+    "Return the newest entries of the record of nodes, oldest first: service of edges, fences, approvals.",
+    parameters=(WholeNumber("limit", "most entries to return", 1, 10_000, default=100),),
+)  # fmt: skip
 FENCE: Final = Operation(
     "POST", "/v1/nodes/{name}/fence", NodeView, "Confirm that a node no longer forwards packets.",
     parameters=(_NODE,), errors=(NotFound, Conflict),

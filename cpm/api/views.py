@@ -377,6 +377,19 @@ class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Ports that its VMs may hold in all; 0: as many as ``cpmd.toml`` says."""
 
 
+class NodeEventView(Struct, frozen=True):
+    """An entry of the record of nodes."""
+
+    seq: int
+    at: UtcSeconds
+    node: NodeName
+    event: str
+    """``in-service`` or ``out-of-service`` (an edge: whether hosts send packets to it), ``fenced``, ``unfenced``,
+    ``approved``, ``revoked``, ``removed``."""
+    why: str
+    """Empty: there is no more to say."""
+
+
 class NodeView(Struct, frozen=True):
     """A machine with a natd; also one that only asks to be a node."""
 

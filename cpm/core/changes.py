@@ -13,7 +13,7 @@ import dataclasses
 from ipaddress import IPv4Address
 from typing import TypeAlias
 
-from cpm.core.journal import JournalEvent
+from cpm.core.journal import JournalEvent, NodeEvent
 from cpm.core.timeline import Stretch
 from cpm.protocol.model import (
     VM,
@@ -133,6 +133,16 @@ class PutStretch:
     stretch: Stretch
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class NoteNode:
+    """Add an entry to the record of nodes and change nothing; only the newest entries are kept."""
+
+    node: NodeName
+    event: NodeEvent
+    why: str = ""
+    """For people."""
+
+
 Change: TypeAlias = (
     PutVM
     | DropVM
@@ -145,6 +155,7 @@ Change: TypeAlias = (
     | MoveAllocation
     | FreeAllocation
     | Notice
+    | NoteNode
     | PutStretch
 )
 """One change of the ledger."""

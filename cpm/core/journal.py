@@ -82,6 +82,25 @@ class JournalEvent(enum.StrEnum):
     """The drain limit ended the range while ports were short; connections that still used it are cut."""
 
 
+class NodeEvent(enum.StrEnum):
+    """What the record of nodes says of one."""
+
+    IN_SERVICE = "in-service"
+    """Hosts send packets to this edge."""
+    OUT_OF_SERVICE = "out-of-service"
+    """They no longer do."""
+    FENCED = "fenced"
+    """The operator vouches that it forwards nothing."""
+    UNFENCED = "unfenced"
+    """That is no longer so."""
+    APPROVED = "approved"
+    """The operator says what it may be."""
+    REVOKED = "revoked"
+    """The operator takes that back."""
+    REMOVED = "removed"
+    """It is forgotten."""
+
+
 NOTICES = frozenset(
     {
         JournalEvent.EXHAUSTED,
@@ -118,6 +137,20 @@ class JournalEntry:
     ports: PortRange
     state: AllocationState | None
     """The state of these ports from then on; None: free."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeEntry:
+    """An entry of the record of nodes."""
+
+    seq: int
+    """Position in it; each entry has a greater one than the entry before."""
+    at: WallTime
+    """When it was committed, as the wall clock showed it."""
+    node: NodeName
+    event: NodeEvent
+    why: str
+    """For people; empty: there is no more to say."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ import dataclasses
 from collections.abc import Mapping
 
 from cpm.core import own_ports, sizing
-from cpm.core.changes import Change, PutNode, PutStretch, PutVM
+from cpm.core.changes import Change, NoteNode, PutNode, PutStretch, PutVM
 from cpm.core.claims import Claims
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
-from cpm.core.journal import LedgerState
+from cpm.core.journal import LedgerState, NodeEvent
 from cpm.core.membership import Membership
 from cpm.core.pool import Pool
 from cpm.core.presence import VMPresence
@@ -177,8 +177,10 @@ class Manager:
             raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
         own_ports.check(hello.own)
         node = self.membership.admit(hello, now)
-        if node != self.fleet.nodes[hello.node]:
+        if node != (known := self.fleet.nodes[hello.node]):
             self.fleet.record(PutNode(node))
+        if known.fenced and not node.fenced:
+            self.fleet.record(NoteNode(node.name, NodeEvent.UNFENCED, "it is connected again"))
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
         self._presence.forget_statements(hello.node)
@@ -312,6 +314,8 @@ class Manager:
                 "first, then fence it"
             )
         self.fleet.record(PutNode(dataclasses.replace(node, fenced=fenced, in_service=False)))
+        if fenced != node.fenced:
+            self.fleet.record(NoteNode(name, NodeEvent.FENCED if fenced else NodeEvent.UNFENCED, "by the operator"))
         self.edge_service.on_fenced(name, now)
         if name in self.sessions:
             # Its confirmation puts it back.

@@ -18,6 +18,7 @@ from cpm.core.changes import (
     DropVM,
     FreeAllocation,
     MoveAllocation,
+    NoteNode,
     Notice,
     PutAddress,
     PutNode,
@@ -29,6 +30,9 @@ from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
 from cpm.protocol.errors import AddressInUse, Conflict, Overloading
 from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesce
+
+NODE_EVENTS_KEPT: Final = 10_000
+"""Entries of the record of nodes that are kept: an edge that comes and goes every ten seconds fills them in a day."""
 
 _INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _UPDATE_ALLOCATION: Final = "UPDATE allocations SET node = ?, first = ?, last = ?, state = ?, since = ? WHERE id = ?"
@@ -187,6 +191,12 @@ def _notice(connection: sqlite3.Connection, change: Notice, now: float) -> None:
         _journal(connection, change.event, found, now)
 
 
+def _note_node(connection: sqlite3.Connection, change: NoteNode, now: float) -> None:
+    query = f"INSERT INTO node_events ({rows.NODE_EVENT}) VALUES (NULL, ?, ?, ?, ?)"  # noqa: S608 - constants
+    newest = connection.execute(query, (now, change.node, change.event, change.why)).lastrowid
+    connection.execute("DELETE FROM node_events WHERE seq <= ?", ((newest or 0) - NODE_EVENTS_KEPT,))
+
+
 def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
     if new.node != old.node:
         return JournalEvent.MOVED
@@ -252,5 +262,6 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     MoveAllocation: _move,
     FreeAllocation: _free,
     Notice: _notice,
+    NoteNode: _note_node,
     PutStretch: _put_stretch,
 }

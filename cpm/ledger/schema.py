@@ -352,5 +352,28 @@ def _approvals(database: Database) -> None:
         database.execute(statement)
 
 
-MIGRATIONS: Final[tuple[Migration, ...]] = (_ownership, _journal, _wishes, _own_ports, _clock, _chunks, _approvals)
+_NODE_EVENTS: Final = """CREATE TABLE node_events (
+        seq INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        node TEXT NOT NULL,
+        event TEXT NOT NULL,
+        why TEXT NOT NULL
+    ) STRICT"""
+
+
+def _node_events(database: Database) -> None:
+    """Version 8: what became of nodes, of which the newest entries are kept."""
+    database.execute(_NODE_EVENTS)
+
+
+MIGRATIONS: Final[tuple[Migration, ...]] = (
+    _ownership,
+    _journal,
+    _wishes,
+    _own_ports,
+    _clock,
+    _chunks,
+    _approvals,
+    _node_events,
+)
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -17,11 +17,11 @@ from cpm.core.placement import NoRoom, NoRoomError
 from cpm.core.sizing import Decision
 from cpm.core.sizing.contention import FairShare, FewInUse, KeptForStarts, Want
 from cpm.core.sizing.observation import AtHostQuota, GiveBack, NoInternalAddress, OverflowRange, Refusal
+from cpm.core.spans import span
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import InternalPoolExhausted, QuotaReached
 from cpm.protocol.model import PortRange
 from cpm.protocol.wishes import KEYS
-from cpm.queries.spans import span
 
 RULES: Final[Mapping[str, str]] = {
     "headroom": "it keeps the ports in use and some spare ones",

@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 from cpm.core.manager import Manager
+from cpm.core.spans import span
 from cpm.protocol.model import Allocation, Node, NodeName, Role
-from cpm.queries.spans import span
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,17 +29,10 @@ def trouble(manager: Manager, node: Node, now: float) -> str:
         return "it has not connected yet"
     service = manager.edge_service
     is_out = Role.EDGE in node.roles and not node.in_service
-    if node.fenced or (service.is_answering(node.name, now) and not is_out):
+    if node.fenced or node.approval is None or (service.is_answering(node.name, now) and not is_out):
         return ""
     head, end = ("out of service: ", "; let the router outside send it no packets") if is_out else ("", "")
-    since = service.behind_since(node.name)
-    lasts = f" for {span(max(0.0, now - since))}" if since is not None else ""
-    node_sync = manager.sessions.get(node.name)
-    if node_sync is None:
-        return f"{head}it has been away{lasts}{end}"
-    if node_sync.refusal:
-        return f"{head}it has refused what it was sent{lasts}: {node_sync.refusal}{end}"
-    return f"{head}it has not confirmed what it was sent{lasts}, see `journalctl -u natd` there{end}"
+    return f"{head}it {service.lateness(node.name, now)}{end}"
 
 
 def held_up(manager: Manager, now: float) -> Mapping[NodeName, HeldUp]:
@@ -80,5 +73,6 @@ def held_text(name: NodeName, held: HeldUp, now: float) -> str:
     """Return what a node holds up and what to do, as a sentence."""
     return (
         f"{held.ports} ports that were given back have waited {span(max(0.0, now - held.since))} for {name}: start "
-        f"its natd; or, if it forwards nothing any more, `virt-ports node fence {name}`"
+        f"its natd; or, if it forwards nothing any more, `virt-ports node fence {name}` (and `node remove`, if it is "
+        "gone for good)"
     )

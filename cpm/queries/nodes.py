@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cpm.api import handlers, operations
-from cpm.api.views import ApprovalView, AskedView, NodeView
+from cpm.api.views import ApprovalView, AskedView, NodeEventView, NodeView
 from cpm.core.manager import Manager
 from cpm.core.membership import Asked
 from cpm.core.rollout.node_sync import NodeSync
+from cpm.ledger import JournalReader
 from cpm.protocol.errors import QuotaReached
 from cpm.protocol.model import Approval, Node, NodeName, Role
 from cpm.queries import node_states
@@ -26,6 +27,20 @@ def node_views(manager: Manager, now: float) -> list[NodeView]:
     views = [_view(manager, node, held.get(node.name), now) for node in manager.fleet.nodes.values()]
     strangers = ((name, asked) for name, asked in manager.membership.asked.items() if name not in manager.fleet.nodes)
     return sorted([*views, *(_stranger(manager, name, asked) for name, asked in strangers)], key=lambda view: view.name)
+
+
+@handlers.journal_query(operations.NODE_EVENTS)
+def node_events(journal: JournalReader, limit: int) -> list[NodeEventView]:
+    """
+    Return the newest entries of the record of nodes, oldest first.
+
+    :param limit: Entries at most.
+    :raise LedgerError: When the ledger cannot be read.
+    """
+    return [
+        NodeEventView(entry.seq, entry.at.seconds, entry.node, entry.event, entry.why)
+        for entry in journal.node_events(limit)
+    ]
 
 
 def node_view(manager: Manager, node: Node, now: float) -> NodeView:

@@ -14,7 +14,7 @@ from cpm.protocol.model import Role
 
 if TYPE_CHECKING:
     from cpm.api.client import Client
-    from cpm.api.views import ApproveRequest, AskedView, NodeView
+    from cpm.api.views import ApproveRequest, AskedView, NodeEventView, NodeView
 
 HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Ports", "Dropped")
 
@@ -68,7 +68,14 @@ _EXAMPLES = """\
   virt-ports node revoke edge2     no longer trust it
   virt-ports node remove host2     it is gone for good
   virt-ports node fence host2      it is switched off: give its ports to others
-  virt-ports node unfence host2    it was not dead: wait for it again"""
+  virt-ports node unfence host2    it was not dead: wait for it again
+  virt-ports node events           when did edges leave service, and why?"""
+
+EVENTS_HEADER = ("Time", "Node", "Event", "Why")
+
+_EVENTS_ABOUT = """\
+Edges that left service or are back, with the reason; fences and approvals. The
+newest 10,000 are kept."""
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 
@@ -96,13 +103,18 @@ def add_arguments(verb: parsing.Parser) -> None:
         ("unfence", "remove a fence: the node may serve again", ""),
     ):
         parsing.add_action(actions, name, summary, about=about).add_argument("node", metavar="NODE", help=_NODE)
+    events = parsing.add_action(actions, "events", "print what became of nodes, and why", about=_EVENTS_ABOUT)
+    events.add_argument("--limit", metavar="N", type=parsing.count, help="the newest N lines (default: 100)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one action and print the node or nodes."""
-    from cpm.api.operations import APPROVE, FENCE, LIST_NODES, REMOVE_NODE, REVOKE, UNFENCE
+    from cpm.api.operations import APPROVE, FENCE, LIST_NODES, NODE_EVENTS, REMOVE_NODE, REVOKE, UNFENCE
 
     manager = parsing.client(args)
+    if args.action == "events":
+        events = manager.call(NODE_EVENTS, limit=args.limit)
+        return parsing.print_answer(args, events, lambda: render.table(EVENTS_HEADER, map(_event_row, events)))
     if args.action in ("list", "remove"):
         views = manager.call(REMOVE_NODE, name=args.node) if args.action == "remove" else manager.call(LIST_NODES)
         return parsing.print_answer(args, views, lambda: _table(views))
@@ -180,6 +192,10 @@ def _problems(view: NodeView) -> Iterator[str]:
             f"if it forwards nothing any more, `virt-ports node fence {view.name}`"
         )
     yield from view.warnings
+
+
+def _event_row(view: NodeEventView) -> tuple[object, ...]:
+    return render.moment(view.at), view.node, view.event, view.why
 
 
 def _row(view: NodeView) -> tuple[object, ...]:

@@ -18,9 +18,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
-from cpm.core.changes import PutNode
+from cpm.core.changes import NoteNode, PutNode
 from cpm.core.fleet import Fleet
+from cpm.core.journal import NodeEvent
 from cpm.core.rollout.node_sync import NodeSync
+from cpm.core.spans import span
 from cpm.protocol.model import Node, NodeName
 
 
@@ -65,6 +67,17 @@ class EdgeService:
         node_sync = self._node_syncs.get(name)
         unconfirmed = node_sync.unconfirmed_since if node_sync is not None else None
         return min((at for at in (self._out_of_step.get(name), unconfirmed) if at is not None), default=None)
+
+    def lateness(self, name: NodeName, now: float) -> str:
+        """Return how long a node has not been in step, and how, as the rest of a sentence that begins with "it"."""
+        since = self.behind_since(name)
+        lasts = f" for {span(max(0.0, now - since))}" if since is not None else ""
+        node_sync = self._node_syncs.get(name)
+        if node_sync is None:
+            return f"has been away{lasts}"
+        if node_sync.refusal:
+            return f"has refused what it was sent{lasts}: {node_sync.refusal}"
+        return f"has not confirmed what it was sent{lasts}, see `journalctl -u natd` there"
 
     def is_answering(self, name: NodeName, now: float) -> bool:
         """Return whether a node is connected and has confirmed, or still has time to confirm, what it was sent."""
@@ -121,6 +134,8 @@ class EdgeService:
             return
         del self._out_of_step[name], self._joins_at[name]
         node = self._fleet.nodes[name]
+        if node.fenced:
+            self._fleet.record(NoteNode(name, NodeEvent.UNFENCED, "it has confirmed everything that it should hold"))
         self._put(node, in_service=name in self._fleet.edges and node.approval is not None, fenced=False)
 
     # Commands
@@ -130,7 +145,7 @@ class EdgeService:
         for name in [name for name in self._joins_at if not self._may_join(self._node_syncs.get(name), now)]:
             del self._joins_at[name]
         behind = [node for node in self.in_service() if self._is_behind(node.name, self._patience.edge_grace_s, now)]
-        self._take_out(behind, [node for node in self.in_service() if self._is_sound(node.name, now)])
+        self._take_out(behind, [node for node in self.in_service() if self._is_sound(node.name, now)], now)
 
     def relieve(self, missing: Iterable[NodeName], now: float) -> None:
         """
@@ -145,7 +160,7 @@ class EdgeService:
             for node in self.in_service()
             if node.name in waits_for and self._is_behind(node.name, self._patience.edge_wait_s, now)
         ]
-        self._take_out(late, others)
+        self._take_out(late, others, now)
 
     # Inside
 
@@ -168,7 +183,7 @@ class EdgeService:
         node_sync = self._node_syncs.get(name)
         return node_sync is not None and node_sync.synced and not self._is_behind(name, self._patience.edge_wait_s, now)
 
-    def _take_out(self, late: Iterable[Node], others: Iterable[Node]) -> None:
+    def _take_out(self, late: Iterable[Node], others: Iterable[Node], now: float) -> None:
         """Take edges out of service, unless there is no other: packets that some edge may drop are lost with none."""
         names = {node.name for node in others}
         for node in late:
@@ -176,12 +191,15 @@ class EdgeService:
                 since = self.behind_since(node.name)
                 self._out_of_step[node.name] = self._started if since is None else since
                 self._joins_at.pop(node.name, None)
-                self._put(node, in_service=False, fenced=node.fenced)
+                self._put(node, in_service=False, fenced=node.fenced, why=f"it {self.lateness(node.name, now)}")
 
-    def _put(self, node: Node, *, in_service: bool, fenced: bool) -> None:
+    def _put(self, node: Node, *, in_service: bool, fenced: bool, why: str = "") -> None:
         after = dataclasses.replace(node, in_service=in_service, fenced=fenced)
         if after != node:
             self._fleet.record(PutNode(after))
+        if in_service != node.in_service:
+            event = NodeEvent.IN_SERVICE if in_service else NodeEvent.OUT_OF_SERVICE
+            self._fleet.record(NoteNode(node.name, event, why))
 
 
 def _is_late(since: float | None, limit_s: float, now: float) -> bool:

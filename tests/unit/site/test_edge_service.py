@@ -11,7 +11,7 @@ import pytest
 
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
-from cpm.protocol.errors import Conflict
+from cpm.protocol.errors import Conflict, KernelError
 from cpm.protocol.model import DomainUUID, NodeName
 from cpm.queries import nodes
 from tests.fakes.site import Machine, Site
@@ -171,6 +171,42 @@ def test_an_edge_that_is_out_of_service_does_not_come_back_for_one_that_fails_la
     site.kill_natd(EDGE1)
     wait(site, 60.0)
     assert (ways(site), size(site)) == ({EDGE1}, 512)
+
+
+REFUSAL = str(KernelError("program nftables", 12, "out of memory"))
+
+
+def events(site: Site) -> list[tuple[str, str]]:
+    """Return what the record of nodes says of edge2 since it was approved and put into service."""
+    entries = site.ledger.reader().node_events()
+    return [(entry.event.value, entry.why) for entry in entries if entry.node == EDGE2][2:]
+
+
+def test_it_is_recorded_when_and_why_an_edge_leaves_service_and_is_back() -> None:
+    site = Site()
+    started(site)
+    site.machines[EDGE2].refusing = True
+    resize(site, 512)
+    wait(site, 12.0)
+    fence(site, EDGE2)
+    site.machines[EDGE2].refusing = False
+    wait(site, 12.0)
+    site.kill_natd(EDGE2)
+    wait(site, 12.0)
+    fence(site, EDGE2)
+    site.start_natd(EDGE2)
+    site.connect(EDGE2)
+    site.run()
+    assert events(site) == [
+        ("out-of-service", f"it has refused what it was sent for 5 seconds: {REFUSAL}"),
+        ("fenced", "by the operator"),
+        ("unfenced", "it has confirmed everything that it should hold"),
+        ("in-service", ""),
+        ("out-of-service", "it has been away for 10 seconds"),
+        ("fenced", "by the operator"),
+        ("unfenced", "it is connected again"),
+        ("in-service", ""),
+    ]
 
 
 # Order

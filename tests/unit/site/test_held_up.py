@@ -9,7 +9,7 @@ from tests.unit.site.test_edge_service import EDGE1, EDGE2, HOST1, OTHER, VM, fe
 
 REMEDY = (
     "256 ports that were given back have waited 5 minutes for {node}: start its natd; or, if it forwards nothing any "
-    "more, `virt-ports node fence {node}`"
+    "more, `virt-ports node fence {node}` (and `node remove`, if it is gone for good)"
 )
 
 

@@ -25,6 +25,7 @@ from cpm.api.views import (
     ExplainView,
     GuestAgentView,
     HolderView,
+    NodeEventView,
     NodeView,
     OwnPortsView,
     PoolRemoval,
@@ -551,6 +552,15 @@ def test_node_list_says_why_a_node_is_out_of_service_and_what_waits_for_it(
         "edge1: 4096 ports have waited for it since 2025-11-23T07:38:00+01:00: start its natd; or, if it forwards "
         "nothing any more, `virt-ports node fence edge1`"
     )
+
+
+def test_node_events(manager: CannedManager, virt_ports: Command) -> None:
+    why = "it has refused what it was sent for 5 seconds: evil \x1b[2J"
+    manager.on("GET /v1/node-events", [NodeEventView(7, UtcSeconds(NOW), NodeName("edge1"), "out-of-service", why)])
+    words = virt_ports("node", "events").out.splitlines()[2]
+    assert words.split()[:3] == ["2025-11-23T07:38:00+01:00", "edge1", "out-of-service"]
+    assert words.endswith("evil \\x1b[2J")
+    assert virt_ports("node", "events", "-o", "json").json[0]["why"] == why
 
 
 def test_node_list(manager: CannedManager, virt_ports: Command) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import Change, DropAddress, DropNode, DropVM, PutAddress, PutNode, PutOwnPorts, PutVM
-from cpm.ledger import SqliteLedger
+from cpm.core.changes import Change, DropAddress, DropNode, DropVM, NoteNode, PutAddress, PutNode, PutOwnPorts, PutVM
+from cpm.core.journal import NodeEntry, NodeEvent
+from cpm.ledger import SqliteLedger, applying
 from cpm.protocol.errors import AddressInUse, Conflict, LedgerError, Overloading
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
 from cpm.protocol.own_ports import KeptPorts, OwnUse
+from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, B, add, allocation, expected, external, free, move, node, vm
 
 
@@ -278,3 +280,18 @@ def test_commits_are_synchronous(ledger: SqliteLedger) -> None:
     pragma = ledger._connection.execute
     values = [pragma(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
     assert values == ["wal", 2, 1]
+
+
+def test_of_the_record_of_nodes_the_newest_entries_are_kept(
+    ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applying, "NODE_EVENTS_KEPT", 3)
+    edge = NodeName("edge1")
+    for number in range(5):
+        ledger.commit([NoteNode(edge, NodeEvent.OUT_OF_SERVICE, f"why {number}")], now=float(number))
+    entries = ledger.reader().node_events()
+    assert entries == [
+        NodeEntry(number + 1, WallTime.of(float(number)), edge, NodeEvent.OUT_OF_SERVICE, f"why {number}")
+        for number in (2, 3, 4)
+    ]
+    assert ledger.reader().node_events(limit=1) == entries[-1:]
