@@ -458,6 +458,8 @@ class StatusView(Struct, frozen=True):
     ledger: str
     timeouts: Timeouts | None = None
     """Idle timeouts of connections of VMs, unless a host's natd.toml has others; null: the manager is an older one."""
+    ledger_problem: str = ""
+    """Why the ledger cannot be written, and the remedy: no VM gets new ports meanwhile, and changes are refused."""
     clock_steps: int = 0
     """How often the manager's wall clock was set since the ledger was made. No decision depends on that clock."""
     last_clock_steps: tuple[ClockStepView, ...] = ()

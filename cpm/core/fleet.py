@@ -29,6 +29,7 @@ from cpm.core.changes import (
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
+from cpm.protocol.errors import LedgerUnwritable
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -69,6 +70,8 @@ class Fleet:
         """VMs of which nodes may need an update since it was emptied: every change of one puts it here."""
         self.path_version = 0
         """Greater after each change of nodes and external addresses."""
+        self.unwritable: LedgerUnwritable | None = None
+        """Why the ledger cannot be written now: until it can, no VM gets new ports. None: it can."""
         self.timeline = state.timeline
         """What the wall clock showed; a part of the ledger like all the rest."""
         self.use = HostUse()

@@ -28,7 +28,14 @@ from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
-from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, QuotaReached, VirtPortsError
+from cpm.protocol.errors import (
+    Conflict,
+    InternalPoolExhausted,
+    LedgerUnwritable,
+    PortsExhausted,
+    QuotaReached,
+    VirtPortsError,
+)
 from cpm.protocol.messages import Attach, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 
@@ -109,6 +116,10 @@ class VMPresence:
             self._start(vm, now)
         except (PortsExhausted, InternalPoolExhausted, QuotaReached) as error:
             self._refuse(node.name, attach.domain, error)
+        except LedgerUnwritable as error:
+            if not is_repeated:
+                refusal = Refused(self._epoch, attach.domain, error.code, cut(str(error)))
+                self._rollout.queue_message(node.name, refusal)
 
     def on_detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         """A host says that a VM is gone, or an operator vouches for it. Only its own host's word ends its ranges."""
@@ -164,6 +175,8 @@ class VMPresence:
 
     def retry_waiting(self, now: float) -> None:
         """Start VMs that wait for ports, as far as there are some now."""
+        if self._fleet.unwritable is not None:
+            return
         self._retry_waiting_at = now + WAITING_RETRY_S
         for uuid in list(self._waiting):
             try:
@@ -237,6 +250,8 @@ class VMPresence:
             # Not among those for which others give back.
             raise QuotaReached(vm.node, "ports", self._quota(vm.node).ports)
         self._waiting.add(vm.uuid, floor)
+        if self._fleet.unwritable is not None:
+            raise self._fleet.unwritable
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
         wanted = min(left, self._sizer.contention.start_allowance(vm, initial, floor))
         placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)

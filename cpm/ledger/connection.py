@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cpm.protocol.errors import LedgerError, VirtPortsError
+from cpm.protocol.errors import LedgerError, LedgerFull, LedgerUnwritable, VirtPortsError
 
 MEMORY: Final = ":memory:"
 """Path of a ledger in memory, for tests."""
@@ -33,6 +33,19 @@ _REMEDIES: Final = {
     "SQLITE_IOERR": "look for disk errors in the kernel log (`dmesg`) and at the filesystem of {path}",
 }
 
+_UNWRITABLE: Final[dict[str, type[LedgerError]]] = {
+    "SQLITE_FULL": LedgerFull,
+    "SQLITE_READONLY": LedgerUnwritable,
+    "SQLITE_CANTOPEN": LedgerUnwritable,
+    "SQLITE_BUSY": LedgerUnwritable,
+    "SQLITE_LOCKED": LedgerUnwritable,
+    "SQLITE_IOERR": LedgerUnwritable,
+}
+"""Errors that may end by themselves, or when an operator makes room."""
+
+BUSY_S: Final = 0.2
+"""Seconds to wait for another process that has locked the file; cpmd decides nothing meanwhile."""
+
 
 def connect_writer(path: str) -> sqlite3.Connection:
     """
@@ -40,7 +53,7 @@ def connect_writer(path: str) -> sqlite3.Connection:
 
     :raise sqlite3.Error: When the file cannot be opened or is no database; see :func:`ledger_errors`.
     """
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         # FULL: with NORMAL a power failure may undo the last commits, and their ports would be handed out again.
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "recursive_triggers=ON"):
@@ -87,7 +100,8 @@ def ledger_errors(path: str) -> Iterator[None]:
     """
     Replace errors of SQLite, and the ``ValueError`` of invalid rows.
 
-    :raise LedgerError: Instead of them, with a remedy.
+    :raise LedgerUnwritable: Instead of those that may end; :class:`LedgerFull` when the file system is full.
+    :raise LedgerError: Instead of all others, with a remedy.
     """
     try:
         yield
@@ -95,7 +109,7 @@ def ledger_errors(path: str) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
-        raise LedgerError(_sentence(path, f"{error} ({name})", name)) from error
+        raise _UNWRITABLE.get(_kind(name), LedgerError)(_sentence(path, f"{error} ({name})", name)) from error
     except ValueError as error:
         raise LedgerError(_sentence(path, f"a row is invalid: {error}", "SQLITE_CORRUPT")) from error
 
@@ -107,7 +121,11 @@ def roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
+def _kind(name: str) -> str:
+    """Return the primary one of SQLite's error codes: ``SQLITE_IOERR`` for ``SQLITE_IOERR_FSYNC``."""
+    return "_".join(name.split("_")[:2])
+
+
 def _sentence(path: str, detail: str, name: str) -> str:
-    kind = "_".join(name.split("_")[:2])
-    remedy = _REMEDIES.get(kind, "run `PRAGMA integrity_check` on a copy of {path}").format(path=path)
+    remedy = _REMEDIES.get(_kind(name), "run `PRAGMA integrity_check` on a copy of {path}").format(path=path)
     return f"ledger {path}: {detail}; {remedy}"

@@ -21,6 +21,8 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── QuotaReached            a host has as many VMs or ports as it may have
     ├── InternalPoolExhausted   no internal address is left
     ├── LedgerError             the ledger cannot be read or written
+    │   ├── LedgerUnwritable    it can be read, but not written at the moment
+    │   │   └── LedgerFull      because its file system is full
     │   └── SchemaTooNew
     ├── KernelError             the kernel refused a transaction
     └── Unreachable             the peer does not answer
@@ -375,6 +377,22 @@ class LedgerError(VirtPortsError):
 
     code = "ledger"
     http_status = 503
+
+
+class LedgerUnwritable(LedgerError):
+    """
+    The ledger can be read, but not written at the moment: its file system is read-only or broken, or another process
+    has locked it. What is there goes on; nothing new is given until it can be written again. Nothing changed.
+    """
+
+    code = "ledger-unwritable"
+
+
+class LedgerFull(LedgerUnwritable):
+    """The file system of the ledger is full."""
+
+    code = "ledger-full"
+    http_status = 507
 
 
 class SchemaTooNew(LedgerError):

@@ -45,6 +45,9 @@ class _Metrics(Collector):
         epoch = GaugeMetricFamily("virt_ports_epoch", "Epoch of this manager; grows with each start.")
         epoch.add_metric([], self._manager.epoch)
         yield epoch
+        writable = GaugeMetricFamily("virt_ports_ledger_writable", "0 while nothing can be written to the ledger.")
+        writable.add_metric([], self._manager.fleet.unwritable is None)
+        yield writable
         steps = CounterMetricFamily(
             "virt_ports_clock_steps", "How often the wall clock was set; nothing depends on it."
         )

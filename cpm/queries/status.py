@@ -45,6 +45,7 @@ def status(manager: Manager, about: About, now: float) -> StatusView:
         len(manager.sessions),
         about.ledger,
         about.timeouts,
+        str(manager.fleet.unwritable or ""),
         len(steps),
         tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),
         tuple(node_states.problems(manager, now)),

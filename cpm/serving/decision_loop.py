@@ -10,6 +10,9 @@ An input that fails is attributed: when anything about a batch goes wrong, its i
 with a commit of its own, and only the one that fails alone is refused. A manager that may have followed an input
 halfway is discarded; its successor begins with the content of the ledger and goes on with all sessions
 (``docs/design/0019-faults-of-one-peer.md``).
+
+While the ledger cannot be written, the sessions go on and what nodes say is followed, but nothing is sent that depends
+on a change; VMs get no new ports, and operators' changes are refused (:mod:`cpm.serving.ledger_writer`).
 """
 
 from __future__ import annotations
@@ -23,19 +26,16 @@ from typing import Any, Protocol, TypeVar
 from cpm.core.manager import Manager, Outcome
 from cpm.core.sizing.rules import PoolRules
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError, VirtPortsError
+from cpm.protocol.errors import LedgerError, LedgerUnwritable, VirtPortsError
 from cpm.protocol.messages import ManagerMessage
 from cpm.protocol.model import NodeName
 from cpm.serving.ledger_clock import LedgerClock
+from cpm.serving.ledger_writer import LedgerWriter
 from cpm.serving.turns import Turns
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-CHECKPOINT_S = 10.0
-"""Seconds after which the ledger is told how much of the hold-downs has passed, if nothing else is committed. What
-passes after the last commit is lost when the machine boots again: a hold-down then lasts that much longer."""
 
 
 class Sessions(Protocol):
@@ -43,6 +43,12 @@ class Sessions(Protocol):
 
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         """Send each message to its node, in order; messages to nodes without a session are dropped."""
+
+    def hold(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
+        """Keep messages to be sent later, except for refusals, which follow from no change."""
+
+    def release(self) -> None:
+        """Send the messages that are kept, to the sessions that they were meant for."""
 
     def resume(self, manager: Manager, now: float) -> bool:
         """
@@ -63,11 +69,12 @@ class _Input:
     act: Callable[[Manager, float], Any]
     then: Callable[[], None]
     answer: asyncio.Future[Any]
+    is_change: bool
     result: Any = None
     error: VirtPortsError | None = None
 
     def finish(self) -> None:
-        """Answer, now that the consequences are durable."""
+        """Answer, now that the consequences are durable or, of what a node said, will be."""
         if self.error is None:
             self.then()
         if self.answer.done():
@@ -114,20 +121,30 @@ class DecisionLoop:
         self.clock = LedgerClock(ledger)
         self.manager = Manager(ledger.load(), rules, epoch, self.clock.now())
         """For reading only; replaced by another one after a failed input or commit."""
-        self._committed_at = self.clock.compare(self.manager)
+        self.writer = LedgerWriter(ledger, self.clock.compare(self.manager))
 
-    async def do(self, act: Callable[[Manager, float], _T], then: Callable[[], None] = _nothing, vms: int = 0) -> _T:
+    async def do(
+        self,
+        act: Callable[[Manager, float], _T],
+        then: Callable[[], None] = _nothing,
+        vms: int = 0,
+        *,
+        is_change: bool = False,
+    ) -> _T:
         """
         Run a function on the manager; return its result once all changes that follow from it are durable.
 
+        While the ledger cannot be written, what follows from the word of a node is kept instead.
+
         :param act: Called with the manager and ledger time; again with another manager when the first failed because of
             something else.
-        :param then: Called once when the changes are durable, before any message about them is sent.
+        :param then: Called once when the changes are durable or kept, before any message about them is sent.
         :param vms: VMs that the input lists or measures; 0: it is about one, or none, and goes first.
+        :param is_change: An operator asks for it: it is refused while the ledger cannot be written.
         :raise VirtPortsError: The error of ``act``, or why its changes could not be committed; nothing has changed.
         """
         answer: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        self._inputs.put(_Input(act, then, answer), vms)
+        self._inputs.put(_Input(act, then, answer, is_change), vms)
         self._arrived.set()
         return await answer
 
@@ -148,6 +165,11 @@ class DecisionLoop:
             for item in batch:
                 self._run_input(item, now)
             outcome = self._commit(now)
+        except LedgerUnwritable as problem:
+            self.writer.on_failed(problem, now)
+            self._start_over(now)
+            self._decide(batch)
+            return
         except Exception as error:
             # The manager's state and the durable state may differ now: start again from the durable state.
             self._start_over(now)
@@ -168,7 +190,9 @@ class DecisionLoop:
 
     def _run_input(self, item: _Input, now: float) -> None:
         recorded = self.manager.fleet.recorded
-        item.error = None
+        item.error = self.writer.problem if item.is_change else None
+        if item.error is not None:
+            return
         try:
             item.result = item.act(self.manager, now)
         except VirtPortsError as error:
@@ -177,21 +201,24 @@ class DecisionLoop:
                 raise
             item.error = error
 
-    def _send(self, outcome: Outcome) -> None:
-        self._sessions.send(outcome.messages)
-        for node in outcome.ended:
-            self._sessions.drop(node)
-
     def _commit(self, now: float) -> Outcome:
         outcome = self.manager.take(now)
-        is_checkpoint_due = bool(self.manager.fleet.leaving) and now - self._committed_at >= CHECKPOINT_S
-        if outcome.changes or is_checkpoint_due:
-            self._ledger.commit(outcome.changes, now)
-            self._committed_at = now
-        if outcome.changes:
+        was_pending = self.writer.is_pending
+        self.writer.commit(outcome.changes, now, is_time_passing=bool(self.manager.fleet.leaving))
+        self.manager.fleet.unwritable = self.writer.problem
+        if (outcome.changes or was_pending) and not self.writer.is_pending:
             self.next_commit.set()
             self.next_commit = asyncio.Event()
         return outcome
+
+    def _send(self, outcome: Outcome) -> None:
+        if self.writer.is_pending:
+            self._sessions.hold(outcome.messages)
+        else:
+            self._sessions.release()
+            self._sessions.send(outcome.messages)
+        for node in outcome.ended:
+            self._sessions.drop(node)
 
     def _start_over(self, now: float) -> None:
         """Replace the manager by one that begins with the content of the ledger, and goes on with the sessions."""
@@ -199,12 +226,15 @@ class DecisionLoop:
             pass
 
     def _resume(self, now: float) -> bool:
-        """:return: False: a session could not go on; it has ended."""
+        """:return: False: a session could not go on and has ended, or the ledger cannot be written: to be repeated."""
         self.manager = self._load(now)
         try:
             if not self._sessions.resume(self.manager, now):
                 return False
             outcome = self._commit(now)
+        except LedgerUnwritable as problem:
+            self.writer.on_failed(problem, now)
+            return False
         except Exception:
             log.exception("cannot go on with the sessions, so all of them end")
             self.manager = self._load(now)
@@ -216,4 +246,6 @@ class DecisionLoop:
     def _load(self, now: float) -> Manager:
         manager = Manager(self._ledger.load(), self._rules, self.manager.epoch, now)
         manager.go_on_from(self.manager)
+        manager.fleet.unwritable = self.writer.problem
+        self.writer.forget()
         return manager

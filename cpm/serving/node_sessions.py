@@ -7,6 +7,7 @@ Tested in tests/unit/cpm/cli/test_with_cpmd.py.
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import logging
 from collections.abc import Iterable
@@ -19,7 +20,17 @@ from cpm.core.manager import Manager
 from cpm.core.membership import MOST_ASKING
 from cpm.core.statements import Statements
 from cpm.protocol.errors import Conflict, LedgerError, NameInUse, NotApproved, VirtPortsError
-from cpm.protocol.messages import Delta, Hello, ManagerMessage, NodeMessage, Present, Report, Snapshot
+from cpm.protocol.messages import (
+    Declined,
+    Delta,
+    Hello,
+    ManagerMessage,
+    NodeMessage,
+    Present,
+    Refused,
+    Report,
+    Snapshot,
+)
 from cpm.protocol.model import NodeName, Role
 from cpm.queries import measurements
 from cpm.serving.decision_loop import DecisionLoop
@@ -30,6 +41,8 @@ log = logging.getLogger(__name__)
 
 ALIVE_S = 2.0
 """Seconds within which a node that is connected answers a ping when another natd says that it is that node."""
+MOST_HELD = 500
+"""Messages that are held for one node; of more, the oldest are dropped."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -39,6 +52,11 @@ class _Session:
     """None: the consequences of its hello are not durable yet."""
     generation: int = 0
     """Of the last message that was sent."""
+    held: collections.deque[ManagerMessage] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=MOST_HELD)
+    )
+    """Messages that wait until the ledger can be written. When some are dropped, the node finds a gap in the
+    generations and gets a snapshot."""
 
 
 class NodeConnections:
@@ -88,6 +106,20 @@ class NodeConnections:
                 if isinstance(message, (Snapshot, Delta)):
                     session.generation = message.generation
 
+    def hold(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
+        """Keep messages to be sent later, except for refusals, which follow from no change."""
+        for node, message in messages:
+            if isinstance(message, (Refused, Declined)):
+                self.send([(node, message)])
+            elif (session := self._sessions.get(node)) is not None:
+                session.held.append(message)
+
+    def release(self) -> None:
+        """Send the messages that are kept, to the sessions that they were meant for."""
+        for node, session in self._sessions.items():
+            while session.held:
+                self.send([(node, session.held.popleft())])
+
     def resume(self, manager: Manager, now: float) -> bool:
         """
         Have a new manager go on with the sessions, as if each node repeated what it has said.
@@ -95,6 +127,7 @@ class NodeConnections:
         :return: False: one could not go on and has ended; the manager may have followed it halfway.
         """
         for node, session in list(self._sessions.items()):
+            session.held.clear()
             if session.statements is None:
                 continue
             try:

@@ -45,7 +45,9 @@ class OperatorRequests:
                 lambda journal: handler.call({"journal": journal, "now": now, "wall": clock.wall(), **arguments})
             )
         if handler.kind is Kind.CHANGE:
-            query = await decisions.do(lambda manager, now: handler.call({"manager": manager, "now": now, **arguments}))
+            query = await decisions.do(
+                lambda manager, now: handler.call({"manager": manager, "now": now, **arguments}), is_change=True
+            )
             return query(decisions.manager)
         return handler.call({"manager": decisions.manager, "now": now, "about": self._about, **arguments})
 

@@ -43,6 +43,7 @@ def _facts(view: StatusView) -> str:
         ("VMs", view.domains),
         ("Nodes", f"{view.nodes_connected} connected of {view.nodes}"),
         ("Ledger", view.ledger),
+        *(("Ledger problem", problem) for problem in (view.ledger_problem,) if problem),
         *(("Clock", _clock(view)) for _ in view.last_clock_steps[-1:]),
         ("Timeouts", _timeouts(view.timeouts)),
     ))  # fmt: skip

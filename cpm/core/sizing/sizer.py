@@ -192,7 +192,7 @@ class Sizer:
 
         :return: Whether anything changed.
         """
-        if not moves.record(self._fleet, active, outcome, now):
+        if self._fleet.unwritable is not None or not moves.record(self._fleet, active, outcome, now):
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)

@@ -36,6 +36,8 @@ REFUSALS = [
     (409, "name-in-use", 1),
     (507, "quota-reached", 1),
     (503, "ledger", 4),
+    (507, "ledger-full", 4),
+    (503, "ledger-unwritable", 4),
     (503, "schema-too-new", 4),
     (409, "overloading", 4),
     (500, "internal", 4),
@@ -66,7 +68,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     assert codes == set(errors.CODES)
     ends = dict.fromkeys(codes, 1) | {
         "invalid-request": 2, "unreachable": 3, "error": 4, "kernel": 4, "ledger": 4, "schema-too-new": 4,
-        "overloading": 4, "illegal-step": 4,
+        "ledger-full": 4, "ledger-unwritable": 4, "overloading": 4, "illegal-step": 4,
     }  # fmt: skip
     assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
     refused = {code for code, end in ends.items() if end == 1}

@@ -690,9 +690,10 @@ def test_status_prints_the_timeouts(manager: CannedManager, virt_ports: Command)
     assert virt_ports("status", "-o", "json").json["timeouts"]["udp_s"] == 300
 
 
-def test_status_says_that_the_clock_was_set(manager: CannedManager, virt_ports: Command) -> None:
+def test_status_says_what_is_wrong_with_ledger_and_clock(manager: CannedManager, virt_ports: Command) -> None:
     step = ClockStepView(UtcSeconds(NOW + 3600), NOW, -3600.0)
-    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", None, 3, (step,)))
-    assert "Clock:          was set 3 times, last back by 3600.0 s to 2025-11-23T07:38:00+01:00\n" in (
-        virt_ports("status").out
-    )
+    manager.on("GET /v1/status", StatusView("0.1.0", 12, NOW, 3, 4, 2, "ledger.db", None, "it is full", 3, (step,)))
+    assert (
+        "Ledger problem: it is full\n"
+        "Clock:          was set 3 times, last back by 3600.0 s to 2025-11-23T07:38:00+01:00\n"
+    ) in virt_ports("status").out

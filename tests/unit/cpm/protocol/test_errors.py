@@ -16,6 +16,8 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.Conflict("as given"): "as given",
     errors.Forbidden("as given"): "as given",
     errors.LedgerError("as given"): "as given",
+    errors.LedgerUnwritable("as given"): "as given",
+    errors.LedgerFull("as given"): "as given",
     errors.ConfigError("/etc/x.toml", "pool.cap", "use 64 or more"): "/etc/x.toml: pool.cap: use 64 or more",
     errors.ConfigError("/etc/x.toml", "", "cannot read"): "/etc/x.toml: cannot read",
     errors.NotFound("VM", "web", "see `virt-ports list`"): "no VM 'web'; see `virt-ports list`",

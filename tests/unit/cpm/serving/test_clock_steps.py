@@ -74,6 +74,11 @@ class Site:
     def send(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
         self._told += [message for _, message in messages]
 
+    def hold(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
+        raise AssertionError("the ledger can be written")
+
+    def release(self) -> None: ...
+
     def resume(self, manager: Manager, now: float) -> bool:
         raise AssertionError("the manager starts over")
 

@@ -76,7 +76,7 @@ class _Weights(DecisionLoop):
     def __init__(self) -> None:
         self.vms: list[int] = []
 
-    async def do(self, act: Any, then: Any = None, vms: int = 0) -> Any:
+    async def do(self, act: Any, then: Any = None, vms: int = 0, *, is_change: bool = False) -> Any:
         self.vms.append(vms)
 
 

@@ -1,0 +1,320 @@
+"""The ledger cannot be written: what is there goes on, nothing new is given, and it ends by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cpm.api.server import NodeConnection
+from cpm.core.manager import Manager
+from cpm.core.membership import ApprovalRequest
+from cpm.ledger import SqliteLedger
+from cpm.protocol.errors import LedgerError, LedgerFull, LedgerUnwritable
+from cpm.protocol.messages import (
+    PROTOCOL,
+    Applied,
+    Attach,
+    Declined,
+    Delta,
+    Detach,
+    Hello,
+    ManagerMessage,
+    Need,
+    NodeMessage,
+    Presence,
+    Refused,
+    Snapshot,
+    Welcome,
+)
+from cpm.protocol.model import AllocationState, DomainUUID, ExternalAddress, NodeName, Role
+from cpm.protocol.walltime import WallTime
+from cpm.queries import metrics, status
+from cpm.serving.decision_loop import DecisionLoop
+from cpm.serving.ledger_writer import RETRY_S
+from cpm.serving.node_sessions import MOST_HELD, NodeConnections, NodeSessions
+from cpm.serving.streams import ReportFollowers
+from cpm.settings import PoolSettings, Settings
+
+HOST1 = NodeName("host1")
+WEB, DB = (DomainUUID(f"00000000-0000-0000-0000-00000000000{n}") for n in "12")
+EXTERNAL = ExternalAddress(IPv4Address("203.0.113.1"))
+OTHER = ExternalAddress(IPv4Address("203.0.113.2"))
+_State = AllocationState
+
+
+class Disk:
+    """SQLite's connection to a file, on a disk on which one statement fails."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.failure: tuple[str, str] | None = None
+        """The statement of a writing transaction, and the name of SQLite's error."""
+        self._writes = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if statement.startswith("BEGIN"):
+            self._writes = statement == "BEGIN IMMEDIATE"
+        if self._writes and self.failure is not None and statement == self.failure[0]:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorname = self.failure[1]
+            raise error
+        return self._connection.execute(statement, *parameters)
+
+
+class Connection:
+    """A node's connection; keeps what is sent."""
+
+    instance = ""
+    """The same natd, which connects again."""
+
+    def __init__(self) -> None:
+        self.sent: list[ManagerMessage] = []
+        self.is_closed = False
+
+    def send(self, message: ManagerMessage) -> None:
+        self.sent.append(message)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Site:
+    """cpmd's decision loop with sessions, and a machine that is host and edge."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 5000.0
+        monkeypatch.setattr("cpm.service.clock.now", lambda: self.now)
+        self.ledger = SqliteLedger(path)
+        self.disk = Disk(self.ledger._connection)
+        self.ledger._connection = cast("sqlite3.Connection", self.disk)
+        self.connections = NodeConnections()
+        self.loop = DecisionLoop(self.ledger, Settings(pool=PoolSettings(hold_down_s=120.0)).rules(), self.connections)
+        self.sessions = NodeSessions(self.loop, self.connections, "0", ReportFollowers())
+        self.connection = Connection()
+
+    async def connect(self, *domains: DomainUUID) -> None:
+        self.connection = Connection()
+        here = tuple(Presence(uuid, uuid[-1]) for uuid in domains)
+        hello = Hello(PROTOCOL, HOST1, frozenset(Role), IPv4Address("172.30.0.11"), "0", 0, here)
+        await self.sessions.on_connected(hello, cast("NodeConnection", self.connection))
+        await self.apply()
+
+    async def say(self, message: NodeMessage) -> None:
+        await self.sessions.on_message(HOST1, cast("NodeConnection", self.connection), message)
+        await self.apply()
+
+    async def apply(self) -> list[ManagerMessage]:
+        """Apply what was sent, and return it."""
+        got: list[ManagerMessage] = []
+        while self.connection.sent:
+            message = self.connection.sent.pop(0)
+            got.append(message)
+            if isinstance(message, (Snapshot, Delta)):
+                applied = Applied(message.epoch, message.generation)
+                await self.sessions.on_message(HOST1, cast("NodeConnection", self.connection), applied)
+        return got
+
+    async def add(self, external: ExternalAddress) -> None:
+        await self.loop.do(lambda manager, now: manager.pool.add_addresses([external], now), is_change=True)
+
+    async def tick(self, seconds: float = RETRY_S) -> None:
+        self.now += seconds
+        await self.loop.do(Manager.tick)
+
+    def states(self, uuid: DomainUUID = WEB) -> set[AllocationState]:
+        return {allocation.state for allocation in self.loop.manager.fleet.of(uuid)}
+
+    def fill(self, statement: str = "COMMIT", name: str = "SQLITE_FULL") -> None:
+        self.disk.failure = (statement, name)
+
+    def make_room(self) -> None:
+        self.disk.failure = None
+
+
+@pytest.fixture
+async def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    """A site with a VM."""
+    site = Site(tmp_path / "ledger.db", monkeypatch)
+    running = asyncio.create_task(site.loop.run())
+    await site.add(EXTERNAL)
+    approval = ApprovalRequest(roles=frozenset(Role), underlay=IPv4Address("172.30.0.11"))
+    await site.loop.do(lambda manager, now: manager.membership.approve(HOST1, approval, now))
+    await site.connect()
+    await site.say(Attach(WEB, "web"))
+    assert site.states() == {_State.ACTIVE}
+    yield site
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    site.ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "name", "code"),
+    [
+        ("COMMIT", "SQLITE_FULL", "ledger-full"),
+        ("COMMIT", "SQLITE_READONLY", "ledger-unwritable"),
+        ("COMMIT", "SQLITE_IOERR_FSYNC", "ledger-unwritable"),
+        ("BEGIN IMMEDIATE", "SQLITE_BUSY", "ledger-unwritable"),
+    ],
+)
+async def test_a_start_is_refused_at_once_and_the_session_goes_on(
+    site: Site, statement: str, name: str, code: str
+) -> None:
+    before = site.ledger.load()
+    site.fill(statement, name)
+    await site.sessions.on_message(HOST1, cast("NodeConnection", site.connection), Attach(DB, "db"))
+    [refused] = [message for message in await site.apply() if isinstance(message, Refused)]
+    assert (refused.domain, refused.code) == (DB, code)
+    assert "ledger.db" in refused.message
+    assert not site.connection.is_closed
+    assert (site.states(), site.states(DB)) == ({_State.ACTIVE}, set())
+    assert site.ledger.load() == before
+
+
+async def test_it_is_over_by_itself(site: Site) -> None:
+    site.fill()
+    await site.say(Attach(DB, "db"))
+    for _ in range(5):
+        await site.tick()
+    assert site.states(DB) == set()
+    site.make_room()
+    for _ in range(10):
+        await site.tick()
+        await site.apply()
+    assert site.states(DB) == {_State.ACTIVE}
+    assert {allocation.domain for allocation in site.ledger.load().allocations} == {WEB, DB}
+    await site.add(OTHER)
+
+
+async def test_operators_changes_are_refused_and_nothing_of_them_stays(site: Site) -> None:
+    site.fill()
+    for _ in range(2):  # the one that finds out, and a later one
+        with pytest.raises(LedgerFull, match="free space on the filesystem of"):
+            await site.add(OTHER)
+        assert [each.address for each in site.loop.manager.fleet.space.addresses] == [EXTERNAL.address]
+    site.make_room()
+    await site.tick()
+    assert site.loop.manager.fleet.unwritable is None
+    assert [each.address for each in site.ledger.load().addresses] == [EXTERNAL.address]
+    await site.add(OTHER)
+
+
+async def test_what_arrives_with_a_refused_change_is_followed(site: Site) -> None:
+    site.fill()
+    answers = await asyncio.gather(
+        site.add(OTHER),
+        site.sessions.on_message(HOST1, cast("NodeConnection", site.connection), Detach(WEB, "shutdown")),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], LedgerFull)
+    assert answers[1] is None
+    assert site.states() <= {_State.DRAINING, _State.HELD}
+    assert [each.address for each in site.loop.manager.fleet.space.addresses] == [EXTERNAL.address]
+
+
+async def test_what_is_given_back_meanwhile_is_kept_and_given_to_nobody(site: Site) -> None:
+    [web] = site.loop.manager.fleet.of(WEB)
+    site.fill()
+    # The manager finds out, starts over and sends a snapshot of what is there already.
+    await site.say(Detach(WEB, "shutdown"))
+    await site.apply()
+    assert [allocation.state for allocation in site.ledger.load().allocations] == [_State.ACTIVE]
+    for _ in range(300):
+        await site.tick()
+        assert not [message for message in await site.apply() if isinstance(message, Delta)]
+    await site.say(Attach(DB, "db"))
+    assert site.states(DB) == set()
+    assert [allocation.state for allocation in site.ledger.load().allocations] == [_State.ACTIVE]
+    site.make_room()
+    await site.tick()
+    told = await site.apply()
+    assert [message for message in told if isinstance(message, Delta)]
+    assert web.id in {each.id for each in site.ledger.load().allocations}
+    # Its hold-down passes now: the node has confirmed only now that nothing uses it.
+    for _ in range(119):
+        await site.tick()
+        await site.apply()
+    assert _State.HELD in site.states()
+    for _ in range(10):
+        await site.tick()
+        await site.apply()
+    assert site.states() == set()
+
+
+async def test_growth_is_declined(site: Site) -> None:
+    [web] = site.loop.manager.fleet.of(WEB)
+    site.fill()
+    await site.say(Attach(DB, "db"))
+    need = Need(WEB, web.ports, web.ports.size - 1, 500.0)
+    await site.sessions.on_message(HOST1, cast("NodeConnection", site.connection), need)
+    assert [message for message in await site.apply() if isinstance(message, Declined)] == [
+        Declined(site.loop.manager.epoch, WEB, web.ports)
+    ]
+
+
+async def test_a_node_that_connects_meanwhile_is_told_when_it_is_over(site: Site) -> None:
+    site.fill()
+    await site.say(Detach(WEB, "shutdown"))
+    former = site.connection
+    await site.connect(WEB)
+    assert former.is_closed
+    assert not site.connection.sent
+    site.make_room()
+    await site.tick()
+    assert [type(message) for message in await site.apply()][:2] == [Welcome, Snapshot]
+    assert not former.sent
+    for _ in range(10):
+        await site.tick()
+        await site.apply()
+    # It said that the VM runs.
+    assert _State.ACTIVE in site.states()
+
+
+async def test_a_cpmd_that_dies_meanwhile_has_done_nothing(site: Site, tmp_path: Path) -> None:
+    before = site.ledger.load()
+    site.fill()
+    await site.say(Detach(WEB, "shutdown"))
+    await site.say(Attach(DB, "db"))
+    assert site.ledger.load() == before
+
+
+async def test_it_is_shown(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    about = status.About("0", WallTime.of(0.0), "ledger.db", Settings().timeouts())
+    assert status.status(site.loop.manager, about, site.loop.clock.now()).ledger_problem == ""
+    site.fill()
+    await site.say(Attach(DB, "db"))
+    assert "free space" in status.status(site.loop.manager, about, site.loop.clock.now()).ledger_problem
+    assert b"virt_ports_ledger_writable 0.0" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
+    assert len([record for record in caplog.records if "no VM gets new ports" in record.message]) == 1
+    site.make_room()
+    await site.tick()
+    assert b"virt_ports_ledger_writable 1.0" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
+    assert [record for record in caplog.records if "can be written again" in record.message]
+
+
+async def test_a_ledger_that_is_damaged_is_no_matter_of_waiting(site: Site) -> None:
+    site.fill(name="SQLITE_CORRUPT")
+    with pytest.raises(LedgerError, match="damaged") as refused:
+        await site.add(OTHER)
+    assert not isinstance(refused.value, LedgerUnwritable)
+
+
+def test_of_too_many_messages_the_oldest_are_dropped() -> None:
+    connections, connection = NodeConnections(), Connection()
+    connections.begin(HOST1, cast("NodeConnection", connection))
+    for generation in range(MOST_HELD + 10):
+        connections.hold([(HOST1, Delta(1, generation))])
+    connections.release()
+    generations = [message.generation for message in connection.sent if isinstance(message, Delta)]
+    assert generations == list(range(10, MOST_HELD + 10))
