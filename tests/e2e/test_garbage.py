@@ -205,7 +205,7 @@ def wrong_pool(chance: random.Random) -> bytes:
     if chance.random() < 0.5:
         return damaged(chance, json.dumps(good).encode())
     key = chance.choice(list(good))
-    return json.dumps(good | {key: chance.choice([1, "x", [1], [{}], {"a": 1}, [["203.0.113.9"]], None])}).encode()
+    return json.dumps(good | {key: chance.choice([1, "x", [1], [{}], {"a": 1}, [["203.0.113.9"]]])}).encode()
 
 
 def test_operators_socket_with_what_is_not_http(lab: Lab) -> None:
@@ -224,13 +224,17 @@ def test_operators_socket_with_what_is_not_http(lab: Lab) -> None:
 
 
 async def test_node_sessions(lab: Lab) -> None:
+    for number in range(AT_ONCE):
+        name = f"{NOISE}{number}"
+        lab.operate("node", "approve", name, "--role", "host", "--underlay", f"172.30.0.{100 + number}")
     connector = aiohttp.UnixConnector(path=str(lab.socket), limit=0)
     async with aiohttp.ClientSession("http://cpmd", connector=connector) as session:
 
         async def say(chance: random.Random, number: int) -> None:
             async with session.ws_connect("/v1/session", timeout=aiohttp.ClientWSTimeout(ws_close=30)) as node:
                 if chance.random() < 0.1:
-                    await node.send_str(json.dumps(HELLO | {"node": f"{NOISE}{number}"}))
+                    mine = {"node": f"{NOISE}{number}", "underlay": f"172.30.0.{100 + number}"}
+                    await node.send_str(json.dumps(HELLO | mine))
                 await node.send_bytes(wrong_node_message(chance))
                 while (message := await node.receive(30)).type is aiohttp.WSMsgType.BINARY:
                     assert json.loads(message.data)["type"] in {"welcome", "snapshot", "delta"}

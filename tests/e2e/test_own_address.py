@@ -65,6 +65,7 @@ class Server:
     def start(self) -> None:
         self._spawn("cpm.daemon", "cpmd.toml")
         assert eventually(lambda: self.facts("status"), 20.0)
+        self.operate("node", "approve", "server", "--role", "host", "--role", "edge", "--underlay", str(OWN))
         self._spawn("natctl.daemon", "natd.toml")
         assert eventually(lambda: [node["synced"] for node in self.facts("node", "list")] == [True], 20.0)
 
