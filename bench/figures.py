@@ -16,6 +16,7 @@ KEYS = {
     "ledger": ("ledger_alloc_per_s", "ledger_ratio", "journal_bytes_per_resize"),
     "density": ("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
     "tick": ("tick_ms_10k",),
+    "scale": ("cpmd_hosts_per_core", "restart_s_100x10k"),
     "stats": ("stats_ms_200",),
     "change": ("change_ms_10k_churn",),
     "burst": (
@@ -40,6 +41,8 @@ TARGETS = {
     "density_vs_static": (4.0, None),
     "density_vs_doubling": (1.3, None),
     "tick_ms_10k": (None, 250.0),
+    "cpmd_hosts_per_core": (500.0, None),
+    "restart_s_100x10k": (None, 3.0),
     "stats_ms_200": (None, 50.0),
     "change_ms_10k_churn": (None, 20.0),
     "signal_ms_p50": (None, 5.0),

@@ -75,7 +75,15 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
     assert set(report) - {"machine", "spread", "failed"} == {
         *("hook_start_ms_p50", "python_ms_p50", "hook_ratio", "resize_ms_p50", "resize_ms_p99"),
         *("nft_single_ratio", "nft_full_ratio", "conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
-        *("ledger_alloc_per_s", "ledger_ratio", "journal_bytes_per_resize", "tick_ms_10k", "change_ms_10k_churn"),
+        *(
+            "ledger_alloc_per_s",
+            "ledger_ratio",
+            "journal_bytes_per_resize",
+            "tick_ms_10k",
+            "cpmd_hosts_per_core",
+            "restart_s_100x10k",
+            "change_ms_10k_churn",
+        ),
         *("natd_share_at_cap", "neighbour_conn_rate_ratio"),
         *("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
         *("stats_ms_200", "signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),
