@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from ipaddress import IPv4Address
 from typing import Final
 
+from cpm.protocol import codec
+from cpm.protocol.model import NodeName, Role
 from libvirt_hooks import domain_xml, protocol, qemu
 from libvirt_hooks.domain_xml import DomainXMLError
-from libvirt_hooks.protocol import HookProtocolError, HookRequest, RequestParser
+from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest, RequestParser
+from natctl.core.node import Identity, Node
+from natctl.domain_watch import DomainWatch
+from natctl.model.commands import Answer, Program, Replace, Send
+from natctl.settings import GuestsTable, HostTable
 from tests.fuzz.mutation import Material
 from tests.unit.libvirt_hooks.samples import DOMAIN
 
@@ -42,8 +50,9 @@ _XML_TOKENS: Final = (
 DOMAINS: Final = Material([DOMAIN, _WISHES, b"<?xml version='1.0' encoding='UTF-8'?>" + DOMAIN], _XML_TOKENS)
 
 _REQUESTS: Final = [
-    b"qemu 1 %s begin 5 1 %d\nweb-1-%s" % (operation, len(DOMAIN), DOMAIN)
-    for operation in (b"prepare", b"start", b"stopped", b"migrate")
+    b"qemu 1 %s %s 5 1 %d\nweb-1-%s" % (operation.value.encode(), suboperation, len(DOMAIN), DOMAIN)
+    for operation in HookOperation
+    for suboperation in (b"begin", b"end")
 ] + [b"qemu 1 release end 3 0 0\nweb", b"qemu 1 started - 2 4 0\n\xff\xfexxxx"]
 REQUESTS: Final = Material(
     _REQUESTS,
@@ -60,7 +69,7 @@ REQUESTS: Final = Material(
         b"99999999",
         b"00",
         b"begin",
-        b"attach",
+        *(operation.value.encode() for operation in HookOperation),
         *_XML_TOKENS[:3],
     ),
 )
@@ -103,8 +112,41 @@ def understands_request(data: bytes) -> bool:
     if request is None:
         return False
     _check_request(request)
-    understands_domain(request.xml)
+    if understands_domain(request.xml):
+        _follow(request)
     return True
+
+
+_LIFE: Final = 400
+"""Requests that one node gets before another one takes its place."""
+_watches: Final[list[DomainWatch]] = []
+_followed: Final = itertools.count()
+
+
+def _follow(request: HookRequest) -> None:
+    """Have a node do what the hook says; what it then tells the manager can be decoded."""
+    number = next(_followed)
+    if not _watches or number % _LIFE == 0:
+        _watches[:] = [_watch()]
+    _watches[0].on_hook(number, request.operation, domain_xml.parse(request.xml))
+
+
+def _watch() -> DomainWatch:
+    node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "0"), 0x7FFF)
+    node.on_kernel_found([], None, {}, 0.0)
+    node.on_connected(0.0)
+
+    def carry_out() -> None:
+        for command in node.take():
+            if isinstance(command, Send):
+                assert codec.decode_node_message(codec.encode(command.message)) == command.message
+            elif isinstance(command, Answer):
+                _check_answer(protocol.error_answer(command.code or "ok", command.text))
+            elif isinstance(command, (Program, Replace)):
+                node.on_kernel_programmed(0.0)
+
+    host = HostTable(frozenset({"eth1"}))
+    return DomainWatch(node, carry_out, lambda *_: None, host, GuestsTable(), None, None)
 
 
 def _check_request(request: HookRequest) -> None:

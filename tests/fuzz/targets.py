@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from tests.fuzz import guests, hooks, kernel, messages, settings
+from tests.fuzz import believed, guests, hooks, kernel, messages, settings
 from tests.fuzz.mutation import Material
 
 
@@ -44,6 +44,12 @@ _ALL: Final = (
     Target("node-message", messages.FROM_NODES, messages.understands_node_message),
     Target("manager-message", messages.FROM_MANAGERS, messages.understands_manager_message),
     Target("request-body", messages.BODIES, messages.understands_body),
+    Target("parameter", messages.PARAMETERS, messages.understands_parameter),
+    Target("operator-answer", messages.ANSWERS, messages.understands_answer),
+    Target("session-frames", messages.FRAMES, messages.understands_frames),
+    Target("node-believed", believed.FROM_NODES, believed.believes_node_message),
+    Target("manager-believed", believed.FROM_MANAGERS, believed.believes_manager_message),
+    Target("request-believed", believed.REQUESTS, believed.believes_request),
 )
 
 TARGETS: Final = {target.name: target for target in _ALL}
