@@ -328,6 +328,31 @@ def test_a_host_that_does_not_answer_keeps_no_revoked_edge() -> None:
     assert not site.machines[EDGE1].connected
 
 
+def test_a_revoked_edge_that_gets_in_step_meanwhile_stays_out_of_service() -> None:
+    site = running()
+    site.disconnect(EDGE1)
+    site.connect(EDGE1)
+    site.deliver_up(EDGE1)
+    site.ask(lambda manager: manager.membership.revoke(EDGE1, site.now))
+    # It confirms all that it was sent before any host has confirmed to send nothing to it.
+    while site.deliver_down(EDGE1) or site.kernel_step(EDGE1) or site.deliver_up(EDGE1):
+        assert site.machines[EDGE1].connected
+    assert not view(site, EDGE1).in_service
+    site.run()
+    assert not site.machines[EDGE1].connected
+
+
+def test_a_revoked_node_is_not_served_by_the_next_manager_of_the_process() -> None:
+    site = running()
+    said = hello(EDGE1, EDGE_ROLE, site.machines[EDGE1].identity.underlay)
+    site.ask(lambda manager: manager.membership.revoke(EDGE1, site.now))
+    assert site.machines[EDGE1].connected
+    site.start_manager()
+    assert site.manager is not None
+    with pytest.raises(NotApproved):
+        site.manager.resume(said, 1, site.now)
+
+
 def test_the_only_edge_in_service_is_not_revoked() -> None:
     site = running()
     site.ask(lambda manager: manager.membership.revoke(EDGE1, site.now))

@@ -99,8 +99,10 @@ async def test_a_natd_that_reconnects_replaces_its_own_session() -> None:
     async with approving() as site, site.session() as first, site.session() as again:
         await first.send_bytes(hello("the same"))
         assert await is_served(first)
+        reading = asyncio.create_task(first.receive())  # answers pings
         await again.send_bytes(hello("the same"))
         assert await is_served(again)
+        assert (await asyncio.wait_for(reading, LIMIT_S)).type is aiohttp.WSMsgType.CLOSE
 
 
 async def test_a_machine_that_no_longer_answers_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
