@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,49 @@ def test_a_killed_daemon_is_seen_and_starts_again(lab: Lab) -> None:
         assert lab.broken_parts() == [daemon]
         lab.daemons.start(daemon)
         assert lab.broken_parts() == []
+
+
+def node(lab: Lab, name: str) -> dict[str, Any]:
+    nodes: list[dict[str, Any]] = facts(lab, "node", "list")
+    return next(each for each in nodes if each["name"] == name)
+
+
+def test_a_host_that_is_revoked_has_no_session_until_it_is_approved_again_and_loses_no_connection(lab: Lab) -> None:
+    lab.add_guest("r", "host2")
+    try:
+        with sink(lab), hold(lab, "r", 20) as held:
+            lab.operate("node", "revoke", "host2")
+            assert eventually(lambda: node(lab, "host2")["asks"] is not None)
+            view = node(lab, "host2")
+            assert (view["connected"], view["approval"], view["asks"]["roles"]) == (False, None, ["host"])
+            command = "on the manager: virt-ports node approve host2"
+            assert eventually(lambda: command in lab.daemons.log("natd-host2").read_text())
+            lab.operate("node", "approve", "host2", "--yes")
+            assert eventually(lambda: node(lab, "host2")["synced"])
+            assert lab.daemons.log("natd-host2").read_text().count(command) == 1
+            assert held.finish().alive == 20
+    finally:
+        lab.remove_guest("r")
+
+
+def test_a_host_does_not_become_an_edge_by_its_natd_toml(lab: Lab) -> None:
+    """Nor does any other machine that has its certificate."""
+    file = lab.daemons.configuration("natd-host1")
+    before = file.read_text()
+    lab.daemons.end("natd-host1")
+    edge = '[edge]\nuplinks = ["underlay"]\n'
+    file.write_text(before.replace('roles = ["host"]', 'roles = ["edge", "host"]') + edge)
+    try:
+        lab.daemons.start("natd-host1")
+        assert eventually(lambda: node(lab, "host1")["asks"] is not None)
+        view = node(lab, "host1")
+        assert (view["connected"], view["asks"]["roles"]) == (False, ["edge", "host"])
+        assert "is approved as host and asks to be edge,host" in lab.operate("node", "list")
+    finally:
+        lab.daemons.end("natd-host1")
+        file.write_text(before)
+        lab.daemons.start("natd-host1")
+    assert eventually(lambda: node(lab, "host1")["synced"])
 
 
 def test_two_labs_stand_side_by_side(lab: Lab) -> None:
