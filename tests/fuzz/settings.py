@@ -63,6 +63,8 @@ grow_cool_down_s = 5
 shrink_after_samples = 10
 [nodes]
 edge_grace_s = 10.0
+edge_wait_s = 5.0
+confirm_s = 10.0
 """,
     ],
     _TOKENS,

@@ -5,7 +5,19 @@ from __future__ import annotations
 from cpm.queries import explain_facts, metrics, node_states, nodes
 from cpm.queries import vms as vms_queries
 from tests.fakes.site import Site
-from tests.unit.site.test_edge_service import EDGE1, EDGE2, HOST1, OTHER, VM, fence, resize, started, wait
+from tests.unit.site.test_edge_service import (
+    EDGE1,
+    EDGE2,
+    HOST1,
+    HOST2,
+    OTHER,
+    VM,
+    fence,
+    resize,
+    size,
+    started,
+    wait,
+)
 
 REMEDY = (
     "256 ports that were given back have waited 5 minutes for {node}: start its natd; or, if it forwards nothing any "
@@ -78,3 +90,31 @@ def test_nodes_that_keep_up_are_not_named_however_long_a_range_leaves() -> None:
     assert not metric(site, "held_ports")
     assert not metric(site, "behind_seconds")
     assert metric(site, "in_service") == {EDGE1: 1.0, EDGE2: 1.0}
+
+
+def test_a_host_that_does_not_answer_is_named_and_nobody_else_notices() -> None:
+    site = Site()
+    started(site)
+    started(site, OTHER, HOST2)
+    site.machines[HOST1].stuck = True
+    resize(site, 512)
+    resize(site, 512, OTHER)
+    wait(site, 9.0)
+    assert problems(site) == [], "it has ten seconds"
+    wait(site, 2.0)
+    assert problems(site) == [
+        "host1: it has not confirmed what it was sent for 10 seconds, see `journalctl -u natd` there"
+    ]
+    assert (size(site), size(site, OTHER)) == (256, 512)
+    site.machines[HOST1].stuck = False
+    wait(site, 1.0)
+    assert problems(site) == []
+    assert size(site) == 512
+
+
+def test_a_revoked_edge_is_not_named() -> None:
+    site = Site()
+    started(site)
+    site.ask(lambda manager: manager.membership.revoke(EDGE2, site.now))
+    wait(site, 30.0)
+    assert problems(site) == []
