@@ -140,7 +140,7 @@ def _flush_maps(site: Site, fault: Fault) -> Iterator[None]:
     """Take the elements away that packets of VMs need, and leave the rules."""
     listed = site.lab.run(fault.target, "nft", "list", "maps").splitlines()
     names = [line.split()[1] for line in listed if line.split()[:1] == ["map"]]
-    wanted = [name for name in names if name == "bindings" or name.startswith(("outbound", "inbound"))]
+    wanted = [name for name in names if name == "bindings" or name.startswith(("outbound", "inbound", "blocks"))]
     for name in random.Random(fault.seed).sample(wanted, min(2, len(wanted))):
         site.lab.run(fault.target, "nft", "flush", "map", "ip", "virtports", name)
     yield

@@ -85,6 +85,11 @@ def translations(lab: Lab, edge: str) -> tuple[list[Translation], list[Translati
             for key, external in elements:
                 internal, ports = key["elem"]["val"]["concat"]
                 outward.append(Translation(_ports((external, ports)), IPv4Address(internal)))
+        elif block := re.fullmatch(r"blocks-(\d+)", name):
+            for key, external in elements:
+                first, internal = key["concat"]
+                ports = Ports(IPv4Address(external), first, first + int(block[1]) - 1)
+                outward.append(Translation(ports, IPv4Address(internal)))
     return inward, outward
 
 

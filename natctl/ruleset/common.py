@@ -6,6 +6,7 @@ Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from typing import Final
@@ -204,6 +205,18 @@ def rule(*parts: Expression | tuple[Expression, ...] | Verdict, comment: str = "
 def address_port_lookup(name: str, address_offset: int, port_offset: int) -> tuple[Expression, ...]:
     """``ip saddr . th sport map @NAME``: an address of the header and two bytes behind it select an address."""
     return payload(1, address_offset, 4), payload(2, port_offset, 2, 9), map_lookup(name)
+
+
+@functools.cache
+def is_ported() -> tuple[Expression, ...]:
+    """``meta l4proto @ported``"""
+    return meta("l4proto"), set_lookup("ported")
+
+
+def port_block_lookup(name: str, size: int) -> tuple[Expression, ...]:
+    """``th sport & MASK . ip saddr map @NAME``: the first port of its block and the source select an address."""
+    mask = (0x10000 - size).to_bytes(2, "big")
+    return payload(2, 0, 2), bitwise(mask), payload(1, 12, 4, 9), map_lookup(name)
 
 
 def element_label(name: str, owner: str) -> bytes:

@@ -5,6 +5,8 @@ The elements that VMs have in its maps, and how many maps there are, are in :mod
 In nftables' notation, shortened::
 
     table ip virtports {
+      map blocks-1024 { type inet_service . ipv4_addr : ipv4_addr; }             # first port . internal : external
+      map blocks-64 { type inet_service . ipv4_addr : ipv4_addr; }                      # the same
       map outbound { type ipv4_addr . inet_service : ipv4_addr; flags interval; }       # internal . ports : external
       map inbound-203.0.113.1 { type inet_service : ipv4_addr; flags interval; }        # ports : internal
       map icmp-outbound { typeof ip saddr . icmp id : ip saddr; flags interval; }       # the same
@@ -49,19 +51,15 @@ In nftables' notation, shortened::
         @th,0,8 @requests  fib daddr type local return     # somebody pings this machine
         @th,0,8 @queries   ip daddr set @th,32,16 map @icmp-inbound-203.0.113.1 notrack accept
         @th,0,8 @errors …  both ip daddr and the quoted source … notrack accept }
-      chain outward {
-        meta l4proto @ported ip saddr set ip saddr . th sport map @outbound return
-        meta l4proto icmp goto icmp-outward }
-      chain icmp-outward { … likewise, and errors that a machine on the way has to tell … }
-      chain quoting { … @th,192,32 & MASK == POOL goto quoting-vm }
-      chain quoting-vm { … }
+      chain outward { … ip saddr set th sport & 0xfc00 . ip saddr map @blocks-1024 return … }
+      chain quoting { … }
       chain reassembly { meta l4proto tcp tproxy to :1 }
     }
 
 - Every packet passes ``receive`` and ``send``. The rules that match most packets come first; addresses are compared
   before interfaces, names of interfaces are compared and not looked up, and sets of known size have that size declared,
   because each of these is several times as cheap as the alternative (``docs/design/0004-packet-path.md``).
-- ``senders`` is in :mod:`natctl.ruleset.senders`.
+- ``senders`` is in :mod:`natctl.ruleset.senders`, what ``outward`` and ``quoting`` do in :mod:`natctl.ruleset.outward`.
 - What comes from anywhere but the internet never leaves with an external address that this edge did not write: its
   answers would go to a VM. A machine that has the address itself may use it.
 - Where the machine has the host role too, packets for its own VMs must be tracked: ``inbound-…`` then returns instead
@@ -101,7 +99,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from natctl.model.entries import EdgeSettings, Path
-from natctl.ruleset import senders
+from natctl.ruleset import icmp, outward, senders
 from natctl.ruleset.common import (
     ADDRESS,
     ERROR_TYPES,
@@ -111,23 +109,22 @@ from natctl.ruleset.common import (
     PROTOCOL,
     TYPEOF_OCTET,
     address_in,
-    address_port_lookup,
     filtering,
     in_network,
+    is_ported,
     number_elements,
     pool_of,
     protocol,
     rule,
     through,
 )
-from natctl.ruleset.edge_maps import ICMP, OUTBOUND, Layout, inbound, inbound_maps, outbound_maps
+from natctl.ruleset.edge_maps import ICMP, OUTBOUND, Layout, block_maps, inbound, inbound_maps, outbound_maps
 from natctl.ruleset.expressions import (
     DESTINATION,
     NETWORK,
     QUOTED,
     SOURCE,
     TRANSPORT,
-    bitwise,
     compare,
     copy_address,
     counter,
@@ -138,7 +135,6 @@ from natctl.ruleset.expressions import (
     native_u32,
     notrack,
     payload,
-    set_lookup,
     source_kind,
     verdict,
     verdict_lookup,
@@ -177,8 +173,6 @@ _FROM_HOSTS = "from-hosts"
 _FROM_OUTSIDE = "from-outside"
 _OF_VM = "of-vm"
 _OF_OTHERS = "of-others"
-_UNDERWAY = "told by a machine on the way, not by the VM"
-_ICMP = 1
 _TCP = 6
 _LOCAL = native_u32(2)
 """``RTN_LOCAL``: an address of this machine."""
@@ -217,8 +211,7 @@ def base(
         _reassembly(),
         _inward(),
         *(chain for external in externals for chain in _inbound(external, is_host=is_host)),
-        *_outward(layout, pool),
-        *_quoting(layout, pool),
+        *outward.chains(layout, pool),
     )
     # With room to spare: the kernel refuses to add to a full set, and somebody else may have added to it.
     room = 2 * max(8, len(externals))
@@ -226,6 +219,7 @@ def base(
     sets = (
         *_SETS,
         *by_external,
+        *block_maps(),
         *(spec for name in layout.maps for spec in outbound_maps(name)),
         *(spec for address in externals for spec in inbound_maps(address)),
     )
@@ -358,7 +352,7 @@ def _of_others(settings: EdgeSettings, pool: IPv4Network) -> Chain:
         *_is_not_from_here(),
     )
     rules = (
-        rule(protocol(_ICMP), jump("quoting"), comment=_UNDERWAY),
+        rule(protocol(icmp.NUMBER), jump("quoting"), comment=outward.UNDERWAY),
         rule(claims_external, goto(senders.FORGED), comment="an external address that was not translated here"),
     )
     return Chain(_OF_OTHERS, None, rules)
@@ -382,110 +376,21 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
     rules = (
         # Nearly everything is TCP, and a comparison is quicker than a set.
         rule(protocol(_TCP), _number_in(2, name), rewrite, done),
-        rule(_is_ported(), _number_in(2, name), rewrite, done),
-        rule(protocol(_ICMP), goto(ICMP + name)),
+        rule(is_ported(), _number_in(2, name), rewrite, done),
+        rule(protocol(icmp.NUMBER), goto(ICMP + name)),
     )
     of_icmp = (
-        rule(_has_type("requests"), destination_kind(), compare(_LOCAL), RETURN, comment="for this machine"),
-        rule(_has_type("queries"), _number_in(4, ICMP + name), rewrite, done),
-        rule(_is_error(), _quotes_ports(), _number_in(28, ICMP + name), *rewrite_both, done),
-        rule(_is_error(), _quotes_query(), _number_in(32, ICMP + name), *rewrite_both, done),
+        rule(icmp.has_type("requests"), destination_kind(), compare(_LOCAL), RETURN, comment="for this machine"),
+        rule(icmp.has_type("queries"), _number_in(4, ICMP + name), rewrite, done),
+        rule(icmp.is_error(), icmp.quotes_ports(), _number_in(28, ICMP + name), *rewrite_both, done),
+        rule(icmp.is_error(), icmp.quotes_query(), _number_in(32, ICMP + name), *rewrite_both, done),
     )
     return Chain(name, None, rules), Chain(ICMP + name, None, of_icmp)
-
-
-def _outward(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
-    if layout.shards == 1:
-        return _outward_through("outward", OUTBOUND, pool)
-    by_vm = rule(payload(NETWORK, SOURCE, 4), _lowest_bits(layout), verdict_lookup(OUTBOUND))
-    through_maps = (chain for name in layout.maps for chain in _outward_through(name, name, pool))
-    return Chain("outward", None, (by_vm,)), *through_maps
-
-
-def _lowest_bits(layout: Layout) -> Expression:
-    return bitwise((layout.shards - 1).to_bytes(4, "big"))
-
-
-def _outward_through(chain: str, name: str, pool: IPv4Network) -> tuple[Chain, Chain]:
-    rewrite, icmp = write_address(SOURCE), ICMP + name
-    rewrite_both = (rewrite, copy_address((NETWORK, SOURCE), (TRANSPORT, QUOTED + DESTINATION)))
-    # With the destination that it quotes in place of its own, see _quoting.
-    rewrite_quoted = (
-        write_address(DESTINATION),
-        copy_address((NETWORK, DESTINATION), (TRANSPORT, QUOTED + DESTINATION)),
-    )
-    from_vm, from_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
-    rules = (
-        rule(protocol(_TCP), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
-        rule(_is_ported(), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
-        rule(protocol(_ICMP), goto(ICMP + chain)),
-    )
-    of_icmp = (
-        rule(_has_type("queries"), address_port_lookup(icmp, SOURCE, 4), rewrite, RETURN),
-        *(
-            rule(_is_error(), whose, quotes, address_port_lookup(icmp, by, port), *rewrites, RETURN, comment=why)
-            for whose, by, rewrites, why in (
-                (from_vm, SOURCE, rewrite_both, ""),
-                (from_others, DESTINATION, rewrite_quoted, _UNDERWAY),
-            )
-            for quotes, port in ((_quotes_ports(), 30), (_quotes_query(), 32))
-        ),
-    )
-    return Chain(chain, None, rules), Chain(ICMP + chain, None, of_icmp)
-
-
-def _quoting(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
-    """
-    Return the chains for an error that a machine on the way tells about a packet to a VM.
-
-    ``nft`` looks no quoted address up in a map of addresses. So the error gets the destination that it quotes while
-    that is looked up, and then its own again: an error goes to the source of the packet that it quotes.
-    """
-    mask, first = pool.netmask.packed, pool.network_address.packed
-    quotes_vm = (payload(TRANSPORT, QUOTED + DESTINATION, 4), bitwise(mask), compare(first))
-    borrow, give_back = (
-        copy_address((TRANSPORT, QUOTED + quoted), (NETWORK, DESTINATION)) for quoted in (DESTINATION, SOURCE)
-    )
-    quoting = Chain("quoting", None, (rule(_is_error(), quotes_vm, goto("quoting-vm")),))
-    if layout.shards == 1:
-        return quoting, Chain("quoting-vm", None, (rule(borrow), rule(jump(ICMP + "outward")), rule(give_back)))
-    by_quoted = rule(payload(NETWORK, DESTINATION, 4), _lowest_bits(layout), verdict_lookup(OUTBOUND))
-    quoting_vm = Chain("quoting-vm", None, (rule(borrow), rule(jump("quoted")), rule(give_back)))
-    return quoting, quoting_vm, Chain("quoted", None, (by_quoted,))
 
 
 def _reassembly() -> Chain:
     why = "never called: its presence makes the kernel reassemble fragments"
     return Chain("reassembly", None, (rule(protocol(_TCP), intercept(1), comment=why),))
-
-
-@functools.cache
-def _is_ported() -> tuple[Expression, ...]:
-    return meta("l4proto"), set_lookup("ported")
-
-
-@functools.cache
-def _has_type(types: str) -> tuple[Expression, ...]:
-    """In chains that only ICMP comes to: beside a match of the protocol, ``nft`` would give the type another type."""
-    return payload(TRANSPORT, 0, 1), set_lookup(types)
-
-
-@functools.cache
-def _is_error() -> tuple[Expression, ...]:
-    has_no_options = (payload(TRANSPORT, QUOTED, 1), compare(b"\x45"))
-    is_first_fragment = (payload(TRANSPORT, QUOTED + 6, 2), bitwise(b"\x1f\xff"), compare(b"\0\0"))
-    return _has_type("errors") + has_no_options + is_first_fragment
-
-
-@functools.cache
-def _quotes_ports() -> tuple[Expression, ...]:
-    return payload(TRANSPORT, QUOTED + 9, 1), set_lookup("quoted-ported")
-
-
-@functools.cache
-def _quotes_query() -> tuple[Expression, ...]:
-    is_icmp = (payload(TRANSPORT, QUOTED + 9, 1), compare(bytes((_ICMP,))))
-    return (*is_icmp, payload(TRANSPORT, QUOTED + 20, 1), set_lookup("queries"))
 
 
 def _number_in(offset: int, name: str) -> tuple[Expression, ...]:

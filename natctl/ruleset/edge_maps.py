@@ -4,6 +4,12 @@ The maps of the edge role, and the elements that a VM has in them.
 ``outbound`` (one or several) says which external address the ports of an internal one have, ``inbound-…`` the reverse,
 one for each external address. Each has a twin, ``icmp-…``, with the same elements: keyed not by ports but by mere
 numbers, because ``nft`` looks no identifier of ICMP, and no port of a quoted packet, up in a map of ports.
+
+``outbound`` has every range, but its lookup is the most expensive there is: the kernel does it with the processor's
+vector registers, and has to save and restore those of the process that it interrupts. So nearly all packets find their
+port in ``blocks-1024`` or ``blocks-64`` first, hash tables of the blocks that lie within a range as a whole.
+``outbound`` has what is no whole block, and decides in the end (``docs/design/0020-outbound-blocks.md``).
+
 :mod:`natctl.ruleset.edge` has the rules that look things up, and says why there are so many.
 
 Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
@@ -28,6 +34,8 @@ OUTBOUND: Final = "outbound"
 ICMP: Final = "icmp-"
 """Prefix of the maps that serve ICMP."""
 LOCALS: Final[Place] = (Family.IPV4, "locals")
+BLOCKS: Final[dict[int, Place]] = {size: (Family.IPV4, f"blocks-{size}") for size in (1024, 64)}
+"""Maps from whole blocks of an internal address's ports to the external address, by ports a block, largest first."""
 
 _PER_SHARD: Final = 128
 """VMs for which one map ``outbound`` is made when the number is chosen."""
@@ -152,6 +160,25 @@ def inbound_maps(external: IPv4Address) -> tuple[SetSpec, SetSpec]:
     )
 
 
+def block_maps() -> tuple[SetSpec, ...]:
+    """Return the maps from blocks of ports and internal to external addresses."""
+    return tuple(SetSpec(name, (PORT, ADDRESS), data=(ADDRESS,)) for _, name in BLOCKS.values())
+
+
+def block_elements(internal: bytes, ports: PortRange, external: bytes) -> Iterator[tuple[Place, Element]]:
+    """
+    Yield the elements of the whole blocks within these ports, at most 60 and one for each 1,024 ports.
+
+    :param internal: Packed, as ``external``.
+    """
+    small, large = min(BLOCKS), max(BLOCKS)
+    first = -(-ports.first // small) * small
+    while first + small - 1 <= ports.last:
+        size = large if first % large == 0 and first + large - 1 <= ports.last else small
+        yield BLOCKS[size], Element(first.to_bytes(2, "big") + b"\0\0" + internal, b"", external)
+        first += size
+
+
 def fragment(
     entry: EdgeIntent, layout: Layout, present: Collection[Element] = (), *, checks_senders: bool = False
 ) -> Fragment:
@@ -181,6 +208,7 @@ def fragment(
             key, end = internal + first + b"\0\0", internal + last + b"\0\0"
             out, into = Element(key, end, outside, "", label), Element(first, b"", internal, "", label)
             elements += (outward, out), (for_icmp(outward), out), (inward, into), (for_icmp(inward), into)
+            elements.extend(block_elements(internal, piece, outside))
             if piece.last < LAST_PORT:
                 behind = Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)  # noqa: FBT003
                 elements += (inward, behind), (for_icmp(inward), behind)

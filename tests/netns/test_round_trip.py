@@ -29,7 +29,8 @@ PATH = Path(POOL, frozenset({IPv4Address("172.30.0.11")}), frozenset({EXTERNAL})
 HOSTED = host_entry(
     VM, "web 1", 1, IPv4Address("100.64.0.1"), RANGE, frozenset({8, 9}), 64, at_cap=True, defer_after=192
 )
-AT_EDGE = edge_intent(VM, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, RANGE),))
+BLOCKS = PortRange(20480, 22591)
+AT_EDGE = edge_intent(VM, "web 1", IPv4Address("100.64.0.1"), None, ((EXTERNAL, RANGE), (EXTERNAL, BLOCKS)))
 NAMES = (
     "web 1",
     'x" ; } table ip injected { chain c { type filter hook input priority 0; policy drop; } }',
