@@ -36,6 +36,10 @@ class HookWaiters:
     def __init__(self) -> None:
         self._waiters: list[HookWaiter] = []
 
+    def domains(self) -> frozenset[DomainUUID]:
+        """Return the VMs for which a hook waits."""
+        return frozenset(waiter.domain for waiter in self._waiters)
+
     def add(self, waiter: HookWaiter) -> None:
         """Add a request."""
         self._waiters.append(waiter)

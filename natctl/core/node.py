@@ -24,9 +24,11 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
+from typing import Final
 
 from cpm.protocol.bounds import cut
 from cpm.protocol.errors import VirtPortsError
@@ -78,6 +80,10 @@ from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
 
+RETURN_S: Final = 5.0
+"""Seconds from the loss of the session in which hooks wait for the manager to be back: a restart of it takes less. (The
+hook itself waits for two seconds, unless it is configured otherwise.)"""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
@@ -115,6 +121,7 @@ class Node:
         self._own_ports = own_ports.OwnPorts()
         self._found_at_edge: tuple[EdgeIntent, ...] = ()
         self._is_connected = False
+        self._lost_at = -math.inf
         self._is_synced = False
         self._epoch = 0
         self._generation = 0
@@ -179,6 +186,8 @@ class Node:
         :param links: The interfaces of this machine, names by index.
         :param at_edge: The VMs whose ports this edge maps.
         """
+        # The manager may be reached in a moment.
+        self._lost_at = now
         self._found_at_edge = tuple(at_edge)
         for vm in self._found_at_edge:
             self._programming.edge_holdings.adopt(vm)
@@ -248,14 +257,18 @@ class Node:
             self._request_ports(uuid, domain)
 
     def on_disconnected(self, now: float) -> None:
-        """The session is gone. Everything that runs goes on; hooks that wait for ports are answered."""
+        """
+        The session is gone, or an attempt to connect failed. Everything that runs goes on; hooks that wait for ports
+        are answered unless the manager may be back in a moment.
+        """
         self._command(self._arrivals.on_disconnected(now))
+        if self._is_connected:
+            self._lost_at = now
         self._is_connected = False
         self._is_synced = False
         # Generations count within a session: the next one must not be told of these.
         self._programming.drop_generations()
-        text = "the manager is not connected; the VM gets its ports when it is back"
-        self._outbox += self._hook_waiters.answer("unreachable", text)
+        self._answer_hooks_in_vain(now)
 
     def on_message(self, message: ManagerMessage, now: float) -> None:
         """
@@ -342,12 +355,11 @@ class Node:
             self._request_ports(vm.domain, domain)
         elif domain.is_incoming:
             self._outbox.append(Answer(request, "", "migrating; ports follow when it runs here"))
-        elif not self._is_connected and self._programming.entry_in_force(vm.domain, needs_taps=False) is None:
-            self._outbox.append(Answer(request, "unreachable", "the manager is not connected; ports follow when it is"))
         else:
             self._hook_waiters.add(HookWaiter(request, vm.domain, wait_for_taps, now))
             self._request_ports(vm.domain, domain)
             self._answer_ready_hooks()
+            self._answer_hooks_in_vain(now)
 
     def on_domain_incoming(self, request: int, vm: RunningDomain, now: float) -> None:
         """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
@@ -419,6 +431,7 @@ class Node:
         for uuid in () if self._has_libvirt else self._domains.without_taps(now):
             self.on_domain_ended(None, uuid, "its interfaces are gone", now)
         self._outbox += self._hook_waiters.answer_late(now)
+        self._answer_hooks_in_vain(now)
         self._programming.on_tick(now)
         self._command(self._arrivals.on_tick(now))
 
@@ -582,6 +595,18 @@ class Node:
         self._outbox += self._hook_waiters.answer_ready(
             self._domains, lambda waiter: self._programming.entry_in_force(waiter.domain, needs_taps=waiter.needs_taps)
         )
+
+    def _answer_hooks_in_vain(self, now: float) -> None:
+        """Answer the hooks whose VMs get no ports soon: the manager has not been there for longer than a moment."""
+        if self._is_connected or now - self._lost_at < RETURN_S:
+            return
+        in_vain = {
+            uuid
+            for uuid in self._hook_waiters.domains()
+            if self._programming.entry_in_force(uuid, needs_taps=False) is None
+        }
+        text = "the manager is not connected; the VM gets its ports when it is back"
+        self._outbox += self._hook_waiters.answer("unreachable", text, in_vain)
 
     def _begin_programming(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""

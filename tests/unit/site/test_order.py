@@ -343,11 +343,37 @@ def test_a_vm_that_starts_again_at_once_has_its_ports_back() -> None:
 def test_without_a_manager_a_start_is_answered_at_once_and_the_ports_follow() -> None:
     site = Site()
     site.crash_manager()
+    site.pass_time(5.0)
     request = site.start_vm(HOST1, VM)
     assert site.machines[HOST1].answers[request] == "unreachable"
     site.heal()
     assert states(site) == [(1024, 1279, "active")]
     assert site.machines[HOST1].kernel.host[VM].taps
+
+
+def test_a_start_while_the_manager_restarts_waits_for_it_and_has_its_ports_from_the_first_packet() -> None:
+    site = Site()
+    first = site.start_vm(HOST1, VM)
+    site.crash_manager()
+    second = site.start_vm(HOST1, OTHER)
+    site.pass_time(1.5)
+    assert not {first, second} & site.machines[HOST1].answers.keys()
+    site.start_manager()
+    for name in (HOST1, HOST2, EDGE1, EDGE2):
+        site.connect(name)
+    site.run()
+    assert [site.machines[HOST1].answers[request] for request in (first, second)] == ["", ""]
+    assert site.open(OTHER, 7) is not None
+
+
+def test_a_start_that_waits_for_the_manager_is_answered_when_that_stays_away() -> None:
+    site = Site()
+    site.crash_manager()
+    request = site.start_vm(HOST1, VM)
+    site.pass_time(4.5)
+    assert request not in site.machines[HOST1].answers
+    site.pass_time(0.5)
+    assert site.machines[HOST1].answers[request] == "unreachable"
 
 
 def test_a_full_pool_refuses_with_the_reason_and_serves_when_ports_are_free() -> None:
