@@ -360,8 +360,6 @@ class ApprovalView(Struct, frozen=True):
 
     roles: tuple[Role, ...]
     underlay: IPv4Address
-    machine: str
-    """Identity of its machine; empty: that of the first which connects."""
 
 
 class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -425,6 +423,8 @@ class NodeView(Struct, frozen=True):
     """null: it is not approved yet, or was revoked."""
     asks: AskedView | None = None
     """null: it asks for nothing that is not approved."""
+    machine: str = ""
+    """Identity of the machine that has this name; empty: that of the first which connects."""
     is_known: bool = True
     """False: it only asks."""
     vms: int = 0

@@ -109,7 +109,7 @@ class Membership:
         """
         known = self._fleet.nodes.get(hello.node)
         approval = known.approval if known is not None else None
-        if known is None or approval is None or (why := _excess(approval, hello)):
+        if known is None or approval is None or (why := _excess(known, approval, hello)):
             why = _unapproved(known, hello) if approval is None else why
             self._remember(hello, why, now)
             raise NotApproved(hello.node, why)
@@ -119,7 +119,7 @@ class Membership:
             roles=hello.roles,
             underlay=hello.underlay,
             fenced=False,
-            approval=dataclasses.replace(approval, machine=approval.machine or hello.machine),
+            machine=known.machine or hello.machine,
         )
 
     def _remember(self, hello: Hello, why: str, now: float) -> None:
@@ -175,11 +175,13 @@ class Membership:
         known = self._fleet.nodes.get(name)
         approval = _merged(name, known.approval if known is not None else None, request)
         self._check_address(name, approval)
+        machine = known.machine if request.machine is None and known is not None else request.machine or ""
         if known is None:
-            self._put(Node(name, frozenset(), approval.underlay, in_service=False, approval=approval))
+            new = Node(name, frozenset(), approval.underlay, in_service=False, approval=approval, machine=machine)
+            self._put(new)
         else:
-            self._check_change(known, approval)
-            self._put(dataclasses.replace(known, approval=approval))
+            self._check_change(known, approval, machine)
+            self._put(dataclasses.replace(known, approval=approval, machine=machine))
             if self._ending.pop(name, None) is not None:
                 # Its session goes on, and its confirmation puts it back into service.
                 self._rollout.edge_service.on_fenced(name, now)
@@ -207,14 +209,14 @@ class Membership:
                 f"or take it out of the pool: `virt-ports pool remove {underlay}`"
             )
 
-    def _check_change(self, node: Node, approval: Approval) -> None:
+    def _check_change(self, node: Node, approval: Approval, machine: str) -> None:
         if node.name in self._sessions and (node.roles - approval.roles or node.underlay != approval.underlay):
             raise Conflict(
                 f"{node.name} is connected as {_words(node.roles)} at {node.underlay}; change its natd.toml and "
                 "restart its natd first, or revoke it"
             )
-        before = node.approval.machine if node.approval is not None else ""
-        if before not in ("", approval.machine) and not node.fenced and (Role.EDGE in node.roles or self._holds(node)):
+        is_other = node.machine not in ("", machine)
+        if is_other and not node.fenced and (Role.EDGE in node.roles or self._holds(node)):
             raise Conflict(
                 f"{node.name} is another machine until now, which may still forward packets; when it is switched off: "
                 f"`virt-ports node fence {node.name}`, then approve this one"
@@ -290,13 +292,13 @@ def _unapproved(known: Node | None, hello: Hello) -> str:
     return f"{state} and asks to be {_words(hello.roles)} at {hello.underlay}"
 
 
-def _excess(approval: Approval, hello: Hello) -> str:
+def _excess(known: Node, approval: Approval, hello: Hello) -> str:
     """Say what a node is beyond what is approved; empty: nothing."""
     if hello.roles - approval.roles:
         return f"is approved as {_words(approval.roles)} and asks to be {_words(hello.roles)}"
     if hello.underlay != approval.underlay:
         return f"is approved at {approval.underlay} and asks for {hello.underlay}"
-    if approval.machine and hello.machine != approval.machine:
+    if known.machine and hello.machine != known.machine:
         return "is approved for another machine than this one"
     return ""
 
@@ -306,11 +308,9 @@ def _merged(name: NodeName, before: Approval | None, request: ApprovalRequest) -
     underlay = before.underlay if request.underlay is None and before is not None else request.underlay
     if not roles or underlay is None:
         raise InvalidRequest(f"say what {name} may be: --role host or edge, or both, and --underlay ADDRESS")
-    machine = before.machine if request.machine is None and before is not None else request.machine
     return Approval(
         frozenset(roles),
         underlay,
-        machine or "",
         _limit(before.max_vms if before is not None else None, request.max_vms),
         _limit(before.max_ports if before is not None else None, request.max_ports),
     )

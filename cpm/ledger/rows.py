@@ -37,7 +37,7 @@ FREE: Final = "free"
 ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
 VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
 NODE: Final = (
-    "name, roles, underlay, in_service, fenced, approved_roles, approved_underlay, machine, max_vms, max_ports"
+    "name, roles, underlay, in_service, fenced, machine, approved_roles, approved_underlay, max_vms, max_ports"
 )
 OWN_PORTS: Final = "node, address, first, last, use, gone"
 STRETCH: Final = "start, wall, is_measured, first_seq"
@@ -93,16 +93,17 @@ def wishes_text(wishes: Wishes) -> str:
 
 def node(row: Row) -> Node:
     """Convert a row of :data:`NODE`."""
-    name, roles, underlay, in_service, fenced, approved_roles, approved_underlay, machine, max_vms, max_ports = row
+    name, roles, underlay, in_service, fenced, machine, approved_roles, approved_underlay, max_vms, max_ports = row
     return Node(
         name=NodeName(name),
         roles=_roles(roles),
         underlay=IPv4Address(underlay),
         in_service=bool(in_service),
         fenced=bool(fenced),
-        approval=Approval(_roles(approved_roles), IPv4Address(approved_underlay), machine, max_vms, max_ports)
+        approval=Approval(_roles(approved_roles), IPv4Address(approved_underlay), max_vms, max_ports)
         if approved_roles is not None
         else None,
+        machine=machine,
     )
 
 
@@ -110,17 +111,12 @@ def node_row(node: Node) -> Row:
     """Return a node as a row of :data:`NODE`."""
     approval = node.approval
     approved = (
-        (None, None, "", None, None)
+        (None, None, None, None)
         if approval is None
-        else (
-            _roles_text(approval.roles),
-            str(approval.underlay),
-            approval.machine,
-            approval.max_vms,
-            approval.max_ports,
-        )
+        else (_roles_text(approval.roles), str(approval.underlay), approval.max_vms, approval.max_ports)
     )
-    return (node.name, _roles_text(node.roles), str(node.underlay), node.in_service, node.fenced, *approved)
+    facts = (node.name, _roles_text(node.roles), str(node.underlay), node.in_service, node.fenced, node.machine)
+    return (*facts, *approved)
 
 
 def _roles(text: str) -> frozenset[Role]:

@@ -224,8 +224,6 @@ class Approval:
     """Those that it may have; it may do with fewer."""
     underlay: IPv4Address
     """The address that it must have between hosts and edges."""
-    machine: str = ""
-    """Identity of its machine (``Hello.machine``); empty: that of the first which says hello."""
     max_vms: int | None = None
     """VMs that it may have; None: as many as ``cpmd.toml`` says."""
     max_ports: int | None = None
@@ -247,3 +245,5 @@ class Node:
     """True: the operator has confirmed that it no longer forwards packets, so no step waits for its confirmation."""
     approval: Approval | None = None
     """None: the operator revoked it, and it gets no session."""
+    machine: str = ""
+    """Identity of the machine that has the name (``Hello.machine``); empty: of the first to say hello."""

@@ -74,6 +74,7 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         warnings=tuple(_warnings(manager, node, node_sync, asked)),
         approval=_approval(node.approval) if node.approval is not None else None,
         asks=_asked(manager, asked) if asked is not None else None,
+        machine=node.machine,
         vms=manager.fleet.use.vms(node.name),
         max_vms=quota.vms if is_host else None,
         ports=manager.fleet.use.ports(node.name),
@@ -121,4 +122,4 @@ def _asked(manager: Manager, asked: Asked) -> AskedView:
 
 
 def _approval(approval: Approval) -> ApprovalView:
-    return ApprovalView(tuple(sorted(approval.roles)), approval.underlay, approval.machine)
+    return ApprovalView(tuple(sorted(approval.roles)), approval.underlay)

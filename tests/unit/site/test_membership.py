@@ -257,14 +257,25 @@ def test_another_machine_is_approved_only_when_the_former_holds_nothing_or_is_fe
     )
 
 
+def test_a_revoked_node_that_is_approved_again_is_the_same_machine_still() -> None:
+    site = running()
+    bound(site)
+    site.ask(lambda manager: manager.membership.revoke(HOST1, site.now))
+    site.approve(site.machines[HOST1].identity)
+    assert "another machine" in str(
+        refusal(site, hello(HOST1, HOST_ROLE, site.machines[HOST1].identity.underlay, "bbbb"))
+    )
+    bound(site)
+
+
 def test_an_approval_of_more_leaves_the_machine_as_it_is() -> None:
     site = running()
     bound(site)
     site.ask(lambda manager: manager.membership.approve(HOST1, ApprovalRequest(roles=frozenset(Role)), site.now))
     assert site.manager is not None
-    approval = site.manager.fleet.nodes[HOST1].approval
-    assert approval is not None
-    assert (approval.roles, approval.machine) == (frozenset(Role), "aaaa")
+    node = site.manager.fleet.nodes[HOST1]
+    assert node.approval is not None
+    assert (node.approval.roles, node.machine) == (frozenset(Role), "aaaa")
 
 
 def test_less_than_what_a_connected_node_is_cannot_be_approved() -> None:

@@ -105,13 +105,13 @@ ADDRESS_DETAIL = AddressDetail(
 NODES = [
     NodeView(
         HOST1, (Role.HOST,), IPv4Address("172.30.0.11"), connected=True, in_service=True, fenced=False, synced=True,
-        generation=7, applied=7, domains=2, approval=ApprovalView((Role.HOST,), IPv4Address("172.30.0.11"), ""),
+        generation=7, applied=7, domains=2, approval=ApprovalView((Role.HOST,), IPv4Address("172.30.0.11")),
         vms=3, max_vms=1000, ports=512, max_ports=1_000_000,
     ),
     NodeView(
         NodeName("edge1"), (Role.EDGE,), IPv4Address("172.30.0.21"), connected=True, in_service=False, fenced=False,
         synced=False, generation=7, applied=6, domains=0, dropped={"unowned": 7, "strangers": 0},
-        approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.21"), ""),
+        approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.21")),
     ),
 ]  # fmt: skip
 _AWAY: dict[str, Any] = {
@@ -120,7 +120,7 @@ _AWAY: dict[str, Any] = {
 }  # fmt: skip
 NEW_EDGE = NodeView(
     NodeName("edge3"), (), IPv4Address("172.30.0.23"), **_AWAY,
-    approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.23"), ""),
+    approval=ApprovalView((Role.EDGE,), IPv4Address("172.30.0.23")),
 )  # fmt: skip
 REVOKED = NodeView(NodeName("host2"), (Role.HOST,), IPv4Address("172.30.0.12"), **_AWAY)
 ASKS = AskedView(
@@ -590,7 +590,7 @@ def test_node_fence_and_unfence(
 ) -> None:
     facts = {"connected": True, "in_service": True, "fenced": False, "synced": True, **changes}
     roles, underlay = (Role.HOST, Role.EDGE), IPv4Address("172.30.0.11")
-    approval = ApprovalView(roles, underlay, "")
+    approval = ApprovalView(roles, underlay)
     node = NodeView(HOST1, roles, underlay, generation=7, applied=7, domains=2, approval=approval, **facts)
     manager.on("POST /v1/nodes/host1/fence", node)
     manager.on("DELETE /v1/nodes/host1/fence", node)

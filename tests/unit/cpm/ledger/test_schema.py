@@ -154,8 +154,8 @@ def test_version_7_approves_the_nodes_that_are_there_as_they_are(connection: sql
             ),
         }  # fmt: skip
         revoked = dataclasses.replace(nodes["edge1"], approval=None)
-        limited = Approval(frozenset({Role.HOST}), IPv4Address("172.30.0.9"), "aaaa", 7, 4096)
-        both = (revoked, dataclasses.replace(nodes["host1"], approval=limited))
+        limited = Approval(frozenset({Role.HOST}), IPv4Address("172.30.0.9"), 7, 4096)
+        both = (revoked, dataclasses.replace(nodes["host1"], approval=limited, machine="aaaa"))
         ledger.commit([PutNode(node) for node in both], 1.0)
         assert ledger.load().nodes == both
 
