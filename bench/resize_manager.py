@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 from bench.waits import TimedOut
 from cpm import settings
 from cpm.api import operations
+from cpm.api.access import Peer
 from cpm.api.server import NodeConnection
 from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
@@ -36,6 +38,10 @@ SLOW_MS = 1000.0
 """A resize above this is reported with the messages of the nodes."""
 
 _KEPT = 60
+
+
+ME = Peer(os.getpid(), os.geteuid(), frozenset())
+"""This process, as the operator."""
 
 
 class _Record:
@@ -112,7 +118,7 @@ class _Cpmd(Cpmd):
     async def pool_add(self, addresses: list[str]) -> int:
         """Add external addresses; return how many there are now."""
         request = PoolRequest(tuple(map(IPv4Address, addresses)))
-        await self.operators.answer(operations.ADD_TO_POOL, {"body": request})
+        await self.operators.answer(operations.ADD_TO_POOL, {"body": request}, ME)
         return len(self.manager.fleet.space.addresses)
 
     async def wait_for(self, what: str, uuid: DomainUUID, look: Callable[[], _T | None]) -> _T:

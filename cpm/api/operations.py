@@ -21,6 +21,7 @@ from cpm.api.views import (
     AddressDetail,
     AddressView,
     ApproveRequest,
+    AuditView,
     Document,
     DomainDetail,
     DomainView,
@@ -197,6 +198,11 @@ REVOKE: Final = Operation(
 REMOVE_NODE: Final = Operation(
     "DELETE", "/v1/nodes/{name}", list[NodeView], "Forget a node that holds nothing; return the remaining ones.",
     parameters=(_NODE,), errors=(NotFound, Conflict),
+)  # fmt: skip
+AUDIT: Final = Operation(
+    "GET", "/v1/audit", list[AuditView],
+    "Return the newest changes that operators made, oldest first: when, who, from which process, and what.",
+    parameters=(WholeNumber("limit", "most entries to return", 1, 10_000, default=100),),
 )  # fmt: skip
 EVENTS: Final = Operation(
     "GET", "/v1/events", EventView, "Stream the journal: the newest entries, or those after a position.",

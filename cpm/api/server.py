@@ -118,11 +118,12 @@ def _entries_of(message: ManagerMessage) -> int:
 class OperatorRequests(Protocol):
     """Answers the operations of :mod:`cpm.api.operations`."""
 
-    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any], peer: Peer) -> object:
         """
         Return the answer to one request.
 
         :param arguments: By parameter, parsed and checked; ``body`` has the request's body.
+        :param peer: The process that asks; it may.
         :raise VirtPortsError: When it is refused.
         """
 
@@ -219,9 +220,10 @@ class Server:
     # Operators
 
     async def _answer(self, operation: Operation[Any], request: web.Request) -> web.Response:
+        peer = _process(request)
         if operation.changes:
-            request.app[_ACCESS].check_change(_process(request))
-        answer = await self._operators.answer(operation, await _arguments(operation, request))
+            request.app[_ACCESS].check_change(peer)
+        answer = await self._operators.answer(operation, await _arguments(operation, request), peer)
         if isinstance(answer, Document):
             return web.Response(body=answer.body, headers={"Content-Type": answer.content_type})
         return _json(answer)

@@ -375,6 +375,21 @@ class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Ports that its VMs may hold in all; 0: as many as ``cpmd.toml`` says."""
 
 
+class AuditView(Struct, frozen=True):
+    """A change that an operator made."""
+
+    seq: int
+    at: UtcSeconds
+    user: str
+    """Name of the user of the process that asked for it, as the kernel and the manager's machine say."""
+    uid: int
+    pid: int
+    request: str
+    """Method and path."""
+    body: str
+    """The request's body in JSON, cut where it is long; empty: it had none."""
+
+
 class NodeEventView(Struct, frozen=True):
     """An entry of the record of nodes."""
 

@@ -13,7 +13,7 @@ import dataclasses
 from ipaddress import IPv4Address
 from typing import TypeAlias
 
-from cpm.core.journal import JournalEvent, NodeEvent
+from cpm.core.journal import Act, JournalEvent, NodeEvent
 from cpm.core.timeline import Stretch
 from cpm.protocol.model import (
     VM,
@@ -134,6 +134,13 @@ class PutStretch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NoteAct:
+    """Add an entry to the record of operators' changes and change nothing; only the newest entries are kept."""
+
+    act: Act
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class NoteNode:
     """Add an entry to the record of nodes and change nothing; only the newest entries are kept."""
 
@@ -155,6 +162,7 @@ Change: TypeAlias = (
     | MoveAllocation
     | FreeAllocation
     | Notice
+    | NoteAct
     | NoteNode
     | PutStretch
 )

@@ -118,6 +118,32 @@ NOTICES = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Act:
+    """A change that an operator made, and who that was as the kernel says."""
+
+    uid: int
+    user: str
+    """The name of that user then; the number where it had none."""
+    pid: int
+    """The process that asked for it."""
+    request: str
+    """Method and path."""
+    body: str
+    """The request's body in JSON, cut where it is long; empty: it had none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """An entry of the record of operators' changes."""
+
+    seq: int
+    """Position in it; each entry has a greater one than the entry before."""
+    at: WallTime
+    """When it was committed, as the wall clock showed it."""
+    act: Act
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class JournalEntry:
     """An entry of the journal. The newest entry with a port, notices excluded, identifies the port's owner."""
 

@@ -18,6 +18,7 @@ from cpm.core.changes import (
     DropVM,
     FreeAllocation,
     MoveAllocation,
+    NoteAct,
     NoteNode,
     Notice,
     PutAddress,
@@ -31,6 +32,8 @@ from cpm.ledger import rows
 from cpm.protocol.errors import AddressInUse, Conflict, Overloading
 from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesce
 
+ACTS_KEPT: Final = 100_000
+"""Entries of the record of operators' changes that are kept: about 30 MB with requests of the usual length."""
 NODE_EVENTS_KEPT: Final = 10_000
 """Entries of the record of nodes that are kept: an edge that comes and goes every ten seconds fills them in a day."""
 
@@ -191,6 +194,13 @@ def _notice(connection: sqlite3.Connection, change: Notice, now: float) -> None:
         _journal(connection, change.event, found, now)
 
 
+def _note_act(connection: sqlite3.Connection, change: NoteAct, now: float) -> None:
+    act = change.act
+    query = f"INSERT INTO audit ({rows.AUDIT}) VALUES (NULL, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
+    newest = connection.execute(query, (now, act.uid, act.user, act.pid, act.request, act.body)).lastrowid
+    connection.execute("DELETE FROM audit WHERE seq <= ?", ((newest or 0) - ACTS_KEPT,))
+
+
 def _note_node(connection: sqlite3.Connection, change: NoteNode, now: float) -> None:
     query = f"INSERT INTO node_events ({rows.NODE_EVENT}) VALUES (NULL, ?, ?, ?, ?)"  # noqa: S608 - constants
     newest = connection.execute(query, (now, change.node, change.event, change.why)).lastrowid
@@ -262,6 +272,7 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     MoveAllocation: _move,
     FreeAllocation: _free,
     Notice: _notice,
+    NoteAct: _note_act,
     NoteNode: _note_node,
     PutStretch: _put_stretch,
 }

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import NOTICES, JournalEntry, NodeEntry, PortOwner
+from cpm.core.journal import NOTICES, AuditEntry, JournalEntry, NodeEntry, PortOwner
 from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
@@ -99,6 +99,13 @@ class JournalReader:
             found = self._rows(query, after_seq, limit)
             packed = archive.events(self._connection, after_seq, limit)
         return sorted([*found, *packed], key=lambda entry: entry.seq)[:limit]
+
+    def audit(self, limit: int = 100) -> list[AuditEntry]:
+        """Return the newest ``limit`` entries of the record of operators' changes, oldest first."""
+        query = f"SELECT {rows.AUDIT} FROM audit ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
+        with ledger_errors(self._path):
+            found = self._connection.execute(query, (limit,)).fetchall()
+        return [rows.audit_entry(row) for row in reversed(found)]
 
     def node_events(self, limit: int = 100) -> list[NodeEntry]:
         """Return the newest ``limit`` entries of the record of nodes, oldest first."""

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from cpm.core.journal import JournalEntry, JournalEvent, NodeEntry, NodeEvent, PortOwner
+from cpm.core.journal import Act, AuditEntry, JournalEntry, JournalEvent, NodeEntry, NodeEvent, PortOwner
 from cpm.core.timeline import Stretch, Timeline
 from cpm.protocol.model import (
     VM,
@@ -41,6 +41,7 @@ NODE: Final = (
 )
 OWN_PORTS: Final = "node, address, first, last, use, gone"
 STRETCH: Final = "start, wall, is_measured, first_seq"
+AUDIT: Final = "seq, at, uid, user, pid, request, body"
 NODE_EVENT: Final = "seq, at, node, event, why"
 ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, internal, first, last, state"
 
@@ -144,6 +145,12 @@ def own_ports(row: Row) -> KeptPorts:
 def timeline(found: Iterable[Row]) -> Timeline:
     """Convert rows of :data:`STRETCH`, in order."""
     return Timeline(tuple(Stretch(start, WallTime.of(wall), bool(known), seq) for start, wall, known, seq in found))
+
+
+def audit_entry(row: Row) -> AuditEntry:
+    """Convert a row of :data:`AUDIT`."""
+    seq, at, uid, user, pid, request, body = row
+    return AuditEntry(seq, WallTime.of(at), Act(uid, user, pid, request, body))
 
 
 def node_entry(row: Row) -> NodeEntry:

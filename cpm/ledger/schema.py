@@ -366,6 +366,22 @@ def _node_events(database: Database) -> None:
     database.execute(_NODE_EVENTS)
 
 
+_AUDIT: Final = """CREATE TABLE audit (
+        seq INTEGER PRIMARY KEY,
+        at REAL NOT NULL,
+        uid INTEGER NOT NULL,
+        user TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        request TEXT NOT NULL,
+        body TEXT NOT NULL
+    ) STRICT"""
+
+
+def _audit(database: Database) -> None:
+    """Version 9: what operators changed, of which the newest entries are kept."""
+    database.execute(_AUDIT)
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -375,5 +391,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _chunks,
     _approvals,
     _node_events,
+    _audit,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

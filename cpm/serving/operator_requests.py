@@ -6,16 +6,28 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from cpm import commands, queries, serving
 from cpm.api import handlers
+from cpm.api.access import Peer
 from cpm.api.handlers import Kind
 from cpm.api.operations import Operation
+from cpm.core.changes import NoteAct
+from cpm.core.journal import Act
+from cpm.core.manager import Manager
+from cpm.protocol import codec
 from cpm.queries.status import About
 from cpm.service import clock
 from cpm.serving.streams import Feeds
+
+USER_WAIT_S = 1.0
+"""Seconds to wait for the name of a user."""
+
+MOST_BODY = 1024
+"""Characters of a request's body that are recorded."""
 
 
 class OperatorRequests:
@@ -32,10 +44,11 @@ class OperatorRequests:
         self._about = about
         self._handlers = handlers.load((queries, commands, serving))
 
-    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any], peer: Peer) -> object:
         """
-        Return the answer to one request.
+        Return the answer to one request; a change is recorded with the one who made it, or neither is done.
 
+        :param peer: The process that asks.
         :raise VirtPortsError: When it is refused.
         """
         handler, decisions = self._handlers[operation], self._feeds.decisions
@@ -45,9 +58,14 @@ class OperatorRequests:
                 lambda journal: handler.call({"journal": journal, "now": now, "wall": clock.wall(), **arguments})
             )
         if handler.kind is Kind.CHANGE:
-            query = await decisions.do(
-                lambda manager, now: handler.call({"manager": manager, "now": now, **arguments}), is_change=True
-            )
+            act = Act(peer.uid, await _user_of(peer), peer.pid, *_words(operation, arguments))
+
+            def change(manager: Manager, now: float) -> Any:
+                query = handler.call({"manager": manager, "now": now, **arguments})
+                manager.fleet.record(NoteAct(act))
+                return query
+
+            query = await decisions.do(change, is_change=True)
             return query(decisions.manager)
         return handler.call({"manager": decisions.manager, "now": now, "about": self._about, **arguments})
 
@@ -59,3 +77,19 @@ class OperatorRequests:
         """
         lines: AsyncIterator[object] = self._handlers[operation].call({"feeds": self._feeds, **arguments})
         return lines
+
+
+async def _user_of(peer: Peer) -> str:
+    """Return the name of a process's user; its number when a directory service takes long to say."""
+    looking = asyncio.get_running_loop().run_in_executor(None, lambda: peer.user)
+    try:
+        return await asyncio.wait_for(looking, USER_WAIT_S)
+    except TimeoutError:
+        return str(peer.uid)
+
+
+def _words(operation: Operation[Any], arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a request as the record has it: method and path, and the body."""
+    given = {name: value for name, value in arguments.items() if name != "body"}
+    body = codec.encode(arguments["body"]).decode() if "body" in arguments else ""
+    return f"{operation.method} {operation.target(given)}", body if len(body) <= MOST_BODY else f"{body[:MOST_BODY]}…"

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from bench import resize_manager
-from bench.resize_manager import _Cpmd, resize
+from bench.resize_manager import ME, _Cpmd, resize
 from bench.waits import TimedOut
 from cpm.api import operations
 from cpm.api.server import NodeConnection
@@ -151,7 +151,7 @@ async def test_a_vm_that_is_being_resized_is_waited_for(site: Site, monkeypatch:
     """What the manager does by itself, compaction for example, must not swallow the resize that is measured."""
     host = NodeName("host1")
     site.silent.add(host)
-    await site.cpmd.operators.answer(operations.RELOCATE, {"name": "web1"})
+    await site.cpmd.operators.answer(operations.RELOCATE, {"name": "web1"}, ME)
     second = asyncio.create_task(resize(site.cpmd, VM))
     await asyncio.sleep(0.05)
     assert not second.done()
@@ -166,7 +166,7 @@ async def test_a_resize_that_the_manager_does_not_begin_is_an_error(site: Site) 
     assert active is not None
     nothing_left = PortRange(FIRST_PORT, LAST_PORT).minus(active.ports)
     request = PoolRequest((active.external,), nothing_left)
-    await site.cpmd.operators.answer(operations.ADD_TO_POOL, {"body": request})
+    await site.cpmd.operators.answer(operations.ADD_TO_POOL, {"body": request}, ME)
     with pytest.raises(LabError, match="did not begin the resize") as raised:
         await resize(site.cpmd, VM)
     assert "fair share of it is 256 ports" in str(raised.value).splitlines()[0], "the reason is the manager's"

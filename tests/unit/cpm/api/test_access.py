@@ -8,12 +8,15 @@ import http.client
 import json
 import os
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from cpm.api.access import Access, Peer, group_number
+from cpm.core.changes import NoteAct
+from cpm.ledger import applying
 from cpm.protocol.errors import ConfigError, Forbidden
 from tests.fakes import cpmd
 
@@ -69,7 +72,7 @@ async def site() -> AsyncIterator[cpmd.Site]:
 async def ask(site: cpmd.Site, name: str, request: tuple[str, str, bytes | None], uid: int, *groups: int) -> int:
     connection = connected(site.directory / name, uid, *groups)
     status, text = await asyncio.to_thread(answer, connection, *request)
-    assert status == 200 or json.loads(text)["code"] == "forbidden"
+    assert status != 403 or json.loads(text)["code"] == "forbidden"
     return status
 
 
@@ -143,3 +146,55 @@ def test_a_group_that_is_missing_is_an_error_of_the_settings() -> None:
     assert group_number("cpmd.toml", "root") == 0
     with pytest.raises(ConfigError, match=r"listen.admin_group: there is no group 'no-such-group'"):
         group_number("cpmd.toml", "no-such-group")
+
+
+async def audit(site: cpmd.Site) -> list[dict[str, object]]:
+    entries: list[dict[str, object]] = json.loads((await site.ask("GET", "/v1/audit")).body)
+    return entries
+
+
+@ROOT_ONLY
+async def test_a_change_is_recorded_with_the_one_who_made_it() -> None:
+    async with cpmd.running(admin_group="nogroup") as site:
+        site.directory.chmod(0o755)
+        (site.directory / "cpmd.sock").chmod(0o666)
+        group = group_number("", "nogroup")
+        assert group is not None
+        assert await ask(site, "cpmd.sock", ADD, NOBODY, group) == 200
+        assert await ask(site, "cpmd.sock", ("DELETE", "/v1/nodes/edge1/fence", None), NOBODY, group) == 404
+        assert await ask(site, "cpmd.sock", LIST, NOBODY, group) == 200
+        assert [{**entry, "at": 0} for entry in await audit(site)] == [
+            {
+                "seq": 1, "at": 0, "user": "nobody", "uid": NOBODY, "pid": os.getpid(), "request": "POST /v1/pool",
+                "body": '{"addresses":["203.0.113.1"],"reserved":null}',
+            }
+        ]  # fmt: skip
+
+
+async def test_a_long_request_is_cut_in_the_record() -> None:
+    async with cpmd.running() as site:
+        addresses = [f"203.0.113.{number}" for number in range(1, 255)]
+        await site.ask("POST", "/v1/pool", json.dumps({"addresses": addresses}).encode())
+        [entry] = await audit(site)
+    assert str(entry["body"]).startswith('{"addresses":["203.0.113.1",')
+    assert len(str(entry["body"])) == 1025
+
+
+async def test_a_change_and_its_record_are_made_together_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with cpmd.running() as site:
+
+        def refuse(*_: object) -> None:
+            raise sqlite3.IntegrityError("no")
+
+        monkeypatch.setitem(applying._APPLY, NoteAct, refuse)
+        assert (await site.ask(*ADD)).status != 200
+        assert json.loads((await site.ask("GET", "/v1/pool")).body) == []
+        monkeypatch.undo()
+
+
+async def test_only_the_newest_changes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "ACTS_KEPT", 3)
+    async with cpmd.running() as site:
+        for _ in range(5):
+            await site.ask(*ADD)
+        assert [entry["seq"] for entry in await audit(site)] == [3, 4, 5]

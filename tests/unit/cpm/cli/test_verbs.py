@@ -18,6 +18,7 @@ from cpm.api.views import (
     AllocationView,
     ApprovalView,
     AskedView,
+    AuditView,
     CandidateView,
     ClockStepView,
     DomainDetail,
@@ -552,6 +553,16 @@ def test_node_list_says_why_a_node_is_out_of_service_and_what_waits_for_it(
         "edge1: 4096 ports have waited for it since 2025-11-23T07:38:00+01:00: start its natd; or, if it forwards "
         "nothing any more, `virt-ports node fence edge1`"
     )
+
+
+def test_audit(manager: CannedManager, virt_ports: Command) -> None:
+    act = AuditView(7, UtcSeconds(NOW), "ann\x1b[2J", 1000, 4711, "PATCH /v1/domains/web1", '{"cap":512}')
+    manager.on("GET /v1/audit", [act])
+    words = virt_ports("audit").out.splitlines()[2].split()
+    assert words == [
+        "7", "2025-11-23T07:38:00+01:00", "ann\\x1b[2J", "4711", "PATCH", "/v1/domains/web1", '{"cap":512}'
+    ]  # fmt: skip
+    assert virt_ports("audit", "-o", "json").json[0]["user"] == "ann\x1b[2J"
 
 
 def test_node_events(manager: CannedManager, virt_ports: Command) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from cpm.api import operations
-from cpm.api.access import Access
+from cpm.api.access import Access, Peer
 from cpm.api.client import Client
 from cpm.api.operations import Operation
 from cpm.api.server import NodeConnection, Server
@@ -52,6 +52,7 @@ ANSWERS: dict[Operation[Any], object] = {
     operations.ADD_TO_POOL: [ADDRESS],
     operations.REMOVE_FROM_POOL: [],
     operations.NODE_EVENTS: [],
+    operations.AUDIT: [],
     operations.LIST_NODES: NODES,
     operations.FENCE: NODES[0],
     operations.UNFENCE: NODES[0],
@@ -72,7 +73,7 @@ class SaysWhatItIsTold:
         if self.failure is not None:
             raise self.failure
 
-    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> object:
+    async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any], peer: Peer) -> object:
         self._hear(operation, arguments)
         return ANSWERS[operation]
 
@@ -184,6 +185,7 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
         (["pool", "remove", "203.0.113.1"], (operations.REMOVE_FROM_POOL, {"body": PoolRemoval((ADDRESS.address,))})),
         (["node", "list"], (operations.LIST_NODES, {})),
         (["node", "events", "--limit", "7"], (operations.NODE_EVENTS, {"limit": 7})),
+        (["audit", "--limit", "7"], (operations.AUDIT, {"limit": 7})),
         (["node", "fence", "host1"], (operations.FENCE, {"name": "host1"})),
         (["node", "unfence", "host1"], (operations.UNFENCE, {"name": "host1"})),
         (["events"], (operations.EVENTS, {"after": None, "limit": 100, "follow": False})),
