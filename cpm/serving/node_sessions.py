@@ -15,6 +15,7 @@ from functools import partial
 
 from cpm.api.server import NodeConnection
 from cpm.api.views import ReportView
+from cpm.core.change_rate import ChangeRate
 from cpm.core.keep_out import KeepOut
 from cpm.core.manager import Manager
 from cpm.core.membership import MOST_ASKING
@@ -157,6 +158,13 @@ class NodeConnections:
         self._sessions.clear()
 
 
+LONGEST_WAIT_S = 2.0
+"""Seconds for which a node's next message is not read at most, so that its connection counts as alive."""
+
+MOST_DEBT_S = 60.0
+"""Seconds that a node would have to wait after which its session ends instead."""
+
+
 class NodeSessions:
     """
     Passes the messages of nodes to the manager, as :class:`cpm.api.server.NodeSessions`.
@@ -179,6 +187,7 @@ class NodeSessions:
         self._version = version
         self._reports = reports
         self._keep_out = KeepOut()
+        self._rate = ChangeRate()
         self._told: dict[NodeName, str] = {}
         """What was logged of nodes that ask for approval."""
 
@@ -191,10 +200,16 @@ class NodeSessions:
         """
         if reason := self._keep_out.reason_of(hello.node, _monotonic()):
             raise Conflict(reason)
+        if (debt_s := self._rate.debt_s(hello.node, _monotonic())) > MOST_DEBT_S:
+            raise Conflict(_slow_down(hello.node, debt_s))
         await self._check_name(hello, connection)
+        changes = 0
 
         def act(manager: Manager, now: float) -> None:
+            nonlocal changes
+            recorded = manager.fleet.recorded
             manager.on_hello(hello, self._version, now)
+            changes = manager.fleet.recorded - recorded
             self._connections.begin(hello.node, connection)
 
         try:
@@ -208,6 +223,7 @@ class NodeSessions:
                 # Not a refusal, which may end at any time, but a failure of the manager.
                 self.on_fault(hello.node, error)
             raise
+        self._rate.spend(hello.node, changes, _monotonic())
         self._told.pop(hello.node, None)
         log.info("node %s connected (%s)", hello.node, ", ".join(sorted(hello.roles)))
 
@@ -231,16 +247,20 @@ class NodeSessions:
 
     async def on_message(self, node: NodeName, connection: NodeConnection, message: NodeMessage) -> None:
         """
-        Pass a message to the manager, unless the session was replaced meanwhile.
+        Pass a message to the manager, unless the session was replaced meanwhile; wait when it changed too much lately.
 
         :raise VirtPortsError: When the message is not allowed, or the changes cannot be committed.
+        :raise Conflict: When the node goes on changing too much, for it has to wait for longer than a session can.
         """
         view: ReportView | None = None
+        changes = 0
 
         def act(manager: Manager, now: float) -> None:
-            nonlocal view
+            nonlocal view, changes
             if self._connections.is_current(node, connection):
+                recorded = manager.fleet.recorded
                 manager.on_message(node, message, now)
+                changes = manager.fleet.recorded - recorded
                 if isinstance(message, Report) and self._reports:
                     view = measurements.report_view(manager, node, message, now)
 
@@ -250,6 +270,10 @@ class NodeSessions:
                 self._reports.publish(view)
 
         await self._decisions.do(act, then, vms=_vms_in(message))
+        debt_s = self._rate.spend(node, changes, _monotonic())
+        if debt_s > MOST_DEBT_S:
+            raise Conflict(_slow_down(node, debt_s))
+        await asyncio.sleep(min(debt_s, LONGEST_WAIT_S))
 
     def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
         """Keep a node out for some time: its session ends because what it says cannot be followed."""
@@ -288,3 +312,10 @@ def _vms_in(message: NodeMessage) -> int:
 
 def _monotonic() -> float:
     return asyncio.get_running_loop().time()
+
+
+def _slow_down(node: NodeName, debt_s: float) -> str:
+    return (
+        f"{node} has changed too much and may go on in {debt_s:.0f} s; what runs there goes on; "
+        "see its journal for VMs that start, end or change their names without end"
+    )

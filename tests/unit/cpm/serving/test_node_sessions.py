@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 import aiohttp
 import pytest
 
+from cpm.core import change_rate
 from cpm.core.manager import Manager
 from cpm.protocol import codec
 from cpm.protocol.messages import (
@@ -21,11 +22,13 @@ from cpm.protocol.messages import (
     ManagerMessage,
     Need,
     NodeMessage,
+    Presence,
     Present,
     Snapshot,
     Welcome,
 )
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
+from cpm.serving import node_sessions
 from tests.fakes import cpmd
 
 VM1, VM2 = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"), DomainUUID("0d4a9e0c-9f0f-4a9d-8d2c-2f8c50a9e4d1")
@@ -180,3 +183,31 @@ async def test_a_node_whose_messages_make_no_sense_is_kept_out(message: str) -> 
         assert frame.type is aiohttp.WSMsgType.CLOSE
         assert "host2 is kept out for 1 s more" in str(frame.extra)
         assert not good.session.closed
+
+
+async def test_a_host_that_changes_its_vms_without_end_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can change nothing faster than its rate, and costs the others nothing."""
+    monkeypatch.setattr(change_rate, "BURST", 20)
+    monkeypatch.setattr(node_sessions, "LONGEST_WAIT_S", 0.001)
+    async with (
+        cpmd.running() as site,
+        connected(site, "edge1", 21),
+        connected(site, "host1", 11) as good,
+        connected(site, "host2", 12) as bad,
+    ):
+        await site.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
+        for number in range(2000):
+            if bad.session.closed:
+                break
+            await bad.say(Present((Presence(VM2, f"name-{number}"),)))
+            await asyncio.sleep(0)
+        while not bad.session.closed:
+            await asyncio.sleep(0.002)
+        async with connected(site, "host2", 12) as again:
+            while not again.session.closed:
+                await asyncio.sleep(0.002)
+        entries = json.loads((await site.ask("GET", f"/v1/domains/{VM2}/history?limit=10000")).body)
+        # 20 at once, and 600 for the minute that it may owe.
+        assert 20 < sum(entry["event"] == "updated" for entry in entries) < 700
+        await good.say(Attach(VM1, "vm1"))
+        await is_active(site, "vm1")
