@@ -328,6 +328,10 @@ class Manager:
                 self._presence.on_detach(name, uuid, now)
         self._rollout.check_all()
 
+    def awaited(self, reserved: Allocation) -> tuple[NodeName, ...]:
+        """Return the nodes whose confirmation a reserved range waits for; none: there is no edge in service."""
+        return self._rollout.awaited(reserved)
+
     def lacking(self, leaving: Allocation, now: float) -> tuple[float, tuple[NodeName, ...]]:
         """Return the nodes whose confirmation is all that a leaving range waits for, and since when it does."""
         return self._rollout.lacks(leaving, now)

@@ -100,6 +100,10 @@ class Facts:
     want: Want | None
     """The ports that it waits for; None: it does not wait."""
     waits_to_start: bool
+    new_range: PortRange | None
+    """Ports that are being programmed for it; None: there are none."""
+    awaited: tuple[str, ...]
+    """The nodes that have not confirmed them; none although there are such ports: there is no edge in service."""
     fair_share: int | None
     """The ports that it is entitled to; None: ports are not short."""
     wishes: EffectiveWishes
@@ -150,7 +154,14 @@ def _present_ports(vm: Facts) -> tuple[str, ...]:
     else:
         used = "" if vm.in_use is None else f", {vm.in_use} of them in use"
         text = f"{vm.name} has {vm.ports.size} ports: {vm.external} {vm.ports}{used}."
-    return (f"{text} {vm.leaving} more are draining or held." if vm.leaving else text,)
+    return (f"{text} {vm.leaving} more are draining or held." if vm.leaving else text, _new_range(vm))
+
+
+def _new_range(vm: Facts) -> str:
+    if vm.new_range is None:
+        return ""
+    names = ", ".join(vm.awaited) or "an edge to be in service"
+    return f"New connections do not get {vm.new_range} yet: this waits for {names}; see `virt-ports node list`."
 
 
 def _last_decision(vm: Facts) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from cpm.api.views import ExplainView, HolderView
 from cpm.core.manager import Manager
 from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
-from cpm.protocol.model import VM
+from cpm.protocol.model import VM, AllocationState
 from cpm.protocol.wishes import KEYS
 from cpm.queries import explain, node_states
 from cpm.queries.vms import current_range, find, summary, wish_view
@@ -68,6 +68,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
 def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, current_range(manager, vm)
+    reserved = manager.fleet.one(vm.uuid, AllocationState.RESERVED)
     short = manager.sizer.contention.is_short(now)
     leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
     overflow = observation.overflow if leaving else None
@@ -86,6 +87,8 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         overflow=explain.overflow_text(overflow) if overflow is not None else "",
         want=manager.sizer.contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
+        new_range=reserved.ports if reserved is not None else None,
+        awaited=manager.awaited(reserved) if reserved is not None else (),
         fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
         wishes=manager.wishes(vm),
         now=now,

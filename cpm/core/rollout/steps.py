@@ -289,6 +289,14 @@ class Rollout:
             self._changed.add(allocation.domain)
             self._report_freed(allocation)
 
+    def awaited(self, reserved: Allocation) -> tuple[NodeName, ...]:
+        """Return the nodes whose confirmation a reserved range waits for: edges, then its host."""
+        if reserved.id in self._edges_ready:
+            return (reserved.node,)
+        needed = self.edge_service.needed(reserved.node)
+        missing = tuple(sorted(name for name in needed if not self._is_confirmed(name, reserved.domain)))
+        return missing or ((reserved.node,) if needed else ())
+
     def lacks(self, leaving: Allocation, now: float) -> tuple[float, tuple[NodeName, ...]]:
         """
         Return the nodes whose confirmation is all that a draining or held range waits for, and since when it does.

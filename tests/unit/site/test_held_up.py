@@ -118,3 +118,27 @@ def test_a_revoked_edge_is_not_named() -> None:
     site.ask(lambda manager: manager.membership.revoke(EDGE2, site.now))
     wait(site, 30.0)
     assert problems(site) == []
+
+
+def test_explain_names_the_nodes_that_a_new_range_waits_for() -> None:
+    site = Site()
+    started(site)
+
+    def explained() -> list[str]:
+        assert site.manager is not None
+        lines = explain_facts.explanation(site.manager, VM, site.now).lines
+        return [line for line in lines if "yet: this waits for" in line]
+
+    assert explained() == []
+    site.machines[EDGE1].stuck = site.machines[EDGE2].stuck = True
+    resize(site, 512)
+    wait(site, 20.0)
+    waits = "New connections do not get 1280-1535 yet: this waits for {}; see `virt-ports node list`."
+    assert explained() == [waits.format("edge1, edge2")]
+    site.machines[HOST1].stuck = True
+    site.machines[EDGE1].stuck = site.machines[EDGE2].stuck = False
+    wait(site, 1.0)
+    assert explained() == [waits.format("host1")]
+    site.machines[HOST1].stuck = False
+    wait(site, 1.0)
+    assert explained() == []

@@ -20,7 +20,8 @@ WISHES = resolve(Wishes(floor=256), Wishes(weight=200, cap=9), Defaults(policy="
 VM = Facts(
     name="web1", runs=True, external=IPv4Address("203.0.113.1"), ports=PortRange(1024, 1279), leaving=128, in_use=250,
     score=3503.4, decision=Decision(256, 512, "exhausted", 384), decided_s_ago=1.2, refusal="",
-    give_back="", overflow="", want=None, waits_to_start=False, fair_share=None, wishes=WISHES, now=1000.0,
+    give_back="", overflow="", want=None, waits_to_start=False, new_range=None, awaited=(), fair_share=None,
+    wishes=WISHES, now=1000.0,
 )  # fmt: skip
 POOL = PoolFacts(
     total=64512, free=640, leaving=128, longest_free=320, addresses=1, short=False, waiting=0,
