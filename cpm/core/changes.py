@@ -115,6 +115,9 @@ class FreeAllocation:
     expected: Expected
     taken_over: bool = False
     """True: an allocation of the same VM takes over the ports in this commit; the journal records no freed ports."""
+    unused_since: float | None = None
+    """Ledger time since which the ports are known not to be used; None: since they are held. Not kept: it shows that
+    the hold-down has passed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

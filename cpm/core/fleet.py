@@ -45,6 +45,15 @@ from cpm.protocol.own_ports import KeptPorts
 from cpm.protocol.walltime import UtcSeconds
 
 
+@dataclasses.dataclass(slots=True)
+class Refusals:
+    """Decisions that broke a rule of :mod:`cpm.core.invariants`."""
+
+    count: int = 0
+    set_aside: dict[DomainUUID, str] = dataclasses.field(default_factory=dict)
+    """VMs whose ranges stay as they are because a decision about them was refused, with the reason."""
+
+
 class Fleet:
     """
     All VMs, nodes, addresses and allocations, and the changes that are not yet committed.
@@ -72,6 +81,8 @@ class Fleet:
         """Greater after each change of nodes and external addresses."""
         self.unwritable: LedgerUnwritable | None = None
         """Why the ledger cannot be written now: until it can, no VM gets new ports. None: it can."""
+        self.refusals = Refusals()
+        """Shared by all managers of one process."""
         self.timeline = state.timeline
         """What the wall clock showed; a part of the ledger like all the rest."""
         self.use = HostUse()

@@ -78,6 +78,8 @@ class JournalEvent(enum.StrEnum):
     """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
     OWN_PORT = "own-port"
     """An edge uses ports of the range itself by now: the VM gets others for new connections."""
+    VIOLATION = "violation"
+    """The manager decided something about the range that breaks a rule; it was refused, and the VM's ranges stay."""
     CUT = "cut"
     """The drain limit ended the range while ports were short; connections that still used it are cut."""
 
@@ -111,6 +113,7 @@ NOTICES = frozenset(
         JournalEvent.WITHIN_LIMITS,
         JournalEvent.CLAIMED,
         JournalEvent.CUT,
+        JournalEvent.VIOLATION,
         JournalEvent.OWN_PORT,
     }
 )

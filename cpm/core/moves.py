@@ -76,15 +76,19 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
         _move(fleet, reserved, reserved.ports, after, now)
 
 
-def advance(fleet: Fleet, allocation: Allocation, event: AllocationEvent, now: float) -> None:
+def advance(
+    fleet: Fleet, allocation: Allocation, event: AllocationEvent, now: float, *, unused_since: float | None = None
+) -> None:
     """
     Take one step of an allocation's life.
 
+    :param unused_since: As in :class:`cpm.core.changes.FreeAllocation`.
     :raise IllegalStep: When the event cannot happen in its state; then nothing is recorded.
     """
     after = step(allocation.state, event)
     if after is None:
-        fleet.record(FreeAllocation(allocation.id, (allocation.ports, allocation.state)))
+        expected = (allocation.ports, allocation.state)
+        fleet.record(FreeAllocation(allocation.id, expected, unused_since=unused_since))
     else:
         _move(fleet, allocation, allocation.ports, after, now)
 

@@ -48,6 +48,11 @@ class _Metrics(Collector):
         writable = GaugeMetricFamily("virt_ports_ledger_writable", "0 while nothing can be written to the ledger.")
         writable.add_metric([], self._manager.fleet.unwritable is None)
         yield writable
+        refused = CounterMetricFamily(
+            "virt_ports_refused_decisions", "Decisions refused because they break a rule: bugs."
+        )
+        refused.add_metric([], self._manager.fleet.refusals.count)
+        yield refused
         steps = CounterMetricFamily(
             "virt_ports_clock_steps", "How often the wall clock was set; nothing depends on it."
         )

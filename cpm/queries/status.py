@@ -7,6 +7,7 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Final
 
 from cpm.api import handlers, operations
@@ -48,5 +49,15 @@ def status(manager: Manager, about: About, now: float) -> StatusView:
         str(manager.fleet.unwritable or ""),
         len(steps),
         tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),
-        tuple(node_states.problems(manager, now)),
+        (*node_states.problems(manager, now), *_set_aside(manager)),
     )
+
+
+def _set_aside(manager: Manager) -> Iterator[str]:
+    for uuid, reason in manager.fleet.refusals.set_aside.items():
+        vm = manager.fleet.vms.get(uuid)
+        name = vm.name if vm is not None else uuid or "a VM that is gone"
+        yield (
+            f"{name}: its ranges stay as they are until cpmd is restarted, because a decision of the manager broke a "
+            f"rule and was refused: {reason}; please report this as a bug, with cpmd's log"
+        )

@@ -23,6 +23,10 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
+from cpm.core.changes import Notice
+from cpm.core.fleet import Refusals
+from cpm.core.invariants import Invariants, InvariantViolated
+from cpm.core.journal import JournalEvent
 from cpm.core.manager import Manager, Outcome
 from cpm.core.sizing.rules import PoolRules
 from cpm.ledger import SqliteLedger
@@ -119,8 +123,12 @@ class DecisionLoop:
         """Set by the next commit, which also replaces it. To miss no commit: get the event, read, then wait for it."""
         epoch = ledger.next_epoch()
         self.clock = LedgerClock(ledger)
-        self.manager = Manager(ledger.load(), rules, epoch, self.clock.now())
+        state = ledger.load()
+        self._refusals = Refusals()
+        self._invariants = Invariants(state, rules.hold_down_s)
+        self.manager = Manager(state, rules, epoch, self.clock.now())
         """For reading only; replaced by another one after a failed input or commit."""
+        self.manager.fleet.refusals = self._refusals
         self.writer = LedgerWriter(ledger, self.clock.compare(self.manager))
 
     async def do(
@@ -170,6 +178,9 @@ class DecisionLoop:
             self._start_over(now)
             self._decide(batch)
             return
+        except InvariantViolated as error:
+            self._on_violated(error, batch, now)
+            return
         except Exception as error:
             # The manager's state and the durable state may differ now: start again from the durable state.
             self._start_over(now)
@@ -188,6 +199,34 @@ class DecisionLoop:
             item.finish()
         self._send(outcome)
 
+    def _on_violated(self, error: InvariantViolated, batch: list[_Input], now: float) -> None:
+        """Refuse a decision, set the VMs aside that it is about, and decide again without them."""
+        is_news = self._set_aside(error)
+        self._start_over(now)
+        for violation in error.violations if is_news else ():
+            of_vm = [each.id for each in self.manager.fleet.of(violation.domain)]
+            about = violation.allocation if violation.allocation in of_vm else next(iter(of_vm), None)
+            if about is not None:
+                self.manager.fleet.record(Notice(about, JournalEvent.VIOLATION))
+        if is_news:
+            self._decide(batch)
+        elif len(batch) > 1:
+            for item in batch:
+                self._decide([item])
+        elif batch[0].is_change:
+            batch[0].fail(error)
+        else:
+            # Not the fault of the node that sent it.
+            batch[0].finish()
+
+    def _set_aside(self, error: InvariantViolated) -> bool:
+        """Count a refused decision; return whether a VM is set aside for it that was not yet."""
+        self._refusals.count += 1
+        log.error("a decision was refused because it breaks a rule, please report this as a bug: %s", error)
+        new = {each.domain: each.reason for each in error.violations if each.domain not in self._refusals.set_aside}
+        self._refusals.set_aside.update(new)
+        return bool(new)
+
     def _run_input(self, item: _Input, now: float) -> None:
         recorded = self.manager.fleet.recorded
         item.error = self.writer.problem if item.is_change else None
@@ -203,6 +242,10 @@ class DecisionLoop:
 
     def _commit(self, now: float) -> Outcome:
         outcome = self.manager.take(now)
+        fleet = self.manager.fleet
+        found = self._invariants.check(outcome.changes, outcome.messages, fleet.nodes, self.manager.sessions, now)
+        if found:
+            raise InvariantViolated(found)
         was_pending = self.writer.is_pending
         self.writer.commit(outcome.changes, now, is_time_passing=bool(self.manager.fleet.leaving))
         self.manager.fleet.unwritable = self.writer.problem
@@ -235,17 +278,27 @@ class DecisionLoop:
         except LedgerUnwritable as problem:
             self.writer.on_failed(problem, now)
             return False
+        except InvariantViolated as error:
+            if self._set_aside(error):
+                return False
+            self._end_all(now)
         except Exception:
             log.exception("cannot go on with the sessions, so all of them end")
-            self.manager = self._load(now)
-            self._sessions.drop_all()
+            self._end_all(now)
         else:
             self._send(outcome)
         return True
 
+    def _end_all(self, now: float) -> None:
+        self.manager = self._load(now)
+        self._sessions.drop_all()
+
     def _load(self, now: float) -> Manager:
-        manager = Manager(self._ledger.load(), self._rules, self.manager.epoch, now)
+        state = self._ledger.load()
+        self._invariants.start_over(state)
+        manager = Manager(state, self._rules, self.manager.epoch, now)
         manager.go_on_from(self.manager)
         manager.fleet.unwritable = self.writer.problem
+        manager.fleet.refusals = self._refusals
         self.writer.forget()
         return manager

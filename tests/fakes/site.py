@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address
 
+from cpm.core.invariants import Invariants
 from cpm.core.manager import Manager, Outcome
 from cpm.core.membership import ApprovalRequest
 from cpm.ledger import SqliteLedger
@@ -151,6 +152,7 @@ class Site:
     def start_manager(self) -> None:
         epoch = self.ledger.next_epoch()
         self.manager = Manager(self.ledger.load(), self.settings.rules(), epoch, self.now)
+        self.invariants = Invariants(self.ledger.load(), self.settings.rules().hold_down_s)
 
     def crash_manager(self) -> None:
         self.manager = None
@@ -167,6 +169,11 @@ class Site:
         self._given_up |= {node.name for node in self.manager.fleet.nodes.values() if node.fenced}
         if self.on_outcome is not None:
             self.on_outcome(outcome)
+        manager = self.manager
+        found = self.invariants.check(
+            outcome.changes, outcome.messages, manager.fleet.nodes, manager.sessions, self.now
+        )
+        assert not found, found
         self.ledger.commit(outcome.changes, self.now)
         for name, message in outcome.messages:
             if self.machines[name].connected:

@@ -224,6 +224,8 @@ class Rollout:
 
     def _advance_vm(self, uuid: DomainUUID, now: float) -> None:
         """Take every step that is due for a VM, given what the nodes confirmed."""
+        if uuid in self._fleet.refusals.set_aside:
+            return
         for allocation in self._fleet.of(uuid):
             self._STEPS[allocation.state](self, allocation, now)
         if uuid in self._fleet.vms and not self._fleet.of(uuid) and uuid not in self._present:
@@ -284,8 +286,9 @@ class Rollout:
     def _advance_held(self, allocation: Allocation, now: float) -> None:
         since, missing = self.lacks(allocation, now)
         if now >= since and not missing:
+            unused_since = self._last_use.unused_since(allocation.id)
             self._last_use.forget(allocation.id)
-            moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now)
+            moves.advance(self._fleet, allocation, AllocationEvent.EXPIRED, now, unused_since=unused_since)
             self._changed.add(allocation.domain)
             self._report_freed(allocation)
 

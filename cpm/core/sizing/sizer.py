@@ -192,7 +192,9 @@ class Sizer:
 
         :return: Whether anything changed.
         """
-        if self._fleet.unwritable is not None or not moves.record(self._fleet, active, outcome, now):
+        if self._fleet.unwritable is not None or active.domain in self._fleet.refusals.set_aside:
+            return False
+        if not moves.record(self._fleet, active, outcome, now):
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
