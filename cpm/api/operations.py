@@ -174,7 +174,7 @@ REMOVE_FROM_POOL: Final = Operation(
 LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
 NODE_EVENTS: Final = Operation(
     "GET", "/v1/node-events", list[NodeEventView],
-    "Return the newest entries of the record of nodes, oldest first: service of edges, fences, approvals.",
+    "Return the newest entries of the record of nodes, oldest first: service of edges, fences.",
     parameters=(WholeNumber("limit", "most entries to return", 1, 10_000, default=100),),
 )  # fmt: skip
 FENCE: Final = Operation(

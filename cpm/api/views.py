@@ -397,8 +397,7 @@ class NodeEventView(Struct, frozen=True):
     at: UtcSeconds
     node: NodeName
     event: str
-    """``in-service`` or ``out-of-service`` (an edge: whether hosts send packets to it), ``fenced``, ``unfenced``,
-    ``approved``, ``revoked``, ``removed``."""
+    """``in-service`` or ``out-of-service`` (an edge: whether hosts send packets to it), ``fenced``, ``unfenced``."""
     why: str
     """Empty: there is no more to say."""
 

@@ -95,12 +95,6 @@ class NodeEvent(enum.StrEnum):
     """The operator vouches that it forwards nothing."""
     UNFENCED = "unfenced"
     """That is no longer so."""
-    APPROVED = "approved"
-    """The operator says what it may be."""
-    REVOKED = "revoked"
-    """The operator takes that back."""
-    REMOVED = "removed"
-    """It is forgotten."""
 
 
 NOTICES = frozenset(

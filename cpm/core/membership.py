@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
-from cpm.core.changes import DropNode, NoteNode, PutNode
+from cpm.core.changes import DropNode, PutNode
 from cpm.core.fleet import Fleet
-from cpm.core.journal import NodeEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing.rules import PoolRules
@@ -186,8 +185,6 @@ class Membership:
                 # Its session goes on, and its confirmation puts it back into service.
                 self._rollout.edge_service.on_fenced(name, now)
                 self._rollout.queue_snapshot(name)
-        what = f"{', '.join(sorted(approval.roles))} at {approval.underlay}"
-        self._fleet.record(NoteNode(name, NodeEvent.APPROVED, what))
         self.asked.pop(name, None)
 
     def _check_address(self, name: NodeName, approval: Approval) -> None:
@@ -243,7 +240,6 @@ class Membership:
             is_used = node.in_service and Role.EDGE in node.roles
             self._ending[name] = now + (self._rules.patience.edge_grace_s if is_used else 0.0)
         self._put(dataclasses.replace(node, approval=None, in_service=False))
-        self._fleet.record(NoteNode(name, NodeEvent.REVOKED))
 
     def _has_other_edge(self, name: NodeName) -> bool:
         others = (other.name for other in self._rollout.edge_service.in_service() if other.name != name)
@@ -271,7 +267,6 @@ class Membership:
                 f"`virt-ports node fence {name}`, then remove it"
             )
         self._fleet.record(DropNode(name))
-        self._fleet.record(NoteNode(name, NodeEvent.REMOVED))
         self._rollout.edge_service.on_forgotten(name)
 
     def _holds(self, node: Node) -> bool:

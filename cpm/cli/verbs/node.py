@@ -74,8 +74,8 @@ _EXAMPLES = """\
 EVENTS_HEADER = ("Time", "Node", "Event", "Why")
 
 _EVENTS_ABOUT = """\
-Edges that left service or are back, with the reason; fences and approvals. The
-newest 10,000 are kept."""
+Edges that left service or are back, and fences, with the reason. The newest
+10,000 are kept. 'virt-ports audit' has what operators did."""
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 

@@ -132,7 +132,7 @@ REFUSED: list[Request] = [
     ("DELETE", "/v1/nodes/host9/approval", None),
     ("DELETE", "/v1/nodes/host1", None),
     ("DELETE", "/v1/nodes/host9", None),
-    ("GET", "/v1/node-events?limit=6", None),
+    ("GET", "/v1/node-events?limit=2", None),
     ("GET", "/v1/node-events?limit=0", None),
     ("GET", "/v1/events?after=x", None),
     ("GET", "/v1/events?limit=-1", None),
