@@ -58,6 +58,10 @@ class Listener(Protocol):
         """Handle the end of the connection, or a failed attempt to connect."""
 
 
+MOST_QUEUED = 1000
+"""Messages that wait for a manager that takes none: more than a quarter of an hour's reports."""
+
+
 class Pauses:
     """
     The pauses between attempts to reconnect.
@@ -113,11 +117,20 @@ class Session:
         self._listener = listener
         self._context = context
         self._pauses = Pauses(jitter)
-        self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[NodeMessage] = asyncio.Queue(MOST_QUEUED)
+        self._is_overrun = asyncio.Event()
 
     def send(self, message: NodeMessage) -> None:
-        """Queue a message; messages that are queued when the connection breaks are dropped."""
-        self._outgoing.put_nowait(message)
+        """
+        Queue a message; messages that are queued when the connection breaks are dropped.
+
+        When :data:`MOST_QUEUED` are queued, the message is dropped and the connection ends: the next one begins with
+        what is so then.
+        """
+        try:
+            self._outgoing.put_nowait(message)
+        except asyncio.QueueFull:
+            self._is_overrun.set()
 
     async def run(self) -> None:
         """Connect and serve until cancelled; when the connection breaks, reconnect after a growing pause."""
@@ -141,14 +154,21 @@ class Session:
             )
             async with asyncio.timeout(CONNECT_S):
                 socket = await stack.enter_async_context(connecting)
-            self._outgoing = asyncio.Queue()
+            self._outgoing = asyncio.Queue(MOST_QUEUED)
+            self._is_overrun.clear()
             self._listener.on_connected()
             sender = asyncio.create_task(self._send_all(socket), name="session sender")  # noqa: TID251
+            overrun = asyncio.create_task(self._is_overrun.wait(), name="session overrun")  # noqa: TID251
+            receiver = asyncio.create_task(self._receive_all(socket), name="session receiver")  # noqa: TID251
             try:
-                return await self._receive_all(socket)
+                await asyncio.wait({receiver, overrun}, return_when=asyncio.FIRST_COMPLETED)
+                if receiver.done():
+                    return receiver.result()
+                return _Ending("the manager takes no messages", any_message=False, is_waiting=False)
             finally:
-                sender.cancel()
-                await asyncio.gather(sender, return_exceptions=True)
+                for task in (sender, overrun, receiver):
+                    task.cancel()
+                await asyncio.gather(sender, overrun, receiver, return_exceptions=True)
 
     async def _send_all(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from cpm.api import session as session_
 from cpm.api.session import Pauses, Session
 from cpm.protocol.errors import Conflict
-from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage, Snapshot, Welcome
+from cpm.protocol.messages import PROTOCOL, Applied, Hello, ManagerMessage, Snapshot, Welcome
 from cpm.protocol.model import NodeName, Role
 from tests.fakes import cpmd
 
@@ -152,3 +153,26 @@ async def test_the_pauses_stay_short_while_an_operator_is_to_approve(monkeypatch
                 while len(pauses) < 5:
                     await node.reasons.get()
     assert set(pauses[:5]) == {session_.APPROVAL_PAUSE_S / 2}  # no jitter is half of it
+
+
+async def test_a_manager_that_takes_nothing_costs_limited_memory_and_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node, is_taking = Node(), asyncio.Event()
+
+    async def send(self: aiohttp.ClientWebSocketResponse, data: bytes) -> None:
+        del self, data
+        await is_taking.wait()
+
+    monkeypatch.setattr(aiohttp.ClientWebSocketResponse, "send_bytes", send)
+    async with approving() as site, running(node, site.path):
+        while node.session._outgoing.qsize() < session_.MOST_QUEUED:
+            node.session.send(Applied(1, 1))
+            await asyncio.sleep(0)
+        queue = node.session._outgoing
+        node.session.send(Applied(1, 1))
+        assert queue.qsize() <= session_.MOST_QUEUED
+        assert await node.reasons.get() == "the manager takes no messages"
+        # It connects again, with a queue of its own.
+        while node.session._outgoing is queue:
+            await asyncio.sleep(0.001)
