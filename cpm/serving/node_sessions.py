@@ -277,7 +277,7 @@ class NodeSessions:
 
     def on_fault(self, node: NodeName, error: VirtPortsError) -> None:
         """Keep a node out for some time: its session ends because what it says cannot be followed."""
-        if not isinstance(error, LedgerError):
+        if not isinstance(error, LedgerError) and self._rate.debt_s(node, _monotonic()) <= MOST_DEBT_S:
             pause_s = self._keep_out.on_fault(node, str(error), _monotonic())
             log.warning("node %s is kept out for %g s", node, pause_s)
 
