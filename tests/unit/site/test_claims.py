@@ -6,6 +6,7 @@ from cpm.core.claims import HANDOVER_S
 from cpm.core.journal import JournalEvent
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName
+from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
 from natctl.core.domains import RunningDomain, Tap
 from tests.fakes.site import Site
@@ -76,6 +77,8 @@ def test_a_claim_beside_a_living_owner_moves_nothing_and_is_shown_and_journalled
     assert site.machines[HOST2].answers[request] == "conflict", "the hook does not wait for what may never come"
     assert (host_of(site), ports(site, HOST1), ports(site, HOST2)) == (HOST1, before, None)
     assert state(site) == ("claimed", HOST2)
+    assert site.manager is not None
+    assert 'virt_ports_domains{state="claimed"} 1.0' in metrics.exposition(site.manager, site.now).body.decode()
     wait(site, 60)
     assert (host_of(site), ports(site, HOST1), ports(site, HOST2)) == (HOST1, before, None)
     assert all(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)

@@ -160,8 +160,8 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     words = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
     verbs = [word for word in words if word in main.verb_names()]
     assert verbs == [
-        "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "node", "events", "record",
-        "simulate", "status", "install",
+        "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
+        "events", "record", "simulate", "status", "install",
     ]  # fmt: skip
     assert sorted(verbs) == list(main.verb_names())
 
