@@ -179,6 +179,7 @@ class Daemons:
             "roles": sorted(machine.roles - {net.MANAGER}),
             "underlay_address": str(machine.node_address),
             "manager": self._way_to_the_manager(machine),
+            "state": str(self._state / f"{natd_of(node)}.state"),
         }
         host = self._hosts.get(node)
         ours["listen"] = {"socket": str(host.agent_socket if host else self._state / f"{natd_of(node)}.sock")}

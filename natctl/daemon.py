@@ -48,13 +48,16 @@ from natctl.model.commands import (
     Prune,
     RefuseNew,
     Release,
+    Remember,
     Replace,
     Send,
     Warn,
 )
 from natctl.model.port_use import PortUse
+from natctl.model.remembered import Remembered
 from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.neighbours import watch_neighbours
+from natctl.remembering import RememberedFiles
 from natctl.ruleset.marks import Marks
 from qga_agent import announcement
 from qga_agent.agent_libvirt import LibvirtAgents
@@ -97,7 +100,9 @@ class Natd:
             instance=uuid.uuid4().hex,
         )
         has_libvirt = self._host is not None and bool(self._host.libvirt)
-        self._node = Node(identity, marks.highest_index if marks is not None else 0, has_libvirt=has_libvirt)
+        self._remembered = RememberedFiles(Path(settings.state))
+        highest = marks.highest_index if marks is not None else 0
+        self._node = Node(identity, highest, has_libvirt=has_libvirt, remembered=self._remembered.read())
         self._kernel = Kernel(kernel)
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
@@ -195,6 +200,7 @@ class Natd:
         if self._watch is not None:
             self._watch.close()
         await self._kernel.close()
+        self._remembered.close()
 
     # The commands of the node
 
@@ -212,6 +218,8 @@ class Natd:
                 self._answer(request, code, text)
             case Warn(text):
                 log.warning("%s", text)
+            case Remember(now, before):
+                self._remember(now, before)
             case Release(packets):
                 if self._kernel_events is not None:
                     self._kernel_events.release(packets)
@@ -220,6 +228,13 @@ class Natd:
                     self._kernel_events.count(command)
             case Program() | Replace() | Forget() | Prune() | RefuseNew():
                 self._kernel_work.put_nowait(command)
+
+    def _remember(self, now: Remembered, before: Remembered) -> None:
+        try:
+            self._remembered.write(now, is_durable=now.has_durable_change(before))
+        except OSError as error:
+            text = "an old ledger is not noticed after a restart of natd: cannot write to %s: %s"
+            log.warning(text, self._settings.state, error.strerror)
 
     def _answer(self, request: int, code: str, text: str) -> None:
         if self._hooks is not None:

@@ -130,6 +130,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     edge: EdgeTable | None = None
     monitor: MonitorTable = MonitorTable()
     guests: GuestsTable = GuestsTable()
+    state: str = "/var/lib/virt-ports-natd"
+    """Folder in which natd keeps which manager it follows, so that it notices another one or an old ledger."""
     log_level: str = "info"
 
     @property

@@ -153,6 +153,11 @@ class NoteNode:
     """For people."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class EndRestoring:
+    """The ledger has taken in what kernels hold."""
+
+
 Change: TypeAlias = (
     PutVM
     | DropVM
@@ -167,6 +172,7 @@ Change: TypeAlias = (
     | Notice
     | NoteAct
     | NoteNode
+    | EndRestoring
     | PutStretch
 )
 """One change of the ledger."""

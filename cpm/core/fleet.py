@@ -10,6 +10,7 @@ Tested in ``tests/unit/site/test_faults.py``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from cpm.core.changes import (
@@ -29,7 +30,7 @@ from cpm.core.changes import (
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
-from cpm.protocol.errors import LedgerUnwritable
+from cpm.protocol.errors import Conflict, LedgerUnwritable
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -102,6 +103,8 @@ class Fleet:
             self.space.take(allocation)
             self._index(allocation)
         self.changed.clear()
+        self.why_no_new = ""
+        """Why no VM may get new ports; empty: it may."""
         self.own_ports: dict[NodeName, tuple[KeptPorts, ...]] = {}
         """What is kept for each edge."""
         # Last: VMs may still hold some of them.
@@ -127,6 +130,11 @@ class Fleet:
         new = self._next_id
         self._next_id = AllocationId(new + 1)
         return new
+
+    @property
+    def grants(self) -> int:
+        """The greatest id that an allocation was ever given; 0: there was none."""
+        return self._next_id - 1
 
     def allocation(self, allocation_id: AllocationId) -> Allocation | None:
         """Return an allocation; None: there is none with that id any more."""
@@ -164,6 +172,7 @@ class Fleet:
         Apply a change, and keep it for the ledger.
 
         :raise Overloading: When a port would have two owners. Neither applied nor recorded.
+        :raise Conflict: When a VM is to get new ports while none may. Likewise.
         :raise NotFound: When the address of an allocation, or the allocation itself, does not exist. Likewise.
         :raise AddressInUse: When an address is removed on which VMs hold ranges. Likewise.
         :raise KeyError: When a VM or node to drop, or an allocation to move, does not exist. Likewise.
@@ -191,6 +200,8 @@ class Fleet:
             case PutStretch(stretch):
                 self.timeline = self.timeline.followed_by(stretch)
             case AddAllocation(allocation):
+                if self.why_no_new and allocation.state is AllocationState.RESERVED:
+                    raise Conflict(self.why_no_new)
                 self.space.take(allocation)
                 self._index(allocation)
             case MoveAllocation():
@@ -201,6 +212,10 @@ class Fleet:
                 self.reserved.pop(freed, None)
                 self.leaving.pop(freed, None)
         self._recorded.append(change)
+
+    def keep_from_vms(self, node: NodeName, kept: Iterable[KeptPorts]) -> None:
+        """Keep what a refused edge maps from all VMs, instead of what was kept before; it is not for the ledger."""
+        self._keep_own_ports(NodeName(f"{node} (refused)"), tuple(kept))
 
     def _keep_own_ports(self, node: NodeName, kept: tuple[KeptPorts, ...]) -> None:
         before = self.own_ports.pop(node, ())

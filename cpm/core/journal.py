@@ -40,6 +40,12 @@ class LedgerState:
     """Greater than every id ever used, including those of freed allocations."""
     own_ports: tuple[KeptPorts, ...] = ()
     timeline: Timeline = dataclasses.field(default_factory=Timeline)
+    identity: str = ""
+    """Of the ledger: it stays the same in copies."""
+    run: str = ""
+    """Identifies the last start of a manager, among all copies of the ledger."""
+    is_restored: bool = False
+    """It has to take in what kernels hold before anything else (:mod:`cpm.core.restoring`)."""
 
 
 class JournalEvent(enum.StrEnum):

@@ -17,8 +17,9 @@ import dataclasses
 from collections.abc import Mapping
 
 from cpm.core import own_ports, sizing
-from cpm.core.changes import Change, NoteNode, PutNode, PutStretch, PutVM
+from cpm.core.changes import Change, EndRestoring, NoteNode, PutNode, PutStretch, PutVM
 from cpm.core.claims import Claims
+from cpm.core.continuity import Continuity, RefusedNodes
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
 from cpm.core.journal import LedgerState, NodeEvent
@@ -26,6 +27,7 @@ from cpm.core.membership import Membership
 from cpm.core.pool import Pool
 from cpm.core.presence import VMPresence
 from cpm.core.quotas import Quota
+from cpm.core.restoring import Restoring
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
 from cpm.core.running import RunningVMs
@@ -38,6 +40,7 @@ from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
     InvalidRequest,
+    LedgerMistrusted,
     NotApproved,
     NotFound,
 )
@@ -97,6 +100,14 @@ class Manager:
     def __init__(self, state: LedgerState, rules: PoolRules, epoch: int, now: float) -> None:
         self.epoch = epoch
         self.fleet = Fleet(state, rules.block)
+        self.continuity = Continuity.of(state, epoch)
+        self.refused = RefusedNodes(self.fleet)
+        """Nodes that follow another ledger, or a later state of it."""
+        self.restoring: Restoring | None = None
+        """What nodes have said, while a ledger that was restored waits for all of them; None: it does not."""
+        if state.is_restored:
+            self.restoring = Restoring(self.fleet, now, rules.hold_down_s)
+            self.fleet.why_no_new = "the ledger was restored and waits for nodes; see `virt-ports status`"
         self.sessions: dict[NodeName, NodeSync] = {}
         self.running = RunningVMs(self.fleet.changed)
         self.claims = Claims()
@@ -168,28 +179,41 @@ class Manager:
         :param version: Version of cpmd, for the answer.
         :param now: Ledger time.
         :raise InvalidRequest: When it speaks another protocol, or names own ports that make no sense.
-        :raise Conflict: When it has seen a later manager than this one.
+        :raise LedgerMistrusted: When it has followed another ledger, or a later state of this one.
         :raise NotApproved: When the operator has not approved it as what it says it is.
         """
         if hello.protocol != PROTOCOL:
             raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
-        if hello.epoch > self.epoch:
-            raise Conflict(f"{hello.node} has seen epoch {hello.epoch}, we are {self.epoch}; stop this older cpmd")
         own_ports.check(hello.own)
         node = self.membership.admit(hello, now)
+        try:
+            adopts = self.continuity.check(hello, self.fleet.grants)
+        except LedgerMistrusted as error:
+            self.refused.add(hello, str(error))
+            raise
+        self.refused.remove(hello.node)
         if node != (known := self.fleet.nodes[hello.node]):
             self.fleet.record(PutNode(node))
         if known.fenced and not node.fenced:
             self.fleet.record(NoteNode(node.name, NodeEvent.UNFENCED, "it is connected again"))
-        # Before a VM that it names gets ports.
-        self.pool.on_own_ports(node, hello.own, now)
+        self._rollout.queue_message(hello.node, self._welcome(version, adopts=adopts))
+        if self.restoring is not None:
+            self.restoring.hellos[hello.node] = hello
+            return
         self._presence.forget_statements(hello.node)
         self._take_reserved_in_use(node, hello)
+        self._begin_session(node, hello, 0, now)
+
+    def _begin_session(self, node: Node, hello: Hello, generation: int, now: float) -> None:
+        # Before a VM that it names gets ports.
+        self.pool.on_own_ports(node, hello.own, now)
         self._rollout.on_session_begin(hello.node, now)
-        self.sessions[hello.node] = NodeSync(hello.node, self.epoch)
+        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
         self._rollout.queue_snapshot(hello.node)
-        self._rollout.queue_message(hello.node, Welcome(PROTOCOL, self.epoch, version))
         self._presence.on_presence(node, hello.domains, now)
+
+    def _welcome(self, version: str, *, adopts: bool) -> Welcome:
+        return Welcome(PROTOCOL, self.epoch, version, self.continuity.ledger, self.continuity.run, adopts)
 
     def go_on_from(self, former: Manager) -> None:
         """
@@ -197,6 +221,7 @@ class Manager:
 
         The former may have taken the next step already, which then was not committed.
         """
+        self.refused.take_over(former.refused)
         in_use = former._rollout.in_use_unconfirmed
         for uuid in self.fleet.vms:
             if (mine := self.fleet.one(uuid, AllocationState.RESERVED)) is not None:
@@ -217,11 +242,10 @@ class Manager:
         node = self.fleet.nodes[hello.node]
         if node.approval is None:
             raise NotApproved(hello.node, "was revoked")
-        self.pool.on_own_ports(node, hello.own, now)
-        self._rollout.on_session_begin(hello.node, now)
-        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
-        self._rollout.queue_snapshot(hello.node)
-        self._presence.on_presence(node, hello.domains, now)
+        if self.restoring is not None:
+            self.restoring.hellos[hello.node] = hello
+        else:
+            self._begin_session(node, hello, generation, now)
 
     def _take_reserved_in_use(self, node: Node, hello: Hello) -> None:
         """Leave a host the reserved ranges that it uses: a former manager died before it was told so."""
@@ -232,8 +256,21 @@ class Manager:
             if any(each.ports.covers(reserved.ports) for each in held.ranges):
                 self._rollout.on_host_uses(reserved.id)
 
+    def _end_restoring(self, restoring: Restoring, now: float) -> None:
+        """Take in what kernels hold, and begin to serve."""
+        restoring.take_in(now)
+        self.fleet.record(EndRestoring())
+        self.restoring, self.fleet.why_no_new = None, ""
+        self.continuity = dataclasses.replace(self.continuity, adopts=False)
+        self._presence.assume_running()
+        for name, hello in restoring.hellos.items():
+            if (node := self.fleet.nodes.get(name)) is not None and node.approval is not None:
+                self._begin_session(node, hello, 0, now)
+
     def on_session_end(self, name: NodeName, now: float) -> None:
         """Record that a node's session ended. Its kernel is unchanged; steps that need not wait for it go on."""
+        if self.restoring is not None:
+            self.restoring.hellos.pop(name, None)
         if (former := self.sessions.get(name)) is None:
             return
         self._rollout.on_session_end(former, now)
@@ -248,6 +285,9 @@ class Manager:
         :param now: Ledger time.
         :raise InvalidRequest: When the node may not send this message.
         """
+        if self.restoring is not None:
+            self.restoring.on_message(name, message)
+            return
         node, session = self.fleet.nodes[name], self.sessions[name]
         if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need)):
             self._refuse_fenced(node, message)
@@ -317,6 +357,8 @@ class Manager:
         if fenced != node.fenced:
             self.fleet.record(NoteNode(name, NodeEvent.FENCED if fenced else NodeEvent.UNFENCED, "by the operator"))
         self.edge_service.on_fenced(name, now)
+        if fenced:
+            self.refused.remove(name)
         if name in self.sessions:
             # Its confirmation puts it back.
             self._rollout.queue_snapshot(name)
@@ -388,12 +430,16 @@ class Manager:
         Take the steps that only time makes due: hold-downs, drain limits, edges that stay away, VMs that wait for ports
         or have to leave some.
         """
+        self.membership.tick(now)
+        if self.restoring is not None:
+            if not self.restoring.waits_for(now):
+                self._end_restoring(self.restoring, now)
+            return
         self._rollout.tick(now)
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]
                 self._rollout.queue_snapshot(name)
-        self.membership.tick(now)
         self._presence.tick(now)
         self.pool.tick(now)
         self.sizer.leave_own_ports(now)

@@ -85,11 +85,17 @@ class VMPresence:
         self._rules = rules
         self._retry_waiting_at = now
         self._internal_cursor = 0
-        for vm in list(fleet.vms.values()):
-            held = fleet.of(vm.uuid)
+        self.assume_running()
+
+    def assume_running(self) -> None:
+        """Believe of each VM what the ledger says, until its host says whether it runs."""
+        for uuid in list(self._running.hosts):
+            self._running.remove(uuid)
+        for vm in list(self._fleet.vms.values()):
+            held = self._fleet.of(vm.uuid)
             # One that holds nothing was waiting for ports; its host says whether it still runs.
             if not held or any(a.state in (_State.RESERVED, _State.ACTIVE) for a in held):
-                running.put(vm.uuid, vm.node)
+                self._running.put(vm.uuid, vm.node)
             # A destination counts while its host says so, and no host has a session yet.
             self._set_destination(vm, None)
 

@@ -16,6 +16,7 @@ from cpm.core.changes import (
     DropAddress,
     DropNode,
     DropVM,
+    EndRestoring,
     FreeAllocation,
     MoveAllocation,
     NoteAct,
@@ -207,6 +208,10 @@ def _note_node(connection: sqlite3.Connection, change: NoteNode, now: float) -> 
     connection.execute("DELETE FROM node_events WHERE seq <= ?", ((newest or 0) - NODE_EVENTS_KEPT,))
 
 
+def _end_restoring(connection: sqlite3.Connection, change: EndRestoring, now: float) -> None:
+    connection.execute("UPDATE meta SET value = 0 WHERE key = 'is_restored'")
+
+
 def _event(old: Allocation, new: Allocation) -> JournalEvent | None:
     if new.node != old.node:
         return JournalEvent.MOVED
@@ -274,5 +279,6 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     Notice: _notice,
     NoteAct: _note_act,
     NoteNode: _note_node,
+    EndRestoring: _end_restoring,
     PutStretch: _put_stretch,
 }

@@ -7,8 +7,6 @@ Tested in ``tests/unit/cpm/ledger/test_schema.py``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,24 +75,6 @@ def connect_reader(path: str) -> sqlite3.Connection:
     return connection
 
 
-def lock(path: str) -> int:
-    """
-    Lock the ledger against other writers, until the returned descriptor is closed or this process ends.
-
-    :raise LedgerError: When another process has the lock, or the lock file cannot be created.
-    """
-    try:
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise LedgerError(_sentence(path, error.strerror or str(error), "SQLITE_CANTOPEN")) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise LedgerError(_sentence(path, "locked", "SQLITE_BUSY")) from error
-    return descriptor
-
-
 @contextlib.contextmanager
 def ledger_errors(path: str) -> Iterator[None]:
     """
@@ -109,9 +89,9 @@ def ledger_errors(path: str) -> Iterator[None]:
         raise
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or "SQLITE_ERROR"
-        raise _UNWRITABLE.get(_kind(name), LedgerError)(_sentence(path, f"{error} ({name})", name)) from error
+        raise _UNWRITABLE.get(_kind(name), LedgerError)(sentence(path, f"{error} ({name})", name)) from error
     except ValueError as error:
-        raise LedgerError(_sentence(path, f"a row is invalid: {error}", "SQLITE_CORRUPT")) from error
+        raise LedgerError(sentence(path, f"a row is invalid: {error}", "SQLITE_CORRUPT")) from error
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
@@ -126,6 +106,7 @@ def _kind(name: str) -> str:
     return "_".join(name.split("_")[:2])
 
 
-def _sentence(path: str, detail: str, name: str) -> str:
+def sentence(path: str, detail: str, name: str) -> str:
+    """Return the message of an error: what is wrong with the ledger, and the remedy for SQLite's error of that name."""
     remedy = _REMEDIES.get(_kind(name), "run `PRAGMA integrity_check` on a copy of {path}").format(path=path)
     return f"ledger {path}: {detail}; {remedy}"

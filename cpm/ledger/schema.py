@@ -11,6 +11,7 @@ be a second owner.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
@@ -382,6 +383,21 @@ def _audit(database: Database) -> None:
     database.execute(_AUDIT)
 
 
+def random_number() -> int:
+    """Return a number that no other ledger and no other run has."""
+    return secrets.randbits(60)
+
+
+def _identity(database: Database) -> None:
+    """Version 10: the identity of the ledger, and of the last run of a manager."""
+    database["meta"].insert_all([{"key": "identity", "value": random_number()}, {"key": "run", "value": 0}])
+
+
+def _copies(database: Database) -> None:
+    """Version 11: marks of a backup, and of a ledger that was restored and has not taken in what kernels hold."""
+    database["meta"].insert_all([{"key": "is_backup", "value": 0}, {"key": "is_restored", "value": 0}])
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -392,5 +408,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _approvals,
     _node_events,
     _audit,
+    _identity,
+    _copies,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from types import TracebackType
 from cpm.core.changes import Change, PutStretch
 from cpm.core.journal import LedgerState
 from cpm.core.timeline import Timeline
-from cpm.ledger import applying, archive, rows, schema
+from cpm.ledger import applying, archive, locking, rows, schema
 from cpm.ledger.archive import GivingUp, Packing
-from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, ledger_errors, lock, roll_back
+from cpm.ledger.connection import MEMORY, connect_reader, connect_writer, ledger_errors, roll_back
 from cpm.ledger.journal import JournalReader
 from cpm.protocol.model import AllocationId
 
@@ -49,12 +48,18 @@ class SqliteLedger:
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
         self._readers: list[JournalReader] = []
+        self._lock: locking.Locked | None = None
         with contextlib.ExitStack() as undo:
             if self.path != MEMORY:
-                undo.callback(os.close, lock(self.path))
+                self._lock = undo.enter_context(locking.locked(self.path))
+                locking.refuse_backup(self.path)
+                locking.refuse_foreign_log(self.path)
+            had_log = self.path != MEMORY and locking.has_log(self.path)
             with ledger_errors(self.path):
                 self._connection = connect_writer(self.path)
                 undo.callback(self._connection.close)
+                if had_log:
+                    locking.check_ownership(self._connection, self.path)
                 schema.migrate(self._connection)
                 version = schema.version_of(self._connection)
                 self._timeline = self._read_timeline()
@@ -92,13 +97,25 @@ class SqliteLedger:
 
     def next_epoch(self) -> int:
         """
-        Commit a new epoch, greater than every one before, and return it.
+        Commit a new epoch, greater than every one before, and return it; it is also given a random name, the run.
 
         :raise LedgerError: When it cannot be committed; the epoch is then unchanged.
         """
+        run = schema.random_number()
+        with ledger_errors(self.path):
+            meta = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
+        if self._lock is not None:
+            # Of which run the file is without its log: the log of another file does not fit it.
+            self._lock.note_runs((meta["identity"], meta["run"]), (meta["identity"], run))
         with self._transaction():
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'run'", (run,))
             query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
-            return int(self._connection.execute(query).fetchone()[0])
+            epoch = int(self._connection.execute(query).fetchone()[0])
+        with ledger_errors(self.path):
+            (is_incomplete, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if self._lock is not None and not is_incomplete:
+            self._lock.note_runs((meta["identity"], run))
+        return epoch
 
     def resume_time(self, boot: str, since_boot_s: float) -> ResumedTime:
         """
@@ -147,6 +164,9 @@ class SqliteLedger:
                     for row in rows_of(f"SELECT {rows.OWN_PORTS} FROM own_ports ORDER BY node, address, first")  # noqa: S608
                 ),
                 timeline=self._read_timeline(),
+                identity=f"{meta['identity']:015x}",
+                run=f"{meta['run']:015x}",
+                is_restored=bool(meta["is_restored"]),
             )
 
     def commit(self, changes: Sequence[Change], now: float) -> None:

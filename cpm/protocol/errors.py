@@ -13,6 +13,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── Ambiguous               several VMs have that name
     ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
+    │   ├── LedgerMistrusted    a node has followed another ledger, or a later state of it
     │   ├── NameInUse           another machine is connected under that node's name
     │   ├── IllegalStep         an allocation in that state cannot take that step
     │   └── Overloading         a port would have two owners: refused by the ledger
@@ -171,6 +172,27 @@ class Conflict(VirtPortsError):
     code = "conflict"
     http_status = 409
     exit_code = ExitCode.REFUSED
+
+
+class LedgerMistrusted(Conflict):
+    """
+    A node has followed another ledger than the manager's, or a later state of it; it is refused.
+
+    :param node: The node.
+    :param why: What it has seen.
+    :param remedy: What to do.
+    """
+
+    code = "ledger-mistrusted"
+
+    def __init__(self, node: str, why: str, remedy: str) -> None:
+        super().__init__(node, why, remedy)
+        self.node = node
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.node} is refused: {self.why}; {self.remedy}"
 
 
 class AddressInUse(Conflict):

@@ -71,6 +71,17 @@ class Unmanaged(Struct, frozen=True):
     """For people."""
 
 
+class Follows(Struct, frozen=True):
+    """The ledger that a node follows, and the latest state of it that the node has seen."""
+
+    ledger: Word = ""
+    """Identity of the ledger; empty: the node has seen none."""
+    run: Word = ""
+    """Identifies the run of cpmd that had the highest epoch."""
+    grants: Count = 0
+    """The greatest number of a range that the manager had given to any VM: it only grows."""
+
+
 class Hello(Struct, frozen=True, tag="hello"):
     """First message of a node: its identity and the VMs that run on it."""
 
@@ -92,6 +103,7 @@ class Hello(Struct, frozen=True, tag="hello"):
     """Identity of the machine, the same after a restart and another one on every machine; empty: not known."""
     instance: Word = ""
     """Identity of this natd process."""
+    follows: Follows = Follows()
 
 
 class OwnPorts(Struct, frozen=True, tag="own-ports"):
@@ -269,6 +281,12 @@ class Welcome(Struct, frozen=True, tag="welcome"):
     protocol: Generation
     epoch: Generation
     version: Word
+    ledger: Word = ""
+    """Identity of its ledger."""
+    run: Word = ""
+    """Identifies this run of cpmd: two may have the same epoch, each with a copy of one ledger."""
+    adopts: bool = False
+    """This ledger takes the place of the one that the node has followed."""
 
 
 class Snapshot(Struct, frozen=True, tag="snapshot"):
@@ -279,6 +297,8 @@ class Snapshot(Struct, frozen=True, tag="snapshot"):
     path: PathState
     host: Annotated[tuple[HostIntent, ...], Meta(max_length=MAX_VMS)] = ()
     edge: Annotated[tuple[EdgeIntent, ...], Meta(max_length=MAX_VMS)] = ()
+    grants: Count = 0
+    """As in :class:`Follows`, of now."""
 
 
 class Delta(Struct, frozen=True, tag="delta"):
@@ -291,6 +311,8 @@ class Delta(Struct, frozen=True, tag="delta"):
     host_gone: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS)] = ()
     edge_gone: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS)] = ()
     path: PathState | None = None
+    grants: Count = 0
+    """As in :class:`Follows`, of now."""
 
 
 class Refused(Struct, frozen=True, tag="refused"):

@@ -61,6 +61,15 @@ def waits_for(manager: Manager, leaving: Allocation, now: float) -> tuple[float,
 
 def problems(manager: Manager, now: float) -> Iterator[str]:
     """Yield what holds the site up, a sentence each, in order of nodes."""
+    if manager.restoring is not None:
+        yield (
+            f"the ledger was restored, and nothing changes before it has heard what is in use; it waits for "
+            f"{manager.restoring.waits_for(now)}; a node that forwards nothing any more: `virt-ports node fence NODE`"
+        )
+    yield from manager.refused.sentences.values()
+    if manager.restoring is not None:
+        # No node has a session.
+        return
     held = held_up(manager, now)
     for name, node in sorted(manager.fleet.nodes.items()):
         if why := trouble(manager, node, now):

@@ -83,6 +83,8 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
 
 
 def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, asked: Asked | None) -> Iterator[str]:
+    if (refused := manager.refused.sentences.get(node.name)) is not None:
+        yield refused
     if asked is not None:
         yield f"{asked.why}; if it may: virt-ports node approve {node.name}"
     if (second := manager.membership.seconds.get(node.name)) is not None:

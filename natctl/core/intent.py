@@ -10,30 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import Delta, PathState, Snapshot
 from cpm.protocol.model import DomainUUID
 from natctl.model.entries import HostEntry, Path
-
-
-class StaleEpoch(VirtPortsError):
-    """
-    A message from a manager that is not the present one.
-
-    :param said: The message's epoch.
-    :param seen: The highest epoch that this node has seen.
-    """
-
-    code = "stale-epoch"
-
-    def __init__(self, said: int, seen: int) -> None:
-        super().__init__(said, seen)
-        self.said = said
-        self.seen = seen
-
-    def __str__(self) -> str:
-        return f"a manager of epoch {self.said} speaks, epoch {self.seen} was seen; stop the older cpmd"
 
 
 @dataclasses.dataclass(slots=True)

@@ -56,8 +56,9 @@ from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
+from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
-from natctl.core.intent import Intent, StaleEpoch
+from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import NO_CONNECTIONS, NO_GUESTS, NO_PROBLEMS, Reports
 from natctl.model.commands import (
@@ -70,12 +71,14 @@ from natctl.model.commands import (
     Program,
     Prune,
     Release,
+    Remember,
     Send,
     Warn,
 )
 from natctl.model.entries import Destination, HostEntry, Path
 from natctl.model.own_ports import PortsInUse
 from natctl.model.port_use import Filling, PortUse
+from natctl.model.remembered import NOTHING, Remembered
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
@@ -106,9 +109,12 @@ class Node:
     :param marks: How many VMs the packet mark can distinguish on this host.
     :param has_libvirt: libvirt's list says which VMs end without a hook, and none does while libvirt cannot be asked.
         Otherwise their interfaces say so.
+    :param remembered: Whom it follows, from before.
     """
 
-    def __init__(self, identity: Identity, marks: int, *, has_libvirt: bool = False) -> None:
+    def __init__(
+        self, identity: Identity, marks: int, *, has_libvirt: bool = False, remembered: Remembered = NOTHING
+    ) -> None:
         self._identity = identity
         self._has_libvirt = has_libvirt
         self._domains = Domains()
@@ -123,7 +129,7 @@ class Node:
         self._is_connected = False
         self._lost_at = -math.inf
         self._is_synced = False
-        self._epoch = 0
+        self._following = Following(remembered)
         self._generation = 0
         self._outbox: list[Command] = []
         self._table_warning = ""
@@ -138,7 +144,7 @@ class Node:
     @property
     def epoch(self) -> int:
         """Highest epoch seen."""
-        return self._epoch
+        return self._following.epoch
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -210,7 +216,7 @@ class Node:
         scope, in_force, begun = done
         if scope.generation is not None:
             # Before any message about the ports that are in force now.
-            self._send(Applied(self._epoch, scope.generation))
+            self._send(Applied(self.epoch, scope.generation))
         for entry in in_force:
             self._command(self._arrivals.on_programmed(entry, now))
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
@@ -225,7 +231,7 @@ class Node:
         self._outbox.append(Warn(f"{error}"))
         if scope.generation is not None:
             # The manager must not believe it; it answers with a new snapshot.
-            self._send(Rejected(self._epoch, scope.generation, error.code, cut(str(error))))
+            self._send(Rejected(self.epoch, scope.generation, error.code, cut(str(error))))
         self._outbox += self._hook_waiters.answer(error.code, str(error), None if scope.replace else scope.host)
 
     # The manager
@@ -245,12 +251,13 @@ class Node:
                 me.roles,
                 me.underlay,
                 me.version,
-                self._epoch,
+                self.epoch,
                 domains,
                 own,
                 *holds,
                 machine=me.machine,
                 instance=me.instance,
+                follows=self._following.told,
             )
         )
         for uuid, domain in self._domains.incoming_domains():
@@ -274,11 +281,14 @@ class Node:
         """
         Follow a message of the manager.
 
-        :raise StaleEpoch: When an older manager sent it; the session is to be closed.
+        :raise VirtPortsError: When it is not of the manager that this node follows (:mod:`natctl.core.following`); the
+            session is to be closed.
         """
-        if message.epoch < self._epoch:
-            raise StaleEpoch(message.epoch, self._epoch)
-        self._epoch = message.epoch
+        before = self._following.remembered
+        self._following.on_message(message)
+        if self._following.remembered != before:
+            # Before anything of it reaches the kernel.
+            self._outbox.append(Remember(self._following.remembered, before))
         if isinstance(message, Snapshot):
             self._take_snapshot(message, now)
         elif isinstance(message, Delta):
@@ -311,9 +321,7 @@ class Node:
     def _take_delta(self, delta: Delta, now: float) -> None:
         if not self._is_synced or delta.generation != self._generation + 1:
             self._is_synced = False
-            self._send(
-                Rejected(self._epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected")
-            )
+            self._send(Rejected(self.epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
             return
         self._generation = delta.generation
         for vm in delta.host:

@@ -20,6 +20,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import NodeMessage
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.model.entries import Change, Destination, HostEntry, Path
+from natctl.model.remembered import Remembered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,6 +104,14 @@ class Release:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep on disk whom this node follows, before any command after this one is carried out."""
+
+    now: Remembered
+    before: Remembered
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Warn:
     """Log a warning for the operator."""
 
@@ -120,7 +129,9 @@ class Arm:
     domain: DomainUUID
 
 
-Command: TypeAlias = Send | Answer | Program | Replace | Forget | Prune | CountPorts | RefuseNew | Release | Warn
+Command: TypeAlias = (
+    Send | Answer | Program | Replace | Forget | Prune | CountPorts | RefuseNew | Release | Remember | Warn
+)
 """Commands of the node to the daemon."""
 ArrivalCommand: TypeAlias = Send | CountPorts | RefuseNew | Release | Warn | Arm
 """Commands of the controller of arrivals to the node, which passes on all but :class:`Arm`."""

@@ -56,7 +56,7 @@ class Server:
             "[pool]\nhold_down_s = 1.0\nstart_reserve = 0.0\n[pool.timeouts]\ntcp_time_wait_s = 2\n"
         )
         (directory / "natd.toml").write_text(
-            f'name = "server"\nunderlay_address = "{OWN}"\n[manager]\nurl = "unix://{self._socket}"\n'
+            f'name = "server"\nunderlay_address = "{OWN}"\nstate = "{directory}/natd.state"\n[manager]\nurl = "unix://{self._socket}"\n'
             f'[listen]\nsocket = "{directory}/natd.sock"\n[host]\nlibvirt = ""\nuplinks = ["eth0"]\n'
             '[edge]\nuplinks = ["eth0"]\n[monitor]\nensure_s = 1.0\nsource = "psutil"\n'
         )

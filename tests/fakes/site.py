@@ -31,10 +31,11 @@ from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange,
 from cpm.settings import PoolSettings, Settings
 from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.node import Identity, Node
-from natctl.model.commands import Answer, Forget, Program, Prune, Replace, Send
+from natctl.model.commands import Answer, Forget, Program, Prune, Remember, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings
 from natctl.model.entries import Settings as NodeSettings
 from natctl.model.port_use import PortUse, VMPorts
+from natctl.model.remembered import NOTHING, Remembered
 from qga_agent.domain_list import Phase
 from qga_agent.samples import Rates
 from tests.fakes.kernel import FakeKernel
@@ -75,6 +76,8 @@ class Machine:
     libvirt: bool = True
     """Whether natd can ask libvirt."""
     node: Node | None = None
+    remembered: Remembered = NOTHING
+    """What natd keeps on disk."""
     entries: set[tuple[DomainUUID, IPv4Address, int]] = dataclasses.field(default_factory=set)
     """Connection tracking: whose connection it was, the internal address, the port. No entry ends by itself."""
     work: collections.deque[Program | Replace | Forget | Prune] = dataclasses.field(default_factory=collections.deque)
@@ -215,6 +218,11 @@ class Site:
             return False
         message = codec.decode_node_message(machine.to_manager.popleft())
         self.ask(lambda manager: _hear(manager, name, message, self.now))
+        restoring = self.manager.restoring
+        heard = self.manager.sessions if restoring is None else restoring.hellos
+        if isinstance(message, Hello) and name not in heard:
+            # Refused: cpmd closes the session.
+            self.disconnect(name)
         return True
 
     def deliver_down(self, name: NodeName) -> bool:
@@ -230,7 +238,7 @@ class Site:
     def start_natd(self, name: NodeName) -> None:
         machine = self.machines[name]
         if machine.node is None:
-            machine.node = Node(machine.identity, marks=1000, has_libvirt=True)
+            machine.node = Node(machine.identity, marks=1000, has_libvirt=True, remembered=machine.remembered)
             machine.kernel.restart_natd()
             found = machine.kernel.observe()
             hosted, mapped = found.host.values(), found.edge.values()
@@ -274,6 +282,8 @@ class Site:
         for command in machine.node.take():
             if isinstance(command, Send) and machine.connected:
                 machine.to_manager.append(codec.encode(command.message))
+            elif isinstance(command, Remember):
+                machine.remembered = command.now
             elif isinstance(command, Answer):
                 machine.answers[command.request] = command.code
             elif isinstance(command, (Program, Replace, Forget, Prune)):

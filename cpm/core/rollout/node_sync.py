@@ -101,14 +101,19 @@ class NodeSync:
         host: Mapping[DomainUUID, HostIntent],
         edge: Mapping[DomainUUID, EdgeIntent],
         now: float,
+        grants: int = 0,
     ) -> Snapshot:
-        """Return a message with everything the node should hold; later deltas are relative to it."""
+        """
+        Return a message with everything the node should hold; later deltas are relative to it.
+
+        :param grants: The greatest number of a range that was ever given; likewise for :meth:`make_delta`.
+        """
         self._begin_generation(now)
         self._snapshot_at = self._path_at = self.generation
         self._path, self._host, self._edge = path, dict(host), dict(edge)
         self._changed = {}
         self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
-        return Snapshot(self.epoch, self.generation, path, tuple(host.values()), tuple(edge.values()))
+        return Snapshot(self.epoch, self.generation, path, tuple(host.values()), tuple(edge.values()), grants)
 
     def make_delta(
         self,
@@ -116,6 +121,7 @@ class NodeSync:
         host: Mapping[DomainUUID, HostIntent | None],
         edge: Mapping[DomainUUID, EdgeIntent | None],
         now: float,
+        grants: int = 0,
     ) -> Delta | None:
         """
         Return a message with what differs from the messages so far; None: nothing does.
@@ -140,6 +146,7 @@ class NodeSync:
             host_gone=tuple(uuid for uuid, vm in new_host.items() if vm is None),
             edge_gone=tuple(uuid for uuid, vm in new_edge.items() if vm is None),
             path=path if path != self._path else None,
+            grants=grants,
         )
         self._path = path
         _update_entries(self._host, new_host)

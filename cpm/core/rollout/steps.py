@@ -386,7 +386,7 @@ class Rollout:
         else:
             host = {uuid: self._host_vm(uuid, node) for uuid in here}
             edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed if is_edge}
-            update = node_sync.make_delta(self._path(node), host, edge, now)
+            update = node_sync.make_delta(self._path(node), host, edge, now, self._fleet.grants)
         if update is not None:
             self._messages.append((node.name, update))
 
@@ -395,7 +395,7 @@ class Rollout:
         host = {uuid: vm for uuid in self._running.on(node.name) if (vm := self._host_vm(uuid, node)) is not None}
         others = self._fleet.vms if Role.EDGE in node.roles else ()
         edge = {uuid: to for uuid in others if (to := desired_state.edge_vm(self._fleet, uuid, node)) is not None}
-        return node_sync.make_snapshot(self._path(node), host, edge, now)
+        return node_sync.make_snapshot(self._path(node), host, edge, now, self._fleet.grants)
 
     def _host_vm(self, uuid: DomainUUID, node: Node) -> HostIntent | None:
         vm = self._fleet.vms.get(uuid)

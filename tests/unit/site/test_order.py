@@ -13,7 +13,7 @@ from cpm.protocol.messages import PROTOCOL, Declined, Delta, Hello, Measured, Ne
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
-from natctl.core.intent import StaleEpoch
+from natctl.core.following import StaleEpoch
 from natctl.model.commands import Prune
 from tests.fakes.site import Site
 

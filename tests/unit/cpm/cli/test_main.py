@@ -30,6 +30,7 @@ REFUSALS = [
     (409, "ambiguous", 1),
     (409, "address-in-use", 1),
     (409, "address-overlaps", 1),
+    (409, "ledger-mistrusted", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
     (403, "not-approved", 1),
@@ -74,7 +75,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
-                       "journal-not-kept"}  # fmt: skip
+                       "journal-not-kept", "ledger-mistrusted"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:
@@ -161,7 +162,7 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     verbs = [word for word in words if word in main.verb_names()]
     assert verbs == [
         "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
-        "events", "record", "simulate", "status", "install",
+        "events", "record", "simulate", "status", "backup", "restore", "install",
     ]  # fmt: skip
     assert sorted(verbs) == list(main.verb_names())
 

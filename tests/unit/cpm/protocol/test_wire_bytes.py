@@ -27,6 +27,7 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Draining,
+    Follows,
     Freed,
     GuestState,
     GuestView,
@@ -115,6 +116,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             (Held(DB, int(INTERNAL) + 1, int(UNDERLAY), (HeldRange(int(EXTERNAL), 1024, 1087),)),),
             "0123456789abcdef",
             "f00d",
+            Follows("3f2a", "9c41", 120),
         ),
         (
             b'{"type":"hello","protocol":4,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
@@ -124,7 +126,9 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
-            b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],"machine":"0123456789abcdef","instance":"f00d"}'
+            b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],'
+            b'"machine":"0123456789abcdef","instance":"f00d",'
+            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120}}'
         ),
     ),
     (
@@ -132,7 +136,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"hello","protocol":4,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
-            b'"machine":"","instance":""}'
+            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0}}'
         ),
     ),
     (
@@ -251,9 +255,16 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
 ]
 
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
-    (Welcome(PROTOCOL, 3, "0.1.0"), b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0"}'),
     (
-        Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,)),
+        Welcome(PROTOCOL, 3, "0.1.0", "3f2a", "9c41", True),
+        (b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0","ledger":"3f2a","run":"9c41","adopts":true}'),
+    ),
+    (
+        Welcome(PROTOCOL, 3, "0.1.0"),
+        b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
+    ),
+    (
+        Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,), 120),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
@@ -263,14 +274,15 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"external":"203.0.113.1","at_cap":true,'
             b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
-            b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]}'
+            b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
+            b',"grants":120}'
         ),
     ),
     (
         Snapshot(3, 1, PathState(IPv4Network("100.64.0.0/10"))),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
-            b'"externals":[],"timeouts":null},"host":[],"edge":[]}'
+            b'"externals":[],"timeouts":null},"host":[],"edge":[],"grants":0}'
         ),
     ),
     (
@@ -286,11 +298,11 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"externals":[],"timeouts":null},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
             b'"connections":null,"connection_rate":null}],"edge":[{"domain":"u-web",'
-            b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}]}'
+            b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0}'
         ),
     ),
     (
-        Delta(3, 2, (HOST_VM,), (EDGE_VM,), (WEB,), (DB,), PATH),
+        Delta(3, 2, (HOST_VM,), (EDGE_VM,), (WEB,), (DB,), PATH, 120),
         (
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
@@ -301,12 +313,15 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60,"dns_s":30}}}'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"grants":120}'
         ),
     ),
     (
         Delta(3, 2),
-        b'{"type":"delta","epoch":3,"generation":2,"host":[],"edge":[],"host_gone":[],"edge_gone":[],"path":null}',
+        (
+            b'{"type":"delta","epoch":3,"generation":2,"host":[],"edge":[],"host_gone":[],"edge_gone":[],'
+            b'"path":null,"grants":0}'
+        ),
     ),
     (
         Refused(3, WEB, "ports-exhausted", "cannot allocate 64 ports"),
@@ -337,7 +352,8 @@ def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
     start = b'{"type":"hello","protocol":4,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
-    end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":""}'
+    end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
+    end += b'"follows":{"ledger":"","run":"","grants":0}}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
@@ -350,7 +366,8 @@ def test_the_tables_have_every_message_and_every_optional_field() -> None:
         for kind in kinds:
             for field in msgspec.structs.fields(kind):
                 if not field.required:
-                    empty = {not getattr(message, field.name) for message, _ in samples if isinstance(message, kind)}
+                    values = [getattr(message, field.name) for message, _ in samples if isinstance(message, kind)]
+                    empty = {not value or value == field.default for value in values}
                     assert empty == {True, False}, f"{kind.__name__}.{field.name}"
 
 

@@ -1,0 +1,302 @@
+"""
+A ledger that was restored: it takes in what the nodes' kernels hold before anything else happens.
+
+The ledger may be old or empty. Kernels know better what is in use, and while nobody is served they do not change. So
+every node's first message is kept, and once each node that the ledger knows has sent it, or was fenced, the ledger is
+changed to what the edges map: packets pass only what they map. From then on all goes as usual.
+
+- What an edge maps belongs to the VM that it says. Where edges differ, the one counts that has seen the later state.
+- The range that the VM's host uses for new connections is active; others drain.
+- What the ledger alone has drains too, unless an edge maps it for another VM: then the ledger was wrong.
+- An external address that the ledger does not have is added; only the ports in use on it, the others stay reserved.
+
+Pure. Tested in ``tests/unit/site/test_restoring.py``.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import Final
+
+import msgspec
+
+from cpm.core.changes import AddAllocation, DropVM, FreeAllocation, PutAddress, PutVM
+from cpm.core.fleet import Fleet
+from cpm.protocol.messages import Hello, NodeMessage, OwnPorts, Present
+from cpm.protocol.model import (
+    FIRST_PORT,
+    LAST_PORT,
+    VM,
+    Allocation,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    NodeName,
+    PortRange,
+    Role,
+    coalesce,
+)
+
+LEAST_S: Final = 30.0
+"""Seconds for which nodes that the ledger does not know are waited for: all try to connect more often."""
+
+_State = AllocationState
+
+
+class Restoring:
+    """
+    What nodes have said since the ledger was restored.
+
+    :param fleet: The ledger's content.
+    :param now: Ledger time.
+    :param hold_down_s: Seconds for which nobody gets ports that were released: it is not known which were.
+    """
+
+    def __init__(self, fleet: Fleet, now: float, hold_down_s: float) -> None:
+        self._fleet = fleet
+        self._until = now + max(LEAST_S, hold_down_s)
+        self.hellos: dict[NodeName, Hello] = {}
+        """The first message of each node that is connected."""
+
+    def on_message(self, name: NodeName, message: NodeMessage) -> None:
+        """Keep what changes of a node's first message."""
+        hello = self.hellos[name]
+        if isinstance(message, Present):
+            self.hellos[name] = msgspec.structs.replace(hello, domains=message.domains)
+        elif isinstance(message, OwnPorts):
+            self.hellos[name] = msgspec.structs.replace(hello, own=message.addresses)
+
+    def waits_for(self, now: float) -> str:
+        """Return what is waited for, in words; empty: for nothing."""
+        nodes = self._fleet.nodes.values()
+        missing = sorted(node.name for node in nodes if node.name not in self.hellos and not node.fenced)
+        hosts = _hosts(self._fleet)
+        unknown = sorted({via for via in self._vias() if via not in hosts})
+        waits = [*missing, *(f"the host at {via}" for via in unknown)]
+        if now < self._until:
+            waits.append(f"{self._until - now:.0f} s")
+        return ", ".join(waits)
+
+    def _vias(self) -> Iterator[IPv4Address]:
+        for hello in self._edges():
+            yield from (IPv4Address(via) for via in {held.via for held in hello.edge_holds} if via)
+
+    def _edges(self) -> list[Hello]:
+        """Return the first messages of edges, of that first that has seen the latest state."""
+        edges = (hello for hello in self.hellos.values() if Role.EDGE in hello.roles)
+        return sorted(edges, key=lambda hello: (-hello.follows.grants, -hello.epoch, hello.node))
+
+    def take_in(self, now: float) -> None:
+        """
+        Change the ledger to what the kernels hold.
+
+        :param now: Ledger time.
+        """
+        mapped = _Mapped(self._edges(), _hosts(self._fleet))
+        for hello in self.hellos.values():
+            if Role.HOST in hello.roles:
+                mapped.add_use(hello)
+        _put_addresses(self._fleet, mapped)
+        wrong = [each for each in _every(self._fleet, mapped) if not each.is_right(mapped)]
+        # First everything that is wrong goes, so that what takes its place never meets it.
+        for each in wrong:
+            each.take_out(self._fleet)
+        for each in wrong:
+            each.put_in(self._fleet, now)
+
+
+@dataclasses.dataclass(slots=True)
+class _VM:
+    """What edges map for one VM."""
+
+    internal: IPv4Address
+    node: NodeName
+    ranges: list[tuple[IPv4Address, PortRange]] = dataclasses.field(default_factory=list)
+    in_use: tuple[IPv4Address, PortRange] | None = None
+    """What its host uses for new connections."""
+
+
+class _Mapped:
+    """What all edges map together: every port once."""
+
+    def __init__(self, edges: Iterable[Hello], hosts: Mapping[IPv4Address, NodeName]) -> None:
+        self.vms: dict[DomainUUID, _VM] = {}
+        self.internals: dict[IPv4Address, DomainUUID] = {}
+        taken: dict[IPv4Address, bytearray] = {}
+        for hello in edges:
+            for held in hello.edge_holds:
+                internal = IPv4Address(held.internal)
+                node = hosts[IPv4Address(held.via)] if held.via else hello.node
+                if self.internals.setdefault(internal, held.domain) != held.domain:
+                    continue
+                vm = self.vms.setdefault(held.domain, _VM(internal, node))
+                if vm.internal != internal:
+                    continue
+                for each in held.ranges:
+                    mask = taken.setdefault(each.external, bytearray(LAST_PORT + 1))
+                    for part in _untaken(mask, each.ports):
+                        vm.ranges += [(each.external, rest) for rest in _without(part, (p for _, p in vm.ranges))]
+        self._by_address: dict[IPv4Address, list[tuple[int, int, DomainUUID]]] = {}
+        for uuid, vm in self.vms.items():
+            vm.ranges = _coalesced(vm.ranges)
+            for external, ports in vm.ranges:
+                self._by_address.setdefault(external, []).append((ports.first, ports.last, uuid))
+        for ranges in self._by_address.values():
+            ranges.sort()
+
+    @property
+    def addresses(self) -> Mapping[IPv4Address, list[PortRange]]:
+        """The ports that are mapped on each external address."""
+        return {
+            external: [PortRange(first, last) for first, last, _ in ranges]
+            for external, ranges in self._by_address.items()
+        }
+
+    def add_use(self, hello: Hello) -> None:
+        """Add which ranges a host uses for new connections; only what is mapped for it counts."""
+        for held in hello.host_holds:
+            vm = self.vms.get(held.domain)
+            if vm is None or vm.node != hello.node or int(vm.internal) != held.internal:
+                continue
+            for each in sorted(held.ranges, key=lambda each: each.first - each.last):
+                found = next((external for external, ports in vm.ranges if ports.covers(each.ports)), None)
+                if found is not None:
+                    vm.in_use = found, each.ports
+                    break
+
+    def is_others(self, uuid: DomainUUID, external: IPv4Address, ports: PortRange) -> bool:
+        """Return whether a port is mapped for another VM."""
+        ranges = self._by_address.get(external, [])
+        index = bisect.bisect_right(ranges, (ports.last, LAST_PORT + 1, DomainUUID("")))
+        for first, last, owner in reversed(ranges[:index]):
+            if last < ports.first:
+                return False
+            if owner != uuid and first <= ports.last:
+                return True
+        return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Compared:
+    """A VM of the ledger, of the kernels, or of both."""
+
+    uuid: DomainUUID
+    vm: VM | None
+    held: tuple[Allocation, ...]
+    others: frozenset[int]
+    """The allocations of ``held`` with ports that are another VM's."""
+    mapped: _VM | None
+    internal_is_others: bool
+
+    def is_right(self, mapped: _Mapped) -> bool:
+        """Return whether the ledger agrees with the kernels: it may have more."""
+        if self.others or self.internal_is_others:
+            return False
+        if self.mapped is None:
+            return True
+        if self.vm is None or (self.vm.internal, self.vm.node) != (self.mapped.internal, self.mapped.node):
+            return False
+        mine = [(each.external, each.ports) for each in self.held if each.state is not _State.HELD]
+        unknown = (rest for external, ports in self.mapped.ranges for rest in _without(ports, _on(external, mine)))
+        return not any(unknown) and self._has_in_use()
+
+    def _has_in_use(self) -> bool:
+        """Return whether the ledger has what the host uses as active or reserved, or as both together."""
+        if self.mapped is None or self.mapped.in_use is None:
+            return True
+        external, ports = self.mapped.in_use
+        current = [each for each in self.held if each.state in (_State.ACTIVE, _State.RESERVED)]
+        return ports in coalesce(_on(external, [(each.external, each.ports) for each in current])) or any(
+            (each.external, each.ports) == (external, ports) for each in current
+        )
+
+    def take_out(self, fleet: Fleet) -> None:
+        """Remove all that the ledger has of the VM."""
+        for each in self.held:
+            taken_over = each.id not in self.others
+            fleet.record(FreeAllocation(each.id, (each.ports, each.state), taken_over=taken_over))
+        if self.vm is not None:
+            fleet.record(DropVM(self.uuid))
+
+    def put_in(self, fleet: Fleet, now: float) -> None:
+        """Add what the kernels hold of the VM, and what the ledger had besides."""
+        known = self.vm
+        if self.mapped is not None:
+            name = known.name if known is not None else self.uuid
+            vm = known if known is not None else VM(self.uuid, name, self.mapped.node, self.mapped.internal)
+            node = self.mapped.node
+            fleet.record(PutVM(dataclasses.replace(vm, node=node, internal=self.mapped.internal, destination=None)))
+        elif known is not None and not self.internal_is_others:
+            fleet.record(PutVM(known))
+            node = known.node
+        else:
+            return
+        taken: list[PortRange] = []
+
+        def add(external: IPv4Address, ports: PortRange, state: AllocationState, since: float, where: NodeName) -> None:
+            for part in _without(ports, taken):
+                new = Allocation(fleet.new_id(), self.uuid, where, external, part, state, since)
+                fleet.record(AddAllocation(new))
+            taken.append(ports)
+
+        if self.mapped is not None and self.mapped.in_use is not None:
+            add(*self.mapped.in_use, _State.ACTIVE, now, node)
+        for external, ports in self.mapped.ranges if self.mapped is not None else ():
+            add(external, ports, _State.DRAINING, now, node)
+        for each in self.held:
+            if each.id not in self.others:
+                state, since = (each.state, each.since) if each.state is _State.HELD else (_State.DRAINING, now)
+                add(each.external, each.ports, state, since, each.node)
+
+
+def _every(fleet: Fleet, mapped: _Mapped) -> Iterator[_Compared]:
+    for uuid in {**fleet.vms, **mapped.vms}:
+        vm, held = fleet.vms.get(uuid), fleet.of(uuid)
+        others = frozenset(each.id for each in held if mapped.is_others(uuid, each.external, each.ports))
+        is_others = vm is not None and mapped.internals.get(vm.internal, uuid) != uuid
+        yield _Compared(uuid, vm, held, others, mapped.vms.get(uuid), is_others)
+
+
+def _put_addresses(fleet: Fleet, mapped: _Mapped) -> None:
+    known = {address.address: address for address in fleet.space.addresses}
+    for external, used in mapped.addresses.items():
+        address = known.get(external)
+        before = (PortRange(FIRST_PORT, LAST_PORT),) if address is None else address.reserved
+        reserved = tuple(rest for ports in before for rest in _without(ports, used))
+        if address is None or reserved != address.reserved:
+            fleet.record(PutAddress(ExternalAddress(external, reserved)))
+
+
+def _hosts(fleet: Fleet) -> dict[IPv4Address, NodeName]:
+    return {node.underlay: node.name for node in fleet.nodes.values() if Role.HOST in node.roles}
+
+
+def _untaken(mask: bytearray, ports: PortRange) -> Iterator[PortRange]:
+    """Yield the ports that nobody has taken yet, and take them."""
+    end = ports.last + 1
+    first = mask.find(0, ports.first, end)
+    while first >= 0:
+        after = mask.find(1, first, end)
+        last = (end if after < 0 else after) - 1
+        mask[first : last + 1] = b"\1" * (last + 1 - first)
+        yield PortRange(first, last)
+        first = mask.find(0, last + 1, end)
+
+
+def _without(ports: PortRange, others: Iterable[PortRange]) -> list[PortRange]:
+    rest = [ports]
+    for other in others:
+        rest = [part for each in rest for part in each.minus(other)]
+    return rest
+
+
+def _on(external: IPv4Address, ranges: Iterable[tuple[IPv4Address, PortRange]]) -> list[PortRange]:
+    return [ports for where, ports in ranges if where == external]
+
+
+def _coalesced(ranges: list[tuple[IPv4Address, PortRange]]) -> list[tuple[IPv4Address, PortRange]]:
+    addresses = sorted({external for external, _ in ranges})
+    return [(external, ports) for external in addresses for ports in coalesce(_on(external, ranges))]

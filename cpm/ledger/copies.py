@@ -1,0 +1,186 @@
+"""
+Copies of the ledger: backups, their return, and copies that were put in place without telling us.
+
+A backup is marked, so that cpmd refuses one that was only copied into place. A ledger that was restored is marked as
+well, and the manager takes in what the nodes' kernels hold before it changes anything (:mod:`cpm.core.restoring`). Its
+epoch and the numbers of its ranges leap ahead of all that the nodes can have seen: to the milliseconds of the wall
+clock, so that they leap further each time, also when the same backup is restored again.
+
+Tested in ``tests/unit/cpm/ledger/test_copies.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from cpm.ledger import schema
+from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
+from cpm.ledger.locking import locked, refuse_foreign_log
+from cpm.protocol.errors import LedgerError
+from cpm.protocol.walltime import WallTime
+
+LEAP: Final = 1_000_000
+"""By how much the epoch and the numbers of ranges exceed those of the copy if the clock does not."""
+
+_FILES: Final = ("", "-wal", "-shm")
+
+
+def back_up(path: Path, target: Path) -> None:
+    """
+    Write a consistent copy of a ledger to a new file; cpmd may be running.
+
+    The file gets its name when it is complete.
+
+    :raise LedgerError: When the ledger cannot be read, the file is there already, or it cannot be written.
+    """
+    if target.exists():
+        raise LedgerError(f"{target} exists already; give the backup another name")
+    with _part(target) as part:
+        with ledger_errors(str(path)), contextlib.closing(_reader(path)) as source:
+            _copy(source, part, lambda copy: copy.execute("UPDATE meta SET value = 1 WHERE key = 'is_backup'"))
+        # Unlike a renaming, a link replaces nothing.
+        with contextlib.suppress(FileExistsError):
+            target.hardlink_to(part)
+            _sync(target.parent)
+            return
+        raise LedgerError(f"{target} exists already; give the backup another name")
+
+
+def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
+    """
+    Put a copy of a ledger in the place of the present one, which is kept under another name.
+
+    :param wall: What the wall clock shows.
+    :return: The former ledger; None: there was none.
+    :raise LedgerError: When cpmd runs, or the copy cannot be used. Then nothing has changed.
+    """
+    if not backup.exists():
+        raise LedgerError(f"there is no {backup}; name a file that `virt-ports backup` has written")
+    with locked(str(path), is_for_restoring=True), _part(path) as part:
+        epoch, highest = _progress(path)
+        with ledger_errors(str(backup)), contextlib.closing(_reader(backup)) as source:
+            _refuse_other_file(source, backup)
+            _copy(source, part, lambda copy: _mark(copy, wall, epoch, highest))
+        owner = path.parent.stat()
+        if os.geteuid() == 0:
+            os.chown(part, owner.st_uid, owner.st_gid)
+        former = _set_aside(path)
+        part.rename(path)
+        _sync(path.parent)
+    return former
+
+
+def accept(path: Path, wall: WallTime) -> None:
+    """
+    Mark the ledger that is in place as restored, whatever it is.
+
+    :param wall: What the wall clock shows.
+    :raise LedgerError: When cpmd runs, or there is no ledger.
+    """
+    if not path.exists():
+        raise LedgerError(f"there is no ledger {path}; start cpmd once to make an empty one, then stop it")
+    with locked(str(path), is_for_restoring=True):
+        refuse_foreign_log(str(path))
+        with ledger_errors(str(path)), contextlib.closing(connect_writer(str(path))) as connection:
+            schema.migrate(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            _mark(connection, wall, 0, 0)
+            connection.execute("COMMIT")
+
+
+def _reader(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise LedgerError(f"there is no ledger {path}; name it with --config")
+    return connect_reader(str(path))
+
+
+def _refuse_other_file(source: sqlite3.Connection, path: Path) -> None:
+    if source.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise LedgerError(f"{path} is no ledger; name a file that `virt-ports backup` has written")
+
+
+def _copy(source: sqlite3.Connection, part: Path, change: Callable[[sqlite3.Connection], object]) -> None:
+    """Copy a database into one file, check it, and change the copy."""
+    with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
+        copy.execute("PRAGMA synchronous=FULL")
+        source.backup(copy)
+        # A single file, without a log beside it.
+        copy.execute("PRAGMA journal_mode=DELETE")
+        damage = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise LedgerError(f"the ledger is damaged ({damage}); use an earlier backup")
+        schema.migrate(copy)
+        copy.execute("BEGIN IMMEDIATE")
+        change(copy)
+        copy.execute("COMMIT")
+
+
+def _mark(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest: int) -> None:
+    """Mark a ledger as restored, later than all that is known of: ``epoch``, and ``highest`` number of a range."""
+    used = copy.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
+    values = dict(copy.execute("SELECT key, value FROM meta").fetchall())
+    changes = {
+        "epoch": _beyond(max(epoch, values["epoch"]), wall),
+        "highest_freed": _beyond(max(highest, used, values["highest_freed"]), wall),
+        "run": schema.random_number(),
+        "is_backup": 0,
+        "is_restored": 1,
+    }
+    copy.executemany("UPDATE meta SET value = ? WHERE key = ?", [(value, key) for key, value in changes.items()])
+
+
+def _beyond(known: int, wall: WallTime) -> int:
+    milliseconds = int(wall.seconds * 1000)
+    return milliseconds if milliseconds > known else known + LEAP
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """Return epoch and highest number of a range of the present ledger, as far as it can be read."""
+    with contextlib.suppress(sqlite3.Error, LedgerError), contextlib.closing(_reader(path)) as connection:
+        values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        used = connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
+        return values["epoch"], max(used, values["highest_freed"])
+    return 0, 0
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Rename the present ledger with its log, and return its new name; None: there is none."""
+    if not path.exists() or not path.stat().st_size:
+        for suffix in _FILES:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.before-restore-{number}")).exists():
+        number += 1
+    for suffix in reversed(_FILES):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+@contextlib.contextmanager
+def _part(target: Path) -> Iterator[Path]:
+    """Yield the name of a file that becomes the target, and is gone afterwards."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.unlink(missing_ok=True)
+        yield part
+    except OSError as error:
+        raise LedgerError(f"cannot write {target}: {error.strerror}; choose another directory") from error
+    finally:
+        for suffix in (*_FILES, "-journal"):
+            with contextlib.suppress(OSError):
+                part.with_name(part.name + suffix).unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

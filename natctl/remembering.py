@@ -1,0 +1,77 @@
+"""
+The files in which natd keeps whom its node follows (:mod:`natctl.core.following`).
+
+``follows.json`` outlives the machine: it is replaced as a whole, and on disk before natd goes on. ``grants`` changes
+with every range, and is of use only as long as the kernel holds what it is about: it is overwritten in place.
+
+Tested in ``tests/unit/natctl/test_remembering.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from cpm.protocol.messages import Follows
+from natctl.model.remembered import Remembered
+
+
+class RememberedFiles:
+    """
+    The files.
+
+    :param folder: Made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._grants: int | None = None
+
+    def read(self) -> Remembered:
+        """Return what is on disk. What is not there, or not readable, was never seen."""
+        try:
+            found = json.loads((self._folder / "follows.json").read_text())
+            epoch, ledger, run = int(found["epoch"]), str(found["ledger"]), str(found["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return Remembered()
+        grants = 0
+        with contextlib.suppress(OSError, ValueError):
+            grants = int((self._folder / "grants").read_text())
+        return Remembered(epoch, Follows(ledger, run, max(0, grants)))
+
+    def write(self, now: Remembered, *, is_durable: bool) -> None:
+        """
+        Keep this.
+
+        :param is_durable: Also after a power failure.
+        :raise OSError: When it cannot be written.
+        """
+        if is_durable:
+            self._replace(json.dumps({"epoch": now.epoch, "ledger": now.follows.ledger, "run": now.follows.run}))
+        if self._grants is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._grants = os.open(self._folder / "grants", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # One write of the same length as before, so that no reader finds half of it.
+        os.pwrite(self._grants, f"{now.follows.grants:020d}".encode(), 0)
+
+    def close(self) -> None:
+        """Close the file that stays open. May be called more than once."""
+        if self._grants is not None:
+            os.close(self._grants)
+            self._grants = None
+
+    def _replace(self, text: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._folder / "follows.json.part"
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(self._folder / "follows.json")
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

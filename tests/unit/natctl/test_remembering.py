@@ -1,0 +1,43 @@
+"""The files in which natd keeps whom it follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpm.protocol.messages import Follows
+from natctl.model.remembered import NOTHING, Remembered
+from natctl.remembering import RememberedFiles
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    files = RememberedFiles(tmp_path / "state")
+    assert files.read() == NOTHING
+    first, later = Remembered(7, Follows("abc", "def", 120)), Remembered(7, Follows("abc", "def", 121))
+    files.write(first, is_durable=True)
+    assert RememberedFiles(tmp_path / "state").read() == first
+    files.write(later, is_durable=False)
+    assert RememberedFiles(tmp_path / "state").read() == later
+    files.close()
+    files.close()
+
+
+def test_another_ledger_has_numbers_of_its_own(tmp_path: Path) -> None:
+    files = RememberedFiles(tmp_path)
+    files.write(Remembered(7, Follows("abc", "def", 120_000)), is_durable=True)
+    files.write(Remembered(1, Follows("other", "x", 0)), is_durable=True)
+    files.close()
+    assert files.read() == Remembered(1, Follows("other", "x", 0))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"epoch": "x", "ledger": "a", "run": "b"}', "\0" * 50])
+def test_a_damaged_file_means_that_nothing_was_seen(tmp_path: Path, text: str) -> None:
+    (tmp_path / "follows.json").write_text(text)
+    assert RememberedFiles(tmp_path).read() == NOTHING
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        RememberedFiles(tmp_path / "file" / "state").write(NOTHING, is_durable=True)

@@ -1,0 +1,239 @@
+"""A ledger that was restored takes in what kernels hold: no connection is cut and no port gets a second owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpm.core.sizing.sizer import Target
+from cpm.ledger import SqliteLedger, copies
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.walltime import WallTime
+from tests.fakes.site import EXTERNAL, Site
+
+VM = DomainUUID("00000000-0000-0000-0000-000000000001")
+OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
+THIRD = DomainUUID("00000000-0000-0000-0000-000000000003")
+HOST1, HOST2, EDGE1, EDGE2 = (NodeName(name) for name in ("host1", "host2", "edge1", "edge2"))
+WALL = WallTime.of(1790000000.0)
+WAIT_S = 121.0
+"""The hold-down, and a little more."""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site with a VM, whose ledger is in a file."""
+    site = Site()
+    site.crash_manager()
+    site.ledger.reader().backup(tmp_path / "ledger.db")
+    site.ledger.close()
+    site.ledger = SqliteLedger(tmp_path / "ledger.db")
+    site.heal()
+    _start(site, HOST1, VM)
+    yield site
+    site.ledger.close()
+
+
+def _start(site: Site, host: NodeName, uuid: DomainUUID) -> None:
+    site.start_vm(host, uuid)
+    site.run()
+
+
+def _restore(site: Site, backup: Path) -> None:
+    site.crash_manager()
+    site.ledger.close()
+    copies.restore(Path(site.ledger.path), backup, WALL)
+    _reopen(site)
+
+
+def _reopen(site: Site) -> None:
+    site.ledger = SqliteLedger(site.ledger.path)
+    site.start_manager()
+    for name in site.machines:
+        site.connect(name)
+        site.run()
+
+
+def _back_up(site: Site, tmp_path: Path) -> Path:
+    copies.back_up(Path(site.ledger.path), tmp_path / "backup.db")
+    return tmp_path / "backup.db"
+
+
+def _settle(site: Site) -> None:
+    site.pass_time(WAIT_S)
+    site.run()
+    assert site.manager is not None
+    assert site.manager.restoring is None
+    # It fits what is in the kernels, and can be loaded again.
+    assert site.ledger.load().is_restored is False
+
+
+def _held(site: Site, uuid: DomainUUID) -> list[tuple[str, str]]:
+    assert site.manager is not None
+    return sorted((str(each.ports), each.state.value) for each in site.manager.fleet.of(uuid))
+
+
+def _mapped(site: Site, uuid: DomainUUID) -> list[str]:
+    maps = {tuple(str(each.ports) for each in edge.kernel.edge[uuid].ranges) for edge in site.edges}
+    (ranges,) = maps
+    return list(ranges)
+
+
+def _kernels(site: Site) -> list[object]:
+    return [(dict(each.kernel.host), dict(each.kernel.edge), each.kernel.path) for each in site.machines.values()]
+
+
+def test_a_vm_that_started_after_the_backup_keeps_its_ports(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    _start(site, HOST2, OTHER)
+    connections = [site.open(VM, 3), site.open(OTHER, 4)]
+    kernels = _kernels(site)
+    _restore(site, backup)
+    assert _kernels(site) == kernels
+    site.pass_time(60.0)
+    site.run()
+    assert _kernels(site) == kernels, "it waits for the hold-down of ports that were released before"
+    _settle(site)
+    assert _held(site, OTHER) == [(_mapped(site, OTHER)[0], "active")]
+    assert site.machines[HOST2].kernel.host[OTHER].intent.ports is not None
+    assert set(connections) <= site.connections
+    site.ask(lambda manager: manager.sizer.resize(OTHER, Target(512), site.now))
+    site.run()
+    assert site.machines[HOST2].kernel.host[OTHER].intent.ports.size == 512  # type: ignore[union-attr]
+
+
+def test_ports_that_the_ledger_gives_to_a_vm_that_lost_them_stay_with_their_owner(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    before = _mapped(site, VM)[0]
+    site.stop_vm(VM)
+    site.run()
+    site.pass_time(WAIT_S)
+    site.run()
+    _start(site, HOST2, OTHER)
+    _start(site, HOST1, VM)
+    assert _mapped(site, OTHER)[0] == before, "the other VM has the ports that the backup gives to this one"
+    ports, connection = _mapped(site, VM), site.open(OTHER, 9)
+    _restore(site, backup)
+    _settle(site)
+    assert _held(site, OTHER) == [(before, "active")]
+    assert _held(site, VM) == [(ports[0], "active")]
+    assert connection in site.connections
+    owner = site.ledger.reader().whois(EXTERNAL, PortRange.parse(before).first)
+    assert owner is not None
+    assert owner.domain == OTHER
+
+
+def test_a_range_that_drains_goes_on_draining(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    connection, former = site.open(VM, 3), _mapped(site, VM)[0]
+    site.ask(lambda manager: manager.sizer.relocate(VM, site.now))
+    site.run()
+    (current,) = {str(site.machines[HOST1].kernel.host[VM].intent.ports)}
+    assert current != former
+    _restore(site, backup)
+    _settle(site)
+    assert _held(site, VM) == sorted([(former, "draining"), (current, "active")])
+    assert connection in site.connections
+    assert site.open(VM, 5) is not None
+
+
+def test_a_vm_that_stopped_since_the_backup_gives_its_ports_back(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    site.stop_vm(VM)
+    site.run()
+    site.pass_time(WAIT_S)
+    site.run()
+    _restore(site, backup)
+    _settle(site)
+    assert [state for _, state in _held(site, VM)] == ["held"]
+    site.pass_time(WAIT_S)
+    site.run()
+    assert _held(site, VM) == []
+
+
+def test_a_node_that_is_away_is_waited_for_until_it_is_fenced(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    _start(site, HOST2, OTHER)
+    site.kill_natd(EDGE2)
+    kernels = _kernels(site)
+    _restore(site, backup)
+    site.pass_time(WAIT_S)
+    site.run()
+    assert site.manager is not None
+    assert site.manager.restoring is not None
+    assert site.manager.restoring.waits_for(site.now) == "edge2"
+    assert _kernels(site) == kernels
+    request = site.start_vm(HOST1, THIRD)
+    site.run()
+    assert THIRD not in site.machines[HOST1].kernel.host
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    site.pass_time(1.0)
+    site.run()
+    assert site.manager.restoring is None
+    for machine in site.hosts:
+        assert machine.node is not None
+        machine.node.send_presence()
+        site._carry_out(machine)
+    site.run()
+    assert site.machines[HOST1].kernel.host[THIRD].intent.ports is not None
+    assert site.machines[HOST1].answers[request] == ""
+
+
+def test_operators_cannot_give_ports_before_the_nodes_were_heard(site: Site, tmp_path: Path) -> None:
+    _restore(site, _back_up(site, tmp_path))
+    before = _held(site, VM)
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(512), site.now))
+    assert _held(site, VM) == before
+
+
+def test_an_empty_ledger_is_filled_from_the_kernels(site: Site, tmp_path: Path) -> None:
+    _start(site, HOST2, OTHER)
+    connections = [site.open(VM, 3), site.open(OTHER, 4)]
+    before = {uuid: _mapped(site, uuid) for uuid in (VM, OTHER)}
+    site.crash_manager()
+    site.ledger.close()
+    Path(site.ledger.path).unlink()
+    SqliteLedger(site.ledger.path).close()
+    copies.accept(Path(site.ledger.path), WALL)
+    site.ledger = SqliteLedger(site.ledger.path)
+    site.start_manager()
+    for machine in site.machines.values():
+        site.approve(machine.identity)
+    for name in site.machines:
+        site.connect(name)
+        site.run()
+    _settle(site)
+    for uuid, ranges in before.items():
+        assert _held(site, uuid) == [(ranges[0], "active")]
+    assert set(connections) <= site.connections
+    assert site.manager is not None
+    usage = site.manager.fleet.space.usage(EXTERNAL)
+    assert (usage.free, usage.taken) == (0, 512), "the operator adds the rest: virt-ports pool add"
+    assert {vm.name for vm in site.manager.fleet.vms.values()} == {"vm-0001", "vm-0002"}
+    assert site.machines[EDGE1].remembered.follows.ledger == site.ledger.load().identity
+
+
+def test_a_restored_ledger_is_taken_in_once(site: Site, tmp_path: Path) -> None:
+    _restore(site, _back_up(site, tmp_path))
+    _settle(site)
+    epoch = site.manager.epoch if site.manager is not None else 0
+    assert epoch > copies.LEAP
+    site.crash_manager()
+    site.heal()
+    assert site.manager is not None
+    assert site.manager.restoring is None
+    assert {each.state for each in site.manager.fleet.of(VM)} == {AllocationState.ACTIVE}
+
+
+def test_a_manager_that_dies_while_it_waits_begins_to_wait_anew(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    _start(site, HOST2, OTHER)
+    _restore(site, backup)
+    site.crash_manager()
+    site.heal()
+    assert site.manager is not None
+    assert site.manager.restoring is not None
+    _settle(site)
+    assert _held(site, OTHER) == [(_mapped(site, OTHER)[0], "active")]
