@@ -44,6 +44,8 @@ from cpm.protocol.model import DomainUUID, NodeName, Role
 PORT: Final = 17414
 PRESENT_S: Final = 5
 """Reports between two lists of all VMs, as natd sends them unless configured otherwise."""
+COUNTER: Final = "reports"
+"""The reason of dropped packets under which a host says how many reports it has sent."""
 BUSY_S: Final = 60.0
 BUSY_EVERY_S: Final = 2 * 3600.0
 """Seconds between the busy minutes of one VM, on average."""
@@ -122,7 +124,7 @@ class _Node:
             await asyncio.sleep(max(0.0, at - loop.time()))
             if self._generation:
                 vms = tuple(self._guests[uuid].measure(intent, at) for uuid, intent in self.intents.items())
-                self._session.send(Report(self._generation, 1.0, vms, {"no-ports": number}))
+                self._session.send(Report(self._generation, 1.0, vms, {COUNTER: number}))
                 if number % PRESENT_S == 0:
                     self._session.send(Present(self._hello.domains))
             at, number = at + 1.0, number + 1

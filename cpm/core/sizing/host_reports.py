@@ -84,17 +84,19 @@ class HostReports:
     def _on_counted(self, vm: VM, observation: Observation, measured: Measured, now: float) -> None:
         """Follow a count of the ports that a VM has in its present ranges."""
         ranges = self._fleet.of(vm.uuid)
-        active = next((each for each in ranges if each.state is _State.ACTIVE), None)
-        if active is None or len(ranges) > 1:
-            self._rollout.on_draining_counted(vm.uuid, vm.node, measured, now)
-            free_in = dict(self._free_in(vm, ranges, measured))
-            observation.on_counted(active.id if active is not None else None, free_in)
+        if len(ranges) == 1 and ranges[0].state is _State.ACTIVE:
+            active: Allocation | None = ranges[0]
+            is_growing, free_in = False, NOTHING_FREE
         else:
-            observation.on_counted(active.id, NOTHING_FREE)
+            active = self._fleet.one(vm.uuid, _State.ACTIVE)
+            is_growing = self._fleet.one(vm.uuid, _State.RESERVED) is not None
+            free_in = dict(self._free_in(vm, ranges, measured))
+            self._rollout.on_draining_counted(vm.uuid, vm.node, measured, now)
+        observation.on_counted(active.id if active is not None else None, free_in)
         if active is not None:
             if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
                 self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
-            if measured.ports_in_use is not None and not any(each.state is _State.RESERVED for each in ranges):
+            if measured.ports_in_use is not None and not is_growing:
                 self._scale(vm, active, observation, measured, measured.ports_in_use, now)
 
     def _free_in(self, vm: VM, ranges: Iterable[Allocation], measured: Measured) -> Iterator[tuple[AllocationId, int]]:
