@@ -167,7 +167,7 @@ def block_maps() -> tuple[SetSpec, ...]:
 
 def block_elements(internal: bytes, ports: PortRange, external: bytes) -> Iterator[tuple[Place, Element]]:
     """
-    Yield the elements of the whole blocks within these ports, at most 60 and one for each 1,024 ports.
+    Yield the elements of the whole blocks within these ports, at most 30 and one for each 1,024 ports.
 
     :param internal: Packed, as ``external``.
     """
