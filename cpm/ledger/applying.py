@@ -210,6 +210,7 @@ def _note_node(connection: sqlite3.Connection, change: NoteNode, now: float) -> 
 
 def _end_restoring(connection: sqlite3.Connection, change: EndRestoring, now: float) -> None:
     connection.execute("UPDATE meta SET value = 0 WHERE key = 'is_restored'")
+    connection.execute("UPDATE journal_gaps SET to_at = ? WHERE to_at IS NULL", (now,))
 
 
 def _event(old: Allocation, new: Allocation) -> JournalEvent | None:

@@ -30,19 +30,21 @@ LEAP: Final = 1_000_000
 _FILES: Final = ("", "-wal", "-shm")
 
 
-def back_up(path: Path, target: Path) -> None:
+def back_up(path: Path, target: Path, wall: WallTime) -> None:
     """
     Write a consistent copy of a ledger to a new file; cpmd may be running.
 
     The file gets its name when it is complete.
 
+    :param wall: What the wall clock shows.
     :raise LedgerError: When the ledger cannot be read, the file is there already, or it cannot be written.
     """
     if target.exists():
         raise LedgerError(f"{target} exists already; give the backup another name")
     with _part(target) as part:
         with ledger_errors(str(path)), contextlib.closing(_reader(path)) as source:
-            _copy(source, part, lambda copy: copy.execute("UPDATE meta SET value = 1 WHERE key = 'is_backup'"))
+            marks = [(1, "is_backup"), (int(wall.seconds), "backup_at")]
+            _copy(source, part, lambda copy: copy.executemany("UPDATE meta SET value = ? WHERE key = ?", marks))
         # Unlike a renaming, a link replaces nothing.
         with contextlib.suppress(FileExistsError):
             target.hardlink_to(part)
@@ -131,6 +133,10 @@ def _mark(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest: int) ->
         "is_backup": 0,
         "is_restored": 1,
     }
+    # What happened since is not known: the journal ends with the copy.
+    last = copy.execute("SELECT coalesce(max(at), 0.0) FROM journal").fetchone()[0]
+    ends = float(values["backup_at"]) if values["is_backup"] else last
+    copy.execute("INSERT INTO journal_gaps (from_at) VALUES (?)", (ends,))
     copy.executemany("UPDATE meta SET value = ? WHERE key = ?", [(value, key) for key, value in changes.items()])
 
 

@@ -15,7 +15,8 @@ from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
 from cpm.ledger.connection import ledger_errors, roll_back
-from cpm.protocol.errors import JournalNotKept, LedgerError
+from cpm.protocol.errors import JournalGap, JournalNotKept, LedgerError
+from cpm.protocol.walltime import WallTime
 
 _NOTICES = ", ".join(f"'{event}'" for event in sorted(NOTICES))
 
@@ -57,6 +58,7 @@ class JournalReader:
 
         :param at: None: now. A change committed at exactly that time counts.
         :raise JournalNotKept: When that time lies before what is kept.
+        :raise JournalGap: When the ledger that knew it was lost.
         """
         # SQLite walks the index backwards, from the newest entry of the address to the first that has the port.
         where = f"external = ? AND first <= ? AND last >= ? AND event NOT IN ({_NOTICES})"
@@ -69,6 +71,7 @@ class JournalReader:
                 where, wanted = f"{where} AND seq < ?", (*wanted, at.next_seq)
         query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         with self._reading():
+            self._refuse_gap(at)
             found = self._rows(query, str(external), port, port, *wanted)
             entry = found[0] if found else archive.owner_entry(self._connection, external, port, at)
             since = archive.kept_since(self._connection)
@@ -185,6 +188,13 @@ class JournalReader:
                 yield
             finally:
                 roll_back(self._connection)
+
+    def _refuse_gap(self, at: Position | None) -> None:
+        gaps = self._connection.execute("SELECT from_at, to_at FROM journal_gaps").fetchall()
+        for begin, end in gaps:
+            is_in = end is None if at is None else begin < at.wall.seconds and (end is None or at.wall.seconds < end)
+            if is_in:
+                raise JournalGap(WallTime.of(begin), WallTime.of(end) if end is not None else None)
 
     def _rows(self, query: str, *parameters: object) -> list[JournalEntry]:
         return [rows.entry(row) for row in self._connection.execute(query, parameters)]

@@ -398,6 +398,19 @@ def _copies(database: Database) -> None:
     database["meta"].insert_all([{"key": "is_backup", "value": 0}, {"key": "is_restored", "value": 0}])
 
 
+_GAPS: Final = """CREATE TABLE journal_gaps (
+        number INTEGER PRIMARY KEY,
+        from_at REAL NOT NULL,
+        to_at REAL
+    ) STRICT"""
+
+
+def _gaps(database: Database) -> None:
+    """Version 12: times of which the journal is lost, because an earlier ledger was restored; null: until now."""
+    database.execute(_GAPS)
+    database["meta"].insert({"key": "backup_at", "value": 0})
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -410,5 +423,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _audit,
     _identity,
     _copies,
+    _gaps,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -10,6 +10,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── Forbidden               the caller may not do that
     ├── NotFound                no such VM, address or node
     ├── JournalNotKept          the ledger no longer has what happened then
+    ├── JournalGap              what happened then was lost with a ledger
     ├── Ambiguous               several VMs have that name
     ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
@@ -142,6 +143,31 @@ class JournalNotKept(VirtPortsError):
         return (
             f"the journal is complete only from {self.since} on; older entries are in the files that cpmd exported, "
             "see docs/reference/journal.md"
+        )
+
+
+class JournalGap(VirtPortsError):
+    """
+    A question about a time of which nothing is known, because an earlier ledger was restored.
+
+    :param begin: The moment of that ledger.
+    :param end: The moment from which on the journal is complete again; None: it is not yet.
+    """
+
+    code = "journal-gap"
+    http_status = 404
+    exit_code = ExitCode.REFUSED
+
+    def __init__(self, begin: WallTime, end: WallTime | None) -> None:
+        super().__init__(begin, end)
+        self.begin = begin
+        self.end = end
+
+    def __str__(self) -> str:
+        until = f"until {self.end}" if self.end is not None else "until now, see `virt-ports status`,"
+        return (
+            f"the journal is lost from {self.begin} {until} because an earlier ledger was restored; the former ledger, "
+            "if it is there, is beside the present one as *.before-restore-*"
         )
 
 

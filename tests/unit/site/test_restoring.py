@@ -57,7 +57,7 @@ def _reopen(site: Site) -> None:
 
 
 def _back_up(site: Site, tmp_path: Path) -> Path:
-    copies.back_up(Path(site.ledger.path), tmp_path / "backup.db")
+    copies.back_up(Path(site.ledger.path), tmp_path / "backup.db", WALL)
     return tmp_path / "backup.db"
 
 

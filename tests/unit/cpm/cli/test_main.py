@@ -26,6 +26,7 @@ REFUSALS = [
     (403, "forbidden", 1),
     (404, "not-found", 1),
     (404, "journal-not-kept", 1),
+    (404, "journal-gap", 1),
     (409, "conflict", 1),
     (409, "ambiguous", 1),
     (409, "address-in-use", 1),
@@ -75,7 +76,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
-                       "journal-not-kept", "ledger-mistrusted"}  # fmt: skip
+                       "journal-not-kept", "ledger-mistrusted", "journal-gap"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import PutNode
+from cpm.core.changes import EndRestoring, PutNode
 from cpm.ledger import SqliteLedger, copies
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.errors import JournalGap, LedgerError
 from cpm.protocol.walltime import WallTime
-from tests.unit.cpm.ledger.words import add, node
+from tests.unit.cpm.ledger.words import A, add, at, node
 
 WALL = WallTime.of(1790000000.0)
 
@@ -23,7 +23,7 @@ WALL = WallTime.of(1790000000.0)
 def backup(ledger: SqliteLedger, tmp_path: Path) -> Path:
     """A backup that was made while the ledger was in use."""
     ledger.commit([add(1, "x", "1024-1087")], 10)
-    copies.back_up(Path(ledger.path), tmp_path / "backup.db")
+    copies.back_up(Path(ledger.path), tmp_path / "backup.db", WALL)
     return tmp_path / "backup.db"
 
 
@@ -31,7 +31,7 @@ def test_a_backup_is_one_file_and_replaces_none(ledger: SqliteLedger, backup: Pa
     beside = {path.name for path in backup.parent.iterdir() if path.name.startswith("backup")}
     assert beside == {"backup.db"}
     with pytest.raises(LedgerError, match="exists already"):
-        copies.back_up(Path(ledger.path), backup)
+        copies.back_up(Path(ledger.path), backup, WALL)
 
 
 def test_a_backup_that_was_copied_into_place_is_refused(ledger: SqliteLedger, backup: Path) -> None:
@@ -63,6 +63,27 @@ def test_a_restored_ledger_has_the_content_and_is_later_than_all_before(ledger: 
     assert copies.restore(Path(ledger.path), backup, WALL) == Path(f"{ledger.path}.before-restore-2")
     with SqliteLedger(ledger.path) as again:
         assert again.load().epoch == 1790000000000 + copies.LEAP, "it exceeds the ledger in place in any case"
+
+
+def test_whois_names_nobody_for_the_time_that_was_lost(ledger: SqliteLedger, backup: Path) -> None:
+    ledger.close()
+    path = Path(ledger.path)
+    copies.restore(path, backup, WallTime.of(WALL.seconds + 3600))
+    with SqliteLedger(path) as restored:
+        reader = restored.reader()
+        owner = reader.whois(A, 1024, at(WALL.seconds))
+        assert owner is not None
+        assert owner.domain == "x"
+        for moment in (at(WALL.seconds + 1), at(WALL.seconds + 9999), None):
+            with pytest.raises(JournalGap) as caught:
+                reader.whois(A, 1024, moment)
+            assert (caught.value.begin, caught.value.end) == (WALL, None)
+        restored.commit([EndRestoring()], WALL.seconds + 7200)
+        with pytest.raises(JournalGap) as caught:
+            reader.whois(A, 1024, at(WALL.seconds + 7199))
+        assert caught.value.end == WallTime.of(WALL.seconds + 7200)
+        assert reader.whois(A, 1024, at(WALL.seconds + 7200)) is not None
+        assert reader.whois(A, 1024) is not None
 
 
 def test_a_clock_that_is_wrong_makes_no_epoch_smaller(ledger: SqliteLedger, backup: Path) -> None:
@@ -128,7 +149,7 @@ def test_there_has_to_be_a_ledger_to_accept(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="start cpmd once to make an empty one"):
         copies.accept(tmp_path / "ledger.db", WALL)
     with pytest.raises(LedgerError, match="there is no ledger"):
-        copies.back_up(tmp_path / "ledger.db", tmp_path / "backup.db")
+        copies.back_up(tmp_path / "ledger.db", tmp_path / "backup.db", WALL)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")

@@ -23,6 +23,9 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.NotFound("VM", "web", "see `virt-ports list`"): "no VM 'web'; see `virt-ports list`",
     errors.JournalNotKept(WallTime.of(0)): "the journal is complete only from 1970-01-01T00:00:00Z on; "
     "older entries are in the files that cpmd exported, see docs/reference/journal.md",
+    errors.JournalGap(WallTime.of(0), WallTime.of(60)): "the journal is lost from 1970-01-01T00:00:00Z until "
+    "1970-01-01T00:01:00Z because an earlier ledger was restored; the former ledger, if it is there, is beside the "
+    "present one as *.before-restore-*",
     errors.Ambiguous("web", ("u1", "u2")): "2 VMs are named 'web'; use one of the UUIDs u1, u2",
     errors.LedgerMistrusted("edge1", "it has seen more", "stop cpmd"): "edge1 is refused: it has seen more; stop cpmd",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
