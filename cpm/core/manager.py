@@ -103,6 +103,8 @@ class Manager:
         self.continuity = Continuity.of(state, epoch)
         self.refused = RefusedNodes(self.fleet)
         """Nodes that follow another ledger, or a later state of it."""
+        self._detached: dict[NodeName, int] = {}
+        """How many VMs each connected node has said to be gone in its session."""
         self.restoring: Restoring | None = None
         """What nodes have said, while a ledger that was restored waits for all of them; None: it does not."""
         if state.is_restored:
@@ -196,6 +198,7 @@ class Manager:
             self.fleet.record(PutNode(node))
         if known.fenced and not node.fenced:
             self.fleet.record(NoteNode(node.name, NodeEvent.UNFENCED, "it is connected again"))
+        self._detached[hello.node] = 0
         self._rollout.queue_message(hello.node, self._welcome(version, adopts=adopts))
         if self.restoring is not None:
             self.restoring.hellos[hello.node] = hello
@@ -208,7 +211,7 @@ class Manager:
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
         self._rollout.on_session_begin(hello.node, now)
-        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation)
+        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation, self._detached.get(hello.node, 0))
         self._rollout.queue_snapshot(hello.node)
         self._presence.on_presence(node, hello.domains, now)
 
@@ -229,23 +232,31 @@ class Manager:
                 if mine.id in in_use or then is None or then.state is not AllocationState.RESERVED:
                     self._rollout.on_host_uses(mine.id)
 
-    def resume(self, hello: Hello, generation: int, now: float) -> None:
+    def resume(self, hello: Hello, generation: int, now: float, detached: int = 0) -> None:
         """
         Go on with a session that a former manager of this process began; the node notices a snapshot, nothing more.
 
         :param hello: All that the node has said in this session.
         :param generation: Greatest generation that the node was sent in this session.
         :param now: Ledger time.
+        :param detached: How many VMs it has said to be gone in this session.
         :raise KeyError: When the ledger does not know the node.
         :raise NotApproved: When the operator has revoked it meanwhile.
         """
         node = self.fleet.nodes[hello.node]
         if node.approval is None:
             raise NotApproved(hello.node, "was revoked")
+        self._on_detached(hello.node, detached)
         if self.restoring is not None:
             self.restoring.hellos[hello.node] = hello
         else:
             self._begin_session(node, hello, generation, now)
+
+    def _on_detached(self, name: NodeName, count: int) -> None:
+        """Record how many VMs a node has said to be gone in its session."""
+        self._detached[name] = count
+        if (session := self.sessions.get(name)) is not None:
+            session.detached = count
 
     def _take_reserved_in_use(self, node: Node, hello: Hello) -> None:
         """Leave a host the reserved ranges that it uses: a former manager died before it was told so."""
@@ -285,6 +296,8 @@ class Manager:
         :param now: Ledger time.
         :raise InvalidRequest: When the node may not send this message.
         """
+        if isinstance(message, Detach):
+            self._on_detached(name, self._detached.get(name, 0) + 1)
         if self.restoring is not None:
             self.restoring.on_message(name, message)
             return

@@ -27,6 +27,8 @@ class Statements:
         self._hello = hello
         self._domains: dict[DomainUUID, Presence] = {each.domain: each for each in hello.domains}
         self._incoming: dict[DomainUUID, Attach] = {}
+        self.detached = 0
+        """How many VMs it has said to be gone."""
 
     def on_message(self, message: NodeMessage) -> None:
         """Keep what a message that was followed says."""
@@ -39,6 +41,7 @@ class Statements:
                 wishes = known.wishes if wishes is None and known is not None else wishes
                 self._domains[domain] = Presence(domain, name, wishes)
             case Detach(domain):
+                self.detached += 1
                 self._incoming.pop(domain, None)
                 self._domains.pop(domain, None)
             case Present(domains):

@@ -299,6 +299,9 @@ class Snapshot(Struct, frozen=True, tag="snapshot"):
     edge: Annotated[tuple[EdgeIntent, ...], Meta(max_length=MAX_VMS)] = ()
     grants: Count = 0
     """As in :class:`Follows`, of now."""
+    detached: Generation = 0
+    """How many messages :class:`Detach` of this session it takes into account. What it says of a VM about which the
+    node has sent one since is about the life of that VM that is over."""
 
 
 class Delta(Struct, frozen=True, tag="delta"):
@@ -313,6 +316,8 @@ class Delta(Struct, frozen=True, tag="delta"):
     path: PathState | None = None
     grants: Count = 0
     """As in :class:`Follows`, of now."""
+    detached: Generation = 0
+    """As in :class:`Snapshot`."""
 
 
 class Refused(Struct, frozen=True, tag="refused"):

@@ -132,7 +132,7 @@ class NodeConnections:
             if session.statements is None:
                 continue
             try:
-                manager.resume(session.statements.hello, session.generation, now)
+                manager.resume(session.statements.hello, session.generation, now, session.statements.detached)
                 for attach in session.statements.incoming():
                     manager.on_message(node, attach, now)
             except Exception:

@@ -30,6 +30,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final
 
+from msgspec import structs
+
 from cpm.protocol.bounds import cut
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.intent import EdgeIntent, HostIntent
@@ -56,6 +58,7 @@ from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
+from natctl.core.ended import Ended
 from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent
@@ -119,6 +122,7 @@ class Node:
         self._has_libvirt = has_libvirt
         self._domains = Domains()
         self._reported_gone: set[DomainUUID] = set()
+        self._ended = Ended()
         self._intent = Intent()
         self._arrivals = Arrivals()
         self._reports = Reports()
@@ -240,6 +244,7 @@ class Node:
         """There is a session with the manager."""
         self._is_connected = True
         self._is_synced = False
+        self._ended.on_connected()
         self._arrivals.on_connected()
         me, domains = self._identity, tuple(self._domains.presences())
         holds = self._programming.held_by_host(), self._programming.edge_holdings.told()
@@ -307,6 +312,7 @@ class Node:
         self._answer_ready_hooks()
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
+        snapshot = structs.replace(snapshot, host=self._ended.of_this_life(snapshot.host, snapshot.detached))
         for uuid in self._intent.host.keys() - {vm.domain for vm in snapshot.host}:
             self._arrivals.on_gone(uuid)
         for vm in snapshot.host:
@@ -324,6 +330,7 @@ class Node:
             self._send(Rejected(self.epoch, delta.generation, "gap", f"generation {self._generation + 1} was expected"))
             return
         self._generation = delta.generation
+        delta = structs.replace(delta, host=self._ended.of_this_life(delta.host, delta.detached))
         for vm in delta.host:
             self._arrivals.on_vm(vm, now)
         self._intent.apply(delta)
@@ -392,6 +399,8 @@ class Node:
                 self._arrivals.on_gone(uuid)
                 self._reported_gone.add(uuid)
             self._programming.require_hosts([uuid])
+            if self._is_connected:
+                self._ended.on_detach(uuid)
             self._send(Detach(uuid, cut(reason)))
         if request is not None:
             self._outbox.append(Answer(request, "", "released"))

@@ -29,13 +29,16 @@ class NodeSync:
     :param epoch: The manager's epoch; every message carries it.
     :param generation: Greatest generation that the node was sent in this session by a former manager of this process.
         What it still says of these confirms nothing.
+    :param detached: How many VMs it has said to be gone in this session.
     """
 
-    def __init__(self, node: NodeName, epoch: int, generation: int = 0) -> None:
+    def __init__(self, node: NodeName, epoch: int, generation: int = 0, detached: int = 0) -> None:
         self.node = node
         self.epoch = epoch
         self.generation = generation
         """Generation of the last message sent."""
+        self.detached = detached
+        """How many VMs the node has said to be gone in this session."""
         self.applied = 0
         """Greatest generation that the node confirmed."""
         self.dropped: dict[str, int] = {}
@@ -113,7 +116,9 @@ class NodeSync:
         self._path, self._host, self._edge = path, dict(host), dict(edge)
         self._changed = {}
         self._unconfirmed = dict.fromkeys([*host, *edge], self.generation)
-        return Snapshot(self.epoch, self.generation, path, tuple(host.values()), tuple(edge.values()), grants)
+        return Snapshot(
+            self.epoch, self.generation, path, tuple(host.values()), tuple(edge.values()), grants, self.detached
+        )
 
     def make_delta(
         self,
@@ -147,6 +152,7 @@ class NodeSync:
             edge_gone=tuple(uuid for uuid, vm in new_edge.items() if vm is None),
             path=path if path != self._path else None,
             grants=grants,
+            detached=self.detached,
         )
         self._path = path
         _update_entries(self._host, new_host)

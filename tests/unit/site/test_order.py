@@ -769,3 +769,64 @@ def test_a_vm_that_ended_while_it_waited_for_ports_and_the_manager_was_dead_is_f
     site.heal()
     assert site.manager is not None
     assert set(site.manager.fleet.vms) == {VM}
+
+
+def test_what_was_decided_about_a_vm_that_ended_is_not_for_the_one_that_runs_now() -> None:
+    site = Site()
+    site.start_vm(HOST1, VM)
+    site.deliver_up(HOST1)
+    for name in (EDGE1, EDGE2):
+        site.deliver_down(name), site.kernel_step(name), site.deliver_up(name)
+    # Its range is on the way to the host when it stops, and starts again.
+    site.stop_vm(VM)
+    request = site.start_vm(HOST1, VM)
+    while site.deliver_down(HOST1) or site.kernel_step(HOST1):
+        site.check()
+    assert site.open(VM, 7) is None
+    assert request not in site.machines[HOST1].answers
+    site.run()
+    assert site.machines[HOST1].answers[request] == ""
+    connection = site.open(VM, 7)
+    assert connection is not None
+    for _ in range(3):
+        settle(site)
+        site.pass_time(130.0)
+    site.check()
+    assert [state for _, _, state in states(site)] == ["active"]
+    assert connection in site.connections
+
+
+def test_also_a_snapshot_is_not_for_a_vm_that_started_after_it() -> None:
+    site = Site()
+    started(site)
+    site.machines[HOST1].failing = True
+    resize(site, 512)
+    site.run()
+    site.pass_time(6.0)
+    site.run()
+    site.disconnect(HOST1)
+    site.connect(HOST1)
+    site.deliver_up(HOST1)
+    site.stop_vm(VM)
+    site.start_vm(HOST1, VM)
+    while site.deliver_down(HOST1) or site.kernel_step(HOST1):
+        site.check()
+    assert site.open(VM, 7) is None
+    site.heal()
+    assert site.open(VM, 7) is not None
+
+
+def test_a_manager_that_replaces_another_knows_which_ends_it_was_told_of() -> None:
+    site = Site()
+    started(site)
+    site.stop_vm(VM)
+    site.run()
+    host = site.machines[HOST1]
+    manager = site.manager
+    assert manager is not None
+    running = (Presence(VM, "vm-0001"),)
+    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), host.identity.underlay, "test", manager.epoch, running)
+    manager.resume(hello, 99, site.now, detached=1)
+    (snapshot,) = [message for name, message in manager.take(site.now).messages if name == HOST1]
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.detached == 1

@@ -264,7 +264,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
     ),
     (
-        Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,), 120),
+        Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,), 120, 5),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
@@ -275,14 +275,14 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
-            b',"grants":120}'
+            b',"grants":120,"detached":5}'
         ),
     ),
     (
         Snapshot(3, 1, PathState(IPv4Network("100.64.0.0/10"))),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
-            b'"externals":[],"timeouts":null},"host":[],"edge":[],"grants":0}'
+            b'"externals":[],"timeouts":null},"host":[],"edge":[],"grants":0,"detached":0}'
         ),
     ),
     (
@@ -298,11 +298,11 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"externals":[],"timeouts":null},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
             b'"connections":null,"connection_rate":null}],"edge":[{"domain":"u-web",'
-            b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0}'
+            b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0,"detached":0}'
         ),
     ),
     (
-        Delta(3, 2, (HOST_VM,), (EDGE_VM,), (WEB,), (DB,), PATH, 120),
+        Delta(3, 2, (HOST_VM,), (EDGE_VM,), (WEB,), (DB,), PATH, 120, 5),
         (
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
@@ -313,14 +313,14 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"grants":120}'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"grants":120,"detached":5}'
         ),
     ),
     (
         Delta(3, 2),
         (
             b'{"type":"delta","epoch":3,"generation":2,"host":[],"edge":[],"host_gone":[],"edge_gone":[],'
-            b'"path":null,"grants":0}'
+            b'"path":null,"grants":0,"detached":0}'
         ),
     ),
     (
