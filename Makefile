@@ -1,5 +1,5 @@
 # virt-ports: the commands for working with this repository; `make help` lists them.
-# All but help, check, fuzz and clean need root, for network namespaces and libvirtd.
+# All but help, check, fuzz, prove and clean need root, for network namespaces and libvirtd.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,6 +18,8 @@ MINUTES ?= 3
 LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
 # Empty unless given: the lab has a default site, and each site a first host.
 SITE_OPTION = $(if $(SITE),--site "$(SITE)")
+# MINUTES has a default, which is chaos's.
+STORIES_OPTION = $(if $(SEEDS),--seeds "$(SEEDS)",$(if $(filter file,$(origin MINUTES)),,--minutes "$(MINUTES)"))
 HOST_OPTION = $(if $(HOST),--host "$(HOST)")
 
 # Debian packages. For the daemons: Python and what libvirt-python is built with. For the lab and the tests: real
@@ -107,6 +109,10 @@ bench: guest-image ## The figures of the README; the last line is one JSON objec
 .PHONY: chaos
 chaos: guest-image ## MINUTES=3 [SEED=n]: disturb a site at random under traffic; fails when anything broke (root).
 	@$(BIN)/python -m chaos --minutes "$(MINUTES)" $(if $(SEED),--seed "$(SEED)") $(ARGS)
+
+.PHONY: prove
+prove: $(VENV) ## SEEDS=1000 [SEED=s] or MINUTES=3: random stories of a simulated site, each judged after every step.
+	@$(BIN)/python -m prove $(STORIES_OPTION) $(if $(SEED),--seed "$(SEED)") $(ARGS)
 
 # ---- the lab --------------------------------------------------------------------------------------------------
 

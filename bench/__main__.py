@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench import burst, change, density, hook, ledger, limits, machine, nft, path, resize, scale, stats, tick
+from bench import burst, change, density, hook, ledger, limits, machine, nft, path, prove, resize, scale, stats, tick
 from bench.figures import KEYS, Measured, missed_targets, report
 from bench.waits import reason, time_limit
 from lab.errors import LabError
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "density": density.measure,
     "tick": tick.measure,
     "scale": scale.measure,
+    "prove": prove.measure,
     "stats": stats.measure,
     "nft": nft.measure,
     "change": change.measure,

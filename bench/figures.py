@@ -17,6 +17,7 @@ KEYS = {
     "density": ("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
     "tick": ("tick_ms_10k",),
     "scale": ("cpmd_hosts_per_core", "restart_s_100x10k"),
+    "prove": ("prove_steps_per_s",),
     "stats": ("stats_ms_200",),
     "change": ("change_ms_10k_churn",),
     "burst": (

@@ -84,6 +84,7 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
             "restart_s_100x10k",
             "change_ms_10k_churn",
         ),
+        "prove_steps_per_s",
         *("natd_share_at_cap", "neighbour_conn_rate_ratio"),
         *("density_vs_static", "density_vs_doubling", "density_vs_doubling_apart"),
         *("stats_ms_200", "signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),

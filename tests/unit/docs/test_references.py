@@ -10,14 +10,15 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[3]
 PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks")
+TOOLS = ("lab", "bench", "chaos", "prove")
 TEXTS = [
     *(REPOSITORY / name for name in ("README.md", "pyproject.toml", "setup.cfg")),
     *sorted((REPOSITORY / "docs").rglob("*.md")),
-    *(path for name in (*PACKAGES, "lab", "bench", "chaos") for path in sorted((REPOSITORY / name).rglob("*.py"))),
+    *(path for name in (*PACKAGES, *TOOLS) for path in sorted((REPOSITORY / name).rglob("*.py"))),
 ]
 DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?!\w)")
 FILE = re.compile(
-    r"(?<![\w./<-])(?:cpm|natctl|qga_agent|libvirt_hooks|tests|docs|lab|bench|chaos|systemd)/[\w/.-]+\.(?:py|md|service)\b"
+    r"(?<![\w./<-])(?:cpm|natctl|qga_agent|libvirt_hooks|tests|docs|lab|bench|chaos|prove|systemd)/[\w/.-]+\.(?:py|md|service)\b"
 )
 
 

@@ -1,0 +1,177 @@
+"""The VMs of a simulated site: starts, ends and migrations in any order, and the connections that they open."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from cpm.protocol.model import DomainUUID, PortRange
+from natctl.core.domains import Tap
+from prove.judge import BLOCK, Flow, Violation
+from prove.machine import Guest, Machine
+from prove.network import Network
+from qga_agent.domain_list import Phase
+
+
+class Guests(Network):
+    """A site with VMs."""
+
+    def where(self, uuid: DomainUUID) -> list[str]:
+        """Return the machines that have a VM; two while it migrates."""
+        return [name for name, machine in self.machines.items() if uuid in machine.guests]
+
+    def _new_taps(self, uuid: DomainUUID) -> frozenset[Tap]:
+        self._taps += 1
+        return frozenset({Tap(f"vnet{uuid[-1:]}", self._taps)})
+
+    def _request(self) -> int:
+        self._requests += 1
+        return self._requests
+
+    def _start_vm(self, name: str, uuid: DomainUUID) -> bool:
+        machine = self.machines[name]
+        if self.where(uuid) or not machine.is_on:
+            return False
+        machine.guests[uuid] = Guest(frozenset())
+        machine.give_taps(uuid, self._new_taps(uuid), self._clock(machine))
+        if machine.node is not None:
+            vm = machine.running(uuid)
+            machine.node.on_domain_starting(self._request(), vm, self._clock(machine), wait_for_taps=True)
+            machine.carry_out()
+        return True
+
+    def _stop_vm(self, uuid: DomainUUID, *, hook: bool) -> bool:
+        names = self.where(uuid)
+        self._end_flows(uuid)
+        self.ways.pop(uuid, None)
+        for name in names:
+            machine = self.machines[name]
+            machine.ended(uuid, self._clock(machine), hook=hook)
+        return bool(names)
+
+    def _plug(self, uuid: DomainUUID) -> bool:
+        names = self.where(uuid)
+        if len(names) != 1:
+            return False
+        machine = self.machines[names[0]]
+        taps = frozenset[Tap]() if machine.guests[uuid].taps else self._new_taps(uuid)
+        machine.give_taps(uuid, taps, self._clock(machine))
+        if machine.node is not None:
+            machine.list_domains(self._clock(machine))
+            machine.carry_out()
+        return True
+
+    def _migrate(self, uuid: DomainUUID, to: str, hooks: int) -> bool:
+        names, machine = self.where(uuid), self.machines[to]
+        if len(names) != 1 or to in names or not machine.is_on or not self.machines[names[0]].guests[uuid].taps:
+            return False
+        self.ways[uuid] = (names[0], to)
+        machine.guests[uuid] = Guest(frozenset(), Phase.MIGRATING)
+        machine.give_taps(uuid, self._new_taps(uuid), self._clock(machine))
+        if machine.node is not None and hooks != 1:
+            vm, now = machine.running(uuid), self._clock(machine)
+            if hooks == 0:
+                machine.node.on_domain_incoming(self._request(), vm, now)
+            machine.node.on_domain_starting(self._request(), vm, now, wait_for_taps=True)
+            machine.carry_out()
+        return True
+
+    def _resume(self, uuid: DomainUUID, *, is_seen: bool) -> bool:
+        if (way := self.ways.get(uuid)) is None:
+            return False
+        machine = self.machines[way[1]]
+        guest = machine.guests.get(uuid)
+        if guest is None or guest.phase is Phase.HERE:
+            return False
+        self._end_flows(uuid)
+        guest.phase = Phase.HERE
+        if (source := self.machines[way[0]].guests.get(uuid)) is not None:
+            source.phase = Phase.MIGRATING
+        if is_seen:
+            machine.list_domains(self._clock(machine))
+            if machine.node is not None:
+                machine.carry_out()
+        return True
+
+    def _left(self, uuid: DomainUUID) -> bool:
+        if (way := self.ways.get(uuid)) is None:
+            return False
+        guest = self.machines[way[1]].guests.get(uuid)
+        if guest is None or guest.phase is not Phase.HERE:
+            return False
+        del self.ways[uuid]
+        source = self.machines[way[0]]
+        if uuid in source.guests:
+            source.ended(uuid, self._clock(source), hook=True)
+        return True
+
+    def _abort(self, uuid: DomainUUID, *, hook: bool) -> bool:
+        if (way := self.ways.get(uuid)) is None:
+            return False
+        machine = self.machines[way[1]]
+        guest = machine.guests.get(uuid)
+        if guest is not None and guest.phase is Phase.HERE:
+            return False
+        del self.ways[uuid]
+        if guest is not None:
+            machine.ended(uuid, self._clock(machine), hook=hook)
+        return True
+
+    def _end_flows(self, uuid: DomainUUID) -> None:
+        for flow in self.judge.flows(uuid):
+            self.judge.on_end(flow, self.now)
+
+    def open(self, uuid: DomainUUID, offset: int, *, whole_range: bool = False) -> bool:
+        """A VM opens a connection, as its host's and an edge's kernels let it; or connections on its whole range."""
+        for machine in self.machines.values():
+            entry = machine.kernel.host.get(uuid)
+            guest = machine.guests.get(uuid)
+            if guest is None or guest.phase is not Phase.HERE or entry is None or entry.intent.ports is None:
+                continue
+            if not any(tap.number in entry.taps for tap in guest.taps):
+                continue
+            ports = entry.intent.ports
+            blocks = range(ports.first, ports.last + 1, BLOCK)
+            if whole_range:
+                guest.busy = True
+                opened = [self._open_one(machine, uuid, PortRange(first, first + BLOCK - 1)) for first in blocks]
+                if machine.node is not None and entry.budget is not None:
+                    machine.node.on_budget_used_up(entry.index, self._clock(machine))
+                    machine.carry_out()
+                return any(opened)
+            port = blocks[offset % len(blocks)] + offset % BLOCK
+            return self._open_one(machine, uuid, PortRange(port, port))
+        return False
+
+    def _open_one(self, machine: Machine, uuid: DomainUUID, ports: PortRange) -> bool:
+        entry = machine.kernel.host[uuid]
+        if any(flow.ports == ports and flow.ended is None for flow in machine.flows if flow.domain == uuid):
+            return False
+        ways = machine.kernel.path.edges if machine.kernel.path is not None else ()
+        let_through: dict[str, IPv4Address] = {}
+        for edge in self.machines.values():
+            if edge.is_edge and (vm := edge.kernel.edge.get(uuid)) is not None and vm.internal == entry.intent.internal:
+                for each in vm.ranges:
+                    if each.ports.covers(ports):
+                        let_through[edge.name] = each.external
+        passes = [
+            let_through[m.name] for m in self.machines.values() if m.identity.underlay in ways and m.name in let_through
+        ]
+        if not passes:
+            return False
+        if len(set(let_through.values())) > 1:
+            raise Violation(f"edges map ports {ports} of vm{uuid[-1:]} to {let_through}")
+        flow = Flow(uuid, machine.name, entry.intent.internal, entry.index, passes[0], ports)
+        self.judge.on_begin(flow, let_through, self.now)
+        machine.flows.add(flow)
+        return True
+
+    def close_flows(self, uuid: DomainUUID, some: int = 0) -> bool:
+        """A VM closes its connections; ``some``: only those with an odd or even block."""
+        flows = self.judge.flows(uuid)
+        for flow in flows:
+            if not some or (flow.ports.first // BLOCK) % 2 == some % 2:
+                self.judge.on_end(flow, self.now)
+        for machine in self.machines.values():
+            if uuid in machine.guests:
+                machine.guests[uuid].busy = False
+        return bool(flows)

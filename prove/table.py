@@ -1,0 +1,32 @@
+"""``python -m prove.table > docs/reference/proof.md``: the table of faults that stories find."""
+
+from __future__ import annotations
+
+from prove.faults import FAULTS
+
+_HEAD = """\
+# What the stories find
+
+Each line is something that was wrong, or would be. With its mending taken back, the story of that seed, or one
+soon after it, fails, and goes well otherwise: `tests/unit/prove/test_faults.py` tries all of them.
+[How to run one](../how-to/prove.md#take-a-mending-back).
+
+Made by `python -m prove.table` from `prove/faults.py`.
+
+| fault | what was wrong | mended by | seed |
+|---|---|---|---|
+"""
+
+
+def text() -> str:
+    """Return the page."""
+    lines = (
+        f"| `{name}` | {fault.what} | {f'`{fault.commit}`' if fault.commit else 'right from the first version on'} "
+        f"| {fault.seed} |\n"
+        for name, fault in FAULTS.items()
+    )
+    return _HEAD + "".join(lines)
+
+
+if __name__ == "__main__":
+    print(text(), end="")
