@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 from cpm.protocol.bounds import cut
@@ -134,10 +134,16 @@ class Domains:
         """Yield the domains that migrate here."""
         return ((uuid, domain) for uuid, domain in self._domains.items() if domain.is_incoming)
 
-    def presences(self) -> Iterator[Presence]:
-        """Yield what the manager is told of the domains that run here."""
-        running = ((uuid, domain) for uuid, domain in self._domains.items() if not domain.is_incoming)
-        return (Presence(uuid, domain.name, domain.wishes) for uuid, domain in running)
+    def presences(self, given: Container[DomainUUID]) -> Iterator[Presence]:
+        """
+        Yield what the manager is told of the domains that run here.
+
+        :param given: The VMs to which it has given something here: it takes them for running here, and is right in a
+            moment even of those that libvirt still lists as migrating here.
+        """
+        for uuid, domain in self._domains.items():
+            if not domain.is_incoming or uuid in given:
+                yield Presence(uuid, domain.name, domain.wishes)
 
     def unmanaged(self) -> tuple[Unmanaged, ...]:
         """Return the VMs that libvirt lists and that are not managed, each with the reason."""

@@ -246,7 +246,7 @@ class Node:
         self._is_synced = False
         self._ended.on_connected()
         self._arrivals.on_connected()
-        me, domains = self._identity, tuple(self._domains.presences())
+        me, domains = self._identity, tuple(self._domains.presences(self._intent.host))
         holds = self._programming.held_by_host(), self._programming.edge_holdings.told()
         own = self._own_ports.told
         self._send(
@@ -497,7 +497,7 @@ class Node:
 
     def send_presence(self) -> None:
         """Tell the manager again which VMs run here."""
-        self._send(Present(tuple(self._domains.presences()), self._domains.unmanaged()))
+        self._send(Present(tuple(self._domains.presences(self._intent.host)), self._domains.unmanaged()))
 
     def report(
         self,
