@@ -121,7 +121,7 @@ class Invariants:
         found += self._held.take_loose()
         for node, message in messages:
             if isinstance(message, (Snapshot, Delta)):
-                found += self._tell(node, message)
+                found += self._tell(node, message, sessions.get(node))
         return found
 
     def _may_be_freed(
@@ -147,10 +147,10 @@ class Invariants:
             if may_use:
                 yield _about(old, f"it would be free although {name} may still use it")
 
-    def _tell(self, node: NodeName, message: Snapshot | Delta) -> Iterable[Violation]:
+    def _tell(self, node: NodeName, message: Snapshot | Delta, session: Confirmed | None) -> Iterable[Violation]:
         told = self._told.setdefault(node, _Told())
         if isinstance(message, Snapshot):
-            told.begin_session(message.generation)
+            told.begin_session(message.generation, session)
         ports: dict[DomainUUID, list[PortRange]] = defaultdict(list)
         for vm in message.host:
             # Of ranges that drain it only counts the connections.
@@ -309,10 +309,14 @@ class _Told:
 
     def __init__(self) -> None:
         self._of: dict[DomainUUID, list[tuple[int, tuple[PortRange, ...]]]] = {}
+        self._session: Confirmed | None = None
 
-    def begin_session(self, generation: int) -> None:
+    def begin_session(self, generation: int, session: Confirmed | None) -> None:
         """A snapshot follows, which takes everything back that it does not name."""
+        applied = self._session.applied if self._session is not None else _FORMER
+        self._session = session
         for uuid, entries in self._of.items():
+            _forget_confirmed(entries, applied)
             former = tuple(ports for _, told in entries for ports in told)
             self._of[uuid] = [(_FORMER, former), (generation, ())]
 
@@ -324,9 +328,14 @@ class _Told:
 
     def may_use(self, uuid: DomainUUID, ports: PortRange, applied: int) -> bool:
         entries = self._of.get(uuid, [])
-        confirmed = max((index for index, (generation, _) in enumerate(entries) if generation <= applied), default=0)
-        del entries[:confirmed]
+        _forget_confirmed(entries, applied)
         return any(told.overlaps(ports) for _, every in entries for told in every)
+
+
+def _forget_confirmed(entries: list[tuple[int, tuple[PortRange, ...]]], applied: int) -> None:
+    """Forget what a node was told before the last that it confirmed."""
+    confirmed = max((index for index, (generation, _) in enumerate(entries) if generation <= applied), default=0)
+    del entries[:confirmed]
 
 
 def _is_illegal(before: _State, after: _State) -> bool:

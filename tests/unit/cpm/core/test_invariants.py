@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -11,7 +11,7 @@ from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocati
 from cpm.core.invariants import Invariants
 from cpm.core.journal import LedgerState
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
-from cpm.protocol.messages import Delta, ManagerMessage
+from cpm.protocol.messages import Delta, ManagerMessage, PathState, Snapshot
 from cpm.protocol.model import (
     Allocation,
     AllocationId,
@@ -164,6 +164,21 @@ def test_nothing_is_free_while_an_edge_may_map_it() -> None:
     reasons(invariants, messages=edge_told("1024-1087", 9))
     reasons(invariants, messages=edge_told("", 10))
     assert reasons(invariants, free(HELD)) == []
+
+
+def test_what_an_edge_gave_up_in_its_former_session_is_free_whatever_it_confirms_in_the_next() -> None:
+    invariants, former, present = held_by(HELD), Session(10), Session(0)
+    path = PathState(IPv4Network("100.64.0.0/10"))
+
+    def pass_on(messages: tuple[tuple[NodeName, ManagerMessage], ...], session: Session) -> None:
+        assert invariants.check((), messages, NODES, {HOST: Session(10), EDGE: session}, NOW) == []
+
+    pass_on(((EDGE, Snapshot(1, 1, path)),), former)
+    pass_on(edge_told("1024-1087", 9), former)
+    pass_on(edge_told("", 10), former)
+    # It has confirmed that; what it refuses now is nothing that it could still use.
+    pass_on(((EDGE, Snapshot(1, 11, path)),), present)
+    assert invariants.check([free(HELD)], (), NODES, {HOST: Session(10), EDGE: present}, NOW) == []
 
 
 def test_nothing_is_free_while_an_edge_is_away_that_is_not_fenced() -> None:
