@@ -31,6 +31,7 @@ from cpm.protocol.messages import (
     Refused,
     Report,
     Snapshot,
+    Welcome,
 )
 from cpm.protocol.model import NodeName, Role
 from cpm.queries import measurements
@@ -108,11 +109,18 @@ class NodeConnections:
                     session.generation = message.generation
 
     def hold(self, messages: Iterable[tuple[NodeName, ManagerMessage]]) -> None:
-        """Keep messages to be sent later, except for refusals, which follow from no change."""
+        """
+        Keep messages to be sent later, except for refusals, which follow from no change.
+
+        Nothing overtakes the first message of a session: by that a node knows whom it follows.
+        """
         for node, message in messages:
-            if isinstance(message, (Refused, Declined)):
+            if (session := self._sessions.get(node)) is None:
+                continue
+            has_begun = not any(isinstance(each, Welcome) for each in session.held)
+            if has_begun and isinstance(message, (Refused, Declined)):
                 self.send([(node, message)])
-            elif (session := self._sessions.get(node)) is not None:
+            else:
                 session.held.append(message)
 
     def release(self) -> None:

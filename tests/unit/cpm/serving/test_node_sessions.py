@@ -7,10 +7,12 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
+from typing import cast
 
 import aiohttp
 import pytest
 
+from cpm.api.server import NodeConnection
 from cpm.core import change_rate
 from cpm.core.manager import Manager
 from cpm.protocol import codec
@@ -24,11 +26,13 @@ from cpm.protocol.messages import (
     NodeMessage,
     Presence,
     Present,
+    Refused,
     Snapshot,
     Welcome,
 )
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from cpm.serving import node_sessions
+from cpm.serving.node_sessions import NodeConnections
 from tests.fakes import cpmd
 
 VM1, VM2 = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"), DomainUUID("0d4a9e0c-9f0f-4a9d-8d2c-2f8c50a9e4d1")
@@ -226,3 +230,25 @@ async def test_a_host_that_changes_its_vms_without_end_is_slowed_down(monkeypatc
         assert 10 < sum(entry["event"] == "updated" for entry in entries) < 100
         await good.say(Attach(VM1, "vm1"))
         await is_active(site, "vm1")
+
+
+class Sent:
+    """The manager's end of a connection."""
+
+    def __init__(self) -> None:
+        self.messages: list[ManagerMessage] = []
+
+    def send(self, message: ManagerMessage) -> None:
+        self.messages.append(message)
+
+
+def test_a_refusal_does_not_overtake_the_first_message_of_a_session_that_is_kept() -> None:
+    host, sent, connections = NodeName("host1"), Sent(), NodeConnections()
+    connections.begin(host, cast("NodeConnection", sent))
+    welcome, refused = Welcome(PROTOCOL, 2, "0"), Refused(2, VM1, "ledger-full", "disk full")
+    connections.hold([(host, welcome), (host, refused)])
+    assert sent.messages == []
+    connections.release()
+    assert sent.messages == [welcome, refused]
+    connections.hold([(host, refused)])
+    assert sent.messages == [welcome, refused, refused]
