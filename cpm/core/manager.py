@@ -366,9 +366,10 @@ class Manager:
                 f"{name} is connected and confirms what it is sent, so it is alive; stop its natd and its traffic "
                 "first, then fence it"
             )
+        if fenced == node.fenced:
+            return
         self.fleet.record(PutNode(dataclasses.replace(node, fenced=fenced, in_service=False)))
-        if fenced != node.fenced:
-            self.fleet.record(NoteNode(name, NodeEvent.FENCED if fenced else NodeEvent.UNFENCED, "by the operator"))
+        self.fleet.record(NoteNode(name, NodeEvent.FENCED if fenced else NodeEvent.UNFENCED, "by the operator"))
         self.edge_service.on_fenced(name, now)
         if fenced:
             self.refused.remove(name)

@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
-from cpm.core.changes import DropNode, PutNode
+from cpm.core.changes import DropNode, NoteNode, PutNode
 from cpm.core.fleet import Fleet
+from cpm.core.journal import NodeEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
 from cpm.core.sizing.rules import PoolRules
@@ -240,6 +241,8 @@ class Membership:
             is_used = node.in_service and Role.EDGE in node.roles
             self._ending[name] = now + (self._rules.patience.edge_grace_s if is_used else 0.0)
         self._put(dataclasses.replace(node, approval=None, in_service=False))
+        if node.in_service and Role.EDGE in node.roles:
+            self._fleet.record(NoteNode(name, NodeEvent.OUT_OF_SERVICE, "revoked by the operator"))
 
     def _has_other_edge(self, name: NodeName) -> bool:
         others = (other.name for other in self._rollout.edge_service.in_service() if other.name != name)

@@ -372,6 +372,38 @@ def test_a_node_that_answers_cannot_be_fenced_and_one_that_does_not_can() -> Non
     assert site.manager.fleet.nodes[EDGE2].fenced
 
 
+@pytest.mark.parametrize("name", NODES)
+def test_taking_back_a_fence_that_is_not_there_changes_nothing(name: NodeName) -> None:
+    site = Site()
+    started(site)
+    assert site.manager is not None
+    before, ways_before = dict(site.manager.fleet.nodes), ways(site)
+    site.ask(lambda manager: manager.fence(name, site.now, fenced=False))
+    assert dict(site.manager.fleet.nodes) == before
+    site.run()
+    assert ways(site) == ways_before
+    assert {node.name: node for node in site.ledger.load().nodes} == before
+
+
+def test_an_edge_that_is_fenced_twice_is_recorded_as_fenced_once() -> None:
+    site = Site()
+    started(site)
+    site.kill_natd(EDGE2)
+    wait(site, 12.0)
+    fence(site, EDGE2)
+    fence(site, EDGE2)
+    assert [event for event, _ in events(site)] == ["out-of-service", "fenced"]
+
+
+def test_an_edge_that_leaves_service_because_it_is_revoked_is_recorded() -> None:
+    site = Site()
+    started(site)
+    for _ in range(2):
+        site.ask(lambda manager: manager.membership.revoke(EDGE2, site.now))
+        site.run()
+    assert events(site) == [("out-of-service", "revoked by the operator")]
+
+
 def test_the_fence_of_an_edge_that_was_connected_ends_when_it_has_confirmed_everything() -> None:
     site = Site(hold_down_s=1.0)
     started(site)
