@@ -13,7 +13,7 @@ from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
-from cpm.protocol.bounds import whole_number
+from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
 from cpm.protocol.errors import ConfigError, InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
@@ -180,10 +180,10 @@ class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
     confirm_s: _Seconds = 10.0
     """Seconds that a connected node may leave something unconfirmed before ``virt-ports node list`` says that it does
     not answer. From then on it may be fenced."""
-    max_vms: Annotated[int, Meta(ge=1, le=1_000_000)] = quotas.DEFAULT.vms
+    max_vms: Annotated[int, Meta(ge=1, le=MAX_QUOTA_VMS)] = quotas.DEFAULT.vms
     """VMs that a host may have, those that ended and still hold ports included, unless ``virt-ports node approve
     --max-vms`` says another number: so that a host that went wrong does not use up what others need."""
-    max_ports: Annotated[int, Meta(ge=1, le=2_000_000_000)] = quotas.DEFAULT.ports
+    max_ports: Annotated[int, Meta(ge=1, le=MAX_QUOTA_PORTS)] = quotas.DEFAULT.ports
     """Ports that the VMs of a host may hold in all, draining and held ones included, unless ``virt-ports node approve
     --max-ports`` says another number."""
 

@@ -83,7 +83,10 @@ def _up(lab: Lab, _options: argparse.Namespace) -> None:
         print(f"lab {lab.name} is up already" + (f", but not running: {', '.join(broken)}" if broken else ""))
         return
     _say(f"lab {lab.name} is up", time.monotonic() - begin)
-    print(f"next: make lab-guest NAME=a HOST={lab.site.hosts[0]}; .venv/bin/virt-ports list; make lab-down")
+    which = "" if lab.name == DEFAULT_NAME else f" LAB={lab.name}"
+    socket = "" if lab.name == DEFAULT_NAME else f" --socket {lab.socket}"
+    guest = f"make lab-guest NAME=a HOST={lab.site.hosts[0]}{which}"
+    print(f"next: {guest}; .venv/bin/virt-ports list{socket}; make lab-down{which}")
 
 
 def _down(lab: Lab, _options: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ _A = TypeVar("_A")
 _CHECK = "is cpmd running? see `systemctl status cpmd`, or name its socket with --socket or VIRT_PORTS_SOCKET"
 _ALLOW = "run this as root or as a member of the socket's group, see `ls -l {path}`"
 _JOURNAL = "see `journalctl -u cpmd`"
+_DOUBT = "the change may be made all the same, `virt-ports audit` lists it then; "
 
 
 class RemoteError(VirtPortsError):
@@ -68,7 +69,7 @@ class Client:
         if (body is None) != (operation.body is None):
             raise TypeError(f"{operation} takes {operation.body} as body, not {type(body)}")
         data = None if body is None else codec.encode(body)
-        with _unreachable_on_failure(self.socket_path):
+        with _unreachable_on_failure(self.socket_path, is_change=operation.method != "GET"):
             connection = self._connect()
             try:
                 answer = self._response(connection, operation.method, operation.target(arguments), data).read()
@@ -151,13 +152,18 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 @contextlib.contextmanager
-def _unreachable_on_failure(path: str) -> Iterator[None]:
-    """Raise :class:`Unreachable` with a fitting remedy instead of the errors of sockets and HTTP."""
+def _unreachable_on_failure(path: str, *, is_change: bool = False) -> Iterator[None]:
+    """
+    Raise :class:`Unreachable` with a fitting remedy instead of the errors of sockets and HTTP.
+
+    :param is_change: What was asked for changes something, and may be done although no answer came.
+    """
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
         detail, remedy = _diagnosis(error)
-        raise Unreachable(path, detail, remedy.format(path=path)) from error
+        doubt = _DOUBT if is_change and remedy == _JOURNAL else ""
+        raise Unreachable(path, detail, doubt + remedy.format(path=path)) from error
 
 
 def _diagnosis(error: OSError | http.client.HTTPException) -> tuple[str, str]:

@@ -43,8 +43,8 @@ from cpm.protocol.errors import (
     Ambiguous,
     Conflict,
     NotFound,
-    Overloading,
     PortsExhausted,
+    PortsInUse,
     VirtPortsError,
 )
 from cpm.protocol.model import LAST_PORT
@@ -161,7 +161,7 @@ LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the ext
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
     "Add external addresses, or replace the reserved ports of existing ones, all or none; return all addresses.",
-    body=PoolRequest, errors=(AddressOverlaps, Overloading),
+    body=PoolRequest, errors=(AddressOverlaps, PortsInUse),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
     "GET", "/v1/pool/{address}", AddressDetail, "Show which VMs hold which ports of an external address.",

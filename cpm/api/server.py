@@ -93,7 +93,9 @@ class NodeConnection:
     async def on_control(self, frame: Any) -> bool:
         """Handle a frame of the websocket itself; return False when it is none, but a message."""
         if frame.type is WSMsgType.PING:
-            await self._socket.pong(frame.data)
+            # The peer may be gone: then the next frame says so.
+            with contextlib.suppress(ConnectionError):
+                await self._socket.pong(frame.data)
         elif frame.type is WSMsgType.PONG:
             self._pong.set()
         return frame.type in (WSMsgType.PING, WSMsgType.PONG)

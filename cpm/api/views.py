@@ -13,7 +13,7 @@ from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cpm.protocol.bounds import MAX_EXTERNALS, MAX_RANGES, Duration, WishedNumber, Word
+from cpm.protocol.bounds import MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES, Duration, WishedNumber, Word
 from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
@@ -369,9 +369,9 @@ class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     underlay: IPv4Address | None = None
     machine: Word | None = None
     """Identity of its machine, as in what it asks; empty: that of the first which connects."""
-    max_vms: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+    max_vms: Annotated[int, Meta(ge=0, le=MAX_QUOTA_VMS)] | None = None
     """VMs that it may have; 0: as many as ``cpmd.toml`` says."""
-    max_ports: Annotated[int, Meta(ge=0, le=2_000_000_000)] | None = None
+    max_ports: Annotated[int, Meta(ge=0, le=MAX_QUOTA_PORTS)] | None = None
     """Ports that its VMs may hold in all; 0: as many as ``cpmd.toml`` says."""
 
 

@@ -133,10 +133,21 @@ def count(text: str) -> int:
 
     :raise argparse.ArgumentTypeError: When the text is none.
     """
-    number = whole_number(text, MAX_COUNT)
-    if number is None:
-        raise argparse.ArgumentTypeError(f"not a number: {short(text)}; use 0 or more")
-    return number
+    return count_to(MAX_COUNT)(text)
+
+
+def count_to(most: int) -> Callable[[str], int]:
+    """Return a parser of a number from 0 to ``most`` for argparse, as :func:`count` is."""
+    bounds = "0 or more" if most == MAX_COUNT else f"0 to {most}"
+
+    def parse(text: str) -> int:
+        number = whole_number(text, most)
+        if number is None:
+            what = "number out of range" if text.isascii() and text.isdigit() else "not a number"
+            raise argparse.ArgumentTypeError(f"{what}: {short(text)}; use {bounds}")
+        return number
+
+    return parse
 
 
 def ports(text: str) -> int:

@@ -23,7 +23,7 @@ def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     Add external addresses, or replace the reserved ports of existing ones: all of them or none.
 
     :raise AddressOverlaps: When one is an internal address, or that of a host.
-    :raise Overloading: When a VM holds a port that is to be reserved.
+    :raise PortsInUse: When a VM holds a port that is to be reserved.
     """
     known = {each.address: each.reserved for each in manager.fleet.space.addresses}
     manager.pool.add_addresses(

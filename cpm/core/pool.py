@@ -17,7 +17,7 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.protocol import overlaps
 from cpm.protocol.bounds import MAX_EXTERNALS
-from cpm.protocol.errors import AddressOverlaps, Conflict
+from cpm.protocol.errors import AddressOverlaps, Conflict, PortsInUse
 from cpm.protocol.model import AllocationState, ExternalAddress, Node, NodeName, Role
 from cpm.protocol.overlaps import Use
 from cpm.protocol.own_ports import KeptPorts, OwnAddress
@@ -47,7 +47,7 @@ class Pool:
         Add external addresses, or replace the reserved ports of those that are there: all of them or none.
 
         :raise AddressOverlaps: When one is an internal address, or that of a host.
-        :raise Overloading: When a VM holds a port that is to be reserved.
+        :raise PortsInUse: When a VM holds a port that is to be reserved.
         :raise Conflict: When there would be more than :data:`~cpm.protocol.bounds.MAX_EXTERNALS`.
         """
         addresses = tuple(addresses)
@@ -56,7 +56,7 @@ class Pool:
             raise Conflict(f"a pool has at most {MAX_EXTERNALS} addresses; remove some first, or add fewer")
         for address in addresses:
             self._check_overlap(address.address)
-            self._fleet.space.check_reserved(address)
+            self._check_reserved(address)
         for address in addresses:
             self._fleet.record(PutAddress(address))
         self._retry_waiting(now)
@@ -95,6 +95,11 @@ class Pool:
                 self._fleet.record(Notice(allocation.id, JournalEvent.OWN_PORT))
         self._sizer.leave_own_ports(now)
         self._retry_waiting(now)
+
+    def _check_reserved(self, address: ExternalAddress) -> None:
+        if (holder := self._fleet.space.holder_of_reserved(address)) is not None:
+            vm = self._fleet.vms[holder.domain]
+            raise PortsInUse(address.address, str(holder.ports), vm.name, vm.uuid)
 
     def _check_overlap(self, address: IPv4Address) -> None:
         pool = self._rules.internal

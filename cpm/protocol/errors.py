@@ -17,6 +17,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     │   ├── LedgerMistrusted    a node has followed another ledger, or a later state of it
     │   ├── NameInUse           another machine is connected under that node's name
     │   ├── IllegalStep         an allocation in that state cannot take that step
+    │   ├── PortsInUse          ports are to be reserved that a VM has
     │   └── Overloading         a port would have two owners: refused by the ledger
     ├── NotApproved             the operator has not approved the node as what it says it is
     ├── PortsExhausted          no run of free ports is long enough
@@ -307,6 +308,34 @@ class AddressOverlaps(Conflict):
 
     def __str__(self) -> str:
         return f"cannot use {self.address} as an external address: {self.use}; {self.remedy}"
+
+
+class PortsInUse(Conflict):
+    """
+    Ports are to be reserved that a VM has.
+
+    :param address: The external address.
+    :param ports: The VM's range.
+    :param vm: Its name.
+    :param uuid: Its UUID.
+    """
+
+    code = "ports-in-use"
+
+    def __init__(self, address: IPv4Address, ports: str, vm: str, uuid: str) -> None:
+        super().__init__(address, ports, vm, uuid)
+        self.address = address
+        self.ports = ports
+        self.vm = vm
+        self.uuid = uuid
+
+    def __str__(self) -> str:
+        # The command is to be copied to a shell: a name may have anything in it.
+        return (
+            f"cannot reserve these ports of {self.address}: VM {self.vm} has {self.ports}; give it other ports, "
+            f"`virt-ports relocate {self.uuid}`, and try again when `virt-ports pool show {self.address}` does not "
+            "show that range any more"
+        )
 
 
 class Overloading(Conflict):

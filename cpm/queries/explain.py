@@ -72,6 +72,8 @@ class PoolFacts:
     """Seconds until no port is free at that rate; None: it does not happen at that rate."""
     held_up: tuple[str, ...] = ()
     """By node that keeps ports from others: how many, since when, and what to do, a sentence each."""
+    unwritable: str = ""
+    """Why nobody gets new ports, because the ledger cannot be written, as a sentence; empty: it can."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +208,8 @@ def _pool(pool: PoolFacts) -> tuple[str, ...]:
         f"{pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
     )
     held = ", ".join(f"{each.name} {each.ports}" + _in_use_text(each) for each in pool.holders)
-    return (state, f"Largest holders: {held}." if held else "", *map(_sentence, pool.held_up), _trend(pool))
+    stopped = f"No VM gets new ports at present: {pool.unwritable}." if pool.unwritable else ""
+    return (stopped, state, f"Largest holders: {held}." if held else "", *map(_sentence, pool.held_up), _trend(pool))
 
 
 def _in_use_text(holder: Holder) -> str:

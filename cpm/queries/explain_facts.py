@@ -69,7 +69,7 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, current_range(manager, vm)
     reserved = manager.fleet.one(vm.uuid, AllocationState.RESERVED)
-    short = manager.sizer.contention.is_short(now)
+    short = _is_short(manager, now)
     leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
     overflow = observation.overflow if leaving else None
     return explain.Facts(
@@ -103,7 +103,7 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         leaving=sum(each.ports.size for each in manager.fleet.leaving.values()),
         longest_free=space.longest_free(),
         addresses=len(space.addresses),
-        short=manager.sizer.contention.is_short(now),
+        short=_is_short(manager, now),
         waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
         holders=_holders(manager),
         per_minute=manager.forecast.per_minute(),
@@ -111,7 +111,13 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         held_up=tuple(
             node_states.held_text(name, held, now) for name, held in sorted(node_states.held_up(manager, now).items())
         ),
+        unwritable=str(manager.fleet.unwritable or ""),
     )
+
+
+def _is_short(manager: Manager, now: float) -> bool:
+    # While nothing can be written, VMs wait for that, and not for ports.
+    return manager.fleet.unwritable is None and manager.sizer.contention.is_short(now)
 
 
 def _holders(manager: Manager) -> tuple[explain.Holder, ...]:

@@ -63,19 +63,29 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
     """Yield what holds the site up, a sentence each, in order of nodes."""
     if manager.restoring is not None:
         yield (
-            f"the ledger was restored, and nothing changes before it has heard what is in use; it waits for "
-            f"{manager.restoring.waits_for(now)}; a node that forwards nothing any more: `virt-ports node fence NODE`"
+            "the ledger was restored, and nothing changes until every node has said what it holds; cpmd waits for "
+            f"{manager.restoring.waits_for(now)}; if a node forwards nothing any more: `virt-ports node fence NODE`"
         )
     yield from manager.refused.sentences.values()
-    if manager.restoring is not None:
-        # No node has a session.
-        return
-    held = held_up(manager, now)
-    for name, node in sorted(manager.fleet.nodes.items()):
-        if why := trouble(manager, node, now):
+    held, nodes = held_up(manager, now), manager.fleet.nodes
+    for name in sorted({*nodes, *manager.membership.asked}):
+        # While the ledger is being restored, no node has a session.
+        if name in nodes and manager.restoring is None and (why := trouble(manager, nodes[name], now)):
             yield f"{name}: {why}"
-        if name in held:
+        if name in held and manager.restoring is None:
             yield held_text(name, held[name], now)
+        yield from (f"{name}: {why}" for why in refusals(manager, name))
+
+
+def refusals(manager: Manager, name: NodeName) -> Iterator[str]:
+    """Yield which machines of that name are refused, and what to do; to be read after the name."""
+    if (asked := manager.membership.asked.get(name)) is not None:
+        yield f"{asked.why}; if it may: `virt-ports node approve {name}`"
+    if (second := manager.membership.seconds.get(name)) is not None:
+        yield (
+            f"a second machine, {second.peer}, says that it is {name}, and is refused; "
+            "give it another name and certificate"
+        )
 
 
 def held_text(name: NodeName, held: HeldUp, now: float) -> str:

@@ -71,7 +71,7 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         trouble=node_states.trouble(manager, node, now),
         held_ports=held.ports if held is not None else 0,
         held_since=manager.fleet.utc(held.since) if held is not None else None,
-        warnings=tuple(_warnings(manager, node, node_sync, asked)),
+        warnings=tuple(_warnings(manager, node, node_sync)),
         approval=_approval(node.approval) if node.approval is not None else None,
         asks=_asked(manager, asked) if asked is not None else None,
         machine=node.machine,
@@ -82,16 +82,10 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
     )
 
 
-def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, asked: Asked | None) -> Iterator[str]:
+def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None) -> Iterator[str]:
     if (refused := manager.refused.sentences.get(node.name)) is not None:
         yield refused
-    if asked is not None:
-        yield f"{asked.why}; if it may: virt-ports node approve {node.name}"
-    if (second := manager.membership.seconds.get(node.name)) is not None:
-        yield (
-            f"a second machine, {second.peer}, says that it is {node.name}, and is refused; "
-            "give it another name and certificate"
-        )
+    yield from node_states.refusals(manager, node.name)
     if node_sync is not None:
         if node_sync.over_quota:
             error = QuotaReached(node.name, "vms", manager.quota(node).vms)
@@ -111,7 +105,7 @@ def _stranger(manager: Manager, name: NodeName, asked: Asked) -> NodeView:
         generation=0,
         applied=0,
         domains=0,
-        warnings=(f"{asked.why}; if it may: virt-ports node approve {name}",),
+        warnings=tuple(node_states.refusals(manager, name)),
         asks=_asked(manager, asked),
         is_known=False,
     )

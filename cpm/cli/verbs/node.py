@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
+from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS
 from cpm.protocol.errors import InvalidRequest, NotFound, VirtPortsError
 from cpm.protocol.model import Role
 
@@ -31,26 +32,26 @@ it, and what it found to be wrong with its machine, for example that packets of
 its VMs leave by a VPN and not to an edge."""
 
 _APPROVE_ABOUT = """\
-Only an approved node gets a session, and none is more than was approved: an
-edge gets the traffic of all VMs, and a host gets ports. Without --role and
---underlay, what the node asks for at present is shown and, once you confirm,
-approved: exactly that, and for the machine that asks. With them you can approve
-a node before it asks; the first machine of that name is then taken for it.
+A node is refused until it is approved, and while it asks for other roles or
+another address than approved. Without --role and --underlay, this shows what the
+node asks for, and approves exactly that, for the machine that asks, once you
+confirm. With them you can approve a node before its natd runs; the first machine
+that connects under that name is then the node. Every VM's traffic passes every
+edge, so be careful with that role.
 
 --max-vms and --max-ports are the node's quota: VMs that it may have, and ports
-that they may hold in all; 0 stands for the numbers in cpmd.toml. For a node
-that is approved, they can be changed alone."""
+that they may hold in all; 0 stands for the numbers in cpmd.toml. For an approved
+node they can be given alone."""
 
 _REVOKE_ABOUT = """\
 The node's session ends and it gets no other. An edge goes out of service first;
 the only edge in service cannot be revoked. What the node has in its kernel stays
-there, as with one that is away: its VMs keep their ports, which nobody else
-gets, until you have switched it off and fenced it."""
+there: its VMs keep their ports, and nobody else gets these, until you have
+switched it off and fenced it."""
 
 _REMOVE_ABOUT = """\
-A node is removed once it holds nothing: it is not connected, has no VMs, no
-ports, and, if it was an edge, is fenced. If its natd still runs, it asks for
-approval again."""
+This is refused while the node is connected, has VMs or ports, or is an edge that
+is not fenced. A removed node whose natd still runs asks for approval again."""
 
 _FENCE_ABOUT = """\
 Fence a node only after you have made sure that it no longer forwards packets:
@@ -60,15 +61,19 @@ machine that still runs, one external port can have two owners. A node that is
 connected can be fenced only while it does not answer. The fence ends when the
 node connects again, or has confirmed everything that it was sent."""
 
+_UNFENCE_ABOUT = """\
+A fence ends by itself when the node is back; this ends it before. A node that is
+not fenced stays as it is."""
+
 _EXAMPLES = """\
   virt-ports node list
-  virt-ports node approve host3    let it be what it asks to be
+  virt-ports node approve host3    show what it asks for, and approve that
   virt-ports node approve host3 --role host --underlay 172.30.0.13
   virt-ports node approve host3 --max-vms 2000 --max-ports 500000
   virt-ports node revoke edge2     no longer trust it
   virt-ports node remove host2     it is gone for good
   virt-ports node fence host2      it is switched off: give its ports to others
-  virt-ports node unfence host2    it was not dead: wait for it again
+  virt-ports node unfence host2    it is not dead: wait for it again
   virt-ports node events           when did edges leave service, and why?"""
 
 EVENTS_HEADER = ("Time", "Node", "Event", "Why")
@@ -93,14 +98,15 @@ def add_arguments(verb: parsing.Parser) -> None:
     approve.add_argument("--role", action="append", choices=[role.value for role in Role], dest="roles",
                          help="a role that it may have; may be repeated")  # fmt: skip
     approve.add_argument("--underlay", metavar="ADDRESS", type=_address, help="its address between hosts and edges")
-    approve.add_argument("--max-vms", metavar="N", type=parsing.count, help="VMs that it may have")
-    approve.add_argument("--max-ports", metavar="N", type=parsing.count, help="ports that its VMs may hold in all")
+    approve.add_argument("--max-vms", metavar="N", type=parsing.count_to(MAX_QUOTA_VMS), help="VMs that it may have")
+    approve.add_argument("--max-ports", metavar="N", type=parsing.count_to(MAX_QUOTA_PORTS),
+                         help="ports that its VMs may hold in all")  # fmt: skip
     approve.add_argument("--yes", action="store_true", help="approve what it asks for without a question")
     for name, summary, about in (
         ("revoke", "end a node's session and give it no other", _REVOKE_ABOUT),
         ("remove", "forget a node that holds nothing", _REMOVE_ABOUT),
         ("fence", "confirm that a node no longer forwards packets", _FENCE_ABOUT),
-        ("unfence", "remove a fence: the node may serve again", ""),
+        ("unfence", "remove a fence: wait for the node's confirmations again", _UNFENCE_ABOUT),
     ):
         parsing.add_action(actions, name, summary, about=about).add_argument("node", metavar="NODE", help=_NODE)
     events = parsing.add_action(actions, "events", "print what became of nodes, and why", about=_EVENTS_ABOUT)
@@ -146,9 +152,15 @@ def _asked(node: str, manager: Client) -> AskedView:
     from cpm.api.operations import LIST_NODES
 
     view = next((view for view in manager.call(LIST_NODES) if view.name == node), None)
-    if view is None or view.asks is None:
-        what = "node" if view is None else "request of node"
-        raise NotFound(what, node, "start its natd, or say what it may be with --role and --underlay")
+    if view is None:
+        remedy = "start its natd and wait some seconds, or say what it may be with --role and --underlay"
+        raise NotFound("node", node, remedy)
+    if view.asks is None:
+        remedy = "see `virt-ports node list`, or say what it may be with --role and --underlay"
+        if view.approval is not None:
+            roles, underlay = ",".join(view.approval.roles), view.approval.underlay
+            remedy = f"it is approved as {roles} at {underlay}; to change that, name --role and --underlay"
+        raise NotFound("request of node", node, remedy)
     return view.asks
 
 

@@ -72,7 +72,8 @@ class AddressSpace:
 
         :raise Overloading: When a VM holds one of the ports to be reserved.
         """
-        self.check_reserved(address)
+        if (holder := self.holder_of_reserved(address)) is not None:
+            raise Overloading(f"{_describe(holder)} has ports that are to be reserved")
         held = self._on.get(address.address, {})
         free: list[PortRange] = [USABLE]
         own = self._own.get(address.address, ())
@@ -85,10 +86,10 @@ class AddressSpace:
         self._runs[address.address] = FreeRuns(sorted(free), self.block)
         self._on[address.address] = held
 
-    def check_reserved(self, address: ExternalAddress) -> None:
-        """:raise Overloading: When a VM holds one of the ports that are reserved on it."""
-        for allocation in self._on.get(address.address, {}).values():
-            _refuse_reserved(address, allocation)
+    def holder_of_reserved(self, address: ExternalAddress) -> Allocation | None:
+        """Return a range that has a port of those that are to be reserved on an address; None: there is none."""
+        held = self._on.get(address.address, {}).values()
+        return next((range_ for range_ in held for ports in address.reserved if ports.overlaps(range_.ports)), None)
 
     def remove_address(self, address: IPv4Address) -> None:
         """
@@ -325,12 +326,6 @@ class AddressSpace:
             if other.ports.overlaps(allocation.ports):
                 return f"{_describe(allocation)} overlaps {_describe(other)}"
         return f"{_describe(allocation)} is not within {USABLE}, or has reserved ports"
-
-
-def _refuse_reserved(address: ExternalAddress, allocation: Allocation) -> None:
-    for ports in coalesce(address.reserved):
-        if ports.overlaps(allocation.ports):
-            raise Overloading(f"{_describe(allocation)} has ports of {ports}, which are to be reserved")
 
 
 def _describe(allocation: Allocation) -> str:

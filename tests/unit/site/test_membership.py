@@ -16,7 +16,7 @@ from cpm.core.membership import ASKING_S, MOST_ASKING, ApprovalRequest
 from cpm.protocol.errors import Conflict, InvalidRequest, NotApproved, NotFound
 from cpm.protocol.messages import PROTOCOL, Attach, Hello, Presence, Snapshot
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, Role
-from cpm.queries import metrics
+from cpm.queries import metrics, node_states
 from cpm.queries import nodes as node_queries
 from natctl.core.node import Identity
 from tests.fakes.kernel import FakeKernel
@@ -160,6 +160,19 @@ def test_a_machine_that_is_not_approved_is_refused_and_shown_and_counted() -> No
     assert 'node="host3"' not in text
     site.pass_time(ASKING_S)
     assert not site.manager.membership.asked
+
+
+def test_the_state_of_the_manager_names_machines_that_are_refused() -> None:
+    site = running()
+    assert site.manager is not None
+    assert list(node_states.problems(site.manager, site.now)) == []
+    refusal(site, hello(HOST3, HOST_ROLE, STRANGE))
+    site.manager.membership.on_second(EDGE1, "172.30.0.98", site.now)
+    first, *rest = node_states.problems(site.manager, site.now)
+    assert first.startswith("edge1: a second machine, 172.30.0.98, says that it is edge1, and is refused; ")
+    assert rest == [
+        "host3: is not approved and asks to be host at 172.30.0.99; if it may: `virt-ports node approve host3`",
+    ]
 
 
 def test_what_machines_ask_is_bounded_and_the_last_ones_stay() -> None:

@@ -9,7 +9,7 @@ import pytest
 from cpm.api.views import PoolRemoval, PoolRequest
 from cpm.commands import pool
 from cpm.core.manager import Manager
-from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.errors import PortsInUse, VirtPortsError
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 from tests.fakes.site import EXTERNAL, Site
 
@@ -24,14 +24,20 @@ def reserved(site: Site) -> dict[IPv4Address, tuple[PortRange, ...]]:
     return {each.address: each.reserved for each in site.manager.fleet.space.addresses}
 
 
-def add(site: Site, *addresses: IPv4Address, ports: tuple[PortRange, ...] | None = None) -> None:
-    """As `virt-ports pool add`; an error of it ends with nothing changed."""
+def add(site: Site, *addresses: IPv4Address, ports: tuple[PortRange, ...] | None = None) -> list[VirtPortsError]:
+    """As `virt-ports pool add`; return its error, which ends with nothing changed."""
+    errors: list[VirtPortsError] = []
 
     def act(manager: Manager) -> None:
-        pool.add(manager, site.now, PoolRequest(addresses, ports))
+        try:
+            pool.add(manager, site.now, PoolRequest(addresses, ports))
+        except VirtPortsError as error:
+            errors.append(error)
+            raise
 
     site.ask(act)
     site.run()
+    return errors
 
 
 def restarted(site: Site) -> Site:
@@ -64,7 +70,9 @@ def test_when_a_vm_holds_a_port_to_be_reserved_none_of_the_addresses_is_added() 
     site.start_vm(NodeName("host1"), VM)
     site.run()
     before = reserved(site)
-    add(site, FRESH, EXTERNAL, OTHER, ports=(PortRange(1024, 1100),))
+    (error,) = add(site, FRESH, EXTERNAL, OTHER, ports=(PortRange(1024, 1100),))
+    assert isinstance(error, PortsInUse), "the operator can mend it, and it is no bug"
+    assert f"`virt-ports relocate {VM}`" in str(error)
     assert reserved(site) == before
     assert reserved(restarted(site)) == before
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cpm.api.client import Client, RemoteError
-from cpm.api.operations import EVENTS, STATUS, Operation
+from cpm.api.operations import EVENTS, FENCE, STATUS, Operation
 from cpm.api.parameters import Flag, Parameter
 from cpm.api.views import EventView, StatusView
 from cpm.protocol.errors import Unreachable, VirtPortsError
@@ -147,6 +147,17 @@ def test_a_timeout_is_unreachable(manager: CannedManager) -> None:
     with pytest.raises(Unreachable, match="no answer in time; see `journalctl -u cpmd`"):
         Client(manager.path, timeout_s=0.05).call(STATUS)
     waiting.set()
+
+
+def test_a_change_without_an_answer_may_be_made(manager: CannedManager) -> None:
+    waiting = threading.Event()
+    manager.on("POST /v1/nodes/edge1/fence", lambda _: waiting.wait(60))
+    with pytest.raises(Unreachable, match="no answer in time; the change may be made all the same, `virt-ports audit`"):
+        Client(manager.path, timeout_s=0.05).call(FENCE, name="edge1")
+    waiting.set()
+    with pytest.raises(Unreachable) as refused:
+        Client(f"{manager.path}.none").call(FENCE, name="edge1")
+    assert "may be made" not in str(refused.value), "nothing was sent"
 
 
 def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:

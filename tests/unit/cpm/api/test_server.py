@@ -98,3 +98,15 @@ async def test_a_session_that_is_closed_sends_what_was_queued_before() -> None:
     connection.send(Refused(1, WEB, "ports-exhausted", "no port is free"))
     await asyncio.wait_for(connection.run(), 60)
     assert (socket.sent, socket.is_closed) == (3, True)
+
+
+class _Gone:
+    """A node's socket whose peer has closed the connection, as when cpmd was stopped for longer than a heartbeat."""
+
+    async def pong(self, _: bytes) -> None:
+        raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
+
+
+async def test_a_ping_of_a_peer_that_is_gone_is_no_error() -> None:
+    connection = NodeConnection(cast("aiohttp.web.WebSocketResponse", _Gone()), "172.30.0.11")
+    assert await connection.on_control(aiohttp.WSMessage(aiohttp.WSMsgType.PING, b"", None))

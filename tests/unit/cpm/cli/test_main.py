@@ -32,6 +32,7 @@ REFUSALS = [
     (409, "address-in-use", 1),
     (409, "address-overlaps", 1),
     (409, "ledger-mistrusted", 1),
+    (409, "ports-in-use", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
     (403, "not-approved", 1),
@@ -76,7 +77,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
-                       "journal-not-kept", "ledger-mistrusted", "journal-gap"}  # fmt: skip
+                       "journal-not-kept", "ledger-mistrusted", "journal-gap", "ports-in-use"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:
@@ -113,6 +114,9 @@ def test_an_answer_that_cannot_be_decoded_is_an_internal_error(
         (["list", "-o", "yaml"], "invalid choice: 'yaml'"),
         (["events", "--limit", "-1"], "not a number: '-1'; use 0 or more"),
         (["events", "--limit", "ten"], "not a number: 'ten'; use 0 or more"),
+        (["events", "--limit", "9" * 30], "number out of range: '999999999999999999999999999999'; use 0 or more"),
+        (["node", "approve", "h", "--max-vms", "1000001"], "number out of range: '1000001'; use 0 to 1000000"),
+        (["node", "approve", "h", "--max-ports", "-1"], "not a number: '-1'; use 0 to 2000000000"),
         (["whois", "203.0.113.1", "1", "--protocol", "gre"], "invalid choice: 'gre'"),
         (["whois", "203.0.113.1", "1", "--at"], "argument --at: expected one argument"),
     ],

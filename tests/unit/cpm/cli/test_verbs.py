@@ -130,7 +130,7 @@ ASKS = AskedView(
 )  # fmt: skip
 STRANGER = NodeView(
     NodeName("host3"), ASKS.roles, ASKS.underlay, **_AWAY, asks=ASKS, is_known=False,
-    warnings=(f"{ASKS.why}; if it may: virt-ports node approve host3",),
+    warnings=(f"{ASKS.why}; if it may: `virt-ports node approve host3`",),
 )  # fmt: skip
 
 
@@ -585,7 +585,7 @@ def test_node_list(manager: CannedManager, virt_ports: Command) -> None:
         " host2   host    172.30.0.12   revoked                no       0/0          -        -             -\n"
         " host3   host    172.30.0.13   waiting for approval   no       0/0          -        -             -\n"
         "\n"
-        "host3: is not approved and asks to be host at 172.30.0.13; if it may: virt-ports node approve host3\n"
+        "host3: is not approved and asks to be host at 172.30.0.13; if it may: `virt-ports node approve host3`\n"
     )
     assert [node["dropped"] for node in virt_ports("node", "list", "-o", "json").json] == [
         {"unowned": 7, "strangers": 0}, {}, {}, {}, {},
@@ -666,8 +666,11 @@ def test_node_approve_without_a_terminal_or_a_request_says_what_to_add(
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     manager.on("GET /v1/nodes", [NODES[0], STRANGER])
     assert "add --yes, or --role and --underlay" in virt_ports("node", "approve", "host3").err
-    assert virt_ports("node", "approve", "host1").err.startswith("error: no request of node 'host1'; ")
-    assert virt_ports("node", "approve", "host9").err.startswith("error: no node 'host9'; start its natd, or say ")
+    assert virt_ports("node", "approve", "host1").err == (
+        "error: no request of node 'host1'; it is approved as host at 172.30.0.11; "
+        "to change that, name --role and --underlay\n"
+    )
+    assert virt_ports("node", "approve", "host9").err.startswith("error: no node 'host9'; start its natd and wait ")
     assert virt_ports("node", "approve", "host3", "--role", "manager").code == 2
     assert "not an IPv4 address: 'eth1'" in virt_ports("node", "approve", "host3", "--underlay", "eth1").err
 

@@ -40,6 +40,11 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.QuotaReached("host1", "vms", 1000): "host host1 has the 1000 VMs of its quota, leaving ones included; "
     "if that is too few: virt-ports node approve host1 --max-vms N",
     errors.IllegalStep("held", "expired"): "a range that is held cannot be expired; please report this as a bug",
+    errors.PortsInUse(
+        IPv4Address("203.0.113.1"), "1024-1279", "web1", "a-b"
+    ): "cannot reserve these ports of 203.0.113.1: VM web1 has 1024-1279; give it other "
+    "ports, `virt-ports relocate a-b`, and try again when `virt-ports pool show 203.0.113.1` does not "
+    "show that range any more",
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",
     errors.PortsExhausted(64, 8, "no run"): "cannot allocate 64 ports: no run (longest free run: 8); "

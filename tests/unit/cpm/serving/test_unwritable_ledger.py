@@ -22,7 +22,7 @@ from cpm.protocol.messages import (
 )
 from cpm.protocol.model import AllocationState
 from cpm.protocol.walltime import WallTime
-from cpm.queries import metrics, status
+from cpm.queries import explain_facts, metrics, status
 from cpm.serving.node_sessions import MOST_HELD, NodeConnections
 from cpm.settings import Settings
 from tests.unit.cpm.serving.sites import DB, EXTERNAL, HOST1, OTHER, WEB, Connection, Site
@@ -66,6 +66,14 @@ async def test_it_is_over_by_itself(site: Site) -> None:
     assert site.states(DB) == {_State.ACTIVE}
     assert {allocation.domain for allocation in site.ledger.load().allocations} == {WEB, DB}
     await site.add(OTHER)
+
+
+async def test_explain_says_that_a_vm_waits_for_the_ledger_and_not_for_ports(site: Site) -> None:
+    site.fill()
+    await site.say(Attach(DB, "db"))
+    lines = explain_facts.explanation(site.loop.manager, DB, site.now).lines
+    assert any(line.startswith("No VM gets new ports at present: ledger ") for line in lines)
+    assert not any("Ports are short" in line for line in lines)
 
 
 async def test_operators_changes_are_refused_and_nothing_of_them_stays(site: Site) -> None:
