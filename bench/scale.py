@@ -122,8 +122,15 @@ class _Site:
         return times.user + times.system
 
     def reports(self) -> int:
-        """Return how many reports cpmd has followed."""
-        return sum(node.dropped.get(many_nodes.COUNTER, 0) for node in self._client.call(operations.LIST_NODES))
+        """
+        Return how many reports cpmd has followed.
+
+        :raise LabError: When a node is not connected: its count begins anew with its session.
+        """
+        nodes = self._client.call(operations.LIST_NODES)
+        if not all(node.connected for node in nodes):
+            raise LabError("sessions end because this machine is too busy; measure again when it is idle")
+        return sum(node.dropped.get(many_nodes.COUNTER, 0) for node in nodes)
 
     def restart(self) -> None:
         """Kill cpmd, start it again, and wait until all nodes are in step."""
