@@ -424,6 +424,11 @@ class Manager:
 
     # Time
 
+    def on_writable(self, now: float) -> None:
+        """Record that the ledger can be written again, and that what was held back meanwhile is sent now."""
+        self.fleet.unwritable = None
+        self.edge_service.on_writable(now)
+
     def on_wall_clock(self, wall: WallTime, now: float, *, is_measured: bool) -> Step | None:
         """
         Compare what the wall clock shows with what it should show; return the step when somebody has set it.

@@ -248,7 +248,9 @@ class DecisionLoop:
             raise InvariantViolated(found)
         was_pending = self.writer.is_pending
         self.writer.commit(outcome.changes, now, is_time_passing=bool(self.manager.fleet.leaving))
-        self.manager.fleet.unwritable = self.writer.problem
+        if fleet.unwritable is not None and self.writer.problem is None:
+            self.manager.on_writable(now)
+        fleet.unwritable = self.writer.problem
         if (outcome.changes or was_pending) and not self.writer.is_pending:
             self.next_commit.set()
             self.next_commit = asyncio.Event()

@@ -138,6 +138,13 @@ class EdgeService:
             self._fleet.record(NoteNode(name, NodeEvent.UNFENCED, "it has confirmed everything that it should hold"))
         self._put(node, in_service=name in self._fleet.edges and node.approval is not None, fenced=False)
 
+    def on_writable(self, now: float) -> None:
+        """Record that messages are sent only now that could not be while the ledger could not be written."""
+        for name, node_sync in self._node_syncs.items():
+            node_sync.on_sent_late(now)
+            if name in self._out_of_step:
+                self._out_of_step[name] = now
+
     # Commands
 
     def check(self, now: float) -> None:
@@ -185,6 +192,9 @@ class EdgeService:
 
     def _take_out(self, late: Iterable[Node], others: Iterable[Node], now: float) -> None:
         """Take edges out of service, unless there is no other: packets that some edge may drop are lost with none."""
+        if self._fleet.unwritable is not None:
+            # They cannot confirm what is not sent to them.
+            return
         names = {node.name for node in others}
         for node in late:
             if names - {node.name}:

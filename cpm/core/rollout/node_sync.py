@@ -78,6 +78,10 @@ class NodeSync:
         """When the oldest message was sent that the node has not confirmed, in ledger time; None: there is none."""
         return self._sent_at[0][1] if self._sent_at else None
 
+    def on_sent_late(self, now: float) -> None:
+        """Record that what is not confirmed is sent only now, in ledger time."""
+        self._sent_at = deque((generation, now) for generation, _ in self._sent_at)
+
     def is_confirmed(self, uuid: DomainUUID) -> bool:
         """Return whether the node has confirmed everything it was sent about this VM."""
         return self.synced and uuid not in self._unconfirmed

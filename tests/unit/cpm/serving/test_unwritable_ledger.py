@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from cpm.api.server import NodeConnection
+from cpm.core.membership import ApprovalRequest
 from cpm.protocol.errors import LedgerError, LedgerFull, LedgerUnwritable
 from cpm.protocol.messages import (
+    PROTOCOL,
+    Applied,
     Attach,
     Declined,
     Delta,
     Detach,
+    Hello,
     Need,
     Refused,
     Snapshot,
     Welcome,
 )
-from cpm.protocol.model import AllocationState
+from cpm.protocol.model import AllocationState, NodeName, Role
 from cpm.protocol.walltime import WallTime
 from cpm.queries import explain_facts, metrics, status
 from cpm.serving.node_sessions import MOST_HELD, NodeConnections
@@ -197,3 +202,41 @@ def test_of_too_many_messages_the_oldest_are_dropped() -> None:
     connections.release()
     generations = [message.generation for message in connection.sent if isinstance(message, Delta)]
     assert generations == list(range(10, MOST_HELD + 10))
+
+
+async def test_no_edge_leaves_service_because_nothing_could_be_sent_to_it(site: Site) -> None:
+    edge2 = NodeName("edge2")
+    approval = ApprovalRequest(roles=frozenset({Role.EDGE}), underlay=IPv4Address("172.30.0.22"))
+    await site.loop.do(lambda manager, now: manager.membership.approve(edge2, approval, now))
+    second = Connection()
+    hello = Hello(PROTOCOL, edge2, frozenset({Role.EDGE}), IPv4Address("172.30.0.22"), "0", 0, ())
+    await site.sessions.on_connected(hello, cast("NodeConnection", second))
+
+    async def apply_second() -> None:
+        while second.sent:
+            message = second.sent.pop(0)
+            if isinstance(message, (Snapshot, Delta)):
+                applied = Applied(message.epoch, message.generation)
+                await site.sessions.on_message(edge2, cast("NodeConnection", second), applied)
+
+    def in_service() -> list[bool]:
+        return [node.in_service for node in site.loop.manager.fleet.edges.values()]
+
+    for _ in range(3):
+        await apply_second()
+        await site.apply()
+    assert in_service() == [True, True]
+    site.fill()
+    await site.say(Detach(WEB, "shutdown"))
+    await apply_second()
+    await site.apply()
+    # One of both has confirmed everything, and could do the work of the other.
+    for _ in range(120):
+        await site.tick()
+    site.make_room()
+    await site.tick()
+    await site.tick()
+    assert in_service() == [True, True]
+    await apply_second()
+    await site.apply()
+    assert in_service() == [True, True]
