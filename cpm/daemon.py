@@ -65,7 +65,7 @@ class Cpmd:
         self._tasks.start("tick", self._tick(), forever=True)
         journal = self._settings.journal
         keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
-        self._tasks.start("journal", keeper.run(), forever=True)
+        self._tasks.start("journal", keeper.run(self.decisions.clock.now), forever=True)
         await self._listen()
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from cpm.ledger import JournalReader, SqliteLedger
 from cpm.protocol.errors import LedgerError
-from cpm.service import clock
 from cpm.serving.journal_thread import JournalThread
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,16 @@ class JournalKeeper:
         self._folder = folder
         self._export_at = 0.0
 
-    async def run(self) -> None:
-        """Pack and export until cancelled; what fails is tried again."""
+    async def run(self, now: Callable[[], float]) -> None:
+        """
+        Pack and export until cancelled; what fails is tried again.
+
+        :param now: Returns ledger time, so that nothing goes because somebody has set the wall clock.
+        """
         while True:
             await asyncio.sleep(PASS_S)
             try:
-                await self.pass_once(clock.wall().seconds)
+                await self.pass_once(now())
             except LedgerError as error:
                 log.warning("the journal stays as it is: %s", error)
 
@@ -59,10 +63,11 @@ class JournalKeeper:
         """
         Pack what there is to pack, and once a day export and delete what is too old.
 
-        :param now: UTC seconds.
+        :param now: Ledger time.
         :raise LedgerError: When something cannot be written; what was not exported is still there.
         """
-        older_than = now - self._keep_s
+        timeline = await self._journal.read(JournalReader.timeline)
+        older_than = timeline.wall(now - self._keep_s).seconds
         while (packing := await self._journal.read(JournalReader.next_packing, older_than)) is not None:
             self._ledger.pack(packing)
         if now < self._export_at or self._keep_s == math.inf:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import PutAddress, PutNode, PutVM
+from cpm.core.changes import PutAddress, PutNode, PutStretch, PutVM
+from cpm.core.timeline import Stretch
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError
+from cpm.protocol.walltime import WallTime
 from cpm.serving.journal_keeper import DAY_S, EXPORT_S, JournalKeeper
 from cpm.serving.journal_thread import JournalThread
 from tests.unit.cpm.ledger.words import A, add, external, free, node, vm
@@ -63,3 +65,11 @@ async def test_a_failed_export_is_tried_again_in_the_next_pass(
     (tmp_path / "journal").unlink()
     await keeper.pass_once(31 * DAY_S + 60)
     assert [entry.seq for entry in ledger.reader().events()] == [3]
+
+
+async def test_nothing_goes_because_the_clock_was_set(
+    ledger: SqliteLedger, journal: JournalThread, tmp_path: Path
+) -> None:
+    ledger.commit([PutStretch(Stretch(31 * DAY_S, WallTime.of(365 * DAY_S), is_measured=True))], 31 * DAY_S)
+    await JournalKeeper(ledger, journal, 60, tmp_path / "journal").pass_once(32 * DAY_S)
+    assert [entry.seq for entry in ledger.reader().events()] == [1, 2, 3]
