@@ -119,19 +119,6 @@ def _replaced_not_held() -> contextlib.AbstractContextManager[None]:
     return _changed(desired_state, "host_vm", make)
 
 
-def _waiting_stays() -> contextlib.AbstractContextManager[None]:
-    def make(original: Any) -> Any:
-        def init(self: VMPresence, *rest: Any) -> None:
-            original(self, *rest)
-            for uuid in [uuid for uuid in self._running.hosts if not self._fleet.of(uuid)]:
-                self._running.remove(uuid)
-            self._fleet.changed.clear()
-
-        return init
-
-    return _changed(VMPresence, "__init__", make)
-
-
 def _wall_clock() -> contextlib.AbstractContextManager[None]:
     def compare(self: LedgerClock, manager: Manager) -> float:
         return self.now()
@@ -166,10 +153,6 @@ def _no_counts() -> contextlib.AbstractContextManager[None]:
     return _changed(steps, "IDLE_REPORTS", lambda _: 0)
 
 
-def _one_count() -> contextlib.AbstractContextManager[None]:
-    return _changed(steps, "IDLE_REPORTS", lambda _: 1)
-
-
 def _away_not_asked() -> contextlib.AbstractContextManager[None]:
     def make(original: Any) -> Any:
         def lacks(self: Rollout, leaving: Any, now: float) -> Any:
@@ -194,6 +177,12 @@ def _both(
 
 
 FAULTS: Final[Mapping[str, Fault]] = {
+    "fence-stays": Fault(
+        "A fence that nobody took back was applied again at every later loss of the node's session.",
+        "b3db1dd",
+        1642,
+        _fence_stays,
+    ),
     "former-generation": Fault(
         "A report counted under a generation of a former session was believed: a range with a connection was held.",
         "7c809f8",
@@ -202,7 +191,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     ),
     "former-life": Fault(
         "A VM that stopped and started again used a range that was meant for its former life, and lost it.",
-        "8014e8d",
+        "8dbd8dc",
         119,
         _former_life,
     ),
@@ -217,6 +206,12 @@ FAULTS: Final[Mapping[str, Fault]] = {
         "362f557",
         126,
         _uncommitted_step,
+    ),
+    "replaced-not-held": Fault(
+        "A queued deletion of stale entries took the connections of a range that was just being replaced.",
+        "56f9180",
+        1921,
+        _replaced_not_held,
     ),
     "wall-clock": Fault(
         "A step of the wall clock ended hold-downs, or prolonged them by an hour.",
