@@ -69,13 +69,16 @@ class Restoring:
         elif isinstance(message, OwnPorts):
             self.hellos[name] = msgspec.structs.replace(hello, own=message.addresses)
 
+    def missing(self) -> list[NodeName]:
+        """Return the nodes that have to say what they hold or to be fenced, in order."""
+        nodes = self._fleet.nodes.values()
+        return sorted(node.name for node in nodes if node.name not in self.hellos and not node.fenced)
+
     def waits_for(self, now: float) -> str:
         """Return what is waited for, in words; empty: for nothing."""
-        nodes = self._fleet.nodes.values()
-        missing = sorted(node.name for node in nodes if node.name not in self.hellos and not node.fenced)
         hosts = _hosts(self._fleet)
         unknown = sorted({via for via in self._vias() if via not in hosts})
-        waits = [*missing, *(f"the host at {via}" for via in unknown)]
+        waits: list[str] = [*self.missing(), *(f"the host at {via}" for via in unknown)]
         if now < self._until:
             waits.append(f"{self._until - now:.0f} s")
         return ", ".join(waits)

@@ -12,6 +12,7 @@ Tested in ``tests/unit/cpm/ledger/test_copies.py``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -96,8 +97,14 @@ def accept(path: Path, wall: WallTime) -> None:
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        raise LedgerError(f"there is no ledger {path}; name it with --config")
+    if not os.access(path, os.R_OK):
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise LedgerError(f"there is no ledger {path}; name it with --config") from None
+        except PermissionError:
+            pass
+        raise LedgerError(f"{path} cannot be read: permission denied; run this as root")
     return connect_reader(str(path))
 
 
@@ -110,7 +117,7 @@ def _copy(source: sqlite3.Connection, part: Path, change: Callable[[sqlite3.Conn
     """Copy a database into one file, check it, and change the copy."""
     with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
         copy.execute("PRAGMA synchronous=FULL")
-        source.backup(copy)
+        _copy_pages(source, copy)
         # A single file, without a log beside it.
         copy.execute("PRAGMA journal_mode=DELETE")
         damage = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -120,6 +127,15 @@ def _copy(source: sqlite3.Connection, part: Path, change: Callable[[sqlite3.Conn
         copy.execute("BEGIN IMMEDIATE")
         change(copy)
         copy.execute("COMMIT")
+
+
+def _copy_pages(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+    try:
+        source.backup(copy)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorname == "SQLITE_FULL":  # of the copy, not of the ledger
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _mark(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest: int) -> None:
@@ -175,6 +191,8 @@ def _part(target: Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.part")
     try:
         part.unlink(missing_ok=True)
+        # As cpmd's own: the journal says who used which address.
+        os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640))
         yield part
     except OSError as error:
         raise LedgerError(f"cannot write {target}: {error.strerror}; choose another directory") from error

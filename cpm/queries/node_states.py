@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from cpm.core.manager import Manager
 from cpm.core.spans import span
 from cpm.protocol.model import Allocation, Node, NodeName, Role
+
+_HERE: Final = "it is connected, and gets a session when the ledger is restored; see `virt-ports status`"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +30,9 @@ def trouble(manager: Manager, node: Node, now: float) -> str:
     """Return why an edge is out of service, or a node does not answer, as a sentence; empty: all is well."""
     if not node.roles:
         return "it has not connected yet"
+    if manager.restoring is not None and not node.fenced and node.approval is not None:
+        is_here = node.name in manager.restoring.hellos
+        return _HERE if is_here else "it has not connected since the ledger was restored"
     service = manager.edge_service
     is_out = Role.EDGE in node.roles and not node.in_service
     if node.fenced or node.approval is None or (service.is_answering(node.name, now) and not is_out):
@@ -63,9 +69,11 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
     """Yield what holds the site up, a sentence each, in order of nodes."""
     if manager.restoring is not None:
         yield (
-            "the ledger was restored, and nothing changes until every node has said what it holds; cpmd waits for "
-            f"{manager.restoring.waits_for(now)}; if a node forwards nothing any more: `virt-ports node fence NODE`"
+            "the ledger was restored: no range changes, and no VM gets ports, until every node has said what it holds "
+            f"and the hold-down has passed; cpmd waits for {manager.restoring.waits_for(now)}"
         )
+        if manager.restoring.missing():
+            yield "a node that forwards nothing any more need not be waited for: `virt-ports node fence NODE`"
     yield from manager.refused.sentences.values()
     held, nodes = held_up(manager, now), manager.fleet.nodes
     for name in sorted({*nodes, *manager.membership.asked}):

@@ -11,6 +11,7 @@ from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger, copies
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
 from cpm.protocol.walltime import WallTime
+from cpm.queries import node_states
 from tests.fakes.site import EXTERNAL, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -164,6 +165,14 @@ def test_a_node_that_is_away_is_waited_for_until_it_is_fenced(site: Site, tmp_pa
     assert site.manager is not None
     assert site.manager.restoring is not None
     assert site.manager.restoring.waits_for(site.now) == "edge2"
+    problems = list(node_states.problems(site.manager, site.now))
+    assert problems[0].endswith("; cpmd waits for edge2")
+    assert "`virt-ports node fence NODE`" in problems[1]
+    trouble = {
+        name: node_states.trouble(site.manager, site.manager.fleet.nodes[name], site.now) for name in (EDGE1, EDGE2)
+    }
+    assert trouble[EDGE1].startswith("it is connected, and gets a session when the ledger is restored")
+    assert trouble[EDGE2] == "it has not connected since the ledger was restored"
     assert _kernels(site) == kernels
     request = site.start_vm(HOST1, THIRD)
     site.run()

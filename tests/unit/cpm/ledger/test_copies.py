@@ -34,6 +34,21 @@ def test_a_backup_is_one_file_and_replaces_none(ledger: SqliteLedger, backup: Pa
         copies.back_up(Path(ledger.path), backup, WALL)
 
 
+def test_what_is_wrong_with_a_backup_is_told_of_the_right_file(ledger: SqliteLedger, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere" / "backup.db"
+    with pytest.raises(LedgerError, match=f"cannot write {nowhere}: No such file or directory; choose another"):
+        copies.back_up(Path(ledger.path), nowhere, WALL)
+    with pytest.raises(LedgerError, match=f"there is no ledger {nowhere}; name it with --config"):
+        copies.back_up(nowhere, tmp_path / "backup.db", WALL)
+
+
+def test_a_backup_and_a_restored_ledger_are_not_for_everybody(ledger: SqliteLedger, backup: Path) -> None:
+    ledger.close()
+    copies.restore(Path(ledger.path), backup, WALL)
+    for path in (backup, Path(ledger.path)):
+        assert path.stat().st_mode & 0o007 == 0
+
+
 def test_a_backup_that_was_copied_into_place_is_refused(ledger: SqliteLedger, backup: Path) -> None:
     ledger.close()
     shutil.copy(backup, ledger.path)
