@@ -155,7 +155,7 @@ class VMPresence:
         here = {presence.domain: presence for presence in domains}
         self._claims.keep_only(node.name, here)
         if (session := self._sessions.get(node.name)) is not None:
-            session.over_quota = 0
+            session.is_over_quota = False
         for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here]:
             self.on_detach(node.name, uuid, now)
         for uuid, presence in here.items():
@@ -274,7 +274,7 @@ class VMPresence:
     def _refuse_vm(self, node: NodeName, uuid: DomainUUID, *, is_repeated: bool) -> None:
         """Refuse a VM that is one too many for its host: nothing of it is kept, for there may be any number of them."""
         if (session := self._sessions.get(node)) is not None:
-            session.over_quota += 1
+            session.is_over_quota = True
         if not is_repeated:
             error = QuotaReached(node, "vms", self._quota(node).vms)
             self._rollout.queue_message(node, Refused(self._epoch, uuid, error.code, cut(str(error))))

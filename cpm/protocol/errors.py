@@ -425,8 +425,8 @@ class QuotaReached(VirtPortsError):
     def __str__(self) -> str:
         words = {"vms": "VMs", "ports": "ports"}[self.what]
         return (
-            f"host {self.node} has the {self.limit} {words} of its quota, leaving ones included; "
-            f"if that is too few: virt-ports node approve {self.node} --max-{self.what} N"
+            f"host {self.node} is at its quota of {self.limit} {words}, leaving ones included; "
+            f"to raise it: `virt-ports node approve {self.node} --max-{self.what} N`"
         )
 
 

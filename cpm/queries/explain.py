@@ -151,12 +151,19 @@ def lines(vm: Facts, pool: PoolFacts) -> tuple[str, ...]:
 
 def _present_ports(vm: Facts) -> tuple[str, ...]:
     if vm.ports is None:
-        why = "it does not run" if not vm.runs else "it waits for some" if vm.waits_to_start else "none were requested"
-        text = f"{vm.name} has no ports: {why}."
+        text = f"{vm.name} has no ports: {_why_none(vm)}."
     else:
         used = "" if vm.in_use is None else f", {vm.in_use} of them in use"
         text = f"{vm.name} has {vm.ports.size} ports: {vm.external} {vm.ports}{used}."
     return (f"{text} {vm.leaving} more are draining or held." if vm.leaving else text, _new_range(vm))
+
+
+def _why_none(vm: Facts) -> str:
+    if not vm.runs:
+        return "it does not run"
+    if vm.waits_to_start:
+        return "it waits for some"
+    return "they were refused" if vm.refusal else "none were requested"
 
 
 def _new_range(vm: Facts) -> str:

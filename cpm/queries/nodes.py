@@ -87,9 +87,9 @@ def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None) -> Itera
         yield refused
     yield from node_states.refusals(manager, node.name)
     if node_sync is not None:
-        if node_sync.over_quota:
+        if node_sync.is_over_quota:
             error = QuotaReached(node.name, "vms", manager.quota(node).vms)
-            yield f"{node_sync.over_quota} VMs got no ports: {error}"
+            yield f"it has VMs without ports: {error}"
         yield from node_sync.warnings
 
 

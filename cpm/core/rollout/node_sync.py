@@ -51,8 +51,8 @@ class NodeSync:
         """VMs of that machine that are not managed."""
         self.refusal = ""
         """Why the node last refused what it was sent; empty: it has confirmed everything since."""
-        self.over_quota = 0
-        """VMs of that machine that got nothing because it has as many as it may have."""
+        self.is_over_quota = False
+        """VMs of that machine got nothing because it has as many as it may have."""
         self._snapshot_at = 0
         self._path_at = 0
         self._path: PathState | None = None

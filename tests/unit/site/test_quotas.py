@@ -10,6 +10,7 @@ from cpm.core.membership import ApprovalRequest
 from cpm.core.quotas import DEFAULT
 from cpm.protocol.messages import Attach, Need, Presence, Present, Refused
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName
+from cpm.queries import explain_facts
 from cpm.queries import nodes as node_queries
 from cpm.queries import vms as vm_queries
 from tests.fakes.site import Site
@@ -54,7 +55,7 @@ def test_a_host_that_names_more_vms_than_its_quota_is_refused_the_others() -> No
     (said,) = refusals[3]
     assert isinstance(said, Refused)
     assert said.code == "quota-reached"
-    assert said.message.endswith("virt-ports node approve host2 --max-vms N")
+    assert said.message.endswith("`virt-ports node approve host2 --max-vms N`")
     assert site.manager is not None
     assert len(site.manager.fleet.vms) == 3
     assert not site.manager.waiting
@@ -64,7 +65,7 @@ def test_a_host_that_names_more_vms_than_its_quota_is_refused_the_others() -> No
     assert (len(site.manager.fleet.vms), len(site.manager.sizer.observed)) == (3, 0)
     view = next(view for view in node_queries.node_views(site.manager, site.now) if view.name == HOST2)
     assert (view.vms, view.max_vms) == (3, 3)
-    assert view.warnings[0].startswith("1996 VMs got no ports: host host2 has the 3 VMs of its quota")
+    assert view.warnings[0].startswith("it has VMs without ports: host host2 is at its quota of 3 VMs")
 
 
 def test_other_hosts_start_vms_while_one_is_at_its_quota() -> None:
@@ -115,8 +116,11 @@ def test_first_ranges_stay_within_the_quota_of_ports() -> None:
     assert held(site, HOST2) == 256 + 128
     assert site.manager is not None
     assert not site.manager.waiting, "others would have to give back for it"
+    assert (
+        explain_facts.explanation(site.manager, uuid(3), site.now).lines[0].endswith("has no ports: they were refused.")
+    )
     assert vm_queries.detail(site.manager, site.now, uuid(3)).decided.startswith(
-        "host host2 has the 384 ports of its quota"
+        "host host2 is at its quota of 384 ports"
     )
 
 
@@ -140,7 +144,7 @@ def test_growth_stays_within_the_quota_and_asks_nobody_to_give_back() -> None:
     assert site.manager.sizer.contention.waiting_to_grow == 0
     assert not site.manager.sizer.contention.is_short(site.now)
     assert held(site, HOST1) == 256
-    assert "of its quota" in vm_queries.detail(site.manager, site.now, uuid(1)).decided
+    assert "at its quota of" in vm_queries.detail(site.manager, site.now, uuid(1)).decided
 
 
 def test_a_migration_to_a_host_at_its_quota_leaves_the_vm_without_ports_and_frees_its_own() -> None:

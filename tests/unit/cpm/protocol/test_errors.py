@@ -37,8 +37,8 @@ SENTENCES: dict[VirtPortsError, str] = {
     "on the manager: virt-ports node approve host1",
     errors.NameInUse("host1", "172.30.0.11", "172.30.0.99"): "172.30.0.11 is connected as host1 and answers, "
     "so 172.30.0.99 is refused; give that machine another name and certificate",
-    errors.QuotaReached("host1", "vms", 1000): "host host1 has the 1000 VMs of its quota, leaving ones included; "
-    "if that is too few: virt-ports node approve host1 --max-vms N",
+    errors.QuotaReached("host1", "vms", 1000): "host host1 is at its quota of 1000 VMs, leaving ones included; "
+    "to raise it: `virt-ports node approve host1 --max-vms N`",
     errors.IllegalStep("held", "expired"): "a range that is held cannot be expired; please report this as a bug",
     errors.PortsInUse(
         IPv4Address("203.0.113.1"), "1024-1279", "web1", "a-b"

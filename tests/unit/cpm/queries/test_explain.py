@@ -69,6 +69,7 @@ def test_an_explanation_of_a_vm_that_lacks_ports_has_refusal_waiting_time_and_fa
         ({"waits_to_start": True}, "web1 has no ports: it waits for some."),
         ({"runs": False}, "web1 has no ports: it does not run."),
         ({}, "web1 has no ports: none were requested."),
+        ({"refusal": "the host is at its quota"}, "web1 has no ports: they were refused."),
     ],
 )
 def test_a_vm_without_ports_has_the_reason_in_the_first_line(changes: dict[str, Any], first_line: str) -> None:
