@@ -45,7 +45,7 @@ _ERRORS = """
 
 An answer with a status other than 200 has an [ErrorView](#errorview) as body. Besides the errors listed for an
 operation, any request with parameters or a body can be answered by `invalid-request`, any change by `ledger` or
-`forbidden`, and any request by `error`. The table has all codes, with the HTTP status and the exit code of
+`forbidden`, and any request by `busy` or `error`. The table has all codes, with the HTTP status and the exit code of
 `virt-ports`; some occur only as the latter.
 
 | code | status | exit code |

@@ -18,7 +18,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from aiohttp import WSMsgType, web
 
@@ -26,7 +26,7 @@ from cpm.api.access import Access, Peer
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
-from cpm.protocol.errors import InvalidRequest, NameInUse, NotApproved, VirtPortsError
+from cpm.protocol.errors import Busy, InvalidRequest, NameInUse, NotApproved, VirtPortsError
 from cpm.protocol.messages import NOT_APPROVED, Delta, Hello, ManagerMessage, NodeMessage, Snapshot
 from cpm.protocol.model import NodeName
 
@@ -38,7 +38,18 @@ HEARTBEAT_S = 10.0
 HELLO_LIMIT_S = 10.0
 """Seconds within which hello must arrive on a new connection."""
 
+SESSION = "/v1/session"
+"""Path of nodes' sessions."""
+
+MOST_OF_USER = 64
+"""Requests of one user on unix sockets that are served at once."""
+
+GONE_S = 2.0
+"""Seconds between two looks whether the client of a stream without news is still there."""
+
 _ACCESS = web.AppKey("access", Access)
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request at most."""
@@ -173,6 +184,8 @@ class Server:
         self._operators = operators
         self._nodes = nodes
         self._runners: list[web.AppRunner] = []
+        self._under_way: collections.Counter[int] = collections.Counter()
+        """Requests on unix sockets, by user."""
 
     async def listen_unix(self, path: Path, access: Access) -> None:
         """
@@ -193,7 +206,7 @@ class Server:
         :raise OSError: When the address cannot be bound.
         """
         app = web.Application(client_max_size=MAX_REQUEST)
-        app.router.add_get("/v1/session", self._session)
+        app.router.add_get(SESSION, self._session)
         await web.TCPSite(await self._runner(app), host, port, ssl_context=context).start()
 
     async def stop(self) -> None:
@@ -208,7 +221,7 @@ class Server:
         return runner
 
     def _operator_app(self, access: Access) -> web.Application:
-        app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json])
+        app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json, self._limit])
         app[_ACCESS] = access
         for operation in OPERATIONS:
             # add_get() also answers HEAD, add_route() does not.
@@ -216,10 +229,30 @@ class Server:
             # Names have any characters; without a pattern aiohttp takes none with braces.
             path = re.sub(r"\{(\w+)\}", r"{\1:[^/]+}", operation.path)
             add(path, partial(self._stream if operation.streams else self._answer, operation))
-        app.router.add_get("/v1/session", self._session)
+        app.router.add_get(SESSION, self._session)
         return app
 
     # Operators
+
+    @web.middleware
+    async def _limit(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """
+        Serve a limited number of requests to one user at once, streams included; sessions of nodes are not counted.
+
+        :raise Busy: When there are as many.
+        """
+        if request.path == SESSION:
+            return await handler(request)
+        uid = _process(request).uid
+        if self._under_way[uid] >= MOST_OF_USER:
+            raise Busy(f"user {uid} has {MOST_OF_USER} requests under way; end some of them, or wait")
+        self._under_way[uid] += 1
+        try:
+            return await handler(request)
+        finally:
+            self._under_way[uid] -= 1
+            if not self._under_way[uid]:
+                del self._under_way[uid]
 
     async def _answer(self, operation: Operation[Any], request: web.Request) -> web.Response:
         peer = _process(request)
@@ -232,13 +265,14 @@ class Server:
 
     async def _stream(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:
         """Answer with one line for each value, as the values come."""
-        lines = self._operators.stream(operation, await _arguments(operation, request))
+        arguments = await _arguments(operation, request)
+        lines = self._operators.stream(operation, arguments)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         # A client ends a stream by closing the connection.
         with contextlib.suppress(ConnectionResetError):
             async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
-                async for value in values:
+                async for value in _while_connected(request, values) if arguments.get("follow") else values:
                     await response.write(codec.encode(value) + b"\n")
             await response.write_eof()
         return response
@@ -330,12 +364,28 @@ def _check_identity(request: web.Request, name: NodeName) -> None:
         )
 
 
+async def _while_connected(request: web.Request, values: AsyncIterator[object]) -> AsyncIterator[object]:
+    """Yield the values until the client is gone: aiohttp does not tell a handler that only waits."""
+    while True:
+        coming = asyncio.ensure_future(anext(values, _END))  # noqa: TID251
+        try:
+            while not (await asyncio.wait({coming}, timeout=GONE_S))[0]:
+                if request.transport is None or request.transport.is_closing():
+                    return
+            if (value := coming.result()) is _END:
+                return
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+        yield value
+
+
+_END: Final = object()
+
+
 def _process(request: web.Request) -> Peer:
     assert request.transport is not None
     return Peer.of(request.transport.get_extra_info("socket"))
-
-
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @web.middleware

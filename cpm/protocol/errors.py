@@ -8,6 +8,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── InvalidRequest          malformed, or contradicts itself
     ├── ConfigError             a configuration file is wrong
     ├── Forbidden               the caller may not do that
+    ├── Busy                    the caller asks too much at once
     ├── NotFound                no such VM, address or node
     ├── JournalNotKept          the ledger no longer has what happened then
     ├── JournalGap              what happened then was lost with a ledger
@@ -99,6 +100,14 @@ class Forbidden(VirtPortsError):
 
     code = "forbidden"
     http_status = 403
+    exit_code = ExitCode.REFUSED
+
+
+class Busy(VirtPortsError):
+    """The caller has as many requests under way as are served to one user at once; the message says how many."""
+
+    code = "busy"
+    http_status = 503
     exit_code = ExitCode.REFUSED
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cpm.api import server
 from cpm.api.access import Access, Peer, group_number
 from cpm.core.changes import NoteAct
 from cpm.ledger import applying
@@ -198,3 +199,21 @@ async def test_only_the_newest_changes_are_kept(monkeypatch: pytest.MonkeyPatch)
         for _ in range(5):
             await site.ask(*ADD)
         assert [entry["seq"] for entry in await audit(site)] == [3, 4, 5]
+
+
+async def test_one_user_has_a_limited_number_of_requests_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those whose client is gone end by themselves, also without news."""
+    monkeypatch.setattr(server, "MOST_OF_USER", 3)
+    monkeypatch.setattr(server, "GONE_S", 0.01)
+    async with cpmd.running() as site:
+        started = [asyncio.Event() for _ in range(3)]
+        streams = [asyncio.create_task(site.lines("/v1/events?follow=1", 1, each)) for each in started]
+        for each in started:
+            await asyncio.wait_for(each.wait(), 60)
+        refused = await site.ask("GET", "/v1/status")
+        assert (refused.status, json.loads(refused.body)["code"]) == (503, "busy")
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+        while (await site.ask("GET", "/v1/status")).status != 200:
+            await asyncio.sleep(0.002)

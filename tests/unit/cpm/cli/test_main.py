@@ -24,6 +24,7 @@ from tests.unit.cpm.cli.test_verbs import EVENTS
 REFUSALS = [
     (400, "invalid-request", 2),
     (403, "forbidden", 1),
+    (503, "busy", 1),
     (404, "not-found", 1),
     (404, "journal-not-kept", 1),
     (404, "journal-gap", 1),
@@ -77,7 +78,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
-                       "journal-not-kept", "ledger-mistrusted", "journal-gap", "ports-in-use"}  # fmt: skip
+                       "busy", "journal-not-kept", "ledger-mistrusted", "journal-gap", "ports-in-use"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:

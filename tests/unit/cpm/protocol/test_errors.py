@@ -15,6 +15,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.InvalidRequest("as given"): "as given",
     errors.Conflict("as given"): "as given",
     errors.Forbidden("as given"): "as given",
+    errors.Busy("as given"): "as given",
     errors.LedgerError("as given"): "as given",
     errors.LedgerUnwritable("as given"): "as given",
     errors.LedgerFull("as given"): "as given",
