@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from cpm.core.manager import Manager
-from cpm.protocol.model import Allocation, AllocationState, DomainUUID
+from cpm.core.twins import twin_of
+from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
 from prove.judge import BLOCK, Block, Violation, blocks
 from prove.network import ALL_VMS, BLOCKS
 from prove.story import EDGES, HOSTS, NODES
@@ -86,7 +87,7 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
             and (age_s := world.cpmd.ledger_now(world.now) - row.since) >= longest_s
         ):
             yield f"{_row(row)} is {row.state} since {age_s:.0f} s"
-    yield from _vms(world, manager, {row.domain: row for row in rows if row.state is AllocationState.ACTIVE})
+    yield from _vms(world, manager, [row for row in rows if row.state is AllocationState.ACTIVE])
     yield from _kernels(world, rows)
     free = sum(manager.fleet.space.usage(address).free for address in world.externals)
     kept = sum(each.ports.size for of_node in manager.fleet.own_ports.values() for each in of_node)
@@ -94,11 +95,17 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
         yield f"{free} ports are free"
 
 
-def _vms(world: World, manager: Manager, rows: dict[DomainUUID, Allocation]) -> Iterator[str]:
+_COMMON: Final = {twin_of(uuid, NodeName(host)): uuid for uuid in ALL_VMS for host in HOSTS}
+"""What hosts call the twins that there may be."""
+
+
+def _vms(world: World, manager: Manager, rows: list[Allocation]) -> Iterator[str]:
+    by_name = {_COMMON.get(row.domain, row.domain): row for row in rows}
+    waiting = {_COMMON.get(uuid, uuid) for uuid in manager.waiting}
     for uuid in ALL_VMS:
         names = [n for n in world.where(uuid) if world.machines[n].guests[uuid].phase is Phase.HERE]
-        row = rows.get(uuid)
-        if names and row is None and uuid not in manager.waiting:
+        row = by_name.get(uuid)
+        if names and row is None and uuid not in waiting:
             yield f"vm{uuid[-1:]} runs on {names[0]} and has no ports"
         if names and row is not None and row.node != names[0]:
             yield f"vm{uuid[-1:]} runs on {names[0]} and {_row(row)} is {row.node}'s"
@@ -112,7 +119,7 @@ def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
     active = [row for row in rows if row.state is AllocationState.ACTIVE]
     for name in HOSTS:
         kernel = world.machines[name].kernel
-        mine = {row.domain: row.ports for row in active if row.node == name}
+        mine = {_COMMON.get(row.domain, row.domain): row.ports for row in active if row.node == name}
         held = {uuid: entry.intent.ports for uuid, entry in kernel.host.items()}
         if held != mine:
             yield f"{name}'s kernel hands out {_short(held)} instead of {_short(mine)}"

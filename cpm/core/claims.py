@@ -44,6 +44,10 @@ class Claims:
         """Return the claim on a VM, if there is one."""
         return self._claims.get(uuid)
 
+    def claimed(self) -> tuple[DomainUUID, ...]:
+        """Return the VMs on which there is a claim."""
+        return tuple(self._claims)
+
     def on_claim(self, node: NodeName, attach: Attach, now: float) -> None:
         """Record that a host says that it runs a VM of another host."""
         known = self._claims.get(attach.domain)

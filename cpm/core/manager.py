@@ -36,6 +36,7 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
 from cpm.core.timeline import Step
+from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes, Resolver
 from cpm.protocol.errors import (
     Conflict,
@@ -85,6 +86,8 @@ class Outcome:
     messages: tuple[tuple[NodeName, ManagerMessage], ...]
     ended: tuple[NodeName, ...] = ()
     """Nodes whose sessions end, because the operator revoked them."""
+    decided: tuple[tuple[NodeName, ManagerMessage], ...] = ()
+    """The messages as they were decided: with the UUIDs of twins that the ledger has, and not those that hosts know."""
 
 
 class Manager:
@@ -114,6 +117,8 @@ class Manager:
         self.running = RunningVMs(self.fleet.changed)
         self.claims = Claims()
         """What other hosts say of VMs that run."""
+        self.twins = Twins(self.fleet, self.running)
+        """The VMs that are served beside one of a lost host."""
         self.waiting = Starters(rules.block)
         """VMs that run and have no ports because there are none."""
         self._rules = rules
@@ -147,6 +152,7 @@ class Manager:
             self.running,
             self.waiting,
             self.claims,
+            self.twins,
             self._rollout,
             self.sizer,
             self.wishes,
@@ -168,7 +174,8 @@ class Manager:
             self.on_session_end(name, now)
         if ended:
             messages += self._rollout.advance(now)
-        return Outcome(tuple(self.fleet.take_recorded()), messages, ended)
+        told = tuple((name, self.twins.outward(name, message)) for name, message in messages)
+        return Outcome(tuple(self.fleet.take_recorded()), told, ended, messages)
 
     # Nodes
 
@@ -187,6 +194,7 @@ class Manager:
         if hello.protocol != PROTOCOL:
             raise InvalidRequest(f"{hello.node} speaks protocol {hello.protocol}, we {PROTOCOL}; upgrade the older")
         own_ports.check(hello.own)
+        hello = self.twins.inward(hello.node, hello)
         node = self.membership.admit(hello, now)
         try:
             adopts = self.continuity.check(hello, self.fleet.grants)
@@ -246,6 +254,7 @@ class Manager:
         node = self.fleet.nodes[hello.node]
         if node.approval is None:
             raise NotApproved(hello.node, "was revoked")
+        hello = self.twins.inward(hello.node, hello)
         self._on_detached(hello.node, detached)
         if self.restoring is not None:
             self.restoring.hellos[hello.node] = hello
@@ -286,7 +295,7 @@ class Manager:
             return
         self._rollout.on_session_end(former, now)
         del self.sessions[name]
-        self._presence.forget_statements(name)
+        self._presence.on_session_end(name, now)
         self._resync_at.pop(name, None)
 
     def on_message(self, name: NodeName, message: NodeMessage, now: float) -> None:
@@ -302,6 +311,7 @@ class Manager:
             self.restoring.on_message(name, message)
             return
         node, session = self.fleet.nodes[name], self.sessions[name]
+        message = self.twins.inward(name, message)
         if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need)):
             self._refuse_fenced(node, message)
             return

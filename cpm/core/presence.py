@@ -26,6 +26,7 @@ from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.core.sizing.starters import Starters
+from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
 from cpm.protocol.errors import (
@@ -42,6 +43,10 @@ from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, 
 _State = AllocationState
 _IN_USE = (_State.RESERVED, _State.ACTIVE)
 
+LOST_S = 5.0
+"""Seconds without a session after which a host counts as lost for a VM that another host runs. Hosts reconnect within
+two seconds after a restart of either daemon, and libvirt's hook waits longer."""
+
 WAITING_RETRY_S = 5.0
 """Seconds between attempts to find ports for VMs that wait for some."""
 
@@ -55,6 +60,7 @@ class VMPresence:
     :param running: Where VMs run; changed here.
     :param waiting: VMs that run and have no ports because there are none; changed here.
     :param claims: What other hosts say of VMs that run; changed here.
+    :param twins: The VMs that are served beside one of a host without session; changed here.
     :param wishes: Returns the wishes in effect for a VM.
     :param now: Seconds.
     """
@@ -67,6 +73,7 @@ class VMPresence:
         running: RunningVMs,
         waiting: Starters,
         claims: Claims,
+        twins: Twins,
         rollout: Rollout,
         sizer: Sizer,
         wishes: Callable[[VM], EffectiveWishes],
@@ -79,12 +86,16 @@ class VMPresence:
         self._running = running
         self._waiting = waiting
         self._claims = claims
+        self._twins = twins
         self._rollout = rollout
         self._sizer = sizer
         self._wishes = wishes
         self._rules = rules
         self._retry_waiting_at = now
         self._internal_cursor = 0
+        self._began_at = now
+        self._gone_at: dict[NodeName, float] = {}
+        """When each session ended last."""
         self.assume_running()
 
     def assume_running(self) -> None:
@@ -173,6 +184,11 @@ class VMPresence:
             and {each.node for each in self._fleet.of(vm.uuid) if each.state in _IN_USE} == {node}
         )
 
+    def on_session_end(self, node: NodeName, now: float) -> None:
+        """A host has no session any more; its VMs count as running there."""
+        self._gone_at[node] = now
+        self.forget_statements(node)
+
     def forget_statements(self, node: NodeName) -> None:
         """Forget what a host said of VMs of other hosts: it holds in one session only."""
         self._claims.keep_only(node, ())
@@ -195,8 +211,10 @@ class VMPresence:
                 self._sizer.on_not_started(uuid, error)
 
     def tick(self, now: float) -> None:
-        """Report claims that last, and look for ports for VMs that wait for some."""
+        """Report claims that last, serve those on VMs of lost hosts, and look for ports for VMs that wait for some."""
         self._report_claims(now)
+        for uuid in self._claims.claimed():
+            self._serve_beside(self._fleet.vms[uuid], now)
         if now >= self._retry_waiting_at:
             self.retry_waiting(now)
 
@@ -208,10 +226,24 @@ class VMPresence:
         """Keep what a host says of a VM of another host. The VM moves when that one lets go of it."""
         self._claims.on_claim(node, attach, now)
         self._report_claims(now)
-        if not is_repeated and vm.destination != node:
+        self._serve_beside(vm, now)
+        if not is_repeated and vm.destination != node and vm.node in self._sessions:
             remedy = f"stop it there, or `virt-ports node fence {vm.node}` if that host is dead"
             error = Conflict(f"{vm.name} is on {vm.node}, which has not said that it is gone; {remedy}")
             self._rollout.queue_message(node, Refused(self._epoch, vm.uuid, error.code, cut(str(error))))
+
+    def _serve_beside(self, vm: VM, now: float) -> None:
+        """Give a VM that a host claims ports of its own if the present host is lost, whose ports stay as they are."""
+        claim, gone_at = self._claims.of(vm.uuid), self._gone_at.get(vm.node, self._began_at)
+        if claim is None or vm.node in self._sessions or now - gone_at < LOST_S:
+            return
+        node = self._fleet.nodes[claim.node]
+        if Role.EDGE in node.roles:
+            # It holds the other one, too, by the same UUID.
+            return
+        self._claims.withdraw(vm.uuid, claim.node)
+        twin = Attach(self._twins.add(vm.uuid, node.name), claim.attach.name, wishes=claim.attach.wishes)
+        self.on_attach(node, twin, now)
 
     def _report_claims(self, now: float) -> None:
         for uuid, _ in self._claims.take_unreported(now, self._is_handover):
@@ -288,6 +320,8 @@ class VMPresence:
         claim = self._claims.of(vm.uuid)
         successor = claim.node if claim is not None else self._fleet.vms[vm.uuid].destination
         if successor is None or successor == vm.node or not self._has_room_for_vm(successor):
+            return False
+        if self._twins.has(vm.uuid, successor):
             return False
         attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
         self.on_attach(self._fleet.nodes[successor], attach, now)

@@ -18,7 +18,7 @@ from cpm.core.sizing.policies.specification import demand_score
 from cpm.core.wishes import EffectiveValue
 from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView
-from cpm.protocol.model import VM, Allocation, AllocationState
+from cpm.protocol.model import VM, Allocation, AllocationState, NodeName
 from cpm.protocol.wishes import KEYS
 from cpm.queries import explain, node_states
 
@@ -104,7 +104,7 @@ def detail(manager: Manager, now: float, name: str) -> DomainDetail:
         guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
         refused_packets=observation.refused_packets,
         limited_packets=observation.limited_packets or 0,
-        claimed_by=claim.node if (claim := manager.claims.of(vm.uuid)) is not None else None,
+        claimed_by=_claimed_by(manager, vm),
     )
 
 
@@ -122,7 +122,7 @@ def summary(manager: Manager, vm: VM, now: float) -> DomainView:
         last_port=current.ports.last if current else None,
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
-        problem=_problem(manager, vm) or _waits_for(manager, vm, now),
+        problem=_problem(manager, vm) or _waits_for(manager, vm, now) or _common_uuid(manager, vm),
         leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
     )
 
@@ -167,6 +167,18 @@ def _waits_for(manager: Manager, vm: VM, now: float) -> str:
     return f"its ports wait for {', '.join(sorted(names))}; see `virt-ports node list`" if names else ""
 
 
+def _claimed_by(manager: Manager, vm: VM) -> NodeName | None:
+    """Return another host that says that it runs a VM, or that runs one under the same UUID beside it."""
+    if (claim := manager.claims.of(vm.uuid)) is not None:
+        return claim.node
+    return next(iter(manager.twins.of(vm.uuid)), None)
+
+
+def _common_uuid(manager: Manager, vm: VM) -> str:
+    common = manager.twins.common(vm.uuid, vm.node)
+    return f"libvirt calls it {common}, as a VM of a host that was lost when it came" if common != vm.uuid else ""
+
+
 def _problem(manager: Manager, vm: VM) -> str:
     session = manager.sessions.get(vm.node)
     problem = session.way_problems.get(vm.uuid, "") if session is not None else ""
@@ -177,7 +189,7 @@ def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
     if vm.uuid not in manager.present:
         return "gone"
     claim = manager.claims.of(vm.uuid)
-    if claim is not None and claim.is_reported:
+    if (claim is not None and claim.is_reported) or manager.twins.of(vm.uuid):
         return "claimed"
     if vm.node not in manager.sessions:
         return "unreachable"

@@ -243,7 +243,7 @@ class DecisionLoop:
     def _commit(self, now: float) -> Outcome:
         outcome = self.manager.take(now)
         fleet = self.manager.fleet
-        found = self._invariants.check(outcome.changes, outcome.messages, fleet.nodes, self.manager.sessions, now)
+        found = self._invariants.check(outcome.changes, outcome.decided, fleet.nodes, self.manager.sessions, now)
         if found:
             raise InvariantViolated(found)
         was_pending = self.writer.is_pending

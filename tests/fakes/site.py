@@ -173,9 +173,7 @@ class Site:
         if self.on_outcome is not None:
             self.on_outcome(outcome)
         manager = self.manager
-        found = self.invariants.check(
-            outcome.changes, outcome.messages, manager.fleet.nodes, manager.sessions, self.now
-        )
+        found = self.invariants.check(outcome.changes, outcome.decided, manager.fleet.nodes, manager.sessions, self.now)
         assert not found, found
         self.ledger.commit(outcome.changes, self.now)
         for name, message in outcome.messages:
@@ -504,8 +502,8 @@ class Site:
                 if ports is None:
                     continue
                 for edge in edges:
-                    known = edge.kernel.edge.get(uuid)
-                    assert known is not None and known.internal == internal and _cover(known.ranges, ports), (
+                    known = next((each for each in edge.kernel.edge.values() if each.internal == internal), None)
+                    assert known is not None and _cover(known.ranges, ports), (
                         f"{edge.identity.name} drops new connections of {uuid} from {ports}, knows {known}"
                     )
 

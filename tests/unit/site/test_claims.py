@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cpm.core.claims import HANDOVER_S
 from cpm.core.journal import JournalEvent
+from cpm.core.presence import LOST_S
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName
 from cpm.queries import metrics
@@ -111,7 +112,7 @@ def test_a_claim_is_served_when_an_owner_that_was_away_comes_back_without_the_vm
     site.kill_natd(HOST1)
     site.machines[HOST1].guests.pop(VM)
     start_beside(site)
-    wait(site, 60)
+    wait(site, LOST_S - 2)
     assert (host_of(site), ports(site, HOST2)) == (HOST1, None)
     assert state(site) == ("claimed", HOST2)
     site.start_natd(HOST1)

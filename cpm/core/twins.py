@@ -1,0 +1,156 @@
+"""
+VMs that run under one UUID on two hosts, as far as the manager can know: the first one's host has no session.
+
+A host that is dead and one that only cannot reach the manager look alike. So the ports of its VM stay as they are, and
+the VM that another host runs under the same UUID is served beside it: as a VM of its own, with other ports and another
+internal address, and with a UUID of its own that is computed from that UUID and its host's name. Only that host knows
+it by the common UUID; :class:`Twins` translates what it says and is told. What the first host holds ends when that host
+says so or is fenced, as ever (``docs/design/0018-what-changed-and-vms-beside-a-lost-host.md``).
+
+Pure: no I/O and no clock. Tested in ``tests/unit/site/test_twins.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from cpm.core.fleet import Fleet
+from cpm.core.running import RunningVMs
+from cpm.protocol.messages import (
+    Attach,
+    Declined,
+    Delta,
+    Detach,
+    Freed,
+    Hello,
+    ManagerMessage,
+    Need,
+    NodeMessage,
+    Present,
+    Refused,
+    Report,
+    Snapshot,
+)
+from cpm.protocol.model import DomainUUID, NodeName
+
+_V = TypeVar("_V")
+_Said = TypeVar("_Said", bound=NodeMessage)
+_Message = TypeVar("_Message", bound=NodeMessage | ManagerMessage)
+_Names = Mapping[DomainUUID, DomainUUID]
+
+
+def twin_of(uuid: DomainUUID, node: NodeName) -> DomainUUID:
+    """Return the UUID (RFC 9562, version 8) of the VM that a host runs beside the one that has this UUID."""
+    digits = hashlib.sha256(f"{uuid} on {node}".encode()).hexdigest()
+    return DomainUUID(f"{digits[:8]}-{digits[8:12]}-8{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}")
+
+
+class Twins:
+    """
+    The twins that there are, and the common UUIDs that their hosts call them by.
+
+    :param fleet: Twins of a former manager are found in it.
+    :param running: Where VMs run.
+    """
+
+    def __init__(self, fleet: Fleet, running: RunningVMs) -> None:
+        self._running = running
+        self._on: dict[NodeName, set[DomainUUID]] = {}
+        self._common: dict[NodeName, dict[DomainUUID, DomainUUID]] = {}
+        """For each host, the common UUID of each of its twins."""
+        for vm in fleet.vms.values():
+            if vm.uuid[14:15] == "8":
+                self._on.setdefault(vm.node, set()).add(vm.uuid)
+
+    def add(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
+        """Record that a host runs a VM beside another one; return its own UUID. :param uuid: The common one."""
+        twin = twin_of(uuid, node)
+        self._on.setdefault(node, set()).add(twin)
+        self._common.setdefault(node, {})[twin] = uuid
+        return twin
+
+    def has(self, uuid: DomainUUID, node: NodeName) -> bool:
+        """Return whether a host runs a VM beside the one with this UUID."""
+        return node in self._on and self._own(uuid, node) != uuid
+
+    def common(self, twin: DomainUUID, node: NodeName) -> DomainUUID:
+        """Return the UUID that a host calls a VM by."""
+        return self._common.get(node, {}).get(twin, twin)
+
+    def of(self, uuid: DomainUUID) -> Iterable[NodeName]:
+        """Return the hosts that run a VM beside the one with this UUID."""
+        return [node for node, names in self._common.items() if uuid in names.values() and self.has(uuid, node)]
+
+    def inward(self, node: NodeName, message: _Said) -> _Said:
+        """Return what a host says, with its twins' own UUIDs."""
+        if node not in self._on:
+            return message
+        own = {uuid: self._own(uuid, node) for uuid in _domains_in(message)}
+        self._common.setdefault(node, {}).update((twin, uuid) for uuid, twin in own.items() if twin != uuid)
+        return _renamed(message, {uuid: twin for uuid, twin in own.items() if twin != uuid})
+
+    def outward(self, node: NodeName, message: ManagerMessage) -> ManagerMessage:
+        """Return what a host is told, with the UUIDs that it knows."""
+        common = self._common.get(node)
+        return _renamed(message, common) if common else message
+
+    def _own(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
+        twin = twin_of(uuid, node)
+        is_twin = twin in self._on.get(node, ()) and self._running.hosts.get(twin) == node
+        return twin if is_twin else uuid
+
+
+def _domains_in(message: NodeMessage) -> Iterable[DomainUUID]:
+    match message:
+        case Attach(domain=domain) | Detach(domain=domain) | Need(domain=domain):
+            return (domain,)
+        case Hello(domains=domains) | Present(domains=domains):
+            return [each.domain for each in domains]
+        case Report(vms=vms):
+            return [each.domain for each in vms]
+    return ()
+
+
+def _renamed(message: _Message, names: _Names) -> _Message:
+    """Return a message with other UUIDs; a VM that is not named keeps its own."""
+    if not names:
+        return message
+    replace = msgspec.structs.replace
+    match message:
+        case Attach() | Detach() | Need() | Refused() | Declined() | Freed():
+            return replace(message, domain=names.get(message.domain, message.domain))
+        case Hello():
+            holds = _all_renamed(message.host_holds, names)
+            return replace(message, domains=_all_renamed(message.domains, names), host_holds=holds)
+        case Present():
+            return replace(message, domains=_all_renamed(message.domains, names))
+        case Report():
+            ways = tuple(replace(way, domains=_keys(way.domains, names)) for way in message.ways)
+            counts = {name: _keyed(getattr(message, name), names) for name in ("refused", "limited")}
+            return replace(message, vms=_all_renamed(message.vms, names), ways=ways, **counts)
+        case Snapshot():
+            return replace(message, host=_all_renamed(message.host, names))
+        case Delta():
+            gone = _keys(message.host_gone, names)
+            return replace(message, host=_all_renamed(message.host, names), host_gone=gone)
+    return message
+
+
+def _keys(uuids: Iterable[DomainUUID], names: _Names) -> tuple[DomainUUID, ...]:
+    return tuple(names.get(uuid, uuid) for uuid in uuids)
+
+
+def _keyed(counts: Mapping[DomainUUID, int], names: _Names) -> dict[DomainUUID, int]:
+    return {names.get(uuid, uuid): count for uuid, count in counts.items()}
+
+
+def _all_renamed(values: tuple[_V, ...], names: _Names) -> tuple[_V, ...]:
+    """Rename each value that has a ``domain``."""
+    return tuple(
+        msgspec.structs.replace(value, domain=names[value.domain]) if value.domain in names else value  # type: ignore[attr-defined,type-var]
+        for value in values
+    )
