@@ -62,6 +62,7 @@ def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
     :return: The former ledger; None: there was none.
     :raise LedgerError: When cpmd runs, or the copy cannot be used. Then nothing has changed.
     """
+    _refuse_who_may_not(path)
     if not backup.exists():
         raise LedgerError(f"there is no {backup}; name a file that `virt-ports backup` has written")
     with locked(str(path), is_for_restoring=True), _part(path) as part:
@@ -85,6 +86,7 @@ def accept(path: Path, wall: WallTime) -> None:
     :param wall: What the wall clock shows.
     :raise LedgerError: When cpmd runs, or there is no ledger.
     """
+    _refuse_who_may_not(path)
     if not path.exists():
         raise LedgerError(f"there is no ledger {path}; start cpmd once to make an empty one, then stop it")
     with locked(str(path), is_for_restoring=True):
@@ -94,6 +96,11 @@ def accept(path: Path, wall: WallTime) -> None:
             connection.execute("BEGIN IMMEDIATE")
             _mark(connection, wall, 0, 0)
             connection.execute("COMMIT")
+
+
+def _refuse_who_may_not(path: Path) -> None:
+    if os.geteuid() != 0 and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise LedgerError(f"{path.parent} cannot be written: permission denied; run this as root")
 
 
 def _reader(path: Path) -> sqlite3.Connection:

@@ -63,7 +63,7 @@ class PortRange:
         first, dash, last = text.strip().partition("-")
         begin, end = (whole_number(each, LAST_PORT) for each in (first, last if dash else first))
         if begin is None or end is None:
-            raise ValueError(f"not a port range: {short(text)}; use FIRST-LAST, for example 20000-20511")
+            raise ValueError(f"not a port range: {short(text)}; use PORT or FIRST-LAST within 0-{LAST_PORT}")
         return cls(begin, end)
 
     @property

@@ -42,6 +42,19 @@ def test_what_is_wrong_with_a_backup_is_told_of_the_right_file(ledger: SqliteLed
         copies.back_up(nowhere, tmp_path / "backup.db", WALL)
 
 
+def test_who_may_not_change_the_ledger_is_told_to_be_root(
+    ledger: SqliteLedger, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(ledger.path)
+    ledger.close()
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(LedgerError, match="permission denied; run this as root"):
+        copies.restore(path, backup, WALL)
+    with pytest.raises(LedgerError, match="permission denied; run this as root"):
+        copies.accept(path, WALL)
+
+
 def test_a_backup_and_a_restored_ledger_are_not_for_everybody(ledger: SqliteLedger, backup: Path) -> None:
     ledger.close()
     copies.restore(Path(ledger.path), backup, WALL)
