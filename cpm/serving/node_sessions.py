@@ -54,11 +54,13 @@ class _Session:
     """None: the consequences of its hello are not durable yet."""
     generation: int = 0
     """Of the last message that was sent."""
+    welcome: Welcome | None = None
+    """The first message of the session, as long as it waits until the ledger can be written."""
     held: collections.deque[ManagerMessage] = dataclasses.field(
         default_factory=lambda: collections.deque(maxlen=MOST_HELD)
     )
-    """Messages that wait until the ledger can be written. When some are dropped, the node finds a gap in the
-    generations and gets a snapshot."""
+    """Later messages that wait likewise. When some are dropped, the node finds a gap in the generations and gets a
+    snapshot."""
 
 
 class NodeConnections:
@@ -117,8 +119,9 @@ class NodeConnections:
         for node, message in messages:
             if (session := self._sessions.get(node)) is None:
                 continue
-            has_begun = not any(isinstance(each, Welcome) for each in session.held)
-            if has_begun and isinstance(message, (Refused, Declined)):
+            if isinstance(message, Welcome):
+                session.welcome = message
+            elif session.welcome is None and isinstance(message, (Refused, Declined)):
                 self.send([(node, message)])
             else:
                 session.held.append(message)
@@ -126,12 +129,17 @@ class NodeConnections:
     def release(self) -> None:
         """Send the messages that are kept, to the sessions that they were meant for."""
         for node, session in self._sessions.items():
+            if session.welcome is not None:
+                self.send([(node, session.welcome)])
+                session.welcome = None
             while session.held:
                 self.send([(node, session.held.popleft())])
 
     def resume(self, manager: Manager, now: float) -> bool:
         """
         Have a new manager go on with the sessions, as if each node repeated what it has said.
+
+        It repeats all that was held, but for a node's Welcome, which is true of it as well and stays held.
 
         :return: False: one could not go on and has ended; the manager may have followed it halfway.
         """

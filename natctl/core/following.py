@@ -72,6 +72,26 @@ class OtherManager(VirtPortsError):
         return f"two cpmd run on copies of one ledger, both in epoch {self.epoch}; stop the one that is not in use"
 
 
+class NotWelcomed(VirtPortsError):
+    """
+    A message from a manager that this node does not follow, because that one has not said which ledger it has.
+
+    :param epoch: The message's epoch.
+    """
+
+    code = "not-welcomed"
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+    def __str__(self) -> str:
+        return (
+            f"a manager of epoch {self.epoch} speaks without having said which ledger it has; the node connects again; "
+            "if this is repeated, please report it as a bug of cpmd"
+        )
+
+
 class Following:
     """
     Whom this node follows.
@@ -95,11 +115,12 @@ class Following:
 
     def on_message(self, message: ManagerMessage) -> None:
         """
-        Follow the manager that sent a message.
+        Follow the manager that sent a message. By its Welcome alone a node takes another ledger, epoch or run.
 
         :raise StaleEpoch: When this node has seen a later manager of the same ledger.
         :raise OtherManager: When it has seen another manager of the same epoch.
         :raise OtherLedger: When it follows another ledger, which this one does not take the place of.
+        :raise NotWelcomed: When a manager of a later epoch says something else before its Welcome.
         """
         follows = self.told
         if isinstance(message, Welcome) and message.adopts and message.ledger != follows.ledger:
@@ -113,6 +134,8 @@ class Following:
             if message.epoch == self.epoch and follows.run not in ("", message.run):
                 raise OtherManager(self.epoch)
             follows = Follows(message.ledger, message.run, follows.grants)
+        elif message.epoch > self.epoch:
+            raise NotWelcomed(message.epoch)
         if isinstance(message, (Snapshot, Delta)):
             follows = Follows(follows.ledger, follows.run, max(follows.grants, message.grants))
         if (message.epoch, follows) != (self.epoch, self.told):

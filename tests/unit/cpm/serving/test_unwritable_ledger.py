@@ -165,6 +165,23 @@ async def test_a_node_that_connects_meanwhile_is_told_when_it_is_over(site: Site
     assert _State.ACTIVE in site.states()
 
 
+async def test_a_node_that_connects_meanwhile_is_welcomed_also_by_a_manager_that_had_to_start_over(site: Site) -> None:
+    site.fill()
+    await site.say(Detach(WEB, "shutdown"))
+    await site.connect(WEB)
+    manager = site.loop.manager
+    site.fill(name="SQLITE_CORRUPT")
+    with pytest.raises(LedgerError, match="damaged"):
+        await site.tick()
+    assert site.loop.manager is not manager
+    assert not site.connection.sent
+    site.make_room()
+    await site.tick()
+    assert [type(message) for message in await site.apply()][:2] == [Welcome, Snapshot]
+    await site.tick()
+    assert not [message for message in await site.apply() if isinstance(message, Welcome)]
+
+
 async def test_a_cpmd_that_dies_meanwhile_has_done_nothing(site: Site, tmp_path: Path) -> None:
     before = site.ledger.load()
     site.fill()
@@ -202,6 +219,16 @@ def test_of_too_many_messages_the_oldest_are_dropped() -> None:
     connections.release()
     generations = [message.generation for message in connection.sent if isinstance(message, Delta)]
     assert generations == list(range(10, MOST_HELD + 10))
+
+
+def test_a_welcome_is_not_among_the_messages_that_are_dropped() -> None:
+    connections, connection = NodeConnections(), Connection()
+    connections.begin(HOST1, cast("NodeConnection", connection))
+    connections.hold([(HOST1, Welcome(PROTOCOL, 1, "0"))])
+    connections.hold([(HOST1, Delta(1, generation)) for generation in range(MOST_HELD + 10)])
+    connections.release()
+    assert isinstance(connection.sent[0], Welcome)
+    assert len(connection.sent) == 1 + MOST_HELD
 
 
 async def test_no_edge_leaves_service_because_nothing_could_be_sent_to_it(site: Site) -> None:

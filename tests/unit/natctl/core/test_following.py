@@ -1,8 +1,12 @@
 """Whom a node follows; with managers around it in ``tests/unit/site/test_continuity.py``."""
 
-from cpm.protocol.messages import Delta, Follows, Refused, Welcome
+from ipaddress import IPv4Network
+
+import pytest
+
+from cpm.protocol.messages import Delta, Follows, ManagerMessage, PathState, Refused, Snapshot, Welcome
 from cpm.protocol.model import DomainUUID
-from natctl.core.following import Following
+from natctl.core.following import Following, NotWelcomed
 from natctl.model.remembered import NOTHING, Remembered
 
 
@@ -24,3 +28,23 @@ def test_a_later_run_of_the_same_ledger_is_followed() -> None:
     following = Following(Remembered(3, Follows("ledger", "run", 17)))
     following.on_message(Welcome(4, 4, "0", "ledger", "next"))
     assert following.remembered == Remembered(4, Follows("ledger", "next", 17))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Refused(4, DomainUUID("u"), "code", "text"),
+        Delta(4, 1, grants=20),
+        Snapshot(4, 1, PathState(IPv4Network("100.64.0.0/10")), grants=20),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_nobody_is_followed_before_its_welcome(message: ManagerMessage) -> None:
+    before = Remembered(3, Follows("ledger", "run", 17))
+    following = Following(before)
+    with pytest.raises(NotWelcomed, match="epoch 4"):
+        following.on_message(message)
+    assert following.remembered == before
+    following.on_message(Welcome(4, 4, "0", "ledger", "next"))
+    following.on_message(message)
+    assert (following.epoch, following.told.run) == (4, "next")

@@ -82,6 +82,7 @@ def counting(commands: list[Command]) -> CountPorts:
 def test_ports_come_with_a_budget() -> None:
     node = Node(Identity(NodeName("host1"), frozenset({Role.HOST}), IPv4Address("172.30.0.11"), "test"), 7)
     node.on_connected(AT)
+    node.on_message(Welcome(PROTOCOL, 1, "test"), AT)
     node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
     assert replace.host[VM].budget == budget(FLOOR.size, 0, 0)
@@ -287,6 +288,7 @@ def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
     found = host_entry(VM, "web", 1, INTERNAL, FLOOR, frozenset({5}), 33)
     node.on_kernel_found([found], Path(WAY.internal_pool), {5: "vnet0"}, AT)
     node.on_connected(AT)
+    node.on_message(Welcome(PROTOCOL, 1, "test"), AT)
     node.on_message(Snapshot(1, 1, WAY, host=(a_vm(),)), AT)
     (replace,) = (command for command in node.take() if isinstance(command, Replace))
     assert replace.host == {VM: found}
