@@ -9,7 +9,8 @@ the steps of an allocation's life that are due:
 - *draining*: once its host has confirmed that it no longer hands it out and no connection is left, it is held; also
   with connections, when its drain limit has passed and another VM lacks ports: the only step that cuts, and journalled;
 - *held*: once the hold-down has passed since its ports were last used (:mod:`cpm.core.rollout.last_use`), and **every**
-  edge, connected or not, has confirmed the removal or was fenced by the operator, it is free.
+  edge, connected or not, and its host, if connected, have confirmed the removal or were fenced by the operator, it is
+  free.
 
 Whether a step is due follows from the present state, not from the event that led to it, so a lost message does no harm.
 
@@ -310,6 +311,9 @@ class Rollout:
             since, nodes = leaving.since, [leaving.node]
         else:
             since, nodes = self._hold_down_end(leaving), list(self._fleet.edges)
+            if leaving.node in self._node_syncs and leaving.node not in self._fleet.edges:
+                # It had confirmed before the hold-down, or was fenced: then it may be back with what it held.
+                nodes.append(leaving.node)
         if now < since:
             return since, ()
         missing = (name for name in nodes if not (self._is_fenced(name) or self._is_confirmed(name, leaving.domain)))

@@ -448,3 +448,24 @@ def test_a_vm_of_a_connected_host_that_does_not_answer_moves_when_that_is_fenced
     wait(site, 12.0)
     assert not site.manager.fleet.nodes[HOST1].fenced
     assert VM not in host1.kernel.host
+
+
+def test_ports_of_a_host_that_is_back_after_a_fence_wait_until_its_kernel_holds_them_no_more() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    host1 = site.machines[HOST1]
+    # It was cut off, not switched off.
+    site.kill_natd(HOST1)
+    host1.guests.pop(VM)
+    fence(site, HOST1)
+    assert states(site) == ["held"]
+    host1.stuck = True
+    site.start_natd(HOST1)
+    site.connect(HOST1)
+    wait(site, 10.0)
+    assert VM in host1.kernel.host
+    assert states(site) == ["held"]
+    host1.stuck = False
+    wait(site, 1.0)
+    assert VM not in host1.kernel.host
+    assert states(site) == []
