@@ -41,6 +41,7 @@ def run(target: Target, count: int, seed: int, *, patience_s: float = 0) -> Tall
     :raise AssertionError: When an input is neither understood nor refused; it quotes the input.
     """
     rng = random.Random(f"{target.name} {seed}")
+    target.begin()
     understood = 0
     began = time.monotonic()
     with _alarm() if patience_s else contextlib.nullcontext():

@@ -22,6 +22,8 @@ class Target:
     name: str
     material: Material
     understands: Callable[[bytes], bool]
+    begin: Callable[[], None] = lambda: None
+    """Forgets what was read before, if that matters."""
 
 
 _ALL: Final = (
@@ -47,9 +49,9 @@ _ALL: Final = (
     Target("parameter", messages.PARAMETERS, messages.understands_parameter),
     Target("operator-answer", messages.ANSWERS, messages.understands_answer),
     Target("session-frames", messages.FRAMES, messages.understands_frames),
-    Target("node-believed", believed.FROM_NODES, believed.believes_node_message),
-    Target("manager-believed", believed.FROM_MANAGERS, believed.believes_manager_message),
-    Target("request-believed", believed.REQUESTS, believed.believes_request),
+    Target("node-believed", believed.FROM_NODES, believed.believes_node_message, believed.begin),
+    Target("manager-believed", believed.FROM_MANAGERS, believed.believes_manager_message, believed.begin),
+    Target("request-believed", believed.REQUESTS, believed.believes_request, believed.begin),
 )
 
 TARGETS: Final = {target.name: target for target in _ALL}

@@ -27,6 +27,7 @@ def test_damaged_input_is_understood_or_refused(name: str) -> None:
 def test_real_input_is_understood(name: str) -> None:
     target = TARGETS[name]
     first, *others = target.material.samples
+    target.begin()
     assert target.understands(first)
     # Others may be what is to be refused, such as an agent's error; but a kernel's answers are not.
     if name in {"conntrack", "links", "routes", "networks", "nftables"}:
@@ -40,6 +41,12 @@ def test_the_same_seed_makes_the_same_inputs_of_limited_length() -> None:
         data = material.input(first)
         assert data == material.input(second)
         assert len(data) <= LONGEST
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name.endswith("-believed")])
+def test_what_was_read_before_makes_no_difference(name: str) -> None:
+    first, _, second = (run(TARGETS[name], 150, seed) for seed in (1, 2, 1))
+    assert (first.understood, first.refused) == (second.understood, second.refused)
 
 
 def test_an_input_that_is_neither_is_quoted_with_its_seed() -> None:
