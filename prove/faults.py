@@ -19,9 +19,12 @@ from cpm.core.rollout import desired_state, steps
 from cpm.core.rollout.steps import Rollout
 from cpm.protocol.model import AllocationState
 from cpm.serving.ledger_clock import LedgerClock
+from cpm.serving.node_sessions import NodeConnections
 from natctl.core.ended import Ended
+from natctl.core.following import Following, NotWelcomed
 from natctl.core.node import Node
 from natctl.core.programming import InForce, Programming
+from natctl.model.remembered import Remembered
 
 Revert = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -164,6 +167,40 @@ def _away_not_asked() -> contextlib.AbstractContextManager[None]:
     return _changed(Rollout, "lacks", make)
 
 
+def _welcome_dropped() -> contextlib.AbstractContextManager[None]:
+    def make_resume(original: Any) -> Any:
+        def resume(self: NodeConnections, manager: Manager, now: float) -> Any:
+            for session in self._sessions.values():
+                session.welcome = None
+            return original(self, manager, now)
+
+        return resume
+
+    def make_on_message(original: Any) -> Any:
+        def on_message(self: Following, message: Any) -> None:
+            try:
+                original(self, message)
+            except NotWelcomed:
+                self.remembered = Remembered(message.epoch, self.told)
+
+        return on_message
+
+    return _both(_changed(NodeConnections, "resume", make_resume), _changed(Following, "on_message", make_on_message))
+
+
+def _back_not_asked() -> contextlib.AbstractContextManager[None]:
+    def make(original: Any) -> Any:
+        def lacks(self: Rollout, leaving: Any, now: float) -> Any:
+            since, missing = original(self, leaving, now)
+            if leaving.state is AllocationState.HELD:
+                missing = tuple(name for name in missing if name in self._fleet.edges)
+            return since, missing
+
+        return lacks
+
+    return _changed(Rollout, "lacks", make)
+
+
 def _no_hold_down() -> contextlib.AbstractContextManager[None]:
     return _changed(Rollout, "_hold_down_end", lambda _: lambda self, held: held.since)
 
@@ -212,6 +249,18 @@ FAULTS: Final[Mapping[str, Fault]] = {
         "56f9180",
         1921,
         _replaced_not_held,
+    ),
+    "welcome-dropped": Fault(
+        "A node's Welcome was lost when the manager started over, and it was refused for good as another cpmd's.",
+        "b07e5b3",
+        201176,
+        _welcome_dropped,
+    ),
+    "back-not-asked": Fault(
+        "Ports of a host that was back after a fence were to be free before its kernel held them no more.",
+        "7751c7c",
+        200204,
+        _back_not_asked,
     ),
     "wall-clock": Fault(
         "A step of the wall clock ended hold-downs, or prolonged them by an hour.",
