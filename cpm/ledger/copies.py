@@ -21,6 +21,7 @@ from typing import Final
 
 from cpm.ledger import schema
 from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
+from cpm.ledger.export import sync_folder
 from cpm.ledger.locking import locked, refuse_foreign_log
 from cpm.protocol.errors import LedgerError
 from cpm.protocol.walltime import WallTime
@@ -49,7 +50,7 @@ def back_up(path: Path, target: Path, wall: WallTime) -> None:
         # Unlike a renaming, a link replaces nothing.
         with contextlib.suppress(FileExistsError):
             target.hardlink_to(part)
-            _sync(target.parent)
+            sync_folder(target.parent)
             return
         raise LedgerError(f"{target} exists already; give the backup another name")
 
@@ -75,7 +76,7 @@ def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
             os.chown(part, owner.st_uid, owner.st_gid)
         former = _set_aside(path)
         part.rename(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     return former
 
 
@@ -207,11 +208,3 @@ def _part(target: Path) -> Iterator[Path]:
         for suffix in (*_FILES, "-journal"):
             with contextlib.suppress(OSError):
                 part.with_name(part.name + suffix).unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

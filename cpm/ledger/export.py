@@ -34,7 +34,7 @@ def write(folder: Path, entries: Iterable[JournalEntry]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         least, greatest = _write_part(part, entries)
         path = _give_name(part, folder, f"journal-{least}-{greatest}")
-        _sync(folder)
+        sync_folder(folder)
     except OSError as error:
         raise LedgerError(
             f"cannot export the journal to {folder}: {error.strerror or error}, so nothing of it is deleted; free "
@@ -93,7 +93,12 @@ def _give_name(part: Path, folder: Path, name: str) -> Path:
     raise AssertionError
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """
+    Make the names in a folder durable.
+
+    :raise OSError: When that is not possible.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -699,6 +699,17 @@ def test_a_growth_that_its_host_uses_already_stays_when_the_manager_dies_unconfi
     assert states(site) == [(1024, 1535, "active")]
 
 
+def ports_after_resuming(manager: Manager, site: Site) -> list[PortRange | None]:
+    """Return what a manager that goes on with the session of the first host lets its VMs use."""
+    running = (Presence(VM, "vm-0001"),)
+    underlay = site.machines[HOST1].identity.underlay
+    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), underlay, "test", manager.epoch, running)
+    manager.resume(hello, 7, site.now)
+    (snapshot,) = [message for _, message in manager.take(site.now).messages]
+    assert isinstance(snapshot, Snapshot)
+    return [vm.ports for vm in snapshot.host]
+
+
 def test_a_manager_that_replaces_another_after_a_failed_commit_leaves_a_host_what_it_uses() -> None:
     site = Site()
     site.start_vm(HOST1, VM)
@@ -709,13 +720,7 @@ def test_a_manager_that_replaces_another_after_a_failed_commit_leaves_a_host_wha
     former = site.manager
     site.manager = Manager(site.ledger.load(), site.settings.rules(), former.epoch, site.now)
     site.manager.go_on_from(former)
-    running = (Presence(VM, "vm-0001"),)
-    underlay = site.machines[HOST1].identity.underlay
-    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), underlay, "test", former.epoch, running)
-    site.manager.resume(hello, 7, site.now)
-    (snapshot,) = [message for _, message in site.manager.take(site.now).messages]
-    assert isinstance(snapshot, Snapshot)
-    assert [vm.ports for vm in snapshot.host] == [PortRange(1024, 1279)]
+    assert ports_after_resuming(site.manager, site) == [PortRange(1024, 1279)]
 
 
 def test_a_manager_whose_last_step_was_not_committed_leaves_a_host_what_it_uses() -> None:
@@ -730,13 +735,7 @@ def test_a_manager_whose_last_step_was_not_committed_leaves_a_host_what_it_uses(
     behind = dataclasses.replace(state, allocations=(reserved,))
     site.manager = Manager(behind, site.settings.rules(), former.epoch, site.now)
     site.manager.go_on_from(former)
-    running = (Presence(VM, "vm-0001"),)
-    underlay = site.machines[HOST1].identity.underlay
-    hello = Hello(PROTOCOL, HOST1, frozenset({Role.HOST}), underlay, "test", former.epoch, running)
-    site.manager.resume(hello, 7, site.now)
-    (snapshot,) = [message for _, message in site.manager.take(site.now).messages]
-    assert isinstance(snapshot, Snapshot)
-    assert [vm.ports for vm in snapshot.host] == [PortRange(1024, 1279)]
+    assert ports_after_resuming(site.manager, site) == [PortRange(1024, 1279)]
 
 
 def test_a_range_that_is_being_replaced_is_held_by_its_host_from_the_first_moment() -> None:
