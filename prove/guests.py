@@ -146,22 +146,22 @@ class Guests(Network):
         entry = machine.kernel.host[uuid]
         if any(flow.ports == ports and flow.ended is None for flow in machine.flows if flow.domain == uuid):
             return False
-        ways = machine.kernel.path.edges if machine.kernel.path is not None else ()
         let_through: dict[str, IPv4Address] = {}
         for edge in self.machines.values():
-            if edge.is_edge and (vm := edge.kernel.edge.get(uuid)) is not None and vm.internal == entry.intent.internal:
+            vm = edge.kernel.edge.get(uuid) if edge.is_edge else None
+            # One that sends to another host, as it did last, passes nothing that comes back.
+            if vm is not None and (vm.internal, vm.via) == (entry.intent.internal, machine.identity.underlay):
                 for each in vm.ranges:
                     if each.ports.covers(ports):
                         let_through[edge.name] = each.external
-        passes = [
-            let_through[m.name] for m in self.machines.values() if m.identity.underlay in ways and m.name in let_through
-        ]
+        passes = [name for name in let_through if self.sends(machine.name, name)]
         if not passes:
             return False
         if len(set(let_through.values())) > 1:
             raise Violation(f"edges map ports {ports} of vm{uuid[-1:]} to {let_through}")
-        flow = Flow(uuid, machine.name, entry.intent.internal, entry.index, passes[0], ports)
-        self.judge.on_begin(flow, let_through, self.now)
+        external, via = let_through[passes[0]], machine.identity.underlay
+        flow = Flow(uuid, machine.name, via, entry.intent.internal, entry.index, external, ports)
+        self.judge.on_begin(flow, passes, self.now)
         machine.flows.add(flow)
         return True
 

@@ -12,7 +12,7 @@ Pure: told what happens, with the true time.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 
 from cpm.protocol.intent import EdgeIntent
@@ -35,6 +35,8 @@ class Flow:
 
     domain: DomainUUID
     host: str
+    via: IPv4Address
+    """The underlay address of that host, to which edges send what comes back."""
     internal: IPv4Address
     index: int
     """The VM's zone on its host when it began."""
@@ -42,7 +44,7 @@ class Flow:
     ports: PortRange
     """One port, or a whole block."""
     through: set[str] = dataclasses.field(default_factory=set)
-    """The edges that let it through."""
+    """The edges in service that let it through."""
     is_lost: bool = False
     """Its host's kernel forgot it, by no act of ours, and does not have it again yet."""
     ended: float | None = None
@@ -76,10 +78,13 @@ class Judge:
     The history of a site.
 
     :param hold_down_s: Seconds between the last use of a port and its next owner.
+    :param sends: Returns whether a host's kernel sends packets to an edge. One to which it does not is out of service:
+        it may lack what the VM has, and takes what it has missed step by step.
     """
 
-    def __init__(self, hold_down_s: float) -> None:
+    def __init__(self, hold_down_s: float, sends: Callable[[str, str], bool] = lambda _host, _edge: True) -> None:
         self._hold_down_s = hold_down_s
+        self._sends = sends
         self._locks: dict[Block, _Lock] = {}
         self._flows: dict[DomainUUID, set[Flow]] = {}
         self._at_edge: dict[str, dict[DomainUUID, frozenset[Block]]] = {}
@@ -142,9 +147,10 @@ class Judge:
 
     def _follow(self, edge: str, flows: Iterable[Flow], vm: EdgeIntent | None, blocks: frozenset[Block]) -> None:
         for flow in flows:
-            is_mapped = vm is not None and vm.internal == flow.internal and flow.block in blocks
+            is_mapped = vm is not None and (vm.internal, vm.via) == (flow.internal, flow.via) and flow.block in blocks
             if is_mapped:
-                flow.through.add(edge)
+                if self._sends(flow.host, edge):
+                    flow.through.add(edge)
             elif edge in flow.through and not self._is_excused(flow):
                 raise Violation(f"cut: {edge} no longer maps {flow}")
 

@@ -60,7 +60,7 @@ class Network:
     def __init__(self, story: Story, say: Callable[[str, str], None] | None = None) -> None:
         self.now = BEGIN
         """True time."""
-        self.judge = Judge(HOLD_DOWN_S)
+        self.judge = Judge(HOLD_DOWN_S, self.sends)
         self.externals = [IPv4Address(f"203.0.113.{1 + number}") for number in range(story.externals)]
         self.cpmd = Cpmd(new_ledger(), _RULES, self.judge, say)
         self.machines: dict[str, Machine] = {}
@@ -80,6 +80,11 @@ class Network:
             identity = Identity(NodeName(name), frozenset({role}), IPv4Address(f"172.30.0.{11 + number}"), "prove")
             self.machines[name] = Machine(identity, self.judge, say)
         self._begin()
+
+    def sends(self, host: str, edge: str) -> bool:
+        """Return whether a host's kernel sends packets to an edge."""
+        path = self.machines[host].kernel.path
+        return path is not None and self.machines[edge].identity.underlay in path.edges
 
     def _begin(self) -> None:
         self.cpmd.start(self.now)

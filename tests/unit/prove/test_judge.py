@@ -13,12 +13,13 @@ from prove.judge import Flow, Judge, Violation
 
 ONE, TWO = DomainUUID("00000000-0000-0000-0000-000000000001"), DomainUUID("00000000-0000-0000-0000-000000000002")
 EXTERNAL, INTERNAL = IPv4Address("203.0.113.1"), IPv4Address("100.64.0.1")
+VIA, ELSEWHERE = IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")
 FIRST, BOTH = PortRange(1024, 1087), PortRange(1024, 1151)
 HOLD_DOWN_S = 30.0
 
 
-def mapped(uuid: DomainUUID, ports: PortRange = FIRST) -> EdgeIntent:
-    return EdgeIntent(uuid, "vm", INTERNAL, None, (ExternalRange(EXTERNAL, ports),))
+def mapped(uuid: DomainUUID, ports: PortRange = FIRST, via: IPv4Address = VIA) -> EdgeIntent:
+    return EdgeIntent(uuid, "vm", INTERNAL, via, (ExternalRange(EXTERNAL, ports),))
 
 
 def entry(index: int = 1) -> HostEntry:
@@ -33,7 +34,7 @@ def judge() -> Judge:
 def flow(judge: Judge, now: float = 0.0, port: int = 1030) -> Flow:
     """A connection of the first VM through edge1."""
     judge.on_edge("edge1", {ONE: mapped(ONE)}, now)
-    begun = Flow(ONE, "host1", INTERNAL, 1, EXTERNAL, PortRange(port, port))
+    begun = Flow(ONE, "host1", VIA, INTERNAL, 1, EXTERNAL, PortRange(port, port))
     judge.on_begin(begun, ["edge1"], now)
     return begun
 
@@ -116,3 +117,18 @@ def test_what_a_liars_own_vms_suffer_is_not_counted(judge: Judge) -> None:
     judge.liars.add("host1")
     judge.on_edge("edge1", {ONE: None}, 1.0)
     judge.on_host("host1", ONE, None)
+
+
+def test_an_edge_that_sends_what_comes_back_to_another_host_cuts_a_connection(judge: Judge) -> None:
+    flow(judge)
+    with pytest.raises(Violation, match="cut"):
+        judge.on_edge("edge1", {ONE: mapped(ONE, via=ELSEWHERE)}, 1.0)
+
+
+def test_an_edge_to_which_the_host_does_not_send_may_lack_what_the_others_have() -> None:
+    judge = Judge(HOLD_DOWN_S, lambda _host, edge: edge == "edge1")
+    flow(judge)
+    judge.on_edge("edge2", {ONE: mapped(ONE)}, 1.0)
+    judge.on_edge("edge2", {ONE: None}, 2.0)
+    with pytest.raises(Violation, match="cut: edge1"):
+        judge.on_edge("edge1", {ONE: None}, 3.0)
