@@ -14,7 +14,9 @@ Tested in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from cpm.core import own_ports, sizing
 from cpm.core.changes import Change, EndRestoring, NoteNode, PutNode, PutStretch, PutVM
@@ -56,6 +58,7 @@ from cpm.protocol.messages import (
     Need,
     NodeMessage,
     OwnPorts,
+    Presence,
     Present,
     Refused,
     Rejected,
@@ -212,8 +215,8 @@ class Manager:
             self.restoring.hellos[hello.node] = hello
             return
         self._presence.forget_statements(hello.node)
-        self._take_reserved_in_use(node, hello)
         self._begin_session(node, hello, 0, now)
+        self._take_reserved_in_use(node, hello)
 
     def _begin_session(self, node: Node, hello: Hello, generation: int, now: float) -> None:
         # Before a VM that it names gets ports.
@@ -240,7 +243,9 @@ class Manager:
                 if mine.id in in_use or then is None or then.state is not AllocationState.RESERVED:
                     self._rollout.on_host_uses(mine.id)
 
-    def resume(self, hello: Hello, generation: int, now: float, detached: int = 0) -> None:
+    def resume(
+        self, hello: Hello, generation: int, now: float, detached: int = 0, incoming: Sequence[Attach] = ()
+    ) -> None:
         """
         Go on with a session that a former manager of this process began; the node notices a snapshot, nothing more.
 
@@ -248,18 +253,27 @@ class Manager:
         :param generation: Greatest generation that the node was sent in this session.
         :param now: Ledger time.
         :param detached: How many VMs it has said to be gone in this session.
+        :param incoming: What it has said of VMs that migrate to it. One that its former host let go of is there by now.
         :raise KeyError: When the ledger does not know the node.
         :raise NotApproved: When the operator has revoked it meanwhile.
         """
         node = self.fleet.nodes[hello.node]
         if node.approval is None:
             raise NotApproved(hello.node, "was revoked")
-        hello = self.twins.inward(hello.node, hello)
+        listed = {each.domain for each in hello.domains}
+        arrived = tuple(
+            Presence(each.domain, each.name, each.wishes)
+            for each in incoming
+            if each.domain not in listed and self.present.get(each.domain) == hello.node
+        )
+        hello = self.twins.inward(hello.node, msgspec.structs.replace(hello, domains=(*hello.domains, *arrived)))
         self._on_detached(hello.node, detached)
         if self.restoring is not None:
             self.restoring.hellos[hello.node] = hello
         else:
             self._begin_session(node, hello, generation, now)
+        for attach in incoming:
+            self.on_message(hello.node, attach, now)
 
     def _on_detached(self, name: NodeName, count: int) -> None:
         """Record how many VMs a node has said to be gone in its session."""
@@ -268,7 +282,10 @@ class Manager:
             session.detached = count
 
     def _take_reserved_in_use(self, node: Node, hello: Hello) -> None:
-        """Leave a host the reserved ranges that it uses: a former manager died before it was told so."""
+        """
+        Leave a host the reserved ranges that it uses: a former manager died before it was told so, or the VM has just
+        got back what it had, because its host said in a former session that it was gone.
+        """
         for held in hello.host_holds if Role.HOST in node.roles else ():
             reserved = self.fleet.one(held.domain, AllocationState.RESERVED)
             if reserved is None or reserved.node != node.name or self.present.get(held.domain) != node.name:

@@ -148,9 +148,8 @@ class NodeConnections:
             if session.statements is None:
                 continue
             try:
-                manager.resume(session.statements.hello, session.generation, now, session.statements.detached)
-                for attach in session.statements.incoming():
-                    manager.on_message(node, attach, now)
+                said = session.statements
+                manager.resume(said.hello, session.generation, now, said.detached, tuple(said.incoming()))
             except Exception:
                 log.exception("the session with %s cannot go on", node)
                 session.connection.close()

@@ -9,7 +9,19 @@ import pytest
 from cpm.core.journal import JournalEvent
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
-from cpm.protocol.messages import PROTOCOL, Declined, Delta, Hello, Measured, Need, Presence, Report, Snapshot
+from cpm.protocol.messages import (
+    PROTOCOL,
+    Attach,
+    Declined,
+    Delta,
+    Detach,
+    Hello,
+    Measured,
+    Need,
+    Presence,
+    Report,
+    Snapshot,
+)
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
@@ -829,3 +841,40 @@ def test_a_manager_that_replaces_another_knows_which_ends_it_was_told_of() -> No
     (snapshot,) = [message for name, message in manager.take(site.now).messages if name == HOST1]
     assert isinstance(snapshot, Snapshot)
     assert snapshot.detached == 1
+
+
+def test_a_vm_that_started_again_while_natd_was_away_keeps_what_its_host_gave_it_meanwhile() -> None:
+    site = Site()
+    site.start_vm(HOST1, VM)
+    site.run()
+    # Its host had said that it was gone; it is there again, and natd begins anew with what the kernel holds.
+    site.ask(lambda manager: manager.on_message(HOST1, Detach(VM, "stopped"), site.now))
+    site.kill_natd(HOST1)
+    site.start_natd(HOST1)
+    assert site.open(VM, 0) is not None
+    site.connect(HOST1)
+    while any(step(HOST1) for step in (site.deliver_up, site.deliver_down, site.kernel_step)):
+        assert VM in site.machines[HOST1].kernel.host
+    site.run()
+    assert states(site) == [(1024, 1279, "active")]
+
+
+def test_a_manager_that_replaces_another_keeps_a_vm_on_the_host_that_has_said_only_that_it_arrives() -> None:
+    site = Site()
+    started(site)
+    site.migrate(VM, HOST2)
+    site.run()
+    # The destination notices later than the source that the VM has moved.
+    site.left(VM, HOST1)
+    site.run()
+    former = site.manager
+    assert former is not None
+    assert former.present[VM] == HOST2
+    active = [each for each in former.fleet.of(VM) if each.node == HOST2]
+    assert [each.state for each in active] == [AllocationState.ACTIVE]
+    site.manager = Manager(site.ledger.load(), site.settings.rules(), former.epoch, site.now)
+    underlay = site.machines[HOST2].identity.underlay
+    hello = Hello(PROTOCOL, HOST2, frozenset({Role.HOST}), underlay, "test", former.epoch, ())
+    site.manager.resume(hello, 7, site.now, incoming=(Attach(VM, "vm-0001", incoming=True),))
+    assert not site.manager.take(site.now).changes
+    assert site.manager.present[VM] == HOST2
