@@ -64,6 +64,8 @@ class Guests(Network):
         names, machine = self.where(uuid), self.machines[to]
         if len(names) != 1 or to in names or not machine.is_on or not self.machines[names[0]].guests[uuid].taps:
             return False
+        if self.machines[names[0]].guests[uuid].phase is not Phase.HERE:
+            return False
         self.ways[uuid] = (names[0], to)
         machine.guests[uuid] = Guest(frozenset(), Phase.MIGRATING)
         machine.give_taps(uuid, self._new_taps(uuid), self._clock(machine))
