@@ -265,6 +265,7 @@ class Node:
                 follows=self._following.told,
             )
         )
+        self._programming.on_introduced()
         for uuid, domain in self._domains.incoming_domains():
             self._request_ports(uuid, domain)
 
@@ -321,7 +322,7 @@ class Node:
         self._is_synced = True
         self._reported_gone.clear()
         self._generation = snapshot.generation
-        self._programming.retry_now()
+        self._programming.on_snapshot()
         self._programming.require(Scope(replace=True, generation=snapshot.generation))
 
     def _take_delta(self, delta: Delta, now: float) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from cpm.protocol.holdings import Held
+from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
@@ -97,6 +98,7 @@ class Programming:
         self.edge_holdings = EdgeHoldings()
         self._next = Scope()
         self._retry_at: float | None = None
+        self._is_introduced = False
         self._warnings: list[Warn] = []
 
     # What the kernel holds
@@ -142,15 +144,26 @@ class Programming:
         """Extend the scope of the next command by the host's entries of these VMs."""
         self._next.host.update(uuids)
 
+    def on_introduced(self) -> None:
+        """
+        The manager was told what the kernel holds, and has not yet said what it should hold.
+
+        Until it has, no VM gets other ports in the kernel: the snapshot could not contain them, and would cut what the
+        VM began with them.
+        """
+        self._is_introduced = True
+
+    def on_snapshot(self) -> None:
+        """The manager has said what the kernel should hold."""
+        self._is_introduced = False
+        self._retry_at = None
+
     def drop_generations(self) -> None:
         """Confirm none of the generations under way, and count anew: the session to which they belong is gone."""
+        self._is_introduced = False
         self._in_force = InForce(self._in_force.session + 1, 0)
         for scope in filter(None, (self._under_way, self._next)):
             scope.generation = None
-
-    def retry_now(self) -> None:
-        """End the delay that follows a refusal by the kernel."""
-        self._retry_at = None
 
     def on_freed(self, uuid: DomainUUID, now: float) -> None:
         """Give a VM's index on, soon: its connections are being deleted."""
@@ -239,13 +252,19 @@ class Programming:
         return Program(Change(host=host, edge=edge, path=_path(path) if scope.path else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
-        vm = self._intent.host.get(uuid)
+        vm = self._intent_for(uuid)
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
-        return HostEntry(vm.programmed, index, taps, budget, defer_after, self._arrivals.allowance(uuid))
+        return HostEntry(vm, index, taps, budget, defer_after, self._arrivals.allowance(uuid))
+
+    def _intent_for(self, uuid: DomainUUID) -> HostIntent | None:
+        vm, before = self._intent.host.get(uuid), self._applied.get(uuid)
+        if vm is not None and self._is_introduced:
+            return before.intent if before is not None else None
+        return vm.programmed if vm is not None else None
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:

@@ -414,6 +414,28 @@ def test_a_kernel_that_refuses_gets_everything_again() -> None:
     assert site.machines[EDGE1].kernel.edge[VM] == site.machines[EDGE2].kernel.edge[VM]
 
 
+def test_natd_hands_out_no_ports_between_its_hello_and_the_first_snapshot() -> None:
+    """The manager knows by the hello what the kernel holds: the snapshot would take back what is programmed later."""
+    site = Site()
+    host = site.machines[HOST1]
+    host.failing = True
+    site.start_vm(HOST1, VM)
+    site.run()
+    assert VM not in host.kernel.host
+    site.crash_manager()
+    site.start_manager()
+    site.connect(HOST1)
+    # The kernel accepts it again, and the manager has not yet heard the hello.
+    site.pass_time(6.0)
+    while site.kernel_step(HOST1):
+        site.check()
+    assert VM not in host.kernel.host
+    assert site.open(VM, 0) is None
+    site.heal()
+    assert site.open(VM, 0) is not None
+    site.run()
+
+
 def test_a_manager_of_an_older_epoch_is_not_obeyed() -> None:
     site = Site()
     started(site)
