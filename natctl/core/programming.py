@@ -148,8 +148,8 @@ class Programming:
         """
         The manager was told what the kernel holds, and has not yet said what it should hold.
 
-        Until it has, no VM gets other ports in the kernel: the snapshot could not contain them, and would cut what the
-        VM began with them.
+        Until it has, in this session or a later one, no VM gets other ports in the kernel. The manager does not know of
+        them: its snapshot would take them back, and cut the connections that the VM began meanwhile.
         """
         self._is_introduced = True
 
@@ -160,7 +160,6 @@ class Programming:
 
     def drop_generations(self) -> None:
         """Confirm none of the generations under way, and count anew: the session to which they belong is gone."""
-        self._is_introduced = False
         self._in_force = InForce(self._in_force.session + 1, 0)
         for scope in filter(None, (self._under_way, self._next)):
             scope.generation = None
