@@ -43,7 +43,7 @@ class Continuity:
         """
         Return whether this ledger takes the place of the one that a node has followed: it holds nothing of that one.
 
-        :param grants: The greatest number of a range that this ledger has given.
+        :param grants: The highest allocation id in this ledger.
         :raise LedgerMistrusted: When the node is to be refused.
         """
         follows, held = hello.follows, len({vm.domain for vm in (*hello.host_holds, *hello.edge_holds)})

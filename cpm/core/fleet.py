@@ -133,7 +133,7 @@ class Fleet:
 
     @property
     def grants(self) -> int:
-        """The greatest id that an allocation was ever given; 0: there was none."""
+        """The highest allocation id so far; 0: there was no allocation yet."""
         return self._next_id - 1
 
     def allocation(self, allocation_id: AllocationId) -> Allocation | None:

@@ -4,8 +4,8 @@ VMs that run under one UUID on two hosts, as far as the manager can know: the fi
 A host that is dead and one that only cannot reach the manager look alike. So the ports of its VM stay as they are, and
 the VM that another host runs under the same UUID is served beside it: as a VM of its own, with other ports and another
 internal address, and with a UUID of its own that is computed from that UUID and its host's name. Only that host knows
-it by the common UUID; :class:`Twins` translates what it says and is told. What the first host holds ends when that host
-says so or is fenced, as ever (``docs/design/0018-what-changed-and-vms-beside-a-lost-host.md``).
+it by the common UUID; :class:`Twins` translates what it says and is told. The first host keeps its ports until it
+says that its VM is gone, or is fenced (``docs/design/0018-what-changed-and-vms-beside-a-lost-host.md``).
 
 Pure: no I/O and no clock. Tested in ``tests/unit/site/test_twins.py``.
 """

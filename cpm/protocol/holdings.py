@@ -21,7 +21,7 @@ from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange
 MOST_HELD: Final = 100_000
 """VMs that one node may name."""
 MOST_RANGES: Final = LAST_PORT + 1
-"""Ranges of one VM that a node may name: a VM has every port number once at most."""
+"""Most ranges that a node may name for one VM. They cannot overlap, so there are never more than there are ports."""
 
 _Number: TypeAlias = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 _Port: TypeAlias = Annotated[int, Meta(ge=0, le=LAST_PORT)]

@@ -79,7 +79,7 @@ class Follows(Struct, frozen=True):
     run: Word = ""
     """Identifies the run of cpmd that had the highest epoch."""
     grants: Count = 0
-    """The greatest number of a range that the manager had given to any VM: it only grows."""
+    """The highest allocation id that the manager had used. It only grows."""
 
 
 class Hello(Struct, frozen=True, tag="hello"):

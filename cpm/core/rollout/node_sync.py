@@ -113,7 +113,7 @@ class NodeSync:
         """
         Return a message with everything the node should hold; later deltas are relative to it.
 
-        :param grants: The greatest number of a range that was ever given; likewise for :meth:`make_delta`.
+        :param grants: The highest allocation id so far. The same parameter of :meth:`make_delta` means the same.
         """
         self._begin_generation(now)
         self._snapshot_at = self._path_at = self.generation
