@@ -98,6 +98,7 @@ class Natd:
             program.version(),
             machine=machine_identity.of_this_machine(),
             instance=uuid.uuid4().hex,
+            ended_timeout_s=kernel.host.timeouts.ended_s if kernel.host is not None else None,
         )
         has_libvirt = self._host is not None and bool(self._host.libvirt)
         self._remembered = RememberedFiles(Path(settings.state))

@@ -222,7 +222,9 @@ class Manager:
         # Before a VM that it names gets ports.
         self.pool.on_own_ports(node, hello.own, now)
         self._rollout.on_session_begin(hello.node, now)
-        self.sessions[hello.node] = NodeSync(hello.node, self.epoch, generation, self._detached.get(hello.node, 0))
+        sync = NodeSync(hello.node, self.epoch, generation, self._detached.get(hello.node, 0))
+        sync.ended_timeout_s = hello.ended_timeout_s
+        self.sessions[hello.node] = sync
         self._rollout.queue_snapshot(hello.node)
         self._presence.on_presence(node, hello.domains, now)
 

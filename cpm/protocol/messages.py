@@ -43,7 +43,7 @@ from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import OwnAddresses
-from cpm.protocol.timeouts import Timeouts
+from cpm.protocol.timeouts import Timeouts, TimeoutSeconds
 from cpm.protocol.walltime import UtcSeconds
 
 PROTOCOL = 4
@@ -104,6 +104,8 @@ class Hello(Struct, frozen=True, tag="hello"):
     instance: Word = ""
     """Identity of this natd process."""
     follows: Follows = Follows()
+    ended_timeout_s: TimeoutSeconds | None = None
+    """Of a host that sets it itself: after how many seconds at least it forgets a TCP connection that has ended."""
 
 
 class OwnPorts(Struct, frozen=True, tag="own-ports"):

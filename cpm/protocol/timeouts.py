@@ -71,6 +71,12 @@ class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
         """Return ``base`` with the keys of this table in place of its own."""
         return structs.replace(base, **self._set_keys())
 
+    @property
+    def ended_s(self) -> int | None:
+        """After how many seconds at least a TCP connection that has ended is forgotten; None: as the pool says."""
+        set_here = [each for each in (self.tcp_time_wait_s, self.tcp_reset_s) if each is not UNSET]
+        return min(set_here, default=None)
+
     def check(self, file: str, table: str) -> None:
         """
         Check every key against its minimum and the maximum of the kernel.

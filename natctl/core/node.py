@@ -102,6 +102,7 @@ class Identity:
     machine: str = ""
     """As in ``Hello``."""
     instance: str = ""
+    ended_timeout_s: int | None = None
 
 
 class Node:
@@ -263,6 +264,7 @@ class Node:
                 machine=me.machine,
                 instance=me.instance,
                 follows=self._following.told,
+                ended_timeout_s=me.ended_timeout_s,
             )
         )
         self._programming.on_introduced()

@@ -17,8 +17,18 @@ from typing import Final
 from cpm.protocol.model import AllocationId
 
 LONGEST_GAP_S: Final = 5.0
-"""Seconds between two counts after which a connection may have come and gone unseen: the kernel keeps an entry of a
-connection for 10 s at least after its end."""
+"""Most seconds between two counts that are taken for counts without interruption."""
+
+
+def longest_gap_s(*timeouts_s: float | None) -> float:
+    """
+    Return the seconds between two counts after which a connection may have come and gone unseen.
+
+    That is half of what the kernel keeps an entry for after the end of its connection: it may count late.
+
+    :param timeouts_s: After how many seconds ended connections are forgotten, by each who sets it.
+    """
+    return min([LONGEST_GAP_S, *(each / 2 for each in timeouts_s if each is not None)])
 
 
 class LastUse:
@@ -41,11 +51,15 @@ class LastUse:
         """Record that a host is about to hand the ports of a range out."""
         self._unused.pop(allocation, None)
 
-    def on_counted(self, allocation: AllocationId, connections: int | None, now: float) -> None:
-        """Record how many connections, or ports with one, a host counted; None: it did not count."""
+    def on_counted(self, allocation: AllocationId, connections: int | None, now: float, gap_s: float) -> None:
+        """
+        Record how many connections, or ports with one, a host counted; None: it did not count.
+
+        :param gap_s: The host's :func:`longest_gap_s`.
+        """
         if connections == 0:
             first, last = self._unused.get(allocation, (now, now))
-            self._unused[allocation] = (first if now - last <= LONGEST_GAP_S else now, now)
+            self._unused[allocation] = (first if now - last <= gap_s else now, now)
         elif allocation in self._unused:
             del self._unused[allocation]
 
@@ -54,14 +68,15 @@ class LastUse:
         if (known := self._unused.get(whole)) is not None:
             self._unused[part] = known
 
-    def on_empty(self, allocation: AllocationId, now: float, *, is_counted: bool) -> None:
+    def on_empty(self, allocation: AllocationId, now: float, gap_s: float, *, is_counted: bool) -> None:
         """
         Record that a range is held from now on.
 
+        :param gap_s: The host's :func:`longest_gap_s`.
         :param is_counted: It was found empty by counts. Otherwise connections may have begun since the last one.
         """
         known = self._unused.get(allocation)
-        if known is not None and known[1] != math.inf and not (is_counted and now - known[1] <= LONGEST_GAP_S):
+        if known is not None and known[1] != math.inf and not (is_counted and now - known[1] <= gap_s):
             del self._unused[allocation]
 
     def forget(self, allocation: AllocationId) -> None:

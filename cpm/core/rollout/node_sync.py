@@ -51,6 +51,8 @@ class NodeSync:
         """VMs of that machine that are not managed."""
         self.refusal = ""
         """Why the node last refused what it was sent; empty: it has confirmed everything since."""
+        self.ended_timeout_s: float | None = None
+        """As in its ``Hello``."""
         self.is_over_quota = False
         """VMs of that machine got nothing because it has as many as it may have."""
         self._snapshot_at = 0

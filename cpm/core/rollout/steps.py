@@ -30,7 +30,7 @@ from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.edge_service import EdgeService, Patience
-from cpm.core.rollout.last_use import LastUse
+from cpm.core.rollout.last_use import LastUse, longest_gap_s
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.running import RunningVMs
 from cpm.core.wishes import EffectiveWishes
@@ -157,9 +157,9 @@ class Rollout:
         """Record that a part of an active range drains from now on."""
         self._last_use.on_split(active, released)
 
-    def on_active_counted(self, active: AllocationId, ports_in_use: int | None, now: float) -> None:
+    def on_active_counted(self, active: Allocation, ports_in_use: int | None, now: float) -> None:
         """Record how many ports of an active range a host found in use."""
-        self._last_use.on_counted(active, ports_in_use, now)
+        self._last_use.on_counted(active.id, ports_in_use, now, self._longest_gap_s(active.node))
 
     def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured, now: float) -> None:
         """Record how many connections a host counted on the VM's draining ranges."""
@@ -167,7 +167,7 @@ class Rollout:
         for allocation in self._fleet.of(uuid):
             if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counts:
                 idle = counts[allocation.ports] == 0
-                self._last_use.on_counted(allocation.id, counts[allocation.ports], now)
+                self._last_use.on_counted(allocation.id, counts[allocation.ports], now, self._longest_gap_s(node))
                 self._idle_reports[allocation.id] = self._idle_reports.get(allocation.id, 0) + 1 if idle else 0
                 self._due.add(uuid)
 
@@ -275,9 +275,14 @@ class Rollout:
             if not is_empty:
                 self._fleet.record(Notice(allocation.id, JournalEvent.CUT))
             self._idle_reports.pop(allocation.id, None)
-            self._last_use.on_empty(allocation.id, now, is_counted=is_counted)
+            self._last_use.on_empty(allocation.id, now, self._longest_gap_s(allocation.node), is_counted=is_counted)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
+
+    def _longest_gap_s(self, node: NodeName) -> float:
+        pool, host = self._rules.timeouts, self._node_syncs.get(node)
+        by_host = host.ended_timeout_s if host is not None else None
+        return longest_gap_s(pool.tcp_time_wait_s, pool.tcp_reset_s, by_host)
 
     def _may_cut(self, allocation: Allocation, now: float) -> bool:
         """Return whether a draining range ends although connections use it: its limit passed, and ports are short."""

@@ -95,7 +95,7 @@ class HostReports:
         observation.on_counted(active.id if active is not None else None, free_in)
         if active is not None:
             if measured.ports_in_use == 0 or active.id in self._unused:  # most are in use, and were
-                self._rollout.on_active_counted(active.id, measured.ports_in_use, now)
+                self._rollout.on_active_counted(active, measured.ports_in_use, now)
             if measured.ports_in_use is not None and not is_growing:
                 self._scale(vm, active, observation, measured, measured.ports_in_use, now)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cpm.core.placement import USABLE
 from cpm.protocol.messages import Need
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
@@ -17,8 +19,14 @@ STEP_S = 0.003
 class Burst:
     """Four VMs of 64 ports each open 200 connections within 12 ms."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended_timeout_s: int | None = None) -> None:
         self.site = Site(ports=USABLE)
+        host = self.site.machines[HOST1]
+        self.site.kill_natd(HOST1)
+        host.identity = dataclasses.replace(host.identity, ended_timeout_s=ended_timeout_s)
+        self.site.start_natd(HOST1)
+        self.site.connect(HOST1)
+        self.site.run()
         self.opened: dict[DomainUUID, list[Connection]] = {uuid: [] for uuid in VMS}
         for uuid in VMS:
             self.site.start_vm(HOST1, uuid)
@@ -89,6 +97,17 @@ def test_two_minutes_after_a_burst_the_pool_is_whole_again() -> None:
     load.seconds(119)
     assert load.held() > 4 * 64, "the last connection ended less than the hold-down ago"
     load.seconds(3)
+    assert load.held() == load.held(AllocationState.ACTIVE) == 4 * 64
+
+
+def test_ports_rest_from_their_end_where_a_connection_can_be_forgotten_between_two_counts() -> None:
+    load = Burst(ended_timeout_s=1)
+    load.burst()
+    load.seconds(1)
+    load.site.connections.clear()
+    load.seconds(122)
+    assert load.held(AllocationState.HELD) > 0
+    load.seconds(120)
     assert load.held() == load.held(AllocationState.ACTIVE) == 4 * 64
 
 

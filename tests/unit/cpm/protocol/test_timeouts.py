@@ -50,3 +50,9 @@ def test_an_error_names_file_key_source_and_remedy(table: TimeoutsTable, words: 
     with pytest.raises(ConfigError) as error:
         table.check("cpmd.toml", "pool.timeouts")
     assert str(error.value) == f"cpmd.toml: pool.timeouts.{words}"
+
+
+def test_a_table_says_after_how_long_ended_connections_are_forgotten() -> None:
+    assert TimeoutsTable(udp_s=300).ended_s is None
+    assert TimeoutsTable(tcp_time_wait_s=60).ended_s == 60
+    assert TimeoutsTable(tcp_time_wait_s=60, tcp_reset_s=1).ended_s == 1

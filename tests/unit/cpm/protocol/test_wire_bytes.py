@@ -117,6 +117,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             "0123456789abcdef",
             "f00d",
             Follows("3f2a", "9c41", 120),
+            1,
         ),
         (
             b'{"type":"hello","protocol":4,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
@@ -128,7 +129,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
             b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],'
             b'"machine":"0123456789abcdef","instance":"f00d",'
-            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120}}'
+            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120},"ended_timeout_s":1}'
         ),
     ),
     (
@@ -136,7 +137,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"hello","protocol":4,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
-            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0}}'
+            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'
         ),
     ),
     (
@@ -353,7 +354,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     start = b'{"type":"hello","protocol":4,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
     end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
-    end += b'"follows":{"ledger":"","run":"","grants":0}}'
+    end += b'"follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
