@@ -26,6 +26,7 @@ from cpm.service.tasks import Tasks
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.journal_keeper import JournalKeeper
 from cpm.serving.journal_thread import JournalThread
+from cpm.serving.live_settings import LiveSettings
 from cpm.serving.node_sessions import NodeConnections, NodeSessions
 from cpm.serving.operator_requests import OperatorRequests
 from cpm.serving.streams import Feeds, ReportFollowers
@@ -41,14 +42,17 @@ class Cpmd:
     The service.
 
     :param settings: Checked settings.
+    :param file: Where they come from.
     """
 
-    def __init__(self, settings: settings_.Settings) -> None:
+    def __init__(self, settings: settings_.Settings, file: Path = settings_.DEFAULT_PATH) -> None:
         self._settings = settings
+        self.live = LiveSettings(file, settings, self._follow)
         self._tasks = Tasks()
         self._connections = NodeConnections()
         self._ledger: SqliteLedger
         self._journal: JournalThread
+        self._keeper: JournalKeeper
         self.decisions: DecisionLoop
         self.operators: OperatorRequests
         self._server: Server
@@ -64,8 +68,8 @@ class Cpmd:
         self._tasks.start("decide", self.decisions.run(), forever=True)
         self._tasks.start("tick", self._tick(), forever=True)
         journal = self._settings.journal
-        keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
-        self._tasks.start("journal", keeper.run(self.decisions.clock.now), forever=True)
+        self._keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
+        self._tasks.start("journal", self._keeper.run(self.decisions.clock.now), forever=True)
         await self._listen()
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
@@ -77,6 +81,15 @@ class Cpmd:
     async def wait_failed(self) -> None:
         """Wait until one of the loops has failed."""
         await self._tasks.failed.wait()
+
+    def on_hangup(self) -> None:
+        """Follow the settings file, as far as that needs no restart."""
+        self.live.reload()
+
+    def _follow(self, settings: settings_.Settings) -> None:
+        logging.getLogger().setLevel(settings.log_level.upper())
+        self._keeper.keep_days = settings.journal.keep_days
+        self.decisions.use(settings.rules())
 
     async def stop(self) -> None:
         """Stop listening, end all sessions and tasks, close the ledger."""
@@ -93,11 +106,11 @@ class Cpmd:
         path = Path(self._settings.ledger.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         version, reports = program.version(), ReportFollowers()
-        about = About(version, clock.wall(), self._settings.ledger.path, self._settings.timeouts())
+        about = About(version, clock.wall(), self._settings.ledger.path)
         self._ledger = SqliteLedger(path)
         self._journal = JournalThread(self._ledger.reader())
         self.decisions = DecisionLoop(self._ledger, self._settings.rules(), self._connections)
-        self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about)
+        self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about, self.live)
         self._server = Server(self.operators, self._node_sessions(version, reports))
 
     def _node_sessions(self, version: str, reports: ReportFollowers) -> NodeSessions:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from cpm.core import quotas
 from cpm.core.rollout.edge_service import Patience
@@ -284,6 +286,55 @@ def _check(file: str, settings: Settings) -> None:
                     file, f"listen.{key}", "is required with listen.address; nodes are known by certificates"
                 )
         split_address(file, listen.address)
+
+
+FOLLOWED: Final = ("pool", "scaling", "nodes", "journal.keep_days", "log_level")
+"""Tables and keys that cpmd follows while it runs. All others need a restart; also a new one that is not added here."""
+
+NOT_FOLLOWED: Final = frozenset(("pool.block", "pool.internal"))
+"""Keys of those tables that need a restart: ranges and addresses of VMs that run are made of them."""
+
+
+class Difference(NamedTuple):
+    """A setting whose value in the file is not the one in force."""
+
+    key: str
+    """Dotted: ``pool.floor``."""
+    before: Any
+    """The value in force."""
+    after: Any
+    """The one in the file."""
+
+    @property
+    def needs_restart(self) -> bool:
+        """Whether cpmd follows it only when it is restarted."""
+        return self.key in NOT_FOLLOWED or not any(
+            self.key == name or self.key.startswith(f"{name}.") for name in FOLLOWED
+        )
+
+
+def differences(before: Struct, after: Struct, prefix: str = "") -> Iterator[Difference]:
+    """Yield the settings that differ, in the order of the file."""
+    for name in before.__struct_fields__:
+        old, new = getattr(before, name), getattr(after, name)
+        if isinstance(old, Struct):
+            yield from differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            yield Difference(f"{prefix}{name}", old, new)
+
+
+def follow(before: Settings, after: Settings) -> Settings:
+    """Return what is in force when a running cpmd, with ``before`` in force, has followed a file with ``after``."""
+    settings = before
+    for each in differences(before, after):
+        if not each.needs_restart:
+            settings = _with(settings, each.key.split("."), each.after)
+    return settings
+
+
+def _with(table: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(table, **{name: _with(getattr(table, name), rest, value) if rest else value})
 
 
 def split_address(file: str, address: str) -> tuple[str, int]:

@@ -193,6 +193,10 @@ class Natd:
         """Wait until one of the loops has failed."""
         await self._tasks.failed.wait()
 
+    def on_hangup(self) -> None:
+        """Say that other settings need a restart."""
+        log.warning("natd reads its settings when it starts; restart it to follow them: no traffic is disturbed")
+
     async def stop(self) -> None:
         """Stop serving. The kernel goes on with what it holds."""
         if self._hooks is not None:
@@ -467,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="natd", description="NAT component of virt-ports: programs this node's kernel and measures its VMs."
     )
-    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, Natd, arguments)
+    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, lambda settings, _: Natd(settings), arguments)
 
 
 if __name__ == "__main__":

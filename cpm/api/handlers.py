@@ -4,15 +4,17 @@ Registers the function that answers each operation. Besides the arguments of the
 =========================  ================================  =====================================================
 registered with            arguments it may name             what the function does
 =========================  ================================  =====================================================
-:func:`query`              ``manager``, ``now``, ``about``   returns the answer; changes nothing
+:func:`query`              ``manager``, ``now``, ``about``,  returns the answer; changes nothing
+                           ``live``
 :func:`journal_query`      ``journal``, ``now``, ``wall``    returns the answer; runs in the journal's thread
-:func:`change`             ``manager``, ``now``              changes the manager; returns the query that answers,
+:func:`change`             ``manager``, ``now``, ``live``    changes the manager; returns the query that answers,
                                                              which is run once the change is durable
 :func:`stream`             ``feeds``                         returns an iterator over the lines of the answer
 =========================  ================================  =====================================================
 
 ``now`` is ledger time (:mod:`cpm.core.timeline`), ``wall`` what the wall clock shows, ``about``
-:class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`.
+:class:`cpm.queries.status.About`, ``feeds`` :class:`cpm.serving.streams.Feeds`,
+``live`` :class:`cpm.serving.live_settings.LiveSettings`.
 A function may leave out those that it does not need, but none of the parameters of its operation, ``body`` included.
 
 Tested in tests/unit/cpm/api/test_operations.py.
@@ -39,9 +41,9 @@ _A = TypeVar("_A")
 class Kind(enum.Enum):
     """How a handler is run; the value has the arguments that it may name besides those of the request."""
 
-    QUERY = frozenset(("manager", "now", "about"))
+    QUERY = frozenset(("manager", "now", "about", "live"))
     JOURNAL_QUERY = frozenset(("journal", "now", "wall"))
-    CHANGE = frozenset(("manager", "now"))
+    CHANGE = frozenset(("manager", "now", "live"))
     STREAM = frozenset(("feeds",))
 
 

@@ -31,8 +31,10 @@ from cpm.api.views import (
     NodeView,
     PoolRemoval,
     PoolRequest,
+    ReloadRequest,
     ReportView,
     ResizeRequest,
+    SettingsView,
     StatusView,
     WhoisView,
     WishesRequest,
@@ -41,6 +43,7 @@ from cpm.protocol.errors import (
     AddressInUse,
     AddressOverlaps,
     Ambiguous,
+    ConfigError,
     Conflict,
     NotFound,
     PortsExhausted,
@@ -219,6 +222,15 @@ MEASUREMENTS: Final = Operation(
     parameters=(_FOLLOW,), streams=True,
 )  # fmt: skip
 STATUS: Final = Operation("GET", "/v1/status", StatusView, "Return the state of the manager itself.")
+SETTINGS: Final = Operation(
+    "GET", "/v1/settings", SettingsView, "Return which settings the file has that are not in force.",
+    errors=(ConfigError,),
+)  # fmt: skip
+RELOAD: Final = Operation(
+    "POST", "/v1/settings/reload", SettingsView,
+    "Follow the file as far as that needs no restart; return what was different before.",
+    body=ReloadRequest, errors=(ConfigError, Conflict),
+)  # fmt: skip
 METRICS: Final = Operation("GET", "/metrics", Document, "Return metrics in Prometheus' text format.")
 
 OPERATIONS: Final[tuple[Operation[Any], ...]] = tuple(

@@ -483,6 +483,34 @@ class StatusView(Struct, frozen=True):
     that wait for them."""
 
 
+class SettingView(Struct, frozen=True):
+    """A setting of the manager whose value in the file is not the one in force."""
+
+    key: str
+    """Dotted, as ``pool.floor``."""
+    in_force: str
+    in_file: str
+    """Both as JSON."""
+    needs_restart: bool
+    """Whether the manager follows it only when it is restarted."""
+
+
+class SettingsView(Struct, frozen=True):
+    """What a reload of the manager's settings would change, or has changed."""
+
+    file: str
+    digest: str
+    """SHA-256 of the file's text."""
+    changes: tuple[SettingView, ...]
+
+
+class ReloadRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Follow the file."""
+
+    digest: Word | None = None
+    """Only if the file still has this digest; null: whatever it says."""
+
+
 class Document(Struct, frozen=True):
     """An answer that is not JSON."""
 

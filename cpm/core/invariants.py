@@ -75,7 +75,7 @@ class Invariants:
     """
 
     def __init__(self, state: LedgerState, hold_down_s: float) -> None:
-        self._hold_down_s = hold_down_s
+        self.hold_down_s = hold_down_s
         self._told: dict[NodeName, _Told] = {}
         self._held = _Holdings(state.allocations)
 
@@ -133,7 +133,7 @@ class Invariants:
         now: float,
     ) -> Iterable[Violation]:
         last_use = old.since if change.unused_since is None else min(change.unused_since, old.since)
-        if old.state is not _State.HELD or now < last_use + self._hold_down_s:
+        if old.state is not _State.HELD or now < last_use + self.hold_down_s:
             yield _about(old, f"it would be free although it is {old.state} since {now - old.since:.1f} s")
         for name, node in nodes.items():
             if node.fenced or not (Role.EDGE in node.roles or name == old.node):

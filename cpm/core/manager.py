@@ -124,7 +124,8 @@ class Manager:
         """The VMs that are served beside one of a lost host."""
         self.waiting = Starters(rules.block)
         """VMs that run and have no ports because there are none."""
-        self._rules = rules
+        self.rules = rules
+        """How ports are dealt out."""
         self._resolver = Resolver(rules.defaults, sizing.policy_words())
         self._resync_at: dict[NodeName, float] = {}
         self.forecast = Forecast()
@@ -423,7 +424,7 @@ class Manager:
 
     def quota(self, node: Node) -> Quota:
         """Return how many VMs and ports a host may have."""
-        return self._rules.quota.of(node)
+        return self.rules.quota.of(node)
 
     def floor(self, vm: VM) -> int:
         """Return the ports a VM never goes below."""

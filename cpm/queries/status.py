@@ -13,7 +13,6 @@ from typing import Final
 from cpm.api import handlers, operations
 from cpm.api.views import ClockStepView, StatusView
 from cpm.core.manager import Manager
-from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 
@@ -29,8 +28,6 @@ class About:
     started: WallTime
     ledger: str
     """Path of the file."""
-    timeouts: Timeouts
-    """Connection timeouts of hosts whose own settings have none."""
 
 
 @handlers.query(operations.STATUS)
@@ -45,7 +42,7 @@ def status(manager: Manager, about: About, now: float) -> StatusView:
         len(manager.fleet.nodes),
         len(manager.sessions),
         about.ledger,
-        about.timeouts,
+        manager.rules.timeouts,
         str(manager.fleet.unwritable or ""),
         len(steps),
         tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),

@@ -35,6 +35,9 @@ class Service(Protocol):
     async def wait_failed(self) -> None:
         """Return when a task that should never end has ended."""
 
+    def on_hangup(self) -> None:
+        """Follow changed settings, or say why not: SIGHUP asks for it."""
+
     async def stop(self) -> None:
         """Stop serving and release everything."""
 
@@ -65,7 +68,9 @@ async def serve(service: Service) -> int:
     stop_signal = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop_signal.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
     await service.start()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.on_hangup)
     notify.notify("READY=1")
     ends = [asyncio.ensure_future(end) for end in (stop_signal.wait(), service.wait_failed())]  # noqa: TID251
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -80,7 +85,7 @@ def run(
     parser: argparse.ArgumentParser,
     default: Path,
     load: Callable[[Path], _Settings],
-    build: Callable[[_Settings], Service],
+    build: Callable[[_Settings, Path], Service],
     arguments: Sequence[str] | None,
 ) -> int:
     """
@@ -89,7 +94,7 @@ def run(
     :param parser: Has the program's name and description; the options of all daemons are added to it.
     :param default: Default path of the settings.
     :param load: Reads the settings; may raise :class:`ConfigError`.
-    :param build: Creates the service from the settings, inside the event loop.
+    :param build: Creates the service from the settings and their file, inside the event loop.
     :param arguments: The command line; None: that of the process.
     :return: Exit code: 0 after SIGTERM or SIGINT, 1 when it could not start or a task failed, 2 when the settings are
         wrong.
@@ -108,7 +113,7 @@ def run(
     logs.set_up(parser.prog, settings.log_level)
 
     async def main() -> int:
-        return await serve(build(settings))
+        return await serve(build(settings, options.config))
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -42,7 +42,8 @@ class JournalKeeper:
     def __init__(self, ledger: SqliteLedger, journal: JournalThread, keep_days: int, folder: Path) -> None:
         self._ledger = ledger
         self._journal = journal
-        self._keep_s = keep_days * DAY_S if keep_days else math.inf
+        self.keep_days = keep_days
+        """Days that entries are kept in the ledger; 0: for ever."""
         self._folder = folder
         self._export_at = 0.0
 
@@ -66,11 +67,12 @@ class JournalKeeper:
         :param now: Ledger time.
         :raise LedgerError: When something cannot be written; what was not exported is still there.
         """
+        keep_s = self.keep_days * DAY_S if self.keep_days else math.inf
         timeline = await self._journal.read(JournalReader.timeline)
-        older_than = timeline.wall(now - self._keep_s).seconds
+        older_than = timeline.wall(now - keep_s).seconds
         while (packing := await self._journal.read(JournalReader.next_packing, older_than)) is not None:
             self._ledger.pack(packing)
-        if now < self._export_at or self._keep_s == math.inf:
+        if now < self._export_at or keep_s == math.inf:
             return
         plans = await self._journal.read(JournalReader.export_old, older_than, self._folder)
         self._export_at = now + EXPORT_S

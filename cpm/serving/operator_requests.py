@@ -21,6 +21,7 @@ from cpm.core.manager import Manager
 from cpm.protocol import codec
 from cpm.queries.status import About
 from cpm.service import clock
+from cpm.serving.live_settings import LiveSettings
 from cpm.serving.streams import Feeds
 
 USER_WAIT_S = 1.0
@@ -36,12 +37,14 @@ class OperatorRequests:
 
     :param feeds: The manager, the journal and the reports.
     :param about: Facts about this cpmd.
+    :param live: Its settings.
     :raise LookupError: When an operation has no handler.
     """
 
-    def __init__(self, feeds: Feeds, about: About) -> None:
+    def __init__(self, feeds: Feeds, about: About, live: LiveSettings) -> None:
         self._feeds = feeds
         self._about = about
+        self._live = live
         self._handlers = handlers.load((queries, commands, serving))
 
     async def answer(self, operation: Operation[Any], arguments: Mapping[str, Any], peer: Peer) -> object:
@@ -61,13 +64,14 @@ class OperatorRequests:
             act = Act(peer.uid, await _user_of(peer), peer.pid, *_words(operation, arguments))
 
             def change(manager: Manager, now: float) -> Any:
-                query = handler.call({"manager": manager, "now": now, **arguments})
+                query = handler.call({"manager": manager, "now": now, "live": self._live, **arguments})
                 manager.fleet.record(NoteAct(act))
                 return query
 
             query = await decisions.do(change, is_change=True)
             return query(decisions.manager)
-        return handler.call({"manager": decisions.manager, "now": now, "about": self._about, **arguments})
+        available = {"manager": decisions.manager, "now": now, "about": self._about, "live": self._live}
+        return handler.call({**available, **arguments})
 
     def stream(self, operation: Operation[Any], arguments: Mapping[str, Any]) -> AsyncIterator[object]:
         """

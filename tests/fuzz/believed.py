@@ -192,7 +192,7 @@ class _Site:
                     codec.decode(operation.answer, codec.encode(answer))
 
 
-_ABOUT: Final = About("0", WallTime.of(0.0), "ledger.db", Timeouts())
+_ABOUT: Final = About("0", WallTime.of(0.0), "ledger.db")
 _loaded: list[Any] = []
 
 

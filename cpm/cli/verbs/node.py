@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
-from cpm.cli import parsing, render
+from cpm.cli import asking, parsing, render
 from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS
-from cpm.protocol.errors import InvalidRequest, NotFound, VirtPortsError
+from cpm.protocol.errors import NotFound
 from cpm.protocol.model import Role
 
 if TYPE_CHECKING:
@@ -84,6 +83,18 @@ Edges that left service or are back, and fences, with the reason. The newest
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 
+_QUESTIONS = {
+    "fence": (
+        "The ports of its VMs may be given to others at once. If it still forwards packets, a port has two owners.",
+        "is {} switched off, or cut from the network",
+    ),
+    "revoke": (
+        "Its session ends, and its VMs keep the ports that they have and get no others.",
+        "revoke {}",
+    ),
+}
+"""What is asked on a terminal before an action: facts, and the question."""
+
 _NODE = "name of the node, see `virt-ports node list`"
 
 
@@ -108,7 +119,10 @@ def add_arguments(verb: parsing.Parser) -> None:
         ("fence", "confirm that a node no longer forwards packets", _FENCE_ABOUT),
         ("unfence", "remove a fence: wait for the node's confirmations again", _UNFENCE_ABOUT),
     ):
-        parsing.add_action(actions, name, summary, about=about).add_argument("node", metavar="NODE", help=_NODE)
+        action = parsing.add_action(actions, name, summary, about=about)
+        action.add_argument("node", metavar="NODE", help=_NODE)
+        if name in _QUESTIONS:
+            action.add_argument("--yes", action="store_true", help="do not ask; without a terminal nothing is asked")
     events = parsing.add_action(actions, "events", "print what became of nodes, and why", about=_EVENTS_ABOUT)
     events.add_argument("--limit", metavar="N", type=parsing.count, help="the newest N lines (default: 100)")
 
@@ -127,8 +141,17 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "approve":
         view = manager.call(APPROVE, _request(args, manager), name=args.node)
     else:
+        if args.action in _QUESTIONS and not args.yes and asking.has_terminal():
+            _ask(args.action, args.node)
         view = manager.call({"revoke": REVOKE, "fence": FENCE, "unfence": UNFENCE}[args.action], name=args.node)
     return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+
+
+def _ask(action: str, node: str) -> None:
+    facts, question = _QUESTIONS[action]
+    asking.confirm(
+        f"{facts}\n", question.format(render.cell(node)), otherwise="nothing was changed", without_terminal="add --yes"
+    )
 
 
 def _request(args: argparse.Namespace, manager: Client) -> ApproveRequest:
@@ -165,21 +188,13 @@ def _asked(node: str, manager: Client) -> AskedView:
 
 
 def _confirm(node: str, asks: AskedView) -> None:
-    """Ask the operator. :raise VirtPortsError: When there is no terminal, or the answer is not yes."""
-    if not sys.stdin.isatty():
-        raise InvalidRequest("there is no terminal to confirm on; add --yes, or --role and --underlay")
     machine = f", machine {render.cell(asks.machine)}" if asks.machine else ""
-    render.emit(f"{render.cell(f'{node} {asks.why}')}{machine}\n", sys.stderr)
-    render.emit(f"approve {render.cell(node)} as {','.join(asks.roles)} at {asks.underlay}? [y/N] ", sys.stderr)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise _NotConfirmed("nothing was approved; run the command again and answer y, or name --role and --underlay")
-
-
-class _NotConfirmed(VirtPortsError):
-    """The operator did not say yes."""
-
-    code = "not-confirmed"
-    exit_code = InvalidRequest.exit_code
+    asking.confirm(
+        f"{render.cell(f'{node} {asks.why}')}{machine}\n",
+        f"approve {render.cell(node)} as {','.join(asks.roles)} at {asks.underlay}",
+        otherwise="nothing was approved; run the command again and answer y, or name --role and --underlay",
+        without_terminal="add --yes, or --role and --underlay",
+    )
 
 
 def _address(text: str) -> IPv4Address:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,32 @@ def test_the_pool_sets_the_limits_of_connections_and_their_bounds(tmp_path: Path
     assert defaults.bounds == {"connections": (1024, 1_048_576), "connection_rate": (20, 5000)}
     with pytest.raises(ConfigError, match="must lie between connections_floor"):
         loaded(tmp_path, "[pool]\nconnections = 1000\n")
+
+
+def test_every_setting_of_cpmd_needs_a_restart_unless_it_is_followed() -> None:
+    before = settings.Settings()
+    after = settings.Settings(
+        listen=settings.ListenSettings(socket="/run/other.sock"),
+        pool=settings.PoolSettings(block=128, initial=512, internal=IPv4Network("100.64.0.0/16")),
+        scaling=settings.ScalingSettings(policy="grow-only", guards=settings.GuardTable(headroom_ports=32)),
+        journal=settings.JournalSettings(keep_days=30, export="/srv"),
+        log_level="debug",
+    )
+    found = {each.key: each.needs_restart for each in settings.differences(before, after)}
+    assert found == {
+        "listen.socket": True,
+        "journal.keep_days": False,
+        "journal.export": True,
+        "pool.block": True,
+        "pool.initial": False,
+        "pool.internal": True,
+        "scaling.policy": False,
+        "scaling.guards.headroom_ports": False,
+        "log_level": False,
+    }
+    in_force = settings.follow(before, after)
+    assert {each.key for each in settings.differences(in_force, after)} == {
+        key for key, is_late in found.items() if is_late
+    }
+    assert (in_force.pool.initial, in_force.scaling.guards.headroom_ports) == (512, 32)
+    assert in_force.rules().block == before.rules().block

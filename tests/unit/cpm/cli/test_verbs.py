@@ -711,3 +711,22 @@ def test_status_says_what_is_wrong_with_ledger_and_clock(manager: CannedManager,
         "Ledger problem: it is full\n"
         "Clock:          was set 3 times, last back by 3600.0 s to 2025-11-23T07:38:00+01:00\n"
     ) in virt_ports("status").out
+
+
+@pytest.mark.parametrize(
+    ("action", "request_"), [("fence", "POST /v1/nodes/host1/fence"), ("revoke", "DELETE /v1/nodes/host1/approval")]
+)
+def test_what_is_dangerous_is_asked_on_a_terminal_only(
+    manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch, action: str, request_: str
+) -> None:
+    manager.on(request_, NODES[0])
+    terminal = io.StringIO("n\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    result = virt_ports("node", action, "host1")
+    assert (result.code, manager.asked) == (2, [])
+    assert result.err.endswith("error: nothing was changed\n")
+    assert virt_ports("node", action, "host1", "--yes").code == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # a script
+    assert virt_ports("node", action, "host1").code == 0
+    assert [request for request, _ in manager.asked] == [request_, request_]

@@ -237,3 +237,28 @@ async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
         refused = await virt_ports(cpmd, *words)
         assert (refused.code, refused.out) == (1, ""), words
         assert refused.err.startswith(sentence), words
+
+
+async def test_a_running_manager_follows_its_file(cpmd: Manager) -> None:
+    file = Path(cpmd.socket_path).parent / "cpmd.toml"
+    text = file.read_text()
+    file.write_text(f"{text}[pool]\ninitial = 512\nblock = 128\n")
+    differing = await virt_ports(cpmd, "config", "diff", "-o", "json")
+    assert [(each["key"], each["needs_restart"]) for each in differing.json["changes"]] == [
+        ("pool.block", True),
+        ("pool.initial", False),
+    ]
+    followed = await virt_ports(cpmd, "config", "reload", "--yes")
+    assert followed.out == "in force now: pool.initial\nafter `systemctl restart cpmd`: pool.block\n"
+    (act,) = (await virt_ports(cpmd, "audit", "-o", "json")).json
+    assert act["request"] == "POST /v1/settings/reload"
+
+    file.write_text("[pool")
+    cpmd.process.send_signal(signal.SIGHUP)  # as `systemctl reload` does
+    wrong = await virt_ports(cpmd, "config", "diff")
+    assert (wrong.code, "not TOML" in wrong.err) == (1, True)
+    file.write_text(f"{text}[pool]\ninitial = 1024\n")
+    cpmd.process.send_signal(signal.SIGHUP)
+    async with asyncio.timeout(_PATIENCE_S):
+        while (await virt_ports(cpmd, "config", "diff", "-o", "json")).json["changes"]:
+            await asyncio.sleep(0.05)

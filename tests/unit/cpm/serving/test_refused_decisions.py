@@ -17,7 +17,6 @@ from cpm.protocol.messages import Attach, Detach, ManagerMessage
 from cpm.protocol.model import AllocationState, PortRange
 from cpm.protocol.walltime import WallTime
 from cpm.queries import metrics, status
-from cpm.settings import Settings
 from tests.unit.cpm.serving.sites import DB, HOST1, WEB, Site
 
 _State = AllocationState
@@ -29,7 +28,7 @@ async def _goes_on(site: Site) -> None:
     assert list(fleet.refusals.set_aside) == [WEB]
     events = [entry.event for entry in site.ledger.reader().history(WEB)]
     assert events.count(JournalEvent.VIOLATION) == 1
-    about = status.About("0", WallTime.of(0.0), "ledger.db", Settings().timeouts())
+    about = status.About("0", WallTime.of(0.0), "ledger.db")
     assert "broke a rule" in status.status(site.loop.manager, about, site.loop.clock.now()).problems[-1]
     assert b"virt_ports_refused_decisions_total 1.0" in metrics.exposition(site.loop.manager, site.now).body
     assert not site.connection.is_closed

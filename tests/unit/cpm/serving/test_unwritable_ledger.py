@@ -29,7 +29,6 @@ from cpm.protocol.model import AllocationState, NodeName, Role
 from cpm.protocol.walltime import WallTime
 from cpm.queries import explain_facts, metrics, status
 from cpm.serving.node_sessions import MOST_HELD, NodeConnections
-from cpm.settings import Settings
 from tests.unit.cpm.serving.sites import DB, EXTERNAL, HOST1, OTHER, WEB, Connection, Site
 
 _State = AllocationState
@@ -191,7 +190,7 @@ async def test_a_cpmd_that_dies_meanwhile_has_done_nothing(site: Site, tmp_path:
 
 
 async def test_it_is_shown(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    about = status.About("0", WallTime.of(0.0), "ledger.db", Settings().timeouts())
+    about = status.About("0", WallTime.of(0.0), "ledger.db")
     assert status.status(site.loop.manager, about, site.loop.clock.now()).ledger_problem == ""
     site.fill()
     await site.say(Attach(DB, "db"))
