@@ -24,6 +24,9 @@ OPENING_S = 2.3
 Seconds that a new connection may take: one SYN in thousands is dropped where two choose one port, and sent again after
 a second. Among the thousands of connections of a run this happens to one of them twice.
 """
+STARTS_S = 6.0
+"""Seconds from the return of a daemon until a VM that started meanwhile sends: nodes connect again, edges and host are
+told, and the guest repeats a packet."""
 GROWTH_S = 3.5
 """The same where a VM that has no port left tries hundreds at once."""
 
@@ -140,7 +143,18 @@ class Judge:
     def allowed_s(self, span: Span) -> float:
         """How long this silence may be."""
         faults = sum(one.budget_s for one in self._concerning(span))
-        return NOISE_S + faults + _overlap(span, self._noise[span.guest])
+        waits = sum(wait.seconds for wait in self._waits(span))
+        return NOISE_S + faults + waits + _overlap(span, self._noise[span.guest])
+
+    def _waits(self, span: Span) -> Iterable[Span]:
+        """Yield the parts of a span in which the guest, which started while a daemon was away, has no ports."""
+        life = self._lives.get(span.guest)
+        for one in self._happened:
+            until = one.ended + STARTS_S
+            if one.fault.kind.delays_starts and life is not None and one.began <= life.began <= until:
+                begin, end = max(span.begin, life.began), min(span.end, until)
+                if begin < end:
+                    yield Span(span.guest, span.flow, begin, end)
 
     def _cuts(self) -> Iterable[Broken]:
         for span in self._seen.cuts:
@@ -217,7 +231,7 @@ class Judge:
 
     def _blocked_by(self, span: Span) -> bool:
         """Whether a fault that blocks packets was in force, so that a new connection may fail."""
-        return any(one.budget_s for one in self._concerning(span))
+        return any(one.budget_s for one in self._concerning(span)) or any(self._waits(span))
 
     def _is_pressed(self, span: Span) -> bool:
         """Whether the guest opens more connections than it has ports."""

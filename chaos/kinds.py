@@ -48,6 +48,7 @@ class Kind:
     :param slows_growth: Whether new connections that need more ports than the VM has may wait, or fail, meanwhile.
     :param exposes: Whether its target lacks what keeps untranslated packets from leaving: our rules, or the routes to
         VMs, without which answers follow the default route.
+    :param delays_starts: Whether a VM that starts meanwhile has no ports, and sends nothing until it is over.
     :param weight: How often it is drawn, relative to others.
     """
 
@@ -59,6 +60,7 @@ class Kind:
     repair_s: float = 0.0
     slows_growth: bool = False
     exposes: bool = False
+    delays_starts: bool = False
     weight: int = 2
 
 
@@ -66,11 +68,12 @@ def _kinds() -> tuple[Kind, ...]:
     no_time = (0.0, 0.0)
     return (
         *(
-            Kind(f"{how}-natd", Hits.NODE, (1.0, 6.0), ("natd",), slows_growth=True)
+            # A VM's first range waits for every edge.
+            Kind(f"{how}-natd", Hits.NODE, (1.0, 6.0), ("natd",), slows_growth=True, delays_starts=True)
             for how in ("kill", "freeze", "restart")
         ),
         *(
-            Kind(f"{how}-cpmd", Hits.MANAGER, (1.0, 8.0), ("cpmd",), slows_growth=True)
+            Kind(f"{how}-cpmd", Hits.MANAGER, (1.0, 8.0), ("cpmd",), slows_growth=True, delays_starts=True)
             for how in ("kill", "freeze", "restart")
         ),
         *(
@@ -106,9 +109,8 @@ def _kinds() -> tuple[Kind, ...]:
         Kind("address-lost", Hits.NODE, (0.5, 5.0), ("natd", "path"), blocks=True, repair_s=REPAIR_S),
         Kind("address-added", Hits.NODE, (2.0, 8.0), ("address",)),
         Kind("forwarding-off", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S),
-        # Not while natd is away: libvirt's list would tell it of a VM that started then, and has no light guests. Nor
-        # while cpmd is: nobody gives a VM ports then, and it has none until cpmd is back.
-        Kind("vm-restart", Hits.GUEST, no_time, ("guest", "cpmd", *(f"natd-{host}" for host in HOSTS)), weight=8),
+        # Not while natd is away: libvirt's list would tell it of a VM that started then, and has no light guests.
+        Kind("vm-restart", Hits.GUEST, no_time, ("guest", *(f"natd-{host}" for host in HOSTS)), weight=8),
         Kind("vm-relocate", Hits.GUEST, no_time, ("guest",), weight=6),
         Kind("vm-resize", Hits.GUEST, no_time, ("guest",), weight=6),
         Kind("burst", Hits.GUEST, (4.0, 4.0), ("guest",), weight=6),

@@ -1,8 +1,9 @@
 """
 The files in which natd keeps whom its node follows (:mod:`natctl.core.following`).
 
-``follows.json`` outlives the machine: it is replaced as a whole, and on disk before natd goes on. ``grants`` changes
-with every range, and is of use only as long as the kernel holds what it is about: it is overwritten in place.
+``follows.json`` outlives the machine: it is replaced as a whole, and on disk before natd goes on. It also says which
+VMs may send nothing without ports (:mod:`natctl.core.default_deny`). ``grants`` changes with every range, and is of use
+only as long as the kernel holds what it is about: it is overwritten in place.
 
 Tested in ``tests/unit/natctl/test_remembering.py``.
 """
@@ -14,8 +15,10 @@ import json
 import os
 from pathlib import Path
 
+from cpm.protocol import codec
+from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import Follows
-from natctl.model.remembered import Remembered
+from natctl.model.remembered import Charge, Remembered
 
 
 class RememberedFiles:
@@ -39,7 +42,7 @@ class RememberedFiles:
         grants = 0
         with contextlib.suppress(OSError, ValueError):
             grants = int((self._folder / "grants").read_text())
-        return Remembered(epoch, Follows(ledger, run, max(0, grants)))
+        return Remembered(epoch, Follows(ledger, run, max(0, grants)), _charge(found.get("charge")))
 
     def write(self, now: Remembered, *, is_durable: bool) -> None:
         """
@@ -49,7 +52,8 @@ class RememberedFiles:
         :raise OSError: When it cannot be written.
         """
         if is_durable:
-            self._replace(json.dumps({"epoch": now.epoch, "ledger": now.follows.ledger, "run": now.follows.run}))
+            said = {"epoch": now.epoch, "ledger": now.follows.ledger, "run": now.follows.run, "charge": now.charge}
+            self._replace(codec.encode(said))
         if self._grants is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._grants = os.open(self._folder / "grants", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -62,10 +66,10 @@ class RememberedFiles:
             os.close(self._grants)
             self._grants = None
 
-    def _replace(self, text: str) -> None:
+    def _replace(self, text: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         part = self._folder / "follows.json.part"
-        with part.open("w") as file:
+        with part.open("wb") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -75,3 +79,11 @@ class RememberedFiles:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _charge(found: object) -> Charge | None:
+    if found is None:
+        return None
+    with contextlib.suppress(InvalidRequest):
+        return codec.decode(Charge, json.dumps(found))
+    return None

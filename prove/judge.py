@@ -173,7 +173,7 @@ class Judge:
             if flow.host != host or host in self.liars:
                 continue
             if flow.is_lost:
-                flow.is_lost = entry is None or entry.index != flow.index
+                flow.is_lost = entry is None or (entry.intent.internal, entry.index) != (flow.internal, flow.index)
             elif entry is None or entry.intent.internal != flow.internal or entry.index != flow.index:
                 raise Violation(f"cut: {host} no longer translates {flow}")
 

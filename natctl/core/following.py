@@ -9,6 +9,8 @@ Tested in ``tests/unit/natctl/core/test_following.py``.
 
 from __future__ import annotations
 
+import dataclasses
+
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import Delta, Follows, ManagerMessage, Snapshot, Welcome
 from natctl.model.remembered import Remembered
@@ -124,7 +126,7 @@ class Following:
         """
         follows = self.told
         if isinstance(message, Welcome) and message.adopts and message.ledger != follows.ledger:
-            self.remembered = Remembered(message.epoch, Follows(message.ledger, message.run))
+            self._follow(message.epoch, Follows(message.ledger, message.run))
             return
         if isinstance(message, Welcome) and follows.ledger not in ("", message.ledger):
             raise OtherLedger(message.ledger, follows.ledger)
@@ -139,4 +141,7 @@ class Following:
         if isinstance(message, (Snapshot, Delta)):
             follows = Follows(follows.ledger, follows.run, max(follows.grants, message.grants))
         if (message.epoch, follows) != (self.epoch, self.told):
-            self.remembered = Remembered(message.epoch, follows)
+            self._follow(message.epoch, follows)
+
+    def _follow(self, epoch: int, follows: Follows) -> None:
+        self.remembered = dataclasses.replace(self.remembered, epoch=epoch, follows=follows)

@@ -57,6 +57,7 @@ from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
+from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.ended import Ended
 from natctl.core.following import Following
@@ -127,7 +128,8 @@ class Node:
         self._intent = Intent()
         self._arrivals = Arrivals()
         self._reports = Reports()
-        self._programming = Programming(marks, self._intent, self._domains, self._arrivals)
+        self._default_deny = DefaultDeny(remembered.charge)
+        self._programming = Programming(marks, self._intent, self._domains, self._arrivals, self._default_deny)
         self._hook_waiters = HookWaiters()
         self._own_ports = own_ports.OwnPorts()
         self._found_at_edge: tuple[EdgeIntent, ...] = ()
@@ -154,7 +156,7 @@ class Node:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about the VMs of this machine together, a sentence each."""
-        return (self._table_warning,) if self._table_warning else ()
+        return tuple(filter(None, (self._table_warning, self._default_deny.warning)))
 
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
         """Return the interfaces of each VM that runs here."""
@@ -204,15 +206,21 @@ class Node:
             self._programming.edge_holdings.adopt(vm)
         if path is not None:
             self._intent.adopt_path(path)
+            self._programming.adopt_path()
+        elif (charge := self._default_deny.charge) is not None:
+            # The machine was restarted, and VMs may start before the manager is there.
+            self._intent.path = charge.path
         for entry in entries:
             self._programming.adopt(entry)
-            self._intent.adopt(entry)
+            if not entry.is_denied:
+                self._intent.adopt(entry)
             self._arrivals.on_found(entry, now)
             taps = frozenset(Tap(links[index], index) for index in entry.taps if index in links)
             if taps or self._has_libvirt:
                 self._domains.adopt(entry.intent.domain, entry.intent.name, taps, now)
             if len(taps) != len(entry.taps):
                 self._programming.require_hosts([entry.intent.domain])
+        self._note_charge()
 
     def on_kernel_programmed(self, now: float) -> None:
         """The last kernel command is in force."""
@@ -227,7 +235,10 @@ class Node:
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
             # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
             self._outbox.append(Prune(vm.internal))
+        if begun or scope.replace or scope.path:
+            self._note_charge()
         self._answer_ready_hooks()
+        self._answer_hooks_in_vain(now)
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
         """The kernel refused the last command; nothing of it is in force."""
@@ -294,9 +305,8 @@ class Node:
         """
         before = self._following.remembered
         self._following.on_message(message)
-        if self._following.remembered != before:
-            # Before anything of it reaches the kernel.
-            self._outbox.append(Remember(self._following.remembered, before))
+        # Before anything of it reaches the kernel.
+        self._remember(before)
         if isinstance(message, Snapshot):
             self._take_snapshot(message, now)
         elif isinstance(message, Delta):
@@ -397,6 +407,8 @@ class Node:
     def on_domain_ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or libvirt no longer lists it)."""
         if self._domains.remove(uuid, now):
+            self._default_deny.on_ended([uuid])
+            self._keep_charge()
             # Host first: it stops handing the ports out before the manager and the edges know.
             if self._intent.host.pop(uuid, None) is not None:
                 self._arrivals.on_gone(uuid)
@@ -423,6 +435,10 @@ class Node:
             self._take_listed(vm, listing, now)
         for uuid in self._domains.ended(listing):
             self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
+        if (charge := self._default_deny.charge) is not None:
+            # Those that ended while no natd was there.
+            self._default_deny.on_ended([uuid for uuid in charge.older if listing.is_without(uuid)])
+            self._keep_charge()
         if has_news or self._domains.unmanaged() != unmanaged:
             self.send_presence()
 
@@ -453,6 +469,7 @@ class Node:
         self._outbox += self._hook_waiters.answer_late(now)
         self._answer_hooks_in_vain(now)
         self._programming.on_tick(now)
+        self._outbox += map(Warn, self._default_deny.on_tick(self._programming.denied(), now))
         self._command(self._arrivals.on_tick(now))
 
     def on_own_ports(self, read: PortsInUse, now: float) -> None:
@@ -624,9 +641,26 @@ class Node:
             uuid
             for uuid in self._hook_waiters.domains()
             if self._programming.entry_in_force(uuid, needs_taps=False) is None
+            # Before its guest runs, the kernel is to know that it may send nothing.
+            and not self._programming.is_being_denied(uuid)
         }
         text = "the manager is not connected; the VM gets its ports when it is back"
         self._outbox += self._hook_waiters.answer("unreachable", text, in_vain)
+
+    def _note_charge(self) -> None:
+        """Keep what the kernel holds now of which VMs may send nothing without ports depends."""
+        with_ports = self._programming.with_ports()
+        self._default_deny.on_programmed(self._intent.path, with_ports, self._domains.known)
+        self._keep_charge()
+
+    def _keep_charge(self) -> None:
+        before = self._following.remembered
+        self._following.remembered = dataclasses.replace(before, charge=self._default_deny.charge)
+        self._remember(before)
+
+    def _remember(self, before: Remembered) -> None:
+        if self._following.remembered != before:
+            self._outbox.append(Remember(self._following.remembered, before))
 
     def _begin_programming(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""

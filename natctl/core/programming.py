@@ -18,11 +18,12 @@ from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
+from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domains
 from natctl.core.holdings import EdgeHoldings, told_by_host
 from natctl.core.intent import Intent
 from natctl.model.commands import Program, Replace, Warn
-from natctl.model.entries import Change, HostEntry, Path
+from natctl.model.entries import UNASSIGNED, Change, HostEntry, Path
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
@@ -79,13 +80,17 @@ class Programming:
     :param intent: The manager's intent.
     :param domains: The VMs that run here.
     :param arrivals: Has the VMs' arrival budgets, which are programmed together with the ports.
+    :param default_deny: Which VMs are marked without having ports.
     """
 
-    def __init__(self, marks: int, intent: Intent, domains: Domains, arrivals: Arrivals) -> None:
+    def __init__(
+        self, marks: int, intent: Intent, domains: Domains, arrivals: Arrivals, default_deny: DefaultDeny
+    ) -> None:
         self._marks = marks
         self._intent = intent
         self._domains = domains
         self._arrivals = arrivals
+        self._default_deny = default_deny
         self._index: dict[DomainUUID, int] = {}
         self._kept: dict[DomainUUID, int] = {}
         """Indexes of VMs that are gone, the one that went first before the others: an index is a zone, too, in which
@@ -99,6 +104,7 @@ class Programming:
         self._next = Scope()
         self._retry_at: float | None = None
         self._is_introduced = False
+        self._is_path_in_kernel = self._is_path_sent = False
         self._warnings: list[Warn] = []
 
     # What the kernel holds
@@ -124,6 +130,23 @@ class Programming:
             return None
         is_ready = entry.intent.ports == vm.ports and (not needs_taps or entry.taps >= self._domains.taps_of(uuid))
         return entry if is_ready else None
+
+    def with_ports(self) -> frozenset[DomainUUID]:
+        """Return the VMs that have ports in the kernel."""
+        return frozenset(uuid for uuid, entry in self._applied.items() if entry.intent.ports is not None)
+
+    def denied(self) -> dict[DomainUUID, str]:
+        """Return the names of the VMs that the kernel lets send nothing."""
+        return {uuid: entry.intent.name for uuid, entry in self._applied.items() if entry.is_denied}
+
+    def is_being_denied(self, uuid: DomainUUID) -> bool:
+        """Whether the kernel is about to be told that a VM may send nothing."""
+        awaits = uuid in self._sent or (uuid in self._next.host and self._retry_at is None)
+        return awaits and self._intent.path is not None and self._default_deny.denies(uuid)
+
+    def adopt_path(self) -> None:
+        """Record that natd found the path in the kernel."""
+        self._is_path_in_kernel = True
 
     def adopt(self, entry: HostEntry) -> None:
         """Record an entry that natd found in the kernel."""
@@ -206,6 +229,7 @@ class Programming:
             if uuid not in self._intent.host and uuid in self._index:
                 self._kept[uuid] = self._index.pop(uuid)
         self._sent = {}
+        self._is_path_in_kernel |= self._is_path_sent
         self.edge_holdings.on_programmed()
         return Done(scope, in_force, begun)
 
@@ -234,10 +258,12 @@ class Programming:
         return before.intent.internal != entry.intent.internal
 
     def _replace_all(self, scope: Scope, path: PathState) -> Replace:
-        host = {uuid: entry for uuid in self._intent.host if (entry := self._host_entry(uuid)) is not None}
+        every = {*self._intent.host, *self._domains.known()}
+        host = {uuid: entry for uuid in every if (entry := self._host_entry(uuid)) is not None}
         edge = dict(self._intent.edge)
         self._sent = dict.fromkeys(self._applied) | host
         scope.host = set(self._sent)
+        self._is_path_sent = True
         self.edge_holdings.on_replacing(edge)
         return Replace(host, edge, _path(path))
 
@@ -248,7 +274,8 @@ class Programming:
         edge = {uuid: vms.get(uuid) for uuid in scope.edge}
         self._sent = host
         self.edge_holdings.on_changing(edge)
-        return Program(Change(host=host, edge=edge, path=_path(path) if scope.path else None))
+        self._is_path_sent = scope.path or (not self._is_path_in_kernel and bool(host or edge))
+        return Program(Change(host=host, edge=edge, path=_path(path) if self._is_path_sent else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
         vm = self._intent_for(uuid)
@@ -262,8 +289,15 @@ class Programming:
     def _intent_for(self, uuid: DomainUUID) -> HostIntent | None:
         vm, before = self._intent.host.get(uuid), self._applied.get(uuid)
         if vm is not None and self._is_introduced:
-            return before.intent if before is not None else None
-        return vm.programmed if vm is not None else None
+            return before.intent if before is not None else self._denied_intent(uuid)
+        return vm.programmed if vm is not None else self._denied_intent(uuid)
+
+    def _denied_intent(self, uuid: DomainUUID) -> HostIntent | None:
+        """Return what the kernel holds of a VM that has no ports: a mark, or nothing."""
+        domain = self._domains.get(uuid)
+        if domain is None or not domain.taps or not self._default_deny.denies(uuid):
+            return None
+        return HostIntent(uuid, domain.name, UNASSIGNED, None)
 
     def _index_of(self, uuid: DomainUUID) -> int | None:
         if uuid not in self._index:

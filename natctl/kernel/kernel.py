@@ -251,7 +251,10 @@ class Kernel:
     async def _with_zone_after(self, belief: Belief, change: Change) -> frozenset[DomainUUID]:
         """Return the VMs that have a zone once the change is made."""
         entries = [entry for entry in change.host.values() if entry is not None]
-        fresh = [entry for entry in entries if entry.intent.domain not in belief.desired.host]
+        held = belief.desired.host
+        fresh = [
+            entry for entry in entries if not zone_choice.is_decided(held.get(entry.intent.domain), belief.with_zone)
+        ]
         gone = {domain for domain, entry in change.host.items() if entry is None}
         sockets = self._programmed.sockets()
         allowed = zone_choice.silent(sockets.rt, fresh)

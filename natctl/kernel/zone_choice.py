@@ -2,7 +2,8 @@
 Which VMs can get a conntrack zone of their own when they begin to be managed.
 
 A connection stays in the zone in which it began: a VM that gets a zone, or loses it, loses its connections. So a VM
-gets one when it has no connections yet, and keeps it while it is managed.
+gets one when it has no connections yet, and keeps it while it is managed. One that is denied and has none is looked at
+again when the manager gives it something: its connections of before can only be found by its internal address.
 
 Tested by ``tests/netns/test_neighbours.py``.
 """
@@ -61,8 +62,15 @@ def allowed(
     )
 
 
+def is_decided(entry: HostEntry | None, with_zone: Collection[DomainUUID]) -> bool:
+    """Whether a VM that the kernel holds like this keeps its zone, or keeps having none."""
+    return entry is not None and (not entry.is_denied or entry.intent.domain in with_zone)
+
+
 def managed(
-    settings: HostSettings, reading: Reading, believed: tuple[Collection[DomainUUID], frozenset[DomainUUID]] | None
+    settings: HostSettings,
+    reading: Reading,
+    believed: tuple[Mapping[DomainUUID, HostEntry], frozenset[DomainUUID]] | None,
 ) -> tuple[frozenset[DomainUUID], frozenset[DomainUUID]]:
     """
     Return the VMs that are managed already, and those among them that have a zone: while they are managed, both stay.
@@ -71,12 +79,12 @@ def managed(
     :param believed: The VMs that were last programmed, and those of them with a zone, which count more than the
         kernel's tables: others may have changed these. None: nothing was programmed yet.
     """
-    in_kernel = {domain: entry.index for domain, entry in host.entries_in(settings, reading).items()}
+    in_kernel = host.entries_in(settings, reading)
     indexes = zones.indexes_in(Marks.of_mask(settings.mark_mask), reading.holdings)
-    with_zone = frozenset(domain for domain, index in in_kernel.items() if index in indexes)
-    if believed is None:
-        return frozenset(in_kernel), with_zone
-    return frozenset(in_kernel).union(believed[0]), with_zone.difference(believed[0]) | believed[1]
+    with_zone = frozenset(domain for domain, entry in in_kernel.items() if entry.index in indexes)
+    if believed is not None:
+        in_kernel, with_zone = {**in_kernel, **believed[0]}, with_zone.difference(believed[0]) | believed[1]
+    return frozenset(domain for domain, entry in in_kernel.items() if is_decided(entry, with_zone)), with_zone
 
 
 def _has_sent_nothing(rtnl: Socket, entry: HostEntry) -> bool:

@@ -21,6 +21,9 @@ from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 
+UNASSIGNED = IPv4Address("0.0.0.0")  # noqa: S104 - not a listener
+"""The internal address of a VM that the manager has given nothing here."""
+
 DEFAULT_EXEMPT = tuple(
     IPv4Network(text) for text in ("10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16",
                                    "224.0.0.0/4", "255.255.255.255/32")
@@ -142,6 +145,11 @@ class HostEntry:
     """Connections that may begin, counted as for ``budget``, before further ones are deferred; None: none is."""
     allowance: Allowance | None = None
     """What its limit of connections leaves; None: it has none."""
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether the manager has given the VM nothing here: its packets are marked, and all of them dropped."""
+        return self.intent.internal == UNASSIGNED
 
 
 class Destination(NamedTuple):

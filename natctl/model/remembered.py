@@ -8,9 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 
-from cpm.protocol.messages import Follows
+from cpm.protocol.messages import Follows, PathState
+from cpm.protocol.model import DomainUUID
 
 _NOBODY = Follows()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Charge:
+    """That a manager has given ports to VMs of this host, so that a VM without ports may send nothing."""
+
+    path: PathState
+    """The last one, without the external addresses: after a restart of the machine the kernel has none."""
+    older: frozenset[DomainUUID] = frozenset()
+    """VMs that ran here before and have had no ports yet: they go on as they did."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,14 +31,16 @@ class Remembered:
     epoch: int = 0
     """Highest epoch seen."""
     follows: Follows = _NOBODY
+    charge: Charge | None = None
+    """None: no VM of this host has had ports."""
 
     def has_durable_change(self, before: Remembered) -> bool:
         """Return whether it has to outlive the machine; the rest is of no use without what the kernel holds."""
-        return (self.epoch, self.follows.ledger, self.follows.run) != (
-            before.epoch,
-            before.follows.ledger,
-            before.follows.run,
-        )
+        return self._durable != before._durable
+
+    @property
+    def _durable(self) -> tuple[int, str, str, Charge | None]:
+        return self.epoch, self.follows.ledger, self.follows.run, self.charge
 
 
 NOTHING = Remembered()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from chaos.judge import Happened, Judge, Life, Verdict
+from chaos.judge import STARTS_S, Happened, Judge, Life, Verdict
 from chaos.kinds import REPAIR_S, kind
 from chaos.observations import CONTROL, Leak, Observations, Span, Use
 from chaos.plan import Fault
@@ -140,3 +140,18 @@ def test_the_distribution_is_over_connections() -> None:
     flows = {(1, f"tcp{number}", 0.0): number / 100 for number in range(100)} | {(CONTROL, "tcp0", 0.0): 9.0}
     found = verdict(Observations(worst=flows))
     assert (found.connections, found.blocked_s) == (100, (0.5, 0.99, 0.99))
+
+
+def test_a_vm_that_starts_while_a_daemon_is_away_waits_for_it_and_leaks_nothing() -> None:
+    fault = happened("kill-cpmd", "manager", lasted=8.0)
+    lives = (Life(1, 1, "host1", 11.0), Life(2, 2, "host1", 9.0))
+
+    def found(seen: Observations) -> list[str]:
+        return [one.what for one in Judge([fault], lives, seen, HOLD_DOWN_S).verdict().broken]
+
+    until = fault.ended + STARTS_S
+    assert found(gap(1, 11.0, until - 11.0 + 0.9)) == []
+    assert found(gap(1, 11.0, until - 11.0 + 1.1)) == ["blocked"]
+    # The other one had its ports already.
+    assert found(gap(2, 11.0, 1.1)) == ["blocked"]
+    assert found(Observations(leaks=(Leak("host1-un", "10.10.0.5", "192.0.2.2", 12.0, 12.5, 3),))) == ["untranslated"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
-from cpm.protocol.messages import Follows
-from natctl.model.remembered import NOTHING, Remembered
+from cpm.protocol.messages import Follows, PathState
+from cpm.protocol.model import DomainUUID
+from natctl.model.remembered import NOTHING, Charge, Remembered
 from natctl.remembering import RememberedFiles
 
 
@@ -41,3 +43,16 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         RememberedFiles(tmp_path / "file" / "state").write(NOTHING, is_durable=True)
+
+
+def test_which_vms_send_nothing_without_ports_outlives_the_machine(tmp_path: Path) -> None:
+    files = RememberedFiles(tmp_path)
+    older = frozenset({DomainUUID("11111111-1111-4111-8111-111111111111")})
+    now = Remembered(7, Follows("abc", "def", 0), Charge(PathState(IPv4Network("100.64.0.0/10")), older))
+    assert now.has_durable_change(Remembered(7, Follows("abc", "def", 0)))
+    files.write(now, is_durable=True)
+    files.close()
+    assert files.read() == now
+    text = (tmp_path / "follows.json").read_text()
+    (tmp_path / "follows.json").write_text(text.replace("100.64.0.0/10", "nonsense"))
+    assert files.read() == Remembered(7, Follows("abc", "def", 0))
