@@ -10,8 +10,9 @@ Tested in ``tests/unit/site/test_faults.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, MutableMapping, MutableSet
 from ipaddress import IPv4Address
+from typing import Any
 
 from cpm.core.changes import (
     AddAllocation,
@@ -46,6 +47,41 @@ from cpm.protocol.own_ports import KeptPorts
 from cpm.protocol.walltime import UtcSeconds
 
 
+class ChangedVMs(MutableSet[DomainUUID]):
+    """VMs that have changed; what others have looked up about these is dropped when they are added."""
+
+    def __init__(self) -> None:
+        self._changed: set[DomainUUID] = set()
+        self._looked_up: list[MutableMapping[DomainUUID, Any]] = []
+
+    def drop_from(self, looked_up: MutableMapping[DomainUUID, Any]) -> None:
+        """Drop the entry of each VM that changes from now on."""
+        self._looked_up.append(looked_up)
+
+    def add(self, value: DomainUUID) -> None:
+        """Record that a VM has changed."""
+        for looked_up in self._looked_up:
+            looked_up.pop(value, None)
+        self._changed.add(value)
+
+    def discard(self, value: DomainUUID) -> None:
+        """Remove a VM."""
+        self._changed.discard(value)
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._changed.clear()
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._changed
+
+    def __iter__(self) -> Iterator[DomainUUID]:
+        return iter(self._changed)
+
+    def __len__(self) -> int:
+        return len(self._changed)
+
+
 @dataclasses.dataclass(slots=True)
 class Refusals:
     """Decisions that broke a rule of :mod:`cpm.core.invariants`."""
@@ -76,7 +112,7 @@ class Fleet:
         """The nodes with the role edge."""
         self.migrating: dict[DomainUUID, NodeName] = {}
         """The destination of each VM that has one."""
-        self.changed: set[DomainUUID] = set()
+        self.changed = ChangedVMs()
         """VMs of which nodes may need an update since it was emptied: every change of one puts it here."""
         self.path_version = 0
         """Greater after each change of nodes and external addresses."""
@@ -238,7 +274,8 @@ class Fleet:
         self._index_node(node)
         if known is None or (known.underlay, known.roles) != (node.underlay, node.roles):
             # Edges send packets for its VMs to that address.
-            self.changed.update(uuid for uuid, vm in self.vms.items() if vm.node == node.name)
+            for uuid in [uuid for uuid, vm in self.vms.items() if vm.node == node.name]:
+                self.changed.add(uuid)
 
     def _drop_vm(self, uuid: DomainUUID) -> None:
         vm = self.vms.pop(uuid)

@@ -175,14 +175,16 @@ class VMPresence:
 
     def _is_known(self, node: NodeName, presence: Presence) -> bool:
         """Return whether all that a host says of a VM is so already: it runs there as told, and has ports there."""
-        vm = self._fleet.vms.get(presence.domain)
-        return (
-            vm is not None
-            and vm.node == node == self._running.hosts.get(vm.uuid)
-            and vm.name == presence.name
-            and (presence.wishes is None or presence.wishes == vm.xml_wishes)
-            and {each.node for each in self._fleet.of(vm.uuid) if each.state in _IN_USE} == {node}
-        )
+        uuid = presence.domain
+        vm = self._fleet.vms.get(uuid)
+        if vm is None or vm.name != presence.name or not vm.node == node == self._running.hosts.get(uuid):
+            return False
+        if presence.wishes is not None and presence.wishes != vm.xml_wishes:
+            return False
+        ranges = self._fleet.of(uuid)
+        if len(ranges) == 1:  # Nearly always.
+            return ranges[0].node == node and ranges[0].state in _IN_USE
+        return {each.node for each in ranges if each.state in _IN_USE} == {node}
 
     def on_session_end(self, node: NodeName, now: float) -> None:
         """A host has no session any more; its VMs count as running there."""

@@ -6,7 +6,7 @@ Pure, and kept in memory only: hosts say it again in each session. Tested in ``t
 
 from __future__ import annotations
 
-from collections.abc import KeysView, Mapping
+from collections.abc import KeysView, Mapping, MutableSet
 from types import MappingProxyType
 from typing import Final
 
@@ -22,7 +22,7 @@ class RunningVMs:
     :param changed: Gets every VM whose host changes here, since nodes may need an update then.
     """
 
-    def __init__(self, changed: set[DomainUUID]) -> None:
+    def __init__(self, changed: MutableSet[DomainUUID]) -> None:
         self._changed = changed
         self._hosts: dict[DomainUUID, NodeName] = {}
         self._on: dict[NodeName, dict[DomainUUID, None]] = {}

@@ -68,6 +68,8 @@ class NodeConnections:
 
     def __init__(self) -> None:
         self._sessions: dict[NodeName, _Session] = {}
+        self._held_for: dict[NodeName, None] = {}
+        """Nodes for which messages are kept. They are released after each decision, whatever the number of sessions."""
 
     def begin(self, node: NodeName, connection: NodeConnection) -> None:
         """Use this connection to a node from now on; a former one is closed. May be called again."""
@@ -119,6 +121,7 @@ class NodeConnections:
         for node, message in messages:
             if (session := self._sessions.get(node)) is None:
                 continue
+            self._held_for[node] = None
             if isinstance(message, Welcome):
                 session.welcome = message
             elif session.welcome is None and isinstance(message, (Refused, Declined)):
@@ -128,7 +131,10 @@ class NodeConnections:
 
     def release(self) -> None:
         """Send the messages that are kept, to the sessions that they were meant for."""
-        for node, session in self._sessions.items():
+        held_for, self._held_for = self._held_for, {}
+        for node in held_for:
+            if (session := self._sessions.get(node)) is None:
+                continue
             if session.welcome is not None:
                 self.send([(node, session.welcome)])
                 session.welcome = None

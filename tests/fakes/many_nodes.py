@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
+from types import MappingProxyType
 
 from cpm.core.changes import Change
 from cpm.core.journal import LedgerState
@@ -12,6 +13,7 @@ from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
     Delta,
+    Draining,
     Hello,
     ManagerMessage,
     Measured,
@@ -83,10 +85,29 @@ class ManyNodes:
         """Have a host list its VMs, all of them."""
         self.manager.on_message(host, Present(self._domains(host)), self.now)
 
-    def report(self, host: NodeName, in_use: int = 100) -> None:
-        """Have a host report that nothing is remarkable."""
-        measured = tuple(Measured(uuid, 400.0, 5.0, in_use, 12.0) for uuid in self.vms_of(host))
-        self.manager.on_message(host, Report(self._generations[host], 1.0, measured), self.now)
+    def report(
+        self,
+        host: NodeName,
+        in_use: int = 100,
+        draining: int | None = None,
+        limited: Mapping[DomainUUID, int] = MappingProxyType({}),
+    ) -> None:
+        """
+        Have a host report that nothing is remarkable.
+
+        :param draining: Connections on each draining range; None: they were not counted.
+        """
+        measured = tuple(
+            Measured(uuid, 400.0, 5.0, in_use, 12.0, self._draining(uuid, draining)) for uuid in self.vms_of(host)
+        )
+        report = Report(self._generations[host], 1.0, measured, limited=dict(limited))
+        self.manager.on_message(host, report, self.now)
+
+    def _draining(self, uuid: DomainUUID, connections: int | None) -> tuple[Draining, ...]:
+        ranges = self.manager.fleet.of(uuid) if connections is not None else ()
+        return tuple(
+            Draining(each.ports, connections or 0) for each in ranges if each.state is AllocationState.DRAINING
+        )
 
     def active(self, uuid: DomainUUID) -> Allocation | None:
         """Return the active range of a VM, if it has one."""

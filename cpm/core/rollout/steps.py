@@ -372,7 +372,7 @@ class Rollout:
         for name in self._node_syncs if is_path_changed else concerned:
             if (node_sync := self._node_syncs.get(name)) is not None:
                 self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()), now)
-        self._due |= self._changed
+        self._due.update(self._changed)
         self._snapshot_due.clear()
         self._changed.clear()
 

@@ -8,7 +8,17 @@ the same recorded or generated load.
 
 from cpm.core.sizing.arrivals import Arrival, on_arrival
 from cpm.core.sizing.demand import Demand, Memory, Policy
-from cpm.core.sizing.guards import GROW_COOL_DOWN, LITERAL, Bounds, Decision, GuardSettings, ScalingState, decide
+from cpm.core.sizing.guards import (
+    GROW_COOL_DOWN,
+    LITERAL,
+    Bounds,
+    Decision,
+    GuardSettings,
+    ScalingState,
+    decide,
+    ease_limit,
+    state_at_ease,
+)
 from cpm.core.sizing.policies import default_policy, policies, policy_named, policy_words
 
 __all__ = [
@@ -24,8 +34,10 @@ __all__ = [
     "ScalingState",
     "decide",
     "default_policy",
+    "ease_limit",
     "on_arrival",
     "policies",
     "policy_named",
     "policy_words",
+    "state_at_ease",
 ]

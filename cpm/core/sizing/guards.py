@@ -168,6 +168,32 @@ def decide(
     return decision, _next_state(decision, low_samples, state, memory, now)
 
 
+def ease_limit(policy: Policy, current: int, bounds: Bounds, settings: GuardSettings) -> int:
+    """
+    Return up to how many ports in use no guard objects when the policy asks for the size that a range has.
+
+    For such a demand, if it is not exhausted, :func:`decide` returns ``Decision(current, current, policy.name,
+    current)`` and :func:`state_at_ease`.
+
+    :return: Ports; -1: some guard always objects.
+    """
+    if _clamp(_whole_blocks(current, bounds, settings), "", bounds, settings)[0] != current:
+        return -1
+    if settings.headroom_share is None or policy.counts_ports:
+        return LONGEST
+    limit = int((current - settings.headroom_ports) / (1 + settings.headroom_share))
+    while limit >= 0 and _with_headroom(limit, settings.headroom_share, settings) > current:
+        limit -= 1
+    return max(limit, -1)
+
+
+def state_at_ease(state: ScalingState, memory: Memory) -> ScalingState:
+    """Return the state after a sample that leaves a range as it is. :param memory: Of the policy."""
+    if state.low_samples == 0 and state.memory is memory:
+        return state
+    return ScalingState(0, state.grew_at, state.changed_at, memory)
+
+
 def _raise_to_need(demand: Demand, settings: GuardSettings, policy: Policy, asked: int) -> tuple[int, str]:
     """Return the ports asked for, or more if the VM is known to need more, and the rule that applied."""
     wanted, rule = asked, policy.name
@@ -178,12 +204,16 @@ def _raise_to_need(demand: Demand, settings: GuardSettings, policy: Policy, aske
             wanted, rule = more, "exhausted"
     if settings.headroom_share is not None and demand.ports_in_use is not None:
         share = 0.0 if policy.counts_ports else settings.headroom_share
-        least = math.ceil(demand.ports_in_use * (1 + share)) + settings.headroom_ports
+        least = _with_headroom(demand.ports_in_use, share, settings)
         if policy.counts_ports:
             least = min(least, demand.current)
         if least > wanted:
             wanted, rule = least, "headroom"
     return wanted, rule
+
+
+def _with_headroom(in_use: int, share: float, settings: GuardSettings) -> int:
+    return math.ceil(in_use * (1 + share)) + settings.headroom_ports
 
 
 def _whole_blocks(ports: int, bounds: Bounds, settings: GuardSettings) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -14,6 +15,9 @@ from cpm.core.sizing.guards import Decision, ScalingState
 from cpm.protocol.errors import InternalPoolExhausted, QuotaReached, VirtPortsError
 from cpm.protocol.messages import Measured
 from cpm.protocol.model import AllocationId, NodeName
+
+NOTHING_FREE: Final[Mapping[AllocationId, int]] = MappingProxyType({})
+"""Free ports by leaving range, of a VM that has none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +117,14 @@ class Observation:
     def on_counted(self, active: AllocationId | None, free_in: Mapping[AllocationId, int]) -> None:
         """Record to which range the counted ports in use belong, and how many ports are free in leaving ranges."""
         self.counted, self.free_in = active, free_in
+
+    def on_ease(
+        self, measured: Measured, active: AllocationId, decision: Decision, scaling: ScalingState, now: float
+    ) -> None:
+        """Record a counted measurement of a VM that has its only range, lacks nothing, and keeps what it has."""
+        self.measured, self.measured_at, self.counted, self.free_in = measured, now, active, NOTHING_FREE
+        self.refused_packets = self.limited_packets = 0
+        self.decision, self.scaling, self.refusal = decision, scaling, None
 
     def on_decision(self, decision: Decision, scaling: ScalingState) -> None:
         """Record the decision of policy and guards."""

@@ -63,6 +63,10 @@ class SpecificationPolicy:
 
     def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
         """Return the ports the rule gives for this sample; keeps no state."""
+        score = demand_score(demand.packets_per_s, demand.megabits_per_s)
+        if LOW_THRESHOLD <= score <= HIGH_THRESHOLD and demand.current <= MAX_PORT_RANGE:
+            # Most VMs, most of the time.
+            return demand.current, None
         size = calculate_new_port_range(demand.domain, demand.current, demand.packets_per_s, demand.megabits_per_s)
         return math.ceil(size), None
 

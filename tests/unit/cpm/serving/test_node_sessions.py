@@ -34,6 +34,7 @@ from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from cpm.serving import node_sessions
 from cpm.serving.node_sessions import NodeConnections
 from tests.fakes import cpmd
+from tests.work import instructions
 
 VM1, VM2 = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f"), DomainUUID("0d4a9e0c-9f0f-4a9d-8d2c-2f8c50a9e4d1")
 NEED = Need(VM2, PortRange(1024, 1087), 60, 5.0)
@@ -252,3 +253,13 @@ def test_a_refusal_does_not_overtake_the_first_message_of_a_session_that_is_kept
     assert sent.messages == [welcome, refused]
     connections.hold([(host, refused)])
     assert sent.messages == [welcome, refused, refused]
+
+
+def test_a_decision_costs_no_more_where_more_nodes_have_sessions() -> None:
+    work = []
+    for count in (2, 200):
+        connections = NodeConnections()
+        for number in range(count):
+            connections.begin(NodeName(f"host{number}"), cast("NodeConnection", Sent()))
+        work.append(instructions(connections.release))
+    assert work[0] == work[1]

@@ -2,11 +2,26 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.core.sizing import LITERAL, Bounds, Decision, Demand, GuardSettings, ScalingState, decide
+from cpm.core.sizing import (
+    LITERAL,
+    Bounds,
+    Decision,
+    Demand,
+    GuardSettings,
+    Memory,
+    Policy,
+    ScalingState,
+    decide,
+    ease_limit,
+    policies,
+    policy_named,
+    state_at_ease,
+)
 from cpm.core.sizing.policies.specification import SpecificationPolicy
 from cpm.protocol.model import DomainUUID
 
@@ -171,3 +186,50 @@ def test_an_even_load_never_makes_a_range_oscillate(start: int, packets: float, 
         directions.add((decision.target > current) - (decision.target < current))
         current = decision.target
     assert not {1, -1} <= directions
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """A policy that wants a range to stay as it is."""
+
+    name: str = "content"
+    counts_ports: bool = False
+
+    def target(self, demand: Demand, memory: Memory, now: float) -> tuple[int, Memory]:
+        return demand.current, memory
+
+
+@given(
+    st.sampled_from([Content(), Content(counts_ports=True), *map(policy_named, policies())]),
+    samples,
+    states,
+    st.integers(1, 64512),
+    st.integers(1, 64512),
+    blocks,
+    st.builds(
+        GuardSettings,
+        floor=st.booleans(),
+        cap=st.booleans(),
+        whole_blocks=st.booleans(),
+        headroom_share=st.none() | st.floats(0, 3),
+        headroom_ports=st.integers(0, 500),
+    ),
+)
+def test_up_to_the_ease_limit_no_guard_changes_what_a_content_policy_says(
+    policy: Policy, sample: Demand, state: ScalingState, one: int, other: int, block: int, settings: GuardSettings
+) -> None:
+    bounds = Bounds(floor=min(one, other), cap=max(one, other), block=block)
+    current = max(1, min(-(-sample.current // block) * block, 64512))
+    limit = ease_limit(policy, current, bounds, settings)
+    for in_use in {0, limit // 2, limit} if limit >= 0 else ():
+        easy = msgspec.structs.replace(sample, current=current, ports_in_use=in_use, exhausted=False)
+        asked, memory = policy.target(easy, state.memory, 50.0)
+        if asked == current:
+            expected = Decision(current, current, policy.name, current), state_at_ease(state, memory)
+            assert decide(policy, easy, state, bounds, settings, 50.0) == expected
+
+
+def test_most_ranges_are_at_ease() -> None:
+    assert ease_limit(SpecificationPolicy(), 256, Bounds(), GuardSettings()) == 192
+    assert ease_limit(SpecificationPolicy(), 256, Bounds(cap=128), GuardSettings()) == -1
+    assert ease_limit(SpecificationPolicy(), 250, Bounds(), GuardSettings()) == -1
