@@ -10,6 +10,7 @@ PYTHON := /usr/bin/python3
 BIN := .venv/bin
 PACKAGES := build/packages-are-installed
 VENV := .venv/is-complete
+PROMETHEUS := build/prometheus/usr/bin/promtool
 LAB ?= vp
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
@@ -27,7 +28,7 @@ HOST_OPTION = $(if $(HOST),--host "$(HOST)")
 PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
                 util-linux procps lz4 zstd cpio
-PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd
+PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd tshark
 
 .PHONY: help
 help: ## This list.
@@ -38,7 +39,7 @@ help: ## This list.
 # ---- set-up ---------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(PACKAGES) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
+setup: $(PACKAGES) $(PROMETHEUS) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
 	@:
 
 .PHONY: packages-daemons
@@ -48,6 +49,13 @@ packages-daemons: ## Install only the Debian packages that the daemons need (roo
 $(PACKAGES): Makefile
 	@$(call install_missing,$(PACKAGES_DAEMONS) $(PACKAGES_LAB) $(PACKAGES_TESTS))
 	@mkdir -p $(@D) && touch $@
+
+# Prometheus and promtool, for the tests. Unpacked and not installed: Debian's package would start a service.
+$(PROMETHEUS): | $(PACKAGES)
+	@echo "Prometheus in build/prometheus"
+	@rm -rf build/prometheus && mkdir -p build/prometheus
+	@cd build/prometheus && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; }
+	@cd build/prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
 
 # The versions in the lock are all there is, so pip need not resolve anything.
 $(VENV): requirements.lock pyproject.toml setup.cfg | $(PACKAGES)

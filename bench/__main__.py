@@ -15,7 +15,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from bench import burst, change, density, hook, ledger, limits, machine, nft, path, prove, resize, scale, stats, tick
+from bench import (
+    burst,
+    change,
+    density,
+    hook,
+    ledger,
+    limits,
+    machine,
+    metrics,
+    nft,
+    path,
+    prove,
+    resize,
+    scale,
+    stats,
+    tick,
+)
 from bench.figures import KEYS, Measured, missed_targets, report
 from bench.waits import reason, time_limit
 from lab.errors import LabError
@@ -27,6 +43,7 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "ledger": ledger.measure,
     "density": density.measure,
     "tick": tick.measure,
+    "metrics": metrics.measure,
     "scale": scale.measure,
     "prove": prove.measure,
     "stats": stats.measure,

@@ -50,7 +50,7 @@ class Fleet:
         state = LedgerState(0, (), (), addresses, (), AllocationId(1))
         self.now = 1_000_000.0
         self.changes = 0
-        self._manager = Manager(state, Settings().rules(), 1, self.now)
+        self.manager = Manager(state, Settings().rules(), 1, self.now)
         self._generations: dict[NodeName, int] = {}
         self._vms = [DomainUUID(f"00000000-0000-0000-0000-{number:012d}") for number in range(vms)]
         self._hosts = [NodeName(f"host{number}") for number in range(HOSTS)]
@@ -58,14 +58,14 @@ class Fleet:
             role = Role.EDGE if name.startswith("edge") else Role.HOST
             underlay = IPv4Address(_UNDERLAY + number)
             approval = ApprovalRequest(roles=frozenset({role}), underlay=underlay)
-            self._manager.membership.approve(name, approval, self.now)
-            self._manager.on_hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
+            self.manager.membership.approve(name, approval, self.now)
+            self.manager.on_hello(Hello(PROTOCOL, name, frozenset({role}), underlay, "0", 0, ()), "0", self.now)
         self._settle()
         for number, uuid in enumerate(self._vms):
             host = self._hosts[number % HOSTS]
-            self._manager.on_message(host, Attach(uuid, f"vm{number}"), self.now)
+            self.manager.on_message(host, Attach(uuid, f"vm{number}"), self.now)
         self._settle()
-        sizes = [self._manager.fleet.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
+        sizes = [self.manager.fleet.one(uuid, AllocationState.ACTIVE) for uuid in self._vms]
         if not all(sizes):
             raise RuntimeError(f"only {sum(map(bool, sizes))} of {vms} VMs have an active range")
 
@@ -76,8 +76,8 @@ class Fleet:
         gc.collect()
         begin = time.perf_counter()
         for host, report in reports:
-            self._manager.on_message(host, report, self.now)
-        outcome = self._manager.take(self.now)
+            self.manager.on_message(host, report, self.now)
+        outcome = self.manager.take(self.now)
         elapsed = time.perf_counter() - begin
         self.changes += len(outcome.changes)
         self._confirm(outcome.messages)
@@ -90,7 +90,7 @@ class Fleet:
             yield host, Report(self._generations[host], 1.0, vms)
 
     def _measured(self, number: int) -> MeasuredVM:
-        active = self._manager.fleet.one(self._vms[number], AllocationState.ACTIVE)
+        active = self.manager.fleet.one(self._vms[number], AllocationState.ACTIVE)
         size = active.ports.size if active is not None else 0
         kind = (number // HOSTS) % BUSY_SHARE
         # Which VMs are busy changes with time, so that every pass resizes some.
@@ -99,7 +99,7 @@ class Fleet:
         return MeasuredVM(self._vms[number], 400.0, 5.0, in_use, 12.0)
 
     def _settle(self) -> None:
-        while messages := (outcome := self._manager.take(self.now)).messages:
+        while messages := (outcome := self.manager.take(self.now)).messages:
             self.changes += len(outcome.changes)
             self._confirm(messages)
 
@@ -108,4 +108,4 @@ class Fleet:
         for name, message in messages:
             if isinstance(message, (Snapshot, Delta)):
                 self._generations[name] = message.generation
-                self._manager.on_message(name, Applied(1, message.generation), self.now)
+                self.manager.on_message(name, Applied(1, message.generation), self.now)

@@ -11,17 +11,20 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cpm import settings as settings_
 from cpm.api.access import Access, group_number
+from cpm.api.scraping import Scraping
 from cpm.api.server import Server, tls_context
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import VirtPortsError
+from cpm.queries import metrics
 from cpm.queries.status import About
 from cpm.service import clock, notify, program
+from cpm.service.metrics.process import process_metrics
 from cpm.service.tasks import Tasks
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.journal_keeper import JournalKeeper
@@ -56,6 +59,7 @@ class Cpmd:
         self.decisions: DecisionLoop
         self.operators: OperatorRequests
         self._server: Server
+        self._scraping: Scraping
 
     async def start(self) -> None:
         """
@@ -71,6 +75,7 @@ class Cpmd:
         self._keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
         self._tasks.start("journal", self._keeper.run(self.decisions.clock.now), forever=True)
         await self._listen()
+        self._tasks.start("metrics", self._scraping.run(), forever=True)
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
         manager = self.decisions.manager
@@ -106,12 +111,17 @@ class Cpmd:
         path = Path(self._settings.ledger.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         version, reports = program.version(), ReportFollowers()
-        about = About(version, clock.wall(), self._settings.ledger.path)
+        about = About(version, clock.wall(), self._settings.ledger.path, self._settings.metrics.per_vm)
+        self._scraping = Scraping("cpmd.toml", self._settings.metrics, lambda: self._metrics(about))
         self._ledger = SqliteLedger(path)
         self._journal = JournalThread(self._ledger.reader())
         self.decisions = DecisionLoop(self._ledger, self._settings.rules(), self._connections)
         self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about, self.live)
         self._server = Server(self.operators, self._node_sessions(version, reports))
+
+    def _metrics(self, about: About) -> Iterator[str]:
+        yield from metrics.pieces(self.decisions.manager, self.decisions.clock.now(), about)
+        yield process_metrics()
 
     def _node_sessions(self, version: str, reports: ReportFollowers) -> NodeSessions:
         return NodeSessions(self.decisions, self._connections, version, reports)

@@ -21,6 +21,7 @@ from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config
+from cpm.service.metrics.settings import Listen
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
@@ -194,6 +195,13 @@ class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return Patience(edge_grace_s=self.edge_grace_s, edge_wait_s=self.edge_wait_s, confirm_s=self.confirm_s)
 
 
+class MetricsSettings(Listen, frozen=True, forbid_unknown_fields=True):
+    """Metrics for Prometheus."""
+
+    per_vm: bool = True
+    """Whether there are metrics of single VMs, about ten for each; False: only of nodes, addresses and the site."""
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -203,6 +211,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     pool: PoolSettings = PoolSettings()
     scaling: ScalingSettings = ScalingSettings()
     nodes: NodesSettings = NodesSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log_level: str = "info"
 
     def defaults(self) -> Defaults:
@@ -273,6 +282,7 @@ def _check(file: str, settings: Settings) -> None:
     if settings.nodes.edge_wait_s > settings.nodes.edge_grace_s:
         raise ConfigError(file, "nodes.edge_wait_s", f"must not exceed edge_grace_s ({settings.nodes.edge_grace_s:g})")
     pool.timeouts.check(file, "pool.timeouts")
+    settings.metrics.check(file)
     try:
         policy_named(settings.scaling.policy)
     except InvalidRequest as error:

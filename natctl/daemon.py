@@ -19,17 +19,18 @@ import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import ssl
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from cpm.api import session as manager_session
+from cpm.api.scraping import Scraping
 from cpm.protocol.errors import KernelError, VirtPortsError
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import ManagerMessage, Need, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
-from natctl import machine_identity
+from natctl import machine_identity, metrics
 from natctl import settings as settings_
 from natctl.arrivals.count_share import CountShare
 from natctl.core.node import Identity, Node
@@ -109,9 +110,12 @@ class Natd:
         self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
         self._port_reader = PortReader(kernel.edge, marks.flag if marks else 0) if kernel.edge is not None else None
         self._port_fault = ""
+        self._metrics = metrics.Metrics()
+        self._scraping = Scraping("natd.toml", settings.metrics, self._metrics_now)
         self._kernel_events: KernelEvents | None = None
         if marks is not None and self._conntrack is not None:
-            self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack)
+            on_error = self._metrics.on_kernel_error
+            self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack, on_error)
         self._sampler = Sampler()
         self._session = manager_session.Session(
             settings.manager.url, self, _tls_context(settings.manager), random.random
@@ -127,7 +131,7 @@ class Natd:
             self._watch = DomainWatch(
                 self._node, self._carry_out, self._answer, self._host, settings.guests, self._libvirt, self._visitor
             )
-            self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook)
+            self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook, self._metrics.on_hook_answered)
         self._is_telling_guests = False
         self._count_share = CountShare()
         self._deletions: collections.deque[Forget | Prune] = collections.deque()
@@ -176,13 +180,14 @@ class Natd:
         if self._visitor is not None:
             start("guests", self._visitor.run(), forever=True)
         start("ensure", self._every(self._settings.monitor.ensure_s, self._ensure), forever=True)
-        start("changes", reacting.serve(self._kernel, self._on_looked), forever=True)
+        start("changes", reacting.serve(self._kernel, self._on_looked, self._metrics.on_kernel_error), forever=True)
         start("tick", self._every(TICK_S, self._tick), forever=True)
         if self._port_reader is not None:
             # The manager must know them before it gives ports to the first VM.
             await self._try(self._read_own_ports)
             start("own ports", self._every(self._settings.monitor.ensure_s, self._read_own_ports), forever=True)
         start("session", self._serve_session(), forever=True)
+        start("metrics", self._scraping.run(), forever=True)
         if (period := notify.watchdog_period()) is not None:
             start("watchdog", self._watchdog(period), forever=True)
         log.info(
@@ -218,6 +223,7 @@ class Natd:
             case Send(message):
                 if isinstance(message, Need):
                     log.debug("%s", message)
+                    self._node.signal_times.on_asked(message.domain, message.ports, clock.now())
                 self._session.send(message)
             case Answer(request, code, text):
                 self._answer(request, code, text)
@@ -268,9 +274,12 @@ class Natd:
 
     async def _program(self, command: Program | Replace) -> None:
         if isinstance(command, Program):
-            await self._kernel.change(command.change)
+            with self._metrics.programming("some"):
+                await self._kernel.change(command.change)
             return
-        for difference in await self._kernel.replace(command.host, command.edge, command.path):
+        with self._metrics.programming("all"):
+            differences = await self._kernel.replace(command.host, command.edge, command.path)
+        for difference in differences:
             log.info("brought in step: %s", difference)
         self._log_kernel_warnings()
 
@@ -291,6 +300,7 @@ class Natd:
                 try:
                     await self._kernel.follow_neighbours(addresses)
                 except KernelError as error:
+                    self._metrics.on_kernel_error(error)
                     log.warning("%s", error)
 
     async def _delete_connections(self, command: Forget | Prune) -> None:
@@ -304,12 +314,14 @@ class Natd:
                 gone = await self._conntrack.delete_connections(command.internal)
             log.debug("deleted %d connections of %s", gone, command.internal)
         except KernelError as error:
+            self._metrics.on_kernel_error(error)
             log.warning("%s", error)
 
     async def _refuse(self, command: RefuseNew) -> None:
         try:
             await self._kernel.refuse_connections(command.where, command.for_s)
         except KernelError as error:
+            self._metrics.on_kernel_error(error)
             log.warning("%s", error)
 
     # The manager
@@ -375,6 +387,8 @@ class Natd:
         try:
             await work()
         except (VirtPortsError, TimeoutError) as error:
+            if isinstance(error, KernelError):
+                self._metrics.on_kernel_error(error)
             log.warning("%s", str(error) or type(error).__name__)
 
     async def _tick(self) -> None:
@@ -383,6 +397,7 @@ class Natd:
         self._tell_guests()
 
     def _on_looked(self, mended: Sequence[str]) -> None:
+        self._metrics.repairs += len(mended)
         for difference in mended:
             log.warning("mended: %s", difference)
         self._log_kernel_warnings()
@@ -422,6 +437,7 @@ class Natd:
         if use is None:
             self._node.on_arrivals_read(counted.connections, in_force, clock.now())
         else:
+            self._metrics.connections = sum(vm.total for vm in use.vms.values())
             self._node.on_connections_counted(use, counted, sysctl.connection_table_size())
             after = await self._kernel.counters()
             self._node.on_periodic_count(use, after.connections, in_force, clock.now(), counted.connections)
@@ -434,6 +450,9 @@ class Natd:
         use, took_s = await self._conntrack.ports_of_all()
         self._count_share.on_counted(took_s, clock.now())
         return use
+
+    def _metrics_now(self) -> Iterator[str]:
+        return self._metrics.pieces(metrics.read(self._settings.node_name, self._node, self._kernel, self._dropped))
 
     async def _watchdog(self, period_s: float) -> None:
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -38,10 +39,17 @@ class HookServer:
 
     :param path: Path of the socket.
     :param on_request: Called for each request.
+    :param on_answered: Told the operation of each request and the seconds from its arrival to its answer.
     """
 
-    def __init__(self, path: Path, on_request: OnRequest) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_request: OnRequest,
+        on_answered: Callable[[str, float], None] = lambda operation, seconds: None,
+    ) -> None:
         self._path = path
+        self._on_answered = on_answered
         self._on_request = on_request
         self._answers: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
@@ -103,9 +111,12 @@ class HookServer:
         number, self._next = self._next, self._next + 1
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
+        begin = time.monotonic()
         try:
             self._on_request(number, request.operation, facts)
-            return await answer
+            text = await answer
+            self._on_answered(request.operation, time.monotonic() - begin)
+            return text
         finally:
             del self._answers[number]
 

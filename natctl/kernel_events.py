@@ -45,9 +45,18 @@ class KernelEvents:
     :param carry_out: Called after each event, to carry out the node's commands.
     :param marks: Finds the VM in a packet's mark.
     :param conntrack: Counts ports.
+    :param on_error: Told of each request that the kernel refused.
     """
 
-    def __init__(self, node: Node, carry_out: Callable[[], None], marks: Marks, conntrack: Conntrack) -> None:
+    def __init__(
+        self,
+        node: Node,
+        carry_out: Callable[[], None],
+        marks: Marks,
+        conntrack: Conntrack,
+        on_error: Callable[[KernelError], None] = lambda _: None,
+    ) -> None:
+        self._on_error = on_error
         self._node = node
         self._carry_out = carry_out
         self._marks = marks
@@ -65,6 +74,7 @@ class KernelEvents:
         try:
             self._queue.release(packets)
         except KernelError as error:
+            self._on_error(error)
             log.warning("%s", error)
 
     def count(self, work: CountPorts) -> None:
@@ -91,6 +101,7 @@ class KernelEvents:
                         self._node.on_budget_used_up(self._marks.index_in(signal.mark), clock.now())
                         self._carry_out()
             except KernelError as error:
+                self._on_error(error)
                 log.warning("%s; bursts are noticed by the periodic pass only, every %g s", error, period_s)
             await asyncio.sleep(LISTEN_AGAIN_S)
 
@@ -107,6 +118,7 @@ class KernelEvents:
                         await self._delete_older(reported)
                         await asyncio.sleep(OLDER_PAUSE_S)
             except KernelError as error:
+                self._on_error(error)
                 log.warning("%s; connections that VMs began before they were managed may never get through", error)
             await asyncio.sleep(LISTEN_AGAIN_S)
 
@@ -114,6 +126,7 @@ class KernelEvents:
         try:
             gone = await self._conntrack.delete_unanswered(older_flows(self._marks, reported))
         except KernelError as error:
+            self._on_error(error)
             log.warning("%s", error)
         else:
             log.debug("deleted %d connections from before their VM was managed", gone)
@@ -136,6 +149,7 @@ class KernelEvents:
                     self._carry_out()
                     self._schedule_check()
             except KernelError as error:
+                self._on_error(error)
                 log.warning("%s; no connection is deferred when a VM's ports are all in use", error)
             finally:
                 if self._queue is not None:
@@ -154,6 +168,7 @@ class KernelEvents:
             try:
                 count, took_s = await self._conntrack.count(work.internal, work.ports, at_cap=work.at_cap)
             except KernelError as error:
+                self._on_error(error)
                 log.warning("%s", error)
                 self._node.on_count_failed(work)
             else:

@@ -14,6 +14,7 @@ from cpm.protocol.errors import ConfigError
 from cpm.protocol.model import Role
 from cpm.protocol.timeouts import TimeoutsTable
 from cpm.service import config
+from cpm.service.metrics.settings import Listen
 from natctl.model import entries
 from qga_agent import announcement
 
@@ -130,6 +131,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     edge: EdgeTable | None = None
     monitor: MonitorTable = MonitorTable()
     guests: GuestsTable = GuestsTable()
+    metrics: Listen = Listen()
     state: str = "/var/lib/virt-ports-natd"
     """Folder in which natd keeps which manager it follows, so that it notices another one or an old ledger."""
     log_level: str = "info"
@@ -183,6 +185,7 @@ def load(path: Path) -> Settings:
         raise ConfigError(file, "monitor.source", "use auto, libvirt or psutil")
     if settings.guests.agent_sockets and "{uuid}" not in settings.guests.agent_sockets:
         raise ConfigError(file, "guests.agent_sockets", "use a path with {uuid} in it, one socket for each VM")
+    settings.metrics.check(file)
     _check_manager(file, settings.manager)
     return settings
 

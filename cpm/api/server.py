@@ -22,6 +22,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import WSMsgType, web
 
+from cpm.api import scraping
 from cpm.api.access import Access, Peer
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
@@ -254,13 +255,13 @@ class Server:
             if not self._under_way[uid]:
                 del self._under_way[uid]
 
-    async def _answer(self, operation: Operation[Any], request: web.Request) -> web.Response:
+    async def _answer(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:
         peer = _process(request)
         if operation.changes:
             request.app[_ACCESS].check_change(peer)
         answer = await self._operators.answer(operation, await _arguments(operation, request), peer)
         if isinstance(answer, Document):
-            return web.Response(body=answer.body, headers={"Content-Type": answer.content_type})
+            return await scraping.send(request, answer.content_type, answer.pieces)
         return _json(answer)
 
     async def _stream(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:

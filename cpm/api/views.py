@@ -8,6 +8,7 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Annotated
 
@@ -515,4 +516,10 @@ class Document(Struct, frozen=True):
     """An answer that is not JSON."""
 
     content_type: str
-    body: bytes
+    pieces: Iterator[str]
+    """The text in small pieces, some of them empty: others may have their turn before the next one is made."""
+
+    @property
+    def body(self) -> bytes:
+        """All that is left of it."""
+        return "".join(self.pieces).encode()

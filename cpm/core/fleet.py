@@ -31,6 +31,7 @@ from cpm.core.changes import (
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
+from cpm.core.tallies import Tallies
 from cpm.protocol.errors import Conflict, LedgerUnwritable
 from cpm.protocol.model import (
     VM,
@@ -120,6 +121,8 @@ class Fleet:
         """Why the ledger cannot be written now: until it can, no VM gets new ports. None: it can."""
         self.refusals = Refusals()
         """Shared by all managers of one process."""
+        self.tallies = Tallies()
+        """Likewise."""
         self.timeline = state.timeline
         """What the wall clock showed; a part of the ledger like all the rest."""
         self.use = HostUse()

@@ -359,6 +359,7 @@ class Manager:
                 session.refusal = message.message if message.code != "gap" else session.refusal
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
+                session.reported_at = now
                 session.dropped = message.dropped
                 session.warnings = message.warnings
                 session.way_problems = {uuid: way.problem for way in message.ways for uuid in way.domains}

@@ -66,6 +66,7 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
     active = fleet.one(reserved.domain, _State.ACTIVE)
     after = step(reserved.state, AllocationEvent.PROGRAMMED)
     assert after is not None
+    fleet.tallies.on_in_use(_purpose(active, reserved), now - reserved.since)
     if active is None:
         _move(fleet, reserved, reserved.ports, after, now)
     elif is_extension(active, reserved):
@@ -97,6 +98,12 @@ def is_extension(active: Allocation, reserved: Allocation) -> bool:
     """Return whether a reserved range extends the active one, rather than replacing it."""
     same_place = (active.external, active.node) == (reserved.external, reserved.node)
     return same_place and active.ports.adjoins(reserved.ports)
+
+
+def _purpose(active: Allocation | None, reserved: Allocation) -> str:
+    if active is None:
+        return "start"
+    return "growth" if is_extension(active, reserved) else "replacement"
 
 
 def _shrink(fleet: Fleet, active: Allocation, shrunk: Shrunk, now: float) -> None:

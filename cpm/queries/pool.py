@@ -23,7 +23,7 @@ _State = AllocationState
 @handlers.query(operations.LIST_POOL)
 def addresses(manager: Manager) -> list[AddressView]:
     """Return the external addresses and the use of their ports, in order of address."""
-    return [_address(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
+    return [address_view(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
 
 
 @handlers.query(operations.SHOW_ADDRESS)
@@ -58,10 +58,11 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
         )
         for each in fleet.own_ports_of(address)
     )
-    return AddressDetail(**structs.asdict(_address(manager, known)), ranges=tuple(ranges), own=tuple(own))
+    return AddressDetail(**structs.asdict(address_view(manager, known)), ranges=tuple(ranges), own=tuple(own))
 
 
-def _address(manager: Manager, address: ExternalAddress) -> AddressView:
+def address_view(manager: Manager, address: ExternalAddress) -> AddressView:
+    """Return an external address and the use of its ports."""
     space = manager.fleet.space
     usage, held = space.usage(address.address), space.on(address.address)
     leaving = sum(a.ports.size for a in held if a.state in (_State.DRAINING, _State.HELD))

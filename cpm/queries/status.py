@@ -28,6 +28,8 @@ class About:
     started: WallTime
     ledger: str
     """Path of the file."""
+    per_vm_metrics: bool = True
+    """Whether there are metrics of single VMs."""
 
 
 @handlers.query(operations.STATUS)

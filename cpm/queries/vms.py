@@ -185,6 +185,11 @@ def _problem(manager: Manager, vm: VM) -> str:
     return f"its packets {problem}" if problem else ""
 
 
+def state(manager: Manager, vm: VM) -> str:
+    """Return the state of a VM in one word."""
+    return _state(manager, vm, current_range(manager, vm))
+
+
 def _state(manager: Manager, vm: VM, current: Allocation | None) -> str:
     if vm.uuid not in manager.present:
         return "gone"

@@ -29,6 +29,7 @@ from cpm.core.invariants import Invariants, InvariantViolated
 from cpm.core.journal import JournalEvent
 from cpm.core.manager import Manager, Outcome
 from cpm.core.sizing.rules import PoolRules
+from cpm.core.tallies import Tallies
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerError, LedgerUnwritable, VirtPortsError
 from cpm.protocol.messages import ManagerMessage
@@ -124,12 +125,12 @@ class DecisionLoop:
         epoch = ledger.next_epoch()
         self.clock = LedgerClock(ledger)
         state = ledger.load()
-        self._refusals = Refusals()
+        self._refusals, self._tallies = Refusals(), Tallies()
         self._invariants = Invariants(state, rules.hold_down_s)
         self.manager = Manager(state, rules, epoch, self.clock.now())
         """For reading only; replaced by another one after a failed input or commit."""
-        self.manager.fleet.refusals = self._refusals
-        self.writer = LedgerWriter(ledger, self.clock.compare(self.manager))
+        self.manager.fleet.refusals, self.manager.fleet.tallies = self._refusals, self._tallies
+        self.writer = LedgerWriter(ledger, self.clock.compare(self.manager), self._tallies)
 
     async def do(
         self,
@@ -313,6 +314,6 @@ class DecisionLoop:
         manager = Manager(state, self._rules, self.manager.epoch, now)
         manager.go_on_from(self.manager)
         manager.fleet.unwritable = self.writer.problem
-        manager.fleet.refusals = self._refusals
+        manager.fleet.refusals, manager.fleet.tallies = self._refusals, self._tallies
         self.writer.forget()
         return manager

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cpm.core.changes import Change
+from cpm.core.tallies import Tallies
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import LedgerUnwritable
 
@@ -31,12 +32,14 @@ class LedgerWriter:
 
     :param ledger: The ledger.
     :param now: Ledger time.
+    :param tallies: Failures are counted there.
     """
 
-    def __init__(self, ledger: SqliteLedger, now: float) -> None:
+    def __init__(self, ledger: SqliteLedger, now: float, tallies: Tallies) -> None:
         self.problem: LedgerUnwritable | None = None
         """Why the ledger cannot be written; None: it can, as far as is known."""
         self._ledger = ledger
+        self._tallies = tallies
         self._uncommitted: list[Change] = []
         self._failed_at = self._tried_at = self._written_at = now
 
@@ -64,6 +67,7 @@ class LedgerWriter:
     def on_failed(self, problem: LedgerUnwritable, now: float) -> None:
         """Record that the ledger cannot be written. What is committed from now on is kept."""
         log.error("no VM gets new ports, and operators' changes are refused, while this lasts: %s", problem)
+        self._tallies.write_failures += 1
         self.problem = problem
         self._failed_at = self._tried_at = now
 
@@ -77,6 +81,7 @@ class LedgerWriter:
             # Without changes, too: it writes ledger time.
             self._write(self._uncommitted, now)
         except LedgerUnwritable as problem:
+            self._tallies.write_failures += 1
             if str(problem) != str(self.problem):
                 log.error("the ledger still cannot be written: %s", problem)
             self.problem = problem

@@ -65,6 +65,7 @@ from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import NO_CONNECTIONS, NO_GUESTS, NO_PROBLEMS, Reports
+from natctl.core.signal_times import SignalTimes
 from natctl.model.commands import (
     Answer,
     Arm,
@@ -131,6 +132,8 @@ class Node:
         self._default_deny = DefaultDeny(remembered.charge)
         self._programming = Programming(marks, self._intent, self._domains, self._arrivals, self._default_deny)
         self._hook_waiters = HookWaiters()
+        self.signal_times = SignalTimes()
+        """For metrics; the owner says when a request for more ports was sent."""
         self._own_ports = own_ports.OwnPorts()
         self._found_at_edge: tuple[EdgeIntent, ...] = ()
         self._is_connected = False
@@ -157,6 +160,11 @@ class Node:
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about the VMs of this machine together, a sentence each."""
         return tuple(filter(None, (self._table_warning, self._default_deny.warning)))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a session with the manager."""
+        return self._is_connected
 
     def taps(self) -> dict[DomainUUID, frozenset[str]]:
         """Return the interfaces of each VM that runs here."""
@@ -231,6 +239,7 @@ class Node:
             # Before any message about the ports that are in force now.
             self._send(Applied(self.epoch, scope.generation))
         for entry in in_force:
+            self.signal_times.on_programmed(entry.intent.domain, entry.intent.ports, now)
             self._command(self._arrivals.on_programmed(entry, now))
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
             # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
@@ -314,6 +323,7 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
+            self.signal_times.on_turned_down(message.domain)
             self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
         elif isinstance(message, Freed):
             self._outbox.append(Forget(message.internal))
@@ -365,6 +375,7 @@ class Node:
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
+        self.signal_times.on_turned_down(refusal.domain)
         self._command(self._arrivals.on_turned_down(refusal.domain, now))
         self._outbox += self._hook_waiters.answer(refusal.code, refusal.message, {refusal.domain})
 
@@ -406,6 +417,7 @@ class Node:
 
     def on_domain_ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or libvirt no longer lists it)."""
+        self.signal_times.forget(uuid)
         if self._domains.remove(uuid, now):
             self._default_deny.on_ended([uuid])
             self._keep_charge()
@@ -486,6 +498,7 @@ class Node:
     def on_budget_used_up(self, index: int, now: float) -> None:
         """The kernel signals that the arrival budget of the VM with this index is used up."""
         if (uuid := self._programming.owners().get(index)) is not None:
+            self.signal_times.on_signal(uuid, now)
             self._command(self._arrivals.on_budget_used_up(uuid, now))
 
     def on_deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:

@@ -63,11 +63,16 @@ class Pace:
             self._gap_s = IDLE_S
 
 
-async def serve(kernel: Kernel, on_looked: Callable[[tuple[str, ...]], None]) -> None:
+async def serve(
+    kernel: Kernel,
+    on_looked: Callable[[tuple[str, ...]], None],
+    on_error: Callable[[KernelError], None] = lambda _: None,
+) -> None:
     """
     Look whenever others change something, without end. A look that fails is logged; the next one makes up for it.
 
     :param on_looked: Told after each look at the machine which differences were mended, a line each.
+    :param on_error: Told of each look that failed.
     """
     pace = Pace()
     ended = time.monotonic()
@@ -79,6 +84,7 @@ async def serve(kernel: Kernel, on_looked: Callable[[tuple[str, ...]], None]) ->
         try:
             mended = await kernel.react()
         except KernelError as error:
+            on_error(error)
             log.warning("%s", error)
         ended = time.monotonic()
         pace.on_looked(ended - begun, was_concerned=mended is not None)

@@ -42,8 +42,17 @@ def _raise_icmp_timeout(settings: Settings, path: Path | None) -> Iterator[str]:
 
 def connection_table_size() -> int | None:
     """Return how many connections the kernel can keep (``nf_conntrack_max``); None: it does not say."""
+    return _netfilter_number("nf_conntrack_max")
+
+
+def connection_table_entries() -> int | None:
+    """Return how many connections the kernel keeps (``nf_conntrack_count``); None: it does not say."""
+    return _netfilter_number("nf_conntrack_count")
+
+
+def _netfilter_number(name: str) -> int | None:
     try:
-        return int((_DIRECTORY.parent / "netfilter/nf_conntrack_max").read_text())
+        return int((_DIRECTORY.parent / "netfilter" / name).read_text())
     except (OSError, ValueError):
         return None
 

@@ -66,6 +66,10 @@ class AddressSpace:
         """Ports of all addresses that can be handed out."""
         return self.free_ports + self.taken_ports
 
+    def has_address(self, address: IPv4Address) -> bool:
+        """Return whether an address is in the pool."""
+        return address in self._addresses
+
     def add_address(self, address: ExternalAddress) -> None:
         """
         Add an external address, or replace the reserved ports of an existing one.

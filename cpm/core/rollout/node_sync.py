@@ -41,6 +41,8 @@ class NodeSync:
         """How many VMs the node has said to be gone in this session."""
         self.applied = 0
         """Greatest generation that the node confirmed."""
+        self.reported_at: float | None = None
+        """Ledger time of its last report; None: it has sent none in this session."""
         self.dropped: dict[str, int] = {}
         """Packets that the node dropped, by reason, from its last report."""
         self.warnings: tuple[str, ...] = ()

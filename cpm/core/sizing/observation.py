@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from cpm.core.placement import Grow, NoRoom, NoRoomError, Outcome, Overflow, Refused, Relocate
-from cpm.core.sizing.contention import Allowance, LessThanWanted
+from cpm.core.sizing.contention import Allowance, FairShare, FewInUse, KeptForStarts, LessThanWanted
 from cpm.core.sizing.guards import Decision, ScalingState
 from cpm.protocol.errors import InternalPoolExhausted, QuotaReached, VirtPortsError
 from cpm.protocol.messages import Measured
@@ -61,6 +61,21 @@ def is_counted(measured: Measured) -> bool:
 
 Refusal: TypeAlias = LessThanWanted | NoRoom | NoInternalAddress | AtHostQuota
 """The reason why a VM has fewer ports than were decided."""
+
+
+def reason_word(refusal: Refusal) -> str:
+    """Return the reason of a refusal in one word, for metrics: ``at-cap``, ``fair-share``, ``at-host-quota``."""
+    name = refusal.obstacle.name.lower() if isinstance(refusal, NoRoom) else _WORDS[type(refusal)]
+    return name.replace("_", "-")
+
+
+_WORDS: Final[Mapping[type, str]] = {
+    FewInUse: "few-in-use",
+    KeptForStarts: "kept-for-starts",
+    FairShare: "fair-share",
+    NoInternalAddress: "no-internal-address",
+    AtHostQuota: "at-host-quota",
+}
 
 
 @dataclasses.dataclass(slots=True)

@@ -22,7 +22,7 @@ from cpm.core.sizing import policy_named
 from cpm.core.sizing.contention import Allowance, Contention
 from cpm.core.sizing.fairness import HEADROOM_SHARE
 from cpm.core.sizing.guards import LONGEST
-from cpm.core.sizing.observation import Observation
+from cpm.core.sizing.observation import Observation, Refusal, reason_word
 from cpm.core.sizing.resizing import (
     Situation,
     choose,
@@ -109,11 +109,24 @@ class Sizer:
         """Discard everything about a VM that is gone."""
         self.contention.on_settled(uuid)
         self.observed.pop(uuid, None)
+        self._fleet.tallies.forget(uuid)
         self.notices.forget(uuid)
 
     def on_not_started(self, uuid: DomainUUID, error: VirtPortsError) -> None:
         """Record why a running VM has no ports."""
+        self._on_refused(uuid, error)
+
+    def _on_refused(self, uuid: DomainUUID, error: VirtPortsError) -> None:
+        before = self.of(uuid).refusal
         self.of(uuid).on_refused(error)
+        self._tally_refusal(uuid, before)
+
+    def _tally_refusal(self, uuid: DomainUUID, before: Refusal | None) -> None:
+        """Count a refusal once, however often it is decided again."""
+        refusal = self.of(uuid).refusal
+        word = reason_word(refusal) if refusal is not None else ""
+        if word and (before is None or reason_word(before) != word):
+            self._fleet.tallies.on_refusal(uuid, word)
 
     # Resizing
 
@@ -151,7 +164,9 @@ class Sizer:
         # A VM that lacks ports because of its own cap is no reason for others to give back.
         self.contention.note(vm.uuid, allowance, now, placed=is_at_cap or not isinstance(outcome, Refused), anew=anew)
         observation, wants_more = self.of(vm.uuid), target.ports > active.ports.size
+        before = observation.refusal
         observation.on_resize(allowance, outcome, wants_more=wants_more)
+        self._tally_refusal(vm.uuid, before)
         self._record(active, outcome, target.in_use, now)
         if wants_more and observation.refusal is not None and not is_at_cap:
             self.notices.note(vm.uuid, JournalEvent.SHORT, now)
@@ -164,7 +179,7 @@ class Sizer:
         """Record that a VM does not grow because of its host's quota, which is no reason for others to give back."""
         self.contention.on_settled(active.domain)
         limit = self._rules.quota.of(self._fleet.nodes.get(active.node)).ports
-        self.of(active.domain).on_refused(QuotaReached(active.node, "ports", limit))
+        self._on_refused(active.domain, QuotaReached(active.node, "ports", limit))
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
         observation, wishes = self.of(vm.uuid), self._wishes(vm)
@@ -198,6 +213,7 @@ class Sizer:
             return False
         observation, reserved = self.of(active.domain), self._fleet.one(active.domain, _State.RESERVED)
         observation.on_outcome(outcome)
+        self._fleet.tallies.on_resize(active.domain, type(outcome).__name__.lower())
         self._notify_rollout(active, outcome)
         if in_use is not None and reserved is not None and not moves.is_extension(active, reserved):
             observation.on_leaving(active.id, active.ports.size - in_use)

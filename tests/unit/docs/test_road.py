@@ -31,6 +31,8 @@ DECIDING = ("cpm.core.", "cpm.ledger.", "natctl.core.", "natctl.arrivals.")
 
 HELPERS = {
     "cpm.core.membership": "asked after each decision for nodes that were revoked",
+    "cpm.core.tallies": "counts for metrics",
+    "natctl.core.signal_times": "times for metrics",
     "cpm.core.placement.grid": "arithmetic of blocks",
     "cpm.core.placement.runs": "the free runs that AddressSpace is made of",
     "cpm.ledger.connection": "SQLite's errors as ours",

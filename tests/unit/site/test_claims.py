@@ -79,7 +79,7 @@ def test_a_claim_beside_a_living_owner_moves_nothing_and_is_shown_and_journalled
     assert (host_of(site), ports(site, HOST1), ports(site, HOST2)) == (HOST1, before, None)
     assert state(site) == ("claimed", HOST2)
     assert site.manager is not None
-    assert 'virt_ports_domains{state="claimed"} 1.0' in metrics.exposition(site.manager, site.now).body.decode()
+    assert 'virt_ports_domains{state="claimed"} 1' in metrics.exposition(site.manager, site.now).body.decode()
     wait(site, 60)
     assert (host_of(site), ports(site, HOST1), ports(site, HOST2)) == (HOST1, before, None)
     assert all(edge.kernel.maps(connection.internal, connection.port) for edge in site.edges)

@@ -606,7 +606,7 @@ def test_a_vm_that_meets_its_limit_appears_in_show_metrics_and_journal() -> None
     report(7)
     assert site.manager is not None
     assert vms_queries.detail(site.manager, site.now, VM).limited_packets == 7
-    line = f'virt_ports_domain_limited_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
+    line = f'virt_ports_domain_limited_packets_total{{name="vm-0001",uuid="{VM}"}} 7'
     assert line in metrics.exposition(site.manager, site.now).body.decode()
     assert JournalEvent.LIMITED not in journal(site)
     report(9)
@@ -645,7 +645,7 @@ def test_packets_refused_at_the_cap_appear_in_show_metrics_and_journal() -> None
     site.ask(lambda manager: manager.on_message(HOST1, report, site.now))
     assert site.manager is not None
     assert vms_queries.detail(site.manager, site.now, VM).refused_packets == 7
-    line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7.0'
+    line = f'virt_ports_domain_refused_packets_total{{name="vm-0001",uuid="{VM}"}} 7'
     assert line in metrics.exposition(site.manager, site.now).body.decode()
     # What may have been counted before this manager began is no news, what comes after it is.
     assert JournalEvent.EXHAUSTED not in journal(site)

@@ -30,7 +30,7 @@ async def _goes_on(site: Site) -> None:
     assert events.count(JournalEvent.VIOLATION) == 1
     about = status.About("0", WallTime.of(0.0), "ledger.db")
     assert "broke a rule" in status.status(site.loop.manager, about, site.loop.clock.now()).problems[-1]
-    assert b"virt_ports_refused_decisions_total 1.0" in metrics.exposition(site.loop.manager, site.now).body
+    assert b"virt_ports_refused_decisions_total 1" in metrics.exposition(site.loop.manager, site.now).body
     assert not site.connection.is_closed
     await site.say(Attach(DB, "db"))
     assert site.states(DB) == {_State.ACTIVE}

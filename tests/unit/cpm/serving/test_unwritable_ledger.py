@@ -195,11 +195,11 @@ async def test_it_is_shown(site: Site, caplog: pytest.LogCaptureFixture) -> None
     site.fill()
     await site.say(Attach(DB, "db"))
     assert "free space" in status.status(site.loop.manager, about, site.loop.clock.now()).ledger_problem
-    assert b"virt_ports_ledger_writable 0.0" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
+    assert b"virt_ports_ledger_writable 0" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
     assert len([record for record in caplog.records if "no VM gets new ports" in record.message]) == 1
     site.make_room()
     await site.tick()
-    assert b"virt_ports_ledger_writable 1.0" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
+    assert b"virt_ports_ledger_writable 1" in metrics.exposition(site.loop.manager, site.loop.clock.now()).body
     assert [record for record in caplog.records if "can be written again" in record.message]
 
 

@@ -1,0 +1,171 @@
+"""
+Serves metrics to Prometheus, on a TCP address of its own: reads only, and nothing but ``/metrics``.
+
+A connection serves one request and lives for a limited time, and there is a limited number of them: so a client that
+sends slowly, reads slowly, or holds connections open costs a bounded amount of memory and keeps nobody out for long.
+An address that cannot be used is tried again, and never keeps a daemon from its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from aiohttp import web
+
+from cpm.service.metrics.settings import Listen, split_address
+from cpm.service.metrics.values import CONTENT_TYPE
+
+log = logging.getLogger(__name__)
+
+PATH: Final = "/metrics"
+
+MOST_CONNECTIONS: Final = 16
+"""Connections at once; a further one is closed. A site has two Prometheus servers, and somebody with a browser."""
+
+CONNECTION_S: Final = 30.0
+"""Seconds after which a connection ends, whatever it does; Prometheus gives up after 10 by default."""
+
+STEP_S: Final = 0.002
+"""Seconds of work on an answer after which others have their turn."""
+
+AGAIN_S: Final = 10.0
+"""Seconds between two attempts to listen on an address that cannot be used."""
+
+BACKLOG: Final = 16
+
+Pieces = Callable[[], Iterator[str]]
+"""Returns the text in small pieces."""
+
+
+async def send(
+    request: web.Request, content_type: str, pieces: Iterator[str], *, is_last: bool = False
+) -> web.StreamResponse:
+    """
+    Answer with a text that is made while it is sent; others have their turn every :data:`STEP_S` seconds.
+
+    :param is_last: The connection ends after it.
+    :raise ConnectionError: When the client is gone.
+    """
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    if is_last:
+        response.force_close()
+    await response.prepare(request)
+    made: list[str] = []
+    until = time.perf_counter() + STEP_S
+    for piece in pieces:
+        made.append(piece)
+        if time.perf_counter() >= until:
+            if text := "".join(made):
+                await response.write(text.encode())
+            made.clear()
+            await asyncio.sleep(0)
+            until = time.perf_counter() + STEP_S
+    if text := "".join(made):
+        await response.write(text.encode())
+    await response.write_eof()
+    return response
+
+
+class Scraping:
+    """
+    Serves metrics on one address.
+
+    :param daemon: The program and its settings file, for messages: ``cpmd.toml``.
+    :param listen: Where.
+    :param pieces: Makes the text.
+    :raise OSError: When the certificate cannot be read or used.
+    """
+
+    def __init__(self, daemon: str, listen: Listen, pieces: Pieces) -> None:
+        self._daemon = daemon
+        self._listen = listen
+        self._pieces = pieces
+        self._context = tls_context(listen)
+        self.address: tuple[str, int] | None = None
+        """Where it listens; None: nowhere yet."""
+
+    async def run(self) -> None:
+        """Serve until cancelled; without an address in the settings, nothing."""
+        if self._listen.address is None:
+            await asyncio.get_running_loop().create_future()
+            return
+        host, port = split_address(self._daemon, "metrics.address", self._listen.address)
+        app = web.Application(client_max_size=1024)
+        app.router.add_get(PATH, self._answer, allow_head=False)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        server: asyncio.Server | None = None
+        try:
+            server = await self._bind(runner, host, port)
+            self.address = server.sockets[0].getsockname()[:2]
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if server is not None:
+                server.close()
+            await runner.cleanup()
+
+    async def _bind(self, runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
+        loop, said = asyncio.get_running_loop(), ""
+        while True:
+            try:
+                return await loop.create_server(
+                    lambda: self._connection(runner), host, port, ssl=self._context, backlog=BACKLOG
+                )
+            except OSError as error:
+                if (text := error.strerror or str(error)) != said:
+                    said = text
+                    log.error(
+                        "no metrics on %s, trying again every %g s: %s; stop the other program, or set another address "
+                        "in [metrics] of %s",
+                        self._listen.address, AGAIN_S, text, self._daemon,
+                    )  # fmt: skip
+            await asyncio.sleep(AGAIN_S)
+
+    def _connection(self, runner: web.AppRunner) -> asyncio.Protocol:
+        server = runner.server
+        assert server is not None
+        if len(server.connections) >= MOST_CONNECTIONS:
+            return _Refused()
+        handler = server()
+        asyncio.get_running_loop().call_later(CONNECTION_S, _abort, handler)
+        return handler
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        return await send(request, CONTENT_TYPE, self._pieces(), is_last=True)
+
+
+class _Refused(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()
+        else:
+            transport.close()
+
+
+def _abort(handler: web.RequestHandler) -> None:
+    if handler.transport is not None:
+        handler.transport.abort()
+
+
+def tls_context(listen: Listen) -> ssl.SSLContext | None:
+    """
+    Return a context with a certificate that is used for nothing else; None: plain HTTP.
+
+    :raise OSError: When a file cannot be read.
+    :raise ssl.SSLError: When a file has no certificate or key, or they do not match.
+    """
+    if listen.certificate is None or listen.key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=listen.client_ca)
+    context.load_cert_chain(listen.certificate, listen.key)
+    if listen.client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

@@ -1,0 +1,1 @@
+"""Metrics of both daemons: their declarations, histograms, and Prometheus' text format. Pure."""

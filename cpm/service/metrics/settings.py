@@ -1,0 +1,56 @@
+"""
+The table ``[metrics]`` of both daemons' settings.
+
+Tested in ``tests/unit/cpm/api/test_scraping.py``.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from cpm.protocol.bounds import whole_number
+from cpm.protocol.errors import ConfigError
+from cpm.protocol.model import LAST_PORT
+
+
+class Listen(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a daemon serves metrics to Prometheus. Names of VMs are in them: anyone who reaches it may read them."""
+
+    address: str | None = None
+    """``IP:PORT`` for Prometheus, reads only, for example ``127.0.0.1:9417``; None: nowhere."""
+    certificate: str | None = None
+    """PEM file: with it and ``key`` the address speaks HTTPS."""
+    key: str | None = None
+    """PEM file: its private key."""
+    client_ca: str | None = None
+    """PEM file: only clients with a certificate of this CA may read; None: everybody. As ``client_ca_file`` and
+    ``client_auth_type: RequireAndVerifyClientCert`` of Prometheus' own exporters."""
+
+    def check(self, file: str) -> None:
+        """
+        Check what the types do not say.
+
+        :param file: The settings file, for the error.
+        :raise ConfigError: When something is wrong.
+        """
+        if self.address is not None:
+            split_address(file, "metrics.address", self.address)
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigError(file, "metrics.key", "certificate and key belong together; set both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ConfigError(file, "metrics.client_ca", "needs certificate and key: without TLS nobody shows one")
+
+
+def split_address(file: str, key: str, address: str) -> tuple[str, int]:
+    """
+    Split ``IP:PORT``; an IPv6 address is in brackets.
+
+    :raise ConfigError: When it is not of that form.
+    """
+    host, colon, port = address.rpartition(":")
+    number = whole_number(port, LAST_PORT)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not (host and colon and number is not None):
+        raise ConfigError(file, key, "use IP:PORT, for example 127.0.0.1:9417")
+    return host, number
