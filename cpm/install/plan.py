@@ -135,7 +135,8 @@ def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
     steps.append(f"systemctl daemon-reload && systemctl enable --now {daemons}")
     if hook_is_new:
         steps.append(
-            "systemctl reload libvirtd (or virtqemud): it finds new hooks only then; running VMs are not affected"
+            "systemctl try-reload-or-restart libvirtd (or virtqemud): it finds new hooks only then, or when it starts; "
+            "running VMs are not affected"
         )
     if choices.is_node:
         where = "" if MANAGER in choices.roles else "on the manager: "

@@ -13,6 +13,7 @@ import pytest
 import cpm.settings
 import natctl.settings
 from cpm.install import apply, choices, machine, plan
+from cpm.service import clock
 from lab.daemons import NICE
 from libvirt_hooks import qemu
 
@@ -69,6 +70,16 @@ class TestUnits:
     def test_nothing_is_left_to_fill_in(self, image: Path, name: str) -> None:
         text = "".join(line for line in unit(image, name).read_text().splitlines(True) if not line.startswith("#"))
         assert "@" not in text.replace("@system-service", "").replace("~@privileged @resources", "")
+
+    def test_it_sees_what_it_reads_in_proc(self, image: Path, name: str) -> None:
+        """`ProcSubset=pid` hides of /proc what belongs to no process; the daemons read the boot's identity there."""
+        assert clock._BOOT_ID.is_relative_to("/proc/sys")
+        assert "ProcSubset=pid" not in unit(image, name).read_text().splitlines()
+
+    def test_a_slow_start_is_not_killed(self, image: Path, name: str) -> None:
+        """In an emulated machine natd needs 20 seconds of processor time until it is ready."""
+        (limit,) = re.findall(r"^TimeoutStartSec=(\d+)$", unit(image, name).read_text(), re.MULTILINE)
+        assert int(limit) >= 60
 
 
 def test_natd_is_up_before_libvirt_starts_vms(image: Path) -> None:

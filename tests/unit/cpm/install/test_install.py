@@ -54,7 +54,7 @@ class TestFiles:
         for path in FILES - {"etc/virt-ports/install.json"}:
             assert f"created /{path}\n" in output
         assert "systemctl daemon-reload && systemctl enable --now cpmd natd" in output
-        assert "reload libvirtd" in output
+        assert "try-reload-or-restart libvirtd" in output
 
     @pytest.mark.parametrize(
         ("roles", "missing"),
@@ -89,7 +89,7 @@ class TestFiles:
         assert tree(tmp_path) == before
         output = capsys.readouterr().out
         assert output.count("unchanged /") == len(FILES) - 1
-        assert "reload libvirtd" not in output
+        assert "libvirtd" not in output
 
     def test_a_dry_run_writes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert install(tmp_path, "--dry-run") == 0
