@@ -66,6 +66,8 @@ def _site(manager: Manager) -> Iterator[str]:
     yield declared.CLOCK_STEPS.one(sum(step.is_set for step in fleet.timeline.steps))
     lacking = {"start": len(manager.waiting), "growth": manager.sizer.contention.waiting_to_grow}
     yield _by_word(declared.LACKING, lacking)
+    ongoing = manager.sizer.notices.ongoing()
+    yield declared.SHORT.text(((event.value,), count) for event, count in ongoing.items())
     yield _by_word(declared.RESIZES, tallies.resizes)
     yield _by_word(declared.REFUSALS, tallies.refusals)
     yield declared.RESIZE_SECONDS.histograms(tallies.resize_s)

@@ -38,6 +38,11 @@ class ShortageNotices:
         self._fleet = fleet
         self._last: dict[tuple[DomainUUID, JournalEvent], float] = {}
 
+    def ongoing(self) -> dict[JournalEvent, int]:
+        """Return how many VMs have a shortage of each kind that has begun and not ended."""
+        events = [shortage for _, shortage in self._last]
+        return {shortage: events.count(shortage) for shortage in ENDS}
+
     def note(self, uuid: DomainUUID, shortage: JournalEvent, now: float) -> None:
         """
         Record that a VM lacks ports, or meets a limit, now.

@@ -37,6 +37,12 @@ CLOCK_STEPS: Final = _counter(
 )
 DOMAINS: Final = _gauge("domains", "VMs by state; claimed: two hosts say that they run it.", ("state",), "1 a state")
 LACKING: Final = _gauge("domains_lacking_ports", "VMs that could not get the ports they want.", ("want",), "2")
+SHORT: Final = _gauge(
+    "domains_short",
+    "VMs in a shortage, until a minute after it was last seen: exhausted (at the cap, each port in use), short (the "
+    "pool has no more), limited (as many connections as it may have).",
+    ("event",), "3",
+)  # fmt: skip
 SHORT_OF: Final = _gauge(
     "domains_with_less_than_decided",
     "VMs that have fewer ports than was decided, by reason.",

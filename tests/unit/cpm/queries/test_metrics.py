@@ -18,7 +18,7 @@ from cpm.service.metrics import cpmd as declared
 from cpm.settings import Settings
 from tests.fakes.site import Site
 from tests.promtool import check_metrics
-from tests.unit.site.test_edge_service import EDGE2, HOST1, VM, started
+from tests.unit.site.test_edge_service import EDGE2, HOST1, VM, started, wait
 
 ABOUT = About("1.2.3", WallTime(UtcSeconds(0.0)), "/ledger.db")
 
@@ -85,6 +85,19 @@ def test_the_values_of_nodes(site: Site) -> None:
     age = value(text, 'virt_ports_node_report_age_seconds{node="host1"}')
     site.pass_time(0.25)
     assert value(text_of(site), 'virt_ports_node_report_age_seconds{node="host1"}') >= age
+
+
+def test_a_vm_that_is_exhausted_is_counted_until_a_minute_later(site: Site) -> None:
+    exhausted = 'virt_ports_domains_short{event="exhausted"}'
+    assert value(text_of(site), exhausted) == 0
+    node = site.machines[HOST1].node
+    assert node is not None
+    report = Report(node.in_force.generation, 1.0, (Measured(VM, 10.0, 0.1, ports_in_use=256),), refused={VM: 8})
+    site.ask(lambda manager: manager.on_message(HOST1, report, site.now))
+    site.run()
+    assert value(text_of(site), exhausted) == 1
+    wait(site, 61.0)
+    assert value(text_of(site), exhausted) == 0
 
 
 def test_without_metrics_of_single_vms_the_number_of_lines_does_not_depend_on_them(site: Site) -> None:
