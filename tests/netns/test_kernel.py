@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
@@ -18,6 +18,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Change, Path
+from natctl.netlink.socket import Socket
 from tests.fakes.intents import edge_intent, host_entry, with_ranges
 from tests.netns.machine import Machine
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, Node, Site, program
@@ -417,3 +418,29 @@ def test_no_packet_is_lost_while_a_range_changes(site: Site, way: str) -> None:
             assert client.recv(10) == b"back"
         resizing.join()
     assert edge.kernel.observe().drops == {"nobodys-port": 0, "not-owned": 0, "forged-sender": 0}
+
+
+def test_a_vm_that_starts_costs_two_requests_on_each_machine(
+    programmed: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt waits for them: a host reads the VM's interface, an edge adds a route, and each makes one transaction."""
+    sent: list[str] = []
+    send = Socket._send
+
+    def counting(self: Socket, data: Sequence[bytes], action: str) -> int:
+        sent.append(action)
+        return send(self, data, action)
+
+    programmed.namespace.ip("tuntap add vnet7 mode tap")
+    number = int(programmed.namespace.run("ip", "-o", "link", "show", "vnet7").partition(":")[0])
+    host = host_entry(TWO, "db", 2, IPv4Address("100.64.0.2"), PortRange(20064, 20127), frozenset({number}))
+    third = DomainUUID("33333333-3333-4333-8333-333333333333")
+    ranges = ((EXTERNAL, PortRange(20128, 20191)),)
+    edge = edge_intent(third, "mail", IPv4Address("100.64.0.3"), IPv4Address("172.30.0.22"), ranges)
+    monkeypatch.setattr(Socket, "_send", counting)
+    for change, most in ((Change(host={TWO: host}), 2), (Change(edge={third: edge}), 2)):
+        sent.clear()
+        programmed.change(change)
+        assert 1 <= len(sent) <= most, sent
+    monkeypatch.undo()
+    assert programmed.replace({ONE: HOSTED, TWO: host}, {**AT_EDGE, third: edge}, PATH) == ()

@@ -197,7 +197,21 @@ def _rule(family: Family, chain: Chain, rule: Rule) -> Request:
 @functools.lru_cache(4096)
 def _packed_expression(expression: Expression) -> bytes:
     """Return the expression as an item of a rule's list; cached, since a large edge repeats few of them very often."""
+    if expression.kind == "bitwise":
+        return _packed_bitwise(expression)
     return _attributes(rule_msg, (("NFTA_RULE_EXPRESSIONS", [_expression(expression)]),))[_LIST_HEADER_BYTES:]
+
+
+def _packed_bitwise(expression: Expression) -> bytes:
+    """Return the same for the one expression that no two VMs share: it sets a VM's mark, while a hook waits."""
+    inner = b""
+    for name, value in expression.attributes:
+        assert isinstance(value, int | bytes)
+        packed = network_u32(value) if isinstance(value, int) else attribute(schema.DATA_VALUE, value)
+        inner += attribute(schema.BITWISE[name], packed)
+    # As pyroute2 has it, without NLA_F_NESTED.
+    data = attribute(schema.EXPRESSION_DATA, inner)
+    return attribute(schema.LIST_ITEM, attribute(schema.EXPRESSION_NAME, terminated(expression.kind)) + data)
 
 
 def _expression(expression: Expression) -> dict[str, Any]:

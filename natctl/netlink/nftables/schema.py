@@ -179,6 +179,8 @@ ELEMENT_FLAGS, ELEMENT_TIMEOUT, ELEMENT_USERDATA, ELEMENT_EXPRESSION, ELEMENT_EX
     _ELEMENT, "SET_ELEM_FLAGS", "SET_ELEM_TIMEOUT", "SET_ELEM_USERDATA", "SET_ELEM_EXPR", "SET_ELEM_EXPRESSIONS"
 )
 EXPRESSION_NAME, EXPRESSION_DATA = _numbers(expr, "EXPR_NAME", "EXPR_DATA")
+BITWISE: Final = {name: number for number, (name, _) in enumerate(expr.nft_bitwise.nla_map)}
+"""Numbers of the attributes of ``bitwise`` by name."""
 COUNTER_PACKETS, *_ = _numbers(expr.nft_counter, "COUNTER_PACKETS")
 LIMIT_RATE, LIMIT_UNIT, LIMIT_BURST, LIMIT_FLAGS = _numbers(
     expr.nft_limit, "LIMIT_RATE", "LIMIT_UNIT", "LIMIT_BURST", "LIMIT_FLAGS"
