@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import collections
 import contextlib
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
@@ -33,6 +32,7 @@ from cpm.service.tasks import Tasks
 from natctl import machine_identity, metrics
 from natctl import settings as settings_
 from natctl.arrivals.count_share import CountShare
+from natctl.core.deletions import Deletions
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
@@ -134,7 +134,7 @@ class Natd:
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook, self._metrics.on_hook_answered)
         self._is_telling_guests = False
         self._count_share = CountShare()
-        self._deletions: collections.deque[Forget | Prune] = collections.deque()
+        self._deletions = Deletions()
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
         self._dropped: dict[str, int] = {}
         self._kernel_warnings: tuple[str, ...] = ()
@@ -253,13 +253,17 @@ class Natd:
 
     async def _serve_kernel(self) -> None:
         while True:
-            if self._deletions and self._kernel_work.empty():
-                # Each reads the whole connection table (10 ms), and no hook waits for it.
-                await self._delete_connections(self._deletions.popleft())
+            if (wait_s := self._deletions.wait_s(clock.now())) == 0:
+                await self._delete_connections(self._deletions.take())
                 continue
-            command = await self._kernel_work.get()
+            try:
+                async with asyncio.timeout(wait_s):
+                    command = await self._kernel_work.get()
+            except TimeoutError:
+                await self._delete_connections(self._deletions.take())
+                continue
             if isinstance(command, (Forget, Prune)):
-                self._deletions.append(command)
+                self._deletions.put(command, clock.now())
                 continue
             if isinstance(command, RefuseNew):
                 await self._refuse(command)

@@ -235,6 +235,8 @@ class Node:
         if (done := self._programming.on_programmed()) is None:
             return
         scope, in_force, begun = done
+        # Before anything else: libvirt waits for it.
+        self._answer_ready_hooks()
         if scope.generation is not None:
             # Before any message about the ports that are in force now.
             self._send(Applied(self.epoch, scope.generation))
@@ -246,7 +248,6 @@ class Node:
             self._outbox.append(Prune(vm.internal))
         if begun or scope.replace or scope.path:
             self._note_charge()
-        self._answer_ready_hooks()
         self._answer_hooks_in_vain(now)
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
