@@ -1,18 +1,22 @@
 """
 natd's side of the hook: a unix socket, with one request per connection, which the node answers when it is ready.
 
+libvirt waits for every microsecond of this, so there are no tasks and no streams: a request is passed on in the call
+that brings its last byte, and an answer is written when the node gives it.
+
 Tested in ``tests/unit/libvirt_hooks/test_hook_natd.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 from libvirt_hooks import domain_xml
 from libvirt_hooks.domain_xml import DomainFacts, DomainXMLError
@@ -51,10 +55,11 @@ class HookServer:
         self._path = path
         self._on_answered = on_answered
         self._on_request = on_request
-        self._answers: dict[int, asyncio.Future[bytes]] = {}
+        self._callers: set[_Caller] = set()
+        self._reading: set[_Caller] = set()
+        self._to_be_read: collections.deque[_Caller] = collections.deque()
+        self._asking: dict[int, _Asked] = {}
         self._next = 0
-        self._callers = 0
-        self._reading = asyncio.Semaphore(MOST_READING)
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -66,7 +71,8 @@ class HookServer:
         domain_xml.check_parser()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, self._path, backlog=256)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Caller(self), self._path, backlog=256)
         self._path.chmod(0o600)
 
     async def stop(self) -> None:
@@ -78,52 +84,132 @@ class HookServer:
 
     def answer(self, request: int, code: str, text: str) -> None:
         """Answer a request; do nothing if its caller is gone."""
-        if (future := self._answers.get(request)) is not None and not future.done():
-            future.set_result(error_answer(code, text) if code else ok_answer(text))
+        if (asked := self._asking.pop(request, None)) is not None:
+            asked.caller.finish(error_answer(code, text) if code else ok_answer(text))
+            self._on_answered(asked.operation, time.monotonic() - asked.at)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._callers >= MOST_CALLERS:
-            writer.write(error_answer("busy", f"natd serves {MOST_CALLERS} calls of the hook already"))
-            writer.close()
+    # Events of callers
+
+    def on_caller(self, caller: _Caller) -> None:
+        """Begin to read a new caller's request, or let it wait until another one's is read."""
+        if len(self._callers) >= MOST_CALLERS:
+            caller.finish(error_answer("busy", f"natd serves {MOST_CALLERS} calls of the hook already"))
             return
-        self._callers += 1
-        try:
-            await self._serve_caller(reader, writer)
-        finally:
-            self._callers -= 1
+        self._callers.add(caller)
+        if len(self._reading) < MOST_READING:
+            self._read(caller)
+        else:
+            self._to_be_read.append(caller)
+            caller.pause()
 
-    async def _serve_caller(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def on_request(self, caller: _Caller, request: HookRequest) -> int:
+        """
+        Pass on what a caller asks; return its number.
+
+        :raise DomainXMLError: When its XML is not that of a domain.
+        """
+        facts = domain_xml.parse(request.xml)
+        number, self._next = self._next, self._next + 1
+        self._asking[number] = _Asked(caller, request.operation, time.monotonic())
+        self._on_request(number, request.operation, facts)
+        return number
+
+    def on_read(self, caller: _Caller) -> None:
+        """Nothing more is read of a caller; read the next one's request."""
+        if caller not in self._reading:
+            return
+        self._reading.remove(caller)
+        while self._to_be_read and len(self._reading) < MOST_READING:
+            waiting = self._to_be_read.popleft()
+            if waiting in self._callers:
+                self._read(waiting)
+                waiting.resume()
+
+    def on_gone(self, caller: _Caller, number: int | None) -> None:
+        """Forget a caller."""
+        self.on_read(caller)
+        self._callers.discard(caller)
+        if number is not None:
+            self._asking.pop(number, None)
+
+    def _read(self, caller: _Caller) -> None:
+        self._reading.add(caller)
+        caller.limit(READ_TIMEOUT_S)
+
+
+class _Asked(NamedTuple):
+    caller: _Caller
+    operation: HookOperation
+    at: float
+
+
+class _Caller(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: HookServer) -> None:
+        self._server = server
+        self._parser: RequestParser | None = RequestParser()
+        self._number: int | None = None
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """There is a connection."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class does not inherit from it
+        self._server.on_caller(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the request on when it is complete; what follows it in another piece is ignored."""
+        if self._parser is None:
+            return
         try:
-            async with self._reading, asyncio.timeout(READ_TIMEOUT_S):
-                request = await _read(reader)
-            answer = await self._ask(request, domain_xml.parse(request.xml), reader)
+            if (request := self._parser.feed(data)) is not None:
+                self._end_reading()
+                self._number = self._server.on_request(self, request)
         except (HookProtocolError, DomainXMLError) as error:
             log.warning("hook: %s", error)
-            answer = error_answer(getattr(error, "code", "protocol"), str(error))
-        except (TimeoutError, ConnectionError, EOFError):
-            answer = error_answer("protocol", "the request is incomplete")
-        with contextlib.suppress(ConnectionError):
-            writer.write(answer)
-            await writer.drain()
-        writer.close()
+            self.finish(error_answer(getattr(error, "code", "protocol"), str(error)))
 
-    async def _ask(self, request: HookRequest, facts: DomainFacts, reader: asyncio.StreamReader) -> bytes:
-        number, self._next = self._next, self._next + 1
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
-        begin = time.monotonic()
-        try:
-            self._on_request(number, request.operation, facts)
-            text = await answer
-            self._on_answered(request.operation, time.monotonic() - begin)
-            return text
-        finally:
-            del self._answers[number]
+    def eof_received(self) -> bool:
+        """Return True, to keep the connection for the answer."""
+        if self._parser is not None:
+            self._on_incomplete()
+        return True
 
+    def connection_lost(self, _exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._transport = None
+        self._end_reading()
+        self._server.on_gone(self, self._number)
 
-async def _read(reader: asyncio.StreamReader) -> HookRequest:
-    parser = RequestParser()
-    while data := await reader.read(65536):
-        if (request := parser.feed(data)) is not None:
-            return request
-    raise EOFError
+    def limit(self, seconds: float) -> None:
+        """Give the caller this long to send its request."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_incomplete)
+
+    def pause(self) -> None:
+        """Read nothing for now."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def finish(self, answer: bytes) -> None:
+        """Answer, and close the connection."""
+        self._end_reading()
+        if self._transport is not None:
+            self._transport.write(answer)
+            self._transport.close()
+
+    def _on_incomplete(self) -> None:
+        self.finish(error_answer("protocol", "the request is incomplete"))
+
+    def _end_reading(self) -> None:
+        if self._parser is None:
+            return
+        self._parser = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._server.on_read(self)

@@ -155,3 +155,28 @@ class TestParser:
         monkeypatch.setattr(expat, "version_info", (2, 4, 0))
         with pytest.raises(DomainXMLError, match=r"install expat 2\.4\.1 or later"):
             domain_xml.check_parser()
+
+
+class TestPlain:
+    """What libvirt writes is read by the parser's own builder, in a third of the time."""
+
+    def test_what_libvirt_writes_is_plain(self) -> None:
+        assert domain_xml._is_plain(samples.DOMAIN)
+
+    @given(st.text(st.characters(codec="utf-8"), max_size=60))
+    def test_both_builders_read_the_same(self, text: str) -> None:
+        xml = samples.DOMAIN.replace(b"web-1", text.encode())
+        outcomes = []
+        for document in (xml, b"<!-- -->" + xml):
+            try:
+                outcomes.append(str(parse(document)))
+            except DomainXMLError as error:
+                outcomes.append(str(error).partition(":")[0])
+        assert outcomes[0] == outcomes[1]
+
+    @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+    def test_a_document_type_in_another_encoding_is_seen(self, encoding: str) -> None:
+        document = f"<?xml version='1.0'?><!DOCTYPE domain>{MINIMAL % ''}".encode(encoding)
+        assert not domain_xml._is_plain(document)
+        with pytest.raises(DomainXMLError):
+            parse(document)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
@@ -51,6 +52,51 @@ async def test_what_is_sent_is_answered(tmp_path: Path, served: Served, case: Ex
     assert answer.count(b"\n") == 1
 
 
+def test_all_is_answered_under_the_event_loop_that_natd_uses(tmp_path: Path) -> None:
+    """uvloop's transports are of other classes, and begin and end to read at other times."""
+
+    async def every_exchange() -> None:
+        async with real(tmp_path / "natd.sock", Answer.PARSE):
+            for case in EXCHANGES.values():
+                answer = await asyncio.to_thread(exchange, tmp_path / "natd.sock", case.pieces, hangs_up=case.hangs_up)
+                assert answer.startswith(case.answer)
+        await test_callers_and_what_is_read_at_once_are_limited(tmp_path, monkeypatch)
+
+    with pytest.MonkeyPatch.context() as monkeypatch, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(every_exchange())
+
+
+async def test_a_hook_that_is_killed_is_forgotten(tmp_path: Path) -> None:
+    asked: list[int] = []
+    server = HookServer(tmp_path / "natd.sock", lambda number, *_: asked.append(number))
+    await server.start()
+    try:
+        for request in (GOOD, GOOD[:-1]):
+            _, writer = await asyncio.open_unix_connection(tmp_path / "natd.sock")
+            writer.write(request)
+            await writer.drain()
+            while not server._callers:
+                await asyncio.sleep(0)
+            writer.transport.abort()
+            while request == GOOD and not asked:
+                await asyncio.sleep(0)
+            server.answer(0, "", "too late")
+            while server._callers:
+                await asyncio.sleep(0)
+        assert (asked, len(server._reading), server._asking) == ([0], 0, {})
+    finally:
+        await server.stop()
+
+
+async def test_a_request_that_does_not_come_to_its_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_server, "READ_TIMEOUT_S", 0.05)
+    async with real(tmp_path / "natd.sock", Answer.PARSE):
+        answer = await asyncio.to_thread(exchange, tmp_path / "natd.sock", (GOOD[:-1],))
+    assert answer == b"error protocol the request is incomplete\n"
+
+
 @pytest.mark.parametrize("pieces", [(GOOD,), (b"GET / HTTP/1.1\r\n",), (GOOD[:-1],)])
 @pytest.mark.parametrize("answer", [*ANSWERS, Answer.PARSE])
 async def test_both_answer_in_the_same_words(tmp_path: Path, answer: Answer, pieces: tuple[bytes, ...]) -> None:
@@ -72,13 +118,13 @@ async def test_callers_and_what_is_read_at_once_are_limited(tmp_path: Path, monk
         for _, writer in slow:
             writer.write(b"qemu 1 ")
             await writer.drain()
-        while server._callers < 3:
+        while len(server._callers) < 3:
             await asyncio.sleep(0)
         reader, writer = await asyncio.open_unix_connection(tmp_path / "natd.sock")
         assert (await reader.read()).startswith(b"error busy natd serves 3 calls")
         writer.close()
         # The third is read when one of the others has said all.
-        assert server._reading.locked()
+        assert len(server._reading) == 2
         for reader, writer in slow:
             writer.write(b"start begin 3 0 %d\nweb%s" % (len(DOMAIN), DOMAIN))
             assert await asyncio.wait_for(reader.read(), 60) == b"ok done\n"
