@@ -16,6 +16,7 @@ import signal
 import uuid
 from pathlib import Path
 
+from cpm.install import sources
 from lab import net
 from lab.errors import CommandFailed, LabError
 from lab.process import Process, ProcessTable
@@ -229,8 +230,9 @@ class LibvirtHost:
         autostart.unlink(missing_ok=True)
         autostart.symlink_to(f"/etc/libvirt/qemu/networks/{NETWORK}.xml")
         (etc / "virt-ports/hook.conf").write_text(f"socket={self.agent_socket}\ndeadline=2\non-failure=start\n")
-        shutil.copy(REPOSITORY / "libvirt_hooks/qemu.py", self.directory / HOOK.relative_to("/"))
-        (self.directory / HOOK.relative_to("/")).chmod(0o755)
+        hook = self.directory / HOOK.relative_to("/")
+        hook.write_text(sources.hook_file(str(HOOK)))
+        hook.chmod(0o755)
         self._link_the_rest_of_etc(etc)
 
     @property

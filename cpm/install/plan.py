@@ -98,7 +98,7 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
         found += [_unit("natd.service", programs)]
     if HOST in choices.roles:
         found += [Target(ETC / "hook.conf", configs.hook_conf(), is_config=True)]
-        hook = sources.hook_file()
+        hook = sources.hook_file(str(HOOK))
         found += [Target(HOOK, hook, mode=0o755, staging=HOOK.parent.parent, is_executed=True)]
     return found
 

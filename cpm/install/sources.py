@@ -10,6 +10,7 @@ import importlib.util
 import sysconfig
 from pathlib import Path
 
+from cpm.install.hook_bytecode import with_bytecode
 from cpm.protocol.errors import ConfigError
 
 _REMEDY = "install virt-ports again with pip or pipx, or run it from its source tree (pip install -e .)"
@@ -29,17 +30,18 @@ def system_file(name: str) -> str:
     raise ConfigError(str(wheel / name), "", f"is missing; {_REMEDY}")
 
 
-def hook_file() -> str:
+def hook_file(name: str = "virt-ports") -> str:
     """
-    Return the text of the libvirt hook.
+    Return the text of the libvirt hook, with its bytecode.
 
+    :param name: The path that it will have.
     :raise ConfigError: When it is missing or cannot be read.
     """
     # Found, not imported: cpm must not import libvirt_hooks.
     package = importlib.util.find_spec("libvirt_hooks")
     if package is None or package.origin is None:
         raise ConfigError("libvirt_hooks", "", f"is missing; {_REMEDY}")
-    return _read(Path(package.origin).with_name("qemu.py"))
+    return with_bytecode(_read(Path(package.origin).with_name("qemu.py")), name)
 
 
 def program_directory() -> Path:

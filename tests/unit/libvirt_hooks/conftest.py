@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+from cpm.install import sources
 from libvirt_hooks import qemu
 from tests.fakes.hook_natd import FakeNatd
 
@@ -25,9 +26,11 @@ class HookRun(NamedTuple):
 
 
 class Hook:
-    """Runs the hook executable with a configuration of its own."""
+    """Runs the hook executable, as it is installed, with a configuration of its own."""
 
     def __init__(self, directory: Path) -> None:
+        self.program = directory / "virt-ports"
+        self.install(sources.hook_file(str(self.program)))
         self.socket = directory / "natd.sock"
         self.conf = directory / "hook.conf"
         self.environ = {"PATH": "/usr/bin:/bin", "VIRT_PORTS_HOOK_CONF": str(self.conf)}
@@ -36,9 +39,13 @@ class Hook:
     def configure(self, *, deadline: float = 30, on_failure: str = "start") -> None:
         self.conf.write_text(f"socket={self.socket}\ndeadline={deadline}\non-failure={on_failure}\n")
 
+    def install(self, text: str) -> None:
+        self.program.write_text(text)
+        self.program.chmod(0o755)
+
     def popen(self, *arguments: str | bytes) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
-        return subprocess.Popen([HOOK, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=self.environ)
+        return subprocess.Popen([self.program, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=self.environ)
 
     def run(self, arguments: Sequence[str | bytes], stdin: bytes = b"") -> HookRun:
         process = self.popen(*arguments)
