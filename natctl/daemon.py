@@ -265,6 +265,8 @@ class Natd:
             if isinstance(command, (Forget, Prune)):
                 self._deletions.put(command, clock.now())
                 continue
+            # What was said before goes out first: the kernel's answer is waited for without doing anything else.
+            await asyncio.sleep(0)
             if isinstance(command, RefuseNew):
                 await self._refuse(command)
                 continue
