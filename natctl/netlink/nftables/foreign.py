@@ -1,0 +1,148 @@
+"""
+The chains of others at the forward hook that drop what they do not accept, by policy or by a rule at their end.
+
+More than :mod:`natctl.netlink.nftables.filters` looks at, which natd does every five seconds. Format:
+linux/netfilter/nf_tables.h. Tested in ``tests/netns/test_doctor.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from pyroute2.netlink import NLM_F_DUMP
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETCHAIN, NFT_MSG_GETRULE
+
+from natctl.netlink.message import (
+    NFGENMSG_BYTES,
+    attribute,
+    attribute_map,
+    attribute_payloads,
+    netfilter_message,
+    network_number,
+    terminated,
+    text,
+)
+from natctl.netlink.nftables.schema import (
+    CHAIN_HOOK,
+    CHAIN_NAME,
+    CHAIN_POLICY,
+    EXPRESSION_DATA,
+    EXPRESSION_NAME,
+    HOOK_NUMBER,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
+    TABLE_NAME,
+    kind,
+)
+from natctl.netlink.socket import Socket
+from natctl.ruleset.values import TABLE
+
+_ACTION: Final = "list the chains of other software"
+_FAMILIES: Final = {1: "inet", 2: "ip"}
+_FORWARD: Final = 2  # NF_INET_FORWARD
+_DROP: Final = b"\0\0\0\0"  # NF_DROP
+_DOCKER: Final = ("filter", "DOCKER-USER")
+_META_KEY, _IIFNAME, _OIFNAME = 2, 6, 7  # NFTA_META_KEY, NFT_META_…
+_CMP_DATA, _IMMEDIATE_DATA, _VALUE, _VERDICT, _CODE = 3, 2, 1, 2, 1
+_NAME_BYTES: Final = 16
+_PASSIVE: Final = frozenset({"counter", "log"})
+"""Expressions that match nothing in particular."""
+_TARGET_NAME: Final = 1  # NFTA_TARGET_NAME
+
+
+class Dropping(NamedTuple):
+    """A chain at the forward hook that drops the rest."""
+
+    family: str
+    table: str
+    chain: str
+    by: str
+    """``policy drop``, or the statement at its end: ``drop`` or ``reject``."""
+    named: frozenset[str]
+    """Interfaces that rules of its table name; ``*`` at the end: all that begin so."""
+    has_sets: bool
+    """A rule of its table looks an interface up in a set."""
+
+
+def dropping_chains(nft: Socket) -> tuple[tuple[Dropping, ...], bool]:
+    """
+    Return the chains, and whether Docker has a chain for the operator's rules.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    found: list[Dropping] = []
+    has_docker = False
+    for number, family in _FAMILIES.items():
+        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
+        for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
+            chain = attribute_map(body, NFGENMSG_BYTES)
+            table, name = text(chain.get(TABLE_NAME, b"")), text(chain.get(CHAIN_NAME, b""))
+            has_docker = has_docker or (table, name) == _DOCKER
+            if body[0] != number or table == TABLE or not _is_at_forward(chain):
+                continue
+            rules = _rules(nft, number, table)
+            by = "policy drop" if chain.get(CHAIN_POLICY) == _DROP else _last_word(rules.get(name, []))
+            if by:
+                every = [rule for chain_rules in rules.values() for rule in chain_rules]
+                named = frozenset(interface for rule in every for interface in _interfaces(rule))
+                has_sets = any(_looks_up_an_interface(rule) for rule in every)
+                found.append(Dropping(family, table, name, by, named, has_sets))
+    return tuple(sorted(found)), has_docker
+
+
+Expression = tuple[str, bytes]
+
+
+def _is_at_forward(chain: dict[int, bytes]) -> bool:
+    return CHAIN_HOOK in chain and network_number(attribute_map(chain[CHAIN_HOOK]).get(HOOK_NUMBER, b"")) == _FORWARD
+
+
+def _rules(nft: Socket, family: int, table: str) -> dict[str, list[list[Expression]]]:
+    """Return the expressions of all rules of a table, by chain."""
+    request = netfilter_message(kind(NFT_MSG_GETRULE), NLM_F_DUMP, family, attribute(TABLE_NAME, terminated(table)))
+    found: dict[str, list[list[Expression]]] = {}
+    for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
+        rule = attribute_map(body, NFGENMSG_BYTES)
+        if body[0] == family and text(rule.get(TABLE_NAME, b"")) == table:
+            parts = [attribute_map(each) for each in attribute_payloads(rule.get(RULE_EXPRESSIONS, b""))]
+            expressions = [(text(each.get(EXPRESSION_NAME, b"")), each.get(EXPRESSION_DATA, b"")) for each in parts]
+            found.setdefault(text(rule.get(RULE_CHAIN, b"")), []).append(expressions)
+    return found
+
+
+def _last_word(rules: list[list[Expression]]) -> str:
+    """Return the statement of the last rule if it drops whatever comes; else an empty string."""
+    what = [each for each in (rules[-1] if rules else []) if each[0] not in _PASSIVE]
+    if len(what) != 1:
+        return ""
+    ((name, data),) = what
+    if name == "reject":
+        return "reject"
+    parts = attribute_map(data)
+    if name == "target" and text(parts.get(_TARGET_NAME, b"")) == "REJECT":
+        return "reject"
+    if name == "immediate":
+        verdict = attribute_map(attribute_map(parts.get(_IMMEDIATE_DATA, b"")).get(_VERDICT, b""))
+        return "drop" if verdict.get(_CODE) == _DROP else ""
+    return ""
+
+
+def _interfaces(rule: list[Expression]) -> Iterator[str]:
+    """Yield the interfaces that a rule compares with."""
+    for (name, data), (then, compared) in pairwise(rule):
+        if name == "meta" and then == "cmp" and _is_interface(data):
+            value = attribute_map(attribute_map(compared).get(_CMP_DATA, b"")).get(_VALUE, b"")
+            ends = len(value) >= _NAME_BYTES or value.endswith(b"\0")
+            yield text(value) + ("" if ends else "*")
+
+
+def _looks_up_an_interface(rule: list[Expression]) -> bool:
+    return any(
+        name == "meta" and _is_interface(data) and then == "lookup" for (name, data), (then, _) in pairwise(rule)
+    )
+
+
+def _is_interface(meta: bytes) -> bool:
+    return network_number(attribute_map(meta).get(_META_KEY, b"")) in (_IIFNAME, _OIFNAME)
