@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
-PRODUCT = ("cpm", "natctl", "qga_agent", "libvirt_hooks")
+PRODUCT = ("cpm", "natctl", "qga_agent", "libvirt_hooks", "machine_doctor")
 NEW = "tomorrow"
 """Name of the file that is added to every folder."""
 

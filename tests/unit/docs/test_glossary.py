@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
+PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks", "machine_doctor")
 GLOSSARY = REPOSITORY / "docs/reference/glossary.md"
 ENTRY = re.compile(r"^(\d+)\. \*\*(.+?)\*\*: (.+?)(?=^\d+\. |^## |\Z)", re.M | re.S)
 ENTRIES = [(int(number), term, " ".join(text.split())) for number, term, text in ENTRY.findall(GLOSSARY.read_text())]
@@ -20,9 +21,7 @@ def words_of(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def used() -> str:
-    code = [
-        path for name in ("cpm", "natctl", "qga_agent", "libvirt_hooks") for path in REPOSITORY.glob(f"{name}/**/*.py")
-    ]
+    code = [path for name in PACKAGES for path in REPOSITORY.glob(f"{name}/**/*.py")]
     pages = [path for path in REPOSITORY.glob("docs/**/*.md") if path != GLOSSARY]
     return words_of("\n".join(path.read_text() for path in [*code, *pages, REPOSITORY / "README.md"]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
-PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks")
+PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks", "machine_doctor")
 TOOLS = ("lab", "bench", "chaos", "prove")
 TEXTS = [
     *(REPOSITORY / name for name in ("README.md", "pyproject.toml", "setup.cfg")),
@@ -18,7 +18,7 @@ TEXTS = [
 ]
 DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?!\w)")
 FILE = re.compile(
-    r"(?<![\w./<-])(?:cpm|natctl|qga_agent|libvirt_hooks|tests|docs|lab|bench|chaos|prove|systemd)/[\w/.-]+\.(?:py|md|service)\b"
+    r"(?<![\w./<-])(?:cpm|natctl|qga_agent|libvirt_hooks|machine_doctor|tests|docs|lab|bench|chaos|prove|systemd)/[\w/.-]+\.(?:py|md|service)\b"
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[3]
-PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks")
+PACKAGES = ("cpm", "natctl", "qga_agent", "libvirt_hooks", "machine_doctor")
 MODULES = [
     path.relative_to(REPOSITORY)
     for package in PACKAGES
