@@ -241,7 +241,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "uncommitted-step": Fault(
         "A host lost a range whose confirmation could not be committed.",
         "362f557",
-        126,
+        728372904,
         _uncommitted_step,
     ),
     "replaced-not-held": Fault(

@@ -96,6 +96,8 @@ class Machine:
         self.has_libvirt = True
         self.refuses = 0
         """How many changes the kernel refuses from now on."""
+        self.refused_vm: DomainUUID | None = None
+        """It refuses only those of this VM; None: any."""
         self.fuse: int | None = None
         """natd dies after so many more writes; None: it does not."""
         self.is_dying = False
@@ -179,7 +181,7 @@ class Machine:
         return True
 
     def _program(self, command: Program | Replace, node: Node, now: float, true_now: float) -> None:
-        if self.refuses:
+        if self.refuses and (self.refused_vm is None or self._changes(command, self.refused_vm)):
             self.refuses -= 1
             if self._say is not None:
                 self._say(self.name, "its kernel refuses")
@@ -195,6 +197,17 @@ class Machine:
         self._tell_judge(before_host, before_edge, true_now)
         if self._write():
             node.on_kernel_programmed(now)
+
+    def _changes(self, command: Program | Replace, uuid: DomainUUID) -> bool:
+        """Return whether the kernel would hold something else of a VM."""
+        if isinstance(command, Program):
+            host, edge = command.change.host, command.change.edge
+            before: tuple[object, object] = (self.kernel.host.get(uuid), self.kernel.edge.get(uuid))
+            return (host.get(uuid, before[0]), edge.get(uuid, before[1])) != before
+        return (command.host.get(uuid), command.edge.get(uuid)) != (
+            self.kernel.host.get(uuid),
+            self.kernel.edge.get(uuid),
+        )
 
     def _tell_judge(self, before_host: dict, before_edge: dict, true_now: float) -> None:  # type: ignore[type-arg]
         if self.is_edge:

@@ -76,7 +76,7 @@ class Kind(enum.StrEnum):
     START_CPMD = "start cpmd"
     # Faults of machines.
     REFUSE = "refuse"
-    """A kernel refuses its next n + 1 changes."""
+    """A kernel refuses its next n + 1 changes, or its next changes of one VM."""
     FLUSH = "flush"
     """Somebody removes all tables of a node."""
     POWER_OFF = "power off"

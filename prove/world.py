@@ -160,8 +160,9 @@ class World(Guests):
         machine.session.up.append(codec.encode(message))
         return True
 
-    def _refuse(self, name: str, n: int) -> bool:
-        self.machines[name].refuses = n + 1
+    def _refuse(self, name: str, n: int, which: int) -> bool:
+        vms = (None, *ALL_VMS)
+        self.machines[name].refuses, self.machines[name].refused_vm = n + 1, vms[which % len(vms)]
         return True
 
     def _light_natd(self, name: str, n: int) -> bool:
@@ -260,7 +261,7 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.START_NATD: lambda w, e: w.first(e.who, lambda name: w._start_natd(name)),
     Kind.KILL_CPMD: lambda w, e: w._light_cpmd(e.n) if e.n else w._kill_cpmd(),
     Kind.START_CPMD: lambda w, e: w._start_cpmd(),
-    Kind.REFUSE: lambda w, e: w._refuse(e.who, e.n % 3),
+    Kind.REFUSE: lambda w, e: w._refuse(e.who, e.n % 3, e.n // 3),
     Kind.FLUSH: lambda w, e: w._flush(e.who),
     Kind.POWER_OFF: lambda w, e: w._power_off(e.who),
     Kind.POWER_ON: lambda w, e: w.first(e.who, lambda name: w._power_on(name)),

@@ -19,7 +19,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
@@ -34,6 +34,9 @@ _State = AllocationState
 
 _FORMER: Final = -1
 """Generation of all that a node was told in earlier sessions."""
+
+_NOTHING: Final = _FORMER - 1
+"""Generation of a node that has confirmed nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +67,10 @@ class Confirmed(Protocol):
     @property
     def applied(self) -> int:
         """Greatest generation that it confirmed."""
+
+    @property
+    def refused(self) -> Collection[DomainUUID]:
+        """The VMs of which it does not hold what it confirmed."""
 
 
 class Invariants:
@@ -143,7 +150,8 @@ class Invariants:
                 # A host confirmed before the hold-down began, perhaps to a manager before this one.
                 may_use = Role.EDGE in node.roles
             else:
-                may_use = told.may_use(old.domain, old.ports, session.applied)
+                applied = session.applied if old.domain not in session.refused else _NOTHING
+                may_use = told.may_use(old.domain, old.ports, applied)
             if may_use:
                 yield _about(old, f"it would be free although {name} may still use it")
 
@@ -314,9 +322,10 @@ class _Told:
     def begin_session(self, generation: int, session: Confirmed | None) -> None:
         """A snapshot follows, which takes everything back that it does not name."""
         applied = self._session.applied if self._session is not None else _FORMER
+        refused = self._session.refused if self._session is not None else ()
         self._session = session
         for uuid, entries in self._of.items():
-            _forget_confirmed(entries, applied)
+            _forget_confirmed(entries, applied if uuid not in refused else _NOTHING)
             former = tuple(ports for _, told in entries for ports in told)
             self._of[uuid] = [(_FORMER, former), (generation, ())]
 

@@ -377,7 +377,8 @@ class Manager:
 
     def _on_applied(self, session: NodeSync, applied: Applied, now: float) -> None:
         if applied.epoch == self.epoch:
-            self._rollout.on_applied(session, applied.generation, now)
+            refused = {vm.domain: vm.reason for vm in applied.refused}
+            self._rollout.on_applied(session, applied.generation, now, refused)
 
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """

@@ -21,6 +21,7 @@ import msgspec
 from cpm.core.fleet import Fleet
 from cpm.core.running import RunningVMs
 from cpm.protocol.messages import (
+    Applied,
     Attach,
     Declined,
     Delta,
@@ -112,6 +113,8 @@ def _domains_in(message: NodeMessage) -> Iterable[DomainUUID]:
             return [each.domain for each in domains]
         case Report(vms=vms):
             return [each.domain for each in vms]
+        case Applied(refused=refused):
+            return [each.domain for each in refused]
     return ()
 
 
@@ -126,6 +129,8 @@ def _renamed(message: _Message, names: _Names) -> _Message:
         case Hello():
             holds = _all_renamed(message.host_holds, names)
             return replace(message, domains=_all_renamed(message.domains, names), host_holds=holds)
+        case Applied():
+            return replace(message, refused=_all_renamed(message.refused, names))
         case Present():
             return replace(message, domains=_all_renamed(message.domains, names))
         case Report():

@@ -4,9 +4,9 @@ pinned in ``tests/unit/cpm/protocol/test_wire_bytes.py``.
 
 A node opens the session with :class:`Hello`. The manager answers with :class:`Welcome` and a :class:`Snapshot`, then
 sends a :class:`Delta` for every change. The node applies each of these as one kernel transaction and answers
-:class:`Applied` or :class:`Rejected`. Every message of the manager has its *epoch*, which is greater after each start
-of a manager: a node refuses a lower one, so a manager that was frozen and resumes does no harm. *Generations* count the
-snapshots and deltas within a session.
+:class:`Applied`, which may name VMs that the kernel refuses, or :class:`Rejected`. Every message of the manager has its
+*epoch*, which is greater after each start of a manager: a node refuses a lower one, so a manager that was frozen and
+resumes does no harm. *Generations* count the snapshots and deltas within a session.
 
 In the other direction, :class:`Attach` and :class:`Detach` announce that a VM starts or is gone, :class:`Present` lists
 all VMs, :class:`Report` has measurements, and an edge names in :class:`OwnPorts` the ports that no VM may have because
@@ -46,7 +46,7 @@ from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts, TimeoutSeconds
 from cpm.protocol.walltime import UtcSeconds
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of these messages; both sides must have the same."""
 
 NOT_APPROVED = 4403
@@ -140,11 +140,23 @@ class Present(Struct, frozen=True, tag="present"):
     """VMs that might be managed and are not."""
 
 
+class RefusedVM(Struct, frozen=True):
+    """A VM that the kernel of a node refuses as it should be: of it the kernel holds what it held before."""
+
+    domain: DomainUUID
+    reason: Sentence
+
+
 class Applied(Struct, frozen=True, tag="applied"):
-    """The kernel holds everything up to this generation."""
+    """
+    The kernel holds everything up to this generation, except for VMs that it refuses.
+
+    Sent again for the same generation when other VMs are refused.
+    """
 
     epoch: Generation
     generation: Generation
+    refused: Annotated[tuple[RefusedVM, ...], Meta(max_length=MAX_VMS)] = ()
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):

@@ -260,6 +260,10 @@ def _nodes(manager: Manager, now: float) -> Iterator[str]:
         session = manager.sessions.get(view.name)
         return now - session.reported_at if session is not None and session.reported_at is not None else None
 
+    def refused(view: NodeView) -> int | None:
+        session = manager.sessions.get(view.name)
+        return len(session.refused) if session is not None else None
+
     yield each(declared.CONNECTED, lambda view: int(view.connected))
     yield each(declared.SYNCED, lambda view: int(view.synced))
     yield each(declared.IN_SERVICE, lambda view: int(view.in_service) if Role.EDGE in view.roles else None)
@@ -267,6 +271,7 @@ def _nodes(manager: Manager, now: float) -> Iterator[str]:
     yield each(declared.BEHIND, behind)
     yield each(declared.REPORT_AGE, report_age)
     yield each(declared.HELD_BACK, lambda view: view.held_ports)
+    yield each(declared.NODE_REFUSES, refused)
     yield each(declared.WARNINGS, lambda view: len(view.warnings))
     yield declared.DROPPED.text(
         ((view.name, reason), count) for view in views for reason, count in view.dropped.items()

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from cpm.core.manager import Manager
+from cpm.core.rollout.node_sync import RefusedSince
 from cpm.core.spans import span
-from cpm.protocol.model import Allocation, Node, NodeName, Role
+from cpm.protocol.model import Allocation, DomainUUID, Node, NodeName, Role
 
+_NAMED: Final = 5
+"""VMs that a node's problems name."""
 _HERE: Final = "it is connected, and gets a session when the ledger is restored; see `virt-ports status`"
 
 
@@ -56,13 +59,39 @@ def waits_for(manager: Manager, leaving: Allocation, now: float) -> tuple[float,
     """
     Return which nodes a range that leaves waits for that are away or do not answer, and since when.
 
-    A node that answers confirms within moments, and is not named.
+    A node that answers confirms within moments, and is not named unless its kernel refuses the VM.
     """
     service = manager.edge_service
     since, names = manager.lacking(leaving, now)
-    late = tuple(name for name in names if not service.is_answering(name, now))
-    begun = [at for name in late if (at := service.behind_since(name)) is not None]
+    refusing = {name: why.since for name in names if (why := _refused(manager, name).get(leaving.domain)) is not None}
+    late = tuple(name for name in names if name in refusing or not service.is_answering(name, now))
+    begun = [at for name in late if (at := refusing.get(name, service.behind_since(name))) is not None]
     return max(since, min(begun, default=since)), late
+
+
+def _refused(manager: Manager, name: NodeName) -> Mapping[DomainUUID, RefusedSince]:
+    session = manager.sessions.get(name)
+    return session.refused if session is not None else {}
+
+
+def refused_vms(manager: Manager, name: NodeName, now: float) -> Iterator[str]:
+    """Yield which VMs the kernel of a node refuses, and why; to be read after the name."""
+    refused = sorted(_refused(manager, name).items(), key=lambda item: item[1].since)
+    for uuid, why in refused[:_NAMED]:
+        vm = manager.fleet.vms.get(uuid)
+        lasts = span(max(0.0, now - why.since))
+        yield f"its kernel has refused VM {vm.name if vm is not None else uuid} for {lasts}: {why.reason}"
+    if len(refused) > _NAMED:
+        yield f"its kernel refuses {len(refused) - _NAMED} more VMs"
+
+
+def refused_at(manager: Manager, uuid: DomainUUID) -> str:
+    """Return which nodes' kernels refuse a VM, and why, as a sentence; empty: none does."""
+    found = {name: why.reason for name in manager.sessions if (why := _refused(manager, name).get(uuid)) is not None}
+    if not found:
+        return ""
+    name, reason = next(iter(sorted(found.items())))
+    return f"refused by the kernel of {', '.join(sorted(found))}: {reason}; see `journalctl -u natd` on {name}"
 
 
 def problems(manager: Manager, now: float) -> Iterator[str]:
@@ -83,6 +112,7 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
         if name in held and manager.restoring is None:
             yield held_text(name, held[name], now)
         yield from (f"{name}: {why}" for why in refusals(manager, name))
+        yield from (f"{name}: {why}" for why in refused_vms(manager, name, now))
 
 
 def refusals(manager: Manager, name: NodeName) -> Iterator[str]:

@@ -71,7 +71,7 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         trouble=node_states.trouble(manager, node, now),
         held_ports=held.ports if held is not None else 0,
         held_since=manager.fleet.utc(held.since) if held is not None else None,
-        warnings=tuple(_warnings(manager, node, node_sync)),
+        warnings=tuple(_warnings(manager, node, node_sync, now)),
         approval=_approval(node.approval) if node.approval is not None else None,
         asks=_asked(manager, asked) if asked is not None else None,
         machine=node.machine,
@@ -82,10 +82,11 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
     )
 
 
-def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None) -> Iterator[str]:
+def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, now: float) -> Iterator[str]:
     if (refused := manager.refused.sentences.get(node.name)) is not None:
         yield refused
     yield from node_states.refusals(manager, node.name)
+    yield from node_states.refused_vms(manager, node.name, now)
     if node_sync is not None:
         if node_sync.is_over_quota:
             error = QuotaReached(node.name, "vms", manager.quota(node).vms)

@@ -122,7 +122,10 @@ def summary(manager: Manager, vm: VM, now: float) -> DomainView:
         last_port=current.ports.last if current else None,
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
-        problem=_problem(manager, vm) or _waits_for(manager, vm, now) or _common_uuid(manager, vm),
+        problem=node_states.refused_at(manager, vm.uuid)
+        or _problem(manager, vm)
+        or _waits_for(manager, vm, now)
+        or _common_uuid(manager, vm),
         leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
     )
 

@@ -44,6 +44,15 @@ class EdgeHoldings:
                 self._applied[uuid] = vm
         self._sent = {}
 
+    @property
+    def applied(self) -> Mapping[DomainUUID, EdgeIntent]:
+        """What the kernel holds for certain, before a command that is under way."""
+        return self._applied
+
+    def changing(self) -> set[DomainUUID]:
+        """Return the VMs that the command under way changes."""
+        return {uuid for uuid, vm in self._sent.items() if vm != self._applied.get(uuid)}
+
     def on_refused(self) -> None:
         """Record that nothing of the command is in force."""
         self._sent = {}

@@ -50,6 +50,7 @@ from cpm.protocol.messages import (
     OwnPorts,
     Present,
     Refused,
+    RefusedVM,
     Rejected,
     Snapshot,
 )
@@ -237,9 +238,8 @@ class Node:
         scope, in_force, begun = done
         # Before anything else: libvirt waits for it.
         self._answer_ready_hooks()
-        if scope.generation is not None:
-            # Before any message about the ports that are in force now.
-            self._send(Applied(self.epoch, scope.generation))
+        # Before any message about the ports that are in force now.
+        self._confirm()
         for entry in in_force:
             self.signal_times.on_programmed(entry.intent.domain, entry.intent.ports, now)
             self._command(self._arrivals.on_programmed(entry, now))
@@ -252,13 +252,20 @@ class Node:
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
         """The kernel refused the last command; nothing of it is in force."""
-        if (scope := self._programming.on_refused(now)) is None:
+        if (refusal := self._programming.on_refused(cut(str(error)), now)) is None:
             return
-        self._outbox.append(Warn(f"{error}"))
-        if scope.generation is not None:
-            # The manager must not believe it; it answers with a new snapshot.
-            self._send(Rejected(self.epoch, scope.generation, error.code, cut(str(error))))
-        self._outbox += self._hook_waiters.answer(error.code, str(error), None if scope.replace else scope.host)
+        scope, vms = refusal
+        if vms is None:
+            self._outbox.append(Warn(f"{error}"))
+            if scope.generation is not None:
+                # The manager must not believe it; it answers with a new snapshot.
+                self._send(Rejected(self.epoch, scope.generation, error.code, cut(str(error))))
+            self._outbox += self._hook_waiters.answer(error.code, str(error), None if scope.replace else scope.host)
+            return
+        for uuid in vms:
+            self._outbox.append(Warn(f"the kernel refuses VM {uuid}, all others go on: {error}"))
+        self._outbox += self._hook_waiters.answer(error.code, str(error), vms)
+        self._confirm()
 
     # The manager
 
@@ -622,6 +629,12 @@ class Node:
                 yield uuid, vm.ports, vm
 
     # Inside
+
+    def _confirm(self) -> None:
+        """Tell the manager what is in force now, if it does not know."""
+        if (confirmation := self._programming.take_confirmation()) is not None:
+            refused = tuple(RefusedVM(uuid, reason) for uuid, reason in sorted(confirmation.refused.items()))
+            self._send(Applied(self.epoch, confirmation.generation, refused))
 
     def _command(self, commands: Iterable[ArrivalCommand]) -> None:
         for command in commands:

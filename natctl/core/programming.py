@@ -10,7 +10,8 @@ Tested in ``tests/unit/site/test_faults.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from cpm.protocol.holdings import Held
@@ -18,6 +19,7 @@ from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
+from natctl.core.bisection import Bisection, RefusedVM
 from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domains
 from natctl.core.holdings import EdgeHoldings, told_by_host
@@ -61,11 +63,28 @@ class InForce(NamedTuple):
     """0: nothing of this session yet."""
 
 
+class Confirmation(NamedTuple):
+    """What the manager is to be told: the kernel holds everything up to a generation, except for some VMs."""
+
+    generation: int
+    refused: dict[DomainUUID, str]
+    """Why, by VM."""
+
+
+class Refusal(NamedTuple):
+    """What a refusal by the kernel means."""
+
+    scope: Scope
+    """What was to be done."""
+    vms: frozenset[DomainUUID] | None
+    """The VMs that are refused; everything else is tried further. None: everything, and nothing is."""
+
+
 class Done(NamedTuple):
     """What a kernel command did that is in force."""
 
     scope: Scope
-    """What it covered."""
+    """What it is a part of."""
     in_force: list[HostEntry]
     """The entries of this host's VMs that are new in force."""
     begun: list[HostEntry]
@@ -99,12 +118,19 @@ class Programming:
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._in_force = InForce(0, 0)
         self._under_way: Scope | None = None
+        """What is being done, in one command or in several."""
+        self._is_busy = False
+        """A command is under way."""
+        self._bisection: Bisection | None = None
+        """None: one command does all of it, until that is refused."""
+        self._refused: dict[DomainUUID, RefusedVM] = {}
+        self._confirmation: int | None = None
         self._sent: dict[DomainUUID, HostEntry | None] = {}
         self.edge_holdings = EdgeHoldings()
         self._next = Scope()
         self._retry_at: float | None = None
         self._is_introduced = False
-        self._is_path_in_kernel = self._is_path_sent = False
+        self._is_path_in_kernel = self._is_path_sent = self._has_frame = False
         self._warnings: list[Warn] = []
 
     # What the kernel holds
@@ -186,15 +212,19 @@ class Programming:
         self._in_force = InForce(self._in_force.session + 1, 0)
         for scope in filter(None, (self._under_way, self._next)):
             scope.generation = None
+        self._confirmation = None
 
     def on_freed(self, uuid: DomainUUID, now: float) -> None:
         """Give a VM's index on, soon: its connections are being deleted."""
         self._release_at[uuid] = now + FORGOTTEN_S
 
     def on_tick(self, now: float) -> None:
-        """End the delay that follows a refusal by the kernel, when it has passed; give indexes on."""
+        """Try again what the kernel refused, when it is time; give indexes on."""
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
+        for uuid in [uuid for uuid, vm in self._refused.items() if now >= vm.retry_at]:
+            self._refused[uuid].retry_at = math.inf
+            self.require(Scope(host={uuid}, edge={uuid}))
         for uuid in [uuid for uuid, at in self._release_at.items() if now >= at]:
             del self._release_at[uuid]
             self._kept.pop(uuid, None)
@@ -204,21 +234,25 @@ class Programming:
     def begin(self) -> list[Program | Replace | Warn]:
         """Return the next command, preceded by its warnings; empty if none is needed or possible now."""
         path = self._intent.path
-        if self._under_way is not None or not self._next or self._retry_at is not None or path is None:
+        if self._is_busy or path is None:
             return []
-        scope, self._next = self._next, Scope()
-        self._under_way = scope
-        command = self._replace_all(scope, path) if scope.replace else self._change(scope, path)
+        if self._under_way is not None:
+            command = self._next_part(self._under_way, path)
+        elif self._next and self._retry_at is None:
+            command = self._begin_next(path)
+        else:
+            return []
+        self._is_busy = True
         warnings, self._warnings = self._warnings, []
         return [*warnings, command]
 
     def on_programmed(self) -> Done | None:
         """Record that the command that was under way is in force; return what it did, None: none was under way."""
-        scope, self._under_way = self._under_way, None
-        if scope is None:
+        scope = self._under_way
+        if scope is None or not self._is_busy:
             return None
-        if scope.generation is not None:
-            self._in_force = InForce(self._in_force.session, scope.generation)
+        self._is_busy = False
+        has_changed = bool(self._has_frame or self._sent or self.edge_holdings.changing())
         in_force = [entry for entry in self._sent.values() if entry is not None]
         begun = [entry for entry in in_force if self._begins(entry)]
         for uuid, entry in self._sent.items():
@@ -231,24 +265,100 @@ class Programming:
         self._sent = {}
         self._is_path_in_kernel |= self._is_path_sent
         self.edge_holdings.on_programmed()
+        if self._bisection is not None:
+            self._bisection.on_done(has_changed=has_changed)
+        self._go_on(scope)
         return Done(scope, in_force, begun)
 
-    def on_refused(self, now: float) -> Scope | None:
+    def on_refused(self, reason: str, now: float) -> Refusal | None:
         """
-        Record that the kernel refused the command that was under way; it is tried again, without its generation.
+        Record that the kernel refused the command that was under way.
 
-        :return: Its scope; None: no command was under way.
+        It is tried again: in parts if it concerned several VMs, so that one of them does not hold up the others; else
+        later.
+
+        :return: What that means; None: no command was under way.
         """
-        scope, self._under_way = self._under_way, None
-        if scope is None:
+        scope = self._under_way
+        if scope is None or not self._is_busy:
             return None
+        self._is_busy = False
+        changed = {uuid for uuid, entry in self._sent.items() if entry != self._applied.get(uuid)}
+        changed |= self.edge_holdings.changing()
+        refused_before = set(self._bisection.refused) if self._bisection is not None else set()
         self._sent = {}
         self.edge_holdings.on_refused()
+        bisection = self._bisection or Bisection()
+        if not bisection.on_refused(changed, reason, now, has_frame=self._has_frame):
+            self._try_all_again(scope, now)
+            return Refusal(scope, None)
+        self._bisection = bisection
+        refused = frozenset(bisection.refused.keys() - refused_before)
+        self._go_on(scope)
+        return Refusal(scope, refused)
+
+    def take_confirmation(self) -> Confirmation | None:
+        """Return what the manager is to be told now, once."""
+        generation, self._confirmation = self._confirmation, None
+        if generation is None:
+            return None
+        return Confirmation(generation, {uuid: vm.reason for uuid, vm in self._refused.items()})
+
+    def _begin_next(self, path: PathState) -> Program | Replace:
+        scope, self._next = self._next, Scope()
+        self._under_way = scope
+        # Those that were refused before come last: the others are not to wait for them.
+        apart = self._refused.keys() if scope.replace else self._refused.keys() & (scope.host | scope.edge)
+        self._bisection = Bisection(apart) if apart else None
+        return (
+            self._replace_all(path, apart)
+            if scope.replace
+            else self._change(scope, path, apart, is_path_due=scope.path)
+        )
+
+    def _next_part(self, scope: Scope, path: PathState) -> Program | Replace:
+        part = self._bisection.take() if self._bisection is not None else None
+        assert part is not None, "nothing is left to do"
+        if not part and (scope.replace or not scope.path):
+            return self._replace_all(path, self._vms_known())
+        some = Scope(host=set(part), edge=set(part))
+        return self._change(some, path, is_path_due=scope.path and not part)
+
+    def _go_on(self, scope: Scope) -> None:
+        """Go on with the next part; if there is none, everything is in force but the VMs that are refused."""
+        if self._bisection is not None and (part := self._bisection.take()) is not None:
+            self._bisection.put_back(part)
+            return
+        found = self._bisection.refused if self._bisection is not None else {}
+        before = self._refused
+        kept = {} if scope.replace else {u: vm for u, vm in before.items() if u not in scope.host | scope.edge}
+        new = {u: RefusedVM.after(before.get(u), reason, at) for u, (reason, at) in found.items()}
+        self._refused = kept | new
+        self._under_way = self._bisection = None
+        if scope.generation is not None:
+            self._in_force = InForce(self._in_force.session, scope.generation)
+        elif self._refused.keys() == before.keys() or not self._in_force.generation:
+            return
+        else:
+            # What was counted before is about what the kernel held before.
+            self._in_force = InForce(self._in_force.session + 1, self._in_force.generation)
+        self._confirmation = self._in_force.generation
+
+    def _try_all_again(self, scope: Scope, now: float) -> None:
         again = dataclasses.replace(scope, host=set(scope.host), edge=set(scope.edge), generation=None)
         again.merge(self._next)
         self._next = again
+        self._under_way = self._bisection = None
         self._retry_at = now + RETRY_S
-        return scope
+
+    def _vms_known(self) -> set[DomainUUID]:
+        return {
+            *self._intent.host,
+            *self._domains.known(),
+            *self._applied,
+            *self._intent.edge,
+            *self.edge_holdings.applied,
+        }
 
     def _begins(self, entry: HostEntry) -> bool:
         """Whether a VM that had no ports in the kernel gets some."""
@@ -257,24 +367,40 @@ class Programming:
             return entry.intent.ports is not None
         return before.intent.internal != entry.intent.internal
 
-    def _replace_all(self, scope: Scope, path: PathState) -> Replace:
-        every = {*self._intent.host, *self._domains.known()}
+    def _replace_all(self, path: PathState, unchanged: Collection[DomainUUID] = ()) -> Replace:
+        every = {*self._intent.host, *self._domains.known()}.difference(unchanged)
         host = {uuid: entry for uuid in every if (entry := self._host_entry(uuid)) is not None}
-        edge = dict(self._intent.edge)
+        host |= {uuid: self._applied[uuid] for uuid in unchanged if uuid in self._applied}
+        edge = {uuid: vm for uuid, vm in self._intent.edge.items() if uuid not in unchanged}
+        held = self.edge_holdings.applied
+        edge |= {uuid: held[uuid] for uuid in unchanged if uuid in held}
         self._sent = dict.fromkeys(self._applied) | host
-        scope.host = set(self._sent)
-        self._is_path_sent = True
+        if self._under_way is not None and self._under_way.replace:
+            self._under_way.host = {*self._under_way.host, *self._sent}
+        self._is_path_sent = self._has_frame = True
         self.edge_holdings.on_replacing(edge)
         return Replace(host, edge, _path(path))
 
-    def _change(self, scope: Scope, path: PathState) -> Program:
-        host = {uuid: self._host_entry(uuid) for uuid in scope.host}
+    def _change(
+        self,
+        scope: Scope,
+        path: PathState,
+        apart: Collection[DomainUUID] = (),
+        *,
+        is_path_due: bool,
+    ) -> Program:
+        host = {uuid: self._host_entry(uuid) for uuid in scope.host.difference(apart)}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
         vms = self._intent.edge
-        edge = {uuid: vms.get(uuid) for uuid in scope.edge}
+        edge = {uuid: vms.get(uuid) for uuid in scope.edge.difference(apart)}
+        if self._bisection is not None:
+            # A VM is tried although it is of this machine's other role only.
+            held = self.edge_holdings.applied
+            edge = {uuid: vm for uuid, vm in edge.items() if vm != held.get(uuid)}
         self._sent = host
+        self._has_frame = is_path_due
+        self._is_path_sent = is_path_due or (not self._is_path_in_kernel and bool(host or edge))
         self.edge_holdings.on_changing(edge)
-        self._is_path_sent = scope.path or (not self._is_path_in_kernel and bool(host or edge))
         return Program(Change(host=host, edge=edge, path=_path(path) if self._is_path_sent else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:

@@ -88,6 +88,8 @@ class Machine:
     """The kernel refuses the next command."""
     refusing: bool = False
     """The kernel refuses every command."""
+    refused_vms: set[DomainUUID] = dataclasses.field(default_factory=set)
+    """The kernel refuses each command that changes one of these VMs."""
     stuck: bool = False
     """natd keeps its session, and its kernel commands never end."""
     answers: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -267,6 +269,8 @@ class Site:
         if machine.failing or machine.refusing:
             machine.failing = False
             machine.node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), self.now)
+        elif machine.refused_vms & _changed_by(machine.kernel, command):
+            machine.node.on_kernel_refused(KernelError("set the route", 101, "network is unreachable"), self.now)
         else:
             _program(machine.kernel, command)
             if isinstance(command, Replace):
@@ -532,6 +536,16 @@ def _program(kernel: FakeKernel, command: Program | Replace) -> None:
         kernel.change(command.change)
     else:
         kernel.replace(command.host, command.edge, command.path)
+
+
+def _changed_by(kernel: FakeKernel, command: Program | Replace) -> set[DomainUUID]:
+    """Return the VMs of which the kernel would hold something else."""
+    host: dict[DomainUUID, object] = {**(kernel.host if isinstance(command, Program) else {})}
+    edge: dict[DomainUUID, object] = {**(kernel.edge if isinstance(command, Program) else {})}
+    host |= command.change.host if isinstance(command, Program) else command.host
+    edge |= command.change.edge if isinstance(command, Program) else command.edge
+    at_host = {uuid for uuid in {*host, *kernel.host} if host.get(uuid) != kernel.host.get(uuid)}
+    return at_host | {uuid for uuid in {*edge, *kernel.edge} if edge.get(uuid) != kernel.edge.get(uuid)}
 
 
 def _hear(manager: Manager, name: NodeName, message: NodeMessage, now: float) -> None:

@@ -23,7 +23,7 @@ from cpm.core.fleet import Fleet
 from cpm.core.journal import NodeEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.spans import span
-from cpm.protocol.model import Node, NodeName
+from cpm.protocol.model import AllocationState, DomainUUID, Node, NodeName
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,10 @@ class EdgeService:
         node_sync = self._node_syncs.get(name)
         if node_sync is None:
             return f"has been away{lasts}"
+        if node_sync.refused and node_sync.unconfirmed_since is None:
+            uuid, refused = next(iter(node_sync.refused.items()))
+            vm = self._fleet.vms.get(uuid)
+            return f"refuses {vm.name if vm is not None else uuid}{lasts}: {refused.reason}"
         if node_sync.refusal:
             return f"has refused what it was sent{lasts}: {node_sync.refusal}"
         return f"has not confirmed what it was sent{lasts}, see `journalctl -u natd` there"
@@ -128,7 +132,11 @@ class EdgeService:
     def on_applied(self, node_sync: NodeSync, now: float) -> None:
         """Record a confirmation of a node; put an edge that is in step now into service."""
         name = node_sync.node
-        if name not in self._out_of_step or not self._may_join(node_sync, now):
+        if (
+            name not in self._out_of_step
+            or not self._may_join(node_sync, now)
+            or self._lacks_what_others_have(node_sync)
+        ):
             return
         if node_sync.applied < self._joins_at.setdefault(name, node_sync.generation):
             return
@@ -154,18 +162,23 @@ class EdgeService:
         behind = [node for node in self.in_service() if self._is_behind(node.name, self._patience.edge_grace_s, now)]
         self._take_out(behind, [node for node in self.in_service() if self._is_sound(node.name, now)], now)
 
-    def relieve(self, missing: Iterable[NodeName], now: float) -> None:
+    def relieve(self, missing: Iterable[NodeName], uuid: DomainUUID, now: float) -> None:
         """
         Take edges out of service for which a range has waited for long enough, if others in service know that range.
 
         :param missing: The edges that have not confirmed the range.
+        :param uuid: Its VM.
         """
         waits_for = frozenset(missing)
         others = [node for node in self.in_service() if node.name not in waits_for]
         late = [
             node
             for node in self.in_service()
-            if node.name in waits_for and self._is_behind(node.name, self._patience.edge_wait_s, now)
+            if node.name in waits_for
+            and (
+                self._is_behind(node.name, self._patience.edge_wait_s, now)
+                or _is_late(self._refuses_since(node.name, uuid), self._patience.edge_wait_s, now)
+            )
         ]
         self._take_out(late, others, now)
 
@@ -175,6 +188,21 @@ class EdgeService:
         since = self.behind_since(former.node)
         self._out_of_step[former.node] = now if since is None else since
         self._joins_at.pop(former.node, None)
+
+    def _refuses_since(self, name: NodeName, uuid: DomainUUID) -> float | None:
+        node_sync = self._node_syncs.get(name)
+        refused = node_sync.refused.get(uuid) if node_sync is not None else None
+        return refused.since if refused is not None else None
+
+    def _lacks_what_others_have(self, node_sync: NodeSync) -> bool:
+        """Return whether an edge refuses a VM that another edge in service has: it would drop what the VM sends."""
+        others = [node.name for node in self.in_service() if node.name != node_sync.node]
+        syncs = [each for name in others if (each := self._node_syncs.get(name)) is not None]
+        return any(
+            any(each.is_confirmed(uuid) for each in syncs)
+            and any(range_.state is not AllocationState.HELD for range_ in self._fleet.of(uuid))
+            for uuid in node_sync.refused
+        )
 
     def _may_join(self, node_sync: NodeSync | None, now: float) -> bool:
         """Return whether a node has its snapshot, and is not late with what followed."""

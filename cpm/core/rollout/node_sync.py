@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import Delta, PathState, Snapshot, Unmanaged
@@ -17,8 +18,18 @@ from cpm.protocol.model import DomainUUID, NodeName
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
 
+_NEVER: Final = 1 << 62
+"""A generation that no node reaches."""
 _SAME_TIME_S = 0.1
 """Messages that are sent within this many seconds are waited for as one."""
+
+
+class RefusedSince(NamedTuple):
+    """That a node's kernel refuses a VM as it should be."""
+
+    reason: str
+    since: float
+    """Ledger time."""
 
 
 class NodeSync:
@@ -53,6 +64,8 @@ class NodeSync:
         """VMs of that machine that are not managed."""
         self.refusal = ""
         """Why the node last refused what it was sent; empty: it has confirmed everything since."""
+        self.refused: dict[DomainUUID, RefusedSince] = {}
+        """The VMs that its kernel refuses as they should be."""
         self.ended_timeout_s: float | None = None
         """As in its ``Hello``."""
         self.is_over_quota = False
@@ -91,17 +104,37 @@ class NodeSync:
         return self.synced and uuid not in self._unconfirmed
 
     def last_change(self, uuid: DomainUUID) -> int:
-        """Return the generation in which the VM's entry last changed on this node."""
+        """
+        Return the generation in which the VM's entry last changed on this node; one that is never reached: it has
+        not, since the kernel refuses it.
+        """
+        if uuid in self.refused:
+            return _NEVER
         return max(self._changed.get(uuid, 0), self._snapshot_at)
 
-    def on_applied(self, generation: int) -> set[DomainUUID]:
-        """Record that the node holds everything up to a generation; return the VMs that are now confirmed."""
-        self.applied = max(self.applied, min(generation, self.generation))
+    def on_applied(
+        self, generation: int, refused: Mapping[DomainUUID, str] = MappingProxyType({}), now: float = 0.0
+    ) -> set[DomainUUID]:
+        """
+        Record that the node holds everything up to a generation; return the VMs that are now confirmed.
+
+        :param refused: VMs of which it does not, and why.
+        :param now: Ledger time.
+        """
+        generation = min(generation, self.generation)
+        self.applied = max(self.applied, generation)
+        self.refused = {
+            uuid: RefusedSince(reason, self.refused[uuid].since if uuid in self.refused else now)
+            for uuid, reason in refused.items()
+        }
+        for uuid in refused:
+            # A snapshot need not name a VM that is to be gone.
+            self._unconfirmed.setdefault(uuid, generation)
         while self._sent_at and self._sent_at[0][0] <= self.applied:
             self._sent_at.popleft()
         if not self._sent_at:
             self.refusal = ""
-        confirmed = {uuid for uuid, at in self._unconfirmed.items() if at <= self.applied}
+        confirmed = {uuid for uuid, at in self._unconfirmed.items() if at <= generation and uuid not in refused}
         for uuid in confirmed:
             del self._unconfirmed[uuid]
         return confirmed

@@ -22,6 +22,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Mapping
 from ipaddress import IPv4Network
+from types import MappingProxyType
+from typing import Final
 
 from cpm.core import moves
 from cpm.core.changes import DropVM, Notice
@@ -41,6 +43,7 @@ from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
 
+NOTHING_REFUSED: Final[Mapping[DomainUUID, str]] = MappingProxyType({})
 IDLE_REPORTS = 2
 """Consecutive reports without a connection after which a draining range counts as empty. A single dump may miss a flow
 that was being set up when the host stopped using the range, or that moved while the kernel resized its table."""
@@ -114,10 +117,16 @@ class Rollout:
 
     # Inputs
 
-    def on_applied(self, node_sync: NodeSync, generation: int, now: float) -> None:
-        """Record that a node's kernel holds everything up to a generation."""
+    def on_applied(
+        self, node_sync: NodeSync, generation: int, now: float, refused: Mapping[DomainUUID, str] = NOTHING_REFUSED
+    ) -> None:
+        """
+        Record that a node's kernel holds everything up to a generation.
+
+        :param refused: VMs of which it does not, and why.
+        """
         was_synced, had_path = node_sync.synced, node_sync.is_path_confirmed
-        self._due.update(node_sync.on_applied(generation))
+        self._due.update(node_sync.on_applied(generation, refused, now))
         self.edge_service.on_applied(node_sync, now)
         if node_sync.is_path_confirmed and not had_path:
             self._check_awaiting()
@@ -260,7 +269,7 @@ class Rollout:
         edges = self.edge_service.needed(reserved.node)
         missing = [name for name in edges if not self._is_confirmed(name, reserved.domain)]
         if missing and reserved.domain not in self._changed:
-            self.edge_service.relieve(missing, now)
+            self.edge_service.relieve(missing, reserved.domain, now)
         host = self._node_syncs.get(reserved.node)
         has_path = not self._is_path_changed() and host is not None and host.is_path_confirmed
         return bool(edges) and not missing and has_path

@@ -85,6 +85,9 @@ HELD_BACK: Final = _gauge(
     "node_held_ports", "Ports that were given back and wait for a node that is away or does not answer.",
     ("node",), _A_NODE,
 )  # fmt: skip
+NODE_REFUSES: Final = _gauge(
+    "node_refused_domains", "VMs that the kernel of a connected node refuses.", ("node",), "1 a connected node"
+)
 WARNINGS: Final = _gauge("node_warnings", "What is wrong with a node: see node list.", ("node",), _A_NODE)
 DROPPED: Final = _counter(
     "node_dropped_packets", "Packets dropped at a node, as its kernel counts them.",

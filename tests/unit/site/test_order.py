@@ -404,10 +404,11 @@ def test_a_full_pool_refuses_with_the_reason_and_serves_when_ports_are_free() ->
 
 def test_a_kernel_that_refuses_gets_everything_again() -> None:
     site = Site()
-    site.machines[EDGE1].failing = True
+    site.machines[EDGE1].refusing = True
     request = site.start_vm(HOST1, VM)
     site.run()
     assert request not in site.machines[HOST1].answers
+    site.machines[EDGE1].refusing = False
     site.pass_time(6.0)
     site.run()
     assert site.machines[HOST1].answers[request] == ""
@@ -418,10 +419,11 @@ def test_natd_hands_out_no_ports_between_its_hello_and_the_first_snapshot() -> N
     """The manager knows by the hello what the kernel holds: the snapshot would take back what is programmed later."""
     site = Site()
     host = site.machines[HOST1]
-    host.failing = True
+    host.refusing = True
     site.start_vm(HOST1, VM)
     site.run()
     assert VM not in host.kernel.host
+    host.refusing = False
     site.crash_manager()
     site.start_manager()
     site.connect(HOST1)

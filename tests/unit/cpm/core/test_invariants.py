@@ -36,6 +36,7 @@ INTERNAL = IPv4Address("100.64.0.1")
 @dataclasses.dataclass
 class Session:
     applied: int
+    refused: tuple[DomainUUID, ...] = ()
 
 
 def held_by(*allocations: Allocation) -> Invariants:

@@ -41,6 +41,7 @@ from cpm.protocol.messages import (
     Presence,
     Present,
     Refused,
+    RefusedVM,
     Rejected,
     Report,
     Snapshot,
@@ -120,7 +121,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             1,
         ),
         (
-            b'{"type":"hello","protocol":4,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":5,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,'
@@ -135,7 +136,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
-            b'{"type":"hello","protocol":4,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":5,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
             b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'
         ),
@@ -190,7 +191,14 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"reason":"its interface vnet3 is on no Linux bridge"}]}'
         ),
     ),
-    (Applied(3, 17), b'{"type":"applied","epoch":3,"generation":17}'),
+    (Applied(3, 17), b'{"type":"applied","epoch":3,"generation":17,"refused":[]}'),
+    (
+        Applied(3, 17, (RefusedVM(WEB, "cannot set the route"),)),
+        (
+            b'{"type":"applied","epoch":3,"generation":17,'
+            b'"refused":[{"domain":"u-web","reason":"cannot set the route"}]}'
+        ),
+    ),
     (
         Rejected(3, 17, "kernel", "cannot apply: No space left on device"),
         (
@@ -258,11 +266,11 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
     (
         Welcome(PROTOCOL, 3, "0.1.0", "3f2a", "9c41", True),
-        (b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0","ledger":"3f2a","run":"9c41","adopts":true}'),
+        (b'{"type":"welcome","protocol":5,"epoch":3,"version":"0.1.0","ledger":"3f2a","run":"9c41","adopts":true}'),
     ),
     (
         Welcome(PROTOCOL, 3, "0.1.0"),
-        b'{"type":"welcome","protocol":4,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
+        b'{"type":"welcome","protocol":5,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
     ),
     (
         Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,), 120, 5),
@@ -351,7 +359,7 @@ def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> 
 
 def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
-    start = b'{"type":"hello","protocol":4,"node":"n","roles":["'
+    start = b'{"type":"hello","protocol":5,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
     end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
     end += b'"follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'

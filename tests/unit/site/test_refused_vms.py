@@ -1,0 +1,170 @@
+"""A VM that the kernel of a node refuses holds up nobody else, and gives none of its ports away."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from cpm.core.sizing.sizer import Target
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName
+from cpm.queries import node_states, nodes, vms
+from natctl.core.bisection import FIRST_RETRY_S
+from tests.fakes.site import Site
+from tests.unit.site.test_edge_service import EDGE1, EDGE2, HOST1, HOST2, size, started, wait, ways
+
+BAD = DomainUUID("00000000-0000-0000-0000-0000000000bd")
+VMS = [DomainUUID(f"00000000-0000-0000-0000-{number:012}") for number in range(1, 12)]
+
+
+def refuse_everywhere(site: Site) -> None:
+    for machine in site.edges:
+        machine.refused_vms.add(BAD)
+
+
+def accept(site: Site) -> None:
+    for machine in site.machines.values():
+        machine.refused_vms.clear()
+
+
+def warnings(site: Site, name: NodeName) -> tuple[str, ...]:
+    assert site.manager is not None
+    return next(view.warnings for view in nodes.node_views(site.manager, site.now) if view.name == name)
+
+
+def states(site: Site) -> list[AllocationState]:
+    assert site.manager is not None
+    return [allocation.state for allocation in site.manager.fleet.of(BAD)]
+
+
+def test_a_vm_that_every_edge_refuses_stops_no_change_of_others() -> None:
+    site = Site()
+    started(site, VMS[0])
+    refuse_everywhere(site)
+    # All of these are decided before the edges hear of any.
+    request = site.start_vm(HOST2, BAD)
+    others = [site.start_vm(HOST1 if number % 2 else HOST2, uuid) for number, uuid in enumerate(VMS[1:])]
+    site.run()
+    answers = {**site.machines[HOST1].answers, **site.machines[HOST2].answers}
+    assert [answers.get(each) for each in others] == [""] * len(others)
+    assert request not in answers
+    wait(site, 20.0)
+    assert ways(site) == {EDGE1, EDGE2}
+    site.ask(lambda manager: manager.sizer.resize(VMS[0], Target(512), site.now))
+    site.run()
+    assert size(site, VMS[0]) == 512
+    assert states(site) == [AllocationState.RESERVED]
+    assert [("vm-00bd" in text, "unreachable" in text) for text in warnings(site, EDGE1)] == [(True, True)]
+    assert site.manager is not None
+    shown = next(vm for vm in vms.summaries(site.manager, site.now, all=True) if vm.uuid == BAD)
+    assert shown.problem.startswith("refused by the kernel of edge1, edge2: cannot set the route")
+    accept(site)
+    wait(site, 70.0)
+    assert states(site) == [AllocationState.ACTIVE]
+    assert warnings(site, EDGE1) == ()
+
+
+def test_it_is_tried_again_by_itself_after_a_while_and_less_and_less_often() -> None:
+    site = Site()
+    refuse_everywhere(site)
+    site.start_vm(HOST1, BAD)
+    site.run()
+    edge = site.machines[EDGE1]
+    tried: list[float] = []
+    for _ in range(600):
+        before = len(tried)
+        site.pass_time(0.5)
+        while edge.work:
+            if len(tried) == before:
+                tried.append(site.now)
+            site.kernel_step(EDGE1)
+        site.run()
+    pauses = [round(later - sooner) for sooner, later in itertools.pairwise(tried)]
+    assert pauses[:4] == [10, 20, 40, 60]
+    assert set(pauses[4:]) == {60}
+    assert tried[0] - 1_000_000.0 < 3 * FIRST_RETRY_S
+
+
+def test_ports_whose_removal_an_edge_refuses_stay_the_vms() -> None:
+    site = Site(hold_down_s=10.0)
+    started(site, BAD)
+    site.machines[EDGE1].refused_vms.add(BAD)
+    site.stop_vm(BAD)
+    wait(site, 60.0)
+    assert BAD in site.machines[EDGE1].kernel.edge
+    assert states(site) == [AllocationState.HELD]
+    assert site.manager is not None
+    assert node_states.held_up(site.manager, site.now)[EDGE1].ports == 256
+    # Also for a manager, or a natd, that begins anew.
+    site.crash_manager()
+    site.heal()
+    wait(site, 30.0)
+    site.kill_natd(EDGE1)
+    site.start_natd(EDGE1)
+    site.connect(EDGE1)
+    wait(site, 30.0)
+    assert states(site) == [AllocationState.HELD]
+    accept(site)
+    wait(site, 70.0)
+    assert states(site) == []
+    assert BAD not in site.machines[EDGE1].kernel.edge
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_edge_that_alone_refuses_a_vm_leaves_service_for_it(restarts: bool) -> None:
+    site = Site()
+    started(site, VMS[0])
+    site.machines[EDGE2].refused_vms.add(BAD)
+    request = site.start_vm(HOST1, BAD)
+    wait(site, 8.0)
+    assert site.machines[HOST1].answers[request] == ""
+    assert ways(site) == {EDGE1}
+    if restarts:
+        site.kill_natd(EDGE2)
+        site.start_natd(EDGE2)
+        site.connect(EDGE2)
+    wait(site, 30.0)
+    # It does not come and go.
+    assert ways(site) == {EDGE1}
+    accept(site)
+    wait(site, 70.0)
+    assert ways(site) == {EDGE1, EDGE2}
+
+
+def test_edges_that_all_refuse_a_vm_serve_again_after_a_restart() -> None:
+    site = Site()
+    started(site, VMS[0])
+    refuse_everywhere(site)
+    site.start_vm(HOST1, BAD)
+    site.run()
+    for name in (EDGE1, EDGE2):
+        site.kill_natd(name)
+        wait(site, 15.0)
+        site.start_natd(name)
+        site.connect(name)
+        wait(site, 15.0)
+        assert ways(site) == {EDGE1, EDGE2}
+
+
+def test_a_host_that_refuses_a_vm_goes_on_with_its_others_and_counts_nothing_too_early() -> None:
+    site = Site(hold_down_s=10.0)
+    started(site, BAD)
+    assert site.open(BAD, 3) is not None
+    host = site.machines[HOST1]
+    host.refused_vms.add(BAD)
+    site.ask(lambda manager: manager.sizer.relocate(BAD, site.now))
+    wait(site, 10.0)
+    request = site.start_vm(HOST1, VMS[0])
+    wait(site, 2.0)
+    assert host.answers[request] == ""
+    site.connections = {each for each in site.connections if each.domain != BAD}
+    for _ in range(5):
+        # Nothing is on the former range just now; the kernel goes on handing it out.
+        site.report(HOST1, busy=False)
+        wait(site, 1.0)
+    assert site.open(BAD, 5) is not None
+    accept(site)
+    wait(site, 70.0)
+    site.report(HOST1, busy=False)
+    site.run()
+    assert AllocationState.ACTIVE in states(site)
