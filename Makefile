@@ -15,6 +15,7 @@ LAB ?= vp
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
 RELEASE ?= trixie
+RELEASES ?= bookworm trixie
 MINUTES ?= 3
 LAB_COMMAND = $(BIN)/python -m lab --lab "$(LAB)"
 # Empty unless given: the lab has a default site, and each site a first host.
@@ -97,6 +98,21 @@ test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root).
 .PHONY: test-release
 test-release: ## RELEASE=trixie: checks, demo and all tests on another release of Debian, in a chroot (root, mmdebstrap).
 	@tests/machines/chroot.sh "$(RELEASE)" make check demo test
+
+.PHONY: wheel
+wheel: $(VENV) ## A wheel of the committed state in dist, for pip and pipx.
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@git archive HEAD | tar -x -C build/wheel
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist build/wheel
+	@rm -rf build/wheel && ls -l dist/*.whl
+
+.PHONY: deb
+deb: ## RELEASES="bookworm trixie": Debian packages of the committed state in build/deb/RELEASE (root, mmdebstrap).
+	@for release in $(RELEASES); do debian/deb.sh "$$release"; done
+
+.PHONY: test-deb
+test-deb: deb ## RELEASES="bookworm trixie": and the life of each, from its installation to its purge (root, mmdebstrap).
+	@for release in $(RELEASES); do debian/test.sh "$$release"; done
 
 .PHONY: fuzz
 fuzz: $(VENV) ## N=1000000 SEED=s: damaged input of every kind, N each; prints the seed.

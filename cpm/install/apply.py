@@ -15,22 +15,10 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
-from cpm.install.plan import MANIFEST, Action, Target, decide
+from cpm.install.plan import MANIFEST, Action, FileOutcome, Target, decide
 from cpm.protocol.errors import ConfigError
 
 _FORMAT = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileOutcome:
-    """The action for one file: carried out, or in a dry run planned."""
-
-    path: PurePosixPath
-    action: Action
-    beside: PurePosixPath | None = None
-    """Where the new text is, when the file was kept."""
-    why: str = ""
-    """Why the file was taken away, and what to do."""
 
 
 class Installer:
@@ -61,17 +49,30 @@ class Installer:
         :raise ConfigError: When a file cannot be read or written; it names the file.
         """
         manifest = self._manifest()
-        done = []
-        for target in targets:
-            written = manifest.get(str(target.path))
-            outcome = self._carry_out(decide(target, self._read(target.path), written), target)
-            if outcome.action is Action.TAKE_AWAY:
-                manifest.pop(str(target.path), None)
-            elif outcome.action is not Action.KEEP:
-                manifest[str(target.path)] = target.sha256
-            done.append(outcome)
-        self._write(Target(MANIFEST, _manifest_text(manifest, roles)), MANIFEST, 0o644)
+        done = [self._install(target, manifest.files) for target in targets]
+        self._write(Target(MANIFEST, manifest_text(manifest.files, roles)), MANIFEST, 0o644)
         return done
+
+    def refresh(self, targets: Iterable[Target]) -> list[FileOutcome]:
+        """
+        Bring what an earlier install wrote, and is still there, up to this version; write nothing else.
+
+        :return: As for :meth:`install`, for the targets of the earlier install only.
+        :raise ConfigError: As for :meth:`install`.
+        """
+        manifest = self._manifest()
+        written = [each for each in targets if str(each.path) in manifest.files and self._read(each.path) is not None]
+        return self.install(written, manifest.roles) if written else []
+
+    def _install(self, target: Target, files: dict[str, str]) -> FileOutcome:
+        packaged = self._read(target.packaged) if target.packaged is not None else None
+        action = decide(target, self._read(target.path), files.get(str(target.path)), packaged)
+        outcome = self._carry_out(action, target)
+        if outcome.action in (Action.TAKE_AWAY, Action.REMOVE):
+            files.pop(str(target.path), None)
+        elif outcome.action not in (Action.KEEP, Action.PACKAGED):
+            files[str(target.path)] = target.sha256
+        return outcome
 
     def _carry_out(self, action: Action, target: Target) -> FileOutcome:
         if target.staging is not None:
@@ -82,27 +83,24 @@ class Installer:
         try:
             if action in (Action.CREATE, Action.UPDATE):
                 self._write(target, target.path, target.mode)
+            elif action is Action.REMOVE:
+                self._remove(target.path)
             self._remove(target.beside)
             self._show_to_run(target, self._real(target.path))
         except _DoesNotRun as error:
             # The file of an earlier install, if it is still there, fails in the same way or has not been tried.
             self._remove(target.path)
             return FileOutcome(target.path, Action.TAKE_AWAY, why=str(error))
-        return FileOutcome(target.path, action)
+        in_effect = action in (Action.PACKAGED, Action.REMOVE)
+        return FileOutcome(target.path, action, beside=target.packaged if in_effect else None)
 
     def _show_to_run(self, target: Target, real: Path) -> None:
         if target.is_executed and self._reason_not_to_run is not None and (why := self._reason_not_to_run(real)):
             raise _DoesNotRun(why)
 
-    def _manifest(self) -> dict[str, str]:
+    def _manifest(self) -> Manifest:
         content = self._read(MANIFEST)
-        if content is None:
-            return {}
-        try:
-            return {str(path): str(sha256) for path, sha256 in json.loads(content)["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            remedy = "not a manifest of virt-ports; move it away: existing files then count as edited"
-            raise ConfigError(str(MANIFEST), "", remedy) from None
+        return Manifest({}, frozenset()) if content is None else read_manifest(content)
 
     def _read(self, path: PurePosixPath) -> bytes | None:
         try:
@@ -180,5 +178,30 @@ def _explanation(error: OSError, folder: Path) -> str:
     return f"{error.strerror}; then run this again"
 
 
-def _manifest_text(files: dict[str, str], roles: Iterable[str]) -> str:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What earlier installs wrote."""
+
+    files: dict[str, str]
+    """Digest of the content by path."""
+    roles: frozenset[str]
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """
+    Parse a manifest.
+
+    :raise ConfigError: When it is none.
+    """
+    try:
+        document = json.loads(content)
+        files = {str(path): str(sha256) for path, sha256 in document["files"].items()}
+        return Manifest(files, frozenset(map(str, document["roles"])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        remedy = "not a manifest of virt-ports; move it away: existing files then count as edited"
+        raise ConfigError(str(MANIFEST), "", remedy) from None
+
+
+def manifest_text(files: dict[str, str], roles: Iterable[str]) -> str:
+    """Return a manifest that :func:`read_manifest` reads."""
     return json.dumps({"format": _FORMAT, "roles": sorted(roles), "files": files}, indent=2) + "\n"

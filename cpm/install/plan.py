@@ -1,6 +1,9 @@
 """
 Decides which files a machine gets, and what is done with files that already exist.
 
+The Debian package brings units, user and directories in /usr/lib. Where it has the very file, nothing is written, and a
+copy of ours in /etc, which would hide the package's next version, is removed.
+
 An edited file is never overwritten. Our files are replaced if they are still as an earlier install wrote them;
 configuration files are the operator's as soon as they exist. If the new text differs from a file that is kept, it is
 written beside it as ``FILE.new``, which neither systemd nor libvirt nor our daemons read.
@@ -17,18 +20,22 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import PurePosixPath
 
-from cpm.install import choices as choices_
 from cpm.install import configs, sources
 from cpm.install.choices import EDGE, HOST, MANAGER, Choices
-from cpm.protocol import overlaps
 
 ETC = PurePosixPath("/etc/virt-ports")
 UNITS = PurePosixPath("/etc/systemd/system")
 SYSUSERS = PurePosixPath("/etc/sysusers.d/virt-ports.conf")
 TMPFILES = PurePosixPath("/etc/tmpfiles.d/virt-ports.conf")
+_OF_PACKAGES = {
+    UNITS: PurePosixPath("/usr/lib/systemd/system"),
+    SYSUSERS.parent: PurePosixPath("/usr/lib/sysusers.d"),
+    TMPFILES.parent: PurePosixPath("/usr/lib/tmpfiles.d"),
+}
+"""Where a Debian package puts what otherwise goes to the folder of /etc, in which a file takes precedence."""
 HOOK = PurePosixPath("/etc/libvirt/hooks/qemu.d/virt-ports")
 MANIFEST = ETC / "install.json"
 """List of the files written, for the next install. Not in /var/lib/virt-ports, which cpmd's user can write: the next
@@ -59,6 +66,12 @@ class Target:
         return self.work_folder / f"{self.path.name}.new"
 
     @property
+    def packaged(self) -> PurePosixPath | None:
+        """Where a Debian package would have brought the file; None: it would not."""
+        folder = _OF_PACKAGES.get(self.path.parent)
+        return folder / self.path.name if folder else None
+
+    @property
     def sha256(self) -> str:
         """SHA-256 of the content, in hexadecimal."""
         return digest(self.text.encode())
@@ -73,8 +86,24 @@ class Action(enum.Enum):
     LEAVE = "unchanged"
     KEEP = "keep"
     """The file is configuration or was edited: the new text is written beside it."""
+    PACKAGED = "packaged"
+    """A Debian package has brought the file."""
+    REMOVE = "remove"
+    """A Debian package has brought the file; the copy that an earlier install wrote goes."""
     TAKE_AWAY = "take away"
     """libvirt would execute the file, and it does not run."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """The action for one file: carried out, or in a dry run planned."""
+
+    path: PurePosixPath
+    action: Action
+    beside: PurePosixPath | None = None
+    """Where the new text is, when the file was kept; where a package has the file, when one has brought it."""
+    why: str = ""
+    """Why the file was taken away, and what to do."""
 
 
 def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
@@ -84,34 +113,47 @@ def targets(choices: Choices, programs: PurePosixPath) -> list[Target]:
     :param programs: Directory of cpmd and natd, on the machine.
     :raise ConfigError: When a file is missing from this installation.
     """
+    return [*_configurations(choices), *program_files(choices.roles, programs)]
+
+
+def program_files(roles: Set[str], programs: PurePosixPath) -> list[Target]:
+    """Return the files that belong to this version of the programs, not to the operator; else as :func:`targets`."""
     found = [
         Target(SYSUSERS, sources.system_file("virt-ports.sysusers")),
         Target(TMPFILES, sources.system_file("virt-ports.tmpfiles")),
     ]
-    if MANAGER in choices.roles:
-        found += [
-            Target(ETC / "cpmd.toml", configs.cpmd_toml(choices.internal_pool), is_config=True),
-            _unit("cpmd.service", programs),
-        ]
-    if choices.roles & {HOST, EDGE}:
-        found += [Target(ETC / "natd.toml", configs.natd_toml(choices), is_config=True)]
-        found += [_unit("natd.service", programs)]
-    if HOST in choices.roles:
-        found += [Target(ETC / "hook.conf", configs.hook_conf(), is_config=True)]
+    if MANAGER in roles:
+        found.append(_unit("cpmd.service", programs))
+    if roles & {HOST, EDGE}:
+        found.append(_unit("natd.service", programs))
+    if HOST in roles:
         hook = sources.hook_file(str(HOOK))
-        found += [Target(HOOK, hook, mode=0o755, staging=HOOK.parent.parent, is_executed=True)]
+        found.append(Target(HOOK, hook, mode=0o755, staging=HOOK.parent.parent, is_executed=True))
     return found
 
 
-def decide(target: Target, found: bytes | None, written: str | None) -> Action:
+def _configurations(choices: Choices) -> Iterator[Target]:
+    if MANAGER in choices.roles:
+        yield Target(ETC / "cpmd.toml", configs.cpmd_toml(choices.internal_pool), is_config=True)
+    if choices.roles & {HOST, EDGE}:
+        yield Target(ETC / "natd.toml", configs.natd_toml(choices), is_config=True)
+    if HOST in choices.roles:
+        yield Target(ETC / "hook.conf", configs.hook_conf(), is_config=True)
+
+
+def decide(target: Target, found: bytes | None, written: str | None, packaged: bytes | None = None) -> Action:
     """
     Return the action for one file.
 
     :param found: Its present content; None: it does not exist.
     :param written: Digest of the content that an earlier install wrote; None: no earlier install wrote it.
+    :param packaged: Content of the file that a Debian package has brought; None: there is none.
     """
+    is_packaged = packaged is not None and digest(packaged) == target.sha256
     if found is None:
-        return Action.CREATE
+        return Action.PACKAGED if is_packaged else Action.CREATE
+    if is_packaged and digest(found) in (written, target.sha256):
+        return Action.REMOVE
     if digest(found) == target.sha256:
         return Action.LEAVE
     if target.is_config or digest(found) != written:
@@ -122,54 +164,6 @@ def decide(target: Target, found: bytes | None, written: str | None) -> Action:
 def digest(content: bytes) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
-
-
-def remaining_steps(choices: Choices, *, hook_is_new: bool) -> list[str]:
-    """Return the steps that are left to the operator, in order: what starts a process is not done here."""
-    daemons = " ".join(name for name, here in (("cpmd", MANAGER in choices.roles), ("natd", choices.is_node)) if here)
-    steps = list(_pool_steps(choices))
-    steps += [f"edit {ETC}/natd.toml, {question}" for question in configs.open_questions(choices) if choices.is_node]
-    if choices.is_node and choices.manager_url.startswith("https://"):
-        steps.append(f"put this node's certificate, its key and the CA into {ETC}/tls (paths are in natd.toml)")
-    steps.append(f"systemd-sysusers {SYSUSERS.name} && systemd-tmpfiles --create {TMPFILES.name}")
-    steps.append(f"systemctl daemon-reload && systemctl enable --now {daemons}")
-    if hook_is_new:
-        steps.append(
-            "systemctl try-reload-or-restart libvirtd (or virtqemud): it finds new hooks only then, or when it starts; "
-            "running VMs are not affected"
-        )
-    if choices.is_node:
-        where = "" if MANAGER in choices.roles else "on the manager: "
-        steps.append(f"{where}virt-ports node approve {choices.name}: let this machine be {_roles_of(choices)}")
-    if MANAGER in choices.roles:
-        steps.append("virt-ports pool add ADDRESS: the public addresses the VMs share")
-    return steps
-
-
-def _roles_of(choices: Choices) -> str:
-    return " and ".join(role for role in (HOST, EDGE) if role in choices.roles)
-
-
-def _pool_steps(choices: Choices) -> Iterator[str]:
-    """Yield what is left to do about an internal pool that this machine cannot share with VMs."""
-    if not choices.pool_uses:
-        return
-    uses = overlaps.words(choices.pool_uses)
-    if MANAGER not in choices.roles:
-        yield (
-            f"see that [pool] internal in the manager's cpmd.toml is not the default {choices_.DEFAULT_POOL}, "
-            f"of which this machine uses {uses}: {overlaps.remedy(choices_.DEFAULT_POOL, choices.pool_uses)}"
-        )
-    elif choices.internal_pool is None:
-        yield (
-            f"edit {ETC}/cpmd.toml, [pool] internal: a network for internal addresses of VMs that no machine uses "
-            f"(this one uses {uses})"
-        )
-    else:
-        yield (
-            f"see that no machine of yours uses {choices.internal_pool}, which {ETC}/cpmd.toml takes for the internal "
-            f"addresses of VMs: this machine uses a part of the default ({uses})"
-        )
 
 
 def _unit(name: str, programs: PurePosixPath) -> Target:

@@ -18,16 +18,14 @@ _REMEDY = "install virt-ports again with pip or pipx, or run it from its source 
 
 def system_file(name: str) -> str:
     """
-    Return the text of a file in ``systemd/`` of the source tree or, in an installed wheel, in ``share/virt-ports``.
+    Return the text of a file in ``systemd/`` of this package.
 
     :raise ConfigError: When it is missing or cannot be read.
     """
-    tree = Path(__file__).parents[2] / "systemd"
-    wheel = Path(sysconfig.get_path("data")) / "share/virt-ports/systemd"
-    for directory in (tree, wheel):
-        if (directory / name).is_file():
-            return _read(directory / name)
-    raise ConfigError(str(wheel / name), "", f"is missing; {_REMEDY}")
+    path = Path(__file__).parent / "systemd" / name
+    if not path.is_file():
+        raise ConfigError(str(path), "", f"is missing; {_REMEDY}")
+    return _read(path)
 
 
 def hook_file(name: str = "virt-ports") -> str:

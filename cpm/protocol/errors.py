@@ -499,7 +499,7 @@ class SchemaTooNew(LedgerError):
     def __str__(self) -> str:
         return (
             f"the ledger has schema {self.found}, this version knows {self.known}; "
-            "install the newer virt-ports or restore a backup made before the upgrade"
+            "install the newer virt-ports again, or take in a backup made before the upgrade with `virt-ports restore`"
         )
 
 

@@ -16,7 +16,8 @@ from cpm.cli import parsing, render
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
-    from cpm.install.apply import FileOutcome
+    from cpm.install.choices import Choices
+    from cpm.install.plan import FileOutcome
 
 _ABOUT = """\
 Writes systemd units, the user and directory they need, the libvirt hook (role
@@ -40,8 +41,12 @@ VERB = parsing.Verb(
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     option = verb.add_argument
-    option("--role", metavar="ROLES", required=True,
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--role", metavar="ROLES",
            help="host (runs VMs), edge (connects to the internet), manager; several with commas")  # fmt: skip
+    what.add_argument(
+        "--refresh", action="store_true", help="only bring units and hook of an earlier install up to this version"
+    )
     option("--manager", metavar="URL", help="URL of cpmd: https://ADDRESS:PORT (default: on this machine)")
     option("--name", help="name of this machine for the manager (default: its host name)")
     option("--uplink", metavar="INTERFACE", help="interface to the internet (default: that of the default route)")
@@ -55,10 +60,28 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Install, or print what would be done."""
-    from cpm.install import apply, choices, hook_check, machine, plan
+    from cpm.install import apply, choices, hook_check, plan, steps
 
     _check_rights(args.root, dry_run=args.dry_run)
-    wanted = choices.complete(
+    programs = _programs(args)
+    # Another machine's interpreters are not these.
+    check = hook_check.reason_not_to_run if args.root.resolve() == Path("/") else None
+    installer = apply.Installer(args.root, dry_run=args.dry_run, reason_not_to_run=check)
+    if args.refresh:
+        done = installer.refresh(plan.program_files(frozenset(choices.ROLES), programs))
+        _report(args, done, steps.after_refresh(done))
+    else:
+        wanted = _choices(args)
+        done = installer.install(plan.targets(wanted, programs), wanted.roles)
+        _report(args, done, steps.after_install(wanted, done))
+    is_complete = all(one.action is not plan.Action.TAKE_AWAY for one in done)
+    return ExitCode.DONE if is_complete else ExitCode.REFUSED
+
+
+def _choices(args: argparse.Namespace) -> Choices:
+    from cpm.install import choices, machine
+
+    return choices.complete(
         machine.detect(),
         choices.parse_roles(args.role),
         name=args.name,
@@ -67,15 +90,6 @@ def run(args: argparse.Namespace) -> int:
         underlay=args.underlay,
         underlay_address=args.underlay_address,
     )
-    targets = plan.targets(wanted, _programs(args))
-    # Another machine's interpreters are not these.
-    check = hook_check.reason_not_to_run if args.root.resolve() == Path("/") else None
-    installer = apply.Installer(args.root, dry_run=args.dry_run, reason_not_to_run=check)
-    done = installer.install(targets, wanted.roles)
-    hook_is_new = any(one.path == plan.HOOK and one.action is plan.Action.CREATE for one in done)
-    _report(args, done, plan.remaining_steps(wanted, hook_is_new=hook_is_new))
-    is_complete = all(one.action is not plan.Action.TAKE_AWAY for one in done)
-    return ExitCode.DONE if is_complete else ExitCode.REFUSED
 
 
 def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str]) -> None:
@@ -84,7 +98,8 @@ def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str])
         render.emit_document({"dry_run": args.dry_run, "files": files, "remaining": steps})
         return
     lines = [_sentence(one, dry_run=args.dry_run) for one in done]
-    lines += ["", "Left to do by hand:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
+    if steps:
+        lines += ["", "Left to do by hand:", *(f"  {number}. {step}" for number, step in enumerate(steps, 1))]
     render.emit("\n".join(lines) + "\n")
 
 
@@ -102,10 +117,14 @@ def _sentence(one: FileOutcome, *, dry_run: bool) -> str:
         Action.UPDATE: f"{would}update" if dry_run else "updated",
         Action.LEAVE: "unchanged",
         Action.KEEP: f"{would}keep" if dry_run else "kept",
+        Action.PACKAGED: "not needed",
+        Action.REMOVE: f"{would}remove" if dry_run else "removed",
         Action.TAKE_AWAY: "NOT installed",
     }
     if one.why:
         return f"{words[one.action]} {one.path}: {one.why}; then run this again. VMs start without it meanwhile"
+    if one.action in (Action.PACKAGED, Action.REMOVE):
+        return f"{words[one.action]} {one.path}: the package has brought {one.beside}"
     beside = f" ({would}put the new text beside it, {_short(one)})" if one.beside else ""
     return f"{words[one.action]} {one.path}{beside}"
 

@@ -17,7 +17,7 @@ import pytest
 
 from cpm import settings as cpmd_settings
 from cpm.cli import main
-from cpm.install import apply, choices, configs, hook_check, machine, plan, sources
+from cpm.install import apply, choices, configs, hook_check, machine, plan, sources, steps
 from cpm.install.choices import EDGE, HOST, MANAGER
 from cpm.install.plan import Action, Target
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
@@ -163,6 +163,122 @@ class TestEdited:
         assert plan.decide(Target(PurePosixPath("/f"), "new", is_config=is_config), found, written) is action
 
 
+PACKAGED = {
+    "etc/systemd/system/cpmd.service": "usr/lib/systemd/system/cpmd.service",
+    "etc/systemd/system/natd.service": "usr/lib/systemd/system/natd.service",
+    "etc/sysusers.d/virt-ports.conf": "usr/lib/sysusers.d/virt-ports.conf",
+    "etc/tmpfiles.d/virt-ports.conf": "usr/lib/tmpfiles.d/virt-ports.conf",
+}
+
+
+def unpack(root: Path, files: dict[str, bytes]) -> None:
+    """Put the files of a package where it has them; both roads have the same programs here."""
+    for path, packaged in PACKAGED.items():
+        (root / packaged).parent.mkdir(parents=True, exist_ok=True)
+        (root / packaged).write_bytes(files[path])
+
+
+class TestPackaged:
+    """A Debian package has brought the units, the user and the directories."""
+
+    def test_both_roads_end_in_the_same_state(self, tmp_path: Path) -> None:
+        by_pip, by_deb = tmp_path / "pip", tmp_path / "deb"
+        by_pip.mkdir()
+        install(by_pip)
+        unpack(by_deb, tree(by_pip))
+        assert install(by_deb) == 0
+        wanted = {PACKAGED.get(path, path): content for path, content in tree(by_pip).items()}
+        found = tree(by_deb)
+        listed = [json.loads(files.pop("etc/virt-ports/install.json"))["files"] for files in (wanted, found)]
+        assert found == wanted
+        assert {PACKAGED.get(path[1:], path[1:]) for path in listed[0]} == set(found)
+        assert {path[1:] for path in listed[1]} == set(found) - set(PACKAGED.values())
+
+    def test_what_the_package_has_done_is_not_asked_for(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        install(tmp_path)
+        unpack(tmp_path, tree(tmp_path))
+        for path in PACKAGED:
+            (tmp_path / path).unlink()
+        capsys.readouterr()
+        install(tmp_path)
+        said = capsys.readouterr().out
+        assert "not needed /etc/systemd/system/natd.service: the package has brought /usr/lib/systemd/system/" in said
+        assert "systemd-sysusers" not in said
+        assert "  1. systemctl enable --now cpmd natd\n" in said
+
+    def test_a_copy_in_etc_would_hide_the_next_version(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        install(tmp_path)
+        unpack(tmp_path, tree(tmp_path))
+        capsys.readouterr()
+        install(tmp_path)
+        assert not set(PACKAGED) & set(tree(tmp_path))
+        assert "systemctl daemon-reload && systemctl enable" in capsys.readouterr().out
+        before = tree(tmp_path)
+        install(tmp_path)
+        assert tree(tmp_path) == before
+
+    def test_an_edited_copy_in_etc_stays(self, tmp_path: Path) -> None:
+        install(tmp_path)
+        unpack(tmp_path, tree(tmp_path))
+        (tmp_path / "etc/systemd/system/natd.service").write_text("# mine\n")
+        install(tmp_path)
+        assert (tmp_path / "etc/systemd/system/natd.service").read_text() == "# mine\n"
+
+    def test_the_package_of_other_programs_is_not_ours(self, tmp_path: Path) -> None:
+        """As when pip's programs are installed beside the package: the units of /etc say which run."""
+        install(tmp_path)
+        files = {path: content.replace(b"/bin/natd", b"/elsewhere/natd") for path, content in tree(tmp_path).items()}
+        unpack(tmp_path, files)
+        install(tmp_path)
+        assert "etc/systemd/system/natd.service" in tree(tmp_path)
+
+
+class TestRefresh:
+    def refresh(self, root: Path) -> int:
+        return main.execute(["install", "--refresh", "--root", str(root)], now=0.0)
+
+    def test_hook_and_units_of_an_earlier_version_are_replaced(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        install(tmp_path)
+        new = tree(tmp_path)
+        paths = [HOOK, "etc/systemd/system/natd.service"]
+        manifest = json.loads(new["etc/virt-ports/install.json"])
+        for path in paths:
+            (tmp_path / path).write_text("#!/bin/sh\n# an earlier version\n")
+            manifest["files"][f"/{path}"] = plan.digest((tmp_path / path).read_bytes())
+        (tmp_path / "etc/virt-ports/install.json").write_text(json.dumps(manifest))
+        (tmp_path / "etc/virt-ports/natd.toml").unlink()
+        capsys.readouterr()
+        assert self.refresh(tmp_path) == 0
+        assert tree(tmp_path) == {path: new[path] for path in new if path != "etc/virt-ports/natd.toml"}
+        assert "systemctl daemon-reload && systemctl try-restart natd\n" in capsys.readouterr().out
+
+    def test_what_is_not_there_is_not_made(self, tmp_path: Path) -> None:
+        install(tmp_path, "--manager", REMOTE, roles="edge")
+        (tmp_path / "etc/systemd/system/natd.service").unlink()
+        before = tree(tmp_path)
+        assert self.refresh(tmp_path) == 0
+        assert tree(tmp_path) == before
+
+    def test_nothing_is_done_where_nothing_was_installed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.refresh(tmp_path) == 0
+        assert tree(tmp_path) == {}
+        assert "Left to do" not in capsys.readouterr().out
+
+    def test_what_was_edited_is_kept(self, tmp_path: Path) -> None:
+        install(tmp_path)
+        (tmp_path / HOOK).write_text("#!/bin/sh\n# mine\n")
+        assert self.refresh(tmp_path) == 0
+        assert (tmp_path / HOOK).read_text() == "#!/bin/sh\n# mine\n"
+
+
 class TestRefused:
     @pytest.mark.parametrize("roles", ["", "hosts", "host,", "host;edge", "Host"])
     def test_invalid_roles_are_refused(self, tmp_path: Path, roles: str) -> None:
@@ -272,7 +388,7 @@ class TestHookFolder:
 class TestHookIsShownToRun:
     def install(
         self, root: Path, text: str, reason_not_to_run: Callable[[Path], str] = hook_check.reason_not_to_run
-    ) -> apply.FileOutcome:
+    ) -> plan.FileOutcome:
         (done,) = apply.Installer(root, reason_not_to_run=reason_not_to_run).install([hook_target(text)], [HOST])
         return done
 
@@ -331,7 +447,7 @@ class TestHookIsShownToRun:
     def test_the_operator_is_told(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        outcome = apply.FileOutcome(plan.HOOK, Action.TAKE_AWAY, why="no interpreter; install it")
+        outcome = plan.FileOutcome(plan.HOOK, Action.TAKE_AWAY, why="no interpreter; install it")
         monkeypatch.setattr(apply.Installer, "install", lambda *_: [outcome])
         assert install(tmp_path) == ExitCode.REFUSED
         said = capsys.readouterr().out
@@ -418,9 +534,9 @@ class TestConfigurations:
 
     def test_a_missing_setting_is_a_remaining_step_and_refused_by_natd(self, tmp_path: Path) -> None:
         wanted = choices.complete(NOWHERE, frozenset({EDGE}), manager=REMOTE)
-        steps = plan.remaining_steps(wanted, hook_is_new=False)
+        left = steps.after_install(wanted, [])
         for setting in ("underlay_address", "edge.uplinks", "edge.underlay"):
-            assert any(setting in step for step in steps)
+            assert any(setting in step for step in left)
         path = tmp_path / "natd.toml"
         path.write_text(configs.natd_toml(wanted))
         with pytest.raises(ConfigError):
@@ -443,7 +559,7 @@ class TestInternalPool:
         path = tmp_path / "cpmd.toml"
         path.write_text(configs.cpmd_toml(wanted.internal_pool))
         assert cpmd_settings.load(path).pool.internal == wanted.internal_pool
-        (step,) = [step for step in plan.remaining_steps(wanted, hook_is_new=False) if "100.65.0.0/16" in step]
+        (step,) = [step for step in steps.after_install(wanted, []) if "100.65.0.0/16" in step]
         assert "100.72.0.10 (address of eth0)" in step
 
     def test_it_is_asked_for_when_none_fits(self) -> None:
@@ -454,18 +570,18 @@ class TestInternalPool:
         wanted = choices.complete(dataclasses.replace(PROVIDER, uses=everything), frozenset({HOST, EDGE, MANAGER}))
         assert wanted.internal_pool is None
         assert configs.cpmd_toml(None) == configs.cpmd_toml()
-        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        first, *_ = steps.after_install(wanted, [])
         assert "edit /etc/virt-ports/cpmd.toml, [pool] internal" in first
 
     def test_elsewhere_the_manager_has_to_know(self) -> None:
         wanted = choices.complete(PROVIDER, frozenset({HOST}), manager=REMOTE)
-        first, *_ = plan.remaining_steps(wanted, hook_is_new=False)
+        first, *_ = steps.after_install(wanted, [])
         assert "the manager's cpmd.toml is not the default 100.64.0.0/10" in first
         assert "100.64.0.0/16 (route through eth0)" in first
 
     def test_nothing_is_said_where_all_is_well(self) -> None:
         wanted = choices.complete(HERE, frozenset({HOST, EDGE, MANAGER}))
-        assert not any("pool] internal" in step for step in plan.remaining_steps(wanted, hook_is_new=False))
+        assert not any("pool] internal" in step for step in steps.after_install(wanted, []))
 
 
 class TestMachine:
@@ -506,12 +622,13 @@ class TestMachine:
 
 
 class TestSources:
-    def test_every_file_is_in_the_source_tree_and_in_the_wheel(self) -> None:
-        tree_files = Path(sources.__file__).parents[2]
-        listed = re.findall(r"^    systemd/(\S+)$", (tree_files / "setup.cfg").read_text(), re.MULTILINE)
-        assert sorted(listed) == sorted(path.name for path in (tree_files / "systemd").iterdir())
-        for name in listed:
-            assert sources.system_file(name)
+    def test_every_file_that_is_installed_is_in_the_package(self) -> None:
+        here = Path(sources.__file__).parent / "systemd"
+        assert {path.name for path in here.iterdir()} == {
+            "cpmd.service", "natd.service", "virt-ports.sysusers", "virt-ports.tmpfiles"
+        }  # fmt: skip
+        for path in here.iterdir():
+            assert sources.system_file(path.name) == path.read_text()
 
     def test_the_error_for_a_missing_file_has_a_remedy(self) -> None:
         with pytest.raises(ConfigError, match="is missing; install virt-ports again"):

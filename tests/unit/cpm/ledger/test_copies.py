@@ -12,7 +12,7 @@ import pytest
 
 from cpm.core.changes import EndRestoring, PutNode
 from cpm.ledger import SqliteLedger, copies
-from cpm.protocol.errors import JournalGap, LedgerError
+from cpm.protocol.errors import JournalGap, LedgerError, SchemaTooNew
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, add, at, node
 
@@ -192,3 +192,18 @@ def test_what_root_restores_belongs_to_the_user_of_the_directory(
     copies.accept(path, WALL)
     owners = {(each.stat().st_uid, each.stat().st_gid) for each in path.parent.iterdir()}
     assert owners == {(12345, 12346)}
+
+
+def test_after_a_downgrade_a_backup_takes_the_place_of_a_newer_ledger(ledger: SqliteLedger, backup: Path) -> None:
+    path = Path(ledger.path)
+    ledger.close()
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    with pytest.raises(SchemaTooNew, match="take in a backup made before the upgrade with `virt-ports restore`"):
+        SqliteLedger(path)
+    former = copies.restore(path, backup, WALL)
+    assert former is not None
+    with closing(sqlite3.connect(former)) as kept:
+        assert kept.execute("PRAGMA user_version").fetchone() == (99,)
+    with closing(SqliteLedger(path)) as older:
+        assert [each.id for each in older.load().allocations] == [1]

@@ -53,7 +53,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.InternalPoolExhausted("10.0.0.0/30"): "no internal address is left in 10.0.0.0/30; "
     "set a larger pool.internal in cpmd.toml",
     errors.SchemaTooNew(9, 7): "the ledger has schema 9, this version knows 7; "
-    "install the newer virt-ports or restore a backup made before the upgrade",
+    "install the newer virt-ports again, or take in a backup made before the upgrade with `virt-ports restore`",
     errors.KernelError("add a route", 101, "Network is unreachable"): "cannot add a route: Network is unreachable "
     "(errno 101); see `nft list ruleset` on this node",
     errors.Unreachable("/run/s", "no such socket", "is cpmd running?"): "cannot reach /run/s: no such socket; "
