@@ -31,6 +31,8 @@ _PUT_SINCE: Final = (
 )
 _Found: TypeAlias = list[tuple[int, float, int]]
 """Chunks of an address in order: number, time of the latest entry in UTC seconds, entries."""
+_MAY_BE_PACKED: Final = "FROM journal WHERE external = ? AND seq < (SELECT max(seq) FROM journal)"
+"""The newest row stays, because the next one gets the position after it."""
 _GIVEN_UP_AT_ONCE: Final = 16
 """Chunks that one transaction deletes."""
 
@@ -142,25 +144,32 @@ def events(connection: sqlite3.Connection, after_seq: int, limit: int) -> list[J
     return sorted(found, key=_seq)[:limit]
 
 
-def next_packing(connection: sqlite3.Connection, older_than: float, entries: int) -> Packing | None:
+def next_packing(
+    connection: sqlite3.Connection, older_than: float, entries: int, begin: IPv4Address | None = None
+) -> Packing | None:
     """
     Return rows of an address that are to be packed; None: there are none.
 
     :param older_than: UTC seconds; rows from before are packed even if they are few.
     :param entries: Rows that are packed together.
+    :param begin: The address to begin with, in the order of their texts; None: the first.
     """
-    # The newest row stays, because the next one gets the position after it.
-    query = (
-        f"SELECT {rows.ENTRY} FROM journal WHERE external = ? AND seq < (SELECT max(seq) FROM journal) "  # noqa: S608
-        "ORDER BY seq LIMIT ?"
-    )
-    for external in _addresses(connection, "journal"):
+    query = f"SELECT {rows.ENTRY} {_MAY_BE_PACKED} ORDER BY seq LIMIT ?"
+    for external in _addresses(connection, "journal", begin):
+        if not _has_to_pack(connection, external, older_than, entries):
+            continue
         found = [rows.entry(row) for row in connection.execute(query, (external, entries))]
-        if len(found) < entries:
-            found = _leading(found, older_than)
-        if found:
-            return _packing(connection, external, found)
+        return _packing(connection, external, found if len(found) == entries else _leading(found, older_than))
     return None
+
+
+def _has_to_pack(connection: sqlite3.Connection, external: str, older_than: float, entries: int) -> bool:
+    """Return whether rows of an address are to be packed; an index says it. Most addresses have some, and too few."""
+    oldest = connection.execute(f"SELECT at {_MAY_BE_PACKED} ORDER BY seq LIMIT 1", (external,)).fetchone()
+    if oldest is None or oldest[0] < older_than:
+        return oldest is not None
+    query = f"SELECT 1 {_MAY_BE_PACKED} ORDER BY seq LIMIT 1 OFFSET ?"
+    return connection.execute(query, (external, entries - 1)).fetchone() is not None
 
 
 def _leading(entries: list[JournalEntry], older_than: float) -> list[JournalEntry]:
@@ -292,12 +301,13 @@ def _forget_vm(connection: sqlite3.Connection, vm: int) -> None:
     )
 
 
-def _addresses(connection: sqlite3.Connection, table: str) -> Iterator[str]:
-    """Yield the external addresses in a table, by one look into its index for each."""
-    address = ""
-    query = f"SELECT min(external) FROM {table} WHERE external > ?"  # noqa: S608 - constants
-    while (address := connection.execute(query, (address,)).fetchone()[0]) is not None:
+def _addresses(connection: sqlite3.Connection, table: str, begin: IPv4Address | None = None) -> Iterator[str]:
+    """Yield the external addresses in a table from one on, by one look into its index for each."""
+    query = f"SELECT min(external) FROM {table} WHERE external {{}} ?"  # noqa: S608 - constants
+    address = connection.execute(query.format(">="), (str(begin or ""),)).fetchone()[0]
+    while address is not None:
         yield address
+        address = connection.execute(query.format(">"), (address,)).fetchone()[0]
 
 
 def _is_oldest(connection: sqlite3.Connection, chunk: Chunk) -> bool:

@@ -149,15 +149,18 @@ class JournalReader:
 
     # Packing and giving up
 
-    def next_packing(self, older_than: float, entries: int = chunks.ENTRIES) -> Packing | None:
+    def next_packing(
+        self, older_than: float, entries: int = chunks.ENTRIES, begin: IPv4Address | None = None
+    ) -> Packing | None:
         """
         Return rows of the journal that are to be packed, for :meth:`cpm.ledger.store.SqliteLedger.pack`.
 
         :param older_than: UTC seconds; rows from before are packed even if they are few.
         :param entries: Rows that are packed together.
+        :param begin: The address of the rows before, so that those already looked at are not looked at again.
         """
         with self._reading():
-            return archive.next_packing(self._connection, older_than, entries)
+            return archive.next_packing(self._connection, older_than, entries, begin)
 
     def export_old(self, older_than: float, folder: Path) -> list[GivingUp]:
         """

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
@@ -70,8 +71,10 @@ class JournalKeeper:
         keep_s = self.keep_days * DAY_S if self.keep_days else math.inf
         timeline = await self._journal.read(JournalReader.timeline)
         older_than = timeline.wall(now - keep_s).seconds
-        while (packing := await self._journal.read(JournalReader.next_packing, older_than)) is not None:
+        begin: IPv4Address | None = None
+        while packing := await self._journal.read(JournalReader.next_packing, older_than, begin=begin):
             self._ledger.pack(packing)
+            begin = packing.chunk.external
         if now < self._export_at or keep_s == math.inf:
             return
         plans = await self._journal.read(JournalReader.export_old, older_than, self._folder)

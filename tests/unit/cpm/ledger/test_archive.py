@@ -19,6 +19,7 @@ from cpm.protocol.errors import JournalNotKept, LedgerError
 from cpm.protocol.model import DomainUUID
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, B, add, at, expected, free, move
+from tests.work import instructions
 
 STATES = ("reserved", "active", "draining", "held", "free")
 COLUMNS = "id, external, first_seq, last_seq, from_at, first_at, last_at, count"
@@ -196,3 +197,27 @@ def test_the_packed_journal_cannot_be_rewritten_by_hand(ledger: SqliteLedger, pa
     ):
         by_hand.execute(statement)
     assert ledger.reader().events() == before
+
+
+def test_rows_that_are_too_few_to_be_packed_cost_nothing_however_many_they_are(ledger: SqliteLedger) -> None:
+    reader, work, number = ledger.reader(), [], 0
+    ledger.commit([add(10_000, "x", "5000-5063", "held", address=B)], 1)
+    for rows in (10, 400):
+        while number < rows:
+            number += 2
+            ledger.commit([add(number, "x", "1024-1087", "held")], number)
+            ledger.commit([free(number, "1024-1087", "held")], number)
+        work.append(instructions(lambda: reader.next_packing(-math.inf)))
+    assert work[0] == work[1]
+
+
+def test_a_pass_does_not_look_again_at_addresses_that_it_has_looked_at(ledger: SqliteLedger) -> None:
+    _life(ledger)
+    packing = ledger.reader().next_packing(math.inf)
+    assert packing is not None
+    assert packing.chunk.external == A
+    following = ledger.reader().next_packing(math.inf, begin=B)
+    assert following is not None
+    assert following.chunk.external == B
+    again = ledger.reader().next_packing(math.inf, begin=A)
+    assert again == packing
