@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final
@@ -84,14 +85,15 @@ def place(
     :raise PortsExhausted: When no run is long enough; with the longest free run of the addresses searched.
     """
     size = whole_blocks(wanted, space.block)
-    groups = _search_order(space, domain, prefer, strict=strict)
-    for addresses in groups:
+    searched: list[IPv4Address] = []
+    for addresses in _search_order(space, domain, prefer, strict=strict):
+        searched += addresses
         found = _place_on_own(space, domain, size, addresses, node, free_in, least_free) or _place_on_free(
             space, domain, size, addresses
         )
         if found:
             return found
-    raise _no_room_error(space, size, [address for addresses in groups for address in addresses])
+    raise _no_room_error(space, size, searched)
 
 
 def place_larger(
@@ -167,7 +169,7 @@ def place_overflow(
     if known:
         _, most = max(known, key=lambda each: (each[0], -each[1].id))
         return Placement(most.external, most.ports, reclaimed=(most,))
-    groups = _search_order(space, active.domain, active.external, strict=strict)
+    groups = list(_search_order(space, active.domain, active.external, strict=strict))
     if lacking is not None:
         for addresses in groups:
             longest = max((space.longest_free(address) for address in addresses), default=0)
@@ -207,22 +209,23 @@ def without_numbers_held_elsewhere(
     for own in space.own_ports(address):
         parts = [rest for part in parts for rest in part.minus(own)]
     for allocation in space.of(domain):
-        if allocation.external != address:
+        if allocation.ports.overlaps(run) and allocation.external != address:
             parts = [rest for part in parts for rest in part.minus(allocation.ports)]
     return parts
 
 
 def _search_order(
     space: AddressSpace, domain: DomainUUID, prefer: IPv4Address | None, *, strict: bool
-) -> list[list[IPv4Address]]:
-    """Return the addresses to search, in the order in which to search them."""
-    known = [address.address for address in space.addresses]
+) -> Iterator[list[IPv4Address]]:
+    """Yield the addresses to search, in the order in which to search them: most often the first group has a place."""
     if prefer is None and (own := space.of(domain)):
         prefer = max(own, key=lambda allocation: allocation.since).external
     if prefer is None:
-        return [known]
-    first = [address for address in known if address == prefer]
-    return [first] if strict else [first, [address for address in known if address != prefer]]
+        yield list(space.known)
+        return
+    yield [prefer] if prefer in space.known else []
+    if not strict:
+        yield [address for address in space.known if address != prefer]
 
 
 def _place_on_own(
@@ -266,7 +269,8 @@ def _place_on_free(
     if best is None:
         return None
     # The first candidate nearly always fits; the others matter to a VM whose own ranges are on another address.
-    for address, run in space.fitting_runs(size, addresses) if space.of(domain) else (best,):
+    others = space.fitting_runs(size, addresses) if space.of(domain) else ()
+    for address, run in itertools.chain((best,), others):
         for part in without_numbers_held_elsewhere(space, domain, address, run):
             blocks = blocks_within(part, space.block)
             if blocks and blocks.size >= size:

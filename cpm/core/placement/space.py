@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
 from ipaddress import IPv4Address
 
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
@@ -60,6 +60,11 @@ class AddressSpace:
     def addresses(self) -> tuple[ExternalAddress, ...]:
         """The external addresses, in the order in which they were added."""
         return tuple(self._addresses.values())
+
+    @property
+    def known(self) -> KeysView[IPv4Address]:
+        """The external addresses in the same order, as addresses."""
+        return self._addresses.keys()
 
     @property
     def total_ports(self) -> int:

@@ -2,7 +2,8 @@
 What the manager does costs in proportion to what has changed, not to the size of the site or to what happened before.
 
 Counted in bytecode instructions, so a slow or busy machine makes no difference. The larger site of each pair has four
-times as many hosts and VMs; a tenth more work is granted for what it takes to find one entry among more.
+times as many hosts, VMs and external addresses; a tenth more work is granted for what it takes to find one entry among
+more.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ def resize(site: ManyNodes) -> None:
     assert {name for name, _ in site.messages} == {*EDGES, site.hosts[0]}
 
 
+def relocate(site: ManyNodes) -> None:
+    uuid = site.vms_of(site.hosts[0])[1]
+    before = site.active(uuid)
+    site.manager.sizer.relocate(uuid, site.now)
+    site.settle()
+    assert site.active(uuid) != before
+
+
 def list_vms(site: ManyNodes) -> None:
     site.present(site.hosts[0])
     site.settle()
@@ -63,11 +72,11 @@ def tick(site: ManyNodes) -> None:
     assert site.messages == []
 
 
-@pytest.mark.parametrize("act", [resize, list_vms, report, lose_and_greet_a_host, tick])
+@pytest.mark.parametrize("act", [resize, relocate, list_vms, report, lose_and_greet_a_host, tick])
 def test_the_work_does_not_grow_with_the_site(act: Callable[[ManyNodes], None]) -> None:
     work = []
     for hosts in (SMALL, LARGE):
-        site = ManyNodes(hosts, VMS)
+        site = ManyNodes(hosts, VMS, addresses=hosts * 10)
         act(site)  # the first time may fill something
         work.append(instructions(lambda site=site: act(site)))  # type: ignore[misc]
     assert work[1] <= work[0] * GRANTED
@@ -102,7 +111,7 @@ def live_for_long(site: ManyNodes) -> None:
     assert not site.manager.fleet.leaving
 
 
-@pytest.mark.parametrize("act", [resize, list_vms, report, lose_and_greet_a_host, tick])
+@pytest.mark.parametrize("act", [resize, relocate, list_vms, report, lose_and_greet_a_host, tick])
 def test_the_work_does_not_grow_with_time(act: Callable[[ManyNodes], None]) -> None:
     site = ManyNodes(SMALL, VMS)
     work = []
