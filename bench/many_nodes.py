@@ -3,8 +3,9 @@
 
 Each node is the real :class:`cpm.api.session.Session` over TLS with a certificate of its own; behind it is no kernel:
 every snapshot and delta is confirmed at once. Once told to, each host reports once a second, at a moment of its own.
-Every number of a report changes with every report. Most VMs use a part of their range that moves slowly; now and then
-one becomes busy for a minute, and its range grows and shrinks again: about one resize an hour for a VM.
+Every number of a report changes with every report. What a VM does is no matter of its range's size: most use a number
+of ports that moves slowly; now and then one becomes busy for a minute and idle for the next, and its range grows and
+shrinks again: about one resize an hour for a VM, in the first minute as in the tenth.
 
 Driven over stdin and stdout as :mod:`bench.worker` says.
 """
@@ -47,8 +48,11 @@ PRESENT_S: Final = 5
 COUNTER: Final = "reports"
 """The reason of dropped packets under which a host says how many reports it has sent."""
 BUSY_S: Final = 60.0
-BUSY_EVERY_S: Final = 2 * 3600.0
-"""Seconds between the busy minutes of one VM, on average."""
+IDLE_S: Final = 60.0
+CYCLE_S: Final = 5 * 3600.0
+"""Seconds between the busy minutes of one VM: its range then grows two or three times, and shrinks as often."""
+PORTS: Final = 256
+"""What a VM starts with unless configured otherwise; what it uses is a part of it."""
 
 _UNDERLAY: Final = int(IPv4Address("172.16.0.10"))
 
@@ -76,20 +80,22 @@ class _Guest:
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
-        self._phase = chance.random() * 600
+        self._phase = chance.random() * CYCLE_S
         self._share = chance.uniform(0.1, 0.4)
-        self._busy_until = -math.inf
 
     def measure(self, intent: HostIntent, at: float) -> Measured:
-        """:param at: Seconds; one passes between two calls."""
-        chance = self._chance
-        if chance.random() < 1 / BUSY_EVERY_S:
-            self._busy_until = at + BUSY_S
-        busy, size = at < self._busy_until, intent.ports.size if intent.ports is not None else 0
-        share = (0.75 if busy else self._share + 0.03 * math.sin((at + self._phase) / 60)) + chance.uniform(-0.02, 0.02)
-        packets = (2500.0 if busy else 600.0) * chance.uniform(0.8, 1.2)
+        """:param at: Seconds."""
+        chance, moment = self._chance, (at + self._phase) % CYCLE_S
+        share, packets = self._share + 0.03 * math.sin((at + self._phase) / 60), 600.0
+        if moment < BUSY_S:
+            share, packets = 0.75, 2500.0
+        elif moment < BUSY_S + IDLE_S:
+            share, packets = 0.05, 50.0
+        size = intent.ports.size if intent.ports is not None else 0
+        in_use = min(size, int(PORTS * max(0.0, share + chance.uniform(-0.02, 0.02))))
+        packets *= chance.uniform(0.8, 1.2)
         draining = tuple(Draining(ports, 0) for ports in intent.draining)
-        return Measured(intent.domain, packets, packets / 90.0, int(size * share), chance.uniform(5.0, 40.0), draining)
+        return Measured(intent.domain, packets, packets / 90.0, in_use, chance.uniform(5.0, 40.0), draining)
 
 
 class _Node:
