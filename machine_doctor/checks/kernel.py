@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from machine_doctor.checks.registry import check, for_nodes
@@ -12,34 +13,40 @@ from machine_doctor.findings import CannotTell, Verdict, problem, warning
 _TESTED: Final = (6, 1)
 """Debian 12 has it, and nothing older is tested."""
 
-_FOR_ALL: Final = {
-    "NF_TABLES": "nf_tables",
-    "NF_TABLES_IPV4": "",
-    "NFT_NUMGEN": "nft_numgen",
-    "NFT_LIMIT": "nft_limit",
-    "NETFILTER_NETLINK": "nfnetlink",
-    "INET_DIAG": "inet_diag",
+Options = Mapping[str, str]
+"""Options of the kernel, without ``CONFIG_``, each with its module; an empty string: it is part of another one."""
+
+_CORE: Final[Options] = {"NF_TABLES": "nf_tables", "NF_TABLES_IPV4": "", "NETFILTER_NETLINK": "nfnetlink"}
+BY_EXPRESSION: Final[Mapping[str, Options]] = {
+    **dict.fromkeys(
+        ("bitwise", "byteorder", "cmp", "counter", "dynset", "immediate", "lookup", "meta", "payload"), _CORE
+    ),
+    "ct": {"NFT_CT": "nft_ct", "NF_CONNTRACK": "nf_conntrack", "NF_CONNTRACK_ZONES": "", "NF_CONNTRACK_MARK": ""},
+    "notrack": {"NFT_CT": "nft_ct"},
+    "objref": {"NFT_CT": "nft_ct", "NF_CONNTRACK_TIMEOUT": ""},
+    "fib": {"NFT_FIB": "nft_fib", "NFT_FIB_IPV4": "nft_fib_ipv4"},
+    "limit": {"NFT_LIMIT": "nft_limit"},
+    "connlimit": {"NFT_CONNLIMIT": "nft_connlimit"},
+    "log": {"NFT_LOG": "nft_log", "NETFILTER_NETLINK_LOG": "nfnetlink_log"},
+    "nat": {"NFT_NAT": "nft_nat", "NF_NAT": "nf_nat"},
+    "reject": {"NFT_REJECT": "nft_reject", "NFT_REJECT_IPV4": "nft_reject_ipv4"},
+    "tproxy": {"NFT_TPROXY": "nft_tproxy"},
+    "queue": {"NETFILTER_NETLINK_QUEUE": "nfnetlink_queue"},
 }
-_FOR_HOSTS: Final = {
+"""What the kernel needs for each kind of expression in our rulesets, and in elements of our sets."""
+OF_HOSTS: Final = frozenset(BY_EXPRESSION) - {"tproxy"}
+OF_EDGES: Final = frozenset(BY_EXPRESSION) - {"connlimit", "queue"}
+"""Expressions that hosts and edges use, or may use."""
+_MORE_FOR_HOSTS: Final[Options] = {
     "NF_TABLES_BRIDGE": "",
-    "NF_CONNTRACK": "nf_conntrack",
-    "NF_CONNTRACK_ZONES": "",
-    "NF_CONNTRACK_MARK": "",
     "NF_CONNTRACK_EVENTS": "",
-    "NF_CONNTRACK_TIMEOUT": "",
     "NF_CT_NETLINK": "nf_conntrack_netlink",
-    "NFT_CT": "nft_ct",
-    "NFT_NAT": "nft_nat",
-    "NFT_CONNLIMIT": "nft_connlimit",
-    "NFT_LOG": "nft_log",
-    "NETFILTER_NETLINK_LOG": "nfnetlink_log",
-    "NETFILTER_NETLINK_QUEUE": "nfnetlink_queue",
-    "NFT_REJECT": "nft_reject",
     "IP_MULTIPLE_TABLES": "",
     "IP_ROUTE_MULTIPATH": "",
     "BRIDGE": "bridge",
     "TUN": "tun",
 }
+_MORE_FOR_EDGES: Final[Options] = {"INET_DIAG": "inet_diag"}
 _QUEUE: Final = ("NFT_QUEUE", "NETFILTER_XT_TARGET_NFQUEUE")
 """Either of them hands packets to natd."""
 
@@ -61,6 +68,17 @@ def version(facts: Facts) -> Verdict:
     return Verdict({"release": release}, () if is_tested else (older,))
 
 
+def needed(facts: Facts) -> Options:
+    """Return the options that this machine's roles need."""
+    kinds = (OF_HOSTS if facts.setup.is_host else frozenset()) | (OF_EDGES if facts.setup.is_edge else frozenset())
+    options: dict[str, str] = dict(_CORE)
+    for kind in sorted(kinds):
+        options.update(BY_EXPRESSION[kind])
+    options.update(_MORE_FOR_HOSTS if facts.setup.is_host else {})
+    options.update(_MORE_FOR_EDGES if facts.setup.is_edge else {})
+    return options
+
+
 @check(
     "kernel-features",
     "the kernel has what natd's ruleset and routes use",
@@ -71,7 +89,7 @@ def features(facts: Facts) -> Verdict:
     """Judge the kernel's options."""
     for_nodes(facts)
     options = known(facts.kernel.options)
-    wanted = {**_FOR_ALL, **(_FOR_HOSTS if facts.setup.is_host else {})}
+    wanted = needed(facts)
     missing = [f"CONFIG_{name}" for name in wanted if name not in options]
     troubles = []
     if missing:
@@ -98,14 +116,14 @@ def modules(facts: Facts) -> Verdict:
     """Judge whether modules that are not loaded yet can be."""
     for_nodes(facts)
     options = known(facts.kernel.options)
-    wanted = {**_FOR_ALL, **(_FOR_HOSTS if facts.setup.is_host else {})}
-    needed = {module for name, module in wanted.items() if module and options.get(name) == "m"}
-    to_load = needed - facts.kernel.loaded
+    wanted = needed(facts)
+    modular = {module for name, module in wanted.items() if module and options.get(name) == "m"}
+    to_load = modular - facts.kernel.loaded
     if not to_load:
-        return Verdict({"modules needed": len(needed), "not loaded": []})
+        return Verdict({"modules needed": len(modular), "not loaded": []})
     missing = sorted(to_load - known(facts.kernel.modules))
     gone = problem(
         f"the kernel cannot load {', '.join(missing)}: /lib/modules/{facts.kernel.release} does not have them",
         "reboot if the kernel was upgraded; else install the package with the modules of this kernel",
     )
-    return Verdict({"modules needed": len(needed), "not loaded": sorted(to_load)}, (gone,) if missing else ())
+    return Verdict({"modules needed": len(modular), "not loaded": sorted(to_load)}, (gone,) if missing else ())

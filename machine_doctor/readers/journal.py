@@ -1,6 +1,6 @@
 """
 The journal of systemd, by libsystemd (sd-journal(3)); no process is started. Tested in
-``tests/unit/machine_doctor/test_readers.py``.
+``tests/netns/test_journal.py``.
 """
 
 from __future__ import annotations

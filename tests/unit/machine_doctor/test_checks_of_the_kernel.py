@@ -2,10 +2,71 @@ from __future__ import annotations
 
 import pytest
 
-from machine_doctor.facts import Unread
+from machine_doctor.checks.kernel import OF_EDGES, OF_HOSTS, needed
+from machine_doctor.facts import Facts, Unread
 from machine_doctor.findings import Result
-from tests.unit.machine_doctor.healthy import FACTS, OPTIONS, but
+from tests.unit.machine_doctor.healthy import FACTS, HOST, OPTIONS, but
 from tests.unit.machine_doctor.judging import Case, assert_found, finding
+from tests.unit.natctl.ruleset.test_nft_types import every_ruleset
+
+# From /boot/config-… and modules.dep of linux-image-amd64 in Debian 12 (6.1.0-57) and 13 (6.12.118), which agree here.
+_BUILT_IN = [
+    "NF_TABLES_IPV4",
+    "NF_CONNTRACK_ZONES",
+    "NF_CONNTRACK_MARK",
+    "NF_CONNTRACK_TIMEOUT",
+    "NF_CONNTRACK_EVENTS",
+    "IP_MULTIPLE_TABLES",
+    "IP_ROUTE_MULTIPATH",
+]
+_MODULAR = [
+    "NF_TABLES",
+    "NETFILTER_NETLINK",
+    "NFT_CONNLIMIT",
+    "NFT_CT",
+    "NF_CONNTRACK",
+    "NFT_FIB",
+    "NFT_FIB_IPV4",
+    "NFT_LIMIT",
+    "NFT_LOG",
+    "NETFILTER_NETLINK_LOG",
+    "NFT_NAT",
+    "NF_NAT",
+    "NETFILTER_NETLINK_QUEUE",
+    "NFT_REJECT",
+    "NFT_REJECT_IPV4",
+    "NFT_TPROXY",
+    "NF_TABLES_BRIDGE",
+    "NF_CT_NETLINK",
+    "BRIDGE",
+    "TUN",
+    "INET_DIAG",
+    "NFT_QUEUE",
+]
+DEBIAN = dict.fromkeys(_BUILT_IN, "y") | dict.fromkeys(_MODULAR, "m")
+_MODULES = [
+    "bridge",
+    "inet_diag",
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_nat",
+    "nf_tables",
+    "nfnetlink",
+    "nfnetlink_log",
+    "nfnetlink_queue",
+    "nft_connlimit",
+    "nft_ct",
+    "nft_fib",
+    "nft_fib_ipv4",
+    "nft_limit",
+    "nft_log",
+    "nft_nat",
+    "nft_reject",
+    "nft_reject_ipv4",
+    "nft_tproxy",
+    "tun",
+]
+MODULES_OF_DEBIAN = frozenset(_MODULES)
 
 PROBLEM, WARNING = Result.PROBLEM, Result.WARNING
 
@@ -58,3 +119,29 @@ def test_without_the_options_nothing_is_said() -> None:
     for name in ("kernel-features", "kernel-modules"):
         found = finding(name, facts)
         assert (found.result, found.reason) == (Result.COULD_NOT_TELL, "neither here nor there")
+
+
+@pytest.mark.parametrize("role", ["host", "edge"])
+def test_every_expression_that_is_used_is_looked_for(role: str) -> None:
+    known_kinds = OF_HOSTS if role == "host" else OF_EDGES
+    used: set[str] = set()
+    for settings, ruleset_ in every_ruleset():
+        if getattr(settings, role) is None or (settings.host is not None and settings.edge is not None):
+            continue
+        rules = [rule for chain in ruleset_.chains.values() for rule in chain.rules]
+        used |= {expression.kind for rule in rules for expression in rule.expressions}
+        for spec in ruleset_.sets.values():
+            used |= {"limit"} if spec.budgets or spec.deferring or spec.per_s or spec.limiting else set()
+            used |= {"connlimit"} if spec.limiting is not None and spec.limiting.most is not None else set()
+    assert len(used) > 8
+    assert used <= known_kinds | {"target"}, used - known_kinds
+
+
+@pytest.mark.parametrize("kernel", ["6.1.0-57-amd64", "6.12.118+deb13-amd64"])
+@pytest.mark.parametrize("facts", [FACTS, HOST], ids=["server", "host"])
+def test_the_kernels_of_debian_have_it_all(kernel: str, facts: Facts) -> None:
+    assert finding("kernel-features", but(facts, kernel__options=DEBIAN, kernel__release=kernel)).result is Result.OK
+
+
+def test_every_module_has_the_name_that_debian_gives_it() -> None:
+    assert {module for module in needed(FACTS).values() if module} <= MODULES_OF_DEBIAN

@@ -136,7 +136,8 @@ class Reader:
         return value
 
 
-def _rulesets() -> Iterator[Ruleset]:
+def every_ruleset() -> Iterator[tuple[Settings, Ruleset]]:
+    """Yield rulesets of all roles, with a VM that has everything."""
     entry = host_entry(VM, "web", 1, IPv4Address("100.64.0.1"), PortRange(1024, 1087), frozenset({7}), 1, at_cap=True)
     ranges = ((IPv4Address("203.0.113.1"), PortRange(1024, 1087)),)
     for settings in SETTINGS:
@@ -146,11 +147,11 @@ def _rulesets() -> Iterator[Ruleset]:
             if settings.edge is not None:
                 parts.append(edge_maps.fragment(edge_intent(VM, "web", entry.intent.internal, None, ranges), layout))
                 parts.append(senders.host_fragment(IPv4Address("172.30.0.21"), [bytes(6)]))
-            yield with_fragments(ruleset.base(settings, PATH, layout), parts)
+            yield settings, with_fragments(ruleset.base(settings, PATH, layout), parts)
 
 
 def test_every_rule_can_be_read() -> None:
-    for made in _rulesets():
+    for _, made in every_ruleset():
         for (family, _), chain in made.chains.items():
             sets = {name: spec for (where, name), spec in made.sets.items() if where == family}
             for each in chain.rules:
@@ -158,7 +159,7 @@ def test_every_rule_can_be_read() -> None:
 
 
 def test_ct_timeouts_are_of_protocols_that_nft_reads() -> None:
-    for made in _rulesets():
+    for _, made in every_ruleset():
         assert {timeout.protocol for timeout in made.ct_timeouts.values()} <= {6, 17}
 
 
