@@ -398,7 +398,8 @@ class NodeEventView(Struct, frozen=True):
     at: UtcSeconds
     node: NodeName
     event: str
-    """``in-service`` or ``out-of-service`` (an edge: whether hosts send packets to it), ``fenced``, ``unfenced``."""
+    """``in-service`` or ``out-of-service`` (an edge: whether hosts send packets to it), ``fenced``, ``unfenced``,
+    ``silent`` (it is connected, and has stopped to report), ``reporting`` (again)."""
     why: str
     """Empty: there is no more to say."""
 

@@ -101,6 +101,10 @@ class NodeEvent(enum.StrEnum):
     """The operator vouches that it forwards nothing."""
     UNFENCED = "unfenced"
     """That is no longer so."""
+    SILENT = "silent"
+    """It is connected, and has stopped to report."""
+    REPORTING = "reporting"
+    """It reports again."""
 
 
 NOTICES = frozenset(

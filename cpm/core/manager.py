@@ -33,6 +33,7 @@ from cpm.core.restoring import Restoring
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout, RolloutRules
 from cpm.core.running import RunningVMs
+from cpm.core.silence import Silence
 from cpm.core.sizing.host_reports import HostReports
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
@@ -117,6 +118,8 @@ class Manager:
             self.restoring = Restoring(self.fleet, now, rules.hold_down_s)
             self.fleet.why_no_new = "the ledger was restored and waits for nodes; see `virt-ports status`"
         self.sessions: dict[NodeName, NodeSync] = {}
+        self.silence = Silence(self.fleet, self.sessions, now)
+        """Connected nodes that have stopped to report."""
         self.running = RunningVMs(self.fleet.changed)
         self.claims = Claims()
         """What other hosts say of VMs that run."""
@@ -359,7 +362,7 @@ class Manager:
                 session.refusal = message.message if message.code != "gap" else session.refusal
                 self._resync_at[name] = now if message.code == "gap" else now + RESYNC_S
             case Report():
-                session.reported_at = now
+                self.silence.on_report(session, message, now)
                 session.dropped = message.dropped
                 session.warnings = message.warnings
                 session.way_problems = {uuid: way.problem for way in message.ways for uuid in way.domains}
@@ -487,6 +490,7 @@ class Manager:
                 self._end_restoring(self.restoring, now)
             return
         self._rollout.tick(now)
+        self.silence.tick(now)
         for name, at in list(self._resync_at.items()):
             if now >= at:
                 del self._resync_at[name]

@@ -113,6 +113,8 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
             yield held_text(name, held[name], now)
         yield from (f"{name}: {why}" for why in refusals(manager, name))
         yield from (f"{name}: {why}" for why in refused_vms(manager, name, now))
+        if silence := manager.silence.words(name, now):
+            yield f"{name}: {silence}"
 
 
 def refusals(manager: Manager, name: NodeName) -> Iterator[str]:

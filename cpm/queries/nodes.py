@@ -87,6 +87,8 @@ def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, now: flo
         yield refused
     yield from node_states.refusals(manager, node.name)
     yield from node_states.refused_vms(manager, node.name, now)
+    if silence := manager.silence.words(node.name, now):
+        yield silence
     if node_sync is not None:
         if node_sync.is_over_quota:
             error = QuotaReached(node.name, "vms", manager.quota(node).vms)

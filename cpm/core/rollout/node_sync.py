@@ -54,6 +54,8 @@ class NodeSync:
         """Greatest generation that the node confirmed."""
         self.reported_at: float | None = None
         """Ledger time of its last report; None: it has sent none in this session."""
+        self.report_period_s = 0.0
+        """The period of the last report."""
         self.dropped: dict[str, int] = {}
         """Packets that the node dropped, by reason, from its last report."""
         self.warnings: tuple[str, ...] = ()
