@@ -26,7 +26,10 @@ from cpm.queries.status import About
 from cpm.service import clock, notify, program
 from cpm.service.metrics.process import process_metrics
 from cpm.service.tasks import Tasks
+from cpm.serving import event_export
 from cpm.serving.decision_loop import DecisionLoop
+from cpm.serving.event_export import EventExport
+from cpm.serving.event_sinks import sinks
 from cpm.serving.journal_keeper import JournalKeeper
 from cpm.serving.journal_thread import JournalThread
 from cpm.serving.live_settings import LiveSettings
@@ -60,6 +63,7 @@ class Cpmd:
         self.operators: OperatorRequests
         self._server: Server
         self._scraping: Scraping
+        self._exports: list[EventExport] = []
 
     async def start(self) -> None:
         """
@@ -74,6 +78,8 @@ class Cpmd:
         journal = self._settings.journal
         self._keeper = JournalKeeper(self._ledger, self._journal, journal.keep_days, self._settings.export_folder())
         self._tasks.start("journal", self._keeper.run(self.decisions.clock.now), forever=True)
+        for export in self._exports:
+            self._tasks.start(f"events to {export.name}", export.run(), forever=True)
         await self._listen()
         self._tasks.start("metrics", self._scraping.run(), forever=True)
         if (period := notify.watchdog_period()) is not None:
@@ -116,11 +122,17 @@ class Cpmd:
         self._ledger = SqliteLedger(path)
         self._journal = JournalThread(self._ledger.reader())
         self.decisions = DecisionLoop(self._ledger, self._settings.rules(), self._connections)
+        folder = self._settings.events_folder()
+        self._exports = [
+            EventExport(sink, folder, self._journal, lambda: self.decisions.next_commit)
+            for sink in sinks(self._settings.events)
+        ]
         self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about, self.live)
         self._server = Server(self.operators, self._node_sessions(version, reports))
 
     def _metrics(self, about: About) -> Iterator[str]:
         yield from metrics.pieces(self.decisions.manager, self.decisions.clock.now(), about)
+        yield from event_export.metrics(self._exports)
         yield process_metrics()
 
     def _node_sessions(self, version: str, reports: ReportFollowers) -> NodeSessions:

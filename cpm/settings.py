@@ -21,6 +21,7 @@ from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config
+from cpm.service.metrics import settings as listen
 from cpm.service.metrics.settings import Listen
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
@@ -202,6 +203,32 @@ class MetricsSettings(Listen, frozen=True, forbid_unknown_fields=True):
     """Whether there are metrics of single VMs, about ten for each; False: only of nodes, addresses and the site."""
 
 
+class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    Where cpmd tells entries of the journal to, from the first start with the setting on. Each place has a position in
+    the journal of its own, from which it goes on after a restart; what could not be delivered is tried again.
+    """
+
+    syslog: str = ""
+    """Messages of RFC 5424: ``unix:///dev/log``, ``udp://ADDRESS:514`` or ``tcp://ADDRESS:601``; empty: none."""
+    ipfix: str = ""
+    """``ADDRESS:PORT`` of an IPFIX collector (UDP; port 4739 is the usual one), which is told which ports VMs get and
+    give back, as in RFC 8158; empty: none."""
+    ipfix_domain: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 1
+    """Observation domain id, if the collector has other exporters at the same address."""
+    file: str = ""
+    """A file to which lines of JSON are appended, in a folder that cpmd may write to, such as ``/var/lib/virt-ports``;
+    empty: none. Nothing deletes it."""
+    webhook: str = ""
+    """``https://`` or ``http://`` URL to which entries are posted as JSON; empty: none."""
+    webhook_token_file: str = ""
+    """A file with a token that the webhook is sent (``Authorization: Bearer``); empty: none."""
+    webhook_ca: str = ""
+    """PEM file: the CA of the webhook's certificate; empty: those of the system."""
+    state: str = ""
+    """Folder with the positions in the journal; empty: ``events`` beside the ledger."""
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -212,6 +239,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     scaling: ScalingSettings = ScalingSettings()
     nodes: NodesSettings = NodesSettings()
     metrics: MetricsSettings = MetricsSettings()
+    events: EventsSettings = EventsSettings()
     log_level: str = "info"
 
     def defaults(self) -> Defaults:
@@ -253,6 +281,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the folder of the files with older entries of the journal."""
         return Path(self.journal.export) if self.journal.export else Path(self.ledger.path).parent / "journal"
 
+    def events_folder(self) -> Path:
+        """Return the folder with the positions of those who are told entries of the journal."""
+        return Path(self.events.state) if self.events.state else Path(self.ledger.path).parent / "events"
+
     def timeouts(self) -> Timeouts:
         """Return the connection timeouts of hosts whose own settings have none."""
         return self.pool.timeouts.override(Timeouts())
@@ -270,7 +302,7 @@ def load(path: Path) -> Settings:
 
 
 def _check(file: str, settings: Settings) -> None:
-    pool, listen = settings.pool, settings.listen
+    pool, nodes_at = settings.pool, settings.listen
     if not pool.floor <= pool.initial <= pool.cap:
         raise ConfigError(file, "pool.initial", f"must lie between floor ({pool.floor}) and cap ({pool.cap})")
     for name in ("connections", "connection_rate"):
@@ -283,19 +315,35 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "nodes.edge_wait_s", f"must not exceed edge_grace_s ({settings.nodes.edge_grace_s:g})")
     pool.timeouts.check(file, "pool.timeouts")
     settings.metrics.check(file)
+    _check_events(file, settings.events)
     try:
         policy_named(settings.scaling.policy)
     except InvalidRequest as error:
         raise ConfigError(file, "scaling.policy", str(error)) from error
     if pool.internal.num_addresses < 4:
         raise ConfigError(file, "pool.internal", "use at least a /30; every VM needs an address")
-    if listen.address is not None:
+    if nodes_at.address is not None:
         for key in ("certificate", "key", "ca"):
-            if getattr(listen, key) is None:
+            if getattr(nodes_at, key) is None:
                 raise ConfigError(
                     file, f"listen.{key}", "is required with listen.address; nodes are known by certificates"
                 )
-        split_address(file, listen.address)
+        split_address(file, nodes_at.address)
+
+
+def _check_events(file: str, events: EventsSettings) -> None:
+    if events.ipfix:
+        listen.split_address(file, "events.ipfix", events.ipfix)
+    scheme, _, rest = events.syslog.partition("://")
+    if scheme in ("udp", "tcp"):
+        listen.split_address(file, "events.syslog", rest)
+    elif events.syslog and (scheme != "unix" or not rest.startswith("/")):
+        raise ConfigError(file, "events.syslog", "use unix:///dev/log, udp://ADDRESS:514 or tcp://ADDRESS:601")
+    if events.webhook and not events.webhook.startswith(("https://", "http://")):
+        raise ConfigError(file, "events.webhook", "use https://… or http://…")
+    for key in ("file", "webhook_token_file", "webhook_ca", "state"):
+        if (path := getattr(events, key)) and not path.startswith("/"):
+            raise ConfigError(file, f"events.{key}", "use a path that begins with /")
 
 
 FOLLOWED: Final = ("pool", "scaling", "nodes", "journal.keep_days", "log_level")

@@ -90,7 +90,8 @@ class Client:
             try:
                 connection.connect()
                 reads = connection.sock  # http.client drops it when the answer has Connection: close
-                target = operation.target({**arguments, "follow": follow})
+                follows = {"follow": follow} if "follow" in operation.arguments else {}
+                target = operation.target({**arguments, **follows})
                 response = self._response(connection, operation.method, target, None)
                 reads.settimeout(None if follow else self.timeout_s)
                 while line := response.readline():

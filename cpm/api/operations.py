@@ -31,6 +31,7 @@ from cpm.api.views import (
     NodeView,
     PoolRemoval,
     PoolRequest,
+    RecordView,
     ReloadRequest,
     ReportView,
     ResizeRequest,
@@ -213,6 +214,15 @@ EVENTS: Final = Operation(
         WholeNumber("after", "only entries with a greater `seq`", 0, 2**62),
         WholeNumber("limit", "most existing entries to return", 0, 100_000, default=100),
         _FOLLOW,
+    ),
+    streams=True,
+)  # fmt: skip
+EXPORT: Final = Operation(
+    "GET", "/v1/export", RecordView,
+    "Stream the journal of a time: first the entries that say who had ports at its begin, then those of the time.",
+    parameters=(
+        Moment("begin", "only what holds or happens from then on"),
+        Moment("end", "and until then"),
     ),
     streams=True,
 )  # fmt: skip

@@ -250,6 +250,26 @@ class EventView(Struct, frozen=True):
     last_port: int
 
 
+class RecordView(Struct, frozen=True):
+    """An entry of the journal with everything in it, as in the files of ``docs/reference/journal.md``."""
+
+    seq: int
+    at: UtcSeconds
+    event: str
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    external: IPv4Address
+    first_port: int
+    last_port: int
+    state: str
+    """Of these ports from then on: ``reserved``, ``active``, ``draining``, ``held`` or ``free``."""
+    internal: IPv4Address
+    """The VM's internal address."""
+    allocation: int
+    """Number of the range; the same from its reservation to its end."""
+
+
 class MeasurementView(Struct, frozen=True):
     """One VM over one period, as its host measured it."""
 

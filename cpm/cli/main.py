@@ -123,11 +123,11 @@ def _module(verb: str) -> ModuleType:
 
 
 def _with_at_attached(argv: Sequence[str]) -> list[str]:
-    """Return the words with ``--at`` and its value joined, since argparse would take ``-10m`` for an option."""
+    """Return the words with options of time and their values joined: argparse would take ``-10m`` for an option."""
     words: list[str] = []
     for word in argv:
-        if words and words[-1] == "--at":
-            words[-1] = f"--at={word}"
+        if words and words[-1] in ("--at", "--from", "--to"):
+            words[-1] = f"{words[-1]}={word}"
         else:
             words.append(word)
     return words

@@ -13,11 +13,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-
 from cpm.core.journal import JournalEntry
-from cpm.ledger import rows
 from cpm.protocol.errors import LedgerError
+from cpm.records.lines import json_line
 
 
 def write(folder: Path, entries: Iterable[JournalEntry]) -> Path:
@@ -46,35 +44,12 @@ def write(folder: Path, entries: Iterable[JournalEntry]) -> Path:
     return path
 
 
-def line(entry: JournalEntry) -> bytes:
-    """Return an entry as a line of JSON."""
-    return (
-        msgspec.json.encode(
-            {
-                "seq": entry.seq,
-                "at": entry.at.seconds,
-                "event": entry.event.value,
-                "name": entry.name,
-                "uuid": entry.domain,
-                "node": entry.node,
-                "external": str(entry.external),
-                "first_port": entry.ports.first,
-                "last_port": entry.ports.last,
-                "state": rows.FREE if entry.state is None else entry.state.value,
-                "internal": str(entry.internal),
-                "allocation": entry.allocation,
-            }
-        )
-        + b"\n"
-    )
-
-
 def _write_part(part: Path, entries: Iterable[JournalEntry]) -> tuple[int, int]:
     seqs: list[int] = []
     with part.open("wb") as file:
         with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
             for entry in entries:
-                packed.write(line(entry))
+                packed.write(json_line(entry))
                 seqs = [min([*seqs, entry.seq]), max([*seqs, entry.seq])]
         file.flush()
         os.fsync(file.fileno())

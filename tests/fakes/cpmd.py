@@ -137,7 +137,12 @@ def _short_directory() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def running(
-    *, edge_grace_s: float = 10.0, edge_wait_s: float = 5.0, read_socket: bool = False, admin_group: str = ""
+    *,
+    edge_grace_s: float = 10.0,
+    edge_wait_s: float = 5.0,
+    read_socket: bool = False,
+    admin_group: str = "",
+    events: settings.EventsSettings | None = None,
 ) -> AsyncIterator[Site]:
     """Run a manager with an empty ledger, whose clock stands still."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
@@ -151,6 +156,7 @@ async def running(
                     read_socket=str(directory / "read.sock") if read_socket else "",
                     admin_group=admin_group,
                 ),
+                events=events or settings.EventsSettings(),
                 ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
                 nodes=settings.NodesSettings(edge_grace_s=edge_grace_s, edge_wait_s=edge_wait_s),
             )

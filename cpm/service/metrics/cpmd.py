@@ -60,6 +60,22 @@ RESIZE_SECONDS: Final = Metric(
     "Time from the decision about new ports until the host uses them, by what they are for.", ("of",), "17 each of 3",
 )  # fmt: skip
 
+EVENTS_DELIVERED: Final = _counter(
+    "events_delivered", "Entries of the journal that were delivered, by destination.", ("to",), "1 a destination"
+)
+EVENTS_LOST: Final = _counter(
+    "events_lost", "Entries that the journal no longer had when they were to be delivered.", ("to",), "1 a destination"
+)
+EVENTS_FAILURES: Final = _counter(
+    "events_failures", "Deliveries that failed, and are tried again.", ("to",), "1 a destination"
+)
+EVENTS_FAILING: Final = _gauge(
+    "events_failing", "1 while what is to be delivered cannot be.", ("to",), "1 a destination"
+)
+
+EVENTS: Final = (EVENTS_DELIVERED, EVENTS_LOST, EVENTS_FAILURES, EVENTS_FAILING)
+"""Those of ``[events]`` in cpmd.toml."""
+
 # External addresses
 
 PORTS: Final = _gauge(

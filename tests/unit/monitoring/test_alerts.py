@@ -55,6 +55,12 @@ CASES = {
         {site("refused_decisions_total"): "0x4 1x200"}, 4, 65, {site("refused_decisions_total"): "7x60"}
     ),
     "VirtPortsClockStep": Case({site("clock_steps_total"): "3x4 4x100"}, 4, 20, {site("clock_steps_total"): "3x60"}),
+    "VirtPortsEventsNotDelivered": Case(
+        {site("events_failing", 'to="webhook"'): "1x30 0x30"}, 12, 17, {site("events_failing", 'to="webhook"'): "0x60"}
+    ),
+    "VirtPortsEventsLost": Case(
+        {site("events_lost_total", 'to="file"'): "0x4 9x200"}, 4, 65, {site("events_lost_total", 'to="file"'): "9x60"}
+    ),
     "VirtPortsPoolNearlyGone": Case(
         {FREE: "1000x20 9000x40", TAKEN: "63512x20 55512x40"}, 7, 12, {FREE: "4000x60", TAKEN: "60512x60"}
     ),

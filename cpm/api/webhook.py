@@ -1,0 +1,71 @@
+"""
+Posts entries of the journal to an operator's HTTP server.
+
+Tested in ``tests/unit/cpm/serving/test_event_export.py``.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+LIMIT_S: Final = 10.0
+"""Seconds in which the server has to answer."""
+
+MOST_TOKEN: Final = 4096
+"""Bytes of a token at most."""
+
+
+class Webhook:
+    """
+    Posts to one URL. Redirects are not followed: they would send the token elsewhere.
+
+    :param token_file: Read for each post, so that a token can be renewed; empty: none.
+    :param ca: PEM file; empty: the CAs of the system.
+    """
+
+    def __init__(self, url: str, token_file: str = "", ca: str = "") -> None:
+        self._url = url
+        self._token_file = token_file
+        self._ca = ca
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, body: bytes, key: str) -> None:
+        """
+        Post a document of JSON.
+
+        :param key: The same when it is posted again (header ``Idempotency-Key``).
+        :raise OSError: When it was not taken: there is no server, no answer in time, or one that is not 2xx. Also when
+            the token or the CA cannot be read.
+        """
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        if self._token_file:
+            headers["Authorization"] = f"Bearer {_token(self._token_file)}"
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S))
+        try:
+            tls = ssl.create_default_context(cafile=self._ca) if self._ca else True
+            post = self._session.post(self._url, data=body, headers=headers, allow_redirects=False, ssl=tls)
+            async with post as answer:
+                if not 200 <= answer.status < 300:
+                    raise OSError(0, f"the server answers {answer.status}")
+        except (aiohttp.ClientError, ValueError) as error:
+            raise OSError(0, str(error) or type(error).__name__) from error
+        except TimeoutError as error:
+            raise OSError(0, f"no answer within {LIMIT_S:g} s") from error
+
+    async def close(self) -> None:
+        """End its connections."""
+        if self._session is not None:
+            await self._session.close()
+
+
+def _token(path: str) -> str:
+    with Path(path).open(encoding="utf-8", errors="strict") as file:
+        token = file.read(MOST_TOKEN).strip()
+    if not token.isascii() or not token.isprintable():
+        raise OSError(0, f"{path} has no token in its first line")
+    return token

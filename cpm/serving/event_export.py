@@ -1,0 +1,183 @@
+"""
+Tells entries of the journal to other systems, each at its own pace.
+
+The journal is the queue: a place that does not take entries for a day costs no memory, and gets them afterwards, also
+after a restart of cpmd. Its position is in a file, written after each delivery; what was delivered just before a crash
+is delivered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, TypeVar
+
+from cpm.ledger import JournalReader
+from cpm.protocol.bounds import whole_number
+from cpm.protocol.errors import LedgerError
+from cpm.service.metrics import cpmd as declared
+from cpm.serving.event_sinks import Sink
+from cpm.serving.journal_thread import JournalThread
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+BATCH: Final = 200
+"""Entries that are delivered together at most."""
+FIRST_PAUSE_S: Final = 1.0
+"""Seconds before a delivery that failed is tried again; twice as long after each further failure."""
+LONGEST_PAUSE_S: Final = 60.0
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """What became of the entries for one place, since cpmd started."""
+
+    delivered: int = 0
+    lost: int = 0
+    """The journal no longer had them."""
+    failures: int = 0
+    """Deliveries that failed."""
+    is_failing: bool = False
+
+
+class Position:
+    """
+    How far the journal was delivered to one place, in a file.
+
+    :param path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> int | None:
+        """
+        Return the ``seq`` of the last entry that was delivered; None: there is no file.
+
+        :raise OSError: When there is one, and it cannot be read or has no position.
+        """
+        try:
+            with self._path.open(encoding="ascii", errors="replace") as file:
+                text = file.read(64).strip()
+        except FileNotFoundError:
+            return None
+        if (seq := whole_number(text, 2**62)) is None:
+            raise OSError(0, f"{self._path} has no position in the journal")
+        return seq
+
+    def write(self, seq: int) -> None:
+        """:raise OSError: When it cannot be written; the former position stays."""
+        self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        part.write_text(f"{seq}\n", encoding="ascii")
+        part.rename(self._path)
+
+
+class EventExport:
+    """
+    Delivers to one place.
+
+    :param folder: Of the positions.
+    :param journal: The thread that reads.
+    :param next_commit: Returns an event that the next commit sets.
+    """
+
+    def __init__(
+        self, sink: Sink, folder: Path, journal: JournalThread, next_commit: Callable[[], asyncio.Event]
+    ) -> None:
+        self.name = sink.name
+        self.counts = Counts()
+        self._sink = sink
+        self._position = Position(folder / f"{sink.name}.position")
+        self._journal = journal
+        self._next_commit = next_commit
+        self._said = ""
+
+    async def run(self) -> None:
+        """Deliver what the journal has after the position, and what comes, until cancelled."""
+        try:
+            seq = await self._begin()
+            while True:
+                seq = await self._step(seq)
+        finally:
+            await self._sink.close()
+
+    async def _begin(self) -> int:
+        """Return where to go on: with what is new, when it is the first time or the ledger is another one."""
+        newest = await self._retried(lambda: self._journal.read(JournalReader.latest_seq))
+        try:
+            known = self._position.read()
+        except OSError as error:
+            log.error("events to %s begin with what is new: %s", self.name, error.strerror)
+            known = None
+        if known is not None and known > newest:
+            log.warning("events to %s begin with what is new: the ledger is an earlier one", self.name)
+        if known is None or known > newest:
+            self._keep(newest)
+            return newest
+        return known
+
+    async def _step(self, seq: int) -> int:
+        """Deliver what comes after a position; wait if there is nothing. :return: The new position."""
+        next_commit = self._next_commit()
+        entries = await self._retried(lambda: self._journal.read(JournalReader.events, seq, BATCH))
+        if not entries:
+            await next_commit.wait()
+            return seq
+        last = entries[-1].seq
+        await self._retried(lambda: self._sink.deliver(entries))
+        self.counts.delivered += len(entries)
+        if lost := last - seq - len(entries):
+            self.counts.lost += lost
+            log.error("%d events were lost to %s: the journal no longer has them", lost, self.name)
+        self._keep(last)
+        return last
+
+    async def _retried(self, act: Callable[[], Awaitable[_T]]) -> _T:
+        """Return what a call returns; repeat it, ever later, while it fails."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                result = await act()
+            except (OSError, LedgerError) as error:
+                self._on_failed(error)
+            else:
+                self._on_done()
+                return result
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _on_failed(self, error: OSError | LedgerError) -> None:
+        self.counts.failures += 1
+        self.counts.is_failing = True
+        text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        if text != self._said:
+            self._said = text
+            log.warning("cannot deliver events to %s, trying again: %s", self.name, text)
+
+    def _on_done(self) -> None:
+        if self.counts.is_failing:
+            log.info("events are delivered to %s again", self.name)
+        self.counts.is_failing, self._said = False, ""
+
+    def _keep(self, seq: int) -> None:
+        try:
+            self._position.write(seq)
+        except OSError as error:
+            # It goes on from memory; after a restart it repeats.
+            log.warning("cannot keep how far events were delivered to %s: %s", self.name, error.strerror)
+
+
+def metrics(exports: Iterable[EventExport]) -> Iterator[str]:
+    """Yield the metrics of all places."""
+    counts = [((each.name,), each.counts) for each in exports]
+    if counts:
+        yield declared.EVENTS_DELIVERED.text((to, each.delivered) for to, each in counts)
+        yield declared.EVENTS_LOST.text((to, each.lost) for to, each in counts)
+        yield declared.EVENTS_FAILURES.text((to, each.failures) for to, each in counts)
+        yield declared.EVENTS_FAILING.text((to, each.is_failing) for to, each in counts)

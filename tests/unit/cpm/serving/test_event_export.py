@@ -1,0 +1,340 @@
+"""Entries of the journal reach real sockets, a file and a real HTTP server, each once it is there, and none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from cpm.core.manager import Manager
+from cpm.ledger import JournalReader
+from cpm.protocol.errors import ConfigError
+from cpm.protocol.messages import Attach, Detach
+from cpm.protocol.model import AllocationState
+from cpm.serving import event_export, event_sinks
+from cpm.serving.event_export import EventExport, Position, metrics
+from cpm.serving.event_sinks import sinks
+from cpm.serving.journal_thread import JournalThread
+from cpm.settings import EventsSettings, load
+from tests.fakes import cpmd
+from tests.promtool import check_metrics
+from tests.unit.cpm.records.test_ipfix import decoded
+from tests.unit.cpm.records.test_syslog import MESSAGE
+from tests.unit.cpm.serving.sites import DB, OTHER, WEB, Site
+
+PATIENCE_S = 60.0
+
+
+class Exporting:
+    """One place that is told the entries of a site's journal, from the beginning on."""
+
+    def __init__(self, site: Site, folder: Path, settings: EventsSettings) -> None:
+        self._thread = JournalThread(site.ledger.reader())
+        (sink,) = sinks(settings)
+        self.export = EventExport(sink, folder, self._thread, lambda: site.loop.next_commit)
+        self._task = asyncio.create_task(self.export.run())
+
+    async def end(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._thread.stop()
+
+
+@contextlib.asynccontextmanager
+async def exporting(site: Site, folder: Path, **settings: Any) -> AsyncIterator[EventExport]:
+    """Tell it all entries, since its position says that it has none yet."""
+    exporting = Exporting(site, folder, EventsSettings(**settings))
+    try:
+        yield exporting.export
+    finally:
+        await exporting.end()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Positions at the begin of the journal for every place."""
+    for name in ("syslog", "ipfix", "file", "webhook"):
+        Position(tmp_path / "events" / f"{name}.position").write(0)
+    return tmp_path / "events"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_export, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(event_export, "LONGEST_PAUSE_S", 0.1)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def newest(site: Site) -> int:
+    with site.ledger.reader() as reader:
+        return reader.latest_seq()
+
+
+async def another(site: Site) -> None:
+    """Something happens: a VM starts or ends."""
+    if AllocationState.ACTIVE in site.states(DB):
+        await site.say(Detach(DB, "shutdown"))
+    else:
+        await site.say(Attach(DB, "db"))
+
+
+async def test_the_machines_own_syslog_gets_messages_of_rfc_5424(site: Site, folder: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        log.setblocking(False)
+        async with exporting(site, folder, syslog=f"unix://{tmp_path / 'log'}"):
+            loop = asyncio.get_running_loop()
+            got = [await asyncio.wait_for(loop.sock_recv(log, 65536), PATIENCE_S) for _ in range(newest(site))]
+    found = [MESSAGE.fullmatch(message) for message in got]
+    assert all(found)
+    assert [match[6] for match in found if match] == [b"reserved", b"active"]
+
+
+async def test_a_syslog_that_is_away_gets_everything_when_it_is_back(site: Site, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with exporting(site, folder, syslog=f"unix://{path}") as export:
+        await until(lambda: export.counts.failures >= 2)
+        assert export.counts.is_failing
+        assert 'virt_ports_events_failing{to="syslog"} 1' in "".join(metrics([export]))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.bind(str(path))
+            await until(lambda: export.counts.delivered == newest(site))
+            assert not export.counts.is_failing
+            assert b" reserved [" in log.recv(65536)
+
+
+async def test_a_full_local_queue_delays_and_loses_nothing(site: Site, folder: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        filler.setblocking(False)
+        filler.connect(str(tmp_path / "log"))
+        with filler, contextlib.suppress(BlockingIOError):
+            while True:
+                filler.send(b"full")
+        async with exporting(site, folder, syslog=f"unix://{tmp_path / 'log'}") as export:
+            await asyncio.sleep(0.1)
+            assert export.counts.delivered == 0
+            got: list[bytes] = []
+            log.setblocking(False)
+            while len(got) < newest(site):
+                with contextlib.suppress(BlockingIOError):
+                    got += [message for message in [log.recv(65536)] if message != b"full"]
+                await asyncio.sleep(0)
+            assert [b" reserved [" in got[0], b" active [" in got[1]] == [True, True]
+
+
+async def test_syslog_over_tcp_counts_octets_and_connects_again(site: Site, folder: Path) -> None:
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                size = int(await reader.readuntil(b" "))
+                got.put_nowait(await reader.readexactly(size))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with exporting(site, folder, syslog=f"tcp://127.0.0.1:{port}") as export:
+        first = [await asyncio.wait_for(got.get(), PATIENCE_S) for _ in range(newest(site))]
+        assert all(map(MESSAGE.fullmatch, first))
+        writers[0].close()
+        await asyncio.sleep(0.1)
+        await another(site)
+        assert b'name="db"' in await asyncio.wait_for(got.get(), PATIENCE_S)
+        await until(lambda: export.counts.delivered == newest(site))
+        assert len(writers) == 2
+    for writer in writers:
+        writer.close()
+    server.close()
+
+
+async def test_an_ipfix_collector_is_told_who_gets_ports(site: Site, folder: Path, tmp_path: Path) -> None:
+    await another(site)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
+        collector.bind(("127.0.0.1", 0))
+        collector.setblocking(False)
+        address = f"127.0.0.1:{collector.getsockname()[1]}"
+        async with exporting(site, folder, ipfix=address, ipfix_domain=5):
+            message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(collector, 65536), PATIENCE_S)
+    (row,) = decoded([message], tmp_path)
+    assert row[0] == "16,16"
+    assert row[7] == f"{WEB},{DB}"
+    assert row[10] == "5"
+
+
+async def test_a_file_gets_each_line_whole_and_once(site: Site, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with exporting(site, folder, file=str(path)) as export:
+        await until(lambda: export.counts.delivered == newest(site))
+        path.rename(tmp_path / "rotated")
+        await another(site)
+        await until(lambda: export.counts.delivered == newest(site))
+    text = (tmp_path / "rotated").read_text() + path.read_text()
+    assert [json.loads(line)["seq"] for line in text.splitlines()] == [*range(1, newest(site) + 1)]
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+async def test_a_file_that_is_a_link_is_not_written_to(site: Site, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    async with exporting(site, folder, file=str(tmp_path / "link")) as export:
+        await until(lambda: export.counts.failures)
+    assert (tmp_path / "target").read_text() == ""
+
+
+class Hooked:
+    """An HTTP server that is told entries; it can answer otherwise than it should."""
+
+    def __init__(self) -> None:
+        self.status = 204
+        self.posts: list[dict[str, Any]] = []
+        self.headers: list[Any] = []
+        self.taken: list[int] = []
+        self.port = 0
+        self._runner: web.AppRunner | None = None
+
+    async def _post(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.posts.append(body)
+        self.headers.append(request.headers)
+        if self.status == 0 and request.transport is not None:
+            request.transport.abort()
+        elif 200 <= self.status < 300:
+            self.taken += [event["seq"] for event in body["events"]]
+        return web.Response(status=self.status or 200, headers={"Location": "/elsewhere"})
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/hook", self._post)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+
+async def test_a_webhook_that_fails_and_comes_back_gets_every_entry_once(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    hooked = Hooked()
+    await hooked.start()
+    settings = {"webhook": f"http://127.0.0.1:{hooked.port}/hook", "webhook_token_file": str(tmp_path / "token")}
+    async with exporting(site, folder, **settings) as export:
+        await until(lambda: hooked.taken == [*range(1, newest(site) + 1)])
+        assert hooked.headers[0]["Authorization"] == "Bearer secret"
+        assert hooked.posts[0]["events"][0]["event"] == "reserved"
+        for status in (503, 400, 302, 0):
+            hooked.status, failures = status, export.counts.failures
+            await another(site)
+            await until(lambda: export.counts.failures >= failures + 2)  # noqa: B023 - awaited here
+        await hooked.stop()
+        failures = export.counts.failures
+        await another(site)
+        await until(lambda: export.counts.failures > failures)
+        hooked.status = 200
+        await hooked.start()
+        await until(lambda: export.counts.delivered == newest(site))
+    assert hooked.taken == [*range(1, newest(site) + 1)]
+    assert "/elsewhere" not in str(hooked.posts)
+    await hooked.stop()
+
+
+async def test_after_a_restart_it_goes_on_where_it_stopped(site: Site, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    async with exporting(site, folder, file=str(path)) as export:
+        await until(lambda: export.counts.delivered == newest(site))
+    await another(site)
+    await site.add(OTHER)
+    async with exporting(site, folder, file=str(path)) as export:
+        await until(lambda: export.counts.delivered)
+        assert export.counts.lost == 0
+    assert [json.loads(line)["seq"] for line in path.read_text().splitlines()] == [*range(1, newest(site) + 1)]
+
+
+@pytest.mark.parametrize("position", [None, "rubbish", "999999", ""])
+async def test_without_a_position_in_this_ledger_it_begins_with_what_is_new(
+    site: Site, folder: Path, tmp_path: Path, position: str | None
+) -> None:
+    kept, path, before = folder / "file.position", tmp_path / "events.jsonl", newest(site)
+    kept.write_text(position) if position is not None else kept.unlink()
+    async with exporting(site, folder, file=str(path)) as export:
+        await until(lambda: re.fullmatch(rf"{before}\n", kept.read_text() if kept.exists() else ""))
+        await another(site)
+        await until(lambda: export.counts.delivered)
+    assert json.loads(path.read_text().splitlines()[0])["seq"] == before + 1
+
+
+async def test_what_the_journal_no_longer_has_is_counted(
+    site: Site, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = JournalReader.events
+    monkeypatch.setattr(JournalReader, "events", lambda self, seq, limit: whole(self, max(seq, 1), limit))
+    async with exporting(site, folder, file=str(tmp_path / "events.jsonl")) as export:
+        await until(lambda: export.counts.delivered)
+        assert (export.counts.lost, export.counts.delivered) == (1, newest(site) - 1)
+        text = "".join(metrics([export]))
+    assert 'virt_ports_events_lost_total{to="file"} 1' in text
+    assert check_metrics(text) == ""
+
+
+async def test_a_place_that_hangs_holds_up_nothing_else(site: Site, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        async with exporting(site, folder, syslog=f"tcp://127.0.0.1:{deaf.getsockname()[1]}"):
+            await asyncio.wait_for(site.loop.do(Manager.tick), PATIENCE_S)
+            await another(site)
+    assert event_sinks.LIMIT_S <= 30
+
+
+async def test_cpmd_delivers_to_all_places_that_are_set(tmp_path: Path) -> None:
+    hooked, file = Hooked(), tmp_path / "events.jsonl"
+    await hooked.start()
+    places = EventsSettings(
+        file=str(file), webhook=f"http://127.0.0.1:{hooked.port}/hook", state=str(tmp_path / "state")
+    )
+    async with cpmd.running(events=places) as running, running.node("host1", "172.30.0.11") as node:
+        await running.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
+        await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 2)
+        await node.say(Attach(WEB, "web"))
+        await until(lambda: hooked.taken == [1, 2] and file.exists() and len(file.read_text().splitlines()) == 2)
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["file.position", "webhook.position"]
+    await hooked.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('syslog = "udp://host"', "events.syslog"),
+        ('syslog = "/dev/log"', "events.syslog"),
+        ('ipfix = "collector"', "events.ipfix"),
+        ('webhook = "ftp://x"', "events.webhook"),
+        ('file = "events.jsonl"', "events.file"),
+        ("ipfix_domain = 4294967296", "events.ipfix_domain"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, text: str, key: str) -> None:
+    file = tmp_path / "cpmd.toml"
+    file.write_text(f"[events]\n{text}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(file)
+    assert raised.value.key == key
