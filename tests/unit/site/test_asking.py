@@ -25,7 +25,7 @@ def everything(manager: Manager, now: float) -> None:
         vms.detail(manager, now, vm.uuid)
     pool.addresses(manager)
     nodes.node_views(manager, now)
-    metrics.exposition(manager, now)
+    assert metrics.exposition(manager, now).body
 
 
 def decisions(ask: Ask) -> tuple[list[str], int]:
