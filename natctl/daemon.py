@@ -254,13 +254,13 @@ class Natd:
     async def _serve_kernel(self) -> None:
         while True:
             if (wait_s := self._deletions.wait_s(clock.now())) == 0:
-                await self._delete_connections(self._deletions.take())
+                await self._delete_connections(self._deletions.take(clock.now()))
                 continue
             try:
                 async with asyncio.timeout(wait_s):
                     command = await self._kernel_work.get()
             except TimeoutError:
-                await self._delete_connections(self._deletions.take())
+                await self._delete_connections(self._deletions.take(clock.now()))
                 continue
             if isinstance(command, (Forget, Prune)):
                 self._deletions.put(command, clock.now())
