@@ -133,6 +133,7 @@ class Natd:
             )
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook, self._metrics.on_hook_answered)
         self._is_telling_guests = False
+        self._is_carrying_out_soon = False
         self._count_share = CountShare()
         self._deletions = Deletions()
         self._kernel_work: asyncio.Queue[Program | Replace | Forget | Prune | RefuseNew] = asyncio.Queue()
@@ -215,6 +216,7 @@ class Natd:
     # The commands of the node
 
     def _carry_out(self) -> None:
+        self._is_carrying_out_soon = False
         for command in self._node.take():
             self._carry_out_one(command)
 
@@ -354,7 +356,11 @@ class Natd:
             log.info("connected to %s", self._settings.manager.url)
             self._said_reason = ""
         self._node.on_message(message, clock.now())
-        self._carry_out()
+        if not self._is_carrying_out_soon:
+            # What has come meanwhile is read first, and is one transaction with it: an edge that is behind would drop
+            # packets between a port's removal and its new mapping.
+            self._is_carrying_out_soon = True
+            asyncio.get_running_loop().call_soon(self._carry_out)
         if self._visitor is not None and not self._is_telling_guests:
             self._is_telling_guests = True
             asyncio.get_running_loop().call_later(TELL_S, self._tell_guests)
