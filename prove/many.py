@@ -75,7 +75,8 @@ def run_many(
     :param tell: Is told of the progress after every batch.
     """
     done = Progress()
-    batches = (_Batch(batch, kinds, fault) for batch in _batches(seeds) if until is None or time.monotonic() < until)
+    in_time = itertools.takewhile(lambda _: until is None or time.monotonic() < until, _batches(seeds))
+    batches = (_Batch(batch, kinds, fault) for batch in in_time)
     for result in _results(batches, processes):
         done.add(result)
         if tell is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+
 import pytest
 
 from prove.many import run_many
@@ -58,3 +61,8 @@ def test_a_transcript_says_when_who_did_what_and_what_the_kernels_hold() -> None
     assert "1.0 s  * open vm1" in text
     assert "host1: hands 1024-1279 out to vm1" in text
     assert "edge2: maps 203.0.113.1:1024-1279 to vm1" in text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_endless_stories_end_with_the_time(processes: int) -> None:
+    assert run_many(itertools.count(), processes=processes, until=time.monotonic()).stories == 0
