@@ -36,9 +36,10 @@ from natctl.core.deletions import Deletions
 from natctl.core.node import Identity, Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
-from natctl.kernel import reacting, sysctl
+from natctl.kernel import reacting, settings_before, sysctl
 from natctl.kernel.kernel import Kernel
 from natctl.kernel.port_reader import PortReader
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.kernel_events import COUNTERS, KernelEvents
 from natctl.model.commands import (
     Answer,
@@ -105,7 +106,7 @@ class Natd:
         self._remembered = RememberedFiles(Path(settings.state))
         highest = marks.highest_index if marks is not None else 0
         self._node = Node(identity, highest, has_libvirt=has_libvirt, remembered=self._remembered.read())
-        self._kernel = Kernel(kernel)
+        self._kernel = Kernel(kernel, SettingsBefore(Path(settings.listen.socket).parent / settings_before.FILE))
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
         self._port_reader = PortReader(kernel.edge, marks.flag if marks else 0) if kernel.edge is not None else None

@@ -26,6 +26,7 @@ from natctl.kernel.forward_filters import ForwardFilters
 from natctl.kernel.programmed import Programmed
 from natctl.kernel.reconciling import MISMATCH, TICK_S
 from natctl.kernel.senders import fragments as chains_of_hosts
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
 from natctl.netlink import routes
@@ -54,14 +55,15 @@ class Kernel:
     Calls are carried out one after the other, in the network namespace of the thread that makes the first.
 
     :param settings: The roles of this node.
+    :param noted: Where it is kept what kernel settings were before they were changed; None: nowhere.
     :raise ValueError: When the mark mask is not at least 4 contiguous bits.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, noted: SettingsBefore | None = None) -> None:
         if settings.host is not None:
             Marks.of_mask(settings.host.mark_mask)
-        self._programmed = Programmed(settings)
-        self._ways = Ways()
+        self._programmed = Programmed(settings, noted or SettingsBefore())
+        self._ways = Ways(self._programmed.noted)
         self._forward_filters = ForwardFilters()
         self._lock = asyncio.Lock()
         """Held while the kernel is changed."""
@@ -334,7 +336,7 @@ class Kernel:
         if (belief := self._programmed.belief) is None:
             return ()
         sockets, desired = self._programmed.sockets(), belief.desired
-        changed = sysctl.apply(self._programmed.settings, desired.path)
+        changed = sysctl.apply(self._programmed.settings, desired.path, self._programmed.noted)
         if self._programmed.settings.host is not None:
             entries = desired.host.values()
             changed += self._ways.check(sockets.rt_checks, self._programmed.settings.host, desired.path, entries)

@@ -18,6 +18,7 @@ from natctl.kernel.belief import Belief, Desired
 from natctl.kernel.own_interfaces import OwnInterfacesWatch
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.senders import Known, Senders
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.kernel.sockets import Sockets
 from natctl.model.entries import HostEntry, Settings
 from natctl.netlink import links, nfqueue, routes
@@ -37,9 +38,11 @@ class Programmed:
     The belief about one kernel. One thread at a time changes it; :class:`~natctl.kernel.kernel.Kernel` sees to that.
 
     :param settings: The roles of this node.
+    :param noted: Where it is kept what kernel settings were before they were changed.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, noted: SettingsBefore) -> None:
+        self.noted = noted
         self.settings = settings
         """With what was found out about this machine."""
         self.belief: Belief | None = None

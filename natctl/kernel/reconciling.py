@@ -100,7 +100,7 @@ def _reconcile_once(kernel: Programmed, desired: Desired, reading: Reading, touc
     known = kernel.known_senders(rt, desired)
     tables = plan.difference(with_fragments(base, [*belief.fragments(), *chains_of_hosts(known)]), reading.holdings)
     route_steps = routing.steps(kernel.routing_of(desired), routing_now)
-    settings_changed = sysctl.apply(kernel.settings, desired.path)
+    settings_changed = sysctl.apply(kernel.settings, desired.path, kernel.noted)
     kernel.apply(tables, route_steps, routing_now)
     kernel.belief = belief
     kernel.senders.replace(known)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cpm.protocol.errors import KernelError
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import Path, Settings
 from natctl.ruleset import routing, timeouts, way_check
 
@@ -19,24 +20,29 @@ _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
 _ICMP_TIMEOUT: Final = "../netfilter/nf_conntrack_icmp_timeout"
 
 
-def apply(settings: Settings, path: Path | None) -> tuple[str, ...]:
+def apply(settings: Settings, path: Path | None, noted: SettingsBefore) -> tuple[str, ...]:
     """
     Set what these roles need; interfaces that do not exist yet are left for the next call.
 
     The timeout of ICMP queries is raised, never lowered: it counts for all connections of this machine.
 
+    :param noted: Where it is kept what they were before.
     :return: The changes, one line each.
     :raise KernelError: When the kernel refuses a value.
     """
-    return (*_switch(settings), *_loosen_reverse_path_filters(settings), *_raise_icmp_timeout(settings, path))
+    return (
+        *_switch(settings, noted),
+        *_loosen_reverse_path_filters(settings, noted),
+        *_raise_icmp_timeout(settings, path, noted),
+    )
 
 
-def _raise_icmp_timeout(settings: Settings, path: Path | None) -> Iterator[str]:
+def _raise_icmp_timeout(settings: Settings, path: Path | None, noted: SettingsBefore) -> Iterator[str]:
     if settings.host is None:
         return
-    seconds, now = timeouts.in_effect(settings.host, path).icmp_s, _read(_ICMP_TIMEOUT)
+    seconds, now = timeouts.in_effect(settings.host, path).icmp_s, read(_ICMP_TIMEOUT)
     if now is not None and int(now) < seconds:
-        _write(_ICMP_TIMEOUT, str(seconds))
+        _change(_ICMP_TIMEOUT, now, str(seconds), noted)
         yield f"net.netfilter.nf_conntrack_icmp_timeout was {now}, is {seconds}"
 
 
@@ -57,57 +63,65 @@ def _netfilter_number(name: str) -> int | None:
         return None
 
 
-def _switch(settings: Settings) -> Iterator[str]:
+def _switch(settings: Settings, noted: SettingsBefore) -> Iterator[str]:
     for switch in routing.switches(settings):
-        now = _read(switch.path)
+        now = read(switch.path)
         if now is not None and now not in switch.accepted:
-            _write(switch.path, switch.value)
+            _change(switch.path, now, switch.value, noted)
             yield f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}"
 
 
-def _loosen_reverse_path_filters(settings: Settings) -> Iterator[str]:
+def _loosen_reverse_path_filters(settings: Settings, noted: SettingsBefore) -> Iterator[str]:
     for name in routing.asymmetric_interfaces(settings):
         path = f"conf/{name}/rp_filter"
-        everywhere, here = _read("conf/all/rp_filter"), _read(path)
+        everywhere, here = read("conf/all/rp_filter"), read(path)
         if everywhere is None or here is None:
             continue
         value = routing.loose_rp_filter(int(everywhere), int(here))
         if value is not None:
-            _write(path, str(value))
+            _change(path, here, str(value), noted)
             yield f"net.ipv4.{path.replace('/', '.')} was strict, is {value}"
 
 
-def loosen_until(interface: str, passes: Callable[[], bool]) -> str:
+def loosen_until(interface: str, passes: Callable[[], bool], noted: SettingsBefore) -> str:
     """
     Loosen an interface's reverse path filter step by step until it lets a VM's packets pass; otherwise leave it.
 
+    :param noted: As for :func:`apply`.
     :return: What was changed; an empty string when the interface's own value does not help, or it is gone.
     :raise KernelError: When the kernel does not take a value.
     """
     path = f"conf/{interface}/rp_filter"
-    everywhere, before = _read("conf/all/rp_filter"), _read(path)
+    everywhere, before = read("conf/all/rp_filter"), read(path)
     if everywhere is None or before is None:
         return ""
     here = int(before)
     while (value := way_check.passing_rp_filter(int(everywhere), here)) is not None:
-        _write(path, str(value))
+        _change(path, str(here), str(value), noted)
         here = value
         if passes():
             name = f"net.ipv4.{path.replace('/', '.')}"
             return f"{name} was {before} (all: {everywhere}) and dropped packets of VMs, is {value}"
     if here != int(before):
-        _write(path, before)
+        write(path, before)
     return ""
 
 
-def _read(path: str) -> str | None:
+def _change(path: str, before: str, value: str, noted: SettingsBefore) -> None:
+    noted.note(path, before, value)
+    write(path, value)
+
+
+def read(path: str) -> str | None:
+    """Return a setting. :param path: Below /proc/sys/net/ipv4. :return: None: it cannot be read."""
     try:
         return (_DIRECTORY / path).read_text().strip()
     except OSError:
         return None
 
 
-def _write(path: str, value: str) -> None:
+def write(path: str, value: str) -> None:
+    """Set a setting. :param path: Below /proc/sys/net/ipv4. :raise KernelError: When the kernel refuses."""
     try:
         (_DIRECTORY / path).write_text(value)
     except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import DomainUUID
 from natctl.kernel import sysctl
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import HostEntry, HostSettings, Path
 from natctl.netlink import routes
 from natctl.netlink.links import Link, read_links
@@ -25,9 +26,14 @@ ASKED_AT_ONCE = 500
 
 
 class Ways:
-    """The last check of all bridges that have VMs."""
+    """
+    The last check of all bridges that have VMs.
 
-    def __init__(self) -> None:
+    :param noted: Where it is kept what kernel settings were before they were changed.
+    """
+
+    def __init__(self, noted: SettingsBefore) -> None:
+        self._noted = noted
         self.warnings: tuple[str, ...] = ()
         """What is wrong, a sentence each, with the remedy."""
         self.problems: Mapping[DomainUUID, str] = {}
@@ -60,7 +66,7 @@ class Ways:
             self.problems, self.bridges = {}, frozenset()
             return ()
         links = read_links(rtnl)
-        check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()})
+        check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()}, self._noted)
         for bridge, vms in _bridges(rtnl, links, entries):
             check.answers |= {vm.intent.domain: self.problems.get(vm.intent.domain, "") for vm in vms}
             check.run(bridge, self._some(vms))
@@ -77,7 +83,10 @@ class Ways:
 
 
 class _Check:
-    def __init__(self, rtnl: Socket, settings: HostSettings, path: Path, names: dict[int, str]) -> None:
+    def __init__(
+        self, rtnl: Socket, settings: HostSettings, path: Path, names: dict[int, str], noted: SettingsBefore
+    ) -> None:
+        self._noted = noted
         self._rtnl = rtnl
         self._settings = settings
         self._path = path
@@ -113,7 +122,9 @@ class _Check:
         interface = self._names.get(question.interface, "")
         if not answer.is_filtered or interface in self._hopeless:
             return answer
-        if line := sysctl.loosen_until(interface, lambda: not routes.ask(self._rtnl, question).is_filtered):
+        if line := sysctl.loosen_until(
+            interface, lambda: not routes.ask(self._rtnl, question).is_filtered, self._noted
+        ):
             self.changed.append(line)
             return routes.ask(self._rtnl, question)
         self._hopeless.add(interface)

@@ -106,6 +106,12 @@ story() {
     virt-ports install --role host,edge,manager >/run/said
     check "the hook is back" is_running_hook
 
+    virt-ports uninstall --yes --edited --keep-ledger >/run/said
+    check "uninstalled: no file of the install is left, nor our tables" \
+        test ! -e $hook -a ! -e /etc/virt-ports -a -z "$(grep -E 'table|route|rule' /run/said)"
+    check "the ledger, which was to be kept, is" test -e /var/lib/virt-ports/ledger.db
+    virt-ports install --role host,edge,manager >/run/said
+
     dpkg -r virt-ports >/run/log 2>&1 || { cat /run/log; fail "is not removed"; }
     check "removed: no hook" test ! -e $hook
     check "no program" test ! -e /usr/bin/virt-ports -a ! -e $home

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import Change, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import KernelState
 from tests.netns.topology import KernelIn, Namespace
@@ -32,9 +33,9 @@ class Machine:
         self._kernels: list[KernelIn] = []
         self.restart_natd()
 
-    def restart_natd(self) -> None:
+    def restart_natd(self, noted: SettingsBefore | None = None) -> None:
         """Go on with the kernel of a daemon that has just started."""
-        self._kernels.append(KernelIn(self.namespace, self._settings))
+        self._kernels.append(KernelIn(self.namespace, self._settings, noted))
         self._kernel = self._kernels[-1]
 
     @property

@@ -32,6 +32,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.kernel import Kernel
 from natctl.kernel.reacting import serve
+from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import Change, Destination, EdgeSettings, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import Counted, KernelState
 from tests.fakes.intents import edge_intent, host_entry
@@ -164,9 +165,9 @@ class Namespace:
 class KernelIn:
     """A kernel under test, in a thread and an event loop of its own inside a namespace; its calls block."""
 
-    def __init__(self, namespace: Namespace, settings: Settings) -> None:
+    def __init__(self, namespace: Namespace, settings: Settings, noted: SettingsBefore | None = None) -> None:
         self.settings = settings
-        self._kernel = Kernel(settings)
+        self._kernel = Kernel(settings, noted)
         self._loop = asyncio.new_event_loop()
         self._following: list[concurrent.futures.Future[None]] = []
         self._thread = threading.Thread(target=self._serve, args=(namespace,), name=namespace.name)

@@ -28,6 +28,7 @@ from natctl.netlink.nftables.schema import (
     CHAIN_HOOK,
     CHAIN_NAME,
     CHAIN_POLICY,
+    CHAIN_TYPE,
     EXPRESSION_DATA,
     EXPRESSION_NAME,
     HOOK_NUMBER,
@@ -90,6 +91,24 @@ def dropping_chains(nft: Socket) -> tuple[tuple[Dropping, ...], bool]:
                 has_sets = any(_looks_up_an_interface(rule) for rule in every)
                 found.append(Dropping(family, table, name, by, named, has_sets))
     return tuple(sorted(found)), has_docker
+
+
+def forwarding_tables(nft: Socket) -> tuple[str, ...]:
+    """
+    Return the tables of others that filter or translate forwarded packets: ``ip filter``.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    found = set()
+    for number, family in _FAMILIES.items():
+        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
+        for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
+            chain = attribute_map(body, NFGENMSG_BYTES)
+            table = text(chain.get(TABLE_NAME, b""))
+            is_nat = text(chain.get(CHAIN_TYPE, b"")) == "nat"
+            if body[0] == number and table != TABLE and (is_nat or _is_at_forward(chain)):
+                found.add(f"{family} {table}")
+    return tuple(sorted(found))
 
 
 Expression = tuple[str, bytes]

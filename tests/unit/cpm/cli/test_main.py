@@ -168,7 +168,7 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     verbs = [word for word in words if word in main.verb_names()]
     assert verbs == [
         "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
-        "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install",
+        "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install", "uninstall",
         "doctor", "report",
     ]  # fmt: skip
     assert sorted(verbs) == list(main.verb_names())

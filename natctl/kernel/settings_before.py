@@ -1,0 +1,63 @@
+"""
+Keeps what kernel settings were before natd first changed them, so that `virt-ports uninstall` can set them back.
+
+The file lies in natd's directory in ``/run``: like the settings themselves, it does not outlive the machine.
+
+Tested in ``tests/netns/test_withdrawal.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+FILE: Final = "settings-before.json"
+
+
+class Setting(NamedTuple):
+    """A setting that natd changed."""
+
+    before: str
+    """What it was before the first change."""
+    ours: str
+    """What natd wrote last."""
+
+
+class SettingsBefore:
+    """
+    The settings, by path below ``/proc/sys/net/ipv4``.
+
+    :param file: Where they are kept; None: nowhere.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+
+    def note(self, path: str, before: str, ours: str) -> None:
+        """Keep one that is about to be changed. Where that is not possible, the change is made all the same."""
+        if self._file is None:
+            return
+        known = dict(self.read())
+        known[path] = Setting(known[path].before if path in known else before, ours)
+        with contextlib.suppress(OSError):
+            self._write(self._file, known)
+
+    def read(self) -> Mapping[str, Setting]:
+        """Return what is kept; what cannot be read was never noted."""
+        if self._file is None:
+            return {}
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            return {str(path): Setting(str(before), str(ours)) for path, (before, ours) in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    @staticmethod
+    def _write(file: Path, known: Mapping[str, Setting]) -> None:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
+            json.dump(known, new)
+        Path(new.name).replace(file)

@@ -1,0 +1,133 @@
+"""
+Gives a machine's kernel back as it was before natd programmed it. Used by ``virt-ports uninstall`` only.
+
+Tested in ``tests/netns/test_withdrawal.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from cpm.protocol.errors import ConfigError, KernelError
+from natctl import settings
+from natctl.kernel import sysctl
+from natctl.kernel.settings_before import FILE, SettingsBefore
+from natctl.netlink import routes
+from natctl.netlink.conntrack import counting, entries
+from natctl.netlink.nftables import encode, foreign, read
+from natctl.netlink.socket import NETFILTER, ROUTE, Socket
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.plan import DeleteTable
+from natctl.ruleset.routing import Routing
+from natctl.ruleset.values import TABLE, Family
+
+_FORWARDING = "ip_forward"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """What the kernel holds of ours."""
+
+    tables: tuple[Family, ...]
+    routing: Routing
+    settings: tuple[tuple[str, str, str], ...]
+    """Those that natd changed: path below /proc/sys/net/ipv4, present value, value to set."""
+    kept: tuple[str, ...]
+    """Those that stay, a sentence each."""
+    connections: frozenset[IPv4Address]
+    """Internal addresses of the VMs with connections that our rules translate."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a withdrawal removes or sets back, a line each."""
+        yield from (f"table {family} {TABLE}" for family in self.tables)
+        found = self.routing
+        if found.internals:
+            yield f"routes to {len(found.internals)} VMs on other hosts"
+        if found.pool is not None:
+            yield f"route {found.pool} (unreachable)"
+        if found.rule is not None:
+            yield f"rule fwmark {found.rule.mark:#x} lookup {found.rule.table}"
+        if found.way is not None or found.barrier is not None:
+            yield f"default routes of table {found.way[0] if found.way else found.barrier}"
+        yield from (f"net.ipv4.{path.replace('/', '.')} from {now} to {to}" for path, now, to in self.settings)
+
+
+def config(path: Path = settings.DEFAULT_PATH) -> settings.Settings | None:
+    """Return natd's settings; None: there are none that can be read."""
+    try:
+        return settings.load(path)
+    except ConfigError:
+        return None
+
+
+def is_running(found: settings.Settings | None) -> bool:
+    """Say whether a natd listens for the hook: it would put back what is removed."""
+    return is_listening((found.listen if found else settings.ListenSettings()).socket)
+
+
+def is_listening(path: str) -> bool:
+    """Say whether a process listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(1.0)
+        try:
+            asking.connect(path)
+        except (TimeoutError, BlockingIOError):
+            return True  # it is busy
+        except OSError:
+            return False
+        return True
+
+
+def look(found: settings.Settings | None) -> Held:
+    """
+    Return what the kernel holds, in the network namespace of the calling thread.
+
+    :param found: natd's settings; None: the defaults count.
+    :raise KernelError: When it cannot be read.
+    """
+    mask = found.host.mark_mask if found and found.host else settings.HostTable(frozenset()).mark_mask
+    run = Path((found.listen if found else settings.ListenSettings()).socket).parent
+    with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
+        tables = read.read_tables(nft, lambda: None).holdings.tables
+        forwarding = foreign.forwarding_tables(nft)
+        routing = routes.read(rt)
+    changed = {path: each for path, each in SettingsBefore(run / FILE).read().items() if sysctl.read(path) == each.ours}
+    kept: tuple[str, ...] = ()
+    if _FORWARDING in changed and forwarding:
+        del changed[_FORWARDING]
+        kept = (f"net.ipv4.ip_forward stays 1: other rules forward packets ({', '.join(forwarding)})",)
+    return Held(
+        tuple(sorted(tables, key=lambda family: family.name)),
+        routing,
+        tuple((path, each.ours, each.before) for path, each in sorted(changed.items()) if each.ours != each.before),
+        kept,
+        _with_connections(Marks.of_mask(mask).flag) if tables else frozenset(),
+    )
+
+
+def withdraw(held: Held) -> None:
+    """
+    Remove and set back all of it: first what translates packets, then the routes to where they went.
+
+    :raise KernelError: When the kernel refuses; what was done before stays done, and another call goes on.
+    """
+    with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
+        if held.tables:
+            nft.execute(encode.transaction(DeleteTable(family) for family in held.tables), "remove our tables")
+        routes.drop(rt, held.routing)
+    for path, _, value in held.settings:
+        sysctl.write(path, value)
+
+
+def _with_connections(flag: int) -> frozenset[IPv4Address]:
+    try:
+        with closing(entries.open_socket("list connections")) as ct:
+            return frozenset(counting.zones_of_all(ct, flag))
+    except KernelError:
+        # Without conntrack there are none.
+        return frozenset()

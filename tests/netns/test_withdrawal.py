@@ -1,0 +1,147 @@
+"""`virt-ports uninstall` in a namespace: everything that anybody can see of the kernel is as it was before."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from natctl import settings, withdrawal
+from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
+from tests.netns.machine import Machine
+from tests.netns.test_kernel import AT_EDGE, HOSTED, ONE, PATH
+
+pytestmark = pytest.mark.netns
+_T = TypeVar("_T")
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with contextlib.closing(Machine()) as made:
+        # As on a machine that was never a router; strict filters, and a short memory for pings.
+        made.namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv4.conf.eth1.rp_filter=1",
+                           "net.ipv4.conf.eth0.rp_filter=1", "net.netfilter.nf_conntrack_icmp_timeout=30")  # fmt: skip
+        made.nft("add table ip theirs")
+        yield made
+
+
+def inside(machine: Machine, work: Callable[[], _T]) -> _T:
+    """Call it in the machine's namespace."""
+
+    def enter_and_work() -> _T:
+        machine.namespace.enter()
+        return work()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(enter_and_work).result()
+
+
+def everything(machine: Machine) -> dict[str, str]:
+    run = machine.namespace.run
+    seen = dict(zip(("ruleset", "routes", "rules", "ours"), machine.everything(), strict=True))
+    lines = run("sysctl", "-a", "--pattern", r"^net\.").splitlines()
+    # What counts, and not what is set.
+    seen["settings"] = "\n".join(line for line in sorted(lines) if "nf_conntrack_count" not in line)
+    # Not those of IPv6, which the kernel adds by itself while links come up.
+    seen["all routes"] = run("ip", "-4", "route", "show", "table", "all")
+    seen["rules of IPv6"] = run("ip", "-6", "rule")
+    seen["links"] = run("ip", "-br", "link")
+    return seen
+
+
+def config(folder: Path) -> settings.Settings:
+    path = folder / "natd.toml"
+    path.write_text(f"""
+        name = "m"
+        roles = ["host"]
+        underlay_address = "172.30.0.21"
+        [manager]
+        url = "unix:///run/none"
+        [listen]
+        socket = "{folder}/natd.sock"
+        [host]
+        uplinks = ["eth1"]
+    """)
+    return settings.load(path)
+
+
+def program(machine: Machine, folder: Path) -> None:
+    machine.restart_natd(SettingsBefore(folder / FILE))
+    machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
+
+
+def test_everything_is_as_before(machine: Machine, tmp_path: Path) -> None:
+    before = everything(machine)
+    program(machine, tmp_path)
+    assert everything(machine) != before
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    lines = list(held.lines())
+    assert {"table ip virtports", "table bridge virtports", "net.ipv4.ip_forward from 1 to 0"} <= set(lines)
+    assert "net.ipv4.conf.eth1.rp_filter from 2 to 1" in lines
+    inside(machine, lambda: withdrawal.withdraw(held))
+    assert everything(machine) == before
+    after = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert list(after.lines()) == []
+
+
+def test_after_a_restart_of_natd_the_first_values_count(machine: Machine, tmp_path: Path) -> None:
+    before = everything(machine)
+    program(machine, tmp_path)
+    machine.namespace.run("sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=1")
+    program(machine, tmp_path)
+    inside(machine, lambda: withdrawal.withdraw(withdrawal.look(config(tmp_path))))
+    assert everything(machine) == before
+
+
+def test_what_others_changed_since_stays(machine: Machine, tmp_path: Path) -> None:
+    program(machine, tmp_path)
+    machine.namespace.run("sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=0")
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert not any("eth1.rp_filter" in line for line in held.lines())
+
+
+def test_forwarding_stays_on_where_others_forward(machine: Machine, tmp_path: Path) -> None:
+    """libvirt's networks need it, and libvirt sets it only when it starts one: VMs would lose their way for good."""
+    program(machine, tmp_path)
+    machine.nft("add chain ip theirs forward { type filter hook forward priority 0; }")
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert held.kept == ("net.ipv4.ip_forward stays 1: other rules forward packets (ip theirs)",)
+    inside(machine, lambda: withdrawal.withdraw(held))
+    assert machine.namespace.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
+
+
+def test_without_anything_of_ours_nothing_is_found(machine: Machine, tmp_path: Path) -> None:
+    held = inside(machine, lambda: withdrawal.look(None))
+    assert (held.tables, list(held.lines()), held.connections) == ((), [], frozenset[IPv4Address]())
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": ["1"]}', "null"])
+def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / FILE).write_text(text)
+    assert dict(SettingsBefore(tmp_path / FILE).read()) == {}
+
+
+def test_a_note_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
+    SettingsBefore(tmp_path / "gone" / FILE).note("ip_forward", "0", "1")
+    noted = SettingsBefore(tmp_path / FILE)
+    noted.note("ip_forward", "0", "1")
+    noted.note("ip_forward", "1", "2")
+    assert noted.read() == {"ip_forward": Setting("0", "2")}
+    assert json.loads((tmp_path / FILE).read_text()) == {"ip_forward": ["0", "2"]}
+
+
+def test_a_daemon_that_runs_is_noticed(tmp_path: Path) -> None:
+    import socket
+
+    assert not withdrawal.is_listening(str(tmp_path / "natd.sock"))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(tmp_path / "natd.sock"))
+        assert not withdrawal.is_listening(str(tmp_path / "natd.sock"))
+        daemon.listen()
+        assert withdrawal.is_running(config(tmp_path))
