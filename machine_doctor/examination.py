@@ -109,7 +109,14 @@ def _paths(here: Setup) -> list[str | None]:
         socket = here.natd.listen.socket
         paths += [here.natd.manager.key, socket, str(Path(socket).parent), here.natd.state]
     if here.cpmd is not None:
-        paths += [here.cpmd.listen.key, here.cpmd.ledger.path]
+        socket = here.cpmd.listen.socket
+        paths += [
+            here.cpmd.listen.key,
+            here.cpmd.events.webhook_token_file,
+            here.cpmd.ledger.path,
+            socket,
+            str(Path(socket).parent),
+        ]
     return paths
 
 

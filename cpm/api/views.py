@@ -471,6 +471,8 @@ class NodeView(Struct, frozen=True):
     """Ports that its VMs hold, leaving ones included."""
     max_ports: int | None = None
     """Its quota of ports; null: it is no host."""
+    version: str = ""
+    """Of its natd; empty: it is not connected, or the manager is an older one."""
 
 
 class ClockStepView(Struct, frozen=True):

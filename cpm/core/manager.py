@@ -227,7 +227,7 @@ class Manager:
         self.pool.on_own_ports(node, hello.own, now)
         self._rollout.on_session_begin(hello.node, now)
         sync = NodeSync(hello.node, self.epoch, generation, self._detached.get(hello.node, 0))
-        sync.ended_timeout_s = hello.ended_timeout_s
+        sync.version, sync.ended_timeout_s = hello.version, hello.ended_timeout_s
         self.sessions[hello.node] = sync
         self._rollout.queue_snapshot(hello.node)
         self._presence.on_presence(node, hello.domains, now)

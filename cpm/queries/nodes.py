@@ -79,6 +79,7 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         max_vms=quota.vms if is_host else None,
         ports=manager.fleet.use.ports(node.name),
         max_ports=quota.ports if is_host else None,
+        version=node_sync.version if node_sync is not None else "",
     )
 
 

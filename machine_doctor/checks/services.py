@@ -7,7 +7,7 @@ from typing import Final
 from machine_doctor.checks.hook import LIBVIRT
 from machine_doctor.checks.registry import check, for_hosts, for_nodes, once_installed
 from machine_doctor.facts import Facts, RemoteManager, Unread, known
-from machine_doctor.findings import NotApplicable, Trouble, Verdict, problem, warning
+from machine_doctor.findings import Fact, NotApplicable, Trouble, Verdict, problem, warning
 
 _CLOCK_OFF_S: Final = 5.0
 _LOCAL: Final = "unix://"
@@ -98,7 +98,7 @@ def versions(facts: Facts) -> Verdict:
                     f"{name} has run since before version {facts.version} was installed", f"systemctl restart {name}"
                 )
             )
-    shown = {"installed": facts.version}
+    shown: dict[str, Fact] = {"installed": facts.version}
     if not isinstance(facts.manager, Unread):
         status = facts.manager.status
         shown["cpmd"] = status.version
@@ -109,6 +109,15 @@ def versions(facts: Facts) -> Verdict:
                     "upgrade both to one version, the manager first, then `systemctl restart cpmd natd`",
                 )
             )
+        old = {node.name: node.version for node in facts.manager.nodes if node.version not in ("", status.version)}
+        shown["nodes of other versions"] = [f"{name}: {version}" for name, version in old.items()]
+        troubles += [
+            warning(
+                f"natd on {name} is version {version}, and cpmd {status.version}",
+                f"upgrade {name}, then `systemctl restart natd` there",
+            )
+            for name, version in old.items()
+        ]
     return Verdict(shown, tuple(troubles))
 
 

@@ -75,15 +75,16 @@ def _open(facts: Facts) -> Iterator[Trouble]:
     setup = facts.setup
     keys = {
         *((setup.natd.manager.key,) if setup.natd is not None else ()),
-        *((setup.cpmd.listen.key,) if setup.cpmd is not None else ()),
+        *((setup.cpmd.listen.key, setup.cpmd.events.webhook_token_file) if setup.cpmd is not None else ()),
     }
     natd_socket = setup.natd.listen.socket if setup.natd is not None else ""
+    cpmd_socket = setup.cpmd.listen.socket if setup.cpmd is not None else ""
     ledger = setup.cpmd.ledger.path if setup.cpmd is not None else ""
     for each in facts.files:
         mode = stat.S_IMODE(each.mode)
         shown = f"{each.path} (mode {mode:o}, owner {each.owner})"
         if each.path in keys and mode & 0o077:
-            yield problem(f"other users can read or write the private key {shown}", f"chmod 600 {each.path}")
+            yield problem(f"other users can read or write the secret in {shown}", f"chmod 600 {each.path}")
         elif natd_socket.startswith(f"{each.path}/") and (each.uid or mode & 0o022):
             yield problem(
                 f"others than root can put a socket into {shown}, and libvirt's hook believes it",
@@ -91,5 +92,12 @@ def _open(facts: Facts) -> Iterator[Trouble]:
             )
         elif each.path == natd_socket and mode & 0o077:
             yield warning(f"other users can ask natd as libvirt's hook does, at {shown}", f"chmod 600 {each.path}")
+        elif cpmd_socket.startswith(f"{each.path}/") and mode & 0o022:
+            yield problem(
+                f"others can put a socket in the place of cpmd's into {shown}: `virt-ports` and natd believe it",
+                f"chmod 750 {each.path}",
+            )
+        elif each.path == cpmd_socket and mode & 0o007:
+            yield warning(f"every user can ask cpmd, at {shown}", f"chmod o-rwx {each.path}")
         elif each.path == ledger and mode & 0o007:
             yield warning(f"every user can read the ledger {shown}", f"chmod o-rwx {each.path}")

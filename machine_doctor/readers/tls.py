@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from cpm.api.session import tls_context as node_context
 from machine_doctor.facts import CertificateFacts, RemoteManager, Setup, Unread
 
 _TIMEOUT_S: Final = 3.0
@@ -121,10 +120,12 @@ def remote_manager(setup: Setup, now: Callable[[], float]) -> RemoteManager | Un
     if setup.natd is None or not setup.natd.manager.url.startswith("https://"):
         return None
     manager = setup.natd.manager
+    from cpm.api.session import tls_context  # takes long to import, and is needed here only
+
     assert manager.certificate is not None
     assert manager.key is not None
     try:
-        context = node_context(manager.certificate, manager.key, manager.ca or "")
+        context = tls_context(manager.certificate, manager.key, manager.ca or "")
     except PermissionError as error:
         return Unread(f"cannot read the node's key: {error.strerror}; run this with sudo")
     except (OSError, ssl.SSLError) as error:

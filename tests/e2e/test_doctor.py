@@ -73,6 +73,8 @@ def test_nothing_is_wrong_with_a_healthy_server(lab: Lab) -> None:
                 "forward-filters", "conntrack", "permissions", "disk", "pool-address")  # fmt: skip
         assert {name: found[name]["result"] for name in made} == dict.fromkeys(made, "ok")
         assert found["pool-address"]["facts"]["own"] == ["203.0.113.2"]
+        (node,) = facts(lab, "node", "list")
+        assert node["version"] == found["versions"]["facts"]["cpmd"] == found["versions"]["facts"]["installed"]
     finally:
         lab.remove_guest("a")
 

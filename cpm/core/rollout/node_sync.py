@@ -68,6 +68,8 @@ class NodeSync:
         """Why the node last refused what it was sent; empty: it has confirmed everything since."""
         self.refused: dict[DomainUUID, RefusedSince] = {}
         """The VMs that its kernel refuses as they should be."""
+        self.version = ""
+        """Of its natd, as in its ``Hello``."""
         self.ended_timeout_s: float | None = None
         """As in its ``Hello``."""
         self.is_over_quota = False

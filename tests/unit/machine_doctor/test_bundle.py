@@ -50,12 +50,13 @@ list = [{{ auth = "{SECRET}" }}]
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
     """A machine whose every file has the secret in it."""
-    for name in ("node.key", "cpmd.key", "node.crt", "ca.crt", "ledger.db"):
+    for name in ("node.key", "cpmd.key", "node.crt", "ca.crt", "ledger.db", "token"):
         (tmp_path / name).write_text(PEM)
     (tmp_path / "natd.toml").write_text(NATD.replace("FOLDER", str(tmp_path)))
     (tmp_path / "cpmd.toml").write_text(
         f'# {SECRET}\n[listen]\naddress = "172.30.0.2:7414"\nkey = "{tmp_path}/cpmd.key"\n'
         f'[ledger]\npath = "{tmp_path}/ledger.db"\n[events]\nwebhook = "https://x/{SECRET}"\n'
+        f'webhook_token_file = "{tmp_path}/token"\n'
     )
     (tmp_path / "hook.conf").write_text(f"# {SECRET}\nsocket=/run/x.sock\npassword={SECRET}\n")
     monkeypatch.setattr(bundle, "_HOOK_CONF", tmp_path / "hook.conf")

@@ -88,6 +88,7 @@ CASES = [
     Case("versions", but(installed_at=NOW - 60, processes=(FACTS.processes[2],)), WARNING, "natd has run since before",
          "systemctl restart natd"),
     Case("versions", but(manager=manager(version="0.2.0")), WARNING, "cpmd is version 0.2.0", "upgrade"),
+    Case("versions", but(manager=manager(node(version="0.0.9"))), WARNING, "natd on server is", "upgrade server"),
     Case("clock", but(clock=ClockFacts(False, 16.0)), WARNING, "unsynchronised", "timedatectl set-ntp true"),
     Case("clock", but(HOST, remote=RemoteManager("https://x", "", -120.0)), PROBLEM, "-120 s", "timedatectl"),
     Case("manager", but(manager=manager(problems=("edge2: out of service; let the router send it nothing",))), WARNING,
@@ -121,6 +122,8 @@ CASES = [
          "chmod 600"),
     Case("permissions", but(files=(file("/var/lib/virt-ports/ledger.db", 0o100644),)), WARNING, "read the ledger",
          "chmod o-"),
+    Case("permissions", but(files=(file("/run/virt-ports", 0o40770),)), PROBLEM, "in the place of cpmd's", "chmod 750"),
+    Case("permissions", but(files=(file("/run/virt-ports/cpmd.sock", 0o140666),)), WARNING, "ask cpmd", "chmod o-rwx"),
 ]  # fmt: skip
 
 
