@@ -33,6 +33,9 @@ CONNECTION_S: Final = 30.0
 STEP_S: Final = 0.002
 """Seconds of work on an answer after which others have their turn."""
 
+STEP_BYTES: Final = 64 * 1024
+"""Characters of an answer after which they are sent: encoding and sending megabytes takes long, too."""
+
 AGAIN_S: Final = 10.0
 """Seconds between two attempts to listen on an address that cannot be used."""
 
@@ -46,7 +49,8 @@ async def send(
     request: web.Request, content_type: str, pieces: Iterator[str], *, is_last: bool = False
 ) -> web.StreamResponse:
     """
-    Answer with a text that is made while it is sent; others have their turn every :data:`STEP_S` seconds.
+    Answer with a text that is made while it is sent; others have their turn every :data:`STEP_S` seconds
+    and :data:`STEP_BYTES` characters.
 
     :param is_last: The connection ends after it.
     :raise ConnectionError: When the client is gone.
@@ -56,17 +60,18 @@ async def send(
         response.force_close()
     await response.prepare(request)
     made: list[str] = []
-    until = time.perf_counter() + STEP_S
+    size, until = 0, time.perf_counter() + STEP_S
     for piece in pieces:
         made.append(piece)
-        if time.perf_counter() >= until:
-            if text := "".join(made):
-                await response.write(text.encode())
+        size += len(piece)
+        if size >= STEP_BYTES or time.perf_counter() >= until:
+            if size:
+                await response.write("".join(made).encode())
             made.clear()
             await asyncio.sleep(0)
-            until = time.perf_counter() + STEP_S
-    if text := "".join(made):
-        await response.write(text.encode())
+            size, until = 0, time.perf_counter() + STEP_S
+    if size:
+        await response.write("".join(made).encode())
     await response.write_eof()
     return response
 

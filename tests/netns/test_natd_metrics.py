@@ -31,7 +31,7 @@ def daemon(program: str, directory: Path, settings: str) -> Iterator[None]:
     """Run one, from its READY=1 on."""
     (directory / f"{program}.toml").write_text(settings)
     module = {"cpmd": "cpm.daemon", "natd": "natctl.daemon"}[program]
-    argv = [sys.executable, "-m", module, "--config", directory / f"{program}.toml"]
+    argv: list[str | Path] = [sys.executable, "-m", module, "--config", directory / f"{program}.toml"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, (directory / f"{program}.log").open("wb") as log:
         ready.bind(str(directory / f"{program}.notify"))
         ready.settimeout(PATIENCE_S)
