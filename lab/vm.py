@@ -6,11 +6,12 @@ import base64
 import contextlib
 import json
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from lab.errors import CommandFailed, LabError
-from lab.image import guest_image
-from lab.node import NETWORK, LibvirtHost
+from lab.image import GuestImage, guest_image
+from lab.node import NETWORK
 from lab.records import GuestRecord
 
 _MEMORY_MIB = 96
@@ -24,14 +25,42 @@ _COMMAND_LINE = (
 _POLL_S = 0.1
 
 
-class RealGuest:
-    """One VM on a running host."""
+class Libvirt(Protocol):
+    """The libvirtd of a host, and where its files are."""
 
-    def __init__(self, host: LibvirtHost, record: GuestRecord) -> None:
+    @property
+    def name(self) -> str:
+        """The host's name."""
+
+    @property
+    def directory(self) -> Path:
+        """Where its root is."""
+
+    def virsh(self, *arguments: str | Path, stdin: str = "", timeout_s: float = 120.0) -> str:
+        """Run virsh. :return: Its standard output. :raise CommandFailed: When it fails."""
+
+
+class RealGuest:
+    """
+    One VM on a running host.
+
+    :param network: libvirt's network that it is in.
+    :param image: What it boots, where the host finds it; by default what is built here.
+    """
+
+    def __init__(
+        self, host: Libvirt, record: GuestRecord, *, network: str = NETWORK, image: GuestImage | None = None
+    ) -> None:
         self.name = record.name
         self.uuid = record.uuid
         self.host = host
         self._mac = record.mac
+        self._network = network
+        self._image = image
+
+    def define(self) -> None:
+        """Define the VM, shut off. :raise CommandFailed: When libvirt refuses it."""
+        self.host.virsh("define", "/dev/stdin", stdin=self._xml())
 
     def start(self, *, paused: bool = False) -> None:
         """
@@ -41,7 +70,7 @@ class RealGuest:
         :raise LabError: When libvirt or the hook refuses it; then it is not defined either.
         """
         try:
-            self.host.virsh("define", "/dev/stdin", stdin=self._xml())
+            self.define()
             self.host.virsh("start", self.name, *(["--paused"] if paused else []))
         except CommandFailed as error:
             self.remove()
@@ -126,7 +155,7 @@ class RealGuest:
         return "\n".join(text.splitlines()[-15:])
 
     def _xml(self) -> str:
-        image = guest_image()
+        image = self._image or guest_image()
         return f"""\
 <domain type='qemu'>
   <name>{self.name}</name>
@@ -149,7 +178,7 @@ class RealGuest:
     <controller type='pci' index='0' model='pci-root'/>
     <controller type='virtio-serial' index='0'/>
     <interface type='network'>
-      <source network='{NETWORK}'/>
+      <source network='{self._network}'/>
       <mac address='{self._mac}'/>
       <model type='virtio'/>
       <rom enabled='no'/>
