@@ -30,6 +30,7 @@ PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config li
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
                 util-linux procps lz4 zstd cpio
 PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd tshark
+PACKAGES_MACHINES := mmdebstrap e2fsprogs git
 
 .PHONY: help
 help: ## This list.
@@ -113,6 +114,22 @@ deb: ## RELEASES="bookworm trixie": Debian packages of the committed state in bu
 .PHONY: test-deb
 test-deb: deb ## RELEASES="bookworm trixie": and the life of each, from its installation to its purge (root, mmdebstrap).
 	@for release in $(RELEASES); do debian/test.sh "$$release"; done
+
+# The releases run side by side, each in one process, because all tests of a release use one machine.
+MACHINE_TESTS = $(BIN)/pytest -n 2 --dist loadgroup -p no:cacheprovider tests/machines
+
+.PHONY: machine-images
+machine-images: guest-image ## Disks of Debian 12 and 13 for the two below, in /var/tmp (root; downloads both releases once).
+	@$(call install_missing,$(PACKAGES_MACHINES))
+	@$(BIN)/python -m tests.machines.image
+
+.PHONY: test-machines
+test-machines: machine-images deb ## The tutorial, and all that happens to a server, on whole machines of Debian 12 and 13 (root).
+	@$(MACHINE_TESTS) -m machines $(ARGS)
+
+.PHONY: test-kernels
+test-kernels: machine-images ## The network tests under the kernels of Debian 12 (6.1) and 13 (6.12) (root).
+	@$(MACHINE_TESTS) -m kernels $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV) ## N=1000000 SEED=s: damaged input of every kind, N each; prints the seed.

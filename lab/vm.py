@@ -46,10 +46,17 @@ class RealGuest:
 
     :param network: libvirt's network that it is in.
     :param image: What it boots, where the host finds it; by default what is built here.
+    :param poll_s: Seconds between two looks while this waits.
     """
 
     def __init__(
-        self, host: Libvirt, record: GuestRecord, *, network: str = NETWORK, image: GuestImage | None = None
+        self,
+        host: Libvirt,
+        record: GuestRecord,
+        *,
+        network: str = NETWORK,
+        image: GuestImage | None = None,
+        poll_s: float = _POLL_S,
     ) -> None:
         self.name = record.name
         self.uuid = record.uuid
@@ -57,6 +64,7 @@ class RealGuest:
         self._mac = record.mac
         self._network = network
         self._image = image
+        self._poll_s = poll_s
 
     def define(self) -> None:
         """Define the VM, shut off. :raise CommandFailed: When libvirt refuses it."""
@@ -87,7 +95,7 @@ class RealGuest:
             with contextlib.suppress(CommandFailed):
                 if "default" in self.shell("ip route"):
                     return
-            time.sleep(_POLL_S)
+            time.sleep(self._poll_s)
         raise LabError(
             f"{self.name} did not come up within {timeout_s:g} s; the end of its console:\n{self._console()}"
         )
@@ -111,7 +119,7 @@ class RealGuest:
         while not (status := self.agent("guest-exec-status", {"pid": pid}))["exited"]:
             if time.monotonic() > deadline:
                 raise LabError(f"`{command}` in {self.name} did not end within {timeout_s:g} s; see what it waits for")
-            time.sleep(_POLL_S / 2)
+            time.sleep(self._poll_s / 2)
         output = base64.b64decode(status.get("out-data", "")).decode(errors="replace")
         if status.get("exitcode", 1) != 0:
             errors = base64.b64decode(status.get("err-data", "")).decode(errors="replace")
@@ -139,7 +147,7 @@ class RealGuest:
         while self.state != "shut off":
             if time.monotonic() > deadline:
                 raise LabError(f"{self.name} did not shut down within {timeout_s:g} s; the console:\n{self._console()}")
-            time.sleep(_POLL_S)
+            time.sleep(self._poll_s)
 
     def remove(self) -> None:
         """Destroy the VM if it runs and undefine it; harmless when it is half made or gone."""

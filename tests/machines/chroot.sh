@@ -5,7 +5,7 @@
 # usage (root): tests/machines/chroot.sh RELEASE [COMMAND ...]        for example: chroot.sh trixie make test
 #
 # Without a command: a shell. The root is made at the first call and kept, with .venv and build of an earlier run, in
-# $DEBIAN_ROOTS (default /var/tmp/virt-ports-debian). Everything that the command starts ends with it: the command runs
+# $DEBIAN_ROOTS (default /var/tmp/virt-ports-debian); $DEBIAN_PACKAGES are those it begins with. Everything that the command starts ends with it: the command runs
 # in mount and process namespaces of its own. Its network is this machine's, so do not run two labs at once.
 set -euo pipefail
 
@@ -14,10 +14,17 @@ release=${1:?usage: chroot.sh RELEASE [COMMAND ...]}
 shift
 root=${DEBIAN_ROOTS:-/var/tmp/virt-ports-debian}/$release
 
+# An initramfs, if one gets made, for a virtio disk: it boots in a quarter of the time in an emulated machine.
+prepare='
+    mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
+    printf "MODULES=list\nCOMPRESS=lz4\n" >"$1/etc/initramfs-tools/conf.d/virtio"
+    printf "%s\n" virtio_pci virtio_blk ext4 >"$1/usr/share/initramfs-tools/modules.d/virtio"'
+
 make_root() {
     command -v mmdebstrap >/dev/null || { echo "chroot.sh: install mmdebstrap first" >&2; exit 1; }
     rm -rf "$root.partial"
-    mmdebstrap --variant=minbase --include=ca-certificates,make,git "$release" "$root.partial"
+    mmdebstrap --variant=minbase --include="${DEBIAN_PACKAGES:-ca-certificates,make,git}" \
+        --essential-hook="$prepare" "$release" "$root.partial"
     mv "$root.partial" "$root"
 }
 

@@ -1,0 +1,122 @@
+"""What an operator sees on a machine, and what its users feel: compared after everything that happens to it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from ipaddress import IPv4Address
+from typing import Any
+
+from lab.errors import CommandFailed, LabError
+from lab.traffic import Tally
+from lab.vm import RealGuest
+from tests.machines.internet import MACHINE, PORT, SERVER
+from tests.machines.machine import Failed, Machine
+
+_READY_S = 300.0
+_SOCKET = "/run/virt-ports/cpmd.sock"
+
+
+def ask(machine: Machine, path: str) -> Any:
+    """
+    Ask the manager by its socket; `virt-ports`, which asks the same, needs five emulated seconds to start.
+
+    :raise Failed: When nobody answers, or with an error.
+    """
+    return json.loads(machine.run(f"curl -sS --fail-with-body --unix-socket {_SOCKET} http://localhost/v1/{path}"))
+
+
+def await_in_order(machine: Machine) -> None:
+    """
+    Wait until the node is connected and has confirmed everything, and VMs have ports.
+
+    :raise Failed: When that takes too long.
+    """
+    deadline = time.monotonic() + _READY_S
+    while wrong := _out_of_order(machine):
+        if time.monotonic() > deadline:
+            raise Failed(f"not within {_READY_S:g} s: {wrong}")
+        time.sleep(1.0)
+
+
+def _out_of_order(machine: Machine) -> str:
+    try:
+        nodes, vms = ask(machine, "nodes"), ask(machine, "domains")
+    except Failed as error:
+        return str(error)
+    if any(not (node["connected"] and node["synced"]) for node in nodes):
+        return f"nodes: {nodes}"
+    return f"VMs: {vms}" if any(vm["state"] != "active" for vm in vms) else ""
+
+
+def assert_works(machine: Machine, vm: RealGuest | None) -> None:
+    """
+    Everything works: the machine's services, its own connections, and the VM's, which leave from the VM's ports.
+
+    :param vm: None: no VM runs.
+    """
+    await_in_order(machine)
+    own = _connect_from(machine, 10)
+    assert (own.ok, own.fail) == (10, 0), own
+    assert machine.internet.banner(MACHINE, 22).startswith("SSH-"), "nobody can log in any more"
+    held = _ranges(machine)
+    assert not any(first <= own.extmin <= last or first <= own.extmax <= last for first, last in held), (own, held)
+    if vm is not None:
+        _assert_vm_works(machine, vm)
+
+
+def _assert_vm_works(machine: Machine, vm: RealGuest) -> None:
+    for options in ("-R -c", "-u"):
+        tally = connect(vm, f"{options} -T 60", 10)
+        assert (tally.ok, tally.fail) == (10, 0), tally
+        # It may have grown since.
+        ranges = _ranges(machine)
+        assert any(first <= tally.extmin <= tally.extmax <= last for first, last in ranges), (tally, ranges)
+    assert "1 packets received" in vm.shell(f"ping -c 1 -W 20 {SERVER}")
+
+
+def _ranges(machine: Machine) -> list[tuple[int, int]]:
+    vms = ask(machine, "domains")
+    assert all(IPv4Address(vm["external_address"]) == MACHINE for vm in vms)
+    return [(vm["first_port"], vm["last_port"]) for vm in vms]
+
+
+def connect(vm: RealGuest, options: str, count: int) -> Tally:
+    """Open connections from a VM to the server. :return: What became of them."""
+    return Tally.parse(vm.shell(f"conngen {options} {SERVER} {PORT} {count} || [ $? -eq 2 ]", timeout_s=600.0))
+
+
+def _connect_from(machine: Machine, count: int) -> Tally:
+    conngen = "/src/build/guest/*/conngen"
+    return Tally.parse(machine.run(f"{conngen} -T 60 -R -c {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
+
+
+class Held:
+    """Connections of the VM and of the machine itself that stay open while things happen, with a byte now and then."""
+
+    COUNT = 20
+
+    def __init__(self, machine: Machine, vm: RealGuest) -> None:
+        self._machine, self._vm = machine, vm
+        load = f"-T 60 -e 5 -k -t -1 {SERVER} {PORT} {self.COUNT}"
+        vm.shell(f"conngen {load} >/tmp/held 2>&1 </dev/null & echo $! >/tmp/held.pid")
+        unit = "systemd-run --quiet --unit held -p StandardOutput=file:/root/held sh -c"
+        machine.run(
+            f"systemctl reset-failed held 2>/dev/null; {unit} {shlex.quote(f'exec /src/build/guest/*/conngen {load}')}"
+        )
+        peers = machine.internet.await_peers(2 * self.COUNT)
+        assert len(peers) >= 2 * self.COUNT, peers
+
+    def finish(self) -> tuple[Tally, Tally]:
+        """Send a byte through each, close them, and return what became of the VM's and of the machine's."""
+        self._machine.run("systemctl kill -s TERM --kill-whom=main held")
+        self._vm.shell('kill "$(cat /tmp/held.pid)"')
+        deadline = time.monotonic() + _READY_S
+        while True:
+            try:
+                return Tally.parse(self._vm.shell("cat /tmp/held")), Tally.parse(self._machine.run("cat /root/held"))
+            except (LabError, CommandFailed, Failed):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
