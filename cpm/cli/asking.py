@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 from cpm.cli import render
 from cpm.protocol.errors import ExitCode, InvalidRequest, VirtPortsError
+
+_T = TypeVar("_T")
 
 
 class NotConfirmed(VirtPortsError):
@@ -18,6 +22,26 @@ class NotConfirmed(VirtPortsError):
 def has_terminal() -> bool:
     """Return whether there is somebody to ask."""
     return sys.stdin.isatty()
+
+
+def answer(question: str, default: str, parse: Callable[[str], _T]) -> _T:
+    """
+    Ask a question until the answer is valid.
+
+    :param question: Without the question mark.
+    :param default: The answer when the operator gives none; empty: there has to be one.
+    :param parse: Returns the value; raises InvalidRequest for an answer that is none.
+    :raise NotConfirmed: When the operator ends the input instead.
+    """
+    while True:
+        render.emit(f"{question}{f' [{default}]' if default else ''}: ", sys.stderr)
+        line = sys.stdin.readline()
+        if not line:
+            raise NotConfirmed("there was no answer; nothing was changed")
+        try:
+            return parse(line.strip() or default)
+        except InvalidRequest as error:
+            render.emit(f"{error}\n", sys.stderr)
 
 
 def confirm(facts: str, question: str, *, otherwise: str, without_terminal: str) -> None:

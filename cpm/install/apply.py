@@ -64,6 +64,10 @@ class Installer:
         written = [each for each in targets if str(each.path) in manifest.files and self._read(each.path) is not None]
         return self.install(written, manifest.roles) if written else []
 
+    def former_roles(self) -> frozenset[str]:
+        """Return the roles of the install before; none: there was none. :raise ConfigError: As for :meth:`install`."""
+        return self._manifest().roles
+
     def _install(self, target: Target, files: dict[str, str]) -> FileOutcome:
         packaged = self._read(target.packaged) if target.packaged is not None else None
         action = decide(target, self._read(target.path), files.get(str(target.path)), packaged)

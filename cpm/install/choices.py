@@ -68,6 +68,34 @@ def parse_roles(text: str) -> frozenset[str]:
     return roles
 
 
+def parse_manager(url: str) -> str:
+    """
+    Return a manager's URL.
+
+    :raise InvalidRequest: When it is none.
+    """
+    if not url.startswith(("unix:///", "https://")):
+        raise InvalidRequest(f"not a manager's URL: {url!r}; use https://ADDRESS:PORT or unix:///PATH")
+    return url
+
+
+def parse_pool(text: str, machine: MachineFacts) -> IPv4Network:
+    """
+    Parse an internal pool for a machine.
+
+    :raise InvalidRequest: When it is no network of IPv4, or the machine uses a part of it.
+    """
+    try:
+        pool = IPv4Network(text)
+    except ValueError as error:
+        raise InvalidRequest(f"not a network: {text!r} ({error}); use for example {DEFAULT_POOL}") from None
+    if uses := overlaps.overlapping(pool, machine.uses):
+        fitting = overlaps.fitting_pool(DEFAULT_POOL, machine.uses)
+        remedy = f"for example {fitting}" if fitting else "a network that no machine uses"
+        raise InvalidRequest(f"this machine uses {overlaps.words(uses)} of {pool}; use {remedy}")
+    return pool
+
+
 def complete(
     machine: MachineFacts,
     roles: frozenset[str],
@@ -77,6 +105,7 @@ def complete(
     uplink: str | None = None,
     underlay: str | None = None,
     underlay_address: IPv4Address | None = None,
+    internal_pool: IPv4Network | None = None,
 ) -> Choices:
     """
     Return the choices, with what was not given filled in from facts about the machine.
@@ -87,8 +116,8 @@ def complete(
         raise InvalidRequest(
             "the manager's address is missing; use --manager https://ADDRESS:PORT, or add the role manager"
         )
-    if manager is not None and not manager.startswith(("unix:///", "https://")):
-        raise InvalidRequest(f"not a manager's URL: {manager!r}; use https://ADDRESS:PORT or unix:///PATH")
+    if manager is not None:
+        parse_manager(manager)
     uplink = uplink or machine.default_interface
     return Choices(
         roles=roles,
@@ -97,6 +126,6 @@ def complete(
         uplink=uplink,
         underlay=underlay,
         underlay_address=underlay_address or machine.addresses.get(underlay or uplink or ""),
-        pool_uses=overlaps.overlapping(DEFAULT_POOL, machine.uses),
-        internal_pool=overlaps.fitting_pool(DEFAULT_POOL, machine.uses),
+        pool_uses=() if internal_pool else overlaps.overlapping(DEFAULT_POOL, machine.uses),
+        internal_pool=internal_pool or overlaps.fitting_pool(DEFAULT_POOL, machine.uses),
     )

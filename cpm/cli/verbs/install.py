@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cpm.cli import parsing, render
+from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
@@ -25,9 +25,12 @@ host) and an initial configuration in /etc/virt-ports, and prints what it did
 and what is left to do by hand. It starts nothing but the hook, once, to see that
 libvirt can run it: a hook that does not run is taken away again. Existing
 configuration and edited files stay as they are: the new text is put beside them
-as FILE.new. Running it again changes nothing."""
+as FILE.new. Running it again changes nothing.
+
+Without --role it asks, on a terminal, for what it cannot find out itself."""
 
 _EXAMPLES = """\
+  virt-ports install                                     asks what it has to know
   virt-ports install --role host,edge,manager            everything on one machine
   virt-ports install --role host --manager https://172.30.0.2:7414
   virt-ports install --role edge --manager https://172.30.0.2:7414 --underlay eth1
@@ -41,9 +44,10 @@ VERB = parsing.Verb(
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     option = verb.add_argument
-    what = verb.add_mutually_exclusive_group(required=True)
+    what = verb.add_mutually_exclusive_group()
     what.add_argument("--role", metavar="ROLES",
-           help="host (runs VMs), edge (connects to the internet), manager; several with commas")  # fmt: skip
+                      help="host (runs VMs), edge (connects to the internet), manager; several with commas (default: "
+                      "asks)")  # fmt: skip
     what.add_argument(
         "--refresh", action="store_true", help="only bring units and hook of an earlier install up to this version"
     )
@@ -53,6 +57,8 @@ def add_arguments(verb: parsing.Parser) -> None:
     option("--underlay", metavar="INTERFACE", help="interface between hosts and edges (default: none)")
     option("--underlay-address", metavar="ADDRESS", type=_address,
            help="this machine's address between hosts and edges (default: that of the interface)")  # fmt: skip
+    option("--internal-pool", metavar="NETWORK",
+           help="internal addresses of VMs (default: 100.64.0.0/10, or a part that is free here)")  # fmt: skip
     option("--bindir", metavar="DIR", help="directory of cpmd and natd (default: that of this program)")
     option("--root", metavar="DIR", type=Path, default=Path("/"), help="install into an image mounted here")
     option("--dry-run", action="store_true", help="write nothing, print what would be done")
@@ -71,24 +77,43 @@ def run(args: argparse.Namespace) -> int:
         done = installer.refresh(plan.program_files(frozenset(choices.ROLES), programs))
         _report(args, done, steps.after_refresh(done))
     else:
-        wanted = _choices(args)
+        wanted = _choices(args, installer.former_roles())
         done = installer.install(plan.targets(wanted, programs), wanted.roles)
         _report(args, done, steps.after_install(wanted, done))
     is_complete = all(one.action is not plan.Action.TAKE_AWAY for one in done)
     return ExitCode.DONE if is_complete else ExitCode.REFUSED
 
 
-def _choices(args: argparse.Namespace) -> Choices:
-    from cpm.install import choices, machine
+def _choices(args: argparse.Namespace, former: frozenset[str]) -> Choices:
+    """
+    Return the choices: from options, answers, and facts about this machine.
 
+    :raise InvalidRequest: When an option is invalid, or one is missing and nobody can be asked.
+    """
+    from cpm.install import choices, machine, questions
+
+    facts = machine.detect()
+    given = questions.Given(
+        choices.parse_roles(args.role) if args.role is not None else None,
+        args.manager,
+        args.uplink,
+        args.underlay,
+        choices.parse_pool(args.internal_pool, facts) if args.internal_pool else None,
+    )
+    if given.roles is None:
+        if not asking.has_terminal():
+            raise InvalidRequest("there is no terminal to ask on; give --role, for example --role host,edge,manager")
+        given = questions.ask_missing(given, facts, former, asking.answer)
+    assert given.roles is not None
     return choices.complete(
-        machine.detect(),
-        choices.parse_roles(args.role),
+        facts,
+        given.roles,
         name=args.name,
-        manager=args.manager,
-        uplink=args.uplink,
-        underlay=args.underlay,
+        manager=given.manager,
+        uplink=given.uplink,
+        underlay=given.underlay,
         underlay_address=args.underlay_address,
+        internal_pool=given.internal_pool,
     )
 
 
