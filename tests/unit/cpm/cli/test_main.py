@@ -169,7 +169,7 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     assert verbs == [
         "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
         "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install", "uninstall",
-        "doctor", "report",
+        "doctor", "pki", "report",
     ]  # fmt: skip
     assert sorted(verbs) == list(main.verb_names())
 

@@ -1,0 +1,73 @@
+"""``virt-ports pki``: certificates for manager and nodes. Tested in ``tests/unit/cpm/install/test_pki.py``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpm.cli import parsing, render
+
+if TYPE_CHECKING:
+    from cpm.install.pki import Issued
+
+_ABOUT = """\
+A certificate authority for manager and nodes only, in one folder on one machine,
+best the manager's. A certificate proves a name and nothing else; what a node may
+be is approved with `virt-ports node approve`. `renew` without names renews what
+ends within 60 days and keeps the keys. Copy new files to their machines and run
+`systemctl restart natd`, on the manager `systemctl restart cpmd`: no connection
+of a VM is cut."""
+
+_EXAMPLES = """\
+  virt-ports pki init
+  virt-ports pki issue 172.30.0.2      the manager, by the address in --manager
+  virt-ports pki issue host1           a node, by its name
+  virt-ports pki list
+  virt-ports pki renew                 all that end soon"""
+
+VERB = parsing.Verb(153, "make certificates for manager and nodes", about=_ABOUT, examples=_EXAMPLES)
+
+
+def add_arguments(verb: parsing.Parser) -> None:
+    """Add the verb's arguments."""
+    actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    init = parsing.add_action(actions, "init", "make the certificate authority")
+    issue = parsing.add_action(actions, "issue", "issue certificates with new keys")
+    issue.add_argument("names", metavar="NAME", nargs="+", help="a node's name, or the manager's IPv4 address")
+    renew = parsing.add_action(actions, "renew", "issue certificates again, with the keys that they have")
+    renew.add_argument("names", metavar="NAME", nargs="*", help="default: all that end within 60 days")
+    listing = parsing.add_action(actions, "list", "list the certificates and when they end")
+    for action in (init, issue, renew, listing):
+        action.add_argument("--folder", metavar="DIR", type=Path, default=Path("/etc/virt-ports/pki"),
+                            help="folder of the authority (default: %(default)s)")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the action and print the certificates that it is about."""
+    from cpm.install import pki
+    from cpm.protocol.errors import InvalidRequest
+
+    authority = pki.Authority(args.folder)
+    try:
+        if args.action == "init":
+            done = [authority.create(args.now)]
+        elif args.action == "issue":
+            done = [authority.issue(name, args.now) for name in args.names]
+        elif args.action == "renew":
+            names = args.names or [each.name for each in authority.due(args.now)]
+            done = [authority.renew(name, args.now) for name in names]
+        else:
+            done = authority.issued()
+    except OSError as error:
+        raise InvalidRequest(f"cannot use {args.folder}: {error.strerror}; run this as root") from error
+    return parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done))
+
+
+def _document(issued: Issued) -> dict[str, object]:
+    return {"name": issued.name, "certificate": str(issued.certificate), "key": str(issued.key), "ends": issued.ends}
+
+
+def _table(issued: list[Issued]) -> str:
+    rows = [(each.name, render.moment(each.ends), str(each.certificate), str(each.key)) for each in issued]
+    return render.table(("Name", "Ends", "Certificate", "Key"), rows)

@@ -1,0 +1,131 @@
+"""`virt-ports pki`: certificates that manager and nodes believe, and only those."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cpm.api import server, session
+from cpm.cli import main
+from cpm.install.pki import CA_DAYS, DAYS, Authority
+from cpm.protocol.errors import Conflict, ExitCode, InvalidRequest, NotFound
+
+NOW = time.time()
+DAY = 86400
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    made = Authority(tmp_path / "pki")
+    made.create(NOW)
+    return made
+
+
+def handshake(folder: Path, manager: str, node: str, ca: str = "ca") -> tuple[str, str]:
+    """Connect as natd does to a server as cpmd's; return what each says of it, an empty string when it went well."""
+    listening = server.tls_context(*(str(folder / file) for file in (f"{manager}.pem", f"{manager}.key", "ca.pem")))
+    asking = session.tls_context(*(str(folder / file) for file in (f"{node}.pem", f"{node}.key", f"{ca}.pem")))
+    here, there = socket.socketpair()
+    said = ["", ""]
+
+    def serve() -> None:
+        try:
+            with listening.wrap_socket(there, server_side=True) as tls:
+                certificate = tls.getpeercert() or {}
+                tls.sendall(str(dict(certificate["subjectAltName"])["DNS"]).encode())  # type: ignore[arg-type]
+        except (OSError, ssl.SSLError) as error:
+            said[0] = str(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with asking.wrap_socket(here, server_hostname="127.0.0.1") as tls:
+            said[1] = tls.recv(100).decode()
+    except (OSError, ssl.SSLError) as error:
+        said[1] = str(error)
+    thread.join()
+    return said[0], said[1]
+
+
+def test_manager_and_node_believe_each_other(authority: Authority, tmp_path: Path) -> None:
+    authority.issue("127.0.0.1", NOW)
+    authority.issue("host1", NOW)
+    assert handshake(tmp_path / "pki", "127.0.0.1", "host1") == ("", "host1")
+
+
+def test_a_node_does_not_believe_a_node_as_the_manager(authority: Authority, tmp_path: Path) -> None:
+    authority.issue("host2", NOW)
+    authority.issue("host1", NOW)
+    _, said = handshake(tmp_path / "pki", "host2", "host1")
+    assert "IP address mismatch" in said
+
+
+def test_an_ended_certificate_is_refused_and_a_renewed_one_is_not(authority: Authority, tmp_path: Path) -> None:
+    authority.issue("127.0.0.1", NOW)
+    before = authority.issue("host1", NOW - (DAYS + 1) * DAY)
+    key = before.key.read_bytes()
+    assert "expired" in handshake(tmp_path / "pki", "127.0.0.1", "host1")[0]
+    assert [each.name for each in authority.due(NOW)] == ["host1"]
+    authority.renew("host1", NOW)
+    assert handshake(tmp_path / "pki", "127.0.0.1", "host1") == ("", "host1")
+    assert before.key.read_bytes() == key
+    assert authority.due(NOW) == []
+
+
+def test_keys_are_for_root_only(authority: Authority, tmp_path: Path) -> None:
+    authority.issue("host1", NOW)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "pki").iterdir()}
+    assert modes == {"ca.key": 0o600, "ca.pem": 0o644, "host1.key": 0o600, "host1.pem": 0o644}
+    assert stat.S_IMODE((tmp_path / "pki").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "name", ["", "ca", "../host1", "host/1", "a b", "*", "host1.", "-x", "x" * 64, "host\n1", "::1", "a." * 127 + "a"]
+)
+def test_other_names_are_refused(authority: Authority, tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="use a node's name"):
+        authority.issue(name, NOW)
+    assert {path.name for path in (tmp_path / "pki").iterdir()} == {"ca.key", "ca.pem"}
+
+
+def test_what_is_there_is_not_replaced(authority: Authority, tmp_path: Path) -> None:
+    authority.issue("host1", NOW)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "pki").iterdir()}
+    with pytest.raises(Conflict, match="pki renew host1"):
+        authority.issue("host1", NOW)
+    with pytest.raises(Conflict, match="already"):
+        authority.create(NOW)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "pki").iterdir()} == before
+
+
+def test_without_an_authority(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="pki init"):
+        Authority(tmp_path / "none").issue("host1", NOW)
+    with pytest.raises(NotFound, match="pki init"):
+        Authority(tmp_path / "none").issued()
+
+
+def test_no_certificate_outlives_its_authority(authority: Authority) -> None:
+    ca, late = authority.issued()[0], NOW + (CA_DAYS - 10) * DAY
+    assert authority.issue("host1", late).ends <= ca.ends
+    with pytest.raises(Conflict, match="has ended"):
+        authority.issue("host2", NOW + CA_DAYS * DAY)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ["--folder", str(tmp_path / "pki"), "-o", "json"]
+    for words in (["init"], ["issue", "172.30.0.2", "host1"], ["renew"]):
+        assert main.execute(["pki", *words, *folder], now=NOW) == 0
+    capsys.readouterr()
+    assert main.execute(["pki", "list", *folder], now=NOW) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == ["172.30.0.2", "host1", "ca"]
+    assert main.execute(["pki", "list", *folder[:2]], now=NOW) == 0
+    assert "host1.pem" in capsys.readouterr().out
+    assert main.execute(["pki", "issue", "host1", *folder], now=NOW) == ExitCode.REFUSED
