@@ -240,9 +240,6 @@ class VMPresence:
         if claim is None or vm.node in self._sessions or now - gone_at < LOST_S:
             return
         node = self._fleet.nodes[claim.node]
-        if Role.EDGE in node.roles:
-            # It holds the other one, too, by the same UUID.
-            return
         self._claims.withdraw(vm.uuid, claim.node)
         twin = Attach(self._twins.add(vm.uuid, node.name), claim.attach.name, wishes=claim.attach.wishes)
         self.on_attach(node, twin, now)

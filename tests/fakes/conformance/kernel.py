@@ -133,6 +133,24 @@ def a_hosts_own_timeouts_take_precedence(make: Make) -> None:
     assert path.timeouts == Timeouts(udp_s=300, icmp_s=90)
 
 
+def a_host_that_is_an_edge_may_have_a_vm_beside_another_one_of_the_same_uuid(make: Make) -> None:
+    # As an edge it knows its own by another UUID.
+    elsewhere = edge_intent(
+        ONE, "web 1", IPv4Address("100.64.0.9"), IPv4Address("172.30.0.22"), ((EXTERNAL, PortRange(30000, 30063)),)
+    )
+    here = edge_intent(TWO, "web 1", INTERNAL, None, ((EXTERNAL, PortRange(20000, 20063)),))
+    kernel = make(BOTH)
+    kernel.replace({}, {ONE: elsewhere}, PATH)
+    kernel.change(Change(host={ONE: HOSTED}, edge={TWO: here}))
+    assert _entries(kernel) == ({ONE: HOSTED}, {ONE: elsewhere, TWO: here})
+    kernel.restart_natd()
+    assert _entries(kernel) == ({ONE: HOSTED}, {ONE: elsewhere, TWO: here})
+    kernel.change(Change(edge={ONE: None}))
+    assert _entries(kernel) == ({ONE: HOSTED}, {TWO: here})
+    kernel.change(Change(host={ONE: None}, edge={ONE: elsewhere, TWO: None}))
+    assert _entries(kernel) == ({}, {ONE: elsewhere})
+
+
 def a_change_leaves_all_others_alone(make: Make) -> None:
     kernel = _programmed(make)
     kernel.change(Change(host={TWO: NEIGHBOUR}, edge={ONE: None}))
@@ -304,6 +322,7 @@ CHECKS: list[Callable[[Make], None]] = [
     the_external_addresses_of_ranges_count_as_the_pools,
     without_timeouts_of_the_manager_the_floors_are_in_force,
     a_hosts_own_timeouts_take_precedence,
+    a_host_that_is_an_edge_may_have_a_vm_beside_another_one_of_the_same_uuid,
     a_change_leaves_all_others_alone,
     a_change_before_the_first_replace_is_made_to_what_the_kernel_holds,
     a_change_without_any_path_is_refused,
