@@ -154,6 +154,15 @@ class NoteNode:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NoteSeen:
+    """Keep what refused nodes have seen of this ledger: when it is restored, it leaps beyond that."""
+
+    epoch: int
+    highest: int
+    """Number of a range."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EndRestoring:
     """The ledger has taken in what kernels hold."""
 
@@ -172,6 +181,7 @@ Change: TypeAlias = (
     | Notice
     | NoteAct
     | NoteNode
+    | NoteSeen
     | EndRestoring
     | PutStretch
 )

@@ -12,8 +12,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from cpm.core.changes import NoteSeen
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
+from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
 from cpm.protocol.errors import LedgerMistrusted
 from cpm.protocol.holdings import Held
 from cpm.protocol.messages import Hello
@@ -75,11 +77,26 @@ class RefusedNodes:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._hellos: dict[NodeName, tuple[Hello, str]] = {}
+        self._noted = (0, 0)
 
     @property
     def sentences(self) -> dict[NodeName, str]:
         """Why each is refused, and what to do."""
         return {name: text for name, (_, text) in self._hellos.items()}
+
+    def seen(self, ledger: str) -> tuple[int, int]:
+        """Return the latest epoch, and the highest number of a range, that they have seen of a ledger."""
+        of_it = [hello for hello, _ in self._hellos.values() if hello.follows.ledger == ledger]
+        # From a host that lies, no number may leave too little room for a leap beyond it.
+        epochs = (hello.epoch for hello in of_it if hello.epoch <= MAX_GENERATION // 2)
+        highest = (hello.follows.grants for hello in of_it if hello.follows.grants <= MAX_COUNT // 2)
+        return max(epochs, default=0), max(highest, default=0)
+
+    def note_seen(self, ledger: str) -> None:
+        """Have the ledger keep what they have seen of it, so that it leaps beyond that when it is restored."""
+        if (seen := self.seen(ledger)) != self._noted:
+            self._fleet.record(NoteSeen(*seen))
+            self._noted = seen
 
     def add(self, hello: Hello, text: str) -> None:
         """Record that a node was refused; nobody gets the ports that only it knows of."""

@@ -485,6 +485,7 @@ class Manager:
         or have to leave some.
         """
         self.membership.tick(now)
+        self.refused.note_seen(self.continuity.ledger)
         if self.restoring is not None:
             if not self.restoring.waits_for(now):
                 self._end_restoring(self.restoring, now)

@@ -21,6 +21,7 @@ from cpm.core.changes import (
     MoveAllocation,
     NoteAct,
     NoteNode,
+    NoteSeen,
     Notice,
     PutAddress,
     PutNode,
@@ -208,6 +209,14 @@ def _note_node(connection: sqlite3.Connection, change: NoteNode, now: float) -> 
     connection.execute("DELETE FROM node_events WHERE seq <= ?", ((newest or 0) - NODE_EVENTS_KEPT,))
 
 
+def _note_seen(connection: sqlite3.Connection, change: NoteSeen, _: float) -> None:
+    seen = [("seen_epoch", change.epoch), ("seen_highest", change.highest)]
+    query = (
+        "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)"
+    )
+    connection.executemany(query, seen)
+
+
 def _end_restoring(connection: sqlite3.Connection, change: EndRestoring, now: float) -> None:
     connection.execute("UPDATE meta SET value = 0 WHERE key = 'is_restored'")
     connection.execute("UPDATE journal_gaps SET to_at = ? WHERE to_at IS NULL", (now,))
@@ -280,6 +289,7 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     Notice: _notice,
     NoteAct: _note_act,
     NoteNode: _note_node,
+    NoteSeen: _note_seen,
     EndRestoring: _end_restoring,
     PutStretch: _put_stretch,
 }

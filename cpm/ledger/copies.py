@@ -4,7 +4,8 @@ Copies of the ledger: backups, their return, and copies that were put in place w
 A backup is marked, so that cpmd refuses one that was only copied into place. A ledger that was restored is marked as
 well, and the manager takes in what the nodes' kernels hold before it changes anything (:mod:`cpm.core.restoring`). Its
 epoch and the numbers of its ranges leap ahead of all that the nodes can have seen: to the milliseconds of the wall
-clock, so that they leap further each time, also when the same backup is restored again.
+clock, so that they leap further each time, also when the same backup is restored again. That clock may have been set
+back meanwhile; so they also leap beyond what the nodes have seen that this ledger's cpmd had to refuse.
 
 Tested in ``tests/unit/cpm/ledger/test_copies.py``.
 """
@@ -70,7 +71,7 @@ def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
         epoch, highest = _progress(path)
         with ledger_errors(str(backup)), contextlib.closing(_reader(backup)) as source:
             _refuse_other_file(source, backup)
-            _copy(source, part, lambda copy: _mark(copy, wall, epoch, highest))
+            _copy(source, part, lambda copy: mark_restored(copy, wall, epoch, highest))
         owner = path.parent.stat()
         if os.geteuid() == 0:
             os.chown(part, owner.st_uid, owner.st_gid)
@@ -95,7 +96,7 @@ def accept(path: Path, wall: WallTime) -> None:
         with ledger_errors(str(path)), contextlib.closing(connect_writer(str(path))) as connection:
             schema.migrate(connection)
             connection.execute("BEGIN IMMEDIATE")
-            _mark(connection, wall, 0, 0)
+            mark_restored(connection, wall, 0, 0)
             connection.execute("COMMIT")
 
 
@@ -146,13 +147,19 @@ def _copy_pages(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
         raise
 
 
-def _mark(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest: int) -> None:
-    """Mark a ledger as restored, later than all that is known of: ``epoch``, and ``highest`` number of a range."""
+def mark_restored(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest: int) -> None:
+    """
+    Mark a ledger as restored: it takes in what nodes hold before anything else.
+
+    :param wall: What the wall clock shows.
+    :param epoch: Latest epoch that is known besides that of the copy.
+    :param highest: Likewise the highest number of a range.
+    """
     used = copy.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
     values = dict(copy.execute("SELECT key, value FROM meta").fetchall())
     changes = {
-        "epoch": _beyond(max(epoch, values["epoch"]), wall),
-        "highest_freed": _beyond(max(highest, used, values["highest_freed"]), wall),
+        "epoch": _beyond(max(epoch, values["epoch"], values.get("seen_epoch", 0)), wall),
+        "highest_freed": _beyond(max(highest, used, values["highest_freed"], values.get("seen_highest", 0)), wall),
         "run": schema.random_number(),
         "is_backup": 0,
         "is_restored": 1,
@@ -174,7 +181,8 @@ def _progress(path: Path) -> tuple[int, int]:
     with contextlib.suppress(sqlite3.Error, LedgerError), contextlib.closing(_reader(path)) as connection:
         values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
         used = connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
-        return values["epoch"], max(used, values["highest_freed"])
+        seen_epoch, seen_highest = values.get("seen_epoch", 0), values.get("seen_highest", 0)
+        return max(values["epoch"], seen_epoch), max(used, values["highest_freed"], seen_highest)
     return 0, 0
 
 
