@@ -31,6 +31,7 @@ from cpm.core.changes import (
 from cpm.core.journal import LedgerState
 from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
+from cpm.core.refusals import Refusals
 from cpm.core.tallies import Tallies
 from cpm.protocol.errors import Conflict, LedgerUnwritable
 from cpm.protocol.model import (
@@ -81,15 +82,6 @@ class ChangedVMs(MutableSet[DomainUUID]):
 
     def __len__(self) -> int:
         return len(self._changed)
-
-
-@dataclasses.dataclass(slots=True)
-class Refusals:
-    """Decisions that broke a rule of :mod:`cpm.core.invariants`."""
-
-    count: int = 0
-    set_aside: dict[DomainUUID, str] = dataclasses.field(default_factory=dict)
-    """VMs whose ranges stay as they are because a decision about them was refused, with the reason."""
 
 
 class Fleet:

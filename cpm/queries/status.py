@@ -13,6 +13,7 @@ from typing import Final
 from cpm.api import handlers, operations
 from cpm.api.views import ClockStepView, StatusView
 from cpm.core.manager import Manager
+from cpm.core.spans import span
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 
@@ -48,15 +49,16 @@ def status(manager: Manager, about: About, now: float) -> StatusView:
         str(manager.fleet.unwritable or ""),
         len(steps),
         tuple(ClockStepView(step.before.seconds, step.after.seconds, step.by_s) for step in steps[-STEPS_SHOWN:]),
-        (*node_states.problems(manager, now), *_set_aside(manager)),
+        (*node_states.problems(manager, now), *_set_aside(manager, now)),
     )
 
 
-def _set_aside(manager: Manager) -> Iterator[str]:
+def _set_aside(manager: Manager, now: float) -> Iterator[str]:
     for uuid, reason in manager.fleet.refusals.set_aside.items():
         vm = manager.fleet.vms.get(uuid)
         name = vm.name if vm is not None else uuid or "a VM that is gone"
+        pause = span(max(0.0, manager.fleet.refusals.retry_at(uuid) - now))
         yield (
-            f"{name}: its ranges stay as they are until cpmd is restarted, because a decision of the manager broke a "
-            f"rule and was refused: {reason}; please report this as a bug, with cpmd's log"
+            f"{name}: its ranges stay as they are for {pause}, because a decision of the manager broke a rule and was "
+            f"refused: {reason}; then it is tried again; please report this as a bug, with cpmd's log"
         )

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from cpm.core.changes import Notice
-from cpm.core.fleet import Refusals
 from cpm.core.invariants import Invariants, InvariantViolated
 from cpm.core.journal import JournalEvent
 from cpm.core.manager import Manager, Outcome
+from cpm.core.refusals import Refusals
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.tallies import Tallies
 from cpm.ledger import SqliteLedger
@@ -214,7 +214,7 @@ class DecisionLoop:
 
     def _on_violated(self, error: InvariantViolated, batch: list[_Input], now: float) -> None:
         """Refuse a decision, set the VMs aside that it is about, and decide again without them."""
-        is_news = self._set_aside(error)
+        is_news = self._set_aside(error, now)
         self._start_over(now)
         for violation in error.violations if is_news else ():
             of_vm = [each.id for each in self.manager.fleet.of(violation.domain)]
@@ -232,13 +232,12 @@ class DecisionLoop:
             # Not the fault of the node that sent it.
             batch[0].finish()
 
-    def _set_aside(self, error: InvariantViolated) -> bool:
+    def _set_aside(self, error: InvariantViolated, now: float) -> bool:
         """Count a refused decision; return whether a VM is set aside for it that was not yet."""
         self._refusals.count += 1
         log.error("a decision was refused because it breaks a rule, please report this as a bug: %s", error)
-        new = {each.domain: each.reason for each in error.violations if each.domain not in self._refusals.set_aside}
-        self._refusals.set_aside.update(new)
-        return bool(new)
+        new = [self._refusals.set_vm_aside(each.domain, each.reason, now) for each in error.violations]
+        return any(new)
 
     def _run_input(self, item: _Input, now: float) -> None:
         recorded = self.manager.fleet.recorded
@@ -294,7 +293,7 @@ class DecisionLoop:
             self.writer.on_failed(problem, now)
             return False
         except InvariantViolated as error:
-            if self._set_aside(error):
+            if self._set_aside(error, now):
                 return False
             self._end_all(now)
         except Exception:

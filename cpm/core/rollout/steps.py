@@ -183,8 +183,12 @@ class Rollout:
     # Commands
 
     def tick(self, now: float) -> None:
-        """Do what is due because time has passed: edges leave service, ranges that waited or leave go on."""
+        """
+        Do what is due because time has passed: edges leave service, ranges that waited or leave go on, and VMs that
+        were set aside are tried again.
+        """
         self.edge_service.check(now)
+        self._due.update(self._fleet.refusals.take_due(now))
         self.check_leaving()
 
     def check_leaving(self) -> None:

@@ -11,6 +11,7 @@ from cpm.api.server import NodeConnection
 from cpm.core import lifecycle
 from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
+from cpm.core.refusals import FIRST_S, LONGEST_S, Refusals
 from cpm.core.rollout import desired_state
 from cpm.core.rollout.steps import Rollout
 from cpm.protocol.messages import Attach, Detach, ManagerMessage
@@ -51,6 +52,43 @@ async def test_a_hold_down_that_ends_too_early(site: Site, monkeypatch: pytest.M
     await site.apply()
     assert site.states() == {_State.HELD}
     await _goes_on(site)
+
+
+async def test_a_vm_is_tried_again_and_goes_on_when_the_cause_is_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Rollout.lacks
+    broken: Callable[..., Any] = lambda self, leaving, now: (honest(self, leaving, now)[0], ())  # noqa: E731
+    await site.say(Detach(WEB, "shutdown"))
+    await site.apply()
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollout, "_hold_down_end", lambda self, held: 0.0)
+        patch.setattr(Rollout, "lacks", broken)
+        await site.tick(1.0)
+        refusals = site.loop.manager.fleet.refusals
+        assert list(refusals.set_aside) == [WEB]
+        about = status.About("0", WallTime.of(0.0), "ledger.db")
+        problems = status.status(site.loop.manager, about, site.loop.clock.now()).problems
+        assert "stay as they are for 10 min" in problems[-1]
+        await site.tick(FIRST_S + 1.0)
+        assert refusals.set_aside == {}, "the hold-down has passed meanwhile"
+    assert site.states() == set()
+    assert refusals.count == 1
+
+
+def test_a_vm_that_fails_again_is_set_aside_for_twice_as_long_up_to_a_day_and_forgiven_after_one() -> None:
+    refusals, now, pauses = Refusals(), 0.0, []
+    for _ in range(10):
+        assert refusals.set_vm_aside(WEB, "why", now)
+        assert not refusals.set_vm_aside(WEB, "why", now)
+        pauses.append(refusals.retry_at(WEB) - now)
+        now = refusals.retry_at(WEB)
+        assert refusals.take_due(now - 0.5) == []
+        assert refusals.take_due(now) == [WEB]
+    assert pauses[:3] == [FIRST_S, 2 * FIRST_S, 4 * FIRST_S]
+    assert pauses[-1] == LONGEST_S
+    refusals.set_vm_aside(WEB, "why", now + LONGEST_S)
+    assert refusals.retry_at(WEB) == now + LONGEST_S + FIRST_S
 
 
 async def test_a_step_that_is_left_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
