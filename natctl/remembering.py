@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.messages import Follows
+from cpm.protocol.messages import EdgeNames, Follows
 from natctl.model.remembered import Charge, Remembered
 
 
@@ -42,7 +42,8 @@ class RememberedFiles:
         grants = 0
         with contextlib.suppress(OSError, ValueError):
             grants = int((self._folder / "grants").read_text())
-        return Remembered(epoch, Follows(ledger, run, max(0, grants)), _charge(found.get("charge")))
+        follows = Follows(ledger, run, max(0, grants), _edges(found.get("edges")))
+        return Remembered(epoch, follows, _charge(found.get("charge")))
 
     def write(self, now: Remembered, *, is_durable: bool) -> None:
         """
@@ -52,8 +53,9 @@ class RememberedFiles:
         :raise OSError: When it cannot be written.
         """
         if is_durable:
-            said = {"epoch": now.epoch, "ledger": now.follows.ledger, "run": now.follows.run, "charge": now.charge}
-            self._replace(codec.encode(said))
+            follows = now.follows
+            said = {"epoch": now.epoch, "ledger": follows.ledger, "run": follows.run, "edges": follows.edges}
+            self._replace(codec.encode({**said, "charge": now.charge}))
         if self._grants is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._grants = os.open(self._folder / "grants", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -79,6 +81,12 @@ class RememberedFiles:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _edges(found: object) -> EdgeNames:
+    with contextlib.suppress(InvalidRequest):
+        return codec.decode(EdgeNames, json.dumps(found or ()))
+    return ()
 
 
 def _charge(found: object) -> Charge | None:

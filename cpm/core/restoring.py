@@ -2,8 +2,9 @@
 A ledger that was restored: it takes in what the nodes' kernels hold before anything else happens.
 
 The ledger may be old or empty. Kernels know better what is in use, and while nobody is served they do not change. So
-every node's first message is kept, and once each node that the ledger knows has sent it, or was fenced, the ledger is
-changed to what the edges map: packets pass only what they map. From then on all goes as usual.
+every node's first message is kept, and once each edge has sent it, or was fenced, the ledger is changed to what the
+edges map: packets pass only what they map. An edge is one that the ledger knows or that a node has been told of.
+Hosts are waited for as long as the hold-down lasts. From then on all goes as usual.
 
 - What an edge maps belongs to the VM that it says. Where edges differ, the one counts that has seen the later state.
 - The range that the VM's host uses for new connections is active; others drain.
@@ -70,9 +71,18 @@ class Restoring:
             self.hellos[name] = msgspec.structs.replace(hello, own=message.addresses)
 
     def missing(self) -> list[NodeName]:
-        """Return the nodes that have to say what they hold or to be fenced, in order."""
-        nodes = self._fleet.nodes.values()
-        return sorted(node.name for node in nodes if node.name not in self.hellos and not node.fenced)
+        """Return the edges that have to say what they hold or to be fenced, in order."""
+        told_of = {name for hello in self.hellos.values() for name in hello.follows.edges}
+        edges = {*self._fleet.edges, *told_of} - self.hellos.keys()
+        return sorted(name for name in edges if not self._is_fenced(name))
+
+    def unknown(self) -> list[NodeName]:
+        """Return the edges that a node has been told of and that the ledger does not know, in order."""
+        return [name for name in self.missing() if name not in self._fleet.nodes]
+
+    def _is_fenced(self, name: NodeName) -> bool:
+        node = self._fleet.nodes.get(name)
+        return node is not None and node.fenced
 
     def waits_for(self, now: float) -> str:
         """Return what is waited for, in words; empty: for nothing."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 from ipaddress import IPv4Address, IPv4Network
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
@@ -71,6 +71,10 @@ class Unmanaged(Struct, frozen=True):
     """For people."""
 
 
+EdgeNames: TypeAlias = Annotated[tuple[NodeName, ...], Meta(max_length=MAX_NODES)]
+"""The edges that may map ports: all that the operator has not fenced."""
+
+
 class Follows(Struct, frozen=True):
     """The ledger that a node follows, and the latest state of it that the node has seen."""
 
@@ -80,6 +84,8 @@ class Follows(Struct, frozen=True):
     """Identifies the run of cpmd that had the highest epoch."""
     grants: Count = 0
     """The highest allocation id that the manager had used. It only grows."""
+    edges: EdgeNames = ()
+    """As in the last :class:`PathState`."""
 
 
 class Hello(Struct, frozen=True, tag="hello"):
@@ -287,6 +293,8 @@ class PathState(Struct, frozen=True):
     """Every external address of the pool."""
     timeouts: Timeouts | None = None
     """For a host; None: the node is no host, or the manager is older than this field."""
+    edge_names: EdgeNames = ()
+    """Kept by every node, for a ledger that was restored and does not know one of them; empty: the manager is older."""
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):

@@ -98,11 +98,13 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
     """Yield what holds the site up, a sentence each, in order of nodes."""
     if manager.restoring is not None:
         yield (
-            "the ledger was restored: no range changes, and no VM gets ports, until every node has said what it holds "
+            "the ledger was restored: no range changes, and no VM gets ports, until every edge has said what it holds "
             f"and the hold-down has passed; cpmd waits for {manager.restoring.waits_for(now)}"
         )
         if manager.restoring.missing():
-            yield "a node that forwards nothing any more need not be waited for: `virt-ports node fence NODE`"
+            yield "an edge that forwards nothing any more need not be waited for: `virt-ports node fence NODE`"
+        for name in manager.restoring.unknown():
+            yield f"{name} is an edge that is later than this ledger: `virt-ports node approve {name}` first"
     yield from manager.refused.sentences.values()
     held, nodes = held_up(manager, now), manager.fleet.nodes
     for name in sorted({*nodes, *manager.membership.asked}):

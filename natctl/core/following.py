@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from msgspec import structs
+
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import Delta, Follows, ManagerMessage, Snapshot, Welcome
 from natctl.model.remembered import Remembered
@@ -126,7 +128,8 @@ class Following:
         """
         follows = self.told
         if isinstance(message, Welcome) and message.adopts and message.ledger != follows.ledger:
-            self._follow(message.epoch, Follows(message.ledger, message.run))
+            # The edges stay, until this one has said which there are.
+            self._follow(message.epoch, Follows(message.ledger, message.run, edges=follows.edges))
             return
         if isinstance(message, Welcome) and follows.ledger not in ("", message.ledger):
             raise OtherLedger(message.ledger, follows.ledger)
@@ -135,11 +138,13 @@ class Following:
         if isinstance(message, Welcome):
             if message.epoch == self.epoch and follows.run not in ("", message.run):
                 raise OtherManager(self.epoch)
-            follows = Follows(message.ledger, message.run, follows.grants)
+            follows = structs.replace(follows, ledger=message.ledger, run=message.run)
         elif message.epoch > self.epoch:
             raise NotWelcomed(message.epoch)
         if isinstance(message, (Snapshot, Delta)):
-            follows = Follows(follows.ledger, follows.run, max(follows.grants, message.grants))
+            follows = structs.replace(follows, grants=max(follows.grants, message.grants))
+            if message.path is not None and message.path.edge_names:
+                follows = structs.replace(follows, edges=message.path.edge_names)
         if (message.epoch, follows) != (self.epoch, self.told):
             self._follow(message.epoch, follows)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from msgspec import structs
+
 from cpm.protocol.messages import Follows, PathState
 from cpm.protocol.model import DomainUUID
 
@@ -39,8 +41,8 @@ class Remembered:
         return self._durable != before._durable
 
     @property
-    def _durable(self) -> tuple[int, str, str, Charge | None]:
-        return self.epoch, self.follows.ledger, self.follows.run, self.charge
+    def _durable(self) -> tuple[int, Follows, Charge | None]:
+        return self.epoch, structs.replace(self.follows, grants=0), self.charge
 
 
 NOTHING = Remembered()

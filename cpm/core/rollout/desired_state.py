@@ -96,4 +96,5 @@ def path(fleet: Fleet, node: Node, internal_pool: IPv4Network, timeouts: Timeout
         edges=tuple(edges) if Role.HOST in node.roles and not own_edge else (),
         externals=tuple(externals) if own_edge else (),
         timeouts=timeouts if Role.HOST in node.roles else None,
+        edge_names=tuple(sorted(edge.name for edge in fleet.edges.values() if not edge.fenced)),
     )

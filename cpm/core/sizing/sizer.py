@@ -207,7 +207,8 @@ class Sizer:
 
         :return: Whether anything changed.
         """
-        if self._fleet.unwritable is not None or active.domain in self._fleet.refusals.set_aside:
+        fleet = self._fleet
+        if fleet.unwritable is not None or fleet.why_no_new or active.domain in fleet.refusals.set_aside:
             return False
         if not moves.record(self._fleet, active, outcome, now):
             return False
@@ -259,6 +260,8 @@ class Sizer:
         self._record_or_raise(active, choose_elsewhere(self._plain_situation(active, active.ports.size)), now)
 
     def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
+        if self._fleet.why_no_new:
+            raise Conflict(self._fleet.why_no_new)
         vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")

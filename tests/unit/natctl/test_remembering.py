@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpm.protocol.messages import Follows, PathState
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, NodeName
 from natctl.model.remembered import NOTHING, Charge, Remembered
 from natctl.remembering import RememberedFiles
 
@@ -56,3 +56,15 @@ def test_which_vms_send_nothing_without_ports_outlives_the_machine(tmp_path: Pat
     text = (tmp_path / "follows.json").read_text()
     (tmp_path / "follows.json").write_text(text.replace("100.64.0.0/10", "nonsense"))
     assert files.read() == Remembered(7, Follows("abc", "def", 0))
+
+
+def test_the_edges_that_a_manager_has_named_outlive_a_power_failure(tmp_path: Path) -> None:
+    before, now = Follows("abc", "def", 1), Follows("abc", "def", 1, (NodeName("edge1"), NodeName("edge2")))
+    assert Remembered(7, now).has_durable_change(Remembered(7, before))
+    files = RememberedFiles(tmp_path)
+    files.write(Remembered(7, now), is_durable=True)
+    files.close()
+    assert RememberedFiles(tmp_path).read() == Remembered(7, now)
+    damaged = (tmp_path / "follows.json").read_text().replace('["edge1","edge2"]', '{"edge1":1}')
+    (tmp_path / "follows.json").write_text(damaged)
+    assert RememberedFiles(tmp_path).read() == Remembered(7, before)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cpm.core.membership import ApprovalRequest
 from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger, copies
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 from tests.fakes.site import EXTERNAL, Site
@@ -188,6 +191,54 @@ def test_a_node_that_is_away_is_waited_for_until_it_is_fenced(site: Site, tmp_pa
     site.run()
     assert site.machines[HOST1].kernel.host[THIRD].intent.ports is not None
     assert site.machines[HOST1].answers[request] == ""
+
+
+def test_a_host_that_is_away_is_not_waited_for_and_finds_its_vms_as_they_are(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    _start(site, HOST2, OTHER)
+    connection = site.open(OTHER, 4)
+    site.kill_natd(HOST2)
+    _restore(site, backup)
+    _settle(site)
+    mapped = _mapped(site, OTHER)
+    _start(site, HOST1, THIRD)
+    assert site.machines[HOST1].kernel.host[THIRD].intent.ports is not None, "others are served meanwhile"
+    site.pass_time(600.0)
+    site.run()
+    assert _mapped(site, OTHER) == mapped, "nothing of it is given to others while its host is away"
+    site.start_natd(HOST2)
+    site.connect(HOST2)
+    site.run()
+    assert connection in site.connections
+    assert _held(site, OTHER) == [(mapped[0], "active")]
+
+
+def test_an_edge_that_is_later_than_the_backup_is_waited_for_until_it_is_approved_and_fenced(
+    site: Site, tmp_path: Path
+) -> None:
+    backup = _back_up(site, tmp_path)
+    with contextlib.closing(sqlite3.connect(backup)) as copy:
+        copy.execute("DELETE FROM nodes WHERE name = 'edge2'")
+        copy.commit()
+    _start(site, HOST2, OTHER)
+    site.kill_natd(EDGE2)
+    _restore(site, backup)
+    site.pass_time(WAIT_S)
+    site.run()
+    assert site.manager is not None
+    assert site.manager.restoring is not None
+    assert EDGE2 not in site.manager.fleet.nodes
+    assert site.manager.restoring.waits_for(site.now) == "edge2", "the others were told of it"
+    assert "`virt-ports node approve edge2` first" in list(node_states.problems(site.manager, site.now))[2]
+    request = ApprovalRequest(roles=frozenset({Role.EDGE}), underlay=site.machines[EDGE2].identity.underlay)
+    site.ask(lambda manager: manager.membership.approve(EDGE2, request, site.now))
+    site.pass_time(1.0)
+    site.run()
+    assert site.manager.restoring is not None
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    site.pass_time(1.0)
+    site.run()
+    assert site.manager.restoring is None
 
 
 def test_operators_cannot_give_ports_before_the_nodes_were_heard(site: Site, tmp_path: Path) -> None:

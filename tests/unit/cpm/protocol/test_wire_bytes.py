@@ -85,6 +85,7 @@ PATH = PathState(
     edges=(UNDERLAY, IPv4Address("172.30.0.12")),
     externals=(EXTERNAL,),
     timeouts=Timeouts(udp_s=300),
+    edge_names=(NodeName("edge1"),),
 )
 OWN = (OwnAddress(EXTERNAL, (OwnRange(OTHER_PORTS, OwnUse.LISTENER), OwnRange(PORTS, OwnUse.EPHEMERAL))),)
 HOST_VM = HostIntent(
@@ -117,7 +118,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             (Held(DB, int(INTERNAL) + 1, int(UNDERLAY), (HeldRange(int(EXTERNAL), 1024, 1087),)),),
             "0123456789abcdef",
             "f00d",
-            Follows("3f2a", "9c41", 120),
+            Follows("3f2a", "9c41", 120, (NodeName("edge1"),)),
             1,
         ),
         (
@@ -130,7 +131,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
             b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],'
             b'"machine":"0123456789abcdef","instance":"f00d",'
-            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120},"ended_timeout_s":1}'
+            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120,"edges":["edge1"]},"ended_timeout_s":1}'
         ),
     ),
     (
@@ -138,7 +139,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"hello","protocol":5,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
-            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'
+            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'
         ),
     ),
     (
@@ -278,7 +279,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30},"edge_names":["edge1"]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
             b'"external":"203.0.113.1","at_cap":true,'
             b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
@@ -291,7 +292,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         Snapshot(3, 1, PathState(IPv4Network("100.64.0.0/10"))),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
-            b'"externals":[],"timeouts":null},"host":[],"edge":[],"grants":0,"detached":0}'
+            b'"externals":[],"timeouts":null,"edge_names":[]},"host":[],"edge":[],"grants":0,"detached":0}'
         ),
     ),
     (
@@ -304,7 +305,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         ),
         (
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
-            b'"externals":[],"timeouts":null},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
+            b'"externals":[],"timeouts":null,"edge_names":[]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
             b'"connections":null,"connection_rate":null}],"edge":[{"domain":"u-web",'
             b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0,"detached":0}'
@@ -322,7 +323,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
             b'"edges":["172.30.0.11","172.30.0.12"],"externals":["203.0.113.1"],"timeouts":{'
             b'"tcp_established_s":7440,"tcp_transitory_s":240,"tcp_time_wait_s":120,"tcp_reset_s":10,'
-            b'"udp_s":300,"icmp_s":60,"dns_s":30}},"grants":120,"detached":5}'
+            b'"udp_s":300,"icmp_s":60,"dns_s":30},"edge_names":["edge1"]},"grants":120,"detached":5}'
         ),
     ),
     (
@@ -362,7 +363,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     start = b'{"type":"hello","protocol":5,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
     end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
-    end += b'"follows":{"ledger":"","run":"","grants":0},"ended_timeout_s":null}'
+    end += b'"follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]

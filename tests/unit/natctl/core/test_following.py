@@ -5,7 +5,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from cpm.protocol.messages import Delta, Follows, ManagerMessage, PathState, Refused, Snapshot, Welcome
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, NodeName
 from natctl.core.following import Following, NotWelcomed
 from natctl.model.remembered import NOTHING, Remembered
 
@@ -48,3 +48,16 @@ def test_nobody_is_followed_before_its_welcome(message: ManagerMessage) -> None:
     following.on_message(Welcome(4, 4, "0", "ledger", "next"))
     following.on_message(message)
     assert (following.epoch, following.told.run) == (4, "next")
+
+
+def test_a_node_keeps_which_edges_there_are_until_it_is_told_of_others_also_with_another_ledger() -> None:
+    pool, edges = IPv4Network("100.64.0.0/10"), (NodeName("edge1"), NodeName("edge2"))
+    following = Following(Remembered())
+    following.on_message(Welcome(4, 3, "0", "ledger", "run"))
+    following.on_message(Snapshot(3, 1, PathState(pool, edge_names=edges), grants=20))
+    following.on_message(Snapshot(3, 2, PathState(pool)))
+    assert following.told == Follows("ledger", "run", 20, edges), "a manager that names none is an older one"
+    following.on_message(Welcome(4, 9, "0", "other", "next", adopts=True))
+    assert following.told == Follows("other", "next", 0, edges)
+    following.on_message(Snapshot(9, 1, PathState(pool, edge_names=edges[:1])))
+    assert following.told.edges == edges[:1]
