@@ -237,17 +237,25 @@ class WhoisView(Struct, frozen=True):
 
 
 class EventView(Struct, frozen=True):
-    """One line of the journal."""
+    """
+    One line of the journal.
+
+    The event ``clock-set`` is about no VM: somebody set the manager's wall clock, which shows the times of all lines.
+    """
 
     seq: int
+    """Position in the journal; of ``clock-set``: of the entry before."""
     at: UtcSeconds
+    """Of ``clock-set``: what the clock showed after it."""
     event: str
     name: str
     uuid: DomainUUID
     node: NodeName
-    external_address: IPv4Address
-    first_port: int
-    last_port: int
+    external_address: IPv4Address | None
+    first_port: int | None
+    last_port: int | None
+    clock_set_by_s: float | None = None
+    """Only of ``clock-set``: seconds by which it was set forward; negative: back."""
 
 
 class RecordView(Struct, frozen=True):

@@ -21,6 +21,10 @@ WIDTHS = (6, 25, 10, 12, 36, 10, 16, 11)
 
 def row(view: EventView) -> tuple[object, ...]:
     """Return the cells of one entry."""
+    if view.first_port is None or view.last_port is None:
+        by_s = view.clock_set_by_s or 0.0
+        what = f"manager's clock {'forward' if by_s > 0 else 'back'} {abs(by_s):.1f} s"
+        return (view.seq, render.moment(view.at), view.event, what, "", "", "", "")
     ports = render.ports(view.first_port, view.last_port)
     return (view.seq, render.moment(view.at), view.event, view.name, view.uuid, view.node, view.external_address, ports)
 

@@ -117,6 +117,12 @@ class Timeline:
         first = 0 if self.stretches and self.stretches[0].start > 0 else 1
         return tuple(self._step(index) for index in range(first, len(self.stretches)))
 
+    def steps_after(self, seq: int) -> tuple[tuple[int, Step], ...]:
+        """Return when the clock was set after a position of the journal, each with the position that follows."""
+        first = len(self.stretches) - len(self.steps)
+        found = ((self.stretches[index].first_seq, self._step(index)) for index in range(first, len(self.stretches)))
+        return tuple((position, step) for position, step in found if step.is_set and position > seq)
+
     def meaning(self, wall: WallTime, now: float) -> Meaning:
         """
         Return what a moment of the wall clock may mean.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
+from typing import Final
 
 from cpm.api import handlers, operations
 from cpm.api.views import CandidateView, EventView, WhoisView
@@ -15,7 +16,11 @@ from cpm.core.journal import JournalEntry, PortOwner
 from cpm.core.timeline import Step
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
+from cpm.protocol.model import DomainUUID, NodeName
 from cpm.protocol.walltime import UtcSeconds, WallTime
+
+CLOCK_SET: Final = "clock-set"
+"""The event of the line that says that somebody set the manager's wall clock."""
 
 
 @handlers.journal_query(operations.WHOIS)
@@ -83,6 +88,12 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
         )
         for entry in entries
     ]
+
+
+def clock_set(before: int, step: Step) -> EventView:
+    """Return a change of the wall clock as a line of the journal. :param before: Position of the entry before it."""
+    nothing = (None, None, None)
+    return EventView(before, step.after.seconds, CLOCK_SET, "", DomainUUID(""), NodeName(""), *nothing, step.by_s)
 
 
 def _owner(held: PortOwner, port: int, at: UtcSeconds) -> WhoisView:

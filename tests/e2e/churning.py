@@ -274,6 +274,8 @@ def compacted(lab: Lab, asked: set[Reserved]) -> int:
     sizes: dict[str, int] = {}
     moves = 0
     for event in Client(str(lab.socket)).stream(operations.EVENTS, limit=100_000):
+        if event.first_port is None or event.last_port is None:
+            continue  # it is about no VM
         size = event.last_port - event.first_port + 1
         if event.event in ("active", "resized"):
             sizes[event.name] = size

@@ -37,7 +37,7 @@ from cpm.api.views import (
     WishView,
 )
 from cpm.protocol.codec import decode
-from cpm.protocol.model import AllocationState, NodeName, PortRange, Role
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
@@ -429,6 +429,14 @@ def test_events(manager: CannedManager, virt_ports: Command) -> None:
         1041,
         1042,
     ]
+
+
+def test_events_say_when_the_clock_was_set(manager: CannedManager, virt_ports: Command) -> None:
+    nobody = ("", DomainUUID(""), NodeName(""), None, None, None)
+    manager.on("GET /v1/events?limit=2", lines([EVENTS[0], EventView(1041, NOW, "clock-set", *nobody, -3600.0)]))
+    assert "clock-set" in (shown := virt_ports("events", "--limit", "2").out)
+    assert "manager's clock back 3600.0 s" in shown
+    assert virt_ports("events", "--limit", "2", "-o", "json").json[1]["clock_set_by_s"] == -3600.0
 
 
 def test_followed_events_are_printed_until_the_manager_ends(manager: CannedManager, virt_ports: Command) -> None:

@@ -30,7 +30,9 @@ from cpm.protocol.messages import (
 from cpm.protocol.model import AllocationState, DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.protocol.walltime import WallTime
 from cpm.queries import journal as journal_queries
+from cpm.serving import streams
 from cpm.serving.decision_loop import DecisionLoop
+from cpm.serving.journal_thread import JournalThread
 from cpm.settings import PoolSettings, Settings
 from tests.fakes.approving import say_hello
 
@@ -160,6 +162,34 @@ async def test_a_step_neither_ends_a_hold_down_nor_prolongs_it(site: Site, clock
     assert site.states() == {_State.HELD}
     await site.tick(1.0)
     assert site.states() == set()
+
+
+async def test_events_say_between_which_entries_the_clock_was_set(site: Site, clocks: Clocks) -> None:
+    last = site.ledger.reader().latest_seq()
+    clocks.utc += HOUR
+    await site.say(Detach(WEB, "shutdown"))
+    clocks.utc -= 2 * HOUR
+    await site.tick(1.0)
+    thread = JournalThread(site.ledger.reader())
+    feeds = streams.Feeds(thread, site.loop, streams.ReportFollowers())
+
+    async def told(after: int | None, limit: int = 100) -> list[tuple[int, str, float | None]]:
+        found = streams.events(feeds, after, limit, follow=False)
+        return [(each.seq, each.event, each.clock_set_by_s) async for each in found]
+
+    whole, forward, back = await told(None), (last, "clock-set", HOUR), (last + 2, "clock-set", -2 * HOUR)
+    assert [each for each in whole if each[2] is not None] == [forward, back]
+    assert whole[-4:] == [forward, (last + 1, "draining", None), (last + 2, "held", None), back]
+    assert await told(last + 1) == [(last + 2, "held", None), back]
+    assert await told(last, limit=1) == [forward, (last + 1, "draining", None)], "the next reading has the other one"
+
+    async with contextlib.aclosing(streams.events(feeds, last + 2, 100, follow=True)) as following:  # type: ignore[type-var]
+        assert (await anext(following)).clock_set_by_s == -2 * HOUR
+        following_one = asyncio.ensure_future(anext(following))
+        clocks.utc += 60.0
+        await site.tick(1.0)
+        assert (await following_one).clock_set_by_s == 60.0
+    thread.stop()
 
 
 @pytest.mark.parametrize("step", [DAY, -DAY])
