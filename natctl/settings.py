@@ -83,6 +83,10 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
     this machine's neighbour table has for the host. ``interface``: by the interface that leads to the host; for hosts
     that send with several hardware addresses (bonding modes balance-tlb and balance-alb, two cards in one network).
     ``off``: not at all; for hosts that send by another interface than the one that leads to them."""
+    forward: entries.Forwarding = entries.Forwarding.ALL
+    """What this machine forwards between ``underlay`` and ``uplinks``. ``all``: the packets of VMs, and anything else
+    as its routes and other rules have it. ``vms``: only what it translated, and ICMP errors from the hosts. What goes
+    between other interfaces, and what the machine itself sends and gets, is not concerned."""
 
 
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,7 +161,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
             if host is not None and Role.HOST in self.roles
             else None,
-            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart, edge.check_senders)
+            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart, edge.check_senders, edge.forward)
             if edge is not None and Role.EDGE in self.roles
             else None,
         )

@@ -33,6 +33,8 @@ class Choices:
     underlay: str | None
     """Interface between hosts and edges; None: not given."""
     underlay_address: IPv4Address | None
+    forward: str = "all"
+    """What an edge forwards between hosts and the internet: ``all``, or ``vms``."""
     pool_uses: tuple[Use, ...] = ()
     """What this machine uses of the default internal pool."""
     internal_pool: IPv4Network | None = DEFAULT_POOL
@@ -106,6 +108,7 @@ def complete(
     underlay: str | None = None,
     underlay_address: IPv4Address | None = None,
     internal_pool: IPv4Network | None = None,
+    forward: str = "all",
 ) -> Choices:
     """
     Return the choices, with what was not given filled in from facts about the machine.
@@ -128,4 +131,5 @@ def complete(
         underlay_address=underlay_address or machine.addresses.get(underlay or uplink or ""),
         pool_uses=() if internal_pool else overlaps.overlapping(DEFAULT_POOL, machine.uses),
         internal_pool=internal_pool or overlaps.fitting_pool(DEFAULT_POOL, machine.uses),
+        forward=forward,
     )

@@ -130,6 +130,8 @@ _EDGE = """
 uplinks = {uplinks}
 # Interfaces to the hosts; empty if this machine is the only host.
 underlay = {underlay}
+# What is forwarded between the two: "all", or "vms": only what VMs send and get.
+{forward}
 """
 
 _MONITOR = """
@@ -183,7 +185,8 @@ def natd_toml(choices: Choices) -> str:
         text += _HOST.format(uplinks=_list(choices.host_uplinks))
     if EDGE in choices.roles:
         uplinks = filter(None, [choices.uplink])
-        text += _EDGE.format(uplinks=_list(uplinks), underlay=_list(choices.edge_underlay))
+        forward = '# forward = "all"' if choices.forward == "all" else f"forward = {_quote(choices.forward)}"
+        text += _EDGE.format(uplinks=_list(uplinks), underlay=_list(choices.edge_underlay), forward=forward)
     text += _MONITOR
     return text + _GUESTS if HOST in choices.roles else text
 

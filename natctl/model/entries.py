@@ -80,6 +80,15 @@ class SenderCheck(enum.Enum):
     """It comes by any interface of the underlay."""
 
 
+class Forwarding(enum.Enum):
+    """What an edge forwards between hosts and the internet."""
+
+    ALL = "all"
+    """What VMs send and get, and anything else as its routes and other rules have it."""
+    VMS = "vms"
+    """What it translated, and ICMP errors from the hosts; nothing else."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """The edge role (second computing device)."""
@@ -92,6 +101,7 @@ class EdgeSettings:
     """Whether connections of guests that are not managed leave by the machine's own ports where its address is in the
     pool."""
     check_senders: SenderCheck = SenderCheck.MAC
+    forward: Forwarding = Forwarding.ALL
 
     @property
     def checks_senders(self) -> bool:

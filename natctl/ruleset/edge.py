@@ -42,7 +42,10 @@ In nftables' notation, shortened::
         ip saddr POOL fib saddr type != local counter drop }
       chain of-others {
         meta l4proto icmp jump quoting                            # errors that a machine on the way tells
-        ip saddr @externals iif != 0 ip daddr != POOL fib saddr type != local goto forged }
+        ip saddr @externals iif != 0 ip daddr != POOL fib saddr type != local goto forged
+        # With forward = "vms":
+        icmp type @errors return
+        iifname "eth1" ip saddr != @externals ip daddr != POOL counter drop }
       chain inward { ip daddr vmap @inbound }
       chain inbound-203.0.113.1 {
         meta l4proto @ported ip daddr set th dport map @inbound-203.0.113.1 notrack accept
@@ -62,6 +65,8 @@ In nftables' notation, shortened::
 - ``senders`` is in :mod:`natctl.ruleset.senders`, what ``outward`` and ``quoting`` do in :mod:`natctl.ruleset.outward`.
 - What comes from anywhere but the internet never leaves with an external address that this edge did not write: its
   answers would go to a VM. A machine that has the address itself may use it.
+- With ``forward = "vms"`` nothing passes between hosts and the internet but what was translated: also nothing to an
+  internal address from outside (at the begin of ``from-outside``), and nothing else towards hosts (``to-hosts``).
 - Where the machine has the host role too, packets for its own VMs must be tracked: ``inbound-…`` then returns instead
   of accepting, and ``receive`` does not touch packets from VM to VM.
 - ``outbound`` is keyed by the ports too: the edges do not let a host with stale tables use a port that another VM has
@@ -98,7 +103,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from natctl.model.entries import EdgeSettings, Path
+from natctl.model.entries import EdgeSettings, Forwarding, Path
 from natctl.ruleset import icmp, outward, senders
 from natctl.ruleset.common import (
     ADDRESS,
@@ -169,10 +174,14 @@ NOBODYS_PORT: Final = "nobodys-port"
 NOT_OWNED: Final = "not-owned"
 """Name of the counter of packets that a VM sent from a port it does not hold, and that were dropped."""
 
+NOT_A_VMS: Final = "not-a-vms"
+"""Name of the counter of packets between hosts and the internet that are no VM's, and were not forwarded."""
+
 _FROM_HOSTS = "from-hosts"
 _FROM_OUTSIDE = "from-outside"
 _OF_VM = "of-vm"
 _OF_OTHERS = "of-others"
+_TO_HOSTS = "to-hosts"
 _TCP = 6
 _LOCAL = native_u32(2)
 """``RTN_LOCAL``: an address of this machine."""
@@ -203,8 +212,9 @@ def base(
         _receive(settings, pool, for_vms, is_elsewhere),
         *((_from_its_host(is_elsewhere),) if settings.checks_senders else ()),
         _from_hosts(pool, for_vms, shares_pool=shares_pool),
-        _from_outside(for_vms),
+        _from_outside(settings, pool, for_vms, shares_pool=shares_pool),
         _send(settings, pool),
+        *((_to_hosts(settings, pool),) if settings.forward is Forwarding.VMS else ()),
         _of_vm(pool),
         _of_others(settings, pool),
         senders.forged(),
@@ -292,8 +302,16 @@ def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...], *, shares_pool: bo
     return Chain(_FROM_HOSTS, None, rules)
 
 
-def _from_outside(for_vms: tuple[Rule, ...]) -> Chain:
-    return Chain(_FROM_OUTSIDE, None, (rule(jump("inward")), *for_vms, _unowned_port()))
+def _from_outside(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule, ...], *, shares_pool: bool) -> Chain:
+    # Before it is translated, nothing from the internet is for an internal address; neighbours may have some.
+    untranslated: tuple[Rule, ...] = ()
+    if settings.forward is Forwarding.VMS and not shares_pool:
+        untranslated = (_not_a_vms(in_network(DESTINATION, pool), _is_not_here()),)
+    return Chain(_FROM_OUTSIDE, None, (*untranslated, rule(jump("inward")), *for_vms, _unowned_port()))
+
+
+def _not_a_vms(*matches: Expression | tuple[Expression, ...]) -> Rule:
+    return rule(*matches, counter(), DROP, comment="forward = vms: no VM's", tag=NOT_A_VMS)
 
 
 def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
@@ -317,7 +335,17 @@ def _to_pool() -> tuple[Expression, ...]:
 
 
 def _send(settings: EdgeSettings, pool: IPv4Network) -> Chain:
-    return Chain("send", filtering(POSTROUTING, 300), tuple(_leaving(pool, sorted(settings.uplinks))))
+    rules = tuple(_leaving(pool, sorted(settings.uplinks)))
+    if settings.forward is Forwarding.VMS:
+        hosts = sorted(settings.underlay - settings.uplinks)
+        rules += tuple(rule(through("oifname", name), goto(_TO_HOSTS)) for name in hosts)
+    return Chain("send", filtering(POSTROUTING, 300), rules)
+
+
+def _to_hosts(settings: EdgeSettings, pool: IPv4Network) -> Chain:
+    outside = sorted(settings.uplinks - settings.underlay)
+    is_no_vm = in_network(DESTINATION, pool, negated=True)
+    return Chain(_TO_HOSTS, None, tuple(_not_a_vms(through("iifname", name), is_no_vm) for name in outside))
 
 
 def _leaving(pool: IPv4Network, names: Iterable[str]) -> Iterator[Rule]:
@@ -351,10 +379,16 @@ def _of_others(settings: EdgeSettings, pool: IPv4Network) -> Chain:
         *is_out,
         *_is_not_from_here(),
     )
-    rules = (
+    rules: tuple[Rule, ...] = (
         rule(protocol(icmp.NUMBER), jump("quoting"), comment=outward.UNDERWAY),
         rule(claims_external, goto(senders.FORGED), comment="an external address that was not translated here"),
     )
+    if settings.forward is Forwarding.VMS:
+        untranslated = (*address_in(SOURCE, "externals", negated=True), *is_out)
+        rules += (
+            rule(protocol(icmp.NUMBER), icmp.is_error(), RETURN, comment="about a packet that was forwarded"),
+            *(_not_a_vms(through("iifname", name), untranslated) for name in sorted(settings.underlay)),
+        )
     return Chain(_OF_OTHERS, None, rules)
 
 

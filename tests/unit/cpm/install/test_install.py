@@ -486,6 +486,14 @@ class TestConfigurations:
         assert settings.host.uplinks == settings.edge.uplinks == {"eth0"}
         assert not settings.edge.underlay
 
+    @pytest.mark.parametrize("forward", ["all", "vms"])
+    def test_an_edge_forwards_what_was_chosen(self, tmp_path: Path, forward: str) -> None:
+        address = ("--underlay", "eth1", "--underlay-address", "172.30.0.21")
+        install(tmp_path, "--manager", REMOTE, "--uplink", "eth0", *address, "--forward", forward, roles="edge")
+        settings = natd_settings.load(tmp_path / "etc/virt-ports/natd.toml")
+        assert settings.edge is not None
+        assert settings.edge.forward.value == forward
+
     def test_a_host_without_the_edge_role_sends_to_the_underlay(self, tmp_path: Path) -> None:
         path = tmp_path / "natd.toml"
         path.write_text(configs.natd_toml(choices.complete(HERE, frozenset({HOST}), manager=REMOTE, underlay="eth1")))
