@@ -9,6 +9,7 @@ Tested in ``tests/unit/site/test_silence.py``.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from typing import Final
 
@@ -41,6 +42,9 @@ class Silence:
         self._sessions = sessions
         self._silent: dict[NodeName, float] = {}
         """Since when; ledger time."""
+        self._due: list[tuple[float, NodeName]] = []
+        """A heap: when to look at each watched node again."""
+        self._watched: set[NodeName] = set()
         self._ticked_at = self._here_since = now
 
     def on_report(self, session: NodeSync, report: Report, now: float) -> None:
@@ -48,18 +52,25 @@ class Silence:
         session.reported_at, session.report_period_s = now, report.period_s
         if (since := self._silent.pop(session.node, None)) is not None:
             self._note(session.node, NodeEvent.REPORTING, f"after {span(now - since)}")
+        if session.node not in self._watched:
+            self._watch(session, now)
 
     def tick(self, now: float) -> None:
         """Record which nodes fell silent."""
         if now - self._ticked_at > _PAUSE_S:
             self._here_since = now
         self._ticked_at = now
-        reporting = {name for name, session in self._sessions.items() if session.reported_at is not None}
-        self._silent = {name: since for name, since in self._silent.items() if name in reporting}
-        for name, session in self._sessions.items():
-            if name not in self._silent and session.reported_at is not None and self._is_silent(session, now):
-                self._silent[name] = session.reported_at
-                self._note(name, NodeEvent.SILENT, f"no report for {span(now - session.reported_at)}")
+        self._silent = {name: since for name, since in self._silent.items() if self._reporting(name) is not None}
+        while self._due and self._due[0][0] < now:
+            _, name = heapq.heappop(self._due)
+            self._watched.remove(name)
+            if (session := self._reporting(name)) is None:
+                continue
+            if self._silent_from(session) >= now:
+                self._watch(session, now)
+            else:
+                self._silent[name] = reported_at = session.reported_at or 0.0
+                self._note(name, NodeEvent.SILENT, f"no report for {span(now - reported_at)}")
 
     def words(self, name: NodeName, now: float) -> str:
         """Return for how long a node has been silent, as a sentence; empty: it is not."""
@@ -70,9 +81,19 @@ class Silence:
             f"and VMs there get no more ports; see `systemctl status natd` there"
         )
 
-    def _is_silent(self, session: NodeSync, now: float) -> bool:
+    def _reporting(self, name: NodeName) -> NodeSync | None:
+        """Return the session of a node that has reported in it."""
+        session = self._sessions.get(name)
+        return session if session is not None and session.reported_at is not None else None
+
+    def _watch(self, session: NodeSync, now: float) -> None:
+        self._watched.add(session.node)
+        heapq.heappush(self._due, (max(now, self._silent_from(session)), session.node))
+
+    def _silent_from(self, session: NodeSync) -> float:
+        """Return after which moment a node is silent."""
         since = max(session.reported_at or 0.0, self._here_since)
-        return now - since > max(SILENT_S, _PERIODS * session.report_period_s)
+        return since + max(SILENT_S, _PERIODS * session.report_period_s)
 
     def _note(self, name: NodeName, event: NodeEvent, why: str) -> None:
         if self._fleet.unwritable is None:
