@@ -10,6 +10,7 @@ import typing
 import zlib
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import structs
@@ -41,6 +42,7 @@ from cpm.protocol.model import AllocationState, DomainUUID, ExternalAddress, Nod
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import WallTime
 from cpm.queries.status import About
+from cpm.serving.live_settings import LiveSettings
 from cpm.settings import Settings
 from natctl.core.domains import RunningDomain, Tap
 from natctl.core.node import Identity, Node
@@ -184,7 +186,7 @@ class _Site:
         if handler.kind is not Kind.QUERY:
             return
         for name in UUIDS if operation.parameters else UUIDS[:1]:
-            given = {"manager": self.manager, "now": self.now, "about": _ABOUT, "all": True}
+            given = {"manager": self.manager, "now": self.now, "about": _ABOUT, "live": _LIVE, "all": True}
             given |= {"name": name, "address": _EXTERNALS[0], "limit": 10}
             with contextlib.suppress(VirtPortsError):
                 answer = handler.call(given)
@@ -195,6 +197,8 @@ class _Site:
 
 
 _ABOUT: Final = About("0", WallTime.of(0.0), "ledger.db")
+_LIVE: Final = LiveSettings(Path("/dev/null"), Settings(), lambda _: None)
+"""Of a file without a line."""
 _loaded: list[Any] = []
 
 
@@ -264,7 +268,7 @@ def believes_request(data: bytes) -> bool:
         site = _site()
 
         def act() -> None:
-            query = _handlers()[operation].call({"manager": site.manager, "now": site.now, **given})
+            query = _handlers()[operation].call({"manager": site.manager, "now": site.now, "live": _LIVE, **given})
             codec.decode(operation.answer, codec.encode(query(site.manager)))
 
         taken = site.act(act)
