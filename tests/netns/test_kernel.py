@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 import random
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, N
 
 pytestmark = pytest.mark.netns
 
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 ONE, TWO = DomainUUID("11111111-1111-4111-8111-111111111111"), DomainUUID("22222222-2222-4222-8222-222222222222")
 EDGES = frozenset({IPv4Address("172.30.0.11"), IPv4Address("172.30.0.12")})
 PATH = Path(POOL, EDGES, frozenset({EXTERNAL, OTHER_EXTERNAL}), Timeouts())
@@ -387,12 +389,18 @@ def _ports_of(entry: EdgeIntent) -> Iterator[int]:
     return (port for each in entry.ranges for port in each.ports)
 
 
+@pytest.mark.xfail(
+    KERNEL < (6, 12),
+    raises=TimeoutError,
+    strict=True,
+    reason="Linux 6.1: nft_set_rbtree misses elements of an interval map while a transaction commits; not in 6.12",
+)
 @pytest.mark.parametrize("way", ["growing", "shrinking"])
 def test_no_packet_is_lost_while_a_range_changes(site: Site, way: str) -> None:
     """
     Hundreds of changes of the range that the traffic uses; growing adds elements, shrinking replaces one.
 
-    Before Linux 6.17 a replaced element could be missed for an instant; growing never replaces, on any kernel.
+    Before Linux 6.17 a replaced element could be missed for an instant, and in 6.1 any element during any change.
     """
     host, edge = site.host(21), site.edge(11)
     site.spread(edge)
