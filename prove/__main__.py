@@ -14,7 +14,7 @@ from prove.faults import FAULTS, reverted
 from prove.many import Failure, Progress, run_many
 from prove.runner import run
 from prove.shrink import shrink
-from prove.story import NOT_YET, USUAL, Kind, generate
+from prove.story import ALL_KINDS, Kind, generate
 from prove.transcript import transcript
 
 _SHOWN = 3
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(1_000_000_000)
-    kinds = (USUAL | {Kind(word) for word in options.also}) - {Kind(word) for word in options.without}
+    kinds = ALL_KINDS - {Kind(word) for word in options.without}
     until = time.monotonic() + 60.0 * options.minutes if options.minutes else None
     seeds: Iterable[int] = itertools.count(first) if until else range(first, first + options.seeds)
     amount = f"{options.minutes:g} minutes" if until else f"{options.seeds} stories"
@@ -58,13 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="go on for so long instead of a number of stories")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="at once (default: one a core)")
     parser.add_argument("--fault", choices=sorted(FAULTS), default="", help="with one mending reverted")
-    parser.add_argument("--also", nargs="+", metavar="KIND", choices=sorted(NOT_YET), default=[], help=_kinds(NOT_YET))
-    parser.add_argument("--without", nargs="+", metavar="KIND", choices=sorted(USUAL), default=[], help=_kinds(USUAL))
+    every = f"of {', '.join(sorted(ALL_KINDS))}"
+    parser.add_argument("--without", nargs="+", metavar="KIND", choices=sorted(ALL_KINDS), default=[], help=every)
     return parser
-
-
-def _kinds(kinds: Iterable[Kind]) -> str:
-    return f"of {', '.join(sorted(kinds)) or 'none'}"
 
 
 class _Teller:

@@ -120,6 +120,10 @@ class Cpmd:
     def _set_clocks(self, true_now: float) -> None:
         _set_clocks(true_now - self.booted, true_now + self.wall_ahead_s, f"{self.booted}")
 
+    def wall(self, true_now: float) -> WallTime:
+        """Return what the wall clock of its machine shows."""
+        return WallTime.of(true_now + self.wall_ahead_s)
+
     def die(self) -> None:
         """It is gone; the ledger stays."""
         self._loop, self.fuse = None, None
@@ -152,15 +156,15 @@ class Cpmd:
         if _Log.error and not self._judge.liars:
             raise Violation(f"cpmd failed: {_Log.error}")
 
-    def ask(self, act: Callable[[Manager, float], object], true_now: float) -> None:
-        """An operator asks, or the timer runs; a refusal is an answer."""
+    def ask(self, act: Callable[[Manager, float], object], true_now: float, *, is_change: bool = True) -> None:
+        """An operator asks, or the timer runs (no ``is_change``); a refusal is an answer."""
         loop = self._loop
         if loop is None:
             return
 
         async def asking() -> None:
             with contextlib.suppress(VirtPortsError):
-                await loop.do(act)
+                await loop.do(act, is_change=is_change)
 
         self.decide([asking()], true_now)
 
@@ -206,6 +210,8 @@ class Cpmd:
     def send(self, session: Session, message: ManagerMessage) -> None:
         """Send a message to a node."""
         self._write()
+        if session.is_impostor:
+            raise Violation(f"an impostor is taken for {session.node}, and sent {type(message).__name__}")
         if self._say is not None:
             self._say("manager", f"sends {session.node} {words.message(message)}")
         session.down.append(codec.encode(message))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from ipaddress import IPv4Address
 
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.core.twins import twin_of
+from cpm.protocol.model import DomainUUID, NodeName, PortRange
 from natctl.core.domains import Tap
 from prove.judge import BLOCK, Flow, Violation
 from prove.machine import Guest, Machine
@@ -16,8 +18,9 @@ class Guests(Network):
     """A site with VMs."""
 
     def where(self, uuid: DomainUUID) -> list[str]:
-        """Return the machines that have a VM; two while it migrates."""
-        return [name for name, machine in self.machines.items() if uuid in machine.guests]
+        """Return the machines that have a VM; two while it migrates. Where a copy of it is does not count."""
+        copy = self.copies.get(uuid)
+        return [name for name, machine in self.machines.items() if uuid in machine.guests and name != copy]
 
     def _new_taps(self, uuid: DomainUUID) -> frozenset[Tap]:
         self._taps += 1
@@ -31,6 +34,17 @@ class Guests(Network):
         machine = self.machines[name]
         if self.where(uuid) or not machine.is_on:
             return False
+        return self._begin_guest(machine, uuid)
+
+    def _copy(self, name: str, uuid: DomainUUID) -> bool:
+        """A second VM with the same UUID begins."""
+        machine, names = self.machines[name], self.where(uuid)
+        if len(names) != 1 or name in names or uuid in self.copies or uuid in self.ways or not machine.is_on:
+            return False
+        self.copies[uuid] = name
+        return self._begin_guest(machine, uuid)
+
+    def _begin_guest(self, machine: Machine, uuid: DomainUUID) -> bool:
         machine.guests[uuid] = Guest(frozenset())
         machine.give_taps(uuid, self._new_taps(uuid), self._clock(machine))
         if machine.node is not None:
@@ -39,14 +53,23 @@ class Guests(Network):
             machine.carry_out()
         return True
 
-    def _stop_vm(self, uuid: DomainUUID, *, hook: bool) -> bool:
-        names = self.where(uuid)
-        self._end_flows(uuid)
+    def _stop_vm(self, uuid: DomainUUID, *, hook: bool, which: int = 0) -> bool:
+        """A VM ends; if there is a copy: which = 0, 3, …: the first one; 1, 4, …: the copy; 2, 5, …: both."""
+        names, copy = self.where(uuid), self.copies.get(uuid)
+        if copy is not None:
+            names = {0: names, 1: [copy]}.get(which % 3, [*names, copy])
         self.ways.pop(uuid, None)
         for name in names:
             machine = self.machines[name]
+            self._end_flows(uuid, name)
             machine.ended(uuid, self._clock(machine), hook=hook)
+            self._forget_copy(uuid, name)
         return bool(names)
+
+    def _forget_copy(self, uuid: DomainUUID, name: str) -> None:
+        """A VM is gone from a machine: if there were two, there is one, which is no copy any more."""
+        if self.copies.get(uuid) == name or not self.where(uuid):
+            self.copies.pop(uuid, None)
 
     def _plug(self, uuid: DomainUUID) -> bool:
         names = self.where(uuid)
@@ -62,9 +85,10 @@ class Guests(Network):
 
     def _migrate(self, uuid: DomainUUID, to: str, hooks: int) -> bool:
         names, machine = self.where(uuid), self.machines[to]
-        if len(names) != 1 or to in names or not machine.is_on or not self.machines[names[0]].guests[uuid].taps:
+        if len(names) != 1 or to in names or uuid in self.copies or not machine.is_on:
             return False
-        if self.machines[names[0]].guests[uuid].phase is not Phase.HERE:
+        source = self.machines[names[0]].guests[uuid]
+        if not source.taps or source.phase is not Phase.HERE:
             return False
         self.ways[uuid] = (names[0], to)
         machine.guests[uuid] = Guest(frozenset(), Phase.MIGRATING)
@@ -118,13 +142,15 @@ class Guests(Network):
             machine.ended(uuid, self._clock(machine), hook=hook)
         return True
 
-    def _end_flows(self, uuid: DomainUUID) -> None:
+    def _end_flows(self, uuid: DomainUUID, host: str = "") -> None:
         for flow in self.judge.flows(uuid):
-            self.judge.on_end(flow, self.now)
+            if host in ("", flow.host):
+                self.judge.on_end(flow, self.now)
 
     def open(self, uuid: DomainUUID, offset: int, *, whole_range: bool = False) -> bool:
         """A VM opens a connection, as its host's and an edge's kernels let it; or connections on its whole range."""
-        for machine in self.machines.values():
+        machines = list(self.machines.values())
+        for machine in machines if offset % 2 else reversed(machines):
             entry = machine.kernel.host.get(uuid)
             guest = machine.guests.get(uuid)
             if guest is None or guest.phase is not Phase.HERE or entry is None or entry.intent.ports is None:
@@ -146,23 +172,29 @@ class Guests(Network):
 
     def _open_one(self, machine: Machine, uuid: DomainUUID, ports: PortRange) -> bool:
         entry = machine.kernel.host[uuid]
-        if any(flow.ports == ports and flow.ended is None for flow in machine.flows if flow.domain == uuid):
+        if any(flow.ports == ports and flow.ended is None for flow in machine.flows if flow.guest == uuid):
             return False
-        let_through: dict[str, IPv4Address] = {}
+        let_through: dict[str, tuple[DomainUUID, IPv4Address]] = {}
         for edge in self.machines.values():
-            vm = edge.kernel.edge.get(uuid) if edge.is_edge else None
             # One that sends to another host, as it did last, passes nothing that comes back.
-            if vm is not None and (vm.internal, vm.via) == (entry.intent.internal, machine.identity.underlay):
-                for each in vm.ranges:
-                    if each.ports.covers(ports):
-                        let_through[edge.name] = each.external
-        passes = [name for name in let_through if self.sends(machine.name, name)]
+            vm = edge.mapped_as(_names(uuid, machine.name), entry.intent.internal, machine.identity.underlay)
+            found = next((each.external for each in vm.ranges if each.ports.covers(ports)), None) if vm else None
+            if vm is not None and found is not None:
+                let_through[edge.name] = vm.domain, found
+        sent_to = [name for name, edge in self.machines.items() if edge.is_on and self.sends(machine.name, name)]
+        passes = [name for name in sent_to if name in let_through]
+        for name in sent_to:
+            # One that sends to another host knows that the VM was there last; the host's natd may not run.
+            edge = self.machines[name]
+            is_elsewhere = edge.mapped_at(_names(uuid, machine.name)) not in (None, machine.identity.underlay)
+            if name not in passes and not edge.has_forgotten and not is_elsewhere:
+                self.judge.on_not_mapped(machine.name, uuid, ports, name)
         if not passes:
             return False
         if len(set(let_through.values())) > 1:
             raise Violation(f"edges map ports {ports} of vm{uuid[-1:]} to {let_through}")
-        external, via = let_through[passes[0]], machine.identity.underlay
-        flow = Flow(uuid, machine.name, via, entry.intent.internal, entry.index, external, ports)
+        (domain, external), via = let_through[passes[0]], machine.identity.underlay
+        flow = Flow(domain, machine.name, via, entry.intent.internal, entry.index, external, ports, uuid)
         self.judge.on_begin(flow, passes, self.now)
         machine.flows.add(flow)
         return True
@@ -177,3 +209,9 @@ class Guests(Network):
             if uuid in machine.guests:
                 machine.guests[uuid].busy = False
         return bool(flows)
+
+
+@functools.cache
+def _names(uuid: DomainUUID, host: str) -> tuple[DomainUUID, DomainUUID]:
+    """Return what edges may call a VM of a host."""
+    return uuid, twin_of(uuid, NodeName(host))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
+from typing import Final
 
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
@@ -22,6 +23,7 @@ from natctl.model.entries import HostEntry
 BLOCK = 64
 Block = tuple[IPv4Address, int]
 """An external address, and the first port of a block."""
+_SAME: Final = DomainUUID("")
 _NO_BLOCKS: frozenset[Block] = frozenset()
 
 
@@ -34,6 +36,7 @@ class Flow:
     """A connection of a VM, or as many as a block has ports."""
 
     domain: DomainUUID
+    """The VM, as edges know it."""
     host: str
     via: IPv4Address
     """The underlay address of that host, to which edges send what comes back."""
@@ -43,12 +46,17 @@ class Flow:
     external: IPv4Address
     ports: PortRange
     """One port, or a whole block."""
+    guest: DomainUUID = _SAME
+    """The VM, as its host knows it: another one if it is served beside a VM of the same UUID."""
     through: set[str] = dataclasses.field(default_factory=set)
     """The edges in service that let it through."""
     is_lost: bool = False
     """Its host's kernel forgot it, by no act of ours, and does not have it again yet."""
     ended: float | None = None
     """When it ended, true time; its entry stays for a while."""
+
+    def __post_init__(self) -> None:
+        self.guest = self.guest or self.domain
 
     @property
     def block(self) -> Block:
@@ -87,6 +95,7 @@ class Judge:
         self._sends = sends
         self._locks: dict[Block, _Lock] = {}
         self._flows: dict[DomainUUID, set[Flow]] = {}
+        self._of_guest: dict[DomainUUID, set[Flow]] = {}
         self._at_edge: dict[str, dict[DomainUUID, frozenset[Block]]] = {}
         self.liars: set[str] = set()
         """Hosts that said what is not so: what their own VMs suffer is not counted."""
@@ -169,7 +178,7 @@ class Judge:
 
         :raise Violation: When connections of a VM that runs there are cut.
         """
-        for flow in self._flows.get(domain, ()):
+        for flow in self._of_guest.get(domain, ()):
             if flow.host != host or host in self.liars:
                 continue
             if flow.is_lost:
@@ -204,20 +213,31 @@ class Judge:
             raise Violation(f"no hold-down: {flow} begins; {_vm(lock.used_by)} used it {now - lock.used_at:.1f} s ago")
         flow.through.update(edges)
         self._flows.setdefault(flow.domain, set()).add(flow)
+        self._of_guest.setdefault(flow.guest, set()).add(flow)
         lock.flows[flow.domain] = lock.flows.get(flow.domain, 0) + 1
 
     def on_end(self, flow: Flow, now: float) -> None:
         """A connection ended, by no act of ours."""
         flow.ended = now
         self._flows[flow.domain].discard(flow)
+        self._of_guest[flow.guest].discard(flow)
         lock = self._lock(flow.block)
         lock.flows[flow.domain] -= 1
         if not self._is_excused(flow):
             lock.used_by, lock.used_at = flow.domain, now
 
-    def flows(self, domain: DomainUUID) -> tuple[Flow, ...]:
-        """Return the connections of a VM."""
-        return tuple(self._flows.get(domain, ()))
+    def on_not_mapped(self, host: str, guest: DomainUUID, ports: PortRange, edge: str) -> None:
+        """
+        A VM begins a connection on ports that its host hands out, and an edge to which the host sends drops it.
+
+        :raise Violation: Unless the host is a liar: edges come first.
+        """
+        if host not in self.liars:
+            raise Violation(f"dropped: {host} hands out {ports} to {_vm(guest)}, and {edge} does not map it")
+
+    def flows(self, guest: DomainUUID) -> tuple[Flow, ...]:
+        """Return the connections of all VMs that hosts know by this UUID."""
+        return tuple(self._of_guest.get(guest, ()))
 
     @property
     def all_flows(self) -> list[Flow]:

@@ -108,16 +108,17 @@ class SimulatedKernel:
         self._believed_host, self._believed_edge, self._believed_path = dict(host), dict(edge), path
         self.ensure()
 
-    def ensure(self) -> None:
-        """Make the kernel hold again what was last applied."""
+    def ensure(self) -> bool:
+        """Make the kernel hold again what was last applied; return whether that is known."""
         if not self._has_believed or self._believed_path is None:
-            return
+            return False
         self._is_flushed = False
         if self._is_host:
             self.host = {uuid: _as_read(entry) for uuid, entry in self._believed_host.items()}
         if self._is_edge:
             self.edge = {uuid: _coalesced(vm) for uuid, vm in self._believed_edge.items() if vm.ranges}
         self._take_path(self._believed_path)
+        return True
 
     def restart_natd(self) -> None:
         """A new natd begins: what the former one last applied is known from the kernel only."""

@@ -7,6 +7,8 @@ import sqlite3
 
 from cpm.ledger import SqliteLedger
 from cpm.ledger.connection import MEMORY
+from cpm.ledger.copies import mark_restored
+from cpm.protocol.walltime import WallTime
 
 
 class StoryLedger(SqliteLedger):
@@ -21,10 +23,30 @@ class StoryLedger(SqliteLedger):
         self._connection.backup(copy)
         return copy
 
+    def highest(self) -> int:
+        """Return the highest number of a range so far."""
+        values = dict(self._connection.execute("SELECT key, value FROM meta").fetchall())
+        used = self._connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
+        return max(int(used), int(values["highest_freed"]))
+
     def put_back(self, copy: sqlite3.Connection) -> None:
         """Replace the content by that of a copy; nobody has it open now."""
         copy.backup(self._connection)
         self._timeline = self._read_timeline()
+
+    def restore(self, copy: sqlite3.Connection | None, wall: WallTime) -> None:
+        """
+        Do what ``virt-ports restore`` does with a copy, or with the present content; nobody has it open now.
+
+        :param copy: None: the ledger stays, and is accepted as it is.
+        """
+        epoch = highest = 0
+        if copy is not None:
+            epoch = self._connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
+            highest = self.highest()
+            self.put_back(copy)
+        with self._transaction():
+            mark_restored(self._connection, wall, epoch, highest)
 
 
 @functools.cache

@@ -3,6 +3,9 @@ The end of a story: the faults stop, time passes, and then everything is in use 
 
 What must be so at last: every VM that runs has ports, or is refused with a reason; nothing is reserved or leaving for
 ever; every kernel holds exactly what the ledger says; no port is lost.
+
+A machine that is broken for good stays so at first: what waits for nothing else is excused. Then the operator switches
+it off and fences it, which is the documented remedy, and nothing is excused any more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from cpm.core.twins import twin_of
 from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
 from prove.judge import BLOCK, Block, Violation, blocks
 from prove.network import ALL_VMS, BLOCKS
-from prove.story import EDGES, HOSTS, NODES
+from prove.sites import SITES
 from prove.world import World
 from qga_agent.domain_list import Phase
 
@@ -36,6 +39,13 @@ def finish(world: World) -> None:
     :raise Violation: When something does not come to an end, or what must never be seen was seen on the way.
     """
     stop_faults(world)
+    if broken := world.broken:
+        _come_to_rest(world, f"with {broken} broken")
+        world.give_up(broken)
+    _come_to_rest(world, "after the last fault")
+
+
+def _come_to_rest(world: World, when: str) -> None:
     for number, seconds in enumerate(ROUNDS_S):
         go_on(world, seconds, presence=number % 4 == 0)
         if number == WITH_FLOWS:
@@ -43,9 +53,13 @@ def finish(world: World) -> None:
                 world.close_flows(uuid)
         if number >= SOONEST and not any(True for _ in complaints(world, longest_s=0.0)):
             return
+        manager = world.cpmd.manager
+        if number % SOONEST == 1 and manager is not None and manager.refused.sentences:
+            # Nodes say that the ledger is an old copy, or another one.
+            world.accept()
     # Ranges may move for as long as VMs run, but none of them may be on its way for long.
     if found := "; ".join(complaints(world, longest_s=LONGEST_S)):
-        raise Violation(f"{sum(ROUNDS_S):.0f} s after the last fault: {found}")
+        raise Violation(f"{sum(ROUNDS_S):.0f} s {when}: {found}")
 
 
 def stop_faults(world: World) -> None:
@@ -54,18 +68,22 @@ def stop_faults(world: World) -> None:
     cpmd.fuse, cpmd.fails = None, 0
     world.cut_off.clear()
     world.mend()
+    for name in world.judge.liars:
+        # What natd has said in a session and what the manager has heard in it is not the same.
+        world.lose_session(name)
 
 
 def go_on(world: World, seconds: float, *, presence: bool) -> None:
     """Some seconds of ordinary life."""
-    for name in NODES:
+    world.approve_all()
+    for name in world.nodes:
         world.connect(name)
     world.settle()
     world.pass_time(seconds)
     if presence:
-        for name in NODES:
+        for name in world.nodes:
             world.machines[name].ensure(world.now)
-    for name in HOSTS:
+    for name in world.hosts:
         world.machines[name].measure(0, world.now)
     world.settle()
 
@@ -80,13 +98,12 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
     if manager is None:
         yield "cpmd does not run"
         return
+    if manager.restoring is not None:
+        if world.broken not in manager.restoring.missing() or world.machines[world.broken].is_on:
+            yield f"the restored ledger waits for {manager.restoring.waits_for(world.cpmd.ledger_now(world.now))}"
+        return
     rows = [row for vm in manager.fleet.vms for row in manager.fleet.of(vm)]
-    for row in rows:
-        if (
-            row.state is not AllocationState.ACTIVE
-            and (age_s := world.cpmd.ledger_now(world.now) - row.since) >= longest_s
-        ):
-            yield f"{_row(row)} is {row.state} since {age_s:.0f} s"
+    yield from (each for row in rows for each in _on_its_way(world, manager, row, longest_s))
     yield from _vms(world, manager, [row for row in rows if row.state is AllocationState.ACTIVE])
     yield from _kernels(world, rows)
     free = sum(manager.fleet.space.usage(address).free for address in world.externals)
@@ -95,29 +112,48 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
         yield f"{free} ports are free"
 
 
-_COMMON: Final = {twin_of(uuid, NodeName(host)): uuid for uuid in ALL_VMS for host in HOSTS}
+def _on_its_way(world: World, manager: Manager, row: Allocation, longest_s: float) -> Iterator[str]:
+    now = world.cpmd.ledger_now(world.now)
+    age_s = now - row.since
+    if row.state is AllocationState.ACTIVE or age_s < longest_s:
+        return
+    waits_for = (row.node,) if row.state is AllocationState.RESERVED else manager.lacking(row, now)[1]
+    if not _excuses(world, *waits_for):
+        yield f"{_row(row)} is {row.state} since {age_s:.0f} s"
+
+
+def _excuses(world: World, *names: str) -> bool:
+    """Return whether what waits for these machines waits for nothing but one that is broken and not fenced yet."""
+    broken = world.broken
+    return bool(broken) and not world.is_given_up and set(names) == {broken}
+
+
+_NAMES: Final = {name for site in SITES.values() for name in site}
+_COMMON: Final = {twin_of(uuid, NodeName(name)): uuid for uuid in ALL_VMS for name in _NAMES}
 """What hosts call the twins that there may be."""
 
 
 def _vms(world: World, manager: Manager, rows: list[Allocation]) -> Iterator[str]:
-    by_name = {_COMMON.get(row.domain, row.domain): row for row in rows}
     waiting = {_COMMON.get(uuid, uuid) for uuid in manager.waiting}
     for uuid in ALL_VMS:
         names = [n for n in world.where(uuid) if world.machines[n].guests[uuid].phase is Phase.HERE]
-        row = by_name.get(uuid)
-        if names and row is None and uuid not in waiting:
-            yield f"vm{uuid[-1:]} runs on {names[0]} and has no ports"
-        if names and row is not None and row.node != names[0]:
-            yield f"vm{uuid[-1:]} runs on {names[0]} and {_row(row)} is {row.node}'s"
-        if not names and (row is not None or uuid in manager.fleet.vms):
+        of_vm = [row for row in rows if _COMMON.get(row.domain, row.domain) == uuid and not _excuses(world, row.node)]
+        if names and not _excuses(world, names[0]):
+            if not of_vm and uuid not in waiting:
+                yield f"vm{uuid[-1:]} runs on {names[0]} and has no ports"
+            elsewhere = (row for row in of_vm if row.node != names[0])
+            yield from (f"vm{uuid[-1:]} runs on {names[0]} and {_row(row)} is {row.node}'s" for row in elsewhere)
+        vm = manager.fleet.vms.get(uuid)
+        is_forgotten = vm is None or bool(manager.fleet.of(uuid)) or _excuses(world, vm.node)
+        if not names and (of_vm or not is_forgotten):
             yield f"vm{uuid[-1:]} runs nowhere and is known"
-        if not names and uuid in manager.waiting:
-            yield f"vm{uuid[-1:]} runs nowhere and waits"
 
 
 def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
     active = [row for row in rows if row.state is AllocationState.ACTIVE]
-    for name in HOSTS:
+    for name in world.hosts:
+        if name == world.broken:
+            continue
         kernel = world.machines[name].kernel
         mine = {_COMMON.get(row.domain, row.domain): row.ports for row in active if row.node == name}
         held = {uuid: entry.intent.ports for uuid, entry in kernel.host.items()}
@@ -131,9 +167,9 @@ def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
     for row in rows:
         if row.state is not AllocationState.HELD:
             wanted.setdefault(row.domain, set()).update(blocks(row.external, row.ports))
-    for name in EDGES:
+    for name in world.edges:
         mapped = world.judge.held_at(name)
-        if mapped != wanted:
+        if mapped != wanted and name != world.broken:
             yield f"{name}'s kernel maps {_short(mapped)} instead of {_short(wanted)}"
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 from array import array
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
+import msgspec
+
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError
+from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.messages import Hello
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.node import Identity, Node
@@ -39,6 +44,9 @@ _TCP = 6
 _SETTINGS = {
     frozenset({Role.HOST}): NodeSettings(HostSettings(frozenset({"eth0"}))),
     frozenset({Role.EDGE}): NodeSettings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"}))),
+    frozenset({Role.HOST, Role.EDGE}): NodeSettings(
+        HostSettings(frozenset({"eth0"})), EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"}))
+    ),
 }
 
 
@@ -57,6 +65,19 @@ class Session:
     """The manager has taken the first message."""
     connection: object = None
     """What the manager knows it by."""
+    is_impostor: bool = False
+    """The other end is a machine that is not this node."""
+
+
+class Broken(enum.StrEnum):
+    """How a machine is broken for good."""
+
+    REFUSES = "refuses"
+    """Its kernel refuses every change."""
+    HANGS = "hangs"
+    """Its natd goes on, and its kernel is never changed."""
+    GONE = "gone"
+    """It has no power."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,6 +119,12 @@ class Machine:
         """How many changes the kernel refuses from now on."""
         self.refused_vm: DomainUUID | None = None
         """It refuses only those of this VM; None: any."""
+        self.broken: Broken | None = None
+        """How it is broken to the end of the story; None: it is not."""
+        self.has_forgotten = False
+        """Its kernel lost its tables, by no act of ours, and does not have them again yet."""
+        self.false_hello: Callable[[Hello], Hello] | None = None
+        """Makes a lie of the first message of the next session."""
         self.fuse: int | None = None
         """natd dies after so many more writes; None: it does not."""
         self.is_dying = False
@@ -137,6 +164,8 @@ class Machine:
             if isinstance(command, Send):
                 if self.session is not None and self._write():
                     message = command.message
+                    if isinstance(message, Hello) and self.false_hello is not None:
+                        message, self.false_hello = self.false_hello(message), None
                     if self._say is not None:
                         self._say(self.name, f"sends {words.message(message)}")
                     self.session.up.append(codec.encode(message))
@@ -160,7 +189,7 @@ class Machine:
     def kernel_step(self, now: float, true_now: float) -> bool:
         """Carry out the first command that is queued, deletions last; return whether there was one."""
         node = self.node
-        if node is None or self.is_dying:
+        if node is None or self.is_dying or self.broken is Broken.HANGS:
             return False
         while self.work and isinstance(self.work[0], (Forget, Prune)):
             deletion = self.work.popleft()
@@ -181,8 +210,9 @@ class Machine:
         return True
 
     def _program(self, command: Program | Replace, node: Node, now: float, true_now: float) -> None:
-        if self.refuses and (self.refused_vm is None or self._changes(command, self.refused_vm)):
-            self.refuses -= 1
+        is_refused = self.refused_vm is None or self._changes(command, self.refused_vm)
+        if self.broken is Broken.REFUSES or (self.refuses and is_refused):
+            self.refuses = max(0, self.refuses - 1)
             if self._say is not None:
                 self._say(self.name, "its kernel refuses")
             node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), now)
@@ -194,6 +224,7 @@ class Machine:
             self.kernel.change(command.change)
         else:
             self.kernel.replace(command.host, command.edge, command.path)
+            self.has_forgotten = False
         self._tell_judge(before_host, before_edge, true_now)
         if self._write():
             node.on_kernel_programmed(now)
@@ -212,7 +243,11 @@ class Machine:
     def _tell_judge(self, before_host: dict, before_edge: dict, true_now: float) -> None:  # type: ignore[type-arg]
         if self.is_edge:
             edge = self.kernel.edge
-            changed = {u: edge.get(u) for u in before_edge.keys() | edge.keys() if before_edge.get(u) != edge.get(u)}
+            changed = {
+                uuid: self._with_host(edge.get(uuid))
+                for uuid in before_edge.keys() | edge.keys()
+                if before_edge.get(uuid) != edge.get(uuid)
+            }
             if self._say is not None:
                 for uuid, vm in sorted(changed.items()):
                     self._say(self.name, f"its kernel maps to {words.vm(uuid)}: {words.edge_intent(vm)}")
@@ -226,14 +261,33 @@ class Machine:
                         self._say(self.name, f"its kernel hands out to {words.vm(uuid)}: {ports}")
                     self._judge.on_host(self.name, uuid, entry)
 
+    def _with_host(self, vm: EdgeIntent | None) -> EdgeIntent | None:
+        """Return what an edge maps, with the host's address also where it is this machine."""
+        if vm is None or vm.via is not None:
+            return vm
+        return msgspec.structs.replace(vm, via=self.identity.underlay)
+
+    def mapped_as(self, uuids: Iterable[DomainUUID], internal: IPv4Address, via: IPv4Address) -> EdgeIntent | None:
+        """Return what this edge maps to a VM: which is one of these, by its internal address and its host's."""
+        for uuid in uuids if self.is_edge else ():
+            vm = self.kernel.edge.get(uuid)
+            if vm is not None and (vm.internal, vm.via or self.identity.underlay) == (internal, via):
+                return vm
+        return None
+
+    def mapped_at(self, uuids: Iterable[DomainUUID]) -> IPv4Address | None:
+        """Return the host to which this edge sends what is for the VM that is one of these; None: to none."""
+        found = (vm for uuid in uuids if (vm := self.kernel.edge.get(uuid)) is not None)
+        return next((vm.via or self.identity.underlay for vm in found), None)
+
     def ensure(self, true_now: float) -> None:
         """Natd's periodic check: make the kernel hold again what was last applied; tell the manager of the VMs."""
         if self.node is None:
             return
-        if not self.work:
+        if not self.work and self.broken is None:
             # natd does one thing at a time with the kernel.
             before_host, before_edge = dict(self.kernel.host), dict(self.kernel.edge)
-            self.kernel.ensure()
+            self.has_forgotten = self.has_forgotten and not self.kernel.ensure()
             self._tell_judge(before_host, before_edge, true_now)
         if self.is_host:
             self.node.send_presence()
@@ -241,13 +295,14 @@ class Machine:
 
     def flush(self) -> None:
         """Somebody removes all tables."""
+        self.has_forgotten = True
         self.kernel.flush()
         self._judge.on_edge_lost(self.name)
         self._judge.on_host_lost(self.name)
 
     def power_off(self, true_now: float) -> None:
         """Everything that runs here ends, and the kernel forgets."""
-        self.is_on = False
+        self.is_on, self.has_forgotten = False, True
         for flow in [flow for flow in self.flows if flow.ended is None]:
             self._judge.on_end(flow, true_now)
         self.flows.clear()

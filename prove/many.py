@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from prove.faults import reverted
 from prove.runner import Verdict, run
-from prove.story import USUAL, Kind, generate
+from prove.story import ALL_KINDS, Kind, generate
 
 _STORIES = 25
 """Stories that a process runs at a time."""
@@ -58,7 +58,7 @@ class Progress:
 
 def run_many(
     seeds: Iterable[int],
-    kinds: frozenset[Kind] = USUAL,
+    kinds: frozenset[Kind] = ALL_KINDS,
     processes: int = 1,
     until: float | None = None,
     fault: str = "",

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Final
 
+import msgspec
+
 from cpm.core.manager import Manager
 from cpm.core.membership import ApprovalRequest
 from cpm.core.sizing.rules import PoolRules
 from cpm.protocol import codec
 from cpm.protocol.errors import VirtPortsError
-from cpm.protocol.messages import ManagerMessage, NodeMessage
+from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
 from natctl.core.node import Identity
@@ -25,7 +27,8 @@ from prove.cpmd import Call, Cpmd
 from prove.judge import BLOCK, Judge
 from prove.ledger import new_ledger
 from prove.machine import Machine, Session
-from prove.story import EDGES, NODES, VMS, Story
+from prove.sites import SITES, names
+from prove.story import VMS, Story
 
 HOLD_DOWN_S: Final = 30.0
 BLOCKS: Final = 24
@@ -66,23 +69,34 @@ class Network:
         self.machines: dict[str, Machine] = {}
         self.ways: dict[DomainUUID, tuple[str, str]] = {}
         """Migrations under way: from where, and to where."""
+        self.copies: dict[DomainUUID, str] = {}
+        """Where a second VM runs that has the UUID of one."""
         self.cut_off: set[str] = set()
         """Nodes that cannot reach the manager, nor be reached."""
-        self._sessions: dict[str, list[Session]] = {name: [] for name in NODES}
+        self.nodes = names(story.site)
+        """The names of all machines, and of those that are hosts and edges."""
+        self.hosts, self.edges = names(story.site, Role.HOST), names(story.site, Role.EDGE)
+        self._late = story.late
+        self._sessions: dict[str, list[Session]] = {name: [] for name in self.nodes}
         """All sessions of which one end is still open."""
+        self.is_given_up = False
+        """The machine that is broken for good was switched off and fenced."""
         self._taps = 0
         self._requests = 0
-        self._backup: sqlite3.Connection | None = None
-        self._own: dict[str, set[int]] = {name: set() for name in EDGES}
+        self._backup: tuple[sqlite3.Connection, int] | None = None
+        """A copy of the ledger, and the highest number of a range in it."""
+        self._own: dict[str, set[int]] = {name: set() for name in self.edges}
         self._say = say
-        for number, name in enumerate(NODES):
-            role = Role.EDGE if name in EDGES else Role.HOST
-            identity = Identity(NodeName(name), frozenset({role}), IPv4Address(f"172.30.0.{11 + number}"), "prove")
+        for number, (name, roles) in enumerate(SITES[story.site].items()):
+            underlay = IPv4Address(f"172.30.0.{11 + number}")
+            identity = Identity(NodeName(name), roles, underlay, "prove", machine=f"the machine {name}")
             self.machines[name] = Machine(identity, self.judge, say)
         self._begin()
 
     def sends(self, host: str, edge: str) -> bool:
-        """Return whether a host's kernel sends packets to an edge."""
+        """Return whether a host's kernel sends packets to an edge; where it is one itself, to no other."""
+        if self.machines[host].is_edge:
+            return host == edge
         path = self.machines[host].kernel.path
         return path is not None and self.machines[edge].identity.underlay in path.edges
 
@@ -94,22 +108,27 @@ class Network:
         addresses = [ExternalAddress(address, reserved) for address in self.externals]
         self._ask(lambda manager, now: manager.pool.add_addresses(addresses, now))
         for name, machine in self.machines.items():
-            self._approve(machine.identity)
+            if name != self._late:
+                self._approve(name)
             machine.start(self.now)
             machine.carry_out()
             self.connect(name)
         self.settle()
 
-    def _approve(self, identity: Identity) -> None:
+    def _approve(self, name: str) -> bool:
+        identity = self.machines[name].identity
+        known = self.cpmd.manager.fleet.nodes.get(identity.name) if self.cpmd.manager is not None else None
+        if known is not None and known.approval is not None:
+            return False
         request = ApprovalRequest(roles=identity.roles, underlay=identity.underlay)
-        self._ask(lambda manager, now: manager.membership.approve(identity.name, request, now))
+        return self._ask(lambda manager, now: manager.membership.approve(identity.name, request, now))
 
     # The ordinary run of things
 
     def first(self, who: str, act: Callable[[str], bool]) -> bool:
         """Do it with this node, or with the next one that has something to do."""
-        at = NODES.index(who)
-        return any(act(name) for name in (*NODES[at:], *NODES[:at]))
+        at = self.nodes.index(who)
+        return any(act(name) for name in (*self.nodes[at:], *self.nodes[:at]))
 
     def deliver_up(self, name: str, count: int, which: int = 0) -> bool:
         """The manager takes messages of one session one after the other, or sees its end."""
@@ -122,7 +141,7 @@ class Network:
 
     def deliver_from_all(self) -> bool:
         """The manager takes the next message of every session, all in one batch."""
-        calls = [self._hear(session) for name in NODES for session in self._audible(name)]
+        calls = [self._hear(session) for name in self.nodes for session in self._audible(name)]
         self._decide(calls)
         return bool(calls)
 
@@ -145,7 +164,7 @@ class Network:
         try:
             self.cpmd.decide(calls, self.now)
         finally:
-            for name in NODES:
+            for name in self.nodes:
                 self._forget_ended(name)
 
     def deliver_down(self, name: str, count: int) -> bool:
@@ -188,14 +207,14 @@ class Network:
                     machine.list_domains(now)
                 machine.carry_out()
         if self.cpmd.manager is not None:
-            self.cpmd.ask(Manager.tick, self.now)
+            self.cpmd.ask(Manager.tick, self.now, is_change=False)
 
     def settle(self) -> bool:
         """Everything that is under way arrives; what reaches the manager at the same time is decided together."""
         has_moved = False
         while True:
             moved = self.deliver_from_all()
-            for name in NODES:
+            for name in self.nodes:
                 while self.deliver_down(name, ALL):
                     moved = True
                 while self.kernel(name):
@@ -254,6 +273,23 @@ class Network:
         while len(session.down) > kept:
             session.down.pop()
         self._decide([self.cpmd.end(session)])
+        return True
+
+    def _impostor(self, name: str, *, is_same_machine: bool) -> bool:
+        """Another machine says that it is this node; whatever the manager sends it is a violation."""
+        identity, session = self.machines[name].identity, self.machines[name].session
+        node = self.cpmd.manager.fleet.nodes.get(identity.name) if self.cpmd.manager is not None else None
+        is_connected = session is not None and session.at_manager and session.said_hello and name not in self.cut_off
+        # A machine that is known by nothing else is taken for that node if the node is not connected.
+        if node is None or (not is_connected if is_same_machine else not node.machine):
+            return False
+        impostor = Session(identity.name, is_impostor=True)
+        machine = identity.machine if is_same_machine else "another machine"
+        hello = Hello(PROTOCOL, identity.name, identity.roles, identity.underlay, "prove", 0, ())
+        hello = msgspec.structs.replace(hello, machine=machine, instance="impostor")
+        if self._say is not None:
+            self._say(name, f"{machine} says that it is this node")
+        self._decide([self.cpmd.take(impostor, hello)])
         return True
 
     def _forget_ended(self, name: str) -> None:

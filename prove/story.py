@@ -10,8 +10,11 @@ from __future__ import annotations
 import enum
 import itertools
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
+
+from cpm.protocol.model import Role
+from prove.sites import names
 
 
 class Kind(enum.StrEnum):
@@ -92,13 +95,24 @@ class Kind(enum.StrEnum):
     """The wall clock of the manager's machine is set."""
     REBOOT_MANAGER = "reboot manager"
     """The machine on which cpmd runs boots again, and is off for some time."""
-    # What is not mended yet, or says what is not so.
+    # Faults of people.
     BACKUP = "backup"
-    """Somebody copies the ledger."""
+    """The operator makes a backup of the ledger."""
     RESTORE = "restore"
-    """cpmd is stopped, the ledger replaced by that copy, cpmd started."""
+    """cpmd is stopped, an earlier ledger takes the place of its own, cpmd is started: n = 0, 3, …: by ``virt-ports
+    restore``; n = 1, 4, …: a plain copy, which nodes refuse; n = 2, 5, …: ``restore --accept``, the ledger stays."""
+    APPROVE = "approve"
+    """The operator approves a node that is not approved yet, or not any more."""
+    COPY = "copy"
+    """A second VM with the UUID of one that runs begins on another machine: a copy, or the same one restarted while
+    its host only cannot be reached. While there are two, ``stop`` ends the first, the second or both, by n."""
+    IMPOSTOR = "impostor"
+    """Another machine says that it is this node; n odd: with the identity of its machine, while it is connected."""
     LIE = "lie"
     """A host says what is not so: of its VMs, of counts, or of what its kernel holds."""
+    BREAK = "break"
+    """A machine breaks, and stays so to the end of the story: n = 0, 3, …: its kernel refuses all; n = 1, 4, …: its
+    natd goes on and its kernel is never changed, so it confirms nothing; n = 2, 5, …: it has no power."""
 
 
 class Event(NamedTuple):
@@ -120,21 +134,24 @@ class Event(NamedTuple):
 ABOUT_VM = frozenset(
     {
         Kind.START, Kind.STOP, Kind.STOP_UNSEEN, Kind.PLUG, Kind.OPEN, Kind.HOLD_ALL, Kind.CLOSE, Kind.MIGRATE,
-        Kind.RESUME, Kind.LEFT, Kind.ABORT, Kind.RESIZE, Kind.RELOCATE, Kind.NEED, Kind.LIE,
+        Kind.RESUME, Kind.LEFT, Kind.ABORT, Kind.RESIZE, Kind.RELOCATE, Kind.NEED, Kind.LIE, Kind.COPY,
     }
 )  # fmt: skip
 
-HOSTS = ("host1", "host2")
-EDGES = ("edge1", "edge2")
-NODES = HOSTS + EDGES
 VMS = 5
 
-_WEIGHTS: Mapping[Kind, tuple[float, Sequence[str]]] = {
+_Whom = Role | Literal["nodes", "nobody"]
+HOSTS: Final = Role.HOST
+EDGES: Final = Role.EDGE
+NODES: Final = "nodes"
+NOBODY: Final = "nobody"
+
+_WEIGHTS: Mapping[Kind, tuple[float, _Whom]] = {
     Kind.DELIVER_UP: (24, NODES),
     Kind.DELIVER_DOWN: (22, NODES),
     Kind.KERNEL: (20, NODES),
-    Kind.PASS: (7, ()),
-    Kind.SETTLE: (1.5, ()),
+    Kind.PASS: (7, NOBODY),
+    Kind.SETTLE: (1.5, NOBODY),
     Kind.MEASURE: (9, HOSTS),
     Kind.PRESENT: (2, NODES),
     Kind.LIST: (2, HOSTS),
@@ -142,38 +159,42 @@ _WEIGHTS: Mapping[Kind, tuple[float, Sequence[str]]] = {
     Kind.STOP: (2, HOSTS),
     Kind.STOP_UNSEEN: (0.7, HOSTS),
     Kind.PLUG: (1, HOSTS),
-    Kind.OPEN: (7, ()),
-    Kind.HOLD_ALL: (1.5, ()),
-    Kind.CLOSE: (2, ()),
+    Kind.OPEN: (7, NOBODY),
+    Kind.HOLD_ALL: (1.5, NOBODY),
+    Kind.CLOSE: (2, NOBODY),
     Kind.MIGRATE: (3, HOSTS),
-    Kind.RESUME: (3, ()),
-    Kind.LEFT: (2.5, ()),
-    Kind.ABORT: (0.8, ()),
-    Kind.RESIZE: (4, ()),
-    Kind.RELOCATE: (1, ()),
-    Kind.NEED: (1, ()),
+    Kind.RESUME: (3, NOBODY),
+    Kind.LEFT: (2.5, NOBODY),
+    Kind.ABORT: (0.8, NOBODY),
+    Kind.RESIZE: (4, NOBODY),
+    Kind.RELOCATE: (1, NOBODY),
+    Kind.NEED: (1, NOBODY),
     Kind.OWN_PORTS: (0.5, EDGES),
     Kind.LOSE_AT_NODE: (1.5, NODES),
     Kind.LOSE_AT_MANAGER: (1.5, NODES),
     Kind.CONNECT: (8, NODES),
     Kind.PARTITION: (0.5, NODES),
-    Kind.HEAL: (1, ()),
+    Kind.HEAL: (1, NOBODY),
     Kind.KILL_NATD: (1, NODES),
     Kind.START_NATD: (3, NODES),
-    Kind.KILL_CPMD: (0.8, ()),
-    Kind.START_CPMD: (2.5, ()),
+    Kind.KILL_CPMD: (0.8, NOBODY),
+    Kind.START_CPMD: (2.5, NOBODY),
     Kind.REFUSE: (1, NODES),
     Kind.FLUSH: (0.3, NODES),
     Kind.POWER_OFF: (0.3, NODES),
     Kind.POWER_ON: (1.5, NODES),
     Kind.FENCE: (1, NODES),
     Kind.LIBVIRT: (0.6, HOSTS),
-    Kind.DISK_FULL: (0.3, ()),
-    Kind.CLOCK: (0.5, ()),
-    Kind.REBOOT_MANAGER: (0.3, ()),
-    Kind.BACKUP: (0.5, ()),
-    Kind.RESTORE: (0.3, ()),
-    Kind.LIE: (0.5, HOSTS),
+    Kind.DISK_FULL: (0.3, NOBODY),
+    Kind.CLOCK: (0.5, NOBODY),
+    Kind.REBOOT_MANAGER: (0.3, NOBODY),
+    Kind.BACKUP: (0.05, NOBODY),
+    Kind.RESTORE: (0.03, NOBODY),
+    Kind.APPROVE: (0.5, EDGES),
+    Kind.COPY: (0.3, HOSTS),
+    Kind.IMPOSTOR: (0.1, NODES),
+    Kind.LIE: (0.01, HOSTS),
+    Kind.BREAK: (0.05, NODES),
 }
 """How often each kind happens, and to whom."""
 
@@ -201,12 +222,23 @@ THEMES: Mapping[str, Mapping[Kind, float]] = {
     "shortage": {
         **dict.fromkeys((_K.START, _K.STOP, _K.PASS, _K.HOLD_ALL, _K.CLOSE, _K.RESIZE, _K.MEASURE), 3.0),
     },
+    # A liar's own VMs are not judged, so most stories have none.
+    "lies": {_K.LIE: 200.0, **dict.fromkeys((_K.START, _K.OPEN, _K.IMPOSTOR), 2.0)},
+    "restores": {
+        **dict.fromkeys((_K.BACKUP, _K.RESTORE), 30.0),
+        **dict.fromkeys((_K.PARTITION, _K.POWER_OFF, _K.KILL_NATD, _K.START_CPMD, _K.FENCE, _K.RESIZE), 2.0),
+        **dict.fromkeys((_K.PASS, _K.CONNECT), 1.5),
+    },
+    "broken": {_K.BREAK: 30.0, **dict.fromkeys((_K.START, _K.STOP, _K.RESIZE, _K.PASS, _K.OPEN), 2.0)},
+    "twins": {
+        **dict.fromkeys((_K.COPY, _K.IMPOSTOR), 15.0),
+        **dict.fromkeys((_K.PARTITION, _K.POWER_OFF, _K.STOP, _K.PASS), 3.0),
+        **dict.fromkeys((_K.START, _K.OPEN, _K.HEAL, _K.CONNECT), 2.0),
+    },
 }
 """What happens more often, or less, in a story; one in as many stories has each theme."""
 
-NOT_YET: frozenset[Kind] = frozenset({Kind.BACKUP, Kind.RESTORE, Kind.LIE})
-"""Kinds that are known to break something today; they are drawn only when asked for."""
-USUAL: frozenset[Kind] = frozenset(Kind) - NOT_YET
+ALL_KINDS: frozenset[Kind] = frozenset(Kind)
 
 
 class Story(NamedTuple):
@@ -216,6 +248,10 @@ class Story(NamedTuple):
     externals: int
     """External addresses of the pool."""
     events: tuple[Event, ...]
+    site: str = "apart"
+    """One of :data:`prove.sites.SITES`."""
+    late: str = ""
+    """A machine that is not approved when the story begins; empty: none."""
 
 
 _VMS_OF_A_STORY = (1, 2, 1, 3, VMS, 2, 1)
@@ -286,10 +322,50 @@ PHRASES: tuple[tuple[tuple[Kind, int], ...], ...] = (
     ),
 )
 """What often happens in that order. Stories have parts of them, with other things between."""
+_CALM: tuple[tuple[Kind, int], ...] = (
+    *((_K.HEAL, 0), (_K.START_CPMD, 0), (_K.POWER_ON, 0), (_K.START_NATD, 0), (_K.CONNECT, 0), (_K.CONNECT, 0)),
+    *((_K.SETTLE, 0), (_K.STOP, 2), (_K.SETTLE, 0)),
+)
+"""Everybody is there, and the guest is not."""
+PHRASES_OF_CRASHES: tuple[tuple[tuple[Kind, int] | tuple[Kind, int, int], ...], ...] = (
+    # A kernel refuses a range, cpmd starts anew, and natd tries again before it has heard what shall be.
+    (
+        *_CALM,
+        *((_K.START, 0), (_K.REFUSE, 0), (_K.SETTLE, 0), (_K.KILL_CPMD, 0), (_K.START_CPMD, 0), (_K.DELIVER_DOWN, 0)),
+        *((_K.CONNECT, 0), (_K.PASS, 6), (_K.KERNEL, 0), (_K.OPEN, _ANY), (_K.DELIVER_UP, 4), (_K.DELIVER_DOWN, 4)),
+        *((_K.KERNEL, 0), (_K.SETTLE, 0)),
+    ),
+    # A guest that has ended is back before its host's kernel and the manager have followed either.
+    (
+        *_CALM,
+        *((_K.START, 0), (_K.SETTLE, 0), (_K.STOP, 0), (_K.KILL_NATD, 0), (_K.START, 0), (_K.START_NATD, 0)),
+        *((_K.KERNEL, 0), (_K.KERNEL, 0), (_K.OPEN, _ANY), (_K.DELIVER_UP, 0), (_K.CONNECT, 0), (_K.DELIVER_UP, 4)),
+        *((_K.DELIVER_DOWN, 4), (_K.KERNEL, 0), (_K.SETTLE, 0)),
+    ),
+    # A guest has arrived by its source's word, and a commit fails before the destination has said so.
+    (
+        *_CALM,
+        *((_K.START, 0), (_K.SETTLE, 0), (_K.MIGRATE, 0), (_K.SETTLE, 0), (_K.RESUME, 1), (_K.LEFT, 0)),
+        *((_K.SETTLE, 0), (_K.OPEN, _ANY), (_K.DISK_FULL, 0), (_K.RESIZE, _ANY), (_K.SETTLE, 0)),
+    ),
+    # Two guests hold all that there is; a third one waits, and ends while cpmd is dead.
+    (
+        *_CALM,
+        *((_K.START, 0, 1), (_K.START, 0, 2), (_K.SETTLE, 0), (_K.RESIZE, 11, 1), (_K.RESIZE, 11, 2)),
+        *((_K.SETTLE, 0), (_K.HOLD_ALL, 0, 1), (_K.HOLD_ALL, 0, 2), (_K.START, 0), (_K.SETTLE, 0)),
+        *((_K.KILL_CPMD, 0), (_K.STOP, 0), (_K.START_CPMD, 0), (_K.CONNECT, 0), (_K.SETTLE, 0)),
+    ),
+)
+"""More of them, for stories of crashes. A third number says that it is about another VM than the rest."""
+_SITES_OF_STORIES = ("apart", "apart", "apart", "mixed", "both")
+_LATE = 0.15
+"""Share of the stories in which one edge is approved while the story goes on."""
 _PHRASE = 0.02
 """Share of a story's events at which one begins."""
 _KEPT = 0.85
 """Share of a phrase that happens."""
+_KEPT_OF_CRASHES = 0.97
+"""The same for those of crashes, in which each event is needed."""
 _BETWEEN = 0.25
 """How often something else happens between."""
 _FOCUS = 0.6
@@ -300,7 +376,7 @@ EVENTS = 600
 """Events that are drawn for it: usually enough."""
 
 
-def generate(seed: int, events: int = EVENTS, kinds: Iterable[Kind] = USUAL) -> Story:
+def generate(seed: int, events: int = EVENTS, kinds: Iterable[Kind] = ALL_KINDS) -> Story:
     """
     Return the story of a seed.
 
@@ -308,29 +384,44 @@ def generate(seed: int, events: int = EVENTS, kinds: Iterable[Kind] = USUAL) -> 
     :param kinds: The kinds that may happen.
     """
     rng = random.Random(seed)
-    chosen = [kind for kind in Kind if kind in set(kinds)]
-    theme = list(THEMES.values())[seed // 2 % len(THEMES)]
-    cumulative = list(itertools.accumulate(_WEIGHTS[kind][0] * theme.get(kind, 1.0) for kind in chosen))
-    draws = rng.choices(chosen, cum_weights=cumulative, k=events)
     uniform = rng.random
+    theme = list(THEMES)[seed // 2 % len(THEMES)]
+    site = rng.choice(_SITES_OF_STORIES)
+    whom = {NODES: names(site), HOSTS: names(site, Role.HOST), EDGES: names(site, Role.EDGE), NOBODY: ("",)}
+    late = whom[EDGES][-1] if site == "apart" and uniform() < _LATE else ""
     vms = _VMS_OF_A_STORY[seed % len(_VMS_OF_A_STORY)]
-    focus = NODES[int(uniform() * len(NODES))] if uniform() < _FOCUS else HOSTS[0]
+    focus = whom[NODES][int(uniform() * len(whom[NODES]))] if uniform() < _FOCUS else whom[HOSTS][0]
     drawn = []
-    phrase: list[tuple[Kind, int]] = []
-    about = 1
-    for kind in draws:
-        if not phrase and uniform() < _PHRASE:
-            phrase = [
-                each for each in PHRASES[int(uniform() * len(PHRASES))] if uniform() < _KEPT and each[0] in chosen
-            ]
-            about = 1 + int(uniform() * vms)
+    for kind, wanted, about in _draw(rng, frozenset(kinds), theme, events, vms):
         # Small numbers often, large ones sometimes.
-        number, vm, share = int(uniform() ** 2 * 12), 1 + int(uniform() * vms), _FOCUS
+        number = int(uniform() ** 2 * 12) if wanted == _ANY else wanted
+        share = 0.9 if about else _FOCUS
+        those = whom[_WEIGHTS[kind][1]]
+        who = focus if focus in those and uniform() < share else those[int(uniform() * len(those))]
+        drawn.append(Event(kind, who, about or 1 + int(uniform() * vms), number))
+    return Story(seed, 1 + seed % 2, tuple(drawn), site, late)
+
+
+def _draw(
+    rng: random.Random, kinds: frozenset[Kind], theme: str, events: int, vms: int
+) -> Iterator[tuple[Kind, int, int]]:
+    """Yield kinds, each with its number if a phrase says one, and with the VM that the phrase is about."""
+    uniform = rng.random
+    chosen = [kind for kind in Kind if kind in kinds]
+    more = THEMES[theme]
+    cumulative = list(itertools.accumulate(_WEIGHTS[kind][0] * more.get(kind, 1.0) for kind in chosen))
+    phrases = PHRASES + PHRASES_OF_CRASHES if theme == "crashes" else PHRASES
+    often = 2.0 * _PHRASE if theme == "crashes" else _PHRASE
+    phrase: list[tuple[Kind, int] | tuple[Kind, int, int]] = []
+    about = 1
+    for kind in rng.choices(chosen, cum_weights=cumulative, k=events):
+        if not phrase and uniform() < often:
+            whole = phrases[int(uniform() * len(phrases))]
+            kept = _KEPT if whole in PHRASES else _KEPT_OF_CRASHES
+            phrase = [each for each in whole if uniform() < kept and each[0] in kinds]
+            about = 1 + int(uniform() * vms)
         if phrase and uniform() >= _BETWEEN:
-            kind, wanted = phrase.pop(0)
-            vm, share = about, 0.9
-            number = number if wanted == _ANY else wanted
-        whom = _WEIGHTS[kind][1]
-        who = focus if focus in whom and uniform() < share else whom[int(uniform() * len(whom))] if whom else ""
-        drawn.append(Event(kind, who, vm, number))
-    return Story(seed, 1 + seed % 2, tuple(drawn))
+            kind, number, *other = phrase.pop(0)
+            yield kind, number, 1 + (about - 1 + sum(other)) % vms
+        else:
+            yield kind, _ANY, 0

@@ -18,6 +18,7 @@ from prove import lies, words
 from prove.cpmd import CpmdDied
 from prove.guests import Guests
 from prove.judge import BLOCK
+from prove.machine import Broken
 from prove.network import ALL, ALL_VMS, BLOCKS, CLOCK_S, PASS_S, vm_of
 from prove.story import Event, Kind
 from qga_agent.domain_list import Phase
@@ -43,19 +44,50 @@ class World(Guests):
                     self._kill_natd(name, ALL)
 
     def mend(self) -> None:
-        """Bring everything back: machines, processes, libvirt; migrations end."""
+        """Bring everything back but what is broken: machines, processes, libvirt; migrations end, and copies."""
         self._start_cpmd()
         for name, machine in self.machines.items():
+            machine.false_hello = None
             machine.refuses, machine.fuse, machine.has_libvirt = 0, None, True
             self._power_on(name)
             self._start_natd(name)
         for uuid in list(self.ways):
             if not self._left(uuid):
                 self._abort(uuid, hook=True)
-        for uuid in ALL_VMS:
+        for number, uuid in enumerate(ALL_VMS):
+            if uuid in self.copies:
+                self._stop_vm(uuid, hook=True, which=number % 2)
             for name in self.where(uuid):
                 if not self.machines[name].guests[uuid].taps:
                     self._plug(uuid)
+
+    @property
+    def broken(self) -> str:
+        """The machine that is broken for good; empty: there is none."""
+        return next((name for name, machine in self.machines.items() if machine.broken is not None), "")
+
+    def give_up(self, name: str) -> None:
+        """The operator switches a broken machine off, and says so."""
+        self.is_given_up = True
+        self.machines[name].broken = Broken.GONE
+        self._power_off(name)
+        self.settle()
+        self._fence(name)
+
+    def approve_all(self) -> None:
+        """The operator approves what is not; refused while the ledger cannot be written."""
+        for name in self.nodes:
+            self._approve(name)
+
+    def lose_session(self, name: str) -> None:
+        """A node's session ends."""
+        self._lose_at_node(name, ALL)
+
+    def accept(self) -> None:
+        """The operator has the ledger that is in place take in what kernels hold."""
+        self._kill_cpmd()
+        self.cpmd.ledger.restore(None, self.cpmd.wall(self.now))
+        self._start_cpmd()
 
     # Operators
 
@@ -109,6 +141,10 @@ class World(Guests):
             return False
         self._kill_natd(name, ALL)
         for uuid, guest in list(machine.guests.items()):
+            if uuid in self.copies:
+                # The other one goes on.
+                del self.copies[uuid]
+                continue
             source, target = self.ways.get(uuid, (name, name))
             if guest.phase is not Phase.HERE and target == name:
                 # It came to nothing, and the guest goes on where it is.
@@ -122,21 +158,33 @@ class World(Guests):
 
     def _power_on(self, name: str) -> bool:
         machine = self.machines[name]
-        if machine.is_on:
+        if machine.is_on or machine.broken is Broken.GONE:
             return False
         machine.is_on, machine.booted = True, self.now
-        self._own.get(name, set()).clear()
+        if name in self._own:
+            self._own[name].clear()
         return self._start_natd(name)
 
-    def _restore(self) -> bool:
+    def _restore(self, n: int) -> bool:
+        if n % 3 == 2:
+            self.accept()
+            return True
         if self._backup is None:
             return False
+        copy, highest = self._backup
+        seen = [machine.remembered.follows.grants for machine in self.machines.values()]
+        if n % 3 and highest < self.cpmd.ledger.highest() and highest >= min(seen):
+            # Nobody could tell: a node that has seen nothing later takes the copy for the present ledger.
+            return False
         self._kill_cpmd()
-        self.cpmd.ledger.put_back(self._backup)
+        if n % 3:
+            self.cpmd.ledger.put_back(copy)
+        else:
+            self.cpmd.ledger.restore(copy, self.cpmd.wall(self.now))
         return self._start_cpmd()
 
     def _copy_ledger(self) -> bool:
-        self._backup = self.cpmd.ledger.copy()
+        self._backup = self.cpmd.ledger.copy(), self.cpmd.ledger.highest()
         return True
 
     def _set_clock(self, n: int) -> bool:
@@ -153,6 +201,11 @@ class World(Guests):
         machine = self.machines[name]
         if machine.session is None or machine.node is None:
             return False
+        if n % lies.LIES == lies.FALSE_HELLO:
+            self.judge.liars.add(name)
+            machine.false_hello = lambda truth: lies.hello(truth, uuid)
+            self._lose_at_node(name, ALL)
+            return self.connect(name)
         message = lies.tell(n, uuid, machine, self.cpmd.manager)
         self.judge.liars.add(name)
         if self._say is not None:
@@ -163,6 +216,17 @@ class World(Guests):
     def _refuse(self, name: str, n: int, which: int) -> bool:
         vms = (None, *ALL_VMS)
         self.machines[name].refuses, self.machines[name].refused_vm = n + 1, vms[which % len(vms)]
+        return True
+
+    def _break(self, name: str, n: int) -> bool:
+        roles = self.machines[name].identity.roles
+        others = [machine.identity.roles for other, machine in self.machines.items() if other != name]
+        if self.broken or any(all(role not in each for each in others) for role in roles):
+            return False
+        how = list(Broken)[n % len(Broken)]
+        self.machines[name].broken = how
+        if how is Broken.GONE:
+            self._power_off(name)
         return True
 
     def _light_natd(self, name: str, n: int) -> bool:
@@ -238,8 +302,8 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.PRESENT: lambda w, e: w._present(e.who),
     Kind.LIST: lambda w, e: w._list(e.who, e.n),
     Kind.START: lambda w, e: w._start_vm(e.who, vm_of(e.vm)),
-    Kind.STOP: lambda w, e: w._stop_vm(vm_of(e.vm), hook=True),
-    Kind.STOP_UNSEEN: lambda w, e: w._stop_vm(vm_of(e.vm), hook=False),
+    Kind.STOP: lambda w, e: w._stop_vm(vm_of(e.vm), hook=True, which=e.n),
+    Kind.STOP_UNSEEN: lambda w, e: w._stop_vm(vm_of(e.vm), hook=False, which=e.n),
     Kind.PLUG: lambda w, e: w._plug(vm_of(e.vm)),
     Kind.OPEN: lambda w, e: w.open(vm_of(e.vm), e.n),
     Kind.HOLD_ALL: lambda w, e: w.open(vm_of(e.vm), e.n, whole_range=True),
@@ -271,6 +335,10 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.CLOCK: lambda w, e: w._set_clock(e.n),
     Kind.REBOOT_MANAGER: lambda w, e: w._reboot_manager(e.n),
     Kind.BACKUP: lambda w, e: w._copy_ledger(),
-    Kind.RESTORE: lambda w, e: w._restore(),
+    Kind.RESTORE: lambda w, e: w._restore(e.n),
+    Kind.APPROVE: lambda w, e: w.first(e.who, w._approve),
+    Kind.COPY: lambda w, e: w._copy(e.who, vm_of(e.vm)),
+    Kind.IMPOSTOR: lambda w, e: w._impostor(e.who, is_same_machine=bool(e.n % 2)),
+    Kind.BREAK: lambda w, e: w._break(e.who, e.n),
     Kind.LIE: lambda w, e: w._lie(e.who, vm_of(e.vm), e.n),
 }

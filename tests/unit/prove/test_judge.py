@@ -132,3 +132,22 @@ def test_an_edge_to_which_the_host_does_not_send_may_lack_what_the_others_have()
     judge.on_edge("edge2", {ONE: None}, 2.0)
     with pytest.raises(Violation, match="cut: edge1"):
         judge.on_edge("edge1", {ONE: None}, 3.0)
+
+
+def test_an_edge_to_which_a_host_sends_maps_what_that_hands_out_unless_the_host_lies(judge: Judge) -> None:
+    with pytest.raises(Violation, match="dropped: host1 hands out 1024-1087 to vm1, and edge2 does not map it"):
+        judge.on_not_mapped("host1", ONE, FIRST, "edge2")
+    judge.liars.add("host1")
+    judge.on_not_mapped("host1", ONE, FIRST, "edge2")
+
+
+def test_a_vm_beside_another_one_of_the_same_uuid_is_another_owner(judge: Judge) -> None:
+    begun = flow(judge)
+    twin = Flow(TWO, "host2", ELSEWHERE, INTERNAL, 1, EXTERNAL, PortRange(1100, 1100), guest=ONE)
+    judge.on_begin(twin, ["edge1"], 0.0)
+    assert set(judge.flows(ONE)) == {begun, twin}
+    judge.on_host("host1", ONE, entry())
+    with pytest.raises(Violation, match="cut: host2"):
+        judge.on_host("host2", ONE, None)
+    with pytest.raises(Violation, match="two owners"):
+        judge.on_edge("edge1", {ONE: mapped(ONE, PortRange(1088, 1151))}, 1.0)

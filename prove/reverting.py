@@ -1,0 +1,272 @@
+"""
+The former behaviour of what was mended, one function a mending: a context in which that is put back.
+
+Each changes one or two functions. It fails when what it changes is no longer there, so it cannot go stale unseen.
+Its docstring says what was wrong. :mod:`prove.faults` is the list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cpm.core import membership
+from cpm.core.changes import PutNode
+from cpm.core.continuity import RefusedNodes
+from cpm.core.manager import Manager
+from cpm.core.presence import VMPresence
+from cpm.core.restoring import Restoring
+from cpm.core.rollout import steps
+from cpm.core.rollout.edge_service import EdgeService
+from cpm.core.rollout.steps import Rollout
+from cpm.protocol.model import AllocationState, Role
+from cpm.serving.node_sessions import NodeSessions
+from natctl.core.ended import Ended
+from natctl.core.node import Node
+
+
+@contextlib.contextmanager
+def changed(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Let ``make`` return what takes the place of an attribute, from what it is."""
+    original = getattr(owner, name)
+    setattr(owner, name, make(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def fence_stays() -> contextlib.AbstractContextManager[None]:
+    """A fence that nobody took back was applied again at every later loss of the node's session."""
+
+    def make(original: Any) -> Any:
+        def on_hello(self: Manager, hello: Any, *rest: Any) -> None:
+            known = self.fleet.nodes.get(hello.node)
+            original(self, hello, *rest)
+            if known is not None and known.fenced:
+                self.fleet.record(PutNode(dataclasses.replace(self.fleet.nodes[hello.node], fenced=True)))
+
+        return on_hello
+
+    def make_is_fenced(_: Any) -> Any:
+        def is_fenced(self: Rollout, name: Any) -> bool:
+            return self._fleet.nodes[name].fenced and name not in self._node_syncs
+
+        return is_fenced
+
+    return both(changed(Manager, "on_hello", make), changed(Rollout, "_is_fenced", make_is_fenced))
+
+
+def reserved_taken_away() -> contextlib.AbstractContextManager[None]:
+    """A range that was reserved when cpmd died was taken from a host that used it already."""
+    return changed(Rollout, "on_host_uses", lambda _: lambda self, reserved: None)
+
+
+def uncommitted_step() -> contextlib.AbstractContextManager[None]:
+    """A host lost a range whose confirmation could not be committed."""
+
+    def go_on_from(self: Manager, former: Manager) -> None:
+        for number in former._rollout.in_use_unconfirmed:
+            mine = self.fleet.allocation(number)
+            if mine is not None and mine.state is AllocationState.RESERVED:
+                self._rollout.on_host_uses(number)
+
+    return changed(Manager, "go_on_from", lambda _: go_on_from)
+
+
+def former_life() -> contextlib.AbstractContextManager[None]:
+    """A VM that stopped and started again used a range that was meant for its former life, and lost it."""
+    return changed(Ended, "of_this_life", lambda _: lambda self, vms, detached: tuple(vms))
+
+
+def announced() -> contextlib.AbstractContextManager[None]:
+    """A VM moved when another host announced it, not when its own let go."""
+    return changed(VMPresence, "_runs_elsewhere", lambda _: lambda self, vm, node: False)
+
+
+def unplugged_is_gone() -> contextlib.AbstractContextManager[None]:
+    """A VM whose only interface is unplugged for a moment was taken for gone."""
+
+    def make(original: Any) -> Any:
+        def init(self: Node, identity: Any, marks: int, *, has_libvirt: bool = False, **named: Any) -> None:
+            original(self, identity, marks, has_libvirt=False, **named)
+
+        return init
+
+    return changed(Node, "__init__", make)
+
+
+def no_counts() -> contextlib.AbstractContextManager[None]:
+    """A draining range is held without waiting until its connections have ended."""
+    return changed(steps, "IDLE_REPORTS", lambda _: 0)
+
+
+def away_not_asked() -> contextlib.AbstractContextManager[None]:
+    """A port goes to its next owner while an edge that is away still maps it."""
+
+    def make(original: Any) -> Any:
+        def lacks(self: Rollout, leaving: Any, now: float) -> Any:
+            since, missing = original(self, leaving, now)
+            return since, tuple(name for name in missing if name in self._node_syncs)
+
+        return lacks
+
+    return changed(Rollout, "lacks", make)
+
+
+def back_not_asked() -> contextlib.AbstractContextManager[None]:
+    """Ports of a host that was back after a fence were to be free before its kernel held them no more."""
+
+    def make(original: Any) -> Any:
+        def lacks(self: Rollout, leaving: Any, now: float) -> Any:
+            since, missing = original(self, leaving, now)
+            if leaving.state is AllocationState.HELD:
+                missing = tuple(name for name in missing if name in self._fleet.edges)
+            return since, missing
+
+        return lacks
+
+    return changed(Rollout, "lacks", make)
+
+
+def no_hold_down() -> contextlib.AbstractContextManager[None]:
+    """A port goes to its next owner as soon as it is not in use."""
+    return changed(Rollout, "_hold_down_end", lambda _: lambda self, held: held.since)
+
+
+@contextlib.contextmanager
+def both(
+    one: contextlib.AbstractContextManager[None], other: contextlib.AbstractContextManager[None]
+) -> Iterator[None]:
+    """Change two things."""
+    with one, other:
+        yield
+
+
+def nothing(owner: Any, name: str, result: Any = None) -> contextlib.AbstractContextManager[None]:
+    """Let a function do nothing."""
+    return changed(owner, name, lambda _: lambda *_args, **_named: result)
+
+
+def waiting_not_forgotten() -> contextlib.AbstractContextManager[None]:
+    """A VM that ended while it waited for ports and cpmd was dead was known for ever."""
+
+    def make(original: Any) -> Any:
+        def assume_running(self: VMPresence) -> None:
+            original(self)
+            for vm in self._fleet.vms.values():
+                if not self._fleet.of(vm.uuid):
+                    self._running.remove(vm.uuid)
+                    self._fleet.changed.discard(vm.uuid)
+
+        return assume_running
+
+    return changed(VMPresence, "assume_running", make)
+
+
+def given_back_not_in_use() -> contextlib.AbstractContextManager[None]:
+    """
+    A host lost the ports that it gave a VM again before the manager took the word of a former session that it
+    was gone.
+    """
+    take = Manager._take_reserved_in_use
+
+    def make(original: Any) -> Any:
+        def begin_session(self: Manager, node: Any, hello: Any, generation: int, now: float) -> None:
+            if not generation:
+                take(self, node, hello)
+            original(self, node, hello, generation, now)
+
+        return begin_session
+
+    return both(changed(Manager, "_begin_session", make), nothing(Manager, "_take_reserved_in_use"))
+
+
+def arrived_is_gone() -> contextlib.AbstractContextManager[None]:
+    """A manager that started over took a VM for gone that was on its destination by its source's word alone."""
+
+    def make(original: Any) -> Any:
+        def resume(
+            self: Manager, hello: Any, generation: int, now: float, detached: int = 0, incoming: Any = ()
+        ) -> None:
+            original(self, hello, generation, now, detached)
+            for attach in incoming:
+                self.on_message(hello.node, attach, now)
+
+        return resume
+
+    return changed(Manager, "resume", make)
+
+
+def edge_waited_for_ever() -> contextlib.AbstractContextManager[None]:
+    """An edge that confirms nothing held up every start and growth."""
+    return nothing(EdgeService, "_take_out")
+
+
+def connected_edges_only() -> contextlib.AbstractContextManager[None]:
+    """A range waited for connected edges only: others, to which hosts send as well, dropped what a VM began."""
+
+    def make(original: Any) -> Any:
+        def needed(self: EdgeService, host: Any) -> Any:
+            return {name for name in original(self, host) if name in self._node_syncs}
+
+        return needed
+
+    return changed(EdgeService, "needed", make)
+
+
+def any_machine() -> contextlib.AbstractContextManager[None]:
+    """Another machine that said that it is a node was taken for it."""
+
+    def make(original: Any) -> Any:
+        def excess(known: Any, approval: Any, hello: Any) -> str:
+            return str(original(dataclasses.replace(known, machine=""), approval, hello))
+
+        return excess
+
+    return changed(membership, "_excess", make)
+
+
+def second_natd() -> contextlib.AbstractContextManager[None]:
+    """A second natd that said that it is a node took the place of the first one, which was connected."""
+
+    async def check_name(self: NodeSessions, hello: Any, connection: Any) -> None:
+        del self, hello, connection
+
+    return changed(NodeSessions, "_check_name", lambda _: check_name)
+
+
+def not_taken_in() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger was obeyed before it had taken in what kernels hold."""
+    return nothing(Restoring, "take_in")
+
+
+def not_waited_for() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger waits for no node."""
+    return nothing(Restoring, "missing", result=[])
+
+
+def no_twins() -> contextlib.AbstractContextManager[None]:
+    """A VM that was restarted elsewhere after its host died got no ports."""
+    return nothing(VMPresence, "_serve_beside")
+
+
+def no_twins_at_edges() -> contextlib.AbstractContextManager[None]:
+    """The same on a host that is an edge as well."""
+
+    def make(original: Any) -> Any:
+        def serve_beside(self: VMPresence, vm: Any, now: float) -> None:
+            claim = self._claims.of(vm.uuid)
+            if claim is None or Role.EDGE not in self._fleet.nodes[claim.node].roles:
+                original(self, vm, now)
+
+        return serve_beside
+
+    return changed(VMPresence, "_serve_beside", make)
+
+
+def leaps_by_clock() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger was refused for ever where the wall clock had been set back since it was restored before."""
+    return nothing(RefusedNodes, "seen", result=(0, 0))

@@ -1,0 +1,82 @@
+"""Stories that were shrunk to a few events, each of which failed before what it shows was mended."""
+
+from __future__ import annotations
+
+import pytest
+
+from prove.machine import Broken
+from prove.runner import run
+from prove.story import Event, Kind, Story
+from prove.world import World
+
+ALL = 11
+"""As the number of messages: more than there are."""
+
+
+def story(*events: Event, site: str = "apart") -> Story:
+    return Story(1, 1, events, site)
+
+
+STORIES = {
+    "a VM restarted beside its lost host, on a machine that is an edge as well": story(
+        Event(Kind.START, "both2", 5),
+        Event(Kind.DELIVER_UP, "both1"),
+        Event(Kind.BREAK, "both2", n=list(Broken).index(Broken.GONE)),
+        Event(Kind.START, "both1", 5),
+        site="both",
+    ),
+    "a ledger restored twice, the clock set back between": story(
+        Event(Kind.BACKUP),
+        Event(Kind.RESTORE),
+        Event(Kind.CLOCK),
+        Event(Kind.SETTLE),
+        *(Event(Kind.CONNECT, "edge2") for _ in range(3)),
+        Event(Kind.DELIVER_UP, "edge2", n=7),
+        Event(Kind.RESTORE, n=10),
+    ),
+    "a VM to be moved to other ports while a restored ledger waits": story(
+        Event(Kind.START, "both2", 1),
+        Event(Kind.SETTLE),
+        Event(Kind.RESIZE, vm=1),
+        Event(Kind.RESTORE, n=8),
+        Event(Kind.RELOCATE, vm=1),
+        site="both",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_it_goes_well(name: str) -> None:
+    assert run(STORIES[name]).violation == ""
+
+
+def test_a_connection_of_a_vm_beside_another_one_is_judged_as_that_of_a_vm_of_its_own() -> None:
+    begun: list[tuple[str, bool]] = []
+
+    def tell(world: World, event: Event) -> None:
+        begun[:] = [(flow.host, flow.domain == flow.guest) for flow in world.judge.all_flows]
+
+    pass_s = (Event(Kind.PASS, n=7), Event(Kind.PASS, n=7), Event(Kind.SETTLE))
+    events = (
+        *(Event(Kind.START, "both1", 1), Event(Kind.SETTLE), Event(Kind.OPEN, vm=1)),
+        *(Event(Kind.PARTITION, "both1"), Event(Kind.LOSE_AT_MANAGER, "both1"), Event(Kind.COPY, "both2", 1)),
+        *(Event(Kind.SETTLE), Event(Kind.PRESENT, "both2"), *pass_s, Event(Kind.OPEN, vm=1), Event(Kind.SETTLE)),
+    )
+    assert run(story(*events, site="both"), tell).violation == ""
+    assert sorted(begun) == [("both1", True), ("both2", False)]
+
+
+def test_a_second_machine_and_a_second_natd_are_refused_while_the_first_goes_on() -> None:
+    events = (
+        *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.OPEN, vm=1)),
+        *(Event(Kind.IMPOSTOR, name, n=n) for name in ("host1", "edge1") for n in (0, 1)),
+        Event(Kind.SETTLE),
+    )
+    assert run(story(*events)).violation == ""
+
+
+@pytest.mark.parametrize("how", range(len(Broken)))
+@pytest.mark.parametrize("node", ["host1", "edge1"])
+def test_what_is_broken_holds_up_nobody_else(node: str, how: int) -> None:
+    events = (Event(Kind.BREAK, node, n=how), Event(Kind.START, "host2", 1), Event(Kind.SETTLE))
+    assert run(story(*events)).violation == ""
