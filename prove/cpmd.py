@@ -22,7 +22,8 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.ledger import SqliteLedger
 from cpm.ledger.store import ResumedTime
 from cpm.protocol import codec
-from cpm.protocol.errors import LedgerError, LedgerFull, VirtPortsError
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError, LedgerFull
 from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage
 from cpm.protocol.walltime import WallTime
 from cpm.service import clock

@@ -15,7 +15,8 @@ from typing import TypeVar
 from cpm.api.operations import Argument, Operation
 from cpm.api.views import ErrorView
 from cpm.protocol import codec
-from cpm.protocol.errors import CODES, ExitCode, InvalidRequest, Unreachable, VirtPortsError
+from cpm.protocol.error_codes import CODES
+from cpm.protocol.errors import ExitCode, InvalidRequest, Unreachable, VirtPortsError
 
 _A = TypeVar("_A")
 

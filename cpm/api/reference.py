@@ -22,7 +22,7 @@ from msgspec import Meta, Struct, UnsetType
 
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
-from cpm.protocol.errors import CODES
+from cpm.protocol.error_codes import CODES
 
 _HEAD = """\
 # HTTP API

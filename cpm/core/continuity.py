@@ -16,8 +16,8 @@ from cpm.core.changes import NoteSeen
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
-from cpm.protocol.errors import LedgerMistrusted
 from cpm.protocol.holdings import Held
+from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import Hello
 from cpm.protocol.model import NodeName, PortRange, Role
 from cpm.protocol.own_ports import KeptPorts, OwnUse

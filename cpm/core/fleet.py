@@ -33,7 +33,8 @@ from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
 from cpm.core.refusals import Refusals
 from cpm.core.tallies import Tallies
-from cpm.protocol.errors import Conflict, LedgerUnwritable
+from cpm.protocol.errors import Conflict
+from cpm.protocol.ledger_errors import LedgerUnwritable
 from cpm.protocol.model import (
     VM,
     Allocation,

@@ -41,13 +41,8 @@ from cpm.core.sizing.starters import Starters
 from cpm.core.timeline import Step
 from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes, Resolver
-from cpm.protocol.errors import (
-    Conflict,
-    InvalidRequest,
-    LedgerMistrusted,
-    NotApproved,
-    NotFound,
-)
+from cpm.protocol.errors import Conflict, InvalidRequest, NotApproved, NotFound
+from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,

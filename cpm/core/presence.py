@@ -29,14 +29,8 @@ from cpm.core.sizing.starters import Starters
 from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
-from cpm.protocol.errors import (
-    Conflict,
-    InternalPoolExhausted,
-    LedgerUnwritable,
-    PortsExhausted,
-    QuotaReached,
-    VirtPortsError,
-)
+from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, QuotaReached, VirtPortsError
+from cpm.protocol.ledger_errors import LedgerUnwritable
 from cpm.protocol.messages import Attach, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 

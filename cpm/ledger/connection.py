@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cpm.protocol.errors import LedgerError, LedgerFull, LedgerUnwritable, VirtPortsError
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError, LedgerFull, LedgerUnwritable
 
 MEMORY: Final = ":memory:"
 """Path of a ledger in memory, for tests."""

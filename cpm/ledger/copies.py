@@ -24,7 +24,7 @@ from cpm.ledger import schema
 from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
 from cpm.ledger.export import sync_folder
 from cpm.ledger.locking import locked, refuse_foreign_log
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.walltime import WallTime
 
 LEAP: Final = 1_000_000

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cpm.core.journal import JournalEntry
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.records.lines import json_line
 
 

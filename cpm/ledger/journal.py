@@ -15,7 +15,7 @@ from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
 from cpm.ledger.connection import ledger_errors, roll_back
-from cpm.protocol.errors import JournalGap, JournalNotKept, LedgerError
+from cpm.protocol.ledger_errors import JournalGap, JournalNotKept, LedgerError
 from cpm.protocol.walltime import WallTime
 
 _NOTICES = ", ".join(f"'{event}'" for event in sorted(NOTICES))

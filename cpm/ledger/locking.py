@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cpm.ledger.connection import sentence
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 
 _CHECKED: Final = ("meta", "nodes", "vms", "addresses", "reserved_ports", "allocations")
 

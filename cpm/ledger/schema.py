@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 from sqlite_utils import Database
 
 from cpm.ledger.connection import APPLICATION_ID, roll_back
-from cpm.protocol.errors import LedgerError, SchemaTooNew
+from cpm.protocol.ledger_errors import LedgerError, SchemaTooNew
 
 Migration: TypeAlias = Callable[[Database], None]
 

@@ -15,6 +15,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     ├── Ambiguous               several VMs have that name
     ├── Conflict                valid, but not in the present state
     │   ├── AddressInUse
+    │   ├── AddressOverlaps     the address has another use between the machines
     │   ├── LedgerMistrusted    a node has followed another ledger, or a later state of it
     │   ├── NameInUse           another machine is connected under that node's name
     │   ├── IllegalStep         an allocation in that state cannot take that step
@@ -30,16 +31,14 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     │   └── SchemaTooNew
     ├── KernelError             the kernel refused a transaction
     └── Unreachable             the peer does not answer
+
+Those of the ledger and its journal, LedgerMistrusted among them, are in :mod:`cpm.protocol.ledger_errors`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Final
-
-from cpm.protocol.walltime import WallTime
 
 
 class ExitCode(enum.IntEnum):
@@ -134,53 +133,6 @@ class NotFound(VirtPortsError):
         return f"no {self.kind} {self.name!r}; {self.remedy}"
 
 
-class JournalNotKept(VirtPortsError):
-    """
-    A question about a time of which the ledger no longer has the journal.
-
-    :param since: The moment from which on it is complete.
-    """
-
-    code = "journal-not-kept"
-    http_status = 404
-    exit_code = ExitCode.REFUSED
-
-    def __init__(self, since: WallTime) -> None:
-        super().__init__(since)
-        self.since = since
-
-    def __str__(self) -> str:
-        return (
-            f"the journal is complete only from {self.since} on; older entries are in the files that cpmd exported, "
-            "see docs/reference/journal.md"
-        )
-
-
-class JournalGap(VirtPortsError):
-    """
-    A question about a time of which nothing is known, because an earlier ledger was restored.
-
-    :param begin: The moment of that ledger.
-    :param end: The moment from which on the journal is complete again; None: it is not yet.
-    """
-
-    code = "journal-gap"
-    http_status = 404
-    exit_code = ExitCode.REFUSED
-
-    def __init__(self, begin: WallTime, end: WallTime | None) -> None:
-        super().__init__(begin, end)
-        self.begin = begin
-        self.end = end
-
-    def __str__(self) -> str:
-        until = f"until {self.end}" if self.end is not None else "until now, see `virt-ports status`,"
-        return (
-            f"the journal is lost from {self.begin} {until} because an earlier ledger was restored; the former ledger, "
-            "if it is there, is beside the present one as *.before-restore-*"
-        )
-
-
 class Ambiguous(VirtPortsError):
     """
     Several VMs have that name.
@@ -208,27 +160,6 @@ class Conflict(VirtPortsError):
     code = "conflict"
     http_status = 409
     exit_code = ExitCode.REFUSED
-
-
-class LedgerMistrusted(Conflict):
-    """
-    A node has followed another ledger than the manager's, or a later state of it; it is refused.
-
-    :param node: The node.
-    :param why: What it has seen.
-    :param remedy: What to do.
-    """
-
-    code = "ledger-mistrusted"
-
-    def __init__(self, node: str, why: str, remedy: str) -> None:
-        super().__init__(node, why, remedy)
-        self.node = node
-        self.why = why
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.node} is refused: {self.why}; {self.remedy}"
 
 
 class AddressInUse(Conflict):
@@ -458,51 +389,6 @@ class InternalPoolExhausted(VirtPortsError):
         return f"no internal address is left in {self.pool}; set a larger pool.internal in cpmd.toml"
 
 
-class LedgerError(VirtPortsError):
-    """The ledger cannot be read or written; the message has SQLite's error and what to check. Nothing changed."""
-
-    code = "ledger"
-    http_status = 503
-
-
-class LedgerUnwritable(LedgerError):
-    """
-    The ledger can be read, but not written at the moment: its file system is read-only or broken, or another process
-    has locked it. What is there goes on; nothing new is given until it can be written again. Nothing changed.
-    """
-
-    code = "ledger-unwritable"
-
-
-class LedgerFull(LedgerUnwritable):
-    """The file system of the ledger is full."""
-
-    code = "ledger-full"
-    http_status = 507
-
-
-class SchemaTooNew(LedgerError):
-    """
-    The ledger was written by a newer version.
-
-    :param found: Schema version in the file.
-    :param known: Newest schema version that this program knows.
-    """
-
-    code = "schema-too-new"
-
-    def __init__(self, found: int, known: int) -> None:
-        super().__init__(found, known)
-        self.found = found
-        self.known = known
-
-    def __str__(self) -> str:
-        return (
-            f"the ledger has schema {self.found}, this version knows {self.known}; "
-            "install the newer virt-ports again, or take in a backup made before the upgrade with `virt-ports restore`"
-        )
-
-
 class KernelError(VirtPortsError):
     """
     The kernel refused a transaction; no part of it is in effect.
@@ -544,15 +430,3 @@ class Unreachable(VirtPortsError):
 
     def __str__(self) -> str:
         return f"cannot reach {self.peer}: {self.detail}; {self.remedy}"
-
-
-def family(kind: type[VirtPortsError] = VirtPortsError) -> Iterator[type[VirtPortsError]]:
-    """Yield a class of errors and all below it that are declared here, parents first."""
-    yield kind
-    for each in kind.__subclasses__():
-        if each.__module__ == __name__:
-            yield from family(each)
-
-
-CODES: Final = {kind.code: kind for kind in family()}
-"""The class of each code."""

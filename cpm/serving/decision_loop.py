@@ -31,7 +31,8 @@ from cpm.core.refusals import Refusals
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.tallies import Tallies
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError, LedgerUnwritable, VirtPortsError
+from cpm.protocol.errors import VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError, LedgerUnwritable
 from cpm.protocol.messages import ManagerMessage
 from cpm.protocol.model import NodeName
 from cpm.serving.ledger_clock import LedgerClock

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from cpm.ledger import JournalReader
 from cpm.protocol.bounds import whole_number
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.service.metrics import cpmd as declared
 from cpm.serving.event_sinks import Sink
 from cpm.serving.journal_thread import JournalThread

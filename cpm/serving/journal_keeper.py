@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cpm.ledger import JournalReader, SqliteLedger
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.serving.journal_thread import JournalThread
 
 log = logging.getLogger(__name__)

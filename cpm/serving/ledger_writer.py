@@ -14,7 +14,7 @@ from typing import Final
 from cpm.core.changes import Change
 from cpm.core.tallies import Tallies
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerUnwritable
+from cpm.protocol.ledger_errors import LedgerUnwritable
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from cpm.core.keep_out import KeepOut
 from cpm.core.manager import Manager
 from cpm.core.membership import MOST_ASKING
 from cpm.core.statements import Statements
-from cpm.protocol.errors import Conflict, LedgerError, NameInUse, NotApproved, VirtPortsError
+from cpm.protocol.errors import Conflict, NameInUse, NotApproved, VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.messages import (
     Declined,
     Delta,

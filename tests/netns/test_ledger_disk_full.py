@@ -16,7 +16,7 @@ import json, sqlite3, sys
 from contextlib import closing, suppress
 from pathlib import Path
 from cpm.core.changes import PutAddress, PutNode, PutVM
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.ledger import SqliteLedger
 from tests.unit.cpm.ledger.words import A, add, external, node, vm
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cpm.cli import parsing, times
-from cpm.protocol.errors import InvalidRequest, LedgerError
+from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.ledger_errors import LedgerError
 
 if TYPE_CHECKING:
     from cpm.api.views import RecordView

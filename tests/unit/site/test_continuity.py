@@ -9,7 +9,7 @@ import pytest
 
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerMistrusted
+from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import PROTOCOL, Hello, Welcome
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName
 from natctl.core.following import OtherLedger, OtherManager, StaleEpoch

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cpm.cli import main, parsing
-from cpm.protocol import errors
+from cpm.protocol import errors, ledger_errors
+from cpm.protocol.error_codes import CODES
 from cpm.settings import ListenSettings
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, lines, raw, refusal
@@ -50,7 +51,7 @@ REFUSALS = [
 
 
 def test_every_error_has_its_http_status() -> None:
-    assert {code: kind.http_status for code, kind in errors.CODES.items()} == {
+    assert {code: kind.http_status for code, kind in CODES.items()} == {
         **{code: status for status, code, _ in REFUSALS if code != "internal"},
         **dict.fromkeys(("config", "illegal-step", "kernel", "unreachable"), 500),
     }
@@ -68,13 +69,14 @@ def test_a_refusal_prints_the_sentence_of_the_manager(
 
 
 def test_every_error_code_has_the_intended_exit_code() -> None:
-    codes = {kind.code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
-    assert codes == set(errors.CODES)
+    declared = [*vars(errors).values(), *vars(ledger_errors).values()]
+    codes = {kind.code for kind in declared if isinstance(kind, type) and hasattr(kind, "code")}
+    assert codes == set(CODES)
     ends = dict.fromkeys(codes, 1) | {
         "invalid-request": 2, "unreachable": 3, "error": 4, "kernel": 4, "ledger": 4, "schema-too-new": 4,
         "ledger-full": 4, "ledger-unwritable": 4, "overloading": 4, "illegal-step": 4,
     }  # fmt: skip
-    assert {code: int(kind.exit_code) for code, kind in errors.CODES.items()} == ends
+    assert {code: int(kind.exit_code) for code, kind in CODES.items()} == ends
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",

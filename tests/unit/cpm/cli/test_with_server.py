@@ -23,15 +23,8 @@ from cpm.api.operations import Operation
 from cpm.api.server import NodeConnection, Server
 from cpm.api.views import EventView, PoolRemoval, PoolRequest, ResizeRequest, StatusView, WishesRequest
 from cpm.cli import main
-from cpm.protocol.errors import (
-    AddressInUse,
-    Ambiguous,
-    InternalPoolExhausted,
-    LedgerError,
-    NotFound,
-    PortsExhausted,
-    VirtPortsError,
-)
+from cpm.protocol.errors import AddressInUse, Ambiguous, InternalPoolExhausted, NotFound, PortsExhausted, VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.messages import Hello, NodeMessage
 from cpm.protocol.model import NodeName
 from cpm.protocol.walltime import WallTime

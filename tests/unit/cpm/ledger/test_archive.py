@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cpm.core.changes import DropVM
 from cpm.core.timeline import Position
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import JournalNotKept, LedgerError
+from cpm.protocol.ledger_errors import JournalNotKept, LedgerError
 from cpm.protocol.model import DomainUUID
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, B, add, at, expected, free, move

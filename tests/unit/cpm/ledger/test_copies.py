@@ -12,7 +12,7 @@ import pytest
 
 from cpm.core.changes import EndRestoring, PutNode
 from cpm.ledger import SqliteLedger, copies
-from cpm.protocol.errors import JournalGap, LedgerError, SchemaTooNew
+from cpm.protocol.ledger_errors import JournalGap, LedgerError, SchemaTooNew
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, add, at, node
 

@@ -10,7 +10,7 @@ import pytest
 from cpm.core.changes import DropVM, Notice, PutVM
 from cpm.core.journal import NOTICES, JournalEvent
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger import words

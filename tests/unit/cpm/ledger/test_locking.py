@@ -11,7 +11,7 @@ import pytest
 
 from cpm.core.changes import PutNode
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from tests.unit.cpm.ledger.words import node
 
 

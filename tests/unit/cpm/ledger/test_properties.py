@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
 from cpm.core.journal import JournalEntry, PortOwner
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import Conflict, JournalNotKept, Overloading
+from cpm.protocol.errors import Conflict, Overloading
+from cpm.protocol.ledger_errors import JournalNotKept
 from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 from tests.unit.cpm.ledger import words
 from tests.unit.cpm.ledger.words import A, B, external, node, vm

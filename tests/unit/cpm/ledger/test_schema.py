@@ -14,7 +14,7 @@ from cpm.core.changes import PutNode, PutVM
 from cpm.ledger import SqliteLedger
 from cpm.ledger.connection import APPLICATION_ID, connect_writer
 from cpm.ledger.schema import MIGRATIONS, migrate, version_of
-from cpm.protocol.errors import LedgerError, SchemaTooNew
+from cpm.protocol.ledger_errors import LedgerError, SchemaTooNew
 from cpm.protocol.model import Approval, Node, NodeName, Role, Wishes
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger.words import A, at, node, vm

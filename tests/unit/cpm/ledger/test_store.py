@@ -11,7 +11,8 @@ import pytest
 from cpm.core.changes import Change, DropAddress, DropNode, DropVM, NoteNode, PutAddress, PutNode, PutOwnPorts, PutVM
 from cpm.core.journal import NodeEntry, NodeEvent
 from cpm.ledger import SqliteLedger, applying
-from cpm.protocol.errors import AddressInUse, Conflict, LedgerError, Overloading
+from cpm.protocol.errors import AddressInUse, Conflict, Overloading
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Wishes
 from cpm.protocol.own_ports import KeptPorts, OwnUse
 from cpm.protocol.walltime import WallTime

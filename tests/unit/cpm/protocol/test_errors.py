@@ -6,8 +6,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.protocol import errors
-from cpm.protocol.errors import CODES, VirtPortsError
+from cpm.protocol import errors, ledger_errors
+from cpm.protocol.error_codes import CODES
+from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.walltime import WallTime
 
 SENTENCES: dict[VirtPortsError, str] = {
@@ -16,19 +17,21 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.Conflict("as given"): "as given",
     errors.Forbidden("as given"): "as given",
     errors.Busy("as given"): "as given",
-    errors.LedgerError("as given"): "as given",
-    errors.LedgerUnwritable("as given"): "as given",
-    errors.LedgerFull("as given"): "as given",
+    ledger_errors.LedgerError("as given"): "as given",
+    ledger_errors.LedgerUnwritable("as given"): "as given",
+    ledger_errors.LedgerFull("as given"): "as given",
     errors.ConfigError("/etc/x.toml", "pool.cap", "use 64 or more"): "/etc/x.toml: pool.cap: use 64 or more",
     errors.ConfigError("/etc/x.toml", "", "cannot read"): "/etc/x.toml: cannot read",
     errors.NotFound("VM", "web", "see `virt-ports list`"): "no VM 'web'; see `virt-ports list`",
-    errors.JournalNotKept(WallTime.of(0)): "the journal is complete only from 1970-01-01T00:00:00Z on; "
+    ledger_errors.JournalNotKept(WallTime.of(0)): "the journal is complete only from 1970-01-01T00:00:00Z on; "
     "older entries are in the files that cpmd exported, see docs/reference/journal.md",
-    errors.JournalGap(WallTime.of(0), WallTime.of(60)): "the journal is lost from 1970-01-01T00:00:00Z until "
+    ledger_errors.JournalGap(WallTime.of(0), WallTime.of(60)): "the journal is lost from 1970-01-01T00:00:00Z until "
     "1970-01-01T00:01:00Z because an earlier ledger was restored; the former ledger, if it is there, is beside the "
     "present one as *.before-restore-*",
     errors.Ambiguous("web", ("u1", "u2")): "2 VMs are named 'web'; use one of the UUIDs u1, u2",
-    errors.LedgerMistrusted("edge1", "it has seen more", "stop cpmd"): "edge1 is refused: it has seen more; stop cpmd",
+    ledger_errors.LedgerMistrusted(
+        "edge1", "it has seen more", "stop cpmd"
+    ): "edge1 is refused: it has seen more; stop cpmd",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
     "stop them or move them first, see `virt-ports list`",
     errors.AddressOverlaps(
@@ -52,7 +55,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     "add an address with `virt-ports pool add`",
     errors.InternalPoolExhausted("10.0.0.0/30"): "no internal address is left in 10.0.0.0/30; "
     "set a larger pool.internal in cpmd.toml",
-    errors.SchemaTooNew(9, 7): "the ledger has schema 9, this version knows 7; "
+    ledger_errors.SchemaTooNew(9, 7): "the ledger has schema 9, this version knows 7; "
     "install the newer virt-ports again, or take in a backup made before the upgrade with `virt-ports restore`",
     errors.KernelError("add a route", 101, "Network is unreachable"): "cannot add a route: Network is unreachable "
     "(errno 101); see `nft list ruleset` on this node",

@@ -13,7 +13,8 @@ import pytest
 from cpm.core.changes import Change
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import Conflict, LedgerError, NotFound, VirtPortsError
+from cpm.protocol.errors import Conflict, NotFound, VirtPortsError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage
 from cpm.protocol.model import ExternalAddress, NodeName, Role
 from cpm.serving.decision_loop import DecisionLoop

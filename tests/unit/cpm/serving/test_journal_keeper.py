@@ -10,7 +10,7 @@ import pytest
 from cpm.core.changes import PutAddress, PutNode, PutStretch, PutVM
 from cpm.core.timeline import Stretch
 from cpm.ledger import SqliteLedger
-from cpm.protocol.errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.walltime import WallTime
 from cpm.serving.journal_keeper import DAY_S, EXPORT_S, JournalKeeper
 from cpm.serving.journal_thread import JournalThread

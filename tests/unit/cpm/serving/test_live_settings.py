@@ -11,7 +11,8 @@ from cpm.api.views import ReloadRequest
 from cpm.core.changes import NoteAct
 from cpm.core.journal import Act
 from cpm.core.manager import Manager
-from cpm.protocol.errors import ConfigError, Conflict, LedgerUnwritable
+from cpm.protocol.errors import ConfigError, Conflict
+from cpm.protocol.ledger_errors import LedgerUnwritable
 from cpm.protocol.messages import Attach, Snapshot
 from cpm.protocol.model import AllocationState
 from cpm.serving import live_settings

@@ -11,7 +11,7 @@ import pytest
 
 from cpm.api.server import NodeConnection
 from cpm.core.membership import ApprovalRequest
-from cpm.protocol.errors import LedgerError, LedgerFull, LedgerUnwritable
+from cpm.protocol.ledger_errors import LedgerError, LedgerFull, LedgerUnwritable
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
