@@ -1,6 +1,7 @@
 #!/bin/bash
 # The life of the Debian package on the system that this runs on: installed, set up, upgraded, downgraded, removed, purged,
-# with nothing left in the end. In an overlay, so that the system itself stays as it is; without systemd running.
+# with nothing left in the end. In an overlay and a network namespace, so that the system itself stays as it is; without
+# systemd running.
 #
 # usage (root): tests/machines/package.sh PACKAGE.deb        called by `make test-deb`
 set -euo pipefail
@@ -10,8 +11,7 @@ hook=/etc/libvirt/hooks/qemu.d/virt-ports
 home=/usr/lib/virt-ports
 
 enter_overlay() {
-    local top=/run/virt-ports-package
-    mkdir -p $top
+    local top=/mnt
     mount -t tmpfs tmpfs $top
     mkdir $top/{upper,work,root}
     mount -t overlay overlay -o lowerdir=/,upperdir=$top/upper,workdir=$top/work $top/root
@@ -134,6 +134,6 @@ story() {
 
 case "$1" in
     --inside) deb=$2 && story ;;
-    *) exec unshare --mount --propagation=private --pid --fork --kill-child \
+    *) exec unshare --mount --net --propagation=private --pid --fork --kill-child \
         bash -euc "$(declare -f enter_overlay); enter_overlay \"\$@\"" bash "$(realpath "$0")" "$deb" ;;
 esac
