@@ -2,8 +2,8 @@
 What a node should hold for a VM: one value, from the manager's decision to the ruleset that programs it.
 
 The manager makes it (``cpm.core.rollout.desired_state``), messages carry it, natd keeps it as its intent, and
-``natctl.ruleset.host`` and ``natctl.ruleset.edge_maps`` program it and read it back. No step copies it field by field,
-so a new property is added here, where it is decided and where it is programmed, and nowhere else.
+``natctl.ruleset.host_maps`` and ``natctl.ruleset.edge_maps`` program it and read it back. No step copies it field by
+field, so a new property is added here, where it is decided and where it is programmed, and nowhere else.
 
 Tested by ``tests/unit/cpm/protocol/test_wire_bytes.py`` and by every test of the two rulesets.
 """

@@ -34,7 +34,7 @@ from natctl.netlink.networks import interface_addresses, used_networks
 from natctl.netlink.nftables import read
 from natctl.netlink.nftables.foreign import dropping_chains
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
-from natctl.ruleset import host, way_check
+from natctl.ruleset import host_maps, way_check
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.readback import kernel_state
 from natctl.ruleset.way_check import INTERNET, Answer, Bridge, Question
@@ -127,7 +127,7 @@ def filters() -> FilterFacts | Unread:
 
 def _begun(nft: Socket) -> int | None:
     try:
-        return sum(read.counters(nft, host.BINDINGS).values())
+        return sum(read.counters(nft, host_maps.BINDINGS).values())
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None

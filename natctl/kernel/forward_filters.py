@@ -15,7 +15,7 @@ from natctl.netlink.nftables import read
 from natctl.netlink.nftables.filters import forward_filters, names_interface
 from natctl.netlink.socket import Socket
 from natctl.ruleset import forward_filters as pure
-from natctl.ruleset import host
+from natctl.ruleset import host_maps
 from natctl.ruleset.forward_filters import LEGACY, ForwardFilter
 
 _LEGACY_TABLES = pathlib.Path("/proc/thread-self/net/ip_tables_names")
@@ -76,7 +76,7 @@ class ForwardFilters:
 
     def _lets_begin(self, nft: Socket, found: ForwardFilter) -> bool:
         if found not in self._passed:
-            begun = read.counters(nft, host.BINDINGS)
+            begun = read.counters(nft, host_maps.BINDINGS)
             before = self._begun_before.setdefault(found, {} if self._is_first else begun)
             if any(packets > before.get(key, 0) for key, packets in begun.items()):
                 self._passed.add(found)

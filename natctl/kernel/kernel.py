@@ -33,7 +33,7 @@ from natctl.netlink import routes
 from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
-from natctl.ruleset import host, plan, routing
+from natctl.ruleset import host_maps, plan, routing
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, counted, kernel_state
@@ -348,7 +348,7 @@ class Kernel:
         if belief is None or self._programmed.settings.host is None or not belief.desired.host:
             return NOTHING_COUNTED
         nft = self._programmed.sockets().nft_counters
-        places = (host.BINDINGS, host.CAPPED, host.RATES, host.LIMITED)
+        places = (host_maps.BINDINGS, host_maps.CAPPED, host_maps.RATES, host_maps.LIMITED)
         by_key = [read.counters(nft, place) for place in places]
         return counted(self._programmed.settings.host, belief.desired.host, *by_key)
 
@@ -363,11 +363,11 @@ class Kernel:
         entries = ((belief.desired.host[domain], to) for domain, to in where.items() if domain in belief.desired.host)
         timeout_ms = max(1, int(for_s * 1000))
         refusals = [
-            host.refusal(self._programmed.settings.host, entry.index, destination, timeout_ms)
+            host_maps.refusal(self._programmed.settings.host, entry.index, destination, timeout_ms)
             for entry, destinations in entries
             for destination in destinations
         ]
-        self._programmed.apply(plan.refill(host.REFUSALS, refusals))
+        self._programmed.apply(plan.refill(host_maps.REFUSALS, refusals))
 
     def _remove(self) -> None:
         sockets = self._programmed.sockets()

@@ -24,7 +24,7 @@ from natctl.model.entries import HostEntry, Settings
 from natctl.netlink import links, nfqueue, routes
 from natctl.netlink.nftables import encode
 from natctl.netlink.socket import Socket
-from natctl.ruleset import edge_maps, host, own_ports, routing
+from natctl.ruleset import edge_maps, host_maps, own_ports, routing
 from natctl.ruleset.plan import Plan
 from natctl.ruleset.routing import Routing, Steps
 from natctl.ruleset.values import Element, Fragment
@@ -128,7 +128,7 @@ class Programmed:
         """
         assert self.settings.host is not None
         try:
-            return host.fragment(self.settings.host, entry, has_zone=entry.intent.domain in with_zone)
+            return host_maps.fragment(self.settings.host, entry, has_zone=entry.intent.domain in with_zone)
         except ValueError as error:
             raise KernelError(f"mark the packets of {entry.intent.name}", 0, str(error)) from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from natctl.netlink import links
 from natctl.netlink.nftables import encode
 from natctl.netlink.socket import Socket
-from natctl.ruleset import host, loaded
+from natctl.ruleset import host_maps, loaded
 from natctl.ruleset.plan import DeleteElements
 from natctl.ruleset.values import Reading
 
@@ -23,4 +23,4 @@ def forget(nft: Socket, rtnl: Socket, reading: Reading) -> None:
     if not loaded.is_loaded(reading):
         return
     if stale := loaded.taps_without_interface(reading, links.read_links(rtnl)):
-        nft.execute(encode.transaction((DeleteElements(host.TAPS, stale),)), "forget taps of a saved ruleset")
+        nft.execute(encode.transaction((DeleteElements(host_maps.TAPS, stale),)), "forget taps of a saved ruleset")

@@ -19,7 +19,7 @@ from natctl.model.entries import HostEntry, HostSettings
 from natctl.netlink.conntrack import zones_of, zones_of_all
 from natctl.netlink.links import has_received
 from natctl.netlink.socket import Socket
-from natctl.ruleset import host, zones
+from natctl.ruleset import host_maps, zones
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import Reading
 
@@ -79,7 +79,7 @@ def managed(
     :param believed: The VMs that were last programmed, and those of them with a zone, which count more than the
         kernel's tables: others may have changed these. None: nothing was programmed yet.
     """
-    in_kernel = host.entries_in(settings, reading)
+    in_kernel = host_maps.entries_in(settings, reading)
     indexes = zones.indexes_in(Marks.of_mask(settings.mark_mask), reading.holdings)
     with_zone = frozenset(domain for domain, entry in in_kernel.items() if entry.index in indexes)
     if believed is not None:

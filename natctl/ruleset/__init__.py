@@ -2,8 +2,8 @@
 Pure: the nftables ruleset that a node should have.
 
 :func:`base` is everything but the VMs and depends on the settings, the path and the layout only; a VM adds a fragment
-(:func:`natctl.ruleset.host.fragment`, :func:`natctl.ruleset.edge_maps.fragment`), so that changing a VM changes its
-fragment only.
+(:func:`natctl.ruleset.host_maps.fragment`, :func:`natctl.ruleset.edge_maps.fragment`), so that changing a VM changes
+its fragment only.
 """
 
 from __future__ import annotations

@@ -110,21 +110,20 @@ In nftables' notation::
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 
+:mod:`natctl.ruleset.host_maps` has what a VM adds.
+
 Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterable
+from ipaddress import IPv4Network
 from typing import Final
 
-from cpm.protocol.intent import RATE_BURST_S, HostIntent, VmIntent
-from cpm.protocol.model import DomainUUID, PortRange
-from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings, Path, Queueing
-from natctl.ruleset import labels, older, timeouts, zones
+from natctl.model.entries import HostSettings, Path, Queueing
+from natctl.model.flow import ICMP
+from natctl.ruleset import older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
     HARDWARE,
@@ -136,7 +135,6 @@ from natctl.ruleset.common import (
     PREROUTING,
     PROTOCOL,
     address_in,
-    element_label,
     filtering,
     in_network,
     interface_elements,
@@ -147,7 +145,6 @@ from natctl.ruleset.common import (
     networks,
     owner,
     pool_of,
-    port_word,
     protocol,
     rule,
     through,
@@ -160,7 +157,6 @@ from natctl.ruleset.expressions import (
     LINK,
     LINK_DESTINATION,
     NETWORK,
-    NO_INTERFACE,
     SECOND,
     SOURCE,
     THIRD,
@@ -188,22 +184,32 @@ from natctl.ruleset.expressions import (
     source_nat,
     verdict_lookup,
 )
+from natctl.ruleset.host_maps import (
+    BINDINGS,
+    BUDGETS,
+    CAPPED,
+    CONNECTIONS,
+    DEFERRED,
+    HOUR_S,
+    LIMITED,
+    RATES,
+    REFUSED,
+    REFUSED_QUERIES,
+    TAPS,
+)
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.timeouts import BEGUN
 from natctl.ruleset.values import (
     DROP,
     RETURN,
-    VM_CHAIN,
     Chain,
     Element,
     Elements,
     Expression,
     Family,
-    Fragment,
     Hook,
     Limit,
     Place,
-    Reading,
     Rule,
     Ruleset,
     SetSpec,
@@ -212,20 +218,7 @@ from natctl.ruleset.values import (
     jump,
 )
 
-TAPS: Final[Place] = (Family.BRIDGE, "taps")
 GATEWAYS: Final[Place] = (Family.BRIDGE, "gateways")
-BINDINGS: Final[Place] = (Family.IPV4, "bindings")
-BUDGETS: Final[Place] = (Family.IPV4, "budgets")
-DEFERRED: Final[Place] = (Family.IPV4, "deferred")
-CAPPED: Final[Place] = (Family.IPV4, "capped")
-REFUSED: Final[Place] = (Family.IPV4, "refused")
-REFUSED_QUERIES: Final[Place] = (Family.IPV4, "refused-queries")
-"""Of ICMP, which has no port, and whose identifier ``nft`` does not look up in a set of ports."""
-"""Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
-REFUSALS: Final = (REFUSED, REFUSED_QUERIES)
-RATES: Final[Place] = (Family.IPV4, "rates")
-CONNECTIONS: Final[Place] = (Family.IPV4, "connections")
-LIMITED: Final[Place] = (Family.IPV4, "limited")
 UPLINKS: Final[Place] = (Family.IPV4, "uplinks")
 EXEMPT: Final[Place] = (Family.IPV4, "exempt")
 
@@ -237,17 +230,11 @@ answers; they are dropped."""
 UNSOLICITED: Final = "unsolicited"
 """Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 
-_BINDING_BYTES = 16
-"""Address and port, twice, padded to four bytes each."""
-_ICMP = 1
-_CARRIED = (6, 17, _ICMP, 132, 136)
+_CARRIED = (6, 17, ICMP, 132, 136)
 """TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
 _PACKET_HOST = 0
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
-_LARGEST_BUDGET = 65535
-_HOUR_S: Final = 3600
-"""The longest time for a token with which the kernel can keep millions of them."""
 _AFTER_MANGLE: Final = -140
 """Priority behind ``mangle``, where other software restores marks, and before destination NAT."""
 _LOCAL = native_u32(2)
@@ -294,7 +281,7 @@ def base(
         REFUSED: SetSpec("refused", (MARK, PROTOCOL, ADDRESS, PORT), expiring=True),
         REFUSED_QUERIES: SetSpec("refused-queries", (MARK, ADDRESS), expiring=True),
         RATES: SetSpec("rates", (MARK,), limiting=Limit(1, 1, 1)),
-        CONNECTIONS: SetSpec("connections", (MARK,), limiting=Limit(1, _HOUR_S, 1, 1)),
+        CONNECTIONS: SetSpec("connections", (MARK,), limiting=Limit(1, HOUR_S, 1, 1)),
         LIMITED: SetSpec("limited", (MARK,), counter=True),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
@@ -318,119 +305,6 @@ def base(
     return Ruleset(chains | zones.chains(marks), sets, elements | zones.ELEMENTS | {older.OLDER: {}}, ct_timeouts)
 
 
-def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True) -> Fragment:
-    """
-    Return what one VM adds; :func:`entries_in` reads it back.
-
-    :param has_zone: Whether its connections are in a conntrack zone of its own; this must not change while it has any.
-    :raise ValueError: When its index does not fit the mark mask.
-    """
-    mark, vm = Marks.of_mask(settings.mark_mask).of(entry.index), entry.intent
-    chain = _vm_chain(settings, entry, mark)
-    label = element_label(vm.name, vm.domain)
-    elements: list[tuple[Place, Element]] = [
-        (TAPS, Element(native_u32(tap | NO_INTERFACE), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
-    ]
-    if has_zone:
-        elements.append(zones.element(mark, entry.index, label))
-    if vm.ports is not None:
-        first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
-        elements.append((BINDINGS, Element(native_u32(mark), data=first + last, userdata=label)))
-        if entry.budget is not None:
-            elements.append(
-                (BUDGETS, Element(native_u32(mark), userdata=label, budget=min(entry.budget, _LARGEST_BUDGET)))
-            )
-        if entry.defer_after is not None:
-            defer_after = min(entry.defer_after, _LARGEST_BUDGET)
-            elements.append((DEFERRED, Element(native_u32(mark), userdata=label, defer_after=defer_after)))
-        if vm.at_cap:
-            elements.append((CAPPED, Element(native_u32(mark), userdata=label)))
-    elements += _limits(entry, native_u32(mark), label)
-    return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
-
-
-def _limits(entry: HostEntry, mark: bytes, label: bytes) -> Iterator[tuple[Place, Element]]:
-    rate = entry.intent.connection_rate
-    if rate is not None:
-        yield RATES, Element(mark, userdata=label, limit=Limit(rate, 1, rate * RATE_BURST_S))
-    if entry.allowance is not None:
-        # Its tokens are practically never refilled.
-        limit = Limit(1, _HOUR_S, entry.allowance.first, entry.allowance.more)
-        yield CONNECTIONS, Element(mark, userdata=label, limit=limit)
-        yield LIMITED, Element(mark, userdata=label)
-
-
-def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, HostEntry]:
-    """Return the VMs whose fragments are in the kernel; what makes no sense is left out."""
-    marks = Marks.of_mask(settings.mark_mask)
-    taps: dict[str, list[int]] = {}
-    for element in reading.holdings.elements.get(TAPS, {}).values():
-        if len(element.key) == INTERFACE_INDEX.length:  # an older natd's are names: libvirt's list has the taps
-            tap = int.from_bytes(element.key, sys.byteorder) & ~NO_INTERFACE
-            taps.setdefault(element.chain, []).append(tap)
-    by_index = {
-        place: {
-            marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
-            for element in reading.holdings.elements.get(place, {}).values()
-        }
-        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS)
-    }
-    found: dict[DomainUUID, HostEntry] = {}
-    for chain, userdata in reading.vm_rules.items():
-        number, owner = chain.removeprefix(VM_CHAIN), vm_in(userdata)
-        if owner is not None and number.isdecimal():
-            elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
-            with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
-                found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
-    return found
-
-
-def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[Place, Element]) -> HostEntry:
-    ports, internal = None, owner.internal
-    if (binding := elements.get(BINDINGS)) is not None:
-        if len(binding.data) != _BINDING_BYTES:
-            raise ValueError("not a range of an address")
-        internal = IPv4Address(binding.data[:4])
-        ports = PortRange(int.from_bytes(binding.data[4:6], "big"), int.from_bytes(binding.data[12:14], "big"))
-    rate, connections = (elements[place].limit if place in elements else None for place in (RATES, CONNECTIONS))
-    allowance = None
-    if connections is not None and connections.most is not None:
-        allowance = Allowance(connections.burst, connections.most)
-    return HostEntry(
-        HostIntent(
-            owner.domain,
-            owner.name,
-            internal,
-            ports,
-            at_cap=CAPPED in elements,
-            connection_rate=rate.rate if rate is not None else None,
-        ),
-        index,
-        frozenset(taps),
-        budget=elements[BUDGETS].budget if BUDGETS in elements else None,
-        defer_after=elements[DEFERRED].defer_after if DEFERRED in elements else None,
-        allowance=allowance,
-    )
-
-
-def vm_in(userdata: bytes) -> VmIntent | None:
-    """Read the user data of the rule in a VM's chain; None when it is not ours."""
-    domain, _, internal = labels.tag_of(userdata).partition(" ")
-    try:
-        return VmIntent(DomainUUID(domain), labels.comment_of(userdata), IPv4Address(internal))
-    except ValueError:
-        return None
-
-
-def refusal(settings: HostSettings, index: int, where: Destination, timeout_ms: int) -> tuple[Place, Element]:
-    """Return the element by which a VM's new connections to this destination are refused until it times out."""
-    mark = native_u32(Marks.of_mask(settings.mark_mask).of(index))
-    if where.protocol == _ICMP:
-        return REFUSED_QUERIES, Element(mark + where.address.packed, timeout_ms=timeout_ms)
-    key = mark + bytes((where.protocol, 0, 0, 0)) + where.address.packed + port_word(where.port)
-    return REFUSED, Element(key, timeout_ms=timeout_ms)
-
-
 def _identify() -> Chain:
     from_tap = (*distinct_interface(), verdict_lookup("taps"))
     to_bridge = (meta("pkttype"), compare(bytes((_PACKET_HOST,))))
@@ -440,14 +314,6 @@ def _identify() -> Chain:
         rule(to_gateway, from_tap, comment="to an interface above it"),
     )
     return Chain("identify", Hook("filter", PREROUTING, -300), rules)
-
-
-def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
-    merge = bitwise(native_u32(settings.mark_mask ^ 0xFFFFFFFF), native_u32(mark))
-    marking = Rule(
-        (meta("mark"), merge, set_meta("mark")), entry.intent.name, f"{entry.intent.domain} {entry.intent.internal}"
-    )
-    return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 
 def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chain:
@@ -518,7 +384,7 @@ def _is_new() -> tuple[Expression, ...]:
 def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     destination = payload(NETWORK, DESTINATION, 4, THIRD)
     ported = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
-    query = (*protocol(_ICMP), *owner(marks), payload(NETWORK, DESTINATION, 4, SECOND))
+    query = (*protocol(ICMP), *owner(marks), payload(NETWORK, DESTINATION, 4, SECOND))
     is_capped = (*owner(marks), set_lookup("capped"))
     words, too_many = "no port is left for it", "the VM has as many connections as it may have"
     rules = (
@@ -579,6 +445,6 @@ def _errors(marks: Marks) -> Chain:
     is_related = (ct("state"), bitwise(_RELATED), compare(bytes(4), "!="))
     manage = (meta("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
     own_errors = rule(
-        protocol(_ICMP), is_related, _is_of_ours(marks), manage, comment="what we say about a VM's packet goes its way"
+        protocol(ICMP), is_related, _is_of_ours(marks), manage, comment="what we say about a VM's packet goes its way"
     )
     return Chain("errors", Hook("route", OUTPUT, -150), (own_errors,))

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl.model.entries import HostEntry, HostSettings, Path, Settings
-from natctl.ruleset import edge, edge_maps, host, timeouts
+from natctl.ruleset import edge, edge_maps, host_maps, timeouts
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Reading
@@ -65,14 +65,14 @@ NOTHING_COUNTED = Counted()
 
 def kernel_state(settings: Settings, seen: Reading, routing: Routing) -> KernelState:
     """Return the entries and counters in what was read; nonsense is left out, and the next comparison mends it."""
-    hosts = host.entries_in(settings.host, seen) if settings.host is not None else {}
+    hosts = host_maps.entries_in(settings.host, seen) if settings.host is not None else {}
     return KernelState(
         hosts,
         edge_maps.entries_in(seen.holdings, routing.internals) if settings.edge is not None else {},
         _path(seen, routing),
         dict(seen.drops),
-        _counted(settings.host, hosts, seen.counted.get(host.BINDINGS, {})) if settings.host is not None else {},
-        _counted(settings.host, hosts, seen.counted.get(host.CAPPED, {})) if settings.host is not None else {},
+        _counted(settings.host, hosts, seen.counted.get(host_maps.BINDINGS, {})) if settings.host is not None else {},
+        _counted(settings.host, hosts, seen.counted.get(host_maps.CAPPED, {})) if settings.host is not None else {},
     )
 
 

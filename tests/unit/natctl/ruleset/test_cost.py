@@ -14,7 +14,7 @@ import pytest
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostSettings, Path, Settings
-from natctl.ruleset import edge_maps, host, senders
+from natctl.ruleset import edge_maps, host_maps, senders
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import Family, Ruleset, with_fragments
 from tests.fakes.intents import edge_intent, host_entry
@@ -38,7 +38,7 @@ NEW, ESTABLISHED, CONFIRMED_SNAT = u32(8), u32(2), u32(8 | 16)
 def on_host() -> Ruleset:
     entry = host_entry(VM, "vm", 1, IPv4Address(INTERNAL), ALIGNED, frozenset({TAP}))
     return with_fragments(
-        ruleset.base(Settings(SETTINGS), PATH, edge_maps.Layout.of((), PATH)), [host.fragment(SETTINGS, entry)]
+        ruleset.base(Settings(SETTINGS), PATH, edge_maps.Layout.of((), PATH)), [host_maps.fragment(SETTINGS, entry)]
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostSettings, Path, Queueing, Settings
-from natctl.ruleset import edge_maps, host, senders
+from natctl.ruleset import edge_maps, host_maps, senders
 from natctl.ruleset import expressions as nft
 from natctl.ruleset.common import ADDRESS, HARDWARE, INTERFACE, INTERFACE_INDEX, MARK, PORT, PROTOCOL, protocol, rule
 from natctl.ruleset.values import Expression, Rule, Ruleset, SetSpec, with_fragments
@@ -143,7 +143,7 @@ def every_ruleset() -> Iterator[tuple[Settings, Ruleset]]:
     for settings in SETTINGS:
         for shards in (1, 4):
             layout = edge_maps.Layout(shards, EXTERNALS, settings.own_targets)
-            parts = [host.fragment(settings.host, entry)] if settings.host is not None else []
+            parts = [host_maps.fragment(settings.host, entry)] if settings.host is not None else []
             if settings.edge is not None:
                 parts.append(edge_maps.fragment(edge_intent(VM, "web", entry.intent.internal, None, ranges), layout))
                 parts.append(senders.host_fragment(IPv4Address("172.30.0.21"), [bytes(6)]))

@@ -15,7 +15,7 @@ from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
-from natctl.ruleset import edge_maps, host, plan, timeouts
+from natctl.ruleset import edge_maps, host_maps, plan, timeouts
 from natctl.ruleset.plan import (
     AddChain,
     AddCtTimeout,
@@ -179,7 +179,7 @@ def rulesets(draw: st.DrawFn) -> Ruleset:
     edges = draw(edge_entries())
     layout = edge_maps.Layout(draw(st.sampled_from([1, 4])), path.externals)
     assert SETTINGS.host is not None
-    fragments = [host.fragment(SETTINGS.host, entry) for entry in draw(host_entries()).values()]
+    fragments = [host_maps.fragment(SETTINGS.host, entry) for entry in draw(host_entries()).values()]
     fragments += [edge_maps.fragment(entry, layout) for entry in edges.values()]
     return with_fragments(ruleset.base(SETTINGS, path, layout), fragments)
 
@@ -215,9 +215,9 @@ def test_an_alteration_does_what_the_full_comparison_would(
     path = Path(IPv4Network("100.64.0.0/10"), frozenset(), frozenset(EXTERNALS))
     layout = edge_maps.Layout(1, path.externals)
     assert SETTINGS.host is not None
-    old = [host.fragment(SETTINGS.host, entry) for entry in old_host.values()]
+    old = [host_maps.fragment(SETTINGS.host, entry) for entry in old_host.values()]
     old += [edge_maps.fragment(entry, layout) for entry in old_edge.values()]
-    new = [host.fragment(SETTINGS.host, entry) for entry in new_host.values()]
+    new = [host_maps.fragment(SETTINGS.host, entry) for entry in new_host.values()]
     new += [edge_maps.fragment(entry, layout) for entry in new_edge.values()]
     base = ruleset.base(SETTINGS, path, layout)
     before, after = with_fragments(base, old).holdings, with_fragments(base, new).holdings
@@ -257,8 +257,8 @@ def test_one_change_touches_what_it_is_about() -> None:
 
 
 def test_an_element_that_somebody_else_has_is_replaced_before_it_is_added() -> None:
-    taken = Fragment((), ((host.TAPS, Element(b"vnet0", chain="vm-1")),))
-    heir = Fragment((), ((host.TAPS, Element(b"vnet0", chain="vm-2")),))
+    taken = Fragment((), ((host_maps.TAPS, Element(b"vnet0", chain="vm-1")),))
+    heir = Fragment((), ((host_maps.TAPS, Element(b"vnet0", chain="vm-2")),))
     kinds = [type(operation) for operation in plan.alteration([taken], [heir]).operations]
     assert kinds == [DeleteElements, AddElements]
 

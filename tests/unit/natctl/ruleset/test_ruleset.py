@@ -13,7 +13,7 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from natctl.model.entries import DEFAULT_EXEMPT, EdgeSettings, HostSettings, Path, Settings
-from natctl.ruleset import edge_maps, host, labels, timeouts
+from natctl.ruleset import edge_maps, host, host_maps, labels, timeouts
 from natctl.ruleset.common import network_elements
 from natctl.ruleset.expressions import native_u32
 from natctl.ruleset.marks import Marks
@@ -95,7 +95,7 @@ def test_foreign_user_data_is_read_without_harm(userdata: bytes) -> None:
     labels.unpack(userdata)
     labels.comment_of(userdata)
     reading = Reading(Holdings(), 1, vm_rules={"vm-1": userdata})
-    assert host.entries_in(HostSettings(frozenset({"eth0"})), reading) == {}
+    assert host_maps.entries_in(HostSettings(frozenset({"eth0"})), reading) == {}
 
 
 def test_a_map_of_somebody_else_with_our_name_is_left_out() -> None:
@@ -108,7 +108,7 @@ def test_a_map_of_somebody_else_with_our_name_is_left_out() -> None:
     elements = {
         (Family.IPV4, "outbound"): by_identity([key]),
         (Family.IPV4, "externals"): by_identity([address, Element(b"\1\2\3")]),
-        host.BINDINGS: by_identity([marked]),
+        host_maps.BINDINGS: by_identity([marked]),
     }
     reading = Reading(Holdings(elements=elements), 1, vm_rules={"vm-1": owner})
     state = kernel_state(settings, reading, Routing(pool=POOL))
@@ -130,18 +130,18 @@ def test_a_host_fragment_can_be_read_back() -> None:
         at_cap=True,
         defer_after=50,
     )
-    fragment = host.fragment(settings, entry)
+    fragment = host_maps.fragment(settings, entry)
     ((_, chain),) = fragment.chains
     held = {place: {element.identity: element} for place, element in fragment.elements}
     mark_rule = labels.pack(chain.rules[0].comment, chain.rules[0].tag, chain.rules[0].digest)
     reading = Reading(Holdings(elements=held), 1, vm_rules={chain.name: mark_rule})
-    assert host.entries_in(settings, reading) == {entry.intent.domain: entry}
+    assert host_maps.entries_in(settings, reading) == {entry.intent.domain: entry}
 
 
 def test_digests_change_with_anything_in_a_rule() -> None:
     settings = HostSettings(frozenset({"eth0"}))
     entry = host_entry(DomainUUID("a"), "web", 5, IPv4Address("100.64.0.5"), None)
-    chain = host.fragment(settings, entry).chains[0][1]
+    chain = host_maps.fragment(settings, entry).chains[0][1]
     (rule,) = chain.rules
     others = [rule._replace(comment="db"), rule._replace(tag="b"), rule._replace(expressions=rule.expressions[:-1])]
     assert len({rule.digest, *(other.digest for other in others)}) == 4

@@ -17,7 +17,7 @@ from natctl.netlink.message import attribute_map, attribute_payloads
 from natctl.netlink.nftables import encode, schema
 from natctl.netlink.nftables.elements import packed_element
 from natctl.ruleset import expressions as nft
-from natctl.ruleset import host, labels, plan
+from natctl.ruleset import host_maps, labels, plan
 from natctl.ruleset.common import (
     ADDRESS,
     PORT,
@@ -246,7 +246,7 @@ def test_a_second_vm_is_packed_without_pyroute2(monkeypatch: pytest.MonkeyPatch)
         uuid = DomainUUID(f"00000000-0000-4000-8000-{number:012}")
         internal, ports = IPv4Address(f"100.64.0.{number}"), PortRange(20000 + number, 20063 + number)
         entry = host_entry(uuid, f"web {number}", number, internal, ports, frozenset({100 + number}), 64)
-        encode.transaction(plan.alteration([], [host.fragment(settings, entry)]).operations)
+        encode.transaction(plan.alteration([], [host_maps.fragment(settings, entry)]).operations)
 
     pack(1)
     monkeypatch.delattr(encode, "_attributes")

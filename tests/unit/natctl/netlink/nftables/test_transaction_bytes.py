@@ -25,7 +25,7 @@ from natctl.netlink import routes
 from natctl.netlink.message import Request
 from natctl.netlink.nftables import encode
 from natctl.netlink.socket import ROUTE, Socket
-from natctl.ruleset import edge_maps, host, plan, routing, senders
+from natctl.ruleset import edge_maps, host_maps, plan, routing, senders
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import Family, Fragment, Holdings, Ruleset, with_fragments
 from tests.fakes.intents import edge_intent, host_entry, with_intent, with_ranges
@@ -76,7 +76,7 @@ def assembly(settings: Settings, hosts: Iterable[HostEntry], edges: Iterable[Edg
     edges = tuple(edges)
     layout = edge_maps.Layout.of(edges, path)
     assert settings.host is not None
-    fragments = [host.fragment(settings.host, entry) for entry in hosts]
+    fragments = [host_maps.fragment(settings.host, entry) for entry in hosts]
     fragments += [edge_maps.fragment(entry, layout, checks_senders=True) for entry in edges]
     fragments += [senders.host_fragment(IPv4Address("172.30.0.11"), ())]
     return with_fragments(ruleset.base(settings, path, layout), fragments)
@@ -140,20 +140,20 @@ def test_repair_of_a_host_that_differs_in_everything() -> None:
 
 def test_changes_of_single_vms() -> None:
     layout = edge_maps.Layout.of([at_edge(1)], PATH)
-    old = [host.fragment(HOST, on_host(1)), edge_maps.fragment(at_edge(1), layout)]
+    old = [host_maps.fragment(HOST, on_host(1)), edge_maps.fragment(at_edge(1), layout)]
     new = [
-        host.fragment(HOST, with_intent(dataclasses.replace(on_host(1), budget=1), ports=PortRange(4000, 4127))),
+        host_maps.fragment(HOST, with_intent(dataclasses.replace(on_host(1), budget=1), ports=PortRange(4000, 4127))),
         edge_maps.fragment(with_ranges(at_edge(1)), layout),
     ]
     to = IPv4Address("192.0.2.1")
-    refusals = [host.refusal(HOST, 2, where, 5000) for where in (Destination(6, to, 443), Destination(1, to, 0))]
+    refusals = [host_maps.refusal(HOST, 2, where, 5000) for where in (Destination(6, to, 443), Destination(1, to, 0))]
     plans = [
         plan.alteration(old, new),
         plan.alteration(new, old),
         plan.alteration([], old),
         plan.alteration(old, [Fragment()]),
-        plan.refill(host.REFUSALS, refusals),
-        plan.refill(host.REFUSALS, ()),
+        plan.refill(host_maps.REFUSALS, refusals),
+        plan.refill(host_maps.REFUSALS, ()),
         plan.Plan(tuple(plan.DeleteTable(family) for family in Family)),
     ]
     assert digest(*plans) == "71 messages, 7036 bytes, 788ddff84383d7ecd4210b3eaf6a73cc"
