@@ -100,6 +100,10 @@ test: guest-image ## All tests: unit, real kernel, real libvirt and QEMU (root).
 test-release: ## RELEASE=trixie: checks, demo and all tests on another release of Debian, in a chroot (root, mmdebstrap).
 	@tests/machines/chroot.sh "$(RELEASE)" make check demo test
 
+.PHONY: docs
+docs: $(VENV) ## The documentation as a site in build/site: open build/site/index.html.
+	@$(BIN)/mkdocs build --quiet --strict
+
 .PHONY: wheel
 wheel: $(VENV) ## A wheel of the committed state in dist, for pip and pipx.
 	@rm -rf build/wheel && mkdir -p build/wheel
