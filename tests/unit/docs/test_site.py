@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: every page is in its navigation, links and anchors hold, nothing is loaded from elsewhere."""
+"""The site that `make docs` builds: navigation, links and anchors hold, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
