@@ -33,6 +33,10 @@ class Intent:
         """Adopt the entry of a VM that natd found in the kernel, until the first snapshot."""
         self.host[entry.intent.domain] = entry.intent
 
+    def adopt_at_edge(self, vm: EdgeIntent) -> None:
+        """Adopt what natd found that this edge maps to a VM, until the first snapshot."""
+        self.edge[vm.domain] = vm
+
     def replace(self, snapshot: Snapshot) -> None:
         """Replace everything by a snapshot."""
         self.host = {vm.domain: vm for vm in snapshot.host}

@@ -136,7 +136,6 @@ class Node:
         self.signal_times = SignalTimes()
         """For metrics; the owner says when a request for more ports was sent."""
         self._own_ports = own_ports.OwnPorts()
-        self._found_at_edge: tuple[EdgeIntent, ...] = ()
         self._is_connected = False
         self._lost_at = -math.inf
         self._is_synced = False
@@ -210,9 +209,9 @@ class Node:
         """
         # The manager may be reached in a moment.
         self._lost_at = now
-        self._found_at_edge = tuple(at_edge)
-        for vm in self._found_at_edge:
+        for vm in at_edge:
             self._programming.edge_holdings.adopt(vm)
+            self._intent.adopt_at_edge(vm)
         if path is not None:
             self._intent.adopt_path(path)
             self._programming.adopt_path()
@@ -495,7 +494,7 @@ class Node:
     def on_own_ports(self, read: PortsInUse, now: float) -> None:
         """The ports that this machine, an edge, uses itself were read; what changed is told to the manager."""
         held: dict[IPv4Address, list[PortRange]] = {}
-        for entry in self._intent.edge.values() if self._is_synced else self._found_at_edge:
+        for entry in self._intent.edge.values():
             for each in entry.ranges:
                 held.setdefault(each.external, []).append(each.ports)
         if self._own_ports.on_read(read, held, now):

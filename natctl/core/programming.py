@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from cpm.protocol.holdings import Held
-from cpm.protocol.intent import HostIntent
+from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
@@ -371,8 +371,8 @@ class Programming:
         every = {*self._intent.host, *self._domains.known()}.difference(unchanged)
         host = {uuid: entry for uuid in every if (entry := self._host_entry(uuid)) is not None}
         host |= {uuid: self._applied[uuid] for uuid in unchanged if uuid in self._applied}
-        edge = {uuid: vm for uuid, vm in self._intent.edge.items() if uuid not in unchanged}
         held = self.edge_holdings.applied
+        edge = {uuid: vm for uuid, vm in self._edge_intents().items() if uuid not in unchanged}
         edge |= {uuid: held[uuid] for uuid in unchanged if uuid in held}
         self._sent = dict.fromkeys(self._applied) | host
         if self._under_way is not None and self._under_way.replace:
@@ -391,7 +391,7 @@ class Programming:
     ) -> Program:
         host = {uuid: self._host_entry(uuid) for uuid in scope.host.difference(apart)}
         host = {uuid: entry for uuid, entry in host.items() if entry != self._applied.get(uuid)}
-        vms = self._intent.edge
+        vms = self._edge_intents()
         edge = {uuid: vms.get(uuid) for uuid in scope.edge.difference(apart)}
         if self._bisection is not None:
             # A VM is tried although it is of this machine's other role only.
@@ -417,6 +417,15 @@ class Programming:
         if vm is not None and self._is_introduced:
             return before.intent if before is not None else self._denied_intent(uuid)
         return vm.programmed if vm is not None else self._denied_intent(uuid)
+
+    def _edge_intents(self) -> Mapping[DomainUUID, EdgeIntent]:
+        """
+        Return what this edge should map.
+
+        Once the manager was told what it maps, that stays until the manager has said more: ports that it learned to be
+        a VM's are not taken away, and none are mapped that it has not learned of and may give to another VM.
+        """
+        return self.edge_holdings.applied if self._is_introduced else self._intent.edge
 
     def _denied_intent(self, uuid: DomainUUID) -> HostIntent | None:
         """Return what the kernel holds of a VM that has no ports: a mark, or nothing."""

@@ -42,6 +42,12 @@ STORIES = {
         Event(Kind.RELOCATE, vm=1),
         site="both",
     ),
+    "a natd that begins anew on a host that is an edge, and whose first change is refused": story(
+        *(Event(Kind.START, "both1", 1), Event(Kind.SETTLE), Event(Kind.KILL_NATD, "both1")),
+        *(Event(Kind.STOP, "both1", 1), Event(Kind.START, "both1", 1), Event(Kind.REFUSE, "both1")),
+        *(Event(Kind.START_NATD, "both1"), Event(Kind.SETTLE), Event(Kind.OPEN, vm=1)),
+        site="both",
+    ),
 }
 
 

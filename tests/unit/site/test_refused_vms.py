@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from cpm.core.sizing.sizer import Target
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName
+from cpm.protocol.errors import KernelError
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.queries import node_states, nodes, vms
 from natctl.core.bisection import FIRST_RETRY_S
-from tests.fakes.site import Site
+from natctl.core.domains import Listing, RunningDomain, Tap
+from natctl.core.node import Identity, Node
+from natctl.model.commands import Program, Replace
+from natctl.model.entries import HostEntry, Path, Settings
+from tests.fakes.kernel import FakeKernel
+from tests.fakes.site import ROLES, Site
+from tests.fakes.site import _program as carry_out
 from tests.unit.site.test_edge_service import EDGE1, EDGE2, HOST1, HOST2, size, started, wait, ways
 
 BAD = DomainUUID("00000000-0000-0000-0000-0000000000bd")
@@ -168,3 +177,62 @@ def test_a_host_that_refuses_a_vm_goes_on_with_its_others_and_counts_nothing_too
     site.report(HOST1, busy=False)
     site.run()
     assert AllocationState.ACTIVE in states(site)
+
+
+@pytest.mark.parametrize("is_removal", [False, True])
+def test_an_edge_that_has_said_what_it_maps_changes_nothing_until_the_manager_has_said_more(is_removal: bool) -> None:
+    site = Site(hold_down_s=10.0)
+    edge = site.machines[EDGE1]
+    if is_removal:
+        started(site, BAD)
+    edge.refused_vms.add(BAD)
+    if is_removal:
+        site.stop_vm(BAD)
+    else:
+        site.start_vm(HOST1, BAD)
+    site.run()
+    # Since its last message the manager may have been restored from a copy that knows nothing of the refused change.
+    site.disconnect(EDGE1)
+    site.connect(EDGE1)
+    assert site.deliver_up(EDGE1)
+    accept(site)
+    assert edge.node is not None
+    edge.node.on_tick(site.now + 70.0)
+    site._carry_out(edge)
+    site.kernel_step(EDGE1)
+    assert (BAD in edge.kernel.edge) is is_removal
+    site.run()
+    assert (BAD in edge.kernel.edge) is not is_removal
+
+
+@pytest.mark.parametrize("is_range_refused", [False, True])
+def test_a_natd_that_begins_anew_on_a_host_that_is_an_edge_keeps_what_that_maps(is_range_refused: bool) -> None:
+    both = Settings(ROLES[Role.HOST].host, ROLES[Role.EDGE].edge)
+    kernel, path = FakeKernel(both), Path(IPv4Network("100.64.0.0/10"), frozenset())
+    internal, external, ports = IPv4Address("100.64.0.1"), IPv4Address("203.0.113.1"), PortRange(1024, 1279)
+    entry = HostEntry(HostIntent(BAD, "vm", internal, ports), 1, frozenset({7}))
+    mapped = EdgeIntent(BAD, "vm", internal, None, (ExternalRange(external, ports),))
+    kernel.replace({BAD: entry}, {BAD: mapped}, path)
+    found = kernel.observe()
+    identity = Identity(HOST1, frozenset({Role.HOST, Role.EDGE}), IPv4Address("172.30.0.11"), "test")
+    node = Node(identity, marks=1000, has_libvirt=True)
+    # Its interface is another one than the kernel knows.
+    node.on_kernel_found(found.host.values(), found.path, {8: "vnet0"}, 0.0, found.edge.values())
+    vm = RunningDomain(BAD, "vm", frozenset({Tap("vnet0", 8)}))
+    node.on_domains_listed(Listing(0.0, (vm,)), 0.0)
+    refusals = 1 if is_range_refused else 0
+    kernel.restart_natd()
+    for now in range(100):
+        node.on_tick(float(now))
+        for command in node.take():
+            if not isinstance(command, Program | Replace):
+                continue
+            if refusals:
+                refusals -= 1
+                node.on_kernel_refused(KernelError("program nftables", 12, "out of memory"), float(now))
+                continue
+            carry_out(kernel, command)
+            node.on_kernel_programmed(float(now))
+            assert kernel.edge == {BAD: mapped}
+    assert not refusals
+    assert kernel.host[BAD].taps == {8}
