@@ -9,15 +9,19 @@ are the parameters declared here and, where there is one, ``body``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
-from cpm.api.parameters import Address, Flag, Moment, Parameter, WholeNumber
+from cpm.api.parameters import Address, Choice, Choices, Flag, Match, Moment, NameCursor, Parameter, WholeNumber
 from cpm.api.views import (
+    EVENT_NAMES,
+    NODE_EVENT_NAMES,
+    NODE_STATES,
+    VM_STATES,
     AddressDetail,
     AddressView,
     ApproveRequest,
@@ -39,6 +43,7 @@ from cpm.api.views import (
     StatusView,
     WhoisView,
     WishesRequest,
+    hyphenated,
 )
 from cpm.protocol.errors import (
     AddressInUse,
@@ -53,8 +58,11 @@ from cpm.protocol.errors import (
 )
 from cpm.protocol.model import LAST_PORT
 
-Argument = str | int | float | bool | IPv4Address | None
-"""The value of a parameter as a client gives it; None and False are left out of the query, True becomes 1."""
+Argument = str | int | float | bool | IPv4Address | Sequence[str] | None
+"""
+The value of a parameter as a client gives it; None and False are left out of the query, True becomes 1, and of several
+texts each is there once.
+"""
 
 Answer = TypeVar("Answer")
 
@@ -112,17 +120,37 @@ class Operation(Struct, Generic[Answer], frozen=True, eq=False):
             for name, value in arguments.items()
             if name not in in_path and value is not None and value is not False
         }
-        return f"{path}?{urlencode(query)}" if query else path
+        return f"{path}?{text}" if (text := urlencode(query, doseq=True)) else path
 
 
 _VM = Parameter("name", "name or UUID of a VM")
 _NODE = Parameter("name", "name of a node")
 _FOLLOW = Flag("follow", "wait for more, until the client disconnects")
 _NO_SUCH_VM = (NotFound, Ambiguous)
+_PAGE = WholeNumber("limit", "most entries to return; all when it is missing", 1, 100_000)
+_AFTER_NAME = NameCursor("after", "only what comes after it, in order of name: the last entry of the page before")
+_BEFORE = WholeNumber("before", "only entries with a smaller `seq`: those before a page", 1, 2**62)
+_TIME = (
+    Moment("begin", "only entries from then on", default="all that there are"),
+    Moment("end", "and until then"),
+)
+_EVENT = Choices("event", "only such events", hyphenated(EVENT_NAMES))
 
 LIST_VMS: Final = Operation(
     "GET", "/v1/domains", list[DomainView], "List the VMs that have ports or wait for some, in order of name.",
-    parameters=(Flag("all", "also VMs that are gone and whose ports are not free yet"),),
+    parameters=(
+        Flag("all", "also VMs that are gone and whose ports are not free yet"),
+        Match("match", "only VMs with such a name or UUID"),
+        Parameter("node", "only VMs on this host"),
+        Address("address", "only VMs that hold ports of this external address", required=False),
+        Choices("state", "only VMs in such a state", hyphenated(VM_STATES)),
+        Choice(
+            "sort", "the order; the largest number first, equal ones in order of name",
+            ("name", "node", "address", "ports", "in-use", "state"),
+        ),
+        _PAGE, _AFTER_NAME,
+    ),
+    errors=(NotFound,),
 )  # fmt: skip
 SHOW_VM: Final = Operation(
     "GET", "/v1/domains/{name}", DomainDetail, "Show everything known of one VM.",
@@ -148,7 +176,9 @@ EXPLAIN: Final = Operation(
 HISTORY: Final = Operation(
     "GET", "/v1/domains/{name}/history", list[EventView],
     "Return the newest journal entries of one VM, oldest first; also of a VM that is gone.",
-    parameters=(_VM, WholeNumber("limit", "most entries to return", 1, 100_000, default=1000)),
+    parameters=(
+        _VM, WholeNumber("limit", "most entries to return", 1, 100_000, default=1000), _EVENT, *_TIME, _BEFORE,
+    ),
     errors=(NotFound,),
 )  # fmt: skip
 WHOIS: Final = Operation(
@@ -161,7 +191,15 @@ WHOIS: Final = Operation(
     ),
     errors=(NotFound,),
 )  # fmt: skip
-LIST_POOL: Final = Operation("GET", "/v1/pool", list[AddressView], "List the external addresses, in order.")
+LIST_POOL: Final = Operation(
+    "GET", "/v1/pool", list[AddressView], "List the external addresses, in order.",
+    parameters=(
+        Match("match", "only such addresses"),
+        Choice("sort", "the order; the largest number first", ("address", "free", "allocated", "leaving", "vms")),
+        _PAGE,
+        Address("after", "only addresses after this one, in order of address", required=False),
+    ),
+)  # fmt: skip
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", list[AddressView],
     "Add external addresses, or replace the reserved ports of existing ones, all or none; return all addresses.",
@@ -175,11 +213,25 @@ REMOVE_FROM_POOL: Final = Operation(
     "POST", "/v1/pool/remove", list[AddressView], "Remove external addresses, all or none; return the remaining ones.",
     body=PoolRemoval, errors=(NotFound, AddressInUse),
 )  # fmt: skip
-LIST_NODES: Final = Operation("GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.")
+LIST_NODES: Final = Operation(
+    "GET", "/v1/nodes", list[NodeView], "List the nodes, in order of name.",
+    parameters=(
+        Match("match", "only nodes with such a name"),
+        Choices("role", "only nodes with such a role", ("host", "edge")),
+        Choices("state", "only nodes in such a state", hyphenated(NODE_STATES)),
+        Choice("sort", "the order; the largest number first", ("name", "state", "vms", "ports")),
+        _PAGE, _AFTER_NAME,
+    ),
+)  # fmt: skip
 NODE_EVENTS: Final = Operation(
     "GET", "/v1/node-events", list[NodeEventView],
     "Return the newest entries of the record of nodes, oldest first: service of edges, fences.",
-    parameters=(WholeNumber("limit", "most entries to return", 1, 10_000, default=100),),
+    parameters=(
+        WholeNumber("limit", "most entries to return", 1, 10_000, default=100),
+        Match("node", "only of nodes with such a name"),
+        Choices("event", "only such events", NODE_EVENT_NAMES),
+        *_TIME, _BEFORE,
+    ),
 )  # fmt: skip
 FENCE: Final = Operation(
     "POST", "/v1/nodes/{name}/fence", NodeView, "Confirm that a node no longer forwards packets.",
@@ -206,14 +258,23 @@ REMOVE_NODE: Final = Operation(
 AUDIT: Final = Operation(
     "GET", "/v1/audit", list[AuditView],
     "Return the newest changes that operators made, oldest first: when, who, from which process, and what.",
-    parameters=(WholeNumber("limit", "most entries to return", 1, 10_000, default=100),),
+    parameters=(
+        WholeNumber("limit", "most entries to return", 1, 10_000, default=100),
+        Match("user", "only by such users"),
+        Match("request", "only such requests: method and path, `* /v1/domains/web1*` for example"),
+        *_TIME, _BEFORE,
+    ),
 )  # fmt: skip
 EVENTS: Final = Operation(
-    "GET", "/v1/events", EventView, "Stream the journal: the newest entries, or those after a position.",
+    "GET", "/v1/events", EventView,
+    "Stream the journal: the newest entries, or the first ones after a position, oldest first.",
     parameters=(
         WholeNumber("after", "only entries with a greater `seq`", 0, 2**62),
         WholeNumber("limit", "most existing entries to return", 0, 100_000, default=100),
         _FOLLOW,
+        Match("vm", "only of VMs with such a name or UUID"),
+        Match("node", "only of hosts with such a name"),
+        _EVENT, *_TIME, _BEFORE,
     ),
     streams=True,
 )  # fmt: skip
@@ -221,7 +282,7 @@ EXPORT: Final = Operation(
     "GET", "/v1/export", RecordView,
     "Stream the journal of a time: first the entries that say who had ports at its begin, then those of the time.",
     parameters=(
-        Moment("begin", "only what holds or happens from then on"),
+        Moment("begin", "only what holds or happens from then on", default="all that there is"),
         Moment("end", "and until then"),
     ),
     streams=True,

@@ -7,6 +7,9 @@ describes it.
 
 from __future__ import annotations
 
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -15,6 +18,14 @@ from msgspec import Struct
 from cpm.protocol.bounds import MAX_NAME, short, whole_number
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.walltime import WallTime
+
+MOST_PATTERNS = 64
+"""Patterns in one request."""
+
+_ANY_UUID = ":00000000-0000-0000-0000-000000000000"
+_NAME_AND_UUID = re.compile(r"(.*):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.DOTALL)
+_AFTER_ALL_UUIDS = "~"
+"""Greater than the text of any UUID."""
 
 
 class Parameter(Struct, frozen=True):
@@ -39,10 +50,23 @@ class Parameter(Struct, frozen=True):
             raise InvalidRequest(f"{self.name} is longer than {MAX_NAME} characters; use a name or UUID that exists")
         return text
 
+    def read_all(self, texts: Sequence[str]) -> Any:
+        """
+        Return the value, from all texts that a request has for this parameter.
+
+        :raise InvalidRequest: As :meth:`read`.
+        """
+        return self.read(texts[0] if texts else None)
+
     @property
     def takes(self) -> str:
         """The values that are accepted, in words."""
         return f"text of up to {MAX_NAME} characters"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of the text."""
+        return {"type": "string", "maxLength": MAX_NAME}
 
 
 class Flag(Parameter, frozen=True):
@@ -54,6 +78,10 @@ class Flag(Parameter, frozen=True):
     @property
     def takes(self) -> str:  # noqa: D102
         return "`1` or `0`; default `0`"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "string", "enum": ["1", "0"], "default": "0"}
 
 
 class WholeNumber(Parameter, frozen=True):
@@ -84,9 +112,20 @@ class WholeNumber(Parameter, frozen=True):
         default = "required" if self.required else f"default {self.default}" if self.default is not None else "optional"
         return f"whole number from {self.least} to {self.most}; {default}"
 
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        default = {"default": self.default} if self.default is not None else {}
+        return {"type": "integer", "minimum": self.least, "maximum": self.most, **default}
+
 
 class Moment(Parameter, frozen=True):
-    """A moment in UTC seconds; the handler gets None when it is missing or empty."""
+    """
+    A moment in UTC seconds; the handler gets None when it is missing or empty.
+
+    :param default: What None means, for the reference.
+    """
+
+    default: str = "now"
 
     def read(self, text: str | None) -> WallTime | None:  # noqa: D102
         try:
@@ -96,13 +135,25 @@ class Moment(Parameter, frozen=True):
 
     @property
     def takes(self) -> str:  # noqa: D102
-        return "seconds since 1970 in UTC; default now"
+        return f"seconds since 1970 in UTC; default {self.default}"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "number", "minimum": 0}
 
 
 class Address(Parameter, frozen=True):
-    """An IPv4 address, required."""
+    """
+    An IPv4 address.
 
-    def read(self, text: str | None) -> IPv4Address:  # noqa: D102
+    :param required: It must not be missing; otherwise the handler gets None when it is.
+    """
+
+    required: bool = True
+
+    def read(self, text: str | None) -> IPv4Address | None:  # noqa: D102
+        if text is None and not self.required:
+            return None
         try:
             return IPv4Address(text or "")
         except ValueError:
@@ -110,4 +161,130 @@ class Address(Parameter, frozen=True):
 
     @property
     def takes(self) -> str:  # noqa: D102
-        return "IPv4 address; required"
+        return f"IPv4 address; {'required' if self.required else 'optional'}"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "string", "format": "ipv4"}
+
+
+class Choice(Parameter, frozen=True):
+    """One word of several; the handler gets the first one when it is missing."""
+
+    words: tuple[str, ...]
+
+    def read(self, text: str | None) -> str:  # noqa: D102
+        if text is None:
+            return self.words[0]
+        if text not in self.words:
+            raise InvalidRequest(f"{self.name} is {short(text)}; use {', '.join(self.words)}")
+        return text
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return f"{', '.join(f'`{word}`' for word in self.words)}; default `{self.words[0]}`"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "string", "enum": list(self.words), "default": self.words[0]}
+
+
+class Choices(Parameter, frozen=True):
+    """Any of several words, the parameter once for each; the handler gets a set, empty when it is missing."""
+
+    words: tuple[str, ...]
+
+    def read(self, text: str | None) -> frozenset[str]:  # noqa: D102
+        return self.read_all(() if text is None else (text,))
+
+    def read_all(self, texts: Sequence[str]) -> frozenset[str]:  # noqa: D102
+        for text in texts:
+            if text not in self.words:
+                raise InvalidRequest(f"{self.name} is {short(text)}; use {', '.join(self.words)}")
+        return frozenset(texts)
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return f"{', '.join(f'`{word}`' for word in self.words)}; may be repeated"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "array", "items": {"type": "string", "enum": list(self.words)}}
+
+
+class Patterns:
+    """
+    Texts that are looked for, each a pattern as a shell's: ``*``, ``?``, ``[abc]``.
+
+    :param words: None of them: everything fits.
+    """
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self._exact = frozenset(words)
+        self._patterns = [re.compile(fnmatch.translate(word)) for word in self._exact if set(word) & set("*?[")]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Patterns) and self._exact == other._exact
+
+    def __hash__(self) -> int:
+        return hash(self._exact)
+
+    def fit(self, *texts: str) -> bool:
+        """Return whether one of the texts fits one of the patterns, or is one of them to the letter."""
+        if not self._exact:
+            return True
+        return not self._exact.isdisjoint(texts) or self._match(texts)
+
+    def _match(self, texts: Iterable[str]) -> bool:
+        return any(pattern.match(text) is not None for text in texts for pattern in self._patterns)
+
+
+EVERYTHING = Patterns()
+
+
+class Match(Parameter, frozen=True):
+    """What is looked for, the parameter once for each pattern; the handler gets :class:`Patterns`."""
+
+    def read(self, text: str | None) -> Patterns:  # noqa: D102
+        return self.read_all(() if text is None else (text,))
+
+    def read_all(self, texts: Sequence[str]) -> Patterns:  # noqa: D102
+        if len(texts) > MOST_PATTERNS:
+            raise InvalidRequest(f"{self.name} is there {len(texts)} times; use at most {MOST_PATTERNS} patterns")
+        for text in texts:
+            super().read(text)
+        return Patterns(texts)
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return f"text, or a pattern with `*`, `?` and `[abc]`; may be repeated, up to {MOST_PATTERNS} times"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        items = {"type": "string", "maxLength": MAX_NAME}
+        return {"type": "array", "items": items, "maxItems": MOST_PATTERNS}
+
+
+class NameCursor(Parameter, frozen=True):
+    """
+    A place in a list in order of name: ``NAME``, or ``NAME:UUID`` where several have that name.
+
+    The handler gets name and UUID, which compare greater than those of every entry up to that place; None when it is
+    missing.
+    """
+
+    def read(self, text: str | None) -> tuple[str, str] | None:  # noqa: D102
+        if text is None:
+            return None
+        if len(text) > MAX_NAME + len(_ANY_UUID):
+            raise InvalidRequest(f"{self.name} is longer than a name can be; use the last name of the page before")
+        found = _NAME_AND_UUID.fullmatch(text)
+        return (found[1], found[2]) if found else (text, _AFTER_ALL_UUIDS)
+
+    @property
+    def takes(self) -> str:  # noqa: D102
+        return "a name, or a name, a colon and a UUID; optional"
+
+    @property
+    def schema(self) -> dict[str, Any]:  # noqa: D102
+        return {"type": "string", "maxLength": MAX_NAME + len(_ANY_UUID)}

@@ -419,7 +419,8 @@ async def _arguments(operation: Operation[Any], request: web.Request) -> dict[st
     if operation.body is not None:
         arguments["body"] = codec.decode(operation.body, await request.read())
     for each in operation.parameters:
-        arguments[each.name] = each.read(request.match_info.get(each.name, request.query.get(each.name)))
+        in_path = request.match_info.get(each.name)
+        arguments[each.name] = each.read_all([in_path] if in_path is not None else request.query.getall(each.name, []))
     return arguments
 
 

@@ -8,7 +8,7 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Annotated
 
@@ -19,6 +19,22 @@ from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName,
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
+
+VM_STATES = ("active", "starting", "growing", "waiting", "claimed", "misrouted", "unreachable", "gone", "not managed")
+NODE_STATES = (
+    "connected", "away", "fenced", "out of service", "not answering", "waiting for approval", "revoked",
+)  # fmt: skip
+EVENT_NAMES = (
+    "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
+    "recovered", "short", "supplied", "limited", "within limits", "claimed", "own-port", "violation", "cut", "clock-set",
+)  # fmt: skip
+"""Those of the journal."""
+NODE_EVENT_NAMES = ("in-service", "out-of-service", "fenced", "unfenced", "silent", "reporting")
+
+
+def hyphenated(words: Iterable[str]) -> tuple[str, ...]:
+    """Return states or events as they are written in a request: without spaces."""
+    return tuple(word.replace(" ", "-") for word in words)
 
 
 class ErrorView(Struct, frozen=True):
@@ -49,6 +65,10 @@ class DomainView(Struct, frozen=True):
     gone: the nodes that its ports wait for."""
     leaving: str = ""
     """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself."""
+    ports_held: int = 0
+    """All its ports, those of ranges that it leaves included."""
+    cap: int | None = None
+    """Most ports that its active range may have; null: it gets no ports."""
 
 
 class AllocationView(Struct, frozen=True):
@@ -481,6 +501,21 @@ class NodeView(Struct, frozen=True):
     """Its quota of ports; null: it is no host."""
     version: str = ""
     """Of its natd; empty: it is not connected, or the manager is an older one."""
+
+    @property
+    def state(self) -> str:
+        """Its state in a word or two, one of :data:`NODE_STATES`."""
+        if self.fenced:
+            return "fenced"
+        if self.asks is not None and not self.connected:
+            return "waiting for approval"
+        if self.approval is None:
+            return "revoked"
+        if not self.connected:
+            return "away"
+        if not self.in_service:
+            return "out of service"
+        return "connected" if self.answering else "not answering"
 
 
 class ClockStepView(Struct, frozen=True):

@@ -6,6 +6,7 @@ Tested in tests/unit/cpm/cli/test_verbs.py.
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from cpm.cli import render
@@ -17,6 +18,19 @@ HEADER = ("Seq", "Time", "Event", "Name", "UUID", "Node", "External address", "P
 
 WIDTHS = (6, 25, 10, 12, 36, 10, 16, 11)
 """Widths of columns while following, when the widest value is not known yet."""
+
+
+EVENTS = (
+    "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
+    "recovered", "short", "supplied", "limited", "within-limits", "claimed", "own-port", "violation", "cut", "clock-set",
+)  # fmt: skip
+"""As they are written in commands."""
+
+
+def add_events(verb: argparse.ArgumentParser) -> None:
+    """Add the option that chooses events."""
+    verb.add_argument("--event", metavar="EVENT", action="append", choices=EVENTS,
+                      help=f"only this event; may be repeated: {', '.join(EVENTS)}")  # fmt: skip
 
 
 def row(view: EventView) -> tuple[object, ...]:

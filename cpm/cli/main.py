@@ -126,7 +126,7 @@ def _with_at_attached(argv: Sequence[str]) -> list[str]:
     """Return the words with options of time and their values joined: argparse would take ``-10m`` for an option."""
     words: list[str] = []
     for word in argv:
-        if words and words[-1] in ("--at", "--from", "--to"):
+        if words and words[-1] in ("--at", "--from", "--to", "--since", "--until"):
             words[-1] = f"{words[-1]}={word}"
         else:
             words.append(word)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 from cpm.cli import render
 from cpm.protocol.bounds import MAX_COUNT, short, whole_number
@@ -23,9 +23,16 @@ from cpm.protocol.errors import ExitCode, VirtPortsError
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
     from cpm.api.client import Client
 
     Subparsers = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - argparse has no public name for it
+
+_View = TypeVar("_View")
+
+MAX_PAGE = 100_000
+"""Most entries that the manager returns at once."""
 
 SOCKET_VARIABLE = "VIRT_PORTS_SOCKET"
 DEFAULT_SOCKET = "/run/virt-ports/cpmd.sock"
@@ -112,8 +119,86 @@ def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
     options = parser.add_argument_group("common options")
     options.add_argument("-o", "--output", choices=[form.value for form in render.Format], default=default,
                          help="what to print: a table for people (default) or one JSON document")  # fmt: skip
+    options.add_argument(
+        "--color",
+        choices=[when.value for when in render.When],
+        default=default,
+        help="colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never",
+    )
     options.add_argument("--socket", metavar="PATH", default=default,
                          help=f"the manager's socket (default: ${SOCKET_VARIABLE}, else {DEFAULT_SOCKET})")  # fmt: skip
+
+
+def add_page(parser: argparse.ArgumentParser, sorts: Sequence[str], after: str) -> None:
+    """
+    Add the options of a list that comes in pages.
+
+    :param sorts: The orders; the first is the default.
+    :param after: What ``--after`` takes, as a metavar.
+    """
+    parser.add_argument("--sort", metavar="KEY", choices=sorts, default=sorts[0],
+                        help=f"{', '.join(sorts)} (default: {sorts[0]}); the largest number first")  # fmt: skip
+    parser.add_argument("--limit", metavar="N", type=count_from_1, help="at most N lines")
+    parser.add_argument("--after", metavar=after, help=f"only what comes after it in order of {sorts[0]}")
+
+
+def add_time(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a time of a record; :func:`time_of` reads them."""
+    parser.add_argument("--from", "--since", metavar="TIME", dest="begin", help="only entries from then on")
+    parser.add_argument("--to", "--until", metavar="TIME", dest="end", help="and until then")
+    parser.add_argument("--before", metavar="SEQ", type=count_from_1, help="only entries before this number")
+
+
+def time_of(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    Return the arguments of a request for the options of :func:`add_time`.
+
+    :raise InvalidRequest: When a time is none.
+    """
+    from cpm.cli import times
+    from cpm.protocol.errors import InvalidRequest
+
+    try:
+        moments = {name: times.parse(text, args.now) for name in ("begin", "end") if (text := getattr(args, name))}
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from error
+    return {**moments, "before": args.before}
+
+
+def address_of(text: str | None) -> IPv4Address | None:
+    """
+    Return the address of an option; None: it was not given.
+
+    :raise InvalidRequest: When it is none.
+    """
+    if text is None:
+        return None
+    from cpm.cli import addresses
+    from cpm.protocol.errors import InvalidRequest
+
+    try:
+        return addresses.parse_one(text)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def page_of(views: list[_View], limit: int | None, place: Callable[[_View], str]) -> tuple[list[_View], str]:
+    """
+    Return a page, and the line that says how to get the next one; empty: there is none.
+
+    :param views: One more than asked for, where there are more.
+    :param place: Returns what ``--after`` takes.
+    """
+    if limit is None or len(views) <= limit:
+        return views, ""
+    import shlex
+
+    return views[:limit], f"There are more: add --after {shlex.quote(place(views[limit - 1]))}\n"
+
+
+def one_more(limit: int | None) -> int | None:
+    """Return how many entries to ask for, so that :func:`page_of` knows whether there are more."""
+    return None if limit is None else min(limit + 1, MAX_PAGE)
 
 
 def policies(indent: int) -> str:
@@ -148,6 +233,18 @@ def count_to(most: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def count_from_1(text: str) -> int:
+    """
+    Parse a number, 1 or more, for argparse.
+
+    :raise argparse.ArgumentTypeError: When the text is none.
+    """
+    number = count(text)
+    if not number:
+        raise argparse.ArgumentTypeError(f"number out of range: {short(text)}; use 1 or more")
+    return number
 
 
 def ports(text: str) -> int:
@@ -188,6 +285,21 @@ def print_answer(args: argparse.Namespace, value: object, text: Callable[[], str
         render.emit_document(render.plain(value))
     else:
         render.emit(text())
+    return ExitCode.DONE
+
+
+def print_table(args: argparse.Namespace, value: object, table: render.Table, *below: str) -> int:
+    """
+    Print a list in the requested format, on a terminal with colours; return the exit code.
+
+    :param value: The value for JSON.
+    :param below: Lines to print below the table.
+    """
+    if wants_json(args):
+        render.emit_document(render.plain(value))
+    else:
+        render.emit_table(table, coloured=render.has_colours(render.When(args.color or "auto")))
+        render.emit("".join(below))
     return ExitCode.DONE
 
 

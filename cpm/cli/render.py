@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from cpm.protocol.escaping import escaped
 
@@ -24,6 +25,66 @@ class Format(enum.StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+class When(enum.StrEnum):
+    """The values of ``--color``."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Colour(enum.IntEnum):
+    """Colours of text: parameters of the control sequence SGR (ECMA-48)."""
+
+    RED = 31
+    GREEN = 32
+    YELLOW = 33
+    CYAN = 36
+    GREY = 90
+
+
+class Painted(NamedTuple):
+    """A cell with a colour."""
+
+    text: str
+    colour: Colour | None
+
+
+class Table(NamedTuple):
+    """A table that is not laid out yet."""
+
+    header: Sequence[str]
+    rows: Iterable[Sequence[object]]
+
+
+def has_colours(when: When) -> bool:
+    """Return whether to print colours: on a terminal unless ``NO_COLOR`` (no-color.org) is set."""
+    if when is not When.AUTO:
+        return when is When.ALWAYS
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
+
+
+def emit_table(shown: Table, *, coloured: bool, stream: TextIO | None = None) -> None:
+    """
+    Print a table.
+
+    :param coloured: With the colours of its cells.
+    :raise BrokenPipeError: When the reader has closed the pipe.
+    """
+    if not coloured:
+        emit(table(*shown), stream)
+        return
+    rows = [list(row) for row in shown.rows]
+    lines = [escaped(line) for line in table(shown.header, rows).split("\n")]
+    for number, row in enumerate(rows, start=2):
+        # A state is the last of its line, or stands between blanks.
+        for each in row:
+            if isinstance(each, Painted) and each.colour is not None:
+                before, text, after = lines[number].rpartition(f" {cell(each)}")
+                lines[number] = f"{before} \x1b[{each.colour:d}m{text[1:]}\x1b[0m{after}"
+    emit_exact("\n".join(lines), stream)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -58,6 +119,8 @@ def cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Painted):
+        return cell(value.text)
     if isinstance(value, float):
         return f"{value:.1f}"
     return escaped(str(value))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
+from collections.abc import Callable
 from ipaddress import IPv4Address
+from typing import Any
 
 from cpm.core.timeline import Timeline
 from cpm.protocol.model import (
@@ -170,6 +173,36 @@ class JournalEntry:
     ports: PortRange
     state: AllocationState | None
     """The state of these ports from then on; None: free."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """Which entries of a record are asked for; by default all."""
+
+    before: int | None = None
+    """Only those with a smaller ``seq``."""
+    begin: WallTime | None = None
+    """Only those whose time is not earlier. Where the wall clock was set back, what came twice is all there."""
+    end: WallTime | None = None
+    """Only those whose time is not later."""
+    fits: Callable[[Any], bool] = lambda _: True
+    """Whether an entry has what else is asked for."""
+
+    def has(self, entry: JournalEntry | AuditEntry | NodeEntry) -> bool:
+        """Return whether an entry is asked for."""
+        return (
+            (self.before is None or entry.seq < self.before)
+            and (self.begin is None or self.begin <= entry.at)
+            and (self.end is None or entry.at <= self.end)
+            and self.fits(entry)
+        )
+
+    @property
+    def bounds(self) -> tuple[int, float, float]:
+        """The same as numbers: each ``seq`` is below the first, each time between the others, in UTC seconds."""
+        begin = self.begin.seconds if self.begin is not None else 0.0
+        end = self.end.seconds if self.end is not None else math.inf
+        return self.before if self.before is not None else 2**63 - 1, begin, end
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final, TypeAlias
 
-from cpm.core.journal import NOTICES, JournalEntry
+from cpm.core.journal import NOTICES, JournalEntry, Selection
 from cpm.core.timeline import Position
 from cpm.ledger import chunks, rows
 from cpm.ledger.chunks import Chunk
@@ -110,24 +110,37 @@ def kept_since(connection: sqlite3.Connection) -> WallTime | None:
     return WallTime.of(found[0]) if found else None
 
 
-def history(connection: sqlite3.Connection, vm: str, limit: int) -> list[JournalEntry]:
-    """Return the newest packed entries of a VM, newest first; of those given up, the ones still in force."""
+def newest(
+    connection: sqlite3.Connection, vm: str | None, limit: int, selection: Selection, found: list[JournalEntry]
+) -> list[JournalEntry]:
+    """
+    Return what was found and the packed entries that may be newer; of those given up, the ones still in force.
+
+    :param vm: Its UUID or a name; None: those of all VMs.
+    :param limit: The newest that many are asked for.
+    :param found: Entries that are not packed.
+    """
+    before, begin, end = selection.bounds
     query = (
-        f"SELECT DISTINCT {_CHUNK} FROM journal_chunks JOIN chunk_vms ON chunk = id "  # noqa: S608 - constants
-        "WHERE vm IN (SELECT id FROM journal_vms WHERE uuid = ?1 OR uuid IN (SELECT uuid FROM names WHERE name = ?1)) "
-        "ORDER BY last_seq DESC"
+        f"SELECT {_CHUNK} FROM journal_chunks WHERE (?1 IS NULL OR id IN (SELECT chunk FROM chunk_vms WHERE vm IN "  # noqa: S608
+        "(SELECT id FROM journal_vms WHERE uuid = ?1 OR uuid IN (SELECT uuid FROM names WHERE name = ?1)))) "
+        "AND (first_seq < ?2 AND first_at <= ?4 AND last_at >= ?3 OR NOT EXISTS "  # the oldest have older ones in force
+        "(SELECT 1 FROM journal_chunks AS other WHERE other.external = journal_chunks.external "
+        "AND other.last_seq < journal_chunks.last_seq)) ORDER BY last_seq DESC"
     )
     uuids = {vm, *(uuid for (uuid,) in connection.execute("SELECT uuid FROM names WHERE name = ?", (vm,)))}
-    found: list[JournalEntry] = []
-    for row in connection.execute(query, (vm,)):
+    found = list(found)
+    for row in connection.execute(query, (vm, before, begin, end)):
         chunk = _chunk(row)
         # Chunks of several addresses overlap; what is older than all of this one's cannot be among the newest.
-        if len(found) >= limit and sorted(found, key=_seq)[-limit].seq > chunk.last_seq:
-            break
+        if len(found) >= limit:
+            found = sorted(found, key=_seq)[-limit:]
+            if found[0].seq > chunk.last_seq:
+                break
         base, entries = chunks.unpack(chunk)
         every = (*base, *entries) if _is_oldest(connection, chunk) else entries
-        found += [entry for entry in every if entry.domain in uuids]
-    return sorted(found, key=_seq, reverse=True)[:limit]
+        found += [entry for entry in every if (vm is None or entry.domain in uuids) and selection.has(entry)]
+    return found
 
 
 def events(connection: sqlite3.Connection, after_seq: int, limit: int) -> list[JournalEntry]:

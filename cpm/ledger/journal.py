@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import NOTICES, AuditEntry, JournalEntry, NodeEntry, PortOwner
+from cpm.core.journal import NOTICES, AuditEntry, JournalEntry, NodeEntry, PortOwner, Selection
 from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
@@ -18,6 +18,7 @@ from cpm.ledger.connection import ledger_errors, roll_back
 from cpm.protocol.ledger_errors import JournalGap, JournalNotKept, LedgerError
 from cpm.protocol.walltime import WallTime
 
+_ALL = Selection()
 _NOTICES = ", ".join(f"'{event}'" for event in sorted(NOTICES))
 
 
@@ -79,21 +80,28 @@ class JournalReader:
             raise JournalNotKept(since)
         return rows.owner(entry) if entry is not None else None
 
-    def history(self, vm: str, limit: int = 1000) -> list[JournalEntry]:
+    def history(self, vm: str, limit: int = 1000, selection: Selection = _ALL) -> list[JournalEntry]:
         """
         Return the newest ``limit`` entries of a VM, oldest first.
 
         :param vm: UUID, or a name: then the entries of all VMs that ever had that name.
         """
-        query = (
-            f"SELECT {rows.ENTRY} FROM journal WHERE domain = ? OR domain IN (SELECT uuid FROM names WHERE name = ?) "  # noqa: S608
-            "ORDER BY seq DESC LIMIT ?"
-        )
+        return self._newest("(domain = ? OR domain IN (SELECT uuid FROM names WHERE name = ?))", vm, limit, selection)
+
+    def newest(self, limit: int = 1000, selection: Selection = _ALL) -> list[JournalEntry]:
+        """Return the newest ``limit`` entries, oldest first. Where few fit, this reads all of the journal's time."""
+        return self._newest("(? IS NULL AND ? IS NULL)", None, limit, selection)
+
+    def _newest(self, where: str, vm: str | None, limit: int, selection: Selection) -> list[JournalEntry]:
+        query = f"SELECT {rows.ENTRY} FROM journal WHERE {where} AND seq < ? AND at BETWEEN ? AND ? ORDER BY seq DESC"  # noqa: S608
+        if limit <= 0:
+            return []
         with self._reading():
-            found = self._rows(query, vm, vm, limit)
+            entries = map(rows.entry, self._connection.execute(query, (vm, vm, *selection.bounds)))
+            found = list(itertools.islice(filter(selection.has, entries), limit))
             # Entries of one address are packed while older ones of another are not.
-            packed = archive.history(self._connection, vm, limit)
-        return sorted([*found, *packed], key=lambda entry: entry.seq)[-limit:]
+            packed = archive.newest(self._connection, vm, limit, selection, found)
+        return sorted(packed, key=lambda entry: entry.seq)[-limit:]
 
     def events(self, after_seq: int = 0, limit: int = 1000) -> list[JournalEntry]:
         """Return the entries after a position, oldest first. To go on, pass the ``seq`` of the last one."""
@@ -103,19 +111,19 @@ class JournalReader:
             packed = archive.events(self._connection, after_seq, limit)
         return sorted([*found, *packed], key=lambda entry: entry.seq)[:limit]
 
-    def audit(self, limit: int = 100) -> list[AuditEntry]:
+    def audit(self, limit: int = 100, selection: Selection = _ALL) -> list[AuditEntry]:
         """Return the newest ``limit`` entries of the record of operators' changes, oldest first."""
-        query = f"SELECT {rows.AUDIT} FROM audit ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
+        query = f"SELECT {rows.AUDIT} FROM audit WHERE seq < ? AND at BETWEEN ? AND ? ORDER BY seq DESC"  # noqa: S608
         with ledger_errors(self._path):
-            found = self._connection.execute(query, (limit,)).fetchall()
-        return [rows.audit_entry(row) for row in reversed(found)]
+            entries = map(rows.audit_entry, self._connection.execute(query, selection.bounds))
+            return list(itertools.islice(filter(selection.has, entries), limit))[::-1]
 
-    def node_events(self, limit: int = 100) -> list[NodeEntry]:
+    def node_events(self, limit: int = 100, selection: Selection = _ALL) -> list[NodeEntry]:
         """Return the newest ``limit`` entries of the record of nodes, oldest first."""
-        query = f"SELECT {rows.NODE_EVENT} FROM node_events ORDER BY seq DESC LIMIT ?"  # noqa: S608 - constants
+        query = f"SELECT {rows.NODE_EVENT} FROM node_events WHERE seq < ? AND at BETWEEN ? AND ? ORDER BY seq DESC"  # noqa: S608
         with ledger_errors(self._path):
-            found = self._connection.execute(query, (limit,)).fetchall()
-        return [rows.node_entry(row) for row in reversed(found)]
+            entries = map(rows.node_entry, self._connection.execute(query, selection.bounds))
+            return list(itertools.islice(filter(selection.has, entries), limit))[::-1]
 
     def latest_seq(self) -> int:
         """Return the position of the newest entry, 0 when there is none."""

@@ -6,18 +6,20 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from ipaddress import IPv4Address
 from typing import Final
 
 from cpm.api import handlers, operations
+from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import CandidateView, EventView, WhoisView
-from cpm.core.journal import JournalEntry, PortOwner
+from cpm.core.journal import JournalEntry, PortOwner, Selection
 from cpm.core.timeline import Step
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
 from cpm.protocol.model import DomainUUID, NodeName
 from cpm.protocol.walltime import UtcSeconds, WallTime
+from cpm.queries import pages
 
 CLOCK_SET: Final = "clock-set"
 """The event of the line that says that somebody set the manager's wall clock."""
@@ -58,18 +60,36 @@ def whois(
 
 
 @handlers.journal_query(operations.HISTORY)
-def history(journal: JournalReader, name: str, limit: int) -> list[EventView]:
+def history(
+    journal: JournalReader,
+    name: str,
+    limit: int,
+    event: Set[str],
+    begin: WallTime | None,
+    end: WallTime | None,
+    before: int | None,
+) -> list[EventView]:
     """
     Return the newest journal entries of a VM, oldest first; also of a VM that is gone.
 
-    :param limit: Entries at most.
+    For the parameters see :data:`cpm.api.operations.HISTORY`.
+
     :raise NotFound: When no VM of that name or UUID ever held a range.
     :raise LedgerError: When the ledger cannot be read.
     """
-    entries = journal.history(name, limit)
-    if not entries:
+    entries = journal.history(name, limit, Selection(before, begin, end, fitting(event=event)))
+    if not entries and not journal.history(name, 1):
         raise NotFound("VM", name, "no VM of that name or UUID ever had ports; see `virt-ports list --all`")
     return events(entries)
+
+
+def fitting(
+    vm: Patterns = EVERYTHING, node: Patterns = EVERYTHING, event: Set[str] = frozenset()
+) -> Callable[[JournalEntry], bool]:
+    """Return the function that says whether an entry is of such VMs and nodes, and of such events."""
+    return lambda entry: (
+        pages.is_one_of(entry.event, event) and vm.fit(entry.name, entry.domain) and node.fit(entry.node)
+    )
 
 
 def events(entries: Sequence[JournalEntry]) -> list[EventView]:

@@ -6,40 +6,96 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
+from types import MappingProxyType
+from typing import Any, Final
 
 from cpm.api import handlers, operations
+from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import ApprovalView, AskedView, NodeEventView, NodeView
+from cpm.core.journal import Selection
 from cpm.core.manager import Manager
 from cpm.core.membership import Asked
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import QuotaReached
 from cpm.protocol.model import Approval, Node, NodeName, Role
-from cpm.queries import node_states
+from cpm.protocol.walltime import WallTime
+from cpm.queries import node_states, pages
 from cpm.queries.node_states import HeldUp
+
+_ORDERS: Final[Mapping[str, Callable[[NodeView], Any]]] = MappingProxyType(
+    {
+        "name": lambda node: (),
+        "state": lambda node: node.state,
+        "vms": lambda node: -node.vms,
+        "ports": lambda node: -node.ports,
+    }
+)
 
 
 @handlers.query(operations.LIST_NODES)
-def node_views(manager: Manager, now: float) -> list[NodeView]:
-    """Return all nodes with their state, in order of name; among them machines that only ask to be one."""
+def node_views(
+    manager: Manager,
+    now: float,
+    match: Patterns = EVERYTHING,
+    role: Set[str] = frozenset(),
+    state: Set[str] = frozenset(),
+    sort: str = "name",
+    limit: int | None = None,
+    after: tuple[str, str] | None = None,
+) -> list[NodeView]:
+    """
+    Return the nodes with their state, in order of name; among them machines that only ask to be one.
+
+    For the parameters see :data:`cpm.api.operations.LIST_NODES`.
+
+    :raise InvalidRequest: When ``after`` is given with another order than that of names.
+    """
+    pages.check_order(sort, "name", after)
+    views = (
+        view
+        for view in _every(manager, now)
+        if match.fit(view.name)
+        and (not role or not role.isdisjoint(_roles(view)))
+        and pages.is_one_of(view.state, state)
+        and (after is None or view.name > after[0])
+    )
+    return pages.page(views, lambda view: (_ORDERS[sort](view), view.name), limit)
+
+
+def _roles(view: NodeView) -> tuple[Role, ...]:
+    return view.roles or (view.approval.roles if view.approval is not None else ())
+
+
+def _every(manager: Manager, now: float) -> list[NodeView]:
     held = node_states.held_up(manager, now)
     views = [_view(manager, node, held.get(node.name), now) for node in manager.fleet.nodes.values()]
     strangers = ((name, asked) for name, asked in manager.membership.asked.items() if name not in manager.fleet.nodes)
-    return sorted([*views, *(_stranger(manager, name, asked) for name, asked in strangers)], key=lambda view: view.name)
+    return [*views, *(_stranger(manager, name, asked) for name, asked in strangers)]
 
 
 @handlers.journal_query(operations.NODE_EVENTS)
-def node_events(journal: JournalReader, limit: int) -> list[NodeEventView]:
+def node_events(
+    journal: JournalReader,
+    limit: int,
+    node: Patterns,
+    event: Set[str],
+    begin: WallTime | None,
+    end: WallTime | None,
+    before: int | None,
+) -> list[NodeEventView]:
     """
     Return the newest entries of the record of nodes, oldest first.
 
-    :param limit: Entries at most.
+    For the parameters see :data:`cpm.api.operations.NODE_EVENTS`.
+
     :raise LedgerError: When the ledger cannot be read.
     """
+    fits = lambda entry: node.fit(entry.node) and (not event or entry.event in event)  # noqa: E731
     return [
         NodeEventView(entry.seq, entry.at.seconds, entry.node, entry.event, entry.why)
-        for entry in journal.node_events(limit)
+        for entry in journal.node_events(limit, Selection(before, begin, end, fits))
     ]
 
 

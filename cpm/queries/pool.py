@@ -6,24 +6,61 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Any, Final
 
 from msgspec import structs
 
 from cpm.api import handlers, operations
+from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import AddressDetail, AddressView, OwnPortsView, RangeView
 from cpm.core.fleet import Fleet
 from cpm.core.manager import Manager
 from cpm.protocol.model import AllocationState, ExternalAddress
 from cpm.protocol.walltime import UtcSeconds
+from cpm.queries import pages
 
 _State = AllocationState
 
 
+_ORDERS: Final[Mapping[str, Callable[[AddressView], Any]]] = MappingProxyType(
+    {
+        "address": lambda view: (),
+        "free": lambda view: view.ports_allocated + view.ports_leaving - view.ports_total,
+        "allocated": lambda view: -view.ports_allocated,
+        "leaving": lambda view: -view.ports_leaving,
+        "vms": lambda view: -view.domains,
+    }
+)
+
+
 @handlers.query(operations.LIST_POOL)
-def addresses(manager: Manager) -> list[AddressView]:
-    """Return the external addresses and the use of their ports, in order of address."""
-    return [address_view(manager, address) for address in sorted(manager.fleet.space.addresses, key=_by_number)]
+def addresses(
+    manager: Manager,
+    match: Patterns = EVERYTHING,
+    sort: str = "address",
+    limit: int | None = None,
+    after: IPv4Address | None = None,
+) -> list[AddressView]:
+    """
+    Return the external addresses and the use of their ports, in order of address.
+
+    For the parameters see :data:`cpm.api.operations.LIST_POOL`.
+
+    :raise InvalidRequest: When ``after`` is given with another order than that of addresses.
+    """
+    pages.check_order(sort, "address", after)
+    found = [
+        address
+        for address in manager.fleet.space.addresses
+        if match.fit(str(address.address)) and (after is None or address.address > after)
+    ]
+    if sort == "address":
+        found = pages.page(found, lambda each: int(each.address), limit)
+    views = [address_view(manager, address) for address in found]
+    return pages.page(views, lambda view: (_ORDERS[sort](view), int(view.address)), limit)
 
 
 @handlers.query(operations.SHOW_ADDRESS)
@@ -80,7 +117,3 @@ def address_view(manager: Manager, address: ExternalAddress) -> AddressView:
 
 def _utc(fleet: Fleet, at: float | None) -> UtcSeconds | None:
     return fleet.utc(at) if at is not None else None
-
-
-def _by_number(address: ExternalAddress) -> int:
-    return int(address.address)

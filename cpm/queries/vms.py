@@ -6,10 +6,13 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Set
+from ipaddress import IPv4Address
+from types import MappingProxyType
+from typing import Any, Final
 
 from cpm.api import handlers, operations
+from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import AllocationView, DomainDetail, DomainView, GuestAgentView, WishView
 from cpm.core import own_ports
 from cpm.core.manager import Manager
@@ -20,22 +23,84 @@ from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import VM, Allocation, AllocationState, NodeName
 from cpm.protocol.wishes import KEYS
-from cpm.queries import explain, node_states
+from cpm.queries import explain, node_states, pages
 
 _State = AllocationState
 
 
+_ORDERS: Final[Mapping[str, Callable[[DomainView], Any]]] = MappingProxyType(
+    {
+        "name": lambda vm: (),
+        "node": lambda vm: vm.node,
+        "address": lambda vm: (vm.external_address is None, int(vm.external_address or 0), vm.first_port),
+        "ports": lambda vm: (vm.first_port or 0) - (vm.last_port or -1),
+        "in-use": lambda vm: -(vm.ports_in_use or 0),
+        "state": lambda vm: vm.state,
+    }
+)
+
+
 @handlers.query(operations.LIST_VMS)
-def summaries(manager: Manager, now: float, *, all: bool) -> list[DomainView]:  # noqa: A002 - as the parameter is called
+def summaries(
+    manager: Manager,
+    now: float,
+    *,
+    all: bool,  # noqa: A002 - as the parameter is called
+    match: Patterns = EVERYTHING,
+    node: str | None = None,
+    address: IPv4Address | None = None,
+    state: Set[str] = frozenset(),
+    sort: str = "name",
+    limit: int | None = None,
+    after: tuple[str, str] | None = None,
+) -> list[DomainView]:
     """
     Return the running VMs, in order of name; with ``all`` also those that are gone and still hold ranges.
 
-    Those that are not managed are among them.
+    Those that are not managed are among them. For the other parameters see :data:`cpm.api.operations.LIST_VMS`.
+
+    :raise NotFound: When there is no such node or address.
+    :raise InvalidRequest: When ``after`` is given with another order than that of names.
     """
-    vms = [summary(manager, vm, now) for vm in manager.fleet.vms.values() if all or vm.uuid in manager.present]
+    pages.check_order(sort, "name", after)
+    _check_known(manager, node, address)
+    vms = [vm for vm in manager.fleet.vms.values() if all or vm.uuid in manager.present]
     known = {vm.uuid for vm in vms}
-    vms += [vm for vm in _unmanaged(manager) if vm.uuid not in known]
-    return sorted(vms, key=lambda vm: (vm.name, vm.uuid))
+    found: list[VM | DomainView] = [
+        vm
+        for vm in vms
+        if match.fit(vm.name, vm.uuid)
+        and (node is None or vm.node == node)
+        and (after is None or (vm.name, vm.uuid) > after)
+        and (address is None or any(held.external == address for held in manager.fleet.of(vm.uuid)))
+        and (not state or pages.is_one_of(_state(manager, vm, current_range(manager, vm)), state))
+    ]
+    found += [
+        vm
+        for vm in _unmanaged(manager)
+        if vm.uuid not in known
+        and match.fit(vm.name, vm.uuid)
+        and (node is None or vm.node == node)
+        and (after is None or (vm.name, vm.uuid) > after)
+        and address is None
+        and pages.is_one_of(vm.state, state)
+    ]
+    if sort == "name":
+        found = pages.page(found, _name, limit)
+    views = [summary(manager, vm, now) if isinstance(vm, VM) else vm for vm in found]
+    return views if sort == "name" else pages.page(views, lambda view: (_ORDERS[sort](view), _name(view)), limit)
+
+
+def _name(vm: VM | DomainView) -> tuple[str, str]:
+    return vm.name, vm.uuid
+
+
+def _check_known(manager: Manager, node: str | None, address: IPv4Address | None) -> None:
+    """:raise NotFound: When there is no such node or address: it may be misspelt."""
+    if node is not None and node not in manager.fleet.nodes and node not in manager.sessions:
+        raise NotFound("node", node, "see `virt-ports node list`")
+    if address is not None and all(each.address != address for each in manager.fleet.space.addresses):
+        raise NotFound("external address", str(address), "see `virt-ports pool list`")
 
 
 def _unmanaged(manager: Manager) -> Iterator[DomainView]:
@@ -127,6 +192,8 @@ def summary(manager: Manager, vm: VM, now: float) -> DomainView:
         or _waits_for(manager, vm, now)
         or _common_uuid(manager, vm),
         leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
+        ports_held=sum(held.ports.size for held in manager.fleet.of(vm.uuid)),
+        cap=manager.wishes(vm).cap.value,
     )
 
 

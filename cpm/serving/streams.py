@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Set
 
 from cpm.api import handlers, operations
+from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import EventView, ReportView
+from cpm.core.journal import JournalEntry, Selection
 from cpm.core.timeline import Step, Timeline
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.walltime import WallTime
 from cpm.queries import journal
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.journal_thread import JournalThread
@@ -59,16 +62,22 @@ class Feeds:
 
 
 class _ClockSets:
-    """When somebody set the wall clock, of which a stream has not told yet. :param after: A position of the journal."""
+    """
+    When somebody set the wall clock, of which a stream has not told yet.
 
-    def __init__(self, after: int) -> None:
+    :param after: A position of the journal.
+    :param is_wanted: The stream is to tell of it.
+    """
+
+    def __init__(self, after: int, *, is_wanted: bool) -> None:
         self._after = after
+        self._is_wanted = is_wanted
         self._told = 0
         self._steps: tuple[tuple[int, Step], ...] = ()
 
     def update(self, timeline: Timeline) -> None:
         """Follow what the wall clock showed."""
-        self._steps = timeline.steps_after(self._after)
+        self._steps = timeline.steps_after(self._after) if self._is_wanted else ()
 
     def take(self, seq: int) -> list[EventView]:
         """Return those before a position of the journal, once."""
@@ -78,34 +87,72 @@ class _ClockSets:
 
 
 @handlers.stream(operations.EVENTS)
-async def events(feeds: Feeds, after: int | None, limit: int, *, follow: bool) -> AsyncIterator[EventView]:
+async def events(
+    feeds: Feeds,
+    after: int | None,
+    limit: int,
+    vm: Patterns = EVERYTHING,
+    node: Patterns = EVERYTHING,
+    event: Set[str] = frozenset(),
+    begin: WallTime | None = None,
+    end: WallTime | None = None,
+    before: int | None = None,
+    *,
+    follow: bool,
+) -> AsyncIterator[EventView]:
     """
-    Yield the newest journal entries or those after a position, then, with ``follow``, each new one; and between them
-    when somebody set the manager's wall clock.
+    Yield the newest journal entries or the first ones after a position, then, with ``follow``, each new one; between
+    them, when somebody set the manager's wall clock.
+
+    For the other parameters see :data:`cpm.api.operations.EVENTS`.
 
     :param after: Only entries with a greater ``seq``; None: the newest ``limit``.
     :param limit: Existing entries at most; does not limit entries that are followed.
     :raise LedgerError: When the ledger cannot be read.
     """
-    position = after if after is not None else max(0, await feeds.journal.read(JournalReader.latest_seq) - limit)
-    sent, clock = 0, _ClockSets(position)
-    while True:
-        next_commit = feeds.decisions.next_commit
-        count = FOLLOW_BATCH if follow else min(FOLLOW_BATCH, limit - sent)
-        entries = await feeds.journal.read(JournalReader.events, position, count) if count > 0 else []
+    selection = Selection(before, begin, end, journal.fitting(vm, node, event))
+    has_sets = not event or journal.CLOCK_SET in event
+    position, sent, clock = after or 0, 0, _ClockSets(after or 0, is_wanted=has_sets)
+    if after is None:
+        position, newest = await feeds.journal.read(_newest, limit, selection)
+        is_all = len(newest) < limit
+        clock = _ClockSets(0 if is_all else newest[0].seq - 1 if newest else position, is_wanted=has_sets)
         clock.update(await feeds.journal.read(JournalReader.timeline))
-        if not entries and (count > 0 or position >= await feeds.journal.read(JournalReader.latest_seq)):
-            for clock_set in clock.take(position + 1):
-                yield clock_set
+        for each in _with_sets(newest, clock):
+            yield each
+        if not follow and before is None:
+            for each in clock.take(position + 1):
+                yield each
+    while follow or (after is not None and sent < limit):
+        next_commit = feeds.decisions.next_commit
+        entries = await feeds.journal.read(JournalReader.events, position, FOLLOW_BATCH)
+        clock.update(await feeds.journal.read(JournalReader.timeline))
+        fitting = [entry for entry in entries if selection.has(entry)][: None if follow else limit - sent]
+        for each in _with_sets(fitting, clock):
+            yield each
+        sent += len(fitting)
+        is_full = not follow and sent >= limit
+        position = fitting[-1].seq if is_full else entries[-1].seq if entries else position
+        if not entries or (is_full and position >= await feeds.journal.read(JournalReader.latest_seq)):
+            for each in clock.take(position + 1):
+                yield each
         if not entries and not follow:
             return
         if not entries:
             await next_commit.wait()
-        for event in journal.events(entries):
-            for clock_set in clock.take(event.seq):
-                yield clock_set
-            yield event
-            position, sent = event.seq, sent + 1
+
+
+def _with_sets(entries: list[JournalEntry], clock: _ClockSets) -> Iterator[EventView]:
+    for entry, view in zip(entries, journal.events(entries), strict=True):
+        yield from clock.take(entry.seq)
+        yield view
+
+
+def _newest(reader: JournalReader, limit: int, selection: Selection) -> tuple[int, list[JournalEntry]]:
+    """Return the position up to which entries were read, and the newest of them that are asked for."""
+    latest = reader.latest_seq()
+    until = latest + 1 if selection.before is None else min(selection.before, latest + 1)
+    return latest, reader.newest(limit, dataclasses.replace(selection, before=until))
 
 
 @handlers.stream(operations.MEASUREMENTS)

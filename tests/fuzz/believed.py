@@ -186,8 +186,10 @@ class _Site:
         if handler.kind is not Kind.QUERY:
             return
         for name in UUIDS if operation.parameters else UUIDS[:1]:
-            given = {"manager": self.manager, "now": self.now, "about": _ABOUT, "live": _LIVE, "all": True}
-            given |= {"name": name, "address": _EXTERNALS[0], "limit": 10}
+            given = {"manager": self.manager, "now": self.now, "about": _ABOUT, "live": _LIVE}
+            optional = (each for each in operation.parameters if each.name not in ("name", "address", "port"))
+            given |= {each.name: each.read_all(()) for each in optional}
+            given |= {"all": True, "name": name, "address": _EXTERNALS[0], "limit": 10}
             with contextlib.suppress(VirtPortsError):
                 answer = handler.call(given)
                 if operation is operations.METRICS:

@@ -19,9 +19,13 @@ _EXAMPLES = """\
   virt-ports events --limit 20               the latest 20
   virt-ports events --follow                 and wait for more; Ctrl-C ends it
   virt-ports events --follow --after 1041    continue where a script stopped
+  virt-ports events --vm 'web*' --event exhausted --event short --since -1d
   virt-ports events --follow -o json | jq -r 'select(.event=="active").name'"""
 
-_ABOUT = "With -o json, prints one document; with --follow as well, one per line."
+_ABOUT = """\
+The newest lines, the oldest of them first; '--before SEQ' has those before a
+page, '--after SEQ' the first ones after it. With -o json, prints one document;
+with --follow as well, one per line."""
 
 VERB = parsing.Verb(110, "print the journal: ranges given, resized and released", about=_ABOUT, examples=_EXAMPLES)
 
@@ -31,13 +35,18 @@ def add_arguments(verb: parsing.Parser) -> None:
     verb.add_argument("-f", "--follow", action="store_true", help="wait for more")
     verb.add_argument("--after", metavar="SEQ", type=parsing.count, help="only lines after this number")
     verb.add_argument("--limit", metavar="N", type=parsing.count, help="at most N existing lines (default: 100)")
+    verb.add_argument("--vm", metavar="PATTERN", action="append", help="only VMs with such a name; may be repeated")
+    verb.add_argument("--node", metavar="PATTERN", action="append", help="only hosts with such a name; may be repeated")
+    journal.add_events(verb)
+    parsing.add_time(verb)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the journal."""
     from cpm.api.operations import EVENTS
 
-    views = parsing.client(args).stream(EVENTS, after=args.after, limit=args.limit, follow=args.follow)
+    asked = {"vm": args.vm, "node": args.node, "event": args.event, **parsing.time_of(args)}
+    views = parsing.client(args).stream(EVENTS, after=args.after, limit=args.limit, follow=args.follow, **asked)
     if args.follow:
         _follow(views, json=parsing.wants_json(args))
     elif parsing.wants_json(args):

@@ -66,6 +66,7 @@ not fenced stays as it is."""
 
 _EXAMPLES = """\
   virt-ports node list
+  virt-ports node list --role edge --state away --state not-answering
   virt-ports node approve host3    show what it asks for, and approve that
   virt-ports node approve host3 --role host --underlay 172.30.0.13
   virt-ports node approve host3 --max-vms 2000 --max-ports 500000
@@ -80,6 +81,18 @@ EVENTS_HEADER = ("Time", "Node", "Event", "Why")
 _EVENTS_ABOUT = """\
 Edges that left service or are back, and fences, with the reason. The newest
 10,000 are kept. 'virt-ports audit' has what operators did."""
+
+_COLOURS = {
+    "connected": render.Colour.GREEN,
+    "away": render.Colour.YELLOW,
+    "fenced": render.Colour.GREY,
+    "out of service": render.Colour.RED,
+    "not answering": render.Colour.RED,
+    "waiting for approval": render.Colour.CYAN,
+    "revoked": render.Colour.GREY,
+}
+_STATES = tuple(state.replace(" ", "-") for state in _COLOURS)
+_EVENTS = ("in-service", "out-of-service", "fenced", "unfenced", "silent", "reporting")
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 
@@ -101,7 +114,13 @@ _NODE = "name of the node, see `virt-ports node list`"
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    parsing.add_action(actions, "list", "list the nodes, and machines that ask to be one", about=_LIST_ABOUT)
+    shown = parsing.add_action(actions, "list", "list the nodes, and machines that ask to be one", about=_LIST_ABOUT)
+    shown.add_argument("patterns", metavar="PATTERN", nargs="*", help="only nodes with such a name: 'host*'")
+    shown.add_argument("--role", action="append", choices=[role.value for role in Role], dest="roles",
+                       help="only nodes with this role")  # fmt: skip
+    shown.add_argument("--state", metavar="STATE", action="append", choices=_STATES,
+                       help=f"only nodes in this state; may be repeated: {', '.join(_STATES)}")  # fmt: skip
+    parsing.add_page(shown, ("name", "state", "vms", "ports"), "NAME")
     approve = parsing.add_action(
         actions, "approve", "say what a node may be", about=_APPROVE_ABOUT, examples=_examples_of("approve")
     )
@@ -124,20 +143,26 @@ def add_arguments(verb: parsing.Parser) -> None:
         if name in _QUESTIONS:
             action.add_argument("--yes", action="store_true", help="do not ask; without a terminal nothing is asked")
     events = parsing.add_action(actions, "events", "print what became of nodes, and why", about=_EVENTS_ABOUT)
+    events.add_argument("patterns", metavar="PATTERN", nargs="*", help="only nodes with such a name: 'host*'")
+    events.add_argument("--event", metavar="EVENT", action="append", choices=_EVENTS,
+                        help=f"only this event; may be repeated: {', '.join(_EVENTS)}")  # fmt: skip
     events.add_argument("--limit", metavar="N", type=parsing.count, help="the newest N lines (default: 100)")
+    parsing.add_time(events)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out one action and print the node or nodes."""
-    from cpm.api.operations import APPROVE, FENCE, LIST_NODES, NODE_EVENTS, REMOVE_NODE, REVOKE, UNFENCE
+    from cpm.api.operations import APPROVE, FENCE, NODE_EVENTS, REMOVE_NODE, REVOKE, UNFENCE
 
     manager = parsing.client(args)
     if args.action == "events":
-        events = manager.call(NODE_EVENTS, limit=args.limit)
+        asked = {"node": args.patterns, "event": args.event, **parsing.time_of(args)}
+        events = manager.call(NODE_EVENTS, limit=args.limit, **asked)
         return parsing.print_answer(args, events, lambda: render.table(EVENTS_HEADER, map(_event_row, events)))
-    if args.action in ("list", "remove"):
-        views = manager.call(REMOVE_NODE, name=args.node) if args.action == "remove" else manager.call(LIST_NODES)
-        return parsing.print_answer(args, views, lambda: _table(views))
+    if args.action == "list":
+        return _list(args, manager)
+    if args.action == "remove":
+        return _print(args, manager.call(REMOVE_NODE, name=args.node))
     if args.action == "approve":
         view = manager.call(APPROVE, _request(args, manager), name=args.node)
     else:
@@ -145,6 +170,24 @@ def run(args: argparse.Namespace) -> int:
             _ask(args.action, args.node)
         view = manager.call({"revoke": REVOKE, "fence": FENCE, "unfence": UNFENCE}[args.action], name=args.node)
     return parsing.print_answer(args, view, lambda: render.table(HEADER, [_row(view)]))
+
+
+def _list(args: argparse.Namespace, manager: Client) -> int:
+    from cpm.api.operations import LIST_NODES
+
+    asked = {
+        "match": args.patterns, "role": args.roles, "state": args.state, "after": args.after,
+        "sort": args.sort if args.sort != "name" else None,
+    }  # fmt: skip
+    views = manager.call(LIST_NODES, limit=parsing.one_more(args.limit), **asked)
+    views, more = parsing.page_of(views, args.limit, lambda view: view.name)
+    return _print(args, views, more if args.sort == "name" else "")
+
+
+def _print(args: argparse.Namespace, views: list[NodeView], more: str = "") -> int:
+    """Print nodes, and below the table what is wrong."""
+    warnings = [f"{view.name}: {render.cell(text)}\n" for view in views for text in _problems(view)]
+    return parsing.print_table(args, views, render.Table(HEADER, map(_row, views)), *warnings, more)
 
 
 def _ask(action: str, node: str) -> None:
@@ -204,12 +247,6 @@ def _address(text: str) -> IPv4Address:
         raise argparse.ArgumentTypeError(f"not an IPv4 address: {text!r}; write for example 172.30.0.13") from None
 
 
-def _table(views: list[NodeView]) -> str:
-    """Return the table, and below it what is wrong."""
-    warnings = [f"{view.name}: {render.cell(text)}\n" for view in views for text in _problems(view)]
-    return "".join([render.table(HEADER, map(_row, views)), *warnings])
-
-
 def _problems(view: NodeView) -> Iterator[str]:
     if view.trouble:
         yield view.trouble
@@ -228,28 +265,15 @@ def _event_row(view: NodeEventView) -> tuple[object, ...]:
 def _row(view: NodeView) -> tuple[object, ...]:
     generation = f"{view.applied}/{view.generation}"
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(view.dropped.items()) if count)
+    state = render.Painted(view.state, _COLOURS.get(view.state))
     # One that was never connected has no roles yet.
     roles = ",".join(view.roles or (view.approval.roles if view.approval is not None else ()))
     use = (_of(view.vms, view.max_vms), _of(view.ports, view.max_ports))
-    return view.name, roles, view.underlay, _state(view), view.synced, generation, *use, dropped
+    return view.name, roles, view.underlay, state, view.synced, generation, *use, dropped
 
 
 def _of(number: int, most: int | None) -> str | None:
     return None if most is None and not number else f"{number}/{render.cell(most)}"
-
-
-def _state(view: NodeView) -> str:
-    if view.fenced:
-        return "fenced"
-    if view.asks is not None and not view.connected:
-        return "waiting for approval"
-    if view.approval is None:
-        return "revoked"
-    if not view.connected:
-        return "away"
-    if not view.in_service:
-        return "out of service"
-    return "connected" if view.answering else "not answering"
 
 
 def _examples_of(action: str) -> str:

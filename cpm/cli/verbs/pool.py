@@ -41,7 +41,9 @@ VERB = parsing.Verb(90, "list, show, add and remove external addresses", example
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    parsing.add_action(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
+    shown = parsing.add_action(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
+    shown.add_argument("patterns", metavar="PATTERN", nargs="*", help="only such addresses: '203.0.113.*'")
+    parsing.add_page(shown, ("address", "free", "allocated", "leaving", "vms"), "ADDRESS")
     show = parsing.add_action(
         actions, "show", "show which VMs hold which ports of one address", examples=_examples_of("show")
     )
@@ -66,16 +68,23 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.action == "show":
             return _show(args)
+        if args.action == "list":
+            return _list(args)
         views = _ACTIONS[args.action](args)
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
     return parsing.print_answer(args, views, lambda: render.table(HEADER, map(_row, views)))
 
 
-def _list(args: argparse.Namespace) -> list[AddressView]:
+def _list(args: argparse.Namespace) -> int:
     from cpm.api.operations import LIST_POOL
 
-    return parsing.client(args).call(LIST_POOL)
+    sort = args.sort if args.sort != "address" else None
+    asked = {"match": args.patterns, "sort": sort, "after": parsing.address_of(args.after)}
+    views = parsing.client(args).call(LIST_POOL, limit=parsing.one_more(args.limit), **asked)
+    views, more = parsing.page_of(views, args.limit, lambda view: str(view.address))
+    more = more if sort is None else ""
+    return parsing.print_table(args, views, render.Table(HEADER, map(_row, views)), more)
 
 
 def _add(args: argparse.Namespace) -> list[AddressView]:
@@ -101,7 +110,7 @@ def _show(args: argparse.Namespace) -> int:
     return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + _tables(view))
 
 
-_ACTIONS = {"list": _list, "add": _add, "remove": _remove}
+_ACTIONS = {"add": _add, "remove": _remove}
 
 
 def _row(view: AddressView) -> tuple[object, ...]:

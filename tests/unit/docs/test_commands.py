@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cpm.cli.main import build_parser, verb_names
+from cpm.cli.main import _with_at_attached, build_parser, verb_names
 from lab.__main__ import _parser as lab_parser
 
 REPOSITORY = Path(__file__).parents[3]
@@ -50,7 +50,7 @@ def test_virt_ports_takes_it(page: str, command: str) -> None:
     words = shlex.split(command)[1:]
     # A verb alone is spoken of, not typed; so is a placeholder in capitals.
     if words not in [[verb] for verb in verb_names()]:
-        build_parser().parse_args(words)
+        build_parser().parse_args(_with_at_attached(words))
 
 
 @pytest.mark.parametrize(("page", "command"), starting("python -m lab "))

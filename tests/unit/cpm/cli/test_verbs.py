@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import sys
 from ipaddress import IPv4Address
 from typing import Any
@@ -177,7 +178,7 @@ def test_list_as_json_has_the_documented_keys(manager: CannedManager, virt_ports
         {
             "name": "web1", "uuid": WEB, "node": "host1", "external_address": "203.0.113.1", "first_port": 20000,
             "last_port": 20255, "ports_in_use": 17, "state": "active", "problem": "",
-            "leaving": "",
+            "leaving": "", "ports_held": 0, "cap": None,
         }
     ]  # fmt: skip
 
@@ -195,13 +196,76 @@ def test_list_all_requests_vms_that_are_gone(manager: CannedManager, virt_ports:
     assert "gone" in virt_ports("list", "--all").out
 
 
-def test_list_of_one_node(manager: CannedManager, virt_ports: Command) -> None:
-    manager.on("GET /v1/domains", [domain(), domain("db", DB, node=NodeName("host2"))])
-    manager.on("GET /v1/nodes", NODES)
-    assert [vm["name"] for vm in virt_ports("list", "--node", "host2", "-o", "json").json] == ["db"]
-    assert virt_ports("list", "--node", "edge1", "-o", "json").json == []
-    refused = virt_ports("list", "--node", "hots1")
-    assert refused == (1, "", "error: no node 'hots1'; see `virt-ports node list`\n")
+def test_list_asks_for_what_is_wanted_and_no_more(manager: CannedManager, virt_ports: Command) -> None:
+    query = "match=web%2A&match=db&node=host1&address=203.0.113.1&state=not-managed&sort=in-use"
+    manager.on(f"GET /v1/domains?limit=11&all=1&{query}", [domain()])
+    words = ["--all", "web*", "db", "--node", "host1", "--address", "203.0.113.1", "--state", "not-managed"]
+    assert "web1" in virt_ports("list", *words, "--sort", "in-use", "--limit", "10").out
+    manager.on("GET /v1/domains?node=host3", refusal(404, "not-found", "no node 'host3'; see `virt-ports node list`"))
+    assert virt_ports("list", "--node", "host3").code == 1
+
+
+def test_a_page_of_a_list_says_how_to_get_the_next_one(manager: CannedManager, virt_ports: Command) -> None:
+    odd = domain("it's", DB)
+    manager.on("GET /v1/domains?limit=2", [odd, domain()])
+    manager.on("GET /v1/domains?limit=2&sort=node", [odd, domain()])
+    manager.on(f"GET /v1/domains?limit=2&after=it%27s%3A{DB}", [domain()])
+    *rows, last = virt_ports("list", "--limit", "1").out.splitlines()
+    assert len(rows) == 4
+    options = shlex.split(last.partition(": add ")[2])
+    assert options == ["--after", f"it's:{DB}"]
+    assert virt_ports("list", "--limit", "1", *options).out.endswith("active\n\n")
+    assert virt_ports("list", "--limit", "1", "--sort", "node").out.endswith("active\n\n")
+    assert [vm["name"] for vm in virt_ports("list", "--limit", "1", "-o", "json").json] == ["it's"]
+
+
+def test_nodes_and_addresses_are_chosen_and_come_in_pages(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/nodes?limit=2&match=h%2A&role=host&state=out-of-service&after=a", NODES)
+    words = ["h*", "--role", "host", "--state", "out-of-service", "--limit", "1", "--after", "a"]
+    assert virt_ports("node", "list", *words).out.endswith("There are more: add --after host1\n")
+    manager.on("GET /v1/pool?limit=2&match=203.%2A&after=203.0.113.0", [ADDRESS, ADDRESS])
+    words = ["203.*", "--limit", "1", "--after", "203.0.113.0"]
+    assert virt_ports("pool", "list", *words).out.endswith("There are more: add --after 203.0.113.1\n")
+    assert virt_ports("pool", "list", "--after", "x").code == 2
+
+
+def test_records_are_chosen_by_time_and_content(manager: CannedManager, virt_ports: Command) -> None:
+    time = f"begin={NOW - 60}&end={NOW}&before=7"
+    words = ["--since", "-1m", "--to", "now", "--before", "7"]
+    manager.on(f"GET /v1/events?vm=web%2A&node=host1&event=within-limits&event=cut&{time}", lines(EVENTS))
+    chosen = ["--vm", "web*", "--node", "host1", "--event", "within-limits", "--event", "cut"]
+    assert "1041" in virt_ports("events", *chosen, *words).out
+    manager.on(f"GET /v1/domains/web1/history?event=cut&{time}", EVENTS)
+    assert "1041" in virt_ports("history", "web1", "--event", "cut", *words).out
+    manager.on(f"GET /v1/audit?user=ann&request=POST+%2A&{time}", [])
+    assert virt_ports("audit", "--user", "ann", "--request", "POST *", *words).code == 0
+    manager.on(f"GET /v1/node-events?node=e%2A&event=fenced&{time}", [])
+    assert virt_ports("node", "events", "e*", "--event", "fenced", *words).code == 0
+    refused = virt_ports("events", "--since", "noon")
+    assert (refused.code, "not a time: 'noon'" in refused.err) == (2, True)
+
+
+def test_states_have_colours_where_they_are_wanted(
+    manager: CannedManager, virt_ports: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = domain("\x1b[31mactive", DB, state="misrouted", problem="its packets \x1b[5m")
+    manager.on("GET /v1/domains", [domain("active"), hostile])
+    manager.on("GET /v1/nodes", [NODES[1]])
+    plain = virt_ports("list").out
+    assert "\x1b" not in plain
+    coloured = virt_ports("list", "--color", "always").out
+    assert coloured.splitlines()[2].endswith("   \x1b[32mactive\x1b[0m")
+    assert coloured.splitlines()[2].startswith(" active ")
+    assert coloured.splitlines()[3].endswith("\x1b[31mmisrouted: its packets \\x1b[5m\x1b[0m")
+    assert coloured.count("\x1b") == 4
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == plain
+    assert "\x1b[31mout of service\x1b[0m" in virt_ports("--color", "always", "node", "list").out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert virt_ports("list").out == coloured
+    assert virt_ports("list", "--color", "never").out == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert virt_ports("list").out == plain
 
 
 def test_show(manager: CannedManager, virt_ports: Command) -> None:

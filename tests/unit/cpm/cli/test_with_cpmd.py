@@ -164,7 +164,7 @@ async def _sees(cpmd: Manager, active: dict[str, Any]) -> None:
     place = {key: active[key] for key in ("external_address", "first_port", "last_port")}
     assert web == {
         "name": "web1", "uuid": WEB, "node": "host1", "state": "active", "problem": "", "ports_in_use": 17,
-        "leaving": "",
+        "leaving": "", "ports_held": 256, "cap": 32768,
         **place,
     }  # fmt: skip
     shown = (await virt_ports(cpmd, "show", WEB.upper(), "-o", "json")).json

@@ -20,6 +20,7 @@ from cpm.api import operations
 from cpm.api.access import Access, Peer
 from cpm.api.client import Client
 from cpm.api.operations import Operation
+from cpm.api.parameters import Patterns
 from cpm.api.server import NodeConnection, Server
 from cpm.api.views import EventView, PoolRemoval, PoolRequest, ResizeRequest, StatusView, WishesRequest
 from cpm.cli import main
@@ -138,6 +139,19 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
     [
         (["list"], (operations.LIST_VMS, {"all": False})),
         (["list", "--all"], (operations.LIST_VMS, {"all": True})),
+        (
+            ["list", "web*", "d b", "--state", "waiting", "--state", "gone", "--limit", "5", "--after", f"é&:{WEB}"],
+            (
+                operations.LIST_VMS,
+                {
+                    "all": False,
+                    "match": Patterns(["web*", "d b"]),
+                    "state": frozenset(("waiting", "gone")),
+                    "limit": 6,
+                    "after": ("é&", WEB),
+                },
+            ),
+        ),
         (["show", "a/b?c#d é%2F"], (operations.SHOW_VM, {"name": "a/b?c#d é%2F"})),
         (["show", "{a}b{"], (operations.SHOW_VM, {"name": "{a}b{"})),
         (["explain", "}{name}"], (operations.EXPLAIN, {"name": "}{name}"})),
@@ -187,9 +201,12 @@ def run(server: Running, capsys: pytest.CaptureFixture[str]) -> Any:
     ],
 )
 def test_the_server_understands_every_verb(
-    server: Running, run: Any, words: list[str], asked: tuple[object, ...]
+    server: Running, run: Any, words: list[str], asked: tuple[Operation[Any], dict[str, object]]
 ) -> None:
     assert (run(*words).code, run(*words, "-o", "json").code) == (0, 0)
+    operation, arguments = asked
+    optional = (each for each in operation.parameters if each.name not in arguments)
+    asked = operation, {**arguments, **{each.name: each.read_all(()) for each in optional}}
     assert server.backend.asked == [asked, asked]
     assert run("-o", "json", *words).json is not None
 

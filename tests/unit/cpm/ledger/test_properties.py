@@ -4,7 +4,7 @@ import dataclasses
 import gzip
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cpm.core.changes import AddAllocation, Change, FreeAllocation, MoveAllocation, PutAddress, PutNode, PutVM
-from cpm.core.journal import JournalEntry, PortOwner
+from cpm.core.journal import JournalEntry, PortOwner, Selection
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import Conflict, Overloading
 from cpm.protocol.ledger_errors import JournalNotKept
@@ -180,6 +180,11 @@ class Ledger(RuleBasedStateMachine):
         while some := reader.events(every[-1].seq if every else 0, limit=7):
             every += some
         assert every == reader.events(limit=100_000)
+        for selection in _selections(every):
+            fitting = [entry for entry in every if selection.has(entry)]
+            assert reader.newest(1000, selection) == fitting
+            assert reader.newest(3, selection) == fitting[-3:]
+            assert reader.history("x", 3, selection) == [e for e in reader.history("x") if selection.has(e)][-3:]
         return every, [reader.history(vm, limit) for vm in "xyzpqr" for limit in (3, 1000)]
 
     def _exported(self) -> list[dict[str, object]]:
@@ -215,6 +220,16 @@ class Ledger(RuleBasedStateMachine):
         for address in (A, B):
             for port in range(FIRST, LAST + 1, 3):
                 assert _owner(self.ledger.reader().whois(address, port)) == owners.get((address, port))
+
+
+def _selections(every: Sequence[JournalEntry]) -> Iterator[Selection]:
+    """Yield selections of a journal's entries that have some of them, where it has any."""
+    yield Selection()
+    if every:
+        some = every[len(every) // 2]
+        yield Selection(before=some.seq)
+        yield Selection(begin=some.at, fits=lambda entry: entry.event is some.event)
+        yield Selection(end=some.at, fits=lambda entry: entry.domain == some.domain)
 
 
 def _owner(holding: PortOwner | None) -> Owner | None:
