@@ -26,7 +26,8 @@ NODE_STATES = (
 )  # fmt: skip
 EVENT_NAMES = (
     "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
-    "recovered", "short", "supplied", "limited", "within limits", "claimed", "own-port", "violation", "cut", "clock-set",
+    "recovered", "short", "supplied", "limited", "within limits", "claimed", "own-port", "violation", "cut",
+    "clock-set",
 )  # fmt: skip
 """Those of the journal."""
 NODE_EVENT_NAMES = ("in-service", "out-of-service", "fenced", "unfenced", "silent", "reporting")
@@ -269,8 +270,9 @@ class EventView(Struct, frozen=True):
     """Of ``clock-set``: what the clock showed after it."""
     event: str
     name: str
-    uuid: DomainUUID
-    node: NodeName
+    uuid: str
+    node: str
+    """All three empty for ``clock-set``."""
     external_address: IPv4Address | None
     first_port: int | None
     last_port: int | None

@@ -22,7 +22,8 @@ WIDTHS = (6, 25, 10, 12, 36, 10, 16, 11)
 
 EVENTS = (
     "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
-    "recovered", "short", "supplied", "limited", "within-limits", "claimed", "own-port", "violation", "cut", "clock-set",
+    "recovered", "short", "supplied", "limited", "within-limits", "claimed", "own-port", "violation", "cut",
+    "clock-set",
 )  # fmt: skip
 """As they are written in commands."""
 
