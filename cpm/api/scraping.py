@@ -17,6 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
+from cpm.api.disconnects import ignore_disconnects
 from cpm.service.metrics.settings import Listen, split_address
 from cpm.service.metrics.values import CONTENT_TYPE
 
@@ -100,7 +101,7 @@ class Scraping:
             await asyncio.get_running_loop().create_future()
             return
         host, port = split_address(self._daemon, "metrics.address", self._listen.address)
-        app = web.Application(client_max_size=1024)
+        app = web.Application(client_max_size=1024, middlewares=[ignore_disconnects])
         app.router.add_get(PATH, self._answer, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()

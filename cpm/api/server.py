@@ -15,15 +15,16 @@ import contextlib
 import logging
 import re
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSMsgType, web
 
 from cpm.api import scraping
 from cpm.api.access import Access, Peer
+from cpm.api.disconnects import Handler, ignore_disconnects, is_connected
 from cpm.api.operations import OPERATIONS, Operation
 from cpm.api.views import Document, ErrorView
 from cpm.protocol import codec
@@ -49,8 +50,6 @@ GONE_S = 2.0
 """Seconds between two looks whether the client of a stream without news is still there."""
 
 _ACCESS = web.AppKey("access", Access)
-
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_REQUEST = 1024 * 1024
 """Bytes of an operator's request at most."""
@@ -206,7 +205,7 @@ class Server:
 
         :raise OSError: When the address cannot be bound.
         """
-        app = web.Application(client_max_size=MAX_REQUEST)
+        app = web.Application(client_max_size=MAX_REQUEST, middlewares=[ignore_disconnects])
         app.router.add_get(SESSION, self._session)
         await web.TCPSite(await self._runner(app), host, port, ssl_context=context).start()
 
@@ -222,7 +221,9 @@ class Server:
         return runner
 
     def _operator_app(self, access: Access) -> web.Application:
-        app = web.Application(client_max_size=MAX_REQUEST, middlewares=[_errors_as_json, self._limit])
+        app = web.Application(
+            client_max_size=MAX_REQUEST, middlewares=[_errors_as_json, ignore_disconnects, self._limit]
+        )
         app[_ACCESS] = access
         for operation in OPERATIONS:
             # add_get() also answers HEAD, add_route() does not.
@@ -236,7 +237,7 @@ class Server:
     # Operators
 
     @web.middleware
-    async def _limit(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """
         Serve a limited number of requests to one user at once, streams included; sessions of nodes are not counted.
 
@@ -291,12 +292,14 @@ class Server:
         sender = asyncio.create_task(connection.run(), name=f"session to {request.remote}")  # noqa: TID251
         try:
             await self._serve_session(request, socket, connection)
+        except _PeerIsGone as gone:
+            log.debug("session with %s ended: %s", connection.peer, gone)
         except (NotApproved, NameInUse) as error:
             # It tries again every few seconds; what listens for sessions tells the operator once.
             code = NOT_APPROVED if isinstance(error, NotApproved) else 1008
             await socket.close(code=code, message=_reason(error))
         except VirtPortsError as error:
-            log.warning("session with %s ended: %s", _peer(request), error)
+            log.warning("session with %s ended: %s", connection.peer, error)
             await socket.close(code=1008, message=_reason(error))
         finally:
             sender.cancel()
@@ -306,9 +309,13 @@ class Server:
     async def _serve_session(
         self, request: web.Request, socket: web.WebSocketResponse, connection: NodeConnection
     ) -> None:
-        async with asyncio.timeout(HELLO_LIMIT_S):
-            while await connection.on_control(frame := await socket.receive()):
-                pass
+        try:
+            async with asyncio.timeout(HELLO_LIMIT_S):
+                while await connection.on_control(frame := await socket.receive()):
+                    pass
+        except TimeoutError:
+            await socket.close(code=1008, message=b"no hello came; the first message of a session must be hello")
+            raise _PeerIsGone(f"it said no hello within {HELLO_LIMIT_S:g} s") from None
         hello = codec.decode_node_message(_text(frame))
         if not isinstance(hello, Hello):
             raise InvalidRequest("the first message of a session must be hello")
@@ -327,11 +334,23 @@ class Server:
             await self._nodes.on_disconnected(hello.node, connection)
 
 
+class _PeerIsGone(Exception):
+    """The connection is lost, or the peer answers no ping, or says nothing; the message says which."""
+
+
 def _text(frame: Any) -> bytes | str:
+    """
+    Return the text of a message.
+
+    :raise _PeerIsGone: When there is none, and no other frame will come.
+    :raise InvalidRequest: When what came is no frame, or is too large.
+    """
     if frame.type in (WSMsgType.TEXT, WSMsgType.BINARY):
         data: bytes | str = frame.data
         return data
-    raise InvalidRequest("the peer closed the session without a message")
+    if isinstance(frame.data, WebSocketError):
+        raise InvalidRequest(f"a frame cannot be read: {frame.data}; both sides must run the same version")
+    raise _PeerIsGone(str(frame.data) if frame.type is WSMsgType.ERROR else "the peer closed it")
 
 
 def _reason(error: VirtPortsError) -> bytes:
@@ -371,7 +390,7 @@ async def _while_connected(request: web.Request, values: AsyncIterator[object]) 
         coming = asyncio.ensure_future(anext(values, _END))  # noqa: TID251
         try:
             while not (await asyncio.wait({coming}, timeout=GONE_S))[0]:
-                if request.transport is None or request.transport.is_closing():
+                if not is_connected(request):
                     return
             if (value := coming.result()) is _END:
                 return
@@ -385,12 +404,18 @@ _END: Final = object()
 
 
 def _process(request: web.Request) -> Peer:
-    assert request.transport is not None
+    """
+    Return the process that sent a request on a unix socket.
+
+    :raise ConnectionResetError: When it closed the connection before the request was served.
+    """
+    if request.transport is None:
+        raise ConnectionResetError("it was closed before the request was served")
     return Peer.of(request.transport.get_extra_info("socket"))
 
 
 @web.middleware
-async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except VirtPortsError as error:

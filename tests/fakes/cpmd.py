@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Address
@@ -19,6 +20,7 @@ import aiohttp
 import pytest
 
 from cpm import settings
+from cpm.api.server import Server
 from cpm.api.views import ApproveRequest
 from cpm.daemon import Cpmd
 from cpm.protocol import codec
@@ -44,10 +46,17 @@ class Answer:
 class Site:
     """A running manager with nodes; ``path`` is its socket."""
 
-    def __init__(self, http: aiohttp.ClientSession, path: str, directory: Path) -> None:
+    def __init__(self, http: aiohttp.ClientSession, path: str, directory: Path, server: Server) -> None:
         self._http = http
+        self._server = server
         self.path = path
         self.directory = directory
+
+    async def listen_tls(self, context: ssl.SSLContext) -> int:
+        """Serve sessions on 127.0.0.1 as well; return the port."""
+        await self._server.listen_tls("127.0.0.1", 0, context)
+        port: int = self._server._runners[-1].addresses[0][1]
+        return port
 
     async def ask(self, method: str, target: str, body: bytes | None = None) -> Answer:
         async with self._http.request(method, f"http://localhost{target}", data=body) as response:
@@ -164,6 +173,6 @@ async def running(
         await cpmd.start()
         try:
             async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
-                yield Site(http, str(path), directory)
+                yield Site(http, str(path), directory, cpmd._server)
         finally:
             await cpmd.stop()

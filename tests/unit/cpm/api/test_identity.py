@@ -9,23 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import aiohttp
 import pytest
-import trustme
 
-from cpm.api.access import Access
-from cpm.api.server import Server, tls_context
-from cpm.api.session import tls_context as node_context
 from cpm.protocol import codec
 from cpm.protocol.messages import NOT_APPROVED, PROTOCOL, Hello, Snapshot, Welcome
 from cpm.protocol.model import NodeName, Role
 from cpm.serving import node_sessions
 from tests.fakes import cpmd
+from tests.fakes.certificates import Certificates
 from tests.fakes.cpmd import Site
 
 LIMIT_S = 60.0
@@ -144,39 +140,17 @@ async def test_a_refusal_for_want_of_approval_has_a_code_of_its_own_and_is_logge
 # Certificates
 
 
-def _write(authority: trustme.CA, directory: Path, name: str) -> ssl.SSLContext:
-    """Return the context of a node with a certificate for a name."""
-    certificate = authority.issue_cert(name)
-    chain, key, ca = (directory / f"{name}.{kind}" for kind in ("crt", "key", "ca"))
-    certificate.cert_chain_pems[0].write_to_path(str(chain))
-    certificate.private_key_pem.write_to_path(str(key))
-    authority.cert_pem.write_to_path(str(ca))
-    return node_context(str(chain), str(key), str(ca))
-
-
 @pytest.mark.parametrize(("said", "is_its_own"), [("host1", True), ("edge1", False), ("host10", False)])
-async def test_a_certificate_is_good_for_its_own_name_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, *, is_its_own: bool
-) -> None:
-    authority, servers = trustme.CA(), []
-    original = Server.listen_unix
-
-    async def note(server: Server, path: Path, access: Access) -> None:
-        servers.append(server)
-        await original(server, path, access)
-
-    monkeypatch.setattr(Server, "listen_unix", note)
-    context = _write(authority, tmp_path, "host1")
-    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "manager.pem"))
-    mine = tls_context(str(tmp_path / "manager.pem"), str(tmp_path / "manager.pem"), str(tmp_path / "host1.ca"))
+async def test_a_certificate_is_good_for_its_own_name_only(tmp_path: Path, said: str, *, is_its_own: bool) -> None:
+    certificates = Certificates(tmp_path)
+    context = certificates.node("host1")
     async with cpmd.running() as site:
         for name in ("host1", "edge1", "host10"):
             # All of them are approved: it is the certificate that says who this is.
             await site.approve(
                 name, {"host1": "172.30.0.11"}.get(name, f"172.30.1.{len(name)}"), frozenset({Role.HOST})
             )
-        await servers[0].listen_tls("127.0.0.1", 0, mine)
-        (_, port) = servers[0]._runners[-1].addresses[0]
+        port = await site.listen_tls(certificates.manager())
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
             http.ws_connect(f"https://127.0.0.1:{port}/v1/session") as session,
