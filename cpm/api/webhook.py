@@ -52,6 +52,9 @@ class Webhook:
             async with post as answer:
                 if not 200 <= answer.status < 300:
                     raise OSError(0, f"the server answers {answer.status}")
+        except aiohttp.InvalidURL as error:
+            # Its text has the whole URL, in which there may be a password.
+            raise OSError(0, "the URL is none; correct [events] webhook") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise OSError(0, str(error) or type(error).__name__) from error
         except TimeoutError as error:
@@ -64,7 +67,7 @@ class Webhook:
 
 
 def _token(path: str) -> str:
-    with Path(path).open(encoding="utf-8", errors="strict") as file:
+    with Path(path).open(encoding="ascii", errors="replace") as file:
         token = file.read(MOST_TOKEN).strip()
     if not token.isascii() or not token.isprintable():
         raise OSError(0, f"{path} has no token in its first line")

@@ -144,7 +144,8 @@ class EventExport:
         while True:
             try:
                 result = await act()
-            except (OSError, LedgerError) as error:
+            except Exception as error:
+                # Whatever a place does or an entry has: that it is not told of it must not end the manager.
                 self._on_failed(error)
             else:
                 self._on_done()
@@ -152,13 +153,15 @@ class EventExport:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _on_failed(self, error: OSError | LedgerError) -> None:
+    def _on_failed(self, error: Exception) -> None:
         self.counts.failures += 1
         self.counts.is_failing = True
-        text = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        is_expected = isinstance(error, (OSError, LedgerError))
+        text = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
         if text != self._said:
             self._said = text
-            log.warning("cannot deliver events to %s, trying again: %s", self.name, text)
+            trace = None if is_expected else error
+            log.warning("cannot deliver events to %s, trying again: %s", self.name, text, exc_info=trace)
 
     def _on_done(self) -> None:
         if self.counts.is_failing:

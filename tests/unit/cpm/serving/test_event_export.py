@@ -42,6 +42,10 @@ class Exporting:
         self.export = EventExport(sink, folder, self._thread, lambda: site.loop.next_commit)
         self._task = asyncio.create_task(self.export.run())
 
+    @property
+    def is_over(self) -> bool:
+        return self._task.done()
+
     async def end(self) -> None:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -258,6 +262,30 @@ async def test_a_webhook_that_fails_and_comes_back_gets_every_entry_once(
     assert hooked.taken == [*range(1, newest(site) + 1)]
     assert "/elsewhere" not in str(hooked.posts)
     await hooked.stop()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"webhook": "http://127.0.0.1:1/", "webhook_token_file": "TOKEN"},  # which is not a text
+        {"webhook": "http://user:secret@[::1"},
+        {"syslog": "udp://a..b:514"},
+        {"syslog": "tcp://a..b:514"},
+        {"ipfix": "a..b:4739"},
+        {"file": "/a\0b"},
+    ],
+)
+async def test_nothing_that_a_place_has_ends_the_export_and_the_manager(
+    site: Site, folder: Path, tmp_path: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe\0")
+    settings = {key: str(tmp_path / "token") if value == "TOKEN" else value for key, value in settings.items()}
+    exporting = Exporting(site, folder, EventsSettings(**settings))
+    await until(lambda: exporting.export.counts.failures >= 3 or exporting.is_over)
+    assert not exporting.is_over
+    assert caplog.text.count("cannot deliver events") == 1
+    assert "secret" not in caplog.text
+    await exporting.end()
 
 
 async def test_after_a_restart_it_goes_on_where_it_stopped(site: Site, folder: Path, tmp_path: Path) -> None:
