@@ -20,7 +20,7 @@ from cpm.protocol.errors import ConfigError, InvalidRequest
 from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
-from cpm.service import config
+from cpm.service import config, logs
 from cpm.service.metrics import settings as listen
 from cpm.service.metrics.settings import Listen
 
@@ -315,6 +315,7 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "nodes.edge_wait_s", f"must not exceed edge_grace_s ({settings.nodes.edge_grace_s:g})")
     pool.timeouts.check(file, "pool.timeouts")
     settings.metrics.check(file)
+    logs.check_level(file, settings.log_level)
     _check_events(file, settings.events)
     try:
         policy_named(settings.scaling.policy)
@@ -351,6 +352,10 @@ FOLLOWED: Final = ("pool", "scaling", "nodes", "journal.keep_days", "log_level")
 
 NOT_FOLLOWED: Final = frozenset(("pool.block", "pool.internal"))
 """Keys of those tables that need a restart: ranges and addresses of VMs that run are made of them."""
+
+
+SECRET: Final = frozenset(("events.webhook",))
+"""Keys whose values are for nobody but those who may read the file: they are not shown as a whole."""
 
 
 class Difference(NamedTuple):

@@ -13,7 +13,7 @@ from cpm.protocol.bounds import MAX_PERIOD_S, MAX_WORD
 from cpm.protocol.errors import ConfigError
 from cpm.protocol.model import Role
 from cpm.protocol.timeouts import TimeoutsTable
-from cpm.service import config
+from cpm.service import config, logs
 from cpm.service.metrics.settings import Listen
 from natctl.model import entries
 from qga_agent import announcement
@@ -190,6 +190,7 @@ def load(path: Path) -> Settings:
     if settings.guests.agent_sockets and "{uuid}" not in settings.guests.agent_sockets:
         raise ConfigError(file, "guests.agent_sockets", "use a path with {uuid} in it, one socket for each VM")
     settings.metrics.check(file)
+    logs.check_level(file, settings.log_level)
     _check_manager(file, settings.manager)
     return settings
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cpm.protocol.errors import ConfigError
 from cpm.protocol.escaping import escaped
 
 _JOURNAL = "/run/systemd/journal/socket"
@@ -64,6 +65,16 @@ def _field(key: str, value: str) -> bytes:
     if b"\n" in data:
         return key.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
     return key.encode() + b"=" + data + b"\n"
+
+
+def check_level(file: str, level: str) -> None:
+    """
+    Check a level of a settings file.
+
+    :raise ConfigError: When there is none of that name.
+    """
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigError(file, "log_level", "use debug, info, warning, error or critical")
 
 
 def set_up(identifier: str, level: str) -> None:

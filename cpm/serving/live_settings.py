@@ -36,10 +36,7 @@ class Comparison:
 
     def view(self) -> SettingsView:
         """Return it for operators."""
-        changes = (
-            SettingView(each.key, _text(each.before), _text(each.after), each.needs_restart)
-            for each in self.differences
-        )
+        changes = (SettingView(each.key, *_texts(each), each.needs_restart) for each in self.differences)
         return SettingsView(str(self.file), self.digest, tuple(changes))
 
 
@@ -71,12 +68,15 @@ class LiveSettings:
 
     def follow(self, comparison: Comparison) -> None:
         """Follow the file as far as that needs no restart."""
-        self.in_force = settings.follow(self.in_force, comparison.settings)
+        after = settings.follow(self.in_force, comparison.settings)
+        if after != self.in_force:
+            self._apply(after)
+        # Not before: what could not be followed is a difference still.
+        self.in_force = after
         for each in comparison.differences:
             late = ", once cpmd is restarted" if each.needs_restart else ""
-            log.info("%s: %s is %s now%s (was %s)", self._file, each.key, _text(each.after), late, _text(each.before))
-        if not all(each.needs_restart for each in comparison.differences):
-            self._apply(self.in_force)
+            before, now = _texts(each)
+            log.info("%s: %s is %s now%s (was %s)", self._file, each.key, now, late, before)
 
     def reload(self) -> None:
         """Follow the file, or log what is wrong with it and go on as before."""
@@ -120,6 +120,19 @@ def _digest(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(str(file), "", f"cannot read: {error.strerror}; make it readable for cpmd") from error
+
+
+def _texts(difference: Difference) -> tuple[str, str]:
+    """Return the values of before and after. Who may read settings and logs need not be who may read the file."""
+    hide = _without_secrets if difference.key in settings.SECRET else _text
+    return hide(difference.before), hide(difference.after)
+
+
+def _without_secrets(value: object) -> str:
+    """Return which server a URL is of: user, password, path and query may each let anybody in who knows them."""
+    scheme, found, rest = str(value).partition("://")
+    host = rest.partition("/")[0].partition("?")[0].partition("#")[0].rpartition("@")[2]
+    return _text(f"{scheme}://{host}/…" if found else value)
 
 
 def _text(value: object) -> str:

@@ -112,3 +112,37 @@ async def test_nothing_is_followed_before_it_is_recorded_who_asked(site: Site, f
         await site.loop.do(change, is_change=True)
     assert live.in_force.pool.initial == 256
     assert site.loop.manager.rules.initial == 256
+
+
+def test_what_cannot_be_followed_is_a_difference_still(file: Path) -> None:
+    def fail(_after: Settings) -> None:
+        raise LedgerUnwritable("disk full")
+
+    live = LiveSettings(file, Settings(), fail)
+    file.write_text("[pool]\ninitial = 512\n")
+    with pytest.raises(LedgerUnwritable):
+        live.follow(live.compare())
+    assert live.in_force.pool.initial == 256
+    assert [each.key for each in live.compare().differences] == ["pool.initial"]
+
+
+def test_a_webhook_is_shown_and_logged_without_what_lets_anybody_in(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    live = LiveSettings(file, Settings(), lambda _: None)
+    for url in ("https://user:secret@hooks.example/secret?key=secret", "https://hooks.example?secret#secret"):
+        file.write_text(f'[events]\nwebhook = "{url}"\n')
+        (shown,) = live_settings.differences(live).changes
+        assert (shown.in_force, shown.in_file) == ('""', '"https://hooks.example/…"')
+        live.reload()
+    assert "events.webhook" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("level", ["verbose", "", "10"])
+def test_a_level_that_is_none_is_a_mistake(file: Path, level: str) -> None:
+    """Python's logging would raise an error of its own, when half of the file has been followed."""
+    file.write_text(f'log_level = "{level}"\n')
+    with pytest.raises(ConfigError, match="log_level"):
+        settings.load(file)
