@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from aiohttp import web
 from cpm.api.disconnects import ignore_disconnects
 from cpm.service.metrics.settings import Listen, split_address
 from cpm.service.metrics.values import CONTENT_TYPE
+from cpm.service.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ MOST_CONNECTIONS: Final = 16
 CONNECTION_S: Final = 30.0
 """Seconds after which a connection ends, whatever it does; Prometheus gives up after 10 by default."""
 
+HANDSHAKE_S: Final = 5.0
+"""Seconds that a client has for its TLS handshake; it counts as a connection meanwhile."""
+
 STEP_S: Final = 0.002
 """Seconds of work on an answer after which others have their turn."""
 
@@ -39,6 +44,9 @@ STEP_BYTES: Final = 64 * 1024
 
 AGAIN_S: Final = 10.0
 """Seconds between two attempts to listen on an address that cannot be used."""
+
+ACCEPT_AGAIN_S: Final = 0.1
+"""Seconds before the next connection is accepted when one could not be."""
 
 BACKLOG: Final = 16
 
@@ -94,6 +102,8 @@ class Scraping:
         self._context = tls_context(listen)
         self.address: tuple[str, int] | None = None
         """Where it listens; None: nowhere yet."""
+        self._beginning = 0
+        """Connections that have not said anything yet; with TLS: whose handshake is not done."""
 
     async def run(self) -> None:
         """Serve until cancelled; without an address in the settings, nothing."""
@@ -105,54 +115,69 @@ class Scraping:
         app.router.add_get(PATH, self._answer, allow_head=False)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        server: asyncio.Server | None = None
+        assert runner.server is not None
+        tasks = Tasks()
         try:
-            server = await self._bind(runner, host, port)
-            self.address = server.sockets[0].getsockname()[:2]
-            await asyncio.get_running_loop().create_future()
+            with await self._bind(host, port) as listening:
+                self.address = listening.getsockname()[:2]
+                await self._accept(listening, runner.server, tasks)
         finally:
-            if server is not None:
-                server.close()
+            await tasks.stop()
             await runner.cleanup()
 
-    async def _bind(self, runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
-        loop, said = asyncio.get_running_loop(), ""
+    async def _bind(self, host: str, port: int) -> socket.socket:
+        family, said = socket.AF_INET6 if ":" in host else socket.AF_INET, ""
         while True:
             try:
-                return await loop.create_server(
-                    lambda: self._connection(runner), host, port, ssl=self._context, backlog=BACKLOG
-                )
-            except OSError as error:
-                if (text := error.strerror or str(error)) != said:
+                listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+            except (OSError, UnicodeError) as error:
+                if (text := (error.strerror if isinstance(error, OSError) else "") or str(error)) != said:
                     said = text
                     log.error(
                         "no metrics on %s, trying again every %g s: %s; stop the other program, or set another address "
                         "in [metrics] of %s",
                         self._listen.address, AGAIN_S, text, self._daemon,
                     )  # fmt: skip
+            else:
+                listening.settimeout(0.0)
+                return listening
             await asyncio.sleep(AGAIN_S)
 
-    def _connection(self, runner: web.AppRunner) -> asyncio.Protocol:
-        server = runner.server
-        assert server is not None
-        if len(server.connections) >= MOST_CONNECTIONS:
-            return _Refused()
-        handler = server()
-        asyncio.get_running_loop().call_later(CONNECTION_S, _abort, handler)
-        return handler
+    async def _accept(self, listening: socket.socket, server: web.Server, tasks: Tasks) -> None:
+        """Accept connections; not by asyncio's own server, which sees one only once its TLS handshake is done."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except OSError:
+                # The machine or the process has no file descriptor left, or the client is gone.
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            if len(server.connections) + self._beginning >= MOST_CONNECTIONS:
+                accepted.close()
+            else:
+                self._beginning += 1
+                tasks.start("metrics connection", self._begin(accepted, server))
+            # A client that connects over and over is not to hold up the daemon.
+            await asyncio.sleep(0)
+
+    async def _begin(self, accepted: socket.socket, server: web.Server) -> None:
+        handler, loop = server(), asyncio.get_running_loop()
+        patience_s = HANDSHAKE_S if self._context is not None else None
+        try:
+            await loop.connect_accepted_socket(
+                lambda: handler, accepted, ssl=self._context, ssl_handshake_timeout=patience_s
+            )
+        except OSError:
+            # It says nothing, or not in TLS, or has no certificate that is asked for.
+            accepted.close()
+        else:
+            loop.call_later(CONNECTION_S, _abort, handler)
+        finally:
+            self._beginning -= 1
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         return await send(request, CONTENT_TYPE, self._pieces(), is_last=True)
-
-
-class _Refused(asyncio.Protocol):
-    """A connection that is one too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.Transport):
-            transport.abort()
-        else:
-            transport.close()
 
 
 def _abort(handler: web.RequestHandler) -> None:

@@ -228,3 +228,38 @@ def test_the_metrics_of_the_process_have_the_usual_names() -> None:
     text = process_metrics()
     assert check_metrics(text) == ""
     assert "process_cpu_seconds_total" in text
+
+
+async def test_who_does_not_even_greet_counts_too(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each costs a file descriptor, of which the manager's nodes need one each."""
+    monkeypatch.setattr(scraping, "HANDSHAKE_S", 0.5, raising=False)
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    listen = Listen(address="127.0.0.1:0", certificate=str(tmp_path / "cert.pem"), key=str(tmp_path / "key.pem"))
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with serving(listen) as (host, port):
+        silent = [await asyncio.open_connection(host, port) for _ in range(4 * scraping.MOST_CONNECTIONS)]
+        ends = [asyncio.create_task(reader.read()) for reader, _ in silent]
+        await asyncio.sleep(0.2)
+        assert sum(not end.done() for end in ends) <= scraping.MOST_CONNECTIONS
+        async with asyncio.timeout(30):
+            await asyncio.gather(*ends, return_exceptions=True)  # the others once their time is over
+        async with aiohttp.ClientSession() as http, http.get(f"https://localhost:{port}/metrics", ssl=trust) as answer:
+            assert await answer.text() == TEXT
+        for _, each in silent:
+            each.close()
+
+
+async def test_a_name_that_is_none_is_an_address_that_cannot_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    task = asyncio.create_task(Scraping("cpmd.toml", Listen(address="a..b:9417"), pieces).run())
+    async with asyncio.timeout(30):
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+    assert not task.done(), "its end would be that of cpmd"
+    assert "no metrics on a..b:9417" in caplog.text
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
