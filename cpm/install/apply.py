@@ -49,8 +49,12 @@ class Installer:
         :raise ConfigError: When a file cannot be read or written; it names the file.
         """
         manifest = self._manifest()
-        done = [self._install(target, manifest.files) for target in targets]
-        self._write(Target(MANIFEST, manifest_text(manifest.files, roles)), MANIFEST, 0o644)
+
+        def keep() -> None:
+            self._write(Target(MANIFEST, manifest_text(manifest.files, roles)), MANIFEST, 0o644)
+
+        done = [self._install(target, manifest.files, keep) for target in targets]
+        keep()
         return done
 
     def refresh(self, targets: Iterable[Target]) -> list[FileOutcome]:
@@ -68,9 +72,13 @@ class Installer:
         """Return the roles of the install before; none: there was none. :raise ConfigError: As for :meth:`install`."""
         return self._manifest().roles
 
-    def _install(self, target: Target, files: dict[str, str]) -> FileOutcome:
+    def _install(self, target: Target, files: dict[str, str], keep: Callable[[], None]) -> FileOutcome:
         packaged = self._read(target.packaged) if target.packaged is not None else None
         action = decide(target, self._read(target.path), files.get(str(target.path)), packaged)
+        if action is Action.CREATE:
+            # Listed before it is there: were this process killed in between, no uninstall would find it.
+            files[str(target.path)] = target.sha256
+            keep()
         outcome = self._carry_out(action, target)
         if outcome.action in (Action.TAKE_AWAY, Action.REMOVE):
             files.pop(str(target.path), None)
@@ -145,10 +153,19 @@ class Installer:
                 path.unlink(missing_ok=True)
 
     def _real(self, path: PurePosixPath) -> Path:
-        real = self._root / path.relative_to("/")
-        if not real.parent.resolve().is_relative_to(self._root.resolve()):
-            raise ConfigError(str(path), "", f"a symbolic link in the path leads out of {self._root}; remove it first")
-        return real
+        return inside(self._root, path)
+
+
+def inside(root: Path, path: PurePosixPath) -> Path:
+    """
+    Return where a file of the machine below ``root`` is.
+
+    :raise ConfigError: When it is not below it: an image may have symbolic links to this machine's own files.
+    """
+    real = root / path.relative_to("/")
+    if not real.parent.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(str(path), "", f"a symbolic link in the path leads out of {root}; remove it first")
+    return real
 
 
 class _DoesNotRun(Exception):

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from cpm.install.apply import Manifest, read_manifest
+from cpm.install.apply import Manifest, inside, read_manifest
 from cpm.install.plan import ETC, HOOK, MANIFEST, SYSUSERS, TMPFILES, UNITS, digest
 from cpm.protocol.errors import ConfigError
 
@@ -52,7 +52,7 @@ def plan(root: Path, *, keep_ledger: bool, with_edited: bool) -> list[Removal]:
 
     :param keep_ledger: Leave cpmd's directory.
     :param with_edited: Remove edited files, too.
-    :raise ConfigError: When the manifest, or a file in it, cannot be read.
+    :raise ConfigError: When the manifest, or a file in it, cannot be read, or a symbolic link leads out of ``root``.
     """
     found = list(_files(root, _manifest(root), with_edited=with_edited))
     found += [Removal(path, Fate.REMOVE) for path in (*RUN, NATD_STATE) if _real(root, path).exists()]
@@ -132,4 +132,4 @@ def _read(root: Path, path: PurePosixPath) -> bytes | None:
 
 
 def _real(root: Path, path: PurePosixPath) -> Path:
-    return root / path.relative_to("/")
+    return inside(root, path)

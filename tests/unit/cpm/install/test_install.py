@@ -376,13 +376,17 @@ class TestHookFolder:
         assert {path.name for path in folder.iterdir()} == {"virt-ports", *others}
 
     def test_another_file_system_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(_self: Path, _target: Path) -> None:
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename = Path.replace
+
+        def refuse(self: Path, target: Path) -> Path:
+            if target == tmp_path / HOOK:
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return rename(self, target)
 
         monkeypatch.setattr(Path, "replace", refuse)
         with pytest.raises(ConfigError, match=r"not on the file system of .*hooks; mount both together"):
             apply.Installer(tmp_path).install([hook_target()], [HOST])
-        assert tree(tmp_path) == {}
+        assert set(tree(tmp_path)) == {"etc/virt-ports/install.json"}
 
 
 class TestHookIsShownToRun:

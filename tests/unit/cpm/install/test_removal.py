@@ -127,3 +127,36 @@ def test_where_nothing_is_nothing_is_done(image: Path, capsys: pytest.CaptureFix
     assert uninstall(image) == 0
     assert tree(image) == THEIRS
     assert "nothing of virt-ports is here" in capsys.readouterr().out
+
+
+def test_what_an_install_that_was_killed_has_written_goes(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook without natd would delay or refuse each start of a VM."""
+    rename = Path.replace
+
+    def rename_and_die(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if target == image / HOOK:
+            raise KeyboardInterrupt
+        return renamed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", rename_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            install(image)
+    assert (image / HOOK).exists()
+    assert uninstall(image) == 0
+    assert tree(image) == THEIRS
+
+
+@pytest.mark.parametrize("link", ["var/lib", "run", "etc/virt-ports", "etc/libvirt/hooks"])
+def test_an_image_whose_links_lead_out_of_it_changes_nothing_here(image: Path, tmp_path_factory: pytest.TempPathFactory,
+                                                                  link: str) -> None:  # fmt: skip
+    here = tmp_path_factory.mktemp("here")
+    install(image)
+    for path in ("var/lib/virt-ports/ledger.db", "run/virt-ports/cpmd.sock"):
+        put(image, path)
+    (image / link).rename(here / "moved")
+    (image / link).symlink_to(here / "moved")
+    before = tree(here)
+    assert uninstall(image) == ExitCode.REFUSED
+    assert tree(here) == before
