@@ -421,8 +421,8 @@ class Natd:
         if self._host is not None:
             self._node.send_presence()
         else:
-            in_force, warnings = self._node.in_force, self._kernel.warnings
-            self._node.report(self._settings.monitor.ensure_s, {}, None, in_force, self._dropped, warnings=warnings)
+            in_force, warnings, period_s = self._node.in_force, self._kernel.warnings, self._settings.monitor.ensure_s
+            self._node.reports.send(period_s, {}, None, in_force, self._dropped, warnings=warnings)
         self._carry_out()
 
     async def _read_own_ports(self) -> None:
@@ -445,15 +445,15 @@ class Natd:
         use = await self._count_all()
         guests = self._visitor.views() if self._visitor is not None else {}
         period_s, warnings = self._settings.monitor.period_s, (*self._kernel.warnings, *self._node.warnings)
-        problems = self._kernel.way_problems
-        self._node.report(period_s, rates, use, in_force, self._dropped, guests, counted, warnings, problems)
+        problems, arrivals = self._kernel.way_problems, self._node.arrival_events
+        self._node.reports.send(period_s, rates, use, in_force, self._dropped, guests, counted, warnings, problems)
         if use is None:
-            self._node.on_arrivals_read(counted.connections, in_force, clock.now())
+            arrivals.on_arrivals_read(counted.connections, in_force, clock.now())
         else:
             self._metrics.connections = sum(vm.total for vm in use.vms.values())
-            self._node.on_connections_counted(use, counted, sysctl.connection_table_size())
+            arrivals.on_connections_counted(use, counted, sysctl.connection_table_size())
             after = await self._kernel.counters()
-            self._node.on_periodic_count(use, after.connections, in_force, clock.now(), counted.connections)
+            arrivals.on_periodic_count(use, after.connections, in_force, clock.now(), counted.connections)
         self._carry_out()
 
     async def _count_all(self) -> PortUse | None:

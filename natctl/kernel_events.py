@@ -98,7 +98,7 @@ class KernelEvents:
                             log.warning("missed signals of used-up arrival budgets; the periodic pass catches up")
                             continue
                         log.debug("budget used up, mark %#x", signal.mark)
-                        self._node.on_budget_used_up(self._marks.index_in(signal.mark), clock.now())
+                        self._node.arrival_events.on_budget_used_up(self._marks.index_in(signal.mark), clock.now())
                         self._carry_out()
             except KernelError as error:
                 self._on_error(error)
@@ -145,7 +145,7 @@ class KernelEvents:
                     for mark, packet in await self._queue.next():
                         deferred.setdefault(self._marks.index_in(mark), []).append(packet)
                     log.debug("connections deferred: %s", deferred)
-                    self._node.on_deferred(deferred, clock.now())
+                    self._node.arrival_events.on_deferred(deferred, clock.now())
                     self._carry_out()
                     self._schedule_check()
             except KernelError as error:
@@ -170,16 +170,16 @@ class KernelEvents:
             except KernelError as error:
                 self._on_error(error)
                 log.warning("%s", error)
-                self._node.on_count_failed(work)
+                self._node.arrival_events.on_count_failed(work)
             else:
                 filling, full = count
                 log.debug("%s: %d in use, no port left for %d destinations", work, filling.in_use, len(full))
-                self._node.on_ports_counted(work, filling, full, clock.now(), took_s)
+                self._node.arrival_events.on_ports_counted(work, filling, full, clock.now(), took_s)
             self._carry_out()
 
     def _schedule_check(self) -> None:
         """Re-check when the first deferral expires, without waiting for the next tick."""
-        if self._timer is None and (due := self._node.deferral_deadline) is not None:
+        if self._timer is None and (due := self._node.arrival_events.deferral_deadline) is not None:
             # A clock that is set back must not delay it for longer than a connection may be deferred.
             delay_s = min(max(due - clock.now(), LEAST_DELAY_S), DEFER_S)
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)

@@ -163,7 +163,7 @@ class Guests(Network):
                 guest.busy = True
                 opened = [self._open_one(machine, uuid, PortRange(first, first + BLOCK - 1)) for first in blocks]
                 if machine.node is not None and entry.budget is not None:
-                    machine.node.on_budget_used_up(entry.index, self._clock(machine))
+                    machine.node.arrival_events.on_budget_used_up(entry.index, self._clock(machine))
                     machine.carry_out()
                 return any(opened)
             port = blocks[offset % len(blocks)] + offset % BLOCK

@@ -203,7 +203,7 @@ class Machine:
         command = self.work.popleft()
         if isinstance(command, CountPorts):
             filling = self.port_use(true_now).filling(command.internal, command.ports)
-            node.on_ports_counted(command, filling, frozenset(), now)
+            node.arrival_events.on_ports_counted(command, filling, frozenset(), now)
         elif isinstance(command, (Program, Replace)):
             self._program(command, node, now, true_now)
         self.carry_out()
@@ -392,7 +392,7 @@ class Machine:
 
     def _report(self, node: Node, in_force: InForce, use: PortUse) -> None:
         rates = {uuid: BUSY if self.guests[uuid].busy else IDLE for uuid in node.taps() if uuid in self.guests}
-        node.report(1.0, rates, use, in_force, {}, counted=Counted())
+        node.reports.send(1.0, rates, use, in_force, {}, counted=Counted())
         self.carry_out()
 
     def port_use(self, true_now: float) -> PortUse:

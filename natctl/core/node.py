@@ -12,7 +12,7 @@ What it knows, and its sources:
 - the manager's intent for this host and edge (:mod:`natctl.core.intent`): from its snapshot and deltas;
 - what the kernel holds (:mod:`natctl.core.programming`): from the answers to its own commands;
 - hooks that wait for ports (:mod:`natctl.core.hook_waiters`): from their requests;
-- connections that begin (:mod:`natctl.arrivals.controller`): from the kernel's signals, and from counts;
+- connections that begin (:mod:`natctl.core.arrival_events`): from the kernel's signals, and from counts;
 - ports that this machine, an edge, uses itself (:mod:`natctl.core.own_ports`): from readings.
 
 The entries that the kernel should hold follow from domains, intent and arrivals. They are computed whenever one of
@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -43,7 +42,6 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Freed,
-    GuestView,
     Hello,
     ManagerMessage,
     NodeMessage,
@@ -55,9 +53,9 @@ from cpm.protocol.messages import (
     Snapshot,
 )
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
-from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
+from natctl.core.arrival_events import ArrivalEvents
 from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.ended import Ended
@@ -65,29 +63,24 @@ from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming, Scope, is_empty
-from natctl.core.reports import NO_CONNECTIONS, NO_GUESTS, NO_PROBLEMS, Reports
+from natctl.core.reports import Reports
 from natctl.core.signal_times import SignalTimes
 from natctl.model.commands import (
     Answer,
     Arm,
     ArrivalCommand,
     Command,
-    CountPorts,
     Forget,
     Program,
     Prune,
-    Release,
     Remember,
     Send,
     Warn,
 )
-from natctl.model.entries import Destination, HostEntry, Path
+from natctl.model.entries import HostEntry, Path
 from natctl.model.own_ports import PortsInUse
-from natctl.model.port_use import Filling, PortUse
 from natctl.model.remembered import NOTHING, Remembered
-from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.domain_list import Phase
-from qga_agent.samples import Rates
 
 RETURN_S: Final = 5.0
 """Seconds from the loss of the session in which hooks wait for the manager to be back: a restart of it takes less. (The
@@ -129,12 +122,17 @@ class Node:
         self._ended = Ended()
         self._intent = Intent()
         self._arrivals = Arrivals()
-        self._reports = Reports()
         self._default_deny = DefaultDeny(remembered.charge)
         self._programming = Programming(marks, self._intent, self._domains, self._arrivals, self._default_deny)
         self._hook_waiters = HookWaiters()
         self.signal_times = SignalTimes()
         """For metrics; the owner says when a request for more ports was sent."""
+        self.arrival_events = ArrivalEvents(
+            self._intent, self._programming, self._arrivals, self.signal_times, self._command
+        )
+        """Inputs: signals and counts of connections."""
+        self.reports = Reports(self._intent, self._programming, self._arrivals, self._send)
+        """Tells the manager what was measured."""
         self._own_ports = own_ports.OwnPorts()
         self._is_connected = False
         self._lost_at = -math.inf
@@ -142,7 +140,6 @@ class Node:
         self._following = Following(remembered)
         self._generation = 0
         self._outbox: list[Command] = []
-        self._table_warning = ""
 
     # Queries
 
@@ -159,7 +156,7 @@ class Node:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about the VMs of this machine together, a sentence each."""
-        return tuple(filter(None, (self._table_warning, self._default_deny.warning)))
+        return tuple(filter(None, (self.arrival_events.warning, self._default_deny.warning)))
 
     @property
     def is_connected(self) -> bool:
@@ -500,132 +497,9 @@ class Node:
         if self._own_ports.on_read(read, held, now):
             self._send(OwnPorts(self._own_ports.told))
 
-    # Arrivals
-
-    def on_budget_used_up(self, index: int, now: float) -> None:
-        """The kernel signals that the arrival budget of the VM with this index is used up."""
-        if (uuid := self._programming.owners().get(index)) is not None:
-            self.signal_times.on_signal(uuid, now)
-            self._command(self._arrivals.on_budget_used_up(uuid, now))
-
-    def on_deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
-        """The kernel has deferred connections: the numbers of their first packets, by the index of their VM."""
-        domains = self._programming.owners()
-        for index, numbers in packets.items():
-            uuid = domains.get(index)
-            self._command(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
-
-    @property
-    def deferral_deadline(self) -> float | None:
-        """When :meth:`on_tick` is due for connections that are deferred; None: none is."""
-        return self._arrivals.deadline
-
-    def on_ports_counted(
-        self, work: CountPorts, filling: Filling, full: frozenset[Destination], now: float, took_s: float = 0.0
-    ) -> None:
-        """
-        The ports of a VM were counted, as commanded.
-
-        :param full: Destinations to which no port of the range is left.
-        :param took_s: Processor seconds that it took.
-        """
-        self._command(self._arrivals.on_counted(work, filling, full, now, took_s))
-
-    def on_count_failed(self, work: CountPorts) -> None:
-        """The ports of a VM could not be counted; the periodic pass counts them."""
-        self._arrivals.on_count_failed(work)
-
     def send_presence(self) -> None:
         """Tell the manager again which VMs run here."""
         self._send(Present(tuple(self._domains.presences(self._intent.host)), self._domains.unmanaged()))
-
-    def report(
-        self,
-        period_s: float,
-        rates: Mapping[DomainUUID, Rates],
-        use: PortUse | None,
-        in_force: InForce,
-        dropped: Mapping[str, int],
-        guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
-        counted: Counted = NOTHING_COUNTED,
-        warnings: tuple[str, ...] = (),
-        way_problems: Mapping[DomainUUID, str] = NO_PROBLEMS,
-    ) -> None:
-        """
-        Tell the manager what was measured over one period, all VMs in one message.
-
-        :param period_s: Length of the period in seconds.
-        :param rates: Traffic by VM; a VM without a rate is left out.
-        :param use: Ports in use, or None when they were not counted this time.
-        :param in_force: :attr:`in_force` when counting began.
-        :param dropped: Packets dropped at this node by reason, totals.
-        :param guests: What the guests themselves say, of those that were asked.
-        :param counted: What the kernel has counted.
-        :param warnings: What is wrong with this machine, a sentence each.
-        :param way_problems: What is wrong with the ways of VMs' packets.
-        """
-        if use is not None:
-            self._arrivals.on_port_use(use)
-        generation = in_force.generation if in_force.session == self.in_force.session else 0
-        report = self._reports.report(
-            self._intent.host, period_s, rates, use, generation, dropped, guests, counted, warnings, way_problems
-        )
-        self._send(report)
-
-    def on_periodic_count(
-        self,
-        use: PortUse,
-        connections: Mapping[DomainUUID, int],
-        in_force: InForce,
-        now: float,
-        before: Mapping[DomainUUID, int] = NO_CONNECTIONS,
-    ) -> None:
-        """
-        The connections of all VMs were counted.
-
-        :param use: Ports in use.
-        :param connections: Connections begun since each VM got its ports.
-        :param in_force: :attr:`in_force` when counting began.
-        :param before: The same as ``connections`` when counting began.
-        """
-        for uuid, ports, vm in self._counted_vms(in_force):
-            filling, arrivals = use.filling(vm.internal, ports), connections.get(uuid)
-            meanwhile = max(0, arrivals - before[uuid]) if arrivals is not None and uuid in before else 0
-            self._command(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
-
-    def on_connections_counted(self, use: PortUse, counted: Counted, size: int | None) -> None:
-        """
-        The connections of all VMs were counted: what each may have now follows from its limit and from the others.
-
-        :param counted: The kernel's counters when counting began.
-        :param size: Entries that the connection table can have; None: not known, and then they do not matter.
-        """
-        totals = {uuid: use.of(vm.internal).total for uuid, vm in self._intent.host.items()}
-        room = TableRoom(size if size is not None else sys.maxsize, list(totals.values()))
-        self._table_warning = room.warning(size) if size is not None else ""
-        for uuid, total in totals.items():
-            if uuid in counted.connections:
-                arrivals, refused = counted.connections[uuid], counted.too_many.get(uuid, 0)
-                self._command(self._arrivals.on_connections_counted(uuid, total, room, arrivals, refused))
-
-    def on_arrivals_read(self, connections: Mapping[DomainUUID, int], in_force: InForce, now: float) -> None:
-        """
-        The connections that begin were read, and ports were not counted because that is expensive at present.
-
-        :param connections: Connections begun since each VM got its ports.
-        :param in_force: :attr:`in_force` when they were read.
-        """
-        for uuid, ports, _ in self._counted_vms(in_force):
-            if (arrivals := connections.get(uuid)) is not None:
-                self._command(self._arrivals.on_arrivals_read(uuid, ports, arrivals, now))
-
-    def _counted_vms(self, in_force: InForce) -> Iterator[tuple[DomainUUID, PortRange, HostIntent]]:
-        """Yield the VMs whose ports are in force, if nothing has changed since this generation."""
-        if in_force != self.in_force:
-            return
-        for uuid, vm in list(self._intent.host.items()):
-            if vm.ports is not None and self._programming.entry_in_force(uuid, needs_taps=False) is not None:
-                yield uuid, vm.ports, vm
 
     # Inside
 

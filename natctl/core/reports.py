@@ -1,12 +1,12 @@
 """
-Builds the reports of a host's measurements to the manager.
+Reports of a host's measurements to the manager. Pure.
 
 Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -14,6 +14,9 @@ from cpm.protocol.bounds import MAX_COUNT, MAX_FEW, MAX_RATE, at_most, cut
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Draining, GuestView, Measured, Report, WayProblem
 from cpm.protocol.model import DomainUUID
+from natctl.arrivals.controller import Arrivals
+from natctl.core.intent import Intent
+from natctl.core.programming import InForce, Programming
 from natctl.model.port_use import PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.samples import Rates
@@ -22,50 +25,63 @@ _Key = TypeVar("_Key", bound=str)
 
 NO_GUESTS: Mapping[DomainUUID, GuestView] = MappingProxyType({})
 NO_PROBLEMS: Mapping[DomainUUID, str] = MappingProxyType({})
-NO_CONNECTIONS: Mapping[DomainUUID, int] = MappingProxyType({})
 
 
 class Reports:
-    """Builds reports; keeps the counters of the last one, to compute how many connections begin per second."""
+    """
+    Tells the manager what was measured; keeps the counters of the last report, to compute how many connections begin
+    per second.
 
-    def __init__(self) -> None:
+    :param intent: What each VM of this host shall have; a VM without is left out.
+    :param programming: What the kernel holds.
+    :param arrivals: Is told which ports are in use.
+    :param send: Sends a message to the manager.
+    """
+
+    def __init__(
+        self, intent: Intent, programming: Programming, arrivals: Arrivals, send: Callable[[Report], None]
+    ) -> None:
+        self._intent = intent
+        self._programming = programming
+        self._arrivals = arrivals
+        self._send = send
         self._connections: Mapping[DomainUUID, int] = {}
 
-    def report(
+    def send(
         self,
-        vms: Mapping[DomainUUID, HostIntent],
         period_s: float,
         rates: Mapping[DomainUUID, Rates],
         use: PortUse | None,
-        generation: int,
+        in_force: InForce,
         dropped: Mapping[str, int],
         guests: Mapping[DomainUUID, GuestView] = NO_GUESTS,
         counted: Counted = NOTHING_COUNTED,
         warnings: tuple[str, ...] = (),
         way_problems: Mapping[DomainUUID, str] = NO_PROBLEMS,
-    ) -> Report:
+    ) -> None:
         """
-        Return the report of one period, for all VMs.
+        Tell the manager what was measured over one period, all VMs in one message.
 
-        :param vms: The manager's intent for each VM; a VM without one is left out.
         :param period_s: Length of the period in seconds.
         :param rates: Traffic by VM; a VM without a rate is left out.
-        :param use: Ports in use; None: not counted this time.
-        :param generation: Generation that the kernel held when counting began.
+        :param use: Ports in use, or None when they were not counted this time.
+        :param in_force: What was in force when counting began.
         :param dropped: Packets dropped at this node since it started, by reason.
-        :param guests: The reports of guest agents, of the guests that were visited.
-        :param counted: The kernel's counters.
+        :param guests: What the guests themselves say, of those that were asked.
+        :param counted: What the kernel has counted.
         :param warnings: What is wrong with this machine, a sentence each.
         :param way_problems: What is wrong with the ways of VMs' packets.
         """
-        begun = self._begun(counted.connections)
+        if use is not None:
+            self._arrivals.on_port_use(use)
+        vms, begun = self._intent.host, self._begun(counted.connections)
         measured = tuple(
             _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)
             for uuid, rate in rates.items()
             if (vm := vms.get(uuid)) is not None
         )
-        return Report(
-            generation,
+        report = Report(
+            in_force.generation if in_force.session == self._programming.in_force.session else 0,
             period_s,
             measured,
             dropped=_counts(dropped),
@@ -74,6 +90,7 @@ class Reports:
             ways=_ways(vms, way_problems),
             limited=_counts(counted.limited),
         )
+        self._send(report)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""

@@ -4,7 +4,8 @@ The commands of natd's deciding half: values only.
 :class:`natctl.core.node.Node` and :class:`natctl.arrivals.controller.Arrivals` share this vocabulary.
 ``natctl.daemon`` carries the commands out. It tells the node the result of kernel transactions
 (:meth:`~natctl.core.node.Node.on_kernel_programmed`, :meth:`~natctl.core.node.Node.on_kernel_refused`) and of counts
-(:meth:`~natctl.core.node.Node.on_ports_counted`, :meth:`~natctl.core.node.Node.on_count_failed`).
+(:meth:`~natctl.core.arrival_events.ArrivalEvents.on_ports_counted`,
+:meth:`~natctl.core.arrival_events.ArrivalEvents.on_count_failed`).
 
 Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 """

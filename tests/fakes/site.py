@@ -411,7 +411,7 @@ class Site:
             return
         use = self.port_use(name)
         rates = dict.fromkeys(machine.node.taps(), BUSY if busy else IDLE)
-        machine.node.report(1.0, rates, use, machine.node.in_force, {}, guests or {})
+        machine.node.reports.send(1.0, rates, use, machine.node.in_force, {}, guests or {})
         self._carry_out(machine)
 
     def port_use(self, name: NodeName) -> PortUse:

@@ -300,7 +300,7 @@ class _Machine:
         self.now += (0.0, 0.1, 1.0, 130.0)[zlib.crc32(data) >> 8 & 3]
         self.node.on_tick(self.now)
         rates = dict.fromkeys(UUIDS[:4], Rates(1.0, 1.0))
-        self.node.report(1.0, rates, None, self.node.in_force, {})
+        self.node.reports.send(1.0, rates, None, self.node.in_force, {})
         for _ in range(50):
             sent = self.node.take()
             for command in sent:

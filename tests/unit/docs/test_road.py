@@ -87,7 +87,7 @@ def signal(site: Site) -> None:
     machine = site.machines[HOST]
     assert machine.node is not None
     site.now += 1.0
-    machine.node.on_budget_used_up(machine.kernel.host[VM].index, site.now)
+    machine.node.arrival_events.on_budget_used_up(machine.kernel.host[VM].index, site.now)
     (need,) = (command.message for command in machine.node.take() if isinstance(command, Send))
     assert isinstance(need, Need)
     machine.to_manager.append(codec.encode(need))

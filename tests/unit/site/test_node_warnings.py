@@ -16,7 +16,7 @@ def warnings(site: Site) -> tuple[str, ...]:
 def say(site: Site, *words: str) -> None:
     machine = site.machines[HOST1]
     assert machine.node is not None
-    machine.node.report(1.0, {}, None, machine.node.in_force, {}, warnings=words)
+    machine.node.reports.send(1.0, {}, None, machine.node.in_force, {}, warnings=words)
     site._carry_out(machine)
     site.run()
 
@@ -39,7 +39,7 @@ def test_a_vm_whose_packets_go_astray_is_misrouted_while_its_host_says_so() -> N
         assert machine.node is not None
         assert site.manager is not None
         problems = {VM: problem} if problem else {}
-        machine.node.report(1.0, {}, None, machine.node.in_force, {}, way_problems=problems)
+        machine.node.reports.send(1.0, {}, None, machine.node.in_force, {}, way_problems=problems)
         site._carry_out(machine)
         site.run()
         view = vms_queries.detail(site.manager, site.now, VM).domain

@@ -135,7 +135,7 @@ def test_a_vms_own_drain_limit_ends_draining_that_the_pool_does_not_limit() -> N
     assert site.manager is not None
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}
     assert JournalEvent.CUT not in events(site)
-    site.machines[HOST1].node.report(1.0, {}, None, InForce(0, 0), {})  # type: ignore[union-attr]
+    site.machines[HOST1].node.reports.send(1.0, {}, None, InForce(0, 0), {})  # type: ignore[union-attr]
     site.pass_time(30.0)
     site.run()
     assert "draining" in {row.state.value for row in site.manager.fleet.of(ONE)}, "no other VM lacks ports"

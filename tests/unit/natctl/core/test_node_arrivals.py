@@ -90,18 +90,18 @@ def test_ports_come_with_a_budget() -> None:
 
 def test_a_burst_is_told_at_once_and_once() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.004)
+    node.arrival_events.on_budget_used_up(1, AT + 0.004)
     first = done(node, AT + 0.004)
     (need,) = needs(first)
     assert (need.domain, need.ports) == (VM, FLOOR)
     assert need.arrivals_per_s > 10_000
-    node.on_budget_used_up(1, AT + 0.02)
+    node.arrival_events.on_budget_used_up(1, AT + 0.02)
     assert done(node, AT + 0.02) == []
 
 
 def test_after_growth_the_ports_are_counted() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.004)
+    node.arrival_events.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
     done(node, AT + 0.008)
@@ -113,7 +113,7 @@ def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> Non
     node, elsewhere = running(a_vm()), PortRange(30000, 30255)
     node.on_message(Delta(1, 2, host=(a_vm(elsewhere),)), AT + 1)
     done(node, AT + 1)
-    node.report(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), node.in_force, {})
+    node.reports.send(1.0, {}, PortUse({INTERNAL: VMPorts.of({6: range(20000, 20180)})}), node.in_force, {})
     done(node, AT + 2)
     node.on_message(Delta(1, 3, host=(a_vm(),)), AT + 2.5)
     back = entry(done(node, AT + 2.5))
@@ -125,9 +125,9 @@ def test_ports_that_drained_and_come_back_are_known_to_have_connections() -> Non
 
 def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.05)
+    node.arrival_events.on_budget_used_up(1, AT + 0.05)
     assert len(needs(done(node, AT + 0.05))) == 1
-    node.on_deferred({1: [7, 8], 5: [9]}, AT + 0.1)
+    node.arrival_events.on_deferred({1: [7, 8], 5: [9]}, AT + 0.1)
     assert done(node, AT + 0.1) == [Release((9,))], "nobody's"
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
     (program,) = node.take()
@@ -138,8 +138,8 @@ def test_deferred_connections_go_on_when_the_kernel_has_more_ports() -> None:
 
 def test_ports_in_force_are_confirmed_before_more_are_requested() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.05)
-    node.on_deferred({1: range(1000)}, AT + 0.1)
+    node.arrival_events.on_budget_used_up(1, AT + 0.05)
+    node.arrival_events.on_deferred({1: range(1000)}, AT + 0.1)
     done(node, AT + 0.1)
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.11)
     said = [command.message for command in done(node, AT + 0.12) if isinstance(command, Send)]
@@ -149,8 +149,8 @@ def test_ports_in_force_are_confirmed_before_more_are_requested() -> None:
 
 def test_deferred_connections_go_on_when_the_manager_declines() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.05)
-    node.on_deferred({1: [7]}, AT + 0.1)
+    node.arrival_events.on_budget_used_up(1, AT + 0.05)
+    node.arrival_events.on_deferred({1: [7]}, AT + 0.1)
     done(node, AT + 0.1)
     node.on_message(Declined(1, VM, FLOOR), AT + 0.11)
     commands = done(node, AT + 0.11)
@@ -160,64 +160,64 @@ def test_deferred_connections_go_on_when_the_manager_declines() -> None:
 
 def test_new_ports_and_their_budget_are_one_change_and_the_next_request_may_follow() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.004)
+    node.arrival_events.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.008)
     programmed = entry(done(node, AT + 0.008))
     assert programmed.intent.ports == DOUBLE
     assert programmed.budget is not None
-    node.on_budget_used_up(1, AT + 0.014)
+    node.arrival_events.on_budget_used_up(1, AT + 0.014)
     (need,) = needs(done(node, AT + 0.014))
     assert need.ports == DOUBLE
 
 
 def test_a_vm_that_is_refused_more_ports_gets_a_new_budget_and_asks_later() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.004)
+    node.arrival_events.on_budget_used_up(1, AT + 0.004)
     done(node, AT + 0.004)
     node.on_message(Refused(1, VM, "exhausted", "the pool is short"), AT + 0.01)
     assert entry(done(node, AT + 0.01)).budget is not None
-    node.on_budget_used_up(1, AT + 0.5)
+    node.arrival_events.on_budget_used_up(1, AT + 0.5)
     assert needs(done(node, AT + 0.5)) == []
-    node.on_budget_used_up(1, AT + 1.2)
+    node.arrival_events.on_budget_used_up(1, AT + 1.2)
     done(node, AT + 1.2)
-    node.on_budget_used_up(1, AT + 1.21)
+    node.arrival_events.on_budget_used_up(1, AT + 1.21)
     assert len(needs(done(node, AT + 1.21))) == 1
 
 
 def test_without_a_manager_nothing_is_asked_for_and_the_kernel_is_kept_ready() -> None:
     node = running(a_vm())
     node.on_disconnected(AT)
-    node.on_budget_used_up(1, AT + 0.004)
+    node.arrival_events.on_budget_used_up(1, AT + 0.004)
     assert needs(done(node, AT + 0.004)) == []
 
 
 def test_without_a_manager_nothing_stays_deferred() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(1, AT + 0.05)
-    node.on_deferred({1: [7]}, AT + 0.1)
+    node.arrival_events.on_budget_used_up(1, AT + 0.05)
+    node.arrival_events.on_deferred({1: [7]}, AT + 0.1)
     done(node, AT + 0.1)
     node.on_disconnected(AT + 0.11)
     assert Release((7,)) in done(node, AT + 0.11)
     node = running(a_vm())
     node.on_disconnected(AT)
-    node.on_budget_used_up(1, AT + 0.05)
+    node.arrival_events.on_budget_used_up(1, AT + 0.05)
     commands = done(node, AT + 0.05)
     assert needs(commands) == []
 
 
 def test_marks_of_no_vm_are_ignored() -> None:
     node = running(a_vm())
-    node.on_budget_used_up(5, AT + 0.004)
+    node.arrival_events.on_budget_used_up(5, AT + 0.004)
     assert done(node, AT + 0.004) == []
 
 
 def test_a_vm_at_its_cap_is_refused_and_the_operator_is_told() -> None:
     node = running(a_vm(at_cap=True))
-    node.on_budget_used_up(1, AT + 1)
+    node.arrival_events.on_budget_used_up(1, AT + 1)
     commands = done(node, AT + 1)
     assert needs(commands) == []
-    node.on_ports_counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
+    node.arrival_events.on_ports_counted(counting(commands), Filling(FLOOR.size, 1.0), frozenset({THERE}), AT + 1.02)
     commands = done(node, AT + 1.02)
     assert RefuseNew({VM: frozenset({THERE})}, REFUSE_S) in commands
     (warning,) = (command for command in commands if isinstance(command, Warn))
@@ -225,22 +225,22 @@ def test_a_vm_at_its_cap_is_refused_and_the_operator_is_told() -> None:
     assert entry(commands).intent.at_cap
     node.on_tick(AT + 1.6)
     again = counting(done(node, AT + 1.6))
-    node.on_ports_counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
+    node.arrival_events.on_ports_counted(again, Filling(255, 1.0), frozenset(), AT + 1.62)
     assert RefuseNew({}, REFUSE_S) in done(node, AT + 1.62)
 
 
 def test_a_count_that_failed_can_be_made_again() -> None:
     node = running(a_vm(at_cap=True))
-    node.on_budget_used_up(1, AT + 1)
-    node.on_count_failed(counting(done(node, AT + 1)))
-    node.on_budget_used_up(1, AT + 2)
+    node.arrival_events.on_budget_used_up(1, AT + 1)
+    node.arrival_events.on_count_failed(counting(done(node, AT + 1)))
+    node.arrival_events.on_budget_used_up(1, AT + 2)
     counting(done(node, AT + 2))
 
 
 def test_the_periodic_pass_catches_up_with_a_lost_signal() -> None:
     node = running(a_vm())
     use = PortUse({INTERNAL: VMPorts.of({6: range(20000, 20220)})})
-    node.on_periodic_count(use, {VM: 220}, node.in_force, AT + 1)
+    node.arrival_events.on_periodic_count(use, {VM: 220}, node.in_force, AT + 1)
     (need,) = needs(done(node, AT + 1))
     assert (need.ports_in_use, need.arrivals_per_s) == (220, 220.0)
 
@@ -250,7 +250,9 @@ def test_a_count_begun_before_a_change_is_ignored_after_it() -> None:
     before = node.in_force
     node.on_message(Delta(1, 2, host=(a_vm(DOUBLE),)), AT + 0.5)
     done(node, AT + 0.5)
-    node.on_periodic_count(PortUse({INTERNAL: VMPorts.of({6: range(20000, 20500)})}), {VM: 500}, before, AT + 1)
+    node.arrival_events.on_periodic_count(
+        PortUse({INTERNAL: VMPorts.of({6: range(20000, 20500)})}), {VM: 500}, before, AT + 1
+    )
     assert done(node, AT + 1) == []
 
 
@@ -262,7 +264,7 @@ def test_a_count_of_an_earlier_session_is_reported_under_no_generation_of_the_ne
     node.on_connected(AT + 2)
     node.take()
     for counted_under in (before, node.in_force):
-        node.report(1.0, {VM: Rates(1.0, 1.0)}, PortUse(), counted_under, {})
+        node.reports.send(1.0, {VM: Rates(1.0, 1.0)}, PortUse(), counted_under, {})
         (command,) = node.take()
         assert isinstance(command, Send)
         assert isinstance(command.message, Report)
@@ -273,7 +275,9 @@ def test_a_report_says_how_many_began_and_were_refused() -> None:
     node = running(a_vm())
     reports = []
     for connections in (100, 130, 10):
-        node.report(2.0, {VM: Rates(1.0, 1.0)}, None, node.in_force, {}, counted=Counted({VM: connections}, {VM: 3}))
+        node.reports.send(
+            2.0, {VM: Rates(1.0, 1.0)}, None, node.in_force, {}, counted=Counted({VM: connections}, {VM: 3})
+        )
         (command,) = node.take()
         assert isinstance(command, Send)
         assert isinstance(command.message, Report)
@@ -297,12 +301,12 @@ def test_a_restart_keeps_the_budget_that_the_kernel_holds() -> None:
 def test_a_count_gives_a_vm_another_allowance_and_warns_of_a_table_that_is_too_small() -> None:
     node = running(msgspec.structs.replace(a_vm(), connections=65536))
     use = PortUse({INTERNAL: VMPorts.of({6: [20000] * 60_000})})
-    node.on_connections_counted(use, Counted({VM: 60_000}), 1 << 20)
+    node.arrival_events.on_connections_counted(use, Counted({VM: 60_000}), 1 << 20)
     allowance = entry(done(node, AT + 1)).allowance
     assert allowance is not None
     assert sum(allowance) <= 5536
     assert not node.warnings
-    node.on_connections_counted(use, Counted({VM: 60_000}), 2000)
+    node.arrival_events.on_connections_counted(use, Counted({VM: 60_000}), 2000)
     (warning,) = node.warnings
     assert "raise net.netfilter.nf_conntrack_max" in warning
     assert entry(done(node, AT + 2)).allowance == Allowance(1, 0)
@@ -310,9 +314,9 @@ def test_a_count_gives_a_vm_another_allowance_and_warns_of_a_table_that_is_too_s
 
 def test_without_a_count_arrivals_are_noticed() -> None:
     node = running(a_vm())
-    node.on_periodic_count(PortUse(), {VM: 0}, node.in_force, AT + 1)
+    node.arrival_events.on_periodic_count(PortUse(), {VM: 0}, node.in_force, AT + 1)
     done(node, AT + 1)
-    node.on_arrivals_read({VM: 220}, node.in_force, AT + 2)
+    node.arrival_events.on_arrivals_read({VM: 220}, node.in_force, AT + 2)
     assert needs(node.take())
-    node.on_arrivals_read({VM: 250}, node.in_force._replace(generation=0), AT + 3)
+    node.arrival_events.on_arrivals_read({VM: 250}, node.in_force._replace(generation=0), AT + 3)
     assert not needs(node.take())
