@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 from cpm.protocol.errors import ConfigError, KernelError
 from natctl import settings
 from natctl.kernel import sysctl
-from natctl.kernel.settings_before import FILE, SettingsBefore
+from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
 from natctl.netlink import routes
 from natctl.netlink.conntrack import counting, entries
 from natctl.netlink.nftables import encode, foreign, read
@@ -26,7 +26,9 @@ from natctl.ruleset.plan import DeleteTable
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import TABLE, Family
 
-_FORWARDING = "ip_forward"
+_LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
+_AT_FORWARD = frozenset({"filter", "nat", "mangle", "security"})
+"""Tables of iptables-legacy, which nftables does not show, with rules for forwarded packets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Held:
     routing: Routing
     settings: tuple[tuple[str, str, str], ...]
     """Those that natd changed: path below /proc/sys/net/ipv4, present value, value to set."""
+    with_forwarding: tuple[tuple[str, str], ...]
+    """Those that the kernel changes when ``ip_forward`` is set back, and what they are to be then."""
     kept: tuple[str, ...]
     """Those that stay, a sentence each."""
     connections: frozenset[IPv4Address]
@@ -94,17 +98,21 @@ def look(found: settings.Settings | None) -> Held:
     run = Path((found.listen if found else settings.ListenSettings()).socket).parent
     with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
         tables = read.read_tables(nft, lambda: None).holdings.tables
-        forwarding = foreign.forwarding_tables(nft)
+        forwarding = (*foreign.forwarding_tables(nft), *_legacy_tables())
         routing = routes.read(rt)
-    changed = {path: each for path, each in SettingsBefore(run / FILE).read().items() if sysctl.read(path) == each.ours}
+    noted = SettingsBefore(run / FILE).read()
+    changed = {path: each for path, each in noted.items() if sysctl.read(path) == each.ours}
+    following = {path: noted[path].before for path in changed if sysctl.follows_forwarding(path)}
+    changed = {path: each for path, each in changed.items() if path not in following}
     kept: tuple[str, ...] = ()
-    if _FORWARDING in changed and forwarding:
-        del changed[_FORWARDING]
+    if sysctl.FORWARDING in changed and forwarding:
+        del changed[sysctl.FORWARDING]
         kept = (f"net.ipv4.ip_forward stays 1: other rules forward packets ({', '.join(forwarding)})",)
     return Held(
         tuple(sorted(tables, key=lambda family: family.name)),
         routing,
         tuple((path, each.ours, each.before) for path, each in sorted(changed.items()) if each.ours != each.before),
+        _with_forwarding(noted, following) if sysctl.FORWARDING in changed else (),
         kept,
         _with_connections(Marks.of_mask(mask).flag) if tables else frozenset(),
     )
@@ -122,6 +130,29 @@ def withdraw(held: Held) -> None:
         routes.drop(rt, held.routing)
     for path, _, value in held.settings:
         sysctl.write(path, value)
+    for path, value in held.with_forwarding:
+        if sysctl.read(path) not in (None, value):
+            sysctl.write(path, value)
+
+
+def _with_forwarding(noted: Mapping[str, Setting], unchanged: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """
+    Return what settings are to be after ``ip_forward`` was set back.
+
+    :param unchanged: What those were before that are still as the kernel set them; the others were changed by others.
+    """
+    paths = [path for path in sorted(noted) if sysctl.follows_forwarding(path)]
+    values = [(path, unchanged[path] if path in unchanged else sysctl.read(path)) for path in paths]
+    return tuple((path, value) for path, value in values if value is not None)
+
+
+def _legacy_tables() -> tuple[str, ...]:
+    try:
+        names = _LEGACY_TABLES.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        # There is nothing of iptables-legacy in this kernel.
+        return ()
+    return tuple(f"iptables-legacy {name}" for name in sorted(_AT_FORWARD.intersection(names)))
 
 
 def _with_connections(flag: int) -> frozenset[IPv4Address]:

@@ -39,10 +39,15 @@ class SettingsBefore:
 
     def note(self, path: str, before: str, ours: str) -> None:
         """Keep one that is about to be changed. Where that is not possible, the change is made all the same."""
+        self.note_all({path: Setting(before, ours)})
+
+    def note_all(self, changes: Mapping[str, Setting]) -> None:
+        """Keep some that are about to be changed together; else as :meth:`note`."""
         if self._file is None:
             return
         known = dict(self.read())
-        known[path] = Setting(known[path].before if path in known else before, ours)
+        for path, change in changes.items():
+            known[path] = Setting(known[path].before if path in known else change.before, change.ours)
         with contextlib.suppress(OSError):
             self._write(self._file, known)
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from cpm.protocol.errors import KernelError
-from natctl.kernel.settings_before import SettingsBefore
+from natctl.kernel.settings_before import Setting, SettingsBefore
 from natctl.model.entries import Path, Settings
 from natctl.ruleset import routing, timeouts, way_check
 
 _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
+FORWARDING: Final = "ip_forward"
+_REDIRECTS: Final = "conf/all/accept_redirects"
 _ICMP_TIMEOUT: Final = "../netfilter/nf_conntrack_icmp_timeout"
 
 
@@ -67,8 +69,27 @@ def _switch(settings: Settings, noted: SettingsBefore) -> Iterator[str]:
     for switch in routing.switches(settings):
         now = read(switch.path)
         if now is not None and now not in switch.accepted:
+            if switch.path == FORWARDING:
+                noted.note_all(_follows_forwarding())
             _change(switch.path, now, switch.value, noted)
             yield f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}"
+
+
+def _follows_forwarding() -> dict[str, Setting]:
+    """
+    Return the settings that the kernel changes when ``ip_forward`` is set to 1, and what it sets them to.
+
+    Source: inet_forward_change in linux/net/ipv4/devinet.c.
+    """
+    folders = _DIRECTORY.glob("conf/*")
+    paths = {f"conf/{folder.name}/forwarding": "1" for folder in folders if folder.name != "all"}
+    found = {path: (read(path), ours) for path, ours in {**paths, _REDIRECTS: "0"}.items()}
+    return {path: Setting(before, ours) for path, (before, ours) in found.items() if before is not None}
+
+
+def follows_forwarding(path: str) -> bool:
+    """Return whether the kernel changes a setting with ``ip_forward``; natd itself never does."""
+    return path == _REDIRECTS or path.endswith("/forwarding")
 
 
 def _loosen_reverse_path_filters(settings: Settings, noted: SettingsBefore) -> Iterator[str]:

@@ -112,8 +112,13 @@ story() {
     check "the ledger, which was to be kept, is" test -e /var/lib/virt-ports/ledger.db
     virt-ports install --role host,edge,manager >/run/said
 
+    mkdir -p /run/virt-ports-natd
+    echo '{"ip_forward": ["0", "1"]}' >/run/virt-ports-natd/settings-before.json
+    touch /run/virt-ports-natd/natd.sock
     dpkg -r virt-ports >/run/log 2>&1 || { cat /run/log; fail "is not removed"; }
-    check "removed: no hook" test ! -e $hook
+    check "removed: what the kernel's settings were is still known" \
+        test "$(ls -A /run/virt-ports-natd)" = settings-before.json -a ! -e /run/virt-ports
+    check "no hook" test ! -e $hook
     check "no program" test ! -e /usr/bin/virt-ports -a ! -e $home
     check "configuration" test -e /etc/virt-ports/natd.toml
     check "and ledger stay" test -e /var/lib/virt-ports/ledger.db

@@ -116,6 +116,34 @@ def test_forwarding_stays_on_where_others_forward(machine: Machine, tmp_path: Pa
     assert machine.namespace.run("sysctl", "-n", "net.ipv4.ip_forward").strip() == "1"
 
 
+def test_forwarding_stays_on_where_rules_of_iptables_legacy_forward(machine: Machine, tmp_path: Path) -> None:
+    """nftables does not show them."""
+    program(machine, tmp_path)
+    machine.namespace.run("iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert held.kept == ("net.ipv4.ip_forward stays 1: other rules forward packets (iptables-legacy nat)",)
+
+
+def test_what_the_kernel_sets_with_forwarding_is_as_before(machine: Machine, tmp_path: Path) -> None:
+    """Redirects are refused on hardened machines, and an interface may forward where the machine does not."""
+    hardened = ("net.ipv4.conf.all.accept_redirects=0", "net.ipv4.conf.far0.forwarding=1")
+    machine.namespace.run("sysctl", "-qw", *hardened)
+    before = everything(machine)
+    program(machine, tmp_path)
+    inside(machine, lambda: withdrawal.withdraw(withdrawal.look(config(tmp_path))))
+    assert everything(machine) == before
+
+
+def test_what_others_set_while_the_machine_forwards_stays(machine: Machine, tmp_path: Path) -> None:
+    program(machine, tmp_path)
+    run = machine.namespace.run
+    run("sysctl", "-qw", "net.ipv4.conf.all.accept_redirects=1", "net.ipv4.conf.far1.forwarding=0")
+    inside(machine, lambda: withdrawal.withdraw(withdrawal.look(config(tmp_path))))
+    settings_ = run("sysctl", "-n", "net.ipv4.conf.all.accept_redirects", "net.ipv4.conf.far1.forwarding",
+                    "net.ipv4.ip_forward")  # fmt: skip
+    assert settings_.split() == ["1", "0", "0"]
+
+
 def test_without_anything_of_ours_nothing_is_found(machine: Machine, tmp_path: Path) -> None:
     held = inside(machine, lambda: withdrawal.look(None))
     assert (held.tables, list(held.lines()), held.connections) == ((), [], frozenset[IPv4Address]())
