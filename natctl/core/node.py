@@ -117,6 +117,9 @@ class Node:
     ) -> None:
         self._identity = identity
         self._has_libvirt = has_libvirt
+        self._is_listed = not has_libvirt
+        """Whether all VMs that run here are known: libvirt has listed them all since natd began."""
+        self._undescribed: frozenset[DomainUUID] = frozenset()
         self._domains = Domains()
         self._reported_gone: set[DomainUUID] = set()
         self._ended = Ended()
@@ -451,10 +454,14 @@ class Node:
             self._take_listed(vm, listing, now)
         for uuid in self._domains.ended(listing):
             self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
+        self._undescribed = listing.undescribed
+        self._is_listed = self._is_listed or listing.absent is None
         if (charge := self._default_deny.charge) is not None:
             # Those that ended while no natd was there.
             self._default_deny.on_ended([uuid for uuid in charge.older if listing.is_without(uuid)])
             self._keep_charge()
+        else:
+            self._note_charge()
         if has_news or self._domains.unmanaged() != unmanaged:
             self.send_presence()
 
@@ -549,9 +556,15 @@ class Node:
 
     def _note_charge(self) -> None:
         """Keep what the kernel holds now of which VMs may send nothing without ports depends."""
+        if self._default_deny.charge is None and not self._is_listed:
+            # Any VM may run here, and is to lose nothing.
+            return
         with_ports = self._programming.with_ports()
-        self._default_deny.on_programmed(self._intent.path, with_ports, self._domains.known)
+        self._default_deny.on_programmed(self._intent.path, with_ports, self._running)
         self._keep_charge()
+
+    def _running(self) -> frozenset[DomainUUID]:
+        return self._domains.known() | self._undescribed
 
     def _keep_charge(self) -> None:
         before = self._following.remembered

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 from natctl.core.default_deny import DENIED_S
-from natctl.core.domains import RunningDomain
+from natctl.core.domains import Listing, RunningDomain
 from natctl.core.node import RETURN_S
 from natctl.model.entries import HostEntry
 from tests.fakes.kernel import FakeKernel
@@ -196,6 +198,40 @@ def test_what_changes_nothing_in_the_kernel_does_not_count_as_a_path() -> None:
     machine.node.on_domain_starting(None, RunningDomain(VM, "vm-0002"), site.now, wait_for_taps=False)
     machine.node.on_domain_ended(None, VM, "stopped", site.now)
     site._carry_out(machine)
+    site.start_vm(HOST1, VM)
+    site.run()
+    assert is_denied(machine, VM)
+
+
+@pytest.mark.parametrize("is_undescribed", [False, True])
+def test_vms_that_libvirt_could_not_list_yet_when_the_first_got_ports_lose_nothing(
+    monkeypatch: pytest.MonkeyPatch, *, is_undescribed: bool
+) -> None:
+    # There are ports for one VM only.
+    site = Site(ports=PortRange(1024, 1087), start_reserve=0.0)
+    machine = site.machines[HOST1]
+    site.kill_natd(HOST1)
+    site.start_vm(HOST1, VM)
+    with monkeypatch.context() as patched:
+        # libvirt is being restarted, and tells of one VM after the other by its hook.
+        patched.setattr(site, "list_domains", lambda _: None)
+        site.start_natd(HOST1)
+        site.connect(HOST1)
+        site.run()
+        site.start_vm(HOST1, FIRST)
+        site.run()
+    assert has_ports(machine, FIRST)
+    if is_undescribed:
+        assert machine.node is not None
+        first = RunningDomain(FIRST, "vm-0001", machine.guests[FIRST])
+        machine.node.on_domains_listed(Listing(site.now, (first,), undescribed=frozenset({VM})), site.now)
+    site.list_domains(HOST1)
+    site.run()
+    assert VM not in machine.kernel.host
+    restart_natd(site)
+    assert VM not in machine.kernel.host
+    # From then on it is as always.
+    site.stop_vm(VM)
     site.start_vm(HOST1, VM)
     site.run()
     assert is_denied(machine, VM)
