@@ -30,6 +30,8 @@ _Ports = Annotated[int, Meta(ge=1, le=LAST_PORT - FIRST_PORT + 1)]
 _Count = Annotated[int, Meta(ge=1, le=4_000_000)]
 _Seconds = Annotated[float, Meta(ge=0)]
 _Positive = Annotated[float, Meta(gt=0)]
+_MOST_TIMES: Final = 1000
+"""Greatest factor of a number of ports; with one near the largest number a product has no value any more."""
 
 
 class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,14 +125,14 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
     whole_blocks: bool = True
     headroom: bool = True
     """Never below the ports in use plus ``headroom_share`` of them plus ``headroom_ports``."""
-    headroom_share: Annotated[float, Meta(ge=0)] = 0.25
-    headroom_ports: Annotated[int, Meta(ge=0)] = 16
+    headroom_share: Annotated[float, Meta(ge=0, le=_MOST_TIMES)] = 0.25
+    headroom_ports: Annotated[int, Meta(ge=0, le=LAST_PORT)] = 16
     unused: bool = True
     """No growth while less than ``grow_above_use`` of the range is in use: a download is many packets and one port."""
     grow_above_use: Annotated[float, Meta(ge=0, le=1)] = 0.5
     exhausted: bool = True
     """An exhausted range grows by ``exhausted_factor`` at once, whatever the score and in spite of the cool-down."""
-    exhausted_factor: Annotated[float, Meta(gt=1)] = 2.0
+    exhausted_factor: Annotated[float, Meta(gt=1, le=_MOST_TIMES)] = 2.0
     still_used: bool = True
     """No shrinking while more than ``shrink_below_use`` of the range is in use."""
     shrink_below_use: Annotated[float, Meta(ge=0, le=1)] = 0.35

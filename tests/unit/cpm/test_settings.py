@@ -5,10 +5,13 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cpm import settings
+from cpm.core.sizing import Bounds, Demand, ScalingState, decide, default_policy, policy_named
 from cpm.protocol.errors import ConfigError
+from cpm.protocol.model import LAST_PORT, DomainUUID
 from cpm.protocol.timeouts import Timeouts
 
 
@@ -46,6 +49,27 @@ def test_the_pool_sets_the_limits_of_connections_and_their_bounds(tmp_path: Path
     assert defaults.bounds == {"connections": (1024, 1_048_576), "connection_rate": (20, 5000)}
     with pytest.raises(ConfigError, match="must lie between connections_floor"):
         loaded(tmp_path, "[pool]\nconnections = 1000\n")
+
+
+WEB = DomainUUID("00000000-0000-0000-0000-000000000001")
+_GUARDS = [
+    each.name
+    for each in msgspec.structs.fields(settings.GuardTable)
+    if isinstance(each.default, (int, float)) and not isinstance(each.default, bool)
+]
+
+
+@pytest.mark.parametrize("number", ["1e308", "4611686018427387904", "1000.0", "65535"])
+@pytest.mark.parametrize("guard", _GUARDS)
+def test_a_guard_of_the_largest_number_is_refused_or_decides(tmp_path: Path, guard: str, number: str) -> None:
+    try:
+        guards = loaded(tmp_path, f"[scaling.guards]\n{guard} = {number}\n").scaling.guard_settings()
+    except ConfigError:
+        return
+    for in_use in (0, 1024):
+        demand = Demand(domain=WEB, current=1024, ports_in_use=in_use, packets_per_s=5e3, exhausted=in_use == 1024)
+        decision, _ = decide(policy_named(default_policy()), demand, ScalingState(), Bounds(), guards, 100.0)
+        assert 0 < decision.target <= LAST_PORT
 
 
 def test_every_setting_of_cpmd_needs_a_restart_unless_it_is_followed() -> None:
