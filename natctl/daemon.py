@@ -33,7 +33,8 @@ from natctl import machine_identity, metrics
 from natctl import settings as settings_
 from natctl.arrivals.count_share import CountShare
 from natctl.core.deletions import Deletions
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
 from natctl.kernel import reacting, settings_before, sysctl

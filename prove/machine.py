@@ -23,7 +23,8 @@ from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import Hello
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from natctl.core.domains import Listing, RunningDomain, Tap
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.core.programming import InForce
 from natctl.model.commands import Answer, CountPorts, Forget, Program, Prune, Remember, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings

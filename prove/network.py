@@ -21,7 +21,7 @@ from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import PROTOCOL, Hello, ManagerMessage, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role
 from cpm.settings import PoolSettings, Settings
-from natctl.core.node import Identity
+from natctl.core.identity import Identity
 from prove import words
 from prove.cpmd import Call, Cpmd
 from prove.judge import BLOCK, Judge

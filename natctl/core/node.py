@@ -42,7 +42,6 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Freed,
-    Hello,
     ManagerMessage,
     NodeMessage,
     OwnPorts,
@@ -52,7 +51,7 @@ from cpm.protocol.messages import (
     Rejected,
     Snapshot,
 )
-from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
 from natctl.core.arrival_events import ArrivalEvents
@@ -61,6 +60,7 @@ from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.ended import Ended
 from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
+from natctl.core.identity import Identity
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import Reports
@@ -85,20 +85,6 @@ from qga_agent.domain_list import Phase
 RETURN_S: Final = 5.0
 """Seconds from the loss of the session in which hooks wait for the manager to be back: a restart of it takes less. (The
 hook itself waits for two seconds, unless it is configured otherwise.)"""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Identity:
-    """How this node introduces itself to the manager."""
-
-    name: NodeName
-    roles: frozenset[Role]
-    underlay: IPv4Address
-    version: str
-    machine: str = ""
-    """As in ``Hello``."""
-    instance: str = ""
-    ended_timeout_s: int | None = None
 
 
 class Node:
@@ -274,24 +260,13 @@ class Node:
         self._is_synced = False
         self._ended.on_connected()
         self._arrivals.on_connected()
-        me, domains = self._identity, tuple(self._domains.presences(self._intent.host))
-        holds = self._programming.held_by_host(), self._programming.edge_holdings.told()
-        own = self._own_ports.told
         self._send(
-            Hello(
-                PROTOCOL,
-                me.name,
-                me.roles,
-                me.underlay,
-                me.version,
-                self.epoch,
-                domains,
-                own,
-                *holds,
-                machine=me.machine,
-                instance=me.instance,
-                follows=self._following.told,
-                ended_timeout_s=me.ended_timeout_s,
+            self._identity.hello(
+                self._following.remembered,
+                tuple(self._domains.presences(self._intent.host)),
+                self._own_ports.told,
+                self._programming.held_by_host(),
+                self._programming.edge_holdings.told(),
             )
         )
         self._programming.on_introduced()

@@ -30,7 +30,8 @@ from cpm.protocol.messages import GuestView, Hello, NodeMessage
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange, Role, Wishes
 from cpm.settings import PoolSettings, Settings
 from natctl.core.domains import Listing, RunningDomain, Tap
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.model.commands import Answer, Forget, Program, Prune, Remember, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings
 from natctl.model.entries import Settings as NodeSettings

@@ -45,7 +45,8 @@ from cpm.queries.status import About
 from cpm.serving.live_settings import LiveSettings
 from cpm.settings import Settings
 from natctl.core.domains import RunningDomain, Tap
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.model.commands import Program, Replace
 from qga_agent.samples import Rates
 from tests.fuzz.structured import Structured

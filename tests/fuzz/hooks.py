@@ -12,7 +12,8 @@ from cpm.protocol.model import NodeName, Role
 from libvirt_hooks import domain_xml, protocol, qemu
 from libvirt_hooks.domain_xml import DomainXMLError
 from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest, RequestParser
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
 from natctl.model.commands import Answer, Program, Replace, Send
 from natctl.settings import GuestsTable, HostTable

@@ -10,7 +10,7 @@ import pytest
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import NodeName, PortRange, Role
 from natctl.core.domains import RunningDomain, Tap
-from natctl.core.node import Identity
+from natctl.core.identity import Identity
 from natctl.core.node import Node as NodeCore
 from natctl.model.commands import Answer, Program, Replace
 from natctl.model.entries import UNASSIGNED, Path

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 import pytest
 
 from cpm.protocol.model import NodeName, PortRange, Role
-from natctl.core.node import Identity
+from natctl.core.identity import Identity
 from natctl.core.node import Node as NatdNode
 from natctl.kernel_events import KernelEvents, older_flows
 from natctl.netlink.conntrack import Conntrack, delete_unanswered

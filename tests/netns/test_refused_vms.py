@@ -10,7 +10,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.messages import PROTOCOL, Applied, Delta, PathState, Snapshot, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.core.bisection import FIRST_RETRY_S
-from natctl.core.node import Identity
+from natctl.core.identity import Identity
 from natctl.core.node import Node as NodeCore
 from natctl.model.commands import Program, Replace, Send
 from tests.fakes.intents import edge_intent

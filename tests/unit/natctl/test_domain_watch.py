@@ -17,7 +17,8 @@ from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
 from cpm.service import clock
 from libvirt_hooks.domain_xml import DomainFacts, Interface
 from libvirt_hooks.protocol import HookOperation
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
 from natctl.model.commands import Answer, Send
 from natctl.netlink.links import LinkEvent, Resync, events_in

@@ -18,7 +18,7 @@ from cpm.protocol.messages import PROTOCOL, Attach, Hello, Presence, Snapshot
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, Role
 from cpm.queries import metrics, node_states
 from cpm.queries import nodes as node_queries
-from natctl.core.node import Identity
+from natctl.core.identity import Identity
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.site import ROLES, Machine, Site
 

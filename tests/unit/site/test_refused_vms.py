@@ -14,7 +14,8 @@ from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange,
 from cpm.queries import node_states, nodes, vms
 from natctl.core.bisection import FIRST_RETRY_S
 from natctl.core.domains import Listing, RunningDomain, Tap
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.model.commands import Program, Replace
 from natctl.model.entries import HostEntry, Path, Settings
 from tests.fakes.kernel import FakeKernel

@@ -8,7 +8,8 @@ from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import PROTOCOL, Applied, Attach, Delta, NodeMessage, PathState, Snapshot, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.core.domains import RunningDomain, Tap
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.model.commands import Answer, Program, Prune, Replace, Send
 
 VM = DomainUUID("11111111-1111-4111-8111-111111111111")

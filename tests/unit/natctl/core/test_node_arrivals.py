@@ -22,7 +22,8 @@ from cpm.protocol.messages import (
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role
 from natctl.arrivals.port_headroom import budget
 from natctl.arrivals.refusal import REFUSE_S
-from natctl.core.node import Identity, Node
+from natctl.core.identity import Identity
+from natctl.core.node import Node
 from natctl.model.commands import Command, CountPorts, Program, RefuseNew, Release, Replace, Send, Warn
 from natctl.model.entries import Allowance, Destination, HostEntry, Path
 from natctl.model.port_use import Filling, PortUse, VMPorts
