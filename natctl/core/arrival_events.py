@@ -9,7 +9,7 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -20,8 +20,8 @@ from natctl.arrivals.controller import Arrivals
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming
 from natctl.core.signal_times import SignalTimes
-from natctl.model.commands import ArrivalCommand, CountPorts, Release
-from natctl.model.entries import Destination
+from natctl.model.commands import Arm, ArrivalCommand, Command, CountPorts, Release
+from natctl.model.entries import Destination, HostEntry
 from natctl.model.port_use import Filling, PortUse
 from natctl.ruleset.readback import Counted
 
@@ -36,7 +36,7 @@ class ArrivalEvents:
     :param programming: Which ports are in force, and which VM has which mark.
     :param arrivals: Decides what follows.
     :param signal_times: Gets the time of each signal.
-    :param emit: Carries out what follows.
+    :param outbox: Gets the commands to carry out.
     """
 
     def __init__(
@@ -45,28 +45,50 @@ class ArrivalEvents:
         programming: Programming,
         arrivals: Arrivals,
         signal_times: SignalTimes,
-        emit: Callable[[Iterable[ArrivalCommand]], None],
+        outbox: list[Command],
     ) -> None:
         self._intent = intent
         self._programming = programming
         self._arrivals = arrivals
         self._signal_times = signal_times
-        self._emit = emit
+        self._outbox = outbox
         self.warning = ""
         """What the operator should know about the connection table, a sentence; empty: nothing."""
+
+    def emit(self, commands: Iterable[ArrivalCommand]) -> None:
+        """Have commands carried out."""
+        for command in commands:
+            if isinstance(command, Arm):
+                self._programming.require_hosts([command.domain])
+            else:
+                self._outbox.append(command)
+
+    def on_programmed(self, entry: HostEntry, now: float) -> None:
+        """The kernel holds this entry of a VM."""
+        self._signal_times.on_programmed(entry.intent.domain, entry.intent.ports, now)
+        self.emit(self._arrivals.on_programmed(entry, now))
+
+    def on_turned_down(self, domain: DomainUUID, now: float, ports: PortRange | None = None) -> None:
+        """
+        The manager has no more ports for this VM now.
+
+        :param ports: The range for which it declined; None: the present one.
+        """
+        self._signal_times.on_turned_down(domain)
+        self.emit(self._arrivals.on_turned_down(domain, now, ports))
 
     def on_budget_used_up(self, index: int, now: float) -> None:
         """The kernel signals that the arrival budget of the VM with this index is used up."""
         if (uuid := self._programming.owners().get(index)) is not None:
             self._signal_times.on_signal(uuid, now)
-            self._emit(self._arrivals.on_budget_used_up(uuid, now))
+            self.emit(self._arrivals.on_budget_used_up(uuid, now))
 
     def on_deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: the numbers of their first packets, by the index of their VM."""
         domains = self._programming.owners()
         for index, numbers in packets.items():
             uuid = domains.get(index)
-            self._emit(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
+            self.emit(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])
 
     @property
     def deferral_deadline(self) -> float | None:
@@ -82,7 +104,7 @@ class ArrivalEvents:
         :param full: Destinations to which no port of the range is left.
         :param took_s: Processor seconds that it took.
         """
-        self._emit(self._arrivals.on_counted(work, filling, full, now, took_s))
+        self.emit(self._arrivals.on_counted(work, filling, full, now, took_s))
 
     def on_count_failed(self, work: CountPorts) -> None:
         """The ports of a VM could not be counted; the periodic pass counts them."""
@@ -107,7 +129,7 @@ class ArrivalEvents:
         for uuid, ports, vm in self._counted_vms(in_force):
             filling, arrivals = use.filling(vm.internal, ports), connections.get(uuid)
             meanwhile = max(0, arrivals - before[uuid]) if arrivals is not None and uuid in before else 0
-            self._emit(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
+            self.emit(self._arrivals.on_periodic_count(uuid, ports, filling, arrivals, now, meanwhile))
 
     def on_connections_counted(self, use: PortUse, counted: Counted, size: int | None) -> None:
         """
@@ -122,7 +144,7 @@ class ArrivalEvents:
         for uuid, total in totals.items():
             if uuid in counted.connections:
                 arrivals, refused = counted.connections[uuid], counted.too_many.get(uuid, 0)
-                self._emit(self._arrivals.on_connections_counted(uuid, total, room, arrivals, refused))
+                self.emit(self._arrivals.on_connections_counted(uuid, total, room, arrivals, refused))
 
     def on_arrivals_read(self, connections: Mapping[DomainUUID, int], in_force: InForce, now: float) -> None:
         """
@@ -133,7 +155,7 @@ class ArrivalEvents:
         """
         for uuid, ports, _ in self._counted_vms(in_force):
             if (arrivals := connections.get(uuid)) is not None:
-                self._emit(self._arrivals.on_arrivals_read(uuid, ports, arrivals, now))
+                self.emit(self._arrivals.on_arrivals_read(uuid, ports, arrivals, now))
 
     def _counted_vms(self, in_force: InForce) -> Iterator[tuple[DomainUUID, PortRange, HostIntent]]:
         """Yield the VMs whose ports are in force, if nothing has changed since this generation."""

@@ -17,6 +17,7 @@ from msgspec import structs
 from cpm.protocol.bounds import cut
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
+from natctl.core.domains import Listing
 from natctl.model.remembered import Charge
 
 DENIED_S: Final = 3.0
@@ -30,9 +31,13 @@ class DefaultDeny:
     Which VMs are denied.
 
     :param charge: What is on disk; None: no VM of this host has had ports.
+    :param is_listed: All VMs that run here are known without libvirt's list.
     """
 
-    def __init__(self, charge: Charge | None) -> None:
+    def __init__(self, charge: Charge | None, *, is_listed: bool) -> None:
+        self._is_listed = is_listed
+        """Whether all VMs that run here are known: libvirt has listed them all since natd began."""
+        self._undescribed: frozenset[DomainUUID] = frozenset()
         self.charge = charge
         """What is to be on disk."""
         self.warning = ""
@@ -55,13 +60,16 @@ class DefaultDeny:
 
         :param path: The path in force.
         :param with_ports: VMs with ports in the kernel.
-        :param known: Returns the VMs that run here.
+        :param known: Returns the VMs that are known to run here.
         """
+        if self.charge is None and not self._is_listed:
+            # Any VM may run here, and is to lose nothing.
+            return
         if path is None or (self.charge is None and not with_ports):
             return
         path = structs.replace(path, externals=())
         if self.charge is None:
-            self.charge = Charge(path, known().difference(with_ports))
+            self.charge = Charge(path, (known() | self._undescribed).difference(with_ports))
         elif self.charge.path != path or not self.charge.older.isdisjoint(with_ports):
             self.charge = Charge(path, self.charge.older.difference(with_ports))
 
@@ -69,6 +77,13 @@ class DefaultDeny:
         """VMs do not run here any more; when they start again they are denied until they have ports."""
         if self.charge is not None and not self.charge.older.isdisjoint(uuids):
             self.charge = Charge(self.charge.path, self.charge.older.difference(uuids))
+
+    def on_listed(self, listing: Listing) -> None:
+        """Libvirt has listed its domains: some may have ended while no natd was there."""
+        self._undescribed = listing.undescribed
+        self._is_listed = self._is_listed or listing.absent is None
+        if self.charge is not None:
+            self.on_ended([uuid for uuid in self.charge.older if listing.is_without(uuid)])
 
     def on_tick(self, denied: Mapping[DomainUUID, str], now: float) -> list[str]:
         """

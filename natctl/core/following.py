@@ -15,7 +15,8 @@ from msgspec import structs
 
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import Delta, Follows, ManagerMessage, Snapshot, Welcome
-from natctl.model.remembered import Remembered
+from natctl.model.commands import Remember
+from natctl.model.remembered import Charge, Remembered
 
 
 class StaleEpoch(VirtPortsError):
@@ -106,6 +107,7 @@ class Following:
     def __init__(self, remembered: Remembered) -> None:
         self.remembered = remembered
         """What is to be on disk."""
+        self._kept = remembered
 
     @property
     def epoch(self) -> int:
@@ -147,6 +149,15 @@ class Following:
                 follows = structs.replace(follows, edges=message.path.edge_names)
         if (message.epoch, follows) != (self.epoch, self.told):
             self._follow(message.epoch, follows)
+
+    def on_charge(self, charge: Charge | None) -> None:
+        """Which VMs may send nothing without ports depends on this from now on."""
+        self.remembered = dataclasses.replace(self.remembered, charge=charge)
+
+    def take_changes(self) -> list[Remember]:
+        """Return the command to keep what changed since the last call; nothing did: no command."""
+        before, self._kept = self._kept, self.remembered
+        return [Remember(self.remembered, before)] if self.remembered != before else []
 
     def _follow(self, epoch: int, follows: Follows) -> None:
         self.remembered = dataclasses.replace(self.remembered, epoch=epoch, follows=follows)

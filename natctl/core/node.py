@@ -23,11 +23,8 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
-from typing import Final
 
 from msgspec import structs
 
@@ -67,13 +64,10 @@ from natctl.core.reports import Reports
 from natctl.core.signal_times import SignalTimes
 from natctl.model.commands import (
     Answer,
-    Arm,
-    ArrivalCommand,
     Command,
     Forget,
     Program,
     Prune,
-    Remember,
     Send,
     Warn,
 )
@@ -81,10 +75,6 @@ from natctl.model.entries import HostEntry, Path
 from natctl.model.own_ports import PortsInUse
 from natctl.model.remembered import NOTHING, Remembered
 from qga_agent.domain_list import Phase
-
-RETURN_S: Final = 5.0
-"""Seconds from the loss of the session in which hooks wait for the manager to be back: a restart of it takes less. (The
-hook itself waits for two seconds, unless it is configured otherwise.)"""
 
 
 class Node:
@@ -101,34 +91,30 @@ class Node:
     def __init__(
         self, identity: Identity, marks: int, *, has_libvirt: bool = False, remembered: Remembered = NOTHING
     ) -> None:
+        self._outbox: list[Command] = []
         self._identity = identity
         self._has_libvirt = has_libvirt
-        self._is_listed = not has_libvirt
-        """Whether all VMs that run here are known: libvirt has listed them all since natd began."""
-        self._undescribed: frozenset[DomainUUID] = frozenset()
         self._domains = Domains()
         self._reported_gone: set[DomainUUID] = set()
         self._ended = Ended()
         self._intent = Intent()
         self._arrivals = Arrivals()
-        self._default_deny = DefaultDeny(remembered.charge)
+        self._default_deny = DefaultDeny(remembered.charge, is_listed=not has_libvirt)
         self._programming = Programming(marks, self._intent, self._domains, self._arrivals, self._default_deny)
-        self._hook_waiters = HookWaiters()
+        self._hook_waiters = HookWaiters(self._domains, self._programming)
         self.signal_times = SignalTimes()
         """For metrics; the owner says when a request for more ports was sent."""
         self.arrival_events = ArrivalEvents(
-            self._intent, self._programming, self._arrivals, self.signal_times, self._command
+            self._intent, self._programming, self._arrivals, self.signal_times, self._outbox
         )
         """Inputs: signals and counts of connections."""
         self.reports = Reports(self._intent, self._programming, self._arrivals, self._send)
         """Tells the manager what was measured."""
         self._own_ports = own_ports.OwnPorts()
         self._is_connected = False
-        self._lost_at = -math.inf
         self._is_synced = False
         self._following = Following(remembered)
         self._generation = 0
-        self._outbox: list[Command] = []
 
     # Queries
 
@@ -171,7 +157,8 @@ class Node:
     def take(self) -> list[Command]:
         """Return the commands to carry out now, in order, and empty the outbox."""
         self._begin_programming()
-        commands, self._outbox = self._outbox, []
+        commands = self._outbox.copy()
+        self._outbox.clear()
         return commands
 
     # The kernel
@@ -194,7 +181,7 @@ class Node:
         :param at_edge: The VMs whose ports this edge maps.
         """
         # The manager may be reached in a moment.
-        self._lost_at = now
+        self._hook_waiters.on_disconnected(now)
         for vm in at_edge:
             self._programming.edge_holdings.adopt(vm)
             self._intent.adopt_at_edge(vm)
@@ -222,18 +209,17 @@ class Node:
             return
         scope, in_force, begun = done
         # Before anything else: libvirt waits for it.
-        self._answer_ready_hooks()
+        self._outbox += self._hook_waiters.answer_ready()
         # Before any message about the ports that are in force now.
         self._confirm()
         for entry in in_force:
-            self.signal_times.on_programmed(entry.intent.domain, entry.intent.ports, now)
-            self._command(self._arrivals.on_programmed(entry, now))
+            self.arrival_events.on_programmed(entry, now)
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
             # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
             self._outbox.append(Prune(vm.internal))
         if begun or scope.replace or scope.path:
             self._note_charge()
-        self._answer_hooks_in_vain(now)
+        self._outbox += self._hook_waiters.answer_in_vain(now)
 
     def on_kernel_refused(self, error: VirtPortsError, now: float) -> None:
         """The kernel refused the last command; nothing of it is in force."""
@@ -260,6 +246,7 @@ class Node:
         self._is_synced = False
         self._ended.on_connected()
         self._arrivals.on_connected()
+        self._hook_waiters.on_connected()
         self._send(
             self._identity.hello(
                 self._following.remembered,
@@ -278,14 +265,14 @@ class Node:
         The session is gone, or an attempt to connect failed. Everything that runs goes on; hooks that wait for ports
         are answered unless the manager may be back in a moment.
         """
-        self._command(self._arrivals.on_disconnected(now))
+        self.arrival_events.emit(self._arrivals.on_disconnected(now))
         if self._is_connected:
-            self._lost_at = now
+            self._hook_waiters.on_disconnected(now)
         self._is_connected = False
         self._is_synced = False
         # Generations count within a session: the next one must not be told of these.
         self._programming.drop_generations()
-        self._answer_hooks_in_vain(now)
+        self._outbox += self._hook_waiters.answer_in_vain(now)
 
     def on_message(self, message: ManagerMessage, now: float) -> None:
         """
@@ -294,10 +281,9 @@ class Node:
         :raise VirtPortsError: When it is not of the manager that this node follows (:mod:`natctl.core.following`); the
             session is to be closed.
         """
-        before = self._following.remembered
         self._following.on_message(message)
         # Before anything of it reaches the kernel.
-        self._remember(before)
+        self._outbox += self._following.take_changes()
         if isinstance(message, Snapshot):
             self._take_snapshot(message, now)
         elif isinstance(message, Delta):
@@ -305,8 +291,7 @@ class Node:
         elif isinstance(message, Refused):
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
-            self.signal_times.on_turned_down(message.domain)
-            self._command(self._arrivals.on_turned_down(message.domain, now, message.ports))
+            self.arrival_events.on_turned_down(message.domain, now, message.ports)
         elif isinstance(message, Freed):
             self._outbox.append(Forget(message.internal))
             self._programming.on_freed(message.domain, now)
@@ -314,7 +299,7 @@ class Node:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")
             )
-        self._answer_ready_hooks()
+        self._outbox += self._hook_waiters.answer_ready()
 
     def _take_snapshot(self, snapshot: Snapshot, now: float) -> None:
         snapshot = structs.replace(snapshot, host=self._ended.of_this_life(snapshot.host, snapshot.detached))
@@ -357,8 +342,7 @@ class Node:
 
     def _take_refusal(self, refusal: Refused, now: float) -> None:
         self._outbox.append(Warn(f"VM {refusal.domain}: {refusal.message}"))
-        self.signal_times.on_turned_down(refusal.domain)
-        self._command(self._arrivals.on_turned_down(refusal.domain, now))
+        self.arrival_events.on_turned_down(refusal.domain, now)
         self._outbox += self._hook_waiters.answer(refusal.code, refusal.message, {refusal.domain})
 
     # Domains
@@ -379,8 +363,8 @@ class Node:
         else:
             self._hook_waiters.add(HookWaiter(request, vm.domain, wait_for_taps, now))
             self._request_ports(vm.domain, domain)
-            self._answer_ready_hooks()
-            self._answer_hooks_in_vain(now)
+            self._outbox += self._hook_waiters.answer_ready()
+            self._outbox += self._hook_waiters.answer_in_vain(now)
 
     def on_domain_incoming(self, request: int, vm: RunningDomain, now: float) -> None:
         """A domain is migrating here (hook ``migrate``); it still runs elsewhere."""
@@ -429,14 +413,11 @@ class Node:
             self._take_listed(vm, listing, now)
         for uuid in self._domains.ended(listing):
             self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
-        self._undescribed = listing.undescribed
-        self._is_listed = self._is_listed or listing.absent is None
-        if (charge := self._default_deny.charge) is not None:
-            # Those that ended while no natd was there.
-            self._default_deny.on_ended([uuid for uuid in charge.older if listing.is_without(uuid)])
-            self._keep_charge()
-        else:
+        self._default_deny.on_listed(listing)
+        if self._default_deny.charge is None:
             self._note_charge()
+        else:
+            self._keep_charge()
         if has_news or self._domains.unmanaged() != unmanaged:
             self.send_presence()
 
@@ -465,18 +446,14 @@ class Node:
         for uuid in () if self._has_libvirt else self._domains.without_taps(now):
             self.on_domain_ended(None, uuid, "its interfaces are gone", now)
         self._outbox += self._hook_waiters.answer_late(now)
-        self._answer_hooks_in_vain(now)
+        self._outbox += self._hook_waiters.answer_in_vain(now)
         self._programming.on_tick(now)
         self._outbox += map(Warn, self._default_deny.on_tick(self._programming.denied(), now))
-        self._command(self._arrivals.on_tick(now))
+        self.arrival_events.emit(self._arrivals.on_tick(now))
 
     def on_own_ports(self, read: PortsInUse, now: float) -> None:
         """The ports that this machine, an edge, uses itself were read; what changed is told to the manager."""
-        held: dict[IPv4Address, list[PortRange]] = {}
-        for entry in self._intent.edge.values():
-            for each in entry.ranges:
-                held.setdefault(each.external, []).append(each.ports)
-        if self._own_ports.on_read(read, held, now):
+        if self._own_ports.on_read(read, own_ports.held_by(self._intent.edge.values()), now):
             self._send(OwnPorts(self._own_ports.told))
 
     def send_presence(self) -> None:
@@ -491,13 +468,6 @@ class Node:
             refused = tuple(RefusedVM(uuid, reason) for uuid, reason in sorted(confirmation.refused.items()))
             self._send(Applied(self.epoch, confirmation.generation, refused))
 
-    def _command(self, commands: Iterable[ArrivalCommand]) -> None:
-        for command in commands:
-            if isinstance(command, Arm):
-                self._programming.require_hosts([command.domain])
-            else:
-                self._outbox.append(command)
-
     def _send(self, message: NodeMessage) -> None:
         if self._is_connected:
             self._outbox.append(Send(message))
@@ -510,45 +480,15 @@ class Node:
         elif vm is None or vm.ports is None or not self._is_synced:
             self._send(Attach(uuid, domain.name, wishes=domain.wishes))
 
-    def _answer_ready_hooks(self) -> None:
-        self._outbox += self._hook_waiters.answer_ready(
-            self._domains, lambda waiter: self._programming.entry_in_force(waiter.domain, needs_taps=waiter.needs_taps)
-        )
-
-    def _answer_hooks_in_vain(self, now: float) -> None:
-        """Answer the hooks whose VMs get no ports soon: the manager has not been there for longer than a moment."""
-        if self._is_connected or now - self._lost_at < RETURN_S:
-            return
-        in_vain = {
-            uuid
-            for uuid in self._hook_waiters.domains()
-            if self._programming.entry_in_force(uuid, needs_taps=False) is None
-            # Before its guest runs, the kernel is to know that it may send nothing.
-            and not self._programming.is_being_denied(uuid)
-        }
-        text = "the manager is not connected; the VM gets its ports when it is back"
-        self._outbox += self._hook_waiters.answer("unreachable", text, in_vain)
-
     def _note_charge(self) -> None:
         """Keep what the kernel holds now of which VMs may send nothing without ports depends."""
-        if self._default_deny.charge is None and not self._is_listed:
-            # Any VM may run here, and is to lose nothing.
-            return
         with_ports = self._programming.with_ports()
-        self._default_deny.on_programmed(self._intent.path, with_ports, self._running)
+        self._default_deny.on_programmed(self._intent.path, with_ports, self._domains.known)
         self._keep_charge()
 
-    def _running(self) -> frozenset[DomainUUID]:
-        return self._domains.known() | self._undescribed
-
     def _keep_charge(self) -> None:
-        before = self._following.remembered
-        self._following.remembered = dataclasses.replace(before, charge=self._default_deny.charge)
-        self._remember(before)
-
-    def _remember(self, before: Remembered) -> None:
-        if self._following.remembered != before:
-            self._outbox.append(Remember(self._following.remembered, before))
+        self._following.on_charge(self._default_deny.charge)
+        self._outbox += self._following.take_changes()
 
     def _begin_programming(self) -> None:
         """Emit the next kernel command, if one is needed, possible, and none is under way."""

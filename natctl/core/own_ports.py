@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from itertools import pairwise
 from typing import Final
 
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import PortRange, coalesce
 from cpm.protocol.own_ports import MOST_ADDRESSES, MOST_RANGES, OwnAddress, OwnRange, OwnUse
 from natctl.model.own_ports import LocalSocket, PortsInUse, SocketKind
@@ -20,6 +21,15 @@ LASTING_S: Final = 15.0
 
 Held = Mapping[IPv4Address, Collection[PortRange]]
 """The ports of VMs by external address."""
+
+
+def held_by(vms: Iterable[EdgeIntent]) -> Held:
+    """Return the ports of these VMs."""
+    held: dict[IPv4Address, list[PortRange]] = {}
+    for vm in vms:
+        for each in vm.ranges:
+            held.setdefault(each.external, []).append(each.ports)
+    return held
 
 
 class OwnPorts:

@@ -7,7 +7,7 @@ import pytest
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 from natctl.core.default_deny import DENIED_S
 from natctl.core.domains import Listing, RunningDomain
-from natctl.core.node import RETURN_S
+from natctl.core.hook_waiters import RETURN_S
 from natctl.model.entries import HostEntry
 from tests.fakes.kernel import FakeKernel
 from tests.fakes.site import Machine, Site
