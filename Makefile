@@ -31,6 +31,8 @@ PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
                 util-linux procps lz4 zstd cpio
 PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd tshark tmux bash zsh fish man-db
 PACKAGES_MACHINES := mmdebstrap e2fsprogs git
+# Browsers, for the status page.
+PACKAGES_TESTS += chromium w3m
 
 .PHONY: help
 help: ## This list.

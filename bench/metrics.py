@@ -66,7 +66,7 @@ async def _scrapes(fleet: Fleet) -> tuple[list[float], list[tuple[float, float]]
     # As in cpmd, whose fleet has been there for longer than the youngest generations of the collector.
     gc.collect()
     for _ in range(WARM_UP + RUNS):
-        watching = asyncio.create_task(_watch())
+        watching = asyncio.create_task(watch())
         client.stdin.write(f"{scraping.address[1]}\n".encode())
         words = (await client.stdout.readline()).split()
         watching.cancel()
@@ -81,7 +81,7 @@ async def _scrapes(fleet: Fleet) -> tuple[list[float], list[tuple[float, float]]
     return took_ms[WARM_UP:], pauses[WARM_UP:], size
 
 
-async def _watch() -> tuple[float, float]:
+async def watch() -> tuple[float, float]:
     """Return the longest times between two turns, in processor time and by the clock, in ms, until cancelled."""
     longest = longest_by_clock = 0.0
     last, last_by_clock = time.thread_time(), time.perf_counter()

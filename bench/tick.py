@@ -45,9 +45,10 @@ def measure(say: Callable[[str], None]) -> Measured:
 class Fleet:
     """A manager with active VMs, and nodes that confirm whatever they are told."""
 
-    def __init__(self, vms: int) -> None:
-        addresses = tuple(ExternalAddress(IPv4Address(_EXTERNAL + n)) for n in range(-(-vms // 100)))
-        state = LedgerState(0, (), (), addresses, (), AllocationId(1))
+    def __init__(self, vms: int, addresses: int | None = None) -> None:
+        count = -(-vms // 100) if addresses is None else addresses
+        pool = tuple(ExternalAddress(IPv4Address(_EXTERNAL + n)) for n in range(count))
+        state = LedgerState(0, (), (), pool, (), AllocationId(1))
         self.now = 1_000_000.0
         self.changes = 0
         self.manager = Manager(state, Settings().rules(), 1, self.now)

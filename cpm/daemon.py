@@ -13,9 +13,11 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpm import settings as settings_
 from cpm.api.access import Access, group_number
+from cpm.api.page_server import PageServer
 from cpm.api.scraping import Scraping
 from cpm.api.server import Server, tls_context
 from cpm.core.manager import Manager
@@ -36,6 +38,9 @@ from cpm.serving.live_settings import LiveSettings
 from cpm.serving.node_sessions import NodeConnections, NodeSessions
 from cpm.serving.operator_requests import OperatorRequests
 from cpm.serving.streams import Feeds, ReportFollowers
+
+if TYPE_CHECKING:
+    from cpm.serving.status_page import StatusPage
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +64,15 @@ class Cpmd:
         self._ledger: SqliteLedger
         self._journal: JournalThread
         self._keeper: JournalKeeper
+        self._about: About
         self.decisions: DecisionLoop
         self.operators: OperatorRequests
         self._server: Server
         self._scraping: Scraping
+        self.page: PageServer | None = None
+        """Serves the status page; None: it is off."""
+        self.pages: StatusPage | None = None
+        """Makes it."""
         self._exports: list[EventExport] = []
 
     async def start(self) -> None:
@@ -82,6 +92,7 @@ class Cpmd:
             self._tasks.start(f"events to {export.name}", export.run(), forever=True)
         await self._listen()
         self._tasks.start("metrics", self._scraping.run(), forever=True)
+        self._start_page()
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
         manager = self.decisions.manager
@@ -117,7 +128,7 @@ class Cpmd:
         path = Path(self._settings.ledger.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         version, reports = program.version(), ReportFollowers()
-        about = About(version, clock.wall(), self._settings.ledger.path, self._settings.metrics.per_vm)
+        about = self._about = About(version, clock.wall(), self._settings.ledger.path, self._settings.metrics.per_vm)
         self._scraping = Scraping("cpmd.toml", self._settings.metrics, lambda: self._metrics(about))
         self._ledger = SqliteLedger(path)
         self._journal = JournalThread(self._ledger.reader())
@@ -129,6 +140,23 @@ class Cpmd:
         ]
         self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about, self.live)
         self._server = Server(self.operators, self._node_sessions(version, reports))
+
+    def _start_page(self) -> None:
+        """
+        Serve the status page, if it is on.
+
+        :raise OSError: When its certificate cannot be read or used.
+        """
+        listen = self._settings.page
+        if listen.address is None:
+            return
+        # Here, since most sites need no templates.
+        from cpm.serving.status_page import StatusPage
+
+        self.pages = StatusPage(lambda: self.decisions.manager, self.decisions.clock.now, self._journal, self._about)
+        self.page = PageServer(listen, listen.names, self.pages)
+        self._tasks.start("page", self.page.run(), forever=True)
+        self._tasks.start("curves", self.pages.run(), forever=True)
 
     def _metrics(self, about: About) -> Iterator[str]:
         yield from metrics.pieces(self.decisions.manager, self.decisions.clock.now(), about)

@@ -205,6 +205,19 @@ class MetricsSettings(Listen, frozen=True, forbid_unknown_fields=True):
     """Whether there are metrics of single VMs, about ten for each; False: only of nodes, addresses and the site."""
 
 
+class PageSettings(Listen, frozen=True, forbid_unknown_fields=True):
+    """
+    The status page for browsers: maps of the external addresses, VMs, nodes, events.
+
+    It asks for no password: keep the address on ``127.0.0.1``, and come by ``ssh -L`` or through a proxy that asks for
+    one.
+    """
+
+    names: tuple[str, ...] = ()
+    """Names by which browsers call it, besides IP addresses and ``localhost``: that of the proxy, for example
+    ``status.example.net``. Others are refused, because any web site can point a name of its own here."""
+
+
 class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """
     Where cpmd tells entries of the journal to, from the first start with the setting on. Each place has a position in
@@ -241,6 +254,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     scaling: ScalingSettings = ScalingSettings()
     nodes: NodesSettings = NodesSettings()
     metrics: MetricsSettings = MetricsSettings()
+    page: PageSettings = PageSettings()
     events: EventsSettings = EventsSettings()
     log_level: str = "info"
 
@@ -317,6 +331,7 @@ def _check(file: str, settings: Settings) -> None:
         raise ConfigError(file, "nodes.edge_wait_s", f"must not exceed edge_grace_s ({settings.nodes.edge_grace_s:g})")
     pool.timeouts.check(file, "pool.timeouts")
     settings.metrics.check(file)
+    settings.page.check(file, "page")
     logs.check_level(file, settings.log_level)
     _check_events(file, settings.events)
     try:

@@ -257,7 +257,7 @@ class WhoisView(Struct, frozen=True):
     """One for each moment that may be meant, the earliest first."""
 
 
-class EventView(Struct, frozen=True):
+class EventView(Struct, frozen=True, gc=False):
     """
     One line of the journal.
 
@@ -371,7 +371,7 @@ class OwnPortsView(Struct, frozen=True):
     """UTC seconds at which the edge no longer used them; they are free an hour later. null: it uses them."""
 
 
-class RangeView(Struct, frozen=True):
+class RangeView(Struct, frozen=True, gc=False):
     """One port range on an address, and the VM that holds it."""
 
     first_port: int

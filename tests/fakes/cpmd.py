@@ -20,12 +20,20 @@ import aiohttp
 import pytest
 
 from cpm import settings
-from cpm.api.server import Server
 from cpm.api.views import ApproveRequest
 from cpm.daemon import Cpmd
 from cpm.protocol import codec
-from cpm.protocol.messages import PROTOCOL, Applied, Delta, Hello, NodeMessage, Snapshot, Welcome
+from cpm.protocol.messages import (
+    PROTOCOL,
+    Applied,
+    Delta,
+    Hello,
+    NodeMessage,
+    Snapshot,
+    Welcome,
+)
 from cpm.protocol.model import NodeName, Role
+from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.walltime import UtcSeconds, WallTime
 from cpm.service import clock
 
@@ -43,12 +51,27 @@ class Answer:
         self.body = body
 
 
+class Time:
+    """The clocks, which stand still unless somebody moves them."""
+
+    def __init__(self) -> None:
+        self.passed_s = 0.0
+
+    def now(self) -> float:
+        return SINCE_BOOT_S + self.passed_s
+
+    def wall(self) -> WallTime:
+        return WallTime(UtcSeconds(NOW + self.passed_s))
+
+
 class Site:
     """A running manager with nodes; ``path`` is its socket."""
 
-    def __init__(self, http: aiohttp.ClientSession, path: str, directory: Path, server: Server) -> None:
+    def __init__(self, http: aiohttp.ClientSession, path: str, directory: Path, cpmd: Cpmd, time: Time) -> None:
         self._http = http
-        self._server = server
+        self.cpmd = cpmd
+        self.time = time
+        self._server = cpmd._server
         self.path = path
         self.directory = directory
 
@@ -76,10 +99,10 @@ class Site:
         return self._http.ws_connect(SESSION)
 
     def node(
-        self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)
+        self, name: str, address: str, roles: frozenset[Role] = frozenset(Role), own: OwnAddresses = ()
     ) -> contextlib.AbstractAsyncContextManager[Node]:
         """Open a node's session; it applies all that it is told."""
-        return connected_node(self._http, name, address, roles)
+        return connected_node(self._http, name, address, roles, own)
 
     async def approve(self, name: str, address: str, roles: frozenset[Role] = frozenset(Role)) -> None:
         """Have the operator approve a node."""
@@ -119,13 +142,17 @@ async def _approve(http: aiohttp.ClientSession, name: str, address: str, roles: 
 
 @contextlib.asynccontextmanager
 async def connected_node(
-    http: aiohttp.ClientSession, name: str, address: str, roles: frozenset[Role] = frozenset(Role)
+    http: aiohttp.ClientSession,
+    name: str,
+    address: str,
+    roles: frozenset[Role] = frozenset(Role),
+    own: OwnAddresses = (),
 ) -> AsyncIterator[Node]:
     """Approve a node as what it is, and open its session with the manager to which ``http`` leads."""
     await _approve(http, name, address, roles)
     async with http.ws_connect(SESSION) as session:
         node = Node(session)
-        await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, ()))
+        await node.say(Hello(PROTOCOL, NodeName(name), roles, IPv4Address(address), "0", 0, (), own))
         obeying = asyncio.create_task(node.obey())
         try:
             yield node
@@ -152,11 +179,13 @@ async def running(
     read_socket: bool = False,
     admin_group: str = "",
     events: settings.EventsSettings | None = None,
+    page: settings.PageSettings | None = None,
 ) -> AsyncIterator[Site]:
-    """Run a manager with an empty ledger, whose clock stands still."""
+    """Run a manager with an empty ledger, whose clock stands still unless :attr:`Site.time` moves it."""
     with _short_directory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "now", lambda: SINCE_BOOT_S)
-        patch.setattr(clock, "wall", lambda: WallTime(NOW))
+        time = Time()
+        patch.setattr(clock, "now", time.now)
+        patch.setattr(clock, "wall", time.wall)
         path = directory / "cpmd.sock"
         cpmd = Cpmd(
             settings.Settings(
@@ -166,6 +195,7 @@ async def running(
                     admin_group=admin_group,
                 ),
                 events=events or settings.EventsSettings(),
+                page=page or settings.PageSettings(),
                 ledger=settings.LedgerSettings(path=str(directory / "ledger.db")),
                 nodes=settings.NodesSettings(edge_grace_s=edge_grace_s, edge_wait_s=edge_wait_s),
             )
@@ -173,6 +203,6 @@ async def running(
         await cpmd.start()
         try:
             async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
-                yield Site(http, str(path), directory, cpmd._server)
+                yield Site(http, str(path), directory, cpmd, time)
         finally:
             await cpmd.stop()

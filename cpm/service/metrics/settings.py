@@ -1,5 +1,5 @@
 """
-The table ``[metrics]`` of both daemons' settings.
+An address at which a daemon may only be read: the table ``[metrics]`` of both daemons' settings, ``[page]`` of cpmd's.
 
 Tested in ``tests/unit/cpm/api/test_scraping.py``.
 """
@@ -14,10 +14,10 @@ from cpm.protocol.model import LAST_PORT
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a daemon serves metrics to Prometheus. Names of VMs are in them: anyone who reaches it may read them."""
+    """Where a daemon serves what may be read. Names of VMs are in it: anyone who reaches the address may read them."""
 
     address: str | None = None
-    """``IP:PORT`` for Prometheus, reads only, for example ``127.0.0.1:9417``; None: nowhere."""
+    """``IP:PORT``, reads only, for example ``127.0.0.1:9417`` for Prometheus; None: nowhere."""
     certificate: str | None = None
     """PEM file: with it and ``key`` the address speaks HTTPS."""
     key: str | None = None
@@ -26,19 +26,20 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     """PEM file: only clients with a certificate of this CA may read; None: everybody. As ``client_ca_file`` and
     ``client_auth_type: RequireAndVerifyClientCert`` of Prometheus' own exporters."""
 
-    def check(self, file: str) -> None:
+    def check(self, file: str, table: str = "metrics") -> None:
         """
         Check what the types do not say.
 
         :param file: The settings file, for the error.
+        :param table: The table in it, likewise.
         :raise ConfigError: When something is wrong.
         """
         if self.address is not None:
-            split_address(file, "metrics.address", self.address)
+            split_address(file, f"{table}.address", self.address)
         if (self.certificate is None) != (self.key is None):
-            raise ConfigError(file, "metrics.key", "certificate and key belong together; set both or neither")
+            raise ConfigError(file, f"{table}.key", "certificate and key belong together; set both or neither")
         if self.client_ca is not None and self.certificate is None:
-            raise ConfigError(file, "metrics.client_ca", "needs certificate and key: without TLS nobody shows one")
+            raise ConfigError(file, f"{table}.client_ca", "needs certificate and key: without TLS nobody shows one")
 
 
 def split_address(file: str, key: str, address: str) -> tuple[str, int]:

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 import trustme
 
-from cpm.api import scraping
+from cpm.api import bounded_listener, scraping
 from cpm.api.scraping import Scraping
 from cpm.protocol.errors import ConfigError
 from cpm.service.metrics.process import process_metrics
@@ -76,7 +76,7 @@ async def test_there_is_nothing_else(method: str, path: str, status: int) -> Non
 async def test_an_address_in_use_is_said_and_taken_once_it_is_free(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scraping, "AGAIN_S", 0.05)
+    monkeypatch.setattr(bounded_listener, "AGAIN_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         served = Scraping("natd.toml", Listen(address=f"127.0.0.1:{port}"), pieces)
@@ -115,7 +115,7 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
 
 
 async def test_who_says_nothing_or_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scraping, "CONNECTION_S", 0.3)
+    monkeypatch.setattr(bounded_listener, "CONNECTION_S", 0.3)
     made = 0
 
     def endless() -> Iterator[str]:
@@ -234,7 +234,7 @@ async def test_who_does_not_even_greet_counts_too(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each costs a file descriptor, of which the manager's nodes need one each."""
-    monkeypatch.setattr(scraping, "HANDSHAKE_S", 0.5, raising=False)
+    monkeypatch.setattr(bounded_listener, "HANDSHAKE_S", 0.5, raising=False)
     issued = authority.issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
