@@ -15,8 +15,9 @@ from typing import Final
 
 from cpm.core.manager import Manager
 from cpm.core.twins import twin_of
-from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName
+from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName, PortRange
 from prove.judge import BLOCK, Block, Violation, blocks
+from prove.machine import Machine
 from prove.network import ALL_VMS, BLOCKS
 from prove.sites import SITES
 from prove.world import World
@@ -155,7 +156,8 @@ def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
         if name == world.broken:
             continue
         kernel = world.machines[name].kernel
-        mine = {_COMMON.get(row.domain, row.domain): row.ports for row in active if row.node == name}
+        mine: dict[DomainUUID, PortRange | None] = dict.fromkeys(_denied(world.machines[name]))
+        mine |= {_COMMON.get(row.domain, row.domain): row.ports for row in active if row.node == name}
         held = {uuid: entry.intent.ports for uuid, entry in kernel.host.items()}
         if held != mine:
             yield f"{name}'s kernel hands out {_short(held)} instead of {_short(mine)}"
@@ -171,6 +173,12 @@ def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
         mapped = world.judge.held_at(name)
         if mapped != wanted and name != world.broken:
             yield f"{name}'s kernel maps {_short(mapped)} instead of {_short(wanted)}"
+
+
+def _denied(machine: Machine) -> Iterator[DomainUUID]:
+    """Yield the VMs that send nothing on this host unless they have ports."""
+    charge = machine.remembered.charge
+    return (uuid for uuid in machine.guests if charge is not None and uuid not in charge.older)
 
 
 def _row(row: Allocation) -> str:
