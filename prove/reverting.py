@@ -68,7 +68,7 @@ def uncommitted_step() -> contextlib.AbstractContextManager[None]:
     """A host lost a range whose confirmation could not be committed."""
 
     def go_on_from(self: Manager, former: Manager) -> None:
-        for number in former._rollout.in_use_unconfirmed:
+        for number in former._rollout._edges_ready:
             mine = self.fleet.allocation(number)
             if mine is not None and mine.state is AllocationState.RESERVED:
                 self._rollout.on_host_uses(number)

@@ -234,15 +234,15 @@ class Manager:
         """
         Keep in use what a former manager of this process has let hosts use: its edges have confirmed it.
 
-        The former may have taken the next step already, which then was not committed.
+        The former may have taken the next step already, which then was not committed. A range that it took back before
+        the edges had confirmed it is none of these.
         """
         self.refused.take_over(former.refused)
-        in_use = former._rollout.in_use_unconfirmed
+        handed_out = former._rollout.handed_out
         for uuid in self.fleet.vms:
-            if (mine := self.fleet.one(uuid, AllocationState.RESERVED)) is not None:
-                then = former.fleet.allocation(mine.id)
-                if mine.id in in_use or then is None or then.state is not AllocationState.RESERVED:
-                    self._rollout.on_host_uses(mine.id)
+            mine = self.fleet.one(uuid, AllocationState.RESERVED)
+            if mine is not None and mine.id in handed_out:
+                self._rollout.on_host_uses(mine.id)
 
     def resume(
         self, hello: Hello, generation: int, now: float, detached: int = 0, incoming: Sequence[Attach] = ()

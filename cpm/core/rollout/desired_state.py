@@ -3,7 +3,8 @@ What each node should hold, computed from the fleet by pure functions.
 
 They determine the order of a change: edges map every range of a VM that is not *held* (:func:`edge_vm`); a host uses a
 *reserved* range only when it is in ``ready``, that is, when the edges have confirmed it, and never uses a *draining*
-range for new connections (:func:`host_vm`). Tested with the rollout in ``tests/unit/site/test_order.py``.
+range for new connections (:func:`host_vm`). It keeps the connections of a draining range also while the VM takes that
+back. Tested with the rollout in ``tests/unit/site/test_order.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def host_vm(
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
     wishes: EffectiveWishes,
+    told: HostIntent | None = None,
 ) -> HostIntent | None:
     """
     Return what this host should hold for a VM; None: nothing.
@@ -37,6 +39,7 @@ def host_vm(
     :param ready: Reserved allocations that the edges already map.
     :param wishes: Those in effect: the VM's cap in ports, draining ones included (held ones it may take back), and the
         limits of its connections.
+    :param told: What this host was told last, in this session; None: nothing.
     """
     if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
@@ -50,7 +53,11 @@ def host_vm(
         current = reserved
     # The range that is being replaced may have connections, too: its host keeps and counts them from the first moment.
     is_replaced = active is not None and ports is not None and not active.ports.overlaps(ports)
-    draining = tuple(sorted(a.ports for a in here if a.state is _State.DRAINING or (is_replaced and a is active)))
+    before = told.held if told is not None else ()
+    # Nor does it let go of a range that drained, and that the VM takes back, before it may use it.
+    taken_back = [a for a in here if a.state is _State.RESERVED and any(each.overlaps(a.ports) for each in before)]
+    leaving = [a for a in here if a.state is _State.DRAINING or (is_replaced and a is active)]
+    draining = tuple(sorted(a.ports for a in (*leaving, *taken_back) if a is not reserved))
     if ports is None and not draining:
         return None
     return HostIntent(

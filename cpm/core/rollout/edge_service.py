@@ -131,12 +131,13 @@ class EdgeService:
 
     def on_applied(self, node_sync: NodeSync, now: float) -> None:
         """Record a confirmation of a node; put an edge that is in step now into service."""
+        if node_sync.node in self._out_of_step:
+            self._put_back(node_sync, now)
+
+    def _put_back(self, node_sync: NodeSync, now: float) -> None:
+        """Have a node join, or put it into service, if it may be."""
         name = node_sync.node
-        if (
-            name not in self._out_of_step
-            or not self._may_join(node_sync, now)
-            or self._lacks_what_others_have(node_sync)
-        ):
+        if not self._may_join(node_sync, now) or self._lacks_what_others_have(node_sync, now):
             return
         if node_sync.applied < self._joins_at.setdefault(name, node_sync.generation):
             return
@@ -156,7 +157,12 @@ class EdgeService:
     # Commands
 
     def check(self, now: float) -> None:
-        """Take edges out of service that have been away, or have not confirmed something, for longer than they may."""
+        """
+        Take edges out of service that have been away, or have not confirmed something, for longer than they may; put
+        those back that others were preferred to.
+        """
+        for name in [name for name in self._out_of_step if name in self._node_syncs]:
+            self._put_back(self._node_syncs[name], now)
         for name in [name for name in self._joins_at if not self._may_join(self._node_syncs.get(name), now)]:
             del self._joins_at[name]
         behind = [node for node in self.in_service() if self._is_behind(node.name, self._patience.edge_grace_s, now)]
@@ -194,15 +200,21 @@ class EdgeService:
         refused = node_sync.refused.get(uuid) if node_sync is not None else None
         return refused.since if refused is not None else None
 
-    def _lacks_what_others_have(self, node_sync: NodeSync) -> bool:
+    def _lacks_what_others_have(self, node_sync: NodeSync, now: float) -> bool:
         """Return whether an edge refuses a VM that another edge in service has: it would drop what the VM sends."""
         others = [node.name for node in self.in_service() if node.name != node_sync.node]
-        syncs = [each for name in others if (each := self._node_syncs.get(name)) is not None]
         return any(
-            any(each.is_confirmed(uuid) for each in syncs)
+            any(self._may_have(name, uuid, now) for name in others)
             and any(range_.state is not AllocationState.HELD for range_ in self._fleet.of(uuid))
             for uuid in node_sync.refused
         )
+
+    def _may_have(self, name: NodeName, uuid: DomainUUID, now: float) -> bool:
+        """Return whether an edge has all of a VM that it should; one that was away for a moment may have it."""
+        node_sync = self._node_syncs.get(name)
+        if node_sync is None or not node_sync.synced:
+            return not self._is_behind(name, self._patience.edge_grace_s, now)
+        return node_sync.is_confirmed(uuid)
 
     def _may_join(self, node_sync: NodeSync | None, now: float) -> bool:
         """Return whether a node has its snapshot, and is not late with what followed."""

@@ -107,6 +107,10 @@ class NodeSync:
         """Return whether the node has confirmed everything it was sent about this VM."""
         return self.synced and uuid not in self._unconfirmed
 
+    def told(self, uuid: DomainUUID) -> HostIntent | None:
+        """Return what the node was last sent about this VM as its host; None: nothing, or that it is gone."""
+        return self._host.get(uuid)
+
     def last_change(self, uuid: DomainUUID) -> int:
         """
         Return the generation in which the VM's entry last changed on this node; one that is never reached: it has

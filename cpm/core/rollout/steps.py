@@ -98,6 +98,8 @@ class Rollout:
         self.edge_service = EdgeService(fleet, node_syncs, rules.patience, started)
         """Which edges hosts send packets to."""
         self._edges_ready: set[AllocationId] = set()
+        self._handed_out: set[AllocationId] = set()
+        """Those of :attr:`_edges_ready`, now or in changes that may not be committed yet."""
         self._awaiting_edges: set[DomainUUID] = set()
         self._idle_reports: dict[AllocationId, int] = {}
         self._last_use = LastUse()
@@ -149,9 +151,9 @@ class Rollout:
             self._last_use.on_reserved(reserved)
 
     @property
-    def in_use_unconfirmed(self) -> frozenset[AllocationId]:
-        """The reserved ranges that the edges map and hosts may use by now."""
-        return frozenset(self._edges_ready)
+    def handed_out(self) -> Container[AllocationId]:
+        """The ranges that edges map and hosts may use by now, of those that were reserved at the last commit."""
+        return self._handed_out
 
     def on_host_uses(self, reserved: AllocationId) -> None:
         """
@@ -159,8 +161,7 @@ class Rollout:
 
         So it goes on using it, whether or not the edges have said so to this manager.
         """
-        self._edges_ready.add(reserved)
-        self._last_use.on_host_told(reserved)
+        self._hand_out(reserved)
 
     def on_split(self, active: AllocationId, released: AllocationId) -> None:
         """Record that a part of an active range drains from now on."""
@@ -187,6 +188,9 @@ class Rollout:
         Do what is due because time has passed: edges leave service, ranges that waited or leave go on, and VMs that
         were set aside are tried again.
         """
+        if self._fleet.unwritable is None:
+            # All that was decided before is committed.
+            self._handed_out &= self._edges_ready
         self.edge_service.check(now)
         self._due.update(self._fleet.refusals.take_due(now))
         self.check_leaving()
@@ -253,8 +257,7 @@ class Rollout:
             if not self._edges_know(allocation, now):
                 self._awaiting_edges.add(uuid)
                 return
-            self._edges_ready.add(allocation.id)
-            self._last_use.on_host_told(allocation.id)
+            self._hand_out(allocation.id)
             self._changed.add(uuid)
         elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
@@ -263,6 +266,11 @@ class Rollout:
                 self._last_use.forget(active.id)
             moves.activate(self._fleet, allocation, now)
             self._changed.add(uuid)
+
+    def _hand_out(self, reserved: AllocationId) -> None:
+        self._edges_ready.add(reserved)
+        self._handed_out.add(reserved)
+        self._last_use.on_host_told(reserved)
 
     def _edges_know(self, reserved: Allocation, now: float) -> bool:
         """
@@ -423,7 +431,8 @@ class Rollout:
         vm = self._fleet.vms.get(uuid)
         if vm is None:
             return None
-        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, self._wishes(vm))
+        told, wishes = self._node_syncs[node.name].told(uuid), self._wishes(vm)
+        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, wishes, told)
 
     def _path(self, node: Node) -> PathState:
         """Return what nodes with these roles should know of the site; computed once for all of them after a change."""

@@ -48,6 +48,20 @@ STORIES = {
         *(Event(Kind.START_NATD, "both1"), Event(Kind.SETTLE), Event(Kind.OPEN, vm=1)),
         site="both",
     ),
+    "a VM that ends while the disk does not work, before the edges know its first range": story(
+        *(Event(Kind.KILL_NATD, "host1"), Event(Kind.START, "host1", 1), Event(Kind.KILL_CPMD)),
+        *(Event(Kind.START_NATD, "host1"), Event(Kind.START_CPMD), Event(Kind.CONNECT, "host1")),
+        *(Event(Kind.SETTLE), Event(Kind.DISK_FULL, vm=1), Event(Kind.STOP, "host1", 1), Event(Kind.SETTLE)),
+        *(Event(Kind.START, "host1", 1), Event(Kind.CONNECT, "host1"), Event(Kind.SETTLE), Event(Kind.OPEN, vm=1)),
+    ),
+    "a VM that takes back what drains, once the disk is not full any more": story(
+        *(Event(Kind.START, "both1", 4), Event(Kind.SETTLE), Event(Kind.KILL_NATD, "both1", n=1)),
+        *(Event(Kind.STOP, "both1", 4), Event(Kind.SETTLE), Event(Kind.START, "both1", 4)),
+        *(Event(Kind.DISK_FULL, vm=4), Event(Kind.START_NATD, "both1"), Event(Kind.KERNEL, "both1")),
+        *(Event(Kind.OPEN, vm=4), Event(Kind.CONNECT, "both1"), Event(Kind.SETTLE), Event(Kind.PASS, n=6)),
+        *(Event(Kind.SETTLE), Event(Kind.PRESENT, "both1"), Event(Kind.SETTLE)),
+        site="both",
+    ),
 }
 
 

@@ -774,6 +774,22 @@ def test_a_manager_whose_last_step_was_not_committed_leaves_a_host_what_it_uses(
     assert ports_after_resuming(site.manager, site) == [PortRange(1024, 1279)]
 
 
+def test_a_manager_whose_last_step_was_not_committed_hands_out_nothing_that_edges_do_not_know() -> None:
+    site = Site()
+    for edge in (EDGE1, EDGE2):
+        site.disconnect(edge)
+    site.start_vm(HOST1, VM)
+    site.run()
+    former = site.manager
+    assert former is not None
+    # The VM ended, and started again; neither could be committed.
+    former.on_message(HOST1, Detach(VM, "stopped"), site.now)
+    former.take(site.now)
+    site.manager = Manager(site.ledger.load(), site.settings.rules(), former.epoch, site.now)
+    site.manager.go_on_from(former)
+    assert ports_after_resuming(site.manager, site) == []
+
+
 def test_a_range_that_is_being_replaced_is_held_by_its_host_from_the_first_moment() -> None:
     site = Site()
     started(site)
@@ -789,6 +805,27 @@ def test_a_range_that_is_being_replaced_is_held_by_its_host_from_the_first_momen
     host.work.append(Prune(connection.internal))
     site.kernel_step(HOST1)
     assert (VM, connection.internal, connection.port) in host.entries
+
+
+def test_a_host_keeps_a_range_that_drains_until_it_may_use_it_again() -> None:
+    site = Site()
+    started(site)
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(64), site.now))
+    site.run()
+    host = site.machines[HOST1]
+    assert host.node is not None
+    drains = host.node.guests()[VM]
+    assert drains is not None
+    assert drains.draining == (PortRange(1088, 1279),)
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(256), site.now))
+    assert states(site) == [(1024, 1087, "active"), (1088, 1279, "reserved")]
+    while host.kernel.host[VM].intent.ports != PortRange(1024, 1279):
+        vm = host.node.guests()[VM]
+        assert vm is not None
+        assert sum(ports.size for ports in vm.held) == 256
+        assert any(
+            site.deliver_up(name) or site.deliver_down(name) or site.kernel_step(name) for name in (HOST1, EDGE1, EDGE2)
+        )
 
 
 def test_a_vm_that_ended_while_it_waited_for_ports_and_the_manager_was_dead_is_forgotten() -> None:

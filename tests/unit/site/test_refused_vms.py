@@ -141,6 +141,26 @@ def test_an_edge_that_alone_refuses_a_vm_leaves_service_for_it(restarts: bool) -
     assert ways(site) == {EDGE1, EDGE2}
 
 
+def test_an_edge_that_refuses_a_vm_is_not_preferred_to_one_that_is_away_for_a_moment() -> None:
+    site = Site()
+    site.kill_natd(EDGE2)
+    wait(site, 20.0)
+    started(site, BAD)
+    assert ways(site) == {EDGE1}
+    site.disconnect(EDGE1)
+    site.machines[EDGE2].refused_vms.add(BAD)
+    site.start_natd(EDGE2)
+    site.connect(EDGE2)
+    site.run()
+    assert ways(site) == {EDGE1}
+    # But to one that may be dead it is.
+    site.machines[EDGE1].stuck = True
+    for _ in range(14):
+        site.pass_time(1.0)
+    assert site.manager is not None
+    assert [node.name for node in site.manager.edge_service.in_service()] == [EDGE2]
+
+
 def test_edges_that_all_refuse_a_vm_serve_again_after_a_restart() -> None:
     site = Site()
     started(site, VMS[0])
