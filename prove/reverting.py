@@ -171,17 +171,17 @@ def given_back_not_in_use() -> contextlib.AbstractContextManager[None]:
     A host lost the ports that it gave a VM again before the manager took the word of a former session that it
     was gone.
     """
-    take = Manager._take_reserved_in_use
+    take = VMPresence.take_reserved_in_use
 
     def make(original: Any) -> Any:
         def begin_session(self: Manager, node: Any, hello: Any, generation: int, now: float) -> None:
             if not generation:
-                take(self, node, hello)
+                take(self._presence, node, hello)
             original(self, node, hello, generation, now)
 
         return begin_session
 
-    return both(changed(Manager, "_begin_session", make), nothing(Manager, "_take_reserved_in_use"))
+    return both(changed(Manager, "_begin_session", make), nothing(VMPresence, "take_reserved_in_use"))
 
 
 def arrived_is_gone() -> contextlib.AbstractContextManager[None]:

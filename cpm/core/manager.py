@@ -215,7 +215,7 @@ class Manager:
             return
         self._presence.forget_statements(hello.node)
         self._begin_session(node, hello, 0, now)
-        self._take_reserved_in_use(node, hello)
+        self._presence.take_reserved_in_use(node, hello)
 
     def _begin_session(self, node: Node, hello: Hello, generation: int, now: float) -> None:
         # Before a VM that it names gets ports.
@@ -281,18 +281,6 @@ class Manager:
         self._detached[name] = count
         if (session := self.sessions.get(name)) is not None:
             session.detached = count
-
-    def _take_reserved_in_use(self, node: Node, hello: Hello) -> None:
-        """
-        Leave a host the reserved ranges that it uses: a former manager died before it was told so, or the VM has just
-        got back what it had, because its host said in a former session that it was gone.
-        """
-        for held in hello.host_holds if Role.HOST in node.roles else ():
-            reserved = self.fleet.one(held.domain, AllocationState.RESERVED)
-            if reserved is None or reserved.node != node.name or self.present.get(held.domain) != node.name:
-                continue
-            if any(each.ports.covers(reserved.ports) for each in held.ranges):
-                self._rollout.on_host_uses(reserved.id)
 
     def _end_restoring(self, restoring: Restoring, now: float) -> None:
         """Take in what kernels hold, and begin to serve."""

@@ -31,7 +31,7 @@ from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
 from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, QuotaReached, VirtPortsError
 from cpm.protocol.ledger_errors import LedgerUnwritable
-from cpm.protocol.messages import Attach, Presence, Refused
+from cpm.protocol.messages import Attach, Hello, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 
 _State = AllocationState
@@ -103,6 +103,18 @@ class VMPresence:
                 self._running.put(vm.uuid, vm.node)
             # A destination counts while its host says so, and no host has a session yet.
             self._set_destination(vm, None)
+
+    def take_reserved_in_use(self, node: Node, hello: Hello) -> None:
+        """
+        Leave a host the reserved ranges that it uses: a former manager died before it was told so, or the VM has just
+        got back what it had, because its host said in a former session that it was gone.
+        """
+        for held in hello.host_holds if Role.HOST in node.roles else ():
+            reserved = self._fleet.one(held.domain, _State.RESERVED)
+            if reserved is None or reserved.node != node.name or self._running.hosts.get(held.domain) != node.name:
+                continue
+            if any(each.ports.covers(reserved.ports) for each in held.ranges):
+                self._rollout.on_host_uses(reserved.id)
 
     def on_attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
         """
