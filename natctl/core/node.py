@@ -434,11 +434,7 @@ class Node:
             self._request_ports(vm.domain, domain)
 
     def on_links(self, links: Mapping[int, str], now: float) -> None:
-        """
-        The network interfaces of this machine changed.
-
-        :param links: All of them now, names by index.
-        """
+        """The network interfaces of this machine changed; ``links`` has all of them now, names by index."""
         self._programming.require_hosts(self._domains.on_links(links, now))
 
     def on_tick(self, now: float) -> None:
@@ -482,8 +478,7 @@ class Node:
 
     def _note_charge(self) -> None:
         """Keep what the kernel holds now of which VMs may send nothing without ports depends."""
-        with_ports = self._programming.with_ports()
-        self._default_deny.on_programmed(self._intent.path, with_ports, self._domains.known)
+        self._default_deny.on_programmed(self._intent.path, self._programming.with_ports(), self._domains.known)
         self._keep_charge()
 
     def _keep_charge(self) -> None:
