@@ -29,7 +29,7 @@ from cpm.protocol.messages import ManagerMessage, Need, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import clock, notify, program
 from cpm.service.tasks import Tasks
-from natctl import machine_identity, metrics
+from natctl import guest_agents, machine_identity, metrics
 from natctl import settings as settings_
 from natctl.arrivals.count_share import CountShare
 from natctl.core.deletions import Deletions
@@ -63,12 +63,9 @@ from natctl.netlink.neighbours import watch_neighbours
 from natctl.remembering import RememberedFiles
 from natctl.ruleset.marks import Marks
 from qga_agent import announcement
-from qga_agent.agent_libvirt import LibvirtAgents
-from qga_agent.agent_socket import SocketAgents
 from qga_agent.libvirt_stats import LibvirtMonitor
 from qga_agent.samples import Sampler
 from qga_agent.tap_stats import Source, TapReader
-from qga_agent.visitor import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +123,7 @@ class Natd:
         self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
         source = Source(settings.monitor.source)
         self._taps = TapReader(source, self._libvirt.statistics if self._libvirt is not None else None)
-        self._visitor = _make_visitor(settings, self._libvirt) if self._host is not None else None
+        self._visitor = guest_agents.visitor(settings, self._libvirt) if self._host is not None else None
         self._watch: DomainWatch | None = None
         self._hooks: HookServer | None = None
         if self._host is not None:
@@ -472,21 +469,6 @@ class Natd:
         while True:
             notify.notify("WATCHDOG=1")
             await asyncio.sleep(period_s)
-
-
-def _make_visitor(settings: settings_.Settings, libvirt: LibvirtMonitor | None) -> Visitor | None:
-    guests, period_s = settings.guests, settings.monitor.guest_period_s
-    if not period_s or (libvirt is None and not guests.agent_sockets):
-        return None
-    timeout_s = guests.agent_timeout_s or 1
-    return Visitor(
-        period_s,
-        clock.now,
-        clock.wall_at,
-        file=guests.announce_file,
-        sockets=SocketAgents(guests.agent_sockets, timeout_s) if guests.agent_sockets else None,
-        libvirt=LibvirtAgents(libvirt, timeout_s) if libvirt is not None else None,
-    )
 
 
 def _roles(settings: settings_.Settings) -> str:
