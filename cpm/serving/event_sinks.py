@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -200,9 +201,14 @@ class LinesFile:
         await asyncio.to_thread(self._append, b"".join(map(lines.json_line, entries)))
 
     def _append(self, text: bytes) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        # O_NONBLOCK: to open a pipe that nobody reads would take for ever, and cpmd waits for its threads when it ends.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o640)
         try:
-            size = os.fstat(descriptor).st_size
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, f"{self._path} is not a regular file")
+            size = status.st_size
             if os.write(descriptor, text) != len(text):
                 # A full disk: no line is to be there by half.
                 os.ftruncate(descriptor, size)

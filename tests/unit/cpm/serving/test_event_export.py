@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -201,6 +202,20 @@ async def test_a_file_that_is_a_link_is_not_written_to(site: Site, folder: Path,
     async with exporting(site, folder, file=str(tmp_path / "link")) as export:
         await until(lambda: export.counts.failures)
     assert (tmp_path / "target").read_text() == ""
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+async def test_a_pipe_is_not_written_to_and_holds_up_no_end_of_cpmd(
+    site: Site, folder: Path, tmp_path: Path, *, is_read: bool
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK) if is_read else None
+    async with exporting(site, folder, file=str(tmp_path / "pipe")) as export:
+        try:
+            async with asyncio.timeout(10):
+                await until(lambda: export.counts.failures)
+        finally:
+            os.close(reader if reader is not None else os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK))
 
 
 class Hooked:
