@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -88,9 +89,18 @@ def _carry_out(root: Path, removal: Removal) -> None:
     if removal.fate is Fate.KEEP:
         return
     if real.is_dir() and not real.is_symlink():
-        shutil.rmtree(real)
+        _remove_folder(real)
     else:
         real.unlink(missing_ok=True)
+
+
+def _remove_folder(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        # The ledger may have a disk of its own: it is empty now, and where it is mounted is not ours.
+        if error.errno != errno.EBUSY or error.filename != str(folder):
+            raise
 
 
 def _files(root: Path, manifest: Manifest, *, with_edited: bool) -> Iterator[Removal]:

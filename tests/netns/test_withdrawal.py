@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -173,3 +175,19 @@ def test_a_daemon_that_runs_is_noticed(tmp_path: Path) -> None:
         assert not withdrawal.is_listening(str(tmp_path / "natd.sock"))
         daemon.listen()
         assert withdrawal.is_running(config(tmp_path))
+
+
+def test_a_ledger_on_a_disk_of_its_own_is_deleted_and_the_disk_stays_mounted(tmp_path: Path) -> None:
+    folder = tmp_path / "var/lib/virt-ports"
+    folder.mkdir(parents=True)
+    (tmp_path / "etc/virt-ports").mkdir(parents=True)
+    (tmp_path / "etc/virt-ports/install.json").write_text('{"files": {}, "roles": []}')
+    script = f"""
+        mount -t tmpfs none {folder} && echo ledger >{folder}/ledger.db || exit 3
+        {sys.executable} -c "import sys; from cpm.cli.main import main; sys.exit(main())" \
+            uninstall --yes --root {tmp_path} || exit 4
+        mountpoint -q {folder} && test -z "$(ls -A {folder})"
+    """
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "etc/virt-ports").exists()
