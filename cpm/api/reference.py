@@ -70,7 +70,7 @@ def _operation(operation: Operation[Any]) -> str:
         place = "path" if f"{{{each.name}}}" in operation.path else "query"
         lines.append(f"- `{each.name}` ({place}): {each.meaning}; {each.takes}.")
     if operation.body is not None:
-        lines.append(f"- Body: {_type_name(operation.body)}.")
+        lines.append(f"- Body: {type_name(operation.body)}.")
     lines.append(f"- Answer: {_answer(operation)}.")
     if operation.errors:
         lines.append(f"- Errors: {', '.join(f'`{kind.code}`' for kind in operation.errors)}.")
@@ -80,7 +80,7 @@ def _operation(operation: Operation[Any]) -> str:
 def _answer(operation: Operation[Any]) -> str:
     if operation.answer is Document:
         return "text"
-    return f"newline-delimited {_type_name(operation.answer)}" if operation.streams else _type_name(operation.answer)
+    return f"newline-delimited {type_name(operation.answer)}" if operation.streams else type_name(operation.answer)
 
 
 def _types() -> list[type]:
@@ -102,15 +102,13 @@ def _types() -> list[type]:
 
 def _type(kind: type) -> str:
     hints = typing.get_type_hints(kind, include_extras=True)
-    meanings = dict(
-        pair for base in kind.__mro__ if _is_object(base) and base is not Struct for pair in _meanings(base)
-    )
+    known = dict(pair for base in kind.__mro__ if _is_object(base) and base is not Struct for pair in meanings(base))
     summary = " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
-    rows = "".join(f"| `{name}` | {_type_name(hint)} | {meanings.get(name, '')} |\n" for name, hint in hints.items())
+    rows = "".join(f"| `{name}` | {type_name(hint)} | {known.get(name, '')} |\n" for name, hint in hints.items())
     return f"\n### {kind.__name__}\n\n{summary}\n\n| key | value | |\n|---|---|---|\n{rows}"
 
 
-def _meanings(kind: type) -> Iterator[tuple[str, str]]:
+def meanings(kind: type) -> Iterator[tuple[str, str]]:
     """Yield the name and the docstring of each attribute of a class that has one."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
@@ -124,22 +122,22 @@ def _meanings(kind: type) -> Iterator[tuple[str, str]]:
             yield field.target.id, " ".join(str(below.value.value).replace("``", "`").split())
 
 
-def _type_name(hint: Any) -> str:
-    """Return a type as JSON has it, in words."""
+def type_name(hint: Any) -> str:
+    """Return a type as JSON has it, in words; types of ours as links."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SIMPLE:
         return _SIMPLE[hint]
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(each) for each in arguments if each is not UnsetType)
+        return " or ".join(type_name(each) for each in arguments if each is not UnsetType)
     if origin is typing.Annotated:
         [meta] = [each for each in arguments if isinstance(each, Meta)]
-        return f"{_type_name(arguments[0])}{_bounds(meta)}"
+        return f"{type_name(arguments[0])}{_bounds(meta)}"
     if origin is dict:
-        return f"object with values {_type_name(arguments[1])}"
+        return f"object with values {type_name(arguments[1])}"
     if origin in (tuple, list):
-        return f"list of {_type_name(arguments[0])}"
+        return f"list of {type_name(arguments[0])}"
     if isinstance(hint, typing.NewType):
-        return _type_name(hint.__supertype__)
+        return type_name(hint.__supertype__)
     if issubclass(hint, enum.Enum):
         return ", ".join(f"`{each.value}`" for each in hint)
     return f"[{hint.__name__}](#{hint.__name__.lower()})"
@@ -148,7 +146,11 @@ def _type_name(hint: Any) -> str:
 def _bounds(meta: Meta) -> str:
     if meta.max_length is not None:
         return f" (at most {meta.max_length:,})"
-    return f" from {meta.ge} to {meta.le:.17g}"
+    if meta.ge is not None and meta.le is not None:
+        return f" from {meta.ge} to {meta.le:.17g}"
+    bounds = {"from": meta.ge, "above": meta.gt, "to": meta.le, "below": meta.lt}
+    words = " ".join(f"{word} {bound:.17g}" for word, bound in bounds.items() if bound is not None)
+    return f" {words}" if words else ""
 
 
 def _is_object(kind: Any) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from cpm.cli import parsing, render, verbs
+from cpm.cli import names, parsing, render, verbs
 from cpm.protocol.errors import ExitCode, VirtPortsError
 
 _ABOUT = "Port ranges of shared public IPv4 addresses for libvirt VMs: present and former owners, and what is free."
@@ -83,6 +83,8 @@ def execute(argv: Sequence[str], *, now: float) -> int:
     :return: The exit code, as in the help.
     :raise SystemExit: After ``--help`` and ``--version``.
     """
+    if argv and argv[0] == names.WORD:
+        return names.run(argv[1:], os.environ.get(parsing.SOCKET_VARIABLE) or parsing.DEFAULT_SOCKET)
     words = _with_at_attached(argv)
     output = parsing.requested_output(words)
     try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 
 from cpm.cli import main, render
+from cpm.cli.completion import parsers
 
 _HEAD = """\
 # virt-ports
@@ -28,21 +28,12 @@ def markdown() -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _COLUMNS
     try:
-        return _HEAD + "".join(_section(parser) for parser in _parsers(main.build_parser()))
+        return _HEAD + "".join(_section(parser) for parser in parsers(main.build_parser()))
     finally:
         if before is None:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
-
-
-def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield the parser and, in the order of the help, those of its verbs and their actions."""
-    yield parser
-    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to walk its parsers
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
-            for verb in action.choices.values():
-                yield from _parsers(verb)
 
 
 def _section(parser: argparse.ArgumentParser) -> str:

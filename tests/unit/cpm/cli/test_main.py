@@ -169,7 +169,7 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     words = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
     verbs = [word for word in words if word in main.verb_names()]
     assert verbs == [
-        "list", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
+        "list", "top", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
         "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install", "uninstall",
         "doctor", "pki", "report",
     ]  # fmt: skip
