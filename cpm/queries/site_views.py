@@ -210,7 +210,7 @@ def vm_list(manager: Manager, about: About, now: float, wanted: str = "", leaf: 
 
 def vm_page(
     manager: Manager, about: About, now: float, name: str, series: PortSeries, events: tuple[EventView, ...]
-) -> VMPage:
+) -> Turns[VMPage]:
     """
     Return one VM.
 
@@ -220,9 +220,13 @@ def vm_page(
     """
     detail = vms.detail(manager, now, name)
     uuid = detail.domain.uuid
-    why = explain_facts.explanation(manager, uuid, now).lines
     held = sum(each.ports.size for each in manager.fleet.of(uuid))
-    return VMPage(frame(manager, about, now), detail, held, series.curves(uuid), why, events)
+    yield
+    top = frame(manager, about, now)
+    yield
+    why = explain_facts.explanation(manager, uuid, now).lines
+    yield
+    return VMPage(top, detail, held, series.curves(uuid), why, events)
 
 
 def samples(manager: Manager) -> Iterator[list[Sample]]:

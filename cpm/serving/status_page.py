@@ -32,7 +32,7 @@ FIND_CHARACTERS: Final = 100
 _MOST_LEAVES: Final = 1_000_000
 _MOST_SEQ: Final = 2**62
 
-_View = TypeVar("_View", site_views.Overview, site_views.VMList)
+_View = TypeVar("_View", site_views.Overview, site_views.VMList, site_views.VMPage)
 
 
 class StatusPage:
@@ -123,8 +123,7 @@ class StatusPage:
         entries = await self._journal.read(JournalReader.history, uuid, site_views.EVENTS)
         events = tuple(reversed(journal.events(entries)))
         # The manager may have changed while the journal was read.
-        view = site_views.vm_page(self._manager(), self._about, self._now(), uuid, self.series, events)
-        return rendering.pages(view)
+        return _when_made(site_views.vm_page(self._manager(), self._about, self._now(), uuid, self.series, events))
 
     async def _events(self, query: Mapping[str, str]) -> Iterator[str]:
         del query

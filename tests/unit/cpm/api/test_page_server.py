@@ -10,6 +10,7 @@ from typing import ClassVar
 import aiohttp
 import pytest
 
+from cpm.api import bounded_listener
 from cpm.api.page_server import HEADERS, MOST_CONNECTIONS, File, PageServer, is_known_host
 from cpm.protocol.errors import NotFound
 from cpm.service.metrics.settings import Listen
@@ -120,7 +121,8 @@ async def test_a_name_that_was_pointed_here_gets_nothing(http: aiohttp.ClientSes
             assert answer.status == 200
 
 
-async def test_one_page_is_made_at_a_time(http: aiohttp.ClientSession) -> None:
+async def test_one_page_is_made_at_a_time(http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_listener, "STEP_S", 0.0)
     pages = Pages()
     async with serving(pages) as url:
 
