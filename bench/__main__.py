@@ -18,6 +18,7 @@ from types import FrameType
 from bench import (
     burst,
     change,
+    cli,
     density,
     hook,
     ledger,
@@ -52,6 +53,7 @@ PARTS: dict[str, Callable[[Callable[[str], None]], Measured]] = {
     "nft": nft.measure,
     "change": change.measure,
     "hook": hook.measure,
+    "cli": cli.measure,
     "resize": resize.measure,
     "burst": burst.measure,
     "limits": limits.measure,

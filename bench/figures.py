@@ -10,6 +10,7 @@ from typing import Any
 
 KEYS = {
     "hook": ("hook_start_ms_p50", "python_ms_p50", "hook_ratio"),
+    "cli": ("cli_ratio",),
     "resize": ("resize_ms_p50", "resize_ms_p99"),
     "nft": ("nft_single_ratio", "nft_full_ratio"),
     "path": ("conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
@@ -32,6 +33,7 @@ KEYS = {
 
 TARGETS = {
     "hook_ratio": (None, 2.5),
+    "cli_ratio": (None, 4.0),
     "resize_ms_p50": (None, 10.0),
     "resize_ms_p99": (None, 50.0),
     "nft_single_ratio": (8.0, None),

@@ -26,7 +26,7 @@ from lab.shell import ip_batch
 RUNS = 50
 WARM_UP = 5
 SETTINGS = DaemonSettings(cpmd={"pool": {"initial": 256}}, natd={})
-_PYTHON = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
+BARE_PYTHON = ["/usr/bin/python3", "-I", "-S", "-c", "pass"]
 
 
 def measure(say: Callable[[str], None]) -> Measured:
@@ -54,7 +54,7 @@ def _runs(worker: Worker) -> dict[str, list[float]]:
     for number in range(WARM_UP + RUNS):
         argv, xml = call(number)
         runs["hook_start_ms"].append(worker.call("spawn", argv, xml))
-        runs["python_ms"].append(worker.call("spawn", _PYTHON, xml))
+        runs["python_ms"].append(worker.call("spawn", BARE_PYTHON, xml))
         runs["hook_second_ms"].append(worker.call("spawn", argv, xml))
     return {name: values[WARM_UP:] for name, values in runs.items()}
 

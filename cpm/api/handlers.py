@@ -119,6 +119,15 @@ def _register(operation: Operation[Any], kind: Kind, function: Callable[_P, _A])
     return function
 
 
+def registered(operation: Operation[Any]) -> Handler:
+    """
+    Return the handler of one operation.
+
+    :raise KeyError: When none is registered.
+    """
+    return _handlers[operation]
+
+
 def load(packages: Iterable[ModuleType]) -> Mapping[Operation[Any], Handler]:
     """
     Import the modules of the packages; return the handlers that they register.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -58,8 +59,23 @@ class UsageError(VirtPortsError):
     exit_code = ExitCode.USAGE
 
 
+def _terminal_width() -> int:
+    """Return the width of the terminal in columns, as :func:`shutil.get_terminal_size` does."""
+    text = os.environ.get("COLUMNS", "")
+    if text.isdecimal() and (width := whole_number(text, MAX_COUNT)):
+        return width
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ is not None else 80
+    except (OSError, ValueError):
+        return 80
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Formats options as Python 3.13 does (``-o, --output VALUE``), so that the help is the same with every Python."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        # Without a width, each formatter (one for each verb) imports shutil, and that lzma and others: 10 ms.
+        super().__init__(prog, **{"width": _terminal_width() - 2, **options})
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
