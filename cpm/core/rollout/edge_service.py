@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 from cpm.core.changes import NoteNode, PutNode
 from cpm.core.fleet import Fleet
@@ -24,6 +25,9 @@ from cpm.core.journal import NodeEvent
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.spans import span
 from cpm.protocol.model import AllocationState, DomainUUID, Node, NodeName
+
+_USED: Final = frozenset((AllocationState.ACTIVE, AllocationState.DRAINING))
+"""States of ranges that hosts use: every edge in service has confirmed them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,11 +214,17 @@ class EdgeService:
         )
 
     def _may_have(self, name: NodeName, uuid: DomainUUID, now: float) -> bool:
-        """Return whether an edge has all of a VM that it should; one that was away for a moment may have it."""
+        """
+        Return whether an edge in service may have of a VM what its host uses.
+
+        One that was away for a moment may, and one that has not confirmed the VM's last change has what was before.
+        """
         node_sync = self._node_syncs.get(name)
-        if node_sync is None or not node_sync.synced:
-            return not self._is_behind(name, self._patience.edge_grace_s, now)
-        return node_sync.is_confirmed(uuid)
+        if node_sync is not None and node_sync.is_confirmed(uuid):
+            return True
+        is_used = any(range_.state in _USED for range_ in self._fleet.of(uuid))
+        is_away = node_sync is None or not node_sync.synced
+        return (is_used or is_away) and not self._is_behind(name, self._patience.edge_grace_s, now)
 
     def _may_join(self, node_sync: NodeSync | None, now: float) -> bool:
         """Return whether a node has its snapshot, and is not late with what followed."""

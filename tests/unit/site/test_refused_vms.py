@@ -161,6 +161,21 @@ def test_an_edge_that_refuses_a_vm_is_not_preferred_to_one_that_is_away_for_a_mo
     assert [node.name for node in site.manager.edge_service.in_service()] == [EDGE2]
 
 
+def test_an_edge_that_refuses_a_vm_stays_out_while_the_one_that_has_it_is_slow() -> None:
+    site = Site()
+    started(site, VMS[0])
+    site.machines[EDGE2].refused_vms.add(BAD)
+    request = site.start_vm(HOST2, BAD)
+    wait(site, 20.0)
+    assert site.machines[HOST2].answers.get(request) == ""
+    assert ways(site, HOST2) == {EDGE1}
+    # Edge2 has answered to the VM's change before edge1 does.
+    site.machines[EDGE1].stuck = True
+    site.ask(lambda manager: manager.sizer.resize(BAD, Target(512, 10), site.now))
+    site.run()
+    assert ways(site, HOST2) == {EDGE1}
+
+
 def test_edges_that_all_refuse_a_vm_serve_again_after_a_restart() -> None:
     site = Site()
     started(site, VMS[0])
