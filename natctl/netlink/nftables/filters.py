@@ -6,7 +6,8 @@ Format: linux/netfilter/nf_tables.h. Tested in ``tests/netns/test_forward_filter
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from pyroute2.netlink import NLM_F_DUMP
 from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETCHAIN, NFT_MSG_GETRULE
@@ -32,11 +33,46 @@ from natctl.netlink.socket import Socket
 from natctl.ruleset.forward_filters import ForwardFilter
 from natctl.ruleset.values import TABLE
 
-_ACTION: Final = "list the chains of other software"
-_FAMILIES: Final = {1: "inet", 2: "ip"}
+ACTION: Final = "list the chains of other software"
+FAMILIES: Final = {1: "inet", 2: "ip"}
+DROP: Final = b"\0\0\0\0"  # NF_DROP
 _FORWARD: Final = 2  # NF_INET_FORWARD
-_DROP: Final = b"\0\0\0\0"  # NF_DROP
 _DOCKER: Final = ("filter", "DOCKER-USER")
+
+
+class ListedChain(NamedTuple):
+    """A chain, whosever it is."""
+
+    family: int
+    table: str
+    name: str
+    attributes: dict[int, bytes]
+
+    @property
+    def is_dockers(self) -> bool:
+        """Whether it is Docker's chain for the operator's rules."""
+        return (self.table, self.name) == _DOCKER
+
+    @property
+    def is_at_forward(self) -> bool:
+        """Whether it is at the forward hook, and not ours."""
+        if self.table == TABLE or CHAIN_HOOK not in self.attributes:
+            return False
+        return network_number(attribute_map(self.attributes[CHAIN_HOOK]).get(HOOK_NUMBER, b"")) == _FORWARD
+
+
+def chains(nft: Socket) -> Iterator[ListedChain]:
+    """
+    Yield the chains of the families that see forwarded IPv4.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    for number in FAMILIES:
+        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
+        for body in nft.dump_once(request, NFGENMSG_BYTES, ACTION)[0]:
+            chain = attribute_map(body, NFGENMSG_BYTES)
+            if body[0] == number:
+                yield ListedChain(number, text(chain.get(TABLE_NAME, b"")), text(chain.get(CHAIN_NAME, b"")), chain)
 
 
 def forward_filters(nft: Socket) -> tuple[frozenset[ForwardFilter], bool]:
@@ -47,14 +83,10 @@ def forward_filters(nft: Socket) -> tuple[frozenset[ForwardFilter], bool]:
     """
     found: set[ForwardFilter] = set()
     has_docker = False
-    for number, family in _FAMILIES.items():
-        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
-        for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
-            chain = attribute_map(body, NFGENMSG_BYTES)
-            table, name = text(chain.get(TABLE_NAME, b"")), text(chain.get(CHAIN_NAME, b""))
-            has_docker = has_docker or (table, name) == _DOCKER
-            if body[0] == number and table != TABLE and _drops_forwarded(chain):
-                found.add(ForwardFilter(family, table, name))
+    for chain in chains(nft):
+        has_docker = has_docker or chain.is_dockers
+        if chain.is_at_forward and chain.attributes.get(CHAIN_POLICY) == DROP:
+            found.add(ForwardFilter(FAMILIES[chain.family], chain.table, chain.name))
     return frozenset(found), has_docker
 
 
@@ -64,14 +96,8 @@ def names_interface(nft: Socket, found: ForwardFilter, interface: str) -> bool:
 
     :raise KernelError: When the kernel refuses.
     """
-    number = next(number for number, family in _FAMILIES.items() if family == found.family)
+    number = next(number for number, family in FAMILIES.items() if family == found.family)
     table = attribute(TABLE_NAME, terminated(found.table))
     request = netfilter_message(kind(NFT_MSG_GETRULE), NLM_F_DUMP, number, table)
-    bodies, _ = nft.dump_once(request, NFGENMSG_BYTES, _ACTION)
+    bodies, _ = nft.dump_once(request, NFGENMSG_BYTES, ACTION)
     return any(terminated(interface) in body for body in bodies)
-
-
-def _drops_forwarded(chain: dict[int, bytes]) -> bool:
-    if chain.get(CHAIN_POLICY) != _DROP or CHAIN_HOOK not in chain:
-        return False
-    return network_number(attribute_map(chain[CHAIN_HOOK]).get(HOOK_NUMBER, b"")) == _FORWARD

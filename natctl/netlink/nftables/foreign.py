@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from pyroute2.netlink import NLM_F_DUMP
-from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETCHAIN, NFT_MSG_GETRULE
+from pyroute2.netlink.nfnetlink.nftsocket import NFT_MSG_GETRULE
 
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
@@ -24,14 +24,12 @@ from natctl.netlink.message import (
     terminated,
     text,
 )
+from natctl.netlink.nftables.filters import ACTION, DROP, FAMILIES, chains
 from natctl.netlink.nftables.schema import (
-    CHAIN_HOOK,
-    CHAIN_NAME,
     CHAIN_POLICY,
     CHAIN_TYPE,
     EXPRESSION_DATA,
     EXPRESSION_NAME,
-    HOOK_NUMBER,
     RULE_CHAIN,
     RULE_EXPRESSIONS,
     TABLE_NAME,
@@ -40,11 +38,6 @@ from natctl.netlink.nftables.schema import (
 from natctl.netlink.socket import Socket
 from natctl.ruleset.values import TABLE
 
-_ACTION: Final = "list the chains of other software"
-_FAMILIES: Final = {1: "inet", 2: "ip"}
-_FORWARD: Final = 2  # NF_INET_FORWARD
-_DROP: Final = b"\0\0\0\0"  # NF_DROP
-_DOCKER: Final = ("filter", "DOCKER-USER")
 _META_KEY, _IIFNAME, _OIFNAME = 2, 6, 7  # NFTA_META_KEY, NFT_META_…
 _CMP_DATA, _IMMEDIATE_DATA, _VALUE, _VERDICT, _CODE = 3, 2, 1, 2, 1
 _NAME_BYTES: Final = 16
@@ -75,21 +68,18 @@ def dropping_chains(nft: Socket) -> tuple[tuple[Dropping, ...], bool]:
     """
     found: list[Dropping] = []
     has_docker = False
-    for number, family in _FAMILIES.items():
-        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
-        for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
-            chain = attribute_map(body, NFGENMSG_BYTES)
-            table, name = text(chain.get(TABLE_NAME, b"")), text(chain.get(CHAIN_NAME, b""))
-            has_docker = has_docker or (table, name) == _DOCKER
-            if body[0] != number or table == TABLE or not _is_at_forward(chain):
-                continue
-            rules = _rules(nft, number, table)
-            by = "policy drop" if chain.get(CHAIN_POLICY) == _DROP else _last_word(rules.get(name, []))
-            if by:
-                every = [rule for chain_rules in rules.values() for rule in chain_rules]
-                named = frozenset(interface for rule in every for interface in _interfaces(rule))
-                has_sets = any(_looks_up_an_interface(rule) for rule in every)
-                found.append(Dropping(family, table, name, by, named, has_sets))
+    for chain in chains(nft):
+        has_docker = has_docker or chain.is_dockers
+        if not chain.is_at_forward:
+            continue
+        rules = _rules(nft, chain.family, chain.table)
+        dropped_by_policy = chain.attributes.get(CHAIN_POLICY) == DROP
+        by = "policy drop" if dropped_by_policy else _last_word(rules.get(chain.name, []))
+        if by:
+            every = [rule for chain_rules in rules.values() for rule in chain_rules]
+            named = frozenset(interface for rule in every for interface in _interfaces(rule))
+            has_sets = any(_looks_up_an_interface(rule) for rule in every)
+            found.append(Dropping(FAMILIES[chain.family], chain.table, chain.name, by, named, has_sets))
     return tuple(sorted(found)), has_docker
 
 
@@ -100,29 +90,21 @@ def forwarding_tables(nft: Socket) -> tuple[str, ...]:
     :raise KernelError: When the kernel refuses.
     """
     found = set()
-    for number, family in _FAMILIES.items():
-        request = netfilter_message(kind(NFT_MSG_GETCHAIN), NLM_F_DUMP, number, b"")
-        for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
-            chain = attribute_map(body, NFGENMSG_BYTES)
-            table = text(chain.get(TABLE_NAME, b""))
-            is_nat = text(chain.get(CHAIN_TYPE, b"")) == "nat"
-            if body[0] == number and table != TABLE and (is_nat or _is_at_forward(chain)):
-                found.add(f"{family} {table}")
+    for chain in chains(nft):
+        is_nat = text(chain.attributes.get(CHAIN_TYPE, b"")) == "nat" and chain.table != TABLE
+        if is_nat or chain.is_at_forward:
+            found.add(f"{FAMILIES[chain.family]} {chain.table}")
     return tuple(sorted(found))
 
 
 Expression = tuple[str, bytes]
 
 
-def _is_at_forward(chain: dict[int, bytes]) -> bool:
-    return CHAIN_HOOK in chain and network_number(attribute_map(chain[CHAIN_HOOK]).get(HOOK_NUMBER, b"")) == _FORWARD
-
-
 def _rules(nft: Socket, family: int, table: str) -> dict[str, list[list[Expression]]]:
     """Return the expressions of all rules of a table, by chain."""
     request = netfilter_message(kind(NFT_MSG_GETRULE), NLM_F_DUMP, family, attribute(TABLE_NAME, terminated(table)))
     found: dict[str, list[list[Expression]]] = {}
-    for body in nft.dump_once(request, NFGENMSG_BYTES, _ACTION)[0]:
+    for body in nft.dump_once(request, NFGENMSG_BYTES, ACTION)[0]:
         rule = attribute_map(body, NFGENMSG_BYTES)
         if body[0] == family and text(rule.get(TABLE_NAME, b"")) == table:
             parts = [attribute_map(each) for each in attribute_payloads(rule.get(RULE_EXPRESSIONS, b""))]
@@ -144,7 +126,7 @@ def _last_word(rules: list[list[Expression]]) -> str:
         return "reject"
     if name == "immediate":
         verdict = attribute_map(attribute_map(parts.get(_IMMEDIATE_DATA, b"")).get(_VERDICT, b""))
-        return "drop" if verdict.get(_CODE) == _DROP else ""
+        return "drop" if verdict.get(_CODE) == DROP else ""
     return ""
 
 
