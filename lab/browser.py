@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -141,6 +142,7 @@ async def running(*options: str) -> AsyncIterator[Browser]:
         process = await asyncio.create_subprocess_exec(
             CHROMIUM, *_OPTIONS, *sandbox, *options, f"--user-data-dir={profile}", "about:blank",
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, env={**os.environ, "HOME": profile},
+            start_new_session=True,
         )  # fmt: skip
         try:
             port = await _port(Path(profile) / "DevToolsActivePort")
@@ -149,6 +151,9 @@ async def running(*options: str) -> AsyncIterator[Browser]:
         finally:
             process.terminate()
             await process.wait()
+            # Its helpers may live for a moment longer, and would write into the profile while it is removed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _port(path: Path) -> int:
