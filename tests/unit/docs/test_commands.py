@@ -37,6 +37,37 @@ def starting(*words: str) -> list[tuple[str, str]]:
     )
 
 
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+CALLED = re.compile(r"(?<![\w-])(?:\S*/)?virt-ports (?P<rest>.*)")
+
+
+def code() -> Iterator[tuple[str, str]]:
+    """Every line of code of every page: fenced, indented or in backticks; lines that are continued are joined."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        outside = FENCED.sub("", text)
+        lines = [line for _, block in FENCED.findall(text) for line in block.splitlines()]
+        lines += re.findall(r"^ {4,}(.*)$", outside, re.M) + re.findall(r"`([^`]+)`", outside)
+        for line in lines:
+            yield str(page.relative_to(REPOSITORY)), re.sub(r"\n\s*", " ", line)
+
+
+def calls() -> list[tuple[str, str]]:
+    """Every call of virt-ports, wherever in a line it is: after a prompt, sudo, a pipe, in a unit's ExecStart."""
+    found = set()
+    for page, line in code():
+        if page.startswith("docs/reference"):
+            continue
+        for match in CALLED.finditer(line):
+            # It ends where the shell ends it, at a comment, and where a table of output has its next column.
+            words = re.split(r"\s+[|&#>].*|\s*;.*|&&.*|\s{2,}.*|`.*", match["rest"])[0].replace("%%", "%").rstrip(")")
+            # The quote that ends what the call is in.
+            words = words[:-1] if words.count(words[-1:]) % 2 and words[-1:] in ("'", '"') else words
+            if match["rest"].split()[0] in {*verb_names(), "--version"} and "…" not in words:
+                found.add((page, words.strip()))
+    return sorted(found)
+
+
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (REPOSITORY / "Makefile").read_text(), re.M))
 
 
@@ -45,11 +76,11 @@ def test_make_targets_exist(page: str, command: str) -> None:
     assert {word for word in command.split()[1:] if "=" not in word} <= TARGETS, page
 
 
-@pytest.mark.parametrize(("page", "command"), starting("virt-ports "))
+@pytest.mark.parametrize(("page", "command"), calls())
 def test_virt_ports_takes_it(page: str, command: str) -> None:
-    words = shlex.split(command)[1:]
-    # A verb alone is spoken of, not typed; so is a placeholder in capitals.
-    if words not in [[verb] for verb in verb_names()]:
+    words = shlex.split(command)
+    # A verb alone is spoken of, not typed; so is a group of verbs.
+    if words not in [[verb] for verb in verb_names()] and words != ["--version"]:
         build_parser().parse_args(_with_at_attached(words))
 
 
@@ -82,4 +113,4 @@ def test_the_two_commands_of_the_readme_come_first() -> None:
 
 def test_enough_is_looked_at() -> None:
     assert len(starting("make ")) > 5
-    assert len(starting("virt-ports ")) > 15
+    assert len(calls()) > 150
