@@ -11,6 +11,7 @@ BIN := .venv/bin
 PACKAGES := build/packages-are-installed
 VENV := .venv/is-complete
 PROMETHEUS := build/prometheus/usr/bin/promtool
+CLOUD_INIT := build/cloud-init/usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
 LAB ?= vp
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
 PYTEST_JOBS ?= 4
@@ -43,7 +44,7 @@ help: ## This list.
 # ---- set-up ---------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(PACKAGES) $(PROMETHEUS) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
+setup: $(PACKAGES) $(PROMETHEUS) $(CLOUD_INIT) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
 	@:
 
 .PHONY: packages-daemons
@@ -60,6 +61,13 @@ $(PROMETHEUS): | $(PACKAGES)
 	@rm -rf build/prometheus && mkdir -p build/prometheus
 	@cd build/prometheus && { apt-get -qq download prometheus || { apt-get -qq update && apt-get -qq download prometheus; }; }
 	@cd build/prometheus && dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
+
+# The schema of cloud-init, likewise: an installed cloud-init would configure this machine at its next boot.
+$(CLOUD_INIT): | $(PACKAGES)
+	@echo "cloud-init in build/cloud-init"
+	@rm -rf build/cloud-init && mkdir -p build/cloud-init
+	@cd build/cloud-init && { apt-get -qq download cloud-init || { apt-get -qq update && apt-get -qq download cloud-init; }; }
+	@cd build/cloud-init && dpkg-deb -x cloud-init_*.deb . && rm cloud-init_*.deb
 
 # The versions in the lock are all there is, so pip need not resolve anything.
 $(VENV): requirements.lock pyproject.toml setup.cfg | $(PACKAGES)

@@ -153,7 +153,7 @@ async def record() -> list[dict[str, Any]]:
         answers = [await _recorded(site, request) for request in FIRST]
         async with site.node("host1", "172.30.0.11") as node:
             async with site.node("edge2", "172.30.0.22", frozenset((Role.EDGE,))):
-                await _start_vms(site, node)
+                await start_vms(site, node)
                 answers += [await _recorded(site, request) for request in WITH_VMS]
                 answers += [await _measurements(site, node)]
             while '"connected":false' not in (await site.ask("GET", "/v1/nodes")).body:
@@ -167,7 +167,8 @@ async def record() -> list[dict[str, Any]]:
         return answers
 
 
-async def _start_vms(site: Site, node: Node) -> None:
+async def start_vms(site: Site, node: Node) -> None:
+    """Start two VMs, ``web1`` with a cap of 4,096 in its XML, and have the first one measured."""
     await site.settle()
     wishes = Wishes(cap=4096, nonsense=("weight 'x': it is not a whole number",))
     for attach in (Attach(WEB, "web1", wishes=wishes), Attach(DB, "db")):
