@@ -12,19 +12,26 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from cpm.core import membership
 from cpm.core.changes import PutNode
 from cpm.core.continuity import RefusedNodes
 from cpm.core.manager import Manager
 from cpm.core.presence import VMPresence
 from cpm.core.restoring import Restoring
-from cpm.core.rollout import steps
+from cpm.core.rollout import desired_state, steps
 from cpm.core.rollout.edge_service import EdgeService
 from cpm.core.rollout.steps import Rollout
 from cpm.protocol.model import AllocationState, Role
+from cpm.service import clock
+from cpm.serving.ledger_clock import LedgerClock
 from cpm.serving.node_sessions import NodeSessions
 from natctl.core.ended import Ended
+from natctl.core.intent import Intent
 from natctl.core.node import Node
+from natctl.core.programming import InForce, Programming
+from natctl.core.reports import Reports
 
 
 @contextlib.contextmanager
@@ -270,3 +277,103 @@ def no_twins_at_edges() -> contextlib.AbstractContextManager[None]:
 def leaps_by_clock() -> contextlib.AbstractContextManager[None]:
     """A restored ledger was refused for ever where the wall clock had been set back since it was restored before."""
     return nothing(RefusedNodes, "seen", result=(0, 0))
+
+
+def former_generation() -> contextlib.AbstractContextManager[None]:
+    """A report counted under a generation of a former session was believed: a range with a connection was held."""
+
+    def make(original: Any) -> Any:
+        def drop_generations(self: Programming) -> None:
+            generation = self._in_force.generation
+            original(self)
+            self._in_force = InForce(self._in_force.session, generation)
+
+        return drop_generations
+
+    def make_report(original: Any) -> Any:
+        def send(
+            self: Reports, period_s: Any, rates: Any, use: Any, in_force: InForce, *rest: Any, **named: Any
+        ) -> None:
+            now = InForce(self._programming.in_force.session, in_force.generation)
+            original(self, period_s, rates, use, now, *rest, **named)
+
+        return send
+
+    return both(changed(Programming, "drop_generations", make), changed(Reports, "send", make_report))
+
+
+def replaced_not_held() -> contextlib.AbstractContextManager[None]:
+    """A queued deletion of stale entries took the connections of a range that was just being replaced."""
+
+    def make(original: Any) -> Any:
+        def host_vm(fleet: Any, vm: Any, *rest: Any) -> Any:
+            intent = original(fleet, vm, *rest)
+            active = fleet.one(vm.uuid, AllocationState.ACTIVE)
+            if intent is None or active is None:
+                return intent
+            draining = tuple(ports for ports in intent.draining if ports != active.ports)
+            return msgspec.structs.replace(intent, draining=draining)
+
+        return host_vm
+
+    return changed(desired_state, "host_vm", make)
+
+
+def wall_clock() -> contextlib.AbstractContextManager[None]:
+    """A step of the wall clock ended hold-downs, or prolonged them by an hour."""
+
+    def compare(self: LedgerClock, manager: Manager) -> float:
+        return self.now()
+
+    def now(self: LedgerClock) -> float:
+        return clock.wall().seconds
+
+    return both(changed(LedgerClock, "compare", lambda _: compare), changed(LedgerClock, "now", lambda _: now))
+
+
+def changed_after_hello() -> contextlib.AbstractContextManager[None]:
+    """A range that the kernel refused was tried again after the node had told the manager what its kernel holds."""
+    return nothing(Programming, "on_introduced")
+
+
+def edge_not_known() -> contextlib.AbstractContextManager[None]:
+    """A natd that began anew on a host that is an edge, and whose first change was refused, unmapped its VM's ports."""
+    return nothing(Intent, "adopt_at_edge")
+
+
+def given_up_handed_out() -> contextlib.AbstractContextManager[None]:
+    """After a failed commit a range was handed out that was given up before the edges knew it."""
+
+    def go_on_from(self: Manager, former: Manager) -> None:
+        for uuid in self.fleet.vms:
+            if (mine := self.fleet.one(uuid, AllocationState.RESERVED)) is not None:
+                then = former.fleet.allocation(mine.id)
+                is_ready = mine.id in former._rollout._edges_ready
+                if is_ready or then is None or then.state is not AllocationState.RESERVED:
+                    self._rollout.on_host_uses(mine.id)
+
+    return changed(Manager, "go_on_from", lambda _: go_on_from)
+
+
+def refusing_edge_serves() -> contextlib.AbstractContextManager[None]:
+    """An edge that refuses a VM came into service while the one that has the VM was away for a moment."""
+
+    def make(original: Any) -> Any:
+        def may_have(self: EdgeService, name: Any, *rest: Any) -> bool:
+            return name in self._node_syncs and bool(original(self, name, *rest))
+
+        return may_have
+
+    return changed(EdgeService, "_may_have", make)
+
+
+def taken_back_let_go() -> contextlib.AbstractContextManager[None]:
+    """A host let go of a range that drained when its VM took it back, and cut the connections there."""
+
+    def make(original: Any) -> Any:
+        def host_vm(fleet: Any, vm: Any, node: Any, present: Any, ready: Any, wishes: Any, told: Any) -> Any:
+            return original(fleet, vm, node, present, ready, wishes)
+
+        return host_vm
+
+    return changed(desired_state, "host_vm", make)

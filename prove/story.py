@@ -331,7 +331,7 @@ PHRASES_OF_CRASHES: tuple[tuple[tuple[Kind, int] | tuple[Kind, int, int], ...], 
     # A kernel refuses a range, cpmd starts anew, and natd tries again before it has heard what shall be.
     (
         *_CALM,
-        *((_K.START, 0), (_K.REFUSE, 0), (_K.SETTLE, 0), (_K.KILL_CPMD, 0), (_K.START_CPMD, 0), (_K.DELIVER_DOWN, 0)),
+        *((_K.START, 0), (_K.REFUSE, 1), (_K.SETTLE, 0), (_K.KILL_CPMD, 0), (_K.START_CPMD, 0), (_K.DELIVER_DOWN, 0)),
         *((_K.CONNECT, 0), (_K.PASS, 6), (_K.KERNEL, 0), (_K.OPEN, _ANY), (_K.DELIVER_UP, 4), (_K.DELIVER_DOWN, 4)),
         *((_K.KERNEL, 0), (_K.SETTLE, 0)),
     ),

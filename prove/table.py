@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from prove.faults import FAULTS
+from prove.faults import FAULTS, LATER_KINDS
 
-_HEAD = """\
+_WITHOUT = " ".join(sorted(LATER_KINDS))
+_HEAD = f"""\
 # What the stories find
 
 Each line is something that was wrong, or would be. With its mending taken back, the story of that seed, or one
 soon after it, fails, and goes well otherwise: `tests/unit/prove/test_faults.py` tries all of them.
-[How to run one](../how-to/prove.md#take-a-mending-back).
+[How to run one](../how-to/prove.md#take-a-mending-back). *Fewer kinds*: add
+`--without {_WITHOUT}`.
 
 Made by `python -m prove.table` from `prove/faults.py`.
 
@@ -22,7 +24,7 @@ def text() -> str:
     """Return the page."""
     lines = (
         f"| `{name}` | {fault.what} | {f'`{fault.commit}`' if fault.commit else 'right from the first version on'} "
-        f"| {fault.seed} |\n"
+        f"| {fault.seed}{', fewer kinds' if fault.without else ''} |\n"
         for name, fault in FAULTS.items()
     )
     return _HEAD + "".join(lines)

@@ -17,7 +17,7 @@ SHARE = 40
 """Stories a part, so that parts run beside each other."""
 
 
-@pytest.mark.parametrize("first", range(1_000_000, 1_000_240, SHARE))
+@pytest.mark.parametrize("first", range(0, 240, SHARE))
 def test_these_stories_go_well(first: int) -> None:
     done = run_many(range(first, first + SHARE))
     assert done.failures == []
