@@ -18,7 +18,7 @@ from natctl import settings
 from natctl.kernel import sysctl
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
 from natctl.netlink import routes
-from natctl.netlink.conntrack import counting, entries
+from natctl.netlink.conntrack import counting, delete_connections, entries
 from natctl.netlink.nftables import encode, foreign, read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 from natctl.ruleset.marks import Marks
@@ -58,7 +58,7 @@ class Held:
             yield f"rule fwmark {found.rule.mark:#x} lookup {found.rule.table}"
         if found.way is not None or found.barrier is not None:
             yield f"default routes of table {found.way[0] if found.way else found.barrier}"
-        yield from (f"net.ipv4.{path.replace('/', '.')} from {now} to {to}" for path, now, to in self.settings)
+        yield from (f"{sysctl.key(path)} from {now} to {to}" for path, now, to in self.settings)
 
 
 def config(path: Path = settings.DEFAULT_PATH) -> settings.Settings | None:
@@ -120,7 +120,10 @@ def look(found: settings.Settings | None) -> Held:
 
 def withdraw(held: Held) -> None:
     """
-    Remove and set back all of it: first what translates packets, then the routes to where they went.
+    Remove and set back all of it: first what translates packets, then the connections that it translated.
+
+    These would stay in the kernel for hours, and count as those of whichever VM has the internal address after another
+    installation.
 
     :raise KernelError: When the kernel refuses; what was done before stays done, and another call goes on.
     """
@@ -128,6 +131,8 @@ def withdraw(held: Held) -> None:
         if held.tables:
             nft.execute(encode.transaction(DeleteTable(family) for family in held.tables), "remove our tables")
         routes.drop(rt, held.routing)
+    for internal in sorted(held.connections):
+        delete_connections(internal)
     for path, _, value in held.settings:
         sysctl.write(path, value)
     for path, value in held.with_forwarding:

@@ -8,6 +8,7 @@ Applies the kernel settings under ``/proc/sys/net`` without which packets are dr
 from __future__ import annotations
 
 import pathlib
+import posixpath
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -20,6 +21,7 @@ _DIRECTORY: Final = pathlib.Path("/proc/sys/net/ipv4")
 FORWARDING: Final = "ip_forward"
 _REDIRECTS: Final = "conf/all/accept_redirects"
 _ICMP_TIMEOUT: Final = "../netfilter/nf_conntrack_icmp_timeout"
+_SLASHES_AND_DOTS: Final = str.maketrans("/.", "./")
 
 
 def apply(settings: Settings, path: Path | None, noted: SettingsBefore) -> tuple[str, ...]:
@@ -45,7 +47,7 @@ def _raise_icmp_timeout(settings: Settings, path: Path | None, noted: SettingsBe
     seconds, now = timeouts.in_effect(settings.host, path).icmp_s, read(_ICMP_TIMEOUT)
     if now is not None and int(now) < seconds:
         _change(_ICMP_TIMEOUT, now, str(seconds), noted)
-        yield f"net.netfilter.nf_conntrack_icmp_timeout was {now}, is {seconds}"
+        yield f"{key(_ICMP_TIMEOUT)} was {now}, is {seconds}"
 
 
 def connection_table_size() -> int | None:
@@ -72,7 +74,7 @@ def _switch(settings: Settings, noted: SettingsBefore) -> Iterator[str]:
             if switch.path == FORWARDING:
                 noted.note_all(_follows_forwarding())
             _change(switch.path, now, switch.value, noted)
-            yield f"net.ipv4.{switch.path.replace('/', '.')} was {now}, is {switch.value}"
+            yield f"{key(switch.path)} was {now}, is {switch.value}"
 
 
 def _follows_forwarding() -> dict[str, Setting]:
@@ -101,7 +103,7 @@ def _loosen_reverse_path_filters(settings: Settings, noted: SettingsBefore) -> I
         value = routing.loose_rp_filter(int(everywhere), int(here))
         if value is not None:
             _change(path, here, str(value), noted)
-            yield f"net.ipv4.{path.replace('/', '.')} was strict, is {value}"
+            yield f"{key(path)} was strict, is {value}"
 
 
 def loosen_until(interface: str, passes: Callable[[], bool], noted: SettingsBefore) -> str:
@@ -121,8 +123,7 @@ def loosen_until(interface: str, passes: Callable[[], bool], noted: SettingsBefo
         _change(path, str(here), str(value), noted)
         here = value
         if passes():
-            name = f"net.ipv4.{path.replace('/', '.')}"
-            return f"{name} was {before} (all: {everywhere}) and dropped packets of VMs, is {value}"
+            return f"{key(path)} was {before} (all: {everywhere}) and dropped packets of VMs, is {value}"
     if here != int(before):
         write(path, before)
     return ""
@@ -131,6 +132,15 @@ def loosen_until(interface: str, passes: Callable[[], bool], noted: SettingsBefo
 def _change(path: str, before: str, value: str, noted: SettingsBefore) -> None:
     noted.note(path, before, value)
     write(path, value)
+
+
+def key(path: str) -> str:
+    """
+    Return a setting's name as sysctl(8) takes it, which writes a dot in the name of an interface as a slash.
+
+    :param path: Below /proc/sys/net/ipv4.
+    """
+    return posixpath.normpath(f"net/ipv4/{path}").translate(_SLASHES_AND_DOTS)
 
 
 def read(path: str) -> str | None:
@@ -146,4 +156,4 @@ def write(path: str, value: str) -> None:
     try:
         (_DIRECTORY / path).write_text(value)
     except OSError as error:
-        raise KernelError(f"set net.ipv4.{path}", error.errno or 0, error.strerror or "") from error
+        raise KernelError(f"set {key(path)}", error.errno or 0, error.strerror or "") from error

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 
 from natctl import settings, withdrawal
+from natctl.kernel import sysctl
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
 from tests.netns.machine import Machine
 from tests.netns.test_kernel import AT_EDGE, HOSTED, ONE, PATH
@@ -90,6 +91,38 @@ def test_everything_is_as_before(machine: Machine, tmp_path: Path) -> None:
     assert everything(machine) == before
     after = inside(machine, lambda: withdrawal.look(config(tmp_path)))
     assert list(after.lines()) == []
+
+
+def test_settings_have_the_names_that_sysctl_takes(machine: Machine, tmp_path: Path) -> None:
+    program(machine, tmp_path)
+    lines = inside(machine, lambda: list(withdrawal.look(config(tmp_path)).lines()))
+    found = [line.split() for line in lines if line.startswith("net.")]
+    assert "net.netfilter.nf_conntrack_icmp_timeout" in [words[0] for words in found]
+    for name, _, now, _, _ in found:
+        assert machine.namespace.run("sysctl", "-n", name).strip() == now
+
+
+def test_a_dot_in_the_name_of_an_interface_is_a_slash_for_sysctl(machine: Machine) -> None:
+    machine.namespace.run("ip", "link", "add", "eth0.7", "type", "veth", "peer", "name", "other")
+    path = "conf/eth0.7/rp_filter"
+    name = sysctl.key(path)
+    assert name == "net.ipv4.conf.eth0/7.rp_filter"
+    assert machine.namespace.run("sysctl", "-n", name).strip() == inside(machine, lambda: sysctl.read(path))
+
+
+def test_the_connections_that_are_cut_leave_the_kernel(machine: Machine, tmp_path: Path) -> None:
+    """Otherwise they would be those of whichever VM has the internal address after another installation."""
+    program(machine, tmp_path)
+    for internal, port, mark in (("100.64.0.5", "61000", "0x40000000"), ("192.0.2.9", "61001", "0")):
+        flow = ("-p", "udp", "-s", "10.10.0.2", "-d", "192.0.2.1", "--sport", port, "--dport", "80")
+        machine.namespace.run(
+            "conntrack", "-I", "--timeout", "600", *flow, "--src-nat", f"{internal}:{port}", "--mark", mark
+        )
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert held.connections == {IPv4Address("100.64.0.5")}
+    inside(machine, lambda: withdrawal.withdraw(held))
+    (left,) = machine.namespace.run("conntrack", "-L").splitlines()
+    assert "192.0.2.9" in left
 
 
 def test_after_a_restart_of_natd_the_first_values_count(machine: Machine, tmp_path: Path) -> None:

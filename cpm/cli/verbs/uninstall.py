@@ -107,7 +107,8 @@ def _lines(held: Held | None, removals: list[Removal], *, would: bool) -> list[s
         lines += [f"{'would give back' if would else 'gave back'} {line}" for line in held.lines()]
         lines += [f"kept {line}" for line in held.kept]
         if held.connections:
-            cut = f"connections of {len(held.connections)} VMs, which these rules translate; the VMs go on running"
+            vms = f"{len(held.connections)} VM{'s' if len(held.connections) > 1 else ''}"
+            cut = f"connections of {vms}, which these rules translate; VMs that run go on running"
             lines.append(f"{'would cut' if would else 'cut'} the {cut}")
     return lines or ["nothing of virt-ports is here"]
 
