@@ -11,9 +11,10 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
+
+from cpm.cli import render
 
 WORD: Final = "__complete"
 """The verb, which no help shows."""
@@ -37,7 +38,7 @@ def run(words: Sequence[str], socket_path: str) -> int:
         shell, kind, prefix = (*words, "")[:3]
         wanted = re.sub(r"\\(.)", r"\1", prefix) if shell == "bash" else prefix
         for name in _names(kind, wanted, socket_path):
-            sys.stdout.write((_SPECIAL.sub(r"\\\1", name) if shell == "bash" else name) + "\n")
+            render.emit_exact((_SPECIAL.sub(r"\\\1", name) if shell == "bash" else name) + "\n")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     return 0

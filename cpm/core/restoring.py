@@ -71,10 +71,15 @@ class Restoring:
             self.hellos[name] = msgspec.structs.replace(hello, own=message.addresses)
 
     def missing(self) -> list[NodeName]:
-        """Return the edges that have to say what they hold or to be fenced, in order."""
+        """
+        Return the nodes that have to say what they hold or to be fenced, in order: the edges, which map all that hosts
+        use; and the hosts, too, where an edge holds nothing, since it may have lost its tables in a restart.
+        """
         told_of = {name for hello in self.hellos.values() for name in hello.follows.edges}
-        edges = {*self._fleet.edges, *told_of} - self.hellos.keys()
-        return sorted(name for name in edges if not self._is_fenced(name))
+        nodes = {*self._fleet.edges, *told_of}
+        if any(not hello.edge_holds for hello in self._edges()):
+            nodes |= self._fleet.nodes.keys()
+        return sorted(name for name in nodes - self.hellos.keys() if not self._is_fenced(name))
 
     def unknown(self) -> list[NodeName]:
         """Return the edges that a node has been told of and that the ledger does not know, in order."""

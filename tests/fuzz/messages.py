@@ -169,7 +169,8 @@ async def _read_frames(data: bytes) -> bool:
     if not is_over:
         queue.feed_eof()
     understood = False
-    with contextlib.suppress(WebSocketError, aiohttp.EofStream):
+    # The server ends a session whose peer has closed it.
+    with contextlib.suppress(WebSocketError, aiohttp.EofStream, server._PeerIsGone):
         while True:
             frame = await queue.read()
             if frame.type in (aiohttp.WSMsgType.PING, aiohttp.WSMsgType.PONG):

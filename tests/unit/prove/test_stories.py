@@ -66,3 +66,8 @@ def test_a_transcript_says_when_who_did_what_and_what_the_kernels_hold() -> None
 @pytest.mark.parametrize("processes", [1, 2])
 def test_endless_stories_end_with_the_time(processes: int) -> None:
     assert run_many(itertools.count(), processes=processes, until=time.monotonic()).stories == 0
+
+
+def test_hosts_are_waited_for_where_an_edge_lost_its_tables() -> None:
+    # A ledger is restored, the edge that answers has just rebooted, the other one is fenced, and a host is away.
+    assert run_many([1006834]).failures == []
