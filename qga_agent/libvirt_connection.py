@@ -9,6 +9,7 @@ properties of libvirt (observed with 9.0) shape this module:
 - Every error is printed to standard error unless a handler is registered.
 - A broken connection never recovers; every further call on it fails.
 - Keep-alive detects a libvirtd that hangs and closes the connection, which also ends a call that is stuck in it.
+- Closing frees the connection under a call that another thread still makes on it, and the process crashes.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ class LibvirtConnection:
         self._libvirt = _binding(uri)
         self._agents: Any = None
         self._agents_lock = threading.Lock()
+        self._calls_lock = threading.Lock()
+        self._calls = 0
+        self._is_closing = False
         with self._translate_errors():
             self._connection = self._libvirt.open(uri)
         try:
@@ -132,14 +136,42 @@ class LibvirtConnection:
         :raise AgentSilent: When libvirt cannot be asked.
         """
         try:
-            return LibvirtAgentChannel(self._libvirt, self._connection_for_agents().lookupByUUIDString(uuid))
+            with self._under_way():
+                return LibvirtAgentChannel(self._libvirt, self._connection_for_agents().lookupByUUIDString(uuid))
         except self._libvirt.libvirtError as error:
             if self._is_no_domain(error):
                 raise AgentAbsent("libvirt has no such VM") from error
             raise AgentSilent(f"libvirt: {printable_line(error.get_error_message() or error)}") from error
+        except ConnectionBroken as error:
+            raise AgentSilent(f"libvirt: {error.detail}") from error
 
     def close(self) -> None:
-        """Close the connection; errors are ignored."""
+        """Close the connection as soon as no call is under way on it, and refuse calls; errors are ignored."""
+        with self._calls_lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            is_free = not self._calls
+        if is_free:
+            self._close_now()
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Keep the connection from being freed during a call. :raise ConnectionBroken: When it is closed already."""
+        with self._calls_lock:
+            if self._is_closing:
+                raise ConnectionBroken(self._uri, "the connection is closed", _REMEDY)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._calls_lock:
+                self._calls -= 1
+                is_last = self._is_closing and not self._calls
+            if is_last:
+                self._close_now()
+
+    def _close_now(self) -> None:
         with contextlib.suppress(self._libvirt.libvirtError):
             self._connection.unregisterCloseCallback()
         for connection in (self._connection, self._agents):
@@ -213,12 +245,13 @@ class LibvirtConnection:
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except self._libvirt.libvirtError as error:
-            detail = error.get_error_message() or str(error)
-            broken = not self._is_alive()
-            raise (ConnectionBroken if broken else Unreachable)(self._uri, detail, _REMEDY) from error
+        with self._under_way():
+            try:
+                yield
+            except self._libvirt.libvirtError as error:
+                detail = error.get_error_message() or str(error)
+                broken = not self._is_alive()
+                raise (ConnectionBroken if broken else Unreachable)(self._uri, detail, _REMEDY) from error
 
     def _is_alive(self) -> bool:
         """Return whether the client side of the connection is open; asks nothing of libvirtd."""

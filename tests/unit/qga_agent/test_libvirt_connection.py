@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +24,7 @@ from libvirt_hooks.domain_xml import METADATA_NAMESPACE
 from qga_agent.domain_events import DomainEvent, DomainStarted, DomainStopped, MetadataChanged
 from qga_agent.domain_list import Phase
 from qga_agent.guest_agent import AgentAbsent, AgentError, AgentSilent
-from qga_agent.libvirt_connection import LibvirtAgentChannel, LibvirtConnection, interface_counters
+from qga_agent.libvirt_connection import ConnectionBroken, LibvirtAgentChannel, LibvirtConnection, interface_counters
 from qga_agent.samples import InterfaceCounters
 from tests.fakes.conformance.agent_errors import FAILURES
 
@@ -194,6 +196,43 @@ def error_of(monkeypatch: pytest.MonkeyPatch, domain: FailingDomain) -> type[Age
     with pytest.raises(AgentError) as caught:
         LibvirtAgentChannel(libvirt, domain).command('{"execute": "guest-sync"}', 1)
     return caught.type
+
+
+class Slow:
+    """A connection whose lookups take until they are let go; everything else is the binding's."""
+
+    def __init__(self, real: Any) -> None:
+        self.real, self.is_called, self.goes_on = real, threading.Event(), threading.Event()
+
+    def lookupByUUIDString(self, uuid: str) -> Any:  # noqa: N802
+        self.is_called.set()
+        assert self.goes_on.wait(20)
+        return self.real.lookupByUUIDString(uuid)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def test_a_connection_is_not_freed_under_a_call_of_another_thread(connection: LibvirtConnection) -> None:
+    """libvirt.so may crash then. natd did while firewalld started and libvirtd did not answer."""
+    (running,) = connection.domains()
+    slow = Slow(connection._connection)
+    connection._connection = slow
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        call = pool.submit(connection.domain, running.uuid)
+        assert slow.is_called.wait(20)
+        connection.close()
+        assert slow.real._o is not None
+        assert slow.real.isAlive()
+        slow.goes_on.set()
+        assert call.result(20) is not None
+    with pytest.raises(ConnectionBroken):
+        connection.domain(running.uuid)
+    with pytest.raises(AgentSilent):
+        connection.agent_channel(running.uuid)
+    with pytest.raises(libvirt.libvirtError):
+        slow.real.isAlive()
+    connection.close()
 
 
 def test_a_driver_without_agents_has_none(connection: LibvirtConnection) -> None:
