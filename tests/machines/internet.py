@@ -47,6 +47,8 @@ class Internet:
         self.run("ip", "tuntap", "add", self.TAP, "mode", "tap")
         self.run("ip", "address", "add", f"{ROUTER}/24", "dev", self.TAP)
         self.run("ip", "link", "set", self.TAP, "up")
+        # Answers by UDP have the server's address.
+        self.run("ip", "route", "replace", "203.0.113.0/24", "dev", self.TAP, "src", str(SERVER))
         self._server = self.start(str(guest_image().conngen), "-l", str(PORT))
 
     def close(self) -> None:

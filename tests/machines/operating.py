@@ -8,13 +8,14 @@ import time
 from ipaddress import IPv4Address
 from typing import Any
 
-from lab.errors import CommandFailed, LabError
+from lab.errors import LabError
 from lab.traffic import Tally
-from lab.vm import RealGuest
-from tests.machines.internet import MACHINE, PORT, SERVER
+from tests.machines.guests import Guest
+from tests.machines.internet import MACHINE, PORT, SERVER, Peer
 from tests.machines.machine import Failed, Machine
 
 _READY_S = 300.0
+_CONNGEN = "/src/build/guest/*/conngen"
 _SOCKET = "/run/virt-ports/cpmd.sock"
 
 
@@ -50,7 +51,7 @@ def _out_of_order(machine: Machine) -> str:
     return f"VMs: {vms}" if any(vm["state"] != "active" for vm in vms) else ""
 
 
-def assert_works(machine: Machine, vm: RealGuest | None) -> None:
+def assert_works(machine: Machine, vm: Guest | None) -> None:
     """
     Everything works: the machine's services, its own connections, and the VM's, which leave from the VM's ports.
 
@@ -66,14 +67,14 @@ def assert_works(machine: Machine, vm: RealGuest | None) -> None:
         _assert_vm_works(machine, vm)
 
 
-def _assert_vm_works(machine: Machine, vm: RealGuest) -> None:
+def _assert_vm_works(machine: Machine, vm: Guest) -> None:
     for options in ("-R -c", "-u"):
         tally = connect(vm, f"{options} -T 60", 10)
         assert (tally.ok, tally.fail) == (10, 0), tally
         # It may have grown since.
         ranges = _ranges(machine)
         assert any(first <= tally.extmin <= tally.extmax <= last for first, last in ranges), (tally, ranges)
-    assert "1 packets received" in vm.shell(f"ping -c 1 -W 20 {SERVER}")
+    assert " 1 received" in vm.shell(f"ping -c 1 -W 20 {SERVER}")
 
 
 def _ranges(machine: Machine) -> list[tuple[int, int]]:
@@ -82,14 +83,13 @@ def _ranges(machine: Machine) -> list[tuple[int, int]]:
     return [(vm["first_port"], vm["last_port"]) for vm in vms]
 
 
-def connect(vm: RealGuest, options: str, count: int) -> Tally:
+def connect(vm: Guest, options: str, count: int) -> Tally:
     """Open connections from a VM to the server. :return: What became of them."""
-    return Tally.parse(vm.shell(f"conngen {options} {SERVER} {PORT} {count} || [ $? -eq 2 ]", timeout_s=600.0))
+    return Tally.parse(vm.shell(f"{_CONNGEN} {options} {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
 
 
 def _connect_from(machine: Machine, count: int) -> Tally:
-    conngen = "/src/build/guest/*/conngen"
-    return Tally.parse(machine.run(f"{conngen} -T 60 -R -c {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
+    return Tally.parse(machine.run(f"{_CONNGEN} -T 60 -R -c {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
 
 
 class Held:
@@ -97,26 +97,34 @@ class Held:
 
     COUNT = 20
 
-    def __init__(self, machine: Machine, vm: RealGuest) -> None:
-        self._machine, self._vm = machine, vm
-        load = f"-T 60 -e 5 -k -t -1 {SERVER} {PORT} {self.COUNT}"
-        vm.shell(f"conngen {load} >/tmp/held 2>&1 </dev/null & echo $! >/tmp/held.pid")
-        unit = "systemd-run --quiet --unit held -p StandardOutput=file:/root/held sh -c"
-        machine.run(
-            f"systemctl reset-failed held 2>/dev/null; {unit} {shlex.quote(f'exec /src/build/guest/*/conngen {load}')}"
-        )
-        peers = machine.internet.await_peers(2 * self.COUNT)
-        assert len(peers) >= 2 * self.COUNT, peers
+    def __init__(self, machine: Machine, vm: Guest) -> None:
+        self._machine = machine
+        before = set(machine.internet.peers())
+        load = f"exec {_CONNGEN} -T 60 -e 5 -k -t -1 {SERVER} {PORT} {self.COUNT}"
+        for unit, options in (("held-vm", f"-p NetworkNamespacePath=/run/netns/{vm.name}"), ("held-own", "")):
+            output = f"-p StandardOutput=truncate:/root/{unit}"
+            machine.run(f"systemd-run --quiet --unit {unit} {output} {options} sh -c {shlex.quote(load)}")
+        deadline = time.monotonic() + _READY_S
+        while len(set(machine.internet.peers()) - before) < 2 * self.COUNT:
+            assert time.monotonic() < deadline, "the connections that are to be held do not come about"
+            time.sleep(1.0)
+        self._peers = set(machine.internet.peers())
+
+    def cut(self) -> set[Peer]:
+        """Return those of then that the server has no more, among them those that the tutorial has opened."""
+        return self._peers - set(self._machine.internet.peers())
 
     def finish(self) -> tuple[Tally, Tally]:
         """Send a byte through each, close them, and return what became of the VM's and of the machine's."""
-        self._machine.run("systemctl kill -s TERM --kill-whom=main held")
-        self._vm.shell('kill "$(cat /tmp/held.pid)"')
+        self._machine.run("systemctl kill -s TERM --kill-whom=main held-vm held-own")
+        return self._tally("held-vm"), self._tally("held-own")
+
+    def _tally(self, unit: str) -> Tally:
         deadline = time.monotonic() + _READY_S
         while True:
             try:
-                return Tally.parse(self._vm.shell("cat /tmp/held")), Tally.parse(self._machine.run("cat /root/held"))
-            except (LabError, CommandFailed, Failed):
+                return Tally.parse(self._machine.run(f"cat /root/{unit}"))
+            except LabError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1.0)
