@@ -137,7 +137,7 @@ class Reader:
 
 
 def every_ruleset() -> Iterator[tuple[Settings, Ruleset]]:
-    """Yield rulesets of all roles, with a VM that has everything."""
+    """Yield the ruleset of each role, with one VM that uses every optional setting."""
     entry = host_entry(VM, "web", 1, IPv4Address("100.64.0.1"), PortRange(1024, 1087), frozenset({7}), 1, at_cap=True)
     ranges = ((IPv4Address("203.0.113.1"), PortRange(1024, 1087)),)
     for settings in SETTINGS:
