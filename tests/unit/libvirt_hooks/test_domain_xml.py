@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from xml.parsers import expat
 
 import pytest
@@ -180,3 +182,12 @@ class TestPlain:
         assert not domain_xml._is_plain(document)
         with pytest.raises(DomainXMLError):
             parse(document)
+
+
+def test_the_xml_of_the_page_about_proxmox() -> None:
+    page = Path(__file__).parents[3] / "docs/how-to/proxmox.md"
+    (xml,) = re.findall(r'xml="(<domain.*?</domain>)"', page.read_text(), re.DOTALL)
+    xml = xml.replace("${1}", "100").replace("$1", "100").replace("$name", "web").replace("$uuid", samples.UUID)
+    facts = parse(xml.encode())
+    assert (facts.uuid, facts.name, facts.id) == (samples.UUID, "web", 100)
+    assert facts.interfaces == (Interface("bridge", "vmbr1", None, "tap100i0"),)
