@@ -92,6 +92,7 @@ story() {
     check "which runs" is_running_hook
     check "with its bytecode" grep -q '^# bytecode ' $hook
     check "nothing else is in its folder" is_alone
+    check "and restarts the daemons that run" test "$(grep -c '_dh_action=restart' /var/lib/dpkg/info/virt-ports.postinst)" = 2
     check "configuration stays" grep -q '^# mine' /etc/virt-ports/natd.toml
 
     dpkg -i /run/virt-ports.deb >/run/log 2>&1 || { cat /run/log; fail "does not downgrade"; }
