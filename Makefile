@@ -158,12 +158,13 @@ check: setup ## Style, types, import contracts, dead code. Changes nothing.
 	@$(BIN)/vulture
 
 .PHONY: manuals
-manuals: $(VENV) ## Man pages, completions and the pages docs/reference/{cli,api,openapi}.*, from the code, into the tree.
+manuals: $(VENV) ## Man pages, completions and the generated pages of docs/reference, from the code, into the tree.
 	@$(BIN)/python -m cpm.cli.completion share
 	@$(BIN)/python -m cpm.cli.manual share/man
 	@$(BIN)/python -m cpm.cli.reference > docs/reference/cli.md.new && mv docs/reference/cli.md.new docs/reference/cli.md
 	@$(BIN)/python -m cpm.api.reference > docs/reference/api.md.new && mv docs/reference/api.md.new docs/reference/api.md
 	@$(BIN)/python -m cpm.api.openapi > docs/reference/openapi.json.new && mv docs/reference/openapi.json.new docs/reference/openapi.json
+	@$(BIN)/python -m cpm.cli.output_reference docs/reference
 
 .PHONY: bench
 bench: guest-image ## The figures of the README; the last line is one JSON object (root).

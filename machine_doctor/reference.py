@@ -24,31 +24,8 @@ names interfaces, files and values of the machine.
 """
 
 _SHAPE = """
-## The JSON document
-
-`virt-ports doctor -o json` prints one object:
-
-| key | type | meaning |
-|---|---|---|
-| `version` | string | version of virt-ports |
-| `at` | number | UTC seconds of the examination |
-| `machine` | string | name of the node, else the host name |
-| `roles` | list of strings | `host`, `edge`, `manager`; before an installation those of a server with all of them |
-| `is_installed` | boolean | whether there is a configuration |
-| `result` | string | the worst of all findings: `problem`, `warning`, `could not tell`, `ok` |
-| `findings` | list of objects | one for each check that was made, in the order above |
-
-A finding has:
-
-| key | type | meaning |
-|---|---|---|
-| `check` | string | name of the check; names are never given another meaning |
-| `result` | string | `ok`, `warning`, `problem`, `not applicable`, `could not tell` |
-| `reason` | string | why it does not apply or could not be made; else empty |
-| `troubles` | list of objects | each with `result` (`warning` or `problem`), `what` and `remedy` |
-| `facts` | object | what the check looked at, for people: keys may change |
-
-`virt-ports doctor --list -o json` prints a list of objects with `check` and `about`.
+`virt-ports doctor -o json` prints an [Examination](output.md#examination): names of checks are never given another
+meaning, but keys of `facts` may change.
 """
 
 

@@ -3,26 +3,22 @@ Generates ``docs/reference/openapi.json`` (OpenAPI 3.1) from the declarations of
 
     python -m cpm.api.openapi > docs/reference/openapi.json
 
-It has the JSON Schema of every answer, so also of what ``virt-ports VERB -o json`` prints.
+It has the JSON Schema of every answer; what ``virt-ports VERB -o json`` prints is in :mod:`cpm.cli.output_reference`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from ipaddress import IPv4Address
 from typing import Any, Final
 
 import msgspec
 
 from cpm.api.operations import OPERATIONS, Operation
-from cpm.api.views import Document, DomainDetail, DomainView, ErrorView
+from cpm.api.views import Document, ErrorView
 from cpm.protocol.error_codes import CODES
 from cpm.protocol.errors import Busy, InvalidRequest, VirtPortsError
-
-FLAT: Final = "FlatDomainDetail"
-"""The schema of what some verbs print, which is no answer of the API."""
 
 _PREFIX: Final = "#/components/schemas/"
 _ABOUT: Final = (
@@ -36,13 +32,12 @@ def document() -> dict[str, Any]:
     kinds = [ErrorView, *(op.answer for op in OPERATIONS), *(op.body for op in OPERATIONS if op.body is not None)]
     json_kinds = [kind for kind in kinds if kind is not Document]
     schemas, components = msgspec.json.schema_components(
-        json_kinds, ref_template=f"{_PREFIX}{{name}}", schema_hook=_schema_of
+        json_kinds, ref_template=f"{_PREFIX}{{name}}", schema_hook=schema_of
     )
     known = dict(zip(map(repr, json_kinds), schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, known)
-    components[FLAT] = _flat(components)
     made = {
         "openapi": "3.1.0",
         "info": {
@@ -57,21 +52,7 @@ def document() -> dict[str, Any]:
     return plain
 
 
-def _flat(components: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a VM's detail in which what is listed of it stands beside the rest."""
-    detail, listed = components[DomainDetail.__name__], components[DomainView.__name__]
-    beside = {name: schema for name, schema in detail["properties"].items() if name != "domain"}
-    needed = [name for name in (*listed["required"], *detail["required"]) if name != "domain"]
-    return {
-        "title": FLAT,
-        "description": "What show, set, resize and relocate of virt-ports print with -o json.",
-        "type": "object",
-        "properties": {**listed["properties"], **beside},
-        "required": needed,
-    }
-
-
-def _schema_of(kind: type) -> dict[str, Any]:
+def schema_of(kind: type) -> dict[str, Any]:
     """Return the schema of a type that msgspec does not know."""
     if kind is IPv4Address:
         return {"type": "string", "format": "ipv4"}

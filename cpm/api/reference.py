@@ -14,7 +14,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -61,7 +61,7 @@ def markdown() -> str:
     """Return the page."""
     errors = "".join(f"| `{code}` | {kind.http_status} | {int(kind.exit_code)} |\n" for code, kind in CODES.items())
     operations = "".join(map(_operation, OPERATIONS))
-    return f"{_HEAD}\n## Operations\n{operations}{_ERRORS}{errors}\n## Types\n{''.join(map(_type, _types()))}"
+    return f"{_HEAD}\n## Operations\n{operations}{_ERRORS}{errors}\n## Types\n{''.join(map(_type, object_types()))}"
 
 
 def _operation(operation: Operation[Any]) -> str:
@@ -83,7 +83,7 @@ def _answer(operation: Operation[Any]) -> str:
     return f"newline-delimited {type_name(operation.answer)}" if operation.streams else type_name(operation.answer)
 
 
-def _types() -> list[type]:
+def object_types() -> list[type]:
     """Return the types of all operations, and the types that these contain, in order of name."""
     found: set[type] = set()
     todo: list[Any] = [
@@ -132,7 +132,7 @@ def type_name(hint: Any) -> str:
     if origin is typing.Annotated:
         [meta] = [each for each in arguments if isinstance(each, Meta)]
         return f"{type_name(arguments[0])}{_bounds(meta)}"
-    if origin is dict:
+    if origin in (dict, Mapping):
         return f"object with values {type_name(arguments[1])}"
     if origin in (tuple, list):
         return f"list of {type_name(arguments[0])}"

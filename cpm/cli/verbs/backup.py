@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpm.cli import parsing
 from cpm.cli.verbs import restore
+
+if TYPE_CHECKING:
+    from cpm.cli.documents import BackupDocument
 
 _EXAMPLES = """\
   virt-ports backup /backup/ledger-monday.db
@@ -37,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
 
     path, target = restore.ledger_of(args), Path(args.file)
     copies.back_up(path, target, clock.wall())
-    facts = {"file": str(target), "bytes": target.stat().st_size, "ledger": str(path)}
+    facts: BackupDocument = {"file": str(target), "bytes": target.stat().st_size, "ledger": str(path)}
     return parsing.print_answer(args, facts, lambda: f"{target}: {facts['bytes']} bytes, a copy of {path}\n")

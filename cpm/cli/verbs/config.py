@@ -12,6 +12,7 @@ from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.api.views import SettingsView, SettingView
+    from cpm.cli.documents import SettingsFileDocument
 
 FOLDER = Path("/etc/virt-ports")
 
@@ -81,7 +82,9 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     """Check all files, and report every one that is wrong."""
     results = [(file, _problem(file, args.daemon)) for file in args.files or _files_here()]
-    document = [{"file": str(file), "problem": problem or None} for file, problem in results]
+    document: list[SettingsFileDocument] = [
+        {"file": str(file), "problem": problem or None} for file, problem in results
+    ]
     parsing.print_answer(
         args, document, lambda: "".join(f"{problem or f'{file}: no mistakes'}\n" for file, problem in results)
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cpm.cli import parsing, render
 
 if TYPE_CHECKING:
+    from cpm.cli.documents import CheckDocument
     from machine_doctor.examination import Sources
     from machine_doctor.findings import Examination, Finding
 
@@ -82,6 +83,13 @@ def sources(args: argparse.Namespace) -> Sources:
     return Sources(socket, args.natd_config, args.cpmd_config)
 
 
+def document_type() -> Any:
+    """Return the type of what it prints as JSON, for the reference: of the manager's, only this module knows it."""
+    from machine_doctor.findings import Examination
+
+    return Examination
+
+
 def run(args: argparse.Namespace) -> int:
     """Make the checks, or list them."""
     from machine_doctor import examination
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = examination.selected(args.check)
     if args.list:
         rows = [(each.name, each.about) for each in wanted]
-        listed = [{"check": name, "about": about} for name, about in rows]
+        listed: list[CheckDocument] = [{"check": name, "about": about} for name, about in rows]
         return parsing.print_answer(args, listed, lambda: render.table(("Check", "Looks whether"), rows))
     found = examination.examine(examination.gather(sources(args)), wanted)
     parsing.print_answer(args, found, lambda: _text(found, everything=args.all or bool(args.check)))

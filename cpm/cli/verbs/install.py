@@ -16,6 +16,7 @@ from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
+    from cpm.cli.documents import InstallDocument, InstalledFileDocument
     from cpm.install.choices import Choices
     from cpm.install.plan import FileOutcome
 
@@ -123,7 +124,8 @@ def _choices(args: argparse.Namespace, former: frozenset[str]) -> Choices:
 def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str]) -> None:
     if parsing.wants_json(args):
         files = [_document(one) for one in done]
-        render.emit_document({"dry_run": args.dry_run, "files": files, "remaining": steps})
+        document: InstallDocument = {"dry_run": args.dry_run, "files": files, "remaining": steps}
+        render.emit_document(document)
         return
     lines = [_sentence(one, dry_run=args.dry_run) for one in done]
     if steps:
@@ -131,9 +133,8 @@ def _report(args: argparse.Namespace, done: list[FileOutcome], steps: list[str])
     render.emit("\n".join(lines) + "\n")
 
 
-def _document(one: FileOutcome) -> dict[str, str]:
-    document = {"path": str(one.path), "action": one.action.value}
-    return {**document, "why": one.why} if one.why else document
+def _document(one: FileOutcome) -> InstalledFileDocument:
+    return {"path": str(one.path), "action": one.action.value, "why": one.why}
 
 
 def _sentence(one: FileOutcome, *, dry_run: bool) -> str:

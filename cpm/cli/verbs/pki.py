@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cpm.cli import parsing, render
 
 if TYPE_CHECKING:
+    from cpm.cli.documents import CertificateDocument
     from cpm.install.pki import Issued
 
 _ABOUT = """\
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     return parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done))
 
 
-def _document(issued: Issued) -> dict[str, object]:
+def _document(issued: Issued) -> CertificateDocument:
     return {"name": issued.name, "certificate": str(issued.certificate), "key": str(issued.key), "ends": issued.ends}
 
 

@@ -17,6 +17,7 @@ from cpm.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from cpm.api.views import MeasurementView, ReportView
+    from cpm.cli.documents import RecordDocument
     from cpm.simulation import Sample
 
 STEP_S = 1.0
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             vms.add(name)
             lines, last = lines + bool(name), at
     vms.discard("")
-    facts = {"file": args.file, "vms": len(vms), "seconds": round(last, 1), "lines": lines}
+    facts: RecordDocument = {"file": args.file, "vms": len(vms), "seconds": round(last, 1), "lines": lines}
     if parsing.wants_json(args) and args.file != "-":
         render.emit_document(facts)
     else:

@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 from cpm.cli.verbs import doctor
 from cpm.protocol.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from cpm.cli.documents import ReportDocument
 
 _ABOUT = """\
 Collects into one archive what a bug report needs: versions, the findings of
@@ -57,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(str(path), "", "exists already; give --file another name") from None
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot write: {error.strerror}; give --file another name") from error
-    facts = {"file": str(path), "files": count, "bytes": path.stat().st_size}
+    facts: ReportDocument = {"file": str(path), "files": count, "bytes": path.stat().st_size}
     return parsing.print_answer(args, facts, lambda: f"{path}\n")
 
 

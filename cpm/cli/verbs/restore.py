@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpm.cli import parsing
+
+if TYPE_CHECKING:
+    from cpm.cli.documents import RestoreDocument
 
 _EXAMPLES = """\
   systemctl stop cpmd
@@ -65,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.ledger import copies
     from cpm.service import clock
 
+    facts: RestoreDocument
     path = ledger_of(args)
     if args.accept:
         copies.accept(path, clock.wall())

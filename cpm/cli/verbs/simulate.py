@@ -17,6 +17,7 @@ from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.escaping import escaped
 
 if TYPE_CHECKING:
+    from cpm.cli.documents import PolicyDocument, SimulateDocument
     from cpm.simulation import Result, Trace
 
 HEADER = ("Policy", "Refused", "Growths", "Moves", "Held mean", "Held peak", "Held/used", "VMs/address")
@@ -142,7 +143,7 @@ def _row(result: Result) -> tuple[object, ...]:
     )
 
 
-def _document(args: argparse.Namespace, trace: Trace, results: list[Result]) -> dict[str, Any]:
+def _document(args: argparse.Namespace, trace: Trace, results: list[Result]) -> SimulateDocument:
     return {
         "trace": args.trace or args.generate,
         "seed": args.seed,
@@ -153,7 +154,7 @@ def _document(args: argparse.Namespace, trace: Trace, results: list[Result]) -> 
     }
 
 
-def _plain(result: Result) -> dict[str, Any]:
+def _plain(result: Result) -> PolicyDocument:
     outcome = result.outcome
     return {
         "policy": outcome.policy,

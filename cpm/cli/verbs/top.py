@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 
 if TYPE_CHECKING:
     from cpm.api.client import Client
+    from cpm.cli.documents import TopDocument
     from cpm.cli.top.model import Model, Row
 
 _SORTS = ("name", "node", "state", "used", "held", "cap", "%", "new/s", "pkt/s", "mbit/s")
@@ -118,7 +119,7 @@ def _listen(manager: Client, model: Model, seconds: int) -> None:
     over.set()
 
 
-def _facts(row: Row) -> dict[str, Any]:
+def _facts(row: Row) -> TopDocument:
     measured = row.measured
     return {
         "name": row.vm.name,

@@ -15,6 +15,7 @@ from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import Conflict, ExitCode, InvalidRequest
 
 if TYPE_CHECKING:
+    from cpm.cli.documents import RemovedFileDocument, UninstallDocument
     from cpm.install.removal import Removal
     from natctl.withdrawal import Held
 
@@ -117,10 +118,14 @@ def _report(
     args: argparse.Namespace, held: Held | None, removals: list[Removal], steps: list[str], *, would: bool
 ) -> None:
     if parsing.wants_json(args):
-        files = [{"path": str(each.path), "action": each.fate.value, "why": each.why} for each in removals]
+        files: list[RemovedFileDocument] = [
+            {"path": str(each.path), "action": each.fate.value, "why": each.why} for each in removals
+        ]
         kernel = list(held.lines()) if held is not None else []
         cut = len(held.connections) if held is not None else 0
-        document = {"dry_run": would, "files": files, "kernel": kernel, "vms_cut": cut, "remaining": steps}
+        document: UninstallDocument = {
+            "dry_run": would, "files": files, "kernel": kernel, "vms_cut": cut, "remaining": steps,
+        }  # fmt: skip
         render.emit_document(document)
         return
     lines = _lines(held, removals, would=would)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: fresh, valid, and true of what a real cpmd answers and what the command line prints."""
+"""The OpenAPI document: fresh, valid, and true of what a real cpmd answers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,8 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 
-from cpm.api import openapi, operations
-from cpm.api.operations import OPERATIONS, Operation
-from cpm.api.views import DomainDetail
-from tests.fakes.canned_manager import CannedManager, lines
-from tests.unit.cpm.cli.conftest import Command, manager, virt_ports
-from tests.unit.cpm.cli.test_verbs import EVENTS
-from tests.unit.cpm.cli.test_with_server import ANSWERS
-
-__all__ = ["manager", "virt_ports"]  # fixtures
+from cpm.api import openapi
+from cpm.api.operations import OPERATIONS
 
 REPOSITORY = Path(__file__).parents[4]
 DOCUMENT = openapi.document()
@@ -82,45 +75,3 @@ def test_what_a_real_cpmd_answers_is_as_described(answer: dict[str, Any]) -> Non
         schema = {"$ref": "#/components/schemas/ErrorView"}
     for value in _values(answer):
         assert complaints(value, schema) == []
-
-
-VERBS: dict[str, Operation[Any]] = {
-    "list": operations.LIST_VMS,
-    "show web1": operations.SHOW_VM,
-    "set web1 floor=64": operations.SET_WISHES,
-    "resize web1 512": operations.RESIZE,
-    "relocate web1": operations.RELOCATE,
-    "explain web1": operations.EXPLAIN,
-    "history web1": operations.HISTORY,
-    "whois 203.0.113.1 20817": operations.WHOIS,
-    "pool list": operations.LIST_POOL,
-    "pool show 203.0.113.1": operations.SHOW_ADDRESS,
-    "pool add 203.0.113.1": operations.ADD_TO_POOL,
-    "pool remove 203.0.113.1": operations.REMOVE_FROM_POOL,
-    "node list": operations.LIST_NODES,
-    "node events": operations.NODE_EVENTS,
-    "node fence host1 --yes": operations.FENCE,
-    "node unfence host1": operations.UNFENCE,
-    "audit": operations.AUDIT,
-    "events": operations.EVENTS,
-    "status": operations.STATUS,
-}
-
-
-@pytest.mark.parametrize("words", VERBS)
-def test_what_verbs_print_as_json_is_as_described(manager: CannedManager, virt_ports: Command, words: str) -> None:
-    operation = VERBS[words]
-    path = operation.path.replace("{name}", "host1" if "nodes" in operation.path else "web1").replace(
-        "{address}", "203.0.113.1"
-    )
-    query = "?address=203.0.113.1&port=20817" if operation is operations.WHOIS else ""
-    answer = ANSWERS.get(operation, EVENTS)
-    manager.on(f"{operation.method} {path}{query}", lines(list(answer)) if operation.streams else answer)  # type: ignore[call-overload]
-    result = virt_ports(*words.split(), "-o", "json")
-    assert result.code == 0, result.err
-    schema = schema_of(operation.method, path, 200)
-    if operation.answer is DomainDetail:
-        schema = {"$ref": f"#/components/schemas/{openapi.FLAT}"}
-    assert complaints(result.json, {"type": "array", "items": schema} if operation.streams else schema) == []
-    refused = virt_ports(*words.split(), "-o", "json", "--socket", "/nonexistent")
-    assert complaints(json.loads(refused.err), {"$ref": "#/components/schemas/ErrorView"}) == []

@@ -100,7 +100,7 @@ class TestFiles:
     def test_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert install(tmp_path, "-o", "json") == 0
         document = json.loads(capsys.readouterr().out)
-        assert {"path": "/etc/virt-ports/natd.toml", "action": "create"} in document["files"]
+        assert {"path": "/etc/virt-ports/natd.toml", "action": "create", "why": ""} in document["files"]
         assert document["remaining"]
 
 
