@@ -11,6 +11,9 @@ BIN := .venv/bin
 PACKAGES := build/packages-are-installed
 VENV := .venv/is-complete
 PROMETHEUS := build/prometheus/usr/bin/promtool
+# What natd loads into the kernel (docs/design/0033-fast-path.md).
+PROGRAMS := natctl/bpf/edge.bpf.o natctl/bpf/guard.bpf.o
+CLANG ?= clang
 CLOUD_INIT := build/cloud-init/usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
 LAB ?= vp
 # More than the cores of a small machine: the tests that take long wait for guests and timers.
@@ -25,9 +28,10 @@ SITE_OPTION = $(if $(SITE),--site "$(SITE)")
 STORIES_OPTION = $(if $(SEEDS),--seeds "$(SEEDS)",$(if $(filter file,$(origin MINUTES)),,--minutes "$(MINUTES)"))
 HOST_OPTION = $(if $(HOST),--host "$(HOST)")
 
-# Debian packages. For the daemons: Python and what libvirt-python is built with. For the lab and the tests: real
-# libvirtds and QEMU, what makes the guest image, and the tools that watch our work from outside.
-PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates
+# Debian packages. For the daemons: Python, what libvirt-python is built with, and clang for programs in the kernel. For
+# the lab and the tests: real libvirtds and QEMU, what makes the guest image, and the tools that watch our work from
+# outside.
+PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates clang
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
                 util-linux procps lz4 zstd cpio
 PACKAGES_TESTS := nftables conntrack iputils-ping tcpdump systemd tshark tmux bash zsh fish man-db
@@ -44,7 +48,7 @@ help: ## This list.
 # ---- set-up ---------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(PACKAGES) $(PROMETHEUS) $(CLOUD_INIT) $(VENV) ## Install what is missing: Debian packages (root, if any), .venv.
+setup: $(PACKAGES) $(PROMETHEUS) $(CLOUD_INIT) $(VENV) $(PROGRAMS) ## Install what is missing: Debian packages (root, if any), .venv.
 	@:
 
 .PHONY: packages-daemons
@@ -76,6 +80,15 @@ $(VENV): requirements.lock pyproject.toml setup.cfg | $(PACKAGES)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+# All that they need is clang and the kernel's headers (of libc6-dev).
+.PHONY: programs
+programs: $(PROGRAMS) ## The programs that natd loads into the kernel, for packages; needs clang.
+
+natctl/bpf/%.bpf.o: natctl/bpf/%.bpf.c natctl/bpf/kernel.h
+	@echo "$@"
+	@$(CLANG) -O2 -g0 -Wall -Wextra -Werror -fno-strict-aliasing -target bpf -mcpu=v3 \
+	    -idirafter /usr/include/$$(gcc -print-multiarch) -c $< -o $@
 
 # Asks the network for nothing when nothing is missing.
 define install_missing
@@ -118,6 +131,7 @@ docs: $(VENV) ## The documentation as a site in build/site: open build/site/inde
 wheel: $(VENV) ## A wheel of the committed state in dist, for pip and pipx.
 	@rm -rf build/wheel && mkdir -p build/wheel
 	@git archive HEAD | tar -x -C build/wheel
+	@$(MAKE) -C build/wheel programs
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist build/wheel
 	@rm -rf build/wheel && ls -l dist/*.whl
 

@@ -1,0 +1,145 @@
+"""
+Programs at the ingress or egress of an interface, as filters of the qdisc ``clsact``.
+
+They stay when natd ends, and another program takes the place of one in one step, so that no packet passes between.
+Format: rtnetlink(7), linux/pkt_cls.h, tc-bpf(8). Tested in ``tests/netns/test_programs.py``.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import socket
+import struct
+from typing import Final, NamedTuple
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE
+from pyroute2.netlink.rtnl import RTM_DELQDISC, RTM_DELTFILTER, RTM_GETTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER
+
+from cpm.protocol.errors import KernelError
+from natctl.netlink.message import (
+    Request,
+    attribute,
+    attribute_map,
+    message,
+    native_number,
+    native_u32,
+    nested,
+    terminated,
+    text,
+)
+from natctl.netlink.socket import Socket
+
+_HEADER: Final = struct.Struct("=BxxxiIII")
+"""``struct tcmsg``: family, interface, handle, parent, info."""
+_CLSACT: Final = 0xFFFFFFF1  # TC_H_CLSACT
+_QDISC: Final = 0xFFFF0000
+_KIND, _OPTIONS = 1, 2  # TCA_…
+_FD, _NAME, _FLAGS, _ID = 6, 7, 8, 11  # TCA_BPF_…
+_DIRECT: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT
+_IPV4: Final = 0x0800  # ETH_P_IP
+_HANDLE: Final = 1
+PRIORITY: Final = 7414
+"""Of our filters: others have the rest of the numbers."""
+NAMED: Final = "virt-ports "
+"""Begin of the names of our filters."""
+
+
+class Side(enum.IntEnum):
+    """Where packets pass a filter: the filter's parent."""
+
+    INGRESS = 0xFFFFFFF2
+    EGRESS = 0xFFFFFFF3
+
+
+class Filter(NamedTuple):
+    """A filter at an interface, whosever it is."""
+
+    priority: int
+    kind: str
+    """``bpf``, ``flower`` …"""
+    name: str
+    """Of a program, as who attached it chose."""
+    program: int
+    """The kernel's number of the program; 0: it is no program."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether natd attached it."""
+        return self.priority == PRIORITY and self.kind == "bpf" and self.name.startswith(NAMED)
+
+
+def attach(rtnl: Socket, interface: int, side: Side, program: int, name: str) -> None:
+    """
+    Attach a program for IPv4, in one step in the place of the one that natd attached before.
+
+    :param interface: Its index.
+    :param program: Descriptor of the program.
+    :raise KernelError: When the kernel refuses.
+    """
+    qdisc = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0) + attribute(_KIND, terminated("clsact"))
+    create = message(RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, qdisc)
+    action = f"attach a program to interface {interface}"
+    try:
+        rtnl.execute([Request(create, "the qdisc clsact")], action)
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    options = nested(
+        _OPTIONS,
+        attribute(_FD, native_u32(program)),
+        attribute(_NAME, terminated(NAMED + name)),
+        attribute(_FLAGS, native_u32(_DIRECT)),
+    )
+    body = _header(interface, side) + attribute(_KIND, terminated("bpf")) + options
+    # With NLM_F_REPLACE too for the first: then it is created.
+    put = message(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body)
+    rtnl.execute([Request(put, "the filter")], action)
+
+
+def detach(rtnl: Socket, interface: int, side: Side) -> None:
+    """
+    Remove our filter, and the qdisc when it has no other.
+
+    :raise KernelError: When the kernel refuses; not when there is none.
+    """
+    body = _header(interface, side) + attribute(_KIND, terminated("bpf"))
+    _remove(rtnl, message(RTM_DELTFILTER, NLM_F_ACK, body), interface)
+    if not any(filters(rtnl, interface, each) for each in Side):
+        qdisc = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0)
+        _remove(rtnl, message(RTM_DELQDISC, NLM_F_ACK, qdisc + attribute(_KIND, terminated("clsact"))), interface)
+
+
+def filters(rtnl: Socket, interface: int, side: Side) -> tuple[Filter, ...]:
+    """
+    Return the filters at an interface; none when it does not exist.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    header = _HEADER.pack(socket.AF_UNSPEC, interface, 0, side, 0)
+    bodies = rtnl.dump_bodies(message(RTM_GETTFILTER, NLM_F_DUMP, header), _HEADER.size, "list the filters")
+    found = (_filter(body) for body in bodies)
+    return tuple(sorted({each for each in found if each is not None}))
+
+
+def _filter(body: bytes) -> Filter | None:
+    *_, info = _HEADER.unpack_from(body)
+    parts = attribute_map(body, _HEADER.size)
+    if _OPTIONS not in parts:
+        # The head of the filters of a priority.
+        return None
+    kind = text(parts.get(_KIND, b""))
+    options = attribute_map(parts[_OPTIONS]) if kind == "bpf" else {}
+    return Filter(info >> 16, kind, text(options.get(_NAME, b"")), native_number(options.get(_ID, b"")))
+
+
+def _header(interface: int, side: Side) -> bytes:
+    return _HEADER.pack(socket.AF_UNSPEC, interface, _HANDLE, side, PRIORITY << 16 | socket.htons(_IPV4))
+
+
+def _remove(rtnl: Socket, request: bytes, interface: int) -> None:
+    try:
+        rtnl.execute([Request(request, "the filter")], f"remove a program from interface {interface}")
+    except KernelError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            raise
