@@ -15,6 +15,7 @@ from typing import Annotated
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cpm.protocol.bounds import MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES, Duration, WishedNumber, Word
+from cpm.protocol.event_kinds import JOURNAL, NODES
 from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
@@ -24,13 +25,9 @@ VM_STATES = ("active", "starting", "growing", "waiting", "claimed", "misrouted",
 NODE_STATES = (
     "connected", "away", "fenced", "out of service", "not answering", "waiting for approval", "revoked",
 )  # fmt: skip
-EVENT_NAMES = (
-    "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
-    "recovered", "short", "supplied", "limited", "within limits", "claimed", "own-port", "violation", "cut",
-    "clock-set",
-)  # fmt: skip
+EVENT_NAMES = tuple(kind.name for kind in JOURNAL)
 """Those of the journal."""
-NODE_EVENT_NAMES = ("in-service", "out-of-service", "fenced", "unfenced", "silent", "reporting")
+NODE_EVENT_NAMES = tuple(kind.name for kind in NODES)
 
 
 def hyphenated(words: Iterable[str]) -> tuple[str, ...]:

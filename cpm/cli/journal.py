@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cpm.cli import render
+from cpm.protocol.event_kinds import JOURNAL, clock_set_text
 
 if TYPE_CHECKING:
     from cpm.api.views import EventView
@@ -19,12 +20,7 @@ HEADER = ("Seq", "Time", "Event", "Name", "UUID", "Node", "External address", "P
 WIDTHS = (6, 25, 10, 12, 36, 10, 16, 11)
 """Widths of columns while following, when the widest value is not known yet."""
 
-
-EVENTS = (
-    "reserved", "active", "draining", "held", "resized", "trimmed", "merged", "freed", "moved", "updated", "exhausted",
-    "recovered", "short", "supplied", "limited", "within-limits", "claimed", "own-port", "violation", "cut",
-    "clock-set",
-)  # fmt: skip
+EVENTS = tuple(kind.word for kind in JOURNAL)
 """As they are written in commands."""
 
 
@@ -37,8 +33,7 @@ def add_events(verb: argparse.ArgumentParser) -> None:
 def row(view: EventView) -> tuple[object, ...]:
     """Return the cells of one entry."""
     if view.first_port is None or view.last_port is None:
-        by_s = view.clock_set_by_s or 0.0
-        what = f"manager's clock {'forward' if by_s > 0 else 'back'} {abs(by_s):.1f} s"
+        what = clock_set_text(view.clock_set_by_s or 0.0)
         return (view.seq, render.moment(view.at), view.event, what, "", "", "", "")
     ports = render.ports(view.first_port, view.last_port)
     return (view.seq, render.moment(view.at), view.event, view.name, view.uuid, view.node, view.external_address, ports)

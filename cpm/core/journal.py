@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from cpm.core.timeline import Timeline
+from cpm.protocol.event_kinds import CLOCK_SET, JOURNAL
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -110,20 +111,7 @@ class NodeEvent(enum.StrEnum):
     """It reports again."""
 
 
-NOTICES = frozenset(
-    {
-        JournalEvent.EXHAUSTED,
-        JournalEvent.RECOVERED,
-        JournalEvent.SHORT,
-        JournalEvent.SUPPLIED,
-        JournalEvent.LIMITED,
-        JournalEvent.WITHIN_LIMITS,
-        JournalEvent.CLAIMED,
-        JournalEvent.CUT,
-        JournalEvent.VIOLATION,
-        JournalEvent.OWN_PORT,
-    }
-)
+NOTICES = frozenset(JournalEvent(kind.name) for kind in JOURNAL if kind.is_notice and kind.name != CLOCK_SET)
 """Events about an allocation that do not change it."""
 
 

@@ -19,11 +19,11 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from cpm.api.views import EventView
 from cpm.core.spans import span
 from cpm.page import chart, port_map
+from cpm.protocol import event_kinds
 from cpm.protocol.escaping import escaped
-from cpm.queries.site_views import AddressPage, EventList, Frame, Overview, VMList, VMPage
+from cpm.queries.site_views import AddressPage, EventList, Events, Frame, Overview, VMList, VMPage
 
 HTML: Final = "text/html"
 
@@ -42,9 +42,6 @@ _TEMPLATES: Final = {
     each.name: each.read_text("utf-8") for each in (_FILES / "templates").iterdir() if each.name.endswith(".html")
 }
 
-WARNINGS: Final = frozenset(("exhausted", "short", "limited", "claimed", "cut", "violation", "own-port"))
-"""Events that somebody should look at."""
-
 _VIEWS: Final = {
     Overview: "overview.html",
     AddressPage: "address.html",
@@ -59,9 +56,9 @@ def pages(view: Overview | AddressPage | VMPage | VMList | EventList) -> Iterato
     yield from _ENVIRONMENT.get_template(_VIEWS[type(view)]).generate(page=view, frame=view.frame)
 
 
-def event_rows(events: tuple[EventView, ...]) -> Iterator[str]:
+def event_rows(events: Events) -> Iterator[str]:
     """Yield a table of events, for the script that moves its rows to the one of a page."""
-    yield from _ENVIRONMENT.get_template("event_update.html").generate(events=events)
+    yield from _ENVIRONMENT.get_template("event_update.html").generate(events=events.rows, place=events.place)
 
 
 def problem(frame: Frame | None, title: str, text: str) -> Iterator[str]:
@@ -114,7 +111,11 @@ def _environment() -> jinja2.Environment:
         maps=port_map,
         share=_share,
         states=port_map.STATES,
-        warnings=WARNINGS,
+        clock_set_text=event_kinds.clock_set_text,
+        journal_kinds=event_kinds.JOURNAL,
+        meanings=event_kinds.MEANINGS,
+        node_kinds=event_kinds.NODES,
+        warnings=event_kinds.WARNINGS,
     )
     # Compiled now: while a page is made, others wait for their turn.
     for name in _TEMPLATES:

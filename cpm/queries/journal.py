@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from ipaddress import IPv4Address
-from typing import Final
 
 from cpm.api import handlers, operations
 from cpm.api.parameters import EVERYTHING, Patterns
@@ -17,12 +16,10 @@ from cpm.core.journal import JournalEntry, PortOwner, Selection
 from cpm.core.timeline import Step
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import NotFound
+from cpm.protocol.event_kinds import CLOCK_SET
 from cpm.protocol.model import DomainUUID, NodeName
 from cpm.protocol.walltime import UtcSeconds, WallTime
 from cpm.queries import pages
-
-CLOCK_SET: Final = "clock-set"
-"""The event of the line that says that somebody set the manager's wall clock."""
 
 
 @handlers.journal_query(operations.WHOIS)

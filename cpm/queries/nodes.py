@@ -6,14 +6,14 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from types import MappingProxyType
 from typing import Any, Final
 
 from cpm.api import handlers, operations
 from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import ApprovalView, AskedView, NodeEventView, NodeView
-from cpm.core.journal import Selection
+from cpm.core.journal import NodeEntry, Selection
 from cpm.core.manager import Manager
 from cpm.core.membership import Asked
 from cpm.core.rollout.node_sync import NodeSync
@@ -93,10 +93,12 @@ def node_events(
     :raise LedgerError: When the ledger cannot be read.
     """
     fits = lambda entry: node.fit(entry.node) and (not event or entry.event in event)  # noqa: E731
-    return [
-        NodeEventView(entry.seq, entry.at.seconds, entry.node, entry.event, entry.why)
-        for entry in journal.node_events(limit, Selection(before, begin, end, fits))
-    ]
+    return event_views(journal.node_events(limit, Selection(before, begin, end, fits)))
+
+
+def event_views(entries: Iterable[NodeEntry]) -> list[NodeEventView]:
+    """Return entries of the record of nodes as views."""
+    return [NodeEventView(each.seq, each.at.seconds, each.node, each.event, each.why) for each in entries]
 
 
 def node_view(manager: Manager, node: Node, now: float) -> NodeView:

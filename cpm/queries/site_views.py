@@ -11,16 +11,28 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, TypeVar
 
-from cpm.api.views import AddressDetail, AddressView, DomainDetail, DomainView, EventView, NodeView, StatusView
+from cpm.api.views import (
+    AddressDetail,
+    AddressView,
+    DomainDetail,
+    DomainView,
+    EventView,
+    NodeEventView,
+    NodeView,
+    StatusView,
+)
+from cpm.core.journal import JournalEntry
 from cpm.core.manager import Manager
 from cpm.core.port_series import Curve, PortSeries, Sample
+from cpm.core.timeline import Timeline
+from cpm.protocol.bounds import whole_number
 from cpm.protocol.model import VM, AllocationState
 from cpm.protocol.walltime import UtcSeconds
-from cpm.queries import explain_facts, nodes, pool, status, vms
+from cpm.queries import explain_facts, journal, nodes, pool, status, vms
 from cpm.queries.status import About
 
 MAPS: Final = 16
@@ -35,6 +47,10 @@ MOST_EVENTS: Final = 500
 """Entries on the page of events."""
 PIECE: Final = 100
 """VMs after which others have their turn: about a millisecond."""
+
+NODE_EVENTS: Final = 100
+"""Entries of the record of nodes on the page of events."""
+_MOST_SEQ: Final = 2**62
 
 _T = TypeVar("_T")
 Turns = Generator[None, None, _T]
@@ -87,6 +103,38 @@ class Frame:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the stream of events: what was seen before it."""
+
+    seq: int = 0
+    """Position of the last entry of the journal."""
+    clock_sets: int = 0
+    """How often the manager's wall clock was set."""
+
+    def __str__(self) -> str:
+        return f"{self.seq}-{self.clock_sets}"
+
+    @staticmethod
+    def parse(text: str) -> Place:
+        """Return the place of a text; what is none counts as the beginning."""
+        numbers = [whole_number(part, _MOST_SEQ) or 0 for part in (*text.split("-"), "", "")[:2]]
+        return Place(*numbers)
+
+
+BEGIN: Final = Place()
+"""Nothing was seen yet."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Events:
+    """Entries of the journal, and when somebody set the wall clock between them; the newest first."""
+
+    rows: tuple[EventView, ...]
+    place: Place
+    """Where the stream goes on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Overview:
     """The first page."""
 
@@ -99,8 +147,7 @@ class Overview:
     vms: tuple[VMRow, ...]
     """Those that hold most ports."""
     nodes: tuple[NodeView, ...]
-    events: tuple[EventView, ...]
-    """The newest first."""
+    events: Events
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,10 +186,12 @@ class VMList:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EventList:
-    """Entries of the journal, the newest first."""
+    """What happened, to VMs and to nodes."""
 
     frame: Frame
-    events: tuple[EventView, ...]
+    events: Events
+    nodes: tuple[NodeEventView, ...]
+    """The newest first."""
 
 
 def frame(manager: Manager, about: About, now: float) -> Frame:
@@ -152,13 +201,28 @@ def frame(manager: Manager, about: About, now: float) -> Frame:
     return Frame(manager.fleet.utc(now), about.version, tuple(problems))
 
 
-def overview(
-    manager: Manager, about: About, now: float, events: tuple[EventView, ...], leaf: int = 1
-) -> Turns[Overview]:
+def events(entries: Sequence[JournalEntry], timeline: Timeline, most: int, after: Place = BEGIN) -> Events:
+    """
+    Return what is newer than a place.
+
+    :param entries: The newest entries of the journal, the oldest first.
+    :param timeline: Says when the wall clock was set; what was before the first entry is left out.
+    :param most: How many at most.
+    """
+    first = entries[0].seq if entries else 0
+    sets = timeline.steps_after(-1)
+    views = [(seq, 0, journal.clock_set(seq - 1, step)) for seq, step in sets[after.clock_sets :] if seq >= first]
+    views += [(each.seq, 1, each) for each in journal.events(entries) if each.seq > after.seq]
+    views.sort(key=lambda each: each[:2], reverse=True)
+    newest = entries[-1].seq if entries else after.seq
+    return Events(tuple(view for _, _, view in views[:most]), Place(newest, len(sets)))
+
+
+def overview(manager: Manager, about: About, now: float, events: Events, leaf: int = 1) -> Turns[Overview]:
     """
     Return the first page.
 
-    :param events: The newest entries of the journal, the newest first.
+    :param events: The newest ones.
     :param leaf: Which of the pages with maps.
     """
     known = sorted(manager.fleet.space.addresses, key=lambda each: int(each.address))

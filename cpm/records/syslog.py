@@ -6,24 +6,17 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
-from cpm.core.journal import JournalEntry, JournalEvent
+from cpm.core.journal import JournalEntry
 from cpm.protocol.escaping import escaped
+from cpm.protocol.event_kinds import JOURNAL, NODES
 from cpm.records.lines import fields
 
 DAEMON: Final = 3
 """The facility."""
-ERROR, WARNING, INFO = 3, 4, 6
 STRUCTURE: Final = "virt-ports@32473"
 """We have no enterprise number; 32473 is the one for documentation (RFC 5612)."""
 
-_SEVERITIES: Final = {
-    JournalEvent.VIOLATION: ERROR,
-    JournalEvent.EXHAUSTED: WARNING,
-    JournalEvent.SHORT: WARNING,
-    JournalEvent.LIMITED: WARNING,
-    JournalEvent.CLAIMED: WARNING,
-    JournalEvent.CUT: WARNING,
-}
+_SEVERITIES: Final = {kind.name: kind.severity for kind in (*JOURNAL, *NODES)}
 _NOT_IN_NAMES: Final = re.compile(r"[^\x21-\x7e]")
 
 
@@ -34,7 +27,7 @@ def message(entry: JournalEntry, host: str) -> bytes:
     :param host: The name of this machine.
     """
     moment = datetime.fromtimestamp(entry.at.seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    priority = DAEMON * 8 + _SEVERITIES.get(entry.event, INFO)
+    priority = DAEMON * 8 + _SEVERITIES[entry.event]
     header = f"<{priority}>1 {moment} {_word(host, 255)} cpmd - {_word(entry.event.value.replace(' ', '-'), 32)}"
     parameters = " ".join(f'{name}="{_value(str(value))}"' for name, value in fields(entry).items())
     text = f"VM {escaped(entry.name)} on {escaped(entry.node)}: {entry.external} {entry.ports} {entry.event.value}"

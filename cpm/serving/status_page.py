@@ -14,15 +14,14 @@ from ipaddress import AddressValueError, IPv4Address
 from typing import Final, TypeVar
 
 from cpm.api.page_server import File
-from cpm.api.views import EventView
 from cpm.core.manager import Manager
 from cpm.core.port_series import PERIOD_S, PortSeries
 from cpm.ledger import JournalReader
 from cpm.page import rendering
 from cpm.protocol.bounds import whole_number
 from cpm.protocol.errors import NotFound
-from cpm.queries import journal, pool, site_views, vms
-from cpm.queries.site_views import AddressPage, EventList, Turns
+from cpm.queries import journal, nodes, pool, site_views, vms
+from cpm.queries.site_views import AddressPage, EventList, Events, Place, Turns
 from cpm.queries.status import About
 from cpm.serving.journal_thread import JournalThread
 
@@ -30,7 +29,6 @@ FIND_CHARACTERS: Final = 100
 """Of what is looked for among VMs."""
 
 _MOST_LEAVES: Final = 1_000_000
-_MOST_SEQ: Final = 2**62
 
 _View = TypeVar("_View", site_views.Overview, site_views.VMList, site_views.VMPage)
 
@@ -128,19 +126,21 @@ class StatusPage:
     async def _events(self, query: Mapping[str, str]) -> Iterator[str]:
         del query
         events = await self._newest(site_views.MOST_EVENTS)
-        return rendering.pages(EventList(site_views.frame(self._manager(), self._about, self._now()), events))
+        entries = await self._journal.read(JournalReader.node_events, site_views.NODE_EVENTS)
+        of_nodes = tuple(reversed(nodes.event_views(entries)))
+        return rendering.pages(EventList(site_views.frame(self._manager(), self._about, self._now()), events, of_nodes))
 
     async def _event_rows(self, query: Mapping[str, str]) -> Iterator[str]:
-        after = _number(query, "after", _MOST_SEQ)
-        events = await self._newest(site_views.MOST_EVENTS)
-        return rendering.event_rows(tuple(event for event in events if event.seq > after))
+        after = Place.parse(query.get("after", ""))
+        return rendering.event_rows(await self._newest(site_views.MOST_EVENTS, after))
 
-    async def _newest(self, count: int) -> tuple[EventView, ...]:
-        """Return the newest entries of the journal, the newest first."""
+    async def _newest(self, count: int, after: Place = site_views.BEGIN) -> Events:
+        """Return what happened last, and after a place."""
 
-        def read(reader: JournalReader) -> tuple[EventView, ...]:
+        def read(reader: JournalReader) -> Events:
             latest = reader.latest_seq()
-            return tuple(reversed(journal.events(reader.events(max(0, latest - count), count))))
+            entries = reader.events(max(0, latest - count), count)
+            return site_views.events(entries, reader.timeline(), count, after)
 
         return await self._journal.read(read)
 

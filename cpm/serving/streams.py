@@ -14,6 +14,7 @@ from cpm.core.journal import JournalEntry, Selection
 from cpm.core.timeline import Step, Timeline
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import InvalidRequest
+from cpm.protocol.event_kinds import CLOCK_SET
 from cpm.protocol.walltime import WallTime
 from cpm.queries import journal
 from cpm.serving.decision_loop import DecisionLoop
@@ -111,7 +112,7 @@ async def events(
     :raise LedgerError: When the ledger cannot be read.
     """
     selection = Selection(before, begin, end, journal.fitting(vm, node, event))
-    has_sets = not event or journal.CLOCK_SET in event
+    has_sets = not event or CLOCK_SET in event
     position, sent, clock = after or 0, 0, _ClockSets(after or 0, is_wanted=has_sets)
     if after is None:
         position, newest = await feeds.journal.read(_newest, limit, selection)

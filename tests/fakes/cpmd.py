@@ -56,12 +56,14 @@ class Time:
 
     def __init__(self) -> None:
         self.passed_s = 0.0
+        self.set_by_s = 0.0
+        """By which somebody set the wall clock."""
 
     def now(self) -> float:
         return SINCE_BOOT_S + self.passed_s
 
     def wall(self) -> WallTime:
-        return WallTime(UtcSeconds(NOW + self.passed_s))
+        return WallTime(UtcSeconds(NOW + self.passed_s + self.set_by_s))
 
 
 class Site:

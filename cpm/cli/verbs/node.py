@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cpm.cli import asking, parsing, render
 from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS
 from cpm.protocol.errors import NotFound
+from cpm.protocol.event_kinds import NODES
 from cpm.protocol.model import Role
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ _COLOURS = {
     "revoked": render.Colour.GREY,
 }
 _STATES = tuple(state.replace(" ", "-") for state in _COLOURS)
-_EVENTS = ("in-service", "out-of-service", "fenced", "unfenced", "silent", "reporting")
+_EVENTS = tuple(kind.word for kind in NODES)
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 

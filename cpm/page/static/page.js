@@ -32,7 +32,7 @@
     const fresh = [...page.querySelectorAll("tr[data-seq]")];
     if (!fresh.length) return;
     hasNews = true;
-    rows.dataset.after = fresh[0].dataset.seq;
+    rows.dataset.after = page.querySelector("tbody").dataset.after;
     rows.querySelectorAll("tr:not([data-seq])").forEach((row) => row.remove());
     fresh.forEach((row) => row.classList.add("new"));
     rows.prepend(...fresh.map((row) => document.adoptNode(row)));

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import aiohttp
 import pytest
+import trustme
 
 from cpm.api import bounded_listener
 from cpm.api.page_server import HEADERS, MOST_CONNECTIONS, File, PageServer, is_known_host
 from cpm.protocol.errors import NotFound
 from cpm.service.metrics.settings import Listen
+
+PLAIN = Listen(address="127.0.0.1:0")
 
 
 class Pages:
@@ -44,8 +49,8 @@ class Pages:
 
 
 @contextlib.asynccontextmanager
-async def serving(pages: Pages, names: tuple[str, ...] = ()) -> AsyncIterator[str]:
-    server = PageServer(Listen(address="127.0.0.1:0"), names, pages)
+async def serving(pages: Pages, names: tuple[str, ...] = (), listen: Listen = PLAIN) -> AsyncIterator[str]:
+    server = PageServer(listen, names, pages)
     task = asyncio.create_task(server.run())
     try:
         async with asyncio.timeout(30):
@@ -144,3 +149,43 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
             assert await asyncio.wait_for(reader.read(), 30) == b""
         for each in (writer, *(other for _, other in held)):
             each.close()
+
+
+@pytest.mark.parametrize("asks_for_certificates", [False, True])
+async def test_it_speaks_https_and_admits_whom_the_settings_say(tmp_path: Path, *, asks_for_certificates: bool) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client_ca = str(tmp_path / "ca.pem") if asks_for_certificates else None
+    listen = Listen("127.0.0.1:0", str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), client_ca)
+
+    def browser(by: trustme.CA | None) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        if by is not None:
+            by.issue_cert("browser").configure_cert(context)
+        return context
+
+    async with serving(Pages(), listen=listen) as url, aiohttp.ClientSession() as http:
+        secure = url.replace("http://127.0.0.1", "https://localhost")
+        async with http.get(secure, ssl=browser(authority)) as answer:
+            assert (answer.status, await answer.text()) == (200, "<p>ports" * 2000)
+            assert HEADERS.items() <= dict(answer.headers).items()
+        with pytest.raises((aiohttp.ClientError, ConnectionError)):
+            await http.get(url)
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await http.get(secure)  # by the CAs of the system
+        for other in (browser(None), browser(stranger)):
+            if asks_for_certificates:
+                with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                    await http.get(secure, ssl=other)
+            else:
+                async with http.get(secure, ssl=other) as answer:
+                    assert answer.status == 200
+
+
+def test_a_certificate_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        PageServer(Listen("127.0.0.1:0", str(tmp_path / "no.pem"), str(tmp_path / "no.key")), (), Pages())

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from bench.tick import Fleet
 from cpm.api import views
 from cpm.api.parameters import Patterns
-from cpm.core.journal import JournalEvent, NodeEvent
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.messages import Attach
 from cpm.protocol.model import DomainUUID, NodeName
-from cpm.queries import journal, nodes, pages, pool, vms
+from cpm.queries import nodes, pages, pool, vms
 
 NAMES = st.sets(st.text("ab:", max_size=2), max_size=12)
 
@@ -123,17 +122,9 @@ def test_addresses_are_chosen_sorted_and_come_in_pages(fleet: Fleet) -> None:
         assert [key(view) for view in sorted_views] == sorted(key(view) for view in sorted_views)
 
 
-def test_the_words_of_requests_are_all_states_and_events() -> None:
-    assert set(views.EVENT_NAMES) == {event.value for event in JournalEvent} | {journal.CLOCK_SET}
-    assert set(views.NODE_EVENT_NAMES) == {event.value for event in NodeEvent}
-
-
 def test_the_command_line_has_the_same_words() -> None:
-    from cpm.cli import journal as journal_lines
     from cpm.cli.verbs import list as list_verb
     from cpm.cli.verbs import node
 
-    assert views.hyphenated(views.EVENT_NAMES) == journal_lines.EVENTS
-    assert node._EVENTS == views.NODE_EVENT_NAMES
     assert set(list_verb._STATES) == set(views.hyphenated(views.VM_STATES))
     assert set(node._STATES) == set(views.hyphenated(views.NODE_STATES))

@@ -178,3 +178,41 @@ async def test_without_an_address_there_is_no_page_and_no_sample() -> None:
     async with cpmd.running() as site:
         assert site.cpmd.page is None
         assert not [task for task in asyncio.all_tasks() if task.get_name() in ("page", "curves")]
+
+
+async def test_that_the_clock_was_set_is_an_event_told_once(site: PageSite) -> None:
+    def place(html: str) -> str:
+        [found] = [attributes["data-after"] for _, attributes in Outline(html).tags if "data-after" in attributes]
+        assert found is not None
+        return found
+
+    before = place(await read(site, ""))
+    site.site.time.set_by_s = -30.0
+    await site.tick()
+    for path in ("", "events", f"event-rows?after={before}"):
+        html = await read(site, path)
+        assert "manager's clock back 30.0 s" in Outline(html).text, path
+        assert 'chip alarm" title="Somebody set' in html
+    fresh = await read(site, f"event-rows?after={before}")
+    assert len(re.findall("<tr data-seq", fresh)) == 1
+    assert "<tr data-seq" not in await read(site, f"event-rows?after={place(fresh)}")
+    await site.stop_vm("web1")
+    later = Outline(await read(site, f"event-rows?after={place(fresh)}")).text
+    assert "draining" in later
+    assert "clock" not in later
+    html = await read(site, "events")
+    positions = [int(attributes["data-seq"] or 0) for _, attributes in Outline(html).tags if "data-seq" in attributes]
+    assert positions == sorted(positions, reverse=True)
+
+
+@pytest.mark.parametrize("place", ["", "x", "-1", "1-x", "1-2-3", "9" * 400, "0-99999"])
+async def test_a_place_that_is_none_is_no_error(site: PageSite, place: str) -> None:
+    assert "<tbody" in await read(site, f"event-rows?after={place}")
+
+
+async def test_what_became_of_nodes_is_on_the_page_of_events(site: PageSite) -> None:
+    await site.lose_edge()
+    await site.pass_time(2)
+    text = " ".join(Outline(await read(site, "events")).text.split())
+    assert re.search(r"out-of-service ?edge2 ?it has been away for \d+ seconds", text)
+    assert "Hosts send no packets to this edge any more." in text
