@@ -8,6 +8,7 @@ of a private key, of the ledger or of other software's configuration is in it. T
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import re
 import socket
 import tarfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -42,9 +43,21 @@ _MASKED: Final = "(masked)"
 _SECRET: Final = re.compile(r"secret|token|passw|credential|auth|(?:^|_)key|webhook|cookie", re.I)
 _IN_URL: Final = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@]*@")
 _QUERY: Final = re.compile(r"(?P<url>\bhttps?://[^\s?\"']+)\?[^\s\"']+")
-_KEY_BLOCK: Final = re.compile(r"-----BEGIN [^-]*PRIVATE KEY-----.*?(?:-----END [^-]*PRIVATE KEY-----|\Z)", re.S)
+_KEY_BLOCK: Final = re.compile(
+    r"-----BEGIN [^-]*PRIVATE KEY[^-]*-----.*?(?:-----END [^-]*PRIVATE KEY[^-]*-----|\Z)", re.S
+)
+_SAID: Final = re.compile(
+    r"(?P<name>\b[\w-]*(?:authorization|passw(?:or)?d|token|secret|credential|api[_-]?key|cookie)[\w-]*[\"']?\s*[:=]\s*)"
+    r"(?:(?:bearer|basic|digest)\s+)?(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,;\"']+)",
+    re.I,
+)
+"""What a log says of a secret: ``password=…``, ``Authorization: Bearer …``."""
+_BEARER: Final = re.compile(r"(?P<name>\bbearer\s+)[\w.~+/=-]{8,}", re.I)
 _PACKAGES: Final = re.compile(r"^(?:libvirt|qemu|nftables|iptables|docker|firewalld|ufw|linux-image|systemd$|python3$)")
 _UNITS: Final = ("natd", "cpmd", "libvirtd", "virtqemud")
+_SHORTEST: Final = 6
+"""Characters of a value that is looked for in journals: shorter ones are in every text."""
+_MOST_TOKEN: Final = 4096
 _ENTRIES: Final = 2000
 _EVENTS: Final = 1000
 _MODE: Final = 0o600
@@ -78,15 +91,16 @@ def collect(sources: Sources, say: Callable[[str], None], *, is_anonymous: bool 
     documents |= {f"manager/{name}.json": answer for name, answer in answers.items()}
     documents |= configuration
     documents |= {"kernel/ours.json": ours, "kernel/others.json": _others(facts)}
+    known = _secrets(sources)
     for name, document in documents.items():
         document = document if names is None else names.value(document)
-        yield Member(name, _clean(json.dumps(document, indent=2, ensure_ascii=False) + "\n"))
+        yield Member(name, _clean(json.dumps(document, indent=2, ensure_ascii=False) + "\n", known))
     # A journal may name VMs that nobody knows any more.
     for unit in _UNITS if names is None else ():
         say(f"journal of {unit}")
         text = "".join(f"{entry.at:.3f} {entry.message}\n" for entry in _journal(unit))
         if text:
-            yield Member(f"journal/{unit}.txt", _clean(text))
+            yield Member(f"journal/{unit}.txt", _clean(_SAID.sub(_masked_value, text), known))
 
 
 def write(members: Iterator[Member], file: io.BufferedIOBase | Any, at: float, folder: str) -> int:
@@ -117,9 +131,20 @@ def create(path: Path) -> io.BufferedWriter:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE), "wb")
 
 
-def _clean(text: str) -> str:
-    """Return a text without anything that looks like a private key, and URLs without passwords and queries."""
+def _masked_value(found: re.Match[str]) -> str:
+    return f"{found['name']}{_MASKED}"
+
+
+def _clean(text: str, secrets: Iterable[str]) -> str:
+    """
+    Return a text without anything that looks like a private key, and URLs without passwords and queries.
+
+    :param secrets: What is known to be secret, wherever it is.
+    """
     text = _KEY_BLOCK.sub(_MASKED, text)
+    for secret in secrets:
+        text = text.replace(secret, _MASKED)
+    text = _BEARER.sub(_masked_value, text)
     return _QUERY.sub(rf"\g<url>?{_MASKED}", _IN_URL.sub(rf"\g<scheme>{_MASKED}@", text))
 
 
@@ -213,6 +238,47 @@ def _configuration(sources: Sources) -> dict[str, Any]:
     pairs = {key.strip(): value.strip() for key, sign, value in lines if sign and not key.lstrip().startswith("#")}
     found["configuration/hook.json"] = _masked(pairs)
     return found
+
+
+def _secrets(sources: Sources) -> list[str]:
+    """
+    Return the values that the configuration masks, and what is in files that it names as secret, the longest first.
+
+    They may be in journals: a program that cannot reach a URL says which.
+    """
+    found: set[str] = set()
+    for path in (sources.natd, sources.cpmd):
+        text = files.text(path)
+        with contextlib.suppress(tomllib.TOMLDecodeError, ValueError, RecursionError):
+            found |= set(_secret_values(tomllib.loads(text[:MAX_LENGTH]))) if isinstance(text, str) else set()
+    values = {text for value in found for text in _with_content(value)}
+    values |= {json.dumps(text, ensure_ascii=False)[1:-1] for text in values}
+    return sorted((text for text in values if len(text) >= _SHORTEST), key=len, reverse=True)
+
+
+def _secret_values(value: Any, *, is_secret: bool = False) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _secret_values(each, is_secret=is_secret or _SECRET.search(name) is not None)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _secret_values(each, is_secret=is_secret)
+    elif is_secret and isinstance(value, str):
+        yield value
+
+
+def _with_content(value: str) -> Iterator[str]:
+    """Yield a secret, and of a URL its parts; of the path of a file, which is none, each line of the file."""
+    if not value.startswith("/"):
+        yield value
+        with contextlib.suppress(ValueError):
+            url = urlsplit(value)
+            yield from filter(None, (url.path.strip("/"), url.query, url.username, url.password))
+        return
+    text = files.text(Path(value))
+    if isinstance(text, str):
+        lines = map(str.strip, text[:_MOST_TOKEN].splitlines())
+        yield from (line for line in lines if not line.startswith("-----"))
 
 
 def _masked(value: Any, key: str = "") -> Any:

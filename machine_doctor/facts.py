@@ -237,7 +237,7 @@ class HookFacts:
     """Why it does not run, with a remedy; empty: it runs."""
     apparmor_profiles: Mapping[str, str] | Unread = dataclasses.field(default_factory=dict)
     """Text of the profiles of libvirt's daemons, by path."""
-    selinux_enforces: bool = False
+    selinux_enforces: bool | Unread = False
     reloaded: float | None = None
     """When systemd last reloaded libvirt's daemon; None: not known."""
 

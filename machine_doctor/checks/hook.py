@@ -167,7 +167,7 @@ def apparmor(facts: Facts) -> Verdict:
 def selinux(facts: Facts) -> Verdict:
     """Judge the hook's label."""
     there, file = _installed(facts)
-    if not there.selinux_enforces:
+    if not known(there.selinux_enforces):
         raise NotApplicable("SELinux does not enforce")
     if file.label is None:
         raise CannotTell(f"cannot read the label of {file.path}")

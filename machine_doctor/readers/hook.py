@@ -40,9 +40,17 @@ def hook(root: Path, processes: tuple[Process, ...]) -> HookFacts | Unread:
         folders,
         _fails(path, file, folders) if file is not None else "",
         _profiles(root),
-        files.line(root / "sys/fs/selinux/enforce") == "1",
+        _enforces(root / "sys/fs/selinux/enforce"),
         journal.last_reload(daemon) if daemon is not None and root == Path("/") else None,
     )
+
+
+def _enforces(path: Path) -> bool | Unread:
+    """Say whether SELinux enforces. Without SELinux the folder is not there, or empty; the file ends in no newline."""
+    if not files.is_there(path):
+        return False
+    found = files.text(path)
+    return found if isinstance(found, Unread) else found.strip() == "1"
 
 
 def _is_ours(path: Path) -> bool | None:

@@ -6,11 +6,16 @@ import io
 import json
 import stat
 import tarfile
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Struct
 
+import cpm.settings
+import natctl.settings
 from cpm.api.views import DomainView
 from cpm.protocol.model import DomainUUID, NodeName
 from machine_doctor import bundle
@@ -176,3 +181,140 @@ def test_versions_of_packages_that_matter(tmp_path: Path) -> None:
     )
     assert dict(bundle._packages(status)) == {"libvirt-daemon": "9.0"}
     assert dict(bundle._packages(tmp_path / "none")) == {}
+
+
+# Every kind of secret that a site has, each with a text of its own, so that a leak says which it was.
+
+PLANTED = {
+    kind: f"{kind}-{number * 7919:06x}c0ffee"
+    for number, kind in enumerate((
+        "listen-key", "page-key", "metrics-key", "node-key", "webhook-user", "webhook-password", "webhook-path",
+        "webhook-query", "webhook-token", "url-password", "libvirt-password", "comment", "journal-password",
+        "journal-bearer", "journal-header", "journal-json", "journal-pem",
+    ), 17)
+}  # fmt: skip
+HOOK_URL = "https://{webhook-user}:{webhook-password}@hooks.example.net/services/{webhook-path}?t={webhook-query}"
+
+
+def planted(text: str) -> str:
+    for kind, secret in PLANTED.items():
+        text = text.replace(f"{{{kind}}}", secret)
+    return text
+
+
+def pem(kind: str, name: str = "PRIVATE KEY") -> str:
+    return planted(f"-----BEGIN {name}-----\n{{{kind}}}\n-----END {name}-----\n")
+
+
+SAID = (
+    f"cannot deliver events to webhook: Cannot connect to {HOOK_URL}",
+    "the server at https://hooks.example.net/services/{webhook-path} answers 500",
+    "posting with {webhook-token}",
+    "qemu: -spice password={journal-password},port=5900",
+    "GET / Authorization: Bearer {journal-header}",
+    "sent Bearer {journal-bearer} to the proxy",
+    '{"api_token": "{journal-json}"}',
+    "cannot read {folder}/page.key: Permission denied",
+    "-----BEGIN EC PRIVATE KEY-----",
+    "{journal-pem}",
+    "-----END EC PRIVATE KEY-----",
+    "the line after it",
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sources:
+    """A machine with TLS keys, tokens, a webhook with credentials, and programs that talk too much."""
+    for name in ("listen", "page", "metrics", "node"):
+        (tmp_path / f"{name}.key").write_text(pem(f"{name}-key"))
+    (tmp_path / "token").write_text(planted("{webhook-token}\n"))
+    (tmp_path / "cpmd.toml").write_text(planted(
+        f'''# {{comment}}
+[listen]
+address = "172.30.0.2:7414"
+certificate = "{tmp_path}/listen.pem"
+key = "{tmp_path}/listen.key"
+ca = "{tmp_path}/ca.pem"
+[metrics]
+address = "127.0.0.1:9417"
+certificate = "{tmp_path}/metrics.pem"
+key = "{tmp_path}/metrics.key"
+[page]
+certificate = "{tmp_path}/page.pem"
+key = "{tmp_path}/page.key"
+[events]
+webhook = "{HOOK_URL}"
+webhook_token_file = "{tmp_path}/token"
+'''
+    ))  # fmt: skip
+    (tmp_path / "natd.toml").write_text(planted(
+        f'''underlay_address = "172.30.0.11"
+roles = ["host"]
+[manager]
+url = "https://operator:{{url-password}}@172.30.0.2:7414"
+certificate = "{tmp_path}/node.pem"
+key = "{tmp_path}/node.key"
+[host]
+uplinks = ["eth1"]
+libvirt = "qemu+tcp://root:{{libvirt-password}}@localhost/system"
+'''
+    ))  # fmt: skip
+    monkeypatch.setattr(bundle, "_HOOK_CONF", tmp_path / "hook.conf")
+    said = [journal.Entry(at, planted(text.replace("{folder}", str(tmp_path)))) for at, text in enumerate(SAID)]
+    monkeypatch.setattr(journal, "newest", lambda matches, most: said)
+    return Sources(str(tmp_path / "none.sock"), tmp_path / "natd.toml", tmp_path / "cpmd.toml")
+
+
+@pytest.mark.parametrize("is_anonymous", [False, True])
+def test_no_secret_of_any_kind_is_in_it(site: Sources, is_anonymous: bool) -> None:
+    found = collected(site, is_anonymous=is_anonymous)
+    leaks = {(kind, name) for kind, secret in PLANTED.items() for name, text in found.items() if secret in text}
+    assert leaks == set()
+    assert any(name.startswith("journal/") for name in found) != is_anonymous
+
+
+def test_what_is_said_around_a_secret_stays(site: Sources) -> None:
+    said = collected(site)["journal/cpmd.txt"]
+    for words in (
+        "cannot deliver events to webhook",
+        "answers 500",
+        "port=5900",
+        "Permission denied",
+        "the line after it",
+    ):
+        assert words in said
+    assert str(site.cpmd.parent / "page.key") in said, "where a key is kept is no secret"
+
+
+NOT_SECRET = {
+    "cpmd": {
+        "listen.socket", "listen.read_socket", "listen.admin_group", "listen.address", "listen.certificate",
+        "listen.ca", "ledger.path", "journal.export", "pool.pairing", "scaling.policy", "metrics.address",
+        "metrics.certificate", "metrics.client_ca", "page.address", "page.certificate", "page.client_ca",
+        "page.names", "events.syslog", "events.ipfix", "events.file", "events.state", "log_level",
+    },
+    "natd": {
+        "name", "manager.url", "manager.certificate", "manager.ca", "listen.socket", "host.uplinks", "host.bridges",
+        "host.libvirt", "edge.uplinks", "edge.underlay", "monitor.source",
+        "guests.announce_file", "guests.agent_sockets", "metrics.address", "metrics.certificate", "metrics.client_ca",
+        "state", "log_level",
+    },
+}  # fmt: skip
+"""Settings that are texts and may be read by anyone; passwords in their URLs are masked all the same."""
+
+
+def texts(kind: Any, path: str = "") -> Iterator[str]:
+    """Yield the settings that hold a text."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        inner = [each for each in (*typing.get_args(hint), hint) if isinstance(each, type) and issubclass(each, Struct)]
+        if inner:
+            yield from texts(inner[0], f"{path}{name}.")
+        elif "str" in str(hint):
+            yield f"{path}{name}"
+
+
+@pytest.mark.parametrize(("daemon", "kind"), [("cpmd", cpm.settings.Settings), ("natd", natctl.settings.Settings)])
+def test_a_setting_that_may_be_secret_is_masked(daemon: str, kind: Any) -> None:
+    masked = {path for path in texts(kind) if bundle._SECRET.search(path.rpartition(".")[2])}
+    assert set(texts(kind)) - masked == NOT_SECRET[daemon], "a new setting: is it a secret? Then name it so"
+    assert masked >= {f"{table}.key" for table in ("metrics",)}

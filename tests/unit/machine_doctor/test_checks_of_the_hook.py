@@ -82,3 +82,20 @@ def test_without_confinement_there_is_nothing_to_judge(label: str) -> None:
 
 def test_a_confined_daemon_without_a_profile_cannot_be_judged() -> None:
     assert finding("apparmor", but(hook__apparmor_profiles={}, processes=CONFINED)).result is Result.COULD_NOT_TELL
+
+
+@pytest.mark.parametrize(("enforces", "label", "result"), [
+    (True, "system_u:object_r:virt_etc_t:s0", Result.OK),
+    (True, "system_u:object_r:bin_t:s0", Result.OK),
+    (True, "unconfined_u:object_r:user_home_t:s0:c1,c2", Result.PROBLEM),
+    (True, "unconfined_u:object_r:user_tmp_t:s0", Result.PROBLEM),
+    (True, "system_u:object_r:unlabeled_t:s0", Result.PROBLEM),
+    (True, "system_u:object_r:admin_home_t", Result.PROBLEM),  # a policy without MLS
+    (True, "nonsense", Result.OK),
+    (True, None, Result.COULD_NOT_TELL),
+    (False, "unconfined_u:object_r:user_home_t:s0", Result.NOT_APPLICABLE),
+    (Unread("cannot read /sys/fs/selinux/enforce: Permission denied"), "x", Result.COULD_NOT_TELL),
+])  # fmt: skip
+def test_labels_under_selinux(enforces: bool | Unread, label: str | None, result: Result) -> None:
+    facts = but(hook__file=FILE._replace(label=label), hook__selinux_enforces=enforces)
+    assert finding("selinux", facts).result is result

@@ -20,7 +20,7 @@ from cpm.api.client import Client
 from cpm.install import sources
 from cpm.install.hook_bytecode import MARK
 from cpm.install.plan import HOOK
-from machine_doctor.facts import ManagerFacts, RemoteManager, Setup, Unread, known
+from machine_doctor.facts import FileFacts, ManagerFacts, RemoteManager, Setup, Unread, known
 from machine_doctor.readers import files, hook, journal, machine, manager, setup, tls
 from natctl.model.entries import Settings
 from tests.unit.machine_doctor import healthy
@@ -192,6 +192,50 @@ def test_which_hooks_are_the_same() -> None:
     assert not hook.is_same(f"{text}{mark}{stamp}\n# 00\n", expected)  # would be run instead of the text
     assert not hook.is_same(f"{text}#\n{mark}{stamp}\n{bytecode}", expected)
     assert not hook.is_same("", expected)
+
+
+# As /sys/fs/selinux is on Fedora and RHEL, with targeted policy; the kernel's files end in no newline.
+SELINUX = {
+    "enforce": "1", "mls": "1", "policyvers": "33", "status": "\0" * 20, "checkreqprot": "0", "deny_unknown": "0",
+    "booleans/virt_use_nfs": "0 0", "class/file/index": "7", "class/file/perms/execute": "15",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("tree", "enforces"), [
+    ({}, False),  # no SELinux in the kernel: there is no folder
+    ({"": ""}, False),  # switched off: the folder is there, and empty
+    (SELINUX, True),
+    ({**SELINUX, "enforce": "0"}, False),  # permissive
+    ({**SELINUX, "enforce": "1\n"}, True),
+])  # fmt: skip
+def test_whether_selinux_enforces(tmp_path: Path, tree: dict[str, str], enforces: bool) -> None:
+    write(tmp_path, "etc/libvirt/hooks/qemu.d/virt-ports", "#!/bin/sh\n", 0o755)
+    for name, text in tree.items():
+        if name:
+            write(tmp_path, f"sys/fs/selinux/{name}", text)
+        else:
+            (tmp_path / "sys/fs/selinux").mkdir(parents=True)
+    assert known(hook.hook(tmp_path, ())).selinux_enforces is enforces
+
+
+def test_selinux_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    (tmp_path / "sys/fs/selinux/enforce").mkdir(parents=True)  # root reads every file; nobody reads a folder
+    found = known(hook.hook(tmp_path, ())).selinux_enforces
+    assert isinstance(found, Unread)
+    assert "sys/fs/selinux/enforce" in found.why
+
+
+@pytest.mark.parametrize("label", [
+    "system_u:object_r:virt_etc_t:s0", "unconfined_u:object_r:user_home_t:s0", "system_u:object_r:bin_t:s0:c1,c2",
+])  # fmt: skip
+def test_the_label_of_a_file_is_read_as_the_kernel_keeps_it(tmp_path: Path, label: str) -> None:
+    path = write(tmp_path, "hook", "", 0o755)
+    try:
+        os.setxattr(path, "security.selinux", label.encode() + b"\0")
+    except OSError as error:
+        pytest.skip(f"this file system keeps no labels: {error}")
+    assert isinstance(found := files.look_at(path), FileFacts)
+    assert found.label == label
 
 
 # -- certificates
