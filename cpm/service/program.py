@@ -16,7 +16,7 @@ import uvloop
 
 from cpm.protocol.errors import ConfigError, VirtPortsError
 from cpm.protocol.escaping import escaped
-from cpm.service import logs, notify
+from cpm.service import launch, logs, notify
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,15 @@ async def serve(service: Service) -> int:
     :raise OSError: When the service cannot start.
     """
     stop_signal = asyncio.Event()
+    on_signal = asyncio.get_running_loop().add_signal_handler
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop_signal.set)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+        on_signal(number, stop_signal.set)
+    on_signal(signal.SIGHUP, launch.note_hangup)
     await service.start()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.on_hangup)
+    on_signal(signal.SIGHUP, service.on_hangup)
+    if launch.take_hangup():
+        # What it is about may have changed after it was read.
+        service.on_hangup()
     notify.notify("READY=1")
     ends = [asyncio.ensure_future(end) for end in (stop_signal.wait(), service.wait_failed())]  # noqa: TID251
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -99,6 +103,7 @@ def run(
     :return: Exit code: 0 after SIGTERM or SIGINT, 1 when it could not start or a task failed, 2 when the settings are
         wrong.
     """
+    launch.hold_signals()
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="settings (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="check the settings and exit")
     parser.add_argument("--version", action="version", version=f"{parser.prog} {version()}")
