@@ -18,6 +18,7 @@ from pathlib import Path
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import EdgeNames, Follows
+from cpm.service import files
 from natctl.model.remembered import Charge, Remembered
 
 
@@ -55,7 +56,8 @@ class RememberedFiles:
         if is_durable:
             follows = now.follows
             said = {"epoch": now.epoch, "ledger": follows.ledger, "run": follows.run, "edges": follows.edges}
-            self._replace(codec.encode({**said, "charge": now.charge}))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            files.replace(self._folder / "follows.json", codec.encode({**said, "charge": now.charge}), 0o600)
         if self._grants is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._grants = os.open(self._folder / "grants", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -67,20 +69,6 @@ class RememberedFiles:
         if self._grants is not None:
             os.close(self._grants)
             self._grants = None
-
-    def _replace(self, text: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / "follows.json.part"
-        with part.open("wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(self._folder / "follows.json")
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _edges(found: object) -> EdgeNames:

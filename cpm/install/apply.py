@@ -10,13 +10,12 @@ import contextlib
 import dataclasses
 import errno
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from cpm.install.plan import MANIFEST, Action, FileOutcome, Target, decide
 from cpm.protocol.errors import ConfigError
+from cpm.service import files
 
 _FORMAT = 1
 
@@ -135,7 +134,7 @@ class Installer:
         try:
             for parent in (real.parent, folder):
                 parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            _replace(real, target.text.encode(), mode, folder, check)
+            files.replace(real, target.text.encode(), mode, folder=folder, check=check)
         except OSError as error:
             raise ConfigError(str(path), "", f"cannot write: {_explanation(error, folder)}") from error
 
@@ -170,27 +169,6 @@ def inside(root: Path, path: PurePosixPath) -> Path:
 
 class _DoesNotRun(Exception):
     """A file that libvirt would execute does not run; says why."""
-
-
-def _replace(path: Path, content: bytes, mode: int, folder: Path, check: Callable[[Path], None]) -> None:
-    """
-    Write a temporary file and rename it: readers see the old or the new file, also after a crash.
-
-    :param folder: Where the temporary file is made.
-    :param check: Called with the complete temporary file; when it raises, ``path`` stays as it is.
-    """
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
-        check(Path(name))
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _explanation(error: OSError, folder: Path) -> str:

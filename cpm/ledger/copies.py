@@ -22,10 +22,10 @@ from typing import Final
 
 from cpm.ledger import schema
 from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
-from cpm.ledger.export import sync_folder
 from cpm.ledger.locking import locked, refuse_foreign_log
 from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.walltime import WallTime
+from cpm.service.files import sync_folder
 
 LEAP: Final = 1_000_000
 """By how much the epoch and the numbers of ranges exceed those of the copy if the clock does not."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from cpm.core.journal import JournalEntry
 from cpm.protocol.ledger_errors import LedgerError
 from cpm.records.lines import json_line
+from cpm.service import files
 
 
 def write(folder: Path, entries: Iterable[JournalEntry]) -> Path:
@@ -32,7 +32,7 @@ def write(folder: Path, entries: Iterable[JournalEntry]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         least, greatest = _write_part(part, entries)
         path = _give_name(part, folder, f"journal-{least}-{greatest}")
-        sync_folder(folder)
+        files.sync_folder(folder)
     except OSError as error:
         raise LedgerError(
             f"cannot export the journal to {folder}: {error.strerror or error}, so nothing of it is deleted; free "
@@ -51,8 +51,7 @@ def _write_part(part: Path, entries: Iterable[JournalEntry]) -> tuple[int, int]:
             for entry in entries:
                 packed.write(json_line(entry))
                 seqs = [min([*seqs, entry.seq]), max([*seqs, entry.seq])]
-        file.flush()
-        os.fsync(file.fileno())
+        files.sync(file)
     return seqs[0], seqs[1]
 
 
@@ -66,16 +65,3 @@ def _give_name(part: Path, folder: Path, name: str) -> Path:
             continue
         return path
     raise AssertionError
-
-
-def sync_folder(folder: Path) -> None:
-    """
-    Make the names in a folder durable.
-
-    :raise OSError: When that is not possible.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

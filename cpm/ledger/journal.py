@@ -15,7 +15,7 @@ from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
 from cpm.ledger.connection import ledger_errors, roll_back
-from cpm.protocol.ledger_errors import JournalGap, JournalNotKept, LedgerError
+from cpm.protocol.ledger_errors import JournalGap, JournalNotKept
 from cpm.protocol.walltime import WallTime
 
 _ALL = Selection()
@@ -129,31 +129,6 @@ class JournalReader:
         """Return the position of the newest entry, 0 when there is none."""
         with ledger_errors(self._path):
             return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM journal").fetchone()[0])
-
-    def backup(self, target: Path) -> None:
-        """
-        Write a consistent copy of the whole ledger while the writer continues.
-
-        The file gets its final name only when it is complete.
-
-        :raise LedgerError: When the file exists, or cannot be written.
-        """
-        if target.exists():
-            raise LedgerError(f"{target} exists already; give the backup another name")
-        part = target.with_name(f"{target.name}.part")
-        with ledger_errors(str(target)):
-            try:
-                part.unlink(missing_ok=True)
-                copy = sqlite3.connect(part, isolation_level=None)
-                with contextlib.closing(copy):
-                    copy.execute("PRAGMA synchronous=FULL")
-                    self._connection.backup(copy)
-                part.rename(target)
-            except OSError as error:
-                raise LedgerError(f"cannot write {target}: {error.strerror}; choose another directory") from error
-            finally:
-                with contextlib.suppress(OSError):
-                    part.unlink(missing_ok=True)
 
     # Packing and giving up
 

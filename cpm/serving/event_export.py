@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from cpm.ledger import JournalReader
 from cpm.protocol.bounds import whole_number
 from cpm.protocol.ledger_errors import LedgerError
+from cpm.service import files
 from cpm.service.metrics import cpmd as declared
 from cpm.serving.event_sinks import Sink
 from cpm.serving.journal_thread import JournalThread
@@ -73,9 +74,7 @@ class Position:
     def write(self, seq: int) -> None:
         """:raise OSError: When it cannot be written; the former position stays."""
         self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        part.write_text(f"{seq}\n", encoding="ascii")
-        part.rename(self._path)
+        files.replace(self._path, f"{seq}\n".encode(), 0o640)
 
 
 class EventExport:
@@ -118,7 +117,7 @@ class EventExport:
         if known is not None and known > newest:
             log.warning("events to %s begin with what is new: the ledger is an earlier one", self.name)
         if known is None or known > newest:
-            self._keep(newest)
+            await self._keep(newest)
             return newest
         return known
 
@@ -135,7 +134,7 @@ class EventExport:
         if lost := last - seq - len(entries):
             self.counts.lost += lost
             log.error("%d events were lost to %s: the journal no longer has them", lost, self.name)
-        self._keep(last)
+        await self._keep(last)
         return last
 
     async def _retried(self, act: Callable[[], Awaitable[_T]]) -> _T:
@@ -168,9 +167,10 @@ class EventExport:
             log.info("events are delivered to %s again", self.name)
         self.counts.is_failing, self._said = False, ""
 
-    def _keep(self, seq: int) -> None:
+    async def _keep(self, seq: int) -> None:
         try:
-            self._position.write(seq)
+            # A disk may take its time, and the manager's decisions do not wait for it.
+            await asyncio.to_thread(self._position.write, seq)
         except OSError as error:
             # It goes on from memory; after a restart it repeats.
             log.warning("cannot keep how far events were delivered to %s: %s", self.name, error.strerror)

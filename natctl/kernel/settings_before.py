@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from cpm.service import files
 
 FILE: Final = "settings-before.json"
 
@@ -63,6 +64,4 @@ class SettingsBefore:
 
     @staticmethod
     def _write(file: Path, known: Mapping[str, Setting]) -> None:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as new:
-            json.dump(known, new)
-        Path(new.name).replace(file)
+        files.replace(file, json.dumps(known).encode(), 0o600)

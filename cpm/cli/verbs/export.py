@@ -84,6 +84,8 @@ def _is_asked_for(args: argparse.Namespace, record: RecordView) -> bool:
 @contextlib.contextmanager
 def _output(path: str | None) -> Iterator[BinaryIO]:
     """Yield standard output or a new file; a file that could not be completed is removed."""
+    from cpm.service import files
+
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -93,6 +95,8 @@ def _output(path: str | None) -> Iterator[BinaryIO]:
         with target.open("xb") as file:
             try:
                 yield file
+                # Whoever keeps it may delete what it is a copy of.
+                files.sync(file)
             except BaseException:
                 target.unlink()
                 raise

@@ -13,6 +13,7 @@ from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import PROTOCOL, Hello, Welcome
 from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName
 from natctl.core.following import OtherLedger, OtherManager, StaleEpoch
+from tests.fakes.ledgers import copy_unmarked
 from tests.fakes.site import EXTERNAL, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -38,7 +39,7 @@ def _put(site: Site, ledger: SqliteLedger) -> None:
 
 
 def _copy(site: Site, path: Path) -> SqliteLedger:
-    site.ledger.reader().backup(path)
+    copy_unmarked(site.ledger, path)
     return SqliteLedger(path)
 
 

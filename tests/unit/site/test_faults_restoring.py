@@ -13,6 +13,7 @@ from hypothesis.stateful import precondition, rule
 
 from cpm.ledger import SqliteLedger, copies
 from cpm.protocol.walltime import WallTime
+from tests.fakes.ledgers import copy_unmarked
 from tests.unit.site.test_faults import NODES, Faults
 
 
@@ -32,7 +33,7 @@ class FaultsAndBackups(Faults):
     @rule()
     def back_up(self) -> None:
         self.backup = self._new()
-        self.site.ledger.reader().backup(self.backup)
+        copy_unmarked(self.site.ledger, self.backup)
 
     @precondition(lambda self: self.backup is not None)
     @rule(is_waiting=st.booleans())

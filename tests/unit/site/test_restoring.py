@@ -15,6 +15,7 @@ from cpm.ledger import SqliteLedger, copies
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
+from tests.fakes.ledgers import copy_unmarked
 from tests.fakes.site import EXTERNAL, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
@@ -31,7 +32,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """A site with a VM, whose ledger is in a file."""
     site = Site()
     site.crash_manager()
-    site.ledger.reader().backup(tmp_path / "ledger.db")
+    copy_unmarked(site.ledger, tmp_path / "ledger.db")
     site.ledger.close()
     site.ledger = SqliteLedger(tmp_path / "ledger.db")
     site.heal()

@@ -10,7 +10,6 @@ import pytest
 from cpm.core.changes import DropVM, Notice, PutVM
 from cpm.core.journal import NOTICES, JournalEvent
 from cpm.ledger import SqliteLedger
-from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
 from cpm.protocol.walltime import WallTime
 from tests.unit.cpm.ledger import words
@@ -164,23 +163,3 @@ def test_reader_works_in_another_thread_while_the_writer_goes_on(ledger: SqliteL
     thread.join()
     ledger._connection.execute("ROLLBACK")
     assert [answer.domain for answer in answers if answer] == ["x"]
-
-
-def test_a_backup_can_be_opened_as_a_ledger(ledger: SqliteLedger, tmp_path: Path) -> None:
-    _life(ledger)
-    target = tmp_path / "backup.db"
-    ledger.reader().backup(target)
-    with SqliteLedger(target) as copy:
-        assert copy.load() == ledger.load()
-        assert copy.reader().events() == ledger.reader().events()
-    assert not target.with_name("backup.db.part").exists()
-
-
-def test_a_backup_overwrites_no_file(ledger: SqliteLedger, tmp_path: Path) -> None:
-    target = tmp_path / "letter"
-    target.write_text("dear all")
-    with pytest.raises(LedgerError, match="exists already"):
-        ledger.reader().backup(target)
-    assert target.read_text() == "dear all"
-    with pytest.raises(LedgerError, match="nowhere"):
-        ledger.reader().backup(tmp_path / "nowhere" / "backup.db")
