@@ -115,8 +115,10 @@ class CertificateDocument(TypedDict):
     """Path of the PEM file."""
     key: str
     """Path of the PEM file with its private key."""
-    ends: float
-    """UTC seconds after which it is not valid."""
+    ends: float | None
+    """UTC seconds after which it is not valid; null: see ``fault``."""
+    fault: str
+    """Why it is no certificate of this authority that can be read; empty: it is one."""
 
 
 class InstalledFileDocument(TypedDict):

@@ -27,6 +27,7 @@ from msgspec import NODEFAULT, Struct
 from cpm.api.reference import meanings, type_name
 from cpm.cli import main
 from cpm.cli.completion import parsers
+from cpm.service import launch
 
 PAGES: Final = ("virt-ports.1", "cpmd.8", "natd.8", "cpmd.toml.5", "natd.toml.5")
 
@@ -73,10 +74,9 @@ def _command() -> str:
 
 
 def _daemon(name: str) -> str:
-    [script] = entry_points(group="console_scripts", name=name)
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        importlib.import_module(script.module).main(["--help"])
+        importlib.import_module(launch.MODULES[name]).main(["--help"])
     help_text = re.sub(r"usage: \S+", f"usage: {name}", text.getvalue())
     files = f"/etc/virt-ports/{name}.toml\n.br\n{_escaped('Settings, see ' + name)}.toml(5)."
     return f"{_name(name, _ABOUT[name])}.SH DESCRIPTION\n{_as_it_is(help_text)}.SH FILES\n{files}\n"

@@ -11,19 +11,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import os
 import re
-import tempfile
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cpm.protocol.errors import Conflict, InvalidRequest, NotFound
+from cpm.service import files
 
 CA_DAYS: Final = 3650
 DAYS: Final = 730
@@ -42,13 +45,16 @@ class Issued:
     name: str
     certificate: Path
     key: Path
-    ends: float
-    """UTC seconds."""
+    ends: float | None
+    """UTC seconds; None: see ``fault``."""
+    fault: str = ""
+    """Why it is no certificate of this authority that can be read; empty: it is one."""
 
 
 class Authority:
     """
-    The files of a certificate authority.
+    The files of a certificate authority. Each is written as a whole, a key before its certificate: what was killed in
+    between goes on with the key that it finds.
 
     :param folder: ``ca.pem`` and ``ca.key``, and ``NAME.pem`` and ``NAME.key`` for each name.
     """
@@ -61,94 +67,153 @@ class Authority:
         Make the authority.
 
         :raise Conflict: When there is one: certificates of a second one would not be believed.
+        :raise InvalidRequest: When there is a key without its certificate, and it cannot be read.
+        :raise OSError: As all methods that write: when a file cannot be written.
         """
-        if self._path(_CA, "key").exists() or self._path(_CA, "pem").exists():
-            raise Conflict(f"{self._folder} has an authority already; issue with it, or move it away first")
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "virt-ports")])
-        usage = _usage(digital_signature=False, key_cert_sign=True)
-        built = (
-            _builder(subject, subject, key.public_key(), now, CA_DAYS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .sign(key, hashes.SHA256())
-        )
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._write(_CA, "key", _key_text(key), 0o600)
-        self._write(_CA, "pem", built.public_bytes(serialization.Encoding.PEM), 0o644)
+        with self._locked():
+            if self._path(_CA, "pem").exists():
+                raise Conflict(f"{self._folder} has an authority already; issue with it, or move it away first")
+            key = self._key(_CA)
+            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "virt-ports")])
+            usage = _usage(digital_signature=False, key_cert_sign=True)
+            built = (
+                _builder(subject, subject, key.public_key(), now, CA_DAYS)
+                .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+                .add_extension(usage, critical=True)
+                .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+                .sign(key, hashes.SHA256())
+            )
+            self._write(_CA, "pem", built.public_bytes(serialization.Encoding.PEM), 0o644)
         return self._issued(_CA)
+
+    def check_free(self, name: str) -> None:
+        """
+        Check that a certificate may be issued for a name.
+
+        :raise InvalidRequest: When it is neither a node's name nor an IPv4 address.
+        :raise Conflict: When there is one for it.
+        """
+        _check(name)
+        if self._path(name, "pem").exists():
+            raise Conflict(f"{name} has a certificate in {self._folder} already; use `virt-ports pki renew {name}`")
 
     def issue(self, name: str, now: float) -> Issued:
         """
-        Issue a certificate with a new key.
+        Issue a certificate with a new key, or with the key that is there without a certificate.
 
         :param name: A node's name, or the IPv4 address of the manager.
-        :raise InvalidRequest: When it is neither.
+        :raise InvalidRequest: When it is neither, or a file cannot be read.
         :raise Conflict: When there is one for it.
         :raise NotFound: When there is no authority.
         """
         _check(name)
-        if self._path(name, "pem").exists() or self._path(name, "key").exists():
-            raise Conflict(f"{name} has a certificate in {self._folder} already; use `virt-ports pki renew {name}`")
-        authority = self._authority()
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _signed(name, key.public_key(), authority, now)
-        self._write(name, "key", _key_text(key), 0o600)
-        self._write(name, "pem", certificate, 0o644)
+        with self._locked():
+            self.check_free(name)
+            authority = self._authority()
+            self._write(name, "pem", _signed(name, self._key(name).public_key(), authority, now), 0o644)
         return self._issued(name)
 
     def renew(self, name: str, now: float) -> Issued:
         """
         Issue the certificate of a name again, with the key that it has: so one file changes, at once.
 
-        :raise NotFound: When there is none for it, or no authority.
+        The key itself is not needed: it may be on its machine only.
+
+        :raise InvalidRequest: When a file cannot be read, or the certificate is of another authority.
+        :raise NotFound: When there is neither certificate nor key for it, or no authority.
         """
         _check(name)
-        if not self._path(name, "key").exists():
-            raise NotFound("certificate", name, f"use `virt-ports pki issue {name}`")
-        public = _private(self._path(name, "key")).public_key()
-        self._write(name, "pem", _signed(name, public, self._authority(), now), 0o644)
+        with self._locked():
+            authority = self._authority()
+            self._write(name, "pem", _signed(name, self._public_key(name), authority, now), 0o644)
         return self._issued(name)
 
     def due(self, now: float, days: int = RENEW_DAYS) -> list[Issued]:
         """Return the certificates that end within so many days; the authority's own is not among them."""
-        return [each for each in self.issued() if each.ends - now < days * 86400 and each.name != _CA]
+        found = (each for each in self.issued() if each.name != _CA)
+        return [each for each in found if each.ends is not None and each.ends - now < days * 86400]
 
     def issued(self) -> list[Issued]:
-        """Return all certificates, the one that ends first at the beginning; the authority's own is called ``ca``."""
-        if not self._folder.is_dir():
-            raise NotFound("folder", str(self._folder), "use `virt-ports pki init`")
-        return sorted(
-            (self._issued(path.stem) for path in self._folder.glob("*.pem")), key=lambda each: (each.ends, each.name)
-        )
+        """
+        Return all certificates, the one that ends first at the beginning, after those that cannot be read; the
+        authority's own is called ``ca``.
+
+        :raise NotFound: When there is no folder.
+        :raise OSError: When it cannot be read.
+        """
+        try:
+            names = [path.name.removesuffix(".pem") for path in self._folder.iterdir() if path.suffix == ".pem"]
+        except FileNotFoundError:
+            raise NotFound("folder", str(self._folder), "use `virt-ports pki init`") from None
+        return sorted(map(self._issued, names), key=lambda each: (each.ends or 0.0, each.name))
 
     def _authority(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-        if not self._path(_CA, "key").exists():
+        if not self._path(_CA, "pem").exists():
             raise NotFound("authority", str(self._folder), "use `virt-ports pki init`")
-        return _certificate(self._path(_CA, "pem")), _private(self._path(_CA, "key"))
+        if not self._path(_CA, "key").exists():
+            remedy = "put the authority's key back, since no other one is believed"
+            raise NotFound("key", str(self._path(_CA, "key")), remedy)
+        certificate, key = _certificate(self._path(_CA, "pem")), _private(self._path(_CA, "key"))
+        if certificate.public_key() != key.public_key():
+            raise InvalidRequest(f"{self._folder}/ca.key is not the key of ca.pem beside it; put the right one back")
+        return certificate, key
 
     def _issued(self, name: str) -> Issued:
+        path, key = self._path(name, "pem"), self._path(name, "key")
+        try:
+            certificate = _certificate(path)
+            self._check_issuer(certificate, path)
+        except InvalidRequest as error:
+            return Issued(name, path, key, None, str(error))
+        return Issued(name, path, key, certificate.not_valid_after_utc.timestamp())
+
+    def _check_issuer(self, certificate: x509.Certificate, path: Path) -> None:
+        """:raise InvalidRequest: When it is of another authority."""
+        try:
+            certificate.verify_directly_issued_by(_certificate(self._path(_CA, "pem")))
+        except (ValueError, TypeError, InvalidSignature):
+            raise InvalidRequest(f"{path} is not of this authority; move it away") from None
+
+    def _key(self, name: str) -> ec.EllipticCurvePrivateKey:
+        """Return the key of a name; a new one, on disk, if there is none."""
+        if self._path(name, "key").exists():
+            return _private(self._path(name, "key"))
+        key = ec.generate_private_key(ec.SECP256R1())
+        self._write(name, "key", _key_text(key), 0o600)
+        return key
+
+    def _public_key(self, name: str) -> ec.EllipticCurvePublicKey:
+        if self._path(name, "key").exists():
+            return _private(self._path(name, "key")).public_key()
         path = self._path(name, "pem")
-        return Issued(name, path, self._path(name, "key"), _certificate(path).not_valid_after_utc.timestamp())
+        if not path.exists():
+            raise NotFound("certificate", name, f"use `virt-ports pki issue {name}`")
+        certificate = _certificate(path)
+        self._check_issuer(certificate, path)
+        key = certificate.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise InvalidRequest(f"{path} has no key on an elliptic curve, so it is not one of ours; move it away")
+        return key
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep others from writing meanwhile. :raise NotFound: When there is no folder."""
+        try:
+            descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound("authority", str(self._folder), "use `virt-ports pki init`") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _path(self, name: str, kind: str) -> Path:
         return self._folder / f"{name}.{kind}"
 
     def _write(self, name: str, kind: str, content: bytes, mode: int) -> None:
-        path = self._path(name, kind)
-        fd, temporary = tempfile.mkstemp(prefix=".new.", dir=self._folder)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        files.replace(self._path(name, kind), content, mode)
 
 
 def _check(name: str) -> None:

@@ -14,17 +14,17 @@ import dataclasses
 import enum
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from cpm.install.apply import Manifest, inside, read_manifest
+from cpm.install.places import LEDGER, NATD_STATE, RUN, Places
 from cpm.install.plan import ETC, HOOK, MANIFEST, SYSUSERS, TMPFILES, UNITS, digest
 from cpm.protocol.errors import ConfigError
+from cpm.service import files
 
-NATD_STATE = PurePosixPath("/var/lib/virt-ports-natd")
-LEDGER = PurePosixPath("/var/lib/virt-ports")
-RUN = (PurePosixPath("/run/virt-ports"), PurePosixPath("/run/virt-ports-natd"))
 EDITED_HOOK = ETC / "hook.edited"
+PKI = ETC / "pki"
 
 
 class Fate(enum.Enum):
@@ -32,7 +32,7 @@ class Fate(enum.Enum):
 
     REMOVE = "remove"
     KEEP = "keep"
-    """It was edited, or is to be kept."""
+    """It was edited, is to be kept, or cannot be made again."""
     MOVE = "move"
     """An edited hook, to :data:`EDITED_HOOK`."""
 
@@ -47,27 +47,47 @@ class Removal:
     """Why it is kept."""
 
 
-def plan(root: Path, *, keep_ledger: bool, with_edited: bool) -> list[Removal]:
+def plan(root: Path, places: Places, *, keep_ledger: bool, with_edited: bool) -> list[Removal]:
     """
-    Return what would be removed below ``root``, in order: the hook first, the manifest last.
+    Return what would be removed below ``root``, in order: the hook first, what only the settings tell of before the
+    settings, the manifest last.
 
-    :param keep_ledger: Leave cpmd's directory.
+    Our own folders go as a whole; in other folders, only the files that are ours.
+
+    :param keep_ledger: Leave the ledger, with all that is in cpmd's directory.
     :param with_edited: Remove edited files, too.
     :raise ConfigError: When the manifest, or a file in it, cannot be read, or a symbolic link leads out of ``root``.
     """
-    found = list(_files(root, _manifest(root), with_edited=with_edited))
+    installed = list(_files(root, _manifest(root), with_edited=with_edited))
+    hook = [each for each in installed if each.path.is_relative_to(HOOK.parent)]
+    of_ledger = (Fate.KEEP, "the ledger") if keep_ledger else (Fate.REMOVE, "")
+    found = [*hook, *(Removal(path, Fate.REMOVE) for path in _matching(root, places.natd))]
+    found += [Removal(path, *of_ledger) for path in _matching(root, places.ledger)]
+    found += [each for each in installed if each not in hook]
     found += [Removal(path, Fate.REMOVE) for path in (*RUN, NATD_STATE) if _real(root, path).exists()]
     if _real(root, LEDGER).exists():
-        found.append(Removal(LEDGER, Fate.KEEP if keep_ledger else Fate.REMOVE, "the ledger" if keep_ledger else ""))
+        found.append(Removal(LEDGER, *of_ledger))
+    found += [Removal(path, Fate.KEEP, "you have had it written") for path in _matching(root, places.records)]
+    if _real(root, PKI / "ca.key").exists():
+        found.append(Removal(PKI, Fate.KEEP, "the certificate authority: its key cannot be made again"))
     if _real(root, MANIFEST).exists():
         found.append(Removal(MANIFEST, Fate.REMOVE))
     return found
 
 
-def carry_out(root: Path, removals: list[Removal]) -> None:
+def _matching(root: Path, patterns: Iterable[PurePosixPath]) -> Iterator[PurePosixPath]:
+    """Yield what is there, unless it is in a folder that goes as a whole."""
+    for pattern in patterns:
+        if not any(pattern.is_relative_to(folder) for folder in (*RUN, NATD_STATE, LEDGER)):
+            for found in sorted(_real(root, pattern).parent.glob(pattern.name)):
+                yield pattern.with_name(found.name)
+
+
+def carry_out(root: Path, removals: list[Removal], folders: Iterable[PurePosixPath] = ()) -> None:
     """
     Remove them, and the folders that installs made and that are empty now.
 
+    :param folders: Those that daemons made.
     :raise ConfigError: When one cannot be removed; another call goes on.
     """
     for each in removals:
@@ -76,7 +96,7 @@ def carry_out(root: Path, removals: list[Removal]) -> None:
         except OSError as error:
             raise ConfigError(str(each.path), "", f"cannot remove: {error.strerror}; then run this again") from error
     # Those of libvirt and systemd stay, empty or not.
-    for folder in (HOOK.parent, ETC):
+    for folder in (*folders, HOOK.parent, ETC):
         with contextlib.suppress(OSError):
             _real(root, folder).rmdir()
 
@@ -84,8 +104,7 @@ def carry_out(root: Path, removals: list[Removal]) -> None:
 def _carry_out(root: Path, removal: Removal) -> None:
     real = _real(root, removal.path)
     if removal.fate is Fate.MOVE:
-        aside = _real(root, EDITED_HOOK)
-        aside.write_bytes(real.read_bytes())
+        files.replace(_real(root, EDITED_HOOK), real.read_bytes(), 0o644)
     if removal.fate is Fate.KEEP:
         return
     if real.is_dir() and not real.is_symlink():

@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import importlib
 import signal
+from typing import Final
+
+MODULES: Final = {"cpmd": "cpm.daemon", "natd": "natctl.daemon"}
+"""The module of each daemon; its ``main()`` is the command line."""
 
 _hangups: list[int] = []
 
 
 def cpmd() -> int:
     """Run the manager; return its exit code."""
-    return _launch("cpm.daemon")
+    return _launch("cpmd")
 
 
 def natd() -> int:
     """Run the NAT component; return its exit code."""
-    return _launch("natctl.daemon")
+    return _launch("natd")
 
 
 def hold_signals() -> None:
@@ -47,5 +51,5 @@ def take_hangup() -> bool:
 
 def _launch(daemon: str) -> int:
     hold_signals()
-    code: int = importlib.import_module(daemon).main()
+    code: int = importlib.import_module(MODULES[daemon]).main()
     return code

@@ -103,11 +103,11 @@ def run(
     :return: Exit code: 0 after SIGTERM or SIGINT, 1 when it could not start or a task failed, 2 when the settings are
         wrong.
     """
-    launch.hold_signals()
     parser.add_argument("--config", type=Path, default=default, metavar="FILE", help="settings (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="check the settings and exit")
     parser.add_argument("--version", action="version", version=f"{parser.prog} {version()}")
     options = parser.parse_args(arguments)
+    launch.hold_signals()
     try:
         settings = load(options.config)
     except ConfigError as error:

@@ -10,7 +10,7 @@ from cpm.cli import parsing, render
 
 if TYPE_CHECKING:
     from cpm.cli.documents import CertificateDocument
-    from cpm.install.pki import Issued
+    from cpm.install.pki import Authority, Issued
 
 _ABOUT = """\
 A certificate authority for manager and nodes only, in one folder on one machine,
@@ -47,28 +47,43 @@ def add_arguments(verb: parsing.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the action and print the certificates that it is about."""
     from cpm.install import pki
-    from cpm.protocol.errors import InvalidRequest
+    from cpm.protocol.errors import ExitCode, InvalidRequest
 
     authority = pki.Authority(args.folder)
     try:
-        if args.action == "init":
-            done = [authority.create(args.now)]
-        elif args.action == "issue":
-            done = [authority.issue(name, args.now) for name in args.names]
-        elif args.action == "renew":
-            names = args.names or [each.name for each in authority.due(args.now)]
-            done = [authority.renew(name, args.now) for name in names]
-        else:
-            done = authority.issued()
+        done = _done(args, authority)
     except OSError as error:
         raise InvalidRequest(f"cannot use {args.folder}: {error.strerror}; run this as root") from error
-    return parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done))
+    code = parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done))
+    is_incomplete = args.action == "renew" and any(each.fault for each in done)
+    return ExitCode.REFUSED if is_incomplete else code
+
+
+def _done(args: argparse.Namespace, authority: Authority) -> list[Issued]:
+    if args.action == "init":
+        return [authority.create(args.now)]
+    if args.action == "issue":
+        # All or none.
+        for name in args.names:
+            authority.check_free(name)
+        return [authority.issue(name, args.now) for name in args.names]
+    if args.action == "renew":
+        if args.names:
+            return [authority.renew(name, args.now) for name in args.names]
+        unread = [each for each in authority.issued() if each.fault]
+        return [*unread, *(authority.renew(each.name, args.now) for each in authority.due(args.now))]
+    return authority.issued()
 
 
 def _document(issued: Issued) -> CertificateDocument:
-    return {"name": issued.name, "certificate": str(issued.certificate), "key": str(issued.key), "ends": issued.ends}
+    certificate, key = str(issued.certificate), str(issued.key)
+    return {"name": issued.name, "certificate": certificate, "key": key, "ends": issued.ends, "fault": issued.fault}
 
 
 def _table(issued: list[Issued]) -> str:
-    rows = [(each.name, render.moment(each.ends), str(each.certificate), str(each.key)) for each in issued]
-    return render.table(("Name", "Ends", "Certificate", "Key"), rows)
+    rows = [
+        (each.name, "?" if each.ends is None else render.moment(each.ends), str(each.certificate), str(each.key))
+        for each in issued
+    ]
+    faults = "".join(f"{each.fault}\n" for each in issued if each.fault)
+    return render.table(("Name", "Ends", "Certificate", "Key"), rows) + faults

@@ -26,6 +26,9 @@ changed since this machine has booted are set back, unless somebody changed them
 since, or other rules of this machine need them. It says all of that first, and
 asks. natd and cpmd must not run: it ends no process itself.
 
+The ledger and natd's state go from where cpmd.toml and natd.toml have them. The
+key of `virt-ports pki` stays: it cannot be made again.
+
 Connections of VMs that our rules translate end; VMs go on running. Files that
 you edited stay, but for the hook, which moves to /etc/virt-ports/hook.edited.
 The programs themselves stay: apt or pipx removes them."""
@@ -52,14 +55,15 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Uninstall, or print what would be done."""
-    from cpm.install import removal
+    from cpm.install import places, removal
     from cpm.install.plan import HOOK
 
     is_here = args.root.resolve() == Path("/")
     if is_here and os.geteuid() != 0:
         raise InvalidRequest("only root can look into this machine's kernel and change it; use sudo")
-    held = _held(dry_run=args.dry_run) if is_here else None
-    removals = removal.plan(args.root, keep_ledger=args.keep_ledger, with_edited=args.edited)
+    written = places.read(args.root)
+    held = _held(str(written.cpmd_socket), dry_run=args.dry_run) if is_here else None
+    removals = removal.plan(args.root, written, keep_ledger=args.keep_ledger, with_edited=args.edited)
     steps = _steps(is_here=is_here)
     if args.dry_run:
         _report(args, held, removals, steps, would=True)
@@ -73,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
         from natctl import withdrawal
 
         withdrawal.withdraw(held)
-    removal.carry_out(args.root, [each for each in removals if each not in hook_first])
+    removal.carry_out(args.root, [each for each in removals if each not in hook_first], written.folders)
     _report(args, held, removals, steps, would=False)
     return ExitCode.DONE
 
 
-def _held(*, dry_run: bool) -> Held:
+def _held(cpmd_socket: str, *, dry_run: bool) -> Held:
     """
     Look at the kernel.
 
@@ -87,7 +91,7 @@ def _held(*, dry_run: bool) -> Held:
     from natctl import withdrawal
 
     config = withdrawal.config()
-    if not dry_run and (withdrawal.is_running(config) or withdrawal.is_listening(parsing.DEFAULT_SOCKET)):
+    if not dry_run and (withdrawal.is_running(config) or withdrawal.is_listening(cpmd_socket)):
         raise Conflict("natd or cpmd runs; run `systemctl disable --now natd cpmd` first. VMs and connections go on")
     return withdrawal.look(config)
 

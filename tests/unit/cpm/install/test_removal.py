@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import stat
@@ -50,6 +51,113 @@ def test_the_ledger_can_stay(image: Path) -> None:
     put(image, "var/lib/virt-ports/ledger.db")
     assert uninstall(image, "--keep-ledger") == 0
     assert tree(image) == {**THEIRS, "var/lib/virt-ports/ledger.db": b"state\n"}
+
+
+CPMD = """
+[listen]
+socket = "/srv/run/cpmd.sock"
+[ledger]
+path = "/srv/db/ports.db"
+[events]
+file = "/srv/log/events.jsonl"
+"""
+NATD = """
+state = "/srv/natd"
+[listen]
+socket = "/srv/run/natd.sock"
+"""
+OF_LEDGER = (
+    "db/ports.db", "db/ports.db-wal", "db/ports.db-shm", "db/ports.db.lock", "db/ports.db.before-restore-1",
+    "db/events/file.position", "db/journal/journal-1-9.jsonl.gz",
+)  # fmt: skip
+OF_NATD = (
+    "natd/follows.json", "natd/grants", "natd/.follows.json.abcdefgh", "run/natd.sock", "run/settings-before.json",
+    "run/cpmd.sock",
+)  # fmt: skip
+OF_OTHERS = ("db/others.db", "natd/theirs", "run/other.sock", "log/events.jsonl", "db/journal-1-9.jsonl.gz")
+
+
+@pytest.fixture
+def elsewhere(image: Path) -> Path:
+    """An image whose settings have the daemons write where other software writes, too."""
+    install(image)
+    put(image, "etc/virt-ports/cpmd.toml", CPMD)
+    put(image, "etc/virt-ports/natd.toml", NATD)
+    for path in (*OF_LEDGER, *OF_NATD, *OF_OTHERS):
+        put(image, f"srv/{path}")
+    return image
+
+
+def of_srv(image: Path) -> set[str]:
+    return {path.removeprefix("srv/") for path in tree(image) if path.startswith("srv/")}
+
+
+def test_what_the_settings_have_elsewhere_goes_and_nothing_beside_it(
+    elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uninstall(elsewhere, "--edited", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "would remove /srv/db/ports.db\n" in said
+    assert "would keep /srv/log/events.jsonl: you have had it written" in said
+    assert of_srv(elsewhere) == {*OF_LEDGER, *OF_NATD, *OF_OTHERS}
+    assert uninstall(elsewhere, "--edited") == 0
+    assert of_srv(elsewhere) == set(OF_OTHERS)
+    assert not (elsewhere / "srv/db/events").exists()
+    assert not (elsewhere / "srv/db/journal").exists()
+    assert not (elsewhere / "etc/virt-ports").exists()
+
+
+def test_a_ledger_elsewhere_can_stay(elsewhere: Path) -> None:
+    assert uninstall(elsewhere, "--keep-ledger") == 0
+    assert of_srv(elsewhere) == {*OF_LEDGER, *OF_OTHERS}
+
+
+def test_a_folder_for_the_journal_that_the_operator_chose_stays(elsewhere: Path) -> None:
+    put(elsewhere, "etc/virt-ports/cpmd.toml", CPMD + '[journal]\nexport = "/srv/archive"\n')
+    put(elsewhere, "srv/archive/journal-1-9.jsonl.gz")
+    assert uninstall(elsewhere) == 0
+    assert of_srv(elsewhere) == {*OF_OTHERS, "archive/journal-1-9.jsonl.gz"}
+
+
+def test_what_an_uninstall_that_was_killed_has_left_is_still_found(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings are the only ones to know where it is."""
+    unlink, left = Path.unlink, len(tree(elsewhere))
+    for dies_at in range(left):
+        seen = 0
+
+        def unlink_or_die(self: Path, missing_ok: bool = False, dies_at: int = dies_at) -> None:
+            nonlocal seen
+            seen += 1
+            if seen > dies_at:
+                raise KeyboardInterrupt
+            unlink(self, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(Path, "unlink", unlink_or_die)
+            uninstall(elsewhere, "--edited")
+    assert uninstall(elsewhere, "--edited") == 0
+    assert of_srv(elsewhere) == set(OF_OTHERS)
+
+
+@pytest.mark.parametrize("name", ["cpmd", "natd"])
+def test_settings_that_cannot_be_read_are_no_reason_to_forget_what_they_name(
+    elsewhere: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(elsewhere, f"etc/virt-ports/{name}.toml", "[ledger\n")
+    before = tree(elsewhere)
+    assert uninstall(elsewhere, "--edited") == ExitCode.REFUSED
+    assert tree(elsewhere) == before
+    assert f"{name}.toml" in capsys.readouterr().err
+
+
+def test_the_key_of_the_authority_stays(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(image)
+    put(image, "etc/virt-ports/pki/ca.key")
+    assert uninstall(image, "--edited") == 0
+    assert tree(image) == {**THEIRS, "etc/virt-ports/pki/ca.key": b"state\n"}
+    assert "kept /etc/virt-ports/pki: the certificate authority" in capsys.readouterr().out
 
 
 def test_what_was_edited_stays_but_for_the_hook(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
