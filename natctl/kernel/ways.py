@@ -67,13 +67,14 @@ class Ways:
             return ()
         links = read_links(rtnl)
         check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()}, self._noted)
+        check.note_unbridged(links, entries)
         for bridge, vms in _bridges(rtnl, links, entries):
             check.answers |= {vm.intent.domain: self.problems.get(vm.intent.domain, "") for vm in vms}
             check.run(bridge, self._some(vms))
         self._turn += 1
         self.bridges = frozenset(check.counts)
         self.problems = {domain: problem for domain, problem in check.answers.items() if problem}
-        self.warnings = tuple(way_check.sentences(check.problems, check.counts))
+        self.warnings = (*way_check.sentences(check.problems, check.counts), *check.unbridged)
         return tuple(check.changed)
 
     def _some(self, vms: Sequence[HostEntry]) -> Sequence[HostEntry]:
@@ -95,10 +96,21 @@ class _Check:
         self.problems: list[tuple[str, str, str]] = []
         self.counts: dict[str, int] = {}
         self.answers: dict[DomainUUID, str] = {}
-        """The problem of each VM behind a bridge, now or when it was asked for last; an empty string: none."""
+        """The problem of each VM, now or when it was asked for last; an empty string: none."""
+        self.unbridged: list[str] = []
+        """A sentence for each VM whose interfaces are on no bridge."""
         self.changed: list[str] = []
         self._hopeless: set[str] = set()
         """Interfaces whose own filter does not decide; tried once in a check."""
+
+    def note_unbridged(self, links: Mapping[int, Link], entries: Collection[HostEntry]) -> None:
+        """Note VMs that were taken out of their bridge: they keep their ports, and nobody knows their packets."""
+        for entry in entries:
+            taps = [links[tap] for tap in sorted(entry.taps) if tap in links]
+            if taps and not any(tap.master for tap in taps):
+                problem = way_check.unbridged_problem([tap.name for tap in taps])
+                self.answers[entry.intent.domain] = problem
+                self.unbridged.append(f"packets of VM {entry.intent.name} {problem}")
 
     def run(self, bridge: Bridge, vms: Sequence[HostEntry]) -> None:
         self.counts[bridge.name] = len(vms)

@@ -10,7 +10,7 @@ would route the answer that comes in where that packet left.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, NamedTuple
 
@@ -145,6 +145,12 @@ def passing_rp_filter(everywhere: int, here: int) -> int | None:
     if max(everywhere, here) == 1:
         return 2
     return 0 if here == 2 and everywhere == 0 else None
+
+
+def unbridged_problem(taps: Sequence[str]) -> str:
+    """Return what is wrong with the packets of a VM whose interfaces were taken out of their bridge."""
+    where = f"its interface {taps[0]} is" if len(taps) == 1 else f"its interfaces {', '.join(taps)} are"
+    return f"are not translated: {where} on no Linux bridge; `ip link set {taps[0]} master BRIDGE` puts it back"
 
 
 def sentences(problems: Iterable[tuple[str, str, str]], counts: Mapping[str, int]) -> Iterator[str]:

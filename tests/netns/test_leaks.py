@@ -35,12 +35,17 @@ class Elsewhere:
 
 
 class Scene:
-    """A VM on a host that has another network beside the way to its edge."""
+    """A VM on a host, or on one that is its own edge, which has another network beside its way to the internet."""
 
-    def __init__(self, site: Site) -> None:
-        self.host, self.edge = site.host_and_edge()
-        self.vm = VM.of(1, site.guest(self.host), A)
-        program([self.host, self.edge], [self.vm], {0: (self.edge,)})
+    def __init__(self, site: Site, *, is_apart: bool = True) -> None:
+        if is_apart:
+            self.host, self.edge = site.host_and_edge()
+        else:
+            self.host = self.edge = site.both(11)
+            site.spread(self.host)
+        # The number of which the mark has the bits that Tailscale uses for itself.
+        self.vm = VM.of(8, site.guest(self.host), A)
+        program([self.host, self.edge][: 1 + is_apart], [self.vm], {0: (self.edge,)} if is_apart else {})
         self.elsewhere = Elsewhere(self.host)
 
     def send(self) -> None:
@@ -77,6 +82,38 @@ def test_no_packet_takes_another_default_route_while_no_edge_can_be_reached(scen
     scene.host.namespace.ip("route replace default via 172.31.0.2 dev wg0", "link set eth0 down")
     scene.send()
     assert scene.elsewhere.seen() == 0
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+@pytest.mark.parametrize("is_apart", [False, True], ids=["single", "apart"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("route replace default via 172.31.0.2 dev wg0", "rule add priority 5 lookup main"),
+        (
+            "route add default via 172.31.0.2 dev wg0 table 52",
+            "rule add priority 5210 fwmark 0x80000/0xff0000 lookup 52",
+        ),
+        ("route add default via 172.31.0.2 dev wg0 table 52", "rule add priority 9 from 10.10.0.4/30 lookup 52"),
+        ("route add 192.0.2.0/24 via 172.31.0.2 dev wg0", "rule add priority 5 lookup main"),
+    ],
+    ids=["moved default", "mark rule", "source rule", "more specific route"],
+)
+def test_wherever_other_software_leads_them_no_packet_leaves_untranslated(
+    site: Site, lines: tuple[str, ...], is_apart: bool, masquerade: bool
+) -> None:
+    scene = Scene(site, is_apart=is_apart)
+    try:
+        if masquerade:
+            scene.host.namespace.nft(
+                "table ip vpn { chain c { type nat hook postrouting priority srcnat; oifname wg0 masquerade; }; }"
+            )
+        scene.host.namespace.ip(*lines)
+        scene.send()
+        assert scene.elsewhere.seen() == 0
+        assert scene.host.kernel.observe().drops["untranslated"] == 1
+    finally:
+        scene.elsewhere.namespace.close()
 
 
 def test_a_lost_barrier_is_put_back(scene: Scene) -> None:

@@ -172,6 +172,21 @@ def test_a_bridge_without_an_address_is_not_routed_here(apart: Ways) -> None:
     assert apart.warnings == ()
 
 
+def test_a_tap_that_was_taken_out_of_its_bridge(apart: Ways) -> None:
+    vm = apart.vms[0]
+    apart.host.namespace.ip(f"link set {vm.guest.tap} nomaster")
+    warning = apart.only_warning()
+    problem = f"are not translated: its interface {vm.guest.tap} is on no Linux bridge"
+    assert warning.startswith(f"packets of VM web 1 {problem}")
+    assert {domain: said.startswith(problem) for domain, said in apart.host.kernel.way_problems.items()} == {
+        vm.domain: True
+    }
+    apart.host.namespace.ip(f"link set {vm.guest.tap} master br0")
+    apart.ensure()
+    assert (apart.warnings, apart.host.kernel.way_problems) == ((), {})
+    assert apart.reaches()
+
+
 def test_questions_send_nothing(apart: Ways) -> None:
     with apart.site.internet.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0x0008)) as tap:
         tap.settimeout(0.2)
