@@ -136,6 +136,7 @@ def report(
         "blocked_s_p50": median,
         "blocked_s_p99": most,
         "blocked_s_max": longest,
+        "over_s_max": verdict.over_s,
         **verdict.counts,
         "failures": failures,
     }

@@ -19,14 +19,19 @@ from chaos.plan import Fault
 
 NOISE_S = 1.0
 """Seconds that any packet may take."""
+TOO_LONG_S = 5.0
+"""
+Seconds beyond what is allowed after which no busy machine is an excuse any more. In seven runs of three minutes with a
+load of 12 to 40 on two processors the most was 0.1 s; what is found to be wrong is over by ten seconds and more.
+"""
 OPENING_S = 2.3
 """
 Seconds that a new connection may take: one SYN in thousands is dropped where two choose one port, and sent again after
 a second. Among the thousands of connections of a run this happens to one of them twice.
 """
 STARTS_S = 6.0
-"""Seconds from the return of a daemon until a VM that started meanwhile sends: nodes connect again, edges and host are
-told, and the guest repeats a packet."""
+"""Seconds from the return of a daemon until a VM that started meanwhile sends, or one that needs more ports has them:
+nodes connect again, edges and host are told, and the guest repeats a packet."""
 GROWTH_S = 3.5
 """The same where a VM that has no port left tries hundreds at once."""
 
@@ -63,12 +68,17 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """One thing that must not be, when, and the fault before it."""
+    """
+    One thing that must not be, when, and the fault before it.
+
+    :param over_s: How much longer than allowed something was blocked.
+    """
 
     what: str
     at: float
     text: str
     after: Fault | None = None
+    over_s: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.what}: {self.text}" + (f" (after {self.after})" if self.after else "")
@@ -89,6 +99,7 @@ class Verdict:
     What came out.
 
     :param blocked_s: The longest silence of each connection that lasts: median, 99th percentile, maximum.
+    :param over_s: How much longer than allowed something was blocked, at most.
     """
 
     broken: tuple[Broken, ...]
@@ -96,11 +107,14 @@ class Verdict:
     connections: int
     opened: int
     blocked_s: tuple[float, float, float]
+    over_s: float
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
 CUT, FAILED, BLOCKED, WRONG, OWNERS, LEAKED = "cut", "failed", "blocked", "wrong", "two_owners", "untranslated"
-JUDGED = (CUT, FAILED, BLOCKED, WRONG, OWNERS, LEAKED)
+LONG = "blocked_too_long"
+"""Those of :data:`BLOCKED` that are over by more than :data:`TOO_LONG_S`."""
+JUDGED = (CUT, FAILED, BLOCKED, LONG, WRONG, OWNERS, LEAKED)
 EXPOSED = "untranslated_without_rules"
 """Packets that left while somebody else had removed all rules; counted, not held against us."""
 
@@ -130,6 +144,7 @@ class Judge:
         counts = dict.fromkeys(JUDGED, 0)
         for one in broken:
             counts[one.what] += 1
+            counts[LONG] += one.over_s > TOO_LONG_S
         counts[EXPOSED] = sum(leak.packets for leak in self._seen.leaks if self._is_exposed(leak))
         return Verdict(
             tuple(sorted(broken, key=lambda one: one.at)),
@@ -137,6 +152,7 @@ class Judge:
             len(worst),
             sum(span.guest != CONTROL for span in self._seen.opened),
             (_quantile(worst, 0.5), _quantile(worst, 0.99), _quantile(worst, 1.0)),
+            round(max((one.over_s for one in broken), default=0.0), 3),
             counts,
         )
 
@@ -163,23 +179,21 @@ class Judge:
 
     def _openings(self) -> Iterable[Broken]:
         for span in self._seen.opened:
-            if span.guest == CONTROL:
+            if span.guest == CONTROL or self._has_flooded(span):
                 continue
-            growing = [one for one in self._concerning(span) if one.fault.kind.slows_growth]
-            pressed = span.flow == "burst" or self._is_pressed(span)
-            if pressed and growing:
-                continue
-            allowed = self.allowed_s(span) - NOISE_S + (GROWTH_S if pressed else OPENING_S)
-            if span.why and not self._blocked_by(span):
+            pressing = self._pressing(span)
+            waits = self._growth_waits(span, min(one.began for one in pressing)) if pressing else []
+            allowed = self.allowed_s(span) - NOISE_S + (GROWTH_S if pressing else OPENING_S) + _overlap(span, waits)
+            if span.why and not span.timed_out and not self._blocked_by(span) and not waits:
                 yield self._broken(FAILED, span, f"new connection: {span.why}")
             elif span.seconds > allowed:
-                yield self._broken(BLOCKED, span, f"new connection {span.why}, allowed {allowed:.1f} s")
+                yield self._broken(BLOCKED, span, f"new connection {span.why}, allowed {allowed:.1f} s", allowed)
 
     def _gaps(self) -> Iterable[Broken]:
         for span in self._seen.gaps:
             allowed = self.allowed_s(span) + (0.5 if span.flow.endswith("opening") else 0.0)
             if span.guest != CONTROL and span.seconds > allowed:
-                yield self._broken(BLOCKED, span, f"allowed {allowed:.1f} s")
+                yield self._broken(BLOCKED, span, f"allowed {allowed:.1f} s", allowed)
 
     def _wrong(self) -> Iterable[Broken]:
         return (self._broken(WRONG, span, span.why) for span in self._seen.wrong)
@@ -233,21 +247,41 @@ class Judge:
         """Whether a fault that blocks packets was in force, so that a new connection may fail."""
         return any(one.budget_s for one in self._concerning(span)) or any(self._waits(span))
 
-    def _is_pressed(self, span: Span) -> bool:
-        """Whether the guest opens more connections than it has ports."""
-        return any(
-            one.fault.kind.name in ("burst", "flood")
+    def _pressing(self, span: Span) -> list[Happened]:
+        """Return the bursts that had the guest open more connections than it has ports for."""
+        return [
+            one
+            for one in self._happened
+            if one.fault.kind.name == "burst"
             and self._concerns(one, span.guest)
             and one.began <= span.end
             and one.ended + GROWTH_S >= span.begin
+        ]
+
+    def _growth_waits(self, span: Span, since: float) -> list[Span]:
+        """Return the parts of a span in which the guest, which needs more ports since then, waits for a daemon."""
+        waits = []
+        for one in self._happened:
+            begin, end = max(span.begin, since, one.began), min(span.end, one.ended + STARTS_S)
+            if one.fault.kind.slows_growth and begin < end and self._concerns(one, span.guest):
+                waits.append(Span(span.guest, span.flow, begin, end))
+        return waits
+
+    def _has_flooded(self, span: Span) -> bool:
+        """
+        Whether the guest forged packets in its own name before: for minutes the kernel's entries of them hold its
+        ports, up to its cap, and a connection from the source port of one may find an entry that does not fit it.
+        """
+        return any(
+            one.fault.kind.name == "flood" and one.began <= span.end and self._concerns(one, span.guest)
             for one in self._happened
         )
 
-    def _broken(self, what: str, span: Span, text: str) -> Broken:
+    def _broken(self, what: str, span: Span, text: str, allowed_s: float = math.inf) -> Broken:
         concerning = self._concerning(span)
         after = concerning[-1].fault if concerning else self._last(span.end)
         words = f"guest {span.guest} {span.flow} {span.seconds:.2f} s: {text}"
-        return Broken(what, span.begin, words, after)
+        return Broken(what, span.begin, words, after, max(0.0, span.seconds - allowed_s))
 
     def _last(self, at: float) -> Fault | None:
         before = [one for one in self._happened if one.began <= at]

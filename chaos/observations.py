@@ -35,6 +35,11 @@ class Span:
         """How long."""
         return self.end - self.begin
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether it ended because nothing had come for as long as the program waits."""
+        return self.why.startswith("TimeoutError")
+
 
 @dataclass(frozen=True, slots=True)
 class Use:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from shutil import copy
 from chaos import observations
 from chaos.faults import inject
 from chaos.judge import Happened, Judge, Verdict
+from chaos.kinds import locks
 from chaos.plan import Fault
 from chaos.site import HOLD_DOWN_S, Site, wait_settled
 from lab.errors import LabError
@@ -43,6 +45,8 @@ class Run:
         self._slots = slots
         self._say = say
         self._stopping = threading.Event()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        """What faults need for themselves: on a busy machine one takes longer than was planned."""
         self.happened: list[Happened] = []
         self.failures: list[str] = []
         """What went wrong with the run itself, and what did not recover after it."""
@@ -96,6 +100,12 @@ class Run:
         (self._folder / "happened.json").write_text(json.dumps(happened, indent=1))
 
     def _inject(self, site: Site, fault: Fault) -> None:
+        with contextlib.ExitStack() as stack:
+            for need in sorted(locks(fault.kind, fault.target)):
+                stack.enter_context(self._locks[need])
+            self._inject_alone(site, fault)
+
+    def _inject_alone(self, site: Site, fault: Fault) -> None:
         began = time.monotonic()
         try:
             with inject(site, fault):

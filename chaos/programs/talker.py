@@ -146,7 +146,10 @@ class Talker:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, TRIES)
             if source:
                 connection.bind(("", source))
-            await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connection, self._server), OPEN_S)
+            try:
+                await asyncio.wait_for(asyncio.get_running_loop().sock_connect(connection, self._server), OPEN_S)
+            except TimeoutError:
+                raise TimeoutError(f"from port {connection.getsockname()[1]}") from None
             return await asyncio.open_connection(sock=connection)
         except BaseException:
             connection.close()

@@ -33,7 +33,7 @@ def test_half_a_minute_of_chaos_breaks_no_connection(tmp_path: Path) -> None:
     verdict = run.run()
     assert traces(lab) == NOTHING
     # How long packets waited depends on how busy the machine is; these do not.
-    never = ("cut", "wrong", "two_owners")
+    never = ("cut", "wrong", "two_owners", "blocked_too_long")
     assert {key: verdict.counts[key] for key in never} == dict.fromkeys(never, 0), list(map(str, verdict.broken))
     assert run.failures == []
     # And there was something to break.

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from chaos.judge import STARTS_S, Happened, Judge, Life, Verdict
+from chaos.judge import GROWTH_S, STARTS_S, TOO_LONG_S, Happened, Judge, Life, Verdict
 from chaos.kinds import REPAIR_S, kind
 from chaos.observations import CONTROL, Leak, Observations, Span, Use
 from chaos.plan import Fault
@@ -97,6 +97,44 @@ def test_a_burst_may_wait_for_a_manager_that_is_away() -> None:
     assert broken(seen, happened("burst", "1", 10.5, 4.0)) == [("blocked", "burst")]
     assert broken(seen, happened("burst", "1", 10.5, 4.0), happened("freeze-cpmd", "manager", 10.0, 5.0, 2)) == []
     assert broken(seen, happened("burst", "1", 10.5, 4.0), happened("freeze-natd", "host2", 10.0, 5.0, 2)) != []
+
+
+def test_a_pressed_guest_waits_no_longer_than_a_daemon_is_away() -> None:
+    burst, away = happened("burst", "1", 10.5, 4.0), happened("kill-cpmd", "manager", 10.0, 5.0, 2)
+    waits_s = away.ended + STARTS_S - 11.0
+    for seconds, expected in ((waits_s + GROWTH_S - 0.1, []), (waits_s + GROWTH_S + 0.1, [("blocked", "burst")])):
+        seen = Observations(opened=(Span(1, "short", 11.0, 11.0 + seconds, "TimeoutError"),))
+        assert broken(seen, burst, away) == expected
+
+
+def test_a_burst_explains_nothing_of_the_time_before_it() -> None:
+    waited = Observations(opened=(Span(1, "short", 11.0, 31.0, "TimeoutError"),))
+    faults = (happened("kill-cpmd", "manager", 11.0, 3.0), happened("burst", "1", 30.5, 4.0, 2))
+    found = verdict(waited, *faults)
+    assert (found.counts["blocked"], found.counts["blocked_too_long"]) == (1, 1)
+    assert found.over_s == pytest.approx(20.0 - GROWTH_S)
+
+
+def test_connections_that_time_out_are_blocked_and_others_fail() -> None:
+    for why, expected in (("TimeoutError from port 40000", "blocked"), ("OSError [Errno 113]", "failed")):
+        seen = Observations(opened=(Span(1, "short", 11.0, 31.0, why),))
+        assert broken(seen) == [(expected, None)]
+
+
+def test_a_little_too_long_is_not_much_too_long() -> None:
+    allowed_s = REPAIR_S + 1.0
+    for seconds, expected in ((allowed_s + TOO_LONG_S - 0.1, 0), (allowed_s + TOO_LONG_S + 0.1, 1)):
+        found = verdict(gap(1, 10.1, seconds), happened("flush-ruleset", "host1"))
+        assert (found.counts["blocked"], found.counts["blocked_too_long"]) == (1, expected)
+
+
+def test_a_guest_that_forged_packets_in_its_own_name_has_made_its_ports_useless_itself() -> None:
+    seen = Observations(opened=(Span(1, "short", 40.0, 60.0, "TimeoutError"),))
+    flood = happened("flood", "1", 10.0, 4.0)
+    assert broken(seen, flood) == []
+    assert broken(seen, happened("flood", "2", 10.0, 4.0)) == [("blocked", "flood")]
+    # What it has had before goes on.
+    assert broken(gap(1, 40.0, 3.0), flood) == [("blocked", "flood")]
 
 
 def uses(*of: tuple[int, float, float]) -> Observations:
