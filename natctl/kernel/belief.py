@@ -115,9 +115,9 @@ def lasts(earlier: Steps, later: Steps) -> bool:
     return any(_share_something(*pair) for pair in zip(earlier, later, strict=True))
 
 
-def outbound(fragment: Fragment | None) -> tuple[Element, ...]:
-    """Return the elements of the outbound maps in a fragment."""
-    return tuple(element for place, element in fragment.elements if edge_maps.is_outbound(place)) if fragment else ()
+def elements_in(place: Place, fragment: Fragment | None) -> tuple[Element, ...]:
+    """Return the elements of one set or map in a fragment."""
+    return tuple(element for in_place, element in fragment.elements if in_place == place) if fragment else ()
 
 
 def by_internal(reading: Reading) -> dict[bytes, list[Element]]:

@@ -21,7 +21,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID
 from natctl.kernel import comparing, following, reconciling, stale_taps, sysctl, zone_choice
-from natctl.kernel.belief import Belief, Desired, Step, outbound
+from natctl.kernel.belief import Belief, Desired, Step, elements_in
 from natctl.kernel.forward_filters import ForwardFilters
 from natctl.kernel.programmed import Programmed
 from natctl.kernel.reconciling import MISMATCH, TICK_S
@@ -275,7 +275,11 @@ class Kernel:
             if entry is not None
         }
         edges = {
-            domain: self._programmed.edge_fragment(entry, belief.layout, outbound(belief.edge_fragments.get(domain)))
+            domain: self._programmed.edge_fragment(
+                entry,
+                belief.layout,
+                elements_in(belief.layout.outbound(entry.internal), belief.edge_fragments.get(domain)),
+            )
             for domain, entry in change.edge.items()
             if entry is not None
         }

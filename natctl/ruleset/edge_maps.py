@@ -188,10 +188,10 @@ def fragment(
     A range that grows gets another element beside the one it has. Replacing that one would have the same result, but
     on kernels before 6.17 a lookup during the commit could miss an element that is being replaced.
 
-    :param present: The VM's elements of ``outbound`` as the kernel holds them now.
+    :param present: The VM's elements of ``outbound`` as the kernel holds them now. With these, elements that stay from
+        one call to the next are the same objects, so that they can be told quickly.
     :param checks_senders: Its packets are taken from its host only; the host's chain must be there.
     """
-    kept = _pieces(entry, present) if present else None
     label = element_label(entry.name, entry.domain)
     elements: list[tuple[Place, Element]] = []
     internal = int(entry.internal).to_bytes(4, "big")
@@ -200,21 +200,37 @@ def fragment(
         elements.append(senders.element(internal, entry.via, label))
     if entry.via is None:
         elements.append((LOCALS, Element(internal, b"", b"", "", label)))
+    kept = _pieces(internal, present)
+    elements_of = _kept_elements if kept else _piece_elements
     for external, ports in ((each.external, each.ports) for each in entry.ranges):
-        inward = _inbound_place(int(external))
-        outside = int(external).to_bytes(4, "big")
-        for piece in (ports,) if kept is None else pieces_covering(ports, kept.get(external, ())):
-            first, last = piece.first.to_bytes(2, "big"), piece.last.to_bytes(2, "big")
-            key, end = internal + first + b"\0\0", internal + last + b"\0\0"
-            out, into = Element(key, end, outside, "", label), Element(first, b"", internal, "", label)
-            elements += (outward, out), (for_icmp(outward), out), (inward, into), (for_icmp(inward), into)
-            elements.extend(block_elements(internal, piece, outside))
-            if piece.last < LAST_PORT:
-                behind = Element((piece.last + 1).to_bytes(2, "big"), b"", b"", "", b"", True)  # noqa: FBT003
-                elements += (inward, behind), (for_icmp(inward), behind)
-            if external in layout.own:
-                elements.extend((apart(external), element) for element in port_elements(piece, label))
+        is_own = external in layout.own
+        for piece in pieces_covering(ports, kept[external.packed]) if external.packed in kept else (ports,):
+            first, last = piece.first, piece.last
+            elements += elements_of(internal, label, outward, int(external), first, last, is_own=is_own)
     return Fragment((), tuple(elements))
+
+
+def _piece_elements(
+    internal: bytes, label: bytes, outward: Place, external: int, first_port: int, last_port: int, *, is_own: bool
+) -> tuple[tuple[Place, Element], ...]:
+    """Return the elements of one piece of a range. ``is_own``: the external address is the machine's own."""
+    piece = PortRange(first_port, last_port)
+    inward, outside = _inbound_place(external), external.to_bytes(4, "big")
+    first, last = first_port.to_bytes(2, "big"), last_port.to_bytes(2, "big")
+    key, end = internal + first + b"\0\0", internal + last + b"\0\0"
+    out, into = Element(key, end, outside, "", label), Element(first, b"", internal, "", label)
+    elements = [(outward, out), (for_icmp(outward), out), (inward, into), (for_icmp(inward), into)]
+    elements.extend(block_elements(internal, piece, outside))
+    if last_port < LAST_PORT:
+        behind = Element((last_port + 1).to_bytes(2, "big"), b"", b"", "", b"", True)  # noqa: FBT003
+        elements += (inward, behind), (for_icmp(inward), behind)
+    if is_own:
+        place = _apart_place(external)
+        elements.extend((place, element) for element in port_elements(piece, label))
+    return tuple(elements)
+
+
+_kept_elements = functools.lru_cache(4096)(_piece_elements)
 
 
 def check_owners(entries: Iterable[EdgeIntent]) -> None:
@@ -295,10 +311,11 @@ def shards_in(holdings: Holdings) -> int:
     return max(1, sum(is_outbound(place) and place[1] != OUTBOUND for place in holdings.sets))
 
 
-def _pieces(entry: EdgeIntent, present: Iterable[Element]) -> dict[IPv4Address, list[PortRange]]:
-    pieces: dict[IPv4Address, list[PortRange]] = {}
+def _pieces(internal: bytes, present: Iterable[Element]) -> dict[bytes, list[PortRange]]:
+    """Return the present pieces of a VM's ranges by external address; addresses are packed."""
+    pieces: dict[bytes, list[PortRange]] = {}
     for element in present:
-        internal, external, ports = range_of(element)
-        if internal == entry.internal:
-            pieces.setdefault(external, []).append(ports)
+        if element.key[:4] == internal:
+            ports = PortRange(int.from_bytes(element.key[4:6], "big"), int.from_bytes(element.key_end[4:6], "big"))
+            pieces.setdefault(element.data, []).append(ports)
     return pieces

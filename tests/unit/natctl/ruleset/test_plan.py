@@ -256,6 +256,41 @@ def test_one_change_touches_what_it_is_about() -> None:
     assert len(added) == 2 * 3
 
 
+def test_elements_that_stay_are_left_alone() -> None:
+    path = Path(IPv4Network("100.64.0.0/10"), frozenset(), frozenset(EXTERNALS))
+    layout = edge_maps.Layout(1, path.externals)
+
+    def fragment(number: int, first: int, last: int, before: Fragment | None = None) -> Fragment:
+        ranges = (
+            (EXTERNALS[0], PortRange(first, last)),
+            (EXTERNALS[1], PortRange(40960 + 64 * number, 41023 + 64 * number)),
+        )
+        vm = edge_intent(_uuid(number), f"vm{number}", IPv4Address(f"100.64.0.{number}"), None, ranges)
+        present = before.elements if before is not None else ()
+        return edge_maps.fragment(vm, layout, [each for place, each in present if place[1] == "outbound"])
+
+    old = [fragment(1, 2048, 2175), fragment(2, 2176, 4095), fragment(3, 8192, 8255)]
+    # What natd keeps after any further change of theirs.
+    old = [
+        fragment(1, 2048, 2175, old[0]),
+        fragment(2, 2176, 4095, old[1]),
+        fragment(3, 8192, 8255, old[2]),
+    ]
+    new = [
+        fragment(1, 2048, 2175, old[0]),
+        fragment(2, 2176, 2303, old[1]),
+        fragment(3, 8128, 8319, old[2]),
+    ]
+    assert all(ours is theirs for ours, theirs in zip(old[0].elements[2:], new[0].elements[2:], strict=True))
+    base = ruleset.base(SETTINGS, path, layout)
+    before, after = with_fragments(base, old).holdings, with_fragments(base, new).holdings
+    operations = plan.alteration(old, new).operations
+    assert outcome(operations, before) == after
+    changes = [op for op in operations if isinstance(op, AddElements | DeleteElements)]
+    changed = {(op.place, each) for op in changes for each in op.elements}
+    assert not changed & {*old[0].elements, *old[2].elements}
+
+
 def test_an_element_that_somebody_else_has_is_replaced_before_it_is_added() -> None:
     taken = Fragment((), ((host_maps.TAPS, Element(b"vnet0", chain="vm-1")),))
     heir = Fragment((), ((host_maps.TAPS, Element(b"vnet0", chain="vm-2")),))
