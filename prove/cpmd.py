@@ -169,6 +169,16 @@ class Cpmd:
 
         self.decide([asking()], true_now)
 
+    def reload(self, true_now: float) -> None:
+        """
+        The operator has it take its settings anew, which are what they were.
+
+        :raise CpmdDied: When its time has come.
+        """
+        assert self._loop is not None
+        self._set_clocks(true_now)
+        self._loop.use(self._rules)
+
     # Sessions, as cpm.api.server serves them: each waits for its last message before it takes the next
 
     async def take(self, session: Session, message: NodeMessage) -> None:

@@ -172,22 +172,20 @@ class Guests(Network):
 
     def _open_one(self, machine: Machine, uuid: DomainUUID, ports: PortRange) -> bool:
         entry = machine.kernel.host[uuid]
-        if any(flow.ports == ports and flow.ended is None for flow in machine.flows if flow.guest == uuid):
+        of_vm = (flow for flow in machine.flows if flow.guest == uuid and flow.ended is None)
+        if machine.is_isolated or any(flow.ports == ports for flow in of_vm):
             return False
         let_through: dict[str, tuple[DomainUUID, IPv4Address]] = {}
-        for edge in self.machines.values():
+        for edge in self._edges_that_count():
             # One that sends to another host, as it did last, passes nothing that comes back.
             vm = edge.mapped_as(_names(uuid, machine.name), entry.intent.internal, machine.identity.underlay)
             found = next((each.external for each in vm.ranges if each.ports.covers(ports)), None) if vm else None
             if vm is not None and found is not None:
                 let_through[edge.name] = vm.domain, found
-        sent_to = [name for name, edge in self.machines.items() if edge.is_on and self.sends(machine.name, name)]
+        sent_to = [name for name, edge in self.machines.items() if edge.forwards and self.sends(machine.name, name)]
         passes = [name for name in sent_to if name in let_through]
         for name in sent_to:
-            # One that sends to another host knows that the VM was there last; the host's natd may not run.
-            edge = self.machines[name]
-            is_elsewhere = edge.mapped_at(_names(uuid, machine.name)) not in (None, machine.identity.underlay)
-            if name not in passes and not edge.has_forgotten and not is_elsewhere:
+            if name not in passes and not self._may_drop(self.machines[name], machine, uuid):
                 self.judge.on_not_mapped(machine.name, uuid, ports, name)
         if not passes:
             return False
@@ -198,6 +196,18 @@ class Guests(Network):
         self.judge.on_begin(flow, passes, self.now)
         machine.flows.add(flow)
         return True
+
+    def _edges_that_count(self) -> list[Machine]:
+        """Return the machines through which packets pass if they map the ports."""
+        return [each for each in self.machines.values() if each.forwards and each.name not in self.judge.lying_edges]
+
+    def _may_drop(self, edge: Machine, host: Machine, uuid: DomainUUID) -> bool:
+        """Return whether it is no fault of ours that an edge drops what a VM sends."""
+        names = _names(uuid, host.name)
+        if not edge.forgotten.isdisjoint(names):
+            return True
+        # What the host's kernel holds is from before the VM went elsewhere and came back, and its natd does not run.
+        return host.node is None and edge.mapped_at(names) not in (None, host.identity.underlay)
 
     def close_flows(self, uuid: DomainUUID, some: int = 0) -> bool:
         """A VM closes its connections; ``some``: only those with an odd or even block."""

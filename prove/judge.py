@@ -99,6 +99,8 @@ class Judge:
         self._at_edge: dict[str, dict[DomainUUID, frozenset[Block]]] = {}
         self.liars: set[str] = set()
         """Hosts that said what is not so: what their own VMs suffer is not counted."""
+        self.lying_edges: set[str] = set()
+        """Edges that confirmed what is not so: nothing is demanded of what they map, and it is nobody's."""
 
     # What kernels hold
 
@@ -116,9 +118,11 @@ class Judge:
                 held[domain] = after
             else:
                 held.pop(domain, None)
-            for block in before - after:
+            for block in before - after if edge not in self.lying_edges else ():
                 self._let_go(edge, domain, block)
             taken += [(domain, block) for block in after - before]
+        if edge in self.lying_edges:
+            return
         for domain, block in taken:
             self._take(edge, domain, block, now)
         for domain, vm in changed.items():
@@ -165,12 +169,20 @@ class Judge:
 
     def on_edge_lost(self, edge: str) -> None:
         """An edge lost everything that it held, by no act of ours."""
-        for domain, blocks in self._at_edge.pop(edge, {}).items():
+        held = self._at_edge.pop(edge, {})
+        for domain, blocks in held.items() if edge not in self.lying_edges else ():
             for block in blocks:
                 self._let_go(edge, domain, block)
         for flows in self._flows.values():
             for flow in flows:
                 flow.through.discard(edge)
+
+    def on_lie_of_edge(self, edge: str) -> None:
+        """An edge confirms what it does not hold: others may be given what it maps, and their packets pass others."""
+        held = self.held_at(edge)
+        self.on_edge_lost(edge)
+        self.lying_edges.add(edge)
+        self._at_edge[edge] = held
 
     def on_host(self, host: str, domain: DomainUUID, entry: HostEntry | None) -> None:
         """
@@ -230,9 +242,9 @@ class Judge:
         """
         A VM begins a connection on ports that its host hands out, and an edge to which the host sends drops it.
 
-        :raise Violation: Unless the host is a liar: edges come first.
+        :raise Violation: Unless the host or the edge is a liar: edges come first.
         """
-        if host not in self.liars:
+        if host not in self.liars and edge not in self.lying_edges:
             raise Violation(f"dropped: {host} hands out {ports} to {_vm(guest)}, and {edge} does not map it")
 
     def flows(self, guest: DomainUUID) -> tuple[Flow, ...]:

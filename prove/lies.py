@@ -1,4 +1,4 @@
-"""What a host says that is not so: of its VMs, of their connections, of what its kernel holds."""
+"""What a host or an edge says that is not so: of VMs, of their connections, of what its kernel holds."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ from cpm.protocol.messages import (
     Measured,
     Need,
     NodeMessage,
+    OwnPorts,
     Presence,
     Present,
+    RefusedVM,
     Report,
 )
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, PortRange, Role
+from cpm.protocol.own_ports import OwnAddress, OwnRange, OwnUse
 from prove.judge import BLOCK
 from prove.machine import Machine
 
 LIES = 9
 FALSE_HELLO = 8
 """The lie that is told in the next first message of a session."""
+_LATER = 1_000_000
+"""A generation that is never reached."""
 
 
 def tell(n: int, uuid: DomainUUID, machine: Machine, manager: Manager | None) -> NodeMessage:
     """
-    Return a message of a host that lies.
+    Return a message of a machine that lies.
 
     :param n: Which lie.
     :param uuid: The VM that it is about; perhaps another host's.
@@ -41,7 +46,6 @@ def tell(n: int, uuid: DomainUUID, machine: Machine, manager: Manager | None) ->
     guess = PortRange(1024, 1024 + 4 * BLOCK - 1)
     mine = machine.node.guests().get(uuid)
     ports = mine.ports if mine is not None and mine.ports is not None else guess
-    generation = 1_000_000
     everywhere = tuple(Draining(PortRange(1024 + n * BLOCK, 1023 + (n + 4) * BLOCK), 0) for n in range(4))
     match n % LIES:
         case 0:
@@ -54,16 +58,40 @@ def tell(n: int, uuid: DomainUUID, machine: Machine, manager: Manager | None) ->
             return Present((Presence(uuid, "mine"),))
         case 4:
             return Present(())
-        case 5 if not machine.is_edge:
-            # An edge that confirms what is not so can give any port to anybody; edges are what others are kept out by.
-            return Applied(manager.epoch if manager is not None else 1, generation)
+        case 5:
+            return Applied(manager.epoch if manager is not None else 1, _LATER)
         case 6:
-            return Report(generation, 1.0, (Measured(uuid, 0.0, 0.0, 0, 0.0, everywhere),))
+            return Report(_LATER, 1.0, (Measured(uuid, 0.0, 0.0, 0, 0.0, everywhere),))
         case _:
             return Need(uuid, ports, 65535, 1e9)
 
 
+def tell_of_edge(n: int, uuid: DomainUUID, machine: Machine, manager: Manager | None) -> NodeMessage:
+    """Return a message of a machine that lies, and is an edge and nothing else. Parameters as for :func:`tell`."""
+    match n % LIES:
+        case 1:
+            epoch = manager.epoch if manager is not None else 1
+            return Applied(epoch, _LATER, (RefusedVM(uuid, "out of memory"),))
+        case 3:
+            used = (OwnRange(PortRange(1024, 1024 + 2 * BLOCK), OwnUse.LISTENER),)
+            return OwnPorts((OwnAddress(IPv4Address("203.0.113.1"), used),))
+        case _:
+            # What only hosts may say, and what makes sense of a VM's host only.
+            return tell(n, uuid, machine, manager)
+
+
+def is_confirmation(message: NodeMessage) -> bool:
+    """Return whether a lie is that the kernel holds what it does not hold."""
+    return isinstance(message, Applied)
+
+
 def hello(truth: Hello, uuid: DomainUUID) -> Hello:
-    """Return a first message that claims a VM, with ports that are perhaps another one's, and names no other."""
-    guess = Held(uuid, int(IPv4Address("100.64.0.1")), 0, (HeldRange(0, 1024, 1024 + 4 * BLOCK - 1),))
-    return msgspec.structs.replace(truth, domains=(Presence(uuid, "mine"),), host_holds=(guess,))
+    """
+    Return a first message that claims a VM, with ports that are perhaps another one's, and names no other. An edge
+    claims to map them, and nothing else.
+    """
+    internal, host = int(IPv4Address("100.64.0.1")), int(IPv4Address("172.30.0.11"))
+    guess = Held(uuid, internal, 0, (HeldRange(0, 1024, 1024 + 4 * BLOCK - 1),))
+    mapped = Held(uuid, internal, host, (HeldRange(int(IPv4Address("203.0.113.1")), 1024, 1024 + BLOCK - 1),))
+    claims = (Presence(uuid, "mine"),) if Role.HOST in truth.roles else ()
+    return msgspec.structs.replace(truth, domains=claims, host_holds=(guess,), edge_holds=(mapped,))

@@ -54,9 +54,8 @@ def _come_to_rest(world: World, when: str) -> None:
                 world.close_flows(uuid)
         if number >= SOONEST and not any(True for _ in complaints(world, longest_s=0.0)):
             return
-        manager = world.cpmd.manager
-        if number % SOONEST == 1 and manager is not None and manager.refused.sentences:
-            # Nodes say that the ledger is an old copy, or another one.
+        if number % SOONEST == 1 and world.has_old_copy and world.cpmd.manager is not None:
+            # Nodes say so, and cpmd does.
             world.accept()
     # Ranges may move for as long as VMs run, but none of them may be on its way for long.
     if found := "; ".join(complaints(world, longest_s=LONGEST_S)):
@@ -69,7 +68,7 @@ def stop_faults(world: World) -> None:
     cpmd.fuse, cpmd.fails = None, 0
     world.cut_off.clear()
     world.mend()
-    for name in world.judge.liars:
+    for name in sorted(world.liars):
         # What natd has said in a session and what the manager has heard in it is not the same.
         world.lose_session(name)
 
@@ -103,6 +102,7 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
         if world.broken not in manager.restoring.missing() or world.machines[world.broken].is_on:
             yield f"the restored ledger waits for {manager.restoring.waits_for(world.cpmd.ledger_now(world.now))}"
         return
+    yield from manager.refused.sentences.values()
     rows = [row for vm in manager.fleet.vms for row in manager.fleet.of(vm)]
     yield from (each for row in rows for each in _on_its_way(world, manager, row, longest_s))
     yield from _vms(world, manager, [row for row in rows if row.state is AllocationState.ACTIVE])

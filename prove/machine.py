@@ -20,7 +20,7 @@ import msgspec
 from cpm.protocol import codec
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
-from cpm.protocol.messages import Hello
+from cpm.protocol.messages import Applied, Hello
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.identity import Identity
@@ -123,7 +123,11 @@ class Machine:
         self.broken: Broken | None = None
         """How it is broken to the end of the story; None: it is not."""
         self.has_forgotten = False
-        """Its kernel lost its tables, by no act of ours, and does not have them again yet."""
+        """Its kernel lost its tables, by no act of ours, and natd has not put them back yet."""
+        self.forgotten: set[DomainUUID] = set()
+        """The VMs of which this edge lost what it mapped, by no act of ours, and which it does not map again yet."""
+        self.is_isolated = False
+        """Somebody took its cables out, but for that of its session: it forwards nothing."""
         self.false_hello: Callable[[Hello], Hello] | None = None
         """Makes a lie of the first message of the next session."""
         self.fuse: int | None = None
@@ -138,6 +142,11 @@ class Machine:
         self._starts = 0
         self._judge = judge
         self._say = say
+
+    @property
+    def forwards(self) -> bool:
+        """Whether packets that are sent here arrive."""
+        return self.is_on and not self.is_isolated
 
     # natd
 
@@ -169,6 +178,9 @@ class Machine:
                         message, self.false_hello = self.false_hello(message), None
                     if self._say is not None:
                         self._say(self.name, f"sends {words.message(message)}")
+                    if isinstance(message, Applied) and not message.refused:
+                        # What it does not map by now is not to be mapped.
+                        self.forgotten.clear()
                     self.session.up.append(codec.encode(message))
             elif isinstance(command, (Program, Replace, Forget, Prune, CountPorts)):
                 self.work.append(command)
@@ -244,6 +256,7 @@ class Machine:
     def _tell_judge(self, before_host: dict, before_edge: dict, true_now: float) -> None:  # type: ignore[type-arg]
         if self.is_edge:
             edge = self.kernel.edge
+            self.forgotten -= edge.keys()
             changed = {
                 uuid: self._with_host(edge.get(uuid))
                 for uuid in before_edge.keys() | edge.keys()
@@ -296,14 +309,26 @@ class Machine:
 
     def flush(self) -> None:
         """Somebody removes all tables."""
-        self.has_forgotten = True
+        self._forget()
         self.kernel.flush()
         self._judge.on_edge_lost(self.name)
         self._judge.on_host_lost(self.name)
 
+    def _forget(self) -> None:
+        self.has_forgotten = True
+        self.forgotten |= self.kernel.edge.keys()
+
+    def isolate(self, true_now: float) -> None:
+        """Nothing is forwarded here any more, whatever the kernel holds; the session stays."""
+        self.is_isolated = True
+        for flow in [flow for flow in self.flows if flow.ended is None]:
+            self._judge.on_end(flow, true_now)
+        self._judge.on_edge_lost(self.name)
+
     def power_off(self, true_now: float) -> None:
         """Everything that runs here ends, and the kernel forgets."""
-        self.is_on, self.has_forgotten = False, True
+        self.is_on = self.is_isolated = False
+        self._forget()
         for flow in [flow for flow in self.flows if flow.ended is None]:
             self._judge.on_end(flow, true_now)
         self.flows.clear()

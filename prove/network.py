@@ -81,6 +81,11 @@ class Network:
         """All sessions of which one end is still open."""
         self.is_given_up = False
         """The machine that is broken for good was switched off and fenced."""
+        self.liars: set[str] = set()
+        """Machines that said what is not so."""
+        self.has_old_copy = False
+        """An old copy of the ledger is in its place, until the operator accepts it."""
+        self._has_restored = self._has_false_edge = False
         self._taps = 0
         self._requests = 0
         self._backup: tuple[sqlite3.Connection, int] | None = None

@@ -23,11 +23,13 @@ from cpm.core.restoring import Restoring
 from cpm.core.rollout import desired_state, steps
 from cpm.core.rollout.edge_service import EdgeService
 from cpm.core.rollout.steps import Rollout
+from cpm.protocol.messages import Welcome
 from cpm.protocol.model import AllocationState, Role
 from cpm.service import clock
 from cpm.serving.ledger_clock import LedgerClock
-from cpm.serving.node_sessions import NodeSessions
+from cpm.serving.node_sessions import NodeConnections, NodeSessions
 from natctl.core.ended import Ended
+from natctl.core.following import Following
 from natctl.core.intent import Intent
 from natctl.core.node import Node
 from natctl.core.programming import InForce, Programming
@@ -334,6 +336,31 @@ def wall_clock() -> contextlib.AbstractContextManager[None]:
 def changed_after_hello() -> contextlib.AbstractContextManager[None]:
     """A range that the kernel refused was tried again after the node had told the manager what its kernel holds."""
     return nothing(Programming, "on_introduced")
+
+
+def welcome_dropped() -> contextlib.AbstractContextManager[None]:
+    """
+    A manager that started over while the ledger could not be written dropped a node's Welcome, and the node was
+    refused from its next session on.
+    """
+
+    def make(original: Any) -> Any:
+        def resume(self: NodeConnections, *rest: Any) -> bool:
+            for session in self._sessions.values():
+                session.welcome = None
+            return bool(original(self, *rest))
+
+        return resume
+
+    def make_follow(original: Any) -> Any:
+        def on_message(self: Following, message: Any) -> None:
+            if not isinstance(message, Welcome) and message.epoch > self.epoch:
+                self._follow(message.epoch, self.told)
+            original(self, message)
+
+        return on_message
+
+    return both(changed(NodeConnections, "resume", make), changed(Following, "on_message", make_follow))
 
 
 def edge_not_known() -> contextlib.AbstractContextManager[None]:

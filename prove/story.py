@@ -85,7 +85,7 @@ class Kind(enum.StrEnum):
     POWER_OFF = "power off"
     POWER_ON = "power on"
     FENCE = "fence"
-    """The operator fences a node if it is off."""
+    """The operator fences a node if it is off, or if it hangs, with the cables out but for that of its session."""
     LIBVIRT = "libvirt"
     """natd loses libvirt, or has it again."""
     DISK_FULL = "disk full"
@@ -93,6 +93,8 @@ class Kind(enum.StrEnum):
     # Faults of the manager's machine.
     CLOCK = "clock"
     """The wall clock of the manager's machine is set."""
+    RELOAD = "reload"
+    """The operator has cpmd take its settings anew."""
     REBOOT_MANAGER = "reboot manager"
     """The machine on which cpmd runs boots again, and is off for some time."""
     # Faults of people.
@@ -110,6 +112,8 @@ class Kind(enum.StrEnum):
     """Another machine says that it is this node; n odd: with the identity of its machine, while it is connected."""
     LIE = "lie"
     """A host says what is not so: of its VMs, of counts, or of what its kernel holds."""
+    EDGE_LIES = "edge lies"
+    """An edge does."""
     BREAK = "break"
     """A machine breaks, and stays so to the end of the story: n = 0, 3, …: its kernel refuses all; n = 1, 4, …: its
     natd goes on and its kernel is never changed, so it confirms nothing; n = 2, 5, …: it has no power."""
@@ -134,7 +138,7 @@ class Event(NamedTuple):
 ABOUT_VM = frozenset(
     {
         Kind.START, Kind.STOP, Kind.STOP_UNSEEN, Kind.PLUG, Kind.OPEN, Kind.HOLD_ALL, Kind.CLOSE, Kind.MIGRATE,
-        Kind.RESUME, Kind.LEFT, Kind.ABORT, Kind.RESIZE, Kind.RELOCATE, Kind.NEED, Kind.LIE, Kind.COPY,
+        Kind.RESUME, Kind.LEFT, Kind.ABORT, Kind.RESIZE, Kind.RELOCATE, Kind.NEED, Kind.LIE, Kind.EDGE_LIES, Kind.COPY,
     }
 )  # fmt: skip
 
@@ -187,6 +191,7 @@ _WEIGHTS: Mapping[Kind, tuple[float, _Whom]] = {
     Kind.LIBVIRT: (0.6, HOSTS),
     Kind.DISK_FULL: (0.3, NOBODY),
     Kind.CLOCK: (0.5, NOBODY),
+    Kind.RELOAD: (0.2, NOBODY),
     Kind.REBOOT_MANAGER: (0.3, NOBODY),
     Kind.BACKUP: (0.05, NOBODY),
     Kind.RESTORE: (0.03, NOBODY),
@@ -195,6 +200,7 @@ _WEIGHTS: Mapping[Kind, tuple[float, _Whom]] = {
     Kind.IMPOSTOR: (0.1, NODES),
     Kind.LIE: (0.01, HOSTS),
     Kind.BREAK: (0.05, NODES),
+    Kind.EDGE_LIES: (0.01, EDGES),
 }
 """How often each kind happens, and to whom."""
 
@@ -212,7 +218,7 @@ THEMES: Mapping[str, Mapping[Kind, float]] = {
         **dict.fromkeys((_K.CONNECT, _K.HEAL, _K.SETTLE), 0.5),
     },
     "crashes": {
-        **dict.fromkeys((_K.KILL_CPMD, _K.DISK_FULL, _K.KILL_NATD), 5.0),
+        **dict.fromkeys((_K.KILL_CPMD, _K.DISK_FULL, _K.KILL_NATD, _K.RELOAD), 5.0),
         **dict.fromkeys((_K.START_CPMD, _K.START_NATD, _K.CONNECT, _K.RESIZE, _K.OPEN), 2.0),
     },
     "moves": {
@@ -223,7 +229,7 @@ THEMES: Mapping[str, Mapping[Kind, float]] = {
         **dict.fromkeys((_K.START, _K.STOP, _K.PASS, _K.HOLD_ALL, _K.CLOSE, _K.RESIZE, _K.MEASURE), 3.0),
     },
     # A liar's own VMs are not judged, so most stories have none.
-    "lies": {_K.LIE: 200.0, **dict.fromkeys((_K.START, _K.OPEN, _K.IMPOSTOR), 2.0)},
+    "lies": {_K.LIE: 200.0, _K.EDGE_LIES: 200.0, **dict.fromkeys((_K.START, _K.OPEN, _K.IMPOSTOR), 2.0)},
     "restores": {
         **dict.fromkeys((_K.BACKUP, _K.RESTORE), 30.0),
         **dict.fromkeys((_K.PARTITION, _K.POWER_OFF, _K.KILL_NATD, _K.START_CPMD, _K.FENCE, _K.RESIZE), 2.0),
@@ -357,6 +363,16 @@ PHRASES_OF_CRASHES: tuple[tuple[tuple[Kind, int] | tuple[Kind, int, int], ...], 
     ),
 )
 """More of them, for stories of crashes. A third number says that it is about another VM than the rest."""
+PHRASES_OF_RELOADS: tuple[tuple[tuple[Kind, int] | tuple[Kind, int, int], ...], ...] = (
+    # A node says hello while the disk is full, and cpmd takes its settings anew.
+    (
+        *_CALM,
+        *((_K.KILL_CPMD, 0), (_K.START_CPMD, 0), (_K.CONNECT, 0), (_K.SETTLE, 0), (_K.DISK_FULL, 2), (_K.START, 0)),
+        *((_K.DELIVER_UP, 1), (_K.CONNECT, 0), (_K.DELIVER_UP, 1), (_K.RELOAD, 0), (_K.SETTLE, 0), (_K.PASS, 4)),
+        *((_K.SETTLE, 0), (_K.CONNECT, 0), (_K.SETTLE, 0)),
+    ),
+)
+"""More of them, for stories of crashes in which cpmd takes its settings anew."""
 _SITES_OF_STORIES = ("apart", "apart", "apart", "mixed", "both")
 _LATE = 0.15
 """Share of the stories in which one edge is approved while the story goes on."""
@@ -411,6 +427,8 @@ def _draw(
     more = THEMES[theme]
     cumulative = list(itertools.accumulate(_WEIGHTS[kind][0] * more.get(kind, 1.0) for kind in chosen))
     phrases = PHRASES + PHRASES_OF_CRASHES if theme == "crashes" else PHRASES
+    if theme == "crashes" and _K.RELOAD in kinds:
+        phrases += PHRASES_OF_RELOADS
     often = 2.0 * _PHRASE if theme == "crashes" else _PHRASE
     phrase: list[tuple[Kind, int] | tuple[Kind, int, int]] = []
     about = 1

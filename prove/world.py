@@ -86,6 +86,7 @@ class World(Guests):
     def accept(self) -> None:
         """The operator has the ledger that is in place take in what kernels hold."""
         self._kill_cpmd()
+        self._has_restored, self.has_old_copy = True, False
         self.cpmd.ledger.restore(None, self.cpmd.wall(self.now))
         self._start_cpmd()
 
@@ -131,8 +132,14 @@ class World(Guests):
     # Machines
 
     def _fence(self, name: str) -> bool:
-        if self.machines[name].is_on:
-            return False
+        machine, manager = self.machines[name], self.cpmd.manager
+        if machine.is_on:
+            # Of a machine that answers, the manager does not believe it.
+            if machine.broken is not Broken.HANGS or manager is None:
+                return False
+            if manager.edge_service.is_answering(NodeName(name), self.cpmd.ledger_now(self.now)):
+                return False
+            machine.isolate(self.now)
         return self._ask(lambda manager, now: manager.fence(NodeName(name), now, fenced=True))
 
     def _power_off(self, name: str) -> bool:
@@ -166,6 +173,8 @@ class World(Guests):
         return self._start_natd(name)
 
     def _restore(self, n: int) -> bool:
+        if self._has_false_edge:
+            return False
         if n % 3 == 2:
             self.accept()
             return True
@@ -177,6 +186,7 @@ class World(Guests):
             # Nobody could tell: a node that has seen nothing later takes the copy for the present ledger.
             return False
         self._kill_cpmd()
+        self._has_restored, self.has_old_copy = True, bool(n % 3)
         if n % 3:
             self.cpmd.ledger.put_back(copy)
         else:
@@ -191,6 +201,12 @@ class World(Guests):
         self.cpmd.wall_ahead_s += CLOCK_S[n % len(CLOCK_S)]
         return True
 
+    def _reload(self) -> bool:
+        if self.cpmd.manager is None:
+            return False
+        self.cpmd.reload(self.now)
+        return True
+
     def _reboot_manager(self, n: int) -> bool:
         self._kill_cpmd()
         self.now += PASS_S[n]
@@ -202,16 +218,34 @@ class World(Guests):
         if machine.session is None or machine.node is None:
             return False
         if n % lies.LIES == lies.FALSE_HELLO:
-            self.judge.liars.add(name)
+            if machine.is_edge and not self._may_deceive():
+                return False
+            self._note_liar(name)
             machine.false_hello = lambda truth: lies.hello(truth, uuid)
             self._lose_at_node(name, ALL)
             return self.connect(name)
-        message = lies.tell(n, uuid, machine, self.cpmd.manager)
-        self.judge.liars.add(name)
+        tell = lies.tell if machine.is_host else lies.tell_of_edge
+        message = tell(n, uuid, machine, self.cpmd.manager)
+        if machine.is_edge and lies.is_confirmation(message):
+            if not self._may_deceive():
+                return False
+            self.judge.on_lie_of_edge(name)
+        self._note_liar(name)
         if self._say is not None:
             self._say(name, f"lies: {words.message(message)}")
         machine.session.up.append(codec.encode(message))
         return True
+
+    def _may_deceive(self) -> bool:
+        """Return whether an edge may lie of what it maps: a restored ledger takes that in, and edges are trusted."""
+        self._has_false_edge = not self._has_restored
+        return self._has_false_edge
+
+    def _note_liar(self, name: str) -> None:
+        """A machine lies; what a host's own VMs suffer from that is not counted."""
+        self.liars.add(name)
+        if self.machines[name].is_host:
+            self.judge.liars.add(name)
 
     def _refuse(self, name: str, n: int, which: int) -> bool:
         vms = (None, *ALL_VMS)
@@ -333,6 +367,7 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.LIBVIRT: lambda w, e: w._let_libvirt(e.who, e.n),
     Kind.DISK_FULL: lambda w, e: w._let_disk_fail(e.n % 3, is_full=e.vm % 2 == 0),
     Kind.CLOCK: lambda w, e: w._set_clock(e.n),
+    Kind.RELOAD: lambda w, e: w._reload(),
     Kind.REBOOT_MANAGER: lambda w, e: w._reboot_manager(e.n),
     Kind.BACKUP: lambda w, e: w._copy_ledger(),
     Kind.RESTORE: lambda w, e: w._restore(e.n),
@@ -341,4 +376,5 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.IMPOSTOR: lambda w, e: w._impostor(e.who, is_same_machine=bool(e.n % 2)),
     Kind.BREAK: lambda w, e: w._break(e.who, e.n),
     Kind.LIE: lambda w, e: w._lie(e.who, vm_of(e.vm), e.n),
+    Kind.EDGE_LIES: lambda w, e: w._lie(e.who, vm_of(e.vm), e.n),
 }

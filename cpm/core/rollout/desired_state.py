@@ -9,7 +9,7 @@ back. Tested with the rollout in ``tests/unit/site/test_order.py``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from ipaddress import IPv4Network
 
 from cpm.core import moves
@@ -17,7 +17,17 @@ from cpm.core.fleet import Fleet
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
 from cpm.protocol.messages import PathState
-from cpm.protocol.model import VM, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role, coalesce
+from cpm.protocol.model import (
+    VM,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+    coalesce,
+)
 from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
@@ -30,7 +40,7 @@ def host_vm(
     present: Mapping[DomainUUID, NodeName],
     ready: Container[AllocationId],
     wishes: EffectiveWishes,
-    told: HostIntent | None = None,
+    used: Collection[PortRange] = (),
 ) -> HostIntent | None:
     """
     Return what this host should hold for a VM; None: nothing.
@@ -39,7 +49,7 @@ def host_vm(
     :param ready: Reserved allocations that the edges already map.
     :param wishes: Those in effect: the VM's cap in ports, draining ones included (held ones it may take back), and the
         limits of its connections.
-    :param told: What this host was told last, in this session; None: nothing.
+    :param used: Ports on which this host may have connections of the VM.
     """
     if Role.HOST not in node.roles or present.get(vm.uuid) != node.name:
         return None
@@ -53,9 +63,8 @@ def host_vm(
         current = reserved
     # The range that is being replaced may have connections, too: its host keeps and counts them from the first moment.
     is_replaced = active is not None and ports is not None and not active.ports.overlaps(ports)
-    before = told.held if told is not None else ()
     # Nor does it let go of a range that drained, and that the VM takes back, before it may use it.
-    taken_back = [a for a in here if a.state is _State.RESERVED and any(each.overlaps(a.ports) for each in before)]
+    taken_back = [a for a in here if a.state is _State.RESERVED and any(each.overlaps(a.ports) for each in used)]
     leaving = [a for a in here if a.state is _State.DRAINING or (is_replaced and a is active)]
     draining = tuple(sorted(a.ports for a in (*leaving, *taken_back) if a is not reserved))
     if ports is None and not draining:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import Delta, PathState, Snapshot, Unmanaged
-from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.model import DomainUUID, NodeName, PortRange
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
 
@@ -107,9 +107,10 @@ class NodeSync:
         """Return whether the node has confirmed everything it was sent about this VM."""
         return self.synced and uuid not in self._unconfirmed
 
-    def told(self, uuid: DomainUUID) -> HostIntent | None:
-        """Return what the node was last sent about this VM as its host; None: nothing, or that it is gone."""
-        return self._host.get(uuid)
+    def told_ports(self, uuid: DomainUUID) -> tuple[PortRange, ...]:
+        """Return the ports that the node was last told to hold for this VM as its host, in this session."""
+        told = self._host.get(uuid)
+        return told.held if told is not None else ()
 
     def last_change(self, uuid: DomainUUID) -> int:
         """

@@ -20,7 +20,7 @@ Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from ipaddress import IPv4Network
 from types import MappingProxyType
 from typing import Final
@@ -38,10 +38,23 @@ from cpm.core.running import RunningVMs
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Freed, ManagerMessage, Measured, PathState
-from cpm.protocol.model import VM, Allocation, AllocationId, AllocationState, DomainUUID, Node, NodeName, Role
+from cpm.protocol.model import (
+    FIRST_PORT,
+    LAST_PORT,
+    VM,
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+)
 from cpm.protocol.timeouts import Timeouts
 
 _State = AllocationState
+_ANY: Final = (PortRange(FIRST_PORT, LAST_PORT),)
 
 NOTHING_REFUSED: Final[Mapping[DomainUUID, str]] = MappingProxyType({})
 IDLE_REPORTS = 2
@@ -254,7 +267,7 @@ class Rollout:
     def _advance_reserved(self, allocation: Allocation, now: float) -> None:
         uuid = allocation.domain
         if allocation.id not in self._edges_ready:
-            if not self._edges_know(allocation, now):
+            if self._fleet.why_no_new or not self._edges_know(allocation, now):
                 self._awaiting_edges.add(uuid)
                 return
             self._hand_out(allocation.id)
@@ -414,25 +427,27 @@ class Rollout:
         if node.name in self._snapshot_due:
             update: ManagerMessage | None = self._snapshot(node, node_sync, now)
         else:
-            host = {uuid: self._host_vm(uuid, node) for uuid in here}
+            host = {uuid: self._host_vm(uuid, node, node_sync.told_ports(uuid)) for uuid in here}
             edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed if is_edge}
             update = node_sync.make_delta(self._path(node), host, edge, now, self._fleet.grants)
         if update is not None:
             self._messages.append((node.name, update))
 
     def _snapshot(self, node: Node, node_sync: NodeSync, now: float) -> ManagerMessage:
-        # A host holds nothing of VMs that are on others.
-        host = {uuid: vm for uuid in self._running.on(node.name) if (vm := self._host_vm(uuid, node)) is not None}
+        # A host holds nothing of VMs that are on others. What it was told before this session is not known: a range
+        # that is reserved may be one that the VM takes back.
+        running = self._running.on(node.name)
+        host = {uuid: vm for uuid in running if (vm := self._host_vm(uuid, node, _ANY)) is not None}
         others = self._fleet.vms if Role.EDGE in node.roles else ()
         edge = {uuid: to for uuid in others if (to := desired_state.edge_vm(self._fleet, uuid, node)) is not None}
         return node_sync.make_snapshot(self._path(node), host, edge, now, self._fleet.grants)
 
-    def _host_vm(self, uuid: DomainUUID, node: Node) -> HostIntent | None:
+    def _host_vm(self, uuid: DomainUUID, node: Node, used: Collection[PortRange]) -> HostIntent | None:
         vm = self._fleet.vms.get(uuid)
         if vm is None:
             return None
-        told, wishes = self._node_syncs[node.name].told(uuid), self._wishes(vm)
-        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, wishes, told)
+        wishes = self._wishes(vm)
+        return desired_state.host_vm(self._fleet, vm, node, self._present, self._edges_ready, wishes, used)
 
     def _path(self, node: Node) -> PathState:
         """Return what nodes with these roles should know of the site; computed once for all of them after a change."""

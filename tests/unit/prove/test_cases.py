@@ -62,6 +62,17 @@ STORIES = {
         *(Event(Kind.SETTLE), Event(Kind.PRESENT, "both1"), Event(Kind.SETTLE)),
         site="both",
     ),
+    "a session that ends while a VM takes back ports of which it still uses some": story(
+        *(Event(Kind.START, "host1", 2), Event(Kind.SETTLE), Event(Kind.OPEN, vm=2, n=1)),
+        *(Event(Kind.FLUSH, "host1"), Event(Kind.RESIZE, vm=2), Event(Kind.RESIZE, vm=2, n=4)),
+        Event(Kind.KILL_NATD, "host1"),
+    ),
+    "a cpmd that ends while a VM that is back takes back all its ports": story(
+        *(Event(Kind.START, "host1", 2), Event(Kind.SETTLE), Event(Kind.STOP, "host1", 2)),
+        *(Event(Kind.KILL_NATD, "host1", ALL), Event(Kind.START, "host1", 2), Event(Kind.START_NATD, "host1")),
+        *(Event(Kind.KERNEL, "host1"), Event(Kind.OPEN, vm=2), Event(Kind.DELIVER_UP, "host1")),
+        *(Event(Kind.DISK_FULL, vm=2), Event(Kind.CONNECT, "host1"), Event(Kind.SETTLE), Event(Kind.KILL_CPMD)),
+    ),
 }
 
 
