@@ -179,6 +179,7 @@ manuals: $(VENV) ## Man pages, completions and the generated pages of docs/refer
 	@$(BIN)/python -m cpm.api.reference > docs/reference/api.md.new && mv docs/reference/api.md.new docs/reference/api.md
 	@$(BIN)/python -m cpm.api.openapi > docs/reference/openapi.json.new && mv docs/reference/openapi.json.new docs/reference/openapi.json
 	@$(BIN)/python -m cpm.cli.output_reference docs/reference
+	@$(BIN)/python -m cpm.cli.settings_reference > docs/reference/configuration.md.new && mv docs/reference/configuration.md.new docs/reference/configuration.md
 	@$(BIN)/python -m cpm.api.event_reference > docs/reference/events.md.new && mv docs/reference/events.md.new docs/reference/events.md
 
 .PHONY: bench

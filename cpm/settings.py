@@ -121,21 +121,29 @@ class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The guards that limit the policy (:class:`cpm.core.sizing.GuardSettings`); each can be switched off."""
 
     floor: bool = True
+    """Never below the VM's floor."""
     cap: bool = True
+    """Never above its cap."""
     whole_blocks: bool = True
+    """Sizes are whole blocks."""
     headroom: bool = True
     """Never below the ports in use plus ``headroom_share`` of them plus ``headroom_ports``."""
     headroom_share: Annotated[float, Meta(ge=0, le=_MOST_TIMES)] = 0.25
+    """Of ``headroom``."""
     headroom_ports: Annotated[int, Meta(ge=0, le=LAST_PORT)] = 16
+    """Of ``headroom``."""
     unused: bool = True
     """No growth while less than ``grow_above_use`` of the range is in use: a download is many packets and one port."""
     grow_above_use: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Of ``unused``: a share of the range."""
     exhausted: bool = True
     """An exhausted range grows by ``exhausted_factor`` at once, whatever the score and in spite of the cool-down."""
     exhausted_factor: Annotated[float, Meta(gt=1, le=_MOST_TIMES)] = 2.0
+    """Of ``exhausted``."""
     still_used: bool = True
     """No shrinking while more than ``shrink_below_use`` of the range is in use."""
     shrink_below_use: Annotated[float, Meta(ge=0, le=1)] = 0.35
+    """Of ``still_used``: a share of the range."""
     grow_cool_down_s: _Seconds = 5.0
     """Seconds between two growths of a range."""
     shrink_cool_down_s: _Seconds = 30.0
@@ -257,6 +265,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     page: PageSettings = PageSettings()
     events: EventsSettings = EventsSettings()
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
 
     def defaults(self) -> Defaults:
         """Return the values for VMs without wishes."""

@@ -32,6 +32,7 @@ class ManagerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     certificate: str | None = None
     """PEM file: this node's certificate; its subject alternative name is this node's name."""
     key: str | None = None
+    """PEM file: its private key."""
     ca: str | None = None
     """PEM file: the CA that signed the manager's certificate."""
 
@@ -55,7 +56,9 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     exempt: tuple[IPv4Network, ...] = entries.DEFAULT_EXEMPT
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
+    """Number of the routing table with the ways of VMs' packets; nothing else may use it."""
     rule_priority: int = 7414
+    """Priority of the routing rule that leads there."""
     log_group: Annotated[int, Meta(ge=0, le=65534)] = 7414
     """NFLOG group in which the kernel signals that an arrival budget is used up. In the next one it reports packets of
     connections from before their VM was managed. No other program may use either."""
@@ -129,6 +132,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(max_length=MAX_WORD)] = ""
     """How the manager knows this node; empty: the host name."""
     roles: frozenset[Role] = frozenset({Role.HOST, Role.EDGE})
+    """What this machine asks to be; the manager has to approve it."""
     manager: ManagerSettings = ManagerSettings()
     listen: ListenSettings = ListenSettings()
     host: HostTable | None = None
@@ -139,6 +143,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     state: str = "/var/lib/virt-ports-natd"
     """Folder in which natd keeps which manager it follows, so that it notices another one or an old ledger."""
     log_level: str = "info"
+    """``debug``, ``info``, ``warning`` or ``error``."""
 
     @property
     def node_name(self) -> str:

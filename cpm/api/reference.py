@@ -15,7 +15,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from msgspec import Meta, Struct, UnsetType
@@ -53,7 +53,8 @@ operation, any request with parameters or a body can be answered by `invalid-req
 """
 
 _SIMPLE: dict[Any, str] = {
-    int: "integer", float: "number", str: "string", bool: "boolean", IPv4Address: "IPv4 address", type(None): "null",
+    int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null",
+    IPv4Address: "IPv4 address", IPv4Network: "IPv4 network",
 }  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def type_name(hint: Any) -> str:
         return f"{type_name(arguments[0])}{_bounds(meta)}"
     if origin in (dict, Mapping):
         return f"object with values {type_name(arguments[1])}"
-    if origin in (tuple, list):
+    if origin in (tuple, list, frozenset):
         return f"list of {type_name(arguments[0])}"
     if isinstance(hint, typing.NewType):
         return type_name(hint.__supertype__)

@@ -3,7 +3,7 @@ Generates the man pages from the parsers, the daemons' ``--help`` and the settin
 
     python -m cpm.cli.manual share/man
 
-Settings and daemons are found by the entry points of the installation, so this knows natd's without importing it.
+Daemons are found by the entry points of the installation, so this knows natd's without importing it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,10 @@ import os
 import re
 import sys
 import textwrap
-import typing
-from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
-from msgspec import NODEFAULT, Struct
-
-from cpm.api.reference import meanings, type_name
-from cpm.cli import main
+from cpm.cli import main, settings_reference
 from cpm.cli.completion import parsers
 from cpm.service import launch
 
@@ -83,47 +76,23 @@ def _daemon(name: str) -> str:
 
 
 def _settings(daemon: str) -> str:
-    [loader] = entry_points(group="virt_ports.settings", name=daemon)
-    kind: type[Struct] = importlib.import_module(loader.module).Settings
     about = f"settings of {daemon}"
     intro = (
         f"The file is /etc/virt-ports/{daemon}.toml, in TOML. Every key has a default unless it says otherwise; an "
         "unknown key is an error. `virt-ports config check` reads the file as the daemon does."
     )
-    return f"{_name(f'{daemon}.toml', about)}.SH DESCRIPTION\n{_text(intro)}.SH SETTINGS\n{''.join(_table(kind, ''))}"
+    tables = "".join(map(_table, settings_reference.tables(daemon)))
+    return f"{_name(f'{daemon}.toml', about)}.SH DESCRIPTION\n{_text(intro)}.SH SETTINGS\n{tables}"
 
 
-def _table(kind: type[Struct], path: str) -> Iterator[str]:
-    """Yield the keys of a table, then the tables in it."""
-    hints, known = typing.get_type_hints(kind, include_extras=True), dict(meanings(kind))
-    tables: list[tuple[str, type[Struct]]] = []
-    if path:
-        yield f".SS {_quoted(f'[{path}]')}\n{_text(_plain(kind.__doc__ or ''))}"
-    for field in msgspec.structs.fields(kind):
-        hint = hints[field.name]
-        if isinstance(hint, type) and issubclass(hint, Struct):
-            tables.append((f"{path}.{field.encode_name}".lstrip("."), hint))
-            continue
-        yield f".TP\n.B {_quoted(field.encode_name)}\n"
-        yield _text(f"{type_name(hint)}; {_default(field)}. {_plain(known.get(field.name, ''))}".rstrip())
-    for name, table in tables:
-        yield from _table(table, name)
-
-
-def _default(field: Any) -> str:
-    value = field.default if field.default is not NODEFAULT else None
-    if field.default is NODEFAULT and field.default_factory is not NODEFAULT:
-        value = field.default_factory()
-    elif field.default is NODEFAULT:
-        return "required"
-    value = sorted(value) if isinstance(value, frozenset) else value
-    return "no default" if value is None else f"default {msgspec.json.encode(value, enc_hook=str).decode()}"
-
-
-def _plain(text: str) -> str:
-    """Return a docstring's text without its marks."""
-    first = textwrap.dedent(text).strip().partition("\n\n:param")[0]
-    return " ".join(re.sub(r":\w+:`~?\.?([^`]*)`", r"\1", first).replace("``", "").replace("`", "").split())
+def _table(table: settings_reference.Table) -> str:
+    """Return a table and its keys."""
+    head = f".SS {_quoted(f'[{table.path}]')}\n{_text(table.about.replace('`', ''))}" if table.path else ""
+    keys = (
+        f".TP\n.B {_quoted(key.name)}\n" + _text(f"{key.kind}; {key.default}. {key.meaning}".replace("`", "").rstrip())
+        for key in table.keys
+    )
+    return head + "".join(keys)
 
 
 def _name(name: str, about: str) -> str:

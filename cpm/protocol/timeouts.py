@@ -49,23 +49,23 @@ class Timeouts(Struct, frozen=True):
 
 
 class TimeoutsTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """The timeouts table of a configuration file; a key that is missing leaves the timeout as it is."""
+    """Idle seconds after which a connection is forgotten; a key that is missing leaves the timeout as it is."""
 
     tcp_established_s: int | UnsetType = UNSET
-    """At least 7,440 (RFC 5382 REQ-5)."""
+    """At least 7,440, the default (RFC 5382 REQ-5)."""
     tcp_transitory_s: int | UnsetType = UNSET
-    """At least 240 (RFC 5382 REQ-5): opening, or closed by one side only."""
+    """At least 240, the default (RFC 5382 REQ-5): opening, or closed by one side only."""
     tcp_time_wait_s: int | UnsetType = UNSET
-    """Closed by both sides. A shorter timeout frees ports earlier; a late packet of the old connection may then reach
-    the next connection on the same port."""
+    """120 by default: closed by both sides. A shorter timeout frees ports earlier; a late packet of the old connection
+    may then reach the next connection on the same port."""
     tcp_reset_s: int | UnsetType = UNSET
-    """Ended by a reset."""
+    """10 by default, as Linux has it: ended by a reset."""
     udp_s: int | UnsetType = UNSET
-    """At least 120 (RFC 4787 REQ-5)."""
+    """At least 120, the default (RFC 4787 REQ-5)."""
     icmp_s: int | UnsetType = UNSET
-    """At least 60 (RFC 5508 REQ-2)."""
+    """At least 60, the default (RFC 5508 REQ-2)."""
     dns_s: int | UnsetType = UNSET
-    """At least 30, for which a resolver may wait (resolv.conf(5)): UDP to port 53."""
+    """At least 30, the default, for which a resolver may wait (resolv.conf(5)): UDP to port 53."""
 
     def override(self, base: Timeouts) -> Timeouts:
         """Return ``base`` with the keys of this table in place of its own."""

@@ -68,6 +68,36 @@ def calls() -> list[tuple[str, str]]:
     return sorted(found)
 
 
+# At the begin of a line, and where a shell begins another command.
+TYPED = re.compile(r"(?:^|[|;&(]\s*|\b(?:sudo|exec|ExecStart=)\s*)(?:[^\s=]*/)?virt-ports +(?P<word>[^\s`'\"]+)")
+
+
+def words_typed(text: str) -> list[str]:
+    """Return the first word of each call of virt-ports in blocks of code, which are to be typed as they are."""
+    text = text.replace("\\\n", " ")
+    outside = FENCED.sub("", text)
+    lines = [line for kind, block in FENCED.findall(text) if kind != "text" for line in block.splitlines()]
+    lines += re.findall(r"^ {4,}(.*)$", outside, re.M)
+    lines = [re.sub(r"^(?:\S+@\S+# |\$ )", "", line.strip()) for line in lines]
+    return [match["word"] for line in lines for match in TYPED.finditer(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_a_verb_that_is_none(page: Path) -> None:
+    known = {*verb_names(), "--version", "--help"}
+    # A version after the name is what is printed.
+    assert [word for word in words_typed(page.read_text()) if word not in known and not word[0].isdigit()] == []
+
+
+@pytest.mark.parametrize("text", [
+    "    virt-ports lst\n", "```\n$ virt-ports lst web\n```\n", "```console\nroot@srv1:~# virt-ports lst\n```\n",
+    "    sudo virt-ports lst | jq .\n", "    systemctl stop cpmd && virt-ports lst\n",
+    "```ini\nExecStart=/bin/sh -c 'exec virt-ports lst'\n```\n", "    command[x]=/usr/bin/sudo /opt/virt-ports lst\n",
+])  # fmt: skip
+def test_a_verb_that_is_none_is_found(text: str) -> None:
+    assert words_typed(text) == ["lst"]
+
+
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (REPOSITORY / "Makefile").read_text(), re.M))
 
 
