@@ -10,6 +10,8 @@ properties of libvirt (observed with 9.0) shape this module:
 - A broken connection never recovers; every further call on it fails.
 - Keep-alive detects a libvirtd that hangs and closes the connection, which also ends a call that is stuck in it.
 - Closing frees the connection under a call that another thread still makes on it, and the process crashes.
+- Two threads with calls on one connection crash the process, too, when the first one's call ends without an answer: its
+  stack is written to afterwards (CVE-2024-4418). So each thread has a connection of its own.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class ConnectionBroken(Unreachable):
 
 class LibvirtConnection:
     """
-    An open connection with its event callbacks. Every method may block without limit.
+    An open connection with its event callbacks, and one for each other thread that calls. Every method may block
+    without limit.
 
     :param uri: As virsh takes it.
     :param on_event: Called for each event, in libvirt's thread.
@@ -63,13 +66,13 @@ class LibvirtConnection:
     def __init__(self, uri: str, on_event: Callable[[DomainEvent], None], on_close: Callable[[str], None]) -> None:
         self._uri = uri
         self._libvirt = _binding(uri)
-        self._agents: Any = None
-        self._agents_lock = threading.Lock()
+        self._threads: dict[int, Any] = {}
+        self._threads_lock = threading.Lock()
         self._calls_lock = threading.Lock()
         self._calls = 0
         self._is_closing = False
         with self._translate_errors():
-            self._connection = self._libvirt.open(uri)
+            self._connection = self._threads[threading.get_ident()] = self._libvirt.open(uri)
         try:
             with self._translate_errors():
                 self._register_callbacks(on_event, on_close)
@@ -87,7 +90,8 @@ class LibvirtConnection:
         active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
         no_wait = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT  # skip a domain that is locked
         with self._translate_errors():
-            records = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, active | no_wait)
+            connection = self._connection_of_thread()
+            records = connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_INTERFACE, active | no_wait)
         return {tap: counters for _, record in records for tap, counters in interface_counters(record).items()}
 
     def domains(self) -> tuple[ListedDomain, ...]:
@@ -100,8 +104,9 @@ class LibvirtConnection:
         active = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
         no_wait = self._libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         with self._translate_errors():
+            connection = self._connection_of_thread()
             # One call for the states of all: they belong together, and a job on a domain does not delay it.
-            records = self._connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_STATE, active | no_wait)
+            records = connection.getAllDomainStats(self._libvirt.VIR_DOMAIN_STATS_STATE, active | no_wait)
             every = [
                 self._listed(domain, record.get("state.state", 0), record.get("state.reason", 0))
                 for domain, record in records
@@ -117,7 +122,7 @@ class LibvirtConnection:
         """
         try:
             with self._translate_errors():
-                domain = self._connection.lookupByUUIDString(uuid)
+                domain = self._connection_of_thread().lookupByUUIDString(uuid)
                 state, reason = domain.state(0)
                 if state == self._libvirt.VIR_DOMAIN_SHUTOFF:
                     return None
@@ -130,14 +135,14 @@ class LibvirtConnection:
 
     def agent_channel(self, uuid: DomainUUID) -> LibvirtAgentChannel:
         """
-        Return the channel to a domain's guest agent.
+        Return the channel to a domain's guest agent, for use in this thread.
 
         :raise AgentAbsent: When no such domain runs here.
         :raise AgentSilent: When libvirt cannot be asked.
         """
         try:
             with self._under_way():
-                return LibvirtAgentChannel(self._libvirt, self._connection_for_agents().lookupByUUIDString(uuid))
+                return LibvirtAgentChannel(self._libvirt, self._connection_of_thread().lookupByUUIDString(uuid))
         except self._libvirt.libvirtError as error:
             if self._is_no_domain(error):
                 raise AgentAbsent("libvirt has no such VM") from error
@@ -174,18 +179,25 @@ class LibvirtConnection:
     def _close_now(self) -> None:
         with contextlib.suppress(self._libvirt.libvirtError):
             self._connection.unregisterCloseCallback()
-        for connection in (self._connection, self._agents):
-            with contextlib.suppress(AttributeError, self._libvirt.libvirtError):
+        with self._threads_lock:
+            connections = list(self._threads.values())
+        for connection in connections:
+            with contextlib.suppress(self._libvirt.libvirtError):
                 connection.close()
 
-    def _connection_for_agents(self) -> Any:
-        # libvirtd serves few calls of one connection at a time (max_client_requests, 5), and frozen agents hold as many
-        # for seconds: on a connection of their own they delay no list.
-        with self._agents_lock:
-            if self._agents is None or not _is_alive(self._libvirt, self._agents):
-                self._agents = self._libvirt.open(self._uri)
-                self._keep_alive(self._agents)
-            return self._agents
+    def _connection_of_thread(self) -> Any:
+        # Besides, libvirtd serves few calls of one connection at a time (max_client_requests, 5), and frozen agents
+        # would hold as many for seconds.
+        thread = threading.get_ident()
+        with self._threads_lock:
+            connection = self._threads.get(thread)
+        if connection is not None and (connection is self._connection or _is_alive(self._libvirt, connection)):
+            return connection
+        connection = self._libvirt.open(self._uri)
+        self._keep_alive(connection)
+        with self._threads_lock:
+            self._threads[thread] = connection
+        return connection
 
     def _keep_alive(self, connection: Any) -> None:
         with contextlib.suppress(self._libvirt.libvirtError):  # drivers within this process (test:///default) have none

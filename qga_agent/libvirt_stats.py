@@ -33,8 +33,7 @@ _OPEN_TIMEOUT_S = 10.0
 _LOOKUP_S = 0.5
 """Longest wait for one domain that is looked up by itself, in seconds."""
 _LOOKUP_WORKERS = 2
-"""Domains that may block their lookup before the others are no longer looked up. With the list that is blocked as well
-these are fewer than libvirtd serves on one connection (max_client_requests, 5)."""
+"""Domains that may block their lookup before the others are no longer looked up."""
 
 
 class Connection(Protocol):

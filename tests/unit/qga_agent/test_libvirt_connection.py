@@ -213,11 +213,13 @@ class Slow:
         return getattr(self.real, name)
 
 
-def test_a_connection_is_not_freed_under_a_call_of_another_thread(connection: LibvirtConnection) -> None:
-    """libvirt.so may crash then. natd did while firewalld started and libvirtd did not answer."""
+def test_a_connection_is_not_freed_under_a_call_of_another_thread(
+    connection: LibvirtConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt.so may crash then."""
     (running,) = connection.domains()
-    slow = Slow(connection._connection)
-    connection._connection = slow
+    slow = Slow(libvirt.open("test:///default"))
+    monkeypatch.setattr(libvirt, "open", lambda _: slow)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         call = pool.submit(connection.domain, running.uuid)
         assert slow.is_called.wait(20)
@@ -232,6 +234,40 @@ def test_a_connection_is_not_freed_under_a_call_of_another_thread(connection: Li
         connection.agent_channel(running.uuid)
     with pytest.raises(libvirt.libvirtError):
         slow.real.isAlive()
+    connection.close()
+
+
+class Counting(Slow):
+    """A connection that notes how many threads are in a call of it."""
+
+    def __init__(self, real: Any, barrier: threading.Barrier) -> None:
+        super().__init__(real)
+        self.barrier, self.inside, self.most = barrier, 0, 0
+
+    def lookupByUUIDString(self, uuid: str) -> Any:  # noqa: N802
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.barrier.wait(20)
+        self.inside -= 1
+        return self.real.lookupByUUIDString(uuid)
+
+
+def test_no_two_threads_use_one_connection(connection: LibvirtConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt.so writes to a stack that has ended (CVE-2024-4418). natd crashed when libvirtd ended slowly."""
+    (running,) = connection.domains()
+    barrier, real, opened = threading.Barrier(3), libvirt.open, [Counting(connection._connection, threading.Barrier(3))]
+
+    def open_another(uri: str) -> Counting:
+        opened.append(Counting(real(uri), barrier))
+        return opened[-1]
+
+    monkeypatch.setattr(libvirt, "open", open_another)
+    connection._connection = opened[0]
+    calls = (connection.domain, connection.agent_channel, connection.domain)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(call, running.uuid) for call in calls]:
+            assert done.result(20) is not None
+    assert [each.most for each in opened] == [0, 1, 1, 1]
     connection.close()
 
 

@@ -77,9 +77,9 @@ class TestUnits:
         assert "ProcSubset=pid" not in unit(image, name).read_text().splitlines()
 
     def test_a_slow_start_is_not_killed(self, image: Path, name: str) -> None:
-        """In an emulated machine natd needs 20 seconds of processor time until it is ready."""
+        """In an emulated machine, on a busy one, cpmd needed 71 seconds of processor time until it was ready."""
         (limit,) = re.findall(r"^TimeoutStartSec=(\d+)$", unit(image, name).read_text(), re.MULTILINE)
-        assert int(limit) >= 60
+        assert int(limit) >= 90
 
 
 def test_natd_is_up_before_libvirt_starts_vms(image: Path) -> None:
