@@ -136,8 +136,11 @@ wheel: $(VENV) ## A wheel of the committed state in dist, for pip and pipx.
 	@rm -rf build/wheel && ls -l dist/*.whl
 
 .PHONY: deb
-deb: ## RELEASES="bookworm trixie": Debian packages of the committed state in build/deb/RELEASE (root, mmdebstrap).
-	@for release in $(RELEASES); do debian/deb.sh "$$release"; done
+deb: $(addprefix deb-,$(RELEASES)) ## RELEASES="bookworm trixie": Debian packages of the committed state in build/deb/RELEASE (root, mmdebstrap).
+	@:
+
+deb-%:
+	@debian/deb.sh "$*"
 
 .PHONY: test-deb
 test-deb: deb ## RELEASES="bookworm trixie": and the life of each, from its installation to its purge (root, mmdebstrap).
@@ -147,12 +150,14 @@ test-deb: deb ## RELEASES="bookworm trixie": and the life of each, from its inst
 MACHINE_TESTS = $(BIN)/pytest -n 2 --dist loadgroup -p no:cacheprovider tests/machines
 
 .PHONY: machine-images
-machine-images: guest-image ## Disks of Debian 12 and 13 for the two below, in /var/tmp (root; downloads both releases once).
+machine-images: setup ## Disks of Debian 12 and 13 for test-machines, in /var/tmp (root; downloads both releases once).
 	@$(call install_missing,$(PACKAGES_MACHINES))
 	@$(BIN)/python -m tests.machines.image
 
 .PHONY: test-machines
-test-machines: machine-images deb ## The tutorial, and all that happens to a server, on whole machines of Debian 12 and 13 (root).
+test-machines: guest-image ## The tutorial, and all that happens to a server, on whole machines of Debian 12 and 13 (root).
+	@$(call install_missing,$(PACKAGES_MACHINES))
+	@$(MAKE) -j 3 machine-images deb
 	@$(MACHINE_TESTS) -m machines $(ARGS)
 
 .PHONY: test-kernels

@@ -14,8 +14,11 @@ release=${1:?usage: chroot.sh RELEASE [COMMAND ...]}
 shift
 root=${DEBIAN_ROOTS:-/var/tmp/virt-ports-debian}/$release
 
-# An initramfs, if one gets made, for a virtio disk: it boots in a quarter of the time in an emulated machine.
+# While the root is made, no time goes to what nobody reads there, or to waiting for the disk. An initramfs, if one gets
+# made, is for a virtio disk: it boots in a quarter of the time in an emulated machine.
 prepare='
+    printf "%s\n" force-unsafe-io "path-exclude=/usr/share/doc/*" "path-exclude=/usr/share/man/*" \
+        "path-exclude=/usr/share/locale/*" >"$1/etc/dpkg/dpkg.cfg.d/while-made"
     mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
     printf "MODULES=list\nCOMPRESS=lz4\n" >"$1/etc/initramfs-tools/conf.d/virtio"
     printf "%s\n" virtio_pci virtio_blk ext4 >"$1/usr/share/initramfs-tools/modules.d/virtio"'
@@ -25,6 +28,7 @@ make_root() {
     rm -rf "$root.partial"
     mmdebstrap --variant=minbase --include="${DEBIAN_PACKAGES:-ca-certificates,make,git}" \
         --essential-hook="$prepare" "$release" "$root.partial"
+    rm "$root.partial/etc/dpkg/dpkg.cfg.d/while-made"
     mv "$root.partial" "$root"
 }
 

@@ -1,11 +1,11 @@
 """
-Guests of a machine: VMs of its libvirt, with hooks, tap and QEMU, in which nothing boots.
+Guests of a machine: VMs of its libvirt, with hooks, tap and QEMU, whose processor halts at once.
 
-A guest that QEMU emulates in an emulated machine needs many minutes for what a test asks of it. So the VM's processor
-finds nothing to boot, and a network namespace of the machine speaks in its place: with the VM's hardware address,
-through the VM's tap. The namespace's packets are received from the tap as if QEMU had sent them, and what the bridge
-sends to the tap goes to the namespace. virt-ports and libvirt see a VM and its tap; only the tap's counters differ,
-which stay at zero.
+A guest that QEMU emulates in an emulated machine needs many minutes for what a test asks of it, and even a firmware
+that finds nothing to boot takes a fifth of the machine's time. So the VM's firmware is a halt, and a network namespace
+of the machine speaks in its place: with the VM's hardware address, through the VM's tap. The namespace's packets are
+received from the tap as if QEMU had sent them, and what the bridge sends to the tap goes to the namespace. virt-ports
+and libvirt see a VM and its tap; only the tap's counters differ, which stay at zero.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from tests.machines.machine import Machine
 _MEMORY_MIB = 64
 _NETWORK = "default"
 _GATEWAY = "192.168.122.1"
+_FIRMWARE = "/var/lib/libvirt/images/halt.rom"
+"""64 KiB, of which the processor executes, after its reset: cli; hlt; and again."""
+_WRITE_FIRMWARE = f"{{ head -c 65520 /dev/zero; printf '\\xfa\\xf4\\xeb\\xfc'; head -c 12 /dev/zero; }} >{_FIRMWARE}"
 
 
 class Guest:
@@ -36,11 +39,16 @@ class Guest:
 
     def define(self) -> None:
         """Define the VM, shut off. :raise Failed: When libvirt refuses it."""
+        self._machine.run(_WRITE_FIRMWARE)
         self._machine.run("virsh -q define /dev/stdin", self._xml())
 
     def plug_in(self) -> None:
         """Connect the namespace to the tap of the running VM. :raise Failed: When the VM does not run."""
         self._machine.run(_PLUG_IN.format(name=self.name, mac=self._mac, address=self._address, gateway=_GATEWAY))
+
+    def log_out(self) -> None:
+        """End what runs in the namespace, so that its connections end as those of a guest that shuts down."""
+        self._machine.run(f"ip netns pids {self.name} | xargs -r kill -9")
 
     def unplug(self) -> None:
         """Remove the namespace and end what runs in it; the VM has ended."""
@@ -48,7 +56,12 @@ class Guest:
 
     def shell(self, command: str) -> str:
         """Run a shell command as if in the guest. :return: What it printed. :raise Failed: When it fails."""
-        return self._machine.run(f"nsenter --net=/run/netns/{self.name} sh -c {shlex.quote(command)}")
+        return self._machine.run(f"nsenter --net=/run/netns/{self.name} bash -c {shlex.quote(command)}")
+
+    def type(self, command: str) -> None:
+        """Type a command into a shell of the guest that stays open. It is not waited for."""
+        # The agent waits until nobody has its pipes open any more.
+        self.shell(f"( {command}; sleep infinity ) >/dev/null 2>&1 </dev/null &")
 
     def _xml(self) -> str:
         return f"""\
@@ -57,7 +70,7 @@ class Guest:
   <uuid>{self._uuid}</uuid>
   <memory unit='MiB'>{_MEMORY_MIB}</memory>
   <vcpu>1</vcpu>
-  <os><type arch='x86_64' machine='pc'>hvm</type></os>
+  <os><type arch='x86_64' machine='pc'>hvm</type><loader type='rom'>{_FIRMWARE}</loader></os>
   <features><acpi/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>
   <cpu mode='custom' match='exact'><model fallback='allow'>qemu64</model></cpu>
   <devices>

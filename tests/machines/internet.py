@@ -89,6 +89,13 @@ class Internet:
             time.sleep(1.0)
         return found
 
+    def await_none(self, timeout_s: float = 300.0) -> None:
+        """Wait until the server has no connection. :raise AssertionError: When it still has some in the end."""
+        deadline = time.monotonic() + timeout_s
+        while found := self.peers():
+            assert time.monotonic() < deadline, f"the server still has {found}"
+            time.sleep(1.0)
+
 
 def _run(*command: str | Path, check: bool = True) -> str:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)

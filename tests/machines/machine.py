@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from lab.image import guest_image
 from tests.machines.guest_agent import Done, GuestAgent, NoAnswer
 from tests.machines.image import CACHE, REPOSITORY, Image
 from tests.machines.internet import Internet
@@ -17,6 +18,9 @@ _BOOT_S = 600.0
 """A boot takes 40 seconds on an idle processor; it is over when the agent answers."""
 _PROCESSOR = "Nehalem"
 """Without AVX, which is slow in emulation and which glibc uses wherever it finds it."""
+
+_FAST = "no_timer_check mitigations=off fsck.mode=skip tsc=reliable nowatchdog rcupdate.rcu_expedited=1"
+"""The time stamp counter, or each look at the clock would be a call to QEMU; and no waiting for what is idle anyway."""
 
 
 class Failed(AssertionError):
@@ -29,25 +33,23 @@ class Machine:
 
     :param image: What it boots from; it writes to an overlay that is removed with it.
     :param internet: Its uplink.
-    :param with_package: Have the Debian package in the tar file that is its second disk, besides the repository.
+    :raise ValueError: Without a Debian package to take into it.
     """
 
-    def __init__(self, image: Image, internet: Internet, *, with_package: bool) -> None:
+    def __init__(self, image: Image, internet: Internet) -> None:
         self.release = image.release
         self.internet = internet
         self._scratch = CACHE / f"machine-{image.release}"
         # What a run that was killed has left.
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
-        self._process = self._start(image, with_package=with_package)
+        self._process = self._start(image)
         self._agent = GuestAgent(self._scratch / "agent")
 
-    def _start(self, image: Image, *, with_package: bool) -> subprocess.Popen[bytes]:
+    def _start(self, image: Image) -> subprocess.Popen[bytes]:
         overlay = self._scratch / "overlay.qcow2"
         _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", image.disk, overlay)
-        source = pack_source(self._scratch / "source.tar")
-        if with_package:
-            add_packages(image.release, source)
+        luggage = pack(image.release, self._scratch / "luggage.tar")
         drive = "if=virtio,cache=unsafe,discard=unmap"
         return self.internet.start(
             *(
@@ -61,11 +63,11 @@ class Machine:
                 "-m",
                 "2G",
             ),
-            *("-nographic", "-monitor", "none", "-serial", f"file:{self._scratch}/console"),
+            *("-nodefaults", "-display", "none", "-serial", f"file:{self._scratch}/console"),
             *("-kernel", image.kernel, "-initrd", image.initrd),
-            *("-append", "root=/dev/vda rw console=ttyS0 quiet mitigations=off fsck.mode=skip"),
+            *("-append", f"root=/dev/vda rw console=ttyS0 quiet {_FAST}"),
             *("-drive", f"file={overlay},format=qcow2,{drive}"),
-            *("-drive", f"file={source},format=raw,{drive},readonly=on"),
+            *("-drive", f"file={luggage},format=raw,{drive},readonly=on"),
             *("-netdev", f"tap,id=uplink,ifname={Internet.TAP},script=no,downscript=no"),
             *("-device", "virtio-net-pci,netdev=uplink,mac=52:54:00:00:00:10,addr=3"),
             *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
@@ -136,28 +138,25 @@ class Machine:
         return done.output
 
 
-def pack_source(into: Path) -> Path:
-    """Write the repository as it is here, committed or not, into a tar file that machines have as their second disk."""
-    listing = ["git", "-c", f"safe.directory={REPOSITORY}", "-C", REPOSITORY, "ls-files", "-co", "--exclude-standard"]
-    names = subprocess.run([*map(str, listing)], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    present = "\n".join(name for name in names if (REPOSITORY / name).exists())
-    command = ["tar", "-C", str(REPOSITORY), "-cf", str(into), "--owner=0", "--group=0", "-T", "-"]
-    subprocess.run(command, check=True, input=present, text=True)
-    return into
+def pack(release: str, into: Path) -> Path:
+    """
+    Make the tar file that machines have as their second disk: the Debian package of their release that `make deb` has
+    built, in `newer` one of a newer version, and the traffic generator.
 
-
-def add_packages(release: str, into: Path) -> None:
-    """Add the Debian package of a release that `make deb` has built to the tar file, and one of a newer version."""
+    :raise ValueError: When there is no such package, or more than one.
+    """
     (package,) = (REPOSITORY / "build/deb" / release).glob("virt-ports_*.deb")
     with tempfile.TemporaryDirectory() as scratch:
-        tree, packages = Path(scratch) / "tree", Path(scratch) / "packages"
-        (packages / "newer").mkdir(parents=True)
-        shutil.copy(package, packages)
+        tree, luggage = Path(scratch) / "tree", Path(scratch) / "luggage"
+        (luggage / "newer").mkdir(parents=True)
+        shutil.copy(package, luggage)
+        shutil.copy(guest_image().conngen, luggage)
         _run("dpkg-deb", "-R", package, tree)
         control = tree / "DEBIAN/control"
         control.write_text(re.sub(r"^(Version: .*)$", r"\1+newer", control.read_text(), flags=re.MULTILINE))
-        _run("dpkg-deb", "-Znone", "-b", tree, packages / "newer" / package.name)
-        _run("tar", "-C", scratch, "-rf", into, "packages")
+        _run("dpkg-deb", "-Znone", "-b", tree, luggage / "newer" / package.name)
+        _run("tar", "-C", luggage, "-cf", into, ".")
+    return into
 
 
 def _run(*command: str | Path) -> None:
