@@ -105,7 +105,7 @@ class _Node:
         self._hello = hello
         certificate, key, ca = (str(directory / name) for name in (f"{hello.node}.crt", f"{hello.node}.key", "ca.crt"))
         context = tls_context(certificate, key, ca)
-        self._session = Session(f"https://127.0.0.1:{PORT}", self, context, chance.random)
+        self._session = Session(f"https://127.0.0.1:{PORT}", self, lambda: context, chance.random)
         self._epoch = hello.epoch
         self._chance = chance
         self._generation = 0

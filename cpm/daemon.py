@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,9 @@ from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import VirtPortsError
 from cpm.queries import metrics
 from cpm.queries.status import About
-from cpm.service import clock, notify, program
+from cpm.service import certificates, clock, notify, program
+from cpm.service.certificates import Files, LiveContext
+from cpm.service.metrics import cpmd as declared
 from cpm.service.metrics.process import process_metrics
 from cpm.service.tasks import Tasks
 from cpm.serving import event_export
@@ -73,6 +76,7 @@ class Cpmd:
         """Serves the status page; None: it is off."""
         self.pages: StatusPage | None = None
         """Makes it."""
+        self._certificates: list[LiveContext] = []
         self._exports: list[EventExport] = []
 
     async def start(self) -> None:
@@ -93,6 +97,10 @@ class Cpmd:
         await self._listen()
         self._tasks.start("metrics", self._scraping.run(), forever=True)
         self._start_page()
+        listeners = (self._scraping, self.page)
+        self._certificates += [each.tls for each in listeners if each is not None and each.tls is not None]
+        if self._certificates:
+            self._tasks.start("certificates", certificates.follow(self._certificates), forever=True)
         if (period := notify.watchdog_period()) is not None:
             self._tasks.start("watchdog", self._watchdog(period), forever=True)
         manager = self.decisions.manager
@@ -105,8 +113,10 @@ class Cpmd:
         await self._tasks.failed.wait()
 
     def on_hangup(self) -> None:
-        """Follow the settings file, as far as that needs no restart."""
+        """Follow the settings file, as far as that needs no restart, and certificates."""
         self.live.reload()
+        for each in self._certificates:
+            each.refresh()
 
     def _follow(self, settings: settings_.Settings) -> None:
         logging.getLogger().setLevel(settings.log_level.upper())
@@ -161,6 +171,7 @@ class Cpmd:
     def _metrics(self, about: About) -> Iterator[str]:
         yield from metrics.pieces(self.decisions.manager, self.decisions.clock.now(), about)
         yield from event_export.metrics(self._exports)
+        yield declared.CERTIFICATE.text(certificates.ends(self._certificates))
         yield process_metrics()
 
     def _node_sessions(self, version: str, reports: ReportFollowers) -> NodeSessions:
@@ -175,7 +186,11 @@ class Cpmd:
                 await self._server.listen_unix(Path(path), access)
         if listen.address is not None and listen.certificate and listen.key and listen.ca:
             host, port = settings_.split_address("cpmd.toml", listen.address)
-            await self._server.listen_tls(host, port, tls_context(listen.certificate, listen.key, listen.ca))
+            files = Files(listen.certificate, listen.key, listen.ca)
+            build = functools.partial(tls_context, listen.certificate, listen.key, listen.ca)
+            live = LiveContext("listen", files, build, is_server=True)
+            self._certificates.append(live)
+            await self._server.listen_tls(host, port, live.for_listener())
 
     async def _tick(self) -> None:
         while True:

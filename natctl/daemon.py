@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
-import ssl
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -23,11 +23,13 @@ from pathlib import Path
 
 from cpm.api import session as manager_session
 from cpm.api.scraping import Scraping
-from cpm.protocol.errors import KernelError, VirtPortsError
+from cpm.protocol.errors import ConfigError, KernelError, VirtPortsError
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import ManagerMessage, Need, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role
-from cpm.service import clock, notify, program
+from cpm.service import certificates, clock, notify, program
+from cpm.service.certificates import Files, LiveContext
+from cpm.service.metrics import natd as declared
 from cpm.service.tasks import Tasks
 from natctl import guest_agents, machine_identity, metrics
 from natctl import settings as settings_
@@ -84,10 +86,12 @@ class Natd:
     The service; also the listener of the session with the manager.
 
     :param settings: Checked settings.
+    :param file: Where they come from.
     """
 
-    def __init__(self, settings: settings_.Settings) -> None:
+    def __init__(self, settings: settings_.Settings, file: Path = settings_.DEFAULT_PATH) -> None:
         self._settings = settings
+        self._file = file
         kernel = settings.kernel()
         self._host = settings.host if Role.HOST in settings.roles else None
         marks = Marks.of_mask(kernel.host.mark_mask) if kernel.host is not None else None
@@ -116,9 +120,10 @@ class Natd:
             on_error = self._metrics.on_kernel_error
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack, on_error)
         self._sampler = Sampler()
-        self._session = manager_session.Session(
-            settings.manager.url, self, _tls_context(settings.manager), random.random
-        )
+        to_manager = _certificate(settings.manager)
+        context = (lambda: to_manager.context) if to_manager is not None else None
+        self._session = manager_session.Session(settings.manager.url, self, context, random.random)
+        self._certificates = [each for each in (to_manager, self._scraping.tls) if each is not None]
         libvirt = self._host.libvirt if self._host is not None else None
         self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
         source = Source(settings.monitor.source)
@@ -188,6 +193,8 @@ class Natd:
             start("own ports", self._every(self._settings.monitor.ensure_s, self._read_own_ports), forever=True)
         start("session", self._serve_session(), forever=True)
         start("metrics", self._scraping.run(), forever=True)
+        if self._certificates:
+            start("certificates", certificates.follow(self._certificates), forever=True)
         if (period := notify.watchdog_period()) is not None:
             start("watchdog", self._watchdog(period), forever=True)
         log.info(
@@ -199,8 +206,16 @@ class Natd:
         await self._tasks.failed.wait()
 
     def on_hangup(self) -> None:
-        """Say that other settings need a restart."""
-        log.warning("natd reads its settings when it starts; restart it to follow them: no traffic is disturbed")
+        """Follow certificates, and say that other settings need a restart."""
+        for each in self._certificates:
+            each.refresh()
+        try:
+            is_changed = settings_.load(self._file) != self._settings
+        except ConfigError as error:
+            log.error("the settings stay as they were: %s", error)
+            return
+        if is_changed:
+            log.warning("%s has changed; restart natd to follow it: no traffic is disturbed", self._file)
 
     async def stop(self) -> None:
         """Stop serving. The kernel goes on with what it holds."""
@@ -463,7 +478,8 @@ class Natd:
         return use
 
     def _metrics_now(self) -> Iterator[str]:
-        return self._metrics.pieces(metrics.read(self._settings.node_name, self._node, self._kernel, self._dropped))
+        yield from self._metrics.pieces(metrics.read(self._settings.node_name, self._node, self._kernel, self._dropped))
+        yield declared.CERTIFICATE.text(certificates.ends(self._certificates))
 
     async def _watchdog(self, period_s: float) -> None:
         while True:
@@ -475,10 +491,12 @@ def _roles(settings: settings_.Settings) -> str:
     return ", ".join(sorted(settings.roles))
 
 
-def _tls_context(manager: settings_.ManagerSettings) -> ssl.SSLContext | None:
-    if manager.certificate and manager.key and manager.ca:
-        return manager_session.tls_context(manager.certificate, manager.key, manager.ca)
-    return None
+def _certificate(manager: settings_.ManagerSettings) -> LiveContext | None:
+    if not (manager.certificate and manager.key and manager.ca):
+        return None
+    build = functools.partial(manager_session.tls_context, manager.certificate, manager.key, manager.ca)
+    files = Files(manager.certificate, manager.key, manager.ca)
+    return LiveContext("manager", files, build, is_server=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -486,7 +504,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="natd", description="NAT component of virt-ports: programs this node's kernel and measures its VMs."
     )
-    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, lambda settings, _: Natd(settings), arguments)
+    return program.run(parser, settings_.DEFAULT_PATH, settings_.load, Natd, arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Tested in ``tests/unit/cpm/api/test_scraping.py`` and ``tests/unit/cpm/api/test_
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -20,6 +21,7 @@ from typing import Final
 
 from aiohttp import web
 
+from cpm.service.certificates import Files, LiveContext
 from cpm.service.metrics.settings import Listen, split_address
 from cpm.service.tasks import Tasks
 
@@ -68,7 +70,8 @@ class BoundedListener:
         self._listen = listen
         self._most_connections = most_connections
         self._application = application
-        self._context = tls_context(listen)
+        self.tls = _live(table, listen)
+        """Its certificate, which follows its files; None: plain HTTP."""
         self.address: tuple[str, int] | None = None
         """Where it listens; None: nowhere yet."""
         self._beginning = 0
@@ -130,11 +133,10 @@ class BoundedListener:
 
     async def _begin(self, accepted: socket.socket, server: web.Server) -> None:
         handler, loop = server(), asyncio.get_running_loop()
-        patience_s = HANDSHAKE_S if self._context is not None else None
+        context = self.tls.context if self.tls is not None else None
+        patience_s = HANDSHAKE_S if context is not None else None
         try:
-            await loop.connect_accepted_socket(
-                lambda: handler, accepted, ssl=self._context, ssl_handshake_timeout=patience_s
-            )
+            await loop.connect_accepted_socket(lambda: handler, accepted, ssl=context, ssl_handshake_timeout=patience_s)
         except OSError:
             # It says nothing, or not in TLS, or has no certificate that is asked for.
             accepted.close()
@@ -161,18 +163,23 @@ def _abort(handler: web.RequestHandler) -> None:
         handler.transport.abort()
 
 
-def tls_context(listen: Listen) -> ssl.SSLContext | None:
+def _live(table: str, listen: Listen) -> LiveContext | None:
+    if listen.certificate is None or listen.key is None:
+        return None
+    files = Files(listen.certificate, listen.key, listen.client_ca)
+    return LiveContext(table, files, functools.partial(tls_context, *files), is_server=True)
+
+
+def tls_context(certificate: str, key: str, client_ca: str | None) -> ssl.SSLContext:
     """
-    Return a context with a certificate that is used for nothing else; None: plain HTTP.
+    Return a context with a certificate that is used for nothing else.
 
     :raise OSError: When a file cannot be read.
     :raise ssl.SSLError: When a file has no certificate or key, or they do not match.
     """
-    if listen.certificate is None or listen.key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=listen.client_ca)
-    context.load_cert_chain(listen.certificate, listen.key)
-    if listen.client_ca is not None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=client_ca)
+    context.load_cert_chain(certificate, key)
+    if client_ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

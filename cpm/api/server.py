@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import WebSocketError, WSMsgType, web
 
-from cpm.api import scraping
+from cpm.api import scraping, sending
 from cpm.api.access import Access, Peer
 from cpm.api.disconnects import Handler, ignore_disconnects, is_connected
 from cpm.api.operations import OPERATIONS, Operation
@@ -262,8 +262,10 @@ class Server:
             request.app[_ACCESS].check_change(peer)
         answer = await self._operators.answer(operation, await _arguments(operation, request), peer)
         if isinstance(answer, Document):
-            return await scraping.send(request, answer.content_type, answer.pieces)
-        return _json(answer)
+            sent = scraping.send(request, answer.content_type, answer.pieces)
+        else:
+            sent = sending.whole(request, _json(answer))
+        return await sending.within(request, sending.SEND_S, sent)
 
     async def _stream(self, operation: Operation[Any], request: web.Request) -> web.StreamResponse:
         """Answer with one line for each value, as the values come."""
@@ -275,7 +277,8 @@ class Server:
         with contextlib.suppress(ConnectionResetError):
             async with contextlib.aclosing(lines) as values:  # type: ignore[type-var]
                 async for value in _while_connected(request, values) if arguments.get("follow") else values:
-                    await response.write(codec.encode(value) + b"\n")
+                    line = response.write(codec.encode(value) + b"\n")
+                    await sending.within(request, sending.STALL_S, line)
             await response.write_eof()
         return response
 
@@ -376,12 +379,25 @@ def _check_identity(request: web.Request, name: NodeName) -> None:
     if tls is None:
         return
     certificate = tls.getpeercert() or {}
-    names = {value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"}
+    names = names_in(certificate)
     if name not in names:
         raise InvalidRequest(
-            f"the certificate of node {name} has the DNS names {', '.join(sorted(names)) or '(none)'}; "
-            "set name in its natd.toml to a DNS name of its certificate"
+            f"the certificate of node {name} is for {', '.join(sorted(names)) or 'no name'}; "
+            "set name in its natd.toml to a name in its certificate"
         )
+
+
+def names_in(certificate: Mapping[str, Any]) -> set[str]:
+    """
+    Return the names that a client's certificate proves, as :meth:`ssl.SSLSocket.getpeercert` has it.
+
+    Its DNS names; if it has no subject alternative names at all, its common name (RFC 6125, section 6.4.4): libvirt's
+    documentation has client certificates made in that way.
+    """
+    alternatives = certificate.get("subjectAltName", ())
+    if alternatives:
+        return {value for kind, value in alternatives if kind == "DNS"}
+    return {value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"}
 
 
 async def _while_connected(request: web.Request, values: AsyncIterator[object]) -> AsyncIterator[object]:

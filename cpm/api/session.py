@@ -105,12 +105,12 @@ class Session:
 
     :param url: ``unix:///path`` or ``https://address:port``.
     :param listener: Receives the events of the session.
-    :param context: TLS context for ``https``; None for a unix socket.
+    :param context: Returns the TLS context for the next connection by ``https``; None for a unix socket.
     :param jitter: Returns a number in 0..1; keeps nodes from reconnecting all at the same time.
     """
 
     def __init__(
-        self, url: str, listener: Listener, context: ssl.SSLContext | None, jitter: Callable[[], float]
+        self, url: str, listener: Listener, context: Callable[[], ssl.SSLContext] | None, jitter: Callable[[], float]
     ) -> None:
         self._unix = url.removeprefix("unix://") if url.startswith("unix://") else None
         self._url = "http://localhost" if self._unix else url
@@ -146,7 +146,8 @@ class Session:
 
     async def _serve_connection(self) -> _Ending:
         """Serve one connection until it ends."""
-        connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=self._context or True)
+        tls = self._context() if self._context is not None else True
+        connector = aiohttp.UnixConnector(self._unix) if self._unix else aiohttp.TCPConnector(ssl=tls)
         async with contextlib.AsyncExitStack() as stack:
             client = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
             connecting = client.ws_connect(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Iterator, Set
 
@@ -24,7 +23,8 @@ FOLLOW_BATCH = 1000
 """Entries of the journal that are read at once."""
 
 MAX_QUEUED_REPORTS = 256
-"""Reports that may be queued for a slow follower; when the queue is full it misses the next ones."""
+"""Reports that may be queued for a slow follower; when the queue is full it misses the oldest. So all that do not read
+hold the same reports, however many they are."""
 
 
 class ReportFollowers:
@@ -39,8 +39,9 @@ class ReportFollowers:
     def publish(self, report: ReportView) -> None:
         """Queue a report for every follower."""
         for queue in self._queues:
-            with contextlib.suppress(asyncio.QueueFull):
-                queue.put_nowait(report)
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(report)
 
     async def follow(self) -> AsyncIterator[ReportView]:
         """Yield the reports from now on."""

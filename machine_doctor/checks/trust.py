@@ -18,7 +18,7 @@ _SOON_DAYS, _VERY_SOON_DAYS = 30, 7
     "certificates",
     "certificates are valid, name the node or manager, and fit their keys and CA",
     matters="natd and cpmd refuse each other: the node gets no changes",
-    remedy="issue a new certificate with the right name, restart natd or cpmd",
+    remedy="issue a new certificate with the right name; natd and cpmd take it over by themselves",
 )
 def certificates(facts: Facts) -> Verdict:
     """Judge the certificates that natd.toml and cpmd.toml name."""
@@ -36,7 +36,7 @@ def _left(certificate: CertificateFacts, now: float) -> str:
 
 def _of(certificate: CertificateFacts, facts: Facts) -> Iterator[Trouble]:
     daemon = "natd" if certificate.kind == "node" else "cpmd"
-    renew = f"issue a new one for the same name into {certificate.file}, then `systemctl restart {daemon}`"
+    renew = f"issue a new one for the same name into {certificate.file}; {daemon} takes it over by itself"
     if certificate.wrong:
         yield problem(f"{certificate.file}: {certificate.wrong}", renew)
         return
@@ -73,8 +73,9 @@ def permissions(facts: Facts) -> Verdict:
 
 def _open(facts: Facts) -> Iterator[Trouble]:
     setup = facts.setup
+    of_root = (setup.natd.manager.key,) if setup.natd is not None else ()
     keys = {
-        *((setup.natd.manager.key,) if setup.natd is not None else ()),
+        *of_root,
         *((setup.cpmd.listen.key, setup.cpmd.events.webhook_token_file) if setup.cpmd is not None else ()),
     }
     natd_socket = setup.natd.listen.socket if setup.natd is not None else ""
@@ -83,7 +84,8 @@ def _open(facts: Facts) -> Iterator[Trouble]:
     for each in facts.files:
         mode = stat.S_IMODE(each.mode)
         shown = f"{each.path} (mode {mode:o}, owner {each.owner})"
-        if each.path in keys and mode & 0o077:
+        # cpmd is not root, and may get its key by its group, or by an ACL, whose mask is shown in place of the group.
+        if each.path in keys and mode & (0o077 if each.path in of_root else 0o027):
             yield problem(f"other users can read or write the secret in {shown}", f"chmod 600 {each.path}")
         elif natd_socket.startswith(f"{each.path}/") and (each.uid or mode & 0o022):
             yield problem(

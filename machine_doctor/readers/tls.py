@@ -13,13 +13,13 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
+from cpm.service import certificates as certificates_
 from machine_doctor.facts import CertificateFacts, RemoteManager, Setup, Unread
 
 _TIMEOUT_S: Final = 3.0
-_ROUNDS: Final = 20
 _LIMIT: Final = 1 << 16
 
 
@@ -65,54 +65,19 @@ def examine(kind: str, certificate: str, key: str, authority: str) -> Certificat
         peer.check_hostname = False
         peer.verify_mode = ssl.CERT_REQUIRED
         peer.load_verify_locations(authority)
-        ends = _earliest_end(peer.get_ca_certs())
+        ends = certificates_.earliest_end(peer)
         if not is_server:
             # A server needs a certificate, whatever it is: a client that verifies nothing does not look at it.
             peer.load_cert_chain(certificate, key)
-        shown = _handshake(ours, peer) if is_server else _handshake(peer, ours)
+        shown = certificates_.handshake(ours, peer) if is_server else certificates_.handshake(peer, ours)
     except ssl.SSLCertVerificationError as error:
         return CertificateFacts(certificate, kind, (), None, error.verify_message)
     except ssl.SSLError as error:
-        return CertificateFacts(certificate, kind, (), None, _words(error))
+        return CertificateFacts(certificate, kind, (), None, certificates_.words(error))
     names = tuple(value for kind_, value in shown.get("subjectAltName", ()) if kind_ in ("DNS", "IP Address"))
+    if not shown.get("subjectAltName"):
+        names = tuple(value for part in shown["subject"] for kind_, value in part if kind_ == "commonName")
     return CertificateFacts(certificate, kind, names, ssl.cert_time_to_seconds(shown["notAfter"]), "", ends)
-
-
-def _words(error: ssl.SSLError) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return "the key is not that of the certificate"
-    return (error.reason or str(error)).replace("_", " ").lower()
-
-
-def _earliest_end(authorities: list[Any]) -> float | None:
-    return min((ssl.cert_time_to_seconds(each["notAfter"]) for each in authorities), default=None)
-
-
-def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
-    """Let both speak with each other in memory; return the certificate that was verified. :raise ssl.SSLError: …"""
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        client.wrap_bio(to_client, to_server, server_side=False),
-        server.wrap_bio(to_server, to_client, server_side=True),
-    ]
-    done = [False, False]
-    for _ in range(_ROUNDS):
-        for place, end in enumerate(ends):
-            done[place] = done[place] or _step(end.do_handshake)
-        if all(done):
-            break
-    verifying = next(
-        end for end, context in zip(ends, (client, server), strict=True) if context.verify_mode == ssl.CERT_REQUIRED
-    )
-    return dict(verifying.getpeercert() or {})
-
-
-def _step(work: Callable[[], None]) -> bool:
-    try:
-        work()
-    except ssl.SSLWantReadError:
-        return False
-    return True
 
 
 def remote_manager(setup: Setup, now: Callable[[], float]) -> RemoteManager | Unread | None:

@@ -16,9 +16,9 @@ _ABOUT = """\
 A certificate authority for manager and nodes only, in one folder on one machine,
 best the manager's. A certificate proves a name and nothing else; what a node may
 be is approved with `virt-ports node approve`. `renew` without names renews what
-ends within 60 days and keeps the keys. Copy new files to their machines and run
-`systemctl restart natd`, on the manager `systemctl restart cpmd`: no connection
-of a VM is cut."""
+ends within 60 days and keeps the keys. Copy new files to their machines: natd and
+cpmd take them over within ten seconds, or at once by `systemctl reload`, and no
+session ends."""
 
 _EXAMPLES = """\
   virt-ports pki init

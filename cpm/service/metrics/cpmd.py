@@ -76,6 +76,12 @@ EVENTS_FAILING: Final = _gauge(
 EVENTS: Final = (EVENTS_DELIVERED, EVENTS_LOST, EVENTS_FAILURES, EVENTS_FAILING)
 """Those of ``[events]`` in cpmd.toml."""
 
+CERTIFICATE: Final = _gauge(
+    "certificate_end_timestamp_seconds",
+    "When a certificate in use ends, UTC: that of a table of cpmd.toml, or its authority's (listen-ca).",
+    ("of",), "up to 5",
+)  # fmt: skip
+
 # External addresses
 
 PORTS: Final = _gauge(

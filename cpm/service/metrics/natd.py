@@ -47,5 +47,11 @@ SIGNAL: Final = _seconds(
     "signal_to_ports", "Time from the kernel's signal that ports run out until it holds more ports for the VM."
 )
 
+CERTIFICATE: Final = _gauge(
+    "certificate_end_timestamp_seconds",
+    "When a certificate in use ends, UTC: that of a table of natd.toml, or its authority's (manager-ca).",
+    ("of",), "up to 4",
+)  # fmt: skip
+
 ALL: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """All of them, in the order of this module."""

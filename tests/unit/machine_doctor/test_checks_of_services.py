@@ -109,7 +109,7 @@ CASES = [
          PROBLEM,
          "Connection refused", "[listen] address"),
     Case("certificates", certificate(wrong="certificate has expired"), PROBLEM, "has expired",
-         "systemctl restart natd"),
+         "natd takes it over by itself"),
     Case("certificates", certificate(ends=NOW + 20 * DAY), WARNING, "ends in 20 days", "issue a new one"),
     Case("certificates", certificate(ends=NOW + 3 * DAY), PROBLEM, "ends in 3 days", "issue a new one"),
     Case("certificates", certificate(ca_ends=NOW + 9 * DAY), WARNING, "the CA of /tls/node.crt ends", "issue"),

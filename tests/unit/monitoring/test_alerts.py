@@ -40,6 +40,7 @@ def site(metric: str, labels: str = "") -> str:
     return f'virt_ports_{metric}{{instance="m",job="cpmd"{"," if labels else ""}{labels}}}'
 
 
+DAY = 86400
 FREE, TAKEN = (site("external_ports", f'address="203.0.113.1",use="{use}"') for use in ("free", "allocated"))
 BUCKETS = [site("resize_seconds_bucket", f'le="{le}",of="start"') for le in ("1", "10", "+Inf")]
 
@@ -106,6 +107,14 @@ CASES = {
     "VirtPortsNodeWarnings": Case({node("warnings"): "1x30 0x30"}, 12, 17, {node("warnings"): "1x4 0x60"}),
     "VirtPortsMachineWaitsForApproval": Case(
         {site("nodes_waiting_for_approval"): "1x20 0x30"}, 7, 12, {site("nodes_waiting_for_approval"): "0x60"}
+    ),
+    "VirtPortsCertificateEnds": Case(
+        {site("certificate_end_timestamp_seconds", 'of="listen"'): f"{20 * DAY}x30 {700 * DAY}x60"}, 12, 17,
+        {site("natd_certificate_end_timestamp_seconds", 'of="manager"'): f"{40 * DAY}x60"},
+    ),
+    "VirtPortsCertificateEndsVerySoon": Case(
+        {site("natd_certificate_end_timestamp_seconds", 'of="manager-ca"'): f"{6 * DAY}x30 {700 * DAY}x60"}, 12, 17,
+        {site("certificate_end_timestamp_seconds", 'of="page"'): f"{20 * DAY}x60"},
     ),
     "VirtPortsNatdDisconnected": Case(
         {site("natd_manager_connected"): "0x10 1x30"}, 4, 8, {site("natd_manager_connected"): "1x60"}

@@ -164,4 +164,4 @@ async def test_a_certificate_is_good_for_its_own_name_only(tmp_path: Path, said:
                 assert isinstance(codec.decode_manager_message(frame.data), Welcome)
             else:
                 assert frame.type is aiohttp.WSMsgType.CLOSE
-                assert "to a DNS name of its certificate" in (frame.extra or "")
+                assert "to a name in its certificate" in (frame.extra or "")
