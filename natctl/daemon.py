@@ -435,7 +435,8 @@ class Natd:
             self._node.send_presence()
         else:
             in_force, warnings, period_s = self._node.in_force, self._kernel.warnings, self._settings.monitor.ensure_s
-            self._node.reports.send(period_s, {}, None, in_force, self._dropped, warnings=warnings)
+            at = self._kernel.fast_path
+            self._node.reports.send(period_s, {}, None, in_force, self._dropped, warnings=warnings, fast_path=at)
         self._carry_out()
 
     async def _read_own_ports(self) -> None:
@@ -459,7 +460,8 @@ class Natd:
         guests = self._visitor.views() if self._visitor is not None else {}
         period_s, warnings = self._settings.monitor.period_s, (*self._kernel.warnings, *self._node.warnings)
         problems, arrivals = self._kernel.way_problems, self._node.arrival_events
-        self._node.reports.send(period_s, rates, use, in_force, self._dropped, guests, counted, warnings, problems)
+        told = self._dropped, guests, counted, warnings, problems, self._kernel.fast_path
+        self._node.reports.send(period_s, rates, use, in_force, *told)
         if use is None:
             arrivals.on_arrivals_read(counted.connections, in_force, clock.now())
         else:

@@ -90,6 +90,9 @@ class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):
     """What this machine forwards between ``underlay`` and ``uplinks``. ``all``: the packets of VMs, and anything else
     as its routes and other rules have it. ``vms``: only what it translated, and ICMP errors from the hosts. What goes
     between other interfaces, and what the machine itself sends and gets, is not concerned."""
+    fast_path: entries.FastPathUse = entries.FastPathUse.AUTO
+    """Whether most packets of VMs are done by a program in the kernel (eBPF) at ``uplinks`` and ``underlay``. ``auto``:
+    where nothing speaks against it; `virt-ports node show` says where, and what does. ``off``: nftables does all."""
 
 
 class MonitorTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,7 +169,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             )
             if host is not None and Role.HOST in self.roles
             else None,
-            edge=entries.EdgeSettings(edge.uplinks, edge.underlay, edge.keep_apart, edge.check_senders, edge.forward)
+            edge=entries.EdgeSettings(
+                edge.uplinks, edge.underlay, edge.keep_apart, edge.check_senders, edge.forward, edge.fast_path
+            )
             if edge is not None and Role.EDGE in self.roles
             else None,
         )

@@ -17,7 +17,8 @@ from cpm.protocol.errors import ConfigError, KernelError
 from natctl import settings
 from natctl.kernel import sysctl
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
-from natctl.netlink import routes
+from natctl.netlink import classifiers, links, routes
+from natctl.netlink.classifiers import Side
 from natctl.netlink.conntrack import counting, delete_connections, entries
 from natctl.netlink.nftables import encode, foreign, read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
@@ -43,6 +44,8 @@ class Held:
     """Those that the kernel changes when ``ip_forward`` is set back, and what they are to be then."""
     kept: tuple[str, ...]
     """Those that stay, a sentence each."""
+    programs: tuple[tuple[int, str, Side], ...]
+    """Of the fast path: at which interface, by index and name, and on which side."""
     connections: frozenset[IPv4Address]
     """Internal addresses of the VMs with connections that our rules translate."""
 
@@ -58,6 +61,7 @@ class Held:
             yield f"rule fwmark {found.rule.mark:#x} lookup {found.rule.table}"
         if found.way is not None or found.barrier is not None:
             yield f"default routes of table {found.way[0] if found.way else found.barrier}"
+        yield from (f"program at {side.name.lower()} of {name}" for _, name, side in self.programs)
         yield from (f"{sysctl.key(path)} from {now} to {to}" for path, now, to in self.settings)
 
 
@@ -100,6 +104,7 @@ def look(found: settings.Settings | None) -> Held:
         tables = read.read_tables(nft, lambda: None).holdings.tables
         forwarding = (*foreign.forwarding_tables(nft), *_legacy_tables())
         routing = routes.read(rt)
+        programs = tuple(_programs(rt))
     noted = SettingsBefore(run / FILE).read()
     changed = {path: each for path, each in noted.items() if sysctl.read(path) == each.ours}
     following = {path: noted[path].before for path in changed if sysctl.follows_forwarding(path)}
@@ -114,6 +119,7 @@ def look(found: settings.Settings | None) -> Held:
         tuple((path, each.ours, each.before) for path, each in sorted(changed.items()) if each.ours != each.before),
         _with_forwarding(noted, following) if sysctl.FORWARDING in changed else (),
         kept,
+        programs,
         _with_connections(Marks.of_mask(mask).flag) if tables else frozenset(),
     )
 
@@ -128,6 +134,10 @@ def withdraw(held: Held) -> None:
     :raise KernelError: When the kernel refuses; what was done before stays done, and another call goes on.
     """
     with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
+        for index, _, side in held.programs:
+            classifiers.detach(rt, index, side)
+        for index in {index for index, _, _ in held.programs}:
+            classifiers.remove_empty_qdisc(rt, index)
         if held.tables:
             nft.execute(encode.transaction(DeleteTable(family) for family in held.tables), "remove our tables")
         routes.drop(rt, held.routing)
@@ -149,6 +159,13 @@ def _with_forwarding(noted: Mapping[str, Setting], unchanged: Mapping[str, str])
     paths = [path for path in sorted(noted) if sysctl.follows_forwarding(path)]
     values = [(path, unchanged[path] if path in unchanged else sysctl.read(path)) for path in paths]
     return tuple((path, value) for path, value in values if value is not None)
+
+
+def _programs(rt: Socket) -> Iterator[tuple[int, str, Side]]:
+    for link in links.read_links(rt).values():
+        for side in Side:
+            if any(each.is_ours for each in classifiers.filters(rt, link.number, side)):
+                yield link.number, link.name, side
 
 
 def _legacy_tables() -> tuple[str, ...]:

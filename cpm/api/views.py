@@ -451,6 +451,14 @@ class NodeEventView(Struct, frozen=True):
     """Empty: there is no more to say."""
 
 
+class FastPathView(Struct, frozen=True):
+    """An interface of an edge at which a program in the kernel may do packets instead of nftables."""
+
+    interface: str
+    reason: str = ""
+    """Why the program is not used there; empty: it is."""
+
+
 class NodeView(Struct, frozen=True):
     """A machine with a natd; also one that only asks to be a node."""
 
@@ -500,6 +508,9 @@ class NodeView(Struct, frozen=True):
     """Its quota of ports; null: it is no host."""
     version: str = ""
     """Of its natd; empty: it is not connected, or the manager is an older one."""
+    fast_path: tuple[FastPathView, ...] = ()
+    """Of an edge: its interfaces, and why the fast path is not used there; empty: it is not connected, or its natd is
+    older than this."""
 
     @property
     def state(self) -> str:

@@ -348,6 +348,7 @@ class Manager:
                 self.silence.on_report(session, message, now)
                 session.dropped = message.dropped
                 session.warnings = message.warnings
+                session.fast_path = message.fast_path
                 session.way_problems = {uuid: way.problem for way in message.ways for uuid in way.domains}
                 self._reports.on_report(session, message, now)
             case Need(domain, ports):

@@ -244,6 +244,14 @@ class WayProblem(Struct, frozen=True):
     domains: Annotated[tuple[DomainUUID, ...], Meta(max_length=MAX_VMS_OF_HOST)]
 
 
+class FastPathAt(Struct, frozen=True):
+    """An interface of an edge at which a program may do packets instead of nftables."""
+
+    interface: Word
+    reason: Sentence = ""
+    """Why the program is not used there; empty: it is."""
+
+
 class Report(Struct, frozen=True, tag="report"):
     """Measurements of all VMs of a host over one period."""
 
@@ -262,6 +270,8 @@ class Report(Struct, frozen=True, tag="report"):
     limited: Annotated[dict[DomainUUID, Count], Meta(max_length=MAX_VMS_OF_HOST)] = {}
     """By VM that met a limit: packets dropped because it had as many connections as it may have, or began too many in a
     short time; since it got its ports."""
+    fast_path: Annotated[tuple[FastPathAt, ...], Meta(max_length=MAX_FEW)] = ()
+    """Of an edge: where its fast path is in force, and why not elsewhere; empty: its natd is older than this field."""
 
 
 class Need(Struct, frozen=True, tag="need"):

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from cpm.api import handlers, operations
 from cpm.api.parameters import EVERYTHING, Patterns
-from cpm.api.views import ApprovalView, AskedView, NodeEventView, NodeView
+from cpm.api.views import ApprovalView, AskedView, FastPathView, NodeEventView, NodeView
 from cpm.core.journal import NodeEntry, Selection
 from cpm.core.manager import Manager
 from cpm.core.membership import Asked
@@ -138,6 +138,7 @@ def _view(manager: Manager, node: Node, held: HeldUp | None, now: float) -> Node
         ports=manager.fleet.use.ports(node.name),
         max_ports=quota.ports if is_host else None,
         version=node_sync.version if node_sync is not None else "",
+        fast_path=_fast_path(node_sync) if node_sync is not None else (),
     )
 
 
@@ -153,6 +154,10 @@ def _warnings(manager: Manager, node: Node, node_sync: NodeSync | None, now: flo
             error = QuotaReached(node.name, "vms", manager.quota(node).vms)
             yield f"it has VMs without ports: {error}"
         yield from node_sync.warnings
+
+
+def _fast_path(node_sync: NodeSync) -> tuple[FastPathView, ...]:
+    return tuple(FastPathView(at.interface, at.reason) for at in node_sync.fast_path)
 
 
 def _stranger(manager: Manager, name: NodeName, asked: Asked) -> NodeView:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Container, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
-from cpm.protocol.bounds import MAX_COUNT, MAX_FEW, MAX_RATE, at_most, cut
+from cpm.protocol.bounds import MAX_COUNT, MAX_FEW, MAX_RATE, MAX_WORD, at_most, cut
 from cpm.protocol.intent import HostIntent
-from cpm.protocol.messages import Draining, GuestView, Measured, Report, WayProblem
+from cpm.protocol.messages import Draining, FastPathAt, GuestView, Measured, Report, WayProblem
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
 from natctl.core.intent import Intent
@@ -58,6 +58,7 @@ class Reports:
         counted: Counted = NOTHING_COUNTED,
         warnings: tuple[str, ...] = (),
         way_problems: Mapping[DomainUUID, str] = NO_PROBLEMS,
+        fast_path: tuple[FastPathAt, ...] = (),
     ) -> None:
         """
         Tell the manager what was measured over one period, all VMs in one message.
@@ -71,6 +72,7 @@ class Reports:
         :param counted: What the kernel has counted.
         :param warnings: What is wrong with this machine, a sentence each.
         :param way_problems: What is wrong with the ways of VMs' packets.
+        :param fast_path: Of an edge: where its fast path is in force, and why not elsewhere.
         """
         if use is not None:
             self._arrivals.on_port_use(use)
@@ -89,6 +91,7 @@ class Reports:
             warnings=tuple(cut(text) for text in warnings[:MAX_FEW]),
             ways=_ways(vms, way_problems),
             limited=_counts(counted.limited),
+            fast_path=tuple(FastPathAt(at.interface[:MAX_WORD], cut(at.reason)) for at in fast_path[:MAX_FEW]),
         )
         self._send(report)
 

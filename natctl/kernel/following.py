@@ -36,6 +36,7 @@ def follow(kernel: Programmed) -> None:
     if tables.operations:
         kernel.apply(tables)
         kernel.senders.on_programmed(known)
+        kernel.fast_path.note_hosts(known)
 
 
 def renew(kernel: Programmed) -> None:

@@ -19,9 +19,11 @@ from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.messages import FastPathAt
 from cpm.protocol.model import DomainUUID
 from natctl.kernel import comparing, following, reconciling, stale_taps, sysctl, zone_choice
 from natctl.kernel.belief import Belief, Desired, Step, elements_in
+from natctl.kernel.fast_path import Found
 from natctl.kernel.forward_filters import ForwardFilters
 from natctl.kernel.programmed import Programmed
 from natctl.kernel.reconciling import MISMATCH, TICK_S
@@ -34,6 +36,7 @@ from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
 from natctl.ruleset import host_maps, plan, routing
+from natctl.ruleset.host import UNTRANSLATED
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted, KernelState, counted, kernel_state
@@ -151,6 +154,11 @@ class Kernel:
             *self._forward_filters.warnings,
             *self._programmed.senders.warnings,
         )
+
+    @property
+    def fast_path(self) -> tuple[FastPathAt, ...]:
+        """At which interfaces the fast path is in force, and why not at others, as of the last check."""
+        return self._programmed.fast_path.states
 
     @property
     def way_problems(self) -> Mapping[DomainUUID, str]:
@@ -301,6 +309,12 @@ class Kernel:
 
     async def _change_vms(self, belief: Belief, change: Change) -> None:
         """Change what belongs to the VMs; compare everything when the kernel refuses that twice."""
+        held = belief.desired.edge
+        before = [held[domain] for domain in change.edge if domain in held]
+        with self._programmed.fast_path.changed(before, [entry for entry in change.edge.values() if entry is not None]):
+            await self._change_tables(belief, change)
+
+    async def _change_tables(self, belief: Belief, change: Change) -> None:
         step = self._step(belief, change, await self._with_zone_after(belief, change))
         for pause_s in (TICK_S, 0.0):
             try:
@@ -319,6 +333,7 @@ class Kernel:
         self._programmed.apply(step.tables, step.route_steps, step.before)
         belief.record(change, step)
         self._programmed.senders.on_programmed(step.known)
+        self._programmed.fast_path.note_hosts(step.known)
 
     async def _check(self, subjects: Subject) -> tuple[str, ...]:
         if self._programmed.belief is None:
@@ -330,10 +345,21 @@ class Kernel:
                     found = await self._in_thread(reconciling.mend, self._programmed)
             if subjects & ~Subject.TABLES:
                 found += await self._in_thread(self._look_around)
+            seen = await self._in_thread(self._look_at_programs)
+            async with self._lock:
+                found += await self._in_thread(self._ensure_programs, seen)
             if subjects == Subject.ALL and self._programmed.senders.is_checking:
                 async with self._lock:
                     await self._in_thread(following.check, self._programmed)
             return found
+
+    def _look_at_programs(self) -> Found:
+        sockets = self._programmed.sockets()
+        return self._programmed.fast_path.look(sockets.rt_checks, sockets.nft_checks)
+
+    def _ensure_programs(self, found: Found) -> tuple[str, ...]:
+        belief = self._programmed.belief
+        return self._programmed.ensure_programs(belief.desired, found) if belief is not None else ()
 
     def _look_around(self) -> tuple[str, ...]:
         """Set what should be set, and ask for the ways of packets, as the machine is now."""
@@ -358,7 +384,10 @@ class Kernel:
 
     def _read_drops(self) -> Mapping[str, int]:
         places = self._programmed.belief.drop_places if self._programmed.belief is not None else ()
-        return read.drops(self._programmed.sockets().nft_counters, places)
+        found = dict(read.drops(self._programmed.sockets().nft_counters, places))
+        if places and (guarded := self._programmed.guard.dropped):
+            found[UNTRANSLATED] = found.get(UNTRANSLATED, 0) + guarded
+        return found
 
     def _refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         belief = self._programmed.belief
@@ -380,3 +409,5 @@ class Kernel:
             sockets.nft.execute(encode.transaction(gone), "remove our nftables tables")
         routes.drop(sockets.rt, routes.read(sockets.rt))
         self._programmed.belief = None
+        self._programmed.fast_path.withdraw(sockets.rt)
+        self._programmed.guard.withdraw(sockets.rt)

@@ -15,6 +15,8 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.belief import Belief, Desired
+from natctl.kernel.fast_path import FastPath, Found
+from natctl.kernel.guard import Guard
 from natctl.kernel.own_interfaces import OwnInterfacesWatch
 from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.senders import Known, Senders
@@ -50,12 +52,16 @@ class Programmed:
         self.pool_uses = PoolUses()
         self.own = OwnInterfacesWatch(settings.edge)
         self.senders = Senders(settings.edge)
+        self.fast_path = FastPath(settings.edge)
+        self.guard = Guard(settings.edge)
         self.changes_made = 0
         """Grows with each change of ours, before and after."""
         self._opened: Sockets | None = None
 
     def close(self) -> None:
         """Close the sockets. The kernel goes on with what it holds."""
+        self.fast_path.close()
+        self.guard.close()
         if self._opened is not None:
             self._opened.close()
         self._opened = None
@@ -97,6 +103,18 @@ class Programmed:
             # Again: a check may have begun while the kernel was at it.
             self.changes_made += 1
         routes.drop(rt, route_steps.drop)
+
+    def ensure_programs(self, desired: Desired, found: Found) -> tuple[str, ...]:
+        """
+        Have fast path and guard wherever they can be, with these VMs.
+
+        :param found: As the fast path has found the machine.
+        :return: What others had changed, one line each.
+        :raise KernelError: When a program cannot be removed although it must be.
+        """
+        rt, pool = self.sockets().rt, desired.path.internal_pool
+        missing = self.fast_path.ensure(rt, found, pool, desired.edge, self.senders.known)
+        return missing + self.guard.ensure(rt, pool, shares_pool=self.settings.shares_pool)
 
     def gateways(self, rt: Socket) -> frozenset[bytes]:
         """Return the hardware addresses of interfaces above bridges, to which VMs send."""

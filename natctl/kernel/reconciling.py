@@ -60,6 +60,14 @@ def reconcile(kernel: Programmed, desired: Desired) -> tuple[str, ...]:
     raise last_error
 
 
+def _take_back(kernel: Programmed) -> None:
+    """Have the fast path do what nftables does, which refused what the fast path does already."""
+    if kernel.belief is None:
+        kernel.fast_path.withdraw(kernel.sockets().rt)
+    else:
+        kernel.fast_path.replace(kernel.belief.desired.edge)
+
+
 def mend(kernel: Programmed) -> tuple[str, ...]:
     """
     Repair what others changed, with a reading of our tables only if that may be needed.
@@ -101,11 +109,18 @@ def _reconcile_once(kernel: Programmed, desired: Desired, reading: Reading, touc
     tables = plan.difference(with_fragments(base, [*belief.fragments(), *chains_of_hosts(known)]), reading.holdings)
     route_steps = routing.steps(kernel.routing_of(desired), routing_now)
     settings_changed = sysctl.apply(kernel.settings, desired.path, kernel.noted)
-    kernel.apply(tables, route_steps, routing_now)
+    # Before nftables: a port that is taken away must be gone from both when this returns.
+    programs = kernel.ensure_programs(desired, kernel.fast_path.look(rt, kernel.sockets().nft))
+    try:
+        kernel.apply(tables, route_steps, routing_now)
+    except KernelError:
+        _take_back(kernel)
+        raise
     kernel.belief = belief
     kernel.senders.replace(known)
+    kernel.fast_path.note_hosts(known)
     following.renew(kernel)
-    return (*tables.differences, *route_steps.differences, *settings_changed)
+    return (*tables.differences, *route_steps.differences, *settings_changed, *programs)
 
 
 def _new_belief(kernel: Programmed, desired: Desired, reading: Reading, touches: int) -> Belief:

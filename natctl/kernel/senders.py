@@ -40,6 +40,11 @@ class Senders:
         return self._settings is not None
 
     @property
+    def known(self) -> Known:
+        """The hardware addresses of the hosts, as last programmed."""
+        return self._known
+
+    @property
     def has_hosts(self) -> bool:
         """Whether any chain was programmed."""
         return bool(self._known)

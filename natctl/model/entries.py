@@ -89,6 +89,14 @@ class Forwarding(enum.Enum):
     """What it translated, and ICMP errors from the hosts; nothing else."""
 
 
+class FastPathUse(enum.Enum):
+    """Whether an edge does packets by a program (eBPF), beside nftables."""
+
+    AUTO = "auto"
+    """Wherever nothing speaks against it."""
+    OFF = "off"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class EdgeSettings:
     """The edge role (second computing device)."""
@@ -102,6 +110,7 @@ class EdgeSettings:
     pool."""
     check_senders: SenderCheck = SenderCheck.MAC
     forward: Forwarding = Forwarding.ALL
+    fast_path: FastPathUse = FastPathUse.AUTO
 
     @property
     def checks_senders(self) -> bool:

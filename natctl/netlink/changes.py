@@ -1,5 +1,5 @@
 """
-What others change on this machine: links, addresses, routes, rules, and our nftables tables.
+What others change on this machine: links, addresses, routes, rules, filters, and our nftables tables.
 
 This says that something changed, not what: whoever listens looks at the machine itself. So any number of notifications
 is one piece of news, and it is no harm when the kernel drops some. Our own changes are no news. Format: rtnetlink(7);
@@ -19,16 +19,20 @@ from typing import Final
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
     RTM_DELLINK,
+    RTM_DELQDISC,
     RTM_DELROUTE,
     RTM_DELRULE,
+    RTM_DELTFILTER,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWROUTE,
     RTM_NEWRULE,
+    RTM_NEWTFILTER,
     RTMGRP_IPV4_IFADDR,
     RTMGRP_IPV4_ROUTE,
     RTMGRP_IPV4_RULE,
     RTMGRP_LINK,
+    RTMGRP_TC,
 )
 
 from natctl.netlink.listener import Listener
@@ -47,7 +51,9 @@ class Subject(enum.Flag):
     """Routes and rules."""
     ADDRESSES = 4
     LINKS = 8
-    ALL = 15
+    FILTERS = 16
+    """Filters at interfaces."""
+    ALL = 31
 
 
 _SUBJECTS: Final = {
@@ -59,8 +65,11 @@ _SUBJECTS: Final = {
     RTM_DELROUTE: Subject.ROUTES,
     RTM_NEWRULE: Subject.ROUTES,
     RTM_DELRULE: Subject.ROUTES,
+    RTM_NEWTFILTER: Subject.FILTERS,
+    RTM_DELTFILTER: Subject.FILTERS,
+    RTM_DELQDISC: Subject.FILTERS,
 }
-_GROUPS: Final = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE
+_GROUPS: Final = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV4_RULE | RTMGRP_TC
 _BUFFER_BYTES: Final = 1 << 18
 """Small: a routing daemon may change a million routes, and that is one piece of news."""
 _AT_ONCE: Final = 1000

@@ -2,6 +2,8 @@
 Programs at the ingress or egress of an interface, as filters of the qdisc ``clsact``.
 
 They stay when natd ends, and another program takes the place of one in one step, so that no packet passes between.
+The qdisc comes with the first: the kernel stops the interface's queue for that moment (``qdisc_graft`` in
+net/sched/sch_api.c), and some milliseconds of what it sends are lost. So it is not removed with the last.
 Format: rtnetlink(7), linux/pkt_cls.h, tc-bpf(8). Tested in ``tests/netns/test_programs.py``.
 """
 
@@ -99,12 +101,20 @@ def attach(rtnl: Socket, interface: int, side: Side, program: int, name: str) ->
 
 def detach(rtnl: Socket, interface: int, side: Side) -> None:
     """
-    Remove our filter, and the qdisc when it has no other.
+    Remove our filter. The qdisc stays: the interface would drop packets while it goes, as it does while it comes.
 
     :raise KernelError: When the kernel refuses; not when there is none.
     """
     body = _header(interface, side) + attribute(_KIND, terminated("bpf"))
     _remove(rtnl, message(RTM_DELTFILTER, NLM_F_ACK, body), interface)
+
+
+def remove_empty_qdisc(rtnl: Socket, interface: int) -> None:
+    """
+    Remove the qdisc if it has no filters; what the interface sends meanwhile is lost.
+
+    :raise KernelError: When the kernel refuses; not when there is none.
+    """
     if not any(filters(rtnl, interface, each) for each in Side):
         qdisc = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0)
         _remove(rtnl, message(RTM_DELQDISC, NLM_F_ACK, qdisc + attribute(_KIND, terminated("clsact"))), interface)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cpm.protocol.model import PortRange
-from natctl.model.entries import Change
+from natctl.model.entries import Change, FastPathUse
 from tests.netns.topology import (
     OTHER_EXTERNAL,
     VM,
@@ -53,23 +53,23 @@ class Way:
         return tuple(edge for edge in self.edges if edge not in self.hosts)
 
 
-def _separate(site: Site) -> Way:
-    host, edge = site.host_and_edge()
+def _separate(site: Site, use: FastPathUse) -> Way:
+    host, edge = site.host_and_edge(use)
     vm = VM.of(1, site.guest(host), RANGE)
     program([host, edge], [vm], {0: (edge,)})
     return Way(site, vm, (host,), (edge,))
 
 
-def _crossed(site: Site) -> Way:
+def _crossed(site: Site, use: FastPathUse) -> Way:
     """Two edges: one for outbound packets, the other for inbound ones."""
-    host, out, back = site.host(21), site.edge(11), site.edge(12)
+    host, out, back = site.host(21), site.edge(11, use), site.edge(12, use)
     site.spread(back)
     vm = VM.of(1, site.guest(host), RANGE)
     program([host, out, back], [vm], {0: (out,)})
     return Way(site, vm, (host,), (out, back))
 
 
-def _both(site: Site) -> Way:
+def _both(site: Site, _: FastPathUse) -> Way:
     machine = site.both(11)
     site.spread(machine)
     vm = VM.of(1, site.guest(machine), RANGE)
@@ -77,18 +77,18 @@ def _both(site: Site) -> Way:
     return Way(site, vm, (machine,), (machine,))
 
 
-def _both_but_answered_elsewhere(site: Site) -> Way:
+def _both_but_answered_elsewhere(site: Site, use: FastPathUse) -> Way:
     """The VM's machine is an edge, and inbound packets arrive at another edge."""
-    machine, other = site.both(11), site.edge(12)
+    machine, other = site.both(11), site.edge(12, use)
     site.spread(other)
     vm = VM.of(1, site.guest(machine), RANGE)
     program([machine, other], [vm])
     return Way(site, vm, (machine,), (machine, other))
 
 
-def _crowded(site: Site) -> Way:
+def _crowded(site: Site, use: FastPathUse) -> Way:
     """So many VMs that the edge keeps their ranges in several maps."""
-    way = _separate(site)
+    way = _separate(site, use)
     (edge,) = way.edges
     crowd = {}
     for number in range(2, 602):
@@ -109,12 +109,23 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+RUNS = {
+    **{name: (name, FastPathUse.OFF) for name in LAYOUTS},
+    # A machine with both roles has its own VMs in no table.
+    **{f"{name}-fast": (name, FastPathUse.AUTO) for name in LAYOUTS if name != "both"},
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def way(request: pytest.FixtureRequest) -> Iterator[Way]:
-    """One VM in each of the layouts."""
+    """One VM in each of the layouts, with nftables alone and with the fast path before it."""
+    layout, use = RUNS[request.param]
     site = Site()
     try:
-        yield LAYOUTS[request.param](site)
+        made = LAYOUTS[layout](site, use)
+        if use is FastPathUse.AUTO:
+            assert all(not at.reason for at in made.edges[-1].kernel.kernel.fast_path)
+        yield made
     finally:
         site.close()
 

@@ -109,6 +109,8 @@ def test_a_filter_that_lets_vms_through_is_not_named_after_a_restart_either(scen
 
 def test_an_edge_is_told_unless_a_rule_names_its_interface(scene: Scene) -> None:
     scene.edge.namespace.nft(STATEFUL)
+    # Only then has the fast path noticed that there is a filter.
+    scene.edge.kernel.ensure()
     assert not scene.reaches()
     warning = scene.only_warning(scene.edge)
     assert follow(scene.edge.namespace, warning) == [

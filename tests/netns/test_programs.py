@@ -307,6 +307,14 @@ def _detach(namespace: Namespace, interface: int, side: Side) -> None:
     namespace.inside(work)
 
 
+def _remove_qdisc(namespace: Namespace, interface: int) -> None:
+    def work() -> None:
+        with Socket(ROUTE, "remove") as rtnl:
+            classifiers.remove_empty_qdisc(rtnl, interface)
+
+    namespace.inside(work)
+
+
 def test_a_program_takes_the_place_of_another_and_goes_with_its_qdisc() -> None:
     namespace = Namespace("attach")
     settings = POOL.network_address.packed + POOL.netmask.packed + struct.pack("=II", 1, 0)
@@ -323,8 +331,11 @@ def test_a_program_takes_the_place_of_another_and_goes_with_its_qdisc() -> None:
         _detach(namespace, interface, Side.INGRESS)
         assert _programs(namespace, interface, Side.EGRESS) == [second.number]
         _detach(namespace, interface, Side.EGRESS)
-        assert "clsact" not in namespace.run("tc", "qdisc", "show", "dev", "eth0")
         _detach(namespace, interface, Side.EGRESS)
+        assert "clsact" in namespace.run("tc", "qdisc", "show", "dev", "eth0")
+        _remove_qdisc(namespace, interface)
+        assert "clsact" not in namespace.run("tc", "qdisc", "show", "dev", "eth0")
+        _remove_qdisc(namespace, interface)
     finally:
         namespace.close()
 
@@ -343,6 +354,7 @@ def test_filters_of_others_stay_with_their_qdisc() -> None:
         with Loaded("guard", settings, {}) as loaded:
             _attach(namespace, interface, Side.INGRESS, loaded)
         _detach(namespace, interface, Side.INGRESS)
+        _remove_qdisc(namespace, interface)
         (other,) = namespace.inside(lambda: _filters(interface, Side.INGRESS))
         assert (other.priority, other.kind, other.is_ours) == (5, "u32", False)
     finally:

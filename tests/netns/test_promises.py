@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from cpm.protocol.model import PortRange
+from natctl.model.entries import FastPathUse
 from tests.netns.conftest import LAYOUTS, RANGE, Way
 from tests.netns.topology import (
     EXTERNAL,
@@ -46,7 +47,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
     site = Site()
     try:
         site.internet.ip(f"addr add {ELSEWHERE}/24 dev eth0")
-        yield LAYOUTS[request.param](site)
+        yield LAYOUTS[request.param](site, FastPathUse.AUTO)
     finally:
         site.close()
 

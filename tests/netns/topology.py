@@ -33,7 +33,7 @@ from cpm.protocol.model import DomainUUID, PortRange
 from natctl.kernel.kernel import Kernel
 from natctl.kernel.reacting import serve
 from natctl.kernel.settings_before import SettingsBefore
-from natctl.model.entries import Change, Destination, EdgeSettings, HostEntry, HostSettings, Path, Settings
+from natctl.model.entries import Change, Destination, EdgeSettings, FastPathUse, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import Counted, KernelState
 from tests.fakes.intents import edge_intent, host_entry
 
@@ -319,9 +319,9 @@ class Site:
         """Add a host (first computing device) at 172.30.0.NUMBER."""
         return self._host(f"host{number}", number, Settings(HostSettings(frozenset({"eth0"}), **settings)))
 
-    def edge(self, number: int) -> Node:
+    def edge(self, number: int, fast_path: FastPathUse = FastPathUse.AUTO) -> Node:
         """Add an edge (second computing device) at 172.30.0.NUMBER and 198.51.100.NUMBER."""
-        settings = Settings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"})))
+        settings = Settings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"}), fast_path=fast_path))
         namespace = self._namespace(f"edge{number}", keep=False)
         self._plug(namespace, "eth0", "under", f"172.30.0.{number}/24")
         self._plug(namespace, "eth1", "up", f"198.51.100.{number}/24")
@@ -350,9 +350,9 @@ class Site:
         namespace.ip("link set eth0 up", f"addr add {address}/24 dev eth0", "route add default via 10.10.0.1")
         return Guest(namespace, host, tap, tap_index, address)
 
-    def host_and_edge(self, **settings: Any) -> tuple[Node, Node]:
+    def host_and_edge(self, fast_path: FastPathUse = FastPathUse.AUTO, **settings: Any) -> tuple[Node, Node]:
         """Add a host and an edge, the usual two, to which the router sends the external addresses."""
-        host, edge = self.host(21, **settings), self.edge(11)
+        host, edge = self.host(21, **settings), self.edge(11, fast_path)
         self.spread(edge)
         return host, edge
 

@@ -31,6 +31,11 @@ does not answer, what it asks for that is not approved, how many ports wait for
 it, and what it found to be wrong with its machine, for example that packets of
 its VMs leave by a VPN and not to an edge."""
 
+_SHOW_ABOUT = """\
+'Fast path' has the interfaces of an edge at which a program in the kernel does
+most packets of VMs, and the others with the reason why nftables does all there
+('fast_path' under [edge] in natd.toml)."""
+
 _APPROVE_ABOUT = """\
 A node is refused until it is approved, and while it asks for other roles or
 another address than approved. Without --role and --underlay, this shows what the
@@ -68,6 +73,7 @@ not fenced stays as it is."""
 _EXAMPLES = """\
   virt-ports node list
   virt-ports node list --role edge --state away --state not-answering
+  virt-ports node show edge1       all that is known of it
   virt-ports node approve host3    show what it asks for, and approve that
   virt-ports node approve host3 --role host --underlay 172.30.0.13
   virt-ports node approve host3 --max-vms 2000 --max-ports 500000
@@ -122,6 +128,8 @@ def add_arguments(verb: parsing.Parser) -> None:
     shown.add_argument("--state", metavar="STATE", action="append", choices=_STATES,
                        help=f"only nodes in this state; may be repeated: {', '.join(_STATES)}")  # fmt: skip
     parsing.add_page(shown, ("name", "state", "vms", "ports"), "NAME")
+    one = parsing.add_action(actions, "show", "show one node", about=_SHOW_ABOUT, examples=_examples_of("show"))
+    one.add_argument("node", metavar="NODE", help=_NODE)
     approve = parsing.add_action(
         actions, "approve", "say what a node may be", about=_APPROVE_ABOUT, examples=_examples_of("approve")
     )
@@ -162,6 +170,9 @@ def run(args: argparse.Namespace) -> int:
         return parsing.print_answer(args, events, lambda: render.table(EVENTS_HEADER, map(_event_row, events)))
     if args.action == "list":
         return _list(args, manager)
+    if args.action == "show":
+        view = _node(args.node, manager)
+        return parsing.print_answer(args, view, lambda: _facts(view))
     if args.action == "remove":
         return _print(args, manager.call(REMOVE_NODE, name=args.node))
     if args.action == "approve":
@@ -213,6 +224,26 @@ def _request(args: argparse.Namespace, manager: Client) -> ApproveRequest:
     if not args.yes:
         _confirm(args.node, asks)
     return ApproveRequest(asks.roles, asks.underlay, asks.machine)
+
+
+def _node(name: str, manager: Client) -> NodeView:
+    from cpm.api.operations import LIST_NODES
+
+    view = next((view for view in manager.call(LIST_NODES) if view.name == name), None)
+    if view is None:
+        raise NotFound("node", name, "see `virt-ports node list`")
+    return view
+
+
+def _facts(view: NodeView) -> str:
+    headed = zip(HEADER, _row(view), strict=True)
+    paths = [(at.interface, at.reason or "in force") for at in view.fast_path]
+    return render.fields((
+        *headed,
+        *((("Version", view.version),) if view.version else ()),
+        *((f"Fast path at {interface}", text) for interface, text in paths),
+        *(("Problem", text) for text in _problems(view)),
+    ))  # fmt: skip
 
 
 def _asked(node: str, manager: Client) -> AskedView:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
-from cpm.protocol.messages import Delta, PathState, Snapshot, Unmanaged
+from cpm.protocol.messages import Delta, FastPathAt, PathState, Snapshot, Unmanaged
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
@@ -60,6 +60,8 @@ class NodeSync:
         """Packets that the node dropped, by reason, from its last report."""
         self.warnings: tuple[str, ...] = ()
         """What is wrong with that machine, from its last report."""
+        self.fast_path: tuple[FastPathAt, ...] = ()
+        """Of an edge: where its fast path is in force, and why not elsewhere, from its last report."""
         self.way_problems: Mapping[DomainUUID, str] = {}
         """What is wrong with the ways of VMs' packets, from its last report."""
         self.unmanaged: tuple[Unmanaged, ...] = ()

@@ -160,8 +160,8 @@ def _numbers(cls: Any, *names: str) -> tuple[int, ...]:
     return tuple(places[f"NFTA_{name}"] for name in names)
 
 
-CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = _numbers(
-    chain_msg, "CHAIN_TABLE", "CHAIN_NAME", "CHAIN_HOOK", "CHAIN_POLICY", "CHAIN_TYPE"
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE = _numbers(
+    chain_msg, "CHAIN_TABLE", "CHAIN_NAME", "CHAIN_HOOK", "CHAIN_POLICY", "CHAIN_USE", "CHAIN_TYPE"
 )
 HOOK_NUMBER, HOOK_PRIORITY = _numbers(chain_msg.hook, "HOOK_HOOKNUM", "HOOK_PRIORITY")
 RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = _numbers(

@@ -50,7 +50,7 @@ function _shtab_virt_ports_using
   test "$_shtab_virt_ports_cmdpath" = "$argv"
 end
 
-set -g _shtab_virt_ports_commands list top show set explain resize relocate whois history pool 'pool list' 'pool show' 'pool add' 'pool remove' audit node 'node list' 'node approve' 'node revoke' 'node remove' 'node fence' 'node unfence' 'node events' events export record simulate config 'config check' 'config diff' 'config reload' status backup restore install uninstall doctor pki 'pki init' 'pki issue' 'pki renew' 'pki list' report
+set -g _shtab_virt_ports_commands list top show set explain resize relocate whois history pool 'pool list' 'pool show' 'pool add' 'pool remove' audit node 'node list' 'node show' 'node approve' 'node revoke' 'node remove' 'node fence' 'node unfence' 'node events' events export record simulate config 'config check' 'config diff' 'config reload' status backup restore install uninstall doctor pki 'pki init' 'pki issue' 'pki renew' 'pki list' report
 set -g _shtab_virt_ports_opts_with_value --address --after --at --before --bindir --check --color --config --cpmd-config --delay --event --file --filter --folder --for --format --forward --from --generate --internal-pool --iterations --limit --manager --max-ports --max-vms --name --natd-config --node --output --policy --protocol --request --reserved --role --root --save --seconds --seed --since --socket --sort --state --svg --to --underlay --underlay-address --unset --until --uplink --user --vm --vms -d -n -o
 
 complete -c virt-ports -e
@@ -195,6 +195,12 @@ complete -c virt-ports -n '_shtab_virt_ports_using node list' -l sort -xka "name
 complete -c virt-ports -n '_shtab_virt_ports_using node list' -l limit -x -d 'at most N lines'
 complete -c virt-ports -n '_shtab_virt_ports_using node list' -l after -x -d 'only what comes after it in order of name'
 complete -c virt-ports -n '_shtab_virt_ports_using node list; and test $_shtab_virt_ports_npos -ge 0' -ka "(virt-ports __complete fish nodes (commandline -ct) 2>/dev/null)" -d 'only nodes with such a name: '"'"'host*'"'"''
+complete -c virt-ports -n '_shtab_virt_ports_using node; and test $_shtab_virt_ports_npos -eq 0' -a show -d 'Show one node.'
+complete -c virt-ports -n '_shtab_virt_ports_using node show' -s h -l help -d 'show this help message and exit'
+complete -c virt-ports -n '_shtab_virt_ports_using node show' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
+complete -c virt-ports -n '_shtab_virt_ports_using node show' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
+complete -c virt-ports -n '_shtab_virt_ports_using node show' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using node show; and test $_shtab_virt_ports_npos -eq 0' -ka "(virt-ports __complete fish nodes (commandline -ct) 2>/dev/null)" -d 'name of the node, see `virt-ports node list`'
 complete -c virt-ports -n '_shtab_virt_ports_using node; and test $_shtab_virt_ports_npos -eq 0' -a approve -d 'Say what a node may be.'
 complete -c virt-ports -n '_shtab_virt_ports_using node approve' -s h -l help -d 'show this help message and exit'
 complete -c virt-ports -n '_shtab_virt_ports_using node approve' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'

@@ -25,6 +25,7 @@ from cpm.api.views import (
     DomainDetail,
     EventView,
     ExplainView,
+    FastPathView,
     GuestAgentView,
     HolderView,
     NodeEventView,
@@ -609,6 +610,18 @@ def test_node_list_says_what_nodes_found_wrong(manager: CannedManager, virt_port
     *_, empty, first, second = virt_ports("node", "list").out.splitlines()
     assert (empty, first) == ("", "host1: packets of VMs on virbr0 leave by wg0")
     assert "\x1b" not in second
+
+
+def test_node_show_says_where_the_fast_path_is_and_why_not_elsewhere(
+    manager: CannedManager, virt_ports: Command
+) -> None:
+    paths = (FastPathView("eth0"), FastPathView("ppp0", "its packets have no Ethernet \x1b[2Jheader"))
+    manager.on("GET /v1/nodes", [NODES[0], msgspec.structs.replace(NODES[1], fast_path=paths)])
+    lines = virt_ports("node", "show", "edge1").out.splitlines()
+    assert [line.split(maxsplit=4)[3:] for line in lines if line.startswith("Fast path at")] == [
+        ["eth0:", "in force"], ["ppp0:", "its packets have no Ethernet \\x1b[2Jheader"]
+    ]  # fmt: skip
+    assert virt_ports("node", "show", "edge9").err.startswith("error: ")
 
 
 def test_node_list_says_why_a_node_is_out_of_service_and_what_waits_for_it(

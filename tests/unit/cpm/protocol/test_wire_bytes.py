@@ -27,6 +27,7 @@ from cpm.protocol.messages import (
     Delta,
     Detach,
     Draining,
+    FastPathAt,
     Follows,
     Freed,
     GuestState,
@@ -217,6 +218,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             ("packets of VMs on br0 leave by wg0",),
             (WayProblem("leave by wg0", (WEB,)),),
             {WEB: 7},
+            (FastPathAt("eth1", "off"), FastPathAt("eth0")),
         ),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
@@ -226,7 +228,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"rx_bytes":1000,"tx_bytes":2000,"external":"203.0.113.1","ports":{"first":20480,'
             b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9},'
             b'"warnings":["packets of VMs on br0 leave by wg0"],'
-            b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}],"limited":{"u-web":7}}'
+            b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}],"limited":{"u-web":7},'
+            b'"fast_path":[{"interface":"eth1","reason":"off"},{"interface":"eth0","reason":""}]}'
         ),
     ),
     (
@@ -235,7 +238,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
             b'"guest":null}],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{}}'
+            b'"ways":[],"limited":{},"fast_path":[]}'
         ),
     ),
     (
@@ -245,14 +248,14 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
             b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
             b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{}}'
+            b'"ways":[],"limited":{},"fast_path":[]}'
         ),
     ),
     (
         Report(17, 1.0, ()),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{}}'
+            b'"ways":[],"limited":{},"fast_path":[]}'
         ),
     ),
     (

@@ -1,0 +1,65 @@
+"""
+At which interfaces one program of ours is attached, and that it stays there.
+
+Tested by ``tests/netns/test_fast_path.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from natctl.bpf.loading import Loaded
+from natctl.netlink import classifiers
+from natctl.netlink.classifiers import Side
+from natctl.netlink.links import Link, read_links
+from natctl.netlink.socket import Socket
+
+
+class Attached:
+    """
+    The interfaces of one program; a former natd may have attached it anywhere, until :meth:`remove_from_rest`.
+
+    :param side: Where packets pass it.
+    :param name: What ``tc filter show`` calls it, after "virt-ports".
+    """
+
+    def __init__(self, side: Side, name: str) -> None:
+        self._side, self._name = side, name
+        self._at: frozenset[int] | None = None
+
+    def put(self, rtnl: Socket, links: Iterable[Link], program: Loaded) -> list[str]:
+        """
+        Attach the program where it is not, in place of a former one.
+
+        :return: The names of the interfaces where nothing of ours was.
+        :raise KernelError: When the kernel refuses.
+        """
+        empty = []
+        for link in links:
+            there = [each.program for each in self._filters(rtnl, link)]
+            if there != [program.number]:
+                classifiers.attach(rtnl, link.number, self._side, program.program, self._name)
+            if not there:
+                empty.append(link.name)
+        return empty
+
+    def remove_from_rest(self, rtnl: Socket, kept: Collection[int]) -> None:
+        """
+        Remove it from all interfaces but these, given by index.
+
+        :raise KernelError: When the kernel refuses.
+        """
+        if self._at is None or self._at - set(kept):
+            for link in read_links(rtnl).values():
+                is_rest = link.number not in kept and (self._at is None or link.number in self._at)
+                if is_rest and self._filters(rtnl, link):
+                    classifiers.detach(rtnl, link.number, self._side)
+        self._at = frozenset(kept)
+
+    def remove(self, rtnl: Socket) -> None:
+        """Remove it from all interfaces. :raise KernelError: When the kernel refuses."""
+        self._at = None
+        self.remove_from_rest(rtnl, ())
+
+    def _filters(self, rtnl: Socket, link: Link) -> list[classifiers.Filter]:
+        return [each for each in classifiers.filters(rtnl, link.number, self._side) if each.is_ours]
