@@ -40,8 +40,6 @@ from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Freed, ManagerMessage, Measured, PathState
 from cpm.protocol.model import (
-    FIRST_PORT,
-    LAST_PORT,
     VM,
     Allocation,
     AllocationId,
