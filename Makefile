@@ -161,8 +161,9 @@ test-machines: guest-image ## The tutorial, and all that happens to a server, on
 	@$(MACHINE_TESTS) -m machines $(ARGS)
 
 .PHONY: test-kernels
-test-kernels: machine-images ## The network tests under the kernels of Debian 12 (6.1) and 13 (6.12) (root).
-	@$(MACHINE_TESTS) -m kernels $(ARGS)
+test-kernels: setup ## RELEASES="bookworm trixie": tests marked per_kernel under the kernels 6.1 and 6.12 (root, mmdebstrap).
+	@$(call install_missing,$(PACKAGES_MACHINES))
+	@$(BIN)/python -m tests.kernels $(RELEASES) -- $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV) ## N=1000000 SEED=s: damaged input of every kind, N each; prints the seed.

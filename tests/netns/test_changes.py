@@ -17,7 +17,7 @@ from natctl.netlink.nftables import read
 from tests.netns.machine import Machine
 from tests.netns.test_kernel import AT_EDGE, HOSTED, ONE, PATH
 from tests.netns.topology import VM, KernelIn, Namespace, Site, program
-from tests.netns.waiting import wait_until
+from tests.netns.waiting import SLOWNESS, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -225,7 +225,7 @@ def test_vms_change_while_everything_is_read(crowd: Crowd) -> None:
     for domain in domains[:40]:
         crowd.kernel.change(Change(host={domain: None}))
         crowd.kernel.change(Change(host={domain: wanted.host[domain]}))
-    ensured.result(60)
-    observed.result(60)
+    ensured.result(60 * SLOWNESS)
+    observed.result(60 * SLOWNESS)
     assert crowd.kernel.ensure() == ()
     assert crowd.program() == ()

@@ -73,6 +73,7 @@ def entries() -> int:
     return int(run("conntrack", "-C"))
 
 
+@pytest.mark.per_kernel
 def test_real_traffic_of_three_protocols_is_read_as_the_tool_prints_it() -> None:
     run("nft", "-f", "-", text=f"""
         table ip nat {{ chain c {{ type nat hook postrouting priority 100
@@ -117,6 +118,7 @@ def test_one_pass_serves_all_vms() -> None:
     assert found.connections(OTHER, ALL) == 1
 
 
+@pytest.mark.per_kernel
 def test_only_managed_connections_are_read() -> None:
     insert_tcp(20000, mark=MANAGED | 0x00070003)
     insert_tcp(20001, mark=0x20000000)
@@ -138,6 +140,7 @@ def test_an_empty_table_reads_as_nothing() -> None:
     assert delete_connections(VM) == 0
 
 
+@pytest.mark.per_kernel
 def test_sctp_and_conntrack_zones_are_read_and_deleted() -> None:
     insert_sctp(20000)
     insert_sctp(20001, "--zone", "7")
@@ -146,6 +149,7 @@ def test_sctp_and_conntrack_zones_are_read_and_deleted() -> None:
     assert entries() == 0
 
 
+@pytest.mark.per_kernel
 async def test_one_vm_is_read_exactly_whatever_the_mark() -> None:
     insert_tcp(20000)
     insert_tcp(20001, mark=0)
@@ -188,6 +192,7 @@ async def test_deleting_the_connections_of_a_vm_leaves_the_others_alone() -> Non
     assert f"dst={OTHER}" in left[0]
 
 
+@pytest.mark.per_kernel
 async def test_pruning_a_vm_leaves_its_connections_on_the_ports_that_it_holds() -> None:
     for port in (*range(20000, 20010), *range(20500, 20504)):
         insert_tcp(port)

@@ -10,9 +10,9 @@ import socket
 import pytest
 
 from tests.netns.conftest import RANGE, Way
-from tests.netns.topology import EXTERNAL, INTERNET, checksum, echo_request, icmp_messages
+from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, checksum, echo_request, icmp_messages
 
-pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("data-path")]
+pytestmark = [pytest.mark.netns, pytest.mark.per_kernel, pytest.mark.xdist_group("data-path")]
 
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DO, _IP_MTU = 10, 2, 14
 _IP_RECVERR, _MSG_ERRQUEUE = 11, 0x2000
@@ -34,7 +34,7 @@ def test_tcp(way: Way) -> None:
             _assert_own(peer)
             # More than any window or offload unit, both ways.
             for sender, receiver in ((client, server), (server, client)):
-                receiver.settimeout(5)
+                receiver.settimeout(PATIENCE)
                 _transfer(sender, receiver, 300_000)
     _assert_stateless(way)
 

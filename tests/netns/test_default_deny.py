@@ -16,7 +16,7 @@ from natctl.model.commands import Answer, Program, Replace
 from natctl.model.entries import UNASSIGNED, Path
 from natctl.model.remembered import Charge, Remembered
 from tests.fakes.intents import with_intent
-from tests.netns.topology import EXTERNAL, INTERNET, POOL, VM, KernelIn, Node, Site
+from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, POOL, VM, KernelIn, Node, Site
 
 pytestmark = pytest.mark.netns
 
@@ -117,7 +117,7 @@ def test_a_vm_that_starts_without_a_manager_sends_nothing(scene: Scene) -> None:
         assert not arrived(server)
         scene.give_ports()
         client.sendto(b"!", (INTERNET, 9000))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         assert server.recvfrom(10)[1][1] in A
 
 
@@ -126,7 +126,7 @@ def test_a_machine_that_has_handed_out_no_port_masquerades_its_guests_as_before(
         node = scene.natd(None)
         assert scene.start_vm(node) == ["unreachable"]
         client.sendto(b"?", (INTERNET, 9000))
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         assert server.recvfrom(10)[1][0] == "198.51.100.11"
     assert "virtports" not in scene.machine.namespace.run("nft", "list", "ruleset")
 
@@ -142,7 +142,7 @@ def test_a_connection_that_was_there_before_goes_on(scene: Scene) -> None:
         scene.start_vm(scene.natd(IN_CHARGE))
         new.sendto(b"?", (INTERNET, 9000))
         assert not arrived(elsewhere)
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         client.sendall(b"goes on")
         assert server.recv(10) == b"goes on"
 
@@ -166,6 +166,6 @@ def test_a_managed_connection_survives_that_its_vm_is_denied_for_a_while(scene: 
         denied = scene.machine.kernel.observe().host[scene.vm.domain]
         assert (denied.intent.internal, denied.index) == (UNASSIGNED, 1)
         scene.give_ports()
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         client.sendall(b"goes on")
         assert server.recv(10) == b"goes on"

@@ -8,7 +8,7 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Forwarding
-from tests.netns.topology import INTERNET, VM, KernelIn, Namespace, Node, Site, program
+from tests.netns.topology import INTERNET, PATIENCE, VM, KernelIn, Namespace, Node, Site, program
 
 pytestmark = pytest.mark.netns
 
@@ -100,7 +100,7 @@ def test_what_comes_for_an_internal_address_untranslated(scene: Scene) -> None:
         # A packet of the VM, there and back, comes after it.
         with scene.vm.guest.namespace.udp() as witness:
             witness.sendto(b"witness", (INTERNET, 9000))
-            server.settimeout(5)
+            server.settimeout(PATIENCE)
             server.sendto(b"answer", server.recvfrom(100)[1])
             assert witness.recv(100) == b"answer"
     assert scene.dropped() == (0 if scene.passes else 1)

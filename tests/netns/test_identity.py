@@ -10,7 +10,7 @@ import pytest
 
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Change
-from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, VM, Guest, Node, Site, checksum, program
+from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Guest, Node, Site, checksum, program
 
 pytestmark = pytest.mark.netns
 
@@ -251,7 +251,7 @@ def test_connections_older_than_natd_go_on(site: Site) -> None:
         with server:
             for sender, receiver in ((client, server), (server, client)):
                 sender.sendall(b"still there")
-                receiver.settimeout(5)
+                receiver.settimeout(PATIENCE)
                 assert receiver.recv(100) == b"still there"
         with guest.namespace.tcp((INTERNET, 8080)), listener.accept()[0] as fresh:
             assert fresh.getpeername()[1] in A

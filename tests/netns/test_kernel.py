@@ -22,7 +22,7 @@ from natctl.model.entries import Change, Path
 from natctl.netlink.socket import Socket
 from tests.fakes.intents import edge_intent, host_entry, with_ranges
 from tests.netns.machine import Machine
-from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, POOL, VM, Node, Site, program
+from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, PATIENCE, POOL, VM, Node, Site, program
 
 pytestmark = pytest.mark.netns
 
@@ -60,6 +60,7 @@ def test_a_kernel_that_was_told_nothing_touches_nothing(machine: Machine) -> Non
     assert machine.everything() == before
 
 
+@pytest.mark.per_kernel
 def test_replace_says_what_differed_and_then_nothing(machine: Machine) -> None:
     differed = machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
     assert {"table ip virtports is missing", "table bridge virtports is missing"} <= set(differed)
@@ -67,6 +68,7 @@ def test_replace_says_what_differed_and_then_nothing(machine: Machine) -> None:
     assert machine.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
     seen = programmed.observe()
     assert (seen.host, seen.edge, seen.path) == ({ONE: HOSTED}, AT_EDGE, PATH)
@@ -81,6 +83,7 @@ def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
     assert seen.connections == {ONE: 0}
 
 
+@pytest.mark.per_kernel
 def test_a_restart_disturbs_nothing_and_knows_what_runs(programmed: Machine) -> None:
     before = programmed.everything()
     programmed.restart_natd()
@@ -122,6 +125,7 @@ def test_meddling_is_mended(programmed: Machine, meddling: str) -> None:
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_a_replaced_rule_and_a_new_order_are_mended(programmed: Machine) -> None:
     before = programmed.everything()
     handle = programmed.nft("-a", "list", "chain", "ip", "virtports", "translate").split("# handle ")[-1].split()[0]
@@ -134,6 +138,7 @@ def test_a_replaced_rule_and_a_new_order_are_mended(programmed: Machine) -> None
     assert programmed.everything() == before
 
 
+@pytest.mark.per_kernel
 @pytest.mark.parametrize(
     "meddling",
     [
@@ -154,6 +159,7 @@ def test_meddling_with_routes_is_mended(programmed: Machine, meddling: str) -> N
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_switches_are_set_and_mended(machine: Machine) -> None:
     machine.namespace.sysctl(conf__eth0__rp_filter=1, conf__eth1__rp_filter=2, ip_forward=0)
     machine.replace({ONE: HOSTED}, AT_EDGE, PATH)
@@ -186,6 +192,7 @@ def test_the_machines_timeout_of_icmp_queries_is_raised_and_never_lowered(machin
     assert machine.namespace.run("sysctl", "-n", name).strip() == "600"
 
 
+@pytest.mark.per_kernel
 def test_foreign_tables_routes_and_rules_stay(machine: Machine) -> None:
     machine.nft("add table ip virtports2; add table inet virtports; add chain inet virtports c")
     machine.namespace.ip(
@@ -200,6 +207,7 @@ def test_foreign_tables_routes_and_rules_stay(machine: Machine) -> None:
     assert machine.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_a_refused_change_leaves_everything_as_before(programmed: Machine) -> None:
     """The range overlaps the other VM's: the kernel itself refuses a port with two owners."""
     before = programmed.everything()
@@ -212,6 +220,7 @@ def test_a_refused_change_leaves_everything_as_before(programmed: Machine) -> No
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 @pytest.mark.parametrize("last", [20031, 20063, 20127])
 def test_a_range_that_begins_where_another_vms_does_is_refused(programmed: Machine, last: int) -> None:
     """The two would be one element, so the kernel has nothing to refuse."""
@@ -222,6 +231,7 @@ def test_a_range_that_begins_where_another_vms_does_is_refused(programmed: Machi
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_two_vms_can_exchange_ranges_in_one_change(programmed: Machine) -> None:
     exchanged: dict[DomainUUID, EdgeIntent | None] = {
         ONE: with_ranges(AT_EDGE[ONE], (EXTERNAL, PortRange(20064, 20127))),
@@ -231,6 +241,7 @@ def test_two_vms_can_exchange_ranges_in_one_change(programmed: Machine) -> None:
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_an_impossible_route_leaves_everything_as_before(programmed: Machine) -> None:
     before = programmed.everything()
     moved = with_ranges(AT_EDGE[TWO], (EXTERNAL, PortRange(30000, 30063)), via=IPv4Address("192.0.2.99"))
@@ -251,6 +262,7 @@ def test_many_failures_cost_no_sockets_and_no_numbers(programmed: Machine) -> No
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_the_path_changes(programmed: Machine) -> None:
     narrower = Path(
         IPv4Network("100.64.0.0/16"), frozenset({IPv4Address("172.30.0.12")}), frozenset({EXTERNAL}), Timeouts()
@@ -273,6 +285,7 @@ def test_a_vm_moves_to_another_host(programmed: Machine) -> None:
     assert programmed.ensure() == ()
 
 
+@pytest.mark.per_kernel
 def test_the_listing_is_readable(programmed: Machine) -> None:
     listed = programmed.nft("list", "ruleset")
     for line in (
@@ -316,6 +329,7 @@ def _resized(vm: VM, nodes: list[Node], ports: PortRange, *also: PortRange, edge
         node.kernel.change(change)
 
 
+@pytest.mark.per_kernel
 def test_a_connection_survives_grow_relocate_and_shrink(site: Site) -> None:
     host, edge = site.host(21), site.edge(11)
     site.spread(edge)
@@ -329,7 +343,7 @@ def test_a_connection_survives_grow_relocate_and_shrink(site: Site) -> None:
         def assert_alive_and_new_ones_in(ports: PortRange) -> None:
             for sender, receiver in ((client, server), (server, client)):
                 sender.sendall(b"alive")
-                receiver.settimeout(5)
+                receiver.settimeout(PATIENCE)
                 assert receiver.recv(100) == b"alive"
             with vm.guest.namespace.tcp((INTERNET, 8080)), listener.accept()[0] as fresh:
                 assert fresh.getpeername()[1] in ports
@@ -389,6 +403,7 @@ def _ports_of(entry: EdgeIntent) -> Iterator[int]:
     return (port for each in entry.ranges for port in each.ports)
 
 
+@pytest.mark.per_kernel
 @pytest.mark.xfail(
     KERNEL < (6, 12),
     raises=TimeoutError,

@@ -14,7 +14,7 @@ import pytest
 from cpm.protocol.model import PortRange
 from natctl.model.entries import Change
 from natctl.netlink.conntrack import delete_connections, dump_ports
-from tests.netns.topology import INTERNET, VM, KernelIn, Node, Site, checksum, program
+from tests.netns.topology import INTERNET, PATIENCE, VM, KernelIn, Node, Site, checksum, program
 
 pytestmark = pytest.mark.netns
 
@@ -120,7 +120,7 @@ def test_a_reset_in_the_victims_name_does_not_end_its_connection(scene: Scene) -
         scene.forge(_ipv4(_VICTIM, INTERNET, _TCP, _segment(_VICTIM, INTERNET, 8888, 8080, next_byte, _RST)))
         scene.pass_by(witness, 9000)
         with server:
-            server.settimeout(5)
+            server.settimeout(PATIENCE)
             client.sendall(b"alive")
             assert server.recv(10) == b"alive"
 
@@ -155,7 +155,7 @@ def test_a_connection_goes_on_when_our_tables_are_gone_and_natd_restarted(scene:
         scene.host.namespace.nft("flush ruleset")
         scene.restart_natd()
         scene.program(are_running=True)
-        server.settimeout(5)
+        server.settimeout(PATIENCE)
         client.sendall(b"goes on")
         assert server.recv(10) == b"goes on"
     assert _has_zone(scene) == has_zone
@@ -212,7 +212,7 @@ def _captured(vm: VM) -> Iterator[socket.socket]:
     wire = vm.guest.namespace.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)))
     with wire:
         wire.bind(("eth0", 3))
-        wire.settimeout(5)
+        wire.settimeout(PATIENCE)
         yield wire
 
 

@@ -26,7 +26,7 @@ from tests.fakes.frames import ICMP, MORE_FRAGMENTS, SCTP, TCP, UDP, UDPLITE, Fr
 from tests.fakes.intents import edge_intent
 from tests.netns.topology import Namespace
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.per_kernel]
 
 POOL = IPv4Network("100.64.0.0/10")
 EXTERNAL, SECOND = IPv4Address("203.0.113.1"), IPv4Address("203.0.113.77")

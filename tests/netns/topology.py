@@ -36,6 +36,7 @@ from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import Change, Destination, EdgeSettings, FastPathUse, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import Counted, KernelState
 from tests.fakes.intents import edge_intent, host_entry
+from tests.netns.waiting import SLOWNESS
 
 _T = TypeVar("_T")
 Socket = socket.socket
@@ -48,7 +49,7 @@ INTERNET = "192.0.2.2"
 EXTERNAL = IPv4Address("203.0.113.1")
 OTHER_EXTERNAL = IPv4Address("203.0.113.2")
 POOL = IPv4Network("100.64.0.0/10")
-PATIENCE = 5.0
+PATIENCE = 5.0 * SLOWNESS
 """Seconds after which a packet that was to come counts as lost; nothing waits that long when all is well."""
 
 
@@ -231,7 +232,7 @@ class KernelIn:
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Wait for something in the kernel's event loop."""
-        return self.start(work).result(60)
+        return self.start(work).result(60 * SLOWNESS)
 
     def start(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Begin something in the kernel's event loop."""

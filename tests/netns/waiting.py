@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
-LIMIT_S = 20.0
+SLOWNESS = float(os.environ.get("SLOWNESS", "1"))
+"""How many times as long as usual a test may wait: 1, and more where the processor is emulated (tests/kernels/init)."""
+LIMIT_S = 20.0 * SLOWNESS
 """Seconds after which a test fails; nothing takes that long when all is well."""
 
 
