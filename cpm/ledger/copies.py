@@ -22,7 +22,7 @@ from typing import Final
 
 from cpm.ledger import schema
 from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
-from cpm.ledger.locking import locked, refuse_foreign_log
+from cpm.ledger.locking import Progress, locked, refuse_foreign_log
 from cpm.protocol.ledger_errors import LedgerError
 from cpm.protocol.walltime import WallTime
 from cpm.service.files import sync_folder
@@ -67,8 +67,9 @@ def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
     _refuse_who_may_not(path)
     if not backup.exists():
         raise LedgerError(f"there is no {backup}; name a file that `virt-ports backup` has written")
-    with locked(str(path), is_for_restoring=True), _part(path) as part:
+    with locked(str(path), is_for_restoring=True) as lock, _part(path) as part:
         epoch, highest = _progress(path)
+        epoch, highest = max(epoch, lock.progress.epoch), max(highest, lock.progress.highest)
         with ledger_errors(str(backup)), contextlib.closing(_reader(backup)) as source:
             _refuse_other_file(source, backup)
             _copy(source, part, lambda copy: mark_restored(copy, wall, epoch, highest))
@@ -91,12 +92,12 @@ def accept(path: Path, wall: WallTime) -> None:
     _refuse_who_may_not(path)
     if not path.exists():
         raise LedgerError(f"there is no ledger {path}; start cpmd once to make an empty one, then stop it")
-    with locked(str(path), is_for_restoring=True):
+    with locked(str(path), is_for_restoring=True) as lock:
         refuse_foreign_log(str(path))
         with ledger_errors(str(path)), contextlib.closing(connect_writer(str(path))) as connection:
             schema.migrate(connection)
             connection.execute("BEGIN IMMEDIATE")
-            mark_restored(connection, wall, 0, 0)
+            mark_restored(connection, wall, lock.progress.epoch, lock.progress.highest)
             connection.execute("COMMIT")
 
 
@@ -180,9 +181,9 @@ def _progress(path: Path) -> tuple[int, int]:
     """Return epoch and highest number of a range of the present ledger, as far as it can be read."""
     with contextlib.suppress(sqlite3.Error, LedgerError), contextlib.closing(_reader(path)) as connection:
         values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
-        used = connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
+        _, epoch, highest = Progress.of(connection)
         seen_epoch, seen_highest = values.get("seen_epoch", 0), values.get("seen_highest", 0)
-        return max(values["epoch"], seen_epoch), max(used, values["highest_freed"], seen_highest)
+        return max(epoch, seen_epoch), max(highest, seen_highest)
     return 0, 0
 
 

@@ -25,6 +25,37 @@ from cpm.protocol.ledger_errors import LedgerError
 _CHECKED: Final = ("meta", "nodes", "vms", "addresses", "reserved_ports", "allocations")
 
 
+_NOTED_BYTES: Final = 256
+"""Room for what is noted: at most seven numbers of 20 digits."""
+
+
+class Progress(NamedTuple):
+    """How far a ledger is."""
+
+    identity: int
+    epoch: int
+    highest: int
+    """Number of a range."""
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> Progress:
+        """Return how far a ledger is. :raise sqlite3.Error: When it cannot be read."""
+        values = dict(connection.execute("SELECT key, value FROM meta").fetchall())
+        used = connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
+        return cls(values["identity"], values["epoch"], max(used, values["highest_freed"]))
+
+    def is_beyond(self, other: Progress) -> bool:
+        """Return whether it is later than another state of the same ledger."""
+        return self.identity == other.identity and (self.epoch > other.epoch or self.highest > other.highest)
+
+
+class _Noted(NamedTuple):
+    """What the lock file says."""
+
+    runs: tuple[tuple[int, int], ...]
+    progress: Progress
+
+
 class Locked:
     """
     The locks of a ledger.
@@ -36,10 +67,12 @@ class Locked:
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptors: list[int] = []
+        self._noted = _Noted((), Progress(0, 0, 0))
         real = os.path.realpath(path)
         try:
             for name in (f"{real}.lock", real):
                 self._take(name)
+            self._noted = _read_noted(f"{real}.lock")
             if os.fstat(self._descriptors[-1]).st_nlink > 1:
                 raise LedgerError(
                     f"ledger {path} has several names (hard links), and its latest commits are beside one of them; "
@@ -71,10 +104,44 @@ class Locked:
 
     def note_runs(self, *runs: tuple[int, int]) -> None:
         """Keep which runs the file without its log may be of: identity of the ledger, and run."""
-        text = json.dumps(runs).encode()
-        os.pwrite(self._descriptors[0], text, 0)
-        os.ftruncate(self._descriptors[0], len(text))
+        self._noted = self._noted._replace(runs=runs)
+        self._write_noted()
         os.fsync(self._descriptors[0])
+
+    def note_progress(self, progress: Progress) -> None:
+        """
+        Keep how far the ledger is, so that an old copy in its place is noticed.
+
+        Without waiting for the disk: after a power failure an earlier note may be there, which says less.
+        """
+        self._noted = self._noted._replace(progress=progress)
+        # What is there already is durable, and less than the truth at worst.
+        with contextlib.suppress(OSError):
+            self._write_noted()
+
+    def note_range(self, number: int) -> None:
+        """Keep the number of a range that was given. Likewise."""
+        if number > self.progress.highest:
+            self.note_progress(self.progress._replace(highest=number))
+
+    @property
+    def progress(self) -> Progress:
+        """How far the ledger was that was here last, as far as is known."""
+        return self._noted.progress
+
+    def refuse_old_copy(self, progress: Progress) -> None:
+        """:raise LedgerError: When the ledger was further before. :param progress: How far the file is."""
+        before = self.progress
+        if before.is_beyond(progress):
+            raise LedgerError(
+                f"{self._path} is an old copy: it ends with epoch {progress.epoch} and range {progress.highest}, and "
+                f"the ledger that was here last with epoch {before.epoch} and range {before.highest}; put that one "
+                "back or, if there is none, run `virt-ports restore --accept`"
+            )
+
+    def _write_noted(self) -> None:
+        # Always of one length: nothing of what was there before is left behind it.
+        os.pwrite(self._descriptors[0], json.dumps(self._noted).ljust(_NOTED_BYTES).encode(), 0)
 
 
 @contextlib.contextmanager
@@ -119,7 +186,7 @@ def refuse_foreign_log(path: str) -> None:
     real = os.path.realpath(path)
     if not has_log(path):
         return
-    main, known = _main(path), _known_runs(f"{real}.lock")
+    main, known = _main(path), _read_noted(f"{real}.lock").runs
     if main is not None and known and (main.identity, main.run) not in known:
         raise LedgerError(
             f"{path} was replaced while {real}-wal, the log of another file, stayed beside it; put that file back or, "
@@ -154,8 +221,11 @@ def _main(path: str) -> _Main | None:
         return None
 
 
-def _known_runs(lock: str) -> list[tuple[int, int]]:
+def _read_noted(lock: str) -> _Noted:
+    """Return what a lock file says; nothing, if it is of a version that noted less."""
     try:
-        return [(int(identity), int(run)) for identity, run in json.loads(Path(lock).read_text())]
+        runs, (identity, epoch, highest) = json.loads(Path(lock).read_text())
+        known = tuple((int(identity), int(run)) for identity, run in runs)
+        return _Noted(known, Progress(int(identity), int(epoch), int(highest)))
     except (OSError, ValueError, TypeError):
-        return []
+        return _Noted((), Progress(0, 0, 0))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.changes import Change, PutStretch
+from cpm.core.changes import AddAllocation, Change, PutStretch
 from cpm.core.journal import LedgerState
 from cpm.core.timeline import Timeline
 from cpm.ledger import applying, archive, locking, rows, schema
@@ -61,6 +61,8 @@ class SqliteLedger:
                 if had_log:
                     locking.check_ownership(self._connection, self.path)
                 schema.migrate(self._connection)
+                if self._lock is not None:
+                    self._lock.refuse_old_copy(locking.Progress.of(self._connection))
                 version = schema.version_of(self._connection)
                 self._timeline = self._read_timeline()
             self._undo = undo.pop_all()
@@ -112,6 +114,8 @@ class SqliteLedger:
             query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
             epoch = int(self._connection.execute(query).fetchone()[0])
         with ledger_errors(self.path):
+            if self._lock is not None:
+                self._lock.note_progress(locking.Progress.of(self._connection))
             (is_incomplete, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if self._lock is not None and not is_incomplete:
             self._lock.note_runs((meta["identity"], run))
@@ -186,6 +190,10 @@ class SqliteLedger:
                 applying.apply(self._connection, change, timeline.wall(now).seconds)
             self._connection.execute("UPDATE ledger_time SET passed = ?1 WHERE passed < ?1", (now,))
         self._timeline = timeline
+        if self._lock is not None:
+            for change in changes:
+                if isinstance(change, AddAllocation):
+                    self._lock.note_range(change.allocation.id)
 
     def _read_timeline(self) -> Timeline:
         query = f"SELECT {rows.STRETCH} FROM clock ORDER BY number"  # noqa: S608 - constants

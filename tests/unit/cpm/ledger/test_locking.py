@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from cpm.core.changes import PutNode
-from cpm.ledger import SqliteLedger
+from cpm.core.changes import AddAllocation, PutNode
+from cpm.ledger import SqliteLedger, copies
 from cpm.protocol.ledger_errors import LedgerError
-from tests.unit.cpm.ledger.words import node
+from cpm.protocol.walltime import WallTime
+from tests.unit.cpm.ledger.words import allocation, node
+
+WALL = WallTime.of(1_790_000_000.0)
 
 
 @pytest.mark.parametrize("kind", ["same", "symlink", "relative", "hardlink"])
@@ -72,7 +75,63 @@ def test_the_log_of_another_file_is_refused(path: Path, tmp_path: Path) -> None:
         SqliteLedger(crashed)
     for suffix in ("-wal", "-shm"):
         Path(f"{crashed}{suffix}").unlink()
+    # It is older than what was there, too.
+    copies.accept(crashed, WALL)
     SqliteLedger(crashed).close()
+
+
+def test_a_copy_of_before_the_last_start_is_refused(path: Path, tmp_path: Path) -> None:
+    SqliteLedger(path).close()
+    shutil.copy(path, tmp_path / "copy.db")
+    with SqliteLedger(path) as ledger:
+        ledger.next_epoch()
+    shutil.copy(tmp_path / "copy.db", path)
+    with pytest.raises(
+        LedgerError, match=r"is an old copy: it ends with epoch 0 and range 0, and .* epoch 1 and range"
+    ):
+        SqliteLedger(path)
+
+
+def test_a_copy_of_before_the_last_range_is_refused_until_it_is_accepted(ledger: SqliteLedger, tmp_path: Path) -> None:
+    ledger.next_epoch()
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        ledger._connection.backup(copy)
+    ledger.commit([AddAllocation(allocation(7, "x", "1024-1087"))], 1.0)
+    ledger.close()
+    shutil.copy(tmp_path / "copy.db", ledger.path)
+    with pytest.raises(LedgerError, match=r"epoch 1 and range 7; put that one back .* `virt-ports restore --accept`"):
+        SqliteLedger(ledger.path)
+    # As by a clock that was set back to its beginning.
+    copies.accept(Path(ledger.path), WallTime.of(0.0))
+    with SqliteLedger(ledger.path) as accepted:
+        assert accepted.next_epoch() > 1
+        assert accepted.load().next_allocation_id > 8
+
+
+def test_the_ledger_is_itself_after_any_crash(ledger: SqliteLedger, tmp_path: Path) -> None:
+    ledger.next_epoch()
+    ledger.commit([AddAllocation(allocation(7, "x", "1024-1087"))], 1.0)
+    _crashed(ledger, tmp_path / "crashed.db")
+    with SqliteLedger(tmp_path / "crashed.db") as again:
+        again.next_epoch()
+    SqliteLedger(tmp_path / "crashed.db").close()
+
+
+@pytest.mark.parametrize("text", ["", "[[1, 2]]", "nonsense", "[[], [1, 2]]"])
+def test_a_note_that_cannot_be_read_says_nothing(path: Path, text: str) -> None:
+    with SqliteLedger(path) as ledger:
+        ledger.next_epoch()
+    Path(f"{path}.lock").write_text(text)
+    with SqliteLedger(path) as ledger:
+        assert ledger.next_epoch() == 2
+
+
+def test_another_ledger_is_no_old_copy(path: Path) -> None:
+    """Whether it may take the place of the one before is for nodes to say."""
+    with SqliteLedger(path) as ledger:
+        ledger.next_epoch()
+    path.unlink()
+    SqliteLedger(path).close()
 
 
 def test_a_crash_at_any_write_of_a_start_leaves_a_log_that_fits(path: Path, tmp_path: Path) -> None:
