@@ -23,7 +23,7 @@ from bench.figures import Measured, median
 from bench.tick import VMS, Fleet
 from cpm.api.scraping import Scraping
 from cpm.queries import metrics
-from cpm.service.metrics.settings import Listen
+from cpm.service.metrics.settings import MetricsListen
 
 RUNS: Final = 20
 WARM_UP: Final = 3
@@ -54,7 +54,7 @@ def measure(say: Callable[[str], None]) -> Measured:
 
 async def _scrapes(fleet: Fleet) -> tuple[list[float], list[tuple[float, float]], int]:
     """:return: Milliseconds of each scrape, the longest pauses during each, and the bytes of the last."""
-    scraping = Scraping("bench", Listen(address="127.0.0.1:0"), lambda: metrics.pieces(fleet.manager, fleet.now))
+    scraping = Scraping("bench", MetricsListen(address="127.0.0.1:0"), lambda: metrics.pieces(fleet.manager, fleet.now))
     serving = asyncio.create_task(scraping.run())
     while scraping.address is None:
         await asyncio.sleep(0.01)

@@ -34,7 +34,6 @@ from cpm.service.tasks import Tasks
 from cpm.serving import event_export
 from cpm.serving.decision_loop import DecisionLoop
 from cpm.serving.event_export import EventExport
-from cpm.serving.event_sinks import sinks
 from cpm.serving.journal_keeper import JournalKeeper
 from cpm.serving.journal_thread import JournalThread
 from cpm.serving.live_settings import LiveSettings
@@ -144,10 +143,8 @@ class Cpmd:
         self._journal = JournalThread(self._ledger.reader())
         self.decisions = DecisionLoop(self._ledger, self._settings.rules(), self._connections)
         folder = self._settings.events_folder()
-        self._exports = [
-            EventExport(sink, folder, self._journal, lambda: self.decisions.next_commit)
-            for sink in sinks(self._settings.events)
-        ]
+        told = event_export.exports(self._settings.events, folder, self._journal, lambda: self.decisions.next_commit)
+        self._exports = list(told)
         self.operators = OperatorRequests(Feeds(self._journal, self.decisions, reports), about, self.live)
         self._server = Server(self.operators, self._node_sessions(version, reports))
 

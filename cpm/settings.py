@@ -15,13 +15,14 @@ from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
-from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
+from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
 from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config, logs
 from cpm.service.metrics import settings as listen
-from cpm.service.metrics.settings import Listen
+from cpm.service.metrics.settings import Listen, MetricsListen
 
 DEFAULT_PATH = Path("/etc/virt-ports/cpmd.toml")
 
@@ -205,7 +206,7 @@ class NodesSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return Patience(edge_grace_s=self.edge_grace_s, edge_wait_s=self.edge_wait_s, confirm_s=self.confirm_s)
 
 
-class MetricsSettings(Listen, frozen=True, forbid_unknown_fields=True):
+class MetricsSettings(MetricsListen, frozen=True, forbid_unknown_fields=True):
     """Metrics for Prometheus."""
 
     per_vm: bool = True
@@ -234,8 +235,8 @@ class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     syslog: str = ""
     """Messages of RFC 5424: ``unix:///dev/log``, ``udp://ADDRESS:514`` or ``tcp://ADDRESS:601``; empty: none."""
     ipfix: str = ""
-    """``ADDRESS:PORT`` of an IPFIX collector (UDP; port 4739 is the usual one), which is told which ports VMs get and
-    give back, as in RFC 8158; empty: none."""
+    """``ADDRESS:PORT`` of an IPFIX collector (UDP; port 4739 is the usual one) or ``tcp://ADDRESS:PORT``, which is told
+    which ports VMs get and give back, as in RFC 8158; empty: none."""
     ipfix_domain: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 1
     """Observation domain id, if the collector has other exporters at the same address."""
     file: str = ""
@@ -359,7 +360,10 @@ def _check(file: str, settings: Settings) -> None:
 
 def _check_events(file: str, events: EventsSettings) -> None:
     if events.ipfix:
-        listen.split_address(file, "events.ipfix", events.ipfix)
+        transport, _, collector = events.ipfix.rpartition("://")
+        if transport not in ("", "udp", "tcp"):
+            raise ConfigError(file, "events.ipfix", "use ADDRESS:4739 or tcp://ADDRESS:4739")
+        listen.split_address(file, "events.ipfix", collector)
     scheme, _, rest = events.syslog.partition("://")
     if scheme in ("udp", "tcp"):
         listen.split_address(file, "events.syslog", rest)

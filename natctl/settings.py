@@ -14,7 +14,7 @@ from cpm.protocol.errors import ConfigError
 from cpm.protocol.model import Role
 from cpm.protocol.timeouts import TimeoutsTable
 from cpm.service import config, logs
-from cpm.service.metrics.settings import Listen
+from cpm.service.metrics.settings import MetricsListen
 from natctl.model import entries
 from qga_agent import announcement
 
@@ -142,7 +142,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     edge: EdgeTable | None = None
     monitor: MonitorTable = MonitorTable()
     guests: GuestsTable = GuestsTable()
-    metrics: Listen = Listen()
+    metrics: MetricsListen = MetricsListen()
     state: str = "/var/lib/virt-ports-natd"
     """Folder in which natd keeps which manager it follows, so that it notices another one or an old ledger."""
     log_level: str = "info"

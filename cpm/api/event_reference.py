@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final
 
-from cpm.protocol.event_kinds import JOURNAL, NODES, EventKind, Severity
+from cpm.protocol.event_kinds import JOURNAL, NODES, EventKind
 
 _HEAD: Final = """\
 # Events
@@ -53,7 +53,7 @@ def _nodes(kinds: Iterable[EventKind]) -> Iterable[str]:
 
 
 def _severity(kind: EventKind) -> str:
-    return {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "informational"}[kind.severity]
+    return {"INFO": "informational"}.get(kind.severity.name, kind.severity.name.lower())
 
 
 def _changes(kind: EventKind) -> str:

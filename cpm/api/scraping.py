@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -11,8 +13,11 @@ from aiohttp import web
 
 from cpm.api.bounded_listener import STEP_S, BoundedListener
 from cpm.api.disconnects import ignore_disconnects
-from cpm.service.metrics.settings import Listen
+from cpm.service import tokens
+from cpm.service.metrics.settings import MetricsListen
 from cpm.service.metrics.values import CONTENT_TYPE
+
+log = logging.getLogger(__name__)
 
 PATH: Final = "/metrics"
 
@@ -67,9 +72,11 @@ class Scraping(BoundedListener):
     :raise OSError: When the certificate cannot be read or used.
     """
 
-    def __init__(self, daemon: str, listen: Listen, pieces: Pieces) -> None:
+    def __init__(self, daemon: str, listen: MetricsListen, pieces: Pieces) -> None:
         super().__init__(daemon, "metrics", listen, MOST_CONNECTIONS, self._app)
         self._pieces = pieces
+        self._token_file = listen.token_file
+        self._said = ""
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=1024, middlewares=[ignore_disconnects])
@@ -77,4 +84,25 @@ class Scraping(BoundedListener):
         return app
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if not self._may_read(request.headers.get("Authorization", "")):
+            refused = web.Response(status=401, text="a token is needed\n", headers={"WWW-Authenticate": "Bearer"})
+            refused.force_close()
+            return refused
         return await send(request, CONTENT_TYPE, self._pieces(), is_last=True)
+
+    def _may_read(self, shown: str) -> bool:
+        """Return whether a reader shows the token. A token that cannot be read lets nobody in."""
+        if self._token_file is None:
+            return True
+        try:
+            token = tokens.read(self._token_file)
+        except OSError as error:
+            if (text := error.strerror or str(error)) != self._said:
+                self._said = text
+                log.error("nobody can read metrics: %s; see token_file in [metrics]", text)
+            return False
+        self._said = ""
+        scheme, _, credentials = shown.partition(" ")
+        # In the same time however much of it is right.
+        is_right = hmac.compare_digest(credentials.strip().encode("utf-8", "replace"), token.encode())
+        return scheme.lower() == "bearer" and is_right

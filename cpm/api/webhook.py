@@ -7,16 +7,14 @@ Tested in ``tests/unit/cpm/serving/test_event_export.py``.
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 
+from cpm.service import tokens
+
 LIMIT_S: Final = 10.0
 """Seconds in which the server has to answer."""
-
-MOST_TOKEN: Final = 4096
-"""Bytes of a token at most."""
 
 
 class Webhook:
@@ -43,7 +41,7 @@ class Webhook:
         """
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         if self._token_file:
-            headers["Authorization"] = f"Bearer {_token(self._token_file)}"
+            headers["Authorization"] = f"Bearer {tokens.read(self._token_file)}"
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=LIMIT_S))
         try:
@@ -64,11 +62,3 @@ class Webhook:
         """End its connections."""
         if self._session is not None:
             await self._session.close()
-
-
-def _token(path: str) -> str:
-    with Path(path).open(encoding="ascii", errors="replace") as file:
-        token = file.read(MOST_TOKEN).strip()
-    if not token.isascii() or not token.isprintable():
-        raise OSError(0, f"{path} has no token in its first line")
-    return token

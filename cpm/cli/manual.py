@@ -18,9 +18,8 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-from cpm.cli import settings_reference
+from cpm.cli import main, settings_reference
 from cpm.cli.completion import parsers
-from cpm.cli.parser import build
 from cpm.service import launch
 
 PAGES: Final = ("virt-ports.1", "cpmd.8", "natd.8", "cpmd.toml.5", "natd.toml.5")
@@ -56,7 +55,7 @@ def page(name: str) -> str:
 
 
 def _command() -> str:
-    parser = build()
+    parser = main.build_parser()
     verbs = "".join(
         f".SS {_quoted(each.prog)}\n{_as_it_is(each.format_help())}" for each in parsers(parser) if each is not parser
     )

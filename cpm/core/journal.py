@@ -97,6 +97,12 @@ class JournalEvent(enum.StrEnum):
 class NodeEvent(enum.StrEnum):
     """What the record of nodes says of one."""
 
+    APPROVED = "approved"
+    """The operator said what it may be."""
+    REVOKED = "revoked"
+    """The operator took that back."""
+    REMOVED = "removed"
+    """The operator had it forgotten."""
     IN_SERVICE = "in-service"
     """Hosts send packets to this edge."""
     OUT_OF_SERVICE = "out-of-service"

@@ -187,6 +187,8 @@ class Membership:
                 self._rollout.edge_service.on_fenced(name, now)
                 self._rollout.queue_snapshot(name)
         self.asked.pop(name, None)
+        words = f"as {_words(approval.roles)} at {approval.underlay}"
+        self._fleet.record(NoteNode(name, NodeEvent.APPROVED, words))
 
     def _check_address(self, name: NodeName, approval: Approval) -> None:
         underlay = approval.underlay
@@ -241,6 +243,8 @@ class Membership:
             is_used = node.in_service and Role.EDGE in node.roles
             self._ending[name] = now + (self._rules.patience.edge_grace_s if is_used else 0.0)
         self._put(dataclasses.replace(node, approval=None, in_service=False))
+        if node.approval is not None:
+            self._fleet.record(NoteNode(name, NodeEvent.REVOKED, "by the operator"))
         if node.in_service and Role.EDGE in node.roles:
             self._fleet.record(NoteNode(name, NodeEvent.OUT_OF_SERVICE, "revoked by the operator"))
 
@@ -270,6 +274,7 @@ class Membership:
                 f"`virt-ports node fence {name}`, then remove it"
             )
         self._fleet.record(DropNode(name))
+        self._fleet.record(NoteNode(name, NodeEvent.REMOVED, "by the operator"))
         self._rollout.edge_service.on_forgotten(name)
 
     def _holds(self, node: Node) -> bool:

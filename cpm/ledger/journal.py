@@ -125,6 +125,17 @@ class JournalReader:
             entries = map(rows.node_entry, self._connection.execute(query, selection.bounds))
             return list(itertools.islice(filter(selection.has, entries), limit))[::-1]
 
+    def node_events_after(self, after_seq: int, limit: int) -> list[NodeEntry]:
+        """Return the entries of the record of nodes after a position, oldest first."""
+        query = f"SELECT {rows.NODE_EVENT} FROM node_events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608
+        with ledger_errors(self._path):
+            return list(map(rows.node_entry, self._connection.execute(query, (after_seq, limit))))
+
+    def latest_node_event(self) -> int:
+        """Return the position of the newest entry of the record of nodes, 0 when there is none."""
+        with ledger_errors(self._path):
+            return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM node_events").fetchone()[0])
+
     def latest_seq(self) -> int:
         """Return the position of the newest entry, 0 when there is none."""
         with ledger_errors(self._path):

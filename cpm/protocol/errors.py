@@ -37,13 +37,12 @@ Those of the ledger and its journal, LedgerMistrusted among them, are in :mod:`c
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ipaddress import IPv4Address
+import enum
+from ipaddress import IPv4Address
 
 
-class ExitCode:
-    """Exit codes of ``virt-ports``, which imports this module and would wait for :mod:`enum` longer than for it."""
+class ExitCode(enum.IntEnum):
+    """Exit codes of ``virt-ports``."""
 
     DONE = 0
     REFUSED = 1
@@ -61,7 +60,7 @@ class VirtPortsError(Exception):
 
     code: str = "error"
     http_status: int = 500
-    exit_code: int = ExitCode.INTERNAL
+    exit_code: ExitCode = ExitCode.INTERNAL
 
 
 class InvalidRequest(VirtPortsError):

@@ -2,18 +2,17 @@
 All events, each with what is said of it everywhere: pages, syslog, commands, requests and ``docs/reference/events.md``.
 
 A new event is a line here and a member of :class:`cpm.core.journal.JournalEvent` or
-:class:`~cpm.core.journal.NodeEvent`. Without imports: the command line waits for it.
+:class:`~cpm.core.journal.NodeEvent`. Standard library only: the command line reads it before it does anything.
 Tested in ``tests/unit/cpm/protocol/test_event_kinds.py``.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Final
+import enum
+from typing import Final, NamedTuple
 
 
-class Severity:
+class Severity(enum.IntEnum):
     """How urgent an event is, by the numbers of syslog (RFC 5424)."""
 
     ERROR = 3
@@ -23,20 +22,15 @@ class Severity:
     INFO = 6
 
 
-class EventKind:
-    """
-    An event.
+class EventKind(NamedTuple):
+    """An event."""
 
-    :param meaning: Sentences for people.
-    :param severity: One of :class:`Severity`.
-    :param is_notice: It changes nothing about who has which ports.
-    """
-
-    def __init__(self, name: str, meaning: str, severity: int = Severity.INFO, *, is_notice: bool = False) -> None:
-        self.name = name
-        self.meaning = meaning
-        self.severity = severity
-        self.is_notice = is_notice
+    name: str
+    meaning: str
+    """Sentences for people."""
+    severity: Severity = Severity.INFO
+    is_notice: bool = False
+    """It changes nothing about who has which ports."""
 
     @property
     def word(self) -> str:
@@ -98,6 +92,9 @@ JOURNAL: Final = (
 """Those of the journal."""
 
 NODES: Final = (
+    EventKind("approved", "An operator said what this node may be."),
+    EventKind("revoked", "An operator took that back: its session ends, and it gets no other.", _WARNING),
+    EventKind("removed", "An operator had the manager forget it."),
     EventKind("in-service", "Hosts send packets to this edge."),
     EventKind("out-of-service", "Hosts send no packets to this edge any more.", _WARNING),
     EventKind("fenced", "An operator vouches that it forwards nothing: its ports are given on.", _WARNING),

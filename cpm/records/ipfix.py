@@ -96,10 +96,12 @@ class Exporter:
     Makes messages, and counts the records in them.
 
     :param domain: Observation domain id, which tells two exporters at one collector apart.
+    :param has_template: Whether each message has the template; over TCP it is sent once.
     """
 
-    def __init__(self, domain: int) -> None:
+    def __init__(self, domain: int, *, has_template: bool = True) -> None:
         self._domain = domain
+        self._has_template = has_template
         self._sent = 0
 
     def messages(self, blocks: Iterable[Block], now_s: float) -> Iterator[bytes]:
@@ -114,8 +116,15 @@ class Exporter:
             yield self._message(part, int(now_s))
             self._sent = (self._sent + len(part)) & 0xFFFFFFFF
 
+    def template(self, now_s: float) -> bytes:
+        """Return a message with the template only. :param now_s: UTC seconds."""
+        return self._framed(_set(TEMPLATE_SET, _template()), int(now_s))
+
     def _message(self, records: list[bytes], now_s: int) -> bytes:
-        sets = _set(TEMPLATE_SET, _template()) + _set(TEMPLATE, b"".join(records))
+        template = _set(TEMPLATE_SET, _template()) if self._has_template else b""
+        return self._framed(template + _set(TEMPLATE, b"".join(records)), now_s)
+
+    def _framed(self, sets: bytes, now_s: int) -> bytes:
         header = struct.pack("!HHIII", VERSION, 16 + len(sets), now_s & 0xFFFFFFFF, self._sent, self._domain)
         return header + sets
 

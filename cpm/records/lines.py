@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from cpm.core.journal import JournalEntry
+from cpm.core.journal import JournalEntry, NodeEntry
 
 FREE: Final = "free"
 """The state of ports that nobody has."""
@@ -38,9 +38,26 @@ def fields(entry: JournalEntry) -> dict[str, str | int | float]:
     }
 
 
-def json_line(entry: JournalEntry) -> bytes:
+def node_fields(entry: NodeEntry) -> dict[str, str | int | float]:
+    """Return the fields of an entry of the record of nodes, in order; the first one tells it from the journal's."""
+    return {
+        "record": "nodes",
+        "seq": entry.seq,
+        "at": entry.at.seconds,
+        "event": entry.event.value,
+        "node": entry.node,
+        "why": entry.why,
+    }
+
+
+def told(entry: JournalEntry | NodeEntry) -> dict[str, str | int | float]:
+    """Return the fields of an entry of either record."""
+    return fields(entry) if isinstance(entry, JournalEntry) else node_fields(entry)
+
+
+def json_line(entry: JournalEntry | NodeEntry) -> bytes:
     """Return an entry as a line of JSON."""
-    return msgspec.json.encode(fields(entry)) + b"\n"
+    return msgspec.json.encode(told(entry)) + b"\n"
 
 
 def csv_header() -> str:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from cpm.ledger import JournalReader
 from cpm.protocol.bounds import whole_number
 from cpm.protocol.ledger_errors import LedgerError
 from cpm.service import files
 from cpm.service.metrics import cpmd as declared
-from cpm.serving.event_sinks import Sink
+from cpm.serving.event_sinks import Entry, Sink, sinks
 from cpm.serving.journal_thread import JournalThread
+from cpm.settings import EventsSettings
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,28 @@ class Position:
         files.replace(self._path, f"{seq}\n".encode(), 0o640)
 
 
+class Record(NamedTuple):
+    """A record of the ledger whose entries are delivered."""
+
+    suffix: str
+    """Of the names of its positions."""
+    latest: Callable[[JournalReader], int]
+    """Returns the position of the newest entry."""
+    after: Callable[[JournalReader, int, int], Sequence[Entry]]
+    """Returns the entries after a position, at most so many."""
+
+
+JOURNAL: Final = Record("", lambda reader: reader.latest_seq(), lambda reader, seq, most: reader.events(seq, most))
+NODES: Final = Record(
+    "-nodes",
+    lambda reader: reader.latest_node_event(),
+    lambda reader, seq, most: reader.node_events_after(seq, most),
+)
+
+
 class EventExport:
     """
-    Delivers to one place.
+    Delivers one record to one place.
 
     :param folder: Of the positions.
     :param journal: The thread that reads.
@@ -87,12 +107,18 @@ class EventExport:
     """
 
     def __init__(
-        self, sink: Sink, folder: Path, journal: JournalThread, next_commit: Callable[[], asyncio.Event]
+        self,
+        sink: Sink,
+        folder: Path,
+        journal: JournalThread,
+        next_commit: Callable[[], asyncio.Event],
+        record: Record = JOURNAL,
     ) -> None:
-        self.name = sink.name
+        self.name = f"{sink.name}{record.suffix}"
         self.counts = Counts()
         self._sink = sink
-        self._position = Position(folder / f"{sink.name}.position")
+        self._record = record
+        self._position = Position(folder / f"{self.name}.position")
         self._journal = journal
         self._next_commit = next_commit
         self._said = ""
@@ -108,7 +134,7 @@ class EventExport:
 
     async def _begin(self) -> int:
         """Return where to go on: with what is new, when it is the first time or the ledger is another one."""
-        newest = await self._retried(lambda: self._journal.read(JournalReader.latest_seq))
+        newest = await self._retried(lambda: self._journal.read(self._record.latest))
         try:
             known = self._position.read()
         except OSError as error:
@@ -124,7 +150,7 @@ class EventExport:
     async def _step(self, seq: int) -> int:
         """Deliver what comes after a position; wait if there is nothing. :return: The new position."""
         next_commit = self._next_commit()
-        entries = await self._retried(lambda: self._journal.read(JournalReader.events, seq, BATCH))
+        entries = await self._retried(lambda: self._journal.read(self._record.after, seq, BATCH))
         if not entries:
             await next_commit.wait()
             return seq
@@ -176,9 +202,22 @@ class EventExport:
             log.warning("cannot keep how far events were delivered to %s: %s", self.name, error.strerror)
 
 
-def metrics(exports: Iterable[EventExport]) -> Iterator[str]:
+def exports(
+    settings: EventsSettings, folder: Path, journal: JournalThread, next_commit: Callable[[], asyncio.Event]
+) -> Iterator[EventExport]:
+    """
+    Yield what delivers both records to the places that are set, each over connections of its own.
+
+    :param folder: As of :class:`EventExport`, as all that follow.
+    """
+    for record in (JOURNAL, NODES):
+        for sink in sinks(settings, has_ports=record is JOURNAL):
+            yield EventExport(sink, folder, journal, next_commit, record)
+
+
+def metrics(running: Iterable[EventExport]) -> Iterator[str]:
     """Yield the metrics of all places."""
-    counts = [((each.name,), each.counts) for each in exports]
+    counts = [((each.name,), each.counts) for each in running]
     if counts:
         yield declared.EVENTS_DELIVERED.text((to, each.delivered) for to, each in counts)
         yield declared.EVENTS_LOST.text((to, each.lost) for to, each in counts)

@@ -12,14 +12,14 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
 
 from cpm.api.webhook import Webhook
-from cpm.core.journal import JournalEntry
+from cpm.core.journal import JournalEntry, NodeEntry
 from cpm.records import ipfix, lines, syslog
 from cpm.service import clock
 from cpm.service.metrics.settings import split_address
@@ -31,13 +31,17 @@ FULL_S: Final = 0.01
 """Seconds between two attempts to send to a local socket whose queue is full."""
 
 
+Entry = JournalEntry | NodeEntry
+"""Of the journal, or of the record of nodes."""
+
+
 class Sink(Protocol):
     """A place."""
 
     name: str
     """For logs, metrics, and the file with its position."""
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:
+    async def deliver(self, entries: Sequence[Entry]) -> None:
         """
         Deliver entries, in order.
 
@@ -48,15 +52,21 @@ class Sink(Protocol):
         """Close it."""
 
 
-def sinks(settings: EventsSettings) -> Iterator[Sink]:
-    """Yield those that are set."""
+def sinks(settings: EventsSettings, *, has_ports: bool = True) -> Iterator[Sink]:
+    """
+    Yield those that are set.
+
+    :param has_ports: They are to be told of ports: the others are not for that alone.
+    """
     scheme, _, rest = settings.syslog.partition("://")
     if scheme == "tcp":
         yield SyslogStream(*split_address("cpmd.toml", "events.syslog", rest))
     elif scheme:
         yield SyslogDatagrams(rest if scheme == "unix" else split_address("cpmd.toml", "events.syslog", rest))
-    if settings.ipfix:
-        yield IpfixCollector(*split_address("cpmd.toml", "events.ipfix", settings.ipfix), settings.ipfix_domain)
+    if settings.ipfix and has_ports:
+        scheme, _, rest = settings.ipfix.rpartition("://")
+        kind = IpfixStream if scheme == "tcp" else IpfixCollector
+        yield kind(*split_address("cpmd.toml", "events.ipfix", rest), settings.ipfix_domain)
     if settings.file:
         yield LinesFile(Path(settings.file))
     if settings.webhook:
@@ -124,7 +134,7 @@ class SyslogDatagrams:
     def __init__(self, to: str | tuple[str, int]) -> None:
         self._datagrams = Datagrams(to)
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:  # noqa: D102 - as the protocol's
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102 - as the protocol's
         host = socket.gethostname()
         for entry in entries:
             await self._datagrams.send(syslog.message(entry, host))
@@ -133,10 +143,11 @@ class SyslogDatagrams:
         self._datagrams.close()
 
 
-class SyslogStream:
-    """Syslog over TCP (RFC 6587, octet counting). What a peer that goes away had not read is lost: TCP does not say."""
-
-    name = "syslog"
+class Stream:
+    """
+    Sends over TCP; a connection that ended is made anew. What a peer that goes away had not read is lost: TCP does not
+    say.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -144,12 +155,17 @@ class SyslogStream:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:  # noqa: D102
-        host = socket.gethostname()
+    async def send(self, make: Callable[[bool], bytes]) -> None:
+        """
+        Send bytes.
+
+        :param make: Returns them; its argument says whether they are the first of a connection.
+        :raise OSError: When there is nobody, or it takes nothing in time; the connection is closed then.
+        """
         try:
             async with asyncio.timeout(LIMIT_S):
-                writer = await self._connected()
-                writer.write(b"".join(syslog.counted(syslog.message(entry, host)) for entry in entries))
+                writer, is_new = await self._connected()
+                writer.write(make(is_new))
                 await writer.drain()
         except (OSError, TimeoutError) as error:
             await self.close()
@@ -157,14 +173,16 @@ class SyslogStream:
                 raise OSError(0, f"it takes nothing within {LIMIT_S:g} s") from error
             raise
 
-    async def _connected(self) -> asyncio.StreamWriter:
+    async def _connected(self) -> tuple[asyncio.StreamWriter, bool]:
         if self._reader is not None and self._reader.at_eof():
             await self.close()
-        if self._writer is None:
-            self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=1024)
-        return self._writer
+        if self._writer is not None:
+            return self._writer, False
+        self._reader, self._writer = await asyncio.open_connection(self._host, self._port, limit=1024)
+        return self._writer, True
 
-    async def close(self) -> None:  # noqa: D102
+    async def close(self) -> None:
+        """Close the connection."""
         writer, self._reader, self._writer = self._writer, None, None
         if writer is not None:
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
@@ -172,8 +190,25 @@ class SyslogStream:
                 await writer.wait_closed()
 
 
+class SyslogStream:
+    """Syslog over TCP (RFC 6587, octet counting)."""
+
+    name = "syslog"
+
+    def __init__(self, host: str, port: int) -> None:
+        self._stream = Stream(host, port)
+
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102
+        host = socket.gethostname()
+        text = b"".join(syslog.counted(syslog.message(entry, host)) for entry in entries)
+        await self._stream.send(lambda _: text)
+
+    async def close(self) -> None:  # noqa: D102
+        await self._stream.close()
+
+
 class IpfixCollector:
-    """An IPFIX collector, over UDP: what is lost on the way is lost, and the numbers in the messages show it."""
+    """An IPFIX collector, over UDP: of the journal only who gets and gives back ports, of nodes nothing."""
 
     name = "ipfix"
 
@@ -181,12 +216,44 @@ class IpfixCollector:
         self._datagrams = Datagrams((host, port))
         self._exporter = ipfix.Exporter(domain)
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:  # noqa: D102
-        for message in self._exporter.messages(ipfix.blocks(entries), clock.wall().seconds):
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102
+        blocks = ipfix.blocks(entry for entry in entries if isinstance(entry, JournalEntry))
+        for message in self._exporter.messages(blocks, clock.wall().seconds):
             await self._datagrams.send(message)
 
     async def close(self) -> None:  # noqa: D102
         self._datagrams.close()
+
+
+class IpfixStream:
+    """
+    The same over TCP (RFC 7011 section 10.4), which loses nothing while the collector is there.
+
+    Each connection is a transport session of its own: it begins with the template, and its messages count from 0.
+    """
+
+    name = "ipfix"
+
+    def __init__(self, host: str, port: int, domain: int) -> None:
+        self._stream = Stream(host, port)
+        self._domain = domain
+        self._exporter: ipfix.Exporter | None = None
+
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102
+        blocks = list(ipfix.blocks(entry for entry in entries if isinstance(entry, JournalEntry)))
+        if blocks:
+            await self._stream.send(lambda is_new: self._messages(blocks, is_new=is_new))
+
+    def _messages(self, blocks: Sequence[ipfix.Block], *, is_new: bool) -> bytes:
+        now_s = clock.wall().seconds
+        begin = b""
+        if is_new or self._exporter is None:
+            self._exporter = ipfix.Exporter(self._domain, has_template=False)
+            begin = self._exporter.template(now_s)
+        return begin + b"".join(self._exporter.messages(blocks, now_s))
+
+    async def close(self) -> None:  # noqa: D102
+        await self._stream.close()
 
 
 class LinesFile:
@@ -197,7 +264,7 @@ class LinesFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:  # noqa: D102
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102
         await asyncio.to_thread(self._append, b"".join(map(lines.json_line, entries)))
 
     def _append(self, text: bytes) -> None:
@@ -229,8 +296,8 @@ class WebhookSink:
     def __init__(self, webhook: Webhook) -> None:
         self._webhook = webhook
 
-    async def deliver(self, entries: Sequence[JournalEntry]) -> None:  # noqa: D102
-        body = msgspec.json.encode({"events": [lines.fields(entry) for entry in entries]})
+    async def deliver(self, entries: Sequence[Entry]) -> None:  # noqa: D102
+        body = msgspec.json.encode({"events": [lines.told(entry) for entry in entries]})
         await self._webhook.post(body, f"{entries[0].seq}-{entries[-1].seq}")
 
     async def close(self) -> None:  # noqa: D102

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from cpm.cli import journal, parsing, render
+import argparse
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import argparse
+from cpm.cli import journal, parsing, render
 
 _EXAMPLES = """\
   virt-ports history web1
@@ -30,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import HISTORY
 
     asked = {"event": args.event, **parsing.time_of(args)}
-    views = parsing.reader(args).call(HISTORY, name=args.vm, limit=args.limit, **asked)
+    views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit, **asked)
     return parsing.print_answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from cpm.protocol.bounds import LAST_PORT, whole_number
+from cpm.protocol.bounds import whole_number
 from cpm.protocol.errors import ConfigError
+from cpm.protocol.model import LAST_PORT
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +40,20 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(file, f"{table}.key", "certificate and key belong together; set both or neither")
         if self.client_ca is not None and self.certificate is None:
             raise ConfigError(file, f"{table}.client_ca", "needs certificate and key: without TLS nobody shows one")
+
+
+class MetricsListen(Listen, frozen=True, forbid_unknown_fields=True):
+    """Where a daemon serves its metrics."""
+
+    token_file: str | None = None
+    """A file with a token that a reader has to show (``Authorization: Bearer``), as Prometheus' ``authorization`` with
+    ``credentials_file`` does; read for each scrape, so that it can be renewed. None: no token is asked for."""
+
+    def check(self, file: str, table: str = "metrics") -> None:
+        """:raise ConfigError: As that of :class:`Listen`, and when the path of the token is none."""
+        super().check(file, table)
+        if self.token_file is not None and not self.token_file.startswith("/"):
+            raise ConfigError(file, f"{table}.token_file", "use a path that begins with /")
 
 
 def split_address(file: str, key: str, address: str) -> tuple[str, int]:

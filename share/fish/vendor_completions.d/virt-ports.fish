@@ -243,7 +243,7 @@ complete -c virt-ports -n '_shtab_virt_ports_using node events' -s h -l help -d 
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
-complete -c virt-ports -n '_shtab_virt_ports_using node events' -l event -xka "in-service out-of-service fenced unfenced silent reporting" -d 'only this event; may be repeated: in-service, out-of-service, fenced, unfenced, silent, reporting'
+complete -c virt-ports -n '_shtab_virt_ports_using node events' -l event -xka "approved revoked removed in-service out-of-service fenced unfenced silent reporting" -d 'only this event; may be repeated: approved, revoked, removed, in-service, out-of-service, fenced, unfenced, silent, reporting'
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -l limit -x -d 'the newest N lines (default: 100)'
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -l from -l since -x -d 'only entries from then on'
 complete -c virt-ports -n '_shtab_virt_ports_using node events' -l to -l until -x -d 'and until then'

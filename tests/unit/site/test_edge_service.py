@@ -177,9 +177,9 @@ REFUSAL = str(KernelError("program nftables", 12, "out of memory"))
 
 
 def events(site: Site) -> list[tuple[str, str]]:
-    """Return what the record of nodes says of edge2 since it was first put into service."""
+    """Return what the record of nodes says of edge2 since it was approved and first put into service."""
     entries = site.ledger.reader().node_events()
-    return [(entry.event.value, entry.why) for entry in entries if entry.node == EDGE2][1:]
+    return [(entry.event.value, entry.why) for entry in entries if entry.node == EDGE2][2:]
 
 
 def test_it_is_recorded_when_and_why_an_edge_leaves_service_and_is_back() -> None:
@@ -401,7 +401,7 @@ def test_an_edge_that_leaves_service_because_it_is_revoked_is_recorded() -> None
     for _ in range(2):
         site.ask(lambda manager: manager.membership.revoke(EDGE2, site.now))
         site.run()
-    assert events(site) == [("out-of-service", "revoked by the operator")]
+    assert events(site) == [("revoked", "by the operator"), ("out-of-service", "revoked by the operator")]
 
 
 def test_the_fence_of_an_edge_that_was_connected_ends_when_it_has_confirmed_everything() -> None:

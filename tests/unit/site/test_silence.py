@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cpm.core.journal import NodeEvent
 from cpm.core.silence import SILENT_S
 from cpm.protocol.model import NodeName
 from cpm.queries import node_states
@@ -23,7 +24,7 @@ def pass_time(site: Site, seconds: int, *reporting: NodeName) -> None:
 
 def events(site: Site) -> list[str]:
     entries = site.ledger.reader().node_events()
-    return [entry.event.value for entry in entries if entry.node == HOST1]
+    return [entry.event.value for entry in entries if entry.node == HOST1 and entry.event is not NodeEvent.APPROVED]
 
 
 def problems(site: Site) -> list[str]:

@@ -18,7 +18,8 @@ from cpm.api import bounded_listener, scraping
 from cpm.api.scraping import Scraping
 from cpm.protocol.errors import ConfigError
 from cpm.service.metrics.process import process_metrics
-from cpm.service.metrics.settings import Listen, split_address
+from cpm.service.metrics.settings import MetricsListen as Listen
+from cpm.service.metrics.settings import split_address
 from tests.promtool import check_metrics
 
 TEXT = "# HELP virt_ports_x A thing.\n# TYPE virt_ports_x gauge\nvirt_ports_x 1\n"
@@ -198,6 +199,46 @@ async def test_tls_admits_only_clients_with_a_certificate_of_the_ca(authority: t
             await http.get(f"http://localhost:{port}/metrics")
 
 
+async def asked_with(address: tuple[str, int], authorization: str | None) -> int:
+    headers = {"Authorization": authorization} if authorization is not None else {}
+    url = f"http://{address[0]}:{address[1]}/metrics"
+    async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as answer:
+        text = await answer.text()
+        assert (text == TEXT) == (answer.status == 200)
+        assert answer.status == 200 or answer.headers["WWW-Authenticate"] == "Bearer"
+        return answer.status
+
+
+async def test_only_who_shows_the_token_may_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "token").write_text("s3cret-one\n")
+    async with serving(Listen(address="127.0.0.1:0", token_file=str(tmp_path / "token"))) as address:
+        assert await asked_with(address, "Bearer s3cret-one") == 200
+        assert await asked_with(address, "bearer  s3cret-one ") == 200
+        for wrong in (
+            None,
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer s3cret",
+            "Basic s3cret-one",
+            "s3cret-one",
+            "Bearer é\udc80",
+        ):
+            assert await asked_with(address, wrong) == 401, wrong
+        (tmp_path / "token").write_text("another\n")
+        assert await asked_with(address, "Bearer s3cret-one") == 401, "it was renewed"
+        assert await asked_with(address, "Bearer another") == 200
+        assert not caplog.records
+        for text in ("", "\n", "two\nlines\x00"):
+            (tmp_path / "token").write_text(text)
+            for shown in ("Bearer ", "Bearer another", f"Bearer {text.strip()[:3]}"):
+                assert await asked_with(address, shown) == 401, "no token lets nobody in"
+        (tmp_path / "token").unlink()
+        assert await asked_with(address, "Bearer ") == 401
+        assert "nobody can read metrics" in caplog.text
+        assert "another" not in caplog.text
+
+
 def test_a_certificate_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         Scraping("cpmd.toml", Listen("127.0.0.1:0", str(tmp_path / "no.pem"), str(tmp_path / "no.key")), pieces)
@@ -212,6 +253,7 @@ def test_a_certificate_that_cannot_be_read_is_an_error_at_the_start(tmp_path: Pa
         (Listen(certificate="c"), "metrics.key"),
         (Listen(key="c"), "metrics.key"),
         (Listen(client_ca="c"), "metrics.client_ca"),
+        (Listen(token_file="token"), "metrics.token_file"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(listen: Listen, key: str) -> None:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.protocol.bounds import LAST_PORT
-from cpm.protocol.model import PortRange, coalesce
+from cpm.protocol.model import LAST_PORT, PortRange, coalesce
 
 PORTS = st.integers(0, 12) | st.integers(LAST_PORT - 3, LAST_PORT)
 RANGES = st.tuples(PORTS, PORTS).map(sorted).map(lambda ends: PortRange(*ends))

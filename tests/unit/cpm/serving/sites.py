@@ -11,6 +11,7 @@ import pytest
 
 from cpm.api.server import NodeConnection
 from cpm.core.manager import Manager
+from cpm.core.membership import ApprovalRequest
 from cpm.ledger import SqliteLedger
 from cpm.protocol.messages import (
     PROTOCOL,
@@ -113,6 +114,12 @@ class Site:
 
     async def add(self, external: ExternalAddress) -> None:
         await self.loop.do(lambda manager, now: manager.pool.add_addresses([external], now), is_change=True)
+
+    async def approve(self, name: str, underlay: str, role: Role) -> None:
+        request = ApprovalRequest(roles=frozenset((role,)), underlay=IPv4Address(underlay))
+        await self.loop.do(
+            lambda manager, now: manager.membership.approve(NodeName(name), request, now), is_change=True
+        )
 
     async def tick(self, seconds: float = RETRY_S) -> None:
         self.now += seconds

@@ -19,9 +19,9 @@ from cpm.core.manager import Manager
 from cpm.ledger import JournalReader
 from cpm.protocol.errors import ConfigError
 from cpm.protocol.messages import Attach, Detach
-from cpm.protocol.model import AllocationState
+from cpm.protocol.model import AllocationState, Role
 from cpm.serving import event_export, event_sinks
-from cpm.serving.event_export import EventExport, Position, metrics
+from cpm.serving.event_export import JOURNAL, NODES, EventExport, Position, Record, exports, metrics
 from cpm.serving.event_sinks import sinks
 from cpm.serving.journal_thread import JournalThread
 from cpm.settings import EventsSettings, load
@@ -37,10 +37,10 @@ PATIENCE_S = 60.0
 class Exporting:
     """One place that is told the entries of a site's journal, from the beginning on."""
 
-    def __init__(self, site: Site, folder: Path, settings: EventsSettings) -> None:
+    def __init__(self, site: Site, folder: Path, settings: EventsSettings, record: Record = JOURNAL) -> None:
         self._thread = JournalThread(site.ledger.reader())
-        (sink,) = sinks(settings)
-        self.export = EventExport(sink, folder, self._thread, lambda: site.loop.next_commit)
+        (sink,) = sinks(settings, has_ports=record is JOURNAL)
+        self.export = EventExport(sink, folder, self._thread, lambda: site.loop.next_commit, record)
         self._task = asyncio.create_task(self.export.run())
 
     @property
@@ -55,9 +55,9 @@ class Exporting:
 
 
 @contextlib.asynccontextmanager
-async def exporting(site: Site, folder: Path, **settings: Any) -> AsyncIterator[EventExport]:
+async def exporting(site: Site, folder: Path, record: Record = JOURNAL, **settings: Any) -> AsyncIterator[EventExport]:
     """Tell it all entries, since its position says that it has none yet."""
-    exporting = Exporting(site, folder, EventsSettings(**settings))
+    exporting = Exporting(site, folder, EventsSettings(**settings), record)
     try:
         yield exporting.export
     finally:
@@ -69,6 +69,7 @@ def folder(tmp_path: Path) -> Path:
     """Positions at the begin of the journal for every place."""
     for name in ("syslog", "ipfix", "file", "webhook"):
         Position(tmp_path / "events" / f"{name}.position").write(0)
+        Position(tmp_path / "events" / f"{name}-nodes.position").write(0)
     return tmp_path / "events"
 
 
@@ -184,6 +185,77 @@ async def test_an_ipfix_collector_is_told_who_gets_ports(site: Site, folder: Pat
     assert row[10] == "5"
 
 
+async def test_an_ipfix_collector_over_tcp_gets_the_template_once_a_connection(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    connections: list[list[bytes]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        connections.append([])
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(4)
+                connections[-1].append(head + await reader.readexactly(int.from_bytes(head[2:]) - 4))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with exporting(site, folder, ipfix=f"tcp://127.0.0.1:{port}", ipfix_domain=5) as export:
+        await until(lambda: export.counts.delivered == newest(site) and len(connections[0]) == 2)
+        await another(site)
+        await until(lambda: len(connections[0]) == 3)
+        writers[0].close()
+        await asyncio.sleep(0.1)
+        await site.add(OTHER)
+        await another(site)
+        await another(site)
+        await until(lambda: len(connections) == 2 and len(connections[1]) >= 2)
+    for writer in writers:
+        writer.close()
+    server.close()
+    for messages in connections:
+        sets = [int.from_bytes(message[16:18]) for message in messages]
+        assert sets == [2, *[256] * (len(messages) - 1)], "the template first, and once"
+        assert int.from_bytes(messages[1][8:12]) == 0, "each connection counts its own records"
+    rows = decoded(connections[0], tmp_path)
+    assert [row[0] for row in rows] == ["", "16", "16"]
+    assert rows[2][7] == DB
+
+
+async def test_what_becomes_of_nodes_is_told_too(site: Site, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    await site.approve("edge9", "172.30.0.29", Role.EDGE)
+    async with exporting(site, folder, NODES, file=str(path)) as export:
+        assert export.name == "file-nodes"
+        await until(lambda: b"edge9" in (path.read_bytes() if path.exists() else b""))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    [line] = [line for line in lines if line["node"] == "edge9"]
+    assert (line["record"], line["event"], line["why"]) == ("nodes", "approved", "as edge at 172.30.0.29")
+    assert [each["seq"] for each in lines] == [*range(1, len(lines) + 1)]
+
+
+async def test_syslog_gets_nodes_as_messages_of_rfc_5424(site: Site, folder: Path, tmp_path: Path) -> None:
+    await site.approve("edge9", "172.30.0.29", Role.EDGE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(tmp_path / "log"))
+        log.setblocking(False)
+        async with exporting(site, folder, NODES, syslog=f"unix://{tmp_path / 'log'}"):
+            message = b""
+            while b"edge9" not in message:
+                message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(log, 65536), PATIENCE_S)
+    found = MESSAGE.fullmatch(message)
+    assert found is not None
+    assert found[6] == b"approved"
+    assert message.endswith(b"] node edge9: approved: as edge at 172.30.0.29")
+
+
+def test_each_record_has_sinks_and_a_position_of_its_own(tmp_path: Path) -> None:
+    settings = EventsSettings(syslog="unix:///dev/log", ipfix="127.0.0.1:4739", file="/x", webhook="http://x")
+    found = [each.name for each in exports(settings, tmp_path, None, asyncio.Event)]  # type: ignore[arg-type]
+    assert found == ["syslog", "ipfix", "file", "webhook", "syslog-nodes", "file-nodes", "webhook-nodes"]
+
+
 async def test_a_file_gets_each_line_whole_and_once(site: Site, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with exporting(site, folder, file=str(path)) as export:
@@ -236,7 +308,7 @@ class Hooked:
         if self.status == 0 and request.transport is not None:
             request.transport.abort()
         elif 200 <= self.status < 300:
-            self.taken += [event["seq"] for event in body["events"]]
+            self.taken += [event["seq"] for event in body["events"] if "record" not in event]
         return web.Response(status=self.status or 200, headers={"Location": "/elsewhere"})
 
     async def start(self) -> None:
@@ -258,7 +330,10 @@ async def test_a_webhook_that_fails_and_comes_back_gets_every_entry_once(
     (tmp_path / "token").write_text("secret\n")
     hooked = Hooked()
     await hooked.start()
-    settings = {"webhook": f"http://127.0.0.1:{hooked.port}/hook", "webhook_token_file": str(tmp_path / "token")}
+    settings: dict[str, Any] = {
+        "webhook": f"http://127.0.0.1:{hooked.port}/hook",
+        "webhook_token_file": str(tmp_path / "token"),
+    }
     async with exporting(site, folder, **settings) as export:
         await until(lambda: hooked.taken == [*range(1, newest(site) + 1)])
         assert hooked.headers[0]["Authorization"] == "Bearer secret"
@@ -357,10 +432,12 @@ async def test_cpmd_delivers_to_all_places_that_are_set(tmp_path: Path) -> None:
     )
     async with cpmd.running(events=places) as running, running.node("host1", "172.30.0.11") as node:
         await running.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
-        await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 2)
+        await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 4)
         await node.say(Attach(WEB, "web"))
-        await until(lambda: hooked.taken == [1, 2] and file.exists() and len(file.read_text().splitlines()) == 2)
-    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["file.position", "webhook.position"]
+        await until(lambda: hooked.taken == [1, 2] and file.exists() and file.read_text().count('"uuid"') == 2)
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "file-nodes.position", "file.position", "webhook-nodes.position", "webhook.position",
+    ]  # fmt: skip
     await hooked.stop()
 
 
