@@ -340,14 +340,17 @@ class Kernel:
             return ()
         async with self._checking:
             found: tuple[str, ...] = ()
+            belief = self._programmed.belief
             if await self._in_thread(comparing.differs, self._programmed, subjects):
                 async with self._lock:
                     found = await self._in_thread(reconciling.mend, self._programmed)
             if subjects & ~Subject.TABLES:
                 found += await self._in_thread(self._look_around)
-            seen = await self._in_thread(self._look_at_programs)
-            async with self._lock:
-                found += await self._in_thread(self._ensure_programs, seen)
+            if self._programmed.belief is belief:
+                # Otherwise everything was compared just now.
+                seen = await self._in_thread(self._look_at_programs)
+                async with self._lock:
+                    found += await self._in_thread(self._ensure_programs, seen)
             if subjects == Subject.ALL and self._programmed.senders.is_checking:
                 async with self._lock:
                     await self._in_thread(following.check, self._programmed)
