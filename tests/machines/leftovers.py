@@ -18,7 +18,7 @@ _QUESTIONS = {
     "routes": "ip route show table all | grep -v virbr0",
     "kernel": (
         "sysctl -a 2>/dev/null | grep -E '^net[.](ipv4|netfilter)[.]' "
-        "| grep -vE 'count|pressure|tcp_mem|vnet|virbr|docker|random|nf_log|tcp_fastopen_key|buckets|_max|bridge'"
+        "| grep -vE 'count|pressure|p_mem|vnet|virbr|docker|random|nf_log|tcp_fastopen_key|buckets|_max|bridge'"
     ),
     "units": "systemctl list-unit-files --no-legend --plain | grep -E 'natd|cpmd|virt-ports'; echo end",
     "processes": "ps -eo args | grep -E '[/]natd|[/]cpmd'; echo end",
