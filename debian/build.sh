@@ -38,6 +38,8 @@ rm -rf build .venv
 write_changelog_entry
 WHEELS="$out/wheels" dpkg-buildpackage --build=binary --no-sign --jobs=auto >"$out/build.log" 2>&1 ||
     { tail -n 40 "$out/build.log" >&2; exit 1; }
-rm -f "$out"/virt-ports*.deb
+rm -f "$out"/virt-ports*.deb "$out"/virt_ports-*.whl
 mv "$work"/*.deb "$out/"
+# The very wheel that is in the package, for the other road (tests/machines/package.sh).
+cp debian/own/virt_ports-*.whl requirements.lock "$out/"
 lintian --fail-on error --tag-display-limit 0 --allow-root "$out"/virt-ports_*.deb

@@ -19,7 +19,7 @@ else
     "$repository/tests/machines/chroot.sh" "$release" debian/build.sh build/deb
     root=${DEBIAN_ROOTS:-/var/tmp/virt-ports-debian}/$release
     mkdir -p "$out"
-    rm -f "$out"/*.deb
-    cp "$root"/src/build/deb/virt-ports_*.deb "$root/src/build/deb/build.log" "$out/"
+    rm -f "$out"/*.deb "$out"/*.whl
+    cp "$root"/src/build/deb/virt-ports_*.deb "$root"/src/build/deb/virt_ports-*.whl "$root/src/build/deb/build.log" "$out/"
 fi
 ls -l "$out"/virt-ports_*.deb
