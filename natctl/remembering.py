@@ -38,7 +38,8 @@ class RememberedFiles:
         try:
             found = json.loads((self._folder / "follows.json").read_text())
             epoch, ledger, run = int(found["epoch"]), str(found["ledger"]), str(found["run"])
-        except (OSError, ValueError, KeyError, TypeError):
+            codec.encode((epoch, ledger, run))
+        except (OSError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
             return Remembered()
         grants = 0
         with contextlib.suppress(OSError, ValueError):

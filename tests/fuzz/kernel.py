@@ -20,10 +20,11 @@ from cpm.protocol.model import PortRange
 from natctl.kernel_events import older_flows
 from natctl.model.entries import EdgeSettings, HostSettings, Settings
 from natctl.model.flow import Flow
-from natctl.netlink import conntrack, links, networks, nflog, nfqueue, routes
+from natctl.netlink import conntrack, links, neighbours, networks, nflog, nfqueue, routes, rules, sockets
 from natctl.netlink.conntrack import counting, deletion
 from natctl.netlink.message import (
     NFGENMSG_BYTES,
+    MalformedMessage,
     Request,
     Slice,
     attribute,
@@ -31,7 +32,7 @@ from natctl.netlink.message import (
     message,
     netfilter_message,
 )
-from natctl.netlink.nftables import read, schema
+from natctl.netlink.nftables import foreign, read, schema, transactions
 from natctl.netlink.socket import Socket
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.readback import kernel_state
@@ -329,3 +330,68 @@ def understands_packet(data: bytes) -> bool:
         return False
     deletion._original(flow)
     return True
+
+
+NEWS: Final = Material(
+    [_framed(body, kind) for kind in (28, 29) for body in _SAMPLES[_GET_NEIGHBOUR]]
+    + [_framed(body, 0xA00) for kind in _SAMPLES if kind in _NFTABLES for body in _SAMPLES[kind][:3]],
+    (attribute(1, b"\xac\x1e\0\x15"), attribute(2, bytes(6)), attribute(1, b"virtports\0")),
+)
+
+
+def understands_news(data: bytes) -> bool:
+    """Follow neighbours and transactions of others: what is cut off may be about anything."""
+    known: dict[tuple[IPv4Address, int], bytes] = {}
+    assert isinstance(transactions.names_our_tables(data), bool)
+    try:
+        return bool(neighbours.changed_in(data, known))
+    except MalformedMessage:
+        return False
+
+
+def understands_chains_of_others(data: bytes) -> bool:
+    """Read which chains of others drop what VMs send, for the doctor."""
+    kind, body = _untagged(data)
+    answering = _Answering(kind if kind in _SAMPLES else _GET_ELEMENTS, body)
+    dropping = _is_read(lambda: foreign.dropping_chains(answering))
+    return _is_read(lambda: foreign.forwarding_tables(answering)) and dropping
+
+
+RULES: Final = Material(
+    _tagged(_GET_ROUTE, _GET_RULE), (attribute(6, bytes(4)), attribute(10, bytes(4)), attribute(16, b"\xff"))
+)
+
+
+def understands_rules(data: bytes) -> bool:
+    """Read all rules, and routes of others."""
+    kind, body = _untagged(data)
+    answering = _Answering(kind if kind == _GET_RULE else _GET_ROUTE, body)
+    found = _is_read(lambda: _check_rules(rules.read_rules(answering)))
+    return _is_read(lambda: rules.foreign_routes(answering, 254)) and found
+
+
+def _check_rules(found: tuple[rules.Rule, ...]) -> None:
+    assert all(0 <= number < 2**32 for rule in found for number in (rule.priority, rule.mark, rule.mask, rule.table))
+
+
+def _socket(family: int, state: int, port: int, source: bytes, rest: bytes = b"") -> bytes:
+    return struct.pack("!BB2xHH16s16s4x8s20x", family, state, port, 0, source, bytes(16), bytes(8)) + rest
+
+
+SOCKETS: Final = Material(
+    [
+        _socket(2, 10, 8080, bytes(16)),
+        _socket(10, 10, 8443, bytes(16), attribute(11, b"\0")),
+        _socket(10, 7, 5353, bytes(10) + b"\xff\xff\xcb\0\x71\x0a", attribute(11, b"\1")),
+    ],
+    (attribute(11, b"\1"), attribute(11, b"")),
+)
+
+
+def understands_sockets(data: bytes) -> bool:
+    """Read which ports the machine uses itself."""
+    return _is_read(lambda: _check_sockets(_Answering(20, data)))
+
+
+def _check_sockets(answering: Socket) -> None:
+    assert all(0 <= found.port < 65536 for found in sockets.local_sockets(answering, ()))

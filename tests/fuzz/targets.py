@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from tests.fuzz import believed, guests, hooks, kernel, messages, settings
+from tests.fuzz import believed, files, guests, hooks, kernel, messages, settings
 from tests.fuzz.mutation import Material
 
 
@@ -41,6 +41,14 @@ _ALL: Final = (
     Target("networks", kernel.NETWORKS, kernel.understands_networks),
     Target("nftables", kernel.TABLES, kernel.understands_tables),
     Target("reports", kernel.REPORTS, kernel.understands_reports),
+    Target("news", kernel.NEWS, kernel.understands_news),
+    Target("others-chains", kernel.TABLES, kernel.understands_chains_of_others),
+    Target("rules", kernel.RULES, kernel.understands_rules),
+    Target("sockets", kernel.SOCKETS, kernel.understands_sockets),
+    Target("natd-follows", files.FOLLOWS, files.understands_follows),
+    Target("settings-before", files.SETTINGS, files.understands_settings),
+    Target("event-position", files.POSITIONS, files.understands_position),
+    Target("journal-chunk", files.CHUNKS, files.understands_chunk),
     Target("cpmd-toml", settings.CPMD, settings.understands_cpmd),
     Target("natd-toml", settings.NATD, settings.understands_natd),
     Target("node-message", messages.FROM_NODES, messages.understands_node_message),

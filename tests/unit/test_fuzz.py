@@ -13,7 +13,13 @@ from tests.fuzz.running import run
 from tests.fuzz.targets import TARGETS
 
 COUNT = 2000
-SLOW = {"agent-socket": 500, "node-believed": 500, "manager-believed": 1000, "request-believed": 500}
+SLOW = {
+    "agent-socket": 500,
+    "node-believed": 500,
+    "manager-believed": 1000,
+    "request-believed": 500,
+    "settings-before": 500,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -33,7 +33,18 @@ def test_another_ledger_has_numbers_of_its_own(tmp_path: Path) -> None:
     assert files.read() == Remembered(1, Follows("other", "x", 0))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"epoch": "x", "ledger": "a", "run": "b"}', "\0" * 50])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[1]", '{"epoch": "x", "ledger": "a", "run": "b"}', "\0" * 50),
+        *(
+            '{"a":' * 5000,
+            '{"epoch": Infinity, "ledger": "a", "run": "b"}',
+            r'{"epoch": 1, "ledger": "\ud800", "run": "b"}',
+        ),
+    ],
+    ids=range(8),
+)
 def test_a_damaged_file_means_that_nothing_was_seen(tmp_path: Path, text: str) -> None:
     (tmp_path / "follows.json").write_text(text)
     assert RememberedFiles(tmp_path).read() == NOTHING
