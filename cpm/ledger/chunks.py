@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from cpm.core.journal import NOTICES, JournalEntry, JournalEvent
-from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.model import LAST_PORT, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 from cpm.protocol.walltime import WallTime
 
 ENTRIES: Final = 1024
@@ -122,10 +122,25 @@ def unpack(chunk: Chunk) -> tuple[list[JournalEntry], list[JournalEntry]]:
     """
     try:
         columns = msgspec.msgpack.decode(zlib.decompress(chunk.data), type=_Columns)
+        _check(columns)
         every = _entries(chunk.external, columns)
-    except (zlib.error, msgspec.MsgspecError, IndexError) as error:
+    except (zlib.error, msgspec.MsgspecError, IndexError, ValueError) as error:
         raise ValueError(f"chunk {chunk.id} of the journal: {error}") from error
     return every[: columns.base], every[columns.base :]
+
+
+def _check(columns: _Columns) -> None:
+    """:raise ValueError: When a number is none that was packed; a wrong owner of a port is worse than none."""
+    indices = (columns.event, columns.state, columns.vm, columns.node)
+    lasts = (first + size - 1 for first, size in zip(columns.first, columns.size, strict=True))
+    if not (
+        0 <= columns.base <= len(columns.seq)
+        and all(index >= 0 for index in map(min, filter(None, indices)))
+        and min(columns.first, default=1) > 0
+        and min(columns.size, default=1) > 0
+        and max(lasts, default=1) <= LAST_PORT
+    ):
+        raise ValueError("numbers are out of range")
 
 
 def _entries(external: IPv4Address, columns: _Columns) -> list[JournalEntry]:

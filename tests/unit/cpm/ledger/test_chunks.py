@@ -1,8 +1,10 @@
 """Chunks of the journal: what is packed comes back as it was, and what is in force is found."""
 
 import dataclasses
+import zlib
 from ipaddress import IPv4Address
 
+import msgspec
 import pytest
 
 from cpm.core.journal import JournalEntry, JournalEvent
@@ -70,3 +72,17 @@ def test_a_damaged_chunk_is_an_error(damage: bytes) -> None:
     assert chunks.unpack(chunk)
     with pytest.raises(ValueError, match="chunk 7 of the journal"):
         chunks.unpack(broken)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [(0, 9), (0, -1), (6, [-1]), (7, [-2]), (9, [-1]), (10, [-1]), (11, [0]), (11, [65535]), (12, [0])],
+)
+def test_a_chunk_with_numbers_that_were_never_packed_is_damaged(column: int, value: object) -> None:
+    """A row of another VM, or of a port that is none, would be worse than an error."""
+    chunk = chunks.pack([_entry(3, "1-2", "held")], [], 0.0, 3)
+    columns = msgspec.msgpack.decode(zlib.decompress(chunk.data))
+    columns[column] = value
+    damaged = msgspec.structs.replace(chunk, data=zlib.compress(msgspec.msgpack.encode(columns)))
+    with pytest.raises(ValueError, match="out of range"):
+        chunks.unpack(damaged)
