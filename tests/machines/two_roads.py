@@ -33,8 +33,8 @@ SKIPPED = (
     "/work",
     "/root",
 )
-UPPER = "/run/upper"
-"""Where package.sh has the overlay's own files."""
+LOWER, UPPER = "/run/lower", "/run/upper"
+"""Where package.sh has the system below the overlay, and what was written since."""
 READ = ("/etc/", "/run/", "/usr/lib/systemd/", "/usr/lib/sysusers.d/", "/usr/lib/tmpfiles.d/", "/var/lib/virt-ports")
 KEPT_OF_RUN = ("/run/virt-ports", "/run/virt-ports-natd")
 
@@ -71,12 +71,20 @@ def snapshot() -> dict[str, Entry]:
             place = folder.removeprefix(UPPER)
             folders[:] = sorted(each for each in folders if not is_skipped(f"{place}/{each}"))
             for path in (f"{place}/{name}" for name in (*folders, *names)):
-                # A file of the system that was removed is there as a mark of the overlay.
-                if not is_skipped(path) and os.path.lexists(path):
+                # A file of the system that was removed is there as a mark of the overlay; a folder in which something
+                # was written is there as a copy.
+                if not is_skipped(path) and os.path.lexists(path) and not is_copy(path):
                     found[path] = entry(path)
         if top != UPPER and os.path.lexists(top):
             found[top] = entry(top)
     return found
+
+
+def is_copy(path: str) -> bool:
+    """Say whether a folder is that of the system below the overlay."""
+    if not Path(path).is_dir() or not Path(LOWER + path).is_dir():
+        return False
+    return entry(path) == entry(LOWER + path)
 
 
 def is_skipped(path: str) -> bool:
