@@ -34,6 +34,7 @@ WRITERS = {
     "cpm/cli/output_reference.py": "written into the source tree by make",
     "natctl/kernel/reconciling.py": "replaces entries of a table, no file",
     "natctl/kernel/following.py": "replaces entries of a table, no file",
+    "natctl/kernel/fast_path.py": "replaces programs, no file",
     "natctl/core/node.py": "replaces an intent, no file",
     "cpm/core/invariants.py": "replaces what is known of kernels, no file",
 }
