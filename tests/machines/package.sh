@@ -257,8 +257,7 @@ two_roads() {
     dpkg -P virt-ports >/run/log 2>&1
     userdel virt-ports
     "${compare[@]}" snapshot /run/between.json
-    cmp -s /run/before.json /run/between.json || { "${compare[@]}" compare /run/before.json /run/before.json /run/between.json || true;
-        fail "the package left something"; }
+    "${compare[@]}" left /run/before.json /run/between.json || fail "the package left something"
 
     local command=/usr/local/bin/virt-ports
     check "the command of pipx runs" test "$($command --version)" = "virt-ports ${version%+*}"
@@ -279,8 +278,7 @@ two_roads() {
     $command uninstall --yes >/run/said
     userdel virt-ports
     "${compare[@]}" snapshot /run/after.json
-    "${compare[@]}" compare /run/before.json /run/before.json /run/after.json >/run/log || true
-    check "uninstalled: nothing is left" cmp -s /run/before.json /run/after.json
+    check "uninstalled: nothing is left" "${compare[@]}" left /run/before.json /run/after.json
 }
 
 case "$1" in

@@ -5,6 +5,7 @@ Run by package.sh in the system, with Debian's own Python and nothing else:
 
     two_roads.py snapshot FILE            what the system has
     two_roads.py compare BEFORE DEB PIPX  what each adds to it; fails when a difference has no explanation
+    two_roads.py left BEFORE AFTER        what is left; fails when there is something
 """
 
 from __future__ import annotations
@@ -173,6 +174,14 @@ def compare(before: dict[str, Any], deb: dict[str, Any], pipx: dict[str, Any]) -
     return unexplained
 
 
+def left(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return what an installation has left; an empty folder of systemd's may stay, since it may be somebody else's."""
+    one, other = before["files"], after["files"]
+    differing = sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))
+    return [f"{path}: before {one.get(path)}, after {other.get(path)}" for path in differing
+            if path in one or not any(re.fullmatch(pattern, path) for pattern in ONLY_PIPX)]  # fmt: skip
+
+
 def main() -> int:
     if sys.argv[1] == "snapshot":
         known: dict[str, Any] = {"files": snapshot()}
@@ -182,7 +191,8 @@ def main() -> int:
             known["user"] = []
         Path(sys.argv[2]).write_text(json.dumps(known))
         return 0
-    found = compare(*(json.loads(Path(name).read_text()) for name in sys.argv[2:5]))
+    documents = [json.loads(Path(name).read_text()) for name in sys.argv[2:]]
+    found = left(*documents) if sys.argv[1] == "left" else compare(*documents)
     for text in found:
         print(f"NOT EXPLAINED: {text}")
     return 1 if found else 0
