@@ -219,3 +219,8 @@ def test_a_deferral_found_in_the_kernel_stays() -> None:
     arrivals = Arrivals()
     arrivals.on_found(entry(FLOOR, 33, 150), AT)
     assert arrivals.defer_after(VM) == 150
+
+
+def test_a_connection_is_deferred_for_less_than_tcp_waits_before_it_sends_its_syn_again() -> None:
+    """RFC 6298: a second at first. natd may be late by a quarter of one."""
+    assert DEFER_S + 0.25 < 1.0
