@@ -23,6 +23,7 @@ KEYS = {
     "prove": ("prove_steps_per_s",),
     "stats": ("stats_ms_200",),
     "change": ("change_ms_10k_churn",),
+    "edge": ("edge_change_us_256", "edge_change_nft_us_256", "edge_load_ms_10k", "edge_load_nft_ms_10k"),
     "burst": (
         *("signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),
         *("burst_refused_static", "burst_delayed_static", "burst_refused_poll", "burst_delayed_poll"),
@@ -54,6 +55,8 @@ TARGETS = {
     "restart_s_100x10k": (None, 3.0),
     "stats_ms_200": (None, 50.0),
     "change_ms_10k_churn": (None, 20.0),
+    "edge_change_us_256": (None, 20.0),
+    "edge_load_ms_10k": (None, 20.0),
     "signal_ms_p50": (None, 5.0),
     "signal_ms_p99": (None, 20.0),
     "burst_refused": (None, 0.0),

@@ -287,18 +287,17 @@ static __always_inline int translate(struct __sk_buff *skb, struct packet *p)
 /* Find the next hop; 0: none to which a packet can go from here. */
 static __always_inline __u32 route(struct __sk_buff *skb, const struct packet *p, __be32 *next_hop)
 {
-	/* Rules see what they see without us: the destination translated, the source not, unless both are. */
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET,
-		.l4_protocol = p->protocol,
-		.tot_len = p->length,
-		.ifindex = skb->ifindex,
-		.tos = p->tos,
-		.ipv4_src = p->is_for_vm ? p->new_saddr : p->saddr,
-		.ipv4_dst = p->new_daddr,
-	};
+	struct bpf_fib_lookup fib = {};
 	long result;
 
+	fib.family = AF_INET;
+	fib.l4_protocol = p->protocol;
+	fib.tot_len = p->length;
+	fib.ifindex = skb->ifindex;
+	fib.tos = p->tos;
+	/* Rules see what they see without us: the destination translated, the source not, unless both are. */
+	fib.ipv4_src = p->is_for_vm ? p->new_saddr : p->saddr;
+	fib.ipv4_dst = p->new_daddr;
 	/* Where the mark is, older headers have the hardware address only (BPF_FIB_LOOKUP_MARK, Linux 6.10). */
 	if (settings.lookup_flags)
 		*(__u32 *)fib.smac = skb->mark;
