@@ -225,7 +225,7 @@ class _Running:
     def __init__(self, place: _Place, tables: Tables, entries: Mapping[DomainUUID, EdgeIntent], known: Known) -> None:
         self._place, self._tables = place, tables
         self.loaded = Loaded(PROGRAM, tables.settings(**place._asdict()), tables.entries)
-        self._hosts: dict[IPv4Address, int] = {}
+        self._hosts: dict[int, int] = {}
         """Numbers of the hosts, 1 and up."""
         self._known: dict[IPv4Address, frozenset[bytes]] = {}
         self._held = dict(entries)
@@ -269,9 +269,9 @@ class _Running:
         self.change(before, after)
 
     def note_hosts(self, known: Known) -> None:
-        self._number_hosts(known)
+        self._number_hosts(map(int, known))
         for via, addresses in known.items():
-            if (number := self._hosts.get(via, 0)) and self._known.get(via) != addresses:
+            if (number := self._hosts.get(int(via), 0)) and self._known.get(via) != addresses:
                 self._known[via] = addresses
                 store = owner_tables.host_store(number, addresses)
                 self._memory[store.table].write(store.offset, store.data)
@@ -282,9 +282,9 @@ class _Running:
         return any(changed)
 
     def _number(self, entries: Iterable[EdgeIntent]) -> None:
-        self._number_hosts(entry.via for entry in entries if entry.via is not None)
+        self._number_hosts({int(entry.via) for entry in entries if entry.via is not None})
 
-    def _number_hosts(self, hosts: Iterable[IPv4Address]) -> None:
+    def _number_hosts(self, hosts: Iterable[int]) -> None:
         for via in hosts:
             if via not in self._hosts and len(self._hosts) + 1 < MOST_HOSTS:
                 self._hosts[via] = len(self._hosts) + 1

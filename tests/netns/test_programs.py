@@ -58,7 +58,7 @@ class Edge:
         first = edge_intent(DomainUUID("00000000-0000-0000-0000-000000000001"), "web 1", VM, HOST, ((EXTERNAL, PORTS),))
         second = edge_intent(DomainUUID("00000000-0000-0000-0000-000000000002"), "web 2", OTHER_VM, OTHER_HOST,
                              ((EXTERNAL, PortRange(30000, 30063)), (SECOND, PortRange(1024, 1087))))  # fmt: skip
-        tables, hosts = Tables.of(POOL, [first, second]), {HOST: 1, OTHER_HOST: 2}
+        tables, hosts = Tables.of(POOL, [first, second]), {int(HOST): 1, int(OTHER_HOST): 2}
         settings = tables.settings([self.indexes["eth1"]], [self.indexes["eth0"]], checks_senders=True,
                                    lookup_flags=lookup_flags())  # fmt: skip
         self.loaded = Loaded("edge", settings, tables.entries)

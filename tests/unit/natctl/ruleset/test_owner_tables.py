@@ -16,8 +16,8 @@ from tests.fakes.intents import edge_intent
 
 POOL = IPv4Network("100.64.0.0/10")
 EXTERNALS = tuple(IPv4Address(f"203.0.113.{number}") for number in (1, 2, 3))
-HOSTS = {IPv4Address("172.30.0.21"): 1, IPv4Address("172.30.0.22"): 2}
-HOST, OTHER_HOST = HOSTS
+HOST, OTHER_HOST = IPv4Address("172.30.0.21"), IPv4Address("172.30.0.22")
+HOSTS = {int(HOST): 1, int(OTHER_HOST): 2}
 
 
 def vm(number: int, *ranges: tuple[IPv4Address, int, int], via: IPv4Address | None = HOST) -> EdgeIntent:
@@ -39,7 +39,7 @@ class Memory:
             self.images[store.table][store.offset : store.offset + len(store.data)] = store.data
 
     def owner(self, external: IPv4Address, port: int) -> IPv4Address | None:
-        at = ((self.tables.slots[external] - 1) * 65536 + port) * 4
+        at = ((self.tables.slots[int(external)] - 1) * 65536 + port) * 4
         word = bytes(self.images["owners"][at : at + 4])
         return IPv4Address(word) if any(word) else None
 
@@ -49,7 +49,7 @@ class Memory:
 
     def external(self, number: int, port: int) -> IPv4Address | None:
         """The source that a VM's packet gets."""
-        by_slot = {slot: address for address, slot in self.tables.slots.items()}
+        by_slot = {slot: IPv4Address(address) for address, slot in self.tables.slots.items()}
         for slot in self.home(number)[:2]:
             if slot and self.owner(by_slot[slot], port) == IPv4Address("100.64.0.0") + number:
                 return by_slot[slot]
@@ -143,7 +143,7 @@ def test_a_change_leads_to_what_new_tables_would_hold(
     before: Mapping[int, list[tuple[IPv4Address, int, int]]], after: Mapping[int, list[tuple[IPv4Address, int, int]]]
 ) -> None:
     first, second = site(before), site(after)
-    tables = Tables(POOL, {address: slot for slot, address in enumerate(EXTERNALS, 1)}, 4096)
+    tables = Tables(POOL, {int(address): slot for slot, address in enumerate(EXTERNALS, 1)}, 4096)
     changed = Memory(tables, tables.images(first, HOSTS))
     changed.change(first, second)
     assert changed.images == tables.images(second, HOSTS)
