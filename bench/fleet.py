@@ -9,8 +9,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
-from cpm.protocol.model import FIRST_PORT, DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
 
 HOST = IPv4Address("172.30.0.11")

@@ -15,9 +15,8 @@ from cpm.core.rollout.edge_service import Patience
 from cpm.core.sizing import LITERAL, GuardSettings, default_policy, policy_named
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
-from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
 from cpm.protocol.errors import ConfigError, InvalidRequest
-from cpm.protocol.model import FIRST_PORT, LAST_PORT
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config, logs

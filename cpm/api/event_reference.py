@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from typing import Final
 
-from cpm.protocol.event_kinds import JOURNAL, NODES, EventKind
+from cpm.protocol.event_kinds import JOURNAL, NODES, EventKind, Severity
 
 _HEAD: Final = """\
 # Events
@@ -53,7 +53,7 @@ def _nodes(kinds: Iterable[EventKind]) -> Iterable[str]:
 
 
 def _severity(kind: EventKind) -> str:
-    return {"INFO": "informational"}.get(kind.severity.name, kind.severity.name.lower())
+    return {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "informational"}[kind.severity]
 
 
 def _changes(kind: EventKind) -> str:

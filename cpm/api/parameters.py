@@ -2,33 +2,33 @@
 The kinds of parameters in the path or query of a request, and how their text is parsed: one class per kind of value.
 
 A parameter is declared once (:mod:`cpm.api.operations`); the server parses requests with it, and the reference
-describes it.
+describes it. Clients need its name only, so what parsing takes is imported by the methods that parse.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
-from typing import Any
-
-from msgspec import Struct
-
 from cpm.protocol.bounds import MAX_NAME, short, whole_number
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.walltime import WallTime
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Address
+    from typing import Any
+
+    from cpm.protocol.walltime import WallTime
 
 MOST_PATTERNS = 64
 """Patterns in one request."""
 
 _ANY_UUID = ":00000000-0000-0000-0000-000000000000"
-_NAME_AND_UUID = re.compile(r"(.*):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.DOTALL)
+_NAME_AND_UUID = r"(?s)(.*):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 _AFTER_ALL_UUIDS = "~"
 """Greater than the text of any UUID."""
 
 
-class Parameter(Struct, frozen=True):
+class Parameter:
     """
     Text, unchanged.
 
@@ -36,8 +36,9 @@ class Parameter(Struct, frozen=True):
     :param meaning: A phrase for the reference.
     """
 
-    name: str
-    meaning: str
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name = name
+        self.meaning = meaning
 
     def read(self, text: str | None) -> Any:
         """
@@ -69,7 +70,7 @@ class Parameter(Struct, frozen=True):
         return {"type": "string", "maxLength": MAX_NAME}
 
 
-class Flag(Parameter, frozen=True):
+class Flag(Parameter):
     """Yes or no; no when it is missing."""
 
     def read(self, text: str | None) -> bool:  # noqa: D102 - as the parent's
@@ -84,7 +85,7 @@ class Flag(Parameter, frozen=True):
         return {"type": "string", "enum": ["1", "0"], "default": "0"}
 
 
-class WholeNumber(Parameter, frozen=True):
+class WholeNumber(Parameter):
     """
     A whole number within bounds.
 
@@ -94,10 +95,14 @@ class WholeNumber(Parameter, frozen=True):
     :param required: It must not be missing.
     """
 
-    least: int
-    most: int
-    default: int | None = None
-    required: bool = False
+    def __init__(
+        self, name: str, meaning: str, least: int, most: int, default: int | None = None, *, required: bool = False
+    ) -> None:
+        super().__init__(name, meaning)
+        self.least = least
+        self.most = most
+        self.default = default
+        self.required = required
 
     def read(self, text: str | None) -> int | None:  # noqa: D102
         if text is None and not self.required:
@@ -118,16 +123,20 @@ class WholeNumber(Parameter, frozen=True):
         return {"type": "integer", "minimum": self.least, "maximum": self.most, **default}
 
 
-class Moment(Parameter, frozen=True):
+class Moment(Parameter):
     """
     A moment in UTC seconds; the handler gets None when it is missing or empty.
 
     :param default: What None means, for the reference.
     """
 
-    default: str = "now"
+    def __init__(self, name: str, meaning: str, default: str = "now") -> None:
+        super().__init__(name, meaning)
+        self.default = default
 
     def read(self, text: str | None) -> WallTime | None:  # noqa: D102
+        from cpm.protocol.walltime import WallTime
+
         try:
             return WallTime.parse(text) if text else None
         except ValueError:
@@ -142,16 +151,20 @@ class Moment(Parameter, frozen=True):
         return {"type": "number", "minimum": 0}
 
 
-class Address(Parameter, frozen=True):
+class Address(Parameter):
     """
     An IPv4 address.
 
     :param required: It must not be missing; otherwise the handler gets None when it is.
     """
 
-    required: bool = True
+    def __init__(self, name: str, meaning: str, *, required: bool = True) -> None:
+        super().__init__(name, meaning)
+        self.required = required
 
     def read(self, text: str | None) -> IPv4Address | None:  # noqa: D102
+        from ipaddress import IPv4Address
+
         if text is None and not self.required:
             return None
         try:
@@ -168,10 +181,12 @@ class Address(Parameter, frozen=True):
         return {"type": "string", "format": "ipv4"}
 
 
-class Choice(Parameter, frozen=True):
+class Choice(Parameter):
     """One word of several; the handler gets the first one when it is missing."""
 
-    words: tuple[str, ...]
+    def __init__(self, name: str, meaning: str, words: tuple[str, ...]) -> None:
+        super().__init__(name, meaning)
+        self.words = words
 
     def read(self, text: str | None) -> str:  # noqa: D102
         if text is None:
@@ -189,10 +204,12 @@ class Choice(Parameter, frozen=True):
         return {"type": "string", "enum": list(self.words), "default": self.words[0]}
 
 
-class Choices(Parameter, frozen=True):
+class Choices(Parameter):
     """Any of several words, the parameter once for each; the handler gets a set, empty when it is missing."""
 
-    words: tuple[str, ...]
+    def __init__(self, name: str, meaning: str, words: tuple[str, ...]) -> None:
+        super().__init__(name, meaning)
+        self.words = words
 
     def read(self, text: str | None) -> frozenset[str]:  # noqa: D102
         return self.read_all(() if text is None else (text,))
@@ -221,7 +238,7 @@ class Patterns:
 
     def __init__(self, words: Sequence[str] = ()) -> None:
         self._exact = frozenset(words)
-        self._patterns = [re.compile(fnmatch.translate(word)) for word in self._exact if set(word) & set("*?[")]
+        self._patterns = [_compiled(word) for word in self._exact if set(word) & set("*?[")]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Patterns) and self._exact == other._exact
@@ -242,7 +259,14 @@ class Patterns:
 EVERYTHING = Patterns()
 
 
-class Match(Parameter, frozen=True):
+def _compiled(word: str) -> re.Pattern[str]:
+    import fnmatch
+    import re
+
+    return re.compile(fnmatch.translate(word))
+
+
+class Match(Parameter):
     """What is looked for, the parameter once for each pattern; the handler gets :class:`Patterns`."""
 
     def read(self, text: str | None) -> Patterns:  # noqa: D102
@@ -265,7 +289,7 @@ class Match(Parameter, frozen=True):
         return {"type": "array", "items": items, "maxItems": MOST_PATTERNS}
 
 
-class NameCursor(Parameter, frozen=True):
+class NameCursor(Parameter):
     """
     A place in a list in order of name: ``NAME``, or ``NAME:UUID`` where several have that name.
 
@@ -278,7 +302,9 @@ class NameCursor(Parameter, frozen=True):
             return None
         if len(text) > MAX_NAME + len(_ANY_UUID):
             raise InvalidRequest(f"{self.name} is longer than a name can be; use the last name of the page before")
-        found = _NAME_AND_UUID.fullmatch(text)
+        import re
+
+        found = re.fullmatch(_NAME_AND_UUID, text)
         return (found[1], found[2]) if found else (text, _AFTER_ALL_UUIDS)
 
     @property

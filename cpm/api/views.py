@@ -8,31 +8,19 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from cpm.protocol.bounds import MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES, Duration, WishedNumber, Word
-from cpm.protocol.event_kinds import JOURNAL, NODES
-from cpm.protocol.model import LAST_PORT, AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.api.words import node_state
+from cpm.protocol.bounded import Duration, WishedNumber, Word
+from cpm.protocol.bounds import LAST_PORT, MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
-
-VM_STATES = ("active", "starting", "growing", "waiting", "claimed", "misrouted", "unreachable", "gone", "not managed")
-NODE_STATES = (
-    "connected", "away", "fenced", "out of service", "not answering", "waiting for approval", "revoked",
-)  # fmt: skip
-EVENT_NAMES = tuple(kind.name for kind in JOURNAL)
-"""Those of the journal."""
-NODE_EVENT_NAMES = tuple(kind.name for kind in NODES)
-
-
-def hyphenated(words: Iterable[str]) -> tuple[str, ...]:
-    """Return states or events as they are written in a request: without spaces."""
-    return tuple(word.replace(" ", "-") for word in words)
 
 
 class ErrorView(Struct, frozen=True):
@@ -515,18 +503,8 @@ class NodeView(Struct, frozen=True):
 
     @property
     def state(self) -> str:
-        """Its state in a word or two, one of :data:`NODE_STATES`."""
-        if self.fenced:
-            return "fenced"
-        if self.asks is not None and not self.connected:
-            return "waiting for approval"
-        if self.approval is None:
-            return "revoked"
-        if not self.connected:
-            return "away"
-        if not self.in_service:
-            return "out of service"
-        return "connected" if self.answering else "not answering"
+        """Its state in a word or two, one of :data:`cpm.api.words.NODE_STATES`."""
+        return node_state(self)
 
 
 class ClockStepView(Struct, frozen=True):

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import shtab
 
-from cpm.cli import main
-from cpm.cli.names import WORD
+from cpm.cli.main import NAMES as WORD
+from cpm.cli.parser import build
 
 FILES: Final = {
     "bash": "bash-completion/completions/virt-ports",
@@ -64,7 +64,7 @@ def script(shell: str) -> str:
 
     :param shell: One of :data:`FILES`.
     """
-    parser = main.build_parser()
+    parser = build()
     for each in parsers(parser):
         _mark(each)
     return str(shtab.complete(parser, shell, preamble={"bash": _BASH, "zsh": _ZSH}.get(shell, ""))).rstrip() + "\n"

@@ -6,14 +6,13 @@ Tested in tests/unit/cpm/cli/test_verbs.py.
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
 from cpm.cli import render
 from cpm.protocol.event_kinds import JOURNAL, clock_set_text
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cpm.api.views import EventView
+    from cpm.cli import parsing
 
 HEADER = ("Seq", "Time", "Event", "Name", "UUID", "Node", "External address", "Ports")
 
@@ -24,7 +23,7 @@ EVENTS = tuple(kind.word for kind in JOURNAL)
 """As they are written in commands."""
 
 
-def add_events(verb: argparse.ArgumentParser) -> None:
+def add_events(verb: parsing.Parser) -> None:
     """Add the option that chooses events."""
     verb.add_argument("--event", metavar="EVENT", action="append", choices=EVENTS,
                       help=f"only this event; may be repeated: {', '.join(EVENTS)}")  # fmt: skip

@@ -18,8 +18,9 @@ import textwrap
 from pathlib import Path
 from typing import Final
 
-from cpm.cli import main, settings_reference
+from cpm.cli import settings_reference
 from cpm.cli.completion import parsers
+from cpm.cli.parser import build
 from cpm.service import launch
 
 PAGES: Final = ("virt-ports.1", "cpmd.8", "natd.8", "cpmd.toml.5", "natd.toml.5")
@@ -55,7 +56,7 @@ def page(name: str) -> str:
 
 
 def _command() -> str:
-    parser = main.build_parser()
+    parser = build()
     verbs = "".join(
         f".SS {_quoted(each.prog)}\n{_as_it_is(each.format_help())}" for each in parsers(parser) if each is not parser
     )

@@ -7,24 +7,26 @@ goes wrong. Tested in ``tests/unit/cpm/cli/test_completion.py``.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import socket
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
-
+from cpm.api.client import Reader
+from cpm.api.operations import LIST_NODES, LIST_POOL, LIST_VMS
 from cpm.cli import render
+from cpm.protocol.errors import VirtPortsError
 
-WORD: Final = "__complete"
-"""The verb, which no help shows."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Final
+
+    from cpm.api.operations import Operation
 
 _WAIT_S: Final = 0.5
 _MOST: Final = 200
 """Names that are offered."""
-_MOST_BYTES: Final = 1 << 20
-_KINDS: Final = {"vms": ("/v1/domains", "name"), "nodes": ("/v1/nodes", "name"), "addresses": ("/v1/pool", "address")}
-_SPECIAL: Final = re.compile(r"([^\w@%+=:,./-])")
+_KINDS: Final[dict[str, tuple[Operation[Any], str]]] = {
+    "vms": (LIST_VMS, "name"), "nodes": (LIST_NODES, "name"), "addresses": (LIST_POOL, "address"),
+}  # fmt: skip
+_PLAIN: Final = "_@%+=:,./-"
+"""Besides letters and digits, what means nothing to bash."""
 
 
 def run(words: Sequence[str], socket_path: str) -> int:
@@ -36,41 +38,28 @@ def run(words: Sequence[str], socket_path: str) -> int:
     """
     try:
         shell, kind, prefix = (*words, "")[:3]
-        wanted = re.sub(r"\\(.)", r"\1", prefix) if shell == "bash" else prefix
+        wanted = _unquoted(prefix) if shell == "bash" else prefix
         for name in _names(kind, wanted, socket_path):
-            render.emit_exact((_SPECIAL.sub(r"\\\1", name) if shell == "bash" else name) + "\n")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            render.emit_exact((_quoted(name) if shell == "bash" else name) + "\n")
+    except (VirtPortsError, OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return 0
 
 
 def _names(kind: str, prefix: str, socket_path: str) -> Iterator[str]:
-    path, key = _KINDS[kind]
-    pattern = re.sub(r"([*?\[])", r"[\1]", prefix) + "*"
-    query = "".join(f"%{byte:02X}" for byte in os.fsencode(pattern))
-    answer = json.loads(_get(f"{path}?match={query}&limit={_MOST}", socket_path))
-    names = {str(each[key]) for each in answer}
+    operation, key = _KINDS[kind]
+    pattern = prefix.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]") + "*"
+    answer = Reader(socket_path, timeout_s=_WAIT_S).call(operation, match=pattern, limit=_MOST)
+    names = {str(getattr(each, key)) for each in answer}
     # What is not printable would be a key for the shell, or two names.
     yield from sorted(name for name in names if name.startswith(prefix) and name.isprintable())[:_MOST]
 
 
-def _get(target: str, socket_path: str) -> bytes:
-    """
-    Return the body of an answer.
+def _quoted(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in _PLAIN else f"\\{letter}" for letter in name)
 
-    :raise OSError: When cpmd does not answer in time.
-    :raise ValueError: When it answers something else.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_WAIT_S)
-        connection.connect(socket_path)
-        connection.sendall(f"GET {target} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-        data: Any = bytearray()
-        while part := connection.recv(1 << 16):
-            data += part
-            if len(data) > _MOST_BYTES:
-                raise ValueError("too long")
-    head, _, body = bytes(data).partition(b"\r\n\r\n")
-    if head.split(b" ", 2)[1:2] != [b"200"]:
-        raise ValueError("refused")
-    return body
+
+def _unquoted(word: str) -> str:
+    """Return a word without the backslashes that quote the letters behind them."""
+    letters = iter(word)
+    return "".join(next(letters, letter) if letter == "\\" else letter for letter in letters)

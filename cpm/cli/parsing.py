@@ -11,26 +11,25 @@ Tested in tests/unit/cpm/cli/test_main.py.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from cpm.cli import render
-from cpm.protocol.bounds import MAX_COUNT, short, whole_number
+from cpm.cli import plain_words, render, verbs
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_COUNT, short, whole_number
 from cpm.protocol.errors import ExitCode, VirtPortsError
-from cpm.protocol.model import FIRST_PORT, LAST_PORT
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
     from ipaddress import IPv4Address
+    from typing import Any, TypeVar
 
-    from cpm.api.client import Client
+    from cpm.api.client import Client, Reader
+    from cpm.cli.parser import Parser as Parser
+    from cpm.cli.plain_words import Declared, Words
 
-    Subparsers = argparse._SubParsersAction["Parser"]  # noqa: SLF001 - argparse has no public name for it
-
-_View = TypeVar("_View")
+    Subparsers = argparse._SubParsersAction[Parser]  # noqa: SLF001 - argparse has no public name for it
+    _View = TypeVar("_View")
 
 MAX_PAGE = 100_000
 """Most entries that the manager returns at once."""
@@ -39,17 +38,21 @@ SOCKET_VARIABLE = "VIRT_PORTS_SOCKET"
 DEFAULT_SOCKET = "/run/virt-ports/cpmd.sock"
 
 
-class Verb(NamedTuple):
-    """The texts of a verb in the help."""
+class Verb:
+    """
+    The texts of a verb in the help.
 
-    position: int
-    """Its place in the list of verbs, the lowest first."""
-    summary: str
-    """One line, for that list."""
-    about: str | Callable[[], str] = ""
-    """More about it; a function where the text depends on modules that take long to import."""
-    examples: str = ""
-    """Commands, one per line, with their effects."""
+    :param position: Its place in the list of verbs, the lowest first.
+    :param summary: One line, for that list.
+    :param about: More about it; a function where the text depends on modules that take long to import.
+    :param examples: Commands, one per line, with their effects.
+    """
+
+    def __init__(self, position: int, summary: str, about: str | Callable[[], str] = "", examples: str = "") -> None:
+        self.position = position
+        self.summary = summary
+        self.about = about
+        self.examples = examples
 
 
 class UsageError(VirtPortsError):
@@ -57,57 +60,6 @@ class UsageError(VirtPortsError):
 
     code = "usage"
     exit_code = ExitCode.USAGE
-
-
-def _terminal_width() -> int:
-    """Return the width of the terminal in columns, as :func:`shutil.get_terminal_size` does."""
-    text = os.environ.get("COLUMNS", "")
-    if text.isdecimal() and (width := whole_number(text, MAX_COUNT)):
-        return width
-    try:
-        return os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ is not None else 80
-    except (OSError, ValueError):
-        return 80
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Formats options as Python 3.13 does (``-o, --output VALUE``), so that the help is the same with every Python."""
-
-    def __init__(self, prog: str, **options: Any) -> None:
-        # Without a width, each formatter (one for each verb) imports shutil, and that lzma and others: 10 ms.
-        super().__init__(prog, **{"width": _terminal_width() - 2, **options})
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return ", ".join(f"{option} {value}" for option in action.option_strings)
-
-
-class Parser(argparse.ArgumentParser):
-    """
-    An argparse parser that keeps examples as written, accepts no abbreviations and raises :class:`UsageError`.
-
-    :param about: Returns the text below the summary; called only when the help is printed.
-    """
-
-    def __init__(self, *, about: Callable[[], str] | None = None, **options: Any) -> None:
-        self._about = about
-        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, **options})
-
-    def format_help(self) -> str:
-        """Return the help."""
-        if self._about is not None:
-            self.description, self._about = f"{self.description}\n\n{self._about()}", None
-        return super().format_help()
-
-    def error(self, message: str) -> NoReturn:
-        """
-        Report a mistake in the arguments.
-
-        :raise UsageError: Always, instead of printing and exiting.
-        """
-        raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
 def add_verb(subparsers: Subparsers, name: str, verb: Verb) -> Parser:
@@ -126,18 +78,18 @@ def add_action(
         epilog=f"examples:\n{examples}" if examples else None,
         about=about if callable(about) else (lambda: about) if about else None,
     )
-    add_common(parser, default=argparse.SUPPRESS)
+    add_common(parser, default=parser.NOT_GIVEN)
     return parser
 
 
-def add_common(parser: argparse.ArgumentParser, default: Any = None) -> None:
+def add_common(parser: Parser | Declared, default: Any = None) -> None:
     """Add the options that may stand before or after the verb; after the verb they only count when given."""
     options = parser.add_argument_group("common options")
-    options.add_argument("-o", "--output", choices=[form.value for form in render.Format], default=default,
+    options.add_argument("-o", "--output", choices=render.FORMATS, default=default,
                          help="what to print: a table for people (default) or one JSON document")  # fmt: skip
     options.add_argument(
         "--color",
-        choices=[when.value for when in render.When],
+        choices=render.WHEN,
         default=default,
         help="colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never",
     )
@@ -171,11 +123,14 @@ def time_of(args: argparse.Namespace) -> dict[str, Any]:
 
     :raise InvalidRequest: When a time is none.
     """
+    given = {name: text for name in ("begin", "end") if (text := getattr(args, name))}
+    if not given:
+        return {"before": args.before}
     from cpm.cli import times
     from cpm.protocol.errors import InvalidRequest
 
     try:
-        moments = {name: times.parse(text, args.now) for name in ("begin", "end") if (text := getattr(args, name))}
+        moments = {name: times.parse(text, now(args)) for name, text in given.items()}
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     return {**moments, "before": args.before}
@@ -228,6 +183,13 @@ def policies(indent: int) -> str:
     return "\n".join(lines)
 
 
+def not_of_that_type(message: str) -> Exception:
+    """Return the error by which the type of an argument tells argparse that a text is none."""
+    from argparse import ArgumentTypeError
+
+    return ArgumentTypeError(message)
+
+
 def count(text: str) -> int:
     """
     Parse a number, 0 or more, for argparse.
@@ -245,7 +207,7 @@ def count_to(most: int) -> Callable[[str], int]:
         number = whole_number(text, most)
         if number is None:
             what = "number out of range" if text.isascii() and text.isdigit() else "not a number"
-            raise argparse.ArgumentTypeError(f"{what}: {short(text)}; use {bounds}")
+            raise not_of_that_type(f"{what}: {short(text)}; use {bounds}")
         return number
 
     return parse
@@ -259,7 +221,7 @@ def count_from_1(text: str) -> int:
     """
     number = count(text)
     if not number:
-        raise argparse.ArgumentTypeError(f"number out of range: {short(text)}; use 1 or more")
+        raise not_of_that_type(f"number out of range: {short(text)}; use 1 or more")
     return number
 
 
@@ -272,22 +234,60 @@ def ports(text: str) -> int:
     most = LAST_PORT - FIRST_PORT + 1
     number = whole_number(text, most)
     if not number:
-        raise argparse.ArgumentTypeError(f"not the size of a range: {short(text)}; use 1 to {most}")
+        raise not_of_that_type(f"not the size of a range: {short(text)}; use 1 to {most}")
     return number
 
 
-def requested_output(argv: list[str]) -> render.Format:
+def read(words: Sequence[str]) -> argparse.Namespace | Words:
+    """
+    Return what the words after ``virt-ports`` say: ``verb``, and the arguments of that verb.
+
+    :raise UsageError: When they are invalid.
+    :raise SystemExit: After ``--help`` and ``--version``.
+    """
+    root = plain_words.Declared()
+    add_common(root)
+    known = verbs.names()
+
+    def declared(verb: str) -> Declared | None:
+        if verb not in known:
+            return None
+        found = plain_words.Declared()
+        add_common(found, default=found.NOT_GIVEN)
+        verbs.module(verb).add_arguments(found)
+        return found
+
+    try:
+        return plain_words.read(words, root, declared)
+    except plain_words.NotPlainError:
+        from cpm.cli import parser
+
+        return parser.build(words[:1] if words[:1] and words[0] in known else None).parse_args(words)
+
+
+def now(args: argparse.Namespace) -> float:
+    """Return UTC seconds, the reference for relative times: the same whenever it is asked for."""
+    if args.now is None:
+        from cpm.service import clock
+
+        args.now = clock.wall().seconds
+    at: float = args.now
+    return at
+
+
+def requested_output(argv: list[str]) -> str:
     """Return the requested output format, without parsing: errors in the arguments are printed in that format, too."""
     joined = {"-ojson", "-o=json", "--output=json"}
     asked = any(word in joined for word in argv) or any(
-        option in ("-o", "--output") and value == "json" for option, value in pairwise(argv)
+        option in ("-o", "--output") and value == "json"
+        for option, value in zip(argv, argv[1:], strict=False)  # noqa: RUF007
     )
-    return render.Format.JSON if asked else render.Format.TABLE
+    return render.JSON if asked else render.TABLE
 
 
 def wants_json(args: argparse.Namespace) -> bool:
     """Return whether the user requested JSON."""
-    return bool(args.output == render.Format.JSON)
+    return bool(args.output == render.JSON)
 
 
 def print_answer(args: argparse.Namespace, value: object, text: Callable[[], str]) -> int:
@@ -314,7 +314,7 @@ def print_table(args: argparse.Namespace, value: object, table: render.Table, *b
     if wants_json(args):
         render.emit_document(render.plain(value))
     else:
-        render.emit_table(table, coloured=render.has_colours(render.When(args.color or "auto")))
+        render.emit_table(table, coloured=render.has_colours(args.color or render.AUTO))
         render.emit("".join(below))
     return ExitCode.DONE
 
@@ -323,4 +323,18 @@ def client(args: argparse.Namespace) -> Client:
     """Return a client of the manager that the options or the environment name."""
     from cpm.api.client import Client
 
-    return Client(args.socket or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+    return Client(socket(args))
+
+
+def reader(args: argparse.Namespace) -> Reader:
+    """Return a client whose answers are only shown; what is wrong with one is found when showing it fails."""
+    from cpm.api.client import Reader
+
+    args.reader = Reader(socket(args))
+    found: Reader = args.reader
+    return found
+
+
+def socket(args: argparse.Namespace) -> str:
+    """Return the path of the socket that the options or the environment name."""
+    return args.socket or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from cpm.cli import main, render
+from cpm.cli import render
 from cpm.cli.completion import parsers
+from cpm.cli.parser import build
 
 _HEAD = """\
 # virt-ports
@@ -28,7 +29,7 @@ def markdown() -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _COLUMNS
     try:
-        return _HEAD + "".join(_section(parser) for parser in parsers(main.build_parser()))
+        return _HEAD + "".join(_section(parser) for parser in parsers(build()))
     finally:
         if before is None:
             del os.environ["COLUMNS"]

@@ -26,10 +26,9 @@ import msgspec
 
 from cpm.core.changes import AddAllocation, DropVM, FreeAllocation, PutAddress, PutVM
 from cpm.core.fleet import Fleet
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
 from cpm.protocol.messages import Hello, NodeMessage, OwnPorts, Present
 from cpm.protocol.model import (
-    FIRST_PORT,
-    LAST_PORT,
     VM,
     Allocation,
     AllocationState,

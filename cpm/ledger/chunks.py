@@ -19,7 +19,8 @@ import msgspec
 from msgspec import Struct
 
 from cpm.core.journal import NOTICES, JournalEntry, JournalEvent
-from cpm.protocol.model import LAST_PORT, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.bounds import LAST_PORT
+from cpm.protocol.model import AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 from cpm.protocol.walltime import WallTime
 
 ENTRIES: Final = 1024

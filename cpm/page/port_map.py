@@ -17,7 +17,8 @@ from typing import Final
 from msgspec import Struct
 
 from cpm.api.views import AddressDetail
-from cpm.protocol.model import FIRST_PORT, LAST_PORT, AllocationState, DomainUUID
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
+from cpm.protocol.model import AllocationState, DomainUUID
 
 ROW: Final = 2048
 """Ports of a row."""

@@ -1,17 +1,23 @@
 """
 Bounds of everything that comes from another process: numbers, and the lengths of texts and lists.
 
-They are part of the types of messages and requests, so decoding refuses what exceeds them and no decision meets a
-number that it cannot calculate with. ``tests/unit/cpm/protocol/test_bounds.py`` refuses a field without. They are far
-from what a site needs: a sender stays within them by limiting what somebody else chose (:func:`cut`,
-:func:`at_most`), because a message that exceeds one ends the session.
+They are part of the types of messages and requests (:mod:`cpm.protocol.bounded`), so decoding refuses what exceeds them
+and no decision meets a number that it cannot calculate with. They are far from what a site needs: a sender stays within
+them by limiting what somebody else chose (:func:`cut`, :func:`at_most`), because a message that exceeds one ends the
+session.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final, TypeVar
+TYPE_CHECKING = False  # importing typing takes longer than the rest of ``virt-ports list``
+if TYPE_CHECKING:
+    from typing import Final, TypeVar
 
-from msgspec import Meta
+    _Number = TypeVar("_Number", int, float)
+
+FIRST_PORT: Final = 1024
+"""Lower ports are never handed out: they are the well-known ports (RFC 6056 section 3.2)."""
+LAST_PORT: Final = 65535
 
 MAX_COUNT: Final = 2**63 - 1
 """Of counters that only grow; SQLite has no greater number."""
@@ -52,22 +58,6 @@ MAX_QUOTA_PORTS: Final = 2_000_000_000
 """Of a host's quota of ports."""
 MAX_FEW: Final = 256
 """Entries of lists that have one for each kind of thing: warnings, reasons."""
-
-Word = Annotated[str, Meta(max_length=MAX_WORD)]
-Name = Annotated[str, Meta(max_length=MAX_NAME)]
-Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE)]
-Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
-Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
-Connections = Annotated[int, Meta(ge=0, le=MAX_CONNECTIONS)]
-PortCount = Annotated[int, Meta(ge=0, le=65_536)]
-Port = Annotated[int, Meta(ge=0, le=65_535)]
-WishedNumber = Annotated[int, Meta(ge=0, le=MAX_WISHED)]
-Rate = Annotated[float, Meta(ge=0, le=MAX_RATE)]
-Duration = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
-Moment = Annotated[float, Meta(ge=0, le=MAX_UTC)]
-"""UTC seconds."""
-
-_Number = TypeVar("_Number", int, float)
 
 
 def cut(text: str) -> str:

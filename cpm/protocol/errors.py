@@ -37,12 +37,13 @@ Those of the ledger and its journal, LedgerMistrusted among them, are in :mod:`c
 
 from __future__ import annotations
 
-import enum
-from ipaddress import IPv4Address
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
 
 
-class ExitCode(enum.IntEnum):
-    """Exit codes of ``virt-ports``."""
+class ExitCode:
+    """Exit codes of ``virt-ports``, which imports this module and would wait for :mod:`enum` longer than for it."""
 
     DONE = 0
     REFUSED = 1
@@ -60,7 +61,7 @@ class VirtPortsError(Exception):
 
     code: str = "error"
     http_status: int = 500
-    exit_code: ExitCode = ExitCode.INTERNAL
+    exit_code: int = ExitCode.INTERNAL
 
 
 class InvalidRequest(VirtPortsError):

@@ -17,6 +17,6 @@ def escaped(text: str, keep: str = "") -> str:
 
     :param keep: Characters that stay as they are.
     """
-    if text.isprintable():
+    if (text.replace(keep, "") if len(keep) == 1 else text).isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)

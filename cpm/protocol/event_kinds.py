@@ -2,17 +2,18 @@
 All events, each with what is said of it everywhere: pages, syslog, commands, requests and ``docs/reference/events.md``.
 
 A new event is a line here and a member of :class:`cpm.core.journal.JournalEvent` or
-:class:`~cpm.core.journal.NodeEvent`. Standard library only: the command line reads it before it does anything.
+:class:`~cpm.core.journal.NodeEvent`. Without imports: the command line waits for it.
 Tested in ``tests/unit/cpm/protocol/test_event_kinds.py``.
 """
 
 from __future__ import annotations
 
-import enum
-from typing import Final, NamedTuple
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 
-class Severity(enum.IntEnum):
+class Severity:
     """How urgent an event is, by the numbers of syslog (RFC 5424)."""
 
     ERROR = 3
@@ -22,15 +23,20 @@ class Severity(enum.IntEnum):
     INFO = 6
 
 
-class EventKind(NamedTuple):
-    """An event."""
+class EventKind:
+    """
+    An event.
 
-    name: str
-    meaning: str
-    """Sentences for people."""
-    severity: Severity = Severity.INFO
-    is_notice: bool = False
-    """It changes nothing about who has which ports."""
+    :param meaning: Sentences for people.
+    :param severity: One of :class:`Severity`.
+    :param is_notice: It changes nothing about who has which ports.
+    """
+
+    def __init__(self, name: str, meaning: str, severity: int = Severity.INFO, *, is_notice: bool = False) -> None:
+        self.name = name
+        self.meaning = meaning
+        self.severity = severity
+        self.is_notice = is_notice
 
     @property
     def word(self) -> str:

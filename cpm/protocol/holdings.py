@@ -15,8 +15,9 @@ from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta, Struct
 
+from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
-from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, PortRange
 
 MOST_HELD: Final = 100_000
 """VMs that one node may name."""

@@ -16,7 +16,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from cpm.protocol.bounds import MAX_RANGES, Connections, Name
+from cpm.protocol.bounded import Connections, Name
+from cpm.protocol.bounds import MAX_RANGES
 from cpm.protocol.model import DomainUUID, PortRange
 
 RATE_BURST_S = 20

@@ -22,23 +22,8 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from cpm.protocol.bounds import (
-    MAX_EXTERNALS,
-    MAX_FEW,
-    MAX_NODES,
-    MAX_PERIOD_S,
-    MAX_RANGES,
-    MAX_VMS,
-    MAX_VMS_OF_HOST,
-    Connections,
-    Count,
-    Generation,
-    Name,
-    PortCount,
-    Rate,
-    Sentence,
-    Word,
-)
+from cpm.protocol.bounded import Connections, Count, Generation, Name, PortCount, Rate, Sentence, Word
+from cpm.protocol.bounds import MAX_EXTERNALS, MAX_FEW, MAX_NODES, MAX_PERIOD_S, MAX_RANGES, MAX_VMS, MAX_VMS_OF_HOST
 from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes

@@ -21,7 +21,8 @@ from typing import Annotated, Final, NewType
 
 from msgspec import Meta
 
-from cpm.protocol.bounds import MAX_FEW, Duration, Port, Sentence, WishedNumber, Word, short, whole_number
+from cpm.protocol.bounded import Duration, Port, Sentence, WishedNumber, Word
+from cpm.protocol.bounds import LAST_PORT, MAX_FEW, short, whole_number
 
 DomainUUID = NewType("DomainUUID", Annotated[str, Meta(min_length=1, max_length=36)])
 """libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
@@ -31,11 +32,6 @@ NodeName = NewType("NodeName", Word)
 
 AllocationId = NewType("AllocationId", int)
 """Identifies one allocation. Never reused, so that a repeated change is recognised."""
-
-FIRST_PORT = 1024
-"""Lower ports are never handed out: they are the well-known ports (RFC 6056 section 3.2)."""
-
-LAST_PORT = 65535
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)

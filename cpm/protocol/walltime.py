@@ -14,7 +14,8 @@ import dataclasses
 from datetime import UTC, datetime
 from typing import NewType
 
-from cpm.protocol.bounds import MAX_UTC, Moment, short
+from cpm.protocol.bounded import Moment
+from cpm.protocol.bounds import MAX_UTC, short
 
 UtcSeconds = NewType("UtcSeconds", Moment)
 """UTC seconds since 1970, as sent to operators; only :attr:`WallTime.seconds` makes them."""

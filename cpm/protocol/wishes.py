@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cpm.protocol.bounds import MAX_SECONDS, MAX_WISHED, short, whole_number
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_SECONDS, MAX_WISHED, short, whole_number
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import FIRST_PORT, LAST_PORT, UNLIMITED, Wishes
+from cpm.protocol.model import UNLIMITED, Wishes
 
 MAXIMUM_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 MAXIMUM_WEIGHT: Final = 10_000

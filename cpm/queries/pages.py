@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Set
 from typing import Any, TypeVar
 
-from cpm.api.views import hyphenated
+from cpm.api.words import hyphenated
 from cpm.protocol.errors import InvalidRequest
 
 _T = TypeVar("_T")

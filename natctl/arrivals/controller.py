@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cpm.protocol.bounds import MAX_RATE, at_most
+from cpm.protocol.bounds import LAST_PORT, MAX_RATE, at_most
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Need
-from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.allowance import TableRoom
 from natctl.arrivals.phases import Phases
 from natctl.arrivals.port_headroom import REACTION_S, least_budget

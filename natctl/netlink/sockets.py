@@ -19,7 +19,8 @@ from typing import Final
 
 from pyroute2.netlink import NLM_F_DUMP
 
-from cpm.protocol.model import FIRST_PORT, PortRange
+from cpm.protocol.bounds import FIRST_PORT
+from cpm.protocol.model import PortRange
 from natctl.model.own_ports import LocalSocket, SocketKind
 from natctl.netlink.message import attribute, attribute_map, message
 from natctl.netlink.socket import Socket

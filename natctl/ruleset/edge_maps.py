@@ -23,8 +23,9 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.intent import EdgeIntent, ExternalRange, VmIntent
-from cpm.protocol.model import LAST_PORT, DomainUUID, PortRange, coalesce
+from cpm.protocol.model import DomainUUID, PortRange, coalesce
 from natctl.model.entries import Path
 from natctl.ruleset import labels, senders
 from natctl.ruleset.common import ADDRESS, PORT, TYPEOF_ICMP_ID, TYPEOF_SOURCE, element_label

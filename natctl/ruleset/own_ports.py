@@ -45,8 +45,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.intent import EdgeIntent
-from cpm.protocol.model import FIRST_PORT, PortRange
+from cpm.protocol.model import PortRange
 from natctl.model.entries import DEFAULT_EXEMPT, Path, Settings
 from natctl.model.own_ports import OwnInterfaces
 from natctl.ruleset.common import (

@@ -56,7 +56,7 @@ class GuestAgent:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self._call("guest-ping", timeout_s=5.0)
+                self._call("guest-ping", None, 20.0)
             except (NoAnswer, OSError):
                 if time.monotonic() > deadline:
                     raise NoAnswer(f"nobody answers at {self._path} within {timeout_s:g} s") from None
@@ -74,9 +74,9 @@ class GuestAgent:
         arguments: dict[str, object] = {"path": "/bin/bash", "arg": ["-c", script], "env": _ENVIRONMENT}
         arguments |= {"capture-output": True, "input-data": base64.b64encode(stdin.encode()).decode()}
         deadline = time.monotonic() + timeout_s
-        pid = self._call("guest-exec", arguments)["pid"]
+        pid = self._call("guest-exec", arguments, timeout_s)["pid"]
         pause, longest = _POLL_S
-        while not (status := self._call("guest-exec-status", {"pid": pid}))["exited"]:
+        while not (status := self._call("guest-exec-status", {"pid": pid}, timeout_s))["exited"]:
             if time.monotonic() > deadline:
                 raise NoAnswer(f"`{command}` did not end within {timeout_s:g} s")
             time.sleep(pause)
@@ -84,7 +84,7 @@ class GuestAgent:
         output = base64.b64decode(status.get("out-data", "")).decode(errors="replace")
         return Done(command, status.get("exitcode", -status.get("signal", 1)), output)
 
-    def _call(self, name: str, arguments: dict[str, object] | None = None, timeout_s: float = 60.0) -> Any:
+    def _call(self, name: str, arguments: dict[str, object] | None, timeout_s: float) -> Any:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout_s)
             connection.connect(str(self._path))

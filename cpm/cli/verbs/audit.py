@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cpm.cli import parsing, render
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _ABOUT = """\
 Oldest first. The user is that of the process that asked for the change, as the kernel says. What was refused is not
@@ -34,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import AUDIT
 
     asked = {"user": args.user, "request": args.request, **parsing.time_of(args)}
-    views = parsing.client(args).call(AUDIT, limit=args.limit, **asked)
+    views = parsing.reader(args).call(AUDIT, limit=args.limit, **asked)
     rows = ((view.seq, render.moment(view.at), view.user, view.pid, view.request, view.body) for view in views)
     return parsing.print_answer(args, views, lambda: render.table(HEADER, rows))

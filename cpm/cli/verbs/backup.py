@@ -6,14 +6,15 @@ Tested in ``tests/unit/cpm/cli/test_copies.py``.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cpm.cli import parsing
 from cpm.cli.verbs import restore
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import BackupDocument
 
 _EXAMPLES = """\

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.views import SettingsView, SettingView
     from cpm.cli.documents import SettingsFileDocument
 

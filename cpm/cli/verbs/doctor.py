@@ -7,14 +7,16 @@ Tested in ``tests/unit/cpm/cli/test_doctor.py``.
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from cpm.cli import parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import CheckDocument
     from machine_doctor.examination import Sources
     from machine_doctor.findings import Examination, Finding

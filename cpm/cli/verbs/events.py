@@ -6,13 +6,13 @@ Tested in ``tests/unit/cpm/cli/test_verbs.py``.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
 from cpm.cli import journal, parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
     from cpm.api.views import EventView
 
 _EXAMPLES = """\
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import EVENTS
 
     asked = {"vm": args.vm, "node": args.node, "event": args.event, **parsing.time_of(args)}
-    views = parsing.client(args).stream(EVENTS, after=args.after, limit=args.limit, follow=args.follow, **asked)
+    views = parsing.reader(args).stream(EVENTS, after=args.after, limit=args.limit, follow=args.follow, **asked)
     if args.follow:
         _follow(views, json=parsing.wants_json(args))
     elif parsing.wants_json(args):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cpm.cli import parsing, render
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _ABOUT = """\
 Prints what it asked for, what was decided and by which rule, what was refused
@@ -27,5 +29,5 @@ def run(args: argparse.Namespace) -> int:
     """Print the explanation."""
     from cpm.api.operations import EXPLAIN
 
-    view = parsing.client(args).call(EXPLAIN, name=args.vm)
+    view = parsing.reader(args).call(EXPLAIN, name=args.vm)
     return parsing.print_answer(args, view, lambda: "".join(f"{render.cell(line)}\n" for line in view.lines))

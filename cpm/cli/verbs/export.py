@@ -6,19 +6,21 @@ Tested in ``tests/unit/cpm/cli/test_export.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from cpm.cli import parsing, times
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.ledger_errors import LedgerError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.views import RecordView
     from cpm.records.ipfix import Block
 
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the export."""
     from cpm.api.operations import EXPORT
 
-    begin, end = _moment(args.begin, args.now), _moment(args.end, args.now)
+    begin, end = _moment(args.begin, parsing.now(args)), _moment(args.end, parsing.now(args))
     client = parsing.client(args)
     # Before the first line, the manager may have to read a year.
     client.timeout_s = READ_S

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cpm.cli import journal, parsing, render
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _EXAMPLES = """\
   virt-ports history web1
@@ -28,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     from cpm.api.operations import HISTORY
 
     asked = {"event": args.event, **parsing.time_of(args)}
-    views = parsing.client(args).call(HISTORY, name=args.vm, limit=args.limit, **asked)
+    views = parsing.reader(args).call(HISTORY, name=args.vm, limit=args.limit, **asked)
     return parsing.print_answer(args, views, lambda: render.table(journal.HEADER, map(journal.row, views)))

@@ -6,16 +6,17 @@ Tested in ``tests/unit/cpm/install/test_install.py``.
 
 from __future__ import annotations
 
-import argparse
 import os
 from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import ConfigError, ExitCode, InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import InstallDocument, InstalledFileDocument
     from cpm.install.choices import Choices
     from cpm.install.plan import FileOutcome
@@ -199,4 +200,4 @@ def _address(text: str) -> IPv4Address:
     try:
         return IPv4Address(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"not an IPv4 address: {text!r}") from None
+        raise parsing.not_of_that_type(f"not an IPv4 address: {text!r}") from None

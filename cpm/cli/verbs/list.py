@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
 from cpm.cli import parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.views import DomainView
 
 HEADER = ("Name", "UUID", "Node", "External address", "Ports", "In use", "State")
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         "all": args.all, "match": args.patterns, "node": args.node, "address": parsing.address_of(args.address),
         "state": args.state, "sort": args.sort if args.sort != "name" else None, "after": args.after,
     }  # fmt: skip
-    views = parsing.client(args).call(LIST_VMS, limit=parsing.one_more(args.limit), **asked)
+    views = parsing.reader(args).call(LIST_VMS, limit=parsing.one_more(args.limit), **asked)
     views, more = parsing.page_of(views, args.limit, lambda view: f"{view.name}:{view.uuid}")
     more = more if args.sort == "name" else ""
     return parsing.print_table(args, views, render.Table(HEADER, map(_row, views)), more)

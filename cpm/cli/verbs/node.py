@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
-
+from cpm.api.words import NODE_EVENT_NAMES, ROLES, node_state
 from cpm.cli import asking, parsing, render
 from cpm.protocol.bounds import MAX_QUOTA_PORTS, MAX_QUOTA_VMS
 from cpm.protocol.errors import NotFound
-from cpm.protocol.event_kinds import NODES
-from cpm.protocol.model import Role
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from ipaddress import IPv4Address
+
     from cpm.api.client import Client
     from cpm.api.views import ApproveRequest, AskedView, NodeEventView, NodeView
 
@@ -99,7 +98,6 @@ _COLOURS = {
     "revoked": render.Colour.GREY,
 }
 _STATES = tuple(state.replace(" ", "-") for state in _COLOURS)
-_EVENTS = tuple(kind.word for kind in NODES)
 
 VERB = parsing.Verb(100, "list, approve, revoke, remove and fence hosts and edges", examples=_EXAMPLES)
 
@@ -123,7 +121,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     shown = parsing.add_action(actions, "list", "list the nodes, and machines that ask to be one", about=_LIST_ABOUT)
     shown.add_argument("patterns", metavar="PATTERN", nargs="*", help="only nodes with such a name: 'host*'")
-    shown.add_argument("--role", action="append", choices=[role.value for role in Role], dest="roles",
+    shown.add_argument("--role", action="append", choices=ROLES, dest="roles",
                        help="only nodes with this role")  # fmt: skip
     shown.add_argument("--state", metavar="STATE", action="append", choices=_STATES,
                        help=f"only nodes in this state; may be repeated: {', '.join(_STATES)}")  # fmt: skip
@@ -134,7 +132,7 @@ def add_arguments(verb: parsing.Parser) -> None:
         actions, "approve", "say what a node may be", about=_APPROVE_ABOUT, examples=_examples_of("approve")
     )
     approve.add_argument("node", metavar="NODE", help=_NODE)
-    approve.add_argument("--role", action="append", choices=[role.value for role in Role], dest="roles",
+    approve.add_argument("--role", action="append", choices=ROLES, dest="roles",
                          help="a role that it may have; may be repeated")  # fmt: skip
     approve.add_argument("--underlay", metavar="ADDRESS", type=_address, help="its address between hosts and edges")
     approve.add_argument("--max-vms", metavar="N", type=parsing.count_to(MAX_QUOTA_VMS), help="VMs that it may have")
@@ -153,8 +151,8 @@ def add_arguments(verb: parsing.Parser) -> None:
             action.add_argument("--yes", action="store_true", help="do not ask; without a terminal nothing is asked")
     events = parsing.add_action(actions, "events", "print what became of nodes, and why", about=_EVENTS_ABOUT)
     events.add_argument("patterns", metavar="PATTERN", nargs="*", help="only nodes with such a name: 'host*'")
-    events.add_argument("--event", metavar="EVENT", action="append", choices=_EVENTS,
-                        help=f"only this event; may be repeated: {', '.join(_EVENTS)}")  # fmt: skip
+    events.add_argument("--event", metavar="EVENT", action="append", choices=NODE_EVENT_NAMES,
+                        help=f"only this event; may be repeated: {', '.join(NODE_EVENT_NAMES)}")  # fmt: skip
     events.add_argument("--limit", metavar="N", type=parsing.count, help="the newest N lines (default: 100)")
     parsing.add_time(events)
 
@@ -163,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out one action and print the node or nodes."""
     from cpm.api.operations import APPROVE, FENCE, NODE_EVENTS, REMOVE_NODE, REVOKE, UNFENCE
 
-    manager = parsing.client(args)
+    manager = parsing.reader(args) if args.action in ("list", "events") else parsing.client(args)
     if args.action == "events":
         asked = {"node": args.patterns, "event": args.event, **parsing.time_of(args)}
         events = manager.call(NODE_EVENTS, limit=args.limit, **asked)
@@ -216,6 +214,7 @@ def _request(args: argparse.Namespace, manager: Client) -> ApproveRequest:
     :raise VirtPortsError: When the node asks for nothing, or the operator does not confirm.
     """
     from cpm.api.views import ApproveRequest
+    from cpm.protocol.model import Role
 
     if args.roles is not None or args.underlay is not None or args.max_vms is not None or args.max_ports is not None:
         roles = tuple(dict.fromkeys(map(Role, args.roles))) if args.roles is not None else None
@@ -273,10 +272,12 @@ def _confirm(node: str, asks: AskedView) -> None:
 
 
 def _address(text: str) -> IPv4Address:
+    from ipaddress import IPv4Address
+
     try:
         return IPv4Address(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"not an IPv4 address: {text!r}; write for example 172.30.0.13") from None
+        raise parsing.not_of_that_type(f"not an IPv4 address: {text!r}; write for example 172.30.0.13") from None
 
 
 def _problems(view: NodeView) -> Iterator[str]:
@@ -297,11 +298,12 @@ def _event_row(view: NodeEventView) -> tuple[object, ...]:
 def _row(view: NodeView) -> tuple[object, ...]:
     generation = f"{view.applied}/{view.generation}"
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(view.dropped.items()) if count)
-    state = render.Painted(view.state, _COLOURS.get(view.state))
+    state = node_state(view)
+    painted = render.Painted(state, _COLOURS.get(state))
     # One that was never connected has no roles yet.
     roles = ",".join(view.roles or (view.approval.roles if view.approval is not None else ()))
     use = (_of(view.vms, view.max_vms), _of(view.ports, view.max_ports))
-    return view.name, roles, view.underlay, state, view.synced, generation, *use, dropped
+    return view.name, roles, view.underlay, painted, view.synced, generation, *use, dropped
 
 
 def _of(number: int, most: int | None) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import CertificateDocument
     from cpm.install.pki import Authority, Issued
 
@@ -61,17 +62,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _done(args: argparse.Namespace, authority: Authority) -> list[Issued]:
     if args.action == "init":
-        return [authority.create(args.now)]
+        return [authority.create(parsing.now(args))]
     if args.action == "issue":
         # All or none.
         for name in args.names:
             authority.check_free(name)
-        return [authority.issue(name, args.now) for name in args.names]
+        return [authority.issue(name, parsing.now(args)) for name in args.names]
     if args.action == "renew":
         if args.names:
-            return [authority.renew(name, args.now) for name in args.names]
+            return [authority.renew(name, parsing.now(args)) for name in args.names]
         unread = [each for each in authority.issued() if each.fault]
-        return [*unread, *(authority.renew(each.name, args.now) for each in authority.due(args.now))]
+        return [*unread, *(authority.renew(each.name, parsing.now(args)) for each in authority.due(parsing.now(args)))]
     return authority.issued()
 
 

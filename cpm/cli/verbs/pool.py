@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from cpm.cli import addresses, parsing, render
+from cpm.cli import parsing, render
 from cpm.protocol.errors import InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
     from cpm.api.views import AddressDetail, AddressView
 
 HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Own", "Reserved")
@@ -81,7 +81,7 @@ def _list(args: argparse.Namespace) -> int:
 
     sort = args.sort if args.sort != "address" else None
     asked = {"match": args.patterns, "sort": sort, "after": parsing.address_of(args.after)}
-    views = parsing.client(args).call(LIST_POOL, limit=parsing.one_more(args.limit), **asked)
+    views = parsing.reader(args).call(LIST_POOL, limit=parsing.one_more(args.limit), **asked)
     views, more = parsing.page_of(views, args.limit, lambda view: str(view.address))
     more = more if sort is None else ""
     return parsing.print_table(args, views, render.Table(HEADER, map(_row, views)), more)
@@ -90,6 +90,7 @@ def _list(args: argparse.Namespace) -> int:
 def _add(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import ADD_TO_POOL
     from cpm.api.views import PoolRequest
+    from cpm.cli import addresses
 
     reserved = None if args.reserved is None else addresses.parse_reserved(args.reserved)
     request = PoolRequest(addresses=addresses.parse(args.addresses), reserved=reserved)
@@ -99,14 +100,16 @@ def _add(args: argparse.Namespace) -> list[AddressView]:
 def _remove(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import REMOVE_FROM_POOL
     from cpm.api.views import PoolRemoval
+    from cpm.cli import addresses
 
     return parsing.client(args).call(REMOVE_FROM_POOL, PoolRemoval(addresses.parse(args.addresses)))
 
 
 def _show(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_ADDRESS
+    from cpm.cli import addresses
 
-    view = parsing.client(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
+    view = parsing.reader(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
     return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + _tables(view))
 
 
@@ -143,7 +146,8 @@ def _ranges(view: AddressDetail) -> Iterator[tuple[object, ...]]:
 
 
 def _reserved_text(view: AddressView) -> str:
-    return ",".join(str(part) if part.size > 1 else str(part.first) for part in view.reserved)
+    parts = ((part.first, part.last) for part in view.reserved)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 def _examples_of(action: str) -> str:

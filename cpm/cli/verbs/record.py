@@ -6,16 +6,18 @@ Tested in ``tests/unit/cpm/cli/test_record.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from cpm.cli import parsing, render
 from cpm.protocol.errors import InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.views import MeasurementView, ReportView
     from cpm.cli.documents import RecordDocument
     from cpm.simulation import Sample

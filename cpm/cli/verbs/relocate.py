@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cpm.cli import parsing
 from cpm.cli.verbs import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _ABOUT = """\
 New connections get a range of the same size elsewhere, on the same external

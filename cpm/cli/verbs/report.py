@@ -6,16 +6,17 @@ Tested in ``tests/unit/cpm/cli/test_doctor.py``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 from cpm.cli.verbs import doctor
 from cpm.protocol.errors import ConfigError, ExitCode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import ReportDocument
 
 _ABOUT = """\
@@ -47,16 +48,16 @@ def run(args: argparse.Namespace) -> int:
     """Collect, write, and print where."""
     from machine_doctor import bundle
 
-    stamp = render.moment(args.now)[:19].replace(":", "").replace("-", "").replace("T", "-")
+    stamp = render.moment(parsing.now(args))[:19].replace(":", "").replace("-", "").replace("T", "-")
     folder = f"virt-ports-report-{stamp}"
     members = bundle.collect(doctor.sources(args), _say, is_anonymous=args.anonymous)
     if args.file == "-":
-        bundle.write(members, sys.stdout.buffer, args.now, folder)
+        bundle.write(members, sys.stdout.buffer, parsing.now(args), folder)
         return ExitCode.DONE
     path = Path(args.file or f"{folder}.tar.gz")
     try:
         with bundle.create(path) as file:
-            count = bundle.write(members, file, args.now, folder)
+            count = bundle.write(members, file, parsing.now(args), folder)
     except FileExistsError:
         raise ConfigError(str(path), "", "exists already; give --file another name") from None
     except OSError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
 from cpm.cli import parsing
 from cpm.cli.verbs import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
 
 _ABOUT = """\
 PORTS is rounded up to whole blocks and kept between the VM's floor and its cap.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
-
 from cpm.cli import parsing, render
 from cpm.cli.verbs import show
 from cpm.protocol.errors import InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
     from cpm.api.views import WishesRequest
 
 _ABOUT = """\

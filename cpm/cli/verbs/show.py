@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
-
 from cpm.cli import parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
     from cpm.api.views import DomainDetail, GuestAgentView
 
 HEADER = ("External address", "Ports", "State", "Connections", "Since")
@@ -35,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the VM."""
     from cpm.api.operations import SHOW_VM
 
-    detail = parsing.client(args).call(SHOW_VM, name=args.vm)
+    detail = parsing.reader(args).call(SHOW_VM, name=args.vm)
     return parsing.print_answer(args, flat(detail), lambda: _facts(detail) + "\n" + ranges(detail))
 
 
 def flat(detail: DomainDetail) -> dict[str, Any]:
     """Return a VM for JSON, with the keys of ``list`` on the top level, so that both verbs have the same keys."""
     plain = render.plain(detail)
-    return {**plain.pop("domain"), **plain}
+    return {**plain["domain"], **{key: value for key, value in plain.items() if key != "domain"}}
 
 
 def _facts(detail: DomainDetail) -> str:

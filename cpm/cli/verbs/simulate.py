@@ -6,17 +6,19 @@ Tested in ``tests/unit/cpm/cli/test_simulate.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cpm.cli import parsing, render
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.escaping import escaped
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import PolicyDocument, SimulateDocument
     from cpm.simulation import Result, Trace
 

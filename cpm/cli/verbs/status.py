@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
 from cpm.cli import parsing, render
-from cpm.protocol.timeouts import Timeouts
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.views import StatusView
+    from cpm.protocol.timeouts import Timeouts
 
 _EXAMPLES = """\
   virt-ports status
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the state of the manager."""
     from cpm.api.operations import STATUS
 
-    view = parsing.client(args).call(STATUS)
+    view = parsing.reader(args).call(STATUS)
     return parsing.print_answer(args, view, lambda: _facts(view) + _problems(view))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from cpm.cli import parsing, render
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.client import Client
     from cpm.cli.documents import TopDocument
     from cpm.cli.top.model import Model, Row
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from cpm.cli.top import terminal
     from cpm.cli.top.feed import Feed
 
-    coloured = render.has_colours(render.When(args.color or "auto"))
+    coloured = render.has_colours(args.color or render.AUTO)
     terminal.show(model, Feed(manager, args.delay), coloured=coloured, is_unicode=_has_unicode())
     return 0
 

@@ -6,15 +6,16 @@ Tested in ``tests/unit/cpm/install/test_removal.py`` and ``tests/netns/test_with
 
 from __future__ import annotations
 
-import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cpm.cli import asking, parsing, render
 from cpm.protocol.errors import Conflict, ExitCode, InvalidRequest
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.cli.documents import RemovedFileDocument, UninstallDocument
     from cpm.install.removal import Removal
     from natctl.withdrawal import Held

@@ -6,15 +6,14 @@ Tested in ``tests/unit/cpm/cli/test_verbs.py``.
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
-from cpm.cli import addresses, parsing, render, times
-from cpm.protocol.bounds import short, whole_number
+from cpm.cli import parsing, render
+from cpm.protocol.bounds import LAST_PORT, short, whole_number
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import LAST_PORT
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
+
     from cpm.api.operations import Argument
     from cpm.api.views import WhoisView
 
@@ -48,17 +47,19 @@ def run(args: argparse.Namespace) -> int:
     """Print the owner."""
     from cpm.api.operations import WHOIS
 
-    view = parsing.client(args).call(WHOIS, **_arguments(args))
+    view = parsing.reader(args).call(WHOIS, **_arguments(args))
     return parsing.print_answer(args, view, lambda: _facts(view))
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Argument]:
+    from cpm.cli import addresses, times
+
     port = whole_number(args.port, LAST_PORT)
     if port is None:
         raise InvalidRequest(f"not a port: {short(args.port)}; use a number from 0 to {LAST_PORT}")
     try:
         address = addresses.parse_one(args.address)
-        at = None if args.at is None else times.parse(args.at, args.now)
+        at = None if args.at is None else times.parse(args.at, parsing.now(args))
     except ValueError as error:
         raise InvalidRequest(str(error)) from None
     return {"address": address, "port": port, "at": at, "protocol": args.protocol}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from cpm.protocol.model import FIRST_PORT, LAST_PORT, PortRange
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
+from cpm.protocol.model import PortRange
 
 DEFAULT_BLOCK: Final = 64
 """Ports per block unless ``cpmd.toml`` sets another number."""

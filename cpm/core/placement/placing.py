@@ -12,16 +12,8 @@ from typing import Final
 from cpm.core.placement.grid import blocks_within, first_at_or_above, first_at_or_below, whole_blocks
 from cpm.core.placement.shortfall import NoRoom, NoRoomError, Obstacle
 from cpm.core.placement.space import AddressSpace
-from cpm.protocol.model import (
-    FIRST_PORT,
-    LAST_PORT,
-    Allocation,
-    AllocationId,
-    AllocationState,
-    DomainUUID,
-    NodeName,
-    PortRange,
-)
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
+from cpm.protocol.model import Allocation, AllocationId, AllocationState, DomainUUID, NodeName, PortRange
 
 NOTHING_KNOWN: Final[Mapping[AllocationId, int]] = MappingProxyType({})
 """Free ports by range, when none were counted."""

@@ -36,11 +36,10 @@ from cpm.core.rollout.last_use import LastUse, longest_gap_s
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.running import RunningVMs
 from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import Freed, ManagerMessage, Measured, PathState
 from cpm.protocol.model import (
-    FIRST_PORT,
-    LAST_PORT,
     VM,
     Allocation,
     AllocationId,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from cpm.protocol.bounds import whole_number
+from cpm.protocol.bounds import LAST_PORT, whole_number
 from cpm.protocol.errors import ConfigError
-from cpm.protocol.model import LAST_PORT
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 
 from pyroute2.netlink import NLA_F_NESTED
 
-from cpm.protocol.model import FIRST_PORT, PortRange
+from cpm.protocol.bounds import FIRST_PORT
+from cpm.protocol.model import PortRange
 from natctl.model.entries import Destination
 from natctl.model.port_use import PortCount, PortUse, VMPorts
 from natctl.netlink.conntrack.entries import (

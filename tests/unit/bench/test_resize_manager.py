@@ -16,6 +16,7 @@ from bench.waits import TimedOut
 from cpm.api import operations
 from cpm.api.server import NodeConnection
 from cpm.api.views import PoolRequest
+from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
@@ -28,15 +29,7 @@ from cpm.protocol.messages import (
     Report,
     Snapshot,
 )
-from cpm.protocol.model import (
-    FIRST_PORT,
-    LAST_PORT,
-    AllocationState,
-    DomainUUID,
-    NodeName,
-    PortRange,
-    Role,
-)
+from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
 from cpm.settings import LedgerSettings, ListenSettings, PoolSettings, Settings
 from lab.errors import LabError
 from tests.fakes.approving import approve

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cpm.cli.main import build_parser
+from cpm.cli.parser import build
 
 REPOSITORY = Path(__file__).parents[3]
 SCHEMA = (
@@ -48,4 +48,4 @@ def test_virt_ports_takes_what_it_runs(example: Any) -> None:
     calls = [command[1:] for command in example["runcmd"] if command[0] == "virt-ports"]
     assert len(calls) == 1
     for call in calls:
-        build_parser().parse_args(call)
+        build().parse_args(call)

@@ -10,8 +10,9 @@ import pytest
 
 from cpm import settings
 from cpm.core.sizing import Bounds, Demand, ScalingState, decide, default_policy, policy_named
+from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.errors import ConfigError
-from cpm.protocol.model import LAST_PORT, DomainUUID
+from cpm.protocol.model import DomainUUID
 from cpm.protocol.timeouts import Timeouts
 
 

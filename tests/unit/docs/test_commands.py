@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cpm.cli.main import _with_at_attached, build_parser, verb_names
+from cpm.cli import verbs
+from cpm.cli.main import with_at_attached
+from cpm.cli.parser import build
 from lab.__main__ import _parser as lab_parser
 
 REPOSITORY = Path(__file__).parents[3]
@@ -63,7 +65,7 @@ def calls() -> list[tuple[str, str]]:
             words = re.split(r"\s+[|&#>].*|\s*;.*|&&.*|\s{2,}.*|`.*", match["rest"])[0].replace("%%", "%").rstrip(")")
             # The quote that ends what the call is in.
             words = words[:-1] if words.count(words[-1:]) % 2 and words[-1:] in ("'", '"') else words
-            if match["rest"].split()[0] in {*verb_names(), "--version"} and "…" not in words:
+            if match["rest"].split()[0] in {*verbs.names(), "--version"} and "…" not in words:
                 found.add((page, words.strip()))
     return sorted(found)
 
@@ -84,7 +86,7 @@ def words_typed(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_has_a_verb_that_is_none(page: Path) -> None:
-    known = {*verb_names(), "--version", "--help"}
+    known = {*verbs.names(), "--version", "--help"}
     # A version after the name is what is printed.
     assert [word for word in words_typed(page.read_text()) if word not in known and not word[0].isdigit()] == []
 
@@ -110,8 +112,8 @@ def test_make_targets_exist(page: str, command: str) -> None:
 def test_virt_ports_takes_it(page: str, command: str) -> None:
     words = shlex.split(command)
     # A verb alone is spoken of, not typed; so is a group of verbs.
-    if words not in [[verb] for verb in verb_names()] and words != ["--version"]:
-        build_parser().parse_args(_with_at_attached(words))
+    if words not in [[verb] for verb in verbs.names()] and words != ["--version"]:
+        build().parse_args(with_at_attached(words))
 
 
 @pytest.mark.parametrize(("page", "command"), starting("python -m lab "))

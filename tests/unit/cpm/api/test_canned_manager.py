@@ -159,7 +159,7 @@ async def test_the_fake_refuses_an_unknown_path_as_the_manager_does() -> None:
     async with cpmd.running() as site:
         answer = await site.ask("GET", "/v1/nothing")
     with canned_manager.running() as fake:
-        call = Call(Operation("GET", "/v1/nothing", str, ""), {})
+        call = Call(Operation("GET", "/v1/nothing", lambda: str, ""), {})
         refused = await asyncio.to_thread(outcome, fake.path, call)
     assert refused.head == (answer.status, answer.content_type, False)
     assert refused.refusal is not None

@@ -11,6 +11,7 @@ import pytest
 from cpm.api.client import Client, RemoteError
 from cpm.api.operations import EVENTS, FENCE, STATUS, Operation
 from cpm.api.parameters import Flag, Parameter
+from cpm.api.unix_http import Exchange
 from cpm.api.views import EventView, StatusView
 from cpm.protocol.errors import Unreachable, VirtPortsError
 from cpm.protocol.model import DomainUUID, NodeName
@@ -20,10 +21,10 @@ from tests.fakes.canned_manager import CannedManager, garbage, hang_up, lines, r
 
 VIEW = StatusView("0.1.0", 1, UtcSeconds(0.0), 0, 0, 0, "ledger.db")
 
-ASK = Operation("GET", "/v1/status", StatusView, "", tuple(Parameter(name, "") for name in "abcd"))
-CHANGE = Operation("POST", "/v1/x", StatusView, "", body=StatusView)
-DO = Operation("POST", "/v1/x", StatusView, "")
-REMOVE = Operation("DELETE", "/v1/x/{name}", StatusView, "", (Parameter("name", ""), Flag("all", "")))
+ASK = Operation("GET", "/v1/status", lambda: StatusView, "", tuple(Parameter(name, "") for name in "abcd"))
+CHANGE = Operation("POST", "/v1/x", lambda: StatusView, "", body=lambda: StatusView)
+DO = Operation("POST", "/v1/x", lambda: StatusView, "")
+REMOVE = Operation("DELETE", "/v1/x/{name}", lambda: StatusView, "", (Parameter("name", ""), Flag("all", "")))
 
 
 def event(seq: int) -> EventView:
@@ -181,6 +182,6 @@ def test_a_socket_without_permission_is_unreachable(monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(Exchange, "request", refuse)
     with pytest.raises(Unreachable, match=r"permission denied; run this as root or .* see `ls -l /s`"):
         Client("/s").call(STATUS)

@@ -15,7 +15,7 @@ from cpm.api.operations import HISTORY, LIST_VMS, OPERATIONS, RESIZE, WHOIS, Ope
 from cpm.api.parameters import Parameter
 from cpm.core.manager import Manager
 
-ASK = Operation("GET", "/v1/x/{name}", str, "", (Parameter("name", ""),))
+ASK = Operation("GET", "/v1/x/{name}", lambda: str, "", (Parameter("name", ""),))
 
 
 def test_arguments_are_quoted_in_the_path() -> None:

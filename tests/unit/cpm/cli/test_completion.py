@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
-from cpm.cli import completion, main, names
+from cpm.cli import completion, main
 from tests.fakes import canned_manager
 from tests.fakes.canned_manager import CannedManager, garbage, raw
 from tests.unit.cpm.cli.conftest import DB, Command, domain
@@ -23,7 +24,7 @@ SCRIPTS = {shell: SHARE / name for shell, name in completion.FILES.items()}
 
 
 def query(path: str, prefix: str) -> str:
-    return f"GET {path}?match={''.join(f'%{byte:02X}' for byte in prefix.encode())}%2A&limit=200"
+    return f"GET {path}?match={quote(prefix)}%2A&limit=200"
 
 
 @pytest.fixture
@@ -110,12 +111,12 @@ def test_fish_completes(environment: dict[str, str], line: str, completed: list[
 
 def test_names_that_are_keys_for_a_terminal_are_not_offered(virt_ports: Command, manager: CannedManager) -> None:
     manager.on(query("/v1/domains", ""), [domain("a\nb"), domain("\x1b[2J"), domain("fine"), domain("\u202e")])
-    assert virt_ports(names.WORD, "fish", "vms") == (0, "fine\n", "")
+    assert virt_ports(main.NAMES, "fish", "vms") == (0, "fine\n", "")
 
 
 def test_patterns_in_a_prefix_are_letters(virt_ports: Command, manager: CannedManager) -> None:
     manager.on(query("/v1/domains", "[*]a"), [domain("*ab"), domain("xab")])
-    assert virt_ports(names.WORD, "bash", "vms", r"\*a").out == "\\*ab\n"
+    assert virt_ports(main.NAMES, "bash", "vms", r"\*a").out == "\\*ab\n"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_nothing_is_said_when_cpmd_is_not_well(
     virt_ports: Command, manager: CannedManager, answer: canned_manager.Answer
 ) -> None:
     manager.on(query("/v1/domains", ""), answer)
-    assert virt_ports(names.WORD, "bash", "vms") == (0, "", "")
+    assert virt_ports(main.NAMES, "bash", "vms") == (0, "", "")
 
 
 @pytest.mark.parametrize("words", [[], ["bash"], ["bash", "x"], ["bash", "vms", "w", "more"]])
@@ -133,12 +134,12 @@ def test_nothing_is_said_when_it_is_away(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     monkeypatch.setenv("VIRT_PORTS_SOCKET", "/nonexistent")
-    assert main.execute([names.WORD, *words], now=0.0) == 0
+    assert main.execute([main.NAMES, *words], now=0.0) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_it_does_not_wait_for_a_cpmd_that_hangs(virt_ports: Command, manager: CannedManager) -> None:
     over = threading.Event()
     manager.on(query("/v1/domains", ""), lambda handler: over.wait(60))
-    assert virt_ports(names.WORD, "bash", "vms") == (0, "", "")
+    assert virt_ports(main.NAMES, "bash", "vms") == (0, "", "")
     over.set()

@@ -153,5 +153,5 @@ def test_a_report_as_json_says_where_it_is(virt_ports: Command, collected: list[
 
 
 def test_other_verbs_do_not_import_the_doctor() -> None:
-    code = "import sys; from cpm.cli import main; main.build_parser(); sys.exit('machine_doctor' in sys.modules)"
+    code = "import sys; from cpm.cli import parser; parser.build(); sys.exit('machine_doctor' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,6 +22,7 @@ from cpm.api.client import Client
 from cpm.api.operations import SHOW_VM
 from cpm.cli import main, output_reference
 from cpm.cli.output_reference import PRINTED
+from cpm.cli.parser import build
 from cpm.ledger import SqliteLedger
 from cpm.protocol.errors import ExitCode
 from cpm.protocol.messages import Attach, Measured, Report
@@ -178,12 +179,12 @@ def _is_active(manager: Manager, name: str) -> bool:
 
 
 def test_no_verb_and_no_action_is_left_out() -> None:
-    parser = main.build_parser()
+    parser = build()
     assert output_reference.undocumented(parser) == set(), "say in output_reference.PRINTED what it prints"
 
 
 def test_a_verb_of_which_nothing_is_said_is_found() -> None:
-    parser = main.build_parser(["list"])
+    parser = build(["list"])
     [verbs] = [each for each in parser._actions if hasattr(each, "add_parser")]
     verbs.add_parser("shout").add_subparsers().add_parser("loudly")
     assert output_reference.undocumented(parser) == {"shout loudly"}

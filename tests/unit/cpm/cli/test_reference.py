@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpm.cli import main, reference
+from cpm.cli import reference, verbs
 
 PAGE = Path(__file__).parents[4] / "docs/reference/cli.md"
 
@@ -13,5 +13,5 @@ def test_the_page_is_generated_from_the_help() -> None:
 
 def test_every_verb_and_action_has_a_section() -> None:
     headings = {line for line in reference.markdown().splitlines() if line.startswith("## ")}
-    assert {f"## virt-ports {verb}" for verb in main.verb_names()} <= headings
+    assert {f"## virt-ports {verb}" for verb in verbs.names()} <= headings
     assert {"## virt-ports pool add", "## virt-ports node fence"} <= headings

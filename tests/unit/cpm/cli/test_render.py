@@ -58,7 +58,7 @@ HOSTILE = "vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00"
 
 def test_nothing_that_is_printed_for_people_controls_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     render.emit(f"{HOSTILE}\nnext\n")
-    render.print_error("conflict", f"{HOSTILE} is gone; do this", render.Format.TABLE)
+    render.print_error("conflict", f"{HOSTILE} is gone; do this", render.TABLE)
     out, err = capsys.readouterr()
     assert out == r"vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00" + "\nnext\n"
     assert err == r"error: vm\x1b[2J\x9b1m\u202e\u2066\u200f\x00 is gone; do this" + "\n"
@@ -66,7 +66,7 @@ def test_nothing_that_is_printed_for_people_controls_a_terminal(capsys: pytest.C
 
 def test_documents_are_exact(capsys: pytest.CaptureFixture[str]) -> None:
     render.emit_document({"name": HOSTILE})
-    render.print_error("conflict", HOSTILE, render.Format.JSON)
+    render.print_error("conflict", HOSTILE, render.JSON)
     out, err = capsys.readouterr()
     assert json.loads(out) == {"name": HOSTILE}
     assert json.loads(err) == {"code": "conflict", "message": HOSTILE}

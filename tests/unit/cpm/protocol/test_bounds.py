@@ -16,7 +16,7 @@ import pytest
 from msgspec import Meta, Struct, UnsetType
 
 from cpm.api.operations import OPERATIONS
-from cpm.protocol import bounds, codec
+from cpm.protocol import bounded, bounds, codec
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import ManagerMessage, NodeMessage
 from cpm.protocol.model import PortRange
@@ -72,9 +72,9 @@ def test_a_field_without_bounds_is_found() -> None:
         text: str | None
         capped: Annotated[int, Meta(le=5)]
         texts: Annotated[tuple[str, ...], Meta(max_length=5)]
-        by_name: Annotated[dict[str, bounds.Count], Meta(max_length=5)]
+        by_name: Annotated[dict[str, bounded.Count], Meta(max_length=5)]
         anything: object
-        fine: Annotated[tuple[bounds.Word, ...], Meta(max_length=5)]
+        fine: Annotated[tuple[bounded.Word, ...], Meta(max_length=5)]
 
     assert list(unbounded(Annotated[tuple[Inner, ...], Meta(max_length=1)], "m")) == [
         "m[].number: int",
@@ -148,4 +148,4 @@ def test_a_range_of_thousands_of_digits_is_refused() -> None:
 
 def test_the_bounds_of_a_number_fit_where_it_is_kept() -> None:
     """msgspec compares in 64 bits, SQLite keeps as many."""
-    assert msgspec.convert(bounds.MAX_COUNT, bounds.Count) < 2**63
+    assert msgspec.convert(bounds.MAX_COUNT, bounded.Count) < 2**63

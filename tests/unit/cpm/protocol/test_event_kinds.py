@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cpm.api import event_reference, views
+from cpm.api import event_reference, views, words
 from cpm.cli import journal as journal_lines
-from cpm.cli.verbs import node
 from cpm.core.journal import NOTICES, JournalEntry, JournalEvent, NodeEvent
 from cpm.page import rendering
 from cpm.protocol.event_kinds import CLOCK_SET, JOURNAL, NODES, EventKind, Severity
@@ -45,9 +44,9 @@ def test_an_event_says_what_it_means(kind: EventKind) -> None:
 
 
 def test_requests_and_commands_take_every_event() -> None:
-    assert tuple(kind.name for kind in JOURNAL) == views.EVENT_NAMES
+    assert tuple(kind.name for kind in JOURNAL) == words.EVENT_NAMES
     assert tuple(kind.word for kind in JOURNAL) == journal_lines.EVENTS
-    assert tuple(kind.name for kind in NODES) == node._EVENTS == views.NODE_EVENT_NAMES
+    assert tuple(kind.name for kind in NODES) == words.NODE_EVENT_NAMES
 
 
 def shown(*events: views.EventView, nodes: tuple[views.NodeEventView, ...] = ()) -> str:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpm.protocol.model import LAST_PORT, PortRange, coalesce
+from cpm.protocol.bounds import LAST_PORT
+from cpm.protocol.model import PortRange, coalesce
 
 PORTS = st.integers(0, 12) | st.integers(LAST_PORT - 3, LAST_PORT)
 RANGES = st.tuples(PORTS, PORTS).map(sorted).map(lambda ends: PortRange(*ends))

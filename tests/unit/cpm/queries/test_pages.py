@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.tick import Fleet
-from cpm.api import views
+from cpm.api import views, words
 from cpm.api.parameters import Patterns
 from cpm.protocol.errors import InvalidRequest, NotFound
 from cpm.protocol.messages import Attach
-from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.queries import nodes, pages, pool, vms
 
 NAMES = st.sets(st.text("ab:", max_size=2), max_size=12)
@@ -126,5 +126,6 @@ def test_the_command_line_has_the_same_words() -> None:
     from cpm.cli.verbs import list as list_verb
     from cpm.cli.verbs import node
 
-    assert set(list_verb._STATES) == set(views.hyphenated(views.VM_STATES))
-    assert set(node._STATES) == set(views.hyphenated(views.NODE_STATES))
+    assert {role.value for role in Role} == set(words.ROLES)
+    assert set(list_verb._STATES) == set(words.hyphenated(words.VM_STATES))
+    assert set(node._STATES) == set(words.hyphenated(words.NODE_STATES))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cpm.core.placement import AddressSpace, Placement, place, place_larger, place_overflow, shrink
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
-    FIRST_PORT,
     Allocation,
     AllocationId,
     AllocationState,

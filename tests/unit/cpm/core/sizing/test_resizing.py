@@ -31,9 +31,9 @@ from cpm.core.sizing.resizing import (
     choose_first,
     choose_without_own_ports,
 )
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.errors import PortsExhausted
 from cpm.protocol.model import (
-    FIRST_PORT,
     VM,
     Allocation,
     AllocationId,
