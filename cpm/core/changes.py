@@ -163,6 +163,11 @@ class NoteSeen:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class NoteOutdated:
+    """An edge has shown that this ledger does not say who has which port: until it is restored, it gives nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EndRestoring:
     """The ledger has taken in what kernels hold."""
 
@@ -182,6 +187,7 @@ Change: TypeAlias = (
     | NoteAct
     | NoteNode
     | NoteSeen
+    | NoteOutdated
     | EndRestoring
     | PutStretch
 )

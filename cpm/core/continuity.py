@@ -1,8 +1,10 @@
 """
 Whether a node has followed this ledger, as it is: else the ledger is another one, an old copy, or in use twice.
 
-Such a node is refused, because what the ledger says contradicts what kernels hold. While it is refused, no VM gets the
-ports that it maps as an edge and that the ledger knows nothing of.
+Such a node is refused, because what the ledger says contradicts what kernels hold. When it is an edge, which is
+trusted, it is also known that the ledger does not say who has which port of the pool: until it is restored, no VM gets
+new ports. What an edge that was not heard yet knows better cannot be known
+(``docs/explanation/limits.md``).
 
 Pure. Tested in ``tests/unit/site/test_continuity.py``.
 """
@@ -10,17 +12,15 @@ Pure. Tested in ``tests/unit/site/test_continuity.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from cpm.core.changes import NoteSeen
+from cpm.core.changes import NoteOutdated, NoteSeen
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
-from cpm.protocol.holdings import Held
 from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import Hello
-from cpm.protocol.model import NodeName, PortRange, Role
-from cpm.protocol.own_ports import KeptPorts, OwnUse
+from cpm.protocol.model import NodeName, Role
 
 RESTORE = "stop cpmd, then put the latest ledger back or, if there is none, run `virt-ports restore --accept`"
 """What to do about a ledger that is not the one that nodes have followed."""
@@ -63,7 +63,7 @@ class Continuity:
             raise LedgerMistrusted(hello.node, why, RESTORE)
         if hello.epoch == self.epoch and follows.run not in ("", self.run):
             why = "another cpmd runs in the same epoch, on a copy of this ledger"
-            raise LedgerMistrusted(hello.node, why, "stop the one that is not in use")
+            raise LedgerMistrusted(hello.node, why, "stop the one that is not in use", is_lasting=False)
         return False
 
 
@@ -71,58 +71,69 @@ class RefusedNodes:
     """
     The nodes that were refused because of their ledger.
 
-    :param fleet: Keeps the ports that they map.
+    An edge among them, which is trusted, shows that this ledger does not say who has which port of the pool: that it
+    has seen a later state of it, or maps ports of the pool by another one. What else was given, and used until just
+    now, nobody knows, so from then on nothing new is given, until the ledger is restored.
+
+    :param fleet: The ledger's content.
+    :param ledger: Which ledger it is.
+    :param is_outdated: An edge has shown that before.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, ledger: str, *, is_outdated: bool) -> None:
         self._fleet = fleet
-        self._hellos: dict[NodeName, tuple[Hello, str]] = {}
+        self._ledger = ledger
+        self._is_outdated = is_outdated
+        self._refused: dict[NodeName, tuple[Hello, LedgerMistrusted]] = {}
         self._noted = (0, 0)
 
     @property
     def sentences(self) -> dict[NodeName, str]:
         """Why each is refused, and what to do."""
-        return {name: text for name, (_, text) in self._hellos.items()}
+        return {name: str(error) for name, (_, error) in self._refused.items()}
 
-    def seen(self, ledger: str) -> tuple[int, int]:
-        """Return the latest epoch, and the highest number of a range, that they have seen of a ledger."""
-        of_it = [hello for hello, _ in self._hellos.values() if hello.follows.ledger == ledger]
+    @property
+    def doubt(self) -> str:
+        """Why nothing new is given by this ledger, and what to do; empty: it is given."""
+        if (shown := next(self._shown(), None)) is not None:
+            return str(shown)
+        return f"an edge has shown that the ledger is an old copy, or another one; {RESTORE}" * self._is_outdated
+
+    def _shown(self) -> Iterator[LedgerMistrusted]:
+        """Yield what edges show."""
+        for hello, error in self._refused.values():
+            is_edge, is_of_it = Role.EDGE in hello.roles, hello.follows.ledger == self._ledger
+            if is_edge and (is_of_it or self._maps_ports_of_the_pool(hello)):
+                yield error
+
+    def _maps_ports_of_the_pool(self, hello: Hello) -> bool:
+        return any(self._fleet.space.has_address(each.external) for vm in hello.edge_holds for each in vm.ranges)
+
+    def seen(self) -> tuple[int, int]:
+        """Return the latest epoch, and the highest number of a range, that they have seen of this ledger."""
+        of_it = [hello for hello, _ in self._refused.values() if hello.follows.ledger == self._ledger]
         # From a host that lies, no number may leave too little room for a leap beyond it.
         epochs = (hello.epoch for hello in of_it if hello.epoch <= MAX_GENERATION // 2)
         highest = (hello.follows.grants for hello in of_it if hello.follows.grants <= MAX_COUNT // 2)
         return max(epochs, default=0), max(highest, default=0)
 
-    def note_seen(self, ledger: str) -> None:
-        """Have the ledger keep what they have seen of it, so that it leaps beyond that when it is restored."""
-        if (seen := self.seen(ledger)) != self._noted:
+    def note(self) -> None:
+        """Have the ledger keep what they show: that it is outdated, and beyond what it leaps when it is restored."""
+        if (seen := self.seen()) != self._noted:
             self._fleet.record(NoteSeen(*seen))
             self._noted = seen
+        if not self._is_outdated and any(error.is_lasting for error in self._shown()):
+            self._fleet.record(NoteOutdated())
+            self._is_outdated = True
 
-    def add(self, hello: Hello, text: str) -> None:
-        """Record that a node was refused; nobody gets the ports that only it knows of."""
-        known = self._hellos.get(hello.node)
-        self._hellos[hello.node] = hello, text
-        if Role.EDGE in hello.roles and (known is None or known[0].edge_holds != hello.edge_holds):
-            self._fleet.keep_from_vms(hello.node, self._unknown(hello.node, hello.edge_holds))
+    def add(self, hello: Hello, error: LedgerMistrusted) -> None:
+        """Record that a node was refused."""
+        self._refused[hello.node] = hello, error
 
     def remove(self, node: NodeName) -> None:
         """Record that a node was accepted, or that the operator vouches that it forwards nothing."""
-        if self._hellos.pop(node, None) is not None:
-            self._fleet.keep_from_vms(node, ())
+        self._refused.pop(node, None)
 
     def take_over(self, former: RefusedNodes) -> None:
         """Go on from those of a former manager."""
-        for hello, text in former._hellos.values():
-            self.add(hello, text)
-
-    def _unknown(self, node: NodeName, holds: Iterable[Held]) -> Iterator[KeptPorts]:
-        """Yield the ports that an edge maps for a VM to which the ledger did not give them."""
-        for vm in holds:
-            mine = [(each.external, each.ports) for each in self._fleet.of(vm.domain)]
-            for held in vm.ranges:
-                parts: list[PortRange] = [held.ports]
-                for external, ports in mine:
-                    if external == held.external:
-                        parts = [rest for part in parts for rest in part.minus(ports)]
-                for part in parts:
-                    yield KeptPorts(node, held.external, part, OwnUse.CONNECTION)
+        self._refused.update(former._refused)

@@ -10,7 +10,7 @@ Tested in ``tests/unit/site/test_faults.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, MutableMapping, MutableSet
+from collections.abc import Callable, Iterator, MutableMapping, MutableSet
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -33,8 +33,7 @@ from cpm.core.placement import AddressSpace
 from cpm.core.quotas import HostUse
 from cpm.core.refusals import Refusals
 from cpm.core.tallies import Tallies
-from cpm.protocol.errors import Conflict
-from cpm.protocol.ledger_errors import LedgerUnwritable
+from cpm.protocol.ledger_errors import LedgerDoubted, LedgerUnwritable
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -135,13 +134,18 @@ class Fleet:
             self.space.take(allocation)
             self._index(allocation)
         self.changed.clear()
-        self.why_no_new = ""
-        """Why no VM may get new ports; empty: it may."""
+        self.doubt: Callable[[], str] = str
+        """Returns why the ledger is not believed, as for :attr:`why_no_new`; the owner says how."""
         self.own_ports: dict[NodeName, tuple[KeptPorts, ...]] = {}
         """What is kept for each edge."""
         # Last: VMs may still hold some of them.
         for node in self.nodes:
             self._keep_own_ports(node, tuple(kept for kept in state.own_ports if kept.node == node))
+
+    @property
+    def why_no_new(self) -> str:
+        """Why no VM may get new ports, because of the ledger; empty: it may."""
+        return self.doubt()
 
     @property
     def recorded(self) -> int:
@@ -204,7 +208,7 @@ class Fleet:
         Apply a change, and keep it for the ledger.
 
         :raise Overloading: When a port would have two owners. Neither applied nor recorded.
-        :raise Conflict: When a VM is to get new ports while none may. Likewise.
+        :raise LedgerDoubted: When a VM is to get new ports while none may. Likewise.
         :raise NotFound: When the address of an allocation, or the allocation itself, does not exist. Likewise.
         :raise AddressInUse: When an address is removed on which VMs hold ranges. Likewise.
         :raise KeyError: When a VM or node to drop, or an allocation to move, does not exist. Likewise.
@@ -232,8 +236,8 @@ class Fleet:
             case PutStretch(stretch):
                 self.timeline = self.timeline.followed_by(stretch)
             case AddAllocation(allocation):
-                if self.why_no_new and allocation.state is AllocationState.RESERVED:
-                    raise Conflict(self.why_no_new)
+                if allocation.state is AllocationState.RESERVED and (why := self.why_no_new):
+                    raise LedgerDoubted(why)
                 self.space.take(allocation)
                 self._index(allocation)
             case MoveAllocation():
@@ -244,10 +248,6 @@ class Fleet:
                 self.reserved.pop(freed, None)
                 self.leaving.pop(freed, None)
         self._recorded.append(change)
-
-    def keep_from_vms(self, node: NodeName, kept: Iterable[KeptPorts]) -> None:
-        """Keep what a refused edge maps from all VMs, instead of what was kept before; it is not for the ledger."""
-        self._keep_own_ports(NodeName(f"{node} (refused)"), tuple(kept))
 
     def _keep_own_ports(self, node: NodeName, kept: tuple[KeptPorts, ...]) -> None:
         before = self.own_ports.pop(node, ())

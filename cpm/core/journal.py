@@ -50,6 +50,8 @@ class LedgerState:
     """Identifies the last start of a manager, among all copies of the ledger."""
     is_restored: bool = False
     """It has to take in what kernels hold before anything else (:mod:`cpm.core.restoring`)."""
+    is_outdated: bool = False
+    """An edge has shown that it does not say who has which port (:mod:`cpm.core.continuity`)."""
 
 
 class JournalEvent(enum.StrEnum):

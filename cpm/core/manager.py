@@ -103,7 +103,7 @@ class Manager:
         self.epoch = epoch
         self.fleet = Fleet(state, rules.block)
         self.continuity = Continuity.of(state, epoch)
-        self.refused = RefusedNodes(self.fleet)
+        self.refused = RefusedNodes(self.fleet, state.identity, is_outdated=state.is_outdated)
         """Nodes that follow another ledger, or a later state of it."""
         self._detached: dict[NodeName, int] = {}
         """How many VMs each connected node has said to be gone in its session."""
@@ -111,7 +111,7 @@ class Manager:
         """What nodes have said, while a ledger that was restored waits for all of them; None: it does not."""
         if state.is_restored:
             self.restoring = Restoring(self.fleet, now, rules.hold_down_s)
-            self.fleet.why_no_new = "the ledger was restored and waits for nodes; see `virt-ports status`"
+        self.fleet.doubt = self._doubt
         self.sessions: dict[NodeName, NodeSync] = {}
         self.silence = Silence(self.fleet, self.sessions, now)
         """Connected nodes that have stopped to report."""
@@ -164,6 +164,11 @@ class Manager:
         self.pool = Pool(self.fleet, self.sizer, rules, self._presence.retry_waiting)
         """The external addresses: operators' changes, and ports that edges use themselves."""
 
+    def _doubt(self) -> str:
+        if self.restoring is not None:
+            return "the ledger was restored and waits for nodes; see `virt-ports status`"
+        return self.refused.doubt
+
     @property
     def present(self) -> Mapping[DomainUUID, NodeName]:
         """The host of each VM that runs, always as of now."""
@@ -201,7 +206,7 @@ class Manager:
         try:
             adopts = self.continuity.check(hello, self.fleet.grants)
         except LedgerMistrusted as error:
-            self.refused.add(hello, str(error))
+            self.refused.add(hello, error)
             raise
         self.refused.remove(hello.node)
         if node != (known := self.fleet.nodes[hello.node]):
@@ -286,7 +291,7 @@ class Manager:
         """Take in what kernels hold, and begin to serve."""
         restoring.take_in(now)
         self.fleet.record(EndRestoring())
-        self.restoring, self.fleet.why_no_new = None, ""
+        self.restoring = None
         self.continuity = dataclasses.replace(self.continuity, adopts=False)
         self._presence.assume_running()
         for name, hello in restoring.hellos.items():
@@ -469,7 +474,7 @@ class Manager:
         or have to leave some.
         """
         self.membership.tick(now)
-        self.refused.note_seen(self.continuity.ledger)
+        self.refused.note()
         if self.restoring is not None:
             if not self.restoring.waits_for(now):
                 self._end_restoring(self.restoring, now)

@@ -30,7 +30,7 @@ from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
 from cpm.protocol.errors import Conflict, InternalPoolExhausted, PortsExhausted, QuotaReached, VirtPortsError
-from cpm.protocol.ledger_errors import LedgerUnwritable
+from cpm.protocol.ledger_errors import LedgerDoubted, LedgerUnwritable
 from cpm.protocol.messages import Attach, Hello, Presence, Refused
 from cpm.protocol.model import VM, AllocationState, DomainUUID, Node, NodeName, Role
 
@@ -139,7 +139,7 @@ class VMPresence:
             self._start(vm, now)
         except (PortsExhausted, InternalPoolExhausted, QuotaReached) as error:
             self._refuse(node.name, attach.domain, error)
-        except LedgerUnwritable as error:
+        except (LedgerUnwritable, LedgerDoubted) as error:
             if not is_repeated:
                 refusal = Refused(self._epoch, attach.domain, error.code, cut(str(error)))
                 self._rollout.queue_message(node.name, refusal)
@@ -205,7 +205,7 @@ class VMPresence:
 
     def retry_waiting(self, now: float) -> None:
         """Start VMs that wait for ports, as far as there are some now."""
-        if self._fleet.unwritable is not None:
+        if self._fleet.unwritable is not None or self._fleet.why_no_new:
             return
         self._retry_waiting_at = now + WAITING_RETRY_S
         for uuid in list(self._waiting):
@@ -295,6 +295,8 @@ class VMPresence:
         self._waiting.add(vm.uuid, floor)
         if self._fleet.unwritable is not None:
             raise self._fleet.unwritable
+        if why := self._fleet.why_no_new:
+            raise LedgerDoubted(why)
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
         wanted = min(left, self._sizer.contention.start_allowance(vm, initial, floor))
         placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)

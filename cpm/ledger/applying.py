@@ -21,6 +21,7 @@ from cpm.core.changes import (
     MoveAllocation,
     NoteAct,
     NoteNode,
+    NoteOutdated,
     NoteSeen,
     Notice,
     PutAddress,
@@ -217,6 +218,10 @@ def _note_seen(connection: sqlite3.Connection, change: NoteSeen, _: float) -> No
     connection.executemany(query, seen)
 
 
+def _note_outdated(connection: sqlite3.Connection, change: NoteOutdated, _: float) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('is_outdated', 1)")
+
+
 def _end_restoring(connection: sqlite3.Connection, change: EndRestoring, now: float) -> None:
     connection.execute("UPDATE meta SET value = 0 WHERE key = 'is_restored'")
     connection.execute("UPDATE journal_gaps SET to_at = ? WHERE to_at IS NULL", (now,))
@@ -290,6 +295,7 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     NoteAct: _note_act,
     NoteNode: _note_node,
     NoteSeen: _note_seen,
+    NoteOutdated: _note_outdated,
     EndRestoring: _end_restoring,
     PutStretch: _put_stretch,
 }

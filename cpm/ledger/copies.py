@@ -164,6 +164,7 @@ def mark_restored(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest:
         "run": schema.random_number(),
         "is_backup": 0,
         "is_restored": 1,
+        "is_outdated": 0,
     }
     # What happened since is not known: the journal ends with the copy.
     last = copy.execute("SELECT coalesce(max(at), 0.0) FROM journal").fetchone()[0]

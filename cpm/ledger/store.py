@@ -171,6 +171,7 @@ class SqliteLedger:
                 identity=f"{meta['identity']:015x}",
                 run=f"{meta['run']:015x}",
                 is_restored=bool(meta["is_restored"]),
+                is_outdated=bool(meta.get("is_outdated")),
             )
 
     def commit(self, changes: Sequence[Change], now: float) -> None:

@@ -62,18 +62,29 @@ class LedgerMistrusted(Conflict):
     :param node: The node.
     :param why: What it has seen.
     :param remedy: What to do.
+    :param is_lasting: The ledger itself is to blame, and not that it is in use twice.
     """
 
     code = "ledger-mistrusted"
 
-    def __init__(self, node: str, why: str, remedy: str) -> None:
+    def __init__(self, node: str, why: str, remedy: str, *, is_lasting: bool = True) -> None:
         super().__init__(node, why, remedy)
+        self.is_lasting = is_lasting
         self.node = node
         self.why = why
         self.remedy = remedy
 
     def __str__(self) -> str:
         return f"{self.node} is refused: {self.why}; {self.remedy}"
+
+
+class LedgerDoubted(Conflict):
+    """
+    The ledger was just restored, or an edge has shown that it is an old copy or another one: no VM gets new ports
+    until the ledger has taken in what nodes hold. Nothing changed.
+    """
+
+    code = "ledger-doubted"
 
 
 class JournalNotKept(VirtPortsError):

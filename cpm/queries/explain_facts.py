@@ -111,13 +111,13 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
         held_up=tuple(
             node_states.held_text(name, held, now) for name, held in sorted(node_states.held_up(manager, now).items())
         ),
-        unwritable=str(manager.fleet.unwritable or ""),
+        unwritable=str(manager.fleet.unwritable or manager.fleet.why_no_new),
     )
 
 
 def _is_short(manager: Manager, now: float) -> bool:
-    # While nothing can be written, VMs wait for that, and not for ports.
-    return manager.fleet.unwritable is None and manager.sizer.contention.is_short(now)
+    # While nothing can be written, or the ledger is not believed, VMs wait for that, and not for ports.
+    return manager.fleet.unwritable is None and not manager.fleet.why_no_new and manager.sizer.contention.is_short(now)
 
 
 def _holders(manager: Manager) -> tuple[explain.Holder, ...]:

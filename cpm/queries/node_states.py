@@ -106,6 +106,9 @@ def problems(manager: Manager, now: float) -> Iterator[str]:
         for name in manager.restoring.unknown():
             yield f"{name} is an edge that is later than this ledger: `virt-ports node approve {name}` first"
     yield from manager.refused.sentences.values()
+    if manager.restoring is None and (why := manager.fleet.why_no_new):
+        is_said = why in manager.refused.sentences.values()
+        yield "therefore no VM gets new ports" if is_said else f"no VM gets new ports: {why}"
     held, nodes = held_up(manager, now), manager.fleet.nodes
     for name in sorted({*nodes, *manager.membership.asked}):
         # While the ledger is being restored, no node has a session.

@@ -21,7 +21,7 @@ from cpm.core.manager import Manager
 from cpm.core.membership import MOST_ASKING
 from cpm.core.statements import Statements
 from cpm.protocol.errors import Conflict, NameInUse, NotApproved, VirtPortsError
-from cpm.protocol.ledger_errors import LedgerError
+from cpm.protocol.ledger_errors import LedgerError, LedgerMistrusted
 from cpm.protocol.messages import (
     Declined,
     Delta,
@@ -241,6 +241,8 @@ class NodeSessions:
             self._connections.remove(hello.node, connection)
             if isinstance(error, NotApproved):
                 self._tell_once(error)
+            if isinstance(error, LedgerMistrusted):
+                await self._decisions.do(lambda manager, _: manager.refused.note())
             if type(error) is VirtPortsError:
                 # Not a refusal, which may end at any time, but a failure of the manager.
                 self.on_fault(hello.node, error)

@@ -222,7 +222,8 @@ class Site:
         restoring = self.manager.restoring
         heard = self.manager.sessions if restoring is None else restoring.hellos
         if isinstance(message, Hello) and name not in heard:
-            # Refused: cpmd closes the session.
+            # Refused: cpmd keeps what that shows, and closes the session.
+            self.ask(lambda manager: manager.refused.note())
             self.disconnect(name)
         return True
 

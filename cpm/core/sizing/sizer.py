@@ -35,6 +35,7 @@ from cpm.core.sizing.shortage_notices import ShortageNotices
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import Conflict, NotFound, QuotaReached, VirtPortsError
+from cpm.protocol.ledger_errors import LedgerDoubted
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, NodeName
 
 _State = AllocationState
@@ -260,8 +261,8 @@ class Sizer:
         self._record_or_raise(active, choose_elsewhere(self._plain_situation(active, active.ports.size)), now)
 
     def _resizable(self, uuid: DomainUUID) -> tuple[VM, Allocation]:
-        if self._fleet.why_no_new:
-            raise Conflict(self._fleet.why_no_new)
+        if why := self._fleet.why_no_new:
+            raise LedgerDoubted(why)
         vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import msgspec
@@ -9,9 +11,12 @@ import pytest
 
 from cpm.core.manager import Manager
 from cpm.ledger import SqliteLedger
-from cpm.protocol.ledger_errors import LedgerMistrusted
-from cpm.protocol.messages import PROTOCOL, Hello, Welcome
-from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName
+from cpm.ledger.copies import mark_restored
+from cpm.protocol.holdings import Held, HeldRange
+from cpm.protocol.ledger_errors import LedgerDoubted, LedgerMistrusted
+from cpm.protocol.messages import PROTOCOL, Follows, Hello, Welcome
+from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange
+from cpm.protocol.walltime import WallTime
 from natctl.core.following import OtherLedger, OtherManager, StaleEpoch
 from tests.fakes.ledgers import copy_unmarked
 from tests.fakes.site import EXTERNAL, Site
@@ -73,25 +78,91 @@ def test_a_copy_from_the_same_epoch_is_refused_by_what_has_seen_later_ranges(sit
     site.check()
 
 
-def test_ports_that_a_refused_edge_maps_are_given_to_nobody(site: Site, tmp_path: Path) -> None:
-    old = _copy(site, tmp_path / "copy.db")
+def _with_an_old_copy(site: Site, path: Path) -> PortRange:
+    """Put an old copy in place; return the ports that edges map for a VM that it does not know."""
+    old = _copy(site, path)
     site.start_vm(HOST2, OTHER)
     site.run()
     taken = site.machines[EDGE1].kernel.edge[OTHER].ranges[0].ports
     site.stop_vm(OTHER, hook=False)
     site.kill_natd(HOST2)
     _put(site, old)
+    return taken
+
+
+def _given(site: Site, uuid: DomainUUID) -> list[PortRange]:
+    assert site.manager is not None
+    return [each.ports for each in site.manager.fleet.of(uuid)]
+
+
+def test_nothing_is_given_while_an_edge_knows_better(site: Site, tmp_path: Path) -> None:
+    _with_an_old_copy(site, tmp_path / "copy.db")
     _connect_all(site)
-    site.start_vm(HOST1, THIRD)
+    request = site.start_vm(HOST1, THIRD)
     site.run()
     assert site.manager is not None
-    (mine,) = site.manager.fleet.of(THIRD)
-    assert not mine.ports.overlaps(taken)
-    assert {str(kept.node) for kept in site.manager.fleet.own_ports_of(EXTERNAL, taken)} == {"edge1", "edge2"}
+    assert _given(site, THIRD) == []
+    assert THIRD in site.manager.waiting
+    assert site.machines[HOST1].answers[request] == "ledger-doubted"
+    assert "it has seen range 2, this ledger ends at 1" in site.manager.fleet.why_no_new
+    with pytest.raises(LedgerDoubted, match="virt-ports restore --accept"):
+        site.manager.sizer.resize_to(VM, 512, site.now)
+    # A fence says what an edge forwards, and nothing of what was given.
     for edge in (EDGE1, EDGE2):
         site.ask(lambda manager, edge=edge: manager.fence(edge, site.now, fenced=True))  # type: ignore[misc]
-    assert site.manager.fleet.own_ports_of(EXTERNAL, taken) == []
     assert _refused(site).keys() == set()
+    site.run()
+    assert _given(site, THIRD) == []
+    site.check()
+
+
+def test_nothing_is_given_after_a_restart_before_the_edges_ask_again(site: Site, tmp_path: Path) -> None:
+    _with_an_old_copy(site, tmp_path / "copy.db")
+    _connect_all(site)
+    site.crash_manager()
+    site.start_manager()
+    site.connect(HOST1)
+    site.run()
+    assert _refused(site) == {}
+    site.start_vm(HOST1, THIRD)
+    site.run()
+    assert _given(site, THIRD) == []
+    assert site.manager is not None
+    assert site.manager.fleet.why_no_new.startswith("an edge has shown that the ledger is an old copy")
+
+
+def test_an_old_copy_that_is_accepted_gives_again(site: Site, tmp_path: Path) -> None:
+    taken = _with_an_old_copy(site, tmp_path / "copy.db")
+    _connect_all(site)
+    site.start_vm(HOST1, THIRD)
+    site.crash_manager()
+    with site.ledger._transaction():
+        mark_restored(site.ledger._connection, WallTime.of(site.now), 0, 0)
+    site.start_manager()
+    site.start_natd(HOST2)
+    _connect_all(site)
+    site.pass_time(200.0)
+    site.run()
+    (mine,) = _given(site, THIRD)
+    assert not mine.overlaps(taken)
+    site.check()
+
+
+def test_what_a_host_says_of_the_ledger_stops_no_other_host(site: Site, tmp_path: Path) -> None:
+    """It may lie."""
+    assert site.manager is not None
+    machine = site.machines[HOST2]
+    site.disconnect(HOST2)
+    follows = msgspec.structs.replace(machine.remembered.follows, grants=99)
+    machine.remembered = dataclasses.replace(machine.remembered, follows=follows)
+    site.kill_natd(HOST2)
+    site.start_natd(HOST2)
+    site.connect(HOST2)
+    site.run()
+    assert _refused(site).keys() == {HOST2}
+    site.start_vm(HOST1, THIRD)
+    site.run()
+    assert len(_given(site, THIRD)) == 1
 
 
 def test_what_a_manager_refused_is_kept_by_the_one_that_replaces_it(site: Site, tmp_path: Path) -> None:
@@ -104,7 +175,7 @@ def test_what_a_manager_refused_is_kept_by_the_one_that_replaces_it(site: Site, 
     successor = Manager(site.ledger.load(), site.settings.rules(), site.manager.epoch, site.now)
     successor.go_on_from(site.manager)
     assert successor.refused.sentences == _refused(site)
-    assert successor.fleet.own_ports == site.manager.fleet.own_ports
+    assert successor.fleet.why_no_new == site.manager.fleet.why_no_new != ""
 
 
 def test_a_new_ledger_in_the_place_of_a_lost_one_gets_no_node_that_holds_ports(site: Site) -> None:
@@ -124,10 +195,22 @@ def test_a_new_ledger_in_the_place_of_a_lost_one_gets_no_node_that_holds_ports(s
         assert _kernels(site)[2:] == before[2:]
         site.start_vm(HOST2, OTHER)
         site.run()
-        assert site.manager is not None
-        (mine,) = site.manager.fleet.of(OTHER)
-        assert not mine.ports.overlaps(site.machines[EDGE1].kernel.edge[VM].ranges[0].ports)
+        assert _given(site, OTHER) == []
         site.check()
+
+
+@pytest.mark.parametrize(("external", "is_stopped"), [("198.51.100.1", False), (str(EXTERNAL), True)])
+def test_an_edge_of_another_ledger_stops_what_is_new_if_it_maps_ports_of_the_pool(
+    site: Site, external: str, *, is_stopped: bool
+) -> None:
+    assert site.manager is not None
+    identity = site.machines[EDGE1].identity
+    mapped = Held(OTHER, 1, 1, (HeldRange(int(IPv4Address(external)), 1024, 1087),))
+    follows = Follows("another", "run", 5)
+    hello = Hello(PROTOCOL, EDGE1, identity.roles, identity.underlay, "0", 1, (), follows=follows, edge_holds=(mapped,))
+    with pytest.raises(LedgerMistrusted):
+        site.manager.on_hello(hello, "0", site.now)
+    assert bool(site.manager.fleet.why_no_new) == is_stopped
 
 
 def test_an_earlier_epoch_is_refused(site: Site, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     ledger_errors.LedgerMistrusted(
         "edge1", "it has seen more", "stop cpmd"
     ): "edge1 is refused: it has seen more; stop cpmd",
+    ledger_errors.LedgerDoubted("an edge has seen more; restore it"): "an edge has seen more; restore it",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
     "stop them or move them first, see `virt-ports list`",
     errors.AddressOverlaps(
