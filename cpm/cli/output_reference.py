@@ -75,6 +75,7 @@ def _printed() -> dict[str, Printed]:
         "pool remove": _answer(api.REMOVE_FROM_POOL),
         "audit": _answer(api.AUDIT),
         "node list": _answer(api.LIST_NODES),
+        "node show": node,
         "node approve": node,
         "node revoke": node,
         "node remove": _answer(api.REMOVE_NODE),

@@ -87,7 +87,11 @@ def refused_vms(manager: Manager, name: NodeName, now: float) -> Iterator[str]:
 
 def refused_at(manager: Manager, uuid: DomainUUID) -> str:
     """Return which nodes' kernels refuse a VM, and why, as a sentence; empty: none does."""
-    found = {name: why.reason for name in manager.sessions if (why := _refused(manager, name).get(uuid)) is not None}
+    found = {
+        name: why.reason
+        for name, session in manager.sessions.items()
+        if session.refused and (why := session.refused.get(uuid)) is not None
+    }
     if not found:
         return ""
     name, reason = next(iter(sorted(found.items())))

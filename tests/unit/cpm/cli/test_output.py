@@ -48,6 +48,7 @@ CALLS = {
     "pool show": "pool show 203.0.113.1",
     "pool remove": "pool remove 203.0.113.3",
     "node list": "node list",
+    "node show": "node show host1",
     "node approve": "node approve host9 --role host --underlay 172.30.0.19",
     "node fence": "node fence host9",
     "node unfence": "node unfence host9",
