@@ -35,6 +35,7 @@ REFUSALS = [
     (409, "address-in-use", 1),
     (409, "address-overlaps", 1),
     (409, "ledger-mistrusted", 1),
+    (409, "ledger-doubted", 1),
     (409, "ports-in-use", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
@@ -81,7 +82,8 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     refused = {code for code, end in ends.items() if end == 1}
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
-                       "busy", "journal-not-kept", "ledger-mistrusted", "journal-gap", "ports-in-use"}  # fmt: skip
+                       "busy", "journal-not-kept", "ledger-mistrusted", "ledger-doubted", "journal-gap",
+                       "ports-in-use"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:
