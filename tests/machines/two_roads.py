@@ -59,6 +59,7 @@ ONLY_THE_PACKAGE = {
 }
 ONLY_PIPX = {
     r"/etc/(sysusers|tmpfiles)\.d": "folders for the files that the package has in /usr/lib",
+    r"/etc/libvirt(/hooks)?": "folders of libvirt's, which `uninstall` leaves; here without libvirt",
 }
 Entry = tuple[str, int, str, str, str]
 """Kind, mode, owner, group, and digest or target."""
@@ -175,7 +176,7 @@ def compare(before: dict[str, Any], deb: dict[str, Any], pipx: dict[str, Any]) -
 
 
 def left(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return what an installation has left; an empty folder of systemd's may stay, since it may be somebody else's."""
+    """Return what is left; an empty folder of systemd's or libvirt's may stay, since it may be somebody else's."""
     one, other = before["files"], after["files"]
     differing = sorted(path for path in one.keys() | other.keys() if one.get(path) != other.get(path))
     return [f"{path}: before {one.get(path)}, after {other.get(path)}" for path in differing
