@@ -48,7 +48,8 @@ int guard(struct __sk_buff *skb)
 	__u64 *packets;
 	int is_inside;
 
-	if (skb->protocol != constant_htons(ETH_P_IP))
+	/* What this machine sends itself has come in nowhere.  Its own address may be inside the pool. */
+	if (skb->protocol != constant_htons(ETH_P_IP) || !skb->ingress_ifindex)
 		return TC_ACT_UNSPEC;
 	/* From that header on: before it, some interfaces have none of Ethernet. */
 	if (bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET))

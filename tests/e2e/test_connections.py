@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -184,12 +183,18 @@ def counted(lab: Lab, edge: str) -> dict[str, int]:
     return {entry["counter"]["name"]: entry["counter"]["packets"] for entry in listed if "counter" in entry}
 
 
+def _steps_back(lab: Lab, edge: str) -> bool:
+    return all(each["reason"] for each in facts(lab, "node", "show", edge)["fast_path"])
+
+
 def test_both_hosts_through_both_edges_with_directions_apart(lab: Lab) -> None:
     for edge in lab.site.edges:
         lab.run(edge, "nft", "-f", "-", stdin=COUNTING)
     try:
         lab.add_guest("one", "host1")
         lab.add_guest("two", "host2")
+        # Where other software has rules, the fast path steps back, and nftables counts all.
+        assert eventually(lambda: all(_steps_back(lab, edge) for edge in lab.site.edges))
         for name in ("one", "two"):
             # However fast they talk on this machine, their ranges stay where they are.
             lab.operate("set", name, "floor=256", "cap=256")
@@ -213,38 +218,3 @@ def test_both_hosts_through_both_edges_with_directions_apart(lab: Lab) -> None:
     finally:
         for edge in lab.site.edges:
             lab.run(edge, "nft", "delete", "table", "ip", "witness")
-
-
-FLOWS, LIMIT = 4000, 1024
-
-
-def test_a_vm_at_its_limit_of_connections_is_told_and_leaves_the_others_theirs(lab: Lab) -> None:
-    hog, neighbour = lab.add_guest("hog", "host1"), lab.add_guest("neighbour", "host1")
-    lab.operate("set", "hog", f"connections={LIMIT}", "connection-rate=100000")
-    # It holds from the moment when the host's kernel has it.
-    assert eventually(lambda: f"ct count over {LIMIT}" in lab.run("host1", *"nft list set ip virtports connections".split()))
-    hog.run("python3", "-c", _MANY_FLOWS)
-    seen = lab.run("host1", "conntrack", "-L", "-p", "udp", "--orig-src", str(hog.address), "--orig-port-dst", "9")
-    assert LIMIT // 2 <= len(seen.splitlines()) <= LIMIT
-    assert connect(neighbour, 200, "-c", "-R").ok == 200
-    assert eventually(lambda: "limited" in [event["event"] for event in facts(lab, "history", hog.uuid)])
-    assert facts(lab, "show", "hog")["limited_packets"] >= FLOWS - LIMIT
-    sample = f'virt_ports_domain_limited_packets_total{{name="hog",uuid="{hog.uuid}"}} '
-    (line,) = (line for line in _metrics(lab).splitlines() if line.startswith(sample))
-    assert float(line.removeprefix(sample)) >= FLOWS - LIMIT
-
-
-_MANY_FLOWS = f"""
-import socket
-for _ in range({FLOWS}):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.sendto(b"x", ("{net.INTERNET_ADDRESS}", 9))
-"""
-"""Each from a port of its own, so that each is a connection to the kernel."""
-
-
-def _metrics(lab: Lab) -> str:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.connect(str(lab.socket))
-        one.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        return b"".join(iter(lambda: one.recv(1 << 16), b"")).decode()
