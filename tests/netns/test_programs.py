@@ -95,10 +95,11 @@ class Edge:
 
     def run(self, frame: bytes, interface: str) -> tuple[int, bytes]:
         """Run the program once. :return: Its verdict, and the frame afterwards."""
-        return self.run_at(lambda: test_run(self.loaded.program, frame, self.indexes[interface]))
+        index = self.indexes[interface]
+        return self.run_at(lambda: test_run(self.loaded.program, frame, index, came_in=index))
 
 
-def test_run(program: int, frame: bytes, interface: int, came_in: int = 1) -> tuple[int, bytes]:
+def test_run(program: int, frame: bytes, interface: int, came_in: int) -> tuple[int, bytes]:
     """BPF_PROG_TEST_RUN, in the calling thread's namespace. ``came_in``: 0 for what the machine sends itself."""
     given, taken = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(65536)
     # struct __sk_buff: all but the interfaces is zero.
@@ -370,7 +371,7 @@ def guard() -> Iterator[Loaded]:
 @pytest.mark.parametrize("source", ["100.64.0.1", "100.127.255.254"])
 def test_the_guard_lets_no_internal_address_out(guard: Loaded, source: str) -> None:
     frame = Frame(source=source, destination=INTERNET, fragment=MORE_FRAGMENTS).pack()
-    assert test_run(guard.program, frame, 1)[0] == DROPPED
+    assert test_run(guard.program, frame, 1, came_in=1)[0] == DROPPED
     assert guard.total("dropped") == 1
 
 
@@ -383,5 +384,5 @@ def test_the_guard_lets_out_what_the_machine_sends_itself(guard: Loaded) -> None
 @pytest.mark.parametrize("source", ["203.0.113.1", "100.63.255.255", "100.128.0.0", "172.30.0.21"])
 def test_the_guard_lets_everything_else_out(guard: Loaded, source: str) -> None:
     frame = Frame(source=source, destination=INTERNET).pack()
-    assert test_run(guard.program, frame, 1) == (LEFT_ALONE, frame)
+    assert test_run(guard.program, frame, 1, came_in=1) == (LEFT_ALONE, frame)
     assert guard.total("dropped") == 0
