@@ -40,7 +40,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Each test finds the machine as the one before has left it: after a failure the rest would only wait in vain."""
+    """Each test finds the machine as the one before has left it: after a failure the rest cannot pass."""
     if first := _broken.get(_story(item)):
         pytest.fail(f"not tried, because {first} had failed", pytrace=False)
 
