@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,22 +121,28 @@ class Watcher(_Restless):
     """
     Looks at both edges and both hosts, and notes every fault.
 
+    :param rest_s: How long ports rest between two owners. A look that takes longer proves nothing, and is not judged: what it
+        saw first may rightly be another VM's before it is at its end.
     :ivar faults: What must not be, in words.
-    :ivar looks: How often it looked; ``flows``: how many connections it saw in all.
+    :ivar looks: How many of its looks were judged; ``flows``: how many connections these saw in all.
     """
 
-    def __init__(self, lab: Lab, period_s: float) -> None:
+    def __init__(self, lab: Lab, period_s: float, rest_s: float) -> None:
         super().__init__(period_s)
         self._lab = lab
+        self._rest_s = rest_s
         self.faults: list[str] = []
         self.looks = 0
         self.flows = 0
 
     def act(self) -> None:
         """Look once. Edges before and after: a connection that lived in between was mapped at one of the two."""
+        begun = time.monotonic()
         before = self._edges()
         flows = {host: witness.flows(self._lab, host, INTERNAL_POOL) for host in self._lab.site.hosts}
         after = self._edges()
+        if time.monotonic() - begun >= self._rest_s:
+            return
         self.faults += two_owners([one for look in (before, after) for one in look])
         self.faults += unmapped(flows, before, after)
         self.faults += shared(flows, [one for look in (before, after) for one in look])

@@ -80,7 +80,7 @@ def test_100_000_connections_while_every_range_moves_all_the_time(lab: Lab, tmp_
     for number, name in enumerate(GUESTS):
         lab.add_guest(name, lab.site.hosts[number % 2])
     records = tmp_path / "records"
-    meddler, watcher = Meddler(lab, GUESTS, SIZES, 0.05), Watcher(lab, 1.0)
+    meddler, watcher = Meddler(lab, GUESTS, SIZES, 0.05), Watcher(lab, 1.0, HOLD_DOWN_S)
     with (
         witness.counting_syns(lab, PORT) as arrived,
         sink(lab, records=records),
