@@ -17,8 +17,8 @@ from bench.waits import TimedOut
 from cpm import settings
 from cpm.api import operations
 from cpm.api.access import Peer
+from cpm.api.requests import PoolRequest
 from cpm.api.server import NodeConnection
-from cpm.api.views import PoolRequest
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
 from cpm.daemon import Cpmd

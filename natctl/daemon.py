@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import functools
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import sys
@@ -28,7 +27,6 @@ from cpm.protocol.intent import HostIntent
 from cpm.protocol.messages import ManagerMessage, Need, Welcome
 from cpm.protocol.model import DomainUUID, NodeName, Role
 from cpm.service import certificates, clock, notify, program
-from cpm.service.certificates import Files, LiveContext
 from cpm.service.metrics import natd as declared
 from cpm.service.tasks import Tasks
 from natctl import guest_agents, machine_identity, metrics
@@ -120,9 +118,10 @@ class Natd:
             on_error = self._metrics.on_kernel_error
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack, on_error)
         self._sampler = Sampler()
-        to_manager = _certificate(settings.manager)
+        manager = settings.manager
+        to_manager = manager_session.live_context(manager.certificate, manager.key, manager.ca)
         context = (lambda: to_manager.context) if to_manager is not None else None
-        self._session = manager_session.Session(settings.manager.url, self, context, random.random)
+        self._session = manager_session.Session(manager.url, self, context, random.random)
         self._certificates = [each for each in (to_manager, self._scraping.tls) if each is not None]
         libvirt = self._host.libvirt if self._host is not None else None
         self._libvirt = LibvirtMonitor(libvirt) if libvirt else None
@@ -491,14 +490,6 @@ class Natd:
 
 def _roles(settings: settings_.Settings) -> str:
     return ", ".join(sorted(settings.roles))
-
-
-def _certificate(manager: settings_.ManagerSettings) -> LiveContext | None:
-    if not (manager.certificate and manager.key and manager.ca):
-        return None
-    build = functools.partial(manager_session.tls_context, manager.certificate, manager.key, manager.ca)
-    files = Files(manager.certificate, manager.key, manager.ca)
-    return LiveContext("manager", files, build, is_server=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

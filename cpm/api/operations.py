@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-    from cpm.api import views
+    from cpm.api import requests, views
 
     Argument: TypeAlias = str | int | float | bool | IPv4Address | Sequence[str] | None
     """
@@ -60,7 +60,15 @@ else:
 
             return getattr(views, name)
 
-    views = _Views()
+    class _Requests:
+        """:mod:`cpm.api.requests`, likewise."""
+
+        def __getattr__(self, name):
+            from cpm.api import requests
+
+            return getattr(requests, name)
+
+    requests, views = _Requests(), _Views()
 
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 """What stands for itself in a URL (RFC 3986 section 2.3)."""
@@ -203,11 +211,11 @@ SHOW_VM: Final = Operation(
 SET_WISHES: Final = Operation(
     "PATCH", "/v1/domains/{name}", lambda: views.DomainDetail,
     "Set or unset the operator's wishes for one VM; they apply from its next measurement on.",
-    parameters=(_VM,), body=lambda: views.WishesRequest, errors=_NO_SUCH_VM,
+    parameters=(_VM,), body=lambda: requests.WishesRequest, errors=_NO_SUCH_VM,
 )  # fmt: skip
 RESIZE: Final = Operation(
     "POST", "/v1/domains/{name}/resize", lambda: views.DomainDetail, "Give one VM's range another size now.",
-    parameters=(_VM,), body=lambda: views.ResizeRequest, errors=(*_NO_SUCH_VM, Conflict, PortsExhausted),
+    parameters=(_VM,), body=lambda: requests.ResizeRequest, errors=(*_NO_SUCH_VM, Conflict, PortsExhausted),
 )  # fmt: skip
 RELOCATE: Final = Operation(
     "POST", "/v1/domains/{name}/relocate", lambda: views.DomainDetail, "Move one VM to other ports of the same number.",
@@ -247,7 +255,7 @@ LIST_POOL: Final = Operation(
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", lambda: list[views.AddressView],
     "Add external addresses, or replace the reserved ports of existing ones, all or none; return all addresses.",
-    body=lambda: views.PoolRequest, errors=(AddressOverlaps, PortsInUse),
+    body=lambda: requests.PoolRequest, errors=(AddressOverlaps, PortsInUse),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
     "GET", "/v1/pool/{address}", lambda: views.AddressDetail, "Show which VMs hold which ports of an external address.",
@@ -256,7 +264,7 @@ SHOW_ADDRESS: Final = Operation(
 REMOVE_FROM_POOL: Final = Operation(
     "POST", "/v1/pool/remove", lambda: list[views.AddressView],
     "Remove external addresses, all or none; return the remaining ones.",
-    body=lambda: views.PoolRemoval, errors=(NotFound, AddressInUse),
+    body=lambda: requests.PoolRemoval, errors=(NotFound, AddressInUse),
 )  # fmt: skip
 LIST_NODES: Final = Operation(
     "GET", "/v1/nodes", lambda: list[views.NodeView], "List the nodes, in order of name.",
@@ -289,7 +297,7 @@ UNFENCE: Final = Operation(
 APPROVE: Final = Operation(
     "PUT", "/v1/nodes/{name}/approval", lambda: views.NodeView,
     "Say what a node may be; one that has asked for no more than that gets its session within seconds.",
-    parameters=(_NODE,), body=lambda: views.ApproveRequest, errors=(Conflict,),
+    parameters=(_NODE,), body=lambda: requests.ApproveRequest, errors=(Conflict,),
 )  # fmt: skip
 REVOKE: Final = Operation(
     "DELETE", "/v1/nodes/{name}/approval", lambda: views.NodeView,
@@ -346,7 +354,7 @@ SETTINGS: Final = Operation(
 RELOAD: Final = Operation(
     "POST", "/v1/settings/reload", lambda: views.SettingsView,
     "Follow the file as far as that needs no restart; return what was different before.",
-    body=lambda: views.ReloadRequest, errors=(ConfigError, Conflict),
+    body=lambda: requests.ReloadRequest, errors=(ConfigError, Conflict),
 )  # fmt: skip
 METRICS: Final = Operation("GET", "/metrics", lambda: views.Document, "Return metrics in Prometheus' text format.")
 

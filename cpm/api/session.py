@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import ssl
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import aiohttp
 from cpm.protocol import codec
 from cpm.protocol.errors import VirtPortsError
 from cpm.protocol.messages import NOT_APPROVED, ManagerMessage, NodeMessage
+from cpm.service.certificates import Files, LiveContext
 
 log = logging.getLogger(__name__)
 
@@ -196,3 +198,11 @@ def tls_context(certificate: str, key: str, ca: str) -> ssl.SSLContext:
     context.load_cert_chain(certificate, key)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     return context
+
+
+def live_context(certificate: str | None, key: str | None, ca: str | None) -> LiveContext | None:
+    """Return the node's context, which follows its files when they are renewed; None unless all three are named."""
+    if not (certificate and key and ca):
+        return None
+    build = functools.partial(tls_context, certificate, key, ca)
+    return LiveContext("manager", Files(certificate, key, ca), build, is_server=False)

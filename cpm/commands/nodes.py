@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cpm.api import handlers, operations
-from cpm.api.views import ApproveRequest, NodeView
+from cpm.api.requests import ApproveRequest
+from cpm.api.views import NodeView
 from cpm.core.manager import Manager
 from cpm.core.membership import ApprovalRequest
 from cpm.protocol.model import NodeName

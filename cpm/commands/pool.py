@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cpm.api import handlers, operations
-from cpm.api.views import AddressView, PoolRemoval, PoolRequest
+from cpm.api.requests import PoolRemoval, PoolRequest
+from cpm.api.views import AddressView
 from cpm.core.manager import Manager
 from cpm.protocol.model import ExternalAddress
 from cpm.queries import pool

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from msgspec import UNSET
 
 from cpm.api import handlers, operations
-from cpm.api.views import DomainDetail, ResizeRequest, WishesRequest
+from cpm.api.requests import ResizeRequest, WishesRequest
+from cpm.api.views import DomainDetail
 from cpm.core.manager import Manager
 from cpm.protocol.model import DomainUUID, Wishes
 from cpm.protocol.wishes import KEYS

@@ -16,7 +16,8 @@ import msgspec
 
 from cpm import settings
 from cpm.api import handlers, operations
-from cpm.api.views import ReloadRequest, SettingsView, SettingView
+from cpm.api.requests import ReloadRequest
+from cpm.api.views import SettingsView, SettingView
 from cpm.core.manager import Manager
 from cpm.protocol.errors import ConfigError, Conflict
 from cpm.settings import Difference, Settings

@@ -21,7 +21,8 @@ from typing import Any
 
 from cpm.api import operations
 from cpm.api.client import Client, RemoteError
-from cpm.api.views import DomainDetail, ResizeRequest
+from cpm.api.requests import ResizeRequest
+from cpm.api.views import DomainDetail
 from cpm.protocol.model import AllocationState
 from lab import witness
 from lab.lab import Lab
@@ -121,8 +122,8 @@ class Watcher(_Restless):
     """
     Looks at both edges and both hosts, and notes every fault.
 
-    :param rest_s: How long ports rest between two owners. A look that takes longer proves nothing, and is not judged: what it
-        saw first may rightly be another VM's before it is at its end.
+    :param rest_s: How long ports rest between two owners. A look that takes longer proves nothing, and is not judged:
+        what it saw first may rightly be another VM's before it is at its end.
     :ivar faults: What must not be, in words.
     :ivar looks: How many of its looks were judged; ``flows``: how many connections these saw in all.
     """

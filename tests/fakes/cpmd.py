@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 
 from cpm import settings
-from cpm.api.views import ApproveRequest
+from cpm.api.requests import ApproveRequest
 from cpm.daemon import Cpmd
 from cpm.protocol import codec
 from cpm.protocol.messages import (

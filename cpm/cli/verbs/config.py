@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "check":
         return _check(args)
     from cpm.api.operations import RELOAD, SETTINGS
-    from cpm.api.views import ReloadRequest
+    from cpm.api.requests import ReloadRequest
 
     manager = parsing.client(args)
     view = manager.call(SETTINGS)

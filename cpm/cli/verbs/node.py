@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
     from cpm.api.client import Client
-    from cpm.api.views import ApproveRequest, AskedView, NodeEventView, NodeView
+    from cpm.api.requests import ApproveRequest
+    from cpm.api.views import AskedView, NodeEventView, NodeView
 
 HEADER = ("Name", "Roles", "Underlay", "State", "Synced", "Generation", "VMs", "Ports", "Dropped")
 
@@ -213,7 +214,7 @@ def _request(args: argparse.Namespace, manager: Client) -> ApproveRequest:
 
     :raise VirtPortsError: When the node asks for nothing, or the operator does not confirm.
     """
-    from cpm.api.views import ApproveRequest
+    from cpm.api.requests import ApproveRequest
     from cpm.protocol.model import Role
 
     if args.roles is not None or args.underlay is not None or args.max_vms is not None or args.max_ports is not None:

@@ -89,7 +89,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _add(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import ADD_TO_POOL
-    from cpm.api.views import PoolRequest
+    from cpm.api.requests import PoolRequest
     from cpm.cli import addresses
 
     reserved = None if args.reserved is None else addresses.parse_reserved(args.reserved)
@@ -99,7 +99,7 @@ def _add(args: argparse.Namespace) -> list[AddressView]:
 
 def _remove(args: argparse.Namespace) -> list[AddressView]:
     from cpm.api.operations import REMOVE_FROM_POOL
-    from cpm.api.views import PoolRemoval
+    from cpm.api.requests import PoolRemoval
     from cpm.cli import addresses
 
     return parsing.client(args).call(REMOVE_FROM_POOL, PoolRemoval(addresses.parse(args.addresses)))

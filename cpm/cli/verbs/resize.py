@@ -34,7 +34,7 @@ def add_arguments(verb: parsing.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Request the resize, and print the ranges of the VM."""
     from cpm.api.operations import RESIZE
-    from cpm.api.views import ResizeRequest
+    from cpm.api.requests import ResizeRequest
 
     detail = parsing.client(args).call(RESIZE, ResizeRequest(args.ports), name=args.vm)
     return parsing.print_answer(args, show.flat(detail), lambda: show.ranges(detail))

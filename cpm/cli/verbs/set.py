@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import argparse
     from typing import Any
 
-    from cpm.api.views import WishesRequest
+    from cpm.api.requests import WishesRequest
 
 _ABOUT = """\
 One or more of:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(words: list[str], unset: list[str]) -> WishesRequest:
-    from cpm.api.views import WishesRequest
+    from cpm.api.requests import WishesRequest
     from cpm.protocol.wishes import KEYS, parse_strictly
 
     raw = dict(_split(word) for word in words)

@@ -14,8 +14,8 @@ from bench import resize_manager
 from bench.resize_manager import ME, _Cpmd, resize
 from bench.waits import TimedOut
 from cpm.api import operations
+from cpm.api.requests import PoolRequest
 from cpm.api.server import NodeConnection
-from cpm.api.views import PoolRequest
 from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
 from cpm.protocol.messages import (
     PROTOCOL,

@@ -6,7 +6,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.api.views import PoolRemoval, PoolRequest
+from cpm.api.requests import PoolRemoval, PoolRequest
 from cpm.commands import pool
 from cpm.core.manager import Manager
 from cpm.protocol.errors import PortsInUse, VirtPortsError

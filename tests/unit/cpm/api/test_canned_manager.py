@@ -30,7 +30,7 @@ from cpm.api.operations import (
     WHOIS,
     Operation,
 )
-from cpm.api.views import PoolRemoval, PoolRequest, ResizeRequest, WishesRequest
+from cpm.api.requests import PoolRemoval, PoolRequest, ResizeRequest, WishesRequest
 from cpm.protocol.messages import Attach
 from cpm.protocol.model import DomainUUID
 from tests.fakes import canned_manager, cpmd

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cpm.api.requests import PoolRemoval, PoolRequest
 from cpm.api.views import (
     AddressDetail,
     AddressView,
@@ -31,8 +32,6 @@ from cpm.api.views import (
     NodeEventView,
     NodeView,
     OwnPortsView,
-    PoolRemoval,
-    PoolRequest,
     RangeView,
     StatusView,
     WhoisView,

@@ -21,8 +21,9 @@ from cpm.api.access import Access, Peer
 from cpm.api.client import Client
 from cpm.api.operations import Operation
 from cpm.api.parameters import Patterns
+from cpm.api.requests import PoolRemoval, PoolRequest, ResizeRequest, WishesRequest
 from cpm.api.server import NodeConnection, Server
-from cpm.api.views import EventView, PoolRemoval, PoolRequest, ResizeRequest, StatusView, WishesRequest
+from cpm.api.views import EventView, StatusView
 from cpm.cli import main
 from cpm.protocol.errors import AddressInUse, Ambiguous, InternalPoolExhausted, NotFound, PortsExhausted, VirtPortsError
 from cpm.protocol.ledger_errors import LedgerError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cpm.api.views import WishesRequest
+from cpm.api.requests import WishesRequest
 from cpm.commands.vms import merge_wishes
 from cpm.protocol.model import Wishes
 

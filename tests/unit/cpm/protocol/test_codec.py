@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from cpm.api.views import PoolRequest
+from cpm.api.requests import PoolRequest
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import PathState, Snapshot

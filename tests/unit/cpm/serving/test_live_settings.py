@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cpm import settings
-from cpm.api.views import ReloadRequest
+from cpm.api.requests import ReloadRequest
 from cpm.core.changes import NoteAct
 from cpm.core.journal import Act
 from cpm.core.manager import Manager

@@ -19,7 +19,7 @@ import pytest
 
 from cpm.api import operations
 from cpm.api.client import Client
-from cpm.api.views import PoolRequest
+from cpm.api.requests import PoolRequest
 from cpm.protocol.messages import Attach, Measured, Report
 from tests.fakes.canned_manager import CannedManager, lines
 from tests.fakes.cpmd import Node, connected_node
