@@ -7,6 +7,8 @@ edges map: packets pass only what they map. An edge is one that the ledger knows
 Hosts are waited for as long as the hold-down lasts. From then on all goes as usual.
 
 - What an edge maps belongs to the VM that it says. Where edges differ, the one counts that has seen the later state.
+- Where they name different hosts for one VM, that says nothing: what an edge has seen, its kernel may have refused. All
+  these hosts are waited for, and the one counts on which the VM runs.
 - The range that the VM's host uses for new connections is active; others drain.
 - What the ledger alone has drains too, unless an edge maps it for another VM: then the ledger was wrong.
 - An external address that the ledger does not have is added; only the ports in use on it, the others stay reserved.
@@ -27,6 +29,7 @@ import msgspec
 from cpm.core.changes import AddAllocation, DropVM, FreeAllocation, PutAddress, PutVM
 from cpm.core.fleet import Fleet
 from cpm.protocol.bounds import FIRST_PORT, LAST_PORT
+from cpm.protocol.holdings import HeldRange
 from cpm.protocol.messages import Hello, NodeMessage, OwnPorts, Present
 from cpm.protocol.model import (
     VM,
@@ -72,10 +75,11 @@ class Restoring:
     def missing(self) -> list[NodeName]:
         """
         Return the nodes that have to say what they hold or to be fenced, in order: the edges, which map all that hosts
-        use; and the hosts, too, where an edge holds nothing, since it may have lost its tables in a restart.
+        use; the hosts that edges contradict each other about; and all hosts where an edge holds nothing, since it may
+        have lost its tables in a restart.
         """
         told_of = {name for hello in self.hellos.values() for name in hello.follows.edges}
-        nodes = {*self._fleet.edges, *told_of}
+        nodes = {*self._fleet.edges, *told_of, *self._contested()}
         if any(not hello.edge_holds for hello in self._edges()):
             nodes |= self._fleet.nodes.keys()
         return sorted(name for name in nodes - self.hellos.keys() if not self._is_fenced(name))
@@ -102,9 +106,39 @@ class Restoring:
             yield from (IPv4Address(via) for via in {held.via for held in hello.edge_holds} if via)
 
     def _edges(self) -> list[Hello]:
-        """Return the first messages of edges, of that first that has seen the latest state."""
-        edges = (hello for hello in self.hellos.values() if Role.EDGE in hello.roles)
-        return sorted(edges, key=lambda hello: (-hello.follows.grants, -hello.epoch, hello.node))
+        """Return the first messages of edges."""
+        return [hello for hello in self.hellos.values() if Role.EDGE in hello.roles]
+
+    def _contested(self) -> set[NodeName]:
+        """Return the known hosts that edges name for one VM, where these are several."""
+        hosts, found = _hosts(self._fleet), set()
+        first: dict[DomainUUID, int] = {}
+        for hello in self._edges():
+            mine = int(hello.underlay)
+            for held in hello.edge_holds:
+                via = held.via or mine
+                if (other := first.setdefault(held.domain, via)) != via:
+                    found |= {IPv4Address(via), IPv4Address(other)}
+        return {hosts[via] for via in found if via in hosts}
+
+    def _claims(self) -> list[_Claim]:
+        """Return what edges say of VMs, of those that contradict each other that first which counts."""
+        hosts = _hosts(self._fleet)
+        running = {
+            name: {vm.domain for vm in hello.domains} for name, hello in self.hellos.items() if Role.HOST in hello.roles
+        }
+        running |= {name: set() for name in hosts.values() if name not in running and self._is_fenced(name)}
+        claims = []
+        for hello in self._edges():
+            seen = (-hello.follows.grants, -hello.epoch)
+            for held in hello.edge_holds:
+                node = hosts[IPv4Address(held.via)] if held.via else hello.node
+                # A host is not asked about what only one edge says. By what it claims, it gains nothing from others
+                # that are away.
+                runs = held.domain in running[node] if node in running else None
+                order = (runs is False, *seen, runs is None, hello.node)
+                claims.append(_Claim(order, held.domain, IPv4Address(held.internal), node, held.ranges))
+        return sorted(claims, key=lambda claim: claim.order)
 
     def take_in(self, now: float) -> None:
         """
@@ -112,7 +146,7 @@ class Restoring:
 
         :param now: Ledger time.
         """
-        mapped = _Mapped(self._edges(), _hosts(self._fleet))
+        mapped = _Mapped(self._claims())
         for hello in self.hellos.values():
             if Role.HOST in hello.roles:
                 mapped.add_use(hello)
@@ -123,6 +157,19 @@ class Restoring:
             each.take_out(self._fleet)
         for each in wrong:
             each.put_in(self._fleet, now)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Claim:
+    """What one edge maps for one VM."""
+
+    order: tuple[bool, int, int, bool, NodeName]
+    """Of those that contradict each other the least counts."""
+    uuid: DomainUUID
+    internal: IPv4Address
+    node: NodeName
+    """The host to which it sends what comes back."""
+    ranges: tuple[HeldRange, ...]
 
 
 @dataclasses.dataclass(slots=True)
@@ -139,23 +186,20 @@ class _VM:
 class _Mapped:
     """What all edges map together: every port once."""
 
-    def __init__(self, edges: Iterable[Hello], hosts: Mapping[IPv4Address, NodeName]) -> None:
+    def __init__(self, claims: Iterable[_Claim]) -> None:
         self.vms: dict[DomainUUID, _VM] = {}
         self.internals: dict[IPv4Address, DomainUUID] = {}
         taken: dict[IPv4Address, bytearray] = {}
-        for hello in edges:
-            for held in hello.edge_holds:
-                internal = IPv4Address(held.internal)
-                node = hosts[IPv4Address(held.via)] if held.via else hello.node
-                if self.internals.setdefault(internal, held.domain) != held.domain:
-                    continue
-                vm = self.vms.setdefault(held.domain, _VM(internal, node))
-                if vm.internal != internal:
-                    continue
-                for each in held.ranges:
-                    mask = taken.setdefault(each.external, bytearray(LAST_PORT + 1))
-                    for part in _untaken(mask, each.ports):
-                        vm.ranges += [(each.external, rest) for rest in _without(part, (p for _, p in vm.ranges))]
+        for claim in claims:
+            if self.internals.setdefault(claim.internal, claim.uuid) != claim.uuid:
+                continue
+            vm = self.vms.setdefault(claim.uuid, _VM(claim.internal, claim.node))
+            if vm.internal != claim.internal:
+                continue
+            for each in claim.ranges:
+                mask = taken.setdefault(each.external, bytearray(LAST_PORT + 1))
+                for part in _untaken(mask, each.ports):
+                    vm.ranges += [(each.external, rest) for rest in _without(part, (p for _, p in vm.ranges))]
         self._by_address: dict[IPv4Address, list[tuple[int, int, DomainUUID]]] = {}
         for uuid, vm in self.vms.items():
             vm.ranges = _coalesced(vm.ranges)

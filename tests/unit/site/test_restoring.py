@@ -16,7 +16,7 @@ from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange,
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 from tests.fakes.ledgers import copy_unmarked
-from tests.fakes.site import EXTERNAL, Site
+from tests.fakes.site import EXTERNAL, Connection, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
@@ -298,3 +298,73 @@ def test_a_manager_that_dies_while_it_waits_begins_to_wait_anew(site: Site, tmp_
     assert site.manager.restoring is not None
     _settle(site)
     assert _held(site, OTHER) == [(_mapped(site, OTHER)[0], "active")]
+
+
+def _move_unseen_by(site: Site, edge: NodeName) -> None:
+    """Move the VM from host1 to host2; this edge hears of it, and its kernel goes on with what it had."""
+    site.machines[edge].refusing = True
+    site.migrate(VM, HOST2)
+    site.run()
+    site.resume(VM, HOST2)
+    site.left(VM, HOST1)
+    site.run()
+    # So that it is not waited for.
+    site.pass_time(60.0)
+    site.run()
+
+
+def _accept_after_a_move(site: Site, edge: NodeName) -> Connection:
+    """Have the ledger take in what kernels hold, of which one edge has not followed a move; return a connection."""
+    _move_unseen_by(site, edge)
+    connection = site.open(VM, 3)
+    assert connection is not None
+    assert connection.host == HOST2
+    seen = {machine.remembered.follows.grants for machine in site.edges}
+    assert len(seen) == 1, "both edges have heard the same"
+    assert len({machine.kernel.edge[VM].via for machine in site.edges}) == 2
+    site.crash_manager()
+    site.ledger.close()
+    copies.accept(Path(site.ledger.path), WALL)
+    site.machines[edge].refusing = False
+    return connection
+
+
+def _check_that_it_is_on_host2(site: Site, connection: Connection) -> None:
+    assert site.manager is not None
+    assert site.manager.restoring is None
+    assert site.manager.fleet.vms[VM].node == HOST2
+    assert connection in site.connections
+    assert [each.node for each in site.manager.fleet.of(VM) if each.state is AllocationState.ACTIVE] == [HOST2]
+    site.check()
+
+
+@pytest.mark.parametrize("edge", [EDGE1, EDGE2])
+def test_a_vm_that_moved_is_where_it_runs_whichever_edge_has_not_followed(site: Site, edge: NodeName) -> None:
+    connection = _accept_after_a_move(site, edge)
+    _reopen(site)
+    _settle(site)
+    _check_that_it_is_on_host2(site, connection)
+
+
+@pytest.mark.parametrize("away", [HOST1, HOST2])
+@pytest.mark.parametrize("edge", [EDGE1, EDGE2])
+def test_the_hosts_that_edges_contradict_each_other_about_are_waited_for(
+    site: Site, edge: NodeName, away: NodeName
+) -> None:
+    connection = _accept_after_a_move(site, edge)
+    site.kill_natd(away)
+    _reopen(site)
+    site.pass_time(WAIT_S)
+    site.run()
+    assert site.manager is not None
+    assert site.manager.restoring is not None
+    assert site.manager.restoring.waits_for(site.now) == away
+    if away == HOST1:
+        site.ask(lambda manager: manager.fence(HOST1, site.now, fenced=True))
+    else:
+        site.start_natd(HOST2)
+        site.connect(HOST2)
+    site.run()
+    site.pass_time(1.0)
+    site.run()
+    _check_that_it_is_on_host2(site, connection)
