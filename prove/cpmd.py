@@ -23,8 +23,9 @@ from cpm.ledger import SqliteLedger
 from cpm.ledger.store import ResumedTime
 from cpm.protocol import codec
 from cpm.protocol.errors import VirtPortsError
-from cpm.protocol.ledger_errors import LedgerError, LedgerFull
+from cpm.protocol.ledger_errors import LedgerError, LedgerFull, LedgerMistrusted
 from cpm.protocol.messages import Hello, ManagerMessage, NodeMessage
+from cpm.protocol.model import Role
 from cpm.protocol.walltime import WallTime
 from cpm.service import clock
 from cpm.serving import ledger_writer
@@ -191,6 +192,8 @@ class Cpmd:
             try:
                 await self._sessions.on_connected(message, connection)
             except VirtPortsError as error:
+                if isinstance(error, LedgerMistrusted) and Role.EDGE in message.roles:
+                    self._judge.is_unaware = False
                 self._refuse(session, message, error)
             return
         connection = cast("NodeConnection", session.connection)

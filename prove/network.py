@@ -344,5 +344,6 @@ class Network:
             return False
         if self._say is not None:
             self._say("manager", "cpmd starts")
+        self.judge.is_unaware = self.has_old_copy
         self.cpmd.start(self.now)
         return True

@@ -11,12 +11,13 @@ Pure. Tested in ``tests/unit/site/test_continuity.py``.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 
 from cpm.core.changes import NoteOutdated, NoteSeen
 from cpm.core.fleet import Fleet
-from cpm.core.journal import LedgerState
+from cpm.core.journal import LedgerState, Run
 from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
 from cpm.protocol.ledger_errors import LedgerMistrusted
 from cpm.protocol.messages import Hello
@@ -35,11 +36,13 @@ class Continuity:
     epoch: int
     adopts: bool = False
     """It takes the place of any other ledger: what nodes hold is taken in."""
+    runs: tuple[Run, ...] = ()
+    """The latest starts of a manager with this ledger, in order of their epochs."""
 
     @classmethod
     def of(cls, state: LedgerState, epoch: int) -> Continuity:
         """Return the continuity of a ledger."""
-        return cls(state.identity, state.run, epoch, state.is_restored)
+        return cls(state.identity, state.run, epoch, state.is_restored, state.runs)
 
     def check(self, hello: Hello, grants: int) -> bool:
         """
@@ -58,13 +61,32 @@ class Continuity:
         if hello.epoch > self.epoch:
             why = f"it has seen epoch {hello.epoch}, this cpmd has epoch {self.epoch}: the ledger is an old copy"
             raise LedgerMistrusted(hello.node, f"{why}, or a later cpmd runs elsewhere", f"stop it, or {RESTORE}")
-        if follows.grants > grants:
-            why = f"it has seen range {follows.grants}, this ledger ends at {grants}: it is an old copy"
-            raise LedgerMistrusted(hello.node, why, RESTORE)
         if hello.epoch == self.epoch and follows.run not in ("", self.run):
             why = "another cpmd runs in the same epoch, on a copy of this ledger"
             raise LedgerMistrusted(hello.node, why, "stop the one that is not in use", is_lasting=False)
+        run, ends = self._in_epoch(hello.epoch, grants)
+        if follows.grants > ends:
+            # What was given later by this ledger has the same numbers, and other owners.
+            when = "" if ends == grants else f" in epoch {hello.epoch}"
+            why = f"it has seen range {follows.grants}{when}, this ledger ends at {ends}{when}: it is an old copy"
+            raise LedgerMistrusted(hello.node, why, RESTORE)
+        if "" not in (run, follows.run) and follows.run != run:
+            why = f"in epoch {hello.epoch} it has followed another cpmd than this ledger knows: it is an old copy"
+            raise LedgerMistrusted(hello.node, why, RESTORE)
         return False
+
+    def _in_epoch(self, epoch: int, grants: int) -> tuple[str, int]:
+        """
+        Return the run of an epoch, and the highest allocation id at its end.
+
+        :param grants: That of now.
+        :return: The run is empty if it is not known; then the id is that of the end of the first later one known.
+        """
+        index = bisect.bisect_left(self.runs, (epoch,))
+        mine = self.runs[index : index + 1]
+        run = mine[0].run if mine and mine[0].epoch == epoch else ""
+        later = self.runs[index + bool(run) :]
+        return run, later[0].grants if later else grants
 
 
 class RefusedNodes:

@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any
+from typing import Any, NamedTuple
 
 from cpm.core.timeline import Timeline
 from cpm.protocol.event_kinds import CLOCK_SET, JOURNAL
@@ -28,6 +28,16 @@ from cpm.protocol.model import (
 )
 from cpm.protocol.own_ports import KeptPorts
 from cpm.protocol.walltime import WallTime
+
+
+class Run(NamedTuple):
+    """A start of a manager."""
+
+    epoch: int
+    run: str
+    """Identifies it, among all copies of the ledger."""
+    grants: int
+    """The highest allocation id before it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +62,8 @@ class LedgerState:
     """It has to take in what kernels hold before anything else (:mod:`cpm.core.restoring`)."""
     is_outdated: bool = False
     """An edge has shown that it does not say who has which port (:mod:`cpm.core.continuity`)."""
+    runs: tuple[Run, ...] = ()
+    """The latest starts of a manager since the ledger was restored, the present one included, in order."""
 
 
 class JournalEvent(enum.StrEnum):

@@ -166,6 +166,8 @@ def mark_restored(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest:
         "is_restored": 1,
         "is_outdated": 0,
     }
+    # All nodes are heard, and what any of them has seen, it leaps beyond.
+    copy.execute("DELETE FROM runs")
     # What happened since is not known: the journal ends with the copy.
     last = copy.execute("SELECT coalesce(max(at), 0.0) FROM journal").fetchone()[0]
     ends = float(values["backup_at"]) if values["is_backup"] else last

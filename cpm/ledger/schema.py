@@ -411,6 +411,18 @@ def _gaps(database: Database) -> None:
     database["meta"].insert({"key": "backup_at", "value": 0})
 
 
+_RUNS: Final = """CREATE TABLE runs (
+        epoch INTEGER PRIMARY KEY,
+        run INTEGER NOT NULL,
+        grants INTEGER NOT NULL
+    ) STRICT"""
+
+
+def _runs(database: Database) -> None:
+    """Version 13: the latest starts of a manager, each with the highest number of a range that was given before it."""
+    database.execute(_RUNS)
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -424,5 +436,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _identity,
     _copies,
     _gaps,
+    _runs,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

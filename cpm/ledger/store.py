@@ -9,9 +9,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from cpm.core.changes import AddAllocation, Change, PutStretch
-from cpm.core.journal import LedgerState
+from cpm.core.journal import LedgerState, Run
 from cpm.core.timeline import Timeline
 from cpm.ledger import applying, archive, locking, rows, schema
 from cpm.ledger.archive import GivingUp, Packing
@@ -20,6 +21,9 @@ from cpm.ledger.journal import JournalReader
 from cpm.protocol.model import AllocationId
 
 log = logging.getLogger(__name__)
+
+RUNS: Final = 1000
+"""Starts of a manager that the ledger remembers."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,6 +117,9 @@ class SqliteLedger:
             self._connection.execute("UPDATE meta SET value = ? WHERE key = 'run'", (run,))
             query = "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value"
             epoch = int(self._connection.execute(query).fetchone()[0])
+            highest = locking.Progress.of(self._connection).highest
+            self._connection.execute("INSERT INTO runs VALUES (?, ?, ?)", (epoch, run, highest))
+            self._connection.execute("DELETE FROM runs WHERE epoch <= ?", (epoch - RUNS,))
         with ledger_errors(self.path):
             if self._lock is not None:
                 self._lock.note_progress(locking.Progress.of(self._connection))
@@ -172,6 +179,10 @@ class SqliteLedger:
                 run=f"{meta['run']:015x}",
                 is_restored=bool(meta["is_restored"]),
                 is_outdated=bool(meta.get("is_outdated")),
+                runs=tuple(
+                    Run(epoch, f"{run:015x}", grants)
+                    for epoch, run, grants in rows_of("SELECT epoch, run, grants FROM runs ORDER BY epoch")
+                ),
             )
 
     def commit(self, changes: Sequence[Change], now: float) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from cpm.core.manager import Manager
+from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger
 from cpm.ledger.copies import mark_restored
 from cpm.protocol.holdings import Held, HeldRange
@@ -88,6 +89,63 @@ def _with_an_old_copy(site: Site, path: Path) -> PortRange:
     site.kill_natd(HOST2)
     _put(site, old)
     return taken
+
+
+def test_an_old_copy_is_known_when_it_has_given_as_many_ranges_before_it_was_shown(site: Site, tmp_path: Path) -> None:
+    """An operator has it do so, or a host that has heard of nothing later: the same numbers, other owners."""
+    old = _copy(site, tmp_path / "copy.db")
+    site.start_vm(HOST2, OTHER)
+    site.run()
+    before, connection = _kernels(site), site.open(OTHER, 5)
+    _put(site, old)
+    site.ask(lambda manager: manager.sizer.resize(VM, Target(704), site.now))
+    assert len(_given(site, VM)) == 2
+    _connect_all(site)
+    assert _refused(site).keys() == {EDGE1, EDGE2, HOST2}
+    assert (
+        "it has seen range 2 in epoch 1, this ledger ends at 1 in epoch 1: it is an old copy" in _refused(site)[EDGE1]
+    )
+    assert _kernels(site)[1:] == before[1:]
+    # Nor is it believed by a later start.
+    site.crash_manager()
+    site.start_manager()
+    _connect_all(site)
+    assert _refused(site).keys() == {EDGE1, EDGE2, HOST2}
+    assert connection in site.connections
+    site.check()
+
+
+def test_an_old_copy_is_known_when_it_was_started_as_often(site: Site, tmp_path: Path) -> None:
+    old = _copy(site, tmp_path / "copy.db")
+    for _ in range(2):
+        site.crash_manager()
+        site.heal()
+    seen = site.machines[EDGE1].remembered.epoch
+    _put(site, old)
+    while site.manager is None or site.manager.epoch <= seen:
+        site.crash_manager()
+        site.start_manager()
+    _connect_all(site)
+    assert _refused(site).keys() == set(site.machines)
+    assert f"in epoch {seen} it has followed another cpmd than this ledger knows" in _refused(site)[EDGE1]
+
+
+def test_nodes_that_were_away_for_many_starts_are_accepted(site: Site) -> None:
+    site.kill_natd(HOST2)
+    for number in range(3):
+        site.crash_manager()
+        site.start_manager()
+        for name in (HOST1, EDGE1, EDGE2):
+            site.connect(name)
+        site.run()
+        site.start_vm(HOST1, DomainUUID(f"00000000-0000-0000-0000-00000000001{number}"))
+        site.run()
+    site.start_natd(HOST2)
+    site.connect(HOST2)
+    site.run()
+    assert _refused(site) == {}
+    assert site.manager is not None
+    assert HOST2 in site.manager.sessions
 
 
 def _given(site: Site, uuid: DomainUUID) -> list[PortRange]:
