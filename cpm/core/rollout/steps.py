@@ -242,11 +242,20 @@ class Rollout:
 
         :param now: Ledger time.
         """
-        while self._due or self._changed or self._snapshot_due or self._is_path_changed():
-            self._queue_updates(now)
+        last: set[NodeName] = set()
+        while True:
+            # No step waits for a node that is fenced, so it is told what is so after all of them.
+            last |= {name for name in self._snapshot_due if self._is_fenced(name)}
+            self._snapshot_due -= last
+            if not (self._due or self._changed or self._snapshot_due or self._is_path_changed()):
+                break
+            self._queue_updates(now, last)
             due, self._due = self._due, set()
             for uuid in due:
                 self._advance_vm(uuid, now)
+        if last:
+            self._snapshot_due = last
+            self._queue_updates(now)
         messages, self._messages = self._messages, []
         return tuple(messages)
 
@@ -394,8 +403,12 @@ class Rollout:
     def _is_path_changed(self) -> bool:
         return self._path_version != self._fleet.path_version
 
-    def _queue_updates(self, now: float) -> None:
-        """Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM."""
+    def _queue_updates(self, now: float, besides: Container[NodeName] = ()) -> None:
+        """
+        Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM.
+
+        :param besides: Nodes that get a snapshot afterwards.
+        """
         if is_path_changed := self._is_path_changed():
             self._path_version = self._fleet.path_version
             self._paths.clear()
@@ -403,7 +416,7 @@ class Rollout:
         hosts = self._hosts_concerned()
         concerned = dict.fromkeys([*self._fleet.edges, *hosts, *self._snapshot_due])
         for name in self._node_syncs if is_path_changed else concerned:
-            if (node_sync := self._node_syncs.get(name)) is not None:
+            if name not in besides and (node_sync := self._node_syncs.get(name)) is not None:
                 self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()), now)
         self._due.update(self._changed)
         self._snapshot_due.clear()

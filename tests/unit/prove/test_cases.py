@@ -73,6 +73,21 @@ STORIES = {
         *(Event(Kind.KERNEL, "host1"), Event(Kind.OPEN, vm=2), Event(Kind.DELIVER_UP, "host1")),
         *(Event(Kind.DISK_FULL, vm=2), Event(Kind.CONNECT, "host1"), Event(Kind.SETTLE), Event(Kind.KILL_CPMD)),
     ),
+    "a machine that hangs and is fenced with a VM whose ports nobody has confirmed, when there is no other": story(
+        *(
+            Event(Kind.POWER_OFF, "both2"),
+            Event(Kind.SETTLE),
+            Event(Kind.FENCE, "both1"),
+            Event(Kind.BREAK, "both1", n=1),
+        ),
+        *(Event(Kind.START, "both1", 1), Event(Kind.DELIVER_UP, "both1"), Event(Kind.PASS, n=10)),
+        Event(Kind.FENCE, "both1"),
+        site="both",
+    ),
+    "an operator who gives ports by an old copy before any edge has shown that it is one": story(
+        *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.BACKUP)),
+        *(Event(Kind.START, "host1", 2), Event(Kind.SETTLE), Event(Kind.RESTORE, n=1), Event(Kind.RESIZE, vm=1, n=10)),
+    ),
 }
 
 
