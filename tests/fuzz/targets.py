@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from tests.fuzz import believed, files, guests, hooks, kernel, messages, settings
+from tests.fuzz import believed, files, guests, hooks, kernel, messages, port_control, settings
 from tests.fuzz.mutation import Material
 
 
@@ -34,6 +34,8 @@ _ALL: Final = (
     Target("agent-figures", guests.FIGURES, guests.understands_figures),
     Target("agent-socket", guests.LINES, guests.understands_lines),
     Target("guest-packet", kernel.PACKETS, kernel.understands_packet),
+    Target("port-control-packet", port_control.PACKETS, port_control.understands_packet),
+    Target("port-control", port_control.DATAGRAMS, port_control.understands_datagram, port_control.begin),
     Target("netlink-frames", kernel.FRAMES, kernel.understands_frames),
     Target("conntrack", kernel.CONNECTIONS, kernel.understands_connections),
     Target("links", kernel.LINKS, kernel.understands_links),
