@@ -17,6 +17,7 @@ from cpm.protocol.model import Allocation, DomainUUID, Node, NodeName, Role
 
 _NAMED: Final = 5
 """VMs that a node's problems name."""
+_AWAY: Final = "its natd has ended, or does not reach cpmd; see `systemctl status natd` there"
 _HERE: Final = "it is connected, and gets a session when the ledger is restored; see `virt-ports status`"
 
 
@@ -30,7 +31,9 @@ class HeldUp:
 
 
 def trouble(manager: Manager, node: Node, now: float) -> str:
-    """Return why an edge is out of service, or a node does not answer, as a sentence; empty: all is well."""
+    """
+    Return why an edge is out of service, or a node is away or does not answer, as a sentence; empty: all is well.
+    """
     if not node.roles:
         return "it has not connected yet"
     if manager.restoring is not None and not node.fenced and node.approval is not None:
@@ -41,7 +44,8 @@ def trouble(manager: Manager, node: Node, now: float) -> str:
     if node.fenced or node.approval is None or (service.is_answering(node.name, now) and not is_out):
         return ""
     head, end = ("out of service: ", "; let the router outside send it no packets") if is_out else ("", "")
-    return f"{head}it {service.lateness(node.name, now)}{end}"
+    remedy = "" if node.name in manager.sessions else f": {_AWAY}"
+    return f"{head}it {service.lateness(node.name, now)}{remedy}{end}"
 
 
 def held_up(manager: Manager, now: float) -> Mapping[NodeName, HeldUp]:

@@ -19,6 +19,7 @@ from tests.unit.site.test_edge_service import (
     wait,
 )
 
+AWAY = "its natd has ended, or does not reach cpmd; see `systemctl status natd` there"
 REMEDY = (
     "256 ports that were given back have waited 5 minutes for {node}: start its natd; or, if it forwards nothing any "
     "more, `virt-ports node fence {node}` (and `node remove`, if it is gone for good)"
@@ -51,7 +52,7 @@ def test_a_scrapped_edge_is_named_with_the_ports_that_wait_for_it_until_it_is_fe
     assert not metric(site, "held_ports"), "its hold-down has not passed"
     wait(site, 301.0)
     assert problems(site) == [
-        "edge2: out of service: it has been away for 5 minutes; let the router outside send it no packets",
+        f"edge2: out of service: it has been away for 5 minutes: {AWAY}; let the router outside send it no packets",
         REMEDY.format(node="edge2"),
     ]
     assert site.manager is not None
@@ -75,7 +76,7 @@ def test_a_host_that_is_away_is_named_with_the_ports_that_its_vm_has_left() -> N
     site.run()
     site.kill_natd(HOST1)
     wait(site, 300.0)
-    assert problems(site) == ["host1: it has been away for 5 minutes", REMEDY.format(node="host1")]
+    assert problems(site) == [f"host1: it has been away for 5 minutes: {AWAY}", REMEDY.format(node="host1")]
 
 
 def test_nodes_that_keep_up_are_not_named_however_long_a_range_leaves() -> None:
