@@ -33,6 +33,9 @@ MAX_METADATA = 16
 MAX_METADATA_TEXT = 128
 """Characters of one attribute; longer values are cut."""
 
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+"""Name of the channel by which libvirt finds a guest agent (qemuFindAgentConfig, src/qemu/qemu_domain.c)."""
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -70,6 +73,8 @@ class DomainFacts:
     """``kvm``, ``qemu`` …"""
     interfaces: tuple[Interface, ...]
     """In the order of the XML."""
+    has_agent_channel: bool = False
+    """Whether it has a channel to a QEMU guest agent; one that is plugged in later is in the live XML only."""
     ports_metadata: tuple[tuple[str, str], ...] = ()
     """Names and values of the attributes of our element in ``<metadata>``, unparsed."""
 
@@ -92,6 +97,9 @@ def parse(xml: bytes) -> DomainFacts:
         id=_domain_id(root.get("id")),
         type=_required("type attribute", root.get("type")),
         interfaces=tuple(_interface(element) for element in root.iterfind("devices/interface")),
+        has_agent_channel=any(
+            target.get("name") == AGENT_CHANNEL for target in root.iterfind("devices/channel/target")
+        ),
         ports_metadata=_ports_metadata(root),
     )
 

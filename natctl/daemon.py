@@ -393,7 +393,8 @@ class Natd:
         if self._visitor is None:
             return
         guests = self._node.guests()
-        self._visitor.on_vms({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()})
+        without = {uuid for uuid in guests if self._watch is not None and not self._watch.has_agent_channel(uuid)}
+        self._visitor.on_vms({uuid: self._announcement(uuid, vm) for uuid, vm in guests.items()}, without)
 
     def _announcement(self, uuid: DomainUUID, vm: HostIntent | None) -> announcement.Announcement | None:
         if vm is None or vm.ports is None or vm.external is None:

@@ -84,6 +84,7 @@ class DomainWatch:
         self._links: dict[int, str] = {}
         self._rtnl: Socket | None = None
         self._local_port_range: dict[DomainUUID, bool] = {}
+        self._has_agent_channel: dict[DomainUUID, bool] = {}
         self._started: set[DomainUUID] = set()
         self._hook_calls = HookCalls()
         self._hook_warnings: dict[DomainUUID, str] = {}
@@ -110,6 +111,10 @@ class DomainWatch:
     def wants_local_port_range(self, uuid: DomainUUID) -> bool:
         """Whether a guest shall take its source ports from its range."""
         return self._local_port_range.get(uuid, self._guests.announce_local_port_range)
+
+    def has_agent_channel(self, uuid: DomainUUID) -> bool:
+        """Whether libvirt has a way to a guest's agent, as far as is known."""
+        return self._has_agent_channel.get(uuid, True)
 
     def on_hook(self, request: int, operation: HookOperation, facts: DomainFacts) -> None:
         """Pass on what a hook says; it is answered now or later."""
@@ -178,7 +183,9 @@ class DomainWatch:
             self._started.clear()
             self._warn_of_missing_hook_calls()
             known = {listed.uuid for listed in found.domains} | self._node.known_domains()
-            self._local_port_range = {uuid: wish for uuid, wish in self._local_port_range.items() if uuid in known}
+            for noted in (self._local_port_range, self._has_agent_channel):
+                for uuid in noted.keys() - known:
+                    del noted[uuid]
             self.has_listed.set()
         return found.is_complete
 
@@ -220,6 +227,7 @@ class DomainWatch:
         why = self._no_bridge(taps) if mine and len(taps) == len(mine) else ""
         said = dict(facts.ports_metadata)
         uuid = DomainUUID(facts.uuid)
+        self._has_agent_channel[uuid] = facts.has_agent_channel
         self._local_port_range[uuid] = announcement.wants_local_port_range(
             said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._guests.announce_local_port_range
         )

@@ -3,14 +3,18 @@ Decides which guest agent is visited when, and keeps what is known of each guest
 
 A visit announces the guest's ports, if need be, and reads the guest's own figures. A fixed number of visits run at
 once. A visit to a hung agent occupies its slot until it times out, so guests that did not answer the last time, and
-those that were never visited, get at most half of the slots, at growing intervals: they never delay the others.
+those that were never visited, get at most half of the slots, at growing intervals: they never delay the others. An
+agent that connects is visited soon, but one that connects all the time no sooner than each guest that starts.
+
+VMs without a channel to an agent are not visited until they have one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID
@@ -21,11 +25,16 @@ from qga_agent.guest_agent import AgentAbsent, AgentError, GuestFigures, Invalid
 MAX_VISITS = 8
 """Visits under way at once, unless the caller says otherwise."""
 FIRST_VISIT_S = 1.0
-"""Seconds between a VM's start and the first visit: earlier no agent runs, and hooks hold libvirt's locks."""
+"""
+Seconds between a VM's start and the first visit: earlier no agent runs, and hooks hold libvirt's locks. Also the least
+between two visits that a guest's agent causes by connecting.
+"""
 MAX_PAUSE_S = 120.0
 """Longest interval, in seconds, between visits to a guest that does not answer; ends early when its agent connects."""
 RECHECK_S = 60.0
 """Seconds until an announcement is checked again: the guest may have rebooted and lost it."""
+_STALE_ENTRIES = 1000
+"""Entries of a queue, beside two for each guest, beyond which those are removed that no longer count."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,6 +68,9 @@ class _Guest:
     since: float = 0.0
     reason: str = ""
     failures: int = 0
+    """Visits without an answer; each answer takes one back, so that a guest that answers now and then stays suspect."""
+    visited_at: float = -math.inf
+    has_channel: bool = True
     figures: GuestFigures | None = None
     announced: Announcement | None = None
     announced_at: float = 0.0
@@ -91,10 +103,16 @@ class VisitSchedule:
         self._under_way: dict[DomainUUID, bool] = {}
         """Guests with a visit under way, and whether they were responsive when it began."""
 
-    def on_vms(self, desired: Mapping[DomainUUID, Announcement | None], now: float) -> bool:
+    def on_vms(
+        self,
+        desired: Mapping[DomainUUID, Announcement | None],
+        now: float,
+        without_channel: Set[DomainUUID] = frozenset(),
+    ) -> bool:
         """
         Replace the set of VMs that run here and what is announced to each; all others are forgotten.
 
+        :param without_channel: Those that have no channel to an agent, and so none to visit.
         :return: Whether a visit may have become due.
         """
         for gone in self._guests.keys() - desired.keys():
@@ -102,10 +120,18 @@ class VisitSchedule:
         changed = False
         for domain, announcement in desired.items():
             guest = self._guests.get(domain)
-            if guest is None:
-                self._guests[domain] = guest = _Guest(now + FIRST_VISIT_S, announcement)
+            has_channel = domain not in without_channel
+            if guest is None or guest.has_channel != has_channel:
+                guest = _Guest(now + FIRST_VISIT_S, announcement, has_channel=has_channel)
+                self._guests[domain] = guest
+                if not has_channel:
+                    self._set_state(guest, GuestState.ABSENT, now)
+                    guest.reason, guest.due = "the VM has no agent channel", math.inf
+                    continue
                 self._schedule(domain, guest, guest.due)
                 changed = True
+            elif not has_channel:
+                guest.desired = announcement
             elif guest.desired != announcement:
                 guest.desired = announcement
                 if guest.state is GuestState.ANSWERING:
@@ -117,10 +143,9 @@ class VisitSchedule:
 
     def on_agent_connected(self, domain: DomainUUID, now: float) -> None:
         """Make a guest due, with its announcement, because its agent connected: the guest may have rebooted."""
-        if (guest := self._guests.get(domain)) is not None:
-            guest.failures = 0
+        if (guest := self._visitable(domain)) is not None:
             guest.forget_announcement()
-            self._schedule(domain, guest, now)
+            self._schedule(domain, guest, max(now, min(guest.visited_at, now) + FIRST_VISIT_S))
 
     def on_agents_reachable(self, now: float) -> None:
         """Make all guests due, because libvirt is reachable again and may have reported no agents meanwhile."""
@@ -129,7 +154,7 @@ class VisitSchedule:
 
     def on_agent_disconnected(self, domain: DomainUUID, now: float) -> None:
         """Record that a guest's agent disconnected."""
-        if (guest := self._guests.get(domain)) is not None:
+        if (guest := self._visitable(domain)) is not None:
             guest.forget_announcement()
             self._record_failure(domain, guest, GuestState.ABSENT, "the agent disconnected", now)
 
@@ -140,12 +165,13 @@ class VisitSchedule:
             domain = due[1]
             guest = self._guests[domain]
             self._under_way[domain] = _is_responsive(guest)
+            guest.visited_at = now
             visits.append(Visit(domain, guest.desired if self._needs_announcement(guest, now) else None))
         return visits
 
     def on_result(self, domain: DomainUUID, result: VisitResult, now: float) -> None:
         """Record the result of a visit; its slot stays occupied until :meth:`on_visit_ended`."""
-        guest = self._guests.get(domain)
+        guest = self._visitable(domain)
         if guest is None:
             return
         if result.announced is not None:
@@ -155,14 +181,15 @@ class VisitSchedule:
             return
         self._set_state(guest, GuestState.ANSWERING, now)
         refusals = (*guest.refusals, *(result.figures.refusals if result.figures is not None else ()))
-        guest.reason, guest.figures, guest.failures = "; ".join(dict.fromkeys(refusals)), result.figures, 0
+        guest.reason, guest.figures = "; ".join(dict.fromkeys(refusals)), result.figures
+        guest.failures = max(0, guest.failures - 1)
         changed_meanwhile = guest.desired is not None and guest.desired != guest.announced
         self._schedule(domain, guest, now if changed_meanwhile else now + self._period_s)
 
     def on_visit_ended(self, domain: DomainUUID, now: float) -> None:
         """Free the slot of a visit."""
         self._under_way.pop(domain, None)
-        if (guest := self._guests.get(domain)) is None:
+        if (guest := self._visitable(domain)) is None:
             return
         if guest.state is None:
             self._record_failure(domain, guest, GuestState.SILENT, "the visit was broken off", now)
@@ -184,6 +211,10 @@ class VisitSchedule:
             for domain, guest in self._guests.items()
             if guest.state is not None
         }
+
+    def _visitable(self, domain: DomainUUID) -> _Guest | None:
+        guest = self._guests.get(domain)
+        return guest if guest is not None and guest.has_channel else None
 
     def _next(self) -> tuple[float, DomainUUID] | None:
         """Return the guest to visit next and when it is due; None: no guest is left, or no slot is free."""
@@ -209,7 +240,13 @@ class VisitSchedule:
 
     def _schedule(self, domain: DomainUUID, guest: _Guest, due: float) -> None:
         guest.due = due
-        heapq.heappush(self._queues[_is_responsive(guest)], (due, domain))
+        queue = self._queues[_is_responsive(guest)]
+        heapq.heappush(queue, (due, domain))
+        if len(queue) > _STALE_ENTRIES + 2 * len(self._guests):
+            # An agent that comes and goes leaves an entry each time.
+            due_of = {domain: (each.due, domain) for domain, each in self._guests.items()}
+            queue[:] = {entry for entry in queue if due_of.get(entry[1]) == entry}
+            heapq.heapify(queue)
 
     def _needs_announcement(self, guest: _Guest, now: float) -> bool:
         return guest.announced != guest.desired or not 0 <= now - guest.announced_at < RECHECK_S
@@ -228,7 +265,7 @@ class VisitSchedule:
 
 
 def _is_responsive(guest: _Guest) -> bool:
-    return guest.state is GuestState.ANSWERING
+    return guest.state is GuestState.ANSWERING and not guest.failures
 
 
 def _state(error: AgentError) -> GuestState:

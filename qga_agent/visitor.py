@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
 from cpm.protocol.messages import GuestView
@@ -80,9 +80,18 @@ class Visitor:
         finally:
             await self._tasks.stop()
 
-    def on_vms(self, desired: Mapping[DomainUUID, Announcement | None]) -> None:
-        """Replace the set of VMs that run here, and what is announced to each."""
-        if self._schedule.on_vms(desired, self._now()):
+    def on_vms(
+        self, desired: Mapping[DomainUUID, Announcement | None], without_channel: Set[DomainUUID] = frozenset()
+    ) -> None:
+        """
+        Replace the set of VMs that run here, and what is announced to each.
+
+        :param without_channel: VMs of which libvirt says that they have no channel to an agent.
+        """
+        without = without_channel
+        if self._sockets is not None:
+            without = {uuid for uuid in without_channel if not self._sockets.has(uuid)}
+        if self._schedule.on_vms(desired, self._now(), without):
             self._wake.set()
 
     def on_agent_connected(self, domain: DomainUUID) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,32 @@ def test_an_agent_that_dies_and_a_vm_that_is_paused_are_absent(lab: Lab, vms: tu
     assert eventually(lambda: in_state(lab, "ill", "absent"))
     with paused_vm(lab, "paused", "host1"):
         assert eventually(lambda: in_state(lab, "paused", "absent"))
+
+
+_AGENT_WHILE_THERE_IS_A_CHANNEL = """\
+while sleep 0.5; do
+    port=$(ls -d /sys/class/virtio-ports/* 2>/dev/null | head -n 1)
+    if [ -z "$port" ]; then killall -KILL qemu-ga
+    elif ! pidof qemu-ga; then qemu-ga -d -m virtio-serial -p "/dev/${port##*/}"; fi
+done"""
+
+
+def test_a_vm_whose_channel_is_unplugged_is_visited_once_it_has_one_again(lab: Lab, host: LibvirtHost) -> None:
+    vm = lab.add_vm("plugs", "host1")
+    try:
+        vm.wait_ready()
+        assert eventually(lambda: in_state(lab, "plugs", "answering"))
+        vm.shell(f"({_AGENT_WHILE_THERE_IS_A_CHANNEL}) >/dev/null 2>&1 </dev/null &")
+        found = re.search(r"<channel .*?</channel>", host.virsh("dumpxml", "plugs"), re.DOTALL)
+        assert found is not None
+        host.virsh("detach-device", "plugs", "/dev/stdin", "--live", stdin=found[0])
+        assert eventually(lambda: guest_of(lab, "plugs").get("why") == "the VM has no agent channel")
+        assert in_state(lab, "plugs", "absent")
+        channel = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+        host.virsh("attach-device", "plugs", "/dev/stdin", "--live", stdin=channel)
+        assert eventually(lambda: in_state(lab, "plugs", "answering"))
+    finally:
+        lab.remove_vm("plugs")
 
 
 @pytest.fixture

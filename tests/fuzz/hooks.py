@@ -47,6 +47,7 @@ _XML_TOKENS: Final = (
     b"<vp:ports floor='1'/>",
     b"<source bridge='br0'/>",
     b"<target dev='vnet9'/>",
+    b"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>",
 )
 DOMAINS: Final = Material([DOMAIN, _WISHES, b"<?xml version='1.0' encoding='UTF-8'?>" + DOMAIN], _XML_TOKENS)
 

@@ -56,6 +56,18 @@ class TestFacts:
     def test_other_interfaces_are_reported_as_they_are(self, element: str, wanted: Interface) -> None:
         assert parse((MINIMAL % f"<devices>{element}</devices>").encode()).interfaces == (wanted,)
 
+    @pytest.mark.parametrize(
+        ("element", "wanted"),
+        [
+            ("<channel type='unix'><target name='org.qemu.guest_agent.0' state='disconnected'/></channel>", True),
+            ("<channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>", False),
+            ("<channel type='unix'/>", False),
+            ("<target name='org.qemu.guest_agent.0'/>", False),
+        ],
+    )
+    def test_the_channel_of_a_guest_agent(self, element: str, *, wanted: bool) -> None:
+        assert parse((MINIMAL % f"<devices>{element}</devices>").encode()).has_agent_channel is wanted
+
     @pytest.mark.parametrize("number", ["", "-1", "x", "99999999999999", "1 "])
     def test_an_invalid_id_is_ignored(self, number: str) -> None:
         xml = (MINIMAL % "").replace("<domain ", f"<domain id='{number}' ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import struct
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
@@ -192,4 +193,15 @@ def test_a_vm_whose_tap_is_on_no_bridge_is_not_managed(monkeypatch: pytest.Monke
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed, BRIDGED))).has_interface
     monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda rtnl, index: index == 1)
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed,))).has_interface
+    it.watch.close()
+
+
+def test_the_last_that_libvirt_said_of_a_vms_agent_channel_counts() -> None:
+    it = watched()
+    assert it.watch.has_agent_channel(VM), "nothing is known of it"
+    facts = DomainFacts(VM, "web", 1, "qemu", (BRIDGED,))
+    it.watch.on_hook(7, HookOperation.START, facts)
+    assert not it.watch.has_agent_channel(VM)
+    it.watch._running_domain(dataclasses.replace(facts, has_agent_channel=True))
+    assert it.watch.has_agent_channel(VM)
     it.watch.close()

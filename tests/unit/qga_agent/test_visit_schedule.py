@@ -151,6 +151,69 @@ def test_a_visit_that_was_cancelled_counts_as_no_answer(schedule: VisitSchedule)
     assert schedule.seconds_to_next(2.0) == PERIOD_S
 
 
+def test_a_vm_without_a_channel_is_not_visited_until_it_has_one(schedule: VisitSchedule) -> None:
+    schedule.on_vms({UUID: SMALL}, 0.5, {UUID})
+    assert schedule.seconds_to_next(0.5) is None
+    schedule.on_agents_reachable(3.0)
+    schedule.on_agent_connected(UUID, 3.0)
+    schedule.on_agent_disconnected(UUID, 3.0)
+    assert schedule.start_due(1000.0) == []
+    view = schedule.views(WallTime.of)[UUID]
+    assert (view.state, view.since, view.why) == (GuestState.ABSENT, 0.5, "the VM has no agent channel")
+    assert not schedule.on_vms({UUID: LARGE}, 1001.0, {UUID})
+    assert schedule.on_vms({UUID: LARGE}, 1001.0)
+    assert visit(schedule, answered(LARGE), 1001.0 + FIRST_VISIT_S) == Visit(UUID, LARGE)
+
+
+def test_a_channel_that_is_unplugged_during_a_visit(schedule: VisitSchedule) -> None:
+    assert schedule.start_due(1.0) == [Visit(UUID, SMALL)]
+    schedule.on_vms({UUID: SMALL}, 1.1, {UUID})
+    schedule.on_result(UUID, answered(SMALL), 1.2)
+    schedule.on_visit_ended(UUID, 1.2)
+    assert schedule.views(WallTime.of)[UUID].state is GuestState.ABSENT
+    assert schedule.seconds_to_next(1.2) is None
+
+
+def test_an_agent_that_comes_and_goes_is_visited_no_more_than_once_a_second(schedule: VisitSchedule) -> None:
+    began = []
+    for tenth_ms in range(0, 600_000, 5):
+        now = tenth_ms / 10_000
+        schedule.on_agent_connected(UUID, now)
+        for begun in schedule.start_due(now):
+            began.append(now)
+            schedule.on_result(begun.domain, answered(SMALL), now)
+            schedule.on_visit_ended(begun.domain, now)
+        schedule.on_agent_disconnected(UUID, now)
+    assert 55 <= len(began) <= 61
+    assert sum(map(len, schedule._queues.values())) < 3000, "what it leaves behind is removed"
+
+
+def test_guests_that_answer_now_and_then_take_no_more_than_half_of_the_slots() -> None:
+    """Each of 20 answers one visit and hangs in the next, and its agent connects again and again."""
+    schedule = VisitSchedule(PERIOD_S)
+    hostile = [numbered(number) for number in range(20)]
+    schedule.on_vms(dict.fromkeys(hostile), 0.0)
+    turns: dict[DomainUUID, int] = {}
+    ends: list[tuple[float, DomainUUID, bool]] = []
+    most = 0
+    for second in range(1, 400):
+        now = float(second)
+        for each in [each for each in ends if each[0] <= now]:
+            ends.remove(each)
+            _, domain, hangs = each
+            schedule.on_result(domain, VisitResult(error=AgentSilent("late")) if hangs else answered(), now)
+            schedule.on_visit_ended(domain, now)
+        for domain in hostile:
+            schedule.on_agent_disconnected(domain, now)
+            schedule.on_agent_connected(domain, now)
+        for begun in schedule.start_due(now):
+            turns[begun.domain] = turns.get(begun.domain, 0) + 1
+            hangs = turns[begun.domain] % 2 == 0
+            ends.append((now + (8.0 if hangs else 0.5), begun.domain, hangs))
+        most = max(most, sum(hangs for *_, hangs in ends))
+    assert 0 < most <= 4
+
+
 @pytest.mark.parametrize("hung", [0, 50, 150, 400])
 def test_responsive_guests_are_visited_in_time_however_many_others_hang(hung: int) -> None:
     """In virtual time: 400 that answer within 50 ms each, ``hung`` whose visits time out after 1.2 s; ten minutes."""

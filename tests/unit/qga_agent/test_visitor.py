@@ -73,6 +73,7 @@ async def test_a_guest_gets_its_ports_announced_and_again_when_they_change(clock
         assert guest.files[DEFAULT_PATH] == file_content(LARGE)
         visitor.on_agent_disconnected(UUID)
         assert state(visitor, UUID) is GuestState.ABSENT
+        clock.now = 4.0
         visitor.on_agents_reachable()
         await until(lambda: state(visitor, UUID) is GuestState.ANSWERING)
         visitor.on_vms({})
@@ -130,6 +131,35 @@ async def test_a_vm_with_a_socket_is_asked_through_it(clock: Clock) -> None:
     assert (sockets.seen, libvirt.seen) == ([UUID], [WELL[0]])
     assert direct.files[DEFAULT_PATH] == file_content(SMALL)
     assert through.files[DEFAULT_PATH] == file_content(LARGE)
+
+
+async def test_a_vm_without_a_channel_is_asked_once_it_has_one(clock: Clock) -> None:
+    agents = FakeAgents({UUID: FakeGuest(), WELL[0]: FakeGuest()})
+    visitor = Visitor(10.0, clock, WallTime.of, libvirt=agents)
+    async with running(visitor):
+        visitor.on_vms({UUID: SMALL, WELL[0]: SMALL}, {UUID})
+        assert state(visitor, UUID) is GuestState.ABSENT
+        clock.now = 500.0
+        visitor.on_agents_reachable()
+        await until(lambda: state(visitor, WELL[0]) is GuestState.ANSWERING)
+        assert agents.seen == [WELL[0]]
+        visitor.on_vms({UUID: SMALL, WELL[0]: SMALL})
+        clock.now = 502.0
+        visitor.on_agent_connected(UUID)
+        await until(lambda: state(visitor, UUID) is GuestState.ANSWERING)
+
+
+async def test_a_socket_makes_up_for_the_channel_that_a_vm_does_not_have(clock: Clock) -> None:
+    class Sockets(FakeAgents):
+        def has(self, domain: DomainUUID) -> bool:
+            return domain == UUID
+
+    visitor = Visitor(10.0, clock, WallTime.of, sockets=Sockets({UUID: FakeGuest()}), libvirt=FakeAgents({}))
+    async with running(visitor):
+        visitor.on_vms({UUID: SMALL}, {UUID})
+        clock.now = 2.0
+        visitor.on_agent_connected(UUID)
+        await until(lambda: state(visitor, UUID) is GuestState.ANSWERING)
 
 
 async def test_a_visit_that_takes_too_long_is_given_up() -> None:
