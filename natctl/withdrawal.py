@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from cpm.protocol.errors import ConfigError, KernelError
 from natctl import settings
-from natctl.kernel import sysctl
+from natctl.kernel import sysctl, unrouted_taps
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
 from natctl.netlink import classifiers, links, routes
 from natctl.netlink.classifiers import Side
 from natctl.netlink.conntrack import counting, delete_connections, entries
 from natctl.netlink.nftables import encode, foreign, read
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
+from natctl.ruleset import host_maps
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable
 from natctl.ruleset.routing import Routing
@@ -44,6 +45,8 @@ class Held:
     """Those that the kernel changes when ``ip_forward`` is set back, and what they are to be then."""
     kept: tuple[str, ...]
     """Those that stay, a sentence each."""
+    taps: tuple[tuple[int, str], ...]
+    """VMs' interfaces, by index and name, from which nothing is routed."""
     programs: tuple[tuple[int, str, Side], ...]
     """Of the fast path: at which interface, by index and name, and on which side."""
     connections: frozenset[IPv4Address]
@@ -62,6 +65,7 @@ class Held:
         if found.way is not None or found.barrier is not None:
             yield f"default routes of table {found.way[0] if found.way else found.barrier}"
         yield from (f"program at {side.name.lower()} of {name}" for _, name, side in self.programs)
+        yield from (f"{sysctl.key(f'conf/{name}/forwarding')} from 0 to 1" for _, name in self.taps)
         yield from (f"{sysctl.key(path)} from {now} to {to}" for path, now, to in self.settings)
 
 
@@ -101,10 +105,17 @@ def look(found: settings.Settings | None) -> Held:
     mask = found.host.mark_mask if found and found.host else settings.HostTable(frozenset()).mark_mask
     run = Path((found.listen if found else settings.ListenSettings()).socket).parent
     with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
-        tables = read.read_tables(nft, lambda: None).holdings.tables
+        holdings = read.read_tables(nft, lambda: None).holdings
+        tables = holdings.tables
         forwarding = (*foreign.forwarding_tables(nft), *_legacy_tables())
         routing = routes.read(rt)
-        programs = tuple(_programs(rt))
+        every = links.read_links(rt)
+        programs = tuple(_programs(rt, every.values()))
+        taps = tuple(
+            (link.number, link.name)
+            for tap in host_maps.taps_in(holdings)
+            if (link := every.get(tap)) is not None and not link.forwards
+        )
     noted = SettingsBefore(run / FILE).read()
     changed = {path: each for path, each in noted.items() if sysctl.read(path) == each.ours}
     following = {path: noted[path].before for path in changed if sysctl.follows_forwarding(path)}
@@ -119,6 +130,7 @@ def look(found: settings.Settings | None) -> Held:
         tuple((path, each.ours, each.before) for path, each in sorted(changed.items()) if each.ours != each.before),
         _with_forwarding(noted, following) if sysctl.FORWARDING in changed else (),
         kept,
+        taps,
         programs,
         _with_connections(Marks.of_mask(mask).flag) if tables else frozenset(),
     )
@@ -141,6 +153,7 @@ def withdraw(held: Held) -> None:
         if held.tables:
             nft.execute(encode.transaction(DeleteTable(family) for family in held.tables), "remove our tables")
         routes.drop(rt, held.routing)
+        unrouted_taps.release(rt, (index for index, _ in held.taps))
     for internal in sorted(held.connections):
         delete_connections(internal)
     for path, _, value in held.settings:
@@ -161,8 +174,8 @@ def _with_forwarding(noted: Mapping[str, Setting], unchanged: Mapping[str, str])
     return tuple((path, value) for path, value in values if value is not None)
 
 
-def _programs(rt: Socket) -> Iterator[tuple[int, str, Side]]:
-    for link in links.read_links(rt).values():
+def _programs(rt: Socket, every: Iterable[links.Link]) -> Iterator[tuple[int, str, Side]]:
+    for link in every:
         for side in Side:
             if any(each.is_ours for each in classifiers.filters(rt, link.number, side)):
                 yield link.number, link.name, side

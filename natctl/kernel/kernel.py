@@ -21,7 +21,8 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import FastPathAt
 from cpm.protocol.model import DomainUUID
-from natctl.kernel import comparing, following, reconciling, stale_taps, sysctl, zone_choice
+from cpm.service.tasks import Tasks
+from natctl.kernel import comparing, following, reconciling, stale_taps, sysctl, unrouted_taps, zone_choice
 from natctl.kernel.belief import Belief, Desired, Step, elements_in
 from natctl.kernel.fast_path import Found
 from natctl.kernel.forward_filters import ForwardFilters
@@ -73,6 +74,9 @@ class Kernel:
         self._checking = asyncio.Lock()
         """Held while it is compared; taken before the other, if both are."""
         self._counting = asyncio.Lock()
+        self._new_taps: set[int] = set()
+        """Of which it has not been seen to yet that nothing is routed from them."""
+        self._tasks = Tasks()
 
     async def observe(self) -> KernelState:
         """
@@ -102,6 +106,8 @@ class Kernel:
                 await self._in_thread(self._change_all, change)
                 return
             await self._change_vms(self._programmed.belief, change)
+        if self._new_taps:
+            self._tasks.start("keep taps from being routed", self._keep_new_taps())
 
     async def replace(
         self, host: Mapping[DomainUUID, HostEntry], edge: Mapping[DomainUUID, EdgeIntent], path: Path
@@ -228,6 +234,7 @@ class Kernel:
     async def close(self) -> None:
         """Close the sockets. The kernel goes on with what it holds."""
         async with self._checking, self._counting, self._lock:
+            await self._tasks.stop()
             self._programmed.close()
 
     async def _in_thread(self, work: Callable[..., _T], *arguments: object) -> _T:
@@ -331,9 +338,17 @@ class Kernel:
 
     def _change_some(self, belief: Belief, change: Change, step: Step) -> None:
         self._programmed.apply(step.tables, step.route_steps, step.before)
+        self._new_taps |= _new_taps(belief, change)
         belief.record(change, step)
         self._programmed.senders.on_programmed(step.known)
         self._programmed.fast_path.note_hosts(step.known)
+
+    async def _keep_new_taps(self) -> None:
+        """Have nothing routed from new taps. Whoever waits for the change is answered first."""
+        async with self._checking:
+            taps, self._new_taps = self._new_taps, set()
+            if taps:
+                await self._in_thread(unrouted_taps.keep, self._programmed.sockets().rt_checks, taps)
 
     async def _check(self, subjects: Subject) -> tuple[str, ...]:
         if self._programmed.belief is None:
@@ -414,3 +429,13 @@ class Kernel:
         self._programmed.belief = None
         self._programmed.fast_path.withdraw(sockets.rt)
         self._programmed.guard.withdraw(sockets.rt)
+
+
+def _new_taps(belief: Belief, change: Change) -> set[int]:
+    """Return the taps that VMs have with a change and had not before."""
+    taps: set[int] = set()
+    for domain, entry in change.host.items():
+        if entry is not None:
+            before = belief.desired.host.get(domain)
+            taps |= entry.taps - (before.taps if before is not None else frozenset())
+    return taps

@@ -12,6 +12,7 @@ from cpm.protocol.errors import KernelError
 from cpm.protocol.model import DomainUUID
 from natctl.kernel import sysctl
 from natctl.kernel.settings_before import SettingsBefore
+from natctl.kernel.unrouted_taps import UnroutedTaps
 from natctl.model.entries import HostEntry, HostSettings, Path
 from natctl.netlink import routes
 from natctl.netlink.links import Link, read_links
@@ -41,12 +42,13 @@ class Ways:
         self.bridges: frozenset[str] = frozenset()
         """The bridges with VMs behind them."""
         self._turn = 0
+        self._unrouted = UnroutedTaps()
 
     def check(
         self, rtnl: Socket, settings: HostSettings, path: Path, entries: Collection[HostEntry]
     ) -> tuple[str, ...]:
         """
-        Ask, and loosen reverse path filters that the answers show to be in the way.
+        Ask, and loosen reverse path filters that the answers show to be in the way. Have nothing routed from VMs' taps.
 
         Never fails: what was programmed is in force, whatever the check finds.
 
@@ -61,11 +63,14 @@ class Ways:
     def _check(
         self, rtnl: Socket, settings: HostSettings, path: Path, entries: Collection[HostEntry]
     ) -> tuple[str, ...]:
-        if not entries or any(INTERNET in network for network in settings.exempt):
+        is_concerned = bool(entries) and not any(INTERNET in network for network in settings.exempt)
+        taps = {tap for entry in entries for tap in entry.taps} if is_concerned else set()
+        links = read_links(rtnl) if is_concerned or self._unrouted else {}
+        self._unrouted.update(rtnl, links, taps)
+        if not is_concerned:
             self.warnings = ()
             self.problems, self.bridges = {}, frozenset()
             return ()
-        links = read_links(rtnl)
         check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()}, self._noted)
         check.note_unbridged(links, entries)
         for bridge, vms in _bridges(rtnl, links, entries):
@@ -107,7 +112,7 @@ class _Check:
         """Note VMs that were taken out of their bridge: they keep their ports, and nobody knows their packets."""
         for entry in entries:
             taps = [links[tap] for tap in sorted(entry.taps) if tap in links]
-            if taps and not any(tap.master for tap in taps):
+            if taps and not any(tap.is_bridge_port for tap in taps):
                 problem = way_check.unbridged_problem([tap.name for tap in taps])
                 self.answers[entry.intent.domain] = problem
                 self.unbridged.append(f"packets of VM {entry.intent.name} {problem}")

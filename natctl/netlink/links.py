@@ -16,21 +16,24 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from pyroute2.netlink import NLM_F_DUMP
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTMGRP_LINK
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP
+from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWLINK, RTM_SETLINK, RTMGRP_LINK
 
 from cpm.protocol.errors import KernelError
 from natctl.netlink.listener import Listener
 from natctl.netlink.message import (
     MalformedMessage,
+    Request,
     Slice,
     aligned,
+    attribute,
     attribute_map,
     attributes,
     message,
     messages,
     native_number,
     native_u32,
+    nested,
     required,
     text,
 )
@@ -42,6 +45,7 @@ _ABOVE: Final = frozenset({"vlan", "macvlan"})
 _ETHERNET: Final = 1  # ARPHRD_ETHER
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_STATS64 = 1, 3, 5, 10, 18, 23
 _IFLA_INFO_KIND, _IFLA_INFO_SLAVE_KIND = 1, 4
+_IFLA_AF_SPEC, _IFLA_INET_CONF, _IPV4_DEVCONF_FORWARDING = 26, 1, 1
 _LONGEST_NAME, _LAST_INDEX = 15, 2**31 - 1
 _LIST: Final = message(RTM_GETLINK, NLM_F_DUMP, _IFINFOMSG)
 
@@ -113,6 +117,35 @@ def has_received(rtnl: Socket, interface: int) -> bool:
     return any(required(attribute_map(body, len(_IFINFOMSG)), _IFLA_STATS64)[:8])
 
 
+def read_link(rtnl: Socket, interface: int) -> Link:
+    """
+    Return one interface.
+
+    :param interface: Its index.
+    :raise KernelError: When the kernel refuses or does not answer; ENODEV: there is no such interface.
+    """
+    wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
+    body = rtnl.ask(message(RTM_GETLINK, 0, wanted), "read an interface")
+    if (link := _decode((body, 0, len(body)))) is None:
+        raise _malformed("it is of another family")
+    return link
+
+
+def set_forwarding(rtnl: Socket, interface: int, *, on: bool) -> None:
+    """
+    Say whether IPv4 packets that come in at an interface are forwarded: ``net.ipv4.conf.….forwarding``, by index.
+
+    Packets that a bridge takes from its port come in at the bridge.
+
+    :raise KernelError: When the kernel refuses; ENODEV: there is no such interface.
+    """
+    settings = nested(_IFLA_INET_CONF, attribute(_IPV4_DEVCONF_FORWARDING, native_u32(int(on))))
+    body = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
+    body += nested(_IFLA_AF_SPEC, nested(socket.AF_INET, settings))
+    request = Request(message(RTM_SETLINK, NLM_F_ACK, body), f"interface {interface}")
+    rtnl.execute([request], "set an interface's forwarding")
+
+
 def is_bridge_port(rtnl: Socket, interface: int) -> bool:
     """
     Whether an interface is in a Linux bridge; Open vSwitch has none.
@@ -120,10 +153,7 @@ def is_bridge_port(rtnl: Socket, interface: int) -> bool:
     :param interface: Its index.
     :raise KernelError: When the kernel refuses or does not answer.
     """
-    wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
-    body = rtnl.ask(message(RTM_GETLINK, 0, wanted), "read an interface's bridge")
-    info = attribute_map(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_LINKINFO, b""), 0)
-    return text(info.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge"
+    return read_link(rtnl, interface).is_bridge_port
 
 
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:
@@ -175,6 +205,10 @@ class Link(NamedTuple):
     """Index of the interface that it is above, for example as a VLAN."""
     kind: str = ""
     """``bridge``, ``vlan``, ``openvswitch`` …; nothing for a real one."""
+    is_bridge_port: bool = False
+    """Whether its master is a Linux bridge; Open vSwitch has none."""
+    forwards: bool = False
+    """Whether IPv4 packets that come in here are forwarded; see :func:`set_forwarding`."""
 
 
 def read_links(rtnl: Socket) -> dict[int, Link]:
@@ -255,7 +289,7 @@ def _decode(part: Slice) -> Link | None:
         return None
     index = native_number(buffer[start + 4 : start + 8])
     name, master, behind = b"", None, start + len(_IFINFOMSG)
-    hardware, lower, info = b"", None, ""
+    hardware, lower, info, is_bridge_port, forwards = b"", None, "", False, False
     for kind, at, to in attributes(buffer, behind, end):
         if kind == _IFLA_IFNAME:
             name = buffer[at:to].rstrip(b"\0")
@@ -266,7 +300,11 @@ def _decode(part: Slice) -> Link | None:
         elif kind == _IFLA_LINK:
             lower = native_number(buffer[at:to])
         elif kind == _IFLA_LINKINFO:
-            info = text(attribute_map(buffer[at:to], 0).get(_IFLA_INFO_KIND, b""))
+            kinds = attribute_map(buffer[at:to], 0)
+            info = text(kinds.get(_IFLA_INFO_KIND, b""))
+            is_bridge_port = text(kinds.get(_IFLA_INFO_SLAVE_KIND, b"")) == "bridge"
+        elif kind == _IFLA_AF_SPEC:
+            forwards = _forwards(buffer[at:to])
         behind = aligned(to)
     if (
         behind < end
@@ -276,7 +314,15 @@ def _decode(part: Slice) -> Link | None:
     ):
         raise _malformed("it has no name or number, or a part is cut off")
     is_ethernet = native_number(buffer[start + 2 : start + 4]) == _ETHERNET
-    return Link(index, name.decode(errors="surrogateescape"), master or None, is_ethernet, hardware, lower, info)
+    words = name.decode(errors="surrogateescape")
+    return Link(index, words, master or None, is_ethernet, hardware, lower, info, is_bridge_port, forwards)
+
+
+def _forwards(families: bytes) -> bool:
+    """Read the settings of IPv4: a number each, in the order of ``IPV4_DEVCONF_*`` from 1."""
+    settings = attribute_map(attribute_map(families, 0).get(socket.AF_INET, b""), 0).get(_IFLA_INET_CONF, b"")
+    begin = 4 * (_IPV4_DEVCONF_FORWARDING - 1)
+    return any(settings[begin : begin + 4])
 
 
 def _malformed(detail: str) -> MalformedMessage:

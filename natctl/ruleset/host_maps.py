@@ -23,7 +23,7 @@ from natctl.ruleset import labels, zones
 from natctl.ruleset.common import INTERFACE_INDEX, element_label, port_word
 from natctl.ruleset.expressions import NO_INTERFACE, bitwise, meta, native_u32, set_meta
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.values import VM_CHAIN, Chain, Element, Family, Fragment, Limit, Place, Reading, Rule
+from natctl.ruleset.values import VM_CHAIN, Chain, Element, Family, Fragment, Holdings, Limit, Place, Reading, Rule
 
 TAPS: Final[Place] = (Family.BRIDGE, "taps")
 BINDINGS: Final[Place] = (Family.IPV4, "bindings")
@@ -109,10 +109,8 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
     """Return the VMs whose fragments are in the kernel; what makes no sense is left out."""
     marks = Marks.of_mask(settings.mark_mask)
     taps: dict[str, list[int]] = {}
-    for element in reading.holdings.elements.get(TAPS, {}).values():
-        if len(element.key) == INTERFACE_INDEX.length:  # an older natd's are names: libvirt's list has the taps
-            tap = int.from_bytes(element.key, sys.byteorder) & ~NO_INTERFACE
-            taps.setdefault(element.chain, []).append(tap)
+    for tap, chain in taps_in(reading.holdings).items():
+        taps.setdefault(chain, []).append(tap)
     by_index = {
         place: {
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
@@ -128,6 +126,15 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
             with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
                 found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
     return found
+
+
+def taps_in(holdings: Holdings) -> dict[int, str]:
+    """Return the chain of the VM of each tap, by index."""
+    return {
+        int.from_bytes(element.key, sys.byteorder) & ~NO_INTERFACE: element.chain
+        for element in holdings.elements.get(TAPS, {}).values()
+        if len(element.key) == INTERFACE_INDEX.length  # an older natd's are names: libvirt's list has the taps
+    }
 
 
 def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[Place, Element]) -> HostEntry:

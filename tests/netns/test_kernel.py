@@ -451,7 +451,8 @@ def test_a_vm_that_starts_costs_two_requests_on_each_machine(
     send = Socket._send
 
     def counting(self: Socket, data: Sequence[bytes], action: str) -> int:
-        sent.append(action)
+        if action not in ("read an interface", "set an interface's forwarding"):  # they come after libvirt was answered
+            sent.append(action)
         return send(self, data, action)
 
     programmed.namespace.ip("tuntap add vnet7 mode tap")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
 from cpm.protocol.model import PortRange
-from tests.netns.topology import INTERNET, VM, Namespace, Node, Site, program
+from natctl.model.entries import Change
+from tests.netns.topology import INTERNET, VM, Guest, KernelIn, Namespace, Node, Site, program
+from tests.netns.waiting import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -124,3 +127,76 @@ def test_a_lost_barrier_is_put_back(scene: Scene) -> None:
     assert "unreachable default" in scene.host.namespace.run("ip", "route", "show", "table", "7414")
     scene.host.kernel.remove()
     assert scene.host.namespace.run("ip", "route", "show", "table", "7414") == ""
+
+
+def route_tap(scene: Scene, guest: Guest) -> None:
+    """Take a tap out of its bridge, and route what comes from it, as an operator could."""
+    scene.host.namespace.ip(
+        f"link set {guest.tap} nomaster",
+        f"addr add 10.20.0.1/24 dev {guest.tap}",
+        "route replace default via 172.31.0.2 dev wg0",
+    )
+    guest.namespace.ip("addr flush dev eth0", "addr add 10.20.0.5/24 dev eth0", "route replace default via 10.20.0.1")
+
+
+def forwarding(guest: Guest) -> str:
+    """Return the path of the setting by which packets of a tap are routed."""
+    return f"/proc/sys/net/ipv4/conf/{guest.tap}/forwarding"
+
+
+def is_seen(scene: Scene, guest: Guest) -> bool:
+    """Send a datagram from a guest behind a routed tap; return whether it left."""
+    before = scene.elsewhere.seen()
+    with guest.namespace.udp() as client:
+        client.sendto(b"?", (INTERNET, 9000))
+    guest.namespace.run("ping", "-c1", "-W5", "10.20.0.1")
+    return scene.elsewhere.seen() > before
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+def test_a_tap_that_was_taken_out_of_its_bridge_and_routed_lets_nothing_out(scene: Scene, masquerade: bool) -> None:
+    if masquerade:
+        scene.host.namespace.nft(
+            "table ip vpn { chain c { type nat hook postrouting priority srcnat; oifname wg0 masquerade; }; }"
+        )
+    route_tap(scene, scene.vm.guest)
+    assert not is_seen(scene, scene.vm.guest)
+    scene.host.kernel.ensure()
+    assert not is_seen(scene, scene.vm.guest)
+    # Without what keeps it from being routed, it is.
+    scene.host.namespace.sysctl(**{f"conf__{scene.vm.guest.tap}__forwarding": 1})
+    assert is_seen(scene, scene.vm.guest)
+
+
+def test_a_vm_that_has_just_been_programmed_lets_nothing_out_either(scene: Scene, site: Site) -> None:
+    """No check of the machine comes before its tap is taken out of its bridge."""
+    new = VM.of(9, site.guest(scene.host, "10.10.0.6"), PortRange(20064, 20127))
+    scene.host.kernel.change(Change(host={new.domain: new.on_host()}))
+    wait_until(lambda: scene.host.namespace.run("cat", forwarding(new.guest)) == "0\n")
+    route_tap(scene, new.guest)
+    assert not is_seen(scene, new.guest)
+
+
+def test_a_tap_that_was_routed_before_stays_so(scene: Scene, site: Site) -> None:
+    """The VM has another interface, which is on a bridge."""
+    routed = site.guest(scene.host, "10.10.0.6")
+    route_tap(scene, routed)
+    assert is_seen(scene, routed)
+    entry = scene.vm.on_host()
+    entry = dataclasses.replace(entry, taps=entry.taps | {routed.tap_index})
+    scene.host.kernel.change(Change(host={scene.vm.domain: entry}))
+    scene.host.kernel.ensure()
+    assert is_seen(scene, routed)
+
+
+def test_a_tap_that_is_no_vms_any_more_is_as_it_was(scene: Scene) -> None:
+    """Also one of which a former natd has seen to it that it is not routed."""
+    guest = scene.vm.guest
+    path = forwarding(guest)
+    assert scene.host.namespace.run("cat", path) == "0\n"
+    scene.host.kernel.close()
+    scene.host.kernel = KernelIn(scene.host.namespace, scene.host.kernel.settings)
+    program([scene.host], [scene.vm], {0: (scene.edge,)}, are_running=True)
+    scene.host.kernel.change(Change(host={scene.vm.domain: None}))
+    scene.host.kernel.ensure()
+    assert scene.host.namespace.run("cat", path) == "1\n"

@@ -17,6 +17,7 @@ import pytest
 from natctl import settings, withdrawal
 from natctl.kernel import sysctl
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
+from tests.fakes.intents import with_intent
 from tests.netns.machine import Machine
 from tests.netns.test_kernel import AT_EDGE, HOSTED, ONE, PATH
 
@@ -123,6 +124,20 @@ def test_the_connections_that_are_cut_leave_the_kernel(machine: Machine, tmp_pat
     inside(machine, lambda: withdrawal.withdraw(held))
     (left,) = machine.namespace.run("conntrack", "-L").splitlines()
     assert "192.0.2.9" in left
+
+
+def test_what_comes_from_a_vms_tap_is_routed_again(machine: Machine, tmp_path: Path) -> None:
+    machine.namespace.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    machine.namespace.ip("link add vmbr0 type bridge", "tuntap add vnet9 mode tap", "link set vnet9 master vmbr0")
+    number = int(machine.namespace.run("cat", "/sys/class/net/vnet9/ifindex"))
+    machine.restart_natd(SettingsBefore(tmp_path / FILE))
+    machine.replace({ONE: with_intent(HOSTED, taps=frozenset({number}))}, AT_EDGE, PATH)
+    key = "net.ipv4.conf.vnet9.forwarding"
+    assert machine.namespace.run("sysctl", "-n", key) == "0\n"
+    held = inside(machine, lambda: withdrawal.look(config(tmp_path)))
+    assert f"{key} from 0 to 1" in list(held.lines())
+    inside(machine, lambda: withdrawal.withdraw(held))
+    assert machine.namespace.run("sysctl", "-n", key) == "1\n"
 
 
 def test_after_a_restart_of_natd_the_first_values_count(machine: Machine, tmp_path: Path) -> None:
