@@ -31,9 +31,7 @@ class HeldUp:
 
 
 def trouble(manager: Manager, node: Node, now: float) -> str:
-    """
-    Return why an edge is out of service, or a node is away or does not answer, as a sentence; empty: all is well.
-    """
+    """Return why an edge is out of service, or a node is away or does not answer, as a sentence; empty: all is well."""
     if not node.roles:
         return "it has not connected yet"
     if manager.restoring is not None and not node.fenced and node.approval is not None:
