@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from cpm.protocol import wishes
 from cpm.protocol.errors import KernelError, Unreachable
 from cpm.protocol.model import DomainUUID
 from cpm.service import clock
-from libvirt_hooks.domain_xml import DomainFacts
+from libvirt_hooks.domain_xml import DomainFacts, Interface
 from libvirt_hooks.protocol import HookOperation
 from natctl.core.domains import Listing, RunningDomain, Tap
 from natctl.core.hook_calls import HookCalls
@@ -224,7 +224,7 @@ class DomainWatch:
             if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
         ]
         taps = self._taps(interface.target for interface in mine if interface.target is not None)
-        why = self._no_bridge(taps) if mine and len(taps) == len(mine) else ""
+        why = self._no_bridge(taps) if mine and len(taps) == len(mine) else _without_tap(facts.interfaces)
         said = dict(facts.ports_metadata)
         uuid = DomainUUID(facts.uuid)
         self._has_agent_channel[uuid] = facts.has_agent_channel
@@ -272,3 +272,14 @@ class DomainWatch:
             return ""
         names = ", ".join(sorted(tap.name for tap in taps))
         return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"
+
+
+def _without_tap(interfaces: Sequence[Interface]) -> str:
+    """Return why a VM is not managed none of whose interfaces has a tap; nothing if one may have, or it has none."""
+    if not interfaces or any(interface.type in _INTERFACES for interface in interfaces):
+        return ""
+    return "; ".join(
+        f"its interface {interface.target or interface.mac or interface.source} is "
+        f"{'a macvtap' if interface.type == 'direct' else f'of type {interface.type}'}, on no Linux bridge"
+        for interface in interfaces
+    )

@@ -6,11 +6,15 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 from lab.daemons import LAB_SETTINGS, DaemonSettings
 from lab.lab import STATE, Lab
 from lab.net import Site
+from lab.node import LibvirtHost
+from lab.records import REAL, GuestRecord
 from lab.sites import CLUSTER
+from lab.vm import RealGuest
 from tests.e2e.observing import eventually, facts
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
@@ -47,6 +51,21 @@ def paused_vm(lab: Lab, name: str, host: str) -> Iterator[None]:
         yield
     finally:
         lab.remove_vm(name)
+
+
+@contextlib.contextmanager
+def defined(host: LibvirtHost, name: str, *changes: tuple[str, str]) -> Iterator[RealGuest]:
+    """A VM that is shut off; ``changes`` replace parts of its XML."""
+    vm = RealGuest(host, GuestRecord(name, REAL, host.name, str(uuid4()), "52:54:00:77:00:01"))
+    xml = vm._xml()
+    for before, after in changes:
+        assert before in xml
+        xml = xml.replace(before, after)
+    host.virsh("define", "/dev/stdin", stdin=xml)
+    try:
+        yield vm
+    finally:
+        vm.remove()
 
 
 def remove_guests(lab: Lab) -> None:

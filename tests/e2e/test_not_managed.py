@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 
@@ -14,9 +13,7 @@ from lab.daemons import DaemonSettings
 from lab.errors import CommandFailed
 from lab.lab import Lab
 from lab.node import LibvirtHost
-from lab.records import REAL, GuestRecord
-from lab.vm import RealGuest
-from tests.e2e.labs import running, unique_name
+from tests.e2e.labs import defined, running, unique_name
 from tests.e2e.observing import eventually, facts, vm_of
 
 pytestmark = pytest.mark.e2e
@@ -36,18 +33,22 @@ def host(lab: Lab) -> LibvirtHost:
 
 
 @contextlib.contextmanager
-def defined(host: LibvirtHost, name: str, *changes: tuple[str, str]) -> Iterator[RealGuest]:
-    """A VM that is shut off; ``changes`` replace parts of its XML."""
-    vm = RealGuest(host, GuestRecord(name, REAL, host.name, str(uuid4()), "52:54:00:77:00:01"))
-    xml = vm._xml()
-    for before, after in changes:
-        assert before in xml
-        xml = xml.replace(before, after)
-    host.virsh("define", "/dev/stdin", stdin=xml)
+def nodes_of_macvtaps(host: LibvirtHost) -> Iterator[None]:
+    """Make /dev/tapN of each macvtap, as devtmpfs does on a real machine."""
+    look = """
+        touch /run/macvtaps; while [ -e /run/macvtaps ]; do
+            for at in /sys/class/net/*/tap*/dev; do
+                [ -e "$at" ] || continue
+                IFS=: read -r major minor <"$at"; name=${at%/dev}
+                [ -e "/dev/${name##*/}" ] || mknod "/dev/${name##*/}" c "$major" "$minor"
+            done
+            sleep 0.02
+        done"""
+    host.run("sh", "-c", f"({look}) >/dev/null 2>&1 </dev/null &")
     try:
-        yield vm
+        yield
     finally:
-        vm.remove()
+        host.run("rm", "-f", "/run/macvtaps")
 
 
 def test_a_routed_tap_is_not_managed_holds_no_ports_and_the_list_says_why(lab: Lab, host: LibvirtHost) -> None:
@@ -65,6 +66,38 @@ def test_a_routed_tap_is_not_managed_holds_no_ports_and_the_list_says_why(lab: L
         # Nor does it hold any that nobody sees.
         assert eventually(lambda: all(not one["ports_allocated"] for one in facts(lab, "pool", "list")))
     assert eventually(lambda: not facts(lab, "list", "--all"))
+
+
+def test_a_vm_with_only_a_macvtap_holds_no_ports_and_the_list_says_why(lab: Lab, host: LibvirtHost) -> None:
+    """Also where its XML names a network of libvirt: before the start that may be a bridge."""
+    host.virsh("net-define", "/dev/stdin", stdin=_MACVTAP_NETWORK)
+    host.virsh("net-start", "lan")
+    interface = ("<source network='vmnet'/>", "<source network='lan'/>")
+    try:
+        with defined(host, "macvtap", interface) as vm, nodes_of_macvtaps(host):
+            host.virsh("start", vm.name, "--paused")
+            (tap,) = (line.split()[0] for line in host.virsh("domiflist", vm.name).splitlines() if line.strip())
+            assert eventually(lambda: (vm_of(lab, "macvtap") or {}).get("state") == "not managed")
+            seen = vm_of(lab, "macvtap")
+            assert seen is not None
+            assert (seen["problem"], seen["first_port"]) == (
+                f"its interface {tap} is a macvtap, on no Linux bridge",
+                None,
+            )
+            assert "macvtap" not in witness.host_ranges(lab, "host1")
+            assert eventually(lambda: all(not one["ports_allocated"] for one in facts(lab, "pool", "list")))
+        assert eventually(lambda: not facts(lab, "list", "--all"))
+    finally:
+        host.virsh("net-destroy", "lan")
+        host.virsh("net-undefine", "lan")
+
+
+_MACVTAP_NETWORK = """\
+<network>
+  <name>lan</name>
+  <forward mode='bridge'><interface dev='underlay'/></forward>
+</network>
+"""
 
 
 def test_a_start_that_fails_holds_ports_no_longer_than_the_hold_down(lab: Lab, host: LibvirtHost) -> None:

@@ -196,6 +196,25 @@ def test_a_vm_whose_tap_is_on_no_bridge_is_not_managed(monkeypatch: pytest.Monke
     it.watch.close()
 
 
+def test_a_vm_without_any_tap_is_not_managed_and_one_on_bridges_of_others_is_not_spoken_of() -> None:
+    it = watched(bridges=frozenset({"br7"}))
+    macvtap, card = (
+        Interface("direct", None, None, "macvtap0"),
+        Interface("hostdev", None, "52:54:00:00:00:01", None),
+    )
+
+    def why(*interfaces: Interface) -> str:
+        vm = it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", interfaces))
+        assert not vm.has_interface
+        return vm.why_not
+
+    assert why(macvtap) == "its interface macvtap0 is a macvtap, on no Linux bridge"
+    assert why(macvtap, card).endswith("; its interface 52:54:00:00:00:01 is of type hostdev, on no Linux bridge")
+    assert why(macvtap, BRIDGED) == ""
+    assert why() == ""
+    it.watch.close()
+
+
 def test_the_last_that_libvirt_said_of_a_vms_agent_channel_counts() -> None:
     it = watched()
     assert it.watch.has_agent_channel(VM), "nothing is known of it"
