@@ -12,7 +12,7 @@ PACKAGES := build/packages-are-installed
 VENV := .venv/is-complete
 PROMETHEUS := build/prometheus/usr/bin/promtool
 # What natd loads into the kernel (docs/design/0033-fast-path.md).
-PROGRAMS := natctl/bpf/edge.bpf.o natctl/bpf/guard.bpf.o
+PROGRAMS := natctl/bpf/edge.bpf.o natctl/bpf/guard.bpf.o natctl/bpf/tap.bpf.o
 CLANG ?= clang
 CLOUD_INIT := build/cloud-init/usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json
 LAB ?= vp

@@ -66,6 +66,10 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """NFQUEUE of deferred connections, which wait until their VM has more ports; no other program may use it."""
     timeouts: TimeoutsTable = TimeoutsTable()
     """Timeouts of VMs' connections on this host; values that are not set are the manager's."""
+    fast_path: entries.FastPathUse = entries.FastPathUse.AUTO
+    """Whether programs in the kernel (eBPF) at VMs' taps and at ``uplinks`` drop what VMs send while nftables has no
+    rules, because somebody flushed them. ``auto``: yes; ``off``: until natd has put the rules back, packets may leave
+    untranslated."""
     libvirt: str | None = "qemu:///system"
     """URI of the libvirt to watch; None or an empty string: VMs are known from hooks and taps only."""
 
@@ -166,6 +170,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
                 log_group=host.log_group,
                 queue=host.queue,
                 timeouts=host.timeouts,
+                fast_path=host.fast_path,
             )
             if host is not None and Role.HOST in self.roles
             else None,

@@ -146,6 +146,7 @@ def withdraw(held: Held) -> None:
     :raise KernelError: When the kernel refuses; what was done before stays done, and another call goes on.
     """
     with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
+        # Before the rules: what is marked at a tap and has met none would be dropped.
         for index, _, side in held.programs:
             classifiers.detach(rt, index, side)
         for index in {index for index, _, _ in held.programs}:

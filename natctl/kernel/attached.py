@@ -53,7 +53,7 @@ class Attached:
             for link in read_links(rtnl).values():
                 is_rest = link.number not in kept and (self._at is None or link.number in self._at)
                 if is_rest and self._filters(rtnl, link):
-                    classifiers.detach(rtnl, link.number, self._side)
+                    classifiers.detach(rtnl, link.number, self._side, self._name)
         self._at = frozenset(kept)
 
     def remove(self, rtnl: Socket) -> None:
@@ -62,4 +62,5 @@ class Attached:
         self.remove_from_rest(rtnl, ())
 
     def _filters(self, rtnl: Socket, link: Link) -> list[classifiers.Filter]:
-        return [each for each in classifiers.filters(rtnl, link.number, self._side) if each.is_ours]
+        found = classifiers.filters(rtnl, link.number, self._side)
+        return [each for each in found if each.is_ours and each.name == classifiers.NAMED + self._name]

@@ -36,6 +36,16 @@ class Desired:
         """Return this with a change made to it."""
         return Desired(_merged(self.host, change.host), _merged(self.edge, change.edge), change.path or self.path)
 
+    @property
+    def taps(self) -> frozenset[int]:
+        """The interfaces of all VMs of this host, by index."""
+        return frozenset[int]().union(*(entry.taps for entry in self.host.values()))
+
+    def taps_without(self, change: Change) -> frozenset[int]:
+        """Return the interfaces that are no VM's any more after a change."""
+        before = frozenset[int]().union(*(self.host[domain].taps for domain in change.host if domain in self.host))
+        return before.difference(*(entry.taps for entry in change.host.values() if entry is not None))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:

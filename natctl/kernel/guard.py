@@ -1,62 +1,85 @@
 """
-The guard: a program at the egress of an edge's uplinks that lets no internal address out.
+The guard: a program at the egress of uplinks that lets nothing of VMs out untranslated.
 
-It is there for the moment in which the rules of nftables are not, because somebody flushed them: what the fast path
-does not do would leave untranslated. So it must not depend on them.
+It is there for the moment in which the rules of nftables are not, because somebody flushed them. So it must not depend
+on them: of an edge it knows the internal pool, and on a host what VMs send is marked at their taps
+(:mod:`natctl.kernel.tap_marks`).
 
-Tested by ``tests/netns/test_fast_path.py``.
+Tested by ``tests/netns/test_fast_path.py`` and ``tests/netns/test_host_guard.py``.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from ipaddress import IPv4Network
-from typing import Final
+from typing import Final, NamedTuple
 
 from cpm.protocol.errors import KernelError
 from natctl.bpf.loading import Loaded, NoObject
 from natctl.kernel.attached import Attached
-from natctl.model.entries import EdgeSettings, FastPathUse
+from natctl.model.entries import FastPathUse, Settings
 from natctl.netlink.classifiers import Side
 from natctl.netlink.links import read_links
 from natctl.netlink.socket import Socket
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.owner_tables import MOST_INTERFACES
 
 PROGRAM: Final = "guard"
-_SETTINGS: Final = struct.Struct("=4s4sII")
+
+
+class _Constants(NamedTuple):
+    """What the program takes as constant."""
+
+    pool: IPv4Network
+    flag: int
+    """Of the mark; 0: no host."""
+    edge: tuple[int, ...]
+    """Uplinks of an edge, by index."""
+
+    def packed(self) -> bytes:
+        uplinks = struct.pack(f"={MOST_INTERFACES}I", *self.edge, *[0] * (MOST_INTERFACES - len(self.edge)))
+        return self.pool.network_address.packed + self.pool.netmask.packed + struct.pack("=I", self.flag) + uplinks
 
 
 class Guard:
     """
     The program; nothing before the first :meth:`ensure`.
 
-    :param settings: The edge role; None: this machine does not have it.
+    :param settings: The roles of this machine.
     """
 
-    def __init__(self, settings: EdgeSettings | None) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings) -> None:
+        edge, host = settings.edge, settings.host
+        self._edge = edge.uplinks if edge is not None and edge.fast_path is FastPathUse.AUTO else frozenset()
+        self._host, self._flag = frozenset[str](), 0
+        if host is not None and host.fast_path is FastPathUse.AUTO:
+            self._host, self._flag = host.uplinks, Marks.of_mask(host.mark_mask).flag
         self._attached = Attached(Side.EGRESS, PROGRAM)
-        self._pool: IPv4Network | None = None
+        self._constants: _Constants | None = None
         self._loaded: Loaded | None = None
         self._dropped_before = 0
 
     def ensure(self, rtnl: Socket, pool: IPv4Network, *, shares_pool: bool) -> tuple[str, ...]:
         """
-        Have it at all uplinks; at none where this machine or its neighbours have addresses of the pool themselves.
+        Have it at all uplinks.
 
+        At an edge it lets internal addresses out where this machine or its neighbours have such addresses themselves.
         Without an object file, or when the kernel refuses to load it, there is none.
 
         :return: What others had changed, one line each.
         :raise KernelError: When a program cannot be removed although it must be.
         """
-        settings = self._settings
-        if settings is None or settings.fast_path is FastPathUse.OFF or shares_pool:
+        edge_names: Collection[str] = () if shares_pool else self._edge
+        links = [link for link in read_links(rtnl).values() if link.name in {*edge_names, *self._host}]
+        at_edge = tuple(sorted(link.number for link in links if link.name in edge_names))
+        if not links or len(at_edge) > MOST_INTERFACES:
             self.withdraw(rtnl)
             return ()
-        links = [link for link in read_links(rtnl).values() if link.name in settings.uplinks]
-        former = self._loaded
+        constants, former = _Constants(pool, self._flag, at_edge), self._loaded
         try:
-            if former is None or self._pool != pool:
-                self._load(pool)
+            if former is None or self._constants != constants:
+                self._load(constants)
             assert self._loaded is not None
             missing = self._attached.put(rtnl, links, self._loaded)
         except (KernelError, NoObject, ValueError):
@@ -86,8 +109,7 @@ class Guard:
             self._loaded.close()
         self._loaded = None
 
-    def _load(self, pool: IPv4Network) -> None:
-        settings = _SETTINGS.pack(pool.network_address.packed, pool.netmask.packed, 1, 0)
-        loaded = Loaded(PROGRAM, settings, {})
+    def _load(self, constants: _Constants) -> None:
+        loaded = Loaded(PROGRAM, constants.packed(), {})
         self.close()
-        self._loaded, self._pool = loaded, pool
+        self._loaded, self._constants = loaded, constants

@@ -13,6 +13,7 @@ Tested by ``tests/netns/test_kernel.py``.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
@@ -46,6 +47,9 @@ from natctl.ruleset.values import Fragment
 
 _SMALL: Final = 500
 """Elements and routes up to which a change is made inline; larger changes run in a worker thread."""
+
+_MOST_MARKING_S: Final = 0.2
+"""Seconds at once, for taps at which no program is yet."""
 
 _T = TypeVar("_T")
 
@@ -123,6 +127,7 @@ class Kernel:
                 reconciling.reconcile, self._programmed, Desired(dict(host), dict(edge), path)
             )
         async with self._checking:
+            await self._mark_taps(Subject.NONE)
             return (*differences, *await self._in_thread(self._look_around))
 
     async def ensure(self) -> tuple[str, ...]:
@@ -337,6 +342,9 @@ class Kernel:
         await self._in_thread(reconciling.reconcile, self._programmed, belief.desired.merged(change))
 
     def _change_some(self, belief: Belief, change: Change, step: Step) -> None:
+        # Before nftables: what is marked at a tap, and is no VM's to nftables, would be dropped.
+        if gone := belief.desired.taps_without(change):
+            self._programmed.tap_marks.remove(self._programmed.sockets().rt, gone)
         self._programmed.apply(step.tables, step.route_steps, step.before)
         self._new_taps |= _new_taps(belief, change)
         belief.record(change, step)
@@ -344,11 +352,12 @@ class Kernel:
         self._programmed.fast_path.note_hosts(step.known)
 
     async def _keep_new_taps(self) -> None:
-        """Have nothing routed from new taps. Whoever waits for the change is answered first."""
+        """Have nothing routed from new taps, and a mark there. Whoever waits for the change is answered first."""
         async with self._checking:
             taps, self._new_taps = self._new_taps, set()
             if taps:
                 await self._in_thread(unrouted_taps.keep, self._programmed.sockets().rt_checks, taps)
+                await self._mark_taps(Subject.NONE)
 
     async def _check(self, subjects: Subject) -> tuple[str, ...]:
         if self._programmed.belief is None:
@@ -366,6 +375,7 @@ class Kernel:
                 seen = await self._in_thread(self._look_at_programs)
                 async with self._lock:
                     found += await self._in_thread(self._ensure_programs, seen)
+            await self._mark_taps(subjects)
             if subjects == Subject.ALL and self._programmed.senders.is_checking:
                 async with self._lock:
                     await self._in_thread(following.check, self._programmed)
@@ -378,6 +388,29 @@ class Kernel:
     def _ensure_programs(self, found: Found) -> tuple[str, ...]:
         belief = self._programmed.belief
         return self._programmed.ensure_programs(belief.desired, found) if belief is not None else ()
+
+    async def _mark_rest_of_taps(self) -> None:
+        async with self._checking:
+            await self._mark_taps(Subject.NONE)
+
+    async def _mark_taps(self, subjects: Subject) -> None:
+        """
+        Have what VMs send marked also at their taps.
+
+        The first time at a tap takes the kernel milliseconds: so changes go on between two taps, and with many taps
+        whoever waits for the rest of a check has its turn in between.
+        """
+        if (belief := self._programmed.belief) is None or self._programmed.settings.host is None:
+            return
+        sockets, tap_marks = self._programmed.sockets(), self._programmed.tap_marks
+        until = time.monotonic() + _MOST_MARKING_S
+        for tap in await self._in_thread(tap_marks.missing, sockets.rt_checks, belief.desired.taps, subjects):
+            if time.monotonic() > until:
+                self._tasks.start("mark taps", self._mark_rest_of_taps())
+                break
+            async with self._lock:
+                if (belief := self._programmed.belief) is not None and tap in belief.desired.taps:
+                    await self._in_thread(tap_marks.put, sockets.rt, tap)
 
     def _look_around(self) -> tuple[str, ...]:
         """Set what should be set, and ask for the ways of packets, as the machine is now."""
@@ -422,6 +455,8 @@ class Kernel:
 
     def _remove(self) -> None:
         sockets = self._programmed.sockets()
+        # Before the rules: what is marked at a tap and has met none would be dropped.
+        self._programmed.tap_marks.remove_from_rest(sockets.rt, frozenset())
         if tables := read.tables(sockets.nft):
             gone = [DeleteTable(family) for family in sorted(tables)]
             sockets.nft.execute(encode.transaction(gone), "remove our nftables tables")

@@ -22,6 +22,7 @@ from natctl.kernel.pool_uses import PoolUses
 from natctl.kernel.senders import Known, Senders
 from natctl.kernel.settings_before import SettingsBefore
 from natctl.kernel.sockets import Sockets
+from natctl.kernel.tap_marks import TapMarks
 from natctl.model.entries import HostEntry, Settings
 from natctl.netlink import links, nfqueue, routes
 from natctl.netlink.nftables import encode
@@ -53,7 +54,8 @@ class Programmed:
         self.own = OwnInterfacesWatch(settings.edge)
         self.senders = Senders(settings.edge)
         self.fast_path = FastPath(settings.edge)
-        self.guard = Guard(settings.edge)
+        self.guard = Guard(settings)
+        self.tap_marks = TapMarks(settings.host)
         self.changes_made = 0
         """Grows with each change of ours, before and after."""
         self._opened: Sockets | None = None
@@ -62,6 +64,7 @@ class Programmed:
         """Close the sockets. The kernel goes on with what it holds."""
         self.fast_path.close()
         self.guard.close()
+        self.tap_marks.close()
         if self._opened is not None:
             self._opened.close()
         self._opened = None

@@ -109,6 +109,8 @@ def _reconcile_once(kernel: Programmed, desired: Desired, reading: Reading, touc
     tables = plan.difference(with_fragments(base, [*belief.fragments(), *chains_of_hosts(known)]), reading.holdings)
     route_steps = routing.steps(kernel.routing_of(desired), routing_now)
     settings_changed = sysctl.apply(kernel.settings, desired.path, kernel.noted)
+    # Before nftables, as in a change of some VMs.
+    kernel.tap_marks.remove_from_rest(rt, desired.taps)
     # Before nftables: a port that is taken away must be gone from both when this returns.
     programs = kernel.ensure_programs(desired, kernel.fast_path.look(rt, kernel.sockets().nft))
     try:

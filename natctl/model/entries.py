@@ -40,6 +40,14 @@ class Queueing(enum.Enum):
     NONE = "none"
 
 
+class FastPathUse(enum.Enum):
+    """Whether programs (eBPF) are used beside nftables."""
+
+    AUTO = "auto"
+    """Wherever nothing speaks against it."""
+    OFF = "off"
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostSettings:
     """The host role (first computing device)."""
@@ -62,6 +70,7 @@ class HostSettings:
     """How packets are queued; :attr:`Queueing.NONE`: no connection is deferred."""
     timeouts: TimeoutsTable = dataclasses.field(default_factory=TimeoutsTable)
     """This host's own timeouts for its VMs' connections; they take precedence over :attr:`Path.timeouts`."""
+    fast_path: FastPathUse = FastPathUse.AUTO
 
     @property
     def older_log_group(self) -> int:
@@ -87,14 +96,6 @@ class Forwarding(enum.Enum):
     """What VMs send and get, and anything else as its routes and other rules have it."""
     VMS = "vms"
     """What it translated, and ICMP errors from the hosts; nothing else."""
-
-
-class FastPathUse(enum.Enum):
-    """Whether an edge does packets by a program (eBPF), beside nftables."""
-
-    AUTO = "auto"
-    """Wherever nothing speaks against it."""
-    OFF = "off"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

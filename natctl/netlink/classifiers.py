@@ -1,9 +1,11 @@
 """
-Programs at the ingress or egress of an interface, as filters of the qdisc ``clsact``.
+Programs at the ingress or egress of an interface, as filters of the qdiscs ``clsact`` and ``ingress``.
 
 They stay when natd ends, and another program takes the place of one in one step, so that no packet passes between.
 The qdisc comes with the first: the kernel stops the interface's queue for that moment (``qdisc_graft`` in
 net/sched/sch_api.c), and some milliseconds of what it sends are lost. So it is not removed with the last.
+At taps it is the qdisc ``ingress``, which libvirt itself makes and removes there (``virsh domiftune``): ``clsact``
+would be in its way.
 Format: rtnetlink(7), linux/pkt_cls.h, tc-bpf(8). Tested in ``tests/netns/test_programs.py``.
 """
 
@@ -39,7 +41,7 @@ _QDISC: Final = 0xFFFF0000
 _KIND, _OPTIONS = 1, 2  # TCA_…
 _FD, _NAME, _FLAGS, _ID = 6, 7, 8, 11  # TCA_BPF_…
 _DIRECT: Final = 1  # TCA_BPF_FLAG_ACT_DIRECT
-_IPV4: Final = 0x0800  # ETH_P_IP
+_IPV4, _ANY = 0x0800, 0x0003  # ETH_P_IP, ETH_P_ALL
 _HANDLE: Final = 1
 PRIORITY: Final = 7414
 """Of our filters: others have the rest of the numbers."""
@@ -64,6 +66,8 @@ class Filter(NamedTuple):
     """Of a program, as who attached it chose."""
     program: int
     """The kernel's number of the program; 0: it is no program."""
+    protocol: int = 0
+    """Whose packets pass it (``ETH_P_…``)."""
 
     @property
     def is_ours(self) -> bool:
@@ -79,34 +83,31 @@ def attach(rtnl: Socket, interface: int, side: Side, program: int, name: str) ->
     :param program: Descriptor of the program.
     :raise KernelError: When the kernel refuses.
     """
-    qdisc = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0) + attribute(_KIND, terminated("clsact"))
-    create = message(RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, qdisc)
-    action = f"attach a program to interface {interface}"
-    try:
-        rtnl.execute([Request(create, "the qdisc clsact")], action)
-    except KernelError as error:
-        if error.errno != errno.EEXIST:
-            raise
-    options = nested(
-        _OPTIONS,
-        attribute(_FD, native_u32(program)),
-        attribute(_NAME, terminated(NAMED + name)),
-        attribute(_FLAGS, native_u32(_DIRECT)),
-    )
-    body = _header(interface, side) + attribute(_KIND, terminated("bpf")) + options
-    # With NLM_F_REPLACE too for the first: then it is created.
-    put = message(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body)
-    rtnl.execute([Request(put, "the filter")], action)
+    _make_qdisc(rtnl, interface, "clsact")
+    _put(rtnl, interface, side, _IPV4, program, name)
 
 
-def detach(rtnl: Socket, interface: int, side: Side) -> None:
+def attach_to_tap(rtnl: Socket, interface: int, program: int, name: str) -> None:
     """
-    Remove our filter. The qdisc stays: the interface would drop packets while it goes, as it does while it comes.
+    Attach a program for all that a guest sends, likewise.
 
+    :raise KernelError: When the kernel refuses.
+    """
+    _make_qdisc(rtnl, interface, "ingress")
+    _put(rtnl, interface, Side.INGRESS, _ANY, program, name)
+
+
+def detach(rtnl: Socket, interface: int, side: Side, name: str | None = None) -> None:
+    """
+    Remove our filters. The qdisc stays: the interface would drop packets while it goes, as it does while it comes.
+
+    :param name: Of the program; None: whatever it is.
     :raise KernelError: When the kernel refuses; not when there is none.
     """
-    body = _header(interface, side) + attribute(_KIND, terminated("bpf"))
-    _remove(rtnl, message(RTM_DELTFILTER, NLM_F_ACK, body), interface)
+    for each in filters(rtnl, interface, side):
+        if each.is_ours and name in (None, each.name.removeprefix(NAMED)):
+            body = _header(interface, side, each.protocol) + attribute(_KIND, terminated("bpf"))
+            _remove(rtnl, message(RTM_DELTFILTER, NLM_F_ACK, body), interface)
 
 
 def remove_empty_qdisc(rtnl: Socket, interface: int) -> None:
@@ -116,8 +117,7 @@ def remove_empty_qdisc(rtnl: Socket, interface: int) -> None:
     :raise KernelError: When the kernel refuses; not when there is none.
     """
     if not any(filters(rtnl, interface, each) for each in Side):
-        qdisc = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0)
-        _remove(rtnl, message(RTM_DELQDISC, NLM_F_ACK, qdisc + attribute(_KIND, terminated("clsact"))), interface)
+        _remove(rtnl, message(RTM_DELQDISC, NLM_F_ACK, _HEADER.pack(0, interface, _QDISC, _CLSACT, 0)), interface)
 
 
 def filters(rtnl: Socket, interface: int, side: Side) -> tuple[Filter, ...]:
@@ -140,11 +140,36 @@ def _filter(body: bytes) -> Filter | None:
         return None
     kind = text(parts.get(_KIND, b""))
     options = attribute_map(parts[_OPTIONS]) if kind == "bpf" else {}
-    return Filter(info >> 16, kind, text(options.get(_NAME, b"")), native_number(options.get(_ID, b"")))
+    name, program = text(options.get(_NAME, b"")), native_number(options.get(_ID, b""))
+    return Filter(info >> 16, kind, name, program, socket.ntohs(info & 0xFFFF))
 
 
-def _header(interface: int, side: Side) -> bytes:
-    return _HEADER.pack(socket.AF_UNSPEC, interface, _HANDLE, side, PRIORITY << 16 | socket.htons(_IPV4))
+def _make_qdisc(rtnl: Socket, interface: int, kind: str) -> None:
+    """Have a qdisc of that kind, or the one that others made in its place."""
+    body = _HEADER.pack(socket.AF_UNSPEC, interface, _QDISC, _CLSACT, 0) + attribute(_KIND, terminated(kind))
+    create = message(RTM_NEWQDISC, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, body)
+    try:
+        rtnl.execute([Request(create, f"the qdisc {kind}")], f"attach a program to interface {interface}")
+    except KernelError as error:
+        if error.errno != errno.EEXIST:
+            raise
+
+
+def _put(rtnl: Socket, interface: int, side: Side, protocol: int, program: int, name: str) -> None:
+    options = nested(
+        _OPTIONS,
+        attribute(_FD, native_u32(program)),
+        attribute(_NAME, terminated(NAMED + name)),
+        attribute(_FLAGS, native_u32(_DIRECT)),
+    )
+    body = _header(interface, side, protocol) + attribute(_KIND, terminated("bpf")) + options
+    # With NLM_F_REPLACE too for the first: then it is created.
+    put = message(RTM_NEWTFILTER, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, body)
+    rtnl.execute([Request(put, "the filter")], f"attach a program to interface {interface}")
+
+
+def _header(interface: int, side: Side, protocol: int) -> bytes:
+    return _HEADER.pack(socket.AF_UNSPEC, interface, _HANDLE, side, PRIORITY << 16 | socket.htons(protocol))
 
 
 def _remove(rtnl: Socket, request: bytes, interface: int) -> None:

@@ -8,7 +8,8 @@ In nftables' notation::
       set gateways { type ether_addr; }
       chain identify { type filter hook prerouting priority -300;
         meta pkttype host iif | 1073741824 vmap @taps
-        ether daddr @gateways iif | 1073741824 vmap @taps }
+        ether daddr @gateways iif | 1073741824 vmap @taps
+        meta mark & FLAG == FLAG meta pkttype != host ether daddr != @gateways meta mark set meta mark & ~MASK }
       chain vm-1 { meta mark set meta mark & ~MASK | (FLAG | 1) }
     }
     table ip virtports {
@@ -57,7 +58,7 @@ In nftables' notation::
         … likewise for each protocol that edges carry }
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG != FLAG return
-        ct status snat ip saddr POOL return
+        ct status snat ip saddr POOL meta mark set meta mark & ~FLAG return
         ct status confirmed jump stuck
         counter drop }
       chain errors { type route hook output priority mangle;
@@ -77,8 +78,11 @@ In nftables' notation::
 - Only frames to this machine are a VM's packets to us: those to the bridge's own hardware address, which the bridge
   marks as such before this hook (br_handle_frame, net/bridge/br_input.c), so that nothing has to follow when that
   address changes. Others are bridged, to the router of a LAN for example; with br_netfilter they pass the chains below
-  too, and would be translated or dropped if they had a mark. ``gateways`` has the addresses of interfaces above a
-  bridge, which differ from its own for macvlans (VRRP).
+  too, and would be translated or dropped if they had a mark: so the one that a program at the tap has given them is
+  taken away. ``gateways`` has the addresses of interfaces above a bridge, which differ from its own for macvlans
+  (VRRP).
+- What is still marked as managed when it leaves has met no rules (:mod:`natctl.kernel.tap_marks`): ``guard`` and
+  ``outgoing`` take that bit away from all that may leave.
 - A connection whose source is not routed back to the bridge it came from does not begin: its answers would reach
   somebody else, a host of the underlay for example. Nor does a VM take part in the answers of another one's connection.
   Our bits of the mark are removed from all answers: other software that restores marks from connections would have
@@ -260,7 +264,7 @@ def base(
     marks = Marks.of_mask(settings.mark_mask)
     ct_timeouts = timeouts.objects(timeouts.in_effect(settings, path))
     chains = {
-        (Family.BRIDGE, "identify"): _identify(),
+        (Family.BRIDGE, "identify"): _identify(marks),
         (Family.IPV4, "exemption"): _exemption(marks, pool_of(path), underlay),
         (Family.IPV4, "outgoing"): _outgoing(marks),
         (Family.IPV4, "answers"): _answers(marks),
@@ -305,13 +309,20 @@ def base(
     return Ruleset(chains | zones.chains(marks), sets, elements | zones.ELEMENTS | {older.OLDER: {}}, ct_timeouts)
 
 
-def _identify() -> Chain:
+def _identify(marks: Marks) -> Chain:
     from_tap = (*distinct_interface(), verdict_lookup("taps"))
     to_bridge = (meta("pkttype"), compare(bytes((_PACKET_HOST,))))
     to_gateway = (payload(LINK, LINK_DESTINATION, 6), set_lookup("gateways"))
+    is_bridged = (
+        meta("pkttype"),
+        compare(bytes((_PACKET_HOST,)), "!="),
+        payload(LINK, LINK_DESTINATION, 6),
+        set_lookup("gateways", negated=True),
+    )
     rules = (
         rule(to_bridge, from_tap, comment="to the bridge itself"),
         rule(to_gateway, from_tap, comment="to an interface above it"),
+        rule(is_managed(marks), is_bridged, _forget(marks), comment="marked at its tap, and not for this machine"),
     )
     return Chain("identify", Hook("filter", PREROUTING, -300), rules)
 
@@ -429,11 +440,12 @@ def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
 
 
 def _guard(marks: Marks, pool: IPv4Network) -> Chain:
+    vouch_for = (meta("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF)), set_meta("mark"))
     rules = (
         # Every packet passes here: those of no VM, and all replies, are let through first.
         rule(is_not_managed(marks), RETURN),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(older.is_translated(), in_network(SOURCE, pool), RETURN),
+        rule(older.is_translated(), in_network(SOURCE, pool), vouch_for, RETURN),
         older.find_stuck(),
         rule(counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )

@@ -36,6 +36,7 @@ HARDWARE, OTHER_HARDWARE = bytes.fromhex("020000000015"), bytes.fromhex("0200000
 INTERNET = "192.0.2.2"
 PORTS = PortRange(20000, 20063)
 REDIRECTED, DROPPED, LEFT_ALONE = 7, 2, -1
+MARKED = 0x40000000
 _TEST_RUN = 10
 
 
@@ -96,14 +97,14 @@ class Edge:
     def run(self, frame: bytes, interface: str) -> tuple[int, bytes]:
         """Run the program once. :return: Its verdict, and the frame afterwards."""
         index = self.indexes[interface]
-        return self.run_at(lambda: test_run(self.loaded.program, frame, index, came_in=index))
+        return self.run_at(lambda: run_program(self.loaded.program, frame, index, came_in=index))
 
 
-def test_run(program: int, frame: bytes, interface: int, came_in: int) -> tuple[int, bytes]:
+def run_program(program: int, frame: bytes, interface: int, came_in: int, mark: int = 0) -> tuple[int, bytes]:
     """BPF_PROG_TEST_RUN, in the calling thread's namespace. ``came_in``: 0 for what the machine sends itself."""
     given, taken = ctypes.create_string_buffer(frame, len(frame)), ctypes.create_string_buffer(65536)
-    # struct __sk_buff: all but the interfaces is zero.
-    context = ctypes.create_string_buffer(bytes(36) + struct.pack("=II", came_in, interface), 192)
+    # struct __sk_buff: all but the mark and the interfaces is zero.
+    context = ctypes.create_string_buffer(struct.pack("=8xI24xII", mark, came_in, interface), 192)
     attributes = struct.pack("=IIIIQQIIIIQQII", program, 0, len(frame), 65536, ctypes.addressof(given),
                              ctypes.addressof(taken), 1, 0, 192, 0, ctypes.addressof(context), 0, 0, 0)  # fmt: skip
     answer = ctypes.create_string_buffer(attributes, 144)
@@ -114,7 +115,7 @@ def test_run(program: int, frame: bytes, interface: int, came_in: int) -> tuple[
     return verdict, taken.raw[:size]
 
 
-test_run.__test__ = False  # type: ignore[attr-defined]
+run_program.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +319,7 @@ def _remove_qdisc(namespace: Namespace, interface: int) -> None:
 
 def test_a_program_takes_the_place_of_another_and_goes_with_its_qdisc() -> None:
     namespace = Namespace("attach")
-    settings = POOL.network_address.packed + POOL.netmask.packed + struct.pack("=II", 1, 0)
+    settings = _of_guard()
     try:
         namespace.ip("link add eth0 type veth peer name far0")
         interface = int(namespace.run("cat", "/sys/class/net/eth0/ifindex"))
@@ -343,7 +344,7 @@ def test_a_program_takes_the_place_of_another_and_goes_with_its_qdisc() -> None:
 
 def test_filters_of_others_stay_with_their_qdisc() -> None:
     namespace = Namespace("attach")
-    settings = POOL.network_address.packed + POOL.netmask.packed + struct.pack("=II", 1, 0)
+    settings = _of_guard()
     try:
         namespace.ip("link add eth0 type veth peer name far0")
         interface = int(namespace.run("cat", "/sys/class/net/eth0/ifindex"))
@@ -364,25 +365,44 @@ def test_filters_of_others_stay_with_their_qdisc() -> None:
 
 @pytest.fixture
 def guard() -> Iterator[Loaded]:
-    with Loaded("guard", POOL.network_address.packed + POOL.netmask.packed + struct.pack("=II", 1, 0), {}) as loaded:
+    with Loaded("guard", _of_guard(), {}) as loaded:
         yield loaded
+
+
+def _of_guard() -> bytes:
+    """Return settings in which interface 1 is an edge's uplink."""
+    return POOL.network_address.packed + POOL.netmask.packed + struct.pack("=9I", MARKED, 1, *[0] * 7)
 
 
 @pytest.mark.parametrize("source", ["100.64.0.1", "100.127.255.254"])
 def test_the_guard_lets_no_internal_address_out(guard: Loaded, source: str) -> None:
     frame = Frame(source=source, destination=INTERNET, fragment=MORE_FRAGMENTS).pack()
-    assert test_run(guard.program, frame, 1, came_in=1)[0] == DROPPED
+    assert run_program(guard.program, frame, 1, came_in=1)[0] == DROPPED
     assert guard.total("dropped") == 1
 
 
 def test_the_guard_lets_out_what_the_machine_sends_itself(guard: Loaded) -> None:
     """It may have an address of its own inside the pool, of which natd does not know yet."""
     frame = Frame(source="100.72.0.10", destination=INTERNET).pack()
-    assert test_run(guard.program, frame, 1, came_in=0) == (LEFT_ALONE, frame)
+    assert run_program(guard.program, frame, 1, came_in=0) == (LEFT_ALONE, frame)
+
+
+@pytest.mark.parametrize("came_in", [0, 1])
+def test_the_guard_lets_nothing_out_that_is_still_marked_as_a_vms(guard: Loaded, came_in: int) -> None:
+    frame = Frame(source="10.10.0.5", destination=INTERNET).pack()
+    expected = DROPPED if came_in else LEFT_ALONE
+    assert run_program(guard.program, frame, 2, came_in, MARKED | 1 << 16)[0] == expected
+    assert run_program(guard.program, frame, 2, came_in, 1 << 16)[0] == LEFT_ALONE
+    assert guard.total("dropped") == came_in
+
+
+def test_the_guard_lets_internal_addresses_out_where_no_edge_has_its_uplink(guard: Loaded) -> None:
+    frame = Frame(source="100.64.0.1", destination=INTERNET).pack()
+    assert run_program(guard.program, frame, 2, came_in=1)[0] == LEFT_ALONE
 
 
 @pytest.mark.parametrize("source", ["203.0.113.1", "100.63.255.255", "100.128.0.0", "172.30.0.21"])
 def test_the_guard_lets_everything_else_out(guard: Loaded, source: str) -> None:
     frame = Frame(source=source, destination=INTERNET).pack()
-    assert test_run(guard.program, frame, 1, came_in=1) == (LEFT_ALONE, frame)
+    assert run_program(guard.program, frame, 1, came_in=1) == (LEFT_ALONE, frame)
     assert guard.total("dropped") == 0
