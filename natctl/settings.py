@@ -59,9 +59,10 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Number of the routing table with the ways of VMs' packets; nothing else may use it."""
     rule_priority: int = 7414
     """Priority of the routing rule that leads there."""
-    log_group: Annotated[int, Meta(ge=0, le=65534)] = 7414
+    log_group: Annotated[int, Meta(ge=0, le=65533)] = 7414
     """NFLOG group in which the kernel signals that an arrival budget is used up. In the next one it reports packets of
-    connections from before their VM was managed. No other program may use either."""
+    connections from before their VM was managed, and in the one after that guests' requests for ports (PCP, NAT-PMP).
+    No other program may use any of them."""
     queue: Annotated[int, Meta(ge=0, le=65535)] = 7414
     """NFQUEUE of deferred connections, which wait until their VM has more ports; no other program may use it."""
     timeouts: TimeoutsTable = TimeoutsTable()

@@ -49,6 +49,9 @@ class HostIntent(VmIntent, frozen=True):
     connection_rate: Connections | None = None
     """Connections that it may begin in a second, :data:`RATE_BURST_S` seconds' worth of them at once; None: any."""
 
+    port_control: Connections = 0
+    """Ports that the guest may have mapped for it when it asks (PCP, NAT-PMP); 0: it may not ask."""
+
     @property
     def held(self) -> tuple[PortRange, ...]:
         """All ports that its connections may have on this host."""
@@ -57,7 +60,8 @@ class HostIntent(VmIntent, frozen=True):
     @property
     def programmed(self) -> HostIntent:
         """The part that the kernel holds, without what natd only counts or sends to the guest."""
-        return msgspec.structs.replace(self, draining=(), external=None, connections=None)
+        may_ask = min(self.port_control, 1)
+        return msgspec.structs.replace(self, draining=(), external=None, connections=None, port_control=may_ask)
 
 
 class ExternalRange(Struct, frozen=True):

@@ -49,12 +49,13 @@ def nfqueue(facts: Facts) -> Verdict:
     "nflog",
     "no other program has natd's NFLOG groups",
     matters="natd does not learn of bursts, and VMs get more ports later than they could",
-    remedy="set host.log_group in natd.toml to a number which, with the next one, nothing uses, and restart natd",
+    remedy="set host.log_group in natd.toml to a number which, with the next two, nothing uses, and restart natd",
 )
 def nflog(facts: Facts) -> Verdict:
     """Judge who listens to the groups."""
     for_hosts(facts)
     host, natd = facts.setup.kernel.host, facts.setup.natd
     assert host is not None
-    groups = (host.log_group, host.older_log_group) if natd is None or natd.monitor.arrivals else ()
-    return _verdict(facts, known(facts.log_groups), groups, "NFLOG group", "log_group")
+    groups = (host.log_group, host.older_log_group, host.port_control_log_group)
+    is_listening = natd is None or natd.monitor.arrivals
+    return _verdict(facts, known(facts.log_groups), groups if is_listening else (), "NFLOG group", "log_group")

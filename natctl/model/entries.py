@@ -77,6 +77,11 @@ class HostSettings:
         """NFLOG group in which the kernel reports packets of connections from before their VM was managed."""
         return self.log_group + 1
 
+    @property
+    def port_control_log_group(self) -> int:
+        """NFLOG group in which the kernel hands over requests of guests for ports (PCP, NAT-PMP)."""
+        return self.log_group + 2
+
 
 class SenderCheck(enum.Enum):
     """How an edge checks that a packet with a VM's internal address comes from the host that has the VM."""

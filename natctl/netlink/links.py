@@ -156,6 +156,18 @@ def is_bridge_port(rtnl: Socket, interface: int) -> bool:
     return read_link(rtnl, interface).is_bridge_port
 
 
+def master_of(rtnl: Socket, interface: int) -> int:
+    """
+    Return the index of the bridge (or other master) that an interface is in; 0: it is in none.
+
+    :param interface: Its index.
+    :raise KernelError: When the kernel refuses or does not answer, or there is no such interface.
+    """
+    wanted = _IFINFOMSG[:4] + native_u32(interface) + _IFINFOMSG[8:]
+    body = rtnl.ask(message(RTM_GETLINK, 0, wanted), "read an interface's master")
+    return native_number(attribute_map(body, len(_IFINFOMSG)).get(_IFLA_MASTER, b"\0"))
+
+
 async def watch_links() -> AsyncGenerator[LinkEvent, None]:
     """
     Yield a :class:`Resync` first, then every interface that appears or disappears, without end.

@@ -13,12 +13,11 @@ import struct
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
-SERVER_PORT: Final = 5351
+from natctl.model.port_control import SERVER_PORT
+
 CLIENT_PORT: Final = 5350
 """Where clients listen for announcements."""
 ALL_HOSTS: Final = IPv4Address("224.0.0.1")
-ANYCAST: Final = IPv4Address("192.0.0.9")
-"""The address of whichever PCP server is on the way (RFC 7723)."""
 
 _UDP: Final = 17
 _HEADER_BYTES: Final = 20

@@ -11,13 +11,10 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
 
+from natctl.model.port_control import BURST, PER_S
 from natctl.port_control import nat_pmp, pcp
 from natctl.port_control.values import Asked, Key, Made
 
-BURST: Final = 30
-"""Requests that a VM may send at once."""
-PER_S: Final = 10
-"""Requests a second that it may go on to send; further ones are dropped, and clients send them again."""
 ANNOUNCEMENTS: Final = 10
 FIRST_INTERVAL_S: Final = 0.25
 """Seconds between the first two announcements; each later interval is twice as long (RFC 6886 section 3.2.1)."""

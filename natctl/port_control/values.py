@@ -25,7 +25,9 @@ class Asked(NamedTuple):
     datagram: Datagram
     frame: Frame
     bridge: int
-    """Index of the interface that it came by, which has the VM's own interface as a port."""
+    """Index of the interface of this machine that it came by: the bridge, or what is above it."""
+    port: int = 0
+    """Index of the VM's interface that it came by; 0: not known."""
 
 
 class Key(NamedTuple):

@@ -22,6 +22,8 @@ In nftables' notation::
       set connections { type mark; limit rate …; ct count …;
         elements = { 0x40010000 limit rate over 1/hour burst 28672 packets ct count over 28672 } }
       set limited { type mark; counter; }
+      set asking { type mark; }
+      set asking-rates { type mark; limit rate …; counter; elements = { 0x40010000 limit rate over 10/second … } }
       set refused { type mark . inet_proto . ipv4_addr . inet_service; flags timeout; }
       set refused-queries { type mark . ipv4_addr; flags timeout; }
       chain exemption { type filter hook prerouting priority mangle + 10;
@@ -32,11 +34,16 @@ In nftables' notation::
       chain outgoing {
         ct direction reply goto answers
         ct mark & FLAG == FLAG return
+        udp dport 5351 meta mark & MASK @asking jump asks
         ip daddr @exempt meta mark set meta mark & ~MASK return
         ct state established,related meta mark set meta mark & ~MASK return
         ct status snat meta mark set meta mark & ~MASK return
         ct state new fib saddr . iif oif missing counter drop
         ct state new jump newcomers }
+      chain asks {
+        ip daddr != 192.0.0.9 fib daddr type != local return
+        meta mark & MASK @asking-rates drop
+        log group 7416 queue-threshold 1 drop }
       chain answers {
         ct mark & FLAG == FLAG iifname != @uplinks counter drop
         meta mark set meta mark & ~MASK }
@@ -111,6 +118,9 @@ In nftables' notation::
   in the end: it changes with the VM's ports, in the same transaction.
 - ``rates`` and ``connections`` hold the VM's limits. A connection takes a token of either; the kernel counts a VM's
   connections only when the tokens are used up (:mod:`natctl.arrivals.allowance`). ``limited`` counts what is dropped.
+- ``asks`` hands what a guest sends to port 5351 of a gateway, PCP and NAT-PMP, to natd with the VM's mark, if its guest
+  may ask for ports. What other guests send there goes where it went. Nothing comes back by this way: natd answers out
+  of the VM's own interface (:mod:`natctl.port_control.datagrams`).
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 
@@ -127,6 +137,7 @@ from typing import Final
 
 from natctl.model.entries import HostSettings, Path, Queueing
 from natctl.model.flow import ICMP
+from natctl.model.port_control import ANYCAST, SERVER_PORT
 from natctl.ruleset import older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
@@ -189,6 +200,8 @@ from natctl.ruleset.expressions import (
     verdict_lookup,
 )
 from natctl.ruleset.host_maps import (
+    ASKING,
+    ASKING_RATES,
     BINDINGS,
     BUDGETS,
     CAPPED,
@@ -236,6 +249,7 @@ UNSOLICITED: Final = "unsolicited"
 
 _CARRIED = (6, 17, ICMP, 132, 136)
 """TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
+_UDP = 17
 _PACKET_HOST = 0
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
@@ -267,6 +281,7 @@ def base(
         (Family.BRIDGE, "identify"): _identify(marks),
         (Family.IPV4, "exemption"): _exemption(marks, pool_of(path), underlay),
         (Family.IPV4, "outgoing"): _outgoing(marks),
+        (Family.IPV4, "asks"): _asks(marks, settings.port_control_log_group),
         (Family.IPV4, "answers"): _answers(marks),
         (Family.IPV4, "newcomers"): _newcomers(marks, settings),
         (Family.IPV4, "translate"): _translate(marks),
@@ -287,6 +302,8 @@ def base(
         RATES: SetSpec("rates", (MARK,), limiting=Limit(1, 1, 1)),
         CONNECTIONS: SetSpec("connections", (MARK,), limiting=Limit(1, HOUR_S, 1, 1)),
         LIMITED: SetSpec("limited", (MARK,), counter=True),
+        ASKING: SetSpec("asking", (MARK,)),
+        ASKING_RATES: SetSpec("asking-rates", (MARK,), limiting=Limit(1, 1, 1)),
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
@@ -302,6 +319,8 @@ def base(
         RATES: {},
         CONNECTIONS: {},
         LIMITED: {},
+        ASKING: {},
+        ASKING_RATES: {},
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
@@ -356,9 +375,11 @@ def _outgoing(marks: Marks) -> Chain:
     forget = _forget(marks)
     is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
     is_reply = (ct("direction"), compare(b"\1"))
+    asks = (*protocol(_UDP), payload(TRANSPORT, 2, 2), compare(SERVER_PORT.to_bytes(2, "big")))
     rules = (
         rule(is_reply, goto("answers")),
         rule(_is_of_ours(marks), RETURN, comment="decided when it began"),
+        rule(*asks, *owner(marks), set_lookup("asking"), jump("asks"), comment="PCP, NAT-PMP"),
         rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
         rule(is_older, forget, RETURN, comment="older than our care: goes on as it went"),
         rule(older.is_translated(), forget, RETURN, comment="translated by others before: goes on as it went"),
@@ -366,6 +387,21 @@ def _outgoing(marks: Marks) -> Chain:
         rule(_is_new(), jump("newcomers")),
     )
     return Chain("outgoing", None, rules)
+
+
+def _asks(marks: Marks, log_group: int) -> Chain:
+    elsewhere = (
+        payload(NETWORK, DESTINATION, 4),
+        compare(ANYCAST.packed, "!="),
+        destination_kind(),
+        compare(_LOCAL, "!="),
+    )
+    rules = (
+        rule(elsewhere, RETURN, comment="a server somewhere else"),
+        rule(*owner(marks), set_lookup("asking-rates"), DROP, comment="too many requests"),
+        rule(log_to(log_group), DROP, comment="natd answers"),
+    )
+    return Chain("asks", None, rules)
 
 
 def _answers(marks: Marks) -> Chain:

@@ -19,6 +19,7 @@ from cpm.protocol.intent import RATE_BURST_S, HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, PortRange
 from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings
 from natctl.model.flow import ICMP
+from natctl.model.port_control import BURST, PER_S
 from natctl.ruleset import labels, zones
 from natctl.ruleset.common import INTERFACE_INDEX, element_label, port_word
 from natctl.ruleset.expressions import NO_INTERFACE, bitwise, meta, native_u32, set_meta
@@ -38,6 +39,10 @@ REFUSALS: Final = (REFUSED, REFUSED_QUERIES)
 RATES: Final[Place] = (Family.IPV4, "rates")
 CONNECTIONS: Final[Place] = (Family.IPV4, "connections")
 LIMITED: Final[Place] = (Family.IPV4, "limited")
+
+ASKING: Final[Place] = (Family.IPV4, "asking")
+"""The VMs whose guests may ask for ports."""
+ASKING_RATES: Final[Place] = (Family.IPV4, "asking-rates")
 
 HOUR_S: Final = 3600
 """The longest time for a token with which the kernel can keep millions of them."""
@@ -74,6 +79,9 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
         if vm.at_cap:
             elements.append((CAPPED, Element(native_u32(mark), userdata=label)))
     elements += _limits(entry, native_u32(mark), label)
+    if vm.port_control:
+        elements.append((ASKING, Element(native_u32(mark), userdata=label)))
+        elements.append((ASKING_RATES, Element(native_u32(mark), userdata=label, limit=Limit(PER_S, 1, BURST))))
     return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
 
 
@@ -116,7 +124,7 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
             for element in reading.holdings.elements.get(place, {}).values()
         }
-        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS)
+        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING)
     }
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
@@ -156,6 +164,7 @@ def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[P
             ports,
             at_cap=CAPPED in elements,
             connection_rate=rate.rate if rate is not None else None,
+            port_control=int(ASKING in elements),
         ),
         index,
         frozenset(taps),

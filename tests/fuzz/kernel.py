@@ -292,12 +292,26 @@ def _check_tables(answering: Socket) -> None:
     assert all(0 <= packets < 2**64 for packets in (*state.drops.values(), *state.connections.values()))
 
 
+def _ipv4(protocol: int, rest: bytes, first: int = 0x45) -> bytes:
+    return bytes((first, 0, 0, 60, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 192, 0, 2, 2)) + rest
+
+
 REPORTS: Final = Material(
     [
         netfilter_message(
             4 << 8, 0, 2, attribute(2, b"\x40\1\0\0") + attribute(10, b"zone\0") + attribute(9, bytes(28)), 7415
         ),
         netfilter_message(4 << 8, 0, 2, attribute(1, bytes(4)) + attribute(2, b"\x40\1\0\0"), 7414),
+        netfilter_message(
+            4 << 8,
+            0,
+            2,
+            attribute(2, b"\x40\1\0\0")
+            + attribute(4, b"\0\0\0\3")
+            + attribute(16, bytes(14))
+            + attribute(9, _ipv4(17, bytes(48))),
+            7416,
+        ),
         netfilter_message(3 << 8, 0, 2, attribute(1, b"\0\0\0\7\x08\0\0\0") + attribute(3, b"\x40\2\0\0"), 7414),
     ],
     (attribute(9, b"\x45"), attribute(2, b""), attribute(1, b"\0\0\0\1")),
@@ -310,12 +324,10 @@ def understands_reports(data: bytes) -> bool:
     stuck = list(nflog.stuck_in(data))
     assert all(0 <= mark < 2**32 for mark in (*marks, *(packet.mark for packet in stuck)))
     assert all(0 <= deferred.packet < 2**32 for deferred in nfqueue.deferred_in(data))
+    asked = list(nflog.asked_in(data))
+    assert all(len(each.frame) == 14 and 0 < each.interface < 2**32 and 0 <= each.port < 2**32 for each in asked)
     flows = older_flows(_MARKS, stuck)
-    return bool(marks or flows)
-
-
-def _ipv4(protocol: int, rest: bytes, first: int = 0x45) -> bytes:
-    return bytes((first, 0, 0, 60, 0, 1, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 192, 0, 2, 2)) + rest
+    return bool(marks or flows or asked)
 
 
 PACKETS: Final = Material(

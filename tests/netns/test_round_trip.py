@@ -98,7 +98,7 @@ def _with_all_kinds_of_elements(way: Way) -> None:
     entry = dataclasses.replace(way.vm.on_host(), budget=64, defer_after=192)
     refused = [Destination(6, IPv4Address(INTERNET), 443), Destination(1, IPv4Address(INTERNET), 0)]
     for host in way.hosts:
-        host.kernel.change(Change(host={way.vm.domain: with_intent(entry, at_cap=True)}))
+        host.kernel.change(Change(host={way.vm.domain: with_intent(entry, at_cap=True, port_control=1)}))
         host.kernel.refuse_connections({way.vm.domain: refused}, 3600)
     several = ((EXTERNAL, RANGE), (OTHER_EXTERNAL, PortRange(65472, 65535)), (OTHER_EXTERNAL, PortRange(1024, 1087)))
     for edge in way.edges:

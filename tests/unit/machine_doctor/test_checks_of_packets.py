@@ -114,7 +114,8 @@ CASES = [
     Case("ruleset", but(families=frozenset({"ip"})), PROBLEM, "family bridge", "virt-ports node list"),
     Case("nfqueue", but(queues=(Listener(7414, "suricata", False),)), PROBLEM, "suricata", "host.queue"),
     Case("nfqueue", but(queues=()), WARNING, "does not listen", "restart natd"),
-    Case("nflog", but(log_groups=(Listener(7414, "natd", True), Listener(7415, "ulogd", False))), PROBLEM,
+    Case("nflog", but(log_groups=(Listener(7414, "natd", True), Listener(7415, "ulogd", False),
+                                 Listener(7416, "natd", True))), PROBLEM,
          "NFLOG group 7415 is taken by ulogd", "host.log_group"),
 ]  # fmt: skip
 

@@ -99,6 +99,7 @@ HOST_VM = HostIntent(
     at_cap=True,
     connections=65536,
     connection_rate=2000,
+    port_control=16,
 )
 EDGE_VM = EdgeIntent(
     WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
@@ -285,7 +286,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"udp_s":300,"icmp_s":60,"dns_s":30},"edge_names":["edge1"]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
             b'"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
             b',"grants":120,"detached":5}'
@@ -310,7 +311,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
             b'"externals":[],"timeouts":null,"edge_names":[]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
-            b'"connections":null,"connection_rate":null}],"edge":[{"domain":"u-web",'
+            b'"connections":null,"connection_rate":null,"port_control":0}],"edge":[{"domain":"u-web",'
             b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0,"detached":0}'
         ),
     ),
@@ -320,7 +321,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
             b'"last":1087}],"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'

@@ -13,7 +13,7 @@ from natctl.netlink.changes import Subject, subjects_in
 from natctl.netlink.links import LinkAdded, LinkRemoved, events_in
 from natctl.netlink.message import MalformedMessage, attribute, message, netfilter_message
 from natctl.netlink.neighbours import changed_in
-from natctl.netlink.nflog import StuckPacket, marks_in, stuck_in
+from natctl.netlink.nflog import AskedPacket, StuckPacket, asked_in, marks_in, stuck_in
 from natctl.netlink.nfqueue import Deferred, deferred_in
 from natctl.netlink.nftables.transactions import names_our_tables
 
@@ -51,6 +51,17 @@ def test_an_interface_that_cannot_be_read_is_an_error(event: bytes) -> None:
 
 def test_a_mark_of_another_size_is_none() -> None:
     assert list(marks_in(netfilter_message(LOGGED, 0, 2, attribute(2, bytes(5)), 7414))) == []
+
+
+def test_what_a_guest_asks_comes_with_its_interface_and_its_frame() -> None:
+    parts = {2: struct.pack("!I", 0x40010000), 4: b"\0\0\0\3", 16: bytes(14), 9: b"packet"}
+    whole = b"".join(attribute(kind, value) for kind, value in parts.items())
+    assert list(asked_in(netfilter_message(LOGGED, 0, 2, whole, 7416))) == [
+        AskedPacket(0x40010000, 3, 0, bytes(14), b"packet")
+    ]
+    for missing in parts:
+        some = b"".join(attribute(kind, value) for kind, value in parts.items() if kind != missing)
+        assert list(asked_in(netfilter_message(LOGGED, 0, 2, some, 7416))) == []
 
 
 def test_a_logged_packet_is_told_by_its_mark_and_one_without_is_not() -> None:

@@ -9,7 +9,8 @@ from ipaddress import IPv4Address
 import pytest
 
 from cpm.protocol.model import DomainUUID
-from natctl.port_control.guest import BURST, PATIENCE_S, PER_S
+from natctl.model.port_control import BURST, PER_S
+from natctl.port_control.guest import PATIENCE_S
 from natctl.port_control.pcp import Result
 from natctl.port_control.responder import Responder
 from natctl.port_control.values import (

@@ -136,7 +136,7 @@ def test_the_first_packet_of_a_connection_at_its_host() -> None:
     ct = {"state": NEW, "direction": b"\0", "status": u32(0), "mark": u32(0)}
     verdict, cost = pass_host(packet, ct, "underlay", INTERNAL, u32(16))
     assert verdict == ACCEPTED
-    assert within(cost, (5, 27, 101, 9, 1, 0)), cost
+    assert within(cost, (5, 28, 103, 9, 1, 0)), cost
 
 
 @pytest.mark.parametrize("ports", [PortRange(1000, 1100), PortRange(1024, 1087), PortRange(1000, 5000), ALIGNED])

@@ -1,0 +1,120 @@
+"""
+Receives what guests ask of gateways (PCP, NAT-PMP), and sends the answers; nothing here decides.
+
+The kernel says by the packet's mark which VM asks (chain ``asks`` of :mod:`natctl.ruleset.host`), and an answer leaves
+by an interface of that VM: what an address or a hardware address in the packet says can deceive its own VM only.
+
+Tested in ``tests/netns/test_port_control.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, Protocol
+
+from cpm.protocol.errors import KernelError
+from cpm.protocol.model import DomainUUID
+from cpm.service import clock
+from natctl.kernel.frame_sender import FrameSender
+from natctl.netlink.nflog import AskedPacket, watch_asked
+from natctl.port_control import datagrams
+from natctl.port_control.datagrams import Frame
+from natctl.port_control.values import Announce, Asked, Reply
+from natctl.ruleset.marks import Marks
+
+log = logging.getLogger(__name__)
+
+LISTEN_AGAIN_S: Final = 15.0
+"""Seconds between two attempts to open our NFLOG group, if another process has it."""
+
+
+class Decides(Protocol):
+    """What answers."""
+
+    def on_asked(self, index: int, asked: Asked, now: float) -> None:
+        """A VM, named by the index in its mark, sent a datagram to port 5351 of a gateway."""
+
+    def taps_of(self, domain: DomainUUID) -> frozenset[int]:
+        """Return the indexes of a VM's interfaces."""
+
+
+class GuestRequests:
+    """
+    The loop that receives; the owner runs it.
+
+    :param decides: Gets all requests.
+    :param carry_out: Called after each batch, to carry out what was decided.
+    :param marks: Finds the VM in a packet's mark.
+    :param on_error: Told of each request that the kernel refused.
+    """
+
+    def __init__(
+        self,
+        decides: Decides,
+        carry_out: Callable[[], None],
+        marks: Marks,
+        on_error: Callable[[KernelError], None] = lambda _: None,
+    ) -> None:
+        self._decides = decides
+        self._carry_out = carry_out
+        self._marks = marks
+        self._on_error = on_error
+        self._sender: FrameSender | None = None
+
+    async def watch(self, group: int) -> None:
+        """
+        Receive requests without end; without this loop guests get no answers.
+
+        :param group: NFLOG group.
+        """
+        while True:
+            try:
+                with contextlib.closing(FrameSender()) as self._sender:
+                    async with contextlib.aclosing(watch_asked(group)) as batches:
+                        async for packets in batches:
+                            for packet in packets:
+                                self._take(packet)
+                            self._carry_out()
+            except KernelError as error:
+                self._on_error(error)
+                log.warning("%s; guests that ask for ports (PCP, NAT-PMP) get no answer", error)
+            finally:
+                self._sender = None
+            await asyncio.sleep(LISTEN_AGAIN_S)
+
+    def _take(self, packet: AskedPacket) -> None:
+        datagram, frame = datagrams.read(packet.packet), Frame(packet.frame[:6], packet.frame[6:12])
+        if datagram is not None and frame.is_answerable:
+            asked = Asked(datagram, frame, packet.interface, packet.port)
+            self._decides.on_asked(self._marks.index_in(packet.mark), asked, clock.now())
+
+    def send(self, commands: Iterable[Reply | Announce]) -> None:
+        """Send answers and announcements; those to a VM that has no interface now are lost."""
+        sender = self._sender
+        if sender is None:
+            return
+        try:
+            for command in commands:
+                taps = self._decides.taps_of(command.domain)
+                if isinstance(command, Reply):
+                    self._reply(sender, taps, command)
+                else:
+                    self._announce(sender, taps, command)
+        except KernelError as error:
+            self._on_error(error)
+            log.warning("%s", error)
+
+    def _reply(self, sender: FrameSender, taps: frozenset[int], reply: Reply) -> None:
+        asked = reply.asked
+        frame = datagrams.answer_frame(asked.datagram, asked.frame, reply.data)
+        ways: Collection[int] = {asked.port} & taps or sender.on_bridge(taps, asked.bridge)
+        for tap in ways:
+            sender.send(tap, frame)
+
+    def _announce(self, sender: FrameSender, taps: frozenset[int], announce: Announce) -> None:
+        for tap, gateway in sender.gateways(taps).items():
+            for data in announce.datagrams:
+                sender.send(tap, datagrams.announcement_frame(gateway.hardware, gateway.address, data))

@@ -1,0 +1,256 @@
+"""
+Guests that ask for ports, on the real kernel: natpmpc and upnpc in a guest, and forged frames.
+
+The manager is a few lines here; the whole of it is in ``tests/e2e``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from cpm.protocol.model import DomainUUID, PortRange
+from cpm.service import clock
+from natctl.guest_requests import GuestRequests
+from natctl.model.entries import Change
+from natctl.port_control import pcp
+from natctl.port_control.responder import Responder
+from natctl.port_control.values import Asked, FindPeer, Key, Made, Map, Unmap
+from natctl.ruleset.marks import Marks
+from tests.fakes.intents import with_intent
+from tests.netns.topology import EXTERNAL, VM, Guest, Node, Site, program
+from tests.netns.waiting import wait_until
+
+pytestmark = pytest.mark.netns
+
+GATEWAY = "10.10.0.1"
+GROUP = 7416
+
+
+class Natd:
+    """Answers the guests of one host, and maps whatever they want."""
+
+    def __init__(self, host: Node, vms: list[VM]) -> None:
+        self._host, self._vms = host, {vm.number: vm for vm in vms}
+        self.made: dict[DomainUUID, dict[Key, Made]] = {}
+        self.responder = Responder()
+        self.responder.on_connected()
+        self._requests = GuestRequests(self, self.carry_out, Marks.of_mask(0x7FFF0000))
+        for vm in vms:
+            self.made[vm.domain] = {}
+            self.tell(vm)
+        self._loop = host.kernel.start(self._requests.watch(GROUP))
+        wait_until(lambda: self._requests._sender is not None)
+
+    def close(self) -> None:
+        self._loop.cancel()
+        with contextlib.suppress(BaseException):
+            self._loop.result(5)
+
+    def tell(self, vm: VM) -> None:
+        self.responder.on_vm(vm.domain, 8, EXTERNAL, self.made[vm.domain].values(), clock.now())
+
+    def on_asked(self, index: int, asked: Asked, now: float) -> None:
+        self.responder.on_asked(self._vms[index].domain, asked, now)
+
+    def taps_of(self, domain: DomainUUID) -> frozenset[int]:
+        return next(frozenset({vm.guest.tap_index}) for vm in self._vms.values() if vm.domain == domain)
+
+    def carry_out(self) -> None:
+        while commands := self.responder.take():
+            for command in commands:
+                if isinstance(command, Map):
+                    wanted = command.wanted
+                    made = Made(wanted.key, wanted.size, EXTERNAL, 40000 + wanted.key.port % 1000, wanted.lifetime_s)
+                    self.made[wanted.key.domain][wanted.key] = made
+                    self.tell(next(vm for vm in self._vms.values() if vm.domain == wanted.key.domain))
+                elif isinstance(command, Unmap):
+                    self.made[command.key.domain].pop(command.key, None)
+                elif isinstance(command, FindPeer):
+                    self.responder.on_peer_found(command, None, clock.now())
+                else:
+                    self._requests.send([command])
+
+    def announce(self, vm: VM) -> None:
+        """Lose everything, and say so."""
+
+        async def lose() -> None:
+            self.made[vm.domain].clear()
+            self.tell(vm)
+            self.responder.on_tick(clock.now())
+            self.carry_out()
+
+        self._host.kernel.run(lose())
+
+
+@dataclasses.dataclass
+class Scene:
+    """Two VMs that may ask, and one that may not."""
+
+    site: Site
+    host: Node
+    asker: VM
+    other: VM
+    silent: VM
+    natd: Natd
+
+
+@pytest.fixture
+def scene(site: Site) -> Iterator[Scene]:
+    host, edge = site.host_and_edge()
+    vms = [
+        VM.of(number, site.guest(host, f"10.10.0.{number + 4}"), PortRange(number * 1000, number * 1000 + 63))
+        for number in (20, 21, 22)
+    ]
+    program([host, edge], vms, {0: (edge,)})
+    allowed = {vm.domain: with_intent(vm.on_host(), port_control=1) for vm in vms[:2]}
+    host.kernel.change(Change(host=allowed))
+    natd = Natd(host, vms)
+    yield Scene(site, host, vms[0], vms[1], vms[2], natd)
+    natd.close()
+
+
+def client(guest: Guest, *command: str) -> str:
+    """Run a client in a guest; return what it says."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", guest.namespace.name, *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def map_request(guest: Guest, port: int = 8080, *, nonce: bytes = bytes(12), claimed: str | None = None) -> bytes:
+    address = IPv4Address(claimed or guest.address).packed
+    mapped = bytes(10) + b"\xff\xff"
+    body = nonce + bytes((6, 0, 0, 0)) + struct.pack("!HH", port, 0) + mapped + bytes(4)
+    return struct.pack("!BBHI", 2, 1, 0, 3600) + mapped + address + body
+
+
+def ask(guest: Guest, data: bytes, to: str = GATEWAY) -> bytes:
+    with guest.namespace.udp() as asking:
+        asking.sendto(data, (to, 5351))
+        return asking.recv(2000)
+
+
+def is_silent(guest: Guest, data: bytes, to: str = GATEWAY) -> bool:
+    with guest.namespace.udp() as asking:
+        asking.settimeout(0.5)
+        asking.sendto(data, (to, 5351))
+        try:
+            asking.recv(2000)
+        except (TimeoutError, ConnectionRefusedError):
+            return True
+        return False
+
+
+@pytest.mark.per_kernel
+def test_natpmpc_learns_the_address_and_maps_a_port(scene: Scene) -> None:
+    told = client(scene.asker.guest, "natpmpc", "-g", GATEWAY)
+    assert f"Public IP address : {EXTERNAL}" in told
+    told = client(scene.asker.guest, "natpmpc", "-g", GATEWAY, "-a", "0", "22", "tcp", "600")
+    assert "Mapped public port 40022 protocol TCP to local port 22 liftime 600" in told
+    assert [key.port for key in scene.natd.made[scene.asker.domain]] == [22]
+    told = client(scene.asker.guest, "natpmpc", "-g", GATEWAY, "-a", "0", "22", "tcp", "0")
+    assert "liftime 0" in told and not scene.natd.made[scene.asker.domain]
+
+
+def test_a_gateway_that_is_found_by_route_and_one_that_is_anycast(scene: Scene) -> None:
+    assert f"Public IP address : {EXTERNAL}" in client(scene.asker.guest, "natpmpc")
+    assert ask(scene.asker.guest, b"\0\0", "192.0.0.9")[8:] == EXTERNAL.packed
+
+
+def test_the_vm_that_asks_is_told_by_its_interface(scene: Scene) -> None:
+    """Another VM's address in the packet changes nothing: neither who gets the mapping nor who gets the answer."""
+    forger, victim = scene.asker.guest, scene.other.guest
+    forger.namespace.ip(f"addr add {victim.address}/32 dev eth0")
+    request = map_request(victim)
+    with forger.namespace.udp(victim.address) as asking, victim.namespace.udp(port=asking.getsockname()[1]) as other:
+        asking.sendto(request, (GATEWAY, 5351))
+        assert pcp.Result(asking.recv(2000)[3]) is pcp.Result.SUCCESS
+        other.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            other.recv(2000)
+    assert len(scene.natd.made[scene.asker.domain]) == 1 and not scene.natd.made[scene.other.domain]
+
+
+def test_an_answer_goes_to_nobody_else_whatever_hardware_address_asks(scene: Scene) -> None:
+    """A bridge would carry it to the VM that has the address."""
+    forger, victim = scene.asker.guest, scene.other.guest
+    hardware = victim.namespace.run("cat", "/sys/class/net/eth0/address").strip()
+    with _seen(victim) as seen:
+        forger.namespace.run("ip", "link", "set", "eth0", "address", hardware)
+        forger.namespace.run("ip", "neigh", "replace", GATEWAY, "lladdr", _bridge(scene), "dev", "eth0")
+        assert ask(forger, b"\0\0")[8:] == EXTERNAL.packed
+        assert not [frame for frame in seen() if frame[14 + 20 : 14 + 22] == struct.pack("!H", 5351)]
+
+
+def _bridge(scene: Scene) -> str:
+    return scene.host.namespace.run("ip", "-br", "link", "show", "br0").split()[2]
+
+
+@contextlib.contextmanager
+def _seen(guest: Guest) -> Iterator[Callable[[], list[bytes]]]:
+    watching = guest.namespace.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+
+    def frames() -> list[bytes]:
+        found = []
+        while select.select([watching], [], [], 0.3)[0]:
+            found.append(watching.recv(2000))
+        return found
+
+    with watching:
+        yield frames
+
+
+def test_vms_without_the_wish_are_left_alone(scene: Scene) -> None:
+    """Somebody else's server on the same port serves them as before."""
+    with scene.host.namespace.udp(GATEWAY, 5351) as theirs, scene.silent.guest.namespace.udp() as asking:
+        asking.sendto(b"\0\0", (GATEWAY, 5351))
+        assert theirs.recvfrom(100)[1][0] == scene.silent.guest.address
+        theirs.settimeout(0.3)
+        assert ask(scene.asker.guest, b"\0\0")[8:] == EXTERNAL.packed
+        with pytest.raises(TimeoutError):
+            theirs.recv(100)
+
+
+def test_a_server_somewhere_else_is_none_of_ours(scene: Scene) -> None:
+    with scene.site.internet.udp("192.0.2.2", 5351) as theirs, scene.asker.guest.namespace.udp() as asking:
+        asking.sendto(b"\0\0", ("192.0.2.2", 5351))
+        assert theirs.recv(100) == b"\0\0"
+
+
+def test_a_flood_of_one_vm_takes_nothing_from_another(scene: Scene) -> None:
+    with scene.asker.guest.namespace.udp() as flooding:
+        for _ in range(20_000):
+            flooding.sendto(b"\2\0" + bytes(1000), (GATEWAY, 5351))
+        assert ask(scene.other.guest, b"\0\0")[8:] == EXTERNAL.packed
+    assert not is_silent(scene.other.guest, b"\0\0")
+
+
+def test_bad_input_is_answered_or_dropped(scene: Scene) -> None:
+    guest = scene.asker.guest
+    assert ask(guest, b"\2\0")[3] == pcp.Result.MALFORMED_REQUEST
+    assert ask(guest, b"\1" + map_request(guest)[1:])[:4] == bytes((2, 0x81, 0, pcp.Result.UNSUPP_VERSION))
+    assert ask(guest, map_request(guest, claimed="10.10.0.99"))[3] == pcp.Result.ADDRESS_MISMATCH
+    assert is_silent(guest, b"\2\x81" + bytes(22))
+    assert ask(guest, map_request(guest) + bytes(1400))[3] == pcp.Result.MALFORMED_REQUEST
+
+
+def test_clients_hear_that_mappings_are_lost(scene: Scene) -> None:
+    """RFC 6887 section 14.1: announced to 224.0.0.1, port 5350."""
+    ask(scene.asker.guest, map_request(scene.asker.guest))
+    with scene.asker.guest.namespace.udp(port=5350) as hearing, scene.other.guest.namespace.udp(port=5350) as other:
+        scene.natd.announce(scene.asker)
+        data, sender = hearing.recvfrom(100)
+        assert data[:4] == bytes((2, 0x80, 0, 0)) and sender == (GATEWAY, 5351)
+        assert hearing.recv(100)[:2] == bytes((0, 0x80))
+        other.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            other.recv(100)
