@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 KEYS = {
-    "hook": ("hook_start_ms_p50", "python_ms_p50", "hook_ratio"),
+    "hook": ("hook_start_ms_p50", "python_ms_p50", "hook_ratio", "hook_calls_ratio"),
     "cli": ("cli_ratio",),
     "resize": ("resize_ms_p50", "resize_ms_p99"),
     "nft": ("nft_single_ratio", "nft_full_ratio"),
@@ -34,6 +34,7 @@ KEYS = {
 
 TARGETS = {
     "hook_ratio": (None, 2.5),
+    "hook_calls_ratio": (None, 1.5),
     "cli_ratio": (None, 4.0),
     "resize_ms_p50": (None, 10.0),
     "resize_ms_p99": (None, 50.0),

@@ -44,7 +44,8 @@ LIST_S = 15.0
 LIST_AGAIN_S = 1.0
 """Seconds until libvirt is asked again when it did not list all domains."""
 
-_STARTS = frozenset({HookOperation.START, HookOperation.STARTED, HookOperation.ATTACH, HookOperation.RECONNECT})
+_NOTHING_WAITS = frozenset({HookOperation.PREPARE, HookOperation.RECONNECT})
+"""What libvirt does between ``prepare`` and ``start`` takes longer than ports do; and no running VM waits for us."""
 _ENDS = frozenset({HookOperation.STOPPED, HookOperation.RELEASE})
 _INTERFACES = frozenset({"network", "bridge", "ethernet"})
 """Kinds of interface with a tap that may be on a bridge."""
@@ -130,12 +131,11 @@ class DomainWatch:
             self._reply(request, "", "")
         elif not vm.has_interface:
             self._node.on_domain_unmanaged(request, vm.domain, now)
-        elif operation is HookOperation.RECONNECT:
-            # Never let a running VM wait, or fail, because of us.
+        elif operation in _NOTHING_WAITS:
             self._reply(request, "", "")
-            self._node.on_domain_starting(None, vm, now, wait_for_taps=False)
+            self._node.on_domain_starting(None, vm, now)
         else:
-            self._node.on_domain_starting(request, vm, now, wait_for_taps=operation in _STARTS)
+            self._node.on_domain_starting(request, vm, now)
         self._carry_out()
 
     # libvirt

@@ -49,7 +49,7 @@ class Guests(Network):
         machine.give_taps(uuid, self._new_taps(uuid), self._clock(machine))
         if machine.node is not None:
             vm = machine.running(uuid)
-            machine.node.on_domain_starting(self._request(), vm, self._clock(machine), wait_for_taps=True)
+            machine.node.on_domain_starting(self._request(), vm, self._clock(machine))
             machine.carry_out()
         return True
 
@@ -97,7 +97,7 @@ class Guests(Network):
             vm, now = machine.running(uuid), self._clock(machine)
             if hooks == 0:
                 machine.node.on_domain_incoming(self._request(), vm, now)
-            machine.node.on_domain_starting(self._request(), vm, now, wait_for_taps=True)
+            machine.node.on_domain_starting(self._request(), vm, now)
             machine.carry_out()
         return True
 

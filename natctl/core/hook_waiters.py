@@ -31,8 +31,6 @@ class HookWaiter:
 
     request: int
     domain: DomainUUID
-    needs_taps: bool
-    """The VM's interfaces must be known to the kernel, too."""
     since: float
 
 
@@ -76,7 +74,7 @@ class HookWaiters:
         def reply(waiter: HookWaiter) -> tuple[str, str] | None:
             if waiter.domain not in self._domains:
                 return "gone", "the VM stopped meanwhile"
-            entry = self._programming.entry_in_force(waiter.domain, needs_taps=waiter.needs_taps)
+            entry = self._programming.entry_in_force(waiter.domain, needs_taps=True)
             return ("", f"ports {entry.intent.ports}") if entry is not None else None
 
         return self._answer_if(reply)

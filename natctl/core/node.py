@@ -347,12 +347,13 @@ class Node:
 
     # Domains
 
-    def on_domain_starting(self, request: int | None, vm: RunningDomain, now: float, *, wait_for_taps: bool) -> None:
+    def on_domain_starting(self, request: int | None, vm: RunningDomain, now: float) -> None:
         """
         A hook says that a domain starts or runs (``prepare``, ``start``, ``started``, ``attach``, ``reconnect``).
 
-        Answers the request, when there is one, as soon as the kernels on the path hold its ports; at once when it is
-        migrating here (its ports follow when it runs) or when there is no session with a manager.
+        Answers the request, when there is one, as soon as the kernels on the path hold its ports, and this one its
+        taps; at once when it is migrating here (its ports follow when it runs) or when there is no session with a
+        manager.
         """
         domain, changed = self._domains.on_hook(vm, now)
         self._programming.require_hosts(changed)
@@ -361,7 +362,7 @@ class Node:
         elif domain.is_incoming:
             self._outbox.append(Answer(request, "", "migrating; ports follow when it runs here"))
         else:
-            self._hook_waiters.add(HookWaiter(request, vm.domain, wait_for_taps, now))
+            self._hook_waiters.add(HookWaiter(request, vm.domain, now))
             self._request_ports(vm.domain, domain)
             self._outbox += self._hook_waiters.answer_ready()
             self._outbox += self._hook_waiters.answer_in_vain(now)

@@ -307,7 +307,7 @@ class Site:
         request = self._request()
         if machine.node is not None:
             machine.node.on_links(self._links(machine), self.now)
-            machine.node.on_domain_starting(request, vm, self.now, wait_for_taps=True)
+            machine.node.on_domain_starting(request, vm, self.now)
             self._carry_out(machine)
         return request
 
@@ -341,7 +341,7 @@ class Site:
         if machine.node is not None and hooks:
             machine.node.on_links(self._links(machine), self.now)
             machine.node.on_domain_incoming(self._request(), vm, self.now)
-            machine.node.on_domain_starting(self._request(), vm, self.now, wait_for_taps=True)
+            machine.node.on_domain_starting(self._request(), vm, self.now)
             self._carry_out(machine)
 
     def resume(self, uuid: DomainUUID, to: NodeName) -> None:

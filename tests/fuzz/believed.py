@@ -294,7 +294,7 @@ class _Machine:
         self.node.on_message(Welcome(PROTOCOL, 1, "0"), self.now)
         for number, uuid in enumerate(UUIDS[:4], 2):
             vm = RunningDomain(uuid, f"vm-{number}", frozenset({Tap(f"vnet{number}", number)}))
-            self.node.on_domain_starting(number, vm, self.now, wait_for_taps=True)
+            self.node.on_domain_starting(number, vm, self.now)
 
     def go_on(self, data: bytes) -> None:
         self.left -= 1

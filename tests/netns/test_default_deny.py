@@ -54,7 +54,7 @@ class Scene:
     def start_vm(self, node: NodeCore) -> list[str]:
         """Start the VM, as libvirt's hook tells of it; return the codes of the answers."""
         taps = frozenset({Tap(self.vm.guest.tap, self.vm.guest.tap_index)})
-        node.on_domain_starting(1, RunningDomain(self.vm.domain, "web 1", taps), _AT + 60, wait_for_taps=True)
+        node.on_domain_starting(1, RunningDomain(self.vm.domain, "web 1", taps), _AT + 60)
         return self.carry_out(node)
 
     def carry_out(self, node: NodeCore) -> list[str]:

@@ -76,6 +76,12 @@ def test_every_call_of_the_hook_is_for_another_vm_with_an_interface_of_its_own()
     assert len(seen) == 300
 
 
+def test_an_interface_has_no_name_yet_when_libvirt_prepares_a_start() -> None:
+    argv, xml = hook.call(7, "prepare")
+    assert argv[1:] == ["bench7", "prepare", "begin", "-"]
+    assert [interface.target for interface in domain_xml.parse(xml.encode()).interfaces] == [None]
+
+
 def test_the_ledger_part_gives_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "TRANSACTIONS", 20)
     monkeypatch.setattr(ledger, "RUNS", 2)

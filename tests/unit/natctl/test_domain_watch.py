@@ -126,7 +126,7 @@ def test_a_vm_without_an_interface_of_ours_gives_back_what_it_got_before_that_wa
     assert it.replies[-1] == (7, "", "no interface of ours")
 
 
-@pytest.mark.parametrize("operation", [HookOperation.RESTORE, HookOperation.RECONNECT])
+@pytest.mark.parametrize("operation", [HookOperation.RESTORE, HookOperation.PREPARE, HookOperation.RECONNECT])
 def test_some_hooks_wait_for_nothing(operation: HookOperation) -> None:
     it = watched()
     it.hook(operation, BRIDGED)

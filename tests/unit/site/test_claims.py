@@ -32,7 +32,7 @@ def start_beside(site: Site, host: NodeName = HOST2) -> int:
     request = site._request()
     assert machine.node is not None
     machine.node.on_links({tap.number: tap.name for tap in TAPS}, site.now)
-    machine.node.on_domain_starting(request, RunningDomain(VM, "vm-0001", TAPS), site.now, wait_for_taps=True)
+    machine.node.on_domain_starting(request, RunningDomain(VM, "vm-0001", TAPS), site.now)
     site._carry_out(machine)
     site.run()
     return request

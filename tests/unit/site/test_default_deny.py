@@ -195,7 +195,7 @@ def test_what_changes_nothing_in_the_kernel_does_not_count_as_a_path() -> None:
     machine.kernel = FakeKernel(machine.kernel._settings)
     site.start_natd(HOST1)
     assert machine.node is not None
-    machine.node.on_domain_starting(None, RunningDomain(VM, "vm-0002"), site.now, wait_for_taps=False)
+    machine.node.on_domain_starting(None, RunningDomain(VM, "vm-0002"), site.now)
     machine.node.on_domain_ended(None, VM, "stopped", site.now)
     site._carry_out(machine)
     site.start_vm(HOST1, VM)

@@ -26,7 +26,7 @@ def test_the_hook_is_answered_first_and_after_one_message_each_way() -> None:
     node.on_kernel_programmed(AT)
     node.take()
 
-    node.on_domain_starting(0, RunningDomain(VM, "web", frozenset({Tap("vnet0", 9)})), AT, wait_for_taps=True)
+    node.on_domain_starting(0, RunningDomain(VM, "web", frozenset({Tap("vnet0", 9)})), AT)
     assert [type(message) for message in sent(node)] == [Attach]
     node.on_message(Delta(1, 2, host=(INTENT,)), AT)
     (program,) = node.take()
