@@ -16,7 +16,7 @@ import msgspec
 
 from cpm.core import membership
 from cpm.core.changes import PutNode
-from cpm.core.continuity import RefusedNodes
+from cpm.core.continuity import Continuity, RefusedNodes
 from cpm.core.manager import Manager
 from cpm.core.presence import VMPresence
 from cpm.core.restoring import Restoring
@@ -414,3 +414,28 @@ def taken_back_let_go() -> contextlib.AbstractContextManager[None]:
         return host_vm
 
     return changed(desired_state, "host_vm", make)
+
+
+def contradicting_edges() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger took a VM for one of its former host where one edge had heard of the move in vain."""
+    return changed(Restoring, "_contested", lambda _: lambda self: set())
+
+
+def copy_catches_up() -> contextlib.AbstractContextManager[None]:
+    """An old copy of the ledger was not known as one when it had given as many ranges before the nodes connected."""
+    return changed(Continuity, "_in_epoch", lambda _: lambda self, epoch, grants: ("", grants))
+
+
+def fenced_told_first() -> contextlib.AbstractContextManager[None]:
+    """A machine that hung, and was the only edge, could not be fenced while nobody had confirmed its VM's ports."""
+
+    def advance(self: Rollout, now: float) -> Any:
+        while self._due or self._changed or self._snapshot_due or self._is_path_changed():
+            self._queue_updates(now)
+            due, self._due = self._due, set()
+            for uuid in due:
+                self._advance_vm(uuid, now)
+        messages, self._messages = self._messages, []
+        return tuple(messages)
+
+    return changed(Rollout, "advance", lambda _: advance)
