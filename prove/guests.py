@@ -185,7 +185,9 @@ class Guests(Network):
         sent_to = [name for name, edge in self.machines.items() if edge.forwards and self.sends(machine.name, name)]
         passes = [name for name in sent_to if name in let_through]
         for name in sent_to:
-            if name not in passes and not self._may_drop(self.machines[name], machine, uuid):
+            # Where no kernel has the VM, one that refuses it may be in service for others.
+            is_refused = not let_through and not self.machines[name].refused.isdisjoint(_names(uuid, machine.name))
+            if name not in passes and not is_refused and not self._may_drop(self.machines[name], machine, uuid):
                 self.judge.on_not_mapped(machine.name, uuid, ports, name)
         if not passes:
             return False

@@ -126,6 +126,8 @@ class Machine:
         """Its kernel lost its tables, by no act of ours, and natd has not put them back yet."""
         self.forgotten: set[DomainUUID] = set()
         """The VMs of which this edge lost what it mapped, by no act of ours, and which it does not map again yet."""
+        self.refused: frozenset[DomainUUID] = frozenset()
+        """The VMs that its natd has said last that the kernel refuses."""
         self.is_isolated = False
         """Somebody took its cables out, but for that of its session: it forwards nothing."""
         self.false_hello: Callable[[Hello], Hello] | None = None
@@ -178,9 +180,11 @@ class Machine:
                         message, self.false_hello = self.false_hello(message), None
                     if self._say is not None:
                         self._say(self.name, f"sends {words.message(message)}")
-                    if isinstance(message, Applied) and not message.refused:
-                        # What it does not map by now is not to be mapped.
-                        self.forgotten.clear()
+                    if isinstance(message, Applied):
+                        self.refused = frozenset(vm.domain for vm in message.refused)
+                        if not self.refused:
+                            # What it does not map by now is not to be mapped.
+                            self.forgotten.clear()
                     self.session.up.append(codec.encode(message))
             elif isinstance(command, (Program, Replace, Forget, Prune, CountPorts)):
                 self.work.append(command)

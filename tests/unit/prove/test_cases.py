@@ -84,6 +84,12 @@ STORIES = {
         Event(Kind.FENCE, "both1"),
         site="both",
     ),
+    "an edge that refuses the VM of which no other kernel has anything any more": story(
+        *(Event(Kind.REFUSE, "edge2", n=7), Event(Kind.LOSE_AT_NODE, "edge2"), Event(Kind.SETTLE)),
+        *(Event(Kind.START, "host1", 2), Event(Kind.PASS, n=9), Event(Kind.SETTLE), Event(Kind.CONNECT, "edge2")),
+        *(Event(Kind.POWER_OFF, "edge1"), Event(Kind.DELIVER_UP, "edge2", n=1), Event(Kind.FENCE, "edge1")),
+        *(Event(Kind.SETTLE), Event(Kind.OPEN, vm=2)),
+    ),
     "an operator who gives ports by an old copy before any edge has shown that it is one": story(
         *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.BACKUP)),
         *(Event(Kind.START, "host1", 2), Event(Kind.SETTLE), Event(Kind.RESTORE, n=1), Event(Kind.RESIZE, vm=1, n=10)),
