@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from typing import Any, cast
 
 from cpm.api.server import NodeConnection
-from cpm.core.changes import AddAllocation, Change
+from cpm.core.changes import AddAllocation, Change, EndRestoring
 from cpm.core.journal import LedgerState
 from cpm.core.manager import Manager
 from cpm.core.sizing.rules import PoolRules
@@ -261,6 +261,8 @@ class Cpmd:
         for change in changes:
             if self._say is not None:
                 self._say("ledger", words.change(change))
+            if isinstance(change, EndRestoring):
+                self._judge.is_restoring = False
             if isinstance(change, AddAllocation):
                 added = change.allocation
                 self._judge.on_given(added.domain, added.external, added.ports)

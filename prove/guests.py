@@ -208,8 +208,12 @@ class Guests(Network):
         names = _names(uuid, host.name)
         if not edge.forgotten.isdisjoint(names):
             return True
-        # What the host's kernel holds is from before the VM went elsewhere and came back, and its natd does not run.
-        return host.node is None and edge.mapped_at(names) not in (None, host.identity.underlay)
+        # What the host's kernel holds is from before the VM went elsewhere and came back; its natd does not run, or has
+        # begun anew and knows no more.
+        return (host.node is None or host.knows_kernel_only) and edge.mapped_at(names) not in (
+            None,
+            host.identity.underlay,
+        )
 
     def close_flows(self, uuid: DomainUUID, some: int = 0) -> bool:
         """A VM closes its connections; ``some``: only those with an odd or even block."""

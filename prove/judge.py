@@ -52,6 +52,8 @@ class Flow:
     """The edges in service that let it through."""
     is_lost: bool = False
     """Its host's kernel forgot it, by no act of ours, and does not have it again yet."""
+    is_unknown: bool = False
+    """All edges lost what they mapped of it, by no act of ours, and the ledger that is to say so again was restored."""
     ended: float | None = None
     """When it ended, true time; its entry stays for a while."""
 
@@ -101,6 +103,8 @@ class Judge:
         """Hosts that said what is not so: what their own VMs suffer is not counted."""
         self.lying_edges: set[str] = set()
         """Edges that confirmed what is not so: nothing is demanded of what they map, and it is nobody's."""
+        self.is_restoring = False
+        """A ledger that was restored waits for nodes."""
         self.is_unaware = False
         """The ledger is an old copy, and no edge has said so to the cpmd that runs: it cannot know what is free."""
 
@@ -155,7 +159,7 @@ class Judge:
 
     def _is_excused(self, flow: Flow) -> bool:
         """Return whether what happens to a connection is no act of ours."""
-        return flow.is_lost or flow.host in self.liars
+        return flow.is_lost or flow.is_unknown or flow.host in self.liars
 
     def _let_go(self, edge: str, domain: DomainUUID, block: Block) -> None:
         self._lock(block).holders[domain].discard(edge)
@@ -178,6 +182,16 @@ class Judge:
         for flows in self._flows.values():
             for flow in flows:
                 flow.through.discard(edge)
+        self._note_unknown()
+
+    def on_restoring(self) -> None:
+        """The ledger was restored, and will be what edges map and what it was."""
+        self.is_restoring = True
+        self._note_unknown()
+
+    def _note_unknown(self) -> None:
+        for flow in self.all_flows if self.is_restoring else ():
+            flow.is_unknown |= not flow.through
 
     def on_lie_of_edge(self, edge: str) -> None:
         """An edge confirms what it does not hold: others may be given what it maps, and their packets pass others."""
@@ -193,7 +207,7 @@ class Judge:
         :raise Violation: When connections of a VM that runs there are cut.
         """
         for flow in self._of_guest.get(domain, ()):
-            if flow.host != host or host in self.liars:
+            if flow.host != host or flow.is_unknown or host in self.liars:
                 continue
             if flow.is_lost:
                 flow.is_lost = entry is None or (entry.intent.internal, entry.index) != (flow.internal, flow.index)

@@ -126,6 +126,8 @@ class Machine:
         """Its kernel lost its tables, by no act of ours, and natd has not put them back yet."""
         self.forgotten: set[DomainUUID] = set()
         """The VMs of which this edge lost what it mapped, by no act of ours, and which it does not map again yet."""
+        self.knows_kernel_only = False
+        """Its natd has begun, and its kernel has taken nothing of what the manager says since."""
         self.refused: frozenset[DomainUUID] = frozenset()
         """The VMs that its natd has said last that the kernel refuses."""
         self.is_isolated = False
@@ -155,6 +157,7 @@ class Machine:
     def start(self, now: float) -> None:
         """Start natd, which reads what the kernel holds and asks libvirt."""
         self._starts += 1
+        self.knows_kernel_only = True
         identity = dataclasses.replace(self.identity, instance=f"{self.name} {self._starts}")
         self.node = node = Node(identity, 1000, has_libvirt=True, remembered=self.remembered)
         self.kernel.restart_natd()
@@ -185,6 +188,7 @@ class Machine:
                         if not self.refused:
                             # What it does not map by now is not to be mapped.
                             self.forgotten.clear()
+                            self.knows_kernel_only = False
                     self.session.up.append(codec.encode(message))
             elif isinstance(command, (Program, Replace, Forget, Prune, CountPorts)):
                 self.work.append(command)

@@ -172,8 +172,8 @@ def waiting_not_forgotten() -> contextlib.AbstractContextManager[None]:
     """A VM that ended while it waited for ports and cpmd was dead was known for ever."""
 
     def make(original: Any) -> Any:
-        def assume_running(self: VMPresence) -> None:
-            original(self)
+        def assume_running(self: VMPresence, now: float) -> None:
+            original(self, now)
             for vm in self._fleet.vms.values():
                 if not self._fleet.of(vm.uuid):
                     self._running.remove(vm.uuid)

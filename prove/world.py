@@ -86,6 +86,7 @@ class World(Guests):
     def accept(self) -> None:
         """The operator has the ledger that is in place take in what kernels hold."""
         self._kill_cpmd()
+        self.judge.on_restoring()
         self._has_restored, self.has_old_copy = True, False
         self.cpmd.ledger.restore(None, self.cpmd.wall(self.now))
         self._start_cpmd()
@@ -190,6 +191,7 @@ class World(Guests):
         if n % 3:
             self.cpmd.ledger.put_back(copy)
         else:
+            self.judge.on_restoring()
             self.cpmd.ledger.restore(copy, self.cpmd.wall(self.now))
         return self._start_cpmd()
 

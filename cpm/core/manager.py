@@ -230,6 +230,7 @@ class Manager:
         sync.version, sync.ended_timeout_s = hello.version, hello.ended_timeout_s
         self.sessions[hello.node] = sync
         self._rollout.queue_snapshot(hello.node)
+        self._presence.take_back(node, hello)
         self._presence.on_presence(node, hello.domains, now)
 
     def _welcome(self, version: str, *, adopts: bool) -> Welcome:
@@ -293,7 +294,7 @@ class Manager:
         self.fleet.record(EndRestoring())
         self.restoring = None
         self.continuity = dataclasses.replace(self.continuity, adopts=False)
-        self._presence.assume_running()
+        self._presence.assume_running(now)
         for name, hello in restoring.hellos.items():
             if (node := self.fleet.nodes.get(name)) is not None and node.approval is not None:
                 self._begin_session(node, hello, 0, now)

@@ -87,13 +87,19 @@ class VMPresence:
         self._rules = rules
         self._retry_waiting_at = now
         self._internal_cursor = 0
-        self._began_at = now
         self._gone_at: dict[NodeName, float] = {}
         """When each session ended last."""
-        self.assume_running()
+        self._let_go: dict[DomainUUID, NodeName] = {}
+        """The former host of each VM that is on its destination by that host's word alone."""
+        self.assume_running(now)
 
-    def assume_running(self) -> None:
-        """Believe of each VM what the ledger says, until its host says whether it runs."""
+    def assume_running(self, now: float) -> None:
+        """
+        Believe of each VM what the ledger says, until its host says whether it runs.
+
+        :param now: Ledger time from which on hosts can have sessions.
+        """
+        self._began_at = now
         for uuid in list(self._running.hosts):
             self._running.remove(uuid)
         for vm in list(self._fleet.vms.values()):
@@ -131,12 +137,14 @@ class VMPresence:
             self._claim(vm, node.name, attach, now, is_repeated=is_repeated)
             return
         self._claims.withdraw(attach.domain, node.name)
+        self._let_go.pop(attach.domain, None)
         if (vm is None or vm.node != node.name) and not self._has_room_for_vm(node.name):
             self._refuse_vm(node.name, attach.domain, is_repeated=is_repeated)
             return
+        comes_from_another = vm is not None and vm.node != node.name
         try:
             vm = self._put_on_host(node.name, vm, attach)
-            self._start(vm, now)
+            self._start(vm, now, comes_from_another=comes_from_another)
         except (PortsExhausted, InternalPoolExhausted, QuotaReached) as error:
             self._refuse(node.name, attach.domain, error)
         except (LedgerUnwritable, LedgerDoubted) as error:
@@ -157,6 +165,7 @@ class VMPresence:
             # It runs elsewhere by now: what its former host says of its end is about the past.
             return
         self._running.remove(uuid)
+        self._let_go.pop(uuid, None)
         if self._hand_over(vm, now):
             return
         self._waiting.discard(uuid)
@@ -164,6 +173,16 @@ class VMPresence:
         for allocation in self._fleet.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
+
+    def take_back(self, node: Node, hello: Hello) -> None:
+        """
+        Believe a host that a VM runs there, of which it had said that it is gone, and of which no other host has said
+        since that it runs there: its kernel has never let go of the VM's ports, and there may be connections.
+        """
+        held = {each.domain for each in hello.host_holds}
+        for presence in hello.domains:
+            if presence.domain in held and self._let_go.get(presence.domain) == node.name:
+                self._running.remove(presence.domain)
 
     def on_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
         """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
@@ -279,8 +298,12 @@ class VMPresence:
         self._running.put(attach.domain, node)
         return after
 
-    def _start(self, vm: VM, now: float) -> None:
-        """Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain."""
+    def _start(self, vm: VM, now: float, *, comes_from_another: bool = False) -> None:
+        """
+        Give a running VM its first range, unless it has one on this host; its ranges on other hosts drain.
+
+        :param comes_from_another: It was another host's until now.
+        """
         for allocation in self._fleet.of(vm.uuid):
             if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
@@ -299,7 +322,9 @@ class VMPresence:
             raise LedgerDoubted(why)
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
         wanted = min(left, self._sizer.contention.start_allowance(vm, initial, floor))
-        placement = choose_first(self._fleet.space, vm, wanted, floor, strict=self._rules.strict_pairing)
+        strict = self._rules.strict_pairing
+        space = self._fleet.space
+        placement = choose_first(space, vm, wanted, floor, strict=strict, comes_from_another=comes_from_another)
         reserved = moves.reserve(self._fleet, vm.uuid, vm.node, placement, now)
         self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self._waiting.discard(vm.uuid)
@@ -331,7 +356,10 @@ class VMPresence:
         if self._twins.has(vm.uuid, successor):
             return False
         attach = claim.attach if claim is not None else Attach(vm.uuid, vm.name)
+        former = vm.node
         self.on_attach(self._fleet.nodes[successor], attach, now)
+        if claim is None:
+            self._let_go[vm.uuid] = former
         return True
 
     def _free_internal(self) -> IPv4Address:

@@ -44,8 +44,9 @@ from cpm.core.placement import (
     without_numbers_held_elsewhere,
 )
 from cpm.core.sizing.guards import LONGEST
-from cpm.protocol.model import VM, Allocation, AllocationId, PortRange
+from cpm.protocol.model import VM, Allocation, AllocationId, NodeName, PortRange
 
+_NOWHERE: Final = NodeName("")
 _ENOUGH_LEFT: Final = Stay(StayReason.ENOUGH_LEFT)
 _NO_WHOLE_BLOCK: Final = Stay(StayReason.NO_WHOLE_BLOCK)
 _NOTHING_TO_RETURN_TO: Final = Stay(StayReason.NOTHING_TO_RETURN_TO)
@@ -194,19 +195,23 @@ def choose_compaction(
     )
 
 
-def choose_first(space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict: bool) -> Placement:
+def choose_first(
+    space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict: bool, comes_from_another: bool = False
+) -> Placement:
     """
     Choose a VM's first range: the ports wanted, or half, a quarter and so on, down to the floor.
 
     :param wanted: Ports.
     :param floor: Ports.
     :param strict: A VM that still holds ranges stays on their external address.
+    :param comes_from_another: The VM was another host's until now. What drains here is not taken back: this host may
+        never have let go of it, and edges still send what is for it to the other one.
     :raise PortsExhausted: When there is no room for the floor.
     """
-    size = wanted
+    size, node = wanted, _NOWHERE if comes_from_another else vm.node
     while True:
         try:
-            return place(space, vm.uuid, size, node=vm.node, strict=strict and bool(space.of(vm.uuid)))
+            return place(space, vm.uuid, size, node=node, strict=strict and bool(space.of(vm.uuid)))
         except NoRoomError:
             if size <= floor:
                 raise

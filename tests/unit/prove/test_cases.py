@@ -13,8 +13,8 @@ ALL = 11
 """As the number of messages: more than there are."""
 
 
-def story(*events: Event, site: str = "apart") -> Story:
-    return Story(1, 1, events, site)
+def story(*events: Event, site: str = "apart", externals: int = 1) -> Story:
+    return Story(1, externals, events, site)
 
 
 STORIES = {
@@ -89,6 +89,39 @@ STORIES = {
         *(Event(Kind.START, "host1", 2), Event(Kind.PASS, n=9), Event(Kind.SETTLE), Event(Kind.CONNECT, "edge2")),
         *(Event(Kind.POWER_OFF, "edge1"), Event(Kind.DELIVER_UP, "edge2", n=1), Event(Kind.FENCE, "edge1")),
         *(Event(Kind.SETTLE), Event(Kind.OPEN, vm=2)),
+    ),
+    "a VM that is back on a host whose kernel would not let go of it, and whose natd begins anew": story(
+        *(
+            Event(Kind.LIBVIRT, "host1"),
+            Event(Kind.START, "host1", 1),
+            Event(Kind.SETTLE),
+            Event(Kind.REFUSE, "host1", n=2),
+        ),
+        *(Event(Kind.KILL_CPMD, n=5), Event(Kind.KILL_NATD, "host1", n=6), Event(Kind.COPY, "host2", 1)),
+        *(Event(Kind.STOP, "host1", 1, 2), Event(Kind.SETTLE), Event(Kind.START_CPMD), Event(Kind.SETTLE)),
+        *(Event(Kind.CONNECT, "host1"), Event(Kind.SETTLE), Event(Kind.START_NATD, "host1")),
+        *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.HOLD_ALL, vm=1)),
+    ),
+    "a VM that stops while it migrates, and is back where it was before that was heard": story(
+        *(Event(Kind.START, "both1", 1), Event(Kind.MIGRATE, "both2", 1), Event(Kind.SETTLE), Event(Kind.STOP, vm=1)),
+        *(Event(Kind.KILL_NATD, "both1", 1), Event(Kind.START, "both1", 1), Event(Kind.START_NATD, "both1")),
+        *(Event(Kind.KERNEL, "both1"), Event(Kind.OPEN, vm=1), Event(Kind.DELIVER_UP, "both1", 1)),
+        *(Event(Kind.CONNECT, "both1"), Event(Kind.DELIVER_UP, "both1", 1)),
+        site="both",
+        externals=2,
+    ),
+    "a VM that is back on its former host, whose kernel would not let go of it, when edges send to another": story(
+        *(
+            Event(Kind.LIBVIRT, "host1"),
+            Event(Kind.START, "host1", 1),
+            Event(Kind.SETTLE),
+            Event(Kind.REFUSE, "host1", 1, 2),
+        ),
+        *(Event(Kind.KILL_CPMD, n=5), Event(Kind.KILL_NATD, "host1", n=6), Event(Kind.COPY, "host2", 1)),
+        *(Event(Kind.STOP, vm=1), Event(Kind.SETTLE), Event(Kind.SETTLE), Event(Kind.START_CPMD)),
+        *(Event(Kind.CONNECT, "host1"), Event(Kind.CONNECT, "host1"), Event(Kind.STOP, vm=1), Event(Kind.SETTLE)),
+        *(Event(Kind.START_NATD, "host1"), Event(Kind.CONNECT, "host1"), Event(Kind.START, "host1", 1)),
+        *(Event(Kind.SETTLE), Event(Kind.HOLD_ALL, vm=1)),
     ),
     "an operator who gives ports by an old copy before any edge has shown that it is one": story(
         *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.BACKUP)),

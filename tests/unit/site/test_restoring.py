@@ -368,3 +368,28 @@ def test_the_hosts_that_edges_contradict_each_other_about_are_waited_for(
     site.pass_time(1.0)
     site.run()
     _check_that_it_is_on_host2(site, connection)
+
+
+def test_no_host_that_has_said_hello_is_taken_for_lost(site: Site, tmp_path: Path) -> None:
+    """Edges know of no move when they have lost their tables; then only the hosts say where a VM is."""
+    backup = _back_up(site, tmp_path)
+    site.stop_vm(VM)
+    site.run()
+    _start(site, HOST2, VM)
+    for edge in site.edges:
+        site.kill_natd(edge.identity.name)
+        edge.kernel.flush()
+        site._given_up.add(edge.identity.name)
+        site.start_natd(edge.identity.name)
+    site.crash_manager()
+    site.ledger.close()
+    copies.restore(Path(site.ledger.path), backup, WALL)
+    site.ledger = SqliteLedger(site.ledger.path)
+    site.start_manager()
+    for name in (HOST2, EDGE1, EDGE2, HOST1):
+        site.connect(name)
+        site.run()
+    _settle(site)
+    assert site.manager is not None
+    assert {uuid: vm.node for uuid, vm in site.manager.fleet.vms.items()} == {VM: HOST2}, "no second one beside it"
+    assert site.open(VM, 3) is not None
