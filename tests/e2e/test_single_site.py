@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import socket
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from lab import net
 from lab.daemons import CPMD, PROGRAMS, natd_of
 from lab.errors import LabError
 from lab.lab import Lab
 from lab.own_traffic import OwnTraffic
+from lab.shell import CLEAN_ENVIRONMENT
 from lab.sites import CLUSTER, SINGLE
 from lab.traffic import connect, sink
 from tests.e2e.labs import running, unique_name
@@ -72,6 +78,67 @@ def test_nothing_of_the_servers_own_fails_while_vms_hold_its_ports(lab: Lab) -> 
             assert [each.finish().alive for each in held] == [20, 20]
         finally:
             lab.remove_guest("greedy")
+
+
+LIMIT = 1024
+_FLOOD = f"""
+import itertools, os, socket
+os.nice(19)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+    for port in itertools.cycle(range(1024, 65536)):
+        one.sendto(b"x", ("{net.INTERNET_ADDRESS}", port))
+"""
+"""To the kernel each is a connection, and all have one port."""
+
+
+def test_one_vm_that_begins_connections_without_end_leaves_all_others_theirs(lab: Lab) -> None:
+    own = OwnTraffic(lab, SINGLE.machine(SERVER))
+    hog, neighbour = lab.add_guest("hog", SERVER), lab.add_guest("neighbour", SERVER)
+    try:
+        lab.operate("set", "hog", f"connections={LIMIT}", "connection-rate=100000")
+        assert eventually(lambda: 0 < _allowance_in_kernel(lab, "hog") <= LIMIT)
+        with (
+            own.served(),
+            sink(lab),
+            subprocess.Popen(lab.command("hog", sys.executable, "-c", _FLOOD), env=CLEAN_ENVIRONMENT) as flood,
+        ):
+            try:
+                assert eventually(lambda: "limited" in [each["event"] for each in facts(lab, "history", hog.uuid)])
+                before = _limited_packets(lab, hog.uuid)
+                assert before > 0
+                assert [str(tries) for tries in own.tries(100) if tries.failed] == []
+                for options in (("-c", "-R"), ("-u",)):
+                    assert connect(neighbour, 100, *options).ok == 100
+                listed = lab.run(SERVER, "conntrack", "-L", "-p", "udp", "--orig-src", str(hog.address))
+                assert LIMIT // 2 <= len(listed.splitlines()) <= LIMIT
+                assert eventually(lambda: _limited_packets(lab, hog.uuid) > before)
+                assert facts(lab, "show", "hog")["limited_packets"] > 0
+                assert not facts(lab, "show", "neighbour")["limited_packets"]
+                assert flood.poll() is None
+            finally:
+                flood.kill()
+    finally:
+        lab.remove_guest("hog")
+        lab.remove_guest("neighbour")
+
+
+def _allowance_in_kernel(lab: Lab, name: str) -> int:
+    """Return how many connections the kernel lets a VM begin at most that has none: before it counts, and then."""
+    listed = lab.run(SERVER, "nft", "list", "set", "ip", "virtports", "connections")
+    found = re.search(rf'burst (\d+) packets ct count over (\d+) comment "{name}"', listed)
+    return int(found[1]) + int(found[2]) if found else 0
+
+
+def _limited_packets(lab: Lab, uuid: str) -> float:
+    """Return the metric of a VM."""
+    with socket.socket(socket.AF_UNIX) as one:
+        one.connect(str(lab.socket))
+        one.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        text = b"".join(iter(lambda: one.recv(1 << 16), b"")).decode()
+    found = re.search(
+        rf'^virt_ports_domain_limited_packets_total{{[^}}]*uuid="{uuid}"[^}}]*}} (\S+)', text, re.MULTILINE
+    )
+    return float(found[1]) if found else 0.0
 
 
 def test_the_lab_remembers_its_site(lab: Lab) -> None:
