@@ -125,6 +125,37 @@ def test_a_reset_in_the_victims_name_does_not_end_its_connection(scene: Scene) -
             assert server.recv(10) == b"alive"
 
 
+def test_from_another_bridge_nothing_in_the_victims_name_leaves_and_its_connection_lives(scene: Scene) -> None:
+    guest = scene.liar.guest
+    scene.host.namespace.ip(
+        "link add br1 type bridge",
+        "link set br1 up",
+        "addr add 10.11.0.1/24 dev br1",
+        f"link set {guest.tap} master br1",
+    )
+    guest.namespace.ip("addr flush dev eth0", "addr add 10.11.0.6/24 dev eth0", "route add default via 10.11.0.1")
+    with (
+        scene.site.internet.listener(INTERNET, 8080) as listener,
+        scene.site.internet.udp(INTERNET, 9000) as witness,
+        _captured(scene.victim) as wire,
+        scene.victim.guest.namespace.tcp((INTERNET, 8080), source=(_VICTIM, 8888)) as client,
+    ):
+        server, peer = listener.accept()
+        assert peer[1] in A
+        next_byte = _sequence_of_syn(wire) + 1
+        scene.forge(_ipv4(_VICTIM, INTERNET, _TCP, _segment(_VICTIM, INTERNET, 8888, 8080, next_byte, _RST)))
+        scene.forge(_datagram(_VICTIM, INTERNET, 6666, 9000, b"claimed"))
+        scene.pass_by(witness, 9000)
+        with server, scene.victim.guest.namespace.udp(_VICTIM, 6666) as claimed:
+            server.settimeout(PATIENCE)
+            client.sendall(b"alive")
+            assert server.recv(10) == b"alive"
+            claimed.sendto(b"honest", (INTERNET, 9000))
+            data, peer = witness.recvfrom(100)
+            assert (data, peer[1] in A) == (b"honest", True)
+    assert scene.host.kernel.observe().drops["forged-source"] >= 1
+
+
 def test_connections_of_zones_are_counted_and_forgotten(scene: Scene) -> None:
     with (
         scene.site.internet.udp(INTERNET, 9000) as server,
