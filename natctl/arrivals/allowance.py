@@ -3,8 +3,10 @@ How many connections of one VM may begin before the kernel has to count them its
 
 What is left of a limit is known from the last count. One half of it the VM may begin without any counting, the kernel
 takes a token for each. Then the kernel counts exactly (``ct count``, tens of microseconds for each attempt), and the VM
-may have as many connections again as the other half. Both together never exceed the limit, whatever natd does; and a
-VM far below its limit is renewed before the first half is used, so that counting costs nothing. Pure.
+may have as many connections again as the other half. Both together never exceed what the count left of the limit,
+whatever natd does; and a VM far below its limit is renewed before the first half is used, so that counting costs
+nothing. What begins between a count and the allowance that follows from it is in neither
+(``docs/design/0010-connection-limits.md``). Pure.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def test_one_vm_that_begins_connections_without_end_leaves_all_others_theirs(lab
                 for options in (("-c", "-R"), ("-u",)):
                     assert connect(neighbour, 100, *options).ok == 100
                 listed = lab.run(SERVER, "conntrack", "-L", "-p", "udp", "--orig-src", str(hog.address))
-                assert LIMIT // 2 <= len(listed.splitlines()) <= LIMIT
+                # What begins between a count and the allowance that follows from it comes on top.
+                assert LIMIT // 2 <= len(listed.splitlines()) < 2 * LIMIT
                 assert eventually(lambda: _limited_packets(lab, hog.uuid) > before)
                 assert facts(lab, "show", "hog")["limited_packets"] > 0
                 assert not facts(lab, "show", "neighbour")["limited_packets"]
