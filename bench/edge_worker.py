@@ -45,11 +45,11 @@ async def _changes_us(use: FastPathUse, vms: int, count: int) -> list[float]:
     first = next(iter(wanted.edge.values()))
     shorter = ExternalRange(FIRST_EXTERNAL, PortRange(BIG.first, BIG.last - PORTS))
     both = msgspec.structs.replace(first, ranges=(shorter,)), first
-    kernel = Kernel(_settings(use))
+    kernel = Kernel(edge_settings(use))
     found = []
     try:
         await kernel.replace({}, wanted.edge, wanted.path)
-        _check(kernel, use)
+        check_in_force(kernel, use)
         with _followed() as moments:
             for turn in range(count):
                 begin = time.perf_counter()
@@ -65,13 +65,13 @@ async def _changes_us(use: FastPathUse, vms: int, count: int) -> list[float]:
 async def _loads_ms(use: FastPathUse, vms: int, count: int) -> list[float]:
     wanted, found = fleet(vms), []
     for _ in range(count):
-        kernel = Kernel(_settings(use))
+        kernel = Kernel(edge_settings(use))
         try:
             with _ensured() as spent:
                 begin = time.perf_counter()
                 await kernel.replace({}, wanted.edge, wanted.path)
                 spent_ms = (time.perf_counter() - begin) * 1000
-            _check(kernel, use)
+            check_in_force(kernel, use)
             found.append(spent_ms if use is FastPathUse.OFF else spent[0])
         finally:
             await kernel.remove()
@@ -79,13 +79,15 @@ async def _loads_ms(use: FastPathUse, vms: int, count: int) -> list[float]:
     return found
 
 
-def _settings(use: FastPathUse) -> Settings:
+def edge_settings(use: FastPathUse) -> Settings:
+    """Return the settings of a fleet's edge with this use of the fast path."""
     settings = fleet(1).settings("edge")
     assert settings.edge is not None
     return Settings(edge=dataclasses.replace(settings.edge, fast_path=use))
 
 
-def _check(kernel: Kernel, use: FastPathUse) -> None:
+def check_in_force(kernel: Kernel, use: FastPathUse) -> None:
+    """:raise LabError: When the fast path is to be used, and is not."""
     if use is FastPathUse.AUTO and (reasons := [at.reason for at in kernel.fast_path if at.reason]):
         raise LabError(f"the fast path is not in force: {reasons[0]}")
 

@@ -11,11 +11,12 @@ import dataclasses
 import signal
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from bench.fleet import FIRST_EXTERNAL, FIRST_TAP
-from bench.site import EDGE, HOST, site, start_all
+from bench.site import EDGE, HOST, NAME, site, start_all
 from bench.worker import Worker
-from lab import net
+from lab import net, toml
 from lab.daemons import CPMD, DaemonSettings, natd_of
 from lab.process import Process
 from lab.shell import inside, ip_batch, run
@@ -23,11 +24,9 @@ from lab.sites import CLUSTER
 
 _GUEST = "guest"
 _CATCHING_UP_S = 1.5
-_SETTINGS = DaemonSettings(
-    # A range for thousands of connections that all go to one address and port; nothing shrinks it.
-    cpmd={"pool": {"initial": 32768}, "scaling.guards": {"shrink_after_samples": 1_000_000}},
-    natd={},
-)
+# A range for thousands of connections that all go to one address and port; nothing shrinks it.
+_CPMD: Final[toml.Document] = {"pool": {"initial": 32768}, "scaling.guards": {"shrink_after_samples": 1_000_000}}
+_OFF: Final = {"fast_path": "off"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,9 +56,14 @@ class Lane:
 
 
 @contextlib.contextmanager
-def product_lane() -> Iterator[Lane]:
-    """Yield a lane with cpmd and natds running, whose guest was started through the hook."""
-    with site(_SETTINGS) as lab:
+def product_lane(*, fast_path: bool = True) -> Iterator[Lane]:
+    """
+    Yield a lane with cpmd and natds running, whose guest was started through the hook.
+
+    :param fast_path: Whether programs do packets on host and edge where they can; False: nftables does all.
+    """
+    tables: dict[str, toml.Document] = {} if fast_path else {"hosts": {"host": _OFF}, "edges": {"edge": _OFF}}
+    with site(DaemonSettings(cpmd=_CPMD, natd={}, **tables), NAME if fast_path else f"{NAME}nft") as lab:
         start_all(lab)
         guest = lab.add_guest(_GUEST, HOST)
         daemons = tuple(lab.daemons.process(name) for name in (CPMD, natd_of(HOST), natd_of(EDGE)))

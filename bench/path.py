@@ -2,6 +2,7 @@
 The cost of the two stages for packets: connections per second and bulk throughput, compared between lanes.
 
 - ``conn_rate_ratio``, ``throughput_ratio``: our lane with all daemons running, against one plain masquerade.
+- ``conn_rate_nft_ratio``, ``throughput_nft_ratio``: the same without programs, ``fast_path = "off"`` on host and edge.
 - ``conn_rate_10k_ratio``: host and edge hold 10,001 VMs, against host and edge that hold one; without daemons, since
   only the cost of the tables for packets is compared.
 
@@ -38,17 +39,18 @@ _RATE = re.compile(r"ok=(\d+) fail=(\d+).* secs=([\d.]+)")
 
 
 def measure(say: Callable[[str], None]) -> Measured:
-    """Measure on four lanes that are removed afterwards."""
+    """Measure on five lanes that are removed afterwards."""
     with contextlib.ExitStack() as stack:
         found = {
             "ours": stack.enter_context(lanes.product_lane()),
+            "nft": stack.enter_context(lanes.product_lane(fast_path=False)),
             "plain": stack.enter_context(lanes.masquerade_lane()),
             "one": stack.enter_context(lanes.fleet_lane(1)),
             "many": stack.enter_context(lanes.fleet_lane(MANY)),
         }
         for lane in found.values():
             stack.enter_context(_servers(lane))
-        say("four lanes are ready")
+        say("five lanes are ready")
         runs = _runs(found)
     for name, values in runs.items():
         say(f"{name}: {median(values):.4g}")
@@ -56,6 +58,8 @@ def measure(say: Callable[[str], None]) -> Measured:
         {
             "conn_rate_ratio": paired_ratio(runs["connections_ours_per_s"], runs["connections_plain_per_s"]),
             "throughput_ratio": paired_ratio(runs["throughput_ours_mbit_s"], runs["throughput_plain_mbit_s"]),
+            "conn_rate_nft_ratio": paired_ratio(runs["connections_nft_per_s"], runs["connections_plain_per_s"]),
+            "throughput_nft_ratio": paired_ratio(runs["throughput_nft_mbit_s"], runs["throughput_plain_mbit_s"]),
             "conn_rate_10k_ratio": paired_ratio(runs["connections_many_per_s"], runs["connections_one_per_s"]),
         },
         runs,
@@ -65,12 +69,12 @@ def measure(say: Callable[[str], None]) -> Measured:
 def _runs(found: dict[str, Lane]) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {}
     for turn in range(ROUNDS + 1):
-        for pair in (("ours", "plain"), ("many", "one")):
-            # Each lane comes first as often as second.
-            for name in pair if turn % 2 else reversed(pair):
+        # Each lane comes first as often as last.
+        for group in (("ours", "plain", "nft"), ("many", "one")):
+            for name in group if turn % 2 else reversed(group):
                 with _others_paused(found, name):
                     runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
-        for name in ("ours", "plain") if turn % 2 else ("plain", "ours"):
+        for name in ("ours", "plain", "nft") if turn % 2 else ("nft", "plain", "ours"):
             with _others_paused(found, name):
                 runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
     return {name: values[1:] for name, values in runs.items()}

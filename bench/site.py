@@ -20,13 +20,14 @@ _CONNECTED_S = 20.0
 
 
 @contextlib.contextmanager
-def site(settings: DaemonSettings) -> Iterator[Lab]:
+def site(settings: DaemonSettings, name: str = NAME) -> Iterator[Lab]:
     """
     Bring a lab up whose daemons are configured and not started, and whose router knows one edge only.
 
+    :param name: Of the lab; two of different names can be up at once.
     :raise LabError: When it does not come up.
     """
-    lab = Lab(NAME, settings=settings, with_daemons=False)
+    lab = Lab(name, settings=settings, with_daemons=False)
     # Remove the remains of a bench that was killed.
     lab.down()
     try:

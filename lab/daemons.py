@@ -35,12 +35,13 @@ class DaemonSettings:
 
     :param cpmd: Merged into the tables of ``cpmd.toml``.
     :param natd: Merged into the ``natd.toml`` of every node.
-    :param hosts: Merged, after that, into the ``natd.toml`` of hosts.
+    :param hosts: Merged, after that, into the ``natd.toml`` of hosts; ``edges`` likewise.
     """
 
     cpmd: toml.Document
     natd: toml.Document
     hosts: toml.Document = field(default_factory=dict)
+    edges: toml.Document = field(default_factory=dict)
 
 
 LAB_SETTINGS = DaemonSettings(cpmd={"pool": {"hold_down_s": 10.0}}, natd={})
@@ -189,7 +190,8 @@ class Daemons:
         if net.EDGE in machine.roles:
             ours["edge"] = {"uplinks": uplinks, "underlay": underlay}
         common = toml.merge(ours, self._settings.natd)
-        return toml.merge(common, self._settings.hosts) if host else common
+        common = toml.merge(common, self._settings.hosts) if host else common
+        return toml.merge(common, self._settings.edges) if "edge" in ours else common
 
     def _way_to_the_manager(self, machine: net.Machine) -> dict[str, toml.Value]:
         if net.MANAGER in machine.roles:
