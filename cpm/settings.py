@@ -17,6 +17,7 @@ from cpm.core.sizing.rules import PoolRules
 from cpm.core.wishes import Defaults
 from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, whole_number
 from cpm.protocol.errors import ConfigError, InvalidRequest
+from cpm.protocol.model import Filtering
 from cpm.protocol.timeouts import Timeouts, TimeoutsTable
 from cpm.protocol.wishes import MAXIMUM_WEIGHT
 from cpm.service import config, logs
@@ -106,6 +107,9 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The least that a VM's wish may say."""
     connection_rate_cap: _Count = 100_000
     """The most that a VM's wish may say."""
+    filtering: Filtering = Filtering.DEFAULT
+    """Who reaches a VM's sockets from outside (RFC 4787, section 5): ``address-and-port-dependent``: those to whom the
+    socket has sent; ``endpoint-independent``, also called *full cone*: anybody, while the socket has its port."""
     compact_s: _Positive = 30.0
     """Seconds between two searches for ranges to move so that free runs join; one at a time on each address."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")
@@ -277,6 +281,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
             drain_limit_s=pool.drain_limit_s,
             connections=pool.connections,
             connection_rate=pool.connection_rate,
+            filtering=pool.filtering,
             bounds={
                 "connections": (pool.connections_floor, pool.connections_cap),
                 "connection_rate": (pool.connection_rate_floor, pool.connection_rate_cap),

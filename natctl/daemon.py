@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import sys
@@ -334,6 +335,7 @@ class Natd:
             else:
                 gone = await self._conntrack.delete_connections(command.internal)
             log.debug("deleted %d connections of %s", gone, command.internal)
+            await self._kernel.forget_mappings(command.internal, held)
         except KernelError as error:
             self._metrics.on_kernel_error(error)
             log.warning("%s", error)
@@ -477,6 +479,8 @@ class Natd:
             return None
         use, took_s = await self._conntrack.ports_of_all()
         self._count_share.on_counted(took_s, clock.now())
+        if self._node.has_leaving_mappings:
+            use = dataclasses.replace(use, mapped=await self._kernel.mapped_ports())
         return use
 
     def _metrics_now(self) -> Iterator[str]:

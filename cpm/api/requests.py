@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cpm.protocol.bounded import Duration, WishedNumber, Word
 from cpm.protocol.bounds import LAST_PORT, MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES
-from cpm.protocol.model import PortRange, Role
+from cpm.protocol.model import Filtering, PortRange, Role
 
 
 class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -31,6 +31,7 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     """0: never, whatever the pool's default is."""
     connections: WishedNumber | UnsetType | None = UNSET
     connection_rate: WishedNumber | UnsetType | None = UNSET
+    filtering: Filtering | UnsetType | None = UNSET
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -74,7 +74,7 @@ class WishView(Struct, frozen=True):
 
     key: str
     """``floor``, ``cap`` (ports), ``weight``, ``policy``, ``drain-limit`` (seconds; null: never), ``connections`` (at
-    once) or ``connection-rate`` (new ones in a second)."""
+    once), ``connection-rate`` (new ones in a second) or ``filtering`` (RFC 4787, section 5)."""
     value: int | float | str | None
     origin: str
     """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the

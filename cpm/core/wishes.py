@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Wishes
+from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Filtering, Wishes
 from cpm.protocol.wishes import KEYS, MAXIMUM_PORTS, MAXIMUM_WEIGHT, NONE
 
 _T = TypeVar("_T")
@@ -67,6 +67,8 @@ class EffectiveWishes:
     """Connections at once."""
     connection_rate: EffectiveValue[int]
     """New connections in a second."""
+    filtering: EffectiveValue[Filtering]
+    """Who reaches its sockets from outside."""
     ignored: tuple[str, ...] = ()
     """For each wish that is not in effect, the reason in a sentence."""
 
@@ -85,6 +87,8 @@ class Defaults:
     """Connections at once."""
     connection_rate: int = 1000
     """New connections in a second."""
+    filtering: Filtering = Filtering.DEFAULT
+    """Who reaches its sockets from outside."""
     bounds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LIMIT_BOUNDS)
     """The least and the greatest value that a wish may give to either of these two, by its field's name."""
 
@@ -186,6 +190,8 @@ def _invalid_reason(name: str, value: Any, policies: Collection[str], defaults: 
         return None if 1 <= value <= MAXIMUM_WEIGHT else f"use 1 to {MAXIMUM_WEIGHT}"
     if name == "policy":
         return None if value in policies else f"there is no such policy; use one of {', '.join(sorted(policies))}"
+    if name == "filtering":
+        return None  # by its type
     if name in defaults.bounds:
         least, most = defaults.bounds[name]
         return None if least <= value <= most else f"use {least} to {most}"

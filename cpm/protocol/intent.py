@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from cpm.protocol.bounded import Connections, Name
 from cpm.protocol.bounds import MAX_RANGES
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 
 RATE_BURST_S = 20
 """Seconds' worth of new connections that a VM may begin at once, if it began none before."""
@@ -51,6 +51,8 @@ class HostIntent(VmIntent, frozen=True):
 
     port_control: Connections = 0
     """Ports that the guest may have mapped for it when it asks (PCP, NAT-PMP); 0: it may not ask."""
+    filtering: Filtering = Filtering.DEFAULT
+    """Who reaches a socket of the VM by its external port."""
 
     @property
     def held(self) -> tuple[PortRange, ...]:

@@ -31,7 +31,7 @@ from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts, TimeoutSeconds
 from cpm.protocol.walltime import UtcSeconds
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of these messages; both sides must have the same."""
 
 NOT_APPROVED = 4403

@@ -164,6 +164,15 @@ class Allocation:
     """Ledger time at which the present state was entered."""
 
 
+class Filtering(enum.StrEnum):
+    """Who reaches a socket of a VM by its external port, in the words of RFC 4787 (section 5)."""
+
+    DEFAULT = "address-and-port-dependent"
+    """Those to whom the socket has sent: address and port."""
+    ENDPOINT_INDEPENDENT = "endpoint-independent"
+    """Anybody, for as long as the socket has the port ("full cone")."""
+
+
 UNLIMITED: Final = 0.0
 """As :attr:`Wishes.drain_limit_s`: no limit, whatever the pool's default is."""
 
@@ -191,6 +200,8 @@ class Wishes:
     """Connections that the VM may have at once."""
     connection_rate: WishedNumber | None = None
     """Connections that it may begin in a second."""
+    filtering: Filtering | None = None
+    """Who reaches its sockets from outside."""
     nonsense: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()
     """A sentence for each wish that could not be parsed; shown to people only."""
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_SECONDS, MAX_WISHED, short, whole_number
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import UNLIMITED, Wishes
+from cpm.protocol.model import UNLIMITED, Filtering, Wishes
 
 MAXIMUM_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 MAXIMUM_WEIGHT: Final = 10_000
@@ -28,6 +28,7 @@ KEYS: Final = {
     "drain-limit": "drain_limit_s",
     "connections": "connections",
     "connection-rate": "connection_rate",
+    "filtering": "filtering",
 }
 """Name of each wish as people write it (XML attribute, key of ``virt-ports set``), and its field of :class:`Wishes`."""
 
@@ -89,6 +90,13 @@ def _policy_name(text: str) -> str:
     return text
 
 
+def _filtering(text: str) -> Filtering:
+    try:
+        return Filtering(text)
+    except ValueError:
+        raise ValueError(f"use {' or '.join(Filtering)}") from None
+
+
 _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "floor": _whole_number,
     "cap": _whole_number,
@@ -97,4 +105,5 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "drain-limit": _drain_limit,
     "connections": _whole_number,
     "connection-rate": _whole_number,
+    "filtering": _filtering,
 }

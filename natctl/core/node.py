@@ -48,7 +48,7 @@ from cpm.protocol.messages import (
     Rejected,
     Snapshot,
 )
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.arrivals.controller import Arrivals
 from natctl.core import own_ports
 from natctl.core.arrival_events import ArrivalEvents
@@ -153,6 +153,11 @@ class Node:
     def held_ports(self, internal: IPv4Address) -> tuple[PortRange, ...]:
         """Return the ports on which connections of the VM with this internal address may be; none: there is none."""
         return next((vm.held for vm in self._intent.host.values() if vm.internal == internal), ())
+
+    @property
+    def has_leaving_mappings(self) -> bool:
+        """Whether a socket that anybody reaches may have a port of a range that drains."""
+        return any(vm.draining and vm.filtering is Filtering.ENDPOINT_INDEPENDENT for vm in self._intent.host.values())
 
     def take(self) -> list[Command]:
         """Return the commands to carry out now, in order, and empty the outbox."""

@@ -13,15 +13,16 @@ Tested by ``tests/netns/test_kernel.py``.
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final, TypeVar
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import FastPathAt
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, PortRange
 from cpm.service.tasks import Tasks
 from natctl.kernel import comparing, following, reconciling, stale_taps, sysctl, unrouted_taps, zone_choice
 from natctl.kernel.belief import Belief, Desired, Step, elements_in
@@ -33,11 +34,12 @@ from natctl.kernel.senders import fragments as chains_of_hosts
 from natctl.kernel.settings_before import SettingsBefore
 from natctl.kernel.ways import Ways
 from natctl.model.entries import Change, Destination, HostEntry, Path, Settings
+from natctl.model.port_use import VMPorts
 from natctl.netlink import routes
 from natctl.netlink.changes import Subject
 from natctl.netlink.nftables import encode, read
 from natctl.netlink.socket import Socket
-from natctl.ruleset import host_maps, plan, routing
+from natctl.ruleset import host_maps, mappings, plan, routing
 from natctl.ruleset.host import UNTRANSLATED
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.plan import DeleteTable
@@ -196,6 +198,24 @@ class Kernel:
         """
         async with self._counting:
             return await self._in_thread(self._read_drops)
+
+    async def mapped_ports(self) -> Mapping[IPv4Address, VMPorts]:
+        """
+        Return the ports of all sockets that anybody reaches, by internal address. Changes go on meanwhile.
+
+        :raise KernelError: When it cannot be read.
+        """
+        async with self._counting:
+            return await self._in_thread(self._read_mapped_ports)
+
+    async def forget_mappings(self, internal: IPv4Address, held: Sequence[PortRange]) -> None:
+        """
+        Forget which sockets have ports of this internal address, but for these ranges.
+
+        :raise KernelError: When the kernel cannot be read or refuses; calling again is safe.
+        """
+        async with self._lock:
+            await self._in_thread(self._forget_mappings, internal, held)
 
     async def refuse_connections(self, where: Mapping[DomainUUID, Collection[Destination]], for_s: float) -> None:
         """
@@ -432,6 +452,30 @@ class Kernel:
         places = (host_maps.BINDINGS, host_maps.CAPPED, host_maps.RATES, host_maps.LIMITED)
         by_key = [read.counters(nft, place) for place in places]
         return counted(self._programmed.settings.host, belief.desired.host, *by_key)
+
+    def _read_mapped_ports(self) -> Mapping[IPv4Address, VMPorts]:
+        if self._programmed.belief is None or self._programmed.settings.host is None:
+            return {}
+        return mappings.ports_in(read.keys(self._programmed.sockets().nft_counters, mappings.MAPPINGS))
+
+    def _forget_mappings(self, internal: IPv4Address, held: Sequence[PortRange]) -> None:
+        if self._programmed.belief is None or self._programmed.settings.host is None:
+            return
+        nft = self._programmed.sockets().nft
+        for last_attempt in (False, False, True):
+            gone = plan.removal(
+                (place, element)
+                for place in (mappings.MAPPINGS, mappings.SOCKETS)
+                for element in read.elements(nft, place)
+                if mappings.is_of(place, element, internal, held)
+            )
+            try:
+                self._programmed.apply(gone)
+                return
+            except KernelError as error:
+                # Some timed out meanwhile.
+                if last_attempt or error.errno != errno.ENOENT:
+                    raise
 
     def _read_drops(self) -> Mapping[str, int]:
         places = self._programmed.belief.drop_places if self._programmed.belief is not None else ()

@@ -128,6 +128,9 @@ class PortUse:
     """One reading of the connections of all VMs, by internal address, without VMs that have no connections."""
 
     vms: Mapping[IPv4Address, VMPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    mapped: Mapping[IPv4Address, VMPorts] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    """The ports of sockets that anybody reaches, with or without a connection now; read only while such a VM has a
+    range that drains."""
 
     def of(self, internal: IPv4Address) -> VMPorts:
         """Return the ports of one VM."""
@@ -144,6 +147,11 @@ class PortUse:
     def connections(self, internal: IPv4Address, ports: PortRange) -> int:
         """Return how many connections of the VM have a port of the range, over all protocols."""
         return self.of(internal).connections(ports)
+
+    def users(self, internal: IPv4Address, ports: PortRange) -> int:
+        """Return the same, or, if that is more, how many sockets have a port of the range."""
+        sockets = self.mapped.get(internal, NO_PORTS)
+        return max(self.connections(internal, ports), sockets.connections(ports))
 
 
 def _count(ports: array[int], within: PortRange) -> int:

@@ -24,6 +24,9 @@ SECOND: Final = 9
 """Register of the second part of a key."""
 THIRD: Final = 10
 FOURTH: Final = 11
+FIFTH: Final = 2
+"""Register of what stands behind a key of four parts: 2 overlaps the 4-byte registers 12 to 15."""
+SIXTH: Final = 13
 VERDICT_REGISTER: Final = 0
 
 LINK: Final = 0
@@ -50,7 +53,8 @@ _META = {"mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "iiftype": 8, "l4proto
 _CT = {"state": 0, "direction": 1, "status": 2, "mark": 3}
 _CT_ZONE, _ORIGINAL = 17, 0
 _FIB_SOURCE, _FIB_DESTINATION, _FIB_BY_INPUT, _FIB_PRESENT, _FIB_INTERFACE = 1, 2, 8, 32, 1
-_ADD_TO_SET = 0
+_CT_SOURCE, _CT_DESTINATION, _CT_SOURCE_PORT, _CT_DESTINATION_PORT = 19, 20, 11, 12
+_ADD_TO_SET, _UPDATE_SET = 0, 1
 _COMPARISON = {"==": 0, "!=": 1, "<=": 3, ">=": 5}
 
 
@@ -110,9 +114,31 @@ def ct_zone(register: int = FIRST) -> Expression:
     return _expression("ct", dreg=register, key=_CT_ZONE, direction=_ORIGINAL)
 
 
-def add_to_map(name: str, key: int, data: int) -> Expression:
+def ct_address(end: str, direction: int, register: int = FIRST) -> Expression:
+    """``ct original ip saddr``, ``ct reply ip daddr`` …; of a connection of IPv4. The direction is 0 or 1 for reply."""
+    key = _CT_SOURCE if end == "source" else _CT_DESTINATION
+    return _expression("ct", dreg=register, key=key, direction=direction)
+
+
+def ct_port(end: str, direction: int, register: int = FIRST) -> Expression:
+    """``ct original proto-src`` …: a port to ``nft`` only in a rule that has compared the protocol."""
+    key = _CT_SOURCE_PORT if end == "source" else _CT_DESTINATION_PORT
+    return _expression("ct", dreg=register, key=key, direction=direction)
+
+
+def add_to_map(name: str, key: int, data: int, lives_ms: int = 0) -> Expression:
     """``add @NAME { … : … }``: an element that the key has stays as it is, and times out when it would have."""
-    return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key, sreg_data=data)
+    return _dynset(name, _ADD_TO_SET, key, data, lives_ms)
+
+
+def update_map(name: str, key: int, data: int, lives_ms: int) -> Expression:
+    """``update @NAME { … timeout … : … }``: likewise, but its time begins anew."""
+    return _dynset(name, _UPDATE_SET, key, data, lives_ms)
+
+
+def _dynset(name: str, operation: int, key: int, data: int, lives_ms: int) -> Expression:
+    lives = {"timeout": lives_ms} if lives_ms else {}
+    return _expression("dynset", set_name=name, op=operation, sreg_key=key, sreg_data=data, **lives)
 
 
 def add_to_set(name: str, key: int) -> Expression:
@@ -281,6 +307,18 @@ def source_nat() -> Expression:
         reg_addr_max=10,
         reg_proto_min=9,
         reg_proto_max=11,
+        flags=frozenset({"NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_SPECIFIED"}),
+    )
+
+
+def nat_to(end: str) -> Expression:
+    """``snat ip to …``, ``dnat ip to …`` an address and a port from registers."""
+    return _expression(
+        "nat",
+        type=0 if end == "source" else 1,
+        family=2,
+        reg_addr_min=FIRST,
+        reg_proto_min=SECOND,
         flags=frozenset({"NF_NAT_RANGE_MAP_IPS", "NF_NAT_RANGE_PROTO_SPECIFIED"}),
     )
 

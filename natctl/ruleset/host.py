@@ -30,7 +30,7 @@ In nftables' notation::
         meta mark & FLAG == FLAG goto outgoing
         ip saddr POOL iifname != @uplinks iifname != UNDERLAY
           fib saddr . iif oif missing fib saddr type != local counter drop
-        ip daddr POOL ct state invalid,new fib daddr oif missing fib daddr type != local counter drop }
+        ip daddr POOL ct state invalid,new goto unasked }
       chain outgoing {
         ct direction reply goto answers
         ct mark & FLAG == FLAG return
@@ -45,6 +45,7 @@ In nftables' notation::
         meta mark & MASK @asking-rates drop
         log group 7416 queue-threshold 1 drop }
       chain answers {
+        ct mark & FLAG == FLAG iifname != @uplinks meta mark & MASK . ct original ip daddr @internals return
         ct mark & FLAG == FLAG iifname != @uplinks counter drop
         meta mark set meta mark & ~MASK }
       chain newcomers {
@@ -61,11 +62,14 @@ In nftables' notation::
         ct timeout set "managed-udp-120-icmp-60" …
         add @origins { @nh,96,16 . @nh,112,16 : meta mark & MASK }
         meta mark & MASK @budgets log group 7414 queue-threshold 1
+        meta mark & MASK @full-cone jump mapped
         meta l4proto tcp snat ip to meta mark & MASK map @bindings
         … likewise for each protocol that edges carry }
       chain guard { type filter hook postrouting priority 200;
         meta mark & FLAG != FLAG return
+        meta mark & MASK @full-cone jump learn
         ct status snat ip saddr POOL meta mark set meta mark & ~FLAG return
+        ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL meta mark set meta mark & ~FLAG return
         ct status confirmed jump stuck
         counter drop }
       chain errors { type route hook output priority mangle;
@@ -138,7 +142,7 @@ from typing import Final
 from natctl.model.entries import HostSettings, Path, Queueing
 from natctl.model.flow import ICMP
 from natctl.model.port_control import ANYCAST, SERVER_PORT
-from natctl.ruleset import older, timeouts, zones
+from natctl.ruleset import mappings, older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
     HARDWARE,
@@ -183,7 +187,6 @@ from natctl.ruleset.expressions import (
     destination_kind,
     distinct_interface,
     extension_queue_to,
-    leads_nowhere,
     log_to,
     map_lookup,
     meta,
@@ -244,8 +247,6 @@ UNTRANSLATED: Final = "untranslated"
 FORGED_SOURCE: Final = "forged-source"
 """Name of the counter of packets of VMs with a source that is not behind their bridge, or of another connection's
 answers; they are dropped."""
-UNSOLICITED: Final = "unsolicited"
-"""Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 
 _CARRIED = (6, 17, ICMP, 132, 136)
 """TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
@@ -261,7 +262,6 @@ _FORGED_WORDS = "the source leads elsewhere"
 _RELATED = native_u32(4)
 _ESTABLISHED_OR_RELATED = native_u32(2 | 4)
 _NEW = native_u32(8)
-_INVALID_OR_NEW = native_u32(1 | 8)
 _CONFIRMED = native_u32(8)
 """``ct status confirmed``: IPS_CONFIRMED."""
 
@@ -276,7 +276,9 @@ def base(
     :param gateways: See :attr:`~natctl.model.entries.Settings.gateways`.
     """
     marks = Marks.of_mask(settings.mark_mask)
-    ct_timeouts = timeouts.objects(timeouts.in_effect(settings, path))
+    in_effect = timeouts.in_effect(settings, path)
+    ct_timeouts = timeouts.objects(in_effect)
+    objects = [name for _, name in ct_timeouts]
     chains = {
         (Family.BRIDGE, "identify"): _identify(marks),
         (Family.IPV4, "exemption"): _exemption(marks, pool_of(path), underlay),
@@ -287,8 +289,9 @@ def base(
         (Family.IPV4, "translate"): _translate(marks),
         (Family.IPV4, "guard"): _guard(marks, pool_of(path)),
         (Family.IPV4, "stuck"): older.chain(marks, settings.older_log_group),
-        BEGUN: _begun(marks, [name for _, name in ct_timeouts], settings.log_group),
+        BEGUN: _begun(marks, objects, settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
+        **mappings.chains(marks, in_effect, objects),
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE_INDEX,), verdicts=True),
@@ -324,8 +327,9 @@ def base(
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
-    sets |= zones.SETS | older.SETS
-    return Ruleset(chains | zones.chains(marks), sets, elements | zones.ELEMENTS | {older.OLDER: {}}, ct_timeouts)
+    sets |= zones.SETS | older.SETS | mappings.SETS
+    elements |= zones.ELEMENTS | {older.OLDER: {}} | mappings.ELEMENTS
+    return Ruleset(chains | zones.chains(marks), sets, elements, ct_timeouts)
 
 
 def _identify(marks: Marks) -> Chain:
@@ -347,10 +351,6 @@ def _identify(marks: Marks) -> Chain:
 
 
 def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chain:
-    states = (ct("state"), bitwise(_INVALID_OR_NEW), compare(bytes(4), "!="))
-    # To the kernel, a route to the machine itself leads nowhere, too.
-    is_not_here = (destination_kind(), compare(_LOCAL, "!="))
-    unsolicited = (*in_network(DESTINATION, pool), *states, *leads_nowhere(), *is_not_here)
     # An edge on this machine may have several ways to a host, of which the route names one.
     not_from_hosts = (part for name in sorted(underlay) for part in through("iifname", name, negated=True))
     not_from_edges = (meta("iifname"), set_lookup("uplinks", negated=True))
@@ -366,7 +366,7 @@ def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chai
     rules = (
         rule(is_managed(marks), goto("outgoing")),
         rule(forged, counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
-        rule(unsolicited, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
+        rule(mappings.is_unasked(pool), goto("unasked"), comment="of no connection"),
     )
     return Chain("exemption", filtering(PREROUTING, _AFTER_MANGLE), rules)
 
@@ -408,6 +408,7 @@ def _answers(marks: Marks) -> Chain:
     # Other software may restore the packet's mark from the connection's; then it came through an uplink.
     from_vm = (*_is_of_ours(marks), meta("iifname"), set_lookup("uplinks", negated=True))
     rules = (
+        rule(from_vm, mappings.is_to_its_stranger(marks), RETURN, comment="to whom it let in"),
         rule(from_vm, counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
         rule(_forget(marks), comment="no packet to a VM, and no answer of a VM, is managed"),
     )
@@ -470,6 +471,7 @@ def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
         *map(timeouts.rule_of, names),
         zones.learn_origin(marks),
         rule(spent, log_to(log_group), comment="an arrival budget is used up"),
+        mappings.jump_to_mapped(marks),
         *(rule(protocol(number), own, comment="a port of the VM's own range") for number in _CARRIED),
     )
     return Chain("begun", None, rules)
@@ -480,8 +482,10 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
     rules = (
         # Every packet passes here: those of no VM, and all replies, are let through first.
         rule(is_not_managed(marks), RETURN),
+        mappings.jump_to_learn(marks),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
         rule(older.is_translated(), in_network(SOURCE, pool), vouch_for, RETURN),
+        rule(mappings.is_answer_to_stranger(marks, pool), vouch_for, RETURN),
         older.find_stuck(),
         rule(counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
     )

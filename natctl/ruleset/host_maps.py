@@ -16,11 +16,11 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from cpm.protocol.intent import RATE_BURST_S, HostIntent, VmIntent
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings
 from natctl.model.flow import ICMP
 from natctl.model.port_control import BURST, PER_S
-from natctl.ruleset import labels, zones
+from natctl.ruleset import labels, mappings, zones
 from natctl.ruleset.common import INTERFACE_INDEX, element_label, port_word
 from natctl.ruleset.expressions import NO_INTERFACE, bitwise, meta, native_u32, set_meta
 from natctl.ruleset.marks import Marks
@@ -66,6 +66,11 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
     ]
     if has_zone:
         elements.append(zones.element(mark, entry.index, label))
+    if not entry.is_denied:
+        elements.append((mappings.INTERNALS, Element(mappings.pair(mark, vm.internal), userdata=label)))
+    if vm.filtering is Filtering.ENDPOINT_INDEPENDENT:
+        elements.append((mappings.FULL_CONE, Element(native_u32(mark), userdata=label)))
+        elements.append((mappings.STRANGERS, Element(vm.internal.packed, userdata=label, limit=mappings.LIMIT)))
     if vm.ports is not None:
         first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
         elements.append((BINDINGS, Element(native_u32(mark), data=first + last, userdata=label)))
@@ -124,7 +129,7 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
             marks.index_in(int.from_bytes(element.key, sys.byteorder)): element
             for element in reading.holdings.elements.get(place, {}).values()
         }
-        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING)
+        for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING, mappings.FULL_CONE)
     }
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
@@ -165,6 +170,7 @@ def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[P
             at_cap=CAPPED in elements,
             connection_rate=rate.rate if rate is not None else None,
             port_control=int(ASKING in elements),
+            filtering=Filtering.ENDPOINT_INDEPENDENT if mappings.FULL_CONE in elements else Filtering.DEFAULT,
         ),
         index,
         frozenset(taps),

@@ -194,6 +194,14 @@ def refill(places: Iterable[Place], elements: Iterable[tuple[Place, Element]]) -
     return Plan((*flushes, *(AddElements(place, tuple(held)) for place, held in by_place.items() if held)))
 
 
+def removal(elements: Iterable[tuple[Place, Element]]) -> Plan:
+    """Return the plan that removes these elements, which the kernel has."""
+    by_place: dict[Place, list[Element]] = {}
+    for place, element in elements:
+        by_place.setdefault(place, []).append(element)
+    return Plan(tuple(DeleteElements(place, tuple(held)) for place, held in by_place.items()))
+
+
 def _identities(fragments: Iterable[Fragment]) -> set[int]:
     return {id(entry) for fragment in fragments for entry in fragment.elements}
 

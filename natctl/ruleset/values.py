@@ -225,7 +225,8 @@ Place = tuple[Family, str]
 """Names a chain, a set or an object."""
 
 EXPIRING: frozenset[Place] = frozenset(
-    (Family.IPV4, name) for name in ("refused", "refused-queries", "origins", "older", "following")
+    (Family.IPV4, name)
+    for name in ("refused", "refused-queries", "origins", "older", "following", "mappings", "sockets")
 )
 """Sets whose elements time out: they are not compared and not restored."""
 

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import Change, Destination, Path
 from tests.fakes.intents import edge_intent, host_entry, with_intent
@@ -98,7 +98,8 @@ def _with_all_kinds_of_elements(way: Way) -> None:
     entry = dataclasses.replace(way.vm.on_host(), budget=64, defer_after=192)
     refused = [Destination(6, IPv4Address(INTERNET), 443), Destination(1, IPv4Address(INTERNET), 0)]
     for host in way.hosts:
-        host.kernel.change(Change(host={way.vm.domain: with_intent(entry, at_cap=True, port_control=1)}))
+        entry = with_intent(entry, at_cap=True, port_control=1, filtering=Filtering.ENDPOINT_INDEPENDENT)
+        host.kernel.change(Change(host={way.vm.domain: entry}))
         host.kernel.refuse_connections({way.vm.domain: refused}, 3600)
     several = ((EXTERNAL, RANGE), (OTHER_EXTERNAL, PortRange(65472, 65535)), (OTHER_EXTERNAL, PortRange(1024, 1087)))
     for edge in way.edges:
@@ -113,7 +114,7 @@ def _nodes(way: Way) -> list[Node]:
 def test_what_each_layout_saves_loads_and_is_the_same(way: Way) -> None:
     _with_all_kinds_of_elements(way)
     with way.site.internet.udp(INTERNET, 9000) as server, way.guest.namespace.udp() as client:
-        client.sendto(b"so that origins has an element", (INTERNET, 9000))
+        client.sendto(b"so that origins and mappings have elements", (INTERNET, 9000))
         server.recv(100)
     for node in _nodes(way):
         saved = _loadable(_saved(node.namespace))

@@ -29,13 +29,13 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, TypeVar
 
 from cpm.protocol.intent import EdgeIntent
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.kernel.kernel import Kernel
 from natctl.kernel.reacting import serve
 from natctl.kernel.settings_before import SettingsBefore
 from natctl.model.entries import Change, Destination, EdgeSettings, FastPathUse, HostEntry, HostSettings, Path, Settings
 from natctl.ruleset.readback import Counted, KernelState
-from tests.fakes.intents import edge_intent, host_entry
+from tests.fakes.intents import edge_intent, host_entry, with_intent
 from tests.netns.waiting import SLOWNESS
 
 _T = TypeVar("_T")
@@ -406,6 +406,7 @@ class VM:
     guest: Guest
     ranges: tuple[tuple[IPv4Address, PortRange], ...]
     ports: PortRange | None
+    filtering: Filtering = Filtering.DEFAULT
 
     @classmethod
     def of(cls, number: int, guest: Guest, ports: PortRange, external: IPv4Address = EXTERNAL) -> VM:
@@ -421,7 +422,8 @@ class VM:
 
     def on_host(self) -> HostEntry:
         taps = frozenset({self.guest.tap_index})
-        return host_entry(self.domain, f"web {self.number}", self.number, self.internal, self.ports, taps)
+        entry = host_entry(self.domain, f"web {self.number}", self.number, self.internal, self.ports, taps)
+        return with_intent(entry, filtering=self.filtering)
 
     def at(self, edge: Node) -> EdgeIntent:
         via = None if edge is self.guest.host else self.guest.host.underlay

@@ -27,6 +27,10 @@ One or more of:
   connections=N        connections that it may have at once
   connection-rate=N    connections that it may begin in a second; twenty times
                        as many at once
+  filtering=HOW        who reaches its sockets from outside (RFC 4787):
+                       endpoint-independent: anybody who sends to the external
+                       port that a socket has ("full cone");
+                       address-and-port-dependent: only whom it has sent to
 
 The VM's domain XML takes precedence over this, and this over the pool's
 defaults; `virt-ports show` prints the origin of each value. It applies from the
@@ -37,6 +41,7 @@ _EXAMPLES = """\
   virt-ports set web1 floor=256 cap=4096
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 connections=262144 connection-rate=5000
+  virt-ports set console1 filtering=endpoint-independent
   virt-ports set web1 --unset cap --unset weight"""
 
 

@@ -80,6 +80,7 @@ def host_vm(
         and ports.size + sum(each.size for each in draining) + fleet.space.block > wishes.cap.value,
         connections=wishes.connections.value,
         connection_rate=wishes.connection_rate.value,
+        filtering=wishes.filtering.value,
     )
 
 

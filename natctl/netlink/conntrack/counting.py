@@ -31,10 +31,12 @@ from natctl.netlink.conntrack.entries import (
     CTA_PROTO_DST_PORT,
     CTA_PROTO_NUM,
     CTA_PROTO_SRC_PORT,
+    CTA_STATUS,
     CTA_TUPLE_IP,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_PROTO,
     CTA_TUPLE_REPLY,
+    DESTINATION_TRANSLATED,
     Entry,
     list_request,
     managed_request,
@@ -256,11 +258,11 @@ _HEAD = struct.Struct("=HH")
 _TUPLE_BYTES, _ZONE_BYTES = 52, 8
 """Length of a tuple, and of the zone that an original tuple may have in addition."""
 _LAYOUTS = {
-    _HEAD.pack(length, CTA_TUPLE_ORIG | NLA_F_NESTED): struct.Struct(f"!4x{length}x12s4x4sI8sB3x4s4x4sH2x")
+    _HEAD.pack(length, CTA_TUPLE_ORIG | NLA_F_NESTED): struct.Struct(f"!4x{length}x12s4x4sI8sB3x4s4x4sH2x4sI")
     for length in (_TUPLE_BYTES, _TUPLE_BYTES + _ZONE_BYTES)
 }
 """By the header of the original tuple: nfgenmsg; original tuple; reply tuple: headers down to the source; destination:
-header, value; protocol: headers, value; ports: header, skipped, header, value."""
+header, value; protocol: headers, value; ports: header, skipped, header, value; status: header, value."""
 _DESTINATION_LAYOUTS = {
     _HEAD.pack(length, CTA_TUPLE_ORIG | NLA_F_NESTED): struct.Struct(f"!4x{length}x12s4s4sI8sB3x4sH2x4sH2x")
     for length in (_TUPLE_BYTES, _TUPLE_BYTES + _ZONE_BYTES)
@@ -279,15 +281,20 @@ _SHAPE = (
 )
 
 
+_STATUS = _HEAD.pack(8, CTA_STATUS)
+
+
 def _collect(ct: Socket, request: bytes) -> _Ports:
     """Return the port of every entry of a dump; one loop without calls, which takes 0.4 µs per entry."""
     found: _Ports = defaultdict(list)
-    layouts, shape = _LAYOUTS, _SHAPE
+    layouts, shape, behind, translated = _LAYOUTS, _SHAPE, _STATUS, DESTINATION_TRANSLATED
     for buffer, start, end in ct.dump(request):
         layout = layouts.get(buffer[start + 4 : start + 8])
         if layout is not None and end - start >= layout.size:
-            outer, to, address, kind, protocol, source, destination, port = layout.unpack_from(buffer, start)
-            if (outer, to, kind, source, destination) == shape:
+            outer, to, address, kind, protocol, source, destination, port, after, status = layout.unpack_from(
+                buffer, start
+            )
+            if (outer, to, kind, source, destination) == shape and after == behind and not status & translated:
                 found[address << 8 | protocol].append(port)
                 continue
         _collect_slowly(found, buffer, start, end)
@@ -296,5 +303,7 @@ def _collect(ct: Socket, request: bytes) -> _Ports:
 
 def _collect_slowly(found: _Ports, buffer: bytes, start: int, end: int) -> None:
     entry = Entry.decode(buffer, start, end)
-    if entry is not None and entry.port is not None:
-        found[entry.address << 8 | entry.protocol].append(entry.port)
+    if entry is not None:
+        for address, port in entry.ends:
+            if port is not None:
+                found[address << 8 | entry.protocol].append(port)

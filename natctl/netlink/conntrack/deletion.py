@@ -12,6 +12,7 @@ Tested in ``tests/unit/natctl/netlink/test_conntrack.py``.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
@@ -30,6 +31,7 @@ from natctl.netlink.conntrack.entries import (
     CTA_PROTO_ICMP_ID,
     CTA_PROTO_NUM,
     CTA_PROTO_SRC_PORT,
+    CTA_STATUS,
     CTA_TUPLE_IP,
     CTA_TUPLE_ORIG,
     CTA_TUPLE_PROTO,
@@ -41,12 +43,13 @@ from natctl.netlink.conntrack.entries import (
     list_request,
     open_socket,
     replies_to,
+    sent_to,
     spans,
 )
 from natctl.netlink.message import NFGENMSG_BYTES, Request, attribute, nested, netfilter_message, network_number
 from natctl.netlink.socket import Socket, until_complete
 
-_CTA_STATUS, _SEEN_REPLY, _SOURCE_TRANSLATED = 3, 0x02, 0x10  # IPS_SEEN_REPLY, IPS_SRC_NAT
+_SEEN_REPLY, _SOURCE_TRANSLATED = 0x02, 0x10  # IPS_SEEN_REPLY, IPS_SRC_NAT
 _CTA_PROTO_ICMP_TYPE, _CTA_PROTO_ICMP_CODE = 5, 6
 _PORT_NUMBERS = (CTA_PROTO_SRC_PORT, 2), (CTA_PROTO_DST_PORT, 2)
 _ICMP_NUMBERS = (_CTA_PROTO_ICMP_TYPE, 1), (_CTA_PROTO_ICMP_CODE, 1), (CTA_PROTO_ICMP_ID, 2)
@@ -58,7 +61,7 @@ _DELETE_BATCH: Final = 64
 
 def delete_connections(internal: IPv4Address) -> int:
     """
-    Delete every connection, of any protocol, whose replies go to this internal address; blocks the calling thread.
+    Delete every connection of a VM, of any protocol, whoever began it; blocks the calling thread.
 
     Only for a VM that has ended. Deletes by tuple and identifier, so that a newer connection with the same tuple stays.
 
@@ -86,7 +89,7 @@ def delete_unanswered(ct: Socket, flows: Iterable[Flow]) -> int:
 
 def delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()) -> int:
     """
-    Delete the connections, of any protocol, whose replies go to this internal address.
+    Delete the connections, of any protocol, whose replies go to this internal address, or that were begun with it.
 
     :param held: Leave out those on ports of these ranges.
     :return: How many were deleted.
@@ -95,11 +98,13 @@ def delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()
     # Repeat until a dump is empty: one can miss entries while the kernel resizes its table. A VM that is gone, or lacks
     # these ports, creates no new ones; the limit is for a caller that is wrong about that.
     deleted = 0
-    for _ in range(_DELETE_ROUNDS):
-        handles = until_complete(lambda: _handles(ct, internal, held))
-        if not handles:
-            break
-        deleted += sum(_delete(ct, handles[at : at + _DELETE_BATCH]) for at in range(0, len(handles), _DELETE_BATCH))
+    for wanted in (replies_to(internal), sent_to(internal)):
+        for _ in range(_DELETE_ROUNDS):
+            handles = until_complete(functools.partial(_handles, ct, wanted, internal, held))
+            if not handles:
+                break
+            batches = (handles[at : at + _DELETE_BATCH] for at in range(0, len(handles), _DELETE_BATCH))
+            deleted += sum(_delete(ct, batch) for batch in batches)
     return deleted
 
 
@@ -112,7 +117,7 @@ def _find_unanswered(ct: Socket, flow: Flow) -> bytes | None:
             return None
         raise
     parts = spans(body, NFGENMSG_BYTES, len(body))
-    status = parts.get(_CTA_STATUS)
+    status = parts.get(CTA_STATUS)
     if status is None or status[1] - status[0] != 4 or not {CTA_TUPLE_ORIG, CTA_ID} <= parts.keys():
         return None
     is_unanswered = network_number(body[slice(*status)]) & (_SEEN_REPLY | _SOURCE_TRANSLATED) == 0
@@ -135,15 +140,15 @@ def _original(flow: Flow) -> bytes:
     return nested(CTA_TUPLE_ORIG, *parts)
 
 
-def _handles(ct: Socket, internal: IPv4Address, held: Sequence[PortRange]) -> list[bytes]:
-    entries = ((buffer, Entry.decode(buffer, *ends)) for buffer, *ends in ct.dump(list_request(replies_to(internal))))
-    # Check the address again: kernels before 5.8 ignore the filter, and these entries will be deleted.
-    mine = ((buffer, entry) for buffer, entry in entries if entry is not None and entry.address == int(internal))
-    return [
-        _handle(buffer, entry.parts)
-        for buffer, entry in mine
-        if not held or not (entry.port is None or _is_held(entry.port, held))
-    ]
+def _handles(ct: Socket, wanted: bytes, internal: IPv4Address, held: Sequence[PortRange]) -> list[bytes]:
+    entries = ((buffer, Entry.decode(buffer, *ends)) for buffer, *ends in ct.dump(list_request(wanted)))
+    handles = []
+    for buffer, entry in entries:
+        # Check the address again: kernels before 5.8 ignore the filter, and these entries will be deleted.
+        ports = [port for address, port in entry.ends if address == int(internal)] if entry is not None else []
+        if entry is not None and ports and not (held and any(port is None or _is_held(port, held) for port in ports)):
+            handles.append(_handle(buffer, entry.parts))
+    return handles
 
 
 def _handle(buffer: bytes, parts: Mapping[int, tuple[int, int]]) -> bytes:

@@ -38,12 +38,14 @@ from natctl.netlink.socket import NETFILTER, Socket
 
 GET, DELETE = (netfilter_type(NFNL_SUBSYS_CTNETLINK, kind) for kind in (1, 2))  # IPCTNL_MSG_CT_GET, DELETE
 
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_MARK, CTA_ID, CTA_ZONE, _CTA_MARK_MASK, _CTA_FILTER = 1, 2, 8, 12, 18, 21, 25
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 3, 8, 12, 18
+_CTA_MARK_MASK, _CTA_FILTER = 21, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
 CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 2
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT, CTA_PROTO_ICMP_ID = 1, 2, 3, 4
-_CTA_FILTER_REPLY_FLAGS = 2
+_CTA_FILTER_ORIG_FLAGS, _CTA_FILTER_REPLY_FLAGS = 1, 2
 _FILTER_IP_DST = 1 << 1
+DESTINATION_TRANSLATED = 0x20  # IPS_DST_NAT
 
 
 def open_socket(action: str) -> Socket:
@@ -68,6 +70,13 @@ def replies_to(internal: IPv4Address) -> bytes:
     )
 
 
+def sent_to(internal: IPv4Address) -> bytes:
+    """Pack the filter for connections that began with a packet to this address."""
+    return nested(CTA_TUPLE_ORIG, nested(CTA_TUPLE_IP, attribute(CTA_IP_V4_DST, internal.packed))) + nested(
+        _CTA_FILTER, attribute(_CTA_FILTER_ORIG_FLAGS, native_u32(_FILTER_IP_DST))
+    )
+
+
 class Entry(NamedTuple):
     """One connection, as far as it is read."""
 
@@ -78,8 +87,17 @@ class Entry(NamedTuple):
     """Destination port of the replies, or the ICMP identifier; None for protocols without."""
     zone: int
     """Zone of the original direction; 0: none."""
+    sent_to: tuple[int, int | None] | None
+    """Of a connection whose destination was translated, the address and port that its first packet was sent to: if a
+    stranger began it, an internal address and a port of its VM (:mod:`natctl.ruleset.mappings`). None: it was not."""
     parts: Mapping[int, tuple[int, int]]
     """Where its attributes are, by type."""
+
+    @property
+    def ends(self) -> tuple[tuple[int, int | None], ...]:
+        """What may be an internal address and a port of its VM."""
+        mine = self.address, self.port
+        return (mine,) if self.sent_to is None else (mine, self.sent_to)
 
     @classmethod
     def decode(cls, buffer: bytes, start: int, end: int) -> Entry | None:
@@ -102,7 +120,14 @@ class Entry(NamedTuple):
         if port is None and (protocol in PORTED or protocol == ICMP):
             raise _malformed("a port")
         zone = value_of(buffer, parts[CTA_TUPLE_ORIG], 2, CTA_TUPLE_ZONE) or 0
-        return cls(address, protocol, port, zone, parts)
+        sent_to = None
+        if network_number(buffer[slice(*parts.get(CTA_STATUS, (0, 0)))]) & DESTINATION_TRANSLATED:
+            original = spans(buffer, *parts[CTA_TUPLE_ORIG])
+            destination = value_of(buffer, original.get(CTA_TUPLE_IP), 4, CTA_IP_V4_DST)
+            if destination is None:
+                raise _malformed("an address")
+            sent_to = destination, value_of(buffer, original.get(CTA_TUPLE_PROTO), 2, CTA_PROTO_DST_PORT)
+        return cls(address, protocol, port, zone, sent_to, parts)
 
 
 def spans(buffer: bytes, start: int, end: int) -> dict[int, tuple[int, int]]:

@@ -171,6 +171,48 @@ def counters(nft: Socket, place: Place) -> dict[bytes, int]:
     return found
 
 
+def elements(nft: Socket, place: Place) -> tuple[Element, ...]:
+    """
+    Return the elements of one set; one that comes or goes meanwhile may be missing.
+
+    :raise KernelError: When the kernel refuses.
+    :raise MalformedMessage: When what the kernel sends cannot be read.
+    """
+    reader = _Reader(nft, 0)
+    reader.read_elements(place)
+    return tuple(reader.elements_of(place))
+
+
+def keys(nft: Socket, place: Place) -> list[bytes]:
+    """
+    Return the keys of one set, however many there are; one that comes or goes meanwhile may be missing, or there twice.
+
+    :raise KernelError: When the kernel refuses.
+    :raise MalformedMessage: When what the kernel sends cannot be read.
+    """
+    name = attribute(TABLE_NAME, terminated(TABLE)) + attribute(LIST_SET, terminated(place[1]))
+    request = netfilter_message(kind(NFT_MSG_GETSETELEM), NLM_F_DUMP, place[0], name)
+    bodies, _ = nft.dump_once(request, NFGENMSG_BYTES, _ACTION)
+    lists = (attribute_map(body, NFGENMSG_BYTES).get(LIST_ELEMENTS, b"") for body in bodies)
+    return [key for items in lists for key in keys_in(items)]
+
+
+def keys_in(items: bytes) -> Iterator[bytes]:
+    """
+    Yield the key of every element of a list: where the first element has it, if the headers before it are the same.
+
+    :raise MalformedMessage: When an element has no key.
+    """
+    first, last, before = 0, 0, b""
+    for _, begin, end in attributes(items, 0, len(items)):
+        if not before or begin + last > end or not items.startswith(before, begin):
+            if (place := _place(items[begin:end], ELEMENT_KEY, DATA_VALUE)) is None:
+                raise MalformedMessage(_ACTION, "an element without a key")
+            first, last = place
+            before = items[begin : begin + first]
+        yield items[begin + first : begin + last]
+
+
 def drops(nft: Socket, places: Iterable[Place]) -> dict[str, int]:
     """
     Return what the rules of some chains that have a tag have counted, by tag.
@@ -233,6 +275,10 @@ class _Reader:
                 held[element.key, element.interval_end] = element
                 if packets is not None:
                     self.counted.setdefault(place, {})[element.key] = packets
+
+    def elements_of(self, place: Place) -> Iterable[Element]:
+        """Return what was read of one set."""
+        return self._elements.get(place, {}).values()
 
     def read_rules(self, family: Family, chain: str = "") -> None:
         """Read the rules of one chain, or of all."""

@@ -365,7 +365,10 @@ def test_set(manager: CannedManager, virt_ports: Command) -> None:
         ([], "nothing to set; write KEY=VALUE"),
         (["floor"], "'floor' is no KEY=VALUE"),
         (["floor=many"], "floor 'many': it is not a whole number"),
-        (["colour=red"], "'colour' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate"),
+        (
+            ["colour=red"],
+            "'colour' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate, filtering",
+        ),
         (["drain-limit=0"], "use seconds above 0, up to 1e+09, or none"),
         (["--unset", "colour"], "cannot unset 'colour'"),
         (["floor=1", "--unset", "floor"], "cannot unset 'floor'"),

@@ -206,6 +206,7 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
         "drain-limit": (None, "set"),
         "connections": (65536, "pool"),
         "connection-rate": (1000, "pool"),
+        "filtering": ("address-and-port-dependent", "pool"),
     }
     assert "Ignored:" in (await virt_ports(cpmd, "show", "web1")).out
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cpm.core.wishes import Defaults, EffectiveValue, Origin, Resolver, resolve
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import UNLIMITED, VM, DomainUUID, NodeName, Wishes
+from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Filtering, NodeName, Wishes
 from cpm.protocol.wishes import MAXIMUM_PORTS, MAXIMUM_WEIGHT, parse
 
 POLICIES = ("specification", "spec", "occupancy")
@@ -70,6 +70,7 @@ _wishes = st.builds(
     weight=_numbers,
     policy=st.none() | st.sampled_from(POLICIES) | st.text(),
     drain_limit_s=st.none() | st.floats(),
+    filtering=st.none() | st.sampled_from(Filtering),
 )
 
 
@@ -81,6 +82,7 @@ def test_effective_wishes_are_valid_for_any_wishes(metadata: Wishes, by_operator
     assert holds.policy.value in POLICIES
     limit = holds.drain_limit_s.value
     assert limit is None or (limit > 0 and math.isfinite(limit))
+    assert holds.filtering.value in Filtering
 
 
 def test_invalid_wishes_of_an_operator_are_refused_not_skipped() -> None:

@@ -50,7 +50,7 @@ from cpm.protocol.messages import (
     WayProblem,
     Welcome,
 )
-from cpm.protocol.model import UNLIMITED, DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.protocol.model import UNLIMITED, DomainUUID, Filtering, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import MOST_ADDRESSES, MOST_RANGES, OwnAddress, OwnRange, OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
@@ -67,6 +67,7 @@ ALL_WISHES = Wishes(
     drain_limit_s=600.0,
     connections=131072,
     connection_rate=5000,
+    filtering=Filtering.ENDPOINT_INDEPENDENT,
     nonsense=("weight 'x': no number",),
 )
 GUEST = GuestView(
@@ -100,6 +101,7 @@ HOST_VM = HostIntent(
     connections=65536,
     connection_rate=2000,
     port_control=16,
+    filtering=Filtering.ENDPOINT_INDEPENDENT,
 )
 EDGE_VM = EdgeIntent(
     WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
@@ -124,10 +126,10 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             1,
         ),
         (
-            b'{"type":"hello","protocol":5,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":6,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
-            b'"connections":131072,"connection_rate":5000,'
+            b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
@@ -139,7 +141,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
     (
         Hello(PROTOCOL, NodeName("edge1"), frozenset({Role.EDGE}), UNDERLAY, "0.1.0", 0, ()),
         (
-            b'{"type":"hello","protocol":5,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
+            b'{"type":"hello","protocol":6,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
             b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'
         ),
@@ -156,7 +158,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
-            b'"connections":131072,"connection_rate":5000,'
+            b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
             b'"nonsense":["weight \'x\': no number"]}}'
         ),
     ),
@@ -166,7 +168,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}'
         ),
     ),
     (
@@ -174,7 +176,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,'
-            b'"connections":null,"connection_rate":null,"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}'
         ),
     ),
     (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
@@ -184,7 +186,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"nonsense":[]}}],"unmanaged":[]}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}],"unmanaged":[]}'
         ),
     ),
     (
@@ -271,11 +273,11 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
     (
         Welcome(PROTOCOL, 3, "0.1.0", "3f2a", "9c41", True),
-        (b'{"type":"welcome","protocol":5,"epoch":3,"version":"0.1.0","ledger":"3f2a","run":"9c41","adopts":true}'),
+        (b'{"type":"welcome","protocol":6,"epoch":3,"version":"0.1.0","ledger":"3f2a","run":"9c41","adopts":true}'),
     ),
     (
         Welcome(PROTOCOL, 3, "0.1.0"),
-        b'{"type":"welcome","protocol":5,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
+        b'{"type":"welcome","protocol":6,"epoch":3,"version":"0.1.0","ledger":"","run":"","adopts":false}',
     ),
     (
         Snapshot(3, 1, PATH, (HOST_VM,), (EDGE_VM,), 120, 5),
@@ -286,7 +288,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"udp_s":300,"icmp_s":60,"dns_s":30},"edge_names":["edge1"]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
             b'"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000,"port_control":16}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent"}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
             b',"grants":120,"detached":5}'
@@ -311,7 +313,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
             b'"externals":[],"timeouts":null,"edge_names":[]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
-            b'"connections":null,"connection_rate":null,"port_control":0}],"edge":[{"domain":"u-web",'
+            b'"connections":null,"connection_rate":null,"port_control":0,"filtering":"address-and-port-dependent"}],"edge":[{"domain":"u-web",'
             b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0,"detached":0}'
         ),
     ),
@@ -321,7 +323,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
             b'"last":1087}],"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000,"port_control":16}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent"}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
@@ -364,7 +366,7 @@ def test_the_bytes_of_manager_messages(message: ManagerMessage, wire: bytes) -> 
 
 def test_roles_are_a_list_in_any_order() -> None:
     both = Hello(PROTOCOL, NodeName("n"), frozenset(Role), UNDERLAY, "0.1.0", 0, ())
-    start = b'{"type":"hello","protocol":5,"node":"n","roles":["'
+    start = b'{"type":"hello","protocol":6,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
     end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
     end += b'"follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'

@@ -30,11 +30,12 @@ def test_valid_wishes_are_parsed() -> None:
         ("weight", "1e3", "not a whole number"),
         ("policy", "", "not the name of a policy"),
         ("drain-limit", "0", "use seconds above 0, up to 1e+09, or none"),
+        ("filtering", "full cone", "use address-and-port-dependent or endpoint-independent"),
         ("drain-limit", "inf", "use seconds above 0, up to 1e+09, or none"),
         (
             "drain_limit",
             "5",
-            "'drain_limit' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate",
+            "'drain_limit' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate, filtering",
         ),
     ],
 )

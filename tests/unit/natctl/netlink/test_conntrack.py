@@ -54,6 +54,14 @@ PORTLESS = bytes.fromhex(
     "08000100 7f000001 08000200 7f000009 0c000280 05000100 63000000 08000300 00000198 08000800 40000000 08000c00"
     "da5e4c49 08000b00 00000001 08000700 00000257"
 )
+# What a stranger began: udp src=192.0.2.1 dst=127.0.0.9 sport=5000 dport=20228 src=10.0.0.5 dst=192.0.2.1 sport=4000
+# dport=5000, with its destination translated.
+STRANGERS = bytes.fromhex(
+    "02000000 34000180 14000180 08000100 c0000201 08000200 7f000009 1c000280 05000100 11000000 06000200 13880000"
+    "06000300 4f040000 34000280 14000180 08000100 0a000005 08000200 c0000201 1c000280 05000100 11000000 06000200"
+    "0fa00000 06000300 13880000 08000300 000001a8 08000800 40000000 08000c00 c026b2bc 08000b00 00000001 08000700"
+    "0000001d"
+)
 INTERNAL = IPv4Address("127.0.0.9")
 
 
@@ -70,6 +78,7 @@ def with_entries(read: Callable[[], _T], *entries: bytes) -> _T:
         # When they are to be deleted: one is, and then there is none.
         kernel.send(ack(2) + done(sequence=2))
         kernel.send(done(sequence=3))
+        kernel.send(done(sequence=4))
         return read()
 
 
@@ -84,6 +93,10 @@ def use(**ports: list[int]) -> PortUse:
 
 def test_ports_and_identifiers_are_read_and_portless_protocols_are_not() -> None:
     assert collected(UDP, ICMP, PORTLESS, UDP) == use(udp=[20228, 20228], icmp=[100])
+
+
+def test_a_connection_that_a_stranger_began_has_the_port_that_it_was_sent_to() -> None:
+    assert collected(STRANGERS).of(INTERNAL) == use(udp=[20228]).of(INTERNAL)
 
 
 def test_one_vm_has_the_same_ports_as_among_all() -> None:
@@ -141,6 +154,7 @@ def test_a_vms_entries_are_deleted_by_their_own_tuple_and_identifier() -> None:
         kernel.send(message(DUMPED, UDP) + done())
         kernel.send(ack(2))
         kernel.send(done(sequence=3))
+        kernel.send(done(sequence=4))
         assert delete_connections(INTERNAL) == 1
         kernel.recv(1000)
         handle = kernel.recv(1000)
@@ -242,6 +256,7 @@ def test_a_connection_is_deleted_in_its_zone() -> None:
         kernel.send(message(DUMPED, ZONED_UDP) + done())
         kernel.send(ack(2))
         kernel.send(done(sequence=3))
+        kernel.send(done(sequence=4))
         assert delete_connections(INTERNAL) == 1
         kernel.recv(1000)
         assert ZONED_UDP[4:64] in kernel.recv(1000)

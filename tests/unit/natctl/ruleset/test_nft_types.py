@@ -42,7 +42,7 @@ META |= {8: NUMBER, 19: NUMBER}  # the kind of an interface, and of a packet: on
 PLAIN = frozenset(
     {"cmp", "counter", "fib", "immediate", "limit", "log", "notrack", "objref", "queue", "reject", "tproxy"}
 )
-SLOTS = {1: 0, 8: 0, 9: 1, 10: 2, 11: 3}
+SLOTS = {1: 0, 8: 0, 9: 1, 10: 2, 11: 3, 2: 4, 13: 5}
 
 
 class Unreadable(AssertionError):
@@ -79,7 +79,7 @@ class Reader:
             case "meta":
                 self._load(values["NFTA_META_DREG"], META[self._int(values, "NFTA_META_KEY")])
             case "ct":
-                self._load(values["NFTA_CT_DREG"], NUMBER)
+                self._load(values["NFTA_CT_DREG"], self._ct_type(self._int(values, "NFTA_CT_KEY")))
             case "payload":
                 self._payload(values)
             case "bitwise":
@@ -88,7 +88,11 @@ class Reader:
             case "lookup":
                 self._lookup(values)
             case "dynset":
-                self._check(self._sets[str(values["NFTA_DYNSET_SET_NAME"])])
+                spec = self._sets[str(values["NFTA_DYNSET_SET_NAME"])]
+                self._check(spec)
+                if (slot := self._slot(values.get("NFTA_DYNSET_SREG_DATA", nft.FIFTH))) == 4:
+                    data = [self._held.get(slot + at, (None, False))[0] for at in range(len(spec.data))]
+                    assert data == [field.number for field in spec.data], f"{spec.name}: the data are {data}"
             case "nat":
                 if self._protocol is None and "NFTA_NAT_REG_PROTO_MIN" in values:
                     raise Unreadable("snat with ports wants a match of one protocol")
@@ -96,6 +100,11 @@ class Reader:
                 raise Unreadable(f"{kind}: not known to be readable")
         if expression.kind == "cmp" and before is not None and before == nft.meta("l4proto"):
             self._protocol = bytes(values["NFTA_CMP_DATA"])[0]  # type: ignore[call-overload]
+
+    def _ct_type(self, key: int) -> int:
+        if key in {11, 12} and self._protocol not in {6, 17}:
+            raise Unreadable("a connection's port is none to nft, unless the rule says of which protocol")
+        return {11: PORT.number, 12: PORT.number, 19: ADDRESS.number, 20: ADDRESS.number}.get(key, NUMBER)
 
     def _payload(self, values: dict[str, object]) -> None:
         base, offset, length = (self._int(values, f"NFTA_PAYLOAD_{name}") for name in ("BASE", "OFFSET", "LEN"))
@@ -180,6 +189,7 @@ ICMP_ID = nft.payload(nft.TRANSPORT, 4, 2)
     rule(nft.payload(1, 12, 4), nft.payload(2, 4, 2, nft.SECOND), nft.bitwise(b"\xff\0", None, nft.SECOND),
          nft.set_lookup("c")),
     rule(nft.source_nat()),
+    rule(nft.ct_port("source", 0)),
     rule(nft.extension_queue_to(1)),
     rule(nft.payload(1, 12, 4), nft.write_address(20)),
     rule(Expression("socket")),

@@ -15,7 +15,7 @@ from cpm.protocol.model import DomainUUID, PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl import ruleset
 from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
-from natctl.ruleset import edge_maps, host_maps, plan, timeouts
+from natctl.ruleset import edge_maps, host_maps, plan
 from natctl.ruleset.plan import (
     AddChain,
     AddCtTimeout,
@@ -308,18 +308,20 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
     before, after = _with(Timeouts(udp_s=300)), _with(Timeouts(udp_s=150))
     made = plan.difference(after, before.holdings)
     new, former = (Family.IPV4, "managed-udp-150-icmp-60"), (Family.IPV4, "managed-udp-300-icmp-60")
-    begun = after.chains[timeouts.BEGUN]
     assert made.operations == (
         AddCtTimeout(new, CtTimeout(17, (150, 150))),
-        FlushChain(Family.IPV4, "begun"),
-        AddRules(Family.IPV4, begun),
+        *(
+            step
+            for name in ("begun", "learn", "learn-answer", "reach")
+            for step in (FlushChain(Family.IPV4, name), AddRules(Family.IPV4, after.chains[Family.IPV4, name]))
+        ),
     )
-    assert made.differences == ("ct timeout ip managed-udp-150-icmp-60 is missing", "chain ip begun differs")
+    assert made.differences[:2] == ("ct timeout ip managed-udp-150-icmp-60 is missing", "chain ip begun differs")
     reached = outcome(made.operations, before.holdings)
     assert former in reached.ct_timeouts
     # And back: the object is there already.
     back = plan.difference(before, reached)
-    assert [type(operation) for operation in back.operations] == [FlushChain, AddRules]
+    assert [type(operation) for operation in back.operations] == [FlushChain, AddRules] * 4
 
 
 def test_the_objects_of_an_older_natd_are_left_to_its_connections() -> None:

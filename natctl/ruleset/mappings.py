@@ -1,0 +1,338 @@
+"""
+The host role: VMs with endpoint-independent filtering (RFC 4787 REQ-8 a), "full cone").
+
+A socket of such a VM has one external port for all peers, and whoever sends to that port reaches the socket, for as
+long as the mapping lives. The kernel learns mappings from packets and forgets them by itself. In nftables' notation::
+
+    table ip virtports {
+      set full-cone { type mark; }
+      set internals { type mark . ipv4_addr; }
+      set strangers { type ipv4_addr; limit rate …; ct count …; }
+      map mappings { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
+      map sockets { type mark . inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service;
+        flags dynamic,timeout; }
+      chain begun { …
+        meta mark & MASK @full-cone jump mapped }
+      chain mapped {
+        meta l4proto udp snat ip to meta mark & MASK . meta l4proto . ip saddr . udp sport map @sockets
+        … likewise for TCP }
+      chain guard { …
+        meta mark & MASK @full-cone jump learn
+        …
+        ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL return }
+      chain learn {
+        ct direction reply goto learn-answer
+        meta l4proto udp SOCKET @sockets update @mappings { PORT timeout 2m : SOCKET } update @sockets { … } return
+        meta l4proto udp udp dport != 53 PORT != @mappings add @mappings { … } add @sockets { … }
+        … likewise for TCP }
+      chain unasked {
+        ct state new ip daddr . meta l4proto . th dport @mappings goto admitted
+        fib daddr oif missing fib daddr type != local counter drop }
+      chain admitted {
+        ct status confirmed return
+        ip daddr @strangers counter drop }
+      chain reach { type nat hook prerouting priority dstnat - 10;
+        ip daddr . meta l4proto . th dport != @mappings return
+        ct mark set ct mark | FLAG
+        ct timeout set …
+        meta l4proto udp dnat ip to ip daddr . meta l4proto . udp dport map @mappings … }
+    }
+
+- ``learn`` runs behind source NAT, where connection tracking knows both the guest's socket and the port that it got. A
+  packet of the VM renews both elements; one from outside renews nothing, so no stranger keeps a mapping alive (RFC 4787
+  REQ-6, RFC 7857 section 7).
+- A mapping is learned only if nobody has the port. So a VM has at most as many elements as it has ports, for each of
+  TCP and UDP, and none of them takes another VM's room: the maps have no limit of their own.
+- ``sockets`` has the port that a socket has, also when that is of a range that drains: new connections of the socket
+  keep it. Without an element, connection tracking chooses among the ports of ``bindings``, as for any VM.
+- Two sockets of a VM may share a port to different destinations (RFC 7857 section 3) when connection tracking chooses
+  so. Then the first one has the mapping.
+- A stranger's connection has no zone: its answers are the packets of a VM, whose zone counts for the original direction
+  only. Whose packets they may be says its destination, in ``answers``: the VM with that internal address, by its mark.
+- ``strangers`` bounds the connections from outside that a VM has at once: nobody fills the host's table through it.
+- Questions to a name server are forgotten after :attr:`~cpm.protocol.timeouts.Timeouts.dns_s`, and nobody else is to
+  answer them: they make no mapping.
+
+Tested in ``tests/netns/test_full_cone.py`` and ``tests/unit/natctl/ruleset/test_ruleset.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from cpm.protocol.model import PortRange
+from cpm.protocol.timeouts import Timeouts
+from natctl.model.port_use import VMPorts
+from natctl.ruleset import timeouts as ct_timeouts
+from natctl.ruleset.common import (
+    ADDRESS,
+    MARK,
+    PORT,
+    PREROUTING,
+    PROTOCOL,
+    in_network,
+    owner,
+    protocol,
+    rule,
+)
+from natctl.ruleset.expressions import (
+    DESTINATION,
+    FIFTH,
+    FIRST,
+    FOURTH,
+    NETWORK,
+    SECOND,
+    SIXTH,
+    SOURCE,
+    THIRD,
+    TRANSPORT,
+    add_to_map,
+    bitwise,
+    compare,
+    counter,
+    ct,
+    ct_address,
+    ct_port,
+    destination_kind,
+    leads_nowhere,
+    map_lookup,
+    meta,
+    nat_to,
+    native_u32,
+    payload,
+    set_ct,
+    set_lookup,
+    update_map,
+)
+from natctl.ruleset.marks import Marks
+from natctl.ruleset.values import (
+    DROP,
+    RETURN,
+    Chain,
+    Element,
+    Elements,
+    Expression,
+    Family,
+    Hook,
+    Limit,
+    Place,
+    Rule,
+    SetSpec,
+    goto,
+    jump,
+)
+
+FULL_CONE: Final[Place] = (Family.IPV4, "full-cone")
+INTERNALS: Final[Place] = (Family.IPV4, "internals")
+STRANGERS: Final[Place] = (Family.IPV4, "strangers")
+MAPPINGS: Final[Place] = (Family.IPV4, "mappings")
+SOCKETS: Final[Place] = (Family.IPV4, "sockets")
+"""Expiring, as :data:`MAPPINGS`: see :data:`~natctl.ruleset.values.EXPIRING`."""
+
+UNSOLICITED: Final = "unsolicited"
+"""Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
+TOO_MANY_STRANGERS: Final = "too-many-strangers"
+"""Name of the counter of packets for sockets of VMs to which too many connections from outside lead already."""
+
+MOST_STRANGERS: Final = 4096
+"""Connections from outside, to mappings of one VM, at once. The kernel walks that many to count them."""
+
+_TCP, _UDP, _DNS_PORT = 6, 17, 53
+_ORIGINAL, _REPLY = 0, 1
+_LOCAL = native_u32(2)
+"""``RTN_LOCAL``"""
+_NEW, _CONFIRMED, _DESTINATION_TRANSLATED = 0x08, 0x08, 0x20
+"""A bit of ``ct state``; IPS_CONFIRMED, IPS_DST_NAT."""
+_HOUR_S: Final = 3600
+_PORT_KEY_BYTES: Final = 12
+
+LIMIT: Final = Limit(1, _HOUR_S, 1, MOST_STRANGERS)
+"""What an element of ``strangers`` has."""
+
+SETS: Final[dict[Place, SetSpec]] = {
+    FULL_CONE: SetSpec("full-cone", (MARK,)),
+    INTERNALS: SetSpec("internals", (MARK, ADDRESS)),
+    STRANGERS: SetSpec("strangers", (ADDRESS,), limiting=LIMIT),
+    # The time is the rules' own.
+    MAPPINGS: SetSpec("mappings", (ADDRESS, PROTOCOL, PORT), data=(ADDRESS, PORT), learning_s=120),
+    SOCKETS: SetSpec("sockets", (MARK, PROTOCOL, ADDRESS, PORT), data=(ADDRESS, PORT), learning_s=120),
+}
+ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
+"""Elements without any VM."""
+
+
+def chains(marks: Marks, path_timeouts: Timeouts, objects: Iterable[str]) -> dict[Place, Chain]:
+    """
+    Return the chains that learn mappings and use them.
+
+    :param path_timeouts: Those of VMs' connections, which mappings have, too.
+    :param objects: Names of the ``ct timeout`` objects of VMs' connections.
+    """
+    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(), _admitted(), _reach(marks, objects))
+    return {(Family.IPV4, chain.name): chain for chain in made}
+
+
+def is_full_cone(marks: Marks) -> tuple[Expression, ...]:
+    """``meta mark & MASK @full-cone``"""
+    return *owner(marks), set_lookup("full-cone")
+
+
+def is_to_its_stranger(marks: Marks) -> tuple[Expression, ...]:
+    """``meta mark & MASK . ct original ip daddr @internals``: the packet's VM is the one that a stranger sent to."""
+    return *owner(marks), ct_address("destination", _ORIGINAL, SECOND), set_lookup("internals")
+
+
+def is_answer_to_stranger(marks: Marks, pool: IPv4Network) -> tuple[Expression, ...]:
+    """``ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL``: what ``answers`` has let pass."""
+    flag = native_u32(marks.flag)
+    return (
+        ct("direction"),
+        compare(bytes((_REPLY,))),
+        *_has(ct("status"), _DESTINATION_TRANSLATED),
+        ct("mark"),
+        bitwise(flag),
+        compare(flag),
+        *in_network(SOURCE, pool),
+    )
+
+
+def _has(what: Expression, bits: int) -> tuple[Expression, ...]:
+    return what, bitwise(native_u32(bits)), compare(bytes(4), "!=")
+
+
+def _mapped(marks: Marks) -> Chain:
+    own = (payload(NETWORK, SOURCE, 4, THIRD), payload(TRANSPORT, 0, 2, FOURTH))
+    key = (*owner(marks), meta("l4proto", SECOND), *own)
+    why = "the port that this socket has already"
+    return Chain(
+        "mapped",
+        None,
+        tuple(rule(protocol(number), key, map_lookup("sockets"), nat_to("source"), comment=why) for number in _KINDS),
+    )
+
+
+_KINDS: Final = (_UDP, _TCP)
+
+
+def _lives_s(kind: int, timeouts: Timeouts) -> int:
+    # A TCP mapping lives on while packets pass; see docs/design/0038-full-cone.md for why not as long as a connection.
+    return timeouts.udp_s if kind == _UDP else timeouts.tcp_transitory_s
+
+
+def _learning(marks: Marks, timeouts: Timeouts) -> Iterator[Chain]:
+    for name, direction, other in (("learn", _ORIGINAL, _REPLY), ("learn-answer", _REPLY, _ORIGINAL)):
+        # The guest's socket is the source in the direction of its packets, the port is what others send to.
+        port = (ct_address("destination", other), meta("l4proto", SECOND), ct_port("destination", other, THIRD))
+        socket = (
+            *owner(marks),
+            meta("l4proto", SECOND),
+            ct_address("source", direction, THIRD),
+            ct_port("source", direction, FOURTH),
+        )
+        to_socket = (ct_address("source", direction, FIFTH), ct_port("source", direction, SIXTH))
+        to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
+        rules: list[Rule] = []
+        if direction == _ORIGINAL:
+            rules.append(rule(ct("direction"), compare(bytes((_REPLY,))), goto("learn-answer")))
+        for kind in _KINDS:
+            lives_ms = _lives_s(kind, timeouts) * 1000
+            renew = (
+                *(*port, *to_socket, update_map("mappings", FIRST, FIFTH, lives_ms)),
+                *(*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms)),
+            )
+            known = (*socket, set_lookup("sockets"))
+            rules.append(rule(protocol(kind), known, renew, RETURN, comment="its mapping lives on"))
+        if direction == _ORIGINAL:
+            for kind in _KINDS:
+                lives_ms = _lives_s(kind, timeouts) * 1000
+                is_free = (*port, set_lookup("mappings", negated=True))
+                learned = (
+                    *(*port, *to_socket, add_to_map("mappings", FIRST, FIFTH, lives_ms)),
+                    *(*socket, *to_port, add_to_map("sockets", FIRST, FIFTH, lives_ms)),
+                )
+                is_no_question: tuple[Expression, ...] = ()
+                if kind == _UDP:
+                    is_no_question = (
+                        ct_port("destination", _ORIGINAL),
+                        compare(_DNS_PORT.to_bytes(2, "big"), "!="),
+                    )
+                rules.append(rule(protocol(kind), is_no_question, is_free, learned, comment="a new mapping"))
+        yield Chain(name, None, tuple(rules))
+
+
+def _port() -> tuple[Expression, ...]:
+    """``ip daddr . meta l4proto . th dport``"""
+    return payload(NETWORK, DESTINATION, 4), meta("l4proto", SECOND), payload(TRANSPORT, 2, 2, THIRD)
+
+
+def _unasked() -> Chain:
+    # To the kernel, a route to the machine itself leads nowhere, too.
+    is_not_here = (destination_kind(), compare(_LOCAL, "!="))
+    rules = (
+        rule(_has(ct("state"), _NEW), _port(), set_lookup("mappings"), goto("admitted"), comment="to a mapping"),
+        rule(leads_nowhere(), is_not_here, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
+    )
+    return Chain("unasked", None, rules)
+
+
+def _admitted() -> Chain:
+    too_many = (payload(NETWORK, DESTINATION, 4), set_lookup("strangers"))
+    rules = (
+        rule(_has(ct("status"), _CONFIRMED), RETURN, comment="counted when it began"),
+        rule(too_many, counter(), DROP, comment="too many strangers at once", tag=TOO_MANY_STRANGERS),
+    )
+    return Chain("admitted", None, rules)
+
+
+def _reach(marks: Marks, objects: Iterable[str]) -> Chain:
+    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
+    rules = (
+        rule(_port(), set_lookup("mappings", negated=True), RETURN),
+        rule(remember, comment="the connection is ours"),
+        *map(ct_timeouts.rule_of, objects),
+        *(
+            rule(protocol(kind), _port(), map_lookup("mappings"), nat_to("destination"), comment="to the socket")
+            for kind in _KINDS
+        ),
+    )
+    return Chain("reach", Hook("nat", PREROUTING, -110), rules)
+
+
+def jump_to_mapped(marks: Marks) -> Rule:
+    """Return the rule that keeps a socket's port, for new connections."""
+    return rule(is_full_cone(marks), jump("mapped"), comment="full cone")
+
+
+def jump_to_learn(marks: Marks) -> Rule:
+    """Return the rule that learns mappings and renews them, for every packet of such a VM."""
+    return rule(is_full_cone(marks), jump("learn"), comment="full cone")
+
+
+def is_unasked(pool: IPv4Network) -> tuple[Expression, ...]:
+    """``ip daddr POOL ct state invalid,new``"""
+    return *in_network(DESTINATION, pool), *_has(ct("state"), _NEW | 1)
+
+
+def ports_in(keys: Iterable[bytes]) -> dict[IPv4Address, VMPorts]:
+    """Return the ports of mappings, by internal address, of the keys of ``mappings``."""
+    found: dict[bytes, dict[int, list[int]]] = {}
+    for key in keys:
+        if len(key) == _PORT_KEY_BYTES:
+            found.setdefault(key[:4], {}).setdefault(key[4], []).append(int.from_bytes(key[8:10], "big"))
+    return {IPv4Address(internal): VMPorts.of(ports) for internal, ports in found.items()}
+
+
+def is_of(place: Place, element: Element, internal: IPv4Address, held: Iterable[PortRange]) -> bool:
+    """Whether an element of either map has a port of this internal address that is in none of these ranges."""
+    if place == MAPPINGS and len(element.key) == _PORT_KEY_BYTES:
+        address, port = element.key[:4], element.key[8:10]
+    else:
+        address, port = element.data[:4], element.data[4:6]
+    return address == internal.packed and not any(int.from_bytes(port, "big") in ports for ports in held)
+
+
+def pair(mark: int, internal: IPv4Address) -> bytes:
+    """Return the key of a VM in ``internals``."""
+    return native_u32(mark) + internal.packed

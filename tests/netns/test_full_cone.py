@@ -1,0 +1,156 @@
+"""
+VMs with endpoint-independent filtering ("full cone"): whoever sends to a socket's external port reaches the socket.
+
+With real packets, in every layout of the data path, with nftables alone at the edges and with the fast path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from cpm.protocol.model import Filtering, PortRange
+from natctl.model.entries import Change, FastPathUse
+from tests.netns.conftest import LAYOUTS, RANGE, RUNS, Way
+from tests.netns.topology import INTERNET, PATIENCE, Site
+
+pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("full-cone")]
+
+STRANGER = "192.0.2.3"
+"""A second address of the internet's machine."""
+
+
+def make_full_cone(way: Way) -> Way:
+    vm = dataclasses.replace(way.vm, filtering=Filtering.ENDPOINT_INDEPENDENT)
+    for host in way.hosts:
+        host.kernel.change(Change(host={vm.domain: vm.on_host()}))
+    return dataclasses.replace(way, vm=vm)
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    layout, use = RUNS[request.param]
+    site = Site()
+    try:
+        site.internet.ip(f"addr add {STRANGER}/24 dev eth0")
+        yield make_full_cone(LAYOUTS[layout](site, use))
+    finally:
+        site.close()
+
+
+def test_a_stranger_reaches_the_socket_and_is_answered(way: Way) -> None:
+    with way.guest.namespace.udp() as guest, way.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        for address, port in ((STRANGER, 9000), (INTERNET, 9001), (STRANGER, 9002)):
+            with way.site.internet.udp(address, port) as stranger:
+                stranger.sendto(b"hello", mapped)
+                assert guest.recvfrom(100) == (b"hello", (address, port))
+                guest.sendto(b"welcome", (address, port))
+                assert stranger.recvfrom(100) == (b"welcome", mapped)
+                stranger.sendto(b"again", mapped)
+                assert guest.recvfrom(100) == (b"again", (address, port))
+
+
+def test_a_stranger_opens_a_tcp_connection(way: Way) -> None:
+    with way.site.internet.listener(INTERNET, 9010) as server:
+        near = ("0.0.0.0", 40010)
+        first = way.guest.namespace.socket(socket.SOCK_STREAM)
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        first.bind(near)
+        first.connect((INTERNET, 9010))
+        held, mapped = server.accept()
+        listening = way.guest.namespace.socket(socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(near)
+        listening.listen(4)
+        with first, held, listening, way.site.internet.tcp(mapped, source=(STRANGER, 9011)) as stranger:
+            accepted, peer = listening.accept()
+            with accepted:
+                assert peer == (STRANGER, 9011)
+                accepted.settimeout(PATIENCE)
+                stranger.sendall(b"hello")
+                assert accepted.recv(10) == b"hello"
+                accepted.sendall(b"welcome")
+                assert stranger.recv(10) == b"welcome"
+
+
+def test_no_edge_tracks_any_of_it(way: Way) -> None:
+    assert [edge.namespace.connections() for edge in way.stateless] == [0] * len(way.stateless)
+
+
+@pytest.fixture
+def pair() -> Iterator[Way]:
+    """A host and an edge of their own, with one VM with endpoint-independent filtering."""
+    site = Site()
+    try:
+        site.internet.ip(f"addr add {STRANGER}/24 dev eth0")
+        yield make_full_cone(LAYOUTS["separate"](site, FastPathUse.AUTO))
+    finally:
+        site.close()
+
+
+def relocate(way: Way, ports: PortRange, *leaving: PortRange) -> Way:
+    """Give the VM other ports for its new connections, while the edge still maps those that leave."""
+    vm = dataclasses.replace(
+        way.vm, ports=ports, ranges=tuple((way.vm.ranges[0][0], each) for each in (ports, *leaving))
+    )
+    for node in (*way.edges, *way.hosts):
+        edge = {vm.domain: vm.at(node)} if node in way.edges else {}
+        host = {vm.domain: vm.on_host()} if node in way.hosts else {}
+        node.kernel.change(Change(host=host, edge=edge))
+    return dataclasses.replace(way, vm=vm)
+
+
+def test_a_socket_keeps_its_port_through_growth_and_relocation(pair: Way) -> None:
+    way = pair
+    with way.guest.namespace.udp() as guest, way.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        for number in range(20):
+            ports = PortRange(30000 + 64 * number, 30063 + 64 * number)
+            way = relocate(way, ports, RANGE)
+            with way.site.internet.udp(STRANGER, 9100 + number) as stranger:
+                stranger.sendto(b"hello", mapped)
+                assert guest.recvfrom(100) == (b"hello", (STRANGER, 9100 + number))
+                guest.sendto(b"welcome", (STRANGER, 9100 + number))
+                assert stranger.recvfrom(100) == (b"welcome", mapped)
+            # To a peer that it has not sent to before.
+            with way.site.internet.udp(INTERNET, 9200 + number) as peer:
+                guest.sendto(b"?", (INTERNET, 9200 + number))
+                assert peer.recvfrom(100)[1] == mapped
+            with way.guest.namespace.udp() as another, way.site.internet.udp(INTERNET, 9300) as peer:
+                another.sendto(b"?", (INTERNET, 9300))
+                assert peer.recvfrom(100)[1][1] in ports
+
+
+def test_a_vm_that_is_gone_leaves_no_mapping(pair: Way) -> None:
+    host = pair.hosts[0].kernel
+    with pair.guest.namespace.udp() as guest, pair.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+    assert host.run(host.kernel.mapped_ports())[pair.vm.internal].in_use(RANGE) == 1
+    host.run(host.kernel.forget_mappings(pair.vm.internal, [RANGE]))
+    assert host.run(host.kernel.mapped_ports())[pair.vm.internal].in_use(PortRange(mapped[1], mapped[1])) == 1
+    host.run(host.kernel.forget_mappings(pair.vm.internal, []))
+    assert host.run(host.kernel.mapped_ports()) == {}
+    assert "elements" not in pair.hosts[0].namespace.run("nft", "list", "map", "ip", "virtports", "sockets")
+
+
+def test_whom_the_vm_has_not_asked_is_a_stranger_without_the_wish(pair: Way) -> None:
+    vm = dataclasses.replace(pair.vm, filtering=Filtering.DEFAULT)
+    pair.hosts[0].kernel.change(Change(host={vm.domain: vm.on_host()}))
+    with (
+        pair.guest.namespace.udp() as guest,
+        pair.site.internet.udp(INTERNET, 9000) as known,
+        pair.site.internet.udp(STRANGER, 9000) as stranger,
+    ):
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        stranger.sendto(b"hello", mapped)
+        known.sendto(b"!", mapped)
+        assert guest.recvfrom(100) == (b"!", (INTERNET, 9000))
+        assert pair.hosts[0].kernel.drops()["unsolicited"] == 1
