@@ -13,11 +13,14 @@ import asyncio
 import collections
 import contextlib
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, cast
+from typing import Final, NamedTuple, TypeAlias, cast
 
+from cpm.protocol.errors import ConfigError
 from libvirt_hooks import domain_xml
 from libvirt_hooks.domain_xml import DomainFacts, DomainXMLError
 from libvirt_hooks.protocol import HookOperation, HookProtocolError, HookRequest, RequestParser, error_answer, ok_answer
@@ -32,6 +35,8 @@ MOST_READING = 16
 
 MOST_CALLERS = 1024
 """Callers that are read from or wait for their answer; a further one is turned away at once."""
+
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 OnRequest: TypeAlias = Callable[[int, HookOperation, DomainFacts], None]
 """Is given the number of the request, the operation and the facts in the XML. Answer by :meth:`HookServer.answer`."""
@@ -67,9 +72,11 @@ class HookServer:
         Listen (mode 0600: libvirt runs hooks as root). A directory that is missing is made for this user alone.
 
         :raise OSError: When the socket cannot be made.
+        :raise ConfigError: When another user could listen in its place, and say which VMs start.
         """
         domain_xml.check_parser()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_others(self._path.parent.resolve())
         self._path.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Caller(self), self._path, backlog=256)
@@ -213,3 +220,17 @@ class _Caller(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._server.on_read(self)
+
+
+def _refuse_others(folder: Path) -> None:
+    """
+    Refuse a directory in which a user besides root and this one can make a file, or which such a user can replace.
+
+    Where a sticky directory is above it, only its owner can do that.
+    """
+    for each in (folder, *folder.parents):
+        found = each.stat()
+        others = found.st_mode & _WRITABLE_BY_OTHERS and not (each != folder and found.st_mode & stat.S_ISVTX)
+        if found.st_uid not in (0, os.geteuid()) or others:
+            remedy = f"users besides root can write to {each}, and answer libvirt's hook in natd's place"
+            raise ConfigError("natd.toml", "listen.socket", f"{remedy}; name a file in a directory of root's own")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 
+from cpm.protocol.errors import ConfigError
 from libvirt_hooks.domain_xml import DomainFacts
 from libvirt_hooks.protocol import HookOperation
 from natctl import hook_server
@@ -131,3 +133,41 @@ async def test_callers_and_what_is_read_at_once_are_limited(tmp_path: Path, monk
             writer.close()
     finally:
         await server.stop()
+
+
+async def _start(path: Path) -> None:
+    server = HookServer(path, lambda *_: None)
+    await server.start()
+    await server.stop()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o757, 0o1777])
+async def test_natd_does_not_listen_where_another_user_can(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=r"listen\.socket: users besides root can write to .*/run, and answer"):
+        await _start(folder / "natd.sock")
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o755)
+    await _start(folder / "natd.sock")
+
+
+async def test_natd_does_not_listen_where_another_user_can_put_another_directory(tmp_path: Path) -> None:
+    above = tmp_path / "shared"
+    (above / "natd").mkdir(parents=True, mode=0o700)
+    (tmp_path / "link").symlink_to(above / "natd")
+    for mode, is_refused in ((0o777, True), (0o1777, False), (0o755, False)):
+        above.chmod(mode)
+        for path in (above / "natd" / "natd.sock", tmp_path / "link" / "natd.sock"):
+            with pytest.raises(ConfigError) if is_refused else contextlib.nullcontext():
+                await _start(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: gives a directory to another user")
+async def test_natd_does_not_listen_in_a_directory_of_another_user(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(ConfigError):
+        await _start(folder / "natd.sock")
