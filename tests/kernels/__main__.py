@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from tests.kernels.image import image
 from tests.kernels.machine import Ended, run
-from tests.machines.image import REPOSITORY
+from tests.machines.debian import REPOSITORY
 
 _MARKED = ("-m", "per_kernel")
 _IN_THE_MACHINE = ("-q", "-n", "2", "--dist", "loadfile", "-o", "timeout=1200", *_MARKED)

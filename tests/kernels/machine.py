@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.kernels.image import Image, pack
-from tests.machines.image import CACHE, REPOSITORY
+from tests.machines.debian import CACHE, REPOSITORY
 
 _LIMIT_S = 3600
 """A machine that has not ended by then hangs. pytest's own limits come long before."""

@@ -9,7 +9,8 @@ from collections.abc import Generator, Iterator
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.machines.image import CACHE, RELEASES, image
+from tests.machines.debian import CACHE
+from tests.machines.image import RELEASES, image
 from tests.machines.internet import Internet
 from tests.machines.machine import Machine
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 from lab.image import guest_image
+from tests.machines.debian import CACHE, REPOSITORY
 from tests.machines.guest_agent import Done, GuestAgent, NoAnswer
-from tests.machines.image import CACHE, REPOSITORY, Image
+from tests.machines.image import Image
 from tests.machines.internet import Internet
 
 _BOOT_S = 600.0

@@ -14,8 +14,8 @@ import time
 
 import pytest
 
+from tests.machines.debian import REPOSITORY
 from tests.machines.guests import Guest
-from tests.machines.image import REPOSITORY
 from tests.machines.leftovers import State, state
 from tests.machines.machine import Machine
 from tests.machines.operating import Held, ask, assert_works, await_in_order
