@@ -20,7 +20,8 @@ _QUESTIONS = {
         "sysctl -a 2>/dev/null | grep -E '^net[.](ipv4|netfilter)[.]' "
         "| grep -vE 'count|pressure|p_mem|vnet|virbr|docker|random|nf_log|tcp_fastopen_key|buckets|_max|bridge'"
     ),
-    "units": "systemctl list-unit-files --no-legend --plain | grep -E 'natd|cpmd|virt-ports'; echo end",
+    # On a machine whose systemd is busy it takes longer than the half minute that systemctl waits.
+    "units": "SYSTEMD_BUS_TIMEOUT=10min systemctl list-unit-files --no-legend --plain 'natd*' 'cpmd*' 'virt-ports*'",
     "processes": "ps -eo args | grep -E '[/]natd|[/]cpmd'; echo end",
 }
 
