@@ -407,7 +407,8 @@ def _ports_of(entry: EdgeIntent) -> Iterator[int]:
 @pytest.mark.xfail(
     KERNEL < (6, 12),
     raises=TimeoutError,
-    strict=True,
+    # On a machine that is slow enough no packet comes in that instant.
+    strict=False,
     reason="Linux 6.1: nft_set_rbtree misses elements of an interval map while a transaction commits; not in 6.12",
 )
 @pytest.mark.parametrize("way", ["growing", "shrinking"])
