@@ -114,11 +114,10 @@ class Restoring:
         hosts, found = _hosts(self._fleet), set()
         first: dict[DomainUUID, int] = {}
         for hello in self._edges():
-            mine = int(hello.underlay)
             for held in hello.edge_holds:
-                via = held.via or mine
-                if (other := first.setdefault(held.domain, via)) != via:
-                    found |= {IPv4Address(via), IPv4Address(other)}
+                # An edge that is the VM's host itself has said hello.
+                if (other := first.setdefault(held.domain, held.via)) != held.via:
+                    found |= {IPv4Address(held.via), IPv4Address(other)}
         return {hosts[via] for via in found if via in hosts}
 
     def _claims(self) -> list[_Claim]:

@@ -101,8 +101,7 @@ class Twins:
 
     def _own(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
         twin = twin_of(uuid, node)
-        is_twin = twin in self._on.get(node, ()) and self._running.hosts.get(twin) == node
-        return twin if is_twin else uuid
+        return twin if self._running.hosts.get(twin) == node else uuid
 
 
 def _domains_in(message: NodeMessage) -> Iterable[DomainUUID]:

@@ -9,10 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cpm.core.changes import NoteOutdated
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger
 from cpm.ledger.copies import mark_restored
+from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
 from cpm.protocol.holdings import Held, HeldRange
 from cpm.protocol.ledger_errors import LedgerDoubted, LedgerMistrusted
 from cpm.protocol.messages import PROTOCOL, Follows, Hello, Welcome
@@ -356,3 +358,32 @@ def test_a_refusal_says_what_to_do(site: Site) -> None:
         "edge1 is refused: it has seen range 99, this ledger ends at 1: it is an old copy; stop cpmd, then put the "
         "latest ledger back or, if there is none, run `virt-ports restore --accept`"
     )
+
+
+@pytest.mark.parametrize(
+    ("epoch", "highest", "is_believed"),
+    [
+        (MAX_GENERATION // 2, MAX_COUNT // 2, True),
+        (MAX_GENERATION // 2 + 1, MAX_COUNT // 2 + 1, False),
+    ],
+)
+def test_what_leaves_too_little_room_for_a_leap_is_not_believed(
+    site: Site, epoch: int, highest: int, *, is_believed: bool
+) -> None:
+    assert site.manager is not None
+    machine, ledger = site.machines[EDGE1], site.ledger.load().identity
+    follows = Follows(ledger, "", highest)
+    hello = Hello(PROTOCOL, EDGE1, machine.identity.roles, machine.identity.underlay, "0", epoch, (), follows=follows)
+    with pytest.raises(LedgerMistrusted):
+        site.manager.on_hello(hello, "0", site.now)
+    assert site.manager.refused.seen() == ((epoch, highest) if is_believed else (0, 0))
+
+
+def test_that_the_ledger_is_outdated_is_noted_once(site: Site, tmp_path: Path) -> None:
+    _with_an_old_copy(site, tmp_path / "copy.db")
+    noted: list[int] = []
+    site.on_outcome = lambda outcome: noted.append(sum(isinstance(each, NoteOutdated) for each in outcome.changes))
+    _connect_all(site)
+    site.pass_time(1.0)
+    site.pass_time(1.0)
+    assert sum(noted) == 1

@@ -161,6 +161,29 @@ def test_an_edge_that_refuses_a_vm_is_not_preferred_to_one_that_is_away_for_a_mo
     assert [node.name for node in site.manager.edge_service.in_service()] == [EDGE2]
 
 
+def test_an_edge_that_refuses_a_vm_is_not_preferred_to_one_that_has_just_connected_again() -> None:
+    """Which may have a range that its host uses, and has not confirmed yet."""
+    site = Site()
+    site.kill_natd(EDGE2)
+    wait(site, 20.0)
+    started(site, VMS[0])
+    site.machines[HOST1].stuck = True
+    site.start_vm(HOST1, BAD)
+    site.run()
+    assert site.manager is not None
+    assert [each.state for each in site.manager.fleet.of(BAD)] == [AllocationState.RESERVED]
+    site.disconnect(EDGE1)
+    site.connect(EDGE1)
+    site.deliver_up(EDGE1)
+    site.machines[EDGE2].refused_vms.add(BAD)
+    site.start_natd(EDGE2)
+    site.connect(EDGE2)
+    while site.deliver_up(EDGE2) or site.deliver_down(EDGE2) or site.kernel_step(EDGE2):
+        pass
+    assert BAD in site.manager.sessions[EDGE2].refused
+    assert [node.name for node in site.manager.edge_service.in_service()] == [EDGE1]
+
+
 def test_an_edge_that_refuses_a_vm_stays_out_while_the_one_that_has_it_is_slow() -> None:
     site = Site()
     started(site, VMS[0])

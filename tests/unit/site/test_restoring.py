@@ -5,14 +5,32 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from cpm.core.changes import Change
+from cpm.core.fleet import Fleet
+from cpm.core.journal import LedgerState
 from cpm.core.membership import ApprovalRequest
+from cpm.core.restoring import LEAST_S, Restoring
 from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger, copies
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol import model
+from cpm.protocol.holdings import Held, HeldRange
+from cpm.protocol.messages import PROTOCOL, Hello, Presence
+from cpm.protocol.model import (
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+)
 from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 from tests.fakes.ledgers import copy_unmarked
@@ -229,6 +247,7 @@ def test_an_edge_that_is_later_than_the_backup_is_waited_for_until_it_is_approve
     assert site.manager is not None
     assert site.manager.restoring is not None
     assert EDGE2 not in site.manager.fleet.nodes
+    assert site.manager.restoring.unknown() == [EDGE2]
     assert site.manager.restoring.waits_for(site.now) == "edge2", "the others were told of it"
     assert "`virt-ports node approve edge2` first" in list(node_states.problems(site.manager, site.now))[2]
     request = ApprovalRequest(roles=frozenset({Role.EDGE}), underlay=site.machines[EDGE2].identity.underlay)
@@ -236,6 +255,7 @@ def test_an_edge_that_is_later_than_the_backup_is_waited_for_until_it_is_approve
     site.pass_time(1.0)
     site.run()
     assert site.manager.restoring is not None
+    assert site.manager.restoring.unknown() == []
     site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
     site.pass_time(1.0)
     site.run()
@@ -393,3 +413,81 @@ def test_no_host_that_has_said_hello_is_taken_for_lost(site: Site, tmp_path: Pat
     assert site.manager is not None
     assert {uuid: vm.node for uuid, vm in site.manager.fleet.vms.items()} == {VM: HOST2}, "no second one beside it"
     assert site.open(VM, 3) is not None
+
+
+# The deciding half alone
+
+INTERNAL = IPv4Address("100.64.0.1")
+AT = {HOST1: IPv4Address("172.30.0.11"), HOST2: IPv4Address("172.30.0.12"), EDGE1: IPv4Address("172.30.0.21")}
+PORTS = PortRange(1024, 1279)
+
+
+def _fleet(*states: AllocationState, roles: Role = Role.HOST) -> Fleet:
+    """Return what a ledger says: a VM on host1 with these ranges, one beside the other."""
+    nodes = tuple(Node(name, frozenset({Role.EDGE if name == EDGE1 else roles}), at) for name, at in AT.items())
+    ranges = tuple(
+        Allocation(
+            AllocationId(number), VM, HOST1, EXTERNAL, PortRange(768 + 256 * number, 1023 + 256 * number), state, 0.0
+        )
+        for number, state in enumerate(states, 1)
+    )
+    vms = (model.VM(VM, "web1", HOST1, INTERNAL),) if states else ()
+    return Fleet(LedgerState(1, vms, nodes, (ExternalAddress(EXTERNAL),), ranges, AllocationId(9)), 64)
+
+
+def _say(restoring: Restoring, name: NodeName, mapped: PortRange | None = None, used: PortRange | None = None) -> None:
+    """A node says hello; an edge maps these ports to the VM on host1, a host uses these for it."""
+    roles = frozenset({Role.EDGE if name == EDGE1 else Role.HOST})
+    at_edge = (HeldRange(int(EXTERNAL), mapped.first, mapped.last),) if mapped is not None else ()
+    at_host = (HeldRange(0, used.first, used.last),) if used is not None else ()
+    restoring.hellos[name] = Hello(
+        *(PROTOCOL, name, roles, AT[name], "0", 1),
+        domains=(Presence(VM, "web1"),) if used is not None else (),
+        edge_holds=(Held(VM, int(INTERNAL), int(AT[HOST1]), at_edge),) if at_edge else (),
+        host_holds=(Held(VM, int(INTERNAL), 0, at_host),) if at_host else (),
+    )
+
+
+def _taken_in(fleet: Fleet, mapped: PortRange, used: PortRange) -> list[Change]:
+    restoring = Restoring(fleet, 0.0, 120.0)
+    _say(restoring, EDGE1, mapped)
+    _say(restoring, HOST1, used=used)
+    restoring.take_in(200.0)
+    return list(fleet.take_recorded())
+
+
+@pytest.mark.parametrize(("hold_down_s", "wait_s"), [(120.0, 120.0), (1.0, LEAST_S)])
+def test_it_waits_for_as_long_as_the_hold_down_and_no_longer(hold_down_s: float, wait_s: float) -> None:
+    restoring = Restoring(Fleet(LedgerState(0, (), (), (), (), AllocationId(1)), 64), 1000.0, hold_down_s)
+    assert restoring.waits_for(1000.0 + wait_s - 0.5) != ""
+    assert restoring.waits_for(1000.0 + wait_s) == ""
+
+
+def test_a_host_that_the_ledger_knows_as_an_edge_only_is_waited_for_as_one_it_does_not_know() -> None:
+    restoring = Restoring(_fleet(roles=Role.EDGE), 0.0, 120.0)
+    for name in (HOST1, HOST2):
+        _say(restoring, name)
+    _say(restoring, EDGE1, PORTS)
+    assert restoring.waits_for(1000.0) == f"the host at {AT[HOST1]}"
+
+
+@pytest.mark.parametrize("state", [AllocationState.ACTIVE, AllocationState.RESERVED])
+def test_a_ledger_that_agrees_with_the_kernels_stays_as_it_is(state: AllocationState) -> None:
+    assert _taken_in(_fleet(state), PORTS, PORTS) == []
+
+
+def test_a_range_that_is_to_extend_the_one_in_use_agrees_with_a_host_that_uses_both() -> None:
+    both = PortRange(1024, 1535)
+    assert _taken_in(_fleet(AllocationState.ACTIVE, AllocationState.RESERVED), both, both) == []
+
+
+def test_what_a_host_uses_is_active_whatever_the_ledger_says_of_it() -> None:
+    fleet = _fleet(AllocationState.DRAINING)
+    assert _taken_in(fleet, PORTS, PORTS) != []
+    (mine,) = fleet.of(VM)
+    assert (mine.ports, mine.state, mine.node) == (PORTS, AllocationState.ACTIVE, HOST1)
+
+
+def test_what_a_host_uses_and_no_edge_maps_is_nobodys() -> None:
+    other = PortRange(2048, 2303)
+    assert _taken_in(_fleet(AllocationState.ACTIVE), PORTS, other) == []

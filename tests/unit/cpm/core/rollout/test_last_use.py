@@ -51,6 +51,20 @@ def test_a_range_that_was_not_counted_to_its_end_may_have_been_used_until_then()
         assert last_use.unused_since(ONE) is None
 
 
+def test_a_count_at_the_longest_gap_is_in_a_row_still() -> None:
+    last_use = LastUse()
+    last_use.on_counted(ONE, 0, 10.0, LONGEST_GAP_S)
+    last_use.on_counted(ONE, 0, 10.0 + LONGEST_GAP_S, LONGEST_GAP_S)
+    last_use.on_empty(ONE, 10.0 + 2 * LONGEST_GAP_S, LONGEST_GAP_S, is_counted=True)
+    assert last_use.unused_since(ONE) == 10.0
+
+
+def test_a_range_of_which_nothing_is_known_is_unused_since_it_is_held() -> None:
+    last_use = LastUse()
+    last_use.on_empty(ONE, 12.0, LONGEST_GAP_S, is_counted=True)
+    assert last_use.unused_since(ONE) is None
+
+
 def test_a_part_is_as_unused_as_the_whole() -> None:
     last_use = LastUse()
     last_use.on_counted(ONE, 0, 10.0, LONGEST_GAP_S)
