@@ -224,7 +224,9 @@ class DomainWatch:
             if interface.type in _INTERFACES and (not self._host.bridges or interface.source in self._host.bridges)
         ]
         taps = self._taps(interface.target for interface in mine if interface.target is not None)
-        why = self._no_bridge(taps) if mine and len(taps) == len(mine) else _without_tap(facts.interfaces)
+        bridged = self._on_bridges(taps)
+        is_elsewhere = bool(mine) and len(taps) == len(mine) and not bridged
+        why = _on_no_bridge(taps) if is_elsewhere else _without_tap(facts.interfaces)
         said = dict(facts.ports_metadata)
         uuid = DomainUUID(facts.uuid)
         self._has_agent_channel[uuid] = facts.has_agent_channel
@@ -232,7 +234,7 @@ class DomainWatch:
             said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._guests.announce_local_port_range
         )
         return RunningDomain(
-            uuid, facts.name, taps, wishes.parse(said), phase, has_interface=bool(mine) and not why, why_not=why
+            uuid, facts.name, bridged, wishes.parse(said), phase, has_interface=bool(mine) and not why, why_not=why
         )
 
     # Interfaces
@@ -261,17 +263,22 @@ class DomainWatch:
                 found.add(Tap(name, index))
         return frozenset(found)
 
-    def _no_bridge(self, taps: Collection[Tap]) -> str:
-        """Return why a VM with these interfaces is not managed; nothing if one is on a Linux bridge or unknown."""
+    def _on_bridges(self, taps: frozenset[Tap]) -> frozenset[Tap]:
+        """Return those that are on a Linux bridge: the others are not ours. All, where the kernel cannot be asked."""
+        if not taps:
+            return taps
         try:
             if self._rtnl is None:
                 self._rtnl = Socket(ROUTE, "read an interface's bridge")
-            if any(is_bridge_port(self._rtnl, tap.number) for tap in taps):
-                return ""
+            return frozenset(tap for tap in taps if is_bridge_port(self._rtnl, tap.number))
         except KernelError:
-            return ""
-        names = ", ".join(sorted(tap.name for tap in taps))
-        return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"
+            return taps
+
+
+def _on_no_bridge(taps: Collection[Tap]) -> str:
+    """Return why a VM is not managed all of whose interfaces are on no Linux bridge."""
+    names = ", ".join(sorted(tap.name for tap in taps))
+    return f"its interface {names} is on no Linux bridge" if len(taps) == 1 else f"{names} are on no Linux bridge"
 
 
 def _without_tap(interfaces: Sequence[Interface]) -> str:

@@ -68,6 +68,24 @@ def test_a_routed_tap_is_not_managed_holds_no_ports_and_the_list_says_why(lab: L
     assert eventually(lambda: not facts(lab, "list", "--all"))
 
 
+def test_a_routed_interface_beside_one_on_a_bridge_is_left_alone(lab: Lab, host: LibvirtHost) -> None:
+    second = "<interface type='ethernet'/>\n    <serial type='file'>"
+    with defined(host, "mixed", ("<serial type='file'>", second)) as vm:
+        host.virsh("start", vm.name, "--paused")
+        bridged, routed = (line.split()[0] for line in host.virsh("domiflist", vm.name).splitlines() if line.strip())
+        assert eventually(lambda: (vm_of(lab, "mixed") or {}).get("state") == "active")
+        assert eventually(lambda: _forwarding(host, bridged) == "0")
+        assert _forwarding(host, routed) == "1"
+        assert host.run("tc", "filter", "show", "dev", routed, "ingress") == ""
+        index = int(host.run("cat", f"/sys/class/net/{routed}/ifindex"))
+        assert f"{index | 1 << 30} " not in host.run("nft", "list", "map", "bridge", "virtports", "taps")
+    assert eventually(lambda: not facts(lab, "list", "--all"))
+
+
+def _forwarding(host: LibvirtHost, interface: str) -> str:
+    return host.run("sysctl", "-n", f"net.ipv4.conf.{interface}.forwarding").strip()
+
+
 def test_a_vm_with_only_a_macvtap_holds_no_ports_and_the_list_says_why(lab: Lab, host: LibvirtHost) -> None:
     """Also where its XML names a network of libvirt: before the start that may be a bridge."""
     host.virsh("net-define", "/dev/stdin", stdin=_MACVTAP_NETWORK)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
 
 from cpm.protocol.model import PortRange
-from natctl.model.entries import Change
+from natctl.model.entries import Change, FastPathUse
 from tests.netns.topology import INTERNET, VM, Guest, KernelIn, Namespace, Node, Site, program
 from tests.netns.waiting import wait_until
 
@@ -40,9 +39,10 @@ class Elsewhere:
 class Scene:
     """A VM on a host, or on one that is its own edge, which has another network beside its way to the internet."""
 
-    def __init__(self, site: Site, *, is_apart: bool = True) -> None:
+    def __init__(self, site: Site, *, is_apart: bool = True, host: Node | None = None) -> None:
         if is_apart:
-            self.host, self.edge = site.host_and_edge()
+            self.host, self.edge = host or site.host(21), site.edge(11)
+            site.spread(self.edge)
         else:
             self.host = self.edge = site.both(11)
             site.spread(self.host)
@@ -154,18 +154,26 @@ def is_seen(scene: Scene, guest: Guest) -> bool:
 
 
 @pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
-def test_a_tap_that_was_taken_out_of_its_bridge_and_routed_lets_nothing_out(scene: Scene, masquerade: bool) -> None:
-    if masquerade:
-        scene.host.namespace.nft(
-            "table ip vpn { chain c { type nat hook postrouting priority srcnat; oifname wg0 masquerade; }; }"
-        )
-    route_tap(scene, scene.vm.guest)
-    assert not is_seen(scene, scene.vm.guest)
-    scene.host.kernel.ensure()
-    assert not is_seen(scene, scene.vm.guest)
-    # Without what keeps it from being routed, it is.
-    scene.host.namespace.sysctl(**{f"conf__{scene.vm.guest.tap}__forwarding": 1})
-    assert is_seen(scene, scene.vm.guest)
+@pytest.mark.parametrize("fast_path", FastPathUse)
+def test_a_tap_that_was_taken_out_of_its_bridge_and_routed_lets_nothing_out(
+    site: Site, fast_path: FastPathUse, masquerade: bool
+) -> None:
+    scene = Scene(site, host=site.host(21, fast_path=fast_path))
+    guest = scene.vm.guest
+    try:
+        if masquerade:
+            scene.host.namespace.nft(
+                "table ip vpn { chain c { type nat hook postrouting priority srcnat; oifname wg0 masquerade; }; }"
+            )
+        route_tap(scene, guest)
+        assert not is_seen(scene, guest)
+        scene.host.kernel.ensure()
+        assert not is_seen(scene, guest)
+        # Without what keeps it from being routed, it is, unless a program marks its packets as the VM's.
+        scene.host.namespace.sysctl(**{f"conf__{guest.tap}__forwarding": 1})
+        assert is_seen(scene, guest) is (fast_path is FastPathUse.OFF)
+    finally:
+        scene.elsewhere.namespace.close()
 
 
 def test_a_vm_that_has_just_been_programmed_lets_nothing_out_either(scene: Scene, site: Site) -> None:
@@ -175,18 +183,6 @@ def test_a_vm_that_has_just_been_programmed_lets_nothing_out_either(scene: Scene
     wait_until(lambda: scene.host.namespace.run("cat", forwarding(new.guest)) == "0\n")
     route_tap(scene, new.guest)
     assert not is_seen(scene, new.guest)
-
-
-def test_a_tap_that_was_routed_before_stays_so(scene: Scene, site: Site) -> None:
-    """The VM has another interface, which is on a bridge."""
-    routed = site.guest(scene.host, "10.10.0.6")
-    route_tap(scene, routed)
-    assert is_seen(scene, routed)
-    entry = scene.vm.on_host()
-    entry = dataclasses.replace(entry, taps=entry.taps | {routed.tap_index})
-    scene.host.kernel.change(Change(host={scene.vm.domain: entry}))
-    scene.host.kernel.ensure()
-    assert is_seen(scene, routed)
 
 
 def test_a_tap_that_is_no_vms_any_more_is_as_it_was(scene: Scene) -> None:

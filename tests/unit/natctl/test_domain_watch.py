@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import struct
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network
@@ -18,6 +19,7 @@ from cpm.protocol.model import DomainUUID, NodeName, Role, Wishes
 from cpm.service import clock
 from libvirt_hooks.domain_xml import DomainFacts, Interface
 from libvirt_hooks.protocol import HookOperation
+from natctl.core.domains import Tap
 from natctl.core.identity import Identity
 from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
@@ -193,6 +195,18 @@ def test_a_vm_whose_tap_is_on_no_bridge_is_not_managed(monkeypatch: pytest.Monke
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed, BRIDGED))).has_interface
     monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda rtnl, index: index == 1)
     assert it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", (routed,))).has_interface
+    it.watch.close()
+
+
+def test_an_interface_on_no_bridge_is_not_ours_beside_one_that_is_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was routed before, and goes on so."""
+    it = watched()
+    names = {"lo": 1, "vnet5": 5}
+    monkeypatch.setattr(socket, "if_nametoindex", names.__getitem__)
+    monkeypatch.setattr("natctl.domain_watch.is_bridge_port", lambda rtnl, index: index == 5)
+    both = Interface("ethernet", None, None, "lo"), Interface("bridge", "br0", None, "vnet5")
+    vm = it.watch._running_domain(DomainFacts(VM, "web", 1, "qemu", both))
+    assert (vm.has_interface, vm.why_not, vm.taps) == (True, "", frozenset({Tap("vnet5", 5)}))
     it.watch.close()
 
 
