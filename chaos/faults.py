@@ -8,6 +8,7 @@ an address that was taken away, the default route of the machine) is.
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import signal
 import threading
@@ -207,6 +208,23 @@ def _tap_unbridged(site: Site, fault: Fault) -> Iterator[None]:
     host, tap = _guest(site, fault)
     with _changed(site, host, f"link set {tap} nomaster", f"link set {tap} master {BRIDGE}"):
         yield
+
+
+@_injects("tap-routed")
+def _tap_routed(site: Site, fault: Fault) -> Iterator[None]:
+    """Have the host itself take what the guest sends to its gateway: with the bridge's address at the tap."""
+    host, tap = _guest(site, fault)
+    before, bridge = (_hardware_address(site, host, name) for name in (tap, BRIDGE))
+    _ip(site, host, f"link set {tap} nomaster", f"link set {tap} address {bridge}")
+    try:
+        yield
+    finally:
+        _ip(site, host, f"link set {tap} address {before}", f"link set {tap} master {BRIDGE}")
+
+
+def _hardware_address(site: Site, node: str, interface: str) -> str:
+    (link,) = json.loads(site.lab.run(node, "ip", "-json", "link", "show", interface))
+    return str(link["address"])
 
 
 @_injects("tap-renamed")

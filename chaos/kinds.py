@@ -101,6 +101,7 @@ def _kinds() -> tuple[Kind, ...]:
         ),
         Kind("tap-down", Hits.GUEST, (0.5, 5.0), ("guest",), blocks=True, repair_s=PATH_S),
         Kind("tap-unbridged", Hits.GUEST, (0.5, 5.0), ("guest",), blocks=True, repair_s=PATH_S),
+        Kind("tap-routed", Hits.GUEST, (0.5, 5.0), ("guest",), blocks=True, repair_s=PATH_S),
         Kind("tap-renamed", Hits.GUEST, (1.0, 8.0), ("guest",)),
         Kind("flush-routes", Hits.NODE, no_time, ("natd", "path"), repair_s=REPAIR_S, exposes=True),
         Kind("delete-rules", Hits.HOST, no_time, ("natd", "path"), repair_s=REPAIR_S),
