@@ -6,7 +6,9 @@ With real packets, in every layout of the data path, with nftables alone at the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import socket
 from collections.abc import Iterator
 
@@ -14,11 +16,14 @@ import pytest
 
 from cpm.protocol.model import Filtering, PortRange
 from natctl.model.entries import Change, FastPathUse
+from natctl.ruleset import mappings
 from tests.netns.conftest import LAYOUTS, RANGE, RUNS, Way
-from tests.netns.topology import INTERNET, PATIENCE, Site
+from tests.netns.topology import INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Site
+from tests.netns.waiting import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("full-cone")]
 
+OTHER = PortRange(40000, 40063)
 STRANGER = "192.0.2.3"
 """A second address of the internet's machine."""
 
@@ -105,6 +110,7 @@ def relocate(way: Way, ports: PortRange, *leaving: PortRange) -> Way:
     return dataclasses.replace(way, vm=vm)
 
 
+@pytest.mark.per_kernel
 def test_a_socket_keeps_its_port_through_growth_and_relocation(pair: Way) -> None:
     way = pair
     with way.guest.namespace.udp() as guest, way.site.internet.udp(INTERNET, 9000) as known:
@@ -154,3 +160,75 @@ def test_whom_the_vm_has_not_asked_is_a_stranger_without_the_wish(pair: Way) -> 
         known.sendto(b"!", mapped)
         assert guest.recvfrom(100) == (b"!", (INTERNET, 9000))
         assert pair.hosts[0].kernel.drops()["unsolicited"] == 1
+
+
+def expires_s(way: Way) -> list[float]:
+    """Return the seconds that each mapping has left, as ``nft`` shows them."""
+    listed = way.hosts[0].namespace.run("nft", "list", "map", "ip", "virtports", "mappings")
+    left = re.findall(r" expires ((?:\d+m)?(?:\d+s)?(?:\d+ms)?)", listed)
+    parts = [{unit: int(number) for number, unit in re.findall(r"(\d+)(ms|m|s)", text)} for text in left]
+    return [60 * each.get("m", 0) + each.get("s", 0) + each.get("ms", 0) / 1000 for each in parts]
+
+
+def test_a_stranger_keeps_no_mapping_alive(pair: Way) -> None:
+    with (
+        pair.guest.namespace.udp() as guest,
+        pair.site.internet.udp(INTERNET, 9000) as known,
+        pair.site.internet.udp(STRANGER, 9000) as stranger,
+    ):
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        for peer in (stranger, known):
+            (before,) = expires_s(pair)
+            peer.sendto(b"hello", mapped)
+            guest.recv(100)
+            (after,) = expires_s(pair)
+            assert after <= before
+        guest.sendto(b"!", (STRANGER, 9000))
+        stranger.recv(100)
+        (renewed,) = expires_s(pair)
+        assert renewed > after
+
+
+def test_a_neighbour_that_forges_a_sockets_address_answers_nobody(pair: Way) -> None:
+    host = pair.hosts[0]
+    neighbour = VM.of(2, pair.site.guest(host, "10.10.0.6"), OTHER, OTHER_EXTERNAL)
+    pair.edges[0].kernel.change(Change(edge={neighbour.domain: neighbour.at(pair.edges[0])}))
+    host.kernel.change(Change(host={neighbour.domain: neighbour.on_host()}))
+    with (
+        pair.guest.namespace.udp() as guest,
+        pair.site.internet.udp(INTERNET, 9000) as known,
+        pair.site.internet.udp(STRANGER, 9000) as stranger,
+    ):
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        stranger.sendto(b"hello", mapped)
+        guest.recv(100)
+        forged = neighbour.guest.namespace
+        forged.ip("addr add 10.10.0.5/32 dev eth0")
+        before = host.kernel.drops()["forged-source"]
+        with forged.udp("10.10.0.5", guest.getsockname()[1]) as forger:
+            forger.sendto(b"forged", (STRANGER, 9000))
+            wait_until(lambda: host.kernel.drops()["forged-source"] > before)
+        guest.sendto(b"!", (STRANGER, 9000))
+        assert stranger.recvfrom(100) == (b"!", mapped)
+
+
+def test_strangers_at_once_are_bounded(pair: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mappings, "LIMIT", mappings.LIMIT._replace(most=8))
+    vm, host = pair.vm, pair.hosts[0].kernel
+    host.change(Change(host={vm.domain: dataclasses.replace(vm, filtering=Filtering.DEFAULT).on_host()}))
+    host.change(Change(host={vm.domain: vm.on_host()}))
+    with pair.guest.namespace.udp() as guest, pair.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(pair.site.internet.udp(STRANGER, 9100 + n)) for n in range(20)]
+            for stranger in strangers:
+                stranger.sendto(b"hello", mapped)
+            wait_until(lambda: host.drops()["too-many-strangers"] >= 20 - 9)
+            # Those that are in stay in, and so does whom the VM asked.
+            strangers[0].sendto(b"again", mapped)
+            known.sendto(b"!", mapped)
+            said = [guest.recv(100) for _ in range(20 - host.drops()["too-many-strangers"] + 2)]
+            assert said[-2:] == [b"again", b"!"]
