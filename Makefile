@@ -34,7 +34,7 @@ HOST_OPTION = $(if $(HOST),--host "$(HOST)")
 PACKAGES_DAEMONS := python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev ca-certificates clang
 PACKAGES_LAB := libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils dnsmasq-base iproute2 iptables \
                 util-linux procps lz4 zstd cpio
-PACKAGES_TESTS := nftables conntrack coturn gnutls-bin iputils-ping tcpdump systemd tshark tmux bash zsh fish man-db
+PACKAGES_TESTS := nftables conntrack coturn natpmpc miniupnpc gnutls-bin iputils-ping tcpdump systemd tshark tmux bash zsh fish man-db
 PACKAGES_MACHINES := mmdebstrap e2fsprogs git
 # Browsers, for the status page.
 PACKAGES_TESTS += chromium w3m
