@@ -429,13 +429,13 @@ def copy_catches_up() -> contextlib.AbstractContextManager[None]:
 def fenced_told_first() -> contextlib.AbstractContextManager[None]:
     """A machine that hung, and was the only edge, could not be fenced while nobody had confirmed its VM's ports."""
 
-    def advance(self: Rollout, now: float) -> Any:
-        while self._due or self._changed or self._snapshot_due or self._is_path_changed():
-            self._queue_updates(now)
-            due, self._due = self._due, set()
-            for uuid in due:
-                self._advance_vm(uuid, now)
-        messages, self._messages = self._messages, []
-        return tuple(messages)
+    def make(original: Any) -> Any:
+        def queue_updates(self: Rollout, now: float) -> None:
+            original(self, now)
+            later, self._later = self._later, {}
+            for name, update in later.items():
+                self._queue_update(self._fleet.nodes[name], self._node_syncs[name], update, now)
 
-    return changed(Rollout, "advance", lambda _: advance)
+        return queue_updates
+
+    return changed(Rollout, "_queue_updates", make)

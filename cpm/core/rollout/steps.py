@@ -20,10 +20,10 @@ Tested with real nodes around it in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from ipaddress import IPv4Network
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from cpm.core import moves
 from cpm.core.changes import DropVM, Notice
@@ -75,6 +75,26 @@ class RolloutRules:
     """How long nodes may take."""
 
 
+class _Update(NamedTuple):
+    """What a node is to be told."""
+
+    here: Collection[DomainUUID]
+    """VMs of which it may have to hold something else as a host."""
+    changed: Collection[DomainUUID]
+    """The same as an edge."""
+    is_snapshot: bool
+    """It is told everything."""
+
+    def after(self, former: _Update | None) -> _Update:
+        """Return both together, to be kept."""
+        here, changed, is_snapshot = former or _Update((), (), is_snapshot=False)
+        return _Update(
+            tuple(dict.fromkeys((*here, *self.here))),
+            tuple(dict.fromkeys((*changed, *self.changed))),
+            is_snapshot or self.is_snapshot,
+        )
+
+
 class Rollout:
     """
     Keeps the nodes up to date and moves allocations through their states.
@@ -122,6 +142,8 @@ class Rollout:
         self._paths: dict[frozenset[Role], PathState] = {}
         self._path_version = fleet.path_version
         self._snapshot_due: set[NodeName] = set()
+        self._later: dict[NodeName, _Update] = {}
+        """What fenced nodes are told when all steps of a decision are taken."""
         self._messages: list[tuple[NodeName, ManagerMessage]] = []
 
     @property
@@ -242,20 +264,14 @@ class Rollout:
 
         :param now: Ledger time.
         """
-        last: set[NodeName] = set()
-        while True:
-            # No step waits for a node that is fenced, so it is told what is so after all of them.
-            last |= {name for name in self._snapshot_due if self._is_fenced(name)}
-            self._snapshot_due -= last
-            if not (self._due or self._changed or self._snapshot_due or self._is_path_changed()):
-                break
-            self._queue_updates(now, last)
+        while self._due or self._changed or self._snapshot_due or self._is_path_changed():
+            self._queue_updates(now)
             due, self._due = self._due, set()
             for uuid in due:
                 self._advance_vm(uuid, now)
-        if last:
-            self._snapshot_due = last
-            self._queue_updates(now)
+        later, self._later = self._later, {}
+        for name, update in later.items():
+            self._queue_update(self._fleet.nodes[name], self._node_syncs[name], update, now)
         messages, self._messages = self._messages, []
         return tuple(messages)
 
@@ -403,12 +419,8 @@ class Rollout:
     def _is_path_changed(self) -> bool:
         return self._path_version != self._fleet.path_version
 
-    def _queue_updates(self, now: float, besides: Container[NodeName] = ()) -> None:
-        """
-        Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM.
-
-        :param besides: Nodes that get a snapshot afterwards.
-        """
+    def _queue_updates(self, now: float) -> None:
+        """Queue an update for every node whose desired state changed. Looks at no other node, and at no other VM."""
         if is_path_changed := self._is_path_changed():
             self._path_version = self._fleet.path_version
             self._paths.clear()
@@ -416,8 +428,14 @@ class Rollout:
         hosts = self._hosts_concerned()
         concerned = dict.fromkeys([*self._fleet.edges, *hosts, *self._snapshot_due])
         for name in self._node_syncs if is_path_changed else concerned:
-            if name not in besides and (node_sync := self._node_syncs.get(name)) is not None:
-                self._queue_update(self._fleet.nodes[name], node_sync, hosts.get(name, ()), now)
+            if (node_sync := self._node_syncs.get(name)) is None:
+                continue
+            update = _Update(hosts.get(name, ()), self._changed, is_snapshot=name in self._snapshot_due)
+            if self._is_fenced(name):
+                # No step waits for it, so it is told what is so after all of them.
+                self._later[name] = update.after(self._later.get(name))
+            else:
+                self._queue_update(self._fleet.nodes[name], node_sync, update, now)
         self._due.update(self._changed)
         self._snapshot_due.clear()
         self._changed.clear()
@@ -434,16 +452,16 @@ class Rollout:
                 hosts.setdefault(told, []).append(uuid)
         return hosts
 
-    def _queue_update(self, node: Node, node_sync: NodeSync, here: Iterable[DomainUUID], now: float) -> None:
+    def _queue_update(self, node: Node, node_sync: NodeSync, update: _Update, now: float) -> None:
         is_edge = Role.EDGE in node.roles
-        if node.name in self._snapshot_due:
-            update: ManagerMessage | None = self._snapshot(node, node_sync, now)
+        if update.is_snapshot:
+            message: ManagerMessage | None = self._snapshot(node, node_sync, now)
         else:
-            host = {uuid: self._host_vm(uuid, node, node_sync.told_ports(uuid)) for uuid in here}
-            edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in self._changed if is_edge}
-            update = node_sync.make_delta(self._path(node), host, edge, now, self._fleet.grants)
-        if update is not None:
-            self._messages.append((node.name, update))
+            host = {uuid: self._host_vm(uuid, node, node_sync.told_ports(uuid)) for uuid in update.here}
+            edge = {uuid: desired_state.edge_vm(self._fleet, uuid, node) for uuid in update.changed if is_edge}
+            message = node_sync.make_delta(self._path(node), host, edge, now, self._fleet.grants)
+        if message is not None:
+            self._messages.append((node.name, message))
 
     def _snapshot(self, node: Node, node_sync: NodeSync, now: float) -> ManagerMessage:
         # A host holds nothing of VMs that are on others. What it was told before this session is not known: a range

@@ -13,8 +13,8 @@ ALL = 11
 """As the number of messages: more than there are."""
 
 
-def story(*events: Event, site: str = "apart", externals: int = 1) -> Story:
-    return Story(1, externals, events, site)
+def story(*events: Event, site: str = "apart", externals: int = 1, late: str = "") -> Story:
+    return Story(1, externals, events, site, late)
 
 
 STORIES = {
@@ -122,6 +122,16 @@ STORIES = {
         *(Event(Kind.CONNECT, "host1"), Event(Kind.CONNECT, "host1"), Event(Kind.STOP, vm=1), Event(Kind.SETTLE)),
         *(Event(Kind.START_NATD, "host1"), Event(Kind.CONNECT, "host1"), Event(Kind.START, "host1", 1)),
         *(Event(Kind.SETTLE), Event(Kind.HOLD_ALL, vm=1)),
+    ),
+    "a VM that stops on two hosts at once while the only edge is fenced, and has a session still": story(
+        *(Event(Kind.REBOOT_MANAGER), Event(Kind.DELIVER_DOWN, "edge1", 1), Event(Kind.START, "host1", 1)),
+        *(Event(Kind.START_CPMD), Event(Kind.CONNECT, "edge1", 1), Event(Kind.DELIVER_UP, "edge1", 1)),
+        *(Event(Kind.LIBVIRT, "host1", 1), Event(Kind.DELIVER_DOWN, "host1", 1), Event(Kind.STOP_UNSEEN, "host1", 1)),
+        *(Event(Kind.PASS, n=8), Event(Kind.START, "host2", 1), Event(Kind.CONNECT, "host1", 1)),
+        *(Event(Kind.POWER_OFF, "edge1", 1), Event(Kind.FENCE, "edge1", 1), Event(Kind.PARTITION, "edge1", 1)),
+        *(Event(Kind.SETTLE), Event(Kind.CONNECT, "edge1", 1), Event(Kind.CONNECT, "edge1", 1)),
+        *(Event(Kind.MIGRATE, "host1", 1), Event(Kind.STOP, "host1", 1), Event(Kind.SETTLE)),
+        late="edge2",
     ),
     "an operator who gives ports by an old copy before any edge has shown that it is one": story(
         *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.BACKUP)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpm.core.changes import NoteOutdated
+from cpm.core.changes import AddAllocation, NoteOutdated
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
 from cpm.ledger import SqliteLedger
@@ -18,7 +18,7 @@ from cpm.protocol.bounds import MAX_COUNT, MAX_GENERATION
 from cpm.protocol.holdings import Held, HeldRange
 from cpm.protocol.ledger_errors import LedgerDoubted, LedgerMistrusted
 from cpm.protocol.messages import PROTOCOL, Follows, Hello, Welcome
-from cpm.protocol.model import DomainUUID, ExternalAddress, NodeName, PortRange
+from cpm.protocol.model import Allocation, AllocationState, DomainUUID, ExternalAddress, NodeName, PortRange
 from cpm.protocol.walltime import WallTime
 from natctl.core.following import OtherLedger, OtherManager, StaleEpoch
 from tests.fakes.ledgers import copy_unmarked
@@ -387,3 +387,14 @@ def test_that_the_ledger_is_outdated_is_noted_once(site: Site, tmp_path: Path) -
     site.pass_time(1.0)
     site.pass_time(1.0)
     assert sum(noted) == 1
+
+
+def test_no_range_is_reserved_by_a_ledger_in_doubt_whoever_forgets_to_ask(site: Site, tmp_path: Path) -> None:
+    _with_an_old_copy(site, tmp_path / "copy.db")
+    _connect_all(site)
+    assert site.manager is not None
+    fleet, ports = site.manager.fleet, PortRange(4096, 4159)
+    new = Allocation(fleet.new_id(), VM, HOST1, EXTERNAL, ports, AllocationState.RESERVED, site.now)
+    with pytest.raises(LedgerDoubted):
+        fleet.record(AddAllocation(new))
+    assert ports not in _given(site, VM)
