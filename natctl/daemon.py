@@ -19,6 +19,7 @@ import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from cpm.api import session as manager_session
@@ -38,7 +39,7 @@ from natctl.core.identity import Identity
 from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
 from natctl.hook_server import HookServer
-from natctl.kernel import reacting, settings_before, sysctl
+from natctl.kernel import guest_addresses, reacting, settings_before, sysctl
 from natctl.kernel.kernel import Kernel
 from natctl.kernel.port_reader import PortReader
 from natctl.kernel.settings_before import SettingsBefore
@@ -76,6 +77,10 @@ TELL_S = 0.05
 FOLLOW_S = 10.0
 """Seconds between two looks at the neighbour table without a reported change; see
 :data:`natctl.ruleset.senders.FOLLOWED_S`."""
+GUESTS_S = 1.0
+"""Seconds between two looks for the addresses of guests to which something is to be let in."""
+LEASES_S = 5.0
+"""Seconds between two readings of libvirt's leases for them."""
 FIRST_LIST_S = 3.0
 """Seconds that libvirt has at start to list its domains before the manager is told which VMs run here."""
 
@@ -136,6 +141,7 @@ class Natd:
                 self._node, self._carry_out, self._answer, self._host, settings.guests, self._libvirt, self._visitor
             )
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook, self._metrics.on_hook_answered)
+        self._leases: dict[DomainUUID, tuple[IPv4Address, ...]] = {}
         self._is_telling_guests = False
         self._is_carrying_out_soon = False
         self._count_share = CountShare()
@@ -177,10 +183,12 @@ class Natd:
                 start("older", self._kernel_events.watch_older(self._older_log_group), forever=True)
                 for number in range(COUNTERS):
                     start(f"counting {number}", self._kernel_events.serve_counting(), forever=True)
+            start("guest addresses", self._every(GUESTS_S, self._find_guests), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None and self._watch is not None:
             start("libvirt", self._libvirt.run(), forever=True)
             start("libvirt events", self._watch.serve_events(self._libvirt), forever=True)
+            start("libvirt leases", self._every(LEASES_S, self._read_leases), forever=True)
             start("libvirt list", self._watch.serve_lists(self._libvirt), forever=True)
         if self._visitor is not None:
             start("guests", self._visitor.run(), forever=True)
@@ -450,6 +458,21 @@ class Natd:
         self._port_fault = read.fault
         self._node.on_own_ports(read, clock.now())
         self._carry_out()
+
+    async def _find_guests(self) -> None:
+        """Find the addresses of guests: as libvirt's leases or their agents have them, else as their taps use them."""
+        if not (wanted := self._node.guests_to_find()):
+            return
+        found = await guest_addresses.read(wanted)
+        leased = {uuid: addresses for uuid, addresses in self._leases.items() if uuid in wanted}
+        self._node.on_guest_addresses(found | leased)
+        self._carry_out()
+
+    async def _read_leases(self) -> None:
+        """Read which addresses libvirt has leased to guests."""
+        if self._libvirt is None or not (wanted := self._node.guests_to_find()):
+            return
+        self._leases = await self._libvirt.leases(wanted)
 
     async def _measure(self) -> None:
         taps = self._node.taps()

@@ -151,7 +151,7 @@ def back_not_asked() -> contextlib.AbstractContextManager[None]:
 
 def no_hold_down() -> contextlib.AbstractContextManager[None]:
     """A port goes to its next owner as soon as it is not in use."""
-    return changed(Rollout, "_hold_down_end", lambda _: lambda self, held: held.since)
+    return changed(Rollout, "hold_down_end", lambda _: lambda self, held: held.since)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Address
 from typing import Any
 
 from cpm.protocol.errors import Unreachable
@@ -132,6 +133,26 @@ class LibvirtConnection:
                 return None
             raise
         return listed
+
+    def leases(self, uuid: DomainUUID) -> tuple[IPv4Address, ...]:
+        """
+        Return the IPv4 addresses that libvirt's own networks have leased to a domain, the latest first; none: it has
+        none, or does not run here.
+
+        :raise ConnectionBroken: When the connection is lost.
+        :raise Unreachable: When libvirt refuses.
+        """
+        try:
+            with self._translate_errors():
+                domain = self._connection_of_thread().lookupByUUIDString(uuid)
+                every = domain.interfaceAddresses(self._libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
+        except Unreachable as error:
+            if isinstance(error, ConnectionBroken):
+                raise
+            # Not running any more, or a network of which libvirt knows no leases.
+            return ()
+        found = (each["addr"] for interface in every.values() for each in interface["addrs"] or () if each["type"] == 0)
+        return tuple(dict.fromkeys(IPv4Address(text) for text in found))
 
     def agent_channel(self, uuid: DomainUUID) -> LibvirtAgentChannel:
         """

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import operator
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
 from typing import Protocol, TypeVar
 
 from cpm.protocol.errors import Unreachable
@@ -47,6 +48,9 @@ class Connection(Protocol):
 
     def domain(self, uuid: DomainUUID) -> ListedDomain | None:
         """Return one active domain; None: it does not run here."""
+
+    def leases(self, uuid: DomainUUID) -> tuple[IPv4Address, ...]:
+        """Return the addresses that libvirt has leased to a domain."""
 
     def agent_channel(self, uuid: DomainUUID) -> AgentChannel:
         """Return the channel to a domain's guest agent."""
@@ -145,6 +149,16 @@ class LibvirtMonitor:
             if not found.domains and not found.absent:
                 raise
             return found
+
+    async def leases(self, uuids: Iterable[DomainUUID]) -> dict[DomainUUID, tuple[IPv4Address, ...]]:
+        """
+        Return the addresses that libvirt has leased to these domains, as far as it has.
+
+        :raise Unreachable: When no connection is open, it broke, or libvirt refuses.
+        :raise TimeoutError: When libvirt does not answer in time.
+        """
+        found = {uuid: await self._call(operator.methodcaller("leases", uuid)) for uuid in uuids}
+        return {uuid: addresses for uuid, addresses in found.items() if addresses}
 
     async def _look_up(self, known: Iterable[DomainUUID]) -> DomainList:
         domains: list[ListedDomain] = []

@@ -12,7 +12,7 @@ them, which is why a declaration has functions that return them.
 from __future__ import annotations
 
 from cpm.api.parameters import Address, Choice, Choices, Flag, Match, Moment, NameCursor, Parameter, WholeNumber
-from cpm.api.words import EVENT_NAMES, NODE_EVENT_NAMES, NODE_STATES, ROLES, VM_STATES, hyphenated
+from cpm.api.words import EVENT_NAMES, FORWARD_STATES, NODE_EVENT_NAMES, NODE_STATES, ROLES, VM_STATES, hyphenated
 from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.errors import (
     AddressInUse,
@@ -21,8 +21,10 @@ from cpm.protocol.errors import (
     ConfigError,
     Conflict,
     NotFound,
+    PortHeld,
     PortsExhausted,
     PortsInUse,
+    QuotaReached,
     VirtPortsError,
 )
 
@@ -232,6 +234,29 @@ HISTORY: Final = Operation(
         _VM, WholeNumber("limit", "most entries to return", 1, 100_000, default=1000), _EVENT, *_TIME, _BEFORE,
     ),
     errors=(NotFound,),
+)  # fmt: skip
+LIST_FORWARDS: Final = Operation(
+    "GET", "/v1/forwards", lambda: list[views.ForwardView],
+    "List what is let in to VMs from outside, in order of address and ports.",
+    parameters=(
+        Match("match", "only of VMs with such a name or UUID"),
+        Parameter("node", "only of VMs on this host"),
+        Address("address", "only on this external address", required=False),
+        Choices("state", "only in such a state", FORWARD_STATES),
+        WholeNumber("limit", "most entries to return; all when it is missing", 1, 100_000),
+    ),
+    errors=(NotFound,),
+)  # fmt: skip
+ADD_FORWARD: Final = Operation(
+    "POST", "/v1/domains/{name}/forwards", lambda: views.ForwardView,
+    "Let connections from outside in to one VM; what it has already is returned as it is.",
+    parameters=(_VM,), body=lambda: requests.ForwardRequestBody,
+    errors=(*_NO_SUCH_VM, Conflict, PortHeld, PortsExhausted, QuotaReached),
+)  # fmt: skip
+REMOVE_FORWARDS: Final = Operation(
+    "POST", "/v1/domains/{name}/forwards/remove", lambda: list[views.ForwardView],
+    "Let nothing new in to ports of one VM; return its forwards. What is open stays, and then the ports become free.",
+    parameters=(_VM,), body=lambda: requests.ForwardRemoval, errors=_NO_SUCH_VM,
 )  # fmt: skip
 WHOIS: Final = Operation(
     "GET", "/v1/whois", lambda: views.WhoisView, "Return the VM that held an external port at a moment.",

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from cpm.protocol.bounded import Duration, WishedNumber, Word
 from cpm.protocol.bounds import LAST_PORT, MAX_EXTERNALS, MAX_QUOTA_PORTS, MAX_QUOTA_VMS, MAX_RANGES
-from cpm.protocol.model import Filtering, PortRange, Role
+from cpm.protocol.model import Filtering, ForwardProtocol, PortRange, Role
 
 
 class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -39,6 +39,30 @@ class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     ports: Annotated[int, Meta(ge=1, le=LAST_PORT)]
     """Rounded up to whole blocks, kept between floor and cap."""
+
+
+class ForwardRequestBody(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What to let in to a VM."""
+
+    guest_ports: PortRange
+    ports: PortRange | None = None
+    """The external ports, as many; null: any."""
+    address: IPv4Address | None = None
+    """The external address; null: the VM's, if it has one."""
+    protocol: ForwardProtocol = ForwardProtocol.TCP
+    guest_address: IPv4Address | None = None
+    """The guest's own address; null: its host finds it."""
+    kept: bool = True
+    """It stays the VM's while the VM does not run."""
+
+
+class ForwardRemoval(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which forwards of a VM to remove."""
+
+    ports: PortRange
+    """All whose external ports are among these."""
+    address: IPv4Address | None = None
+    """Only those on this external address; null: on any."""
 
 
 class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,7 +14,15 @@ from ipaddress import IPv4Address
 from msgspec import Struct
 
 from cpm.api.words import node_state
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.model import (
+    AllocationState,
+    DomainUUID,
+    ForwardOrigin,
+    ForwardProtocol,
+    NodeName,
+    PortRange,
+    Role,
+)
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
@@ -105,6 +113,35 @@ class GuestAgentView(Struct, frozen=True):
     last_port: int | None
 
 
+class ForwardView(Struct, frozen=True):
+    """What is let in to one VM from outside."""
+
+    name: str
+    uuid: DomainUUID
+    node: NodeName
+    """The VM's host."""
+    external_address: IPv4Address
+    first_port: int
+    last_port: int
+    protocol: ForwardProtocol
+    guest_address: IPv4Address | None
+    """The guest's own address that was asked for; null: its host finds it."""
+    guest_port: int
+    """The guest's port for ``first_port``; the others follow."""
+    kept: bool
+    """It stays the VM's while the VM does not run."""
+    origin: ForwardOrigin
+    """``set`` (``virt-ports forward add``), ``metadata`` (the domain's XML) or ``pcp`` (the guest)."""
+    state: str
+    """``active``, ``starting`` (being programmed), ``resting`` (the VM does not run), or ``leaving`` (it was removed,
+    and its ports are not free yet)."""
+    since: UtcSeconds
+    ends: UtcSeconds | None = None
+    """When it ends unless it is renewed; null: it does not end by itself."""
+    problem: str = ""
+    """Why it may not work, and the remedy."""
+
+
 class DomainDetail(Struct, frozen=True):
     """Everything known of one VM."""
 
@@ -132,6 +169,8 @@ class DomainDetail(Struct, frozen=True):
     """Packets of new connections dropped because of its limit of connections, or of new ones in a second."""
     claimed_by: NodeName | None = None
     """Another host that says that the VM runs there, while ``node`` has not said that it is gone."""
+    forwards: tuple[ForwardView, ...] = ()
+    """What is let in to it, in order of address and ports; those that leave included."""
 
 
 class HolderView(Struct, frozen=True):
@@ -331,6 +370,8 @@ class RangeView(Struct, frozen=True, gc=False):
     uuid: DomainUUID
     node: NodeName
     """The host that uses it, or has to confirm that it no longer uses it."""
+    kind: str = "range"
+    """``range`` (for the VM's own connections) or ``forward`` (for connections that are let in to it)."""
 
 
 class AddressDetail(AddressView, frozen=True):

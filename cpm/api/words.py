@@ -23,6 +23,7 @@ ROLES: Final = ("host", "edge")
 NODE_STATES: Final = (
     "connected", "away", "fenced", "out of service", "not answering", "waiting for approval", "revoked",
 )  # fmt: skip
+FORWARD_STATES: Final = ("starting", "active", "resting", "leaving")
 EVENT_NAMES: Final = tuple(kind.name for kind in JOURNAL)
 """Those of the journal."""
 NODE_EVENT_NAMES: Final = tuple(kind.name for kind in NODES)

@@ -22,6 +22,7 @@ from cpm.protocol.model import (
     AllocationState,
     DomainUUID,
     ExternalAddress,
+    Forward,
     Node,
     NodeName,
     PortRange,
@@ -108,6 +109,14 @@ class MoveAllocation:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PutForward:
+    """Change what a forward lets in, or that it is wanted; its ports and its state stay. A conflict for a range."""
+
+    id: AllocationId
+    forward: Forward
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class FreeAllocation:
     """Remove an allocation: its ports become free, or another allocation of the same VM takes them over."""
 
@@ -182,6 +191,7 @@ Change: TypeAlias = (
     | PutOwnPorts
     | AddAllocation
     | MoveAllocation
+    | PutForward
     | FreeAllocation
     | Notice
     | NoteAct

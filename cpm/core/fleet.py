@@ -23,6 +23,7 @@ from cpm.core.changes import (
     FreeAllocation,
     MoveAllocation,
     PutAddress,
+    PutForward,
     PutNode,
     PutOwnPorts,
     PutStretch,
@@ -100,7 +101,9 @@ class Fleet:
         self.reserved: dict[AllocationId, Allocation] = {}
         """Reserved allocations."""
         self.leaving: dict[AllocationId, Allocation] = {}
-        """Draining and held allocations."""
+        """Draining and held allocations, without forwards that are held until their VM runs again."""
+        self.forwards: dict[AllocationId, Allocation] = {}
+        """Forwards in any state."""
         self.edges: dict[NodeName, Node] = {}
         """The nodes with the role edge."""
         self.migrating: dict[DomainUUID, NodeName] = {}
@@ -177,12 +180,21 @@ class Fleet:
         return self._by_id.get(allocation_id)
 
     def of(self, uuid: DomainUUID) -> tuple[Allocation, ...]:
-        """Return the allocations of a VM, in any state."""
+        """Return the allocations of a VM for its own connections, in any state."""
+        return self.space.ranges_of(uuid)
+
+    def all_of(self, uuid: DomainUUID) -> tuple[Allocation, ...]:
+        """Return the allocations of a VM, in any state, its forwards included."""
         return self.space.of(uuid)
 
+    def forwards_of(self, uuid: DomainUUID) -> tuple[Allocation, ...]:
+        """Return the forwards of a VM, in any state."""
+        every = self.space.of(uuid)
+        return every if not every else tuple(each for each in every if each.forward is not None)
+
     def one(self, uuid: DomainUUID, state: AllocationState) -> Allocation | None:
-        """Return the VM's allocation in that state (active or reserved: at most one each); None: it has none."""
-        for allocation in self.space.of(uuid):
+        """Return the VM's range in that state (active or reserved: at most one each); None: it has none."""
+        for allocation in self.space.ranges_of(uuid):
             if allocation.state is state:
                 return allocation
         return None
@@ -242,11 +254,16 @@ class Fleet:
                 self._index(allocation)
             case MoveAllocation():
                 self._move(change)
+            case PutForward(id=changed, forward=forward):
+                new = dataclasses.replace(self._by_id[changed], forward=forward)
+                self.space.change(new)
+                self._index(new)
             case FreeAllocation(id=freed):
                 self.changed.add(self.space.release(freed).domain)
                 self.use.on_allocation(self._by_id.pop(freed), None)
                 self.reserved.pop(freed, None)
                 self.leaving.pop(freed, None)
+                self.forwards.pop(freed, None)
         self._recorded.append(change)
 
     def _keep_own_ports(self, node: NodeName, kept: tuple[KeptPorts, ...]) -> None:
@@ -293,8 +310,10 @@ class Fleet:
         self.leaving.pop(allocation.id, None)
         if allocation.state is AllocationState.RESERVED:
             self.reserved[allocation.id] = allocation
-        elif allocation.state is not AllocationState.ACTIVE:
+        elif allocation.state is not AllocationState.ACTIVE and not _rests(allocation):
             self.leaving[allocation.id] = allocation
+        if allocation.forward is not None:
+            self.forwards[allocation.id] = allocation
         self.changed.add(allocation.domain)
 
     def _index_vm(self, vm: VM) -> None:
@@ -309,3 +328,8 @@ class Fleet:
         if Role.EDGE in node.roles:
             self.edges[node.name] = node
         self.path_version += 1
+
+
+def _rests(allocation: Allocation) -> bool:
+    """Return whether it waits for its VM to run again, and for nothing else."""
+    return allocation.is_wanted_forward and allocation.state is AllocationState.HELD

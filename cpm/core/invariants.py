@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from cpm.core.changes import AddAllocation, Change, EndRestoring, FreeAllocation, MoveAllocation
+from cpm.core.changes import AddAllocation, Change, EndRestoring, FreeAllocation, MoveAllocation, PutForward
 from cpm.core.journal import LedgerState
 from cpm.core.lifecycle import TRANSITIONS
 from cpm.protocol.intent import EdgeIntent, HostIntent
@@ -121,6 +121,8 @@ class Invariants:
                     found += self._held.add(allocation, now)
                 case MoveAllocation():
                     found += self._held.move(change, now)
+                case PutForward():
+                    found += self._held.put_forward(change)
                 case FreeAllocation():
                     if (old := self._held.of.get(change.id)) is not None and not change.taken_over:
                         found += self._may_be_freed(old, change, nodes, sessions, now)
@@ -163,6 +165,7 @@ class Invariants:
         for vm in message.host:
             # Of ranges that drain it only counts the connections.
             ports[vm.domain] += () if vm.ports is None else (vm.ports,)
+            ports[vm.domain] += (each.ports for each in vm.forwards)
             yield from self._is_hosts(node, vm)
         for edge_vm in message.edge:
             ports[edge_vm.domain] += (each.ports for each in edge_vm.ranges)
@@ -175,10 +178,14 @@ class Invariants:
 
     def _is_hosts(self, node: NodeName, vm: HostIntent) -> Iterable[Violation]:
         mine = [each for each in self._held.of_vm(vm.domain) if each.node == node]
-        there = [each.ports for each in mine if each.external == vm.external]
+        there = [each.ports for each in mine if each.external == vm.external and each.forward is None]
         if vm.ports is not None and not _covers(there, vm.ports):
             yield Violation(vm.domain, None, f"host {node} would use {vm.external} {vm.ports}, which it does not hold")
-        for ports in vm.draining:
+        forwards = [each.ports for each in mine if each.forward is not None]
+        for forward in vm.forwards:
+            if forward.ports not in forwards:
+                yield Violation(vm.domain, None, f"host {node} would forward {forward.ports}, which it does not hold")
+        for ports in (*vm.draining, *vm.leaving_forwards):
             if not _covers([each.ports for each in mine], ports):
                 yield Violation(vm.domain, None, f"host {node} would keep {ports}, which it does not hold")
 
@@ -253,6 +260,13 @@ class _Holdings:
                 if _is_illegal(each.state, new.state):
                     yield _about(each, f"it would be {new.state} though it is {each.state}")
         yield from self._checked_put(new)
+
+    def put_forward(self, change: PutForward) -> Iterable[Violation]:
+        old = self.of.get(change.id)
+        if old is None or old.forward is None:
+            yield Violation(DomainUUID(""), change.id, f"allocation {change.id} would change, and is no forward")
+            return
+        self.of[change.id] = dataclasses.replace(old, forward=change.forward)
 
     def free(self, change: FreeAllocation) -> Iterable[Violation]:
         old = self.of.get(change.id)

@@ -24,6 +24,7 @@ from cpm.core.claims import Claims
 from cpm.core.continuity import Continuity, RefusedNodes
 from cpm.core.fleet import Fleet
 from cpm.core.forecast import Forecast
+from cpm.core.forwards import Forwards
 from cpm.core.journal import LedgerState, NodeEvent
 from cpm.core.membership import Membership
 from cpm.core.pool import Pool
@@ -147,6 +148,13 @@ class Manager:
         self._reports = HostReports(self.fleet, self.present, self._rollout, self.wishes, rules, self.sizer)
         self.membership = Membership(self.fleet, self.sessions, self._rollout, rules)
         """Who may be a node: what the operator approved, and what others ask."""
+        self.forwards = Forwards(
+            self.fleet,
+            self.running.hosts,
+            lambda name: rules.quota.of(self.fleet.nodes.get(name)),
+            self._rollout.hold_down_end,
+        )
+        """What is let in to VMs from outside."""
         self._presence = VMPresence(
             epoch,
             self.fleet,
@@ -155,6 +163,7 @@ class Manager:
             self.waiting,
             self.claims,
             self.twins,
+            self.forwards,
             self._rollout,
             self.sizer,
             self.wishes,
@@ -246,9 +255,9 @@ class Manager:
         self.refused.take_over(former.refused)
         handed_out = former._rollout.handed_out
         for uuid in self.fleet.vms:
-            mine = self.fleet.one(uuid, AllocationState.RESERVED)
-            if mine is not None and mine.id in handed_out:
-                self._rollout.on_host_uses(mine.id)
+            for mine in self.fleet.all_of(uuid):
+                if mine.state is AllocationState.RESERVED and mine.id in handed_out:
+                    self._rollout.on_host_uses(mine.id)
 
     def resume(
         self, hello: Hello, generation: int, now: float, detached: int = 0, incoming: Sequence[Attach] = ()
@@ -487,6 +496,7 @@ class Manager:
                 del self._resync_at[name]
                 self._rollout.queue_snapshot(name)
         self._presence.tick(now)
+        self.forwards.tick(now)
         self.pool.tick(now)
         self.sizer.leave_own_ports(now)
         self.sizer.compact(now)

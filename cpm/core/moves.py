@@ -11,6 +11,7 @@ Tested in ``tests/unit/site/test_order.py``.
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import IPv4Address
 
 from cpm.core.changes import AddAllocation, FreeAllocation, MoveAllocation
 from cpm.core.fleet import Fleet
@@ -26,7 +27,7 @@ from cpm.core.placement import (
     Shrunk,
     Stay,
 )
-from cpm.protocol.model import Allocation, AllocationState, DomainUUID, NodeName, PortRange
+from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, Forward, NodeName, PortRange
 
 _State = AllocationState
 
@@ -63,9 +64,12 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
 
     :raise IllegalStep: When the range is not reserved; then nothing is recorded.
     """
-    active = fleet.one(reserved.domain, _State.ACTIVE)
     after = step(reserved.state, AllocationEvent.PROGRAMMED)
     assert after is not None
+    if reserved.forward is not None:
+        _move(fleet, reserved, reserved.ports, after, now)
+        return
+    active = fleet.one(reserved.domain, _State.ACTIVE)
     fleet.tallies.on_in_use(_purpose(active, reserved), now - reserved.since)
     if active is None:
         _move(fleet, reserved, reserved.ports, after, now)
@@ -75,6 +79,27 @@ def activate(fleet: Fleet, reserved: Allocation, now: float) -> None:
     else:
         advance(fleet, active, AllocationEvent.SUPERSEDED, now)
         _move(fleet, reserved, reserved.ports, after, now)
+
+
+def add_forward(
+    fleet: Fleet, vm: VM, external: IPv4Address, ports: PortRange, forward: Forward, now: float
+) -> Allocation:
+    """Reserve ports for a forward of a VM, on its host."""
+    reserved = Allocation(fleet.new_id(), vm.uuid, vm.node, external, ports, _State.RESERVED, now, forward)
+    fleet.record(AddAllocation(reserved))
+    return reserved
+
+
+def take_back(fleet: Fleet, forward: Allocation, node: NodeName, now: float) -> None:
+    """
+    Reserve the ports of a forward that drains or rests again, for the host on which its VM runs now.
+
+    :raise IllegalStep: When it does neither; then nothing is recorded.
+    """
+    after = step(forward.state, AllocationEvent.RECLAIMED)
+    assert after is not None
+    fleet.record(FreeAllocation(forward.id, (forward.ports, forward.state), taken_over=True))
+    fleet.record(AddAllocation(dataclasses.replace(forward, id=fleet.new_id(), node=node, state=after, since=now)))
 
 
 def advance(

@@ -16,6 +16,7 @@ from cpm.core import moves
 from cpm.core.changes import Notice, PutVM
 from cpm.core.claims import Claim, Claims
 from cpm.core.fleet import Fleet
+from cpm.core.forwards import Forwards
 from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.quotas import Quota
@@ -55,6 +56,7 @@ class VMPresence:
     :param waiting: VMs that run and have no ports because there are none; changed here.
     :param claims: What other hosts say of VMs that run; changed here.
     :param twins: The VMs that are served beside one of a host without session; changed here.
+    :param forwards: Is told when VMs start and end.
     :param wishes: Returns the wishes in effect for a VM.
     :param now: Seconds.
     """
@@ -68,6 +70,7 @@ class VMPresence:
         waiting: Starters,
         claims: Claims,
         twins: Twins,
+        forwards: Forwards,
         rollout: Rollout,
         sizer: Sizer,
         wishes: Callable[[VM], EffectiveWishes],
@@ -81,6 +84,7 @@ class VMPresence:
         self._waiting = waiting
         self._claims = claims
         self._twins = twins
+        self._forwards = forwards
         self._rollout = rollout
         self._sizer = sizer
         self._wishes = wishes
@@ -103,7 +107,7 @@ class VMPresence:
         for uuid in list(self._running.hosts):
             self._running.remove(uuid)
         for vm in list(self._fleet.vms.values()):
-            held = self._fleet.of(vm.uuid)
+            held = self._fleet.all_of(vm.uuid)
             # One that holds nothing was waiting for ports; its host says whether it still runs.
             if not held or any(a.state in (_State.RESERVED, _State.ACTIVE) for a in held):
                 self._running.put(vm.uuid, vm.node)
@@ -116,11 +120,12 @@ class VMPresence:
         got back what it had, because its host said in a former session that it was gone.
         """
         for held in hello.host_holds if Role.HOST in node.roles else ():
-            reserved = self._fleet.one(held.domain, _State.RESERVED)
-            if reserved is None or reserved.node != node.name or self._running.hosts.get(held.domain) != node.name:
+            if self._running.hosts.get(held.domain) != node.name:
                 continue
-            if any(each.ports.covers(reserved.ports) for each in held.ranges):
-                self._rollout.on_host_uses(reserved.id)
+            for mine in self._fleet.all_of(held.domain):
+                is_here = mine.state is _State.RESERVED and mine.node == node.name
+                if is_here and any(each.ports.covers(mine.ports) for each in held.ranges):
+                    self._rollout.on_host_uses(mine.id)
 
     def on_attach(self, node: Node, attach: Attach, now: float, *, is_repeated: bool = False) -> None:
         """
@@ -151,6 +156,8 @@ class VMPresence:
             if not is_repeated:
                 refusal = Refused(self._epoch, attach.domain, error.code, cut(str(error)))
                 self._rollout.queue_message(node.name, refusal)
+        if vm is not None and vm.node == node.name:
+            self._forwards.on_started(vm, now)
 
     def on_detach(self, name: NodeName, uuid: DomainUUID, now: float) -> None:
         """A host says that a VM is gone, or an operator vouches for it. Only its own host's word ends its ranges."""
@@ -173,6 +180,7 @@ class VMPresence:
         for allocation in self._fleet.of(uuid):
             if allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
+        self._forwards.on_stopped(uuid, now)
 
     def take_back(self, node: Node, hello: Hello) -> None:
         """
@@ -304,7 +312,7 @@ class VMPresence:
 
         :param comes_from_another: It was another host's until now.
         """
-        for allocation in self._fleet.of(vm.uuid):
+        for allocation in self._fleet.all_of(vm.uuid):
             if allocation.node != vm.node and allocation.state in (_State.RESERVED, _State.ACTIVE):
                 moves.advance(self._fleet, allocation, AllocationEvent.RELEASED, now)
         if any(a.state in (_State.RESERVED, _State.ACTIVE) for a in self._fleet.of(vm.uuid)):

@@ -10,6 +10,7 @@ Hosts are waited for as long as the hold-down lasts. From then on all goes as us
 - Where they name different hosts for one VM, that says nothing: what an edge has seen, its kernel may have refused. All
   these hosts are waited for, and the one counts on which the VM runs.
 - The range that the VM's host uses for new connections is active; others drain.
+- A forward that the ledger has stays one; one that it does not know drains.
 - What the ledger alone has drains too, unless an edge maps it for another VM: then the ledger was wrong.
 - An external address that the ledger does not have is added; only the ports in use on it, the others stay reserved.
 
@@ -37,6 +38,7 @@ from cpm.protocol.model import (
     AllocationState,
     DomainUUID,
     ExternalAddress,
+    Forward,
     NodeName,
     PortRange,
     Role,
@@ -268,7 +270,8 @@ class _Compared:
         if self.mapped is None or self.mapped.in_use is None:
             return True
         external, ports = self.mapped.in_use
-        current = [each for each in self.held if each.state in (_State.ACTIVE, _State.RESERVED)]
+        ranges = [each for each in self.held if each.forward is None]
+        current = [each for each in ranges if each.state in (_State.ACTIVE, _State.RESERVED)]
         return ports in coalesce(_on(external, [(each.external, each.ports) for each in current])) or any(
             (each.external, each.ports) == (external, ports) for each in current
         )
@@ -296,25 +299,42 @@ class _Compared:
             return
         taken: list[PortRange] = []
 
-        def add(external: IPv4Address, ports: PortRange, state: AllocationState, since: float, where: NodeName) -> None:
-            for part in _without(ports, taken):
-                new = Allocation(fleet.new_id(), self.uuid, where, external, part, state, since)
+        def add(
+            external: IPv4Address,
+            ports: PortRange,
+            state: AllocationState,
+            since: float,
+            where: NodeName,
+            forward: Forward | None = None,
+        ) -> None:
+            parts = _without(ports, taken) if forward is not None else _apart(_without(ports, taken))
+            for part in parts:
+                # No range has such ports: it was a forward.
+                former = Forward(to=part.first, is_wanted=False) if part.first < FIRST_PORT else None
+                new = Allocation(fleet.new_id(), self.uuid, where, external, part, state, since, forward or former)
                 fleet.record(AddAllocation(new))
             taken.append(ports)
 
+        def keep(each: Allocation) -> None:
+            state, since = (each.state, each.since) if each.state is _State.HELD else (_State.DRAINING, now)
+            add(each.external, each.ports, state, since, each.node, each.forward)
+
+        mine = [each for each in self.held if each.id not in self.others]
+        for each in mine:
+            if each.forward is not None:
+                keep(each)
         if self.mapped is not None and self.mapped.in_use is not None:
             add(*self.mapped.in_use, _State.ACTIVE, now, node)
         for external, ports in self.mapped.ranges if self.mapped is not None else ():
             add(external, ports, _State.DRAINING, now, node)
-        for each in self.held:
-            if each.id not in self.others:
-                state, since = (each.state, each.since) if each.state is _State.HELD else (_State.DRAINING, now)
-                add(each.external, each.ports, state, since, each.node)
+        for each in mine:
+            if each.forward is None:
+                keep(each)
 
 
 def _every(fleet: Fleet, mapped: _Mapped) -> Iterator[_Compared]:
     for uuid in {**fleet.vms, **mapped.vms}:
-        vm, held = fleet.vms.get(uuid), fleet.of(uuid)
+        vm, held = fleet.vms.get(uuid), fleet.all_of(uuid)
         others = frozenset(each.id for each in held if mapped.is_others(uuid, each.external, each.ports))
         is_others = vm is not None and mapped.internals.get(vm.internal, uuid) != uuid
         yield _Compared(uuid, vm, held, others, mapped.vms.get(uuid), is_others)
@@ -351,6 +371,14 @@ def _without(ports: PortRange, others: Iterable[PortRange]) -> list[PortRange]:
     for other in others:
         rest = [part for each in rest for part in each.minus(other)]
     return rest
+
+
+def _apart(ranges: Iterable[PortRange]) -> Iterator[PortRange]:
+    """Yield the same ports, those below 1024 apart from the others."""
+    low = PortRange(0, FIRST_PORT - 1)
+    for ports in ranges:
+        rest = ports.minus(low)
+        yield from (*(part for each in rest for part in ports.minus(each)), *rest) if rest else (ports,)
 
 
 def _on(external: IPv4Address, ranges: Iterable[tuple[IPv4Address, PortRange]]) -> list[PortRange]:

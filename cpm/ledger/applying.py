@@ -25,6 +25,7 @@ from cpm.core.changes import (
     NoteSeen,
     Notice,
     PutAddress,
+    PutForward,
     PutNode,
     PutOwnPorts,
     PutStretch,
@@ -40,7 +41,7 @@ ACTS_KEPT: Final = 100_000
 NODE_EVENTS_KEPT: Final = 10_000
 """Entries of the record of nodes that are kept: an edge that comes and goes every ten seconds fills them in a day."""
 
-_INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+_INSERT_ALLOCATION: Final = f"INSERT INTO allocations ({rows.ALLOCATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
 _UPDATE_ALLOCATION: Final = "UPDATE allocations SET node = ?, first = ?, last = ?, state = ?, since = ? WHERE id = ?"
 _JOURNAL: Final = (
     "INSERT INTO journal (at, event, allocation, domain, name, node, external, internal, first, last, state) "
@@ -97,7 +98,7 @@ def _drop_vm(connection: sqlite3.Connection, change: DropVM, now: float) -> None
     held = _allocations_where(connection, "domain", change.uuid)
     if held:
         raise Conflict(f"VM {change.uuid} still holds {len(held)} ranges; it is removed when they are free")
-    _require_deleted(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
+    _require_found(connection.execute("DELETE FROM vms WHERE uuid = ?", (change.uuid,)), "VM", change.uuid)
 
 
 def _put_node(connection: sqlite3.Connection, change: PutNode, now: float) -> None:
@@ -109,7 +110,7 @@ def _drop_node(connection: sqlite3.Connection, change: DropNode, now: float) -> 
     (used,) = connection.execute(query, (change.name,)).fetchone()
     if used:
         raise Conflict(f"VMs or ranges still belong to node {change.name}; stop or migrate them first")
-    _require_deleted(connection.execute("DELETE FROM nodes WHERE name = ?", (change.name,)), "node", change.name)
+    _require_found(connection.execute("DELETE FROM nodes WHERE name = ?", (change.name,)), "node", change.name)
 
 
 def _put_address(connection: sqlite3.Connection, change: PutAddress, now: float) -> None:
@@ -127,7 +128,7 @@ def _drop_address(connection: sqlite3.Connection, change: DropAddress, now: floa
     if held:
         raise AddressInUse(change.address, len(held))
     deleted = connection.execute("DELETE FROM addresses WHERE address = ?", (str(change.address),))
-    _require_deleted(deleted, "address", str(change.address))
+    _require_found(deleted, "address", str(change.address))
 
 
 def _put_own_ports(connection: sqlite3.Connection, change: PutOwnPorts, now: float) -> None:
@@ -163,6 +164,7 @@ def _add(connection: sqlite3.Connection, change: AddAllocation, now: float) -> N
                 allocation.ports.last,
                 allocation.state.value,
                 allocation.since,
+                rows.forward_text(allocation.forward),
             ),
         )
     except sqlite3.IntegrityError:
@@ -182,6 +184,7 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
         ports=change.ports,
         state=change.state,
         since=change.since,
+        forward=old.forward,
     )
     values = (new.node, new.ports.first, new.ports.last, new.state.value, new.since, new.id)
     connection.execute(_UPDATE_ALLOCATION, values)
@@ -190,6 +193,11 @@ def _move(connection: sqlite3.Connection, change: MoveAllocation, now: float) ->
     event = _event(old, new)
     if event:
         _journal(connection, event, new, now)
+
+
+def _put_forward(connection: sqlite3.Connection, change: PutForward, now: float) -> None:
+    query = "UPDATE allocations SET forward = ? WHERE id = ? AND forward IS NOT NULL"
+    _require_found(connection.execute(query, (rows.forward_text(change.forward), change.id)), "forward", change.id)
 
 
 def _notice(connection: sqlite3.Connection, change: Notice, now: float) -> None:
@@ -275,9 +283,9 @@ def _expect(connection: sqlite3.Connection, change: MoveAllocation | FreeAllocat
     return found
 
 
-def _require_deleted(cursor: sqlite3.Cursor, kind: str, name: str) -> None:
+def _require_found(cursor: sqlite3.Cursor, kind: str, name: object) -> None:
     if not cursor.rowcount:
-        raise Conflict(f"there is no {kind} {name} to drop")
+        raise Conflict(f"there is no {kind} {name} to change or drop")
 
 
 _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]] = {
@@ -290,6 +298,7 @@ _APPLY: Final[dict[type[Any], Callable[[sqlite3.Connection, Any, float], None]]]
     PutOwnPorts: _put_own_ports,
     AddAllocation: _add,
     MoveAllocation: _move,
+    PutForward: _put_forward,
     FreeAllocation: _free,
     Notice: _notice,
     NoteAct: _note_act,

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Any, Final, TypeAlias
 
-import msgspec
-
 from cpm.core.journal import Act, AuditEntry, JournalEntry, JournalEvent, NodeEntry, NodeEvent, PortOwner
 from cpm.core.timeline import Stretch, Timeline
+from cpm.protocol import codec
+from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import (
     VM,
     Allocation,
@@ -22,6 +22,7 @@ from cpm.protocol.model import (
     Approval,
     DomainUUID,
     ExternalAddress,
+    Forward,
     Node,
     NodeName,
     PortRange,
@@ -34,7 +35,7 @@ from cpm.protocol.walltime import WallTime
 Row: TypeAlias = tuple[Any, ...]
 
 FREE: Final = "free"
-ALLOCATION: Final = "id, domain, node, external, first, last, state, since"
+ALLOCATION: Final = "id, domain, node, external, first, last, state, since, forward"
 VM_COLUMNS: Final = "uuid, name, node, internal, destination, metadata, wishes"
 NODE: Final = (
     "name, roles, underlay, in_service, fenced, machine, approved_roles, approved_underlay, max_vms, max_ports"
@@ -48,7 +49,7 @@ ENTRY: Final = "seq, at, event, allocation, domain, name, node, external, intern
 
 def allocation(row: Row) -> Allocation:
     """Convert a row of :data:`ALLOCATION`."""
-    number, domain, node, external, first, last, state, since = row
+    number, domain, node, external, first, last, state, since, let_in = row
     return Allocation(
         AllocationId(number),
         DomainUUID(domain),
@@ -57,7 +58,25 @@ def allocation(row: Row) -> Allocation:
         PortRange(first, last),
         AllocationState(state),
         since,
+        None if let_in is None else forward(let_in),
     )
+
+
+def forward(text: str) -> Forward:
+    """
+    Parse what a forward lets in from JSON.
+
+    :raise ValueError: When it is not the JSON of a forward.
+    """
+    try:
+        return codec.decode(Forward, text)
+    except InvalidRequest as error:
+        raise ValueError(f"forward {text!r}: {error}") from error
+
+
+def forward_text(forward: Forward | None) -> str | None:
+    """Return what a forward lets in as JSON; None: it is a range."""
+    return None if forward is None else codec.encode(forward).decode()
 
 
 def vm(row: Row) -> VM:
@@ -81,15 +100,15 @@ def wishes(text: str) -> Wishes:
     :raise ValueError: When it is not the JSON of wishes.
     """
     try:
-        return msgspec.json.decode(text, type=Wishes)
-    except msgspec.MsgspecError as error:
+        return codec.decode(Wishes, text)
+    except InvalidRequest as error:
         raise ValueError(f"wishes {text!r}: {error}") from error
 
 
 def wishes_text(wishes: Wishes) -> str:
     """Return wishes as JSON, without fields that are not set."""
     known = {name: value for name in Wishes.__slots__ if (value := getattr(wishes, name)) not in (None, ())}
-    return msgspec.json.encode(known).decode()
+    return codec.encode(known).decode()
 
 
 def node(row: Row) -> Node:

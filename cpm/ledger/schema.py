@@ -423,6 +423,53 @@ def _runs(database: Database) -> None:
     database.execute(_RUNS)
 
 
+_FORWARDS: Final = (
+    f"""CREATE TABLE allocations_2 (
+        id INTEGER PRIMARY KEY,
+        domain TEXT NOT NULL REFERENCES vms (uuid),
+        node TEXT NOT NULL REFERENCES nodes (name),
+        external TEXT NOT NULL REFERENCES addresses (address) CHECK ({_canonical("external")}),
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('reserved', 'active', 'draining', 'held')),
+        since REAL NOT NULL,
+        forward TEXT CHECK (forward IS NULL OR json_valid(forward)),
+        CHECK (first <= last),
+        CHECK (1024 <= first AND last <= 65535 OR forward IS NOT NULL AND 1 <= first AND last < 1024)
+    ) STRICT""",
+    """INSERT INTO allocations_2 (id, domain, node, external, first, last, state, since)
+        SELECT id, domain, node, external, first, last, state, since FROM allocations ORDER BY id""",
+    # Its triggers and indexes go with it; deleting no rows, no trigger of theirs notes an id as freed.
+    "DROP TABLE allocations",
+    "ALTER TABLE allocations_2 RENAME TO allocations",
+    "CREATE UNIQUE INDEX allocations_by_port ON allocations (external, first)",
+    "CREATE UNIQUE INDEX allocations_of_vm ON allocations (domain, first)",
+    "CREATE UNIQUE INDEX one_active_range ON allocations (domain) WHERE state = 'active' AND forward IS NULL",
+    "CREATE UNIQUE INDEX one_reserved_range ON allocations (domain) WHERE state = 'reserved' AND forward IS NULL",
+    # What is a forward stays one, and a range a range.
+    """CREATE TRIGGER forwards_stay_forwards BEFORE UPDATE OF forward ON allocations BEGIN
+        SELECT RAISE(ABORT, 'a range becomes no forward, nor a forward a range')
+        WHERE (OLD.forward IS NULL) <> (NEW.forward IS NULL);
+    END""",
+)
+
+
+def _forwards(database: Database) -> None:
+    """Version 14: forwards, which are allocations besides the ranges of their VMs, also of ports below 1024."""
+    on_allocations = [sql for sql in (*_TRIGGERS, *_OWN_PORTS) if "CREATE TRIGGER" in sql and "ON allocations" in sql]
+    on_others = ("no_overloading_by_reserving", "no_overloading_by_moving")
+    # A table that triggers of others name cannot be renamed.
+    for name in on_others:
+        database.execute(f"DROP TRIGGER {name}")
+    for statement in _FORWARDS:
+        database.execute(statement)
+    for statement in on_allocations:
+        database.execute(statement)
+    for statement in _TRIGGERS:
+        if any(name in statement for name in on_others):
+            database.execute(statement)
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -437,5 +484,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _copies,
     _gaps,
     _runs,
+    _forwards,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -52,6 +52,10 @@ MAX_EXTERNALS: Final = 65_536
 MAX_NODES: Final = 4_096
 MAX_RANGES: Final = 65_536
 """Ranges of one VM: it cannot hold more than there are ports and addresses."""
+MAX_FORWARDS: Final = 256
+"""Forwards of one VM."""
+MAX_FORWARD_PORTS: Final = 1024
+"""Ports that the forwards of one VM may have in all."""
 MAX_QUOTA_VMS: Final = 1_000_000
 """Of a host's quota of VMs."""
 MAX_QUOTA_PORTS: Final = 2_000_000_000

@@ -20,6 +20,7 @@ the HTTP status with which the manager answers and the exit code of ``virt-ports
     │   ├── NameInUse           another machine is connected under that node's name
     │   ├── IllegalStep         an allocation in that state cannot take that step
     │   ├── PortsInUse          ports are to be reserved that a VM has
+    │   ├── PortHeld            ports are asked for that somebody has
     │   └── Overloading         a port would have two owners: refused by the ledger
     ├── NotApproved             the operator has not approved the node as what it says it is
     ├── PortsExhausted          no run of free ports is long enough
@@ -277,6 +278,31 @@ class PortsInUse(Conflict):
             f"`virt-ports relocate {self.uuid}`, and try again when `virt-ports pool show {self.address}` does not "
             "show that range any more"
         )
+
+
+class PortHeld(Conflict):
+    """
+    Ports are asked for by number, and somebody has one of them.
+
+    :param address: The external address.
+    :param ports: The ports that the other has.
+    :param holder: Who: a VM by name and UUID, a machine, or the operator.
+    :param until: Until when, in words.
+    :param remedy: What to do.
+    """
+
+    code = "port-held"
+
+    def __init__(self, address: IPv4Address, ports: str, holder: str, until: str, remedy: str) -> None:
+        super().__init__(address, ports, holder, until, remedy)
+        self.address = address
+        self.ports = ports
+        self.holder = holder
+        self.until = until
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.ports} is {self.holder}'s {self.until}; {self.remedy}"
 
 
 class Overloading(Conflict):

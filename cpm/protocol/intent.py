@@ -16,9 +16,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from cpm.protocol.bounded import Connections, Name
-from cpm.protocol.bounds import MAX_RANGES
-from cpm.protocol.model import DomainUUID, Filtering, PortRange
+from cpm.protocol.bounded import Connections, Name, Port
+from cpm.protocol.bounds import LAST_PORT, MAX_FORWARDS, MAX_RANGES
+from cpm.protocol.model import DomainUUID, Filtering, ForwardProtocol, PortRange
 
 RATE_BURST_S = 20
 """Seconds' worth of new connections that a VM may begin at once, if it began none before."""
@@ -30,6 +30,25 @@ class VmIntent(Struct, frozen=True):
     domain: DomainUUID
     name: Name
     internal: IPv4Address
+
+
+class HostForward(Struct, frozen=True):
+    """
+    Ports of the internal address at which connections from outside reach the guest.
+
+    :raise ValueError: When the guest has no such ports; in a message, where it is decoded.
+    """
+
+    ports: PortRange
+    to: Port
+    """The guest's port for the first of them; the others follow."""
+    protocol: ForwardProtocol
+    guest: IPv4Address | None = None
+    """The guest's own address; None: the one that the host finds."""
+
+    def __post_init__(self) -> None:
+        if self.to < 1 or self.to + self.ports.size - 1 > LAST_PORT:
+            raise ValueError(f"a guest has no ports {self.to} to {self.to + self.ports.size - 1}; use 1-{LAST_PORT}")
 
 
 class HostIntent(VmIntent, frozen=True):
@@ -53,17 +72,24 @@ class HostIntent(VmIntent, frozen=True):
     """Ports that the guest may have mapped for it when it asks (PCP, NAT-PMP); 0: it may not ask."""
     filtering: Filtering = Filtering.DEFAULT
     """Who reaches a socket of the VM by its external port."""
+    forwards: Annotated[tuple[HostForward, ...], Meta(max_length=MAX_FORWARDS)] = ()
+    """What is let in, in order of ports."""
+    leaving_forwards: Annotated[tuple[PortRange, ...], Meta(max_length=MAX_RANGES)] = ()
+    """Ports at which nothing new is let in, and whose connections the host counts for its reports."""
 
     @property
     def held(self) -> tuple[PortRange, ...]:
         """All ports that its connections may have on this host."""
-        return (*(() if self.ports is None else (self.ports,)), *self.draining)
+        forwards = (*(each.ports for each in self.forwards), *self.leaving_forwards)
+        return (*(() if self.ports is None else (self.ports,)), *self.draining, *forwards)
 
     @property
     def programmed(self) -> HostIntent:
         """The part that the kernel holds, without what natd only counts or sends to the guest."""
         may_ask = min(self.port_control, 1)
-        return msgspec.structs.replace(self, draining=(), external=None, connections=None, port_control=may_ask)
+        return msgspec.structs.replace(
+            self, draining=(), leaving_forwards=(), external=None, connections=None, port_control=may_ask
+        )
 
 
 class ExternalRange(Struct, frozen=True):

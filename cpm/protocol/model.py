@@ -8,7 +8,8 @@ All are immutable and compare by value; of ours, this module imports their bound
   from a pool that the manager owns (by default 100.64.0.0/10, RFC 6598).
 - *port range*: consecutive ports, both ends inclusive; *block*: the unit to which sizes are rounded.
 - *allocation*: one port range on one external address that a VM holds, in one of the states of
-  :class:`AllocationState`. A VM has at most one active and one reserved allocation, and any number that are leaving.
+  :class:`AllocationState`. For its own connections a VM has at most one active and one reserved allocation, and any
+  number that are leaving. Each of its *forwards* is an allocation besides.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Annotated, Final, NewType
 from msgspec import Meta
 
 from cpm.protocol.bounded import Duration, Port, Sentence, WishedNumber, Word
-from cpm.protocol.bounds import LAST_PORT, MAX_FEW, short, whole_number
+from cpm.protocol.bounds import LAST_PORT, MAX_FEW, MAX_FORWARDS, short, whole_number
 
 DomainUUID = NewType("DomainUUID", Annotated[str, Meta(min_length=1, max_length=36)])
 """libvirt's UUID of a domain, in lower case with dashes. It is the key of a VM because names are reused."""
@@ -149,6 +150,51 @@ class ExternalAddress:
     reserved: tuple[PortRange, ...] = ()
 
 
+class ForwardProtocol(enum.StrEnum):
+    """What a forward lets in."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    BOTH = "both"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """IP protocol numbers."""
+        return _NUMBERS[self]
+
+
+_NUMBERS: Final = {ForwardProtocol.TCP: (6,), ForwardProtocol.UDP: (17,), ForwardProtocol.BOTH: (6, 17)}
+
+
+class ForwardOrigin(enum.StrEnum):
+    """Who asked for a forward."""
+
+    SET = "set"
+    """The operator, by ``virt-ports forward add``."""
+    METADATA = "metadata"
+    """The domain's XML."""
+    PCP = "pcp"
+    """The guest, by the Port Control Protocol (RFC 6887)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """Where connections from outside to the ports of an allocation go; none of the VM's own connections has one."""
+
+    to: Port
+    """The guest's port for the first port of the allocation; the others follow."""
+    protocol: ForwardProtocol = ForwardProtocol.TCP
+    guest: IPv4Address | None = None
+    """The guest's own address; None: the one that its host finds."""
+    is_kept: bool = True
+    """It stays the VM's while the VM does not run."""
+    origin: ForwardOrigin = ForwardOrigin.SET
+    ends: float | None = None
+    """Ledger time at which it ends unless it is renewed; None: it does not end by itself."""
+    is_wanted: bool = True
+    """False: it was removed, and its ports leave for good."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allocation:
     """One port range on one external address that one VM holds."""
@@ -162,6 +208,28 @@ class Allocation:
     state: AllocationState
     since: float
     """Ledger time at which the present state was entered."""
+    forward: Forward | None = None
+    """None: a range for the VM's own connections."""
+
+    @property
+    def is_wanted_forward(self) -> bool:
+        """Whether it is a forward that stays, or comes back when its VM runs again."""
+        return self.forward is not None and self.forward.is_wanted
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WishedForward:
+    """A forward as the domain's XML names it."""
+
+    ports: PortRange | None = None
+    """The external ports; None: any."""
+    to: PortRange
+    """The guest's ports, as many."""
+    protocol: ForwardProtocol = ForwardProtocol.TCP
+    address: IPv4Address | None = None
+    """The external address; None: the VM's."""
+    guest: IPv4Address | None = None
+    is_kept: bool = True
 
 
 class Filtering(enum.StrEnum):
@@ -202,6 +270,8 @@ class Wishes:
     """Connections that it may begin in a second."""
     filtering: Filtering | None = None
     """Who reaches its sockets from outside."""
+    forwards: Annotated[tuple[WishedForward, ...], Meta(max_length=MAX_FORWARDS)] = ()
+    """Of the domain's XML only."""
     nonsense: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()
     """A sentence for each wish that could not be parsed; shown to people only."""
 

@@ -18,6 +18,7 @@ from cpm.api.parameters import EVERYTHING, Patterns
 from cpm.api.views import AddressDetail, AddressView, OwnPortsView, RangeView
 from cpm.core.fleet import Fleet
 from cpm.core.manager import Manager
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.model import AllocationState, ExternalAddress
 from cpm.protocol.walltime import UtcSeconds
 from cpm.queries import pages
@@ -82,6 +83,7 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
             fleet.vms[each.domain].name,
             each.domain,
             each.node,
+            "range" if each.forward is None else "forward",
         )
         for each in held
     )
@@ -102,7 +104,7 @@ def address_view(manager: Manager, address: ExternalAddress) -> AddressView:
     """Return an external address and the use of its ports."""
     space = manager.fleet.space
     usage, held = space.usage(address.address), space.on(address.address)
-    leaving = sum(a.ports.size for a in held if a.state in (_State.DRAINING, _State.HELD))
+    leaving = sum(a.ports.size for a in held if a.id in manager.fleet.leaving and a.ports.first >= FIRST_PORT)
     return AddressView(
         address.address,
         ports_total=usage.free + usage.taken,

@@ -284,7 +284,7 @@ def vm_page(
     """
     detail = vms.detail(manager, now, name)
     uuid = detail.domain.uuid
-    held = sum(each.ports.size for each in manager.fleet.of(uuid))
+    held = sum(each.ports.size for each in manager.fleet.all_of(uuid))
     yield
     top = frame(manager, about, now)
     yield
@@ -300,9 +300,10 @@ def samples(manager: Manager) -> Iterator[list[Sample]]:
         found = []
         for vm in chunk:
             held, active = 0, None
-            for each in fleet.of(vm.uuid):
+            for each in fleet.all_of(vm.uuid):
                 held += each.ports.size
-                active = each.id if each.state is AllocationState.ACTIVE else active
+                is_active = each.state is AllocationState.ACTIVE and each.forward is None
+                active = each.id if is_active else active
             used = None
             seen = observed.get(vm.uuid)
             if seen is not None and seen.measured is not None and active is not None and seen.counted == active:
@@ -315,15 +316,15 @@ def _largest(manager: Manager, now: float) -> Turns[tuple[VMRow, ...]]:
     """Return the VMs that hold most ports, the largest first."""
     best: list[tuple[int, str, VM]] = []
     for chunk in _chunks(list(manager.fleet.vms.values())):
-        sizes = ((sum(each.ports.size for each in manager.fleet.of(vm.uuid)), vm.name, vm) for vm in chunk)
+        sizes = ((sum(each.ports.size for each in manager.fleet.all_of(vm.uuid)), vm.name, vm) for vm in chunk)
         best = heapq.nsmallest(LARGEST, [*best, *sizes], key=lambda each: (-each[0], each[1], each[2].uuid))
         yield
     return tuple(_row(manager, vm, now) for _, _, vm in best)
 
 
 def _row(manager: Manager, vm: VM, now: float) -> VMRow:
-    held = manager.fleet.of(vm.uuid)
-    leaving = sum(each.ports.size for each in held if each.state in (AllocationState.DRAINING, AllocationState.HELD))
+    held = manager.fleet.all_of(vm.uuid)
+    leaving = sum(each.ports.size for each in held if each.id in manager.fleet.leaving)
     cap = manager.wishes(vm).cap.value
     return VMRow(vms.summary(manager, vm, now), sum(each.ports.size for each in held), leaving, cap)
 

@@ -23,7 +23,7 @@ from cpm.protocol.errors import Ambiguous, NotFound
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import VM, Allocation, AllocationState, NodeName
 from cpm.protocol.wishes import KEYS
-from cpm.queries import explain, node_states, pages
+from cpm.queries import explain, forwards, node_states, pages
 
 _State = AllocationState
 
@@ -72,7 +72,7 @@ def summaries(
         if match.fit(vm.name, vm.uuid)
         and (node is None or vm.node == node)
         and (after is None or (vm.name, vm.uuid) > after)
-        and (address is None or any(held.external == address for held in manager.fleet.of(vm.uuid)))
+        and (address is None or any(held.external == address for held in manager.fleet.all_of(vm.uuid)))
         and (not state or pages.is_one_of(_state(manager, vm, current_range(manager, vm)), state))
     ]
     found += [
@@ -165,11 +165,12 @@ def detail(manager: Manager, now: float, name: str) -> DomainDetail:
             for allocation in sorted(manager.fleet.of(vm.uuid), key=lambda a: (a.external, a.ports))
         ),
         wishes=tuple(wish_view(key, getattr(wishes, name)) for key, name in KEYS.items()),
-        ignored=wishes.ignored,
+        ignored=(*wishes.ignored, *manager.forwards.refused.get(vm.uuid, ())),
         guest=_guest(measured.guest) if measured is not None and measured.guest is not None else None,
         refused_packets=observation.refused_packets,
         limited_packets=observation.limited_packets or 0,
         claimed_by=_claimed_by(manager, vm),
+        forwards=tuple(forwards.views_of(manager, vm)),
     )
 
 
@@ -192,7 +193,7 @@ def summary(manager: Manager, vm: VM, now: float) -> DomainView:
         or _waits_for(manager, vm, now)
         or _common_uuid(manager, vm),
         leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
-        ports_held=sum(held.ports.size for held in manager.fleet.of(vm.uuid)),
+        ports_held=sum(held.ports.size for held in manager.fleet.all_of(vm.uuid)),
         cap=manager.wishes(vm).cap.value,
     )
 
@@ -233,7 +234,7 @@ def _waits_for(manager: Manager, vm: VM, now: float) -> str:
     """Return which nodes the ports of a VM that is gone wait for; empty: none."""
     if vm.uuid in manager.present:
         return ""
-    names = {name for each in manager.fleet.of(vm.uuid) for name in node_states.waits_for(manager, each, now)[1]}
+    names = {name for each in manager.fleet.all_of(vm.uuid) for name in node_states.waits_for(manager, each, now)[1]}
     return f"its ports wait for {', '.join(sorted(names))}; see `virt-ports node list`" if names else ""
 
 

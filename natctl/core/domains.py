@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from cpm.protocol.bounds import cut
@@ -94,6 +95,8 @@ class Domain:
     """Since when none of its interfaces exists; None: one does."""
     hook_at: float = -math.inf
     """When a hook told of it last."""
+    address: IPv4Address | None = None
+    """Of the guest, as far as anything on this host tells; None: not known."""
 
 
 class Domains:
@@ -207,6 +210,21 @@ class Domains:
         """Whether the wishes in the XML of a domain that runs here are news to the manager."""
         domain = self._domains.get(vm.domain)
         return domain is not None and vm.wishes is not None and vm.wishes != domain.wishes
+
+    def on_addresses(self, found: Mapping[DomainUUID, Sequence[IPv4Address]]) -> set[DomainUUID]:
+        """Record the addresses that guests may have; return the VMs that have another one now."""
+        changed = set()
+        for uuid, addresses in found.items():
+            domain = self._domains.get(uuid)
+            if domain is not None and addresses and domain.address not in addresses:
+                domain.address = addresses[0]
+                changed.add(uuid)
+        return changed
+
+    def address_of(self, uuid: DomainUUID) -> IPv4Address | None:
+        """Return the address of a guest; None: it is not known."""
+        domain = self._domains.get(uuid)
+        return domain.address if domain is not None else None
 
     def remove(self, uuid: DomainUUID, now: float) -> bool:
         """Forget a domain; return whether it was known."""

@@ -23,7 +23,7 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from msgspec import structs
@@ -150,6 +150,14 @@ class Node:
         """Return the VMs that run here, each with what it shall have; None: the manager has not said."""
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 
+    def guests_to_find(self) -> dict[DomainUUID, frozenset[int]]:
+        """Return the interfaces of the VMs with forwards to a guest whose address is to be found."""
+        return {
+            uuid: taps
+            for uuid, vm in self._intent.host.items()
+            if any(each.guest is None for each in vm.forwards) and (taps := self._domains.taps_of(uuid))
+        }
+
     def held_ports(self, internal: IPv4Address) -> tuple[PortRange, ...]:
         """Return the ports on which connections of the VM with this internal address may be; none: there is none."""
         return next((vm.held for vm in self._intent.host.values() if vm.internal == internal), ())
@@ -207,6 +215,16 @@ class Node:
             if len(taps) != len(entry.taps):
                 self._programming.require_hosts([entry.intent.domain])
         self._note_charge()
+
+    def on_guest_addresses(self, found: Mapping[DomainUUID, Sequence[IPv4Address]]) -> None:
+        """
+        Record which addresses each guest may have, the likeliest first; one of which none is found keeps its address.
+
+        Several that are as likely as each other may come in any order: the one that it has stays while it is there.
+        """
+        self._programming.require_hosts(
+            uuid for uuid in self._domains.on_addresses(found) if self._intent.host.get(uuid) is not None
+        )
 
     def on_kernel_programmed(self, now: float) -> None:
         """The last kernel command is in force."""

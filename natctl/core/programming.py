@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
+from msgspec import structs
+
 from cpm.protocol.holdings import Held
-from cpm.protocol.intent import EdgeIntent, HostIntent
+from cpm.protocol.intent import EdgeIntent, HostForward, HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
@@ -408,6 +411,9 @@ class Programming:
         index = self._index_of(uuid) if vm is not None else None
         if vm is None or index is None:
             return None
+        if vm.forwards:
+            before = self._applied.get(uuid)
+            vm = _with_guest(vm, self._domains.address_of(uuid), before.intent.forwards if before is not None else ())
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
         return HostEntry(vm, index, taps, budget, defer_after, self._arrivals.allowance(uuid))
@@ -453,6 +459,22 @@ class Programming:
         used = {*self._index.values(), *self._kept.values()}
         free = next((index for index in range(1, self._marks + 1) if index not in used), None)
         return self._kept.pop(next(iter(self._kept))) if free is None and self._kept else free
+
+
+def _with_guest(vm: HostIntent, address: IPv4Address | None, before: Sequence[HostForward]) -> HostIntent:
+    """
+    Return the same with the guest's address; nothing is let in to one whose address is not known.
+
+    :param before: What the kernel holds: until natd has found the address, that stays.
+    """
+
+    def guest_of(forward: HostForward) -> IPv4Address | None:
+        held = (each.guest for each in before if each.ports.covers(forward.ports))
+        return forward.guest or address or next(held, None)
+
+    forwards = ((each, guest_of(each)) for each in vm.forwards)
+    found = tuple(structs.replace(each, guest=guest) for each, guest in forwards if guest is not None)
+    return structs.replace(vm, forwards=found)
 
 
 def is_empty(command: Program) -> bool:

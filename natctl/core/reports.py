@@ -109,7 +109,8 @@ def _measured(
     vm: HostIntent, rate: Rates, use: PortUse | None, guest: GuestView | None, new_per_s: float | None
 ) -> Measured:
     in_use = use.in_use(vm.internal, vm.ports) if use is not None and vm.ports is not None else None
-    draining = tuple(Draining(ports, use.users(vm.internal, ports)) for ports in vm.draining) if use is not None else ()
+    leaving = (*vm.draining, *vm.leaving_forwards)
+    draining = tuple(Draining(ports, use.users(vm.internal, ports)) for ports in leaving) if use is not None else ()
     return Measured(
         vm.domain,
         at_most(rate.packets_per_s, MAX_RATE),

@@ -1,5 +1,5 @@
 """
-The neighbour table of IPv4: which hardware address each neighbour has, at which interface.
+The neighbour table of IPv4: which hardware address each neighbour has, at which interface; and what is behind bridges.
 
 Format: rtnetlink(7), linux/neighbour.h. Tested in ``tests/netns/test_senders.py``.
 """
@@ -28,6 +28,9 @@ _KNOWN: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 """``NUD_VALID``: reachable, stale, delay, probe, noarp, permanent: the kernel sends to the hardware address."""
 _USE: Final = 1
 """``NTF_USE``"""
+_PERMANENT: Final = 0x80
+"""``NUD_PERMANENT``: in a bridge's table, the port's own address."""
+_LIST_BRIDGED: Final = message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(socket.AF_BRIDGE, 0, 0, 0, 0))
 _LIST: Final = message(RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(socket.AF_INET, 0, 0, 0, 0))
 
 
@@ -49,6 +52,21 @@ def read_neighbours(rtnl: Socket) -> list[Neighbour]:
     """
     bodies = rtnl.dump_bodies(_LIST, _NDMSG.size, "list the neighbours")
     return [neighbour for body in bodies if (neighbour := _decode(body)) is not None]
+
+
+def read_behind_ports(rtnl: Socket) -> dict[int, frozenset[bytes]]:
+    """
+    Return the hardware addresses that bridges have learned behind their ports, by the port's interface index.
+
+    :raise KernelError: When the kernel refuses, or what it sends cannot be read.
+    """
+    found: dict[int, set[bytes]] = {}
+    for body in rtnl.dump_bodies(_LIST_BRIDGED, _NDMSG.size, "list the addresses behind bridges' ports"):
+        family, interface, state, _, _ = _NDMSG.unpack_from(body)
+        hardware = attribute_map(body, _NDMSG.size).get(_NDA_LLADDR, b"")
+        if family == socket.AF_BRIDGE and hardware and not state & _PERMANENT:
+            found.setdefault(interface, set()).add(hardware)
+    return {interface: frozenset(every) for interface, every in found.items()}
 
 
 def resolve(rtnl: Socket, address: IPv4Address, interface: int) -> None:

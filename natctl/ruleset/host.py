@@ -128,7 +128,7 @@ In nftables' notation::
 - An ICMP error that this host itself sends about a packet for a VM (too large, no such guest) goes through the edges,
   as the VM's packets do: only they can translate the packet that it quotes (``errors``).
 
-:mod:`natctl.ruleset.host_maps` has what a VM adds.
+What is let in from outside is in :mod:`natctl.ruleset.forwards`. :mod:`natctl.ruleset.host_maps` has what a VM adds.
 
 Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 """
@@ -142,7 +142,7 @@ from typing import Final
 from natctl.model.entries import HostSettings, Path, Queueing
 from natctl.model.flow import ICMP
 from natctl.model.port_control import ANYCAST, SERVER_PORT
-from natctl.ruleset import mappings, older, timeouts, zones
+from natctl.ruleset import forwards, mappings, older, timeouts, zones
 from natctl.ruleset.common import (
     ADDRESS,
     HARDWARE,
@@ -291,7 +291,7 @@ def base(
         (Family.IPV4, "stuck"): older.chain(marks, settings.older_log_group),
         BEGUN: _begun(marks, objects, settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
-        **mappings.chains(marks, in_effect, objects),
+        **mappings.chains(marks, in_effect, objects, forwards.begins()),
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE_INDEX,), verdicts=True),
@@ -327,9 +327,10 @@ def base(
         UPLINKS: by_identity(interface_elements(settings.uplinks)),
         EXEMPT: by_identity(network_elements(settings.exempt)),
     }
-    sets |= zones.SETS | older.SETS | mappings.SETS
-    elements |= zones.ELEMENTS | {older.OLDER: {}} | mappings.ELEMENTS
-    return Ruleset(chains | zones.chains(marks), sets, elements, ct_timeouts)
+    sets |= zones.SETS | older.SETS | mappings.SETS | forwards.SETS
+    elements |= zones.ELEMENTS | {older.OLDER: {}} | mappings.ELEMENTS | forwards.ELEMENTS
+    chains |= zones.chains(marks) | forwards.chains(marks, objects)
+    return Ruleset(chains, sets, elements, ct_timeouts)
 
 
 def _identify(marks: Marks) -> Chain:

@@ -15,16 +15,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
-from cpm.protocol.intent import RATE_BURST_S, HostIntent, VmIntent
+from cpm.protocol.intent import RATE_BURST_S, HostForward, HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings
 from natctl.model.flow import ICMP
 from natctl.model.port_control import BURST, PER_S
-from natctl.ruleset import labels, mappings, zones
+from natctl.ruleset import forwards, labels, mappings, zones
 from natctl.ruleset.common import INTERFACE_INDEX, element_label, port_word
 from natctl.ruleset.expressions import NO_INTERFACE, bitwise, meta, native_u32, set_meta
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.values import VM_CHAIN, Chain, Element, Family, Fragment, Holdings, Limit, Place, Reading, Rule
+from natctl.ruleset.values import (
+    VM_CHAIN,
+    Chain,
+    Element,
+    Expression,
+    Family,
+    Fragment,
+    Holdings,
+    Limit,
+    Place,
+    Reading,
+    Rule,
+)
 
 TAPS: Final[Place] = (Family.BRIDGE, "taps")
 BINDINGS: Final[Place] = (Family.IPV4, "bindings")
@@ -87,14 +99,21 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
     if vm.port_control:
         elements.append((ASKING, Element(native_u32(mark), userdata=label)))
         elements.append((ASKING_RATES, Element(native_u32(mark), userdata=label, limit=Limit(PER_S, 1, BURST))))
-    return Fragment((((Family.BRIDGE, chain.name), chain),), tuple(elements))
+    chains = [((Family.BRIDGE, chain.name), chain)]
+    elements += forwards.elements(vm.internal, entry.index, vm.forwards, label)
+    if any(forward.guest is not None for forward in vm.forwards):
+        chains.append(forwards.vm_chain(vm.name, entry.index, _marking(settings, mark)))
+    return Fragment(tuple(chains), tuple(elements))
+
+
+def _marking(settings: HostSettings, mark: int) -> tuple[Expression, ...]:
+    """``meta mark set meta mark & ~MASK | MARK``"""
+    merge = bitwise(native_u32(settings.mark_mask ^ 0xFFFFFFFF), native_u32(mark))
+    return meta("mark"), merge, set_meta("mark")
 
 
 def _vm_chain(settings: HostSettings, entry: HostEntry, mark: int) -> Chain:
-    merge = bitwise(native_u32(settings.mark_mask ^ 0xFFFFFFFF), native_u32(mark))
-    marking = Rule(
-        (meta("mark"), merge, set_meta("mark")), entry.intent.name, f"{entry.intent.domain} {entry.intent.internal}"
-    )
+    marking = Rule(_marking(settings, mark), entry.intent.name, f"{entry.intent.domain} {entry.intent.internal}")
     return Chain(f"{VM_CHAIN}{entry.index}", None, (marking,))
 
 
@@ -131,13 +150,14 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
         }
         for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING, mappings.FULL_CONE)
     }
+    let_in = forwards.forwards_in(reading.holdings.elements.get(forwards.FORWARDS, {}))
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
         number, owner = chain.removeprefix(VM_CHAIN), vm_in(userdata)
         if owner is not None and number.isdecimal():
             elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
             with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
-                found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements)
+                found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements, let_in)
     return found
 
 
@@ -150,7 +170,13 @@ def taps_in(holdings: Holdings) -> dict[int, str]:
     }
 
 
-def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[Place, Element]) -> HostEntry:
+def _entry(
+    index: int,
+    owner: VmIntent,
+    taps: Iterable[int],
+    elements: Mapping[Place, Element],
+    let_in: Mapping[IPv4Address, tuple[HostForward, ...]],
+) -> HostEntry:
     ports, internal = None, owner.internal
     if (binding := elements.get(BINDINGS)) is not None:
         if len(binding.data) != _BINDING_BYTES:
@@ -171,6 +197,7 @@ def _entry(index: int, owner: VmIntent, taps: Iterable[int], elements: Mapping[P
             connection_rate=rate.rate if rate is not None else None,
             port_control=int(ASKING in elements),
             filtering=Filtering.ENDPOINT_INDEPENDENT if mappings.FULL_CONE in elements else Filtering.DEFAULT,
+            forwards=let_in.get(internal, ()),
         ),
         index,
         frozenset(taps),

@@ -25,7 +25,7 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
         meta l4proto udp SOCKET @sockets update @mappings { PORT timeout 2m : SOCKET } update @sockets { … } return
         meta l4proto udp udp dport != 53 PORT != @mappings add @mappings { … } add @sockets { … }
         … likewise for TCP }
-      chain unasked {
+      chain unasked {                                # first: natctl.ruleset.forwards
         ct state new ip daddr . meta l4proto . th dport @mappings goto admitted
         fib daddr oif missing fib daddr type != local counter drop }
       chain admitted {
@@ -163,14 +163,15 @@ ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
 """Elements without any VM."""
 
 
-def chains(marks: Marks, path_timeouts: Timeouts, objects: Iterable[str]) -> dict[Place, Chain]:
+def chains(marks: Marks, path_timeouts: Timeouts, objects: Iterable[str], forwarded: Rule) -> dict[Place, Chain]:
     """
     Return the chains that learn mappings and use them.
 
     :param path_timeouts: Those of VMs' connections, which mappings have, too.
     :param objects: Names of the ``ct timeout`` objects of VMs' connections.
+    :param forwarded: The rule for what begins at a port of a forward, which is no mapping.
     """
-    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(), _admitted(), _reach(marks, objects))
+    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(), _reach(marks, objects))
     return {(Family.IPV4, chain.name): chain for chain in made}
 
 
@@ -267,10 +268,11 @@ def _port() -> tuple[Expression, ...]:
     return payload(NETWORK, DESTINATION, 4), meta("l4proto", SECOND), payload(TRANSPORT, 2, 2, THIRD)
 
 
-def _unasked() -> Chain:
+def _unasked(forwarded: Rule) -> Chain:
     # To the kernel, a route to the machine itself leads nowhere, too.
     is_not_here = (destination_kind(), compare(_LOCAL, "!="))
     rules = (
+        forwarded,
         rule(_has(ct("state"), _NEW), _port(), set_lookup("mappings"), goto("admitted"), comment="to a mapping"),
         rule(leads_nowhere(), is_not_here, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import TypeVar
 
 from cpm.protocol.errors import Unreachable
@@ -40,6 +41,7 @@ class FakeLibvirtd:
         """Cleared: calls hang."""
         self.answers.set()
         self.agents: dict[DomainUUID, AgentChannel] = {}
+        self.leases: dict[DomainUUID, tuple[IPv4Address, ...]] = {}
         self.tries = 0
         """How often a connection was asked for."""
         self._numbers = itertools.count(1)
@@ -114,6 +116,11 @@ class FakeConnection:
         """Return the libvirtd's, when it answers."""
         self._answer()
         return dict(self.libvirtd.counters)
+
+    def leases(self, uuid: DomainUUID) -> tuple[IPv4Address, ...]:
+        """Return the libvirtd's, when it answers."""
+        self._answer()
+        return self.libvirtd.leases.get(uuid, ())
 
     def domains(self) -> tuple[ListedDomain, ...]:
         """Return the libvirtd's, when it answers and no domain is locked."""

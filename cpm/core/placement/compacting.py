@@ -57,13 +57,14 @@ def compaction(space: AddressSpace, address: IPv4Address, movable: Callable[[All
 
 
 def _is_leaving(allocation: Allocation) -> bool:
-    return allocation.state in (AllocationState.DRAINING, AllocationState.HELD)
+    is_ending = allocation.state in (AllocationState.DRAINING, AllocationState.HELD)
+    return is_ending and not allocation.is_wanted_forward
 
 
 def _move(
     space: AddressSpace, free: Iterable[PortRange], free_later: Iterable[PortRange], allocation: Allocation
 ) -> Relocation | None:
-    if allocation.state is not AllocationState.ACTIVE:
+    if allocation.state is not AllocationState.ACTIVE or allocation.forward is not None:
         return None
     adjacent = [run for run in free_later if run.adjoins(allocation.ports)]
     size = allocation.ports.size

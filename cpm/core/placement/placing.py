@@ -174,6 +174,39 @@ def place_overflow(
     raise _no_room_error(space, worthwhile, [address for addresses in groups for address in addresses])
 
 
+def place_forward(
+    space: AddressSpace, domain: DomainUUID, size: int, address: IPv4Address | None = None
+) -> tuple[IPv4Address, PortRange]:
+    """
+    Choose ports for a forward of a VM, on the address that the VM has where that is possible.
+
+    First from what is too short for a block, so that whole blocks stay for ranges; else the end of the shortest run.
+
+    :param address: The only address to search; None: any.
+    :raise PortsExhausted: When no run is long enough.
+    """
+    searched: list[IPv4Address] = []
+    for addresses in [[address]] if address is not None else _search_order(space, domain, None, strict=False):
+        searched += addresses
+        for each in addresses:
+            runs = (run for run in space.free_runs(each) if run.size >= size)
+            parts = (part for run in runs for part in without_numbers_held_elsewhere(space, domain, each, run))
+            long_enough = [part for part in parts if part.size >= size]
+            rests = [rest for part in long_enough for rest in _beside_blocks(part, space.block) if rest.size >= size]
+            if rests:
+                rest = min(rests, key=lambda rest: (rest.size, rest.first))
+                return each, PortRange(rest.first, rest.first + size - 1)
+            if long_enough:
+                shortest = min(long_enough, key=lambda part: (part.size, part.first))
+                return each, PortRange(shortest.last + 1 - size, shortest.last)
+    raise _no_room_error(space, size, searched)
+
+
+def _beside_blocks(run: PortRange, block: int) -> tuple[PortRange, ...]:
+    blocks = blocks_within(run, block)
+    return (run,) if blocks is None else run.minus(blocks)
+
+
 def shrink(active: Allocation, wanted: int, block: int, *, upper: bool = False) -> Shrunk:
     """
     Choose the ports of a range that stay active: the low end, up to the end of a block.
@@ -301,7 +334,7 @@ def _own_leaving(space: AddressSpace, domain: DomainUUID, node: NodeName | None)
     """Return the VM's held ranges, which no host uses, and those that drain on its present host."""
     return tuple(
         mine
-        for mine in space.of(domain)
+        for mine in space.ranges_of(domain)
         if mine.state is AllocationState.HELD or (mine.state is AllocationState.DRAINING and node in (None, mine.node))
     )
 

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 
 from cpm.core.placement.grid import DEFAULT_BLOCK, USABLE
 from cpm.core.placement.runs import FreeRuns
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.errors import AddressInUse, NotFound, Overloading
 from cpm.protocol.model import (
     Allocation,
@@ -49,6 +50,8 @@ class AddressSpace:
         self._runs: dict[IPv4Address, FreeRuns] = {}
         self._on: dict[IPv4Address, dict[AllocationId, Allocation]] = {}
         self._of: dict[DomainUUID, tuple[Allocation, ...]] = {}
+        self._ranges: dict[DomainUUID, tuple[Allocation, ...]] = {}
+        """The same without forwards."""
         self._all: dict[AllocationId, Allocation] = {}
         self._own: dict[IPv4Address, tuple[PortRange, ...]] = {}
         self.free_ports = 0
@@ -152,9 +155,10 @@ class AddressSpace:
         Add an allocation.
 
         :raise NotFound: When its external address is not in the pool.
-        :raise Overloading: When one of its ports is taken, reserved or below 1024, when the same VM holds one of these
-            port numbers on another address, or when the id is in use. When it is reserved, so new: also when one of its
-            ports is kept for a machine. In any other state it is a part of a range that the VM had before.
+        :raise Overloading: When one of its ports is taken or reserved, or below 1024 unless all of them are and it is a
+            forward; when the same VM holds one of these port numbers on another address, or when the id is in use. When
+            it is reserved, so new: also when one of its ports is kept for a machine. In any other state it is a part of
+            a range that the VM had before.
         """
         if allocation.state is AllocationState.RESERVED and self.have_own_ports(allocation):
             raise Overloading(f"{_describe(allocation)} has ports that are a machine's own")
@@ -165,6 +169,10 @@ class AddressSpace:
         if allocation.id in self._all:
             raise Overloading(f"allocation {allocation.id} is there already: {_describe(self._all[allocation.id])}")
         self._refuse_own(allocation, self.of(allocation.domain))
+        if _is_low(allocation):
+            self._refuse_low(allocation)
+            self._store(allocation)
+            return
         runs, taken = self._runs[allocation.external], self._without_own(allocation)
         if not all(runs.run_containing(ports) is not None for ports in taken) or self._is_own_port_held(allocation):
             raise Overloading(self._why_not_free(allocation))
@@ -173,6 +181,14 @@ class AddressSpace:
         self._store(allocation)
         self.free_ports -= sum(ports.size for ports in taken)
         self.taken_ports += allocation.ports.size
+
+    def _refuse_low(self, allocation: Allocation) -> None:
+        """:raise Overloading: When ports below 1024 are no forward's, or cannot be this one's."""
+        address = self._addresses[allocation.external]
+        is_reserved = any(ports.overlaps(allocation.ports) for ports in address.reserved)
+        is_held = any(other.ports.overlaps(allocation.ports) for other in self._on[allocation.external].values())
+        if allocation.forward is None or allocation.ports.last >= FIRST_PORT or is_reserved or is_held:
+            raise Overloading(self._why_not_free(allocation))
 
     def _is_own_port_held(self, allocation: Allocation) -> bool:
         """Return whether another VM has ports of an allocation that are kept for a machine, and so never free."""
@@ -194,6 +210,8 @@ class AddressSpace:
         """
         allocation = self._allocation(allocation_id)
         self._forget(allocation)
+        if _is_low(allocation):
+            return allocation
         freed = self._without_own(allocation)
         for ports in freed:
             self._runs[allocation.external].add(ports)
@@ -220,8 +238,12 @@ class AddressSpace:
             raise
 
     def of(self, domain: DomainUUID) -> tuple[Allocation, ...]:
-        """Return the allocations of a VM, in any state."""
+        """Return the allocations of a VM, in any state, its forwards included."""
         return self._of.get(domain, ())
+
+    def ranges_of(self, domain: DomainUUID) -> tuple[Allocation, ...]:
+        """Return the allocations of a VM, in any state, that are no forwards."""
+        return self._ranges.get(domain, ())
 
     def on(self, address: IPv4Address) -> tuple[Allocation, ...]:
         """
@@ -266,7 +288,7 @@ class AddressSpace:
         """
         self._require_known(address)
         free = sum(run.size for run in self._runs[address])
-        taken = sum(allocation.ports.size for allocation in self._on[address].values())
+        taken = sum(each.ports.size for each in self._on[address].values() if not _is_low(each))
         return Usage(free=free, taken=taken, reserved=USABLE.size - free - taken)
 
     def fitting_runs(self, size: int, addresses: Iterable[IPv4Address]) -> Iterator[tuple[IPv4Address, PortRange]]:
@@ -317,13 +339,18 @@ class AddressSpace:
         # A few each, read much more often than changed.
         own = self.of(allocation.domain)
         at = next((at for at, each in enumerate(own) if each.id == allocation.id), len(own))
-        self._of[allocation.domain] = (*own[:at], allocation, *own[at + 1 :])
+        self._put_own(allocation.domain, (*own[:at], allocation, *own[at + 1 :]))
 
     def _forget(self, allocation: Allocation) -> None:
         del self._all[allocation.id], self._on[allocation.external][allocation.id]
-        rest = tuple(each for each in self._of.pop(allocation.domain) if each.id != allocation.id)
-        if rest:
-            self._of[allocation.domain] = rest
+        self._put_own(allocation.domain, tuple(each for each in self.of(allocation.domain) if each.id != allocation.id))
+
+    def _put_own(self, domain: DomainUUID, own: tuple[Allocation, ...]) -> None:
+        for index, held in ((self._of, own), (self._ranges, tuple(each for each in own if each.forward is None))):
+            if held:
+                index[domain] = held
+            else:
+                index.pop(domain, None)
 
     def _refuse_own(self, allocation: Allocation, own: Iterable[Allocation]) -> None:
         for other in own:
@@ -335,6 +362,11 @@ class AddressSpace:
             if other.ports.overlaps(allocation.ports):
                 return f"{_describe(allocation)} overlaps {_describe(other)}"
         return f"{_describe(allocation)} is not within {USABLE}, or has reserved ports"
+
+
+def _is_low(allocation: Allocation) -> bool:
+    """Return whether it is among the ports that no range has, and that count neither as free nor as taken."""
+    return allocation.ports.first < FIRST_PORT
 
 
 def _describe(allocation: Allocation) -> str:

@@ -15,10 +15,11 @@ from ipaddress import IPv4Network
 from cpm.core import moves
 from cpm.core.fleet import Fleet
 from cpm.core.wishes import EffectiveWishes
-from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostForward, HostIntent
 from cpm.protocol.messages import PathState
 from cpm.protocol.model import (
     VM,
+    Allocation,
     AllocationId,
     AllocationState,
     DomainUUID,
@@ -67,7 +68,18 @@ def host_vm(
     taken_back = [a for a in here if a.state is _State.RESERVED and any(each.overlaps(a.ports) for each in used)]
     leaving = [a for a in here if a.state is _State.DRAINING or (is_replaced and a is active)]
     draining = tuple(sorted(a.ports for a in (*leaving, *taken_back) if a is not reserved))
-    if ports is None and not draining:
+    forwards = [each for each in fleet.forwards_of(vm.uuid) if each.node == node.name]
+    let_in = tuple(_host_forward(each) for each in sorted(forwards, key=_by_ports) if _is_let_in(each, ready))
+    leaving_forwards = tuple(
+        sorted(
+            each.ports
+            for each in forwards
+            if each.state is _State.DRAINING
+            # As with a range that is taken back.
+            or (each.state is _State.RESERVED and each.id not in ready and any(u.overlaps(each.ports) for u in used))
+        )
+    )
+    if ports is None and not draining and not let_in and not leaving_forwards:
         return None
     return HostIntent(
         vm.uuid,
@@ -81,14 +93,30 @@ def host_vm(
         connections=wishes.connections.value,
         connection_rate=wishes.connection_rate.value,
         filtering=wishes.filtering.value,
+        forwards=let_in,
+        leaving_forwards=leaving_forwards,
     )
+
+
+def _is_let_in(forward: Allocation, ready: Container[AllocationId]) -> bool:
+    return forward.state is _State.ACTIVE or (forward.state is _State.RESERVED and forward.id in ready)
+
+
+def _by_ports(allocation: Allocation) -> PortRange:
+    return allocation.ports
+
+
+def _host_forward(allocation: Allocation) -> HostForward:
+    forward = allocation.forward
+    assert forward is not None
+    return HostForward(allocation.ports, forward.to, forward.protocol, forward.guest)
 
 
 def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeIntent | None:
     """Return what this edge should hold for a VM; None: nothing."""
     vm = fleet.vms.get(uuid)
     host = fleet.nodes.get(vm.node) if vm is not None else None
-    mapped = [allocation for allocation in fleet.of(uuid) if allocation.state is not _State.HELD]
+    mapped = [allocation for allocation in fleet.all_of(uuid) if allocation.state is not _State.HELD]
     if vm is None or host is None or not mapped or Role.EDGE not in node.roles:
         return None
     ranges = tuple(

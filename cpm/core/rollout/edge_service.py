@@ -209,7 +209,7 @@ class EdgeService:
         others = [node.name for node in self.in_service() if node.name != node_sync.node]
         return any(
             any(self._may_have(name, uuid, now) for name in others)
-            and any(range_.state is not AllocationState.HELD for range_ in self._fleet.of(uuid))
+            and any(range_.state is not AllocationState.HELD for range_ in self._fleet.all_of(uuid))
             for uuid in node_sync.refused
         )
 
@@ -222,7 +222,7 @@ class EdgeService:
         node_sync = self._node_syncs.get(name)
         if node_sync is not None and node_sync.is_confirmed(uuid):
             return True
-        is_used = any(range_.state in _USED for range_ in self._fleet.of(uuid))
+        is_used = any(range_.state in _USED for range_ in self._fleet.all_of(uuid))
         is_away = node_sync is None or not node_sync.synced
         return (is_used or is_away) and not self._is_behind(name, self._patience.edge_grace_s, now)
 

@@ -208,7 +208,7 @@ class Rollout:
     def on_draining_counted(self, uuid: DomainUUID, node: NodeName, measured: Measured, now: float) -> None:
         """Record how many connections a host counted on the VM's draining ranges."""
         counts = {draining.ports: draining.connections for draining in measured.draining}
-        for allocation in self._fleet.of(uuid):
+        for allocation in self._fleet.all_of(uuid):
             if allocation.state is _State.DRAINING and allocation.node == node and allocation.ports in counts:
                 idle = counts[allocation.ports] == 0
                 self._last_use.on_counted(allocation.id, counts[allocation.ports], now, self._longest_gap_s(node))
@@ -281,9 +281,9 @@ class Rollout:
         """Take every step that is due for a VM, given what the nodes confirmed."""
         if uuid in self._fleet.refusals.set_aside:
             return
-        for allocation in self._fleet.of(uuid):
+        for allocation in self._fleet.all_of(uuid):
             self._STEPS[allocation.state](self, allocation, now)
-        if uuid in self._fleet.vms and not self._fleet.of(uuid) and uuid not in self._present:
+        if uuid in self._fleet.vms and not self._fleet.all_of(uuid) and uuid not in self._present:
             self._fleet.record(DropVM(uuid))
             for node_sync in self._node_syncs.values():
                 node_sync.forget(uuid)
@@ -298,7 +298,8 @@ class Rollout:
             self._changed.add(uuid)
         elif self._is_confirmed(allocation.node, uuid):
             self._edges_ready.discard(allocation.id)
-            if (active := self._fleet.one(uuid, _State.ACTIVE)) is not None and moves.is_extension(active, allocation):
+            active = self._fleet.one(uuid, _State.ACTIVE) if allocation.forward is None else None
+            if active is not None and moves.is_extension(active, allocation):
                 # The ports that join it may have been used until now.
                 self._last_use.forget(active.id)
             moves.activate(self._fleet, allocation, now)
@@ -325,6 +326,8 @@ class Rollout:
 
     def _advance_draining(self, allocation: Allocation, now: float) -> None:
         self._edges_ready.discard(allocation.id)
+        if allocation.is_wanted_forward and self._take_back(allocation, now):
+            return
         fenced = self._is_fenced(allocation.node)
         is_unused_by_host = fenced or self._is_confirmed(allocation.node, allocation.domain)
         is_counted = self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
@@ -347,7 +350,28 @@ class Rollout:
         limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
         return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation.domain)
 
+    def _take_back(self, forward: Allocation, now: float) -> bool:
+        """
+        Give a VM that runs again the ports of a forward that it had, once the host that had them has let go of them.
+
+        :return: Whether it has them.
+        """
+        here = self._present.get(forward.domain)
+        if here is None or (forward.state is _State.DRAINING and forward.node != here):
+            return False
+        fleet = self._fleet
+        if fleet.unwritable is not None or fleet.why_no_new or fleet.space.have_own_ports(forward):
+            self._awaiting_edges.add(forward.domain)
+            return False
+        self._last_use.forget(forward.id)
+        self._idle_reports.pop(forward.id, None)
+        moves.take_back(fleet, forward, here, now)
+        return True
+
     def _advance_held(self, allocation: Allocation, now: float) -> None:
+        if allocation.is_wanted_forward:
+            self._take_back(allocation, now)
+            return
         since, missing = self.lacks(allocation, now)
         if now >= since and not missing:
             unused_since = self._last_use.unused_since(allocation.id)
@@ -373,7 +397,7 @@ class Rollout:
         if leaving.state is _State.DRAINING:
             since, nodes = leaving.since, [leaving.node]
         else:
-            since, nodes = self._hold_down_end(leaving), list(self._fleet.edges)
+            since, nodes = self.hold_down_end(leaving), list(self._fleet.edges)
             if leaving.node in self._node_syncs and leaving.node not in self._fleet.edges:
                 # It had confirmed before the hold-down, or was fenced: then it may be back with what it held.
                 nodes.append(leaving.node)
@@ -382,14 +406,16 @@ class Rollout:
         missing = (name for name in nodes if not (self._is_fenced(name) or self._is_confirmed(name, leaving.domain)))
         return since, tuple(missing)
 
-    def _hold_down_end(self, held: Allocation) -> float:
+    def hold_down_end(self, held: Allocation) -> float:
+        """Return when the hold-down of a held allocation ends, in ledger time."""
         unused_since = self._last_use.unused_since(held.id)
         return self._rules.hold_down_s + (held.since if unused_since is None else min(unused_since, held.since))
 
     def _report_freed(self, allocation: Allocation) -> None:
         """Tell the host when a VM holds nothing there any more."""
         node_sync = self._node_syncs.get(allocation.node)
-        is_last = all(other.node != allocation.node for other in self._fleet.of(allocation.domain))
+        others = self._fleet.all_of(allocation.domain)
+        is_last = all(other.node != allocation.node or other.is_wanted_forward for other in others)
         if node_sync is not None and is_last:
             freed = Freed(node_sync.epoch, allocation.domain, self._fleet.vms[allocation.domain].internal)
             self.queue_message(allocation.node, freed)

@@ -36,6 +36,7 @@ from cpm.core.sizing.fairness import (
 )
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
+from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID
 
 _State = AllocationState
@@ -375,7 +376,7 @@ class Contention:
         return sum(
             each.ports.size
             for each in self._fleet.leaving.values()
-            if each.state is _State.HELD or now - each.since < DRAIN_HOPE_S
+            if not each.is_wanted_forward and (each.state is _State.HELD or now - each.since < DRAIN_HOPE_S)
         )
 
     # Sums
@@ -409,7 +410,9 @@ class Contention:
             uuid: self._claim_of(vm, wanted.get(uuid)) for uuid, vm in self._fleet.vms.items() if self._has_claim(uuid)
         }
         space = self._fleet.space
-        of_others = sum(each.ports.size for each in self._fleet.leaving.values() if each.domain not in claims)
+        ending = (each for each in self._fleet.leaving.values() if each.forward is None)
+        apart = (*ending, *self._fleet.forwards.values())
+        of_others = sum(_shared_ports(each) for each in apart if each.domain not in claims)
         pool = space.total_ports - of_others - self.reserve
         return Division(now, claims, share(pool, tuple(claims.values()), space.block))
 
@@ -442,7 +445,9 @@ class Contention:
         return sum(each.ports.size for each in self._fleet.of(uuid) if each.state in (_State.ACTIVE, _State.RESERVED))
 
     def _ports_leaving(self, uuid: DomainUUID) -> int:
-        return sum(each.ports.size for each in self._fleet.of(uuid) if each.id in self._fleet.leaving)
+        """Return the ports that it has besides those for its own new connections: also of forwards."""
+        leaving = self._fleet.leaving
+        return sum(_shared_ports(each) for each in self._fleet.all_of(uuid) if each.forward or each.id in leaving)
 
     def _can_give(self, uuid: DomainUUID) -> bool:
         one = self._fleet.one
@@ -450,3 +455,8 @@ class Contention:
 
     def _vm(self, uuid: DomainUUID) -> VM | None:
         return self._fleet.vms.get(uuid)
+
+
+def _shared_ports(allocation: Allocation) -> int:
+    """Return how many of its ports count in the pool: not those below 1024, which no range has."""
+    return allocation.ports.size if allocation.ports.first >= FIRST_PORT else 0

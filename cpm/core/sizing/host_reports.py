@@ -134,7 +134,8 @@ class HostReports:
         bounds = _bounds(wishes.floor.value, wishes.cap.value, self._rules.block)
         policy = policy_named(wishes.policy.value)
         active, size, limit = _NO_RANGE, 0, -1
-        if len(ranges) == 1 and ranges[0].state is _State.ACTIVE:
+        is_leaving = any(each.state is _State.DRAINING for each in self._fleet.all_of(uuid))
+        if len(ranges) == 1 and ranges[0].state is _State.ACTIVE and not is_leaving:
             active, size = ranges[0].id, ranges[0].ports.size
             not_full = math.ceil(NEARLY_FULL * size) - 1
             limit = min(ease_limit(policy, size, bounds, self._rules.guards), not_full)

@@ -304,7 +304,8 @@ class Sizer:
     def leave_own_ports(self, now: float) -> None:
         """Have VMs leave active ranges with ports that a machine uses itself, as far as there are others now."""
         for allocation in self._fleet.space.in_the_way():
-            if allocation.state is _State.ACTIVE and self._fleet.one(allocation.domain, _State.RESERVED) is None:
+            is_range = allocation.state is _State.ACTIVE and allocation.forward is None
+            if is_range and self._fleet.one(allocation.domain, _State.RESERVED) is None:
                 outcome = choose_without_own_ports(self._plain_situation(allocation, allocation.ports.size))
                 self._record(allocation, outcome, self.in_use(allocation.domain), now)
 

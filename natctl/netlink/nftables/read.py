@@ -319,7 +319,7 @@ class _Reader:
     def _read_rule(self, place: Place, rule: dict[int, bytes]) -> None:
         userdata = rule.get(RULE_USERDATA, b"")
         self._rules.setdefault(place, []).append(labels.digest_of(userdata))
-        if place[1].startswith(VM_CHAIN):
+        if place[0] is Family.BRIDGE and place[1].startswith(VM_CHAIN):
             self._vm_rules.setdefault(place[1], userdata)
         tag = labels.tag_of(userdata)
         for expression in attribute_payloads(rule.get(RULE_EXPRESSIONS, b"")) if tag else ():

@@ -50,8 +50,8 @@ function _shtab_virt_ports_using
   test "$_shtab_virt_ports_cmdpath" = "$argv"
 end
 
-set -g _shtab_virt_ports_commands list top show set explain resize relocate whois history pool 'pool list' 'pool show' 'pool add' 'pool remove' audit node 'node list' 'node show' 'node approve' 'node revoke' 'node remove' 'node fence' 'node unfence' 'node events' events export record simulate config 'config check' 'config diff' 'config reload' status backup restore install uninstall doctor pki 'pki init' 'pki issue' 'pki renew' 'pki list' report
-set -g _shtab_virt_ports_opts_with_value --address --after --at --before --bindir --check --color --config --cpmd-config --delay --event --file --filter --folder --for --format --forward --from --generate --internal-pool --iterations --limit --manager --max-ports --max-vms --name --natd-config --node --output --policy --protocol --request --reserved --role --root --save --seconds --seed --since --socket --sort --state --svg --to --underlay --underlay-address --unset --until --uplink --user --vm --vms -d -n -o
+set -g _shtab_virt_ports_commands list top show set explain resize relocate forward 'forward add' 'forward remove' 'forward list' whois history pool 'pool list' 'pool show' 'pool add' 'pool remove' audit node 'node list' 'node show' 'node approve' 'node revoke' 'node remove' 'node fence' 'node unfence' 'node events' events export record simulate config 'config check' 'config diff' 'config reload' status backup restore install uninstall doctor pki 'pki init' 'pki issue' 'pki renew' 'pki list' report
+set -g _shtab_virt_ports_opts_with_value --address --after --at --before --bindir --check --color --config --cpmd-config --delay --event --file --filter --folder --for --format --forward --from --generate --internal-pool --iterations --limit --manager --max-ports --max-vms --name --natd-config --node --output --policy --port --protocol --request --reserved --role --root --save --seconds --seed --since --socket --sort --state --svg --to --underlay --underlay-address --unset --until --uplink --user --vm --vms -d -n -o
 
 complete -c virt-ports -e
 complete -c virt-ports -f
@@ -116,6 +116,39 @@ complete -c virt-ports -n '_shtab_virt_ports_using relocate' -s o -l output -xka
 complete -c virt-ports -n '_shtab_virt_ports_using relocate' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
 complete -c virt-ports -n '_shtab_virt_ports_using relocate' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
 complete -c virt-ports -n '_shtab_virt_ports_using relocate; and test $_shtab_virt_ports_npos -eq 0' -ka "(virt-ports __complete fish vms (commandline -ct) 2>/dev/null)" -d 'name or UUID'
+complete -c virt-ports -n '_shtab_virt_ports_using; and test $_shtab_virt_ports_npos -eq 0' -a forward -d 'Let connections from outside in to VMs.'
+complete -c virt-ports -n '_shtab_virt_ports_using forward' -s h -l help -d 'show this help message and exit'
+complete -c virt-ports -n '_shtab_virt_ports_using forward' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
+complete -c virt-ports -n '_shtab_virt_ports_using forward' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
+complete -c virt-ports -n '_shtab_virt_ports_using forward' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward; and test $_shtab_virt_ports_npos -eq 0' -a add -d 'Let connections in to a VM.'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -s h -l help -d 'show this help message and exit'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l protocol -xka "tcp udp both" -d 'what to let in (default: tcp)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l port -x -d 'external port, or FIRST-LAST with as many ports'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l address -xka "(virt-ports __complete fish addresses (commandline -ct) 2>/dev/null)" -d 'external address (default: the VM'"'"'s)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l to -x -d 'address of the guest (default: found on its host)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l keep -d 'it stays the VM'"'"'s while the VM does not run (default)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add' -l no-keep -d 'it ends when the VM ends'
+complete -c virt-ports -n '_shtab_virt_ports_using forward add; and test $_shtab_virt_ports_npos -eq 0' -ka "(virt-ports __complete fish vms (commandline -ct) 2>/dev/null)" -d 'name or UUID'
+complete -c virt-ports -n '_shtab_virt_ports_using forward; and test $_shtab_virt_ports_npos -eq 0' -a remove -d 'Remove forwards of a VM.'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove' -s h -l help -d 'show this help message and exit'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove' -l address -xka "(virt-ports __complete fish addresses (commandline -ct) 2>/dev/null)" -d 'only on this external address'
+complete -c virt-ports -n '_shtab_virt_ports_using forward remove; and test $_shtab_virt_ports_npos -eq 0' -ka "(virt-ports __complete fish vms (commandline -ct) 2>/dev/null)" -d 'name or UUID'
+complete -c virt-ports -n '_shtab_virt_ports_using forward; and test $_shtab_virt_ports_npos -eq 0' -a list -d 'List what is let in.'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -s h -l help -d 'show this help message and exit'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l node -xka "(virt-ports __complete fish nodes (commandline -ct) 2>/dev/null)" -d 'only of VMs on this host'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l address -xka "(virt-ports __complete fish addresses (commandline -ct) 2>/dev/null)" -d 'only on this external address'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l state -xka "starting active resting leaving" -d 'only in this state; may be repeated: starting, active, resting, leaving'
+complete -c virt-ports -n '_shtab_virt_ports_using forward list' -l limit -x -d 'at most this many'
 complete -c virt-ports -n '_shtab_virt_ports_using; and test $_shtab_virt_ports_npos -eq 0' -a whois -d 'Find the VM that holds, or held, an external port.'
 complete -c virt-ports -n '_shtab_virt_ports_using whois' -s h -l help -d 'show this help message and exit'
 complete -c virt-ports -n '_shtab_virt_ports_using whois' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'

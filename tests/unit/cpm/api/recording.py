@@ -65,6 +65,14 @@ WITH_VMS: list[Request] = [
 ]
 
 CHANGES: list[Request] = [
+    ("POST", "/v1/domains/web1/forwards", b'{"guest_ports":{"first":22,"last":22},"ports":{"first":2222,"last":2222}}'),
+    ("POST", "/v1/domains/web1/forwards", b'{"guest_ports":{"first":22,"last":22},"guest_address":"192.168.122.5"}'),
+    ("POST", "/v1/domains/db/forwards", b'{"guest_ports":{"first":53,"last":53},"protocol":"both","kept":false}'),
+    ("GET", "/v1/forwards", None),
+    ("GET", "/v1/forwards?match=web*&node=host1&address=203.0.113.1&state=starting&limit=1", None),
+    ("GET", "/v1/domains/web1", None),
+    ("POST", "/v1/domains/web1/forwards/remove", b'{"ports":{"first":2222,"last":2222}}'),
+    ("GET", "/v1/forwards?state=leaving", None),
     ("PATCH", "/v1/domains/web1", b'{"floor":128,"drain_limit_s":0}'),
     ("PATCH", "/v1/domains/web1", b'{"floor":null,"weight":7}'),
     ("POST", "/v1/domains/web1/resize", b'{"ports":300}'),
@@ -82,6 +90,14 @@ CHANGES: list[Request] = [
 ]
 
 REFUSED: list[Request] = [
+    ("POST", "/v1/domains/web2/forwards", b'{"guest_ports":{"first":22,"last":22}}'),
+    ("POST", "/v1/domains/db/forwards", b'{"guest_ports":{"first":22,"last":22},"ports":{"first":2222,"last":2222}}'),
+    ("POST", "/v1/domains/db/forwards", b'{"guest_ports":{"first":22,"last":23},"ports":{"first":2222,"last":2222}}'),
+    ("POST", "/v1/domains/db/forwards", b'{"guest_ports":{"first":22,"last":22},"address":"203.0.113.77"}'),
+    ("POST", "/v1/domains/db/forwards", b'{"guest_ports":{"first":22,"last":22},"protocol":"icmp"}'),
+    ("POST", "/v1/domains/db/forwards/remove", b'{"ports":{"first":9,"last":9}}'),
+    ("GET", "/v1/forwards?node=host9", None),
+    ("GET", "/v1/forwards?address=203.0.113.77", None),
     ("GET", "/v1/domains/web2", None),
     ("GET", "/v1/domains/web2/explain", None),
     ("GET", "/v1/domains/web2/history", None),

@@ -37,6 +37,7 @@ REFUSALS = [
     (409, "ledger-mistrusted", 1),
     (409, "ledger-doubted", 1),
     (409, "ports-in-use", 1),
+    (409, "port-held", 1),
     (507, "ports-exhausted", 1),
     (507, "internal-pool-exhausted", 1),
     (403, "not-approved", 1),
@@ -83,7 +84,7 @@ def test_every_error_code_has_the_intended_exit_code() -> None:
     assert refused == {"not-found", "ambiguous", "conflict", "address-in-use", "address-overlaps", "ports-exhausted",
                        "internal-pool-exhausted", "config", "not-approved", "name-in-use", "quota-reached", "forbidden",
                        "busy", "journal-not-kept", "ledger-mistrusted", "ledger-doubted", "journal-gap",
-                       "ports-in-use"}  # fmt: skip
+                       "ports-in-use", "port-held"}  # fmt: skip
 
 
 def test_a_code_of_a_newer_manager_is_a_refusal(manager: CannedManager, virt_ports: Command) -> None:
@@ -172,9 +173,9 @@ def test_the_help_lists_verbs_in_order_of_position(capsys: pytest.CaptureFixture
     words = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
     listed = [word for word in words if word in verbs.names()]
     assert listed == [
-        "list", "top", "show", "set", "explain", "resize", "relocate", "whois", "history", "pool", "audit", "node",
-        "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install", "uninstall",
-        "doctor", "pki", "report",
+        "list", "top", "show", "set", "explain", "resize", "relocate", "forward", "whois", "history", "pool", "audit",
+        "node", "events", "export", "record", "simulate", "config", "status", "backup", "restore", "install",
+        "uninstall", "doctor", "pki", "report",
     ]  # fmt: skip
     assert sorted(listed) == list(verbs.names())
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cpm.api.requests import PoolRemoval, PoolRequest
+from cpm.api.requests import ForwardRemoval, ForwardRequestBody, PoolRemoval, PoolRequest
 from cpm.api.views import (
     AddressDetail,
     AddressView,
@@ -27,6 +27,7 @@ from cpm.api.views import (
     EventView,
     ExplainView,
     FastPathView,
+    ForwardView,
     GuestAgentView,
     HolderView,
     NodeEventView,
@@ -38,7 +39,15 @@ from cpm.api.views import (
     WishView,
 )
 from cpm.protocol.codec import decode
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.model import (
+    AllocationState,
+    DomainUUID,
+    ForwardOrigin,
+    ForwardProtocol,
+    NodeName,
+    PortRange,
+    Role,
+)
 from cpm.protocol.own_ports import OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
@@ -516,6 +525,57 @@ def test_followed_events_are_printed_until_the_manager_ends(manager: CannedManag
     assert "the manager ended the stream" in result.err
     documents = virt_ports("events", "-f", "-o", "json").out.splitlines()
     assert [json.loads(line)["seq"] for line in documents] == [1041, 1042]
+
+
+FORWARD = ForwardView(
+    "web1", WEB, NodeName("host1"), EXTERNAL, 8000, 8010,
+    ForwardProtocol.BOTH, IPv4Address("192.168.122.5"), 9000, kept=True, origin=ForwardOrigin.SET, state="active",
+    since=UtcSeconds(1.0),
+)  # fmt: skip
+FORWARDS = (
+    " External address   Ports       Protocol   Name   Node    To                        Kept   From   State\n"
+    "----------------------------------------------------------------------------------------------------------\n"
+    " 203.0.113.1        8000-8010   both       web1   host1   192.168.122.5:9000-9010   yes    set    active\n"
+    "\n"
+)
+
+
+def test_forward_add(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("POST /v1/domains/web1/forwards", FORWARD)
+    words = (
+        "forward add web1 9000-9010 --protocol both --port 8000-8010 --address 203.0.113.1 --to 192.168.122.5 --no-keep"
+    )
+    assert virt_ports(*words.split()).out == FORWARDS
+    assert virt_ports("forward", "add", "web1", "22").code == 0
+    (_, body), (_, plain) = manager.asked
+    assert decode(ForwardRequestBody, body) == ForwardRequestBody(
+        PortRange(9000, 9010),
+        PortRange(8000, 8010),
+        IPv4Address("203.0.113.1"),
+        ForwardProtocol.BOTH,
+        IPv4Address("192.168.122.5"),
+        kept=False,
+    )
+    assert decode(ForwardRequestBody, plain) == ForwardRequestBody(PortRange(22, 22))
+
+
+def test_forward_list_and_remove(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/forwards?state=active&limit=3&match=web%2A&node=host1&address=203.0.113.1", [FORWARD])
+    words = "forward list web* --node host1 --address 203.0.113.1 --state active --limit 3"
+    assert virt_ports(*words.split()).out == FORWARDS
+    manager.on("POST /v1/domains/web1/forwards/remove", [])
+    assert virt_ports("forward", "remove", "web1", "8000-8010", "-o", "json").json == []
+    assert decode(ForwardRemoval, manager.asked[-1][1]) == ForwardRemoval(PortRange(8000, 8010))
+
+
+@pytest.mark.parametrize(
+    "words", ["add web1 22x", "add web1 22 --port 70000", "add web1 22 --to guest", "remove web1 9-8"]
+)
+def test_forward_refuses_what_is_no_port_or_address_without_a_request(
+    manager: CannedManager, virt_ports: Command, words: str
+) -> None:
+    assert virt_ports("forward", *words.split()).code == 2
+    assert manager.asked == []
 
 
 def test_pool_list(manager: CannedManager, virt_ports: Command) -> None:

@@ -50,6 +50,9 @@ SENTENCES: dict[VirtPortsError, str] = {
     ): "cannot reserve these ports of 203.0.113.1: VM web1 has 1024-1279; give it other "
     "ports, `virt-ports relocate a-b`, and try again when `virt-ports pool show 203.0.113.1` does not "
     "show that range any more",
+    errors.PortHeld(
+        IPv4Address("203.0.113.1"), "22", "VM web1 (a-b)", "until its forward is removed", "use another port"
+    ): "203.0.113.1 22 is VM web1 (a-b)'s until its forward is removed; use another port",
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",
     errors.PortsExhausted(64, 8, "no run"): "cannot allocate 64 ports: no run (longest free run: 8); "

@@ -18,7 +18,7 @@ import pytest
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.holdings import Held, HeldRange
-from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
+from cpm.protocol.intent import EdgeIntent, ExternalRange, HostForward, HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
     Applied,
@@ -50,13 +50,24 @@ from cpm.protocol.messages import (
     WayProblem,
     Welcome,
 )
-from cpm.protocol.model import UNLIMITED, DomainUUID, Filtering, NodeName, PortRange, Role, Wishes
+from cpm.protocol.model import (
+    UNLIMITED,
+    DomainUUID,
+    Filtering,
+    ForwardProtocol,
+    NodeName,
+    PortRange,
+    Role,
+    WishedForward,
+    Wishes,
+)
 from cpm.protocol.own_ports import MOST_ADDRESSES, MOST_RANGES, OwnAddress, OwnRange, OwnUse
 from cpm.protocol.timeouts import Timeouts
 from cpm.protocol.walltime import UtcSeconds
 
 WEB, DB = DomainUUID("u-web"), DomainUUID("u-db")
 EXTERNAL, INTERNAL, UNDERLAY = IPv4Address("203.0.113.1"), IPv4Address("100.64.0.1"), IPv4Address("172.30.0.11")
+GUEST_ADDRESS = IPv4Address("192.168.122.5")
 PORTS, OTHER_PORTS = PortRange(20480, 20735), PortRange(1024, 1087)
 
 ALL_WISHES = Wishes(
@@ -68,6 +79,16 @@ ALL_WISHES = Wishes(
     connections=131072,
     connection_rate=5000,
     filtering=Filtering.ENDPOINT_INDEPENDENT,
+    forwards=(
+        WishedForward(
+            ports=PortRange(443, 443),
+            to=PortRange(8443, 8443),
+            protocol=ForwardProtocol.UDP,
+            address=EXTERNAL,
+            guest=GUEST_ADDRESS,
+            is_kept=False,
+        ),
+    ),
     nonsense=("weight 'x': no number",),
 )
 GUEST = GuestView(
@@ -102,6 +123,8 @@ HOST_VM = HostIntent(
     connection_rate=2000,
     port_control=16,
     filtering=Filtering.ENDPOINT_INDEPENDENT,
+    forwards=(HostForward(PortRange(443, 443), 8443, ForwardProtocol.BOTH, GUEST_ADDRESS),),
+    leaving_forwards=(PortRange(2222, 2222),),
 )
 EDGE_VM = EdgeIntent(
     WEB, "web1", INTERNAL, UNDERLAY, (ExternalRange(EXTERNAL, OTHER_PORTS), ExternalRange(EXTERNAL, PORTS))
@@ -130,6 +153,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
+            b'"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
@@ -159,6 +184,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
+            b'"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}'
         ),
     ),
@@ -168,7 +195,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (
@@ -176,7 +203,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
@@ -186,7 +213,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"nonsense":[]}}],"unmanaged":[]}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}],"unmanaged":[]}'
         ),
     ),
     (
@@ -288,7 +315,9 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"udp_s":300,"icmp_s":60,"dns_s":30},"edge_names":["edge1"]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":{"first":20480,"last":20735},"draining":[{"first":1024,"last":1087}],'
             b'"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent"}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent",'
+            b'"forwards":[{"ports":{"first":443,"last":443},"to":8443,'
+            b'"protocol":"both","guest":"192.168.122.5"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
             b',"grants":120,"detached":5}'
@@ -313,7 +342,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"snapshot","epoch":3,"generation":1,"path":{"internal_pool":"100.64.0.0/10","edges":[],'
             b'"externals":[],"timeouts":null,"edge_names":[]},"host":[{"domain":"u-web","name":"web1","internal":"100.64.0.1",'
             b'"ports":null,"draining":[],"external":null,"at_cap":false,'
-            b'"connections":null,"connection_rate":null,"port_control":0,"filtering":"address-and-port-dependent"}],"edge":[{"domain":"u-web",'
+            b'"connections":null,"connection_rate":null,"port_control":0,"filtering":"address-and-port-dependent","forwards":[],"leaving_forwards":[]}],"edge":[{"domain":"u-web",'
             b'"name":"web1","internal":"100.64.0.1","via":null,"ranges":[]}],"grants":0,"detached":0}'
         ),
     ),
@@ -323,7 +352,9 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'{"type":"delta","epoch":3,"generation":2,"host":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","ports":{"first":20480,"last":20735},"draining":[{"first":1024,'
             b'"last":1087}],"external":"203.0.113.1","at_cap":true,'
-            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent"}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent",'
+            b'"forwards":[{"ports":{"first":443,"last":443},"to":8443,'
+            b'"protocol":"both","guest":"192.168.122.5"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'

@@ -45,9 +45,9 @@ async def _goes_on(site: Site) -> None:
 
 
 async def test_a_hold_down_that_ends_too_early(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Rollout._hold_down_end
+    honest = Rollout.hold_down_end
     broken: Callable[..., float] = lambda self, held: 0.0 if held.domain == WEB else honest(self, held)  # noqa: E731
-    monkeypatch.setattr(Rollout, "_hold_down_end", broken)
+    monkeypatch.setattr(Rollout, "hold_down_end", broken)
     await site.say(Detach(WEB, "shutdown"))
     await site.apply()
     assert site.states() == {_State.HELD}
@@ -62,7 +62,7 @@ async def test_a_vm_is_tried_again_and_goes_on_when_the_cause_is_gone(
     await site.say(Detach(WEB, "shutdown"))
     await site.apply()
     with monkeypatch.context() as patch:
-        patch.setattr(Rollout, "_hold_down_end", lambda self, held: 0.0)
+        patch.setattr(Rollout, "hold_down_end", lambda self, held: 0.0)
         patch.setattr(Rollout, "lacks", broken)
         await site.tick(1.0)
         refusals = site.loop.manager.fleet.refusals
