@@ -64,6 +64,8 @@ def product_lane(*, fast_path: bool = True) -> Iterator[Lane]:
     """
     tables: dict[str, toml.Document] = {} if fast_path else {"hosts": {"host": _OFF}, "edges": {"edge": _OFF}}
     with site(DaemonSettings(cpmd=_CPMD, natd={}, **tables), NAME if fast_path else f"{NAME}nft") as lab:
+        # As in the lane that it is compared with: where packets go of which nothing else is said.
+        ip_batch([f"route replace default via {_underlay(EDGE)}"], lab.namespace(HOST))
         start_all(lab)
         guest = lab.add_guest(_GUEST, HOST)
         daemons = tuple(lab.daemons.process(name) for name in (CPMD, natd_of(HOST), natd_of(EDGE)))

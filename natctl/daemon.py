@@ -168,8 +168,8 @@ class Natd:
         self._node.on_kernel_found(found.host.values(), found.path, links, clock.now(), found.edge.values())
         start = self._tasks.start
         start("kernel", self._serve_kernel(), forever=True)
+        start("neighbours", self._watch_neighbours(), forever=True)
         if self._settings.edge is not None and Role.EDGE in self._settings.roles:
-            start("neighbours", self._watch_neighbours(), forever=True)
             start("senders", self._every(FOLLOW_S, self._kernel.follow_neighbours), forever=True)
         if self._host is not None and self._watch is not None and self._hooks is not None:
             await self._hooks.start()
@@ -324,7 +324,7 @@ class Natd:
             log.info("no longer so: %s", "; ".join(before))
 
     async def _watch_neighbours(self) -> None:
-        """Follow the hosts' hardware addresses, by which the kernel tells who may send for a VM."""
+        """Follow hardware addresses: of hosts, which tell who may send for a VM, and of gateways."""
         async with contextlib.aclosing(watch_neighbours()) as changes:
             async for addresses in changes:
                 try:

@@ -68,9 +68,10 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     timeouts: TimeoutsTable = TimeoutsTable()
     """Timeouts of VMs' connections on this host; values that are not set are the manager's."""
     fast_path: entries.FastPathUse = entries.FastPathUse.AUTO
-    """Whether programs in the kernel (eBPF) at VMs' taps and at ``uplinks`` drop what VMs send while nftables has no
-    rules, because somebody flushed them. ``auto``: yes; ``off``: until natd has put the rules back, packets may leave
-    untranslated."""
+    """Whether programs in the kernel (eBPF) are used at VMs' taps and at ``uplinks``. They drop what VMs send while
+    nftables has no rules, because somebody flushed them, and give what was translated an edge as next hop, so that no
+    routing rule is needed. ``auto``: where nothing speaks against it; `virt-ports node show` says where the rule is
+    needed, and why. ``off``: nftables and the rule do all; without rules packets may leave untranslated."""
     libvirt: str | None = "qemu:///system"
     """URI of the libvirt to watch; None or an empty string: VMs are known from hooks and taps only."""
 

@@ -432,7 +432,7 @@ class NodeEventView(Struct, frozen=True):
 
 
 class FastPathView(Struct, frozen=True):
-    """An interface of an edge at which a program in the kernel may do packets instead of nftables."""
+    """An interface at which a program in the kernel may do packets: of an edge, or an uplink of a host."""
 
     interface: str
     reason: str = ""
@@ -489,7 +489,7 @@ class NodeView(Struct, frozen=True):
     version: str = ""
     """Of its natd; empty: it is not connected, or the manager is an older one."""
     fast_path: tuple[FastPathView, ...] = ()
-    """Of an edge: its interfaces, and why the fast path is not used there; empty: it is not connected, or its natd is
+    """Interfaces of the node, and why the fast path is not used there; empty: it is not connected, or its natd is
     older than this."""
 
     @property

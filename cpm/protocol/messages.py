@@ -230,7 +230,7 @@ class WayProblem(Struct, frozen=True):
 
 
 class FastPathAt(Struct, frozen=True):
-    """An interface of an edge at which a program may do packets instead of nftables."""
+    """An interface at which a program may do packets: of an edge, or an uplink of a host."""
 
     interface: Word
     reason: Sentence = ""
@@ -256,7 +256,8 @@ class Report(Struct, frozen=True, tag="report"):
     """By VM that met a limit: packets dropped because it had as many connections as it may have, or began too many in a
     short time; since it got its ports."""
     fast_path: Annotated[tuple[FastPathAt, ...], Meta(max_length=MAX_FEW)] = ()
-    """Of an edge: where its fast path is in force, and why not elsewhere; empty: its natd is older than this field."""
+    """Where the fast path is in force, and why not elsewhere; empty: the node's natd is older than this field, or it is
+    a host that is its own edge."""
 
 
 class Need(Struct, frozen=True, tag="need"):

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Nothing leaves untranslated, whatever becomes of the rules of nftables: at
- * the egress of uplinks.
+ * Nothing leaves untranslated, whatever becomes of the rules of nftables, and
+ * what a host has translated goes to an edge: at the egress of uplinks.
  *
  * At a host, a VM's packet is marked when it comes in (tap.bpf.c), and the
  * rules take the mark away when they have translated it, or when it may leave
@@ -12,6 +12,10 @@
  *
  * Both are seen while nftables has no rules: somebody flushed them, and natd
  * has not repaired that yet.
+ *
+ * A host's translated packets were routed like any other.  Here they get an
+ * edge as next hop, chosen by a hash over their flow, so that no routing rule
+ * has to tell them from others.
  */
 #include <linux/if_ether.h>
 #include <linux/ip.h>
@@ -20,10 +24,16 @@
 #include "kernel.h"
 
 #define MAX_INTERFACES	8
+#define MAX_EDGES	16
+#define SENT		0x7414	/* tc_index of what has passed here; no filter of ours sets another */
 
 struct settings {
 	__be32 pool, mask;		/* of the VMs' internal addresses */
 	__u32 mark;			/* bit that is set in packets of VMs; 0: do not look */
+	__u32 owner;			/* bits that stay in those that were translated */
+	__u32 interface;		/* that leads to the edges */
+	__u32 hops;			/* how many edges there are; 0: packets go where they were routed */
+	__be32 hop[MAX_EDGES];
 	__u32 edge[MAX_INTERFACES];	/* uplinks of the edge; 0: no more */
 };
 
@@ -50,17 +60,36 @@ static __always_inline int is_inside(struct __sk_buff *skb)
 	return (saddr & settings.mask) == settings.pool;
 }
 
+static __always_inline int send_to_edge(struct __sk_buff *skb)
+{
+	struct bpf_redir_neigh hop = {};
+	__u32 which = settings.hops > 1 ? bpf_get_hash_recalc(skb) % settings.hops : 0;
+
+	/* It comes here again, on its way to the edge. */
+	skb->mark &= ~settings.owner;
+	skb->tc_index = SENT;
+	hop.nh_family = AF_INET;
+	hop.ipv4_nh = settings.hop[which % MAX_EDGES];
+	return bpf_redirect_neigh(settings.interface, &hop, sizeof(hop), 0);
+}
+
 SEC("tc/guard")
 int guard(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	__u64 *packets;
 
-	/* What this machine sends itself has come in nowhere.  Its own address may be inside the pool. */
-	if (skb->protocol != constant_htons(ETH_P_IP) || !skb->ingress_ifindex)
+	if (skb->protocol != constant_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
+	/*
+	 * What this machine sends itself has come in nowhere: with an address of
+	 * the pool, an ICMP error about a VM's packet, if edges are to get it.
+	 * Else it may be the machine's own address.
+	 */
+	if (!skb->ingress_ifindex)
+		return settings.hops && skb->tc_index != SENT && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
 	if (!(skb->mark & settings.mark) && !(is_one_of(skb->ifindex, settings.edge) && is_inside(skb)))
-		return TC_ACT_UNSPEC;
+		return settings.hops && skb->mark & settings.owner && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
 	packets = bpf_map_lookup_elem(&dropped, &zero);
 	if (packets)
 		++*packets;

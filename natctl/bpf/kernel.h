@@ -29,6 +29,7 @@
 #define AF_INET	2
 
 /* The helpers' numbers: enum bpf_func_id in linux/bpf.h. */
+static __u32 (*const bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)BPF_FUNC_get_hash_recalc;
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)BPF_FUNC_map_lookup_elem;
 static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to,
 					 __u64 flags) = (void *)BPF_FUNC_l4_csum_replace;

@@ -72,7 +72,7 @@ class Reports:
         :param counted: What the kernel has counted.
         :param warnings: What is wrong with this machine, a sentence each.
         :param way_problems: What is wrong with the ways of VMs' packets.
-        :param fast_path: Of an edge: where its fast path is in force, and why not elsewhere.
+        :param fast_path: Where the fast path is in force, and why not elsewhere.
         """
         if use is not None:
             self._arrivals.on_port_use(use)

@@ -1,5 +1,5 @@
 """
-The guard: a program at the egress of uplinks that lets nothing of VMs out untranslated.
+The guard: a program at the egress of uplinks that lets nothing of VMs out untranslated, and sends the rest to edges.
 
 It is there for the moment in which the rules of nftables are not, because somebody flushed them. So it must not depend
 on them: of an edge it knows the internal pool, and on a host what VMs send is marked at their taps
@@ -23,6 +23,7 @@ from natctl.netlink.classifiers import Side
 from natctl.netlink.links import read_links
 from natctl.netlink.socket import Socket
 from natctl.ruleset.marks import Marks
+from natctl.ruleset.next_hop import MOST_EDGES, NextHops
 from natctl.ruleset.owner_tables import MOST_INTERFACES
 
 PROGRAM: Final = "guard"
@@ -34,12 +35,19 @@ class _Constants(NamedTuple):
     pool: IPv4Network
     flag: int
     """Of the mark; 0: no host."""
+    owner: int
+    """The bits of the mark that stay when a packet was translated."""
     edge: tuple[int, ...]
     """Uplinks of an edge, by index."""
+    hops: NextHops | None
+    """Of what a host has translated; None: it goes where it was routed."""
 
     def packed(self) -> bytes:
+        interface, edges = self.hops if self.hops is not None else (0, ())
+        numbers = struct.pack("=4I", self.flag, self.owner, interface, len(edges))
+        addresses = b"".join(edge.packed for edge in edges).ljust(4 * MOST_EDGES, b"\0")
         uplinks = struct.pack(f"={MOST_INTERFACES}I", *self.edge, *[0] * (MOST_INTERFACES - len(self.edge)))
-        return self.pool.network_address.packed + self.pool.netmask.packed + struct.pack("=I", self.flag) + uplinks
+        return self.pool.network_address.packed + self.pool.netmask.packed + numbers + addresses + uplinks
 
 
 class Guard:
@@ -52,21 +60,27 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         edge, host = settings.edge, settings.host
         self._edge = edge.uplinks if edge is not None and edge.fast_path is FastPathUse.AUTO else frozenset()
-        self._host, self._flag = frozenset[str](), 0
+        self._host, self._flag, self._owner = frozenset[str](), 0, 0
         if host is not None and host.fast_path is FastPathUse.AUTO:
-            self._host, self._flag = host.uplinks, Marks.of_mask(host.mark_mask).flag
+            marks = Marks.of_mask(host.mark_mask)
+            self._host, self._flag, self._owner = host.uplinks, marks.flag, marks.mask ^ marks.flag
         self._attached = Attached(Side.EGRESS, PROGRAM)
         self._constants: _Constants | None = None
         self._loaded: Loaded | None = None
         self._dropped_before = 0
+        self.reason = ""
+        """Why it could not be had, when it was wanted last."""
 
-    def ensure(self, rtnl: Socket, pool: IPv4Network, *, shares_pool: bool) -> tuple[str, ...]:
+    def ensure(
+        self, rtnl: Socket, pool: IPv4Network, hops: NextHops | None = None, *, shares_pool: bool
+    ) -> tuple[str, ...]:
         """
         Have it at all uplinks.
 
         At an edge it lets internal addresses out where this machine or its neighbours have such addresses themselves.
         Without an object file, or when the kernel refuses to load it, there is none.
 
+        :param hops: Where it sends what a host has translated.
         :return: What others had changed, one line each.
         :raise KernelError: When a program cannot be removed although it must be.
         """
@@ -76,17 +90,22 @@ class Guard:
         if not links or len(at_edge) > MOST_INTERFACES:
             self.withdraw(rtnl)
             return ()
-        constants, former = _Constants(pool, self._flag, at_edge), self._loaded
+        constants, former = _Constants(pool, self._flag, self._owner, at_edge, hops), self._loaded
         try:
             if former is None or self._constants != constants:
                 self._load(constants)
             assert self._loaded is not None
             missing = self._attached.put(rtnl, links, self._loaded)
-        except (KernelError, NoObject, ValueError):
+        except (KernelError, NoObject, ValueError) as error:
+            self.reason = str(error)
             self.withdraw(rtnl)
             return ()
         self._attached.remove_from_rest(rtnl, {link.number for link in links})
         return tuple(f"the guard at {name} was missing" for name in missing) if self._loaded is former else ()
+
+    def is_sending(self, hops: NextHops) -> bool:
+        """Whether it is in force, and sends what a host has translated there."""
+        return self._loaded is not None and self._constants is not None and self._constants.hops == hops
 
     @property
     def dropped(self) -> int:

@@ -171,7 +171,7 @@ class Kernel:
     @property
     def fast_path(self) -> tuple[FastPathAt, ...]:
         """At which interfaces the fast path is in force, and why not at others, as of the last check."""
-        return self._programmed.fast_path.states
+        return (*self._programmed.fast_path.states, *self._programmed.at_host)
 
     @property
     def way_problems(self) -> Mapping[DomainUUID, str]:
@@ -235,11 +235,14 @@ class Kernel:
         Compare the hosts' hardware addresses with the neighbour table, in which these entries changed.
 
         To be called for every change, and every ten seconds: without that, they are soon not compared with senders' any
-        more. Before the first :meth:`replace` the hosts that the kernel has are followed.
+        more. Before the first :meth:`replace` the hosts that the kernel has are followed. On a host: see whether VMs'
+        packets come to their next hop without a routing rule.
 
         :param addresses: Whose entries changed; empty: any entry may have changed.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
+        if not self._programmed.next_hop.gateways.isdisjoint(addresses):
+            await self._check(Subject.ROUTES)
         async with self._lock:
             if not self._programmed.senders.concerns(addresses):
                 return
@@ -388,13 +391,13 @@ class Kernel:
             if await self._in_thread(comparing.differs, self._programmed, subjects):
                 async with self._lock:
                     found = await self._in_thread(reconciling.mend, self._programmed)
-            if subjects & ~Subject.TABLES:
-                found += await self._in_thread(self._look_around)
             if self._programmed.belief is belief:
                 # Otherwise everything was compared just now.
                 seen = await self._in_thread(self._look_at_programs)
                 async with self._lock:
                     found += await self._in_thread(self._ensure_programs, seen)
+            if subjects & ~Subject.TABLES:
+                found += await self._in_thread(self._look_around)
             await self._mark_taps(subjects)
             if subjects == Subject.ALL and self._programmed.senders.is_checking:
                 async with self._lock:
@@ -406,8 +409,12 @@ class Kernel:
         return self._programmed.fast_path.look(sockets.rt_checks, sockets.nft_checks)
 
     def _ensure_programs(self, found: Found) -> tuple[str, ...]:
-        belief = self._programmed.belief
-        return self._programmed.ensure_programs(belief.desired, found) if belief is not None else ()
+        kernel = self._programmed
+        if kernel.belief is None:
+            return ()
+        needed_rule = bool(kernel.next_hop.reason)
+        mended = kernel.ensure_programs(kernel.belief.desired, found)
+        return mended + (reconciling.mend(kernel) if bool(kernel.next_hop.reason) != needed_rule else ())
 
     async def _mark_rest_of_taps(self) -> None:
         async with self._checking:
@@ -440,6 +447,7 @@ class Kernel:
         changed = sysctl.apply(self._programmed.settings, desired.path, self._programmed.noted)
         if self._programmed.settings.host is not None:
             entries = desired.host.values()
+            self._ways.is_direct = not self._programmed.next_hop.reason
             changed += self._ways.check(sockets.rt_checks, self._programmed.settings.host, desired.path, entries)
         self._forward_filters.check(sockets.nft_checks, self._programmed.settings, self._ways.bridges)
         return changed

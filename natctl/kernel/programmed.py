@@ -13,7 +13,9 @@ from typing import Final
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
+from cpm.protocol.messages import FastPathAt
 from cpm.protocol.model import DomainUUID, PortRange
+from natctl.kernel import direct
 from natctl.kernel.belief import Belief, Desired
 from natctl.kernel.fast_path import FastPath, Found
 from natctl.kernel.guard import Guard
@@ -28,6 +30,7 @@ from natctl.netlink import links, nfqueue, routes
 from natctl.netlink.nftables import encode
 from natctl.netlink.socket import Socket
 from natctl.ruleset import edge_maps, host_maps, own_ports, routing
+from natctl.ruleset.next_hop import Decision
 from natctl.ruleset.plan import Plan
 from natctl.ruleset.routing import Routing, Steps
 from natctl.ruleset.values import Element, Fragment
@@ -56,6 +59,8 @@ class Programmed:
         self.fast_path = FastPath(settings.edge)
         self.guard = Guard(settings)
         self.tap_marks = TapMarks(settings.host)
+        self.next_hop = Decision(None, direct.ITS_OWN_EDGE)
+        """Whether VMs' packets get to the edges without a routing rule, as of the last :meth:`ensure_programs`."""
         self.changes_made = 0
         """Grows with each change of ours, before and after."""
         self._opened: Sockets | None = None
@@ -117,7 +122,22 @@ class Programmed:
         """
         rt, pool = self.sockets().rt, desired.path.internal_pool
         missing = self.fast_path.ensure(rt, found, pool, desired.edge, self.senders.known)
-        return missing + self.guard.ensure(rt, pool, shares_pool=self.settings.shares_pool)
+        entries = desired.host.values()
+        decision = direct.decide(rt, self.settings, desired.path, entries, is_first=self.belief is None)
+        missing += self.guard.ensure(rt, pool, decision.hops, shares_pool=self.settings.shares_pool)
+        if decision.hops is not None and not self.guard.is_sending(decision.hops):
+            decision = Decision(None, self.guard.reason)
+        self.next_hop = decision
+        return missing
+
+    @property
+    def at_host(self) -> tuple[FastPathAt, ...]:
+        """At which uplinks of a host VMs' packets get to the edges without a routing rule, and why not."""
+        host = self.settings.host
+        if host is None or self.next_hop.reason == direct.ITS_OWN_EDGE:
+            return ()
+        words = self.next_hop.reason and f"VMs' packets need a routing rule: {self.next_hop.reason}"
+        return tuple(FastPathAt(name, words) for name in sorted(host.uplinks))
 
     def gateways(self, rt: Socket) -> frozenset[bytes]:
         """Return the hardware addresses of interfaces above bridges, to which VMs send."""
@@ -127,7 +147,8 @@ class Programmed:
         """Return the routes and rules that this machine should have."""
         entries = desired.edge.values() if self.settings.edge is not None else ()
         internals = self.reachable(routing.of_entries(entries))
-        return dataclasses.replace(routing.shared(self.settings, desired.path), internals=internals)
+        shared = routing.shared(self.settings, desired.path, needs_rule=bool(self.next_hop.reason))
+        return dataclasses.replace(shared, internals=internals)
 
     def own_targets(self, desired: Desired) -> Mapping[IPv4Address, PortRange]:
         """Return the ports to which this machine's own connections are translated, by its addresses in the pool."""

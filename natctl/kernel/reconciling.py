@@ -107,12 +107,13 @@ def _reconcile_once(kernel: Programmed, desired: Desired, reading: Reading, touc
     belief.drop_places = tuple(place for place, chain in base.chains.items() if any(r.tag for r in chain.rules))
     known = kernel.known_senders(rt, desired)
     tables = plan.difference(with_fragments(base, [*belief.fragments(), *chains_of_hosts(known)]), reading.holdings)
-    route_steps = routing.steps(kernel.routing_of(desired), routing_now)
     settings_changed = sysctl.apply(kernel.settings, desired.path, kernel.noted)
     # Before nftables, as in a change of some VMs.
     kernel.tap_marks.remove_from_rest(rt, desired.taps)
-    # Before nftables: a port that is taken away must be gone from both when this returns.
+    # Before nftables: a port that is taken away must be gone from both when this returns. Before routes: where packets
+    # get to the edges by a program, they need no rule.
     programs = kernel.ensure_programs(desired, kernel.fast_path.look(rt, kernel.sockets().nft))
+    route_steps = routing.steps(kernel.routing_of(desired), routing_now)
     try:
         kernel.apply(tables, route_steps, routing_now)
     except KernelError:

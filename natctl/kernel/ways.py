@@ -6,6 +6,7 @@ Tested by ``tests/netns/test_ways.py``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from cpm.protocol.errors import KernelError
@@ -42,6 +43,8 @@ class Ways:
         self.bridges: frozenset[str] = frozenset()
         """The bridges with VMs behind them."""
         self._turn = 0
+        self.is_direct = False
+        """Whether packets get to the edges by a program at the uplinks, without a routing rule."""
         self._unrouted = UnroutedTaps()
 
     def check(
@@ -71,9 +74,11 @@ class Ways:
             self.warnings = ()
             self.problems, self.bridges = {}, frozenset()
             return ()
+        # What comes to an uplink gets to an edge from there.
+        path = dataclasses.replace(path, edges=frozenset()) if self.is_direct else path
         check = _Check(rtnl, settings, path, {index: link.name for index, link in links.items()}, self._noted)
         check.note_unbridged(links, entries)
-        for bridge, vms in _bridges(rtnl, links, entries):
+        for bridge, vms in bridges(rtnl, links, entries):
             check.answers |= {vm.intent.domain: self.problems.get(vm.intent.domain, "") for vm in vms}
             check.run(bridge, self._some(vms))
         self._turn += 1
@@ -148,9 +153,10 @@ class _Check:
         return answer
 
 
-def _bridges(
+def bridges(
     rtnl: Socket, links: dict[int, Link], entries: Collection[HostEntry]
 ) -> Iterator[tuple[Bridge, list[HostEntry]]]:
+    """Yield the bridges with VMs behind them that are routed, and these VMs. :raise KernelError: When it fails."""
     by_bridge: dict[int, list[HostEntry]] = {}
     for entry in sorted(entries, key=lambda each: each.index):
         for index in {links[tap].master for tap in entry.taps if tap in links} - {None}:

@@ -132,6 +132,11 @@ def ask(rtnl: Socket, question: Question) -> Answer:
     return answer
 
 
+def ask_own(rtnl: Socket, to: IPv4Address) -> Answer:
+    """Ask, likewise, for a packet of this machine's own. :raise KernelError: As :func:`ask`."""
+    return _ask(rtnl, 0, attribute(_RTA_DST, to.packed))
+
+
 def _ask(rtnl: Socket, source_length: int, *parts: bytes) -> Answer:
     body = _RTMSG.pack(socket.AF_INET, 32, source_length, 0, 0, 0, 0, 0, 0)
     try:

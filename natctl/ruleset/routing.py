@@ -55,17 +55,19 @@ class Routing:
     not take the routes of the following rules."""
 
 
-def shared(settings: Settings, path: Path | None) -> Routing:
+def shared(settings: Settings, path: Path | None, *, needs_rule: bool = True) -> Routing:
     """
     Return the routes and the rule that all VMs share.
 
     The rule that sends managed packets to the edges stands only while there is an edge to send them to; without one
     this machine is its own edge.
+
+    :param needs_rule: Whether packets do not get to the edges without it (:mod:`natctl.ruleset.next_hop`).
     """
     if path is None:
         return Routing()
     pool = Routing(pool=path.internal_pool, pool_table=ASIDE if settings.shares_pool else MAIN)
-    if settings.host is None or not path.edges:
+    if settings.host is None or not path.edges or not needs_rule:
         return pool
     table = settings.host.route_table
     return dataclasses.replace(pool, rule=mark_rule(settings.host), way=(table, path.edges), barrier=table)

@@ -31,9 +31,9 @@ class Scene:
         site.spread(self.edge)
         self.vm = VM.of(1, site.guest(self.host), RANGE)
         self.other = site.guest(self.host, "10.10.0.6")
-        program([self.host, self.edge], [self.vm], {0: (self.edge,)})
         # Where packets go that nobody sends to an edge.
         self.gateway = site.beside("gateway", "172.30.0.254/24")
+        program([self.host, self.edge], [self.vm], {0: (self.edge,)})
         self.gateway.ip("route add 10.10.0.0/24 via 172.30.0.21")
         self.gateway.nft(
             "table ip seen { chain c { type filter hook prerouting priority -400;"

@@ -34,7 +34,9 @@ its VMs leave by a VPN and not to an edge."""
 _SHOW_ABOUT = """\
 'Fast path' has the interfaces of an edge at which a program in the kernel does
 most packets of VMs, and the others with the reason why nftables does all there
-('fast_path' under [edge] in natd.toml)."""
+('fast_path' under [edge] in natd.toml); of a host its uplinks, at which a
+program sends VMs' packets to the edges, or why they need a routing rule
+('fast_path' under [host])."""
 
 _APPROVE_ABOUT = """\
 A node is refused until it is approved, and while it asks for other roles or

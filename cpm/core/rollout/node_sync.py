@@ -61,7 +61,7 @@ class NodeSync:
         self.warnings: tuple[str, ...] = ()
         """What is wrong with that machine, from its last report."""
         self.fast_path: tuple[FastPathAt, ...] = ()
-        """Of an edge: where its fast path is in force, and why not elsewhere, from its last report."""
+        """Where its fast path is in force, and why not elsewhere, from its last report."""
         self.way_problems: Mapping[DomainUUID, str] = {}
         """What is wrong with the ways of VMs' packets, from its last report."""
         self.unmanaged: tuple[Unmanaged, ...] = ()
