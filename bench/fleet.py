@@ -11,7 +11,7 @@ import msgspec
 
 from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostIntent
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.model.entries import EdgeSettings, HostEntry, HostSettings, Path, Settings
 
 HOST = IPv4Address("172.30.0.11")
@@ -51,14 +51,16 @@ FIRST_TAP = 1000
 
 
 @functools.cache
-def fleet(vms: int) -> Fleet:
+def fleet(vms: int, full_cone: bool = False) -> Fleet:  # noqa: FBT001, FBT002 - called over a pipe
     """Return this many VMs: number 0 with a large range and interface :data:`FIRST_TAP`, all others with one block."""
+    filtering = Filtering.ENDPOINT_INDEPENDENT if full_cone else Filtering.DEFAULT
     host: dict[DomainUUID, HostEntry] = {}
     edge: dict[DomainUUID, EdgeIntent] = {}
     for number in range(vms):
         domain, name, internal = _uuid(number), f"vm{number}", FIRST_INTERNAL + number
         external, ports = _range(number)
-        host[domain] = HostEntry(HostIntent(domain, name, internal, ports), number + 1, frozenset({FIRST_TAP + number}))
+        intent = HostIntent(domain, name, internal, ports, filtering=filtering)
+        host[domain] = HostEntry(intent, number + 1, frozenset({FIRST_TAP + number}))
         edge[domain] = EdgeIntent(domain, name, internal, HOST, (ExternalRange(external, ports),))
     externals = frozenset(each.external for vm in edge.values() for each in vm.ranges)
     return Fleet(host, edge, Path(IPv4Network("100.64.0.0/10"), frozenset({EDGE}), externals))

@@ -87,15 +87,19 @@ def masquerade_lane() -> Iterator[Lane]:
 
 
 @contextlib.contextmanager
-def fleet_lane(vms: int) -> Iterator[Lane]:
-    """Yield a lane whose host and edge hold this many VMs, the guest among them; no daemon runs."""
-    name = f"bench{vms}"
+def fleet_lane(vms: int, *, full_cone: bool = False) -> Iterator[Lane]:
+    """
+    Yield a lane whose host and edge hold this many VMs, the guest among them; no daemon runs.
+
+    :param full_cone: Whether the VMs have endpoint-independent filtering.
+    """
+    name = f"benchcone{vms}" if full_cone else f"bench{vms}"
     with _wiring(name) as lane:
         uplink = CLUSTER.machine(EDGE).address("uplink")
         ip_batch([f"route replace {FIRST_EXTERNAL}/32 via {uplink}"], net.namespace(name, "router"))
         for role, machine in (("edge", EDGE), ("host", HOST)):
             with Worker(inside(net.namespace(name, machine))) as worker:
-                worker.call("load", role, vms)
+                worker.call("load", role, vms, full_cone)
         yield lane
 
 

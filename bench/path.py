@@ -49,7 +49,7 @@ def measure(say: Callable[[str], None]) -> Measured:
             "many": stack.enter_context(lanes.fleet_lane(MANY)),
         }
         for lane in found.values():
-            stack.enter_context(_servers(lane))
+            stack.enter_context(servers(lane))
         say("five lanes are ready")
         runs = _runs(found)
     for name, values in runs.items():
@@ -73,7 +73,7 @@ def _runs(found: dict[str, Lane]) -> dict[str, list[float]]:
         for group in (("ours", "plain", "nft"), ("many", "one")):
             for name in group if turn % 2 else reversed(group):
                 with _others_paused(found, name):
-                    runs.setdefault(f"connections_{name}_per_s", []).append(_connections(found[name]))
+                    runs.setdefault(f"connections_{name}_per_s", []).append(connections(found[name]))
         for name in ("ours", "plain", "nft") if turn % 2 else ("nft", "plain", "ours"):
             with _others_paused(found, name):
                 runs.setdefault(f"throughput_{name}_mbit_s", []).append(_throughput(found[name]))
@@ -90,7 +90,7 @@ def _others_paused(found: dict[str, Lane], name: str) -> Iterator[None]:
         yield
 
 
-def _connections(lane: Lane) -> float:
+def connections(lane: Lane) -> float:
     """Open many connections, each answered and closed at once. :return: Connections per second."""
     # Entries of the last run would still occupy their ports.
     run(*inside(lane.host), "conntrack", "-F")
@@ -112,7 +112,7 @@ def _throughput(lane: Lane) -> float:
 
 
 @contextlib.contextmanager
-def _servers(lane: Lane) -> Iterator[None]:
+def servers(lane: Lane) -> Iterator[None]:
     """Run the servers at the far end; they use no processor time while other lanes are measured."""
     conngen = image.guest_image().conngen
     commands = [

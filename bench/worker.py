@@ -120,9 +120,9 @@ class _Here:
         """Run a process. :return: Milliseconds."""
         return spawn_ms(argv, stdin, CLEAN_ENVIRONMENT)
 
-    def load(self, role: str, vms: int) -> float:
+    def load(self, role: str, vms: int, full_cone: bool = False) -> float:  # noqa: FBT001, FBT002 - as change()
         """Program a whole fleet into this kernel with the product's own code. :return: Milliseconds."""
-        wanted = fleet(vms)
+        wanted = fleet(vms, full_cone)
         if self._kernel is None:
             self._kernel = Kernel(wanted.settings(role))
         host, edge = (wanted.host, {}) if role == "host" else ({}, wanted.edge)

@@ -464,7 +464,7 @@ class Kernel:
     def _read_mapped_ports(self) -> Mapping[IPv4Address, VMPorts]:
         if self._programmed.belief is None or self._programmed.settings.host is None:
             return {}
-        return mappings.ports_in(read.keys(self._programmed.sockets().nft_counters, mappings.MAPPINGS))
+        return mappings.ports_in(read.keys(self._programmed.sockets().nft_counters, mappings.OPEN_PORTS))
 
     def _forget_mappings(self, internal: IPv4Address, held: Sequence[PortRange]) -> None:
         if self._programmed.belief is None or self._programmed.settings.host is None:
@@ -473,7 +473,7 @@ class Kernel:
         for last_attempt in (False, False, True):
             gone = plan.removal(
                 (place, element)
-                for place in (mappings.MAPPINGS, mappings.SOCKETS)
+                for place in mappings.LEARNED
                 for element in read.elements(nft, place)
                 if mappings.is_of(place, element, internal, held)
             )

@@ -126,19 +126,19 @@ def ct_port(end: str, direction: int, register: int = FIRST) -> Expression:
     return _expression("ct", dreg=register, key=key, direction=direction)
 
 
-def add_to_map(name: str, key: int, data: int, lives_ms: int = 0) -> Expression:
+def add_to_map(name: str, key: int, data: int) -> Expression:
     """``add @NAME { … : … }``: an element that the key has stays as it is, and times out when it would have."""
-    return _dynset(name, _ADD_TO_SET, key, data, lives_ms)
+    return _expression("dynset", set_name=name, op=_ADD_TO_SET, sreg_key=key, sreg_data=data)
 
 
 def update_map(name: str, key: int, data: int, lives_ms: int) -> Expression:
     """``update @NAME { … timeout … : … }``: likewise, but its time begins anew."""
-    return _dynset(name, _UPDATE_SET, key, data, lives_ms)
+    return _expression("dynset", set_name=name, op=_UPDATE_SET, sreg_key=key, sreg_data=data, timeout=lives_ms)
 
 
-def _dynset(name: str, operation: int, key: int, data: int, lives_ms: int) -> Expression:
-    lives = {"timeout": lives_ms} if lives_ms else {}
-    return _expression("dynset", set_name=name, op=operation, sreg_key=key, sreg_data=data, **lives)
+def update_set(name: str, key: int, lives_ms: int) -> Expression:
+    """``update @NAME { … timeout … }``"""
+    return _expression("dynset", set_name=name, op=_UPDATE_SET, sreg_key=key, timeout=lives_ms)
 
 
 def add_to_set(name: str, key: int) -> Expression:

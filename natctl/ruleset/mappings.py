@@ -8,45 +8,46 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
       set full-cone { type mark; }
       set internals { type mark . ipv4_addr; }
       set strangers { type ipv4_addr; limit rate …; ct count …; }
+      set open-ports { type ipv4_addr . inet_proto . inet_service; flags dynamic,timeout; }
       map mappings { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
-      map sockets { type mark . inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service;
-        flags dynamic,timeout; }
+      map sockets { type mark . ipv4_addr . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
       chain begun { …
         meta mark & MASK @full-cone jump mapped }
       chain mapped {
-        meta l4proto udp snat ip to meta mark & MASK . meta l4proto . ip saddr . udp sport map @sockets
-        … likewise for TCP }
+        meta l4proto udp snat ip to meta mark & MASK . ip saddr . udp sport map @sockets }
       chain guard { …
         meta mark & MASK @full-cone jump learn
         …
-        ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL return }
+        ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL … return }
       chain learn {
         ct direction reply goto learn-answer
-        meta l4proto udp SOCKET @sockets update @mappings { PORT timeout 2m : SOCKET } update @sockets { … } return
-        meta l4proto udp udp dport != 53 PORT != @mappings add @mappings { … } add @sockets { … }
-        … likewise for TCP }
+        meta l4proto udp ct original proto-dst 53 return
+        meta l4proto udp update @open-ports { PORT timeout 2m } update @mappings { PORT timeout 2m : SOCKET }
+          update @sockets { SOCKET timeout 2m : PORT }
+        meta l4proto tcp update @open-ports { PORT timeout 4m } update @mappings { PORT timeout 4m : SOCKET } }
       chain unasked {                                # first: natctl.ruleset.forwards
-        ct state new ip daddr . meta l4proto . th dport @mappings goto admitted
+        ct state new ip daddr . meta l4proto . th dport @open-ports goto admitted
         fib daddr oif missing fib daddr type != local counter drop }
       chain admitted {
         ct status confirmed return
-        ip daddr @strangers counter drop }
-      chain reach { type nat hook prerouting priority dstnat - 10;
-        ip daddr . meta l4proto . th dport != @mappings return
+        ip daddr @strangers counter drop
         ct mark set ct mark | FLAG
-        ct timeout set …
+        ct timeout set … }
+      chain reach { type nat hook prerouting priority dstnat - 10;
         meta l4proto udp dnat ip to ip daddr . meta l4proto . udp dport map @mappings … }
     }
 
 - ``learn`` runs behind source NAT, where connection tracking knows both the guest's socket and the port that it got. A
-  packet of the VM renews both elements; one from outside renews nothing, so no stranger keeps a mapping alive (RFC 4787
+  packet of the VM renews its elements; one from outside renews nothing, so no stranger keeps a mapping alive (RFC 4787
   REQ-6, RFC 7857 section 7).
-- A mapping is learned only if nobody has the port. So a VM has at most as many elements as it has ports, for each of
-  TCP and UDP, and none of them takes another VM's room: the maps have no limit of their own.
+- What an element leads to stays as it is until it times out: of two sockets that share a port (RFC 7857 section 3) the
+  first has the mapping.
+- The maps have no limit of their own, so that nobody takes another VM's room. A VM has at most as many elements as it
+  has ports, for each of TCP and UDP, and in ``sockets`` as it has connections.
+- ``open-ports`` has the keys of ``mappings``: kernels before 6.7 or so do not look up in a map as in a set.
 - ``sockets`` has the port that a socket has, also when that is of a range that drains: new connections of the socket
-  keep it. Without an element, connection tracking chooses among the ports of ``bindings``, as for any VM.
-- Two sockets of a VM may share a port to different destinations (RFC 7857 section 3) when connection tracking chooses
-  so. Then the first one has the mapping.
+  keep it. It is for UDP only. A TCP port is free for others as soon as its connection is closed, and if it is taken for
+  the same destination, exactly that port cannot be had; connection tracking finds another.
 - A stranger's connection has no zone: its answers are the packets of a VM, whose zone counts for the original direction
   only. Whose packets they may be says its destination, in ``answers``: the VM with that internal address, by its mark.
 - ``strangers`` bounds the connections from outside that a VM has at once: nobody fills the host's table through it.
@@ -81,14 +82,12 @@ from natctl.ruleset.expressions import (
     DESTINATION,
     FIFTH,
     FIRST,
-    FOURTH,
     NETWORK,
     SECOND,
     SIXTH,
     SOURCE,
     THIRD,
     TRANSPORT,
-    add_to_map,
     bitwise,
     compare,
     counter,
@@ -105,6 +104,7 @@ from natctl.ruleset.expressions import (
     set_ct,
     set_lookup,
     update_map,
+    update_set,
 )
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import (
@@ -127,9 +127,12 @@ from natctl.ruleset.values import (
 FULL_CONE: Final[Place] = (Family.IPV4, "full-cone")
 INTERNALS: Final[Place] = (Family.IPV4, "internals")
 STRANGERS: Final[Place] = (Family.IPV4, "strangers")
+OPEN_PORTS: Final[Place] = (Family.IPV4, "open-ports")
 MAPPINGS: Final[Place] = (Family.IPV4, "mappings")
 SOCKETS: Final[Place] = (Family.IPV4, "sockets")
-"""Expiring, as :data:`MAPPINGS`: see :data:`~natctl.ruleset.values.EXPIRING`."""
+"""Expiring, as the two before: see :data:`~natctl.ruleset.values.EXPIRING`."""
+
+LEARNED: Final = (OPEN_PORTS, MAPPINGS, SOCKETS)
 
 UNSOLICITED: Final = "unsolicited"
 """Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
@@ -156,8 +159,9 @@ SETS: Final[dict[Place, SetSpec]] = {
     INTERNALS: SetSpec("internals", (MARK, ADDRESS)),
     STRANGERS: SetSpec("strangers", (ADDRESS,), limiting=LIMIT),
     # The time is the rules' own.
+    OPEN_PORTS: SetSpec("open-ports", (ADDRESS, PROTOCOL, PORT), learning_s=120),
     MAPPINGS: SetSpec("mappings", (ADDRESS, PROTOCOL, PORT), data=(ADDRESS, PORT), learning_s=120),
-    SOCKETS: SetSpec("sockets", (MARK, PROTOCOL, ADDRESS, PORT), data=(ADDRESS, PORT), learning_s=120),
+    SOCKETS: SetSpec("sockets", (MARK, ADDRESS, PORT), data=(ADDRESS, PORT), learning_s=120),
 }
 ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
 """Elements without any VM."""
@@ -171,7 +175,7 @@ def chains(marks: Marks, path_timeouts: Timeouts, objects: Iterable[str], forwar
     :param objects: Names of the ``ct timeout`` objects of VMs' connections.
     :param forwarded: The rule for what begins at a port of a forward, which is no mapping.
     """
-    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(), _reach(marks, objects))
+    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(marks, objects), _reach())
     return {(Family.IPV4, chain.name): chain for chain in made}
 
 
@@ -204,63 +208,41 @@ def _has(what: Expression, bits: int) -> tuple[Expression, ...]:
 
 
 def _mapped(marks: Marks) -> Chain:
-    own = (payload(NETWORK, SOURCE, 4, THIRD), payload(TRANSPORT, 0, 2, FOURTH))
-    key = (*owner(marks), meta("l4proto", SECOND), *own)
+    socket = (payload(NETWORK, SOURCE, 4, SECOND), payload(TRANSPORT, 0, 2, THIRD))
+    keep = (map_lookup("sockets"), nat_to("source"))
     why = "the port that this socket has already"
-    return Chain(
-        "mapped",
-        None,
-        tuple(rule(protocol(number), key, map_lookup("sockets"), nat_to("source"), comment=why) for number in _KINDS),
-    )
+    return Chain("mapped", None, (rule(protocol(_UDP), owner(marks), socket, keep, comment=why),))
 
 
-_KINDS: Final = (_UDP, _TCP)
-
-
-def _lives_s(kind: int, timeouts: Timeouts) -> int:
+def _lives_ms(kind: int, timeouts: Timeouts) -> int:
     # A TCP mapping lives on while packets pass; see docs/design/0038-full-cone.md for why not as long as a connection.
-    return timeouts.udp_s if kind == _UDP else timeouts.tcp_transitory_s
+    return 1000 * (timeouts.udp_s if kind == _UDP else timeouts.tcp_transitory_s)
 
 
 def _learning(marks: Marks, timeouts: Timeouts) -> Iterator[Chain]:
-    for name, direction, other in (("learn", _ORIGINAL, _REPLY), ("learn-answer", _REPLY, _ORIGINAL)):
-        # The guest's socket is the source in the direction of its packets, the port is what others send to.
-        port = (ct_address("destination", other), meta("l4proto", SECOND), ct_port("destination", other, THIRD))
-        socket = (
-            *owner(marks),
-            meta("l4proto", SECOND),
-            ct_address("source", direction, THIRD),
-            ct_port("source", direction, FOURTH),
+    to_answers = rule(ct("direction"), compare(bytes((_REPLY,))), goto("learn-answer"))
+    to_name_server = (ct_port("destination", _ORIGINAL), compare(_DNS_PORT.to_bytes(2, "big")))
+    no_question = rule(protocol(_UDP), to_name_server, RETURN, comment="nobody else is to answer")
+    yield Chain("learn", None, (to_answers, no_question, *_learn(marks, _ORIGINAL, timeouts)))
+    yield Chain("learn-answer", None, tuple(_learn(marks, _REPLY, timeouts)))
+
+
+def _learn(marks: Marks, direction: int, timeouts: Timeouts) -> Iterator[Rule]:
+    """Yield the rules for packets of VMs in this direction: the socket is their source, the port is its translation."""
+    other = _REPLY if direction == _ORIGINAL else _ORIGINAL
+    port = (ct_address("destination", other), meta("l4proto", SECOND), ct_port("destination", other, THIRD))
+    socket = (*owner(marks), ct_address("source", direction, SECOND), ct_port("source", direction, THIRD))
+    to_socket = (ct_address("source", direction, FIFTH), ct_port("source", direction, SIXTH))
+    to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
+    for kind in (_UDP, _TCP):
+        lives_ms = _lives_ms(kind, timeouts)
+        steps: tuple[Expression, ...] = (
+            *(*port, update_set("open-ports", FIRST, lives_ms)),
+            *(*port, *to_socket, update_map("mappings", FIRST, FIFTH, lives_ms)),
         )
-        to_socket = (ct_address("source", direction, FIFTH), ct_port("source", direction, SIXTH))
-        to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
-        rules: list[Rule] = []
-        if direction == _ORIGINAL:
-            rules.append(rule(ct("direction"), compare(bytes((_REPLY,))), goto("learn-answer")))
-        for kind in _KINDS:
-            lives_ms = _lives_s(kind, timeouts) * 1000
-            renew = (
-                *(*port, *to_socket, update_map("mappings", FIRST, FIFTH, lives_ms)),
-                *(*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms)),
-            )
-            known = (*socket, set_lookup("sockets"))
-            rules.append(rule(protocol(kind), known, renew, RETURN, comment="its mapping lives on"))
-        if direction == _ORIGINAL:
-            for kind in _KINDS:
-                lives_ms = _lives_s(kind, timeouts) * 1000
-                is_free = (*port, set_lookup("mappings", negated=True))
-                learned = (
-                    *(*port, *to_socket, add_to_map("mappings", FIRST, FIFTH, lives_ms)),
-                    *(*socket, *to_port, add_to_map("sockets", FIRST, FIFTH, lives_ms)),
-                )
-                is_no_question: tuple[Expression, ...] = ()
-                if kind == _UDP:
-                    is_no_question = (
-                        ct_port("destination", _ORIGINAL),
-                        compare(_DNS_PORT.to_bytes(2, "big"), "!="),
-                    )
-                rules.append(rule(protocol(kind), is_no_question, is_free, learned, comment="a new mapping"))
-        yield Chain(name, None, tuple(rules))
+        if kind == _UDP:
+            steps += (*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms))
+        yield rule(protocol(kind), steps, comment="its mapping begins, or lives on")
 
 
 def _port() -> tuple[Expression, ...]:
@@ -273,33 +255,28 @@ def _unasked(forwarded: Rule) -> Chain:
     is_not_here = (destination_kind(), compare(_LOCAL, "!="))
     rules = (
         forwarded,
-        rule(_has(ct("state"), _NEW), _port(), set_lookup("mappings"), goto("admitted"), comment="to a mapping"),
+        rule(_has(ct("state"), _NEW), _port(), set_lookup("open-ports"), goto("admitted"), comment="to a mapping"),
         rule(leads_nowhere(), is_not_here, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
     )
     return Chain("unasked", None, rules)
 
 
-def _admitted() -> Chain:
+def _admitted(marks: Marks, objects: Iterable[str]) -> Chain:
+    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
     too_many = (payload(NETWORK, DESTINATION, 4), set_lookup("strangers"))
     rules = (
         rule(_has(ct("status"), _CONFIRMED), RETURN, comment="counted when it began"),
         rule(too_many, counter(), DROP, comment="too many strangers at once", tag=TOO_MANY_STRANGERS),
+        rule(remember, comment="the connection is ours"),
+        *map(ct_timeouts.rule_of, objects),
     )
     return Chain("admitted", None, rules)
 
 
-def _reach(marks: Marks, objects: Iterable[str]) -> Chain:
-    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
-    rules = (
-        rule(_port(), set_lookup("mappings", negated=True), RETURN),
-        rule(remember, comment="the connection is ours"),
-        *map(ct_timeouts.rule_of, objects),
-        *(
-            rule(protocol(kind), _port(), map_lookup("mappings"), nat_to("destination"), comment="to the socket")
-            for kind in _KINDS
-        ),
-    )
-    return Chain("reach", Hook("nat", PREROUTING, -110), rules)
+def _reach() -> Chain:
+    to_socket = (*_port(), map_lookup("mappings"), nat_to("destination"))
+    rules = (rule(protocol(kind), to_socket, comment="to the socket") for kind in (_UDP, _TCP))
+    return Chain("reach", Hook("nat", PREROUTING, -110), tuple(rules))
 
 
 def jump_to_mapped(marks: Marks) -> Rule:
@@ -327,11 +304,11 @@ def ports_in(keys: Iterable[bytes]) -> dict[IPv4Address, VMPorts]:
 
 
 def is_of(place: Place, element: Element, internal: IPv4Address, held: Iterable[PortRange]) -> bool:
-    """Whether an element of either map has a port of this internal address that is in none of these ranges."""
-    if place == MAPPINGS and len(element.key) == _PORT_KEY_BYTES:
-        address, port = element.key[:4], element.key[8:10]
-    else:
+    """Whether an element of :data:`LEARNED` has a port of this internal address that is in none of these ranges."""
+    if place == SOCKETS:
         address, port = element.data[:4], element.data[4:6]
+    else:
+        address, port = element.key[:4], element.key[8:10]
     return address == internal.packed and not any(int.from_bytes(port, "big") in ports for ports in held)
 
 

@@ -226,7 +226,7 @@ Place = tuple[Family, str]
 
 EXPIRING: frozenset[Place] = frozenset(
     (Family.IPV4, name)
-    for name in ("refused", "refused-queries", "origins", "older", "following", "mappings", "sockets")
+    for name in ("refused", "refused-queries", "origins", "older", "following", "open-ports", "mappings", "sockets")
 )
 """Sets whose elements time out: they are not compared and not restored."""
 

@@ -77,6 +77,7 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
         *("hook_start_ms_p50", "python_ms_p50", "hook_ratio", "hook_calls_ratio", "cli_ratio"),
         *("resize_ms_p50", "resize_ms_p99"),
         *("nft_single_ratio", "nft_full_ratio", "conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
+        "fullcone_conn_rate_ratio",
         *("conn_rate_nft_ratio", "throughput_nft_ratio"),
         *("edge_ns_over_forwarding", "edge_nft_ns_over_forwarding", "resize_lost_packets"),
         *(

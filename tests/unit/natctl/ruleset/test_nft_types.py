@@ -119,6 +119,8 @@ class Reader:
     def _lookup(self, values: dict[str, object]) -> None:
         spec = self._sets[str(values["NFTA_LOOKUP_SET"])]
         self._check(spec)
+        if (spec.data or spec.verdicts) and "NFTA_LOOKUP_DREG" not in values:
+            raise Unreadable("kernels before 6.7 or so refuse to look up in a map as in a set")
         self._held = {0: (spec.data[0].number, False)} if spec.data else {}
 
     def _check(self, spec: SetSpec) -> None:
@@ -177,6 +179,7 @@ PORTS, NUMBERS, TAPS = (
     SetSpec("n", (PORT._replace(number=NUMBER),)),
     SetSpec("t", (INTERFACE_INDEX,)),
 )
+A_MAP = SetSpec("m", (ADDRESS,), data=(PORT,))
 PAIR = SetSpec("c", (ADDRESS, PORT._replace(number=NUMBER)))
 ICMP_ID = nft.payload(nft.TRANSPORT, 4, 2)
 
@@ -190,11 +193,12 @@ ICMP_ID = nft.payload(nft.TRANSPORT, 4, 2)
          nft.set_lookup("c")),
     rule(nft.source_nat()),
     rule(nft.ct_port("source", 0)),
+    rule(nft.payload(1, 12, 4), nft.set_lookup("m")),
     rule(nft.extension_queue_to(1)),
     rule(nft.payload(1, 12, 4), nft.write_address(20)),
     rule(Expression("socket")),
 ])  # fmt: skip
 def test_what_nft_cannot_read_is_refused(unreadable: Rule) -> None:
-    sets = {spec.name: spec for spec in (PORTS, NUMBERS, TAPS, PAIR)}
+    sets = {spec.name: spec for spec in (PORTS, NUMBERS, TAPS, PAIR, A_MAP)}
     with pytest.raises(Unreadable):
         Reader(sets).read(unreadable)
