@@ -55,6 +55,19 @@ def test_a_delta_has_the_path_only_when_it_changed() -> None:
     assert sync.make_delta(other, {}, {}, NOW) is None
 
 
+def test_a_path_is_confirmed_by_the_generation_that_brought_it_and_not_by_others() -> None:
+    sync, other = synced(), PathState(PATH.internal_pool, edges=(IPv4Address("172.30.0.12"),))
+    assert sync.is_path_confirmed
+    sync.make_delta(PATH, {A: host(A, 2048)}, {}, NOW)
+    assert sync.is_path_confirmed, "nothing of the path changed"
+    sync.make_delta(other, {}, {}, NOW)
+    assert not sync.is_path_confirmed
+    sync.on_applied(2)
+    assert not sync.is_path_confirmed
+    sync.on_applied(3)
+    assert sync.is_path_confirmed
+
+
 def test_a_confirmation_covers_all_generations_up_to_its_own() -> None:
     sync = synced()
     sync.make_delta(PATH, {A: host(A, 2048)}, {}, NOW)
