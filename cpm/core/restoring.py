@@ -125,9 +125,7 @@ class Restoring:
     def _claims(self) -> list[_Claim]:
         """Return what edges say of VMs, of those that contradict each other that first which counts."""
         hosts = _hosts(self._fleet)
-        running = {
-            name: {vm.domain for vm in hello.domains} for name, hello in self.hellos.items() if Role.HOST in hello.roles
-        }
+        running = {name: {vm.domain for vm in hello.domains} for name, hello in self.hellos.items()}
         running |= {name: set() for name in hosts.values() if name not in running and self._is_fenced(name)}
         claims = []
         for hello in self._edges():
@@ -267,9 +265,9 @@ class _Compared:
 
     def _has_in_use(self) -> bool:
         """Return whether the ledger has what the host uses as active or reserved, or as both together."""
-        if self.mapped is None or self.mapped.in_use is None:
+        if (in_use := self.mapped.in_use if self.mapped is not None else None) is None:
             return True
-        external, ports = self.mapped.in_use
+        external, ports = in_use
         ranges = [each for each in self.held if each.forward is None]
         current = [each for each in ranges if each.state in (_State.ACTIVE, _State.RESERVED)]
         return ports in coalesce(_on(external, [(each.external, each.ports) for each in current])) or any(

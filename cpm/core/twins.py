@@ -60,17 +60,18 @@ class Twins:
 
     def __init__(self, fleet: Fleet, running: RunningVMs) -> None:
         self._running = running
-        self._on: dict[NodeName, set[DomainUUID]] = {}
+        self._on: set[NodeName] = set()
+        """The hosts that may have twins."""
         self._common: dict[NodeName, dict[DomainUUID, DomainUUID]] = {}
         """For each host, the common UUID of each of its twins."""
         for vm in fleet.vms.values():
             if vm.uuid[14:15] == "8":
-                self._on.setdefault(vm.node, set()).add(vm.uuid)
+                self._on.add(vm.node)
 
     def add(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
         """Record that a host runs a VM beside another one; return its own UUID. :param uuid: The common one."""
         twin = twin_of(uuid, node)
-        self._on.setdefault(node, set()).add(twin)
+        self._on.add(node)
         self._common.setdefault(node, {})[twin] = uuid
         return twin
 
@@ -84,7 +85,7 @@ class Twins:
 
     def of(self, uuid: DomainUUID) -> Iterable[NodeName]:
         """Return the hosts that run a VM beside the one with this UUID."""
-        return [node for node, names in self._common.items() if uuid in names.values() and self.has(uuid, node)]
+        return [node for node in sorted(self._on) if self.has(uuid, node)]
 
     def inward(self, node: NodeName, message: _Said) -> _Said:
         """Return what a host says, with its twins' own UUIDs."""

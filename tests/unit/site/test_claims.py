@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from cpm.core.claims import HANDOVER_S
+from cpm.core.claims import HANDOVER_S, Claims
 from cpm.core.journal import JournalEvent
 from cpm.core.presence import LOST_S
 from cpm.protocol.intent import HostIntent
+from cpm.protocol.messages import Attach
 from cpm.protocol.model import AllocationState, DomainUUID, NodeName
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
@@ -220,3 +221,10 @@ def test_a_destination_of_before_the_managers_restart_counts_when_its_host_says_
         site.left(VM, HOST1)
         site.run()
         assert host_of(site) == (None if is_lost else HOST2)
+
+
+def test_a_handover_that_takes_too_long_is_reported_and_only_once() -> None:
+    claims = Claims()
+    claims.on_claim(HOST2, Attach(VM, "web1"), 100.0)
+    for now, reported in ((100.0 + HANDOVER_S - 0.5, []), (100.0 + HANDOVER_S, [VM]), (200.0, [])):
+        assert [uuid for uuid, _ in claims.take_unreported(now, lambda *_: True)] == reported

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cpm.core.changes import Change
@@ -486,6 +487,17 @@ def test_what_a_host_uses_is_active_whatever_the_ledger_says_of_it() -> None:
     assert _taken_in(fleet, PORTS, PORTS) != []
     (mine,) = fleet.of(VM)
     assert (mine.ports, mine.state, mine.node) == (PORTS, AllocationState.ACTIVE, HOST1)
+
+
+def test_ports_of_a_vm_that_is_mapped_nowhere_belong_to_the_one_they_are_mapped_for() -> None:
+    fleet = _fleet(AllocationState.ACTIVE)
+    restoring = Restoring(fleet, 0.0, 120.0)
+    _say(restoring, EDGE1)
+    other = Held(OTHER, int(INTERNAL) + 1, int(AT[HOST2]), (HeldRange(int(EXTERNAL), PORTS.first, PORTS.last),))
+    restoring.hellos[EDGE1] = msgspec.structs.replace(restoring.hellos[EDGE1], edge_holds=(other,))
+    restoring.take_in(200.0)
+    assert fleet.of(VM) == ()
+    assert [(each.ports, each.node) for each in fleet.of(OTHER)] == [(PORTS, HOST2)]
 
 
 def test_what_a_host_uses_and_no_edge_maps_is_nobodys() -> None:

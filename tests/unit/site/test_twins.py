@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cpm.core.changes import MoveAllocation
 from cpm.core.presence import LOST_S
 from cpm.core.twins import twin_of
 from cpm.protocol.model import NodeName
@@ -136,10 +137,13 @@ def test_a_twin_lives_on_in_the_next_session_and_with_the_next_manager() -> None
     assert ports(site, HOST2) == twin
     site.crash_manager()
     site.start_manager()
+    changed: list[object] = []
+    site.on_outcome = lambda outcome: changed.extend(outcome.changes)
     for name in site.machines:
         if name != HOST1:
             site.connect(name)
     wait(site, 30)
+    assert not any(isinstance(each, MoveAllocation) for each in changed), "its ranges stay as they are"
     assert ports(site, HOST2) == twin
     assert is_mapped(site, connection)
     assert state(site) == ("claimed", HOST2)
