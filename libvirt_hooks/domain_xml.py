@@ -36,6 +36,9 @@ MAX_METADATA_TEXT = 128
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 """Name of the channel by which libvirt finds a guest agent (qemuFindAgentConfig, src/qemu/qemu_domain.c)."""
 
+MAX_FORWARDS = 256
+"""Elements ``<forward>`` in it that are read; more are ignored."""
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -77,6 +80,8 @@ class DomainFacts:
     """Whether it has a channel to a QEMU guest agent; one that is plugged in later is in the live XML only."""
     ports_metadata: tuple[tuple[str, str], ...] = ()
     """Names and values of the attributes of our element in ``<metadata>``, unparsed."""
+    forwards_metadata: tuple[tuple[tuple[str, str], ...], ...] = ()
+    """The same of each element ``<forward>`` in it, in the order of the XML."""
 
 
 def parse(xml: bytes) -> DomainFacts:
@@ -100,7 +105,8 @@ def parse(xml: bytes) -> DomainFacts:
         has_agent_channel=any(
             target.get("name") == AGENT_CHANNEL for target in root.iterfind("devices/channel/target")
         ),
-        ports_metadata=_ports_metadata(root),
+        ports_metadata=_ours(root.find(_PORTS)),
+        forwards_metadata=tuple(_ours(each) for each in itertools.islice(root.iterfind(_FORWARD), MAX_FORWARDS)),
     )
 
 
@@ -188,9 +194,13 @@ def _interface(element: ET.Element) -> Interface:
     )
 
 
-def _ports_metadata(root: ET.Element) -> tuple[tuple[str, str], ...]:
-    """Return the attributes of our metadata element; libvirt keeps one element per namespace."""
-    element = root.find(f"metadata/{{{METADATA_NAMESPACE}}}ports")
+# libvirt keeps one element per namespace.
+_PORTS = f"metadata/{{{METADATA_NAMESPACE}}}ports"
+_FORWARD = f"{_PORTS}/{{{METADATA_NAMESPACE}}}forward"
+
+
+def _ours(element: ET.Element | None) -> tuple[tuple[str, str], ...]:
+    """Return the attributes of an element of our metadata."""
     attributes = element.attrib.items() if element is not None else ()
     # Attributes in a namespace of their own are not ours.
     return tuple(

@@ -234,7 +234,13 @@ class DomainWatch:
             said.pop(announcement.METADATA_ATTRIBUTE, None), default=self._guests.announce_local_port_range
         )
         return RunningDomain(
-            uuid, facts.name, bridged, wishes.parse(said), phase, has_interface=bool(mine) and not why, why_not=why
+            uuid,
+            facts.name,
+            bridged,
+            wishes.parse(said, map(dict, facts.forwards_metadata)),
+            phase,
+            has_interface=bool(mine) and not why,
+            why_not=why,
         )
 
     # Interfaces

@@ -44,7 +44,11 @@ class OwnRange(Struct, frozen=True):
 
 
 class OwnAddress(Struct, frozen=True):
-    """An address of the machine, and the ports from 1024 on that it uses there, in order and disjoint."""
+    """
+    An address of the machine, and the ports that it uses there, in order and disjoint.
+
+    Of those below 1024, where only a forward may be, those of sockets that listen or are bound.
+    """
 
     address: IPv4Address
     ranges: Annotated[tuple[OwnRange, ...], Meta(max_length=MOST_RANGES)]

@@ -6,12 +6,22 @@ The syntax of wishes about one VM, in the domain's XML and on the command line o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import AddressValueError, IPv4Address
 from typing import Any, Final
 
-from cpm.protocol.bounds import FIRST_PORT, LAST_PORT, MAX_SECONDS, MAX_WISHED, short, whole_number
+from cpm.protocol.bounds import (
+    FIRST_PORT,
+    LAST_PORT,
+    MAX_FEW,
+    MAX_FORWARDS,
+    MAX_SECONDS,
+    MAX_WISHED,
+    short,
+    whole_number,
+)
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import UNLIMITED, Filtering, Wishes
+from cpm.protocol.model import UNLIMITED, Filtering, ForwardProtocol, PortRange, WishedForward, Wishes
 
 MAXIMUM_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 MAXIMUM_WEIGHT: Final = 10_000
@@ -33,11 +43,12 @@ KEYS: Final = {
 """Name of each wish as people write it (XML attribute, key of ``virt-ports set``), and its field of :class:`Wishes`."""
 
 
-def parse(raw: Mapping[str, str]) -> Wishes:
+def parse(raw: Mapping[str, str], forwards: Iterable[Mapping[str, str]] = ()) -> Wishes:
     """
     Parse wishes; what cannot be parsed becomes a sentence in :attr:`Wishes.nonsense`.
 
     :param raw: Text of each wish, by the names in :data:`KEYS`.
+    :param forwards: Text of what each forward shall be, by the names in :data:`FORWARD_KEYS`.
     """
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -49,7 +60,48 @@ def parse(raw: Mapping[str, str]) -> Wishes:
             values[KEYS[key]] = _PARSERS[key](text.strip())
         except ValueError as error:
             problems.append(f"{key} {short(text)}: {error}")
-    return Wishes(**values, nonsense=tuple(problems))
+    found: list[WishedForward] = []
+    for each in forwards:
+        try:
+            found.append(_forward(each))
+        except ValueError as error:
+            problems.append(f"forward {short(' '.join(f'{key}={text}' for key, text in each.items()))}: {error}")
+    most = MAX_FEW - 1
+    if len(problems) > most:
+        problems[most:] = [f"and {len(problems) - most} more"]
+    return Wishes(**values, forwards=tuple(found[:MAX_FORWARDS]), nonsense=tuple(problems))
+
+
+FORWARD_KEYS: Final = ("port", "to", "protocol", "address", "guest", "keep")
+"""What an element ``<forward>`` may say: external port, the guest's port, protocol, external address, the guest's
+address, and whether it stays the VM's while the VM does not run."""
+
+
+def _forward(raw: Mapping[str, str]) -> WishedForward:
+    """:raise ValueError: When it makes no sense; the message says why."""
+    for key in raw:
+        if key not in FORWARD_KEYS:
+            raise ValueError(f"{short(key)} is none of {', '.join(FORWARD_KEYS)}")
+    ports = PortRange.parse(raw["port"]) if "port" in raw else None
+    to = PortRange.parse(raw["to"]) if "to" in raw else ports
+    if to is None:
+        raise ValueError("it names neither port nor to")
+    if ports is not None and ports.size != to.size:
+        raise ValueError(f"{ports.size} external ports for {to.size} of the guest's")
+    protocol, keep = raw.get("protocol", "tcp"), raw.get("keep", "yes")
+    if protocol not in list(ForwardProtocol) or keep not in ("yes", "no"):
+        raise ValueError("use protocol tcp, udp or both, and keep yes or no")
+    address, guest = (_address(raw[key]) if key in raw else None for key in ("address", "guest"))
+    return WishedForward(
+        ports=ports, to=to, protocol=ForwardProtocol(protocol), address=address, guest=guest, is_kept=keep == "yes"
+    )
+
+
+def _address(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text.strip())
+    except AddressValueError:
+        raise ValueError(f"not an IPv4 address: {short(text)}") from None
 
 
 def parse_strictly(raw: Mapping[str, str]) -> Wishes:

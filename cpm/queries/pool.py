@@ -113,7 +113,7 @@ def address_view(manager: Manager, address: ExternalAddress) -> AddressView:
         longest_free=space.longest_free(address.address),
         domains=len({a.domain for a in held if a.state in (_State.ACTIVE, _State.RESERVED)}),
         reserved=address.reserved,
-        ports_own=sum(ports.size for ports in space.own_ports(address.address)),
+        ports_own=sum(ports.size for ports in space.own_ports(address.address) if ports.first >= FIRST_PORT),
     )
 
 

@@ -57,7 +57,7 @@ class PortsInUse:
 
     interfaces: OwnInterfaces
     sockets: frozenset[LocalSocket] = frozenset()
-    """Those on ports from 1024 on that VMs may get."""
+    """Those on ports that VMs may get; below 1024, where only a forward may be, those that listen or are bound."""
     translated: frozenset[tuple[IPv4Address, int]] = frozenset()
     """Addresses and ports behind which connections of others are translated, of ports that VMs may get."""
     fault: str = ""

@@ -34,7 +34,7 @@ _ENTRY: Final = struct.Struct("!BB2xHH16s16s4x8s20x")
 """``struct inet_diag_msg``: family, state; ports, addresses and cookie of ``struct inet_diag_sockid``."""
 _FILTER, _ONLY_IPV6 = 1, 11  # INET_DIAG_REQ_BYTECODE, INET_DIAG_SKV6ONLY
 _OPERATION: Final = struct.Struct("=BBH")
-_SOURCE_PORT_FROM: Final = 2  # INET_DIAG_BC_S_GE
+_SOURCE_PORT_FROM, _SOURCE_PORT_TO = 2, 3  # INET_DIAG_BC_S_GE, INET_DIAG_BC_S_LE
 _CONDITION_BYTES: Final = 2 * _OPERATION.size
 _LISTENING, _BOUND_INACTIVE = 10, 13  # TCP_LISTEN, TCP_BOUND_INACTIVE (since Linux 6.8)
 _CONNECTED: Final = frozenset({1, 2, 4, 5, 8, 9, 11})
@@ -45,7 +45,10 @@ _ALL_STATES: Final = 0xFFFFFFFF
 
 def local_sockets(diagnosis: Socket, ephemeral: Sequence[PortRange]) -> frozenset[LocalSocket]:
     """
-    Return the sockets on ports from 1024 on, outside the ephemeral ones; blocks the calling thread.
+    Return the sockets on ports outside the ephemeral ones; blocks the calling thread.
+
+    Below 1024 only those that listen or are bound.
+
 
     :param diagnosis: A socket for :data:`DIAGNOSIS`.
     :param ephemeral: In order and disjoint.
@@ -54,10 +57,13 @@ def local_sockets(diagnosis: Socket, ephemeral: Sequence[PortRange]) -> frozense
     found: set[LocalSocket] = set()
     for protocol, states in ((socket.IPPROTO_TCP, _TCP_STATES), (socket.IPPROTO_UDP, _ALL_STATES)):
         for family in (socket.AF_INET, socket.AF_INET6):
-            head = _REQUEST.pack(family, protocol, 0, states)
-            request = message(_BY_FAMILY, NLM_F_DUMP, head + attribute(_FILTER, _outside(ephemeral)))
-            for body in diagnosis.dump_bodies(request, _ENTRY.size, "list the sockets of this machine"):
-                found.update(_sockets(body, protocol))
+            # There may be very many connections to well-known ports.
+            low = states & ~sum(1 << state for state in _CONNECTED) if protocol == socket.IPPROTO_TCP else states
+            for of_states, condition in ((states, _outside(ephemeral)), (low, _BELOW_FIRST)):
+                head = _REQUEST.pack(family, protocol, 0, of_states)
+                request = message(_BY_FAMILY, NLM_F_DUMP, head + attribute(_FILTER, condition))
+                for body in diagnosis.dump_bodies(request, _ENTRY.size, "list the sockets of this machine"):
+                    found.update(_sockets(body, protocol))
     return frozenset(found)
 
 
@@ -79,6 +85,12 @@ def _outside(ephemeral: Sequence[PortRange]) -> bytes:
         otherwise = left + _OPERATION.size if place % 2 == 0 else left
         code += _OPERATION.pack(_SOURCE_PORT_FROM, _CONDITION_BYTES, otherwise) + _OPERATION.pack(0, 0, port)
     return code
+
+
+_BELOW_FIRST: Final = _OPERATION.pack(_SOURCE_PORT_TO, _CONDITION_BYTES, _CONDITION_BYTES + _OPERATION.size) + (
+    _OPERATION.pack(0, 0, FIRST_PORT - 1)
+)
+"""The filter for ports up to 1023."""
 
 
 def _sockets(body: bytes, protocol: int) -> Iterator[LocalSocket]:

@@ -66,6 +66,8 @@ def disagreements(lab: Lab) -> list[str]:
         for ports in held.get("active", ()):
             wanted[HOST, vm["node"]][vm["name"]] = (dataclasses.replace(ports, address=internal),)
         mapped = [ports for state in ("reserved", "active", "draining") for ports in held.get(state, ())]
+        forwards = facts(lab, "show", vm["uuid"])["forwards"]
+        mapped += [_external(forward) for forward in forwards if forward["state"] in ("starting", "active")]
         if mapped:
             for edge in lab.site.edges:
                 wanted[EDGE, edge][vm["name"]] = witness.join_neighbours(mapped)

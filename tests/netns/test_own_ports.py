@@ -178,6 +178,7 @@ def test_the_sockets_of_a_machine(server: OwnAddressMachine) -> None:
         (SocketKind.LISTENING, None, 8080),
         (SocketKind.LISTENING, OWN, 8081),
         (SocketKind.LISTENING, IPv4Address("10.10.0.1"), 8082),
+        (SocketKind.LISTENING, None, 443),
         (SocketKind.BOUND, None, 5353),
         (SocketKind.LISTENING, None, 8083),
         (SocketKind.LISTENING, OWN, 8085),

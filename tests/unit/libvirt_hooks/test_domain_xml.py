@@ -110,6 +110,12 @@ class TestPortsMetadata:
         assert len(found.ports_metadata) == domain_xml.MAX_METADATA
         assert {len(value) for _, value in found.ports_metadata} == {domain_xml.MAX_METADATA_TEXT}
 
+    def test_forwards_are_children_of_it_and_bounded(self) -> None:
+        forwards = "<forward port='2222' to='22' protocol='tcp'/><other port='1'/>" + "<forward port='1'/>" * 1000
+        found = parse((MINIMAL % f"<metadata><ports xmlns='urn:virt-ports:1'>{forwards}</ports></metadata>").encode())
+        assert found.forwards_metadata[0] == (("port", "2222"), ("to", "22"), ("protocol", "tcp"))
+        assert len(found.forwards_metadata) == domain_xml.MAX_FORWARDS
+
 
 class TestRefused:
     @pytest.mark.parametrize(

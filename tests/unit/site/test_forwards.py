@@ -20,6 +20,7 @@ from cpm.protocol.model import (
     WishedForward,
     Wishes,
 )
+from natctl.model.own_ports import LocalSocket, OwnInterfaces, PortsInUse, SocketKind
 from tests.fakes.site import EXTERNAL, Site
 from tests.unit.site.test_edge_service import wait
 from tests.unit.site.test_order import EDGE1, EDGE2, HOST1, HOST2, OTHER, VM, resize, settle, started
@@ -242,6 +243,20 @@ def test_what_the_operator_reserved_is_the_operators() -> None:
         with pytest.raises(PortHeld, match="the operator"):
             add(site, request(port=port))
     assert add(site, request(port=22)).ports == SSH
+
+
+def test_a_port_at_which_an_edge_itself_listens_is_the_machines() -> None:
+    site = Site()
+    started(site)
+    node = site.machines[EDGE1].node
+    assert node is not None
+    sshd = LocalSocket(SocketKind.LISTENING, None, 22, 1)
+    node.on_own_ports(PortsInUse(OwnInterfaces((EXTERNAL,)), frozenset({sshd})), site.now)
+    site._carry_out(site.machines[EDGE1])
+    site.run()
+    with pytest.raises(PortHeld, match="machine edge1's as long as it uses them"):
+        add(site, request(port=22))
+    assert add(site, request(port=23)).ports == one(23)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from cpm.core.wishes import Defaults, resolve
 from cpm.protocol import codec
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.messages import Attach, Present
-from cpm.protocol.model import UNLIMITED, DomainUUID, Wishes
+from cpm.protocol.model import UNLIMITED, DomainUUID, ForwardProtocol, PortRange, WishedForward, Wishes
 from cpm.protocol.wishes import parse, parse_strictly
 
 
@@ -61,3 +63,46 @@ def test_wishes_are_encoded_and_messages_without_them_are_accepted() -> None:
     old = codec.decode_node_message(b'{"type":"present","domains":[{"domain":"u","name":"web"}]}')
     assert isinstance(old, Present)
     assert old.domains[0].wishes is None
+
+
+def test_forwards_are_parsed() -> None:
+    raw = {"port": "8000-8010", "to": "9000-9010", "protocol": "both", "address": "203.0.113.1", "guest": "10.0.0.5"}
+    found = parse({}, [raw | {"keep": "no"}, {"port": "22"}, {"to": "80"}])
+    assert found.forwards == (
+        WishedForward(
+            ports=PortRange(8000, 8010),
+            to=PortRange(9000, 9010),
+            protocol=ForwardProtocol.BOTH,
+            address=IPv4Address("203.0.113.1"),
+            guest=IPv4Address("10.0.0.5"),
+            is_kept=False,
+        ),
+        WishedForward(ports=PortRange(22, 22), to=PortRange(22, 22)),
+        WishedForward(to=PortRange(80, 80)),
+    )
+    assert found.nonsense == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "because"),
+    [
+        ({}, "it names neither port nor to"),
+        ({"port": "22x"}, "not a port range"),
+        ({"port": "1-2", "to": "3"}, "2 external ports for 1"),
+        ({"port": "22", "protocol": "sctp"}, "use protocol tcp, udp or both"),
+        ({"port": "22", "keep": "maybe"}, "keep yes or no"),
+        ({"port": "22", "guest": "router"}, "not an IPv4 address"),
+        ({"port": "22", "colour": "red"}, "'colour' is none of port, to, protocol"),
+    ],
+)
+def test_a_forward_that_makes_no_sense_affects_no_other(raw: dict[str, str], because: str) -> None:
+    found = parse({"floor": "64"}, [raw, {"port": "22"}])
+    assert (found.floor, len(found.forwards)) == (64, 1)
+    [why] = found.nonsense
+    assert because in why
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=9), st.text(max_size=9)), max_size=400))
+def test_any_number_of_forwards_makes_a_message_within_its_bounds(raw: list[dict[str, str]]) -> None:
+    attach = Attach(DomainUUID("u"), "a", wishes=parse({}, raw))
+    assert codec.decode_node_message(codec.encode(attach)) == attach
