@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpm.protocol.model import DomainUUID, NodeName
 from cpm.queries.vms import summaries
-from natctl.core.domains import START_GRACE_S, Listing, RunningDomain, Tap
+from natctl.core.domains import START_GRACE_S, Domains, Listing, RunningDomain, Tap
 from natctl.model.commands import Prune
 from qga_agent.domain_list import Phase
 from tests.fakes.site import Machine, Site
@@ -212,6 +212,16 @@ def test_a_taps_name_that_another_vm_got_while_natd_was_away_is_not_the_former_v
     assert is_on(site, OTHER, HOST1)
     assert VM not in machine.kernel.host
     assert machine.kernel.host[OTHER].taps == {latter.number}
+
+
+def test_a_list_that_is_older_than_the_hook_of_another_vm_gives_nobody_its_tap() -> None:
+    """The list has the former VM still, whose XML names a tap that is another VM's by now."""
+    domains = Domains()
+    domains.on_hook(RunningDomain(VM, "former", frozenset({Tap("vnet0", 1)})), 10.0)
+    domains.on_hook(RunningDomain(OTHER, "latter", frozenset({Tap("vnet0", 2)})), 20.5)
+    listed = RunningDomain(VM, "former", frozenset({Tap("vnet0", 2)}))
+    assert domains.on_listed(listed, Listing(20.0, (listed,)), 21.0)[1] == set()
+    assert (domains.taps_of(VM), domains.taps_of(OTHER)) == ({1}, {2})
 
 
 def test_without_libvirt_the_former_vm_ends_as_well() -> None:
