@@ -6,12 +6,15 @@ import contextlib
 import dataclasses
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from bench.fleet import fleet
 from cpm.protocol.model import PortRange
+from natctl.kernel import comparing
 from natctl.model.entries import Change
 from natctl.netlink.nftables import read
 from tests.netns.machine import Machine
@@ -211,6 +214,29 @@ def test_counters_are_read_while_others_make_transactions(crowd: Crowd) -> None:
         for _ in range(5):
             assert len(crowd.kernel.counters().connections) == VMS
             assert crowd.kernel.drops()["untranslated"] == 0
+
+
+def test_a_change_waits_for_no_look_at_the_kernel(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: while others make transactions it may take seconds."""
+    is_looking, may_end = threading.Event(), threading.Event()
+    differs = comparing.differs
+
+    def slow(*arguments: Any) -> bool:
+        is_looking.set()
+        may_end.wait(120 * SLOWNESS)  # longer than a change is waited for
+        return differs(*arguments)
+
+    monkeypatch.setattr(comparing, "differs", slow)
+    ensured = crowd.kernel.start(crowd.kernel.kernel.ensure())
+    try:
+        assert is_looking.wait(60 * SLOWNESS)
+        domain, entry = next(iter(fleet(VMS).host.items()))
+        crowd.kernel.change(Change(host={domain: None}))
+        crowd.kernel.change(Change(host={domain: entry}))
+        assert not ensured.done()
+    finally:
+        may_end.set()
+    assert ensured.result(60 * SLOWNESS) == ()
 
 
 def test_vms_change_while_everything_is_read(crowd: Crowd) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from cpm.protocol.model import DomainUUID, NodeName
 from cpm.queries.vms import summaries
 from natctl.core.domains import START_GRACE_S, Domains, Listing, RunningDomain, Tap
@@ -93,6 +95,20 @@ def test_the_source_of_a_migration_runs_here_until_it_is_gone() -> None:
     site.machines[HOST1].phases[VM] = Phase.MIGRATING
     pass_time(site)
     assert is_on(site, VM, HOST1)
+
+
+def test_a_guest_that_has_run_here_is_not_expected_when_it_leaves() -> None:
+    """In the last moment of a migration libvirt says the same of a guest that leaves and of one that comes."""
+    domains = Domains()
+    leaves, comes = (
+        RunningDomain(uuid, "web", frozenset({Tap(f"vnet{n}", n)})) for n, uuid in enumerate((VM, OTHER), 1)
+    )
+    for vm, phases in (leaves, (Phase.HERE, Phase.MIGRATING)), (comes, (Phase.MIGRATING,)):
+        for at, phase in enumerate(phases):
+            listed = dataclasses.replace(vm, phase=phase)
+            domains.on_listed(listed, Listing(at, (listed,)), at)
+    assert [uuid for uuid, _ in domains.incoming_domains()] == [OTHER]
+    assert list(domains.guests()) == [VM]
 
 
 def test_the_source_is_known_as_such_after_a_restart_of_natd_in_the_last_moment() -> None:
@@ -221,7 +237,7 @@ def test_a_list_that_is_older_than_the_hook_of_another_vm_gives_nobody_its_tap()
     domains.on_hook(RunningDomain(OTHER, "latter", frozenset({Tap("vnet0", 2)})), 20.5)
     listed = RunningDomain(VM, "former", frozenset({Tap("vnet0", 2)}))
     assert domains.on_listed(listed, Listing(20.0, (listed,)), 21.0)[1] == set()
-    assert (domains.taps_of(VM), domains.taps_of(OTHER)) == ({1}, {2})
+    assert [set(domains.taps_of(uuid)) for uuid in (VM, OTHER)] == [{1}, {2}]
 
 
 def test_without_libvirt_the_former_vm_ends_as_well() -> None:
