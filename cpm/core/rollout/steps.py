@@ -166,7 +166,7 @@ class Rollout:
         self.edge_service.on_applied(node_sync, now)
         if node_sync.is_path_confirmed and not had_path:
             self._check_awaiting()
-        if node_sync.synced and not was_synced:
+        if not was_synced:
             self.check_node(node_sync.node)
 
     def on_session_begin(self, name: NodeName, now: float) -> None:

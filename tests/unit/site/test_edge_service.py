@@ -134,6 +134,28 @@ def test_an_edge_that_does_not_confirm_a_removal_leaves_service_after_its_grace(
     assert ways(site) == {EDGE1}
 
 
+def test_an_edge_that_has_only_just_connected_again_takes_the_place_of_none() -> None:
+    """Nobody knows what it holds before it has confirmed its snapshot."""
+    site = Site()
+    started(site)
+    site.machines[EDGE1].stuck = True
+    site.stop_vm(VM)
+    site.run()
+    for _ in range(9):
+        site.pass_time(1.0)
+    site.disconnect(EDGE2)
+    site.connect(EDGE2)
+    site.deliver_up(EDGE2)
+    assert site.manager is not None
+    assert not site.manager.sessions[EDGE2].synced
+    for _ in range(3):
+        site.pass_time(1.0)
+    assert {node.name for node in site.manager.edge_service.in_service()} == {EDGE1, EDGE2}
+    site.run()
+    site.pass_time(1.0)
+    assert {node.name for node in site.manager.edge_service.in_service()} == {EDGE2}
+
+
 def test_an_edge_that_is_out_of_service_is_named_with_the_reason() -> None:
     site = Site()
     started(site)

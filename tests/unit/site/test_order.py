@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from cpm.core.journal import JournalEvent
+from cpm.core.fleet import Fleet
+from cpm.core.journal import JournalEvent, LedgerState
 from cpm.core.manager import Manager
+from cpm.core.rollout import desired_state
 from cpm.core.sizing.sizer import Target
+from cpm.protocol import model
 from cpm.protocol.messages import (
     PROTOCOL,
     Attach,
@@ -22,12 +26,23 @@ from cpm.protocol.messages import (
     Report,
     Snapshot,
 )
-from cpm.protocol.model import AllocationState, DomainUUID, NodeName, PortRange, Role
+from cpm.protocol.model import (
+    Allocation,
+    AllocationId,
+    AllocationState,
+    DomainUUID,
+    ExternalAddress,
+    Node,
+    NodeName,
+    PortRange,
+    Role,
+)
+from cpm.protocol.timeouts import Timeouts
 from cpm.queries import metrics
 from cpm.queries import vms as vms_queries
 from natctl.core.following import StaleEpoch
 from natctl.model.commands import Prune
-from tests.fakes.site import Site
+from tests.fakes.site import EXTERNAL, Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
@@ -939,3 +954,29 @@ def test_a_manager_that_replaces_another_keeps_a_vm_on_the_host_that_has_said_on
     site.manager.resume(hello, 7, site.now, incoming=(Attach(VM, "vm-0001", incoming=True),))
     assert not site.manager.take(site.now).changes
     assert site.manager.present[VM] == HOST2
+
+
+def _nodes_with_other_roles() -> Fleet:
+    """An edge that was in service is a host only by now, and the host of a VM an edge only."""
+    former = Node(EDGE1, frozenset({Role.HOST}), IPv4Address("172.30.0.21"), in_service=True)
+    edge = Node(HOST1, frozenset({Role.EDGE}), IPv4Address("172.30.0.11"), in_service=True)
+    mine = Allocation(AllocationId(1), VM, HOST1, EXTERNAL, PortRange(1024, 1279), AllocationState.ACTIVE, 0.0)
+    vm = model.VM(VM, "web1", HOST1, IPv4Address("100.64.0.1"))
+    state = LedgerState(1, (vm,), (former, edge), (ExternalAddress(EXTERNAL),), (mine,), AllocationId(2))
+    return Fleet(state, 64)
+
+
+def test_hosts_send_to_edges_only_whatever_a_node_was_before() -> None:
+    fleet = _nodes_with_other_roles()
+    path = desired_state.path(fleet, fleet.nodes[EDGE1], IPv4Network("100.64.0.0/10"), Timeouts())
+    assert path.edges == (fleet.nodes[HOST1].underlay,)
+
+
+def test_a_node_that_is_no_host_any_more_is_told_of_no_vm_as_a_host() -> None:
+    fleet = _nodes_with_other_roles()
+    site = Site()
+    assert site.manager is not None
+    vm, wishes = fleet.vms[VM], site.manager.wishes(fleet.vms[VM])
+    assert desired_state.host_vm(fleet, vm, fleet.nodes[HOST1], {VM: HOST1}, (), wishes) is None
+    as_host = dataclasses.replace(fleet.nodes[HOST1], roles=frozenset({Role.HOST}))
+    assert desired_state.host_vm(fleet, vm, as_host, {VM: HOST1}, (), wishes) is not None
