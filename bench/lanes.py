@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 import time
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from typing import Final
 
 from bench.fleet import FIRST_EXTERNAL, FIRST_TAP
@@ -23,6 +25,8 @@ from lab.shell import inside, ip_batch, run
 from lab.sites import CLUSTER
 
 _GUEST = "guest"
+FORWARDED: Final = 40_000
+"""The port of forwards, outside and in the guest: far from the guest's range."""
 _CATCHING_UP_S = 1.5
 # A range for thousands of connections that all go to one address and port; nothing shrinks it.
 _CPMD: Final[toml.Document] = {"pool": {"initial": 32768}, "scaling.guards": {"shrink_after_samples": 1_000_000}}
@@ -70,6 +74,48 @@ def product_lane(*, fast_path: bool = True) -> Iterator[Lane]:
         guest = lab.add_guest(_GUEST, HOST)
         daemons = tuple(lab.daemons.process(name) for name in (CPMD, natd_of(HOST), natd_of(EDGE)))
         yield Lane(guest.namespace, lab.namespace(HOST), lab.namespace("internet"), daemons)
+
+
+@contextlib.contextmanager
+def forward_lane() -> Iterator[tuple[Lane, IPv4Address]]:
+    """Yield a lane as :func:`product_lane` does, whose guest has a forward of :data:`FORWARDED`, and its address."""
+    with site(DaemonSettings(cpmd=_CPMD, natd={}), f"{NAME}fwd") as lab:
+        start_all(lab)
+        guest = lab.add_guest(_GUEST, HOST)
+        words = (
+            "forward",
+            "add",
+            _GUEST,
+            str(FORWARDED),
+            "--port",
+            str(FORWARDED),
+            "--to",
+            guest.address,
+            "-o",
+            "json",
+        )
+        address = IPv4Address(json.loads(lab.operate(*words))["external_address"])
+        while json.loads(lab.operate("forward", "list", "-o", "json"))[0]["state"] != "active":
+            time.sleep(0.1)
+        daemons = tuple(lab.daemons.process(name) for name in (CPMD, natd_of(HOST), natd_of(EDGE)))
+        yield Lane(guest.namespace, lab.namespace(HOST), lab.namespace("internet"), daemons), address
+
+
+@contextlib.contextmanager
+def destination_nat_lane() -> Iterator[tuple[Lane, IPv4Address]]:
+    """Yield a lane without virt-ports: the host has one destination NAT, and the edge only routes; and its address."""
+    with _wiring("benchdnat") as lane:
+        router, edge = net.namespace("benchdnat", "router"), net.namespace("benchdnat", EDGE)
+        uplink = CLUSTER.machine(EDGE).address("uplink")
+        ip_batch([f"route add default via {_underlay(EDGE)}"], lane.host)
+        ip_batch([f"route replace {FIRST_EXTERNAL}/32 via {uplink}"], router)
+        ip_batch([f"route add {FIRST_EXTERNAL}/32 via {_underlay(HOST)}"], edge)
+        rules = (
+            "table ip plain { chain nat { type nat hook prerouting priority dstnat; "
+            f"ip daddr {FIRST_EXTERNAL} tcp dport {FORWARDED} dnat to 10.10.0.10; }}; }}"
+        )
+        run(*inside(lane.host), "nft", rules)
+        yield lane, FIRST_EXTERNAL
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from bench import lanes
@@ -92,16 +93,20 @@ def _others_paused(found: dict[str, Lane], name: str) -> Iterator[None]:
 
 def connections(lane: Lane) -> float:
     """Open many connections, each answered and closed at once. :return: Connections per second."""
+    return connections_to(lane, lane.guest, net.INTERNET_ADDRESS, _ECHO_PORT, CONNECTIONS)
+
+
+def connections_to(lane: Lane, client: str, address: IPv4Address, port: int, count: int) -> float:
+    """Do the same from any namespace to any server. :return: Connections per second."""
     # Entries of the last run would still occupy their ports.
     run(*inside(lane.host), "conntrack", "-F")
-    conngen = image.guest_image().conngen
-    argv = (conngen, "-c", "-R", str(net.INTERNET_ADDRESS), str(_ECHO_PORT), str(CONNECTIONS))
-    with waiting_for(f"{CONNECTIONS} connections from {lane.guest}"):
-        words = run(*inside(lane.guest), *argv)
+    argv = (image.guest_image().conngen, "-c", "-R", str(address), str(port), str(count))
+    with waiting_for(f"{count} connections from {client}"):
+        words = run(*inside(client), *argv)
     match = _RATE.search(words)
-    if match is None or int(match[1]) != CONNECTIONS:
+    if match is None or int(match[1]) != count:
         raise LabError(f"not all connections were made: {words.strip()}")
-    return CONNECTIONS / float(match[3])
+    return count / float(match[3])
 
 
 def _throughput(lane: Lane) -> float:

@@ -21,7 +21,7 @@ In nftables' notation::
         ct timeout set "managed-udp-120-icmp-60" …
         goto entered }
       chain entered { meta mark set meta mark & ~MASK }
-      chain forward { type nat hook prerouting priority dstnat - 10;
+      chain forward { type nat hook prerouting priority dstnat - 11;
         ip daddr @forwarding goto let-in }
       chain let-in {
         meta l4proto tcp dnat ip to meta l4proto . ip daddr . tcp dport map @forwards
@@ -101,8 +101,11 @@ FORWARD_PORTS: Final[Place] = (Family.IPV4, "forward-ports")
 FORWARDS: Final[Place] = (Family.IPV4, "forwards")
 
 _TCP, _UDP = 6, 17
-_BEFORE_OTHERS: Final = -110
-"""Priority before ``dstnat``, where other software translates destinations: the first to do so decides."""
+_BEFORE_OTHERS: Final = -111
+"""
+Priority before ``dstnat``, where other software translates destinations, and before mappings of full cone: the first
+to do so decides, and the others are not asked.
+"""
 _NEW, _CONFIRMED = 0x08, 0x08
 """``ct state new``; IPS_CONFIRMED."""
 _KEY_BYTES, _TARGET_BYTES = 12, 8

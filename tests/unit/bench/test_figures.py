@@ -78,6 +78,7 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
         *("resize_ms_p50", "resize_ms_p99"),
         *("nft_single_ratio", "nft_full_ratio", "conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
         "fullcone_conn_rate_ratio",
+        "forward_conn_rate_ratio",
         *("conn_rate_nft_ratio", "throughput_nft_ratio"),
         *("edge_ns_over_forwarding", "edge_nft_ns_over_forwarding", "resize_lost_packets"),
         *(
