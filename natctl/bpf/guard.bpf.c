@@ -25,7 +25,8 @@
 
 #define MAX_INTERFACES	8
 #define MAX_EDGES	16
-#define SENT		0x7414	/* tc_index of what has passed here; no filter of ours sets another */
+#define MAX_GATEWAYS	4
+#define SENT		0x7414	/* tc_index of what was sent to an edge */
 
 struct settings {
 	__be32 pool, mask;		/* of the VMs' internal addresses */
@@ -34,6 +35,8 @@ struct settings {
 	__u32 interface;		/* that leads to the edges */
 	__u32 hops;			/* how many edges there are; 0: packets go where they were routed */
 	__be32 hop[MAX_EDGES];
+	__u64 gateway[MAX_GATEWAYS];	/* hardware addresses of the machine's gateways that are no edges, the last two
+					   bytes 0; 0: no more */
 	__u32 edge[MAX_INTERFACES];	/* uplinks of the edge; 0: no more */
 };
 
@@ -60,12 +63,35 @@ static __always_inline int is_inside(struct __sk_buff *skb)
 	return (saddr & settings.mask) == settings.pool;
 }
 
+static __always_inline int drop(void)
+{
+	__u32 zero = 0;
+	__u64 *packets = bpf_map_lookup_elem(&dropped, &zero);
+
+	if (packets)
+		++*packets;
+	return TC_ACT_SHOT;
+}
+
+static __always_inline int is_for_gateway(struct __sk_buff *skb)
+{
+	__u64 receiver = 0;
+
+	if (bpf_skb_load_bytes_relative(skb, 0, &receiver, ETH_ALEN, BPF_HDR_START_MAC))
+		return 0;
+#pragma unroll
+	for (int i = 0; i < MAX_GATEWAYS; i++)
+		if (settings.gateway[i] && settings.gateway[i] == receiver)
+			return 1;
+	return 0;
+}
+
 static __always_inline int send_to_edge(struct __sk_buff *skb)
 {
 	struct bpf_redir_neigh hop = {};
 	__u32 which = settings.hops > 1 ? bpf_get_hash_recalc(skb) % settings.hops : 0;
 
-	/* It comes here again, on its way to the edge. */
+	/* It comes here again, without the mark, on its way to the edge. */
 	skb->mark &= ~settings.owner;
 	skb->tc_index = SENT;
 	hop.nh_family = AF_INET;
@@ -76,22 +102,23 @@ static __always_inline int send_to_edge(struct __sk_buff *skb)
 SEC("tc/guard")
 int guard(struct __sk_buff *skb)
 {
-	__u32 zero = 0;
-	__u64 *packets;
-
 	if (skb->protocol != constant_htons(ETH_P_IP))
 		return TC_ACT_UNSPEC;
+	/*
+	 * What has been sent to an edge.  A packet that waited for the edge's
+	 * hardware address goes to where it was routed before: neigh_update()
+	 * asks its route again.
+	 */
+	if (settings.hops && skb->tc_index == SENT && !(skb->mark & settings.owner) && is_inside(skb))
+		return is_for_gateway(skb) ? drop() : TC_ACT_UNSPEC;
 	/*
 	 * What this machine sends itself has come in nowhere: with an address of
 	 * the pool, an ICMP error about a VM's packet, if edges are to get it.
 	 * Else it may be the machine's own address.
 	 */
 	if (!skb->ingress_ifindex)
-		return settings.hops && skb->tc_index != SENT && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
-	if (!(skb->mark & settings.mark) && !(is_one_of(skb->ifindex, settings.edge) && is_inside(skb)))
-		return settings.hops && skb->mark & settings.owner && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
-	packets = bpf_map_lookup_elem(&dropped, &zero);
-	if (packets)
-		++*packets;
-	return TC_ACT_SHOT;
+		return settings.hops && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
+	if (skb->mark & settings.mark || (is_one_of(skb->ifindex, settings.edge) && is_inside(skb)))
+		return drop();
+	return settings.hops && skb->mark & settings.owner && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
 }

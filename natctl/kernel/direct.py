@@ -32,9 +32,9 @@ def decide(
     """
     Ask the kernel for the ways as they are now. Never fails.
 
-    A gateway whose hardware address the kernel does not know is asked for it.
+    Edges and gateways whose hardware address the kernel does not know are asked for it.
 
-    :param is_first: Whether nothing was decided before. Then the gateway's answer is waited for: a rule costs every
+    :param is_first: Whether nothing was decided before. Then their answers are waited for: a rule costs every
         packet of the machine something until it is started again, even after the rule is gone.
     """
     host = settings.host
@@ -58,21 +58,25 @@ def decide(
         gateways = frozenset(
             way.gateway for _, way in ways if way.interface == hops.interface and way.gateway is not None
         )
-        known = _known(rtnl, gateways, hops.interface, _MOST_WAITING_S if is_first else 0.0)
-        return Decision(hops, next_hop.reason_for_rule(hops, ways, names, known), gateways)
+        asked = gateways.union(hops.edges)
+        known = _known(rtnl, asked, hops.interface, _MOST_WAITING_S if is_first else 0.0)
+        reason = next_hop.reason_for_rule(hops, ways, names, known)
+        answering = next_hop.answering(hops, gateways, known)
+        return Decision(answering, reason if answering is not None else "no edge answers", asked)
     except KernelError as error:
         return Decision(None, str(error))
 
 
 def _known(
-    rtnl: Socket, gateways: Collection[IPv4Address], interface: int, wait_s: float
-) -> set[tuple[IPv4Address, int]]:
+    rtnl: Socket, wanted: Collection[IPv4Address], interface: int, wait_s: float
+) -> dict[tuple[IPv4Address, int], bytes]:
     until = time.monotonic() + wait_s
     while True:
-        found = {(each.address, each.interface) for each in neighbours.read_neighbours(rtnl) if each.hardware}
-        missing = [gateway for gateway in gateways if (gateway, interface) not in found]
-        for gateway in missing:
-            neighbours.resolve(rtnl, gateway, interface)
+        table = neighbours.read_neighbours(rtnl)
+        found = {(each.address, each.interface): each.hardware for each in table if each.hardware}
+        missing = [address for address in wanted if (address, interface) not in found]
+        for address in missing:
+            neighbours.resolve(rtnl, address, interface)
         if not missing or time.monotonic() > until:
             return found
         time.sleep(_PAUSE_S)

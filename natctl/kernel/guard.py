@@ -23,7 +23,7 @@ from natctl.netlink.classifiers import Side
 from natctl.netlink.links import read_links
 from natctl.netlink.socket import Socket
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.next_hop import MOST_EDGES, NextHops
+from natctl.ruleset.next_hop import MOST_EDGES, MOST_GATEWAYS, NextHops
 from natctl.ruleset.owner_tables import MOST_INTERFACES
 
 PROGRAM: Final = "guard"
@@ -43,11 +43,13 @@ class _Constants(NamedTuple):
     """Of what a host has translated; None: it goes where it was routed."""
 
     def packed(self) -> bytes:
-        interface, edges = self.hops if self.hops is not None else (0, ())
+        interface, edges, gateways = self.hops if self.hops is not None else (0, (), ())
         numbers = struct.pack("=4I", self.flag, self.owner, interface, len(edges))
         addresses = b"".join(edge.packed for edge in edges).ljust(4 * MOST_EDGES, b"\0")
         uplinks = struct.pack(f"={MOST_INTERFACES}I", *self.edge, *[0] * (MOST_INTERFACES - len(self.edge)))
-        return self.pool.network_address.packed + self.pool.netmask.packed + numbers + addresses + uplinks
+        others = b"".join(each.ljust(8, b"\0") for each in gateways[:MOST_GATEWAYS]).ljust(8 * MOST_GATEWAYS, b"\0")
+        network = self.pool.network_address.packed + self.pool.netmask.packed
+        return network + numbers + addresses + others + uplinks
 
 
 class Guard:

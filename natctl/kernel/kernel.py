@@ -241,7 +241,7 @@ class Kernel:
         :param addresses: Whose entries changed; empty: any entry may have changed.
         :raise KernelError: When the kernel cannot be read or refuses.
         """
-        if not self._programmed.next_hop.gateways.isdisjoint(addresses):
+        if not self._programmed.next_hop.neighbours.isdisjoint(addresses):
             await self._check(Subject.ROUTES)
         async with self._lock:
             if not self._programmed.senders.concerns(addresses):

@@ -20,6 +20,8 @@ from natctl.ruleset.way_check import Answer
 
 MOST_EDGES: Final = 16
 """That a program chooses among."""
+MOST_GATEWAYS: Final = 4
+"""Of which it knows that they are no edges."""
 
 
 class NextHops(NamedTuple):
@@ -28,6 +30,8 @@ class NextHops(NamedTuple):
     interface: int
     """Index of the uplink that leads to all edges."""
     edges: tuple[IPv4Address, ...]
+    gateways: tuple[bytes, ...] = ()
+    """Hardware addresses of the machine's gateways there that are no edges: they must not get what waits for one."""
 
 
 class Decision(NamedTuple):
@@ -37,8 +41,8 @@ class Decision(NamedTuple):
     """What the program chooses among; None: it chooses nothing."""
     reason: str
     """Why the rule is needed; an empty string: it is not."""
-    gateways: frozenset[IPv4Address] = frozenset()
-    """Of the uplink: packets come to the program while these are known."""
+    neighbours: frozenset[IPv4Address] = frozenset()
+    """Edges and gateways on whose hardware address it depends."""
 
 
 def next_hops(ways: Mapping[IPv4Address, Answer], uplinks: Mapping[int, str]) -> NextHops | str:
@@ -61,6 +65,23 @@ def next_hops(ways: Mapping[IPv4Address, Answer], uplinks: Mapping[int, str]) ->
     if len(interfaces) != 1:
         return f"edges are behind {' and '.join(uplinks[each] for each in interfaces)}"
     return NextHops(interfaces[0], tuple(sorted(ways)))
+
+
+def answering(
+    hops: NextHops, gateways: Collection[IPv4Address], known: Mapping[tuple[IPv4Address, int], bytes]
+) -> NextHops | None:
+    """
+    Leave out edges whose hardware address is not known; None: none is.
+
+    A packet that waits for an edge's would go to the gateway once it is known, as its route says.
+
+    :param gateways: Of the machine, at that interface.
+    :param known: Hardware addresses of neighbours, by address and interface.
+    """
+    edges = tuple(edge for edge in hops.edges if (edge, hops.interface) in known)
+    hardware = {known.get((gateway, hops.interface), b"") for gateway in gateways}
+    others = hardware - {known[edge, hops.interface] for edge in edges} - {b""}
+    return NextHops(hops.interface, edges, tuple(sorted(others))) if edges else None
 
 
 def reason_for_rule(

@@ -62,7 +62,7 @@ def _separate(site: Site, use: FastPathUse) -> Way:
 
 def _crossed(site: Site, use: FastPathUse) -> Way:
     """Two edges: one for outbound packets, the other for inbound ones."""
-    host, out, back = site.host(21), site.edge(11, use), site.edge(12, use)
+    host, out, back = site.host(21, fast_path=use), site.edge(11, use), site.edge(12, use)
     site.spread(back)
     vm = VM.of(1, site.guest(host), RANGE)
     program([host, out, back], [vm], {0: (out,)})
@@ -121,10 +121,14 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
     """One VM in each of the layouts, with nftables alone and with the fast path before it."""
     layout, use = RUNS[request.param]
     site = Site()
+    if use is FastPathUse.AUTO:
+        # A host's gateway that answers: then packets get to the edges without a routing rule.
+        site.beside("gateway", "172.30.0.254/24")
     try:
         made = LAYOUTS[layout](site, use)
         if use is FastPathUse.AUTO:
-            assert all(not at.reason for at in made.edges[-1].kernel.kernel.fast_path)
+            nodes = (made.edges[-1], *(host for host in made.hosts if host not in made.edges))
+            assert all(not at.reason for node in nodes for at in node.kernel.kernel.fast_path)
         yield made
     finally:
         site.close()

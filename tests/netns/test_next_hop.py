@@ -213,3 +213,29 @@ def test_marks_of_other_software_lead_nothing_to_an_edge(scene: Scene) -> None:
     with gateway.udp("192.0.2.99", 9000) as server, other.namespace.udp() as client:
         client.sendto(b"ask", ("192.0.2.99", 9000))
         assert server.recvfrom(100)[1][0] == "10.10.0.6"
+
+
+def test_what_waits_for_an_edge_is_not_sent_to_the_gateway(scene: Scene) -> None:
+    """The kernel asks a packet's route again when the hardware address for which it waited is known."""
+    scene.host.kernel.close_sockets()
+    scene.gateway.nft("table ip seen { chain c { type filter hook prerouting priority -400; counter; }; }")
+    scene.host.namespace.ip("neigh del 172.30.0.11 dev eth0")
+    with scene.site.internet.udp(INTERNET, 9000) as server, scene.vm.guest.namespace.udp() as client:
+        client.sendto(b"waits", (INTERNET, 9000))
+        wait_until(lambda: "172.30.0.11 dev eth0 lladdr" in scene.host.namespace.run("ip", "neigh"))
+        scene.ask(client, server)
+    rules = [item["rule"]["expr"] for item in scene.gateway.ruleset() if "rule" in item]
+    assert [part["counter"]["packets"] for expr in rules for part in expr] == [0]
+
+
+def test_an_edge_that_does_not_answer_is_left_out(site: Site) -> None:
+    scene = Scene(site, edges=2)
+    site.spread(scene.edges[1])
+    scene.edges[0].namespace.ip("link set eth0 down")
+    scene.host.namespace.ip("neigh replace 172.30.0.11 dev eth0 nud failed")
+    scene.host.kernel.run(scene.host.kernel.kernel.follow_neighbours({scene.edges[0].underlay}))
+    with site.internet.udp(INTERNET, 9000) as server:
+        for _ in range(8):
+            with scene.vm.guest.namespace.udp() as client:
+                scene.ask(client, server)
+    assert scene.states == {UPLINK: ""}

@@ -353,7 +353,7 @@ class Site:
 
     def host_and_edge(self, fast_path: FastPathUse = FastPathUse.AUTO, **settings: Any) -> tuple[Node, Node]:
         """Add a host and an edge, the usual two, to which the router sends the external addresses."""
-        host, edge = self.host(21, **settings), self.edge(11, fast_path)
+        host, edge = self.host(21, fast_path=fast_path, **settings), self.edge(11, fast_path)
         self.spread(edge)
         return host, edge
 

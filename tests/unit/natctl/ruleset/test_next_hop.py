@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from natctl.ruleset.next_hop import MOST_EDGES, NextHops, next_hops, reason_for_rule
+from natctl.ruleset.next_hop import MOST_EDGES, NextHops, answering, next_hops, reason_for_rule
 from natctl.ruleset.way_check import Answer
 
 FIRST, SECOND, GATEWAY = (IPv4Address(f"172.30.0.{number}") for number in (11, 12, 254))
@@ -55,3 +55,11 @@ def test_no_rule_is_needed_where_packets_come_to_the_uplink_by_a_gateway_that_an
 def test_why_the_rule_is_needed(way: Answer, reason: str) -> None:
     ways = [("packets of VMs on br0", Answer(2, GATEWAY)), ("packets of VMs on br1", way)]
     assert reason_for_rule(HOPS, ways, UPLINKS, KNOWN) == reason
+
+
+def test_edges_that_do_not_answer_are_left_out() -> None:
+    known = {(SECOND, 2): b"second", (GATEWAY, 2): b"gateway", (FIRST, 3): b"first"}
+    assert answering(HOPS, {GATEWAY}, known) == NextHops(2, (SECOND,), (b"gateway",))
+    assert answering(HOPS, {SECOND}, known) == NextHops(2, (SECOND,))
+    assert answering(HOPS, {GATEWAY}, known | {(GATEWAY, 2): b"second"}) == NextHops(2, (SECOND,))
+    assert answering(HOPS, {GATEWAY}, {(GATEWAY, 2): b"gateway"}) is None
