@@ -62,6 +62,7 @@ from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import Reports
 from natctl.core.signal_times import SignalTimes
+from natctl.core.unshared import Unshared
 from natctl.model.commands import (
     Answer,
     Command,
@@ -100,7 +101,10 @@ class Node:
         self._intent = Intent()
         self._arrivals = Arrivals()
         self._default_deny = DefaultDeny(remembered.charge, is_listed=not has_libvirt)
-        self._programming = Programming(marks, self._intent, self._domains, self._arrivals, self._default_deny)
+        unshared = Unshared()
+        self._programming = Programming(
+            marks, self._intent, self._domains, self._arrivals, self._default_deny, unshared
+        )
         self._hook_waiters = HookWaiters(self._domains, self._programming)
         self.signal_times = SignalTimes()
         """For metrics; the owner says when a request for more ports was sent."""
@@ -108,7 +112,7 @@ class Node:
             self._intent, self._programming, self._arrivals, self.signal_times, self._outbox
         )
         """Inputs: signals and counts of connections."""
-        self.reports = Reports(self._intent, self._programming, self._arrivals, self._send)
+        self.reports = Reports(self._intent, self._programming, self._arrivals, unshared, self._send)
         """Tells the manager what was measured."""
         self._own_ports = own_ports.OwnPorts()
         self._is_connected = False

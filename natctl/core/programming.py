@@ -27,6 +27,7 @@ from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domains
 from natctl.core.holdings import EdgeHoldings, told_by_host
 from natctl.core.intent import Intent
+from natctl.core.unshared import Unshared
 from natctl.model.commands import Program, Replace, Warn
 from natctl.model.entries import UNASSIGNED, Change, HostEntry, Path
 
@@ -106,13 +107,20 @@ class Programming:
     """
 
     def __init__(
-        self, marks: int, intent: Intent, domains: Domains, arrivals: Arrivals, default_deny: DefaultDeny
+        self,
+        marks: int,
+        intent: Intent,
+        domains: Domains,
+        arrivals: Arrivals,
+        default_deny: DefaultDeny,
+        unshared: Unshared,
     ) -> None:
         self._marks = marks
         self._intent = intent
         self._domains = domains
         self._arrivals = arrivals
         self._default_deny = default_deny
+        self._unshared = unshared
         self._index: dict[DomainUUID, int] = {}
         self._kept: dict[DomainUUID, int] = {}
         """Indexes of VMs that are gone, the one that went first before the others: an index is a zone, too, in which
@@ -416,7 +424,7 @@ class Programming:
             vm = _with_guest(vm, self._domains.address_of(uuid), before.intent.forwards if before is not None else ())
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
         taps = self._domains.taps_of(uuid)
-        return HostEntry(vm, index, taps, budget, defer_after, self._arrivals.allowance(uuid))
+        return HostEntry(vm, index, taps, budget, defer_after, self._arrivals.allowance(uuid), self._unshared.of(vm))
 
     def _intent_for(self, uuid: DomainUUID) -> HostIntent | None:
         vm, before = self._intent.host.get(uuid), self._applied.get(uuid)

@@ -17,6 +17,7 @@ from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming
+from natctl.core.unshared import Unshared
 from natctl.model.port_use import PortUse
 from natctl.ruleset.readback import NOTHING_COUNTED, Counted
 from qga_agent.samples import Rates
@@ -39,11 +40,17 @@ class Reports:
     """
 
     def __init__(
-        self, intent: Intent, programming: Programming, arrivals: Arrivals, send: Callable[[Report], None]
+        self,
+        intent: Intent,
+        programming: Programming,
+        arrivals: Arrivals,
+        unshared: Unshared,
+        send: Callable[[Report], None],
     ) -> None:
         self._intent = intent
         self._programming = programming
         self._arrivals = arrivals
+        self._unshared = unshared
         self._send = send
         self._connections: Mapping[DomainUUID, int] = {}
 
@@ -76,6 +83,7 @@ class Reports:
         """
         if use is not None:
             self._arrivals.on_port_use(use)
+            self._programming.require_hosts(self._unshared.on_port_use(use, self._intent.host.values()))
         vms, begun = self._intent.host, self._begun(counted.connections)
         measured = tuple(
             _measured(vm, rate, use, guests.get(uuid), begun[uuid] / period_s if uuid in begun else None)

@@ -142,6 +142,10 @@ class Settings:
     """The first address of each uplink, by name."""
 
 
+MOST_OFFERED = 64
+"""Ports that the kernel is offered at a time for new UDP sockets of a VM with endpoint-independent filtering."""
+
+
 class Allowance(NamedTuple):
     """How many connections of a VM may begin; for more, natd has to count."""
 
@@ -170,6 +174,9 @@ class HostEntry:
     """Connections that may begin, counted as for ``budget``, before further ones are deferred; None: none is."""
     allowance: Allowance | None = None
     """What its limit of connections leaves; None: it has none."""
+    unshared: tuple[int, ...] = ()
+    """With endpoint-independent filtering: ports that no UDP connection has, at most :data:`MOST_OFFERED`, in the order
+    in which new sockets get them. When there are none, or all are taken, connection tracking chooses."""
 
     @property
     def is_denied(self) -> bool:

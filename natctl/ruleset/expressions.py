@@ -272,6 +272,12 @@ def notrack() -> Expression:
     return Expression("notrack")
 
 
+def next_number(modulus: int, register: int = FIRST) -> Expression:
+    """``numgen inc mod MODULUS``: 0 and up, then from the beginning; 4 bytes in the order of this machine."""
+    values = (("NFTA_NG_DREG", register), ("NFTA_NG_MODULUS", modulus), ("NFTA_NG_TYPE", 0), ("NFTA_NG_OFFSET", 0))
+    return Expression("numgen", values)
+
+
 def destination_kind(register: int = FIRST) -> Expression:
     """``fib daddr type``: the route's type (``RTN_*``), 4 bytes in the order of this machine."""
     return _expression("fib", dreg=register, result=3, flags=2)

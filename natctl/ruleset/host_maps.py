@@ -10,6 +10,7 @@ Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address
@@ -82,6 +83,8 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
         elements.append((mappings.INTERNALS, Element(mappings.pair(mark, vm.internal), userdata=label)))
     if vm.filtering is Filtering.ENDPOINT_INDEPENDENT:
         elements.append((mappings.FULL_CONE, Element(native_u32(mark), userdata=label)))
+        offers = mappings.offers(mark, vm.internal, entry.unshared)
+        elements += ((mappings.UNSHARED, offer) for offer in offers)
         elements.append((mappings.STRANGERS, Element(vm.internal.packed, userdata=label, limit=mappings.LIMIT)))
     if vm.ports is not None:
         first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
@@ -151,13 +154,16 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
         for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING, mappings.FULL_CONE)
     }
     let_in = forwards.forwards_in(reading.holdings.elements.get(forwards.FORWARDS, {}))
+    offered = mappings.offered_in(reading.holdings.elements.get(mappings.UNSHARED, {}).values())
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
         number, owner = chain.removeprefix(VM_CHAIN), vm_in(userdata)
         if owner is not None and number.isdecimal():
             elements = {place: held[int(number)] for place, held in by_index.items() if int(number) in held}
             with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
-                found[owner.domain] = _entry(int(number), owner, taps.get(chain, ()), elements, let_in)
+                entry = _entry(int(number), owner, taps.get(chain, ()), elements, let_in)
+                unshared = offered.get(native_u32(marks.of(entry.index)), ())
+                found[owner.domain] = dataclasses.replace(entry, unshared=unshared)
     return found
 
 

@@ -10,11 +10,14 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
       set strangers { type ipv4_addr; limit rate …; ct count …; }
       set open-ports { type ipv4_addr . inet_proto . inet_service; flags dynamic,timeout; }
       map mappings { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
+      map unshared { typeof meta mark . numgen inc mod 64 : ip saddr . udp sport; }
       map sockets { type mark . ipv4_addr . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
       chain begun { …
         meta mark & MASK @full-cone jump mapped }
       chain mapped {
-        meta l4proto udp snat ip to meta mark & MASK . ip saddr . udp sport map @sockets }
+        meta l4proto udp snat ip to meta mark & MASK . ip saddr . udp sport map @sockets
+        udp dport 53 return
+        meta l4proto udp snat ip to meta mark & MASK . numgen inc mod 64 map @unshared }
       chain guard { …
         meta mark & MASK @full-cone jump learn
         …
@@ -40,8 +43,11 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
 - ``learn`` runs behind source NAT, where connection tracking knows both the guest's socket and the port that it got. A
   packet of the VM renews its elements; one from outside renews nothing, so no stranger keeps a mapping alive (RFC 4787
   REQ-6, RFC 7857 section 7).
-- What an element leads to stays as it is until it times out: of two sockets that share a port (RFC 7857 section 3) the
-  first has the mapping.
+- ``unshared`` offers ports that no UDP connection of the VM has, one for each new socket: connection tracking might
+  give two sockets one port to different destinations (RFC 7857 section 3). natd refills it when some are taken
+  (:mod:`natctl.core.unshared`).
+- What an element leads to stays as it is until it times out: of two sockets that share a port all the same the first
+  has the mapping.
 - The maps have no limit of their own, so that nobody takes another VM's room. A VM has at most as many elements as it
   has ports, for each of TCP and UDP, and in ``sockets`` as it has connections.
 - ``open-ports`` has the keys of ``mappings``: kernels before 6.7 or so do not look up in a map as in a set.
@@ -59,13 +65,16 @@ Tested in ``tests/netns/test_full_cone.py`` and ``tests/unit/natctl/ruleset/test
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from cpm.protocol.model import PortRange
 from cpm.protocol.timeouts import Timeouts
+from natctl.model.entries import MOST_OFFERED
 from natctl.model.port_use import VMPorts
+from natctl.ruleset import labels
 from natctl.ruleset import timeouts as ct_timeouts
 from natctl.ruleset.common import (
     ADDRESS,
@@ -73,8 +82,11 @@ from natctl.ruleset.common import (
     PORT,
     PREROUTING,
     PROTOCOL,
+    TYPEOF_MARK,
+    TYPEOF_SOURCE,
     in_network,
     owner,
+    port_word,
     protocol,
     rule,
 )
@@ -100,6 +112,7 @@ from natctl.ruleset.expressions import (
     meta,
     nat_to,
     native_u32,
+    next_number,
     payload,
     set_ct,
     set_lookup,
@@ -115,6 +128,7 @@ from natctl.ruleset.values import (
     Elements,
     Expression,
     Family,
+    Field,
     Hook,
     Limit,
     Place,
@@ -132,6 +146,7 @@ MAPPINGS: Final[Place] = (Family.IPV4, "mappings")
 SOCKETS: Final[Place] = (Family.IPV4, "sockets")
 """Expiring, as the two before: see :data:`~natctl.ruleset.values.EXPIRING`."""
 
+UNSHARED: Final[Place] = (Family.IPV4, "unshared")
 LEARNED: Final = (OPEN_PORTS, MAPPINGS, SOCKETS)
 
 UNSOLICITED: Final = "unsolicited"
@@ -151,6 +166,11 @@ _NEW, _CONFIRMED, _DESTINATION_TRANSLATED = 0x08, 0x08, 0x20
 _HOUR_S: Final = 3600
 _PORT_KEY_BYTES: Final = 12
 
+_TYPEOF_NUMBER: Final = Field(4, 4, host_order=True, expression=labels.typeof(23, (0, 0), (1, MOST_OFFERED), (2, 0)))
+"""``typeof numgen inc mod 64``"""
+_TYPEOF_PORT: Final = PORT._replace(expression=labels.typeof(7, (0, 6), (1, 1)))
+"""``typeof udp sport``"""
+
 LIMIT: Final = Limit(1, _HOUR_S, 1, MOST_STRANGERS)
 """What an element of ``strangers`` has."""
 
@@ -158,6 +178,7 @@ SETS: Final[dict[Place, SetSpec]] = {
     FULL_CONE: SetSpec("full-cone", (MARK,)),
     INTERNALS: SetSpec("internals", (MARK, ADDRESS)),
     STRANGERS: SetSpec("strangers", (ADDRESS,), limiting=LIMIT),
+    UNSHARED: SetSpec("unshared", (TYPEOF_MARK, _TYPEOF_NUMBER), data=(TYPEOF_SOURCE, _TYPEOF_PORT)),
     # The time is the rules' own.
     OPEN_PORTS: SetSpec("open-ports", (ADDRESS, PROTOCOL, PORT), learning_s=120),
     MAPPINGS: SetSpec("mappings", (ADDRESS, PROTOCOL, PORT), data=(ADDRESS, PORT), learning_s=120),
@@ -211,7 +232,14 @@ def _mapped(marks: Marks) -> Chain:
     socket = (payload(NETWORK, SOURCE, 4, SECOND), payload(TRANSPORT, 0, 2, THIRD))
     keep = (map_lookup("sockets"), nat_to("source"))
     why = "the port that this socket has already"
-    return Chain("mapped", None, (rule(protocol(_UDP), owner(marks), socket, keep, comment=why),))
+    to_name_server = (payload(TRANSPORT, 2, 2), compare(_DNS_PORT.to_bytes(2, "big")))
+    offered = (*owner(marks), next_number(MOST_OFFERED, SECOND), map_lookup("unshared"), nat_to("source"))
+    rules = (
+        rule(protocol(_UDP), owner(marks), socket, keep, comment=why),
+        rule(protocol(_UDP), to_name_server, RETURN, comment="nobody else is to answer"),
+        rule(protocol(_UDP), offered, comment="a port that no other socket has"),
+    )
+    return Chain("mapped", None, rules)
 
 
 def _lives_ms(kind: int, timeouts: Timeouts) -> int:
@@ -310,6 +338,23 @@ def is_of(place: Place, element: Element, internal: IPv4Address, held: Iterable[
     else:
         address, port = element.key[:4], element.key[8:10]
     return address == internal.packed and not any(int.from_bytes(port, "big") in ports for ports in held)
+
+
+def offers(mark: int, internal: IPv4Address, ports: Sequence[int]) -> Iterator[Element]:
+    """Yield the elements that offer these ports, again and again if they are fewer than the numbers that count them."""
+    for number in range(MOST_OFFERED if ports else 0):
+        port = ports[number % len(ports)]
+        yield Element(native_u32(mark) + native_u32(number), data=internal.packed + port_word(port))
+
+
+def offered_in(elements: Iterable[Element]) -> dict[bytes, tuple[int, ...]]:
+    """Return the ports that are offered, by the mark of their VM; what makes no sense is left out."""
+    found: dict[bytes, dict[int, int]] = {}
+    for each in elements:
+        if len(each.key) == 8 and len(each.data) == 8:
+            number = int.from_bytes(each.key[4:], sys.byteorder)
+            found.setdefault(each.key[:4], {})[number] = int.from_bytes(each.data[4:6], "big")
+    return {mark: tuple(dict.fromkeys(ports[number] for number in sorted(ports))) for mark, ports in found.items()}
 
 
 def pair(mark: int, internal: IPv4Address) -> bytes:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 import pytest
 
 from cpm.protocol.model import Filtering, PortRange
+from natctl.core.unshared import Unshared
 from natctl.model.entries import Change, FastPathUse
+from natctl.netlink.conntrack import Conntrack
 from natctl.ruleset import mappings
 from tests.netns.conftest import LAYOUTS, RANGE, RUNS, Way
 from tests.netns.topology import INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Site
@@ -232,3 +234,31 @@ def test_strangers_at_once_are_bounded(pair: Way, monkeypatch: pytest.MonkeyPatc
             known.sendto(b"!", mapped)
             said = [guest.recv(100) for _ in range(20 - host.drops()["too-many-strangers"] + 2)]
             assert said[-2:] == [b"again", b"!"]
+
+
+@pytest.mark.per_kernel
+def test_no_two_sockets_of_a_busy_vm_share_a_port(pair: Way) -> None:
+    """Connection tracking gives sockets with different destinations one port; then only one of them is reached."""
+    unshared, host = Unshared(), pair.hosts[0].kernel
+
+    def offer() -> None:
+        use = host.run(Conntrack().ports_of_all())[0]
+        entry = pair.vm.on_host()
+        unshared.on_port_use(use, [entry.intent])
+        entry = dataclasses.replace(entry, unshared=unshared.of(entry.intent))
+        host.change(Change(host={pair.vm.domain: entry}))
+
+    with contextlib.ExitStack() as stack:
+        mapped = []
+        for number in range(56):
+            if number % 8 == 0:
+                offer()
+            guest = stack.enter_context(pair.guest.namespace.udp())
+            known = stack.enter_context(pair.site.internet.udp(INTERNET, 9400 + number))
+            guest.sendto(b"?", (INTERNET, 9400 + number))
+            mapped.append((guest, known.recvfrom(100)[1]))
+        assert len({port for _, port in mapped}) == len(mapped)
+        stranger = stack.enter_context(pair.site.internet.udp(STRANGER, 9500))
+        for guest, port in mapped:
+            stranger.sendto(b"hello", port)
+            assert guest.recvfrom(100) == (b"hello", (STRANGER, 9500))

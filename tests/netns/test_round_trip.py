@@ -99,6 +99,7 @@ def _with_all_kinds_of_elements(way: Way) -> None:
     refused = [Destination(6, IPv4Address(INTERNET), 443), Destination(1, IPv4Address(INTERNET), 0)]
     for host in way.hosts:
         entry = with_intent(entry, at_cap=True, port_control=1, filtering=Filtering.ENDPOINT_INDEPENDENT)
+        entry = dataclasses.replace(entry, unshared=(20003, 20001, 20002))
         host.kernel.change(Change(host={way.vm.domain: entry}))
         host.kernel.refuse_connections({way.vm.domain: refused}, 3600)
     several = ((EXTERNAL, RANGE), (OTHER_EXTERNAL, PortRange(65472, 65535)), (OTHER_EXTERNAL, PortRange(1024, 1087)))
@@ -201,7 +202,8 @@ def test_a_loaded_ruleset_lets_no_managed_packet_out_untranslated(way: Way) -> N
     for host in way.hosts:
         saved = _loadable(_saved(host.namespace))
         host.namespace.nft("flush ruleset\n" + saved)
-        host.namespace.run("nft", "flush", "map", "ip", "virtports", "bindings")
+        for name in ("bindings", "unshared", "sockets"):
+            host.namespace.run("nft", "flush", "map", "ip", "virtports", name)
     with way.site.internet.udp(INTERNET, 9001) as server, way.guest.namespace.udp() as client:
         client.sendto(b"must not arrive", (INTERNET, 9001))
         with way.site.router.udp() as other:

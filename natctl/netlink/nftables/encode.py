@@ -321,8 +321,10 @@ def _set_userdata(spec: SetSpec) -> bytes:
     if expressions:
         typeof = expressions[0] if len(expressions) == 1 else labels.typeof_concatenation(*expressions)
         data += labels.part(_KEY_TYPEOF, typeof)
-    if spec.data and spec.data[0].expression:
-        data += labels.part(_DATA_TYPEOF, spec.data[0].expression)
+    expressions = [field.expression for field in spec.data if field.expression]
+    if expressions:
+        typeof = expressions[0] if len(expressions) == 1 else labels.typeof_concatenation(*expressions)
+        data += labels.part(_DATA_TYPEOF, typeof)
     if spec.data_interval:
         data += number(_DATA_INTERVAL, 1)
     return data + labels.pack(digest=spec.digest)

@@ -82,6 +82,8 @@ class Reader:
                 self._load(values["NFTA_CT_DREG"], self._ct_type(self._int(values, "NFTA_CT_KEY")))
             case "payload":
                 self._payload(values)
+            case "numgen":
+                self._load(values["NFTA_NG_DREG"], NUMBER)
             case "bitwise":
                 slot = self._slot(values["NFTA_BITWISE_SREG"])
                 self._held[slot] = (self._held[slot][0], True)
