@@ -12,6 +12,7 @@ KEYS = {
     "hook": ("hook_start_ms_p50", "python_ms_p50", "hook_ratio", "hook_calls_ratio"),
     "cli": ("cli_ratio",),
     "resize": ("resize_ms_p50", "resize_ms_p99"),
+    "pcp": ("pcp_ms_p50",),
     "nft": ("nft_single_ratio", "nft_full_ratio"),
     "path": (
         *("conn_rate_ratio", "throughput_ratio", "conn_rate_nft_ratio", "throughput_nft_ratio"),
@@ -44,6 +45,7 @@ TARGETS = {
     "cli_ratio": (None, 4.0),
     "resize_ms_p50": (None, 10.0),
     "resize_ms_p99": (None, 50.0),
+    "pcp_ms_p50": (None, 5.0),
     "nft_single_ratio": (8.0, None),
     "nft_full_ratio": (1.0, None),
     "conn_rate_ratio": (0.95, None),

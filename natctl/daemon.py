@@ -38,6 +38,7 @@ from natctl.core.deletions import Deletions
 from natctl.core.identity import Identity
 from natctl.core.node import Node
 from natctl.domain_watch import DomainWatch
+from natctl.guest_requests import GuestRequests
 from natctl.hook_server import HookServer
 from natctl.kernel import guest_addresses, reacting, settings_before, sysctl
 from natctl.kernel.kernel import Kernel
@@ -115,14 +116,17 @@ class Natd:
         self._kernel = Kernel(kernel, SettingsBefore(Path(settings.listen.socket).parent / settings_before.FILE))
         self._conntrack = Conntrack(marks.flag) if marks is not None else None
         self._older_log_group = kernel.host.older_log_group if kernel.host is not None else 0
+        self._port_control_log_group = kernel.host.port_control_log_group if kernel.host is not None else 0
         self._port_reader = PortReader(kernel.edge, marks.flag if marks else 0) if kernel.edge is not None else None
         self._port_fault = ""
         self._metrics = metrics.Metrics()
         self._scraping = Scraping("natd.toml", settings.metrics, self._metrics_now)
         self._kernel_events: KernelEvents | None = None
+        self._guest_requests: GuestRequests | None = None
         if marks is not None and self._conntrack is not None:
             on_error = self._metrics.on_kernel_error
             self._kernel_events = KernelEvents(self._node, self._carry_out, marks, self._conntrack, on_error)
+            self._guest_requests = GuestRequests(self._node.port_control, self._carry_out, marks, on_error)
         self._sampler = Sampler()
         manager = settings.manager
         to_manager = manager_session.live_context(manager.certificate, manager.key, manager.ca)
@@ -183,6 +187,10 @@ class Natd:
                 start("older", self._kernel_events.watch_older(self._older_log_group), forever=True)
                 for number in range(COUNTERS):
                     start(f"counting {number}", self._kernel_events.serve_counting(), forever=True)
+            if self._guest_requests is not None and self._conntrack is not None:
+                asked = self._guest_requests.watch(self._port_control_log_group)
+                start("guest requests", asked, forever=True)
+                start("peers", self._guest_requests.serve_peers(self._conntrack), forever=True)
             start("guest addresses", self._every(GUESTS_S, self._find_guests), forever=True)
             start("measure", self._every(monitor.period_s, self._measure), forever=True)
         if self._libvirt is not None and self._watch is not None:
@@ -241,6 +249,8 @@ class Natd:
         self._is_carrying_out_soon = False
         for command in self._node.take():
             self._carry_out_one(command)
+        if self._guest_requests is not None:
+            self._guest_requests.send(self._node.port_control.take())
 
     def _carry_out_one(self, command: Command) -> None:
         match command:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
 from cpm.protocol.errors import KernelError
 from cpm.protocol.model import DomainUUID
 from cpm.service import clock
 from natctl.kernel.frame_sender import FrameSender
+from natctl.model.flow import Flow
+from natctl.netlink.conntrack import Conntrack
 from natctl.netlink.nflog import AskedPacket, watch_asked
 from natctl.port_control import datagrams
 from natctl.port_control.datagrams import Frame
-from natctl.port_control.values import Announce, Asked, Reply
+from natctl.port_control.values import Announce, Asked, FindPeer, Reply
 from natctl.ruleset.marks import Marks
 
 log = logging.getLogger(__name__)
@@ -31,11 +33,21 @@ LISTEN_AGAIN_S: Final = 15.0
 """Seconds between two attempts to open our NFLOG group, if another process has it."""
 
 
+MOST_PEERS: Final = 64
+"""Questions for connections to peers that may wait at once."""
+
+
 class Decides(Protocol):
     """What answers."""
 
     def on_asked(self, index: int, asked: Asked, now: float) -> None:
         """A VM, named by the index in its mark, sent a datagram to port 5351 of a gateway."""
+
+    def on_peer_found(self, find: FindPeer, port: int | None, lasting_s: int, now: float) -> None:
+        """The connection to a peer was found."""
+
+    def flow_of(self, find: FindPeer) -> Flow | None:
+        """Return the connection that is looked for; None: its VM is gone."""
 
     def taps_of(self, domain: DomainUUID) -> frozenset[int]:
         """Return the indexes of a VM's interfaces."""
@@ -63,6 +75,7 @@ class GuestRequests:
         self._marks = marks
         self._on_error = on_error
         self._sender: FrameSender | None = None
+        self._peers: asyncio.Queue[FindPeer] = asyncio.Queue(MOST_PEERS)
 
     async def watch(self, group: int) -> None:
         """
@@ -91,8 +104,31 @@ class GuestRequests:
             asked = Asked(datagram, frame, packet.interface, packet.port)
             self._decides.on_asked(self._marks.index_in(packet.mark), asked, clock.now())
 
-    def send(self, commands: Iterable[Reply | Announce]) -> None:
+    async def serve_peers(self, conntrack: Conntrack) -> None:
+        """Find connections to peers, without end, one after the other."""
+        while True:
+            find = await self._peers.get()
+            flow, found = self._decides.flow_of(find), None
+            try:
+                found = await conntrack.find_translation(flow) if flow is not None else None
+            except KernelError as error:
+                self._on_error(error)
+                log.warning("%s", error)
+            port, lasting_s = (found.port, found.lasting_s) if found is not None else (None, 0)
+            self._decides.on_peer_found(find, port, lasting_s, clock.now())
+            self._carry_out()
+
+    def send(self, commands: Iterable[Reply | Announce | FindPeer]) -> None:
         """Send answers and announcements; those to a VM that has no interface now are lost."""
+        kept = []
+        for command in commands:
+            if not isinstance(command, FindPeer):
+                kept.append(command)
+            elif not self._peers.full():  # else the client asks again
+                self._peers.put_nowait(command)
+        self._send(kept)
+
+    def _send(self, commands: Sequence[Reply | Announce]) -> None:
         sender = self._sender
         if sender is None:
             return

@@ -15,6 +15,8 @@ from cpm.protocol.messages import (
     Freed,
     Hello,
     ManagerMessage,
+    MapPorts,
+    MapRefused,
     Need,
     NodeMessage,
     Presence,
@@ -23,6 +25,7 @@ from cpm.protocol.messages import (
     Rejected,
     Report,
     Snapshot,
+    UnmapPorts,
 )
 from cpm.protocol.model import DomainUUID
 
@@ -56,6 +59,12 @@ def message(sent: NodeMessage | ManagerMessage) -> str:
             return f"Report under generation {generation}: {counts or 'no VMs'}"
         case Need(uuid, ports, in_use):
             return f"Need {vm(uuid)}: {in_use} of {ports} in use"
+        case MapPorts(uuid, _, to, protocol, lifetime_s):
+            return f"MapPorts {vm(uuid)}: {protocol} {to} for {lifetime_s} s"
+        case UnmapPorts(uuid, _, to, protocol):
+            return f"UnmapPorts {vm(uuid)}: {protocol} {to}"
+        case MapRefused(_, uuid, _, to, protocol, why):
+            return f"MapRefused {vm(uuid)}: {protocol} {to} {why}"
         case Snapshot(epoch, generation, host=host, edge=edge):
             return f"Snapshot {epoch}.{generation}: {_intents(host, edge)}"
         case Delta(epoch, generation, host=host, edge=edge, host_gone=host_gone, edge_gone=edge_gone):

@@ -32,6 +32,8 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     connections: WishedNumber | UnsetType | None = UNSET
     connection_rate: WishedNumber | UnsetType | None = UNSET
     filtering: Filtering | UnsetType | None = UNSET
+    pcp: WishedNumber | UnsetType | None = UNSET
+    """Ports that the guest may have mapped when it asks; 0: it may not ask."""
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):

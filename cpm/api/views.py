@@ -82,7 +82,8 @@ class WishView(Struct, frozen=True):
 
     key: str
     """``floor``, ``cap`` (ports), ``weight``, ``policy``, ``drain-limit`` (seconds; null: never), ``connections`` (at
-    once), ``connection-rate`` (new ones in a second) or ``filtering`` (RFC 4787, section 5)."""
+    once), ``connection-rate`` (new ones in a second), ``filtering`` (RFC 4787, section 5) or ``pcp`` (ports that the
+    guest may have mapped)."""
     value: int | float | str | None
     origin: str
     """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the

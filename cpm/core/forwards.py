@@ -14,7 +14,7 @@ Tested in ``tests/unit/site/test_forwards.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -26,7 +26,15 @@ from cpm.core.own_ports import KEPT_S
 from cpm.core.placement import place_forward
 from cpm.core.quotas import Quota
 from cpm.protocol.bounds import FIRST_PORT, MAX_FORWARD_PORTS, MAX_FORWARDS
-from cpm.protocol.errors import Conflict, InvalidRequest, NotFound, PortHeld, QuotaReached, VirtPortsError
+from cpm.protocol.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PortHeld,
+    PortsExhausted,
+    QuotaReached,
+    VirtPortsError,
+)
 from cpm.protocol.ledger_errors import LedgerDoubted
 from cpm.protocol.model import (
     VM,
@@ -146,6 +154,13 @@ class Forwards:
         if forward.forward is not None and forward.forward.ends != ends:
             self._fleet.record(PutForward(forward.id, dataclasses.replace(forward.forward, ends=ends)))
 
+    def free_ports(self, vm: VM, size: int) -> PortRange | None:
+        """Return ports that a VM could be given now; None: there are not so many side by side."""
+        try:
+            return place_forward(self._fleet.space, vm.uuid, size, self._address_of(vm))[1]
+        except PortsExhausted:
+            return None
+
     def on_started(self, vm: VM, now: float) -> None:
         """Record that a VM runs, or that its XML is known: it gets the forwards that the XML names, and no others."""
         if vm.xml_wishes.forwards or vm.uuid in self.refused or self._fleet.forwards_of(vm.uuid):
@@ -162,11 +177,17 @@ class Forwards:
             else:
                 self._end(allocation.id, now)
 
-    def tick(self, now: float) -> None:
-        """End what has not been renewed in time, and try again what was refused."""
+    def tick(self, now: float, connected: Container[NodeName]) -> None:
+        """
+        End what has not been renewed in time, and try again what was refused.
+
+        :param connected: The nodes that can be heard: a host that is away may have renewed what its VMs have.
+        """
         for allocation in [*self._fleet.forwards.values()]:
             forward = allocation.forward
-            if forward is not None and forward.ends is not None and forward.is_wanted and now >= forward.ends:
+            if forward is None or forward.ends is None or not forward.is_wanted or allocation.node not in connected:
+                continue
+            if now >= forward.ends:
                 self.remove(allocation, now)
         if self.refused and now >= self._retry_at and self._fleet.unwritable is None and not self._fleet.why_no_new:
             self._retry_at = now + RETRY_S

@@ -28,6 +28,7 @@ from cpm.core.forwards import Forwards
 from cpm.core.journal import LedgerState, NodeEvent
 from cpm.core.membership import Membership
 from cpm.core.pool import Pool
+from cpm.core.port_mappings import PortMappings
 from cpm.core.presence import VMPresence
 from cpm.core.quotas import Quota
 from cpm.core.restoring import Restoring
@@ -52,6 +53,7 @@ from cpm.protocol.messages import (
     Detach,
     Hello,
     ManagerMessage,
+    MapPorts,
     Need,
     NodeMessage,
     OwnPorts,
@@ -60,6 +62,7 @@ from cpm.protocol.messages import (
     Refused,
     Rejected,
     Report,
+    UnmapPorts,
     Welcome,
 )
 from cpm.protocol.model import (
@@ -155,6 +158,7 @@ class Manager:
             self._rollout.hold_down_end,
         )
         """What is let in to VMs from outside."""
+        self._port_mappings = PortMappings(epoch, self.fleet, self.forwards, self.running.hosts.get, self.wishes)
         self._presence = VMPresence(
             epoch,
             self.fleet,
@@ -241,6 +245,7 @@ class Manager:
         self._rollout.queue_snapshot(hello.node)
         self._presence.take_back(node, hello)
         self._presence.on_presence(node, hello.domains, now)
+        self._port_mappings.on_session_begin(hello.node, now)
 
     def _welcome(self, version: str, *, adopts: bool) -> Welcome:
         return Welcome(PROTOCOL, self.epoch, version, self.continuity.ledger, self.continuity.run, adopts)
@@ -333,10 +338,10 @@ class Manager:
             return
         node, session = self.fleet.nodes[name], self.sessions[name]
         message = self.twins.inward(name, message)
-        if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need)):
+        if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need, MapPorts, UnmapPorts)):
             self._refuse_fenced(node, message)
             return
-        if isinstance(message, (Attach, Detach, Present, Need)) and Role.HOST not in node.roles:
+        if isinstance(message, (Attach, Detach, Present, Need, MapPorts, UnmapPorts)) and Role.HOST not in node.roles:
             raise InvalidRequest(f"{name} is no host and has no VMs; add the role host to its natd.toml")
         if isinstance(message, OwnPorts) and Role.EDGE not in node.roles:
             raise InvalidRequest(f"{name} is no edge and has no own ports to keep; add the role edge to its natd.toml")
@@ -369,6 +374,11 @@ class Manager:
             case Need(domain, ports):
                 if not self._reports.on_need(session, message, now):
                     self._rollout.queue_message(name, Declined(self.epoch, domain, ports))
+            case MapPorts():
+                if (refused := self._port_mappings.on_map(name, message, now)) is not None:
+                    self._rollout.queue_message(name, refused)
+            case UnmapPorts():
+                self._port_mappings.on_unmap(name, message, now)
 
     def _refuse_fenced(self, node: Node, message: NodeMessage) -> None:
         """A fenced host has no VMs, whatever it says, until it has confirmed that it holds none."""
@@ -496,7 +506,7 @@ class Manager:
                 del self._resync_at[name]
                 self._rollout.queue_snapshot(name)
         self._presence.tick(now)
-        self.forwards.tick(now)
+        self.forwards.tick(now, self.sessions)
         self.pool.tick(now)
         self.sizer.leave_own_ports(now)
         self.sizer.compact(now)

@@ -29,12 +29,15 @@ from cpm.protocol.messages import (
     Freed,
     Hello,
     ManagerMessage,
+    MapPorts,
+    MapRefused,
     Need,
     NodeMessage,
     Present,
     Refused,
     Report,
     Snapshot,
+    UnmapPorts,
 )
 from cpm.protocol.model import DomainUUID, NodeName
 
@@ -107,7 +110,13 @@ class Twins:
 
 def _domains_in(message: NodeMessage) -> Iterable[DomainUUID]:
     match message:
-        case Attach(domain=domain) | Detach(domain=domain) | Need(domain=domain):
+        case (
+            Attach(domain=domain)
+            | Detach(domain=domain)
+            | Need(domain=domain)
+            | MapPorts(domain=domain)
+            | UnmapPorts(domain=domain)
+        ):
             return (domain,)
         case Hello(domains=domains) | Present(domains=domains):
             return [each.domain for each in domains]
@@ -124,7 +133,7 @@ def _renamed(message: _Message, names: _Names) -> _Message:
         return message
     replace = msgspec.structs.replace
     match message:
-        case Attach() | Detach() | Need() | Refused() | Declined() | Freed():
+        case Attach() | Detach() | Need() | MapPorts() | UnmapPorts() | Refused() | Declined() | Freed() | MapRefused():
             return replace(message, domain=names.get(message.domain, message.domain))
         case Hello():
             holds = _all_renamed(message.host_holds, names)

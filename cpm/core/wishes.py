@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
+from cpm.protocol.bounds import MAX_FORWARD_PORTS
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Filtering, Wishes
 from cpm.protocol.wishes import KEYS, MAXIMUM_PORTS, MAXIMUM_WEIGHT, NONE
@@ -69,6 +70,8 @@ class EffectiveWishes:
     """New connections in a second."""
     filtering: EffectiveValue[Filtering]
     """Who reaches its sockets from outside."""
+    pcp: EffectiveValue[int]
+    """Ports that the guest may have mapped when it asks (PCP, NAT-PMP)."""
     ignored: tuple[str, ...] = ()
     """For each wish that is not in effect, the reason in a sentence."""
 
@@ -89,6 +92,8 @@ class Defaults:
     """New connections in a second."""
     filtering: Filtering = Filtering.DEFAULT
     """Who reaches its sockets from outside."""
+    pcp: int = 0
+    """Ports that a guest may have mapped when it asks: none, so that nothing is open that nobody wished."""
     bounds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LIMIT_BOUNDS)
     """The least and the greatest value that a wish may give to either of these two, by its field's name."""
 
@@ -192,6 +197,8 @@ def _invalid_reason(name: str, value: Any, policies: Collection[str], defaults: 
         return None if value in policies else f"there is no such policy; use one of {', '.join(sorted(policies))}"
     if name == "filtering":
         return None  # by its type
+    if name == "pcp":
+        return None if 0 <= value <= MAX_FORWARD_PORTS else f"use on, off, or up to {MAX_FORWARD_PORTS} ports"
     if name in defaults.bounds:
         least, most = defaults.bounds[name]
         return None if least <= value <= most else f"use {least} to {most}"

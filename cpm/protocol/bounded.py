@@ -14,6 +14,7 @@ from cpm.protocol.bounds import (
     MAX_CONNECTIONS,
     MAX_COUNT,
     MAX_GENERATION,
+    MAX_MAPPING_S,
     MAX_NAME,
     MAX_RATE,
     MAX_SECONDS,
@@ -34,5 +35,6 @@ Port = Annotated[int, Meta(ge=0, le=65_535)]
 WishedNumber = Annotated[int, Meta(ge=0, le=MAX_WISHED)]
 Rate = Annotated[float, Meta(ge=0, le=MAX_RATE)]
 Duration = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+MappingSeconds = Annotated[int, Meta(ge=1, le=MAX_MAPPING_S)]
 Moment = Annotated[float, Meta(ge=0, le=MAX_UTC)]
 """UTC seconds."""

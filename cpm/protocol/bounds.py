@@ -52,6 +52,8 @@ MAX_EXTERNALS: Final = 65_536
 MAX_NODES: Final = 4_096
 MAX_RANGES: Final = 65_536
 """Ranges of one VM: it cannot hold more than there are ports and addresses."""
+MAX_MAPPING_S: Final = 200_000
+"""Seconds for which a guest may have ports mapped: twice a day, and some."""
 MAX_FORWARDS: Final = 256
 """Forwards of one VM."""
 MAX_FORWARD_PORTS: Final = 1024

@@ -45,10 +45,17 @@ class HostForward(Struct, frozen=True):
     protocol: ForwardProtocol
     guest: IPv4Address | None = None
     """The guest's own address; None: the one that the host finds."""
+    external: IPv4Address | None = None
+    """The external address of these ports, if the guest itself has asked for them; None: it has not."""
 
     def __post_init__(self) -> None:
         if self.to < 1 or self.to + self.ports.size - 1 > LAST_PORT:
             raise ValueError(f"a guest has no ports {self.to} to {self.to + self.ports.size - 1}; use 1-{LAST_PORT}")
+
+    @property
+    def programmed(self) -> HostForward:
+        """The part that the kernel holds."""
+        return self if self.external is None else msgspec.structs.replace(self, external=None)
 
 
 class HostIntent(VmIntent, frozen=True):
@@ -86,9 +93,14 @@ class HostIntent(VmIntent, frozen=True):
     @property
     def programmed(self) -> HostIntent:
         """The part that the kernel holds, without what natd only counts or sends to the guest."""
-        may_ask = min(self.port_control, 1)
         return msgspec.structs.replace(
-            self, draining=(), leaving_forwards=(), external=None, connections=None, port_control=may_ask
+            self,
+            draining=(),
+            leaving_forwards=(),
+            external=None,
+            connections=None,
+            port_control=min(self.port_control, 1),
+            forwards=tuple(each.programmed for each in self.forwards),
         )
 
 

@@ -22,11 +22,22 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta, Struct
 
-from cpm.protocol.bounded import Connections, Count, Generation, Name, PortCount, Rate, Sentence, Word
+from cpm.protocol.bounded import (
+    Connections,
+    Count,
+    Generation,
+    MappingSeconds,
+    Name,
+    Port,
+    PortCount,
+    Rate,
+    Sentence,
+    Word,
+)
 from cpm.protocol.bounds import MAX_EXTERNALS, MAX_FEW, MAX_NODES, MAX_PERIOD_S, MAX_RANGES, MAX_VMS, MAX_VMS_OF_HOST
 from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
-from cpm.protocol.model import DomainUUID, NodeName, PortRange, Role, Wishes
+from cpm.protocol.model import DomainUUID, ForwardProtocol, NodeName, PortRange, Role, Wishes
 from cpm.protocol.own_ports import OwnAddresses
 from cpm.protocol.timeouts import Timeouts, TimeoutSeconds
 from cpm.protocol.walltime import UtcSeconds
@@ -276,7 +287,41 @@ class Need(Struct, frozen=True, tag="need"):
     """Recent rate of new connections."""
 
 
-NodeMessage = Hello | OwnPorts | Attach | Detach | Present | Applied | Rejected | Report | Need
+class MapPorts(Struct, frozen=True, tag="map-ports"):
+    """
+    A guest asks for ports that lead to it (PCP, NAT-PMP), or for those that it has to stay for longer.
+
+    The manager answers by a forward in :class:`~cpm.protocol.intent.HostIntent`, or with :class:`MapRefused`; about one
+    that is there, not at all.
+    """
+
+    domain: DomainUUID
+    guest: IPv4Address
+    """Its own address."""
+    to: PortRange
+    """Its own ports."""
+    protocol: ForwardProtocol
+    lifetime_s: MappingSeconds
+    """Seconds from now after which the mapping ends unless it is asked for again."""
+    first: Port = 0
+    """The first external port that it would like; 0: any."""
+    is_exact: bool = False
+    """It wants that one, or none."""
+    keeps_parity: bool = False
+    """The first external port is to be even exactly if the first of its own is."""
+
+
+class UnmapPorts(Struct, frozen=True, tag="unmap-ports"):
+    """A guest does not want ports any more, or their lifetime is over."""
+
+    domain: DomainUUID
+    guest: IPv4Address
+    to: Port
+    """The first of its own ports."""
+    protocol: ForwardProtocol
+
+
+NodeMessage = Hello | OwnPorts | Attach | Detach | Present | Applied | Rejected | Report | Need | MapPorts | UnmapPorts
 
 
 class PathState(Struct, frozen=True):
@@ -369,4 +414,27 @@ class Freed(Struct, frozen=True, tag="freed"):
     internal: IPv4Address
 
 
-ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined | Freed
+class MapRefusal(enum.StrEnum):
+    """Why a guest gets no ports."""
+
+    TAKEN = "taken"
+    """Not those that it wants, and it wants no others."""
+    QUOTA = "quota"
+    """It has as many as it may have, or its host."""
+    SHORT = "short"
+    """There are none, or none may be given now."""
+
+
+class MapRefused(Struct, frozen=True, tag="map-refused"):
+    """The manager makes no such mapping (:class:`MapPorts`)."""
+
+    epoch: Generation
+    domain: DomainUUID
+    guest: IPv4Address
+    to: Port
+    """The first of the guest's own ports."""
+    protocol: ForwardProtocol
+    why: MapRefusal
+
+
+ManagerMessage = Welcome | Snapshot | Delta | Refused | Declined | Freed | MapRefused

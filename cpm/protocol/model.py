@@ -270,6 +270,8 @@ class Wishes:
     """Connections that it may begin in a second."""
     filtering: Filtering | None = None
     """Who reaches its sockets from outside."""
+    pcp: WishedNumber | None = None
+    """Ports that its guest may have mapped for it when it asks (PCP, NAT-PMP); 0: it may not ask."""
     forwards: Annotated[tuple[WishedForward, ...], Meta(max_length=MAX_FORWARDS)] = ()
     """Of the domain's XML only."""
     nonsense: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()

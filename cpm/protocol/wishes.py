@@ -27,6 +27,10 @@ MAXIMUM_PORTS: Final = LAST_PORT - FIRST_PORT + 1
 MAXIMUM_WEIGHT: Final = 10_000
 """Large enough to differentiate VMs, and small enough that no VM's share rounds to nothing."""
 
+MAPPED_PORTS: Final = 32
+"""Ports that a guest may have mapped for it where the wish only says that it may ask."""
+_SWITCH: Final = {"on": MAPPED_PORTS, "off": 0}
+
 NONE: Final = "none"
 """The text of a drain limit of never."""
 
@@ -39,6 +43,7 @@ KEYS: Final = {
     "connections": "connections",
     "connection-rate": "connection_rate",
     "filtering": "filtering",
+    "pcp": "pcp",
 }
 """Name of each wish as people write it (XML attribute, key of ``virt-ports set``), and its field of :class:`Wishes`."""
 
@@ -124,6 +129,10 @@ def _whole_number(text: str) -> int:
     return number
 
 
+def _mapped_ports(text: str) -> int:
+    return _SWITCH[text] if text in _SWITCH else _whole_number(text)
+
+
 def _drain_limit(text: str) -> float:
     if text == NONE:
         return UNLIMITED
@@ -158,4 +167,5 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connections": _whole_number,
     "connection-rate": _whole_number,
     "filtering": _filtering,
+    "pcp": _mapped_ports,
 }

@@ -202,6 +202,7 @@ def _wishes(vm: Facts) -> tuple[str, ...]:
     for key, name in KEYS.items():
         chosen = getattr(vm.wishes, name)
         value = "never" if chosen.value is None else f"{chosen.value:g} s" if key == "drain-limit" else chosen.value
+        value = "off" if key == "pcp" and not value else value
         parts.append(f"{key} {value} ({chosen.origin})")
     return (f"Bounds: {', '.join(parts)}.", *(f"Ignored: {why}." for why in vm.wishes.ignored))
 

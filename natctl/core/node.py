@@ -40,6 +40,7 @@ from cpm.protocol.messages import (
     Detach,
     Freed,
     ManagerMessage,
+    MapRefused,
     NodeMessage,
     OwnPorts,
     Present,
@@ -59,6 +60,7 @@ from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.identity import Identity
 from natctl.core.intent import Intent
+from natctl.core.port_control import PortControl
 from natctl.core.programming import InForce, Programming, Scope, is_empty
 from natctl.core.reports import Reports
 from natctl.core.signal_times import SignalTimes
@@ -114,6 +116,8 @@ class Node:
         """Inputs: signals and counts of connections."""
         self.reports = Reports(self._intent, self._programming, self._arrivals, unshared, self._send)
         """Tells the manager what was measured."""
+        self.port_control = PortControl(self._intent, self._programming, self._domains, self._send)
+        """Guests that ask for ports."""
         self._own_ports = own_ports.OwnPorts()
         self._is_connected = False
         self._is_synced = False
@@ -241,6 +245,7 @@ class Node:
         self._confirm()
         for entry in in_force:
             self.arrival_events.on_programmed(entry, now)
+        self.port_control.on_programmed(None if scope.replace else scope.host)
         for vm in filter(None, (self._intent.host.get(entry.intent.domain) for entry in begun)):
             # Connections of before it stopped may go on, on the ports that it got back; on others they never will.
             self._outbox.append(Prune(vm.internal))
@@ -284,6 +289,7 @@ class Node:
             )
         )
         self._programming.on_introduced()
+        self.port_control.on_connected(now)
         for uuid, domain in self._domains.incoming_domains():
             self._request_ports(uuid, domain)
 
@@ -297,6 +303,7 @@ class Node:
             self._hook_waiters.on_disconnected(now)
         self._is_connected = False
         self._is_synced = False
+        self.port_control.on_disconnected(now)
         # Generations count within a session: the next one must not be told of these.
         self._programming.drop_generations()
         self._outbox += self._hook_waiters.answer_in_vain(now)
@@ -319,6 +326,8 @@ class Node:
             self._take_refusal(message, now)
         elif isinstance(message, Declined):
             self.arrival_events.on_turned_down(message.domain, now, message.ports)
+        elif isinstance(message, MapRefused):
+            self.port_control.on_refused(message, now)
         elif isinstance(message, Freed):
             self._outbox.append(Forget(message.internal))
             self._programming.on_freed(message.domain, now)
@@ -474,6 +483,7 @@ class Node:
         self._programming.on_tick(now)
         self._outbox += map(Warn, self._default_deny.on_tick(self._programming.denied(), now))
         self.arrival_events.emit(self._arrivals.on_tick(now))
+        self.port_control.on_tick(now)
 
     def on_own_ports(self, read: PortsInUse, now: float) -> None:
         """The ports that this machine, an edge, uses itself were read; what changed is told to the manager."""

@@ -20,7 +20,7 @@ from msgspec import structs
 from cpm.protocol.holdings import Held
 from cpm.protocol.intent import EdgeIntent, HostForward, HostIntent
 from cpm.protocol.messages import PathState
-from cpm.protocol.model import DomainUUID
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl.arrivals.controller import Arrivals
 from natctl.core.bisection import Bisection, RefusedVM
 from natctl.core.default_deny import DefaultDeny
@@ -154,6 +154,19 @@ class Programming:
     def owners(self) -> dict[int, DomainUUID]:
         """Return the VM of each index."""
         return {index: uuid for uuid, index in self._index.items()}
+
+    def owner(self, index: int) -> DomainUUID | None:
+        """Return the VM of an index; None: it is no VM's."""
+        return next((uuid for uuid, each in self._index.items() if each == index), None)
+
+    def index(self, uuid: DomainUUID) -> int | None:
+        """Return the index of a VM; None: it has none."""
+        return self._index.get(uuid)
+
+    def let_in(self, uuid: DomainUUID) -> tuple[PortRange, ...]:
+        """Return the ports at which the kernel lets something in to a VM."""
+        entry = self._applied.get(uuid)
+        return () if entry is None else tuple(each.ports for each in entry.intent.forwards)
 
     def entry_in_force(self, uuid: DomainUUID, *, needs_taps: bool) -> HostEntry | None:
         """

@@ -7,6 +7,7 @@ Tested in ``tests/unit/natctl/port_control/test_responder.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Final
@@ -16,6 +17,10 @@ from natctl.port_control import nat_pmp, pcp
 from natctl.port_control.values import Asked, Key, Made
 
 ANNOUNCEMENTS: Final = 10
+MAPPINGS_BURST: Final = 32
+"""Mappings that a VM may begin at once, if its limit of ports is not higher."""
+MAPPING_S: Final = 10.0
+"""Seconds after which it may begin one more: the ports of one that is deleted rest for minutes."""
 FIRST_INTERVAL_S: Final = 0.25
 """Seconds between the first two announcements; each later interval is twice as long (RFC 6886 section 3.2.1)."""
 PATIENCE_S: Final = 10.0
@@ -27,10 +32,13 @@ class Mapping:
     """A mapping of a guest."""
 
     made: Made
-    nonce: bytes | None
+    nonce: bytes | None = None
     """Of the client that has it; None: NAT-PMP has none, and after a restart it is not known."""
-    expires_at: float
-    is_pcp: bool
+    is_pcp: bool = False
+    expires_at: float = math.inf
+    """Infinite: after a restart it is not known, and the manager ends it."""
+    recorded_until: float = math.inf
+    """When the manager may end it."""
 
     def covers(self, protocol: int, address: IPv4Address, port: int) -> bool:
         """Whether a port of the guest's is one of its ports."""
@@ -70,6 +78,8 @@ class Guest:
         self._epoch_at = now
         self._tokens = float(BURST)
         self._tokens_at = now
+        self._beginnings = float(self._most_beginnings)
+        self._beginnings_at = now
         self._announced = ANNOUNCEMENTS
         self._announce_at = now
 
@@ -101,6 +111,20 @@ class Guest:
         if self._tokens < 1:
             return False
         self._tokens -= 1
+        return True
+
+    @property
+    def _most_beginnings(self) -> int:
+        return max(self.limit, MAPPINGS_BURST)
+
+    def takes_mapping(self, now: float) -> bool:
+        """Whether the VM may begin one more mapping now."""
+        passed = max(0.0, now - self._beginnings_at) / MAPPING_S
+        self._beginnings = min(self._most_beginnings, self._beginnings + passed)
+        self._beginnings_at = now
+        if self._beginnings < 1:
+            return False
+        self._beginnings -= 1
         return True
 
     def find(self, protocol: int, address: IPv4Address, port: int) -> Mapping | None:

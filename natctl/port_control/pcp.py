@@ -37,7 +37,6 @@ _PEER_BYTES: Final = 56
 _OPTION_BYTES: Final = 4
 _OPTIONAL: Final = 0x80
 """From this code on an option that is not understood is ignored (section 7.3)."""
-_IPV4_PREFIX: Final = 96
 _LONGEST_PREFIX: Final = 128
 _EVERYBODY: Final = IPv4Address("0.0.0.0")  # noqa: S104 - the address of no preference, not a listener
 _LAST_PORT: Final = 65535
@@ -105,7 +104,7 @@ class Filter(NamedTuple):
     """The option FILTER (section 13.3): who may send to a mapping."""
 
     prefix: int
-    """Bits of the address that count, of 128."""
+    """Bits of the address that count; 0: no filter, nor any before."""
     port: int
     """0: all."""
     address: bytes
@@ -270,8 +269,8 @@ def _filter(opcode: Opcode, value: bytes) -> Filter:
     if len(value) != 20:
         raise _Wrong(Result.MALFORMED_OPTION)
     found = Filter(value[1], int.from_bytes(value[2:4], "big"), value[4:])
-    is_ipv4 = found.address.startswith(_MAPPED)
-    if found.prefix and not (_IPV4_PREFIX if is_ipv4 else 1) <= found.prefix <= _LONGEST_PREFIX:
+    # Of an IPv4 address, some clients count 128 bits and some 32.
+    if found.prefix > _LONGEST_PREFIX:
         raise _Wrong(Result.MALFORMED_OPTION)
     return found
 

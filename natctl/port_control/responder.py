@@ -5,11 +5,11 @@ Which VM asks is known by its interface. What it asks is believed only about its
 addresses, as many as its wish allows.
 
 - A request is answered when hosts and edges have the mapping, not before.
-- A mapping ends when its lifetime does, the guest deletes it, or its VM may no longer ask. natd alone watches the time,
-  and an end is told to the manager like a request to delete: a manager that is away ends no mapping.
-- A natd that starts finds the mappings that its VMs have. It does not know who asked for them and when, so it lets each
-  of them live for as long as it was granted last, and begins a new epoch, after which clients ask again (RFC 6887
-  section 8.5). They get the mapping that they have.
+- A mapping ends when its lifetime does, the guest deletes it, or its VM may no longer ask; natd says so to the manager.
+  The manager ends only what a host that it hears has not renewed in time, so neither of them being away ends a mapping.
+- A natd that starts finds the mappings that its VMs have. It does not know who asked for them and for how long; the
+  manager does know for how long. A new epoch begins, after which clients ask again (RFC 6887 section 8.5), and get the
+  mapping that they have.
 - The nonce keeps clients of one VM from changing each other's mappings by mistake (section 11.3).
 
 Tested in ``tests/unit/natctl/port_control/test_responder.py``.
@@ -17,6 +17,7 @@ Tested in ``tests/unit/natctl/port_control/test_responder.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Final
@@ -28,6 +29,7 @@ from natctl.port_control.pcp import Fault, PortSet, Result
 from natctl.port_control.values import (
     LEAST_LIFETIME_S,
     MOST_LIFETIME_S,
+    RECORDED_LIFETIMES,
     Announce,
     Asked,
     Command,
@@ -65,9 +67,13 @@ class Responder:
 
     # VMs and the manager
 
-    def on_connected(self) -> None:
-        """There is a session with the manager."""
+    def on_connected(self, now: float) -> None:
+        """There is a session with the manager; what was renewed while there was none is told now."""
         self._is_connected = True
+        for guest in self._guests.values():
+            for mapping in guest.mappings.values():
+                if mapping.expires_at < math.inf:
+                    self._record(mapping, int(mapping.expires_at - now) + 1, now)
 
     def on_disconnected(self, now: float) -> None:
         """There is none: what is mapped stays, and nothing new can be."""
@@ -117,11 +123,12 @@ class Responder:
         for key, made in there.items():
             if (pending := guest.pending.pop(key, None)) is not None:
                 is_pcp = isinstance(pending.request, pcp.MapRequest)
-                mapping = Mapping(made, pending.nonce, now + pending.lifetime_s, is_pcp)
+                until = pending.begun_at + RECORDED_LIFETIMES * pending.lifetime_s
+                mapping = Mapping(made, pending.nonce, is_pcp, now + pending.lifetime_s, until)
                 guest.mappings[key] = mapping
                 self._reply_mapped(domain, guest, mapping, pending, now)
             elif key not in guest.mappings:
-                guest.mappings[key] = Mapping(made, None, now + made.lifetime_s, is_pcp=False)
+                guest.mappings[key] = Mapping(made)
 
     def on_gone(self, domain: DomainUUID) -> None:
         """A VM is gone from this host: its mappings go with it, or stay its own elsewhere, as the manager decides."""
@@ -235,12 +242,16 @@ class Responder:
                 return
             mapping.nonce, mapping.is_pcp = request.nonce, True
         lifetime_s = _granted_s(request.lifetime_s)
+        if mapping.expires_at == math.inf or now + lifetime_s > mapping.recorded_until:
+            self._record(mapping, lifetime_s, now)
         mapping.expires_at = now + lifetime_s
-        if lifetime_s > made.lifetime_s:
-            # After a restart of natd it is to live for as long as its client was promised.
-            mapping.made = Made(made.key, made.size, made.external, made.external_port, lifetime_s)
-            self._commands.append(Map(Wanted(made.key, made.size, lifetime_s, made.external, made.external_port)))
         self._reply_mapped(domain, guest, mapping, Pending(request, asked, made.size, lifetime_s, now), now)
+
+    def _record(self, mapping: Mapping, lifetime_s: int, now: float) -> None:
+        """Have the manager keep a mapping for long enough, whether or not natd is there then."""
+        made, recorded_s = mapping.made, RECORDED_LIFETIMES * lifetime_s
+        mapping.recorded_until = now + recorded_s
+        self._commands.append(Map(Wanted(made.key, made.size, recorded_s, made.external_port)))
 
     def _begin(
         self,
@@ -268,11 +279,14 @@ class Responder:
         if is_exact and (got < size or external not in (None, guest.external)):
             self._refuse(domain, guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
             return
+        if not guest.takes_mapping(now):
+            self._refuse(domain, guest, asked, Result.NO_RESOURCES, now)
+            return
         lifetime_s = _granted_s(request.lifetime_s)
         guest.pending[key] = Pending(request, asked, got, lifetime_s, now)
         keeps_parity = wish is not None and wish.keeps_parity
-        wanted = Wanted(key, got, lifetime_s, external, request.external_port, is_exact, keeps_parity)
-        self._commands.append(Map(wanted))
+        recorded_s = RECORDED_LIFETIMES * lifetime_s
+        self._commands.append(Map(Wanted(key, got, recorded_s, request.external_port, is_exact, keeps_parity)))
 
     def _on_delete(self, domain: DomainUUID, guest: Guest, asked: Asked, request: pcp.MapRequest, now: float) -> None:
         address, data = asked.datagram.source, asked.datagram.data

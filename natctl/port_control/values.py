@@ -17,6 +17,7 @@ from natctl.port_control.datagrams import Datagram, Frame
 LEAST_LIFETIME_S: Final = 120
 MOST_LIFETIME_S: Final = 86_400
 """Bounds of a mapping's lifetime (RFC 6887 section 15)."""
+RECORDED_LIFETIMES: Final = 2
 
 
 class Asked(NamedTuple):
@@ -49,7 +50,8 @@ class Wanted:
     size: int
     """Ports, side by side inside and outside."""
     lifetime_s: int
-    external: IPv4Address | None = None
+    """After so many seconds the manager may end it, unless it is wanted again: :data:`RECORDED_LIFETIMES` of what the
+    client is granted, so that most renewals need no message."""
     external_port: int = 0
     """Suggested; 0: any."""
     is_exact: bool = False
@@ -65,8 +67,6 @@ class Made:
     size: int
     external: IPv4Address
     external_port: int
-    lifetime_s: int
-    """As granted last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -340,7 +340,7 @@ def understands_packet(data: bytes) -> bool:
     flow = Flow.of_packet(7, data)
     if flow is None:
         return False
-    deletion._original(flow)
+    deletion.original_of(flow)
     return True
 
 

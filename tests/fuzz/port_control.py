@@ -12,7 +12,17 @@ from natctl.port_control.datagrams import Datagram, Frame
 from natctl.port_control.guest import Guest
 from natctl.port_control.pcp import Fault
 from natctl.port_control.responder import Responder
-from natctl.port_control.values import MOST_LIFETIME_S, Asked, FindPeer, Key, Made, Map, Reply, Unmap
+from natctl.port_control.values import (
+    MOST_LIFETIME_S,
+    RECORDED_LIFETIMES,
+    Asked,
+    FindPeer,
+    Key,
+    Made,
+    Map,
+    Reply,
+    Unmap,
+)
 from tests.fuzz.mutation import Material
 
 _VM: Final = DomainUUID("7b8c6c5e-0000-4000-8000-000000000001")
@@ -65,8 +75,8 @@ class _Running:
     def __init__(self) -> None:
         self.responder, self.now, self.count = Responder(), 1000.0, 0
         key = Key(_VM, 6, _GUEST, 22)
-        self.made = {key: Made(key, 1, _EXTERNAL, 40000, 3600)}
-        self.responder.on_connected()
+        self.made = {key: Made(key, 1, _EXTERNAL, 40000)}
+        self.responder.on_connected(0.0)
 
     def tell(self) -> None:
         """Tell what is made."""
@@ -123,8 +133,8 @@ def _obey(data: bytes) -> int:
             elif isinstance(command, Map):
                 wanted = command.wanted
                 assert 1 <= wanted.size <= _LIMIT and wanted.key.port + wanted.size <= 0x10000
-                assert 120 <= wanted.lifetime_s <= MOST_LIFETIME_S
-                _RUNNING.made[wanted.key] = Made(wanted.key, wanted.size, _EXTERNAL, 40000, wanted.lifetime_s)
+                assert 120 <= wanted.lifetime_s <= RECORDED_LIFETIMES * MOST_LIFETIME_S
+                _RUNNING.made[wanted.key] = Made(wanted.key, wanted.size, _EXTERNAL, 40000)
                 if _RUNNING.count % 3:
                     _RUNNING.tell()
             elif isinstance(command, Unmap):

@@ -21,6 +21,8 @@ from cpm.protocol.model import DomainUUID, PortRange
 from cpm.service import clock
 from natctl.guest_requests import GuestRequests
 from natctl.model.entries import Change
+from natctl.model.flow import Flow
+from natctl.netlink.conntrack import Conntrack
 from natctl.port_control import pcp
 from natctl.port_control.responder import Responder
 from natctl.port_control.values import Asked, FindPeer, Key, Made, Map, Unmap
@@ -42,24 +44,38 @@ class Natd:
         self._host, self._vms = host, {vm.number: vm for vm in vms}
         self.made: dict[DomainUUID, dict[Key, Made]] = {}
         self.responder = Responder()
-        self.responder.on_connected()
+        self.responder.on_connected(clock.now())
         self._requests = GuestRequests(self, self.carry_out, Marks.of_mask(0x7FFF0000))
         for vm in vms:
             self.made[vm.domain] = {}
             self.tell(vm)
-        self._loop = host.kernel.start(self._requests.watch(GROUP))
+        self._loops = [
+            host.kernel.start(self._requests.watch(GROUP)),
+            host.kernel.start(self._requests.serve_peers(Conntrack())),
+        ]
         wait_until(lambda: self._requests._sender is not None)
 
     def close(self) -> None:
-        self._loop.cancel()
-        with contextlib.suppress(BaseException):
-            self._loop.result(5)
+        for loop in self._loops:
+            loop.cancel()
+            with contextlib.suppress(BaseException):
+                loop.result(5)
 
     def tell(self, vm: VM) -> None:
         self.responder.on_vm(vm.domain, 8, EXTERNAL, self.made[vm.domain].values(), clock.now())
 
     def on_asked(self, index: int, asked: Asked, now: float) -> None:
         self.responder.on_asked(self._vms[index].domain, asked, now)
+
+    def on_peer_found(self, find: FindPeer, port: int | None, lasting_s: int, now: float) -> None:
+        found = (EXTERNAL, port, lasting_s) if port is not None else None
+        self.responder.on_peer_found(find, found, now)
+
+    def flow_of(self, find: FindPeer) -> Flow | None:
+        number = next(vm.number for vm in self._vms.values() if vm.domain == find.domain)
+        request = find.request
+        ports = (request.internal_port, request.peer_port)
+        return Flow(number, request.protocol, find.asked.datagram.source, request.peer, ports)
 
     def taps_of(self, domain: DomainUUID) -> frozenset[int]:
         return next(frozenset({vm.guest.tap_index}) for vm in self._vms.values() if vm.domain == domain)
@@ -69,13 +85,11 @@ class Natd:
             for command in commands:
                 if isinstance(command, Map):
                     wanted = command.wanted
-                    made = Made(wanted.key, wanted.size, EXTERNAL, 40000 + wanted.key.port % 1000, wanted.lifetime_s)
+                    made = Made(wanted.key, wanted.size, EXTERNAL, 40000 + wanted.key.port % 1000)
                     self.made[wanted.key.domain][wanted.key] = made
                     self.tell(next(vm for vm in self._vms.values() if vm.domain == wanted.key.domain))
                 elif isinstance(command, Unmap):
                     self.made[command.key.domain].pop(command.key, None)
-                elif isinstance(command, FindPeer):
-                    self.responder.on_peer_found(command, None, clock.now())
                 else:
                     self._requests.send([command])
 
@@ -254,3 +268,22 @@ def test_clients_hear_that_mappings_are_lost(scene: Scene) -> None:
         other.settimeout(0.3)
         with pytest.raises(TimeoutError):
             other.recv(100)
+
+
+def test_a_connection_to_a_peer_is_found_with_its_mapping(scene: Scene) -> None:
+    """RFC 6887 section 12, also when another VM has a connection with the same addresses and ports."""
+    mapped = bytes(10) + b"\xff\xff"
+    guest = scene.asker.guest
+    scene.other.guest.namespace.ip(f"addr add {guest.address}/32 dev eth0")
+    with scene.site.internet.udp("192.0.2.2", 9999) as server:
+        for vm in (scene.other, scene.asker):
+            with vm.guest.namespace.udp(guest.address, 7777) as talking:
+                talking.sendto(b"hello", ("192.0.2.2", 9999))
+                source = server.recvfrom(100)[1]
+    body = bytes(12) + b"\x11\0\0\0" + struct.pack("!HH", 7777, 0) + mapped + bytes(4)
+    peer = struct.pack("!HH", 9999, 0) + mapped + IPv4Address("192.0.2.2").packed
+    header = struct.pack("!BBHI", 2, 2, 0, 600) + mapped + IPv4Address(guest.address).packed
+    reply = ask(guest, header + body + peer)
+    assert (reply[3], int.from_bytes(reply[42:44], "big")) == (0, source[1])
+    assert source[1] in scene.asker.ports if scene.asker.ports is not None else False
+    assert 60 <= int.from_bytes(reply[4:8], "big") <= 120

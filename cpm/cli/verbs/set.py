@@ -31,6 +31,8 @@ One or more of:
                        endpoint-independent: anybody who sends to the external
                        port that a socket has ("full cone");
                        address-and-port-dependent: only whom it has sent to
+  pcp=on|off|PORTS     whether its guest may have ports mapped when it asks by
+                       PCP or NAT-PMP (normally off), and how many (on: {mapped})
 
 The VM's domain XML takes precedence over this, and this over the pool's
 defaults; `virt-ports show` prints the origin of each value. It applies from the
@@ -42,11 +44,14 @@ _EXAMPLES = """\
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 connections=262144 connection-rate=5000
   virt-ports set console1 filtering=endpoint-independent
+  virt-ports set game1 pcp=on
   virt-ports set web1 --unset cap --unset weight"""
 
 
 def _about() -> str:
-    return _ABOUT.format(policies=parsing.policies(indent=4))
+    from cpm.protocol.wishes import MAPPED_PORTS
+
+    return _ABOUT.format(policies=parsing.policies(indent=4), mapped=MAPPED_PORTS)
 
 
 VERB = parsing.Verb(30, "set the floor, cap, weight ... of one VM", about=_about, examples=_EXAMPLES)

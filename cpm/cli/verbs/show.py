@@ -108,6 +108,8 @@ def _figures(view: GuestAgentView) -> str:
 def _wish_text(key: str, value: float | str | None) -> str:
     if key in ("floor", "cap"):
         return f"{value} ports"
+    if key == "pcp":
+        return f"{value} ports" if value else "off"
     if key == "drain-limit":
         return "never" if value is None else f"{value:g} s"
     return f"{value}/s" if key == "connection-rate" else str(value)

@@ -23,6 +23,7 @@ from cpm.protocol.model import (
     AllocationId,
     AllocationState,
     DomainUUID,
+    ForwardOrigin,
     Node,
     NodeName,
     PortRange,
@@ -93,6 +94,7 @@ def host_vm(
         connections=wishes.connections.value,
         connection_rate=wishes.connection_rate.value,
         filtering=wishes.filtering.value,
+        port_control=wishes.pcp.value,
         forwards=let_in,
         leaving_forwards=leaving_forwards,
     )
@@ -109,7 +111,8 @@ def _by_ports(allocation: Allocation) -> PortRange:
 def _host_forward(allocation: Allocation) -> HostForward:
     forward = allocation.forward
     assert forward is not None
-    return HostForward(allocation.ports, forward.to, forward.protocol, forward.guest)
+    external = allocation.external if forward.origin is ForwardOrigin.PCP else None
+    return HostForward(allocation.ports, forward.to, forward.protocol, forward.guest, external)
 
 
 def edge_vm(fleet: Fleet, uuid: DomainUUID, node: Node) -> EdgeIntent | None:

@@ -111,7 +111,7 @@ def delete_all(ct: Socket, internal: IPv4Address, held: Sequence[PortRange] = ()
 def _find_unanswered(ct: Socket, flow: Flow) -> bytes | None:
     """Return what identifies the connection of this flow; None when there is none, or it is answered or translated."""
     try:
-        body = ct.ask(netfilter_message(GET, 0, socket.AF_INET, _original(flow)))
+        body = ct.ask(netfilter_message(GET, 0, socket.AF_INET, original_of(flow)))
     except KernelError as error:
         if error.errno == errno.ENOENT:
             return None
@@ -124,8 +124,8 @@ def _find_unanswered(ct: Socket, flow: Flow) -> bytes | None:
     return _handle(body, parts) if is_unanswered else None
 
 
-def _original(flow: Flow) -> bytes:
-    """Pack the tuple of the original direction, with its zone."""
+def original_of(flow: Flow) -> bytes:
+    """Pack the tuple of a flow as a connection's original direction, with its zone."""
     addresses = attribute(CTA_IP_V4_SRC, flow.source.packed) + attribute(CTA_IP_V4_DST, flow.destination.packed)
     kinds = _ICMP_NUMBERS if flow.protocol == ICMP else _PORT_NUMBERS
     numbers = (

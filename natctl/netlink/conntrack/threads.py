@@ -18,6 +18,7 @@ from natctl.model.port_use import PortCount, PortUse
 from natctl.netlink.conntrack.counting import FLAG, all_ports, count_ports
 from natctl.netlink.conntrack.deletion import delete_all, delete_unanswered
 from natctl.netlink.conntrack.entries import open_socket
+from natctl.netlink.conntrack.finding import Translation, find_translation
 from natctl.netlink.socket import Socket
 
 _T = TypeVar("_T")
@@ -62,6 +63,10 @@ class Conntrack:
     async def delete_unanswered(self, flows: Iterable[Flow]) -> int:
         """See :func:`~natctl.netlink.conntrack.delete_unanswered`."""
         return await _in_thread("delete older connections", lambda ct: delete_unanswered(ct, flows))
+
+    async def find_translation(self, flow: Flow) -> Translation | None:
+        """See :func:`~natctl.netlink.conntrack.finding.find_translation`."""
+        return await _in_thread("find a connection", lambda ct: find_translation(ct, flow))
 
     async def delete_other_connections(self, internal: IPv4Address, held: Sequence[PortRange]) -> int:
         """

@@ -75,7 +75,7 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
     assert set(report) - {"machine", "spread", "failed"} == {
         *("metrics_ms_10k", "metrics_pause_ms_10k", "page_first_paint_ms", "page_pause_ms"),
         *("hook_start_ms_p50", "python_ms_p50", "hook_ratio", "hook_calls_ratio", "cli_ratio"),
-        *("resize_ms_p50", "resize_ms_p99"),
+        *("resize_ms_p50", "resize_ms_p99", "pcp_ms_p50"),
         *("nft_single_ratio", "nft_full_ratio", "conn_rate_ratio", "throughput_ratio", "conn_rate_10k_ratio"),
         "fullcone_conn_rate_ratio",
         "forward_conn_rate_ratio",

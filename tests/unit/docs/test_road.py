@@ -33,6 +33,7 @@ HELPERS = {
     "cpm.core.membership": "asked after each decision for nodes that were revoked",
     "cpm.core.tallies": "counts for metrics",
     "natctl.core.signal_times": "times for metrics",
+    "natctl.core.port_control": "told of each kernel command, for guests that wait for ports",
     "cpm.core.placement.grid": "arithmetic of blocks",
     "cpm.core.placement.runs": "the free runs that AddressSpace is made of",
     "cpm.ledger.connection": "SQLite's errors as ours",

@@ -207,6 +207,7 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
         "connections": (65536, "pool"),
         "connection-rate": (1000, "pool"),
         "filtering": ("address-and-port-dependent", "pool"),
+        "pcp": (0, "pool"),
     }
     assert "Ignored:" in (await virt_ports(cpmd, "show", "web1")).out
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json

@@ -34,6 +34,9 @@ from cpm.protocol.messages import (
     GuestView,
     Hello,
     ManagerMessage,
+    MapPorts,
+    MapRefusal,
+    MapRefused,
     Measured,
     Need,
     NodeMessage,
@@ -47,6 +50,7 @@ from cpm.protocol.messages import (
     Report,
     Snapshot,
     Unmanaged,
+    UnmapPorts,
     WayProblem,
     Welcome,
 )
@@ -79,6 +83,7 @@ ALL_WISHES = Wishes(
     connections=131072,
     connection_rate=5000,
     filtering=Filtering.ENDPOINT_INDEPENDENT,
+    pcp=32,
     forwards=(
         WishedForward(
             ports=PortRange(443, 443),
@@ -123,7 +128,7 @@ HOST_VM = HostIntent(
     connection_rate=2000,
     port_control=16,
     filtering=Filtering.ENDPOINT_INDEPENDENT,
-    forwards=(HostForward(PortRange(443, 443), 8443, ForwardProtocol.BOTH, GUEST_ADDRESS),),
+    forwards=(HostForward(PortRange(443, 443), 8443, ForwardProtocol.BOTH, GUEST_ADDRESS, EXTERNAL),),
     leaving_forwards=(PortRange(2222, 2222),),
 )
 EDGE_VM = EdgeIntent(
@@ -153,7 +158,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
-            b'"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"pcp":32,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
             b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
@@ -184,7 +189,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
-            b'"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"pcp":32,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
             b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}'
         ),
@@ -195,7 +200,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (
@@ -203,7 +208,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
@@ -213,7 +218,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"forwards":[],"nonsense":[]}}],"unmanaged":[]}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}],"unmanaged":[]}'
         ),
     ),
     (
@@ -295,6 +300,24 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"arrivals_per_s":850.5}'
         ),
     ),
+    (
+        MapPorts(WEB, GUEST_ADDRESS, PortRange(22, 23), ForwardProtocol.TCP, 7200, 2222, True, True),
+        (
+            b'{"type":"map-ports","domain":"u-web","guest":"192.168.122.5","to":{"first":22,"last":23},"protocol":"tcp",'
+            b'"lifetime_s":7200,"first":2222,"is_exact":true,"keeps_parity":true}'
+        ),
+    ),
+    (
+        MapPorts(WEB, GUEST_ADDRESS, PortRange(22, 22), ForwardProtocol.UDP, 120),
+        (
+            b'{"type":"map-ports","domain":"u-web","guest":"192.168.122.5","to":{"first":22,"last":22},"protocol":"udp",'
+            b'"lifetime_s":120,"first":0,"is_exact":false,"keeps_parity":false}'
+        ),
+    ),
+    (
+        UnmapPorts(WEB, GUEST_ADDRESS, 22, ForwardProtocol.UDP),
+        b'{"type":"unmap-ports","domain":"u-web","guest":"192.168.122.5","to":22,"protocol":"udp"}',
+    ),
 ]
 
 FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
@@ -317,7 +340,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"external":"203.0.113.1","at_cap":true,'
             b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent",'
             b'"forwards":[{"ports":{"first":443,"last":443},"to":8443,'
-            b'"protocol":"both","guest":"192.168.122.5"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"protocol":"both","guest":"192.168.122.5","external":"203.0.113.1"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}]'
             b',"grants":120,"detached":5}'
@@ -354,7 +377,7 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
             b'"last":1087}],"external":"203.0.113.1","at_cap":true,'
             b'"connections":65536,"connection_rate":2000,"port_control":16,"filtering":"endpoint-independent",'
             b'"forwards":[{"ports":{"first":443,"last":443},"to":8443,'
-            b'"protocol":"both","guest":"192.168.122.5"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
+            b'"protocol":"both","guest":"192.168.122.5","external":"203.0.113.1"}],"leaving_forwards":[{"first":2222,"last":2222}]}],"edge":[{"domain":"u-web","name":"web1",'
             b'"internal":"100.64.0.1","via":"172.30.0.11","ranges":[{"external":"203.0.113.1","ports":{'
             b'"first":1024,"last":1087}},{"external":"203.0.113.1","ports":{"first":20480,"last":20735}}]}],'
             b'"host_gone":["u-web"],"edge_gone":["u-db"],"path":{"internal_pool":"100.64.0.0/10",'
@@ -375,6 +398,13 @@ FROM_MANAGER: list[tuple[ManagerMessage, bytes]] = [
         b'{"type":"refused","epoch":3,"domain":"u-web","code":"ports-exhausted","message":"cannot allocate 64 ports"}',
     ),
     (Freed(3, WEB, IPv4Address("100.64.0.1")), b'{"type":"freed","epoch":3,"domain":"u-web","internal":"100.64.0.1"}'),
+    (
+        MapRefused(3, WEB, GUEST_ADDRESS, 22, ForwardProtocol.TCP, MapRefusal.QUOTA),
+        (
+            b'{"type":"map-refused","epoch":3,"domain":"u-web","guest":"192.168.122.5","to":22,"protocol":"tcp",'
+            b'"why":"quota"}'
+        ),
+    ),
     (Declined(3, WEB, PORTS), b'{"type":"declined","epoch":3,"domain":"u-web","ports":{"first":20480,"last":20735}}'),
 ]
 
@@ -428,6 +458,9 @@ REQUIRED = {
     "rejected": {"epoch", "generation", "code", "message"},
     "report": {"generation", "period_s", "vms"},
     "need": {"domain", "ports", "ports_in_use", "arrivals_per_s"},
+    "map-ports": {"domain", "guest", "to", "protocol", "lifetime_s"},
+    "unmap-ports": {"domain", "guest", "to", "protocol"},
+    "map-refused": {"epoch", "domain", "guest", "to", "protocol", "why"},
     "welcome": {"protocol", "epoch", "version"},
     "snapshot": {"epoch", "generation", "path"},
     "delta": {"epoch", "generation"},

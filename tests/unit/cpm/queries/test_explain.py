@@ -39,7 +39,7 @@ def test_an_explanation_has_ports_decision_bounds_pool_holders_and_trend() -> No
         (
             "Bounds: floor 256 (metadata), cap 32768 (pool), weight 200 (set), policy specification (pool), "
             "drain-limit never (pool), connections 65536 (pool), connection-rate 1000 (pool), "
-            "filtering address-and-port-dependent (pool)."
+            "filtering address-and-port-dependent (pool), pcp off (pool)."
         ),
         "Ignored: set: cap 9: it is below floor 256 (metadata).",
         "Pool: 640 of 64512 ports are free (external addresses: 1, longest free run: 320), 128 are draining or held.",

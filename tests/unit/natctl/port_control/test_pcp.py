@@ -204,7 +204,6 @@ class TestOptions:
         [
             bytes(19),
             struct.pack("!BBH", 0, 129, 0) + bytes(16),
-            struct.pack("!BBH", 0, 95, 0) + MAPPED + bytes(4),
         ],
     )
     def test_bad_filters(self, value: bytes) -> None:

@@ -50,7 +50,7 @@ class Site:
         self.limit = limit
         self.made: dict[Key, Made] = {}
         self.responder = Responder()
-        self.responder.on_connected()
+        self.responder.on_connected(self.now)
         self.wanted: list[Wanted] = []
         self.unmapped: list[Key] = []
         self.announced: list[tuple[bytes, ...]] = []
@@ -85,7 +85,7 @@ class Site:
     def make(self, port: int = 40000) -> list[bytes]:
         """Do what was wanted last; the external ports begin at ``port``."""
         wanted = self.wanted[-1]
-        self.made[wanted.key] = Made(wanted.key, wanted.size, EXTERNAL, port, wanted.lifetime_s)
+        self.made[wanted.key] = Made(wanted.key, wanted.size, EXTERNAL, port)
         self.tell()
         return self.take()
 
@@ -127,7 +127,7 @@ class TestMap:
 
     def test_is_answered_when_it_is_made_and_not_before(self, site: Site) -> None:
         assert site.ask(mapping(8080)) == []
-        assert site.wanted == [Wanted(Key(VM, 6, GUEST, 8080), 1, 3600)]
+        assert site.wanted == [Wanted(Key(VM, 6, GUEST, 8080), 1, 7200)]
         (reply,) = site.make(40123)
         assert result([reply]) == Result.SUCCESS
         assert lifetime(reply) == 3600 and assigned(reply) == (40123, EXTERNAL) and reply[24:36] == NONCE
@@ -137,7 +137,7 @@ class TestMap:
         assert result(elsewhere) == Result.CANNOT_PROVIDE_EXTERNAL
         site.ask(mapping(8080, external_port=443, external="203.0.113.5", options=option(2)))
         wanted = site.wanted[-1]
-        assert (wanted.external_port, wanted.external, wanted.is_exact) == (443, EXTERNAL, True)
+        assert (wanted.external_port, wanted.is_exact) == (443, True)
 
     def test_another_address_is_only_a_suggestion(self, site: Site) -> None:
         """Section 11.3: without PREFER_FAILURE something else is assigned."""
@@ -179,13 +179,32 @@ class TestMap:
         site.take()
         assert site.unmapped == [Key(VM, 6, GUEST, 8080)]
 
-    def test_a_longer_lifetime_is_recorded(self, site: Site) -> None:
-        """natd may restart, and must not take it for the shorter one then."""
+    def test_the_manager_knows_of_every_promise_and_not_of_every_renewal(self, site: Site) -> None:
+        """natd may restart: what a client was granted must not end before."""
         site.map(mapping(8080, lifetime_s=600))
-        site.ask(mapping(8080, lifetime_s=600))
-        assert len(site.wanted) == 1
+        ends = site.now + site.wanted[-1].lifetime_s
+        for _ in range(50):
+            site.now += 100
+            known = len(site.wanted)
+            site.ask(mapping(8080, lifetime_s=600))
+            if len(site.wanted) > known:
+                ends = site.now + site.wanted[-1].lifetime_s
+            assert ends >= site.now + 600
+        assert len(site.wanted) == 1 + 5000 // 700
         site.ask(mapping(8080, lifetime_s=7200))
-        assert (site.wanted[-1].key.port, site.wanted[-1].lifetime_s) == (8080, 7200)
+        assert (site.wanted[-1].key.port, site.wanted[-1].lifetime_s) == (8080, 14400)
+
+    def test_what_was_renewed_while_the_manager_was_away_is_told_when_it_is_back(self, site: Site) -> None:
+        site.map(mapping(8080, lifetime_s=600))
+        site.responder.on_disconnected(site.now)
+        site.now += 500
+        assert result(site.ask(mapping(8080, lifetime_s=600))) == Result.SUCCESS
+        site.wanted.clear()
+        site.now += 100
+        site.responder.on_connected(site.now)
+        site.take()
+        ((key, lifetime_s),) = [(wanted.key, wanted.lifetime_s) for wanted in site.wanted]
+        assert key.port == 8080 and lifetime_s >= 500
 
     def test_another_nonce_is_another_client(self, site: Site) -> None:
         """Sections 11.3 and 18.1: refused for as long as the mapping lasts."""
@@ -260,6 +279,18 @@ class TestWhatHinders:
         assert len(replies) == BURST and site.responder.dropped == 2 * BURST
         site.now += 1
         assert len([reply for _ in range(BURST) for reply in site.ask(header(0))]) == PER_S
+
+    def test_mappings_that_come_and_go_take_no_end_of_ports(self, site: Site) -> None:
+        """A port rests for minutes when its mapping is deleted."""
+        for number in range(60):
+            site.now += 0.3
+            if not site.ask(mapping(1000 + number)):
+                site.make(40000)
+                site.ask(mapping(1000 + number, lifetime_s=0))
+        assert len(site.wanted) == 33
+        assert result(site.ask(mapping(1))) == Result.NO_RESOURCES
+        site.now += 10
+        assert site.ask(mapping(1)) == []
 
     def test_a_vm_that_may_not_ask(self, site: Site) -> None:
         site.map(mapping(8080))
@@ -362,7 +393,7 @@ class TestEpoch:
         site.map(mapping(8080), 40000)
         site.now += 500
         key = Key(VM, 6, GUEST, 8080)
-        site.made[key] = Made(key, 1, EXTERNAL, 40009, 3600)
+        site.made[key] = Made(key, 1, EXTERNAL, 40009)
         site.tell()
         assert epoch(site.ask(header(0))[0]) == 0
         assert assigned(site.ask(mapping(8080))[0])[0] == 40009
@@ -375,16 +406,17 @@ class TestEpoch:
         assert epoch(site.ask(header(0))[0]) == 500
 
     def test_a_natd_that_starts(self) -> None:
-        """It knows no nonces, and lets mappings live for as long as they were granted."""
+        """It knows no nonces and no lifetimes: the manager ends what nobody asks for again."""
         site = Site()
         key = Key(VM, 6, GUEST, 8080)
         site.responder.on_gone(VM)
-        site.made[key] = Made(key, 1, EXTERNAL, 40000, 7200)
+        site.made[key] = Made(key, 1, EXTERNAL, 40000)
         site.tell()
-        site.tick(7199)
+        site.tick(1e6)
         assert site.unmapped == []
         (reply,) = [data for data in site.ask(mapping(8080)) if data[1] == 0x81]
         assert assigned(reply)[0] == 40000 and site.announced
+        assert site.wanted[-1].lifetime_s == 7200
         assert result(site.ask(mapping(8080, nonce=OTHER_NONCE))) == Result.NOT_AUTHORIZED
 
 
