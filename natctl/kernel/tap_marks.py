@@ -12,7 +12,6 @@ Tested by ``tests/netns/test_host_guard.py``.
 
 from __future__ import annotations
 
-import errno
 import struct
 from collections.abc import Collection
 from typing import Final
@@ -86,12 +85,10 @@ class TapMarks:
             if self._loaded is None:
                 self._loaded = Loaded(PROGRAM, struct.pack("=I", self._flag), {})
             classifiers.attach_to_tap(rtnl, tap, self._loaded.program, PROGRAM)
-        except KernelError as error:
-            if error.errno == errno.ENODEV:
-                return
-        except (NoObject, ValueError):
+        except (KernelError, NoObject, ValueError):
             pass
-        # Not again, either way: a kernel that refuses would be asked in each check.
+        # Not again, either way: a kernel that refuses would be asked in each check, and for a tap that is not there
+        # without end. A periodic check finds those that come later.
         self._at.add(tap)
 
     def remove(self, rtnl: Socket, taps: Collection[int]) -> None:

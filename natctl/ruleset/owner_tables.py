@@ -165,15 +165,21 @@ class Tables:
         """
         held = {int(entry.internal): entry for entry in before if self._is_concerned(entry)}
         wanted = {int(entry.internal): entry for entry in after if self._is_concerned(entry)}
+        stays: set[int] = set()
         for internal, entry in wanted.items():
             if internal in held and held[internal].via == entry.via:
-                # Both addresses while it moves; those that it keeps come first.
-                yield self._home(entry, (*_externals(entry)[:1], *_externals(held[internal])), hosts)
+                new, old = _externals(entry), _externals(held[internal])
+                if new == old:
+                    stays.add(internal)
+                else:
+                    # Both addresses while it moves; those that it keeps come first.
+                    yield self._home(entry, (*new[:1], *old), hosts)
         for internal, entry in held.items():
             yield from self._words(entry, wanted.get(internal), bytes(WORD_BYTES))
         for internal, entry in wanted.items():
             yield from self._words(entry, held.get(internal), internal.to_bytes(WORD_BYTES, "big"))
-            yield self._home(entry, _externals(entry), hosts)
+            if internal not in stays:
+                yield self._home(entry, _externals(entry), hosts)
         for internal in held.keys() - wanted.keys():
             yield Store("homes", (internal - self.first) * HOME_BYTES, bytes(HOME_BYTES))
 
