@@ -243,6 +243,9 @@ class Manager:
         sync.version, sync.ended_timeout_s = hello.version, hello.ended_timeout_s
         self.sessions[hello.node] = sync
         self._rollout.queue_snapshot(hello.node)
+        if node.fenced:
+            # As in _refuse_fenced: the operator has vouched that it has no VMs since it said so.
+            hello = msgspec.structs.replace(hello, domains=())
         self._presence.take_back(node, hello)
         self._presence.on_presence(node, hello.domains, now)
         self._port_mappings.on_session_begin(hello.node, now)
@@ -309,6 +312,9 @@ class Manager:
         self.restoring = None
         self.continuity = dataclasses.replace(self.continuity, adopts=False)
         self._presence.assume_running(now)
+        for fenced in [node.name for node in self.fleet.nodes.values() if node.fenced]:
+            for uuid in list(self.running.on(fenced)):
+                self._presence.on_detach(fenced, uuid, now)
         for name, hello in restoring.hellos.items():
             if (node := self.fleet.nodes.get(name)) is not None and node.approval is not None:
                 self._begin_session(node, hello, 0, now)

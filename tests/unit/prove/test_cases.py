@@ -133,6 +133,11 @@ STORIES = {
         *(Event(Kind.MIGRATE, "host1", 1), Event(Kind.STOP, "host1", 1), Event(Kind.SETTLE)),
         late="edge2",
     ),
+    "a host that hangs and is fenced while a restored ledger waits": story(
+        *(Event(Kind.BREAK, "host2", n=4), Event(Kind.START, "host2", 2), Event(Kind.RESTORE, n=2)),
+        *(Event(Kind.DELIVER_DOWN, "host2"), Event(Kind.CONNECT, "host1"), Event(Kind.DELIVER_UP, "host1")),
+        Event(Kind.FENCE, "host1"),
+    ),
     "an operator who gives ports by an old copy before any edge has shown that it is one": story(
         *(Event(Kind.START, "host1", 1), Event(Kind.SETTLE), Event(Kind.BACKUP)),
         *(Event(Kind.START, "host1", 2), Event(Kind.SETTLE), Event(Kind.RESTORE, n=1), Event(Kind.RESIZE, vm=1, n=10)),

@@ -416,6 +416,24 @@ def test_no_host_that_has_said_hello_is_taken_for_lost(site: Site, tmp_path: Pat
     assert site.open(VM, 3) is not None
 
 
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_a_host_that_is_fenced_while_the_ledger_waits_has_no_vms(
+    site: Site, tmp_path: Path, *, is_connected: bool
+) -> None:
+    backup = _back_up(site, tmp_path)
+    _start(site, HOST2, OTHER)
+    site.machines[HOST2].stuck = True
+    _restore(site, backup)
+    if not is_connected:
+        site.kill_natd(HOST2)
+    site.ask(lambda manager: manager.fence(HOST2, site.now, fenced=True))
+    site.machines[HOST2].guests.clear()
+    _settle(site)
+    assert site.manager is not None
+    assert {each.state for each in site.manager.fleet.of(OTHER)} <= {AllocationState.DRAINING, AllocationState.HELD}
+    assert OTHER not in site.manager.running.hosts
+
+
 # The deciding half alone
 
 INTERNAL = IPv4Address("100.64.0.1")
