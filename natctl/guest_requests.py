@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, Protocol
 
 from cpm.protocol.errors import KernelError
@@ -33,6 +34,10 @@ LISTEN_AGAIN_S: Final = 15.0
 """Seconds between two attempts to open our NFLOG group, if another process has it."""
 
 
+NETWORKS_S: Final = 5.0
+"""Seconds between two looks at this machine's addresses."""
+_NO_BROADCAST: Final = 31
+"""Networks of this prefix and longer have neither a network's nor a broadcast address (RFC 3021)."""
 MOST_PEERS: Final = 64
 """Questions for connections to peers that may wait at once."""
 
@@ -75,6 +80,8 @@ class GuestRequests:
         self._marks = marks
         self._on_error = on_error
         self._sender: FrameSender | None = None
+        self._networks: dict[int, list[IPv4Interface]] = {}
+        self._networks_at = -NETWORKS_S
         self._peers: asyncio.Queue[FindPeer] = asyncio.Queue(MOST_PEERS)
 
     async def watch(self, group: int) -> None:
@@ -100,9 +107,23 @@ class GuestRequests:
 
     def _take(self, packet: AskedPacket) -> None:
         datagram, frame = datagrams.read(packet.packet), Frame(packet.frame[:6], packet.frame[6:12])
-        if datagram is not None and frame.is_answerable:
+        if datagram is not None and frame.is_answerable and self._is_guest(datagram.source, packet.interface):
             asked = Asked(datagram, frame, packet.interface, packet.port)
             self._decides.on_asked(self._marks.index_in(packet.mark), asked, clock.now())
+
+    def _is_guest(self, address: IPv4Address, interface: int) -> bool:
+        """
+        Whether an address is of a network of the interface that a request came by, and not this machine's own.
+
+        What is mapped leads there. A guest can claim any source: nothing must be let in to what is no guest.
+        """
+        assert self._sender is not None
+        if clock.now() - self._networks_at >= NETWORKS_S:
+            self._networks, self._networks_at = self._sender.own_networks(), clock.now()
+        own = self._networks.get(interface, ())
+        ends = {each.network[number] for each in own for number in (0, -1) if each.network.prefixlen < _NO_BROADCAST}
+        is_near = any(address in each.network and address != each.ip for each in own)
+        return is_near and address not in ends
 
     async def serve_peers(self, conntrack: Conntrack) -> None:
         """Find connections to peers, without end, one after the other."""

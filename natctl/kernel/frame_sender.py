@@ -10,7 +10,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Collection
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from typing import Final, NamedTuple
 
 from cpm.protocol.errors import KernelError
@@ -71,6 +71,14 @@ class FrameSender:
             if error.errno != errno.ENODEV:
                 raise
             return 0
+
+    def own_networks(self) -> dict[int, list[IPv4Interface]]:
+        """
+        Return this machine's addresses with their networks, by the index of their interface.
+
+        :raise KernelError: When the kernel does not answer.
+        """
+        return interface_addresses(self._rtnl)
 
     def gateways(self, interfaces: Collection[int]) -> dict[int, Gateway]:
         """

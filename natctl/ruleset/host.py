@@ -42,6 +42,7 @@ In nftables' notation::
         ct state new jump newcomers }
       chain asks {
         ip daddr != 192.0.0.9 fib daddr type != local return
+        fib saddr . iif oif missing counter drop
         meta mark & MASK @asking-rates drop
         log group 7416 queue-threshold 1 drop }
       chain answers {
@@ -399,6 +400,8 @@ def _asks(marks: Marks, log_group: int) -> Chain:
     )
     rules = (
         rule(elsewhere, RETURN, comment="a server somewhere else"),
+        # What is mapped leads to the source: never past the bridge that the request came from.
+        rule(source_is_elsewhere(), counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
         rule(*owner(marks), set_lookup("asking-rates"), DROP, comment="too many requests"),
         rule(log_to(log_group), DROP, comment="natd answers"),
     )

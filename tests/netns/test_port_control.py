@@ -23,7 +23,8 @@ from natctl.guest_requests import GuestRequests
 from natctl.model.entries import Change
 from natctl.model.flow import Flow
 from natctl.netlink.conntrack import Conntrack
-from natctl.port_control import pcp
+from natctl.port_control import datagrams, pcp
+from natctl.port_control.datagrams import Datagram
 from natctl.port_control.responder import Responder
 from natctl.port_control.values import Asked, FindPeer, Key, Made, Map, Unmap
 from natctl.ruleset.marks import Marks
@@ -221,6 +222,22 @@ def _seen(guest: Guest) -> Iterator[Callable[[], list[bytes]]]:
 
     with watching:
         yield frames
+
+
+@pytest.mark.parametrize("address", ["172.30.0.77", "192.0.2.2", "172.16.5.5", "10.10.0.255", "10.10.0.0"])
+def test_nothing_is_mapped_to_what_is_no_guest(scene: Scene, address: str) -> None:
+    """
+    The underlay, the internet, what is behind a guest, everybody: a source that leads past the bridge is dropped by the
+    kernel, one that does not lead to a guest by natd.
+    """
+    guest = scene.asker.guest
+    scene.host.namespace.ip("route add 172.16.5.0/24 via 10.10.0.5 dev br0")
+    guest.namespace.ip(f"addr add {address}/32 dev eth0", "route add 10.10.0.1 dev eth0")
+    with guest.namespace.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as forging:
+        asked = Datagram(IPv4Address(address), 5000, IPv4Address(GATEWAY), 5351, map_request(guest, claimed=address))
+        forging.sendto(datagrams.packet_of(asked), (GATEWAY, 0))
+    assert ask(guest, b"\0\0")[8:] == EXTERNAL.packed
+    assert not scene.natd.made[scene.asker.domain]
 
 
 def test_vms_without_the_wish_are_left_alone(scene: Scene) -> None:
