@@ -1,5 +1,6 @@
 """
-Entries of the journal as IPFIX (RFC 7011): port blocks that VMs get and give back, as RFC 8158 section 5 logs them.
+Entries of the journal as IPFIX (RFC 7011): port blocks that VMs get and give back, as RFC 8158 logs
+them (section 4.6.10). All fields that are mandatory there are in each record.
 
 Every message has the template before its records, so that one that is lost, or a collector that starts late, costs no
 other. A file of messages is an IPFIX file (RFC 5655).
@@ -23,7 +24,7 @@ PORT: Final = 4739
 """Where collectors listen."""
 
 ALLOCATED, RELEASED = 16, 17
-"""Values of natEvent: port block allocation and de-allocation."""
+"""Values of natEvent (RFC 8158, section 4.3): port block allocation and de-allocation."""
 
 ELEMENTS: Final = (
     (323, 8),  # observationTimeMilliseconds

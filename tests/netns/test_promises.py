@@ -126,13 +126,34 @@ def test_only_the_very_destination_may_answer_and_not_its_neighbour(way: Way, st
         assert client.recvfrom(100) == (b"from the server", (INTERNET, 9020))
 
 
+def test_a_mapping_is_for_one_protocol(way: Way) -> None:
+    """What TCP has opened lets no UDP in, though addresses and ports are those of the connection."""
+    place, here = (INTERNET, 8101), (way.guest.address, 45002)
+    with (
+        way.site.internet.listener(*place) as listener,
+        way.guest.namespace.tcp(place, source=here),
+        way.site.internet.udp(*place) as stranger,
+        way.guest.namespace.udp(*here) as client,
+    ):
+        server, peer = listener.accept()
+        with server:
+            stranger.sendto(b"not asked for", peer)
+            client.sendto(b"?", place)
+            stranger.sendto(b"asked", stranger.recvfrom(10)[1])
+            assert client.recvfrom(100)[0] == b"asked"
+
+
 # Timers
+
+
+def _entry(way: Way, protocol: str, port: int) -> list[str]:
+    (line,) = way.hosts[0].namespace.run("conntrack", "-L", "-p", protocol, "--orig-port-dst", str(port)).splitlines()
+    return line.split()
 
 
 def _seconds(way: Way, port: int) -> int:
     """Return the seconds for which conntrack keeps a UDP flow without another packet."""
-    (line,) = way.hosts[0].namespace.run("conntrack", "-L", "-p", "udp", "--orig-port-dst", str(port)).splitlines()
-    return int(line.split()[2])
+    return int(_entry(way, "udp", port)[2])
 
 
 @pytest.mark.parametrize("direction", ["outbound", "inbound"])
@@ -154,7 +175,73 @@ def test_a_packet_of_either_direction_refreshes_a_mapping(way: Way, direction: s
         assert _seconds(way, port) > before
 
 
+def test_an_icmp_error_of_the_guest_refreshes_no_mapping(way: Way) -> None:
+    with (
+        way.site.internet.udp(INTERNET, 9035) as server,
+        way.site.internet.icmp() as outside,
+        way.guest.namespace.udp() as client,
+        way.guest.namespace.icmp() as raw,
+    ):
+        client.sendto(b"?", (INTERNET, 9035))
+        peer = server.recvfrom(10)[1]
+        while (before := _seconds(way, 9035)) > 117:
+            time.sleep(0.1)
+        here = (way.guest.address, client.getsockname()[1])
+        raw.sendto(_error_about((INTERNET, 9035), here, 3), (INTERNET, 0))
+        assert next(icmp_messages(outside))[0] == peer[0]
+        assert _seconds(way, 9035) <= before
+
+
 # TCP
+
+
+def _next_sequence(connection: socket.socket) -> int:
+    """Return the sequence number of the next byte that a socket sends: what a perfect forger would know."""
+    repair, queue, sequence = 19, 20, 21  # TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ of linux/tcp.h
+    connection.setsockopt(socket.IPPROTO_TCP, repair, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, queue, 2)
+    number: int = struct.unpack("=I", connection.getsockopt(socket.IPPROTO_TCP, sequence, 4))[0]
+    connection.setsockopt(socket.IPPROTO_TCP, repair, -1)
+    return number
+
+
+def test_a_connection_goes_on_after_a_reset_that_only_conntrack_believed(way: Way) -> None:
+    """The entry then waits ten seconds for the next packet, not for none, and each packet begins them anew."""
+    place = (INTERNET, 8102)
+    with (
+        way.site.internet.listener(*place) as listener,
+        way.guest.namespace.tcp(place) as client,
+        way.site.internet.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as forger,
+    ):
+        server, peer = listener.accept()
+        with server:
+            server.sendall(b"before")
+            assert client.recv(100) == b"before"
+            drop = "add table ip deaf; add chain ip deaf input { type filter hook input priority 0; }"
+            way.guest.namespace.run("nft", f"{drop}; add rule ip deaf input tcp flags & rst == rst drop")
+            try:
+                forger.sendto(_reset(place, peer, _next_sequence(server)), (peer[0], 0))
+                end_at = time.monotonic() + PATIENCE
+                while _entry(way, "tcp", 8102)[3] != "CLOSE" and time.monotonic() < end_at:
+                    time.sleep(0.05)
+                for said in (b"after", b"and again"):
+                    assert _entry(way, "tcp", 8102)[3] == "CLOSE"
+                    assert 0 < int(_entry(way, "tcp", 8102)[2]) <= 10
+                    client.sendall(said)
+                    assert server.recv(100) == said
+                    server.sendall(said)
+                    assert client.recv(100) == said
+                assert server.getpeername() == peer
+            finally:
+                way.guest.namespace.run("nft", "delete table ip deaf")
+
+
+def _reset(source: tuple[str, int], to: tuple[str, int], sequence: int) -> bytes:
+    ends = socket.inet_aton(source[0]) + socket.inet_aton(to[0])
+    segment = struct.pack("!HHIIBBHHH", source[1], to[1], sequence, 0, 5 << 4, 4, 0, 0, 0)
+    pseudo = ends + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
+    segment = segment[:16] + checksum(pseudo + segment).to_bytes(2, "big") + segment[18:]
+    return struct.pack("!BBHHHBBH", 0x45, 0, 40, 1, 0, 64, socket.IPPROTO_TCP, 0) + ends + segment
 
 
 def test_both_ends_may_open_a_connection_at_once(way: Way) -> None:
@@ -206,24 +293,15 @@ def test_an_icmp_error_ends_no_mapping_of_udp(way: Way) -> None:
 # ICMP
 
 
-def _error_about(peer: tuple[str, int], code: int, *, options: bytes = b"", damage: int = 0) -> bytes:
-    """Return an error about a datagram from a guest to the internet's port 9050, as a machine there would send it."""
+def _error_about(
+    source: tuple[str, int], to: tuple[str, int], code: int, *, options: bytes = b"", damage: int = 0
+) -> bytes:
+    """Return an error about a datagram, as a machine behind its receiver would send it."""
     length = 20 + len(options)
-    fields = (
-        0x40 | length // 4,
-        0,
-        length + 12,
-        1,
-        0,
-        60,
-        17,
-        0,
-        socket.inet_aton(peer[0]),
-        socket.inet_aton(INTERNET),
-    )
-    head = struct.pack("!BBHHHBBH4s4s", *fields) + options
+    ends = socket.inet_aton(source[0]), socket.inet_aton(to[0])
+    head = struct.pack("!BBHHHBBH4s4s", 0x40 | length // 4, 0, length + 12, 1, 0, 60, 17, 0, *ends) + options
     head = head[:10] + checksum(head).to_bytes(2, "big") + head[12:]
-    error = struct.pack("!BBHI", 3, code, 0, 0) + head + struct.pack("!HHHH", peer[1], 9050, 12, 0)
+    error = struct.pack("!BBHI", 3, code, 0, 0) + head + struct.pack("!HHHH", source[1], to[1], 12, 0)
     return error[:2] + (checksum(error) ^ damage).to_bytes(2, "big") + error[4:]
 
 
@@ -241,9 +319,10 @@ def test_which_errors_reach_the_guest(way: Way, options: bytes, damage: int, is_
     ):
         client.sendto(b"?", (INTERNET, 9050))
         peer = server.recvfrom(10)[1]
-        outside.sendto(_error_about(peer, 13, options=options, damage=damage), (peer[0], 0))
+        there = (INTERNET, 9050)
+        outside.sendto(_error_about(peer, there, 13, options=options, damage=damage), (peer[0], 0))
         # A sound one takes the same way after it.
-        outside.sendto(_error_about(peer, 3), (peer[0], 0))
+        outside.sendto(_error_about(peer, there, 3), (peer[0], 0))
         assert next(icmp_messages(inside))[1][:2] == bytes((3, 13 if is_told else 3))
 
 

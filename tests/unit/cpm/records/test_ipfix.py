@@ -83,3 +83,9 @@ def test_only_what_changes_who_has_ports_is_a_record(event: JournalEvent) -> Non
 
 def test_nothing_is_no_message() -> None:
     assert [*Exporter(1).messages([], 0.0)] == []
+
+
+def test_all_that_rfc_8158_has_as_mandatory_is_in_each_record() -> None:
+    """Table 21, for NAT44; of portRangeEnd its text says so, not the table."""
+    time, event, source, external, first, last = 323, 230, 8, 225, 361, 362
+    assert {time, event, source, external, first, last} <= {number for number, _ in ipfix.ELEMENTS}
