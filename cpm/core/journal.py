@@ -11,7 +11,7 @@ import enum
 import math
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from cpm.core.timeline import Timeline
 from cpm.protocol.event_kinds import CLOCK_SET, JOURNAL
@@ -225,6 +225,22 @@ class NodeEntry:
     event: NodeEvent
     why: str
     """For people; empty: there is no more to say."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ClockEntry:
+    """The wall clock was set, by which all records tell times."""
+
+    seq: int
+    """The first one that the ledger knows of has 1, the next one 2."""
+    at: WallTime
+    """What the clock showed after it."""
+    by_s: float
+    """Seconds by which it was set forward; negative: back."""
+    after: int
+    """Position of the last entry of the journal before it."""
+
+    event: ClassVar[str] = CLOCK_SET
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -117,6 +117,11 @@ class Timeline:
         first = 0 if self.stretches and self.stretches[0].start > 0 else 1
         return tuple(self._step(index) for index in range(first, len(self.stretches)))
 
+    @property
+    def sets(self) -> tuple[tuple[int, Step], ...]:
+        """Return when the clock was set, in order, each with the last position of the journal before it."""
+        return tuple((position - 1, step) for position, step in self.steps_after(-1))
+
     def steps_after(self, seq: int) -> tuple[tuple[int, Step], ...]:
         """Return when the clock was set after a position of the journal, each with the position that follows."""
         first = len(self.stretches) - len(self.steps)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 
-from cpm.core.journal import NOTICES, AuditEntry, JournalEntry, NodeEntry, PortOwner, Selection
+from cpm.core.journal import NOTICES, AuditEntry, ClockEntry, JournalEntry, NodeEntry, PortOwner, Selection
 from cpm.core.timeline import Position, Timeline
 from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
@@ -135,6 +135,15 @@ class JournalReader:
         """Return the position of the newest entry of the record of nodes, 0 when there is none."""
         with ledger_errors(self._path):
             return int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM node_events").fetchone()[0])
+
+    def clock_sets_after(self, after_seq: int, limit: int) -> list[ClockEntry]:
+        """Return when the wall clock was set, after the first ``after_seq`` times, oldest first."""
+        sets = enumerate(self.timeline().sets[after_seq : after_seq + limit], after_seq + 1)
+        return [ClockEntry(seq, step.after, step.by_s, after) for seq, (after, step) in sets]
+
+    def latest_clock_set(self) -> int:
+        """Return how often the wall clock was set."""
+        return len(self.timeline().sets)
 
     def latest_seq(self) -> int:
         """Return the position of the newest entry, 0 when there is none."""

@@ -9,7 +9,9 @@ from typing import Final
 
 import msgspec
 
-from cpm.core.journal import JournalEntry, NodeEntry
+from cpm.core.journal import ClockEntry, JournalEntry, NodeEntry
+
+Entry = JournalEntry | NodeEntry | ClockEntry
 
 FREE: Final = "free"
 """The state of ports that nobody has."""
@@ -50,12 +52,26 @@ def node_fields(entry: NodeEntry) -> dict[str, str | int | float]:
     }
 
 
-def told(entry: JournalEntry | NodeEntry) -> dict[str, str | int | float]:
-    """Return the fields of an entry of either record."""
+def clock_fields(entry: ClockEntry) -> dict[str, str | int | float]:
+    """Return what is told of a clock that was set, in order; the first field tells it from the others."""
+    return {
+        "record": "clock",
+        "seq": entry.seq,
+        "at": entry.at.seconds,
+        "event": entry.event,
+        "by_s": entry.by_s,
+        "after": entry.after,
+    }
+
+
+def told(entry: Entry) -> dict[str, str | int | float]:
+    """Return the fields of an entry of any record."""
+    if isinstance(entry, ClockEntry):
+        return clock_fields(entry)
     return fields(entry) if isinstance(entry, JournalEntry) else node_fields(entry)
 
 
-def json_line(entry: JournalEntry | NodeEntry) -> bytes:
+def json_line(entry: Entry) -> bytes:
     """Return an entry as a line of JSON."""
     return msgspec.json.encode(told(entry)) + b"\n"
 

@@ -6,10 +6,10 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
-from cpm.core.journal import JournalEntry, NodeEntry
+from cpm.core.journal import ClockEntry, NodeEntry
 from cpm.protocol.escaping import escaped
-from cpm.protocol.event_kinds import JOURNAL, NODES
-from cpm.records.lines import told
+from cpm.protocol.event_kinds import JOURNAL, NODES, clock_set_text
+from cpm.records.lines import Entry, told
 
 DAEMON: Final = 3
 """The facility."""
@@ -20,7 +20,7 @@ _SEVERITIES: Final = {kind.name: kind.severity for kind in (*JOURNAL, *NODES)}
 _NOT_IN_NAMES: Final = re.compile(r"[^\x21-\x7e]")
 
 
-def message(entry: JournalEntry | NodeEntry, host: str) -> bytes:
+def message(entry: Entry, host: str) -> bytes:
     """
     Return an entry as one message, without a frame around it.
 
@@ -28,12 +28,14 @@ def message(entry: JournalEntry | NodeEntry, host: str) -> bytes:
     """
     moment = datetime.fromtimestamp(entry.at.seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     priority = DAEMON * 8 + _SEVERITIES[entry.event]
-    header = f"<{priority}>1 {moment} {_word(host, 255)} cpmd - {_word(entry.event.value.replace(' ', '-'), 32)}"
+    header = f"<{priority}>1 {moment} {_word(host, 255)} cpmd - {_word(str(entry.event).replace(' ', '-'), 32)}"
     parameters = " ".join(f'{name}="{_value(str(value))}"' for name, value in told(entry).items())
     return f"{header} [{STRUCTURE} {parameters}] {_text(entry)}".encode()
 
 
-def _text(entry: JournalEntry | NodeEntry) -> str:
+def _text(entry: Entry) -> str:
+    if isinstance(entry, ClockEntry):
+        return clock_set_text(entry.by_s)
     if isinstance(entry, NodeEntry):
         return f"node {escaped(entry.node)}: {entry.event.value}{f': {escaped(entry.why)}' if entry.why else ''}"
     return f"VM {escaped(entry.name)} on {escaped(entry.node)}: {entry.external} {entry.ports} {entry.event.value}"

@@ -95,6 +95,11 @@ NODES: Final = Record(
     lambda reader: reader.latest_node_event(),
     lambda reader, seq, most: reader.node_events_after(seq, most),
 )
+CLOCK: Final = Record(
+    "-clock",
+    lambda reader: reader.latest_clock_set(),
+    lambda reader, seq, most: reader.clock_sets_after(seq, most),
+)
 
 
 class EventExport:
@@ -156,11 +161,11 @@ class EventExport:
             return seq
         last = entries[-1].seq
         await self._retried(lambda: self._sink.deliver(entries))
+        await self._keep(last)
         self.counts.delivered += len(entries)
         if lost := last - seq - len(entries):
             self.counts.lost += lost
             log.error("%d events were lost to %s: the journal no longer has them", lost, self.name)
-        await self._keep(last)
         return last
 
     async def _retried(self, act: Callable[[], Awaitable[_T]]) -> _T:
@@ -206,11 +211,11 @@ def exports(
     settings: EventsSettings, folder: Path, journal: JournalThread, next_commit: Callable[[], asyncio.Event]
 ) -> Iterator[EventExport]:
     """
-    Yield what delivers both records to the places that are set, each over connections of its own.
+    Yield what delivers all records to the places that are set, each over connections of its own.
 
     :param folder: As of :class:`EventExport`, as all that follow.
     """
-    for record in (JOURNAL, NODES):
+    for record in (JOURNAL, NODES, CLOCK):
         for sink in sinks(settings, has_ports=record is JOURNAL):
             yield EventExport(sink, folder, journal, next_commit, record)
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import msgspec
 
 from cpm.api.webhook import Webhook
-from cpm.core.journal import JournalEntry, NodeEntry
+from cpm.core.journal import ClockEntry, JournalEntry, NodeEntry
 from cpm.records import ipfix, lines, syslog
 from cpm.service import clock
 from cpm.service.metrics.settings import split_address
@@ -31,8 +31,8 @@ FULL_S: Final = 0.01
 """Seconds between two attempts to send to a local socket whose queue is full."""
 
 
-Entry = JournalEntry | NodeEntry
-"""Of the journal, or of the record of nodes."""
+Entry = JournalEntry | NodeEntry | ClockEntry
+"""Of the journal, of the record of nodes, or that the clock was set."""
 
 
 class Sink(Protocol):

@@ -31,6 +31,8 @@ from tests.unit.cpm.records.test_ipfix import decoded
 from tests.unit.cpm.records.test_syslog import MESSAGE
 from tests.unit.cpm.serving.sites import DB, OTHER, WEB, Site
 
+HOUR = 3600.0
+
 PATIENCE_S = 60.0
 
 
@@ -250,10 +252,43 @@ async def test_syslog_gets_nodes_as_messages_of_rfc_5424(site: Site, folder: Pat
     assert message.endswith(b"] node edge9: approved: as edge at 172.30.0.29")
 
 
+async def test_that_the_clock_was_set_is_told_once_with_its_place_in_the_journal(tmp_path: Path) -> None:
+    file, log_path = tmp_path / "events.jsonl", tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(str(log_path))
+        log.setblocking(False)
+        places = EventsSettings(file=str(file), syslog=f"unix://{log_path}", state=str(tmp_path / "state"))
+        async with cpmd.running(events=places) as running, running.node("host1", "172.30.0.11") as node:
+            await running.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
+            await until(lambda: len([*(tmp_path / "state").glob("*-clock.position")]) == 2)
+            await node.say(Attach(WEB, "web"))
+            await until(lambda: file.exists() and file.read_text().count('"uuid"') == 2)
+            for by_s in (HOUR, -2 * HOUR):
+                running.time.set_by_s += by_s
+                await running.cpmd.decisions.do(Manager.tick)
+            await until(lambda: file.read_text().count('"clock"') == 2)
+            message = b""
+            while b"clock-set" not in message:
+                message = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(log, 65536), PATIENCE_S)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    found = [line for line in lines if line.get("record") == "clock"]
+    assert [(each["seq"], each["event"], each["by_s"]) for each in found] == [
+        (1, "clock-set", HOUR), (2, "clock-set", -2 * HOUR),
+    ]  # fmt: skip
+    assert {each["after"] for each in found} == {2}, "the last entry of the journal"
+    assert found[0]["at"] == cpmd.NOW + HOUR
+    match = MESSAGE.fullmatch(message)
+    assert match is not None
+    assert match[6] == b"clock-set"
+    assert message.endswith(b"] manager's clock forward 3600.0 s")
+
+
 def test_each_record_has_sinks_and_a_position_of_its_own(tmp_path: Path) -> None:
     settings = EventsSettings(syslog="unix:///dev/log", ipfix="127.0.0.1:4739", file="/x", webhook="http://x")
+    others = ("syslog", "file", "webhook")
     found = [each.name for each in exports(settings, tmp_path, None, asyncio.Event)]  # type: ignore[arg-type]
-    assert found == ["syslog", "ipfix", "file", "webhook", "syslog-nodes", "file-nodes", "webhook-nodes"]
+    assert found == ["syslog", "ipfix", "file", "webhook", *(f"{name}-nodes" for name in others),
+                     *(f"{name}-clock" for name in others)]  # fmt: skip
 
 
 async def test_a_file_gets_each_line_whole_and_once(site: Site, folder: Path, tmp_path: Path) -> None:
@@ -432,11 +467,12 @@ async def test_cpmd_delivers_to_all_places_that_are_set(tmp_path: Path) -> None:
     )
     async with cpmd.running(events=places) as running, running.node("host1", "172.30.0.11") as node:
         await running.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
-        await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 4)
+        await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 6)
         await node.say(Attach(WEB, "web"))
         await until(lambda: hooked.taken == [1, 2] and file.exists() and file.read_text().count('"uuid"') == 2)
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
-        "file-nodes.position", "file.position", "webhook-nodes.position", "webhook.position",
+        "file-clock.position", "file-nodes.position", "file.position",
+        "webhook-clock.position", "webhook-nodes.position", "webhook.position",
     ]  # fmt: skip
     await hooked.stop()
 
