@@ -12,7 +12,16 @@ them, which is why a declaration has functions that return them.
 from __future__ import annotations
 
 from cpm.api.parameters import Address, Choice, Choices, Flag, Match, Moment, NameCursor, Parameter, WholeNumber
-from cpm.api.words import EVENT_NAMES, FORWARD_STATES, NODE_EVENT_NAMES, NODE_STATES, ROLES, VM_STATES, hyphenated
+from cpm.api.words import (
+    EVENT_NAMES,
+    FORWARD_STATES,
+    NODE_EVENT_NAMES,
+    NODE_STATES,
+    RANGE_STATES,
+    ROLES,
+    VM_STATES,
+    hyphenated,
+)
 from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.errors import (
     AddressInUse,
@@ -284,7 +293,14 @@ ADD_TO_POOL: Final = Operation(
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(
     "GET", "/v1/pool/{address}", lambda: views.AddressDetail, "Show which VMs hold which ports of an external address.",
-    parameters=(Address("address", "external address"),), errors=(NotFound,),
+    parameters=(
+        Address("address", "external address"),
+        Match("match", "only ranges of VMs with such a name or UUID"),
+        Choices("state", "only ranges in such a state", RANGE_STATES),
+        WholeNumber("limit", "most ranges to return; all when it is missing", 1, 100_000),
+        WholeNumber("after", "only ranges that begin above this port", 0, LAST_PORT),
+    ),
+    errors=(NotFound,),
 )  # fmt: skip
 REMOVE_FROM_POOL: Final = Operation(
     "POST", "/v1/pool/remove", lambda: list[views.AddressView],

@@ -35,7 +35,9 @@ other method is for root and for members of `[listen] admin_group` in `cpmd.toml
 `[listen] read_socket` it is forbidden for all. Requests and answers are JSON. Times are UTC seconds since 1970,
 addresses are strings. A change is answered once it is durable.
 
-    curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
+```sh
+curl --unix-socket /run/virt-ports/cpmd.sock http://localhost/v1/domains
+```
 
 Later versions may add keys; a program should ignore those it does not know.
 """

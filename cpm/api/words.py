@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 VM_STATES: Final = (
     "active", "starting", "growing", "waiting", "claimed", "misrouted", "unreachable", "gone", "not managed",
 )  # fmt: skip
+RANGE_STATES: Final = ("reserved", "active", "draining", "held")
 ROLES: Final = ("host", "edge")
 """Of nodes."""
 NODE_STATES: Final = (

@@ -18,6 +18,7 @@ import shtab
 
 from cpm.cli.main import NAMES as WORD
 from cpm.cli.parser import build
+from cpm.cli.verbs import doctor
 
 FILES: Final = {
     "bash": "bash-completion/completions/virt-ports",
@@ -53,6 +54,7 @@ _PATTERNS: Final = {
     "node list": "nodes",
     "node events": "nodes",
     "pool list": "addresses",
+    "pool show": "vms",
 }
 _FILES: Final = ("FILE", "PATH", "CERTIFICATE", "KEY")
 _FOLDERS: Final = ("DIR", "DIRECTORY", "FOLDER")
@@ -90,6 +92,8 @@ def _mark(parser: argparse.ArgumentParser) -> None:
         if kind is not None:
             fish = f"(virt-ports {WORD} fish {kind} (commandline -ct) 2>/dev/null)"
             how = {"bash": f"_virt_ports_{kind}", "zsh": f"_virt_ports_{kind}", "fish": fish}
+        elif metavar == "CHECK":
+            action.choices = doctor.check_names()
         elif metavar in _FILES:
             how = shtab.FILE
         elif metavar in _FOLDERS:

@@ -33,13 +33,22 @@ LEAP: Final = 1_000_000
 _FILES: Final = ("", "-wal", "-shm")
 
 
-def back_up(path: Path, target: Path, wall: WallTime) -> None:
+PAGES: Final = 4096
+"""How many are copied between two words about progress."""
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+def back_up(path: Path, target: Path, wall: WallTime, say: Callable[[str], None] = _say_nothing) -> None:
     """
     Write a consistent copy of a ledger to a new file; cpmd may be running.
 
     The file gets its name when it is complete.
 
     :param wall: What the wall clock shows.
+    :param say: Is told how far it is, in words.
     :raise LedgerError: When the ledger cannot be read, the file is there already, or it cannot be written.
     """
     if target.exists():
@@ -47,7 +56,7 @@ def back_up(path: Path, target: Path, wall: WallTime) -> None:
     with _part(target) as part:
         with ledger_errors(str(path)), contextlib.closing(_reader(path)) as source:
             marks = [(1, "is_backup"), (int(wall.seconds), "backup_at")]
-            _copy(source, part, lambda copy: copy.executemany("UPDATE meta SET value = ? WHERE key = ?", marks))
+            _copy(source, part, lambda copy: copy.executemany("UPDATE meta SET value = ? WHERE key = ?", marks), say)
         # Unlike a renaming, a link replaces nothing.
         with contextlib.suppress(FileExistsError):
             target.hardlink_to(part)
@@ -56,11 +65,12 @@ def back_up(path: Path, target: Path, wall: WallTime) -> None:
         raise LedgerError(f"{target} exists already; give the backup another name")
 
 
-def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
+def restore(path: Path, backup: Path, wall: WallTime, say: Callable[[str], None] = _say_nothing) -> Path | None:
     """
     Put a copy of a ledger in the place of the present one, which is kept under another name.
 
     :param wall: What the wall clock shows.
+    :param say: Is told how far it is, in words.
     :return: The former ledger; None: there was none.
     :raise LedgerError: When cpmd runs, or the copy cannot be used. Then nothing has changed.
     """
@@ -72,7 +82,7 @@ def restore(path: Path, backup: Path, wall: WallTime) -> Path | None:
         epoch, highest = max(epoch, lock.progress.epoch), max(highest, lock.progress.highest)
         with ledger_errors(str(backup)), contextlib.closing(_reader(backup)) as source:
             _refuse_other_file(source, backup)
-            _copy(source, part, lambda copy: mark_restored(copy, wall, epoch, highest))
+            _copy(source, part, lambda copy: mark_restored(copy, wall, epoch, highest), say)
         owner = path.parent.stat()
         if os.geteuid() == 0:
             os.chown(part, owner.st_uid, owner.st_gid)
@@ -123,11 +133,17 @@ def _refuse_other_file(source: sqlite3.Connection, path: Path) -> None:
         raise LedgerError(f"{path} is no ledger; name a file that `virt-ports backup` has written")
 
 
-def _copy(source: sqlite3.Connection, part: Path, change: Callable[[sqlite3.Connection], object]) -> None:
+def _copy(
+    source: sqlite3.Connection,
+    part: Path,
+    change: Callable[[sqlite3.Connection], object],
+    say: Callable[[str], None],
+) -> None:
     """Copy a database into one file, check it, and change the copy."""
     with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as copy:
         copy.execute("PRAGMA synchronous=FULL")
-        _copy_pages(source, copy)
+        _copy_pages(source, copy, say)
+        say("looking for damage")
         # A single file, without a log beside it.
         copy.execute("PRAGMA journal_mode=DELETE")
         damage = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -139,9 +155,15 @@ def _copy(source: sqlite3.Connection, part: Path, change: Callable[[sqlite3.Conn
         copy.execute("COMMIT")
 
 
-def _copy_pages(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
+def _copy_pages(source: sqlite3.Connection, copy: sqlite3.Connection, say: Callable[[str], None]) -> None:
+    def told(_: int, remaining: int, total: int) -> None:
+        say(f"copying: {1 - remaining / max(total, 1):.0%}")
+
+    # Of one moment: without a transaction, each commit of cpmd between two steps would begin the copy anew.
+    source.execute("BEGIN")
+    source.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     try:
-        source.backup(copy)
+        source.backup(copy, pages=PAGES, progress=told)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorname == "SQLITE_FULL":  # of the copy, not of the ledger
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

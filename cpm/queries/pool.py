@@ -6,7 +6,7 @@ Tested in tests/unit/cpm/api/test_recorded_answers.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final
@@ -65,14 +65,29 @@ def addresses(
 
 
 @handlers.query(operations.SHOW_ADDRESS)
-def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
+def address_detail(
+    manager: Manager,
+    address: IPv4Address,
+    match: Patterns = EVERYTHING,
+    state: Set[str] = frozenset(),
+    limit: int | None = None,
+    after: int | None = None,
+) -> AddressDetail:
     """
     Return an external address with the ranges on it, in order of ports.
+
+    For the parameters see :data:`cpm.api.operations.SHOW_ADDRESS`.
 
     :raise NotFound: When it is not in the pool.
     """
     fleet = manager.fleet
-    held = fleet.space.on(address)
+    held = [
+        each
+        for each in fleet.space.on(address)
+        if match.fit(fleet.vms[each.domain].name, each.domain)
+        and (not state or each.state in state)
+        and (after is None or each.ports.first > after)
+    ]
     [known] = [each for each in fleet.space.addresses if each.address == address]
     ranges = (
         RangeView(
@@ -85,7 +100,7 @@ def address_detail(manager: Manager, address: IPv4Address) -> AddressDetail:
             each.node,
             "range" if each.forward is None else "forward",
         )
-        for each in held
+        for each in pages.page(held, lambda each: each.ports.first, limit)
     )
     own = (
         OwnPortsView(

@@ -37,10 +37,12 @@ def add_arguments(verb: parsing.Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the backup."""
+    from cpm.cli import progress
     from cpm.ledger import copies
     from cpm.service import clock
 
     path, target = restore.ledger_of(args), Path(args.file)
-    copies.back_up(path, target, clock.wall())
+    with progress.line() as say:
+        copies.back_up(path, target, clock.wall(), say)
     facts: BackupDocument = {"file": str(target), "bytes": target.stat().st_size, "ledger": str(path)}
     return parsing.print_answer(args, facts, lambda: f"{target}: {facts['bytes']} bytes, a copy of {path}\n")

@@ -53,10 +53,17 @@ _EXIT: Final = {"ok": 0, "warning": 1, "could not tell": 1, "problem": 2}
 def add_arguments(verb: parsing.Parser) -> None:
     """Add the verb's arguments."""
     option = verb.add_argument
-    option("--check", metavar="NAME", action="append", default=[], help="make this check only (repeat for more)")
+    option("--check", metavar="CHECK", action="append", default=[], help="make this check only (repeat for more)")
     option("--list", action="store_true", help="list the checks, and make none")
     option("--all", action="store_true", help="print also what is well and what does not apply")
     add_sources(verb)
+
+
+def check_names() -> list[str]:
+    """Return what ``--check`` takes."""
+    from machine_doctor import checks
+
+    return [check.name for check in checks.all_checks()]
 
 
 def add_sources(verb: parsing.Parser) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from cpm.cli import parsing, times
+from cpm.cli import parsing, render, times
 from cpm.protocol.errors import InvalidRequest
 from cpm.protocol.ledger_errors import LedgerError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cpm.records.ipfix import Block
 
 _EXAMPLES = """\
-  virt-ports export --from 2026-11-01 --to 2026-12-01 --file november.jsonl
+  virt-ports export --from 2026-10-01 --to 2026-11-01 --file october.jsonl
   virt-ports export --from -2h --format csv             for a spreadsheet
   virt-ports export --address 203.0.113.1 --from 2026-11-23T06:00Z --to 2026-11-23T07:00Z
   virt-ports export --format ipfix --file all.ipfix     for an IPFIX tool (RFC 5655)"""
@@ -41,6 +41,8 @@ VERB = parsing.Verb(115, "write the journal of a time to a file", about=_ABOUT, 
 FORMATS = ("jsonl", "csv", "ipfix")
 READ_S = 600.0
 """Seconds in which the manager has to say something."""
+SAID_EVERY = 200
+"""Entries between two words about progress."""
 TOGETHER = 1000
 """Records of which IPFIX messages are made at once."""
 
@@ -50,7 +52,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     verb.add_argument("--from", metavar="TIME", dest="begin", help="begin (default: all that the journal has)")
     verb.add_argument("--to", metavar="TIME", dest="end", help="end (default: now)")
     verb.add_argument("--address", metavar="ADDRESS", help="only this external address")
-    verb.add_argument("--vm", metavar="NAME", help="only VMs of that name or UUID")
+    verb.add_argument("--vm", metavar="VM", help="only VMs of that name or UUID")
     verb.add_argument("--format", choices=FORMATS, default="jsonl", help="default: %(default)s")
     verb.add_argument("--file", metavar="FILE", help="a new file (default: standard output)")
 
@@ -58,17 +60,27 @@ def add_arguments(verb: parsing.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the export."""
     from cpm.api.operations import EXPORT
+    from cpm.cli import progress
 
     begin, end = _moment(args.begin, parsing.now(args)), _moment(args.end, parsing.now(args))
     client = parsing.client(args)
     # Before the first line, the manager may have to read a year.
     client.timeout_s = READ_S
     stream = client.stream(EXPORT, begin=begin, end=end)
-    records = (each for each in stream if _is_asked_for(args, each))
-    with _output(args.file) as file:
+    with progress.line(fills_stdout=args.file is None) as say, _output(args.file) as file:
+        say("the manager reads its journal")
+        records = (each for each in _counted(stream, say) if _is_asked_for(args, each))
         for chunk in _FORMATS[args.format](records, begin):
             file.write(chunk)
     return 0
+
+
+def _counted(records: Iterable[RecordView], say: Callable[[str], None]) -> Iterator[RecordView]:
+    """Yield the records, and say how many there were and until when."""
+    for number, each in enumerate(records, 1):
+        if number % SAID_EVERY == 0:
+            say(f"{number} entries, until {render.moment(each.at)}")
+        yield each
 
 
 def _moment(text: str | None, now: float) -> float | None:

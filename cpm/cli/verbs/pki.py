@@ -40,6 +40,11 @@ def add_arguments(verb: parsing.Parser) -> None:
     renew = parsing.add_action(actions, "renew", "issue certificates again, with the keys that they have")
     renew.add_argument("names", metavar="NAME", nargs="*", help="default: all that end within 60 days")
     listing = parsing.add_action(actions, "list", "list the certificates and when they end")
+    listing.add_argument("patterns", metavar="PATTERN", nargs="*", help="only those with such names: 'host*'")
+    listing.add_argument("--sort", metavar="KEY", choices=("ends", "name"), default="ends",
+                         help="ends, name (default: ends); what ends first comes first")  # fmt: skip
+    listing.add_argument("--limit", metavar="N", type=parsing.count_from_1, help="at most N lines")
+    listing.add_argument("--after", metavar="NAME", help="only what comes after it; with --sort name")
     for action in (init, issue, renew, listing):
         action.add_argument("--folder", metavar="DIR", type=Path, default=Path("/etc/virt-ports/pki"),
                             help="folder of the authority (default: %(default)s)")  # fmt: skip
@@ -55,9 +60,26 @@ def run(args: argparse.Namespace) -> int:
         done = _done(args, authority)
     except OSError as error:
         raise InvalidRequest(f"cannot use {args.folder}: {error.strerror}; run this as root") from error
-    code = parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done))
+    done, more = _page(args, done) if args.action == "list" else (done, "")
+    code = parsing.print_answer(args, [_document(each) for each in done], lambda: _table(done) + more)
     is_incomplete = args.action == "renew" and any(each.fault for each in done)
     return ExitCode.REFUSED if is_incomplete else code
+
+
+def _page(args: argparse.Namespace, issued: list[Issued]) -> tuple[list[Issued], str]:
+    """Return those that are asked for, and the line about the next page."""
+    from cpm.api.parameters import Patterns
+    from cpm.protocol.errors import InvalidRequest
+
+    wanted, is_by_name = Patterns(args.patterns), args.sort == "name"
+    if args.after is not None and not is_by_name:
+        raise InvalidRequest("--after goes with the order of names only; add --sort name")
+    # They come in the order in which they end.
+    found = [each for each in issued if wanted.fit(each.name) and (args.after is None or each.name > args.after)]
+    if is_by_name:
+        found.sort(key=lambda each: each.name)
+    found, more = parsing.page_of(found, args.limit, lambda each: each.name)
+    return found[: args.limit], more if is_by_name else ""
 
 
 def _done(args: argparse.Namespace, authority: Authority) -> list[Issued]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from cpm.api.words import RANGE_STATES
 from cpm.cli import parsing, render
+from cpm.protocol.bounds import LAST_PORT
 from cpm.protocol.errors import InvalidRequest
 
 TYPE_CHECKING = False
@@ -10,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from cpm.api.views import AddressDetail, AddressView
+    from cpm.api.views import AddressDetail, AddressView, RangeView
 
 HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Own", "Reserved")
 RANGES_HEADER = ("Ports", "Name", "UUID", "Node", "State", "Since")
@@ -48,6 +50,11 @@ def add_arguments(verb: parsing.Parser) -> None:
         actions, "show", "show which VMs hold which ports of one address", examples=_examples_of("show")
     )
     show.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
+    show.add_argument("patterns", metavar="PATTERN", nargs="*", help="only ranges of such VMs: 'web*', or a UUID")
+    show.add_argument("--state", metavar="STATE", action="append", default=[], choices=RANGE_STATES,
+                      help=f"only ranges in such a state: {', '.join(RANGE_STATES)}; may be repeated")  # fmt: skip
+    show.add_argument("--limit", metavar="N", type=parsing.count_from_1, help="at most N ranges")
+    show.add_argument("--after", metavar="PORT", type=parsing.count_to(LAST_PORT), help="only ranges above this port")
     add = parsing.add_action(actions, "add", "add addresses", about=_ADD_ABOUT, examples=_examples_of("add"))
     add.add_argument("addresses", metavar="ADDRESS", nargs="+", help="address, range or network")
     add.add_argument(
@@ -109,8 +116,12 @@ def _show(args: argparse.Namespace) -> int:
     from cpm.api.operations import SHOW_ADDRESS
     from cpm.cli import addresses
 
-    view = parsing.reader(args).call(SHOW_ADDRESS, address=addresses.parse_one(args.address))
-    return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + _tables(view))
+    asked = {"match": args.patterns, "state": args.state, "after": args.after}
+    address = addresses.parse_one(args.address)
+    limit = args.limit if parsing.wants_json(args) else parsing.one_more(args.limit)
+    view = parsing.reader(args).call(SHOW_ADDRESS, address=address, limit=limit, **asked)
+    ranges, more = parsing.page_of(list(view.ranges), args.limit, lambda each: str(each.first_port))
+    return parsing.print_answer(args, view, lambda: _facts(view) + "\n" + _tables(view, ranges) + more)
 
 
 _ACTIONS = {"add": _add, "remove": _remove}
@@ -127,11 +138,11 @@ def _facts(view: AddressDetail) -> str:
     return render.fields(zip(HEADER, _row(view), strict=True))
 
 
-def _tables(view: AddressDetail) -> str:
+def _tables(view: AddressDetail, ranges: list[RangeView]) -> str:
     own = (
         (render.ports(each.first_port, each.last_port), each.node, each.use, _own_state(each.gone)) for each in view.own
     )
-    held = render.table(RANGES_HEADER, _ranges(view))
+    held = render.table(RANGES_HEADER, _ranges(ranges))
     return held + render.table(OWN_HEADER, own) if view.own else held
 
 
@@ -139,8 +150,8 @@ def _own_state(gone: float | None) -> str:
     return "in use" if gone is None else f"not used since {render.moment(gone)}"
 
 
-def _ranges(view: AddressDetail) -> Iterator[tuple[object, ...]]:
-    for each in view.ranges:
+def _ranges(ranges: list[RangeView]) -> Iterator[tuple[object, ...]]:
+    for each in ranges:
         ports = render.ports(each.first_port, each.last_port)
         yield ports, each.name, each.uuid, each.node, each.state, render.moment(each.since)
 

@@ -50,15 +50,22 @@ def add_arguments(verb: parsing.Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the trace until the time is over or the user interrupts."""
     from cpm.api.operations import MEASUREMENTS
+    from cpm.cli import progress
 
     reports = parsing.client(args).stream(MEASUREMENTS, follow=True)
     vms: set[str] = set()
     lines, last = 0, 0.0
-    with _output_file(args.file) as file, contextlib.suppress(KeyboardInterrupt):
+    whole = f" of {args.seconds}" if args.seconds is not None else ""
+    with (
+        progress.line(fills_stdout=args.file == "-") as say,
+        _output_file(args.file) as file,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         for at, name, text in _rows(reports, args.seconds):
             render.emit_exact(text, file)
             vms.add(name)
             lines, last = lines + bool(name), at
+            say(f"{at:.0f}{whole} s, {lines} lines")
     vms.discard("")
     facts: RecordDocument = {"file": args.file, "vms": len(vms), "seconds": round(last, 1), "lines": lines}
     if parsing.wants_json(args) and args.file != "-":

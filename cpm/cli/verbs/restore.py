@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
   systemctl stop cpmd
   virt-ports restore /backup/ledger-monday.db
-  systemctl start cpmd
-  virt-ports restore --accept      the ledger that is in place, old or empty"""
+  virt-ports restore --accept      instead: the ledger that is in place, old or empty
+  systemctl start cpmd"""
 
 _ABOUT = """\
 When cpmd starts with a restored ledger, it first waits for every node that the
@@ -67,6 +67,7 @@ def ledger_of(args: argparse.Namespace) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Put the backup in place, or accept the ledger that is."""
+    from cpm.cli import progress
     from cpm.ledger import copies
     from cpm.service import clock
 
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         copies.accept(path, clock.wall())
         facts = {"ledger": str(path), "former": None}
         return parsing.print_answer(args, facts, lambda: f"{path} is taken as it is. {_NEXT}")
-    former = copies.restore(path, Path(args.file), clock.wall())
+    with progress.line() as say:
+        former = copies.restore(path, Path(args.file), clock.wall(), say)
     facts = {"ledger": str(path), "former": str(former) if former is not None else None}
     kept = f"the former one is {former}" if former is not None else "there was none before"
     return parsing.print_answer(args, facts, lambda: f"{path} is {args.file} now; {kept}. {_NEXT}")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
   virt-ports whois 203.0.113.1 20817
-  virt-ports whois 203.0.113.1 20817 --at 2025-11-23T06:38:00Z
+  virt-ports whois 203.0.113.1 20817 --at 2026-11-23T06:38:00Z
   virt-ports whois 203.0.113.1 20817 --at '5 minutes ago'
-  virt-ports whois 203.0.113.1 4711 --protocol icmp --at -2h"""
+  virt-ports whois 203.0.113.1 20999 --protocol icmp --at -2h"""
 
 _ABOUT = """\
 A range belongs to one VM for all protocols; for ICMP the port is the echo

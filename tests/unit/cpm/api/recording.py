@@ -62,6 +62,9 @@ WITH_VMS: list[Request] = [
     ("GET", "/metrics", None),
     ("GET", "/v1/pool/203.0.113.1", None),
     ("GET", "/v1/pool/203.0.113.2", None),
+    ("GET", "/v1/pool/203.0.113.1?match=db", None),
+    ("GET", "/v1/pool/203.0.113.1?state=draining&state=held", None),
+    ("GET", "/v1/pool/203.0.113.1?limit=1&after=1024", None),
 ]
 
 CHANGES: list[Request] = [

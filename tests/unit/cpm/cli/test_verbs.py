@@ -615,6 +615,17 @@ def test_pool_show(manager: CannedManager, virt_ports: Command) -> None:
     assert virt_ports("pool", "show", "203.0.113").err == "error: not an IPv4 address: '203.0.113'; write 203.0.113.1\n"
 
 
+def test_pool_show_filters_and_pages(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/pool/203.0.113.1?limit=2&match=web%2A&state=active&after=1023", ADDRESS_DETAIL)
+    words = ("pool", "show", "203.0.113.1", "web*", "--state", "active", "--after", "1023")
+    shown = virt_ports(*words, "--limit", "1").out
+    assert "1024-1087" in shown
+    assert "20000-20255" not in shown
+    assert shown.endswith("There are more: add --after 1024\n")
+    manager.on("GET /v1/pool/203.0.113.1?limit=1&match=web%2A&state=active&after=1023", ADDRESS_DETAIL)
+    assert virt_ports(*words, "--limit", "1", "-o", "json").code == 0
+
+
 def test_pool_show_has_the_ports_that_edges_use_themselves(manager: CannedManager, virt_ports: Command) -> None:
     own = (
         OwnPortsView(8080, 8080, OwnUse.LISTENER, NodeName("edge1"), NOW),

@@ -135,6 +135,34 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main.execute(["pki", "issue", "host1", *folder], now=NOW) == ExitCode.REFUSED
 
 
+@pytest.mark.parametrize(("words", "names"), [
+    (["host*"], ["host1", "host2"]),
+    (["ca", "host2"], ["host2", "ca"]),
+    (["--sort", "name"], ["ca", "host1", "host2"]),
+    (["--limit", "1"], ["host1"]),
+    (["--sort", "name", "--limit", "1", "--after", "ca"], ["host1"]),
+])  # fmt: skip
+def test_a_list_filters_and_pages(
+    authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], names: list[str]
+) -> None:
+    authority.issue("host1", NOW)
+    authority.issue("host2", NOW + DAY)
+    folder = ["--folder", str(tmp_path / "pki")]
+    assert main.execute(["pki", "list", *words, *folder, "-o", "json"], now=NOW) == 0
+    assert [each["name"] for each in json.loads(capsys.readouterr().out)] == names
+
+
+def test_a_page_says_how_to_get_the_next_one(
+    authority: Authority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority.issue("host1", NOW)
+    folder = ["--folder", str(tmp_path / "pki")]
+    assert main.execute(["pki", "list", "--sort", "name", "--limit", "1", *folder], now=NOW) == 0
+    assert capsys.readouterr().out.endswith("There are more: add --after ca\n")
+    assert main.execute(["pki", "list", "--after", "ca", *folder], now=NOW) == ExitCode.USAGE
+    assert "add --sort name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("step", range(1, 5))
 def test_what_was_killed_half_way_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Whichever file was the last: `init` and `issue` can be typed again, and nothing misleads."""

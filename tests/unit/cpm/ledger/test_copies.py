@@ -34,6 +34,26 @@ def test_a_backup_is_one_file_and_replaces_none(ledger: SqliteLedger, backup: Pa
         copies.back_up(Path(ledger.path), backup, WALL)
 
 
+def test_a_copy_in_steps_is_of_the_moment_at_which_it_began(
+    ledger: SqliteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cpmd commits between any two steps: the copy has none of it, and does not begin anew each time."""
+    monkeypatch.setattr(copies, "PAGES", 1)
+    ledger.commit([add(1, "x", "1024-1087")], 10)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        ledger.commit([PutNode(node(f"later{len(said)}"))], 10)
+
+    copies.back_up(Path(ledger.path), tmp_path / "copy.db", WALL, say)
+    copies.restore(tmp_path / "other.db", tmp_path / "copy.db", WALL)
+    with SqliteLedger(tmp_path / "other.db") as copy:
+        assert not any(each.name.startswith("later") for each in copy.load().nodes)
+    assert len(said) > 10
+    assert said.count("copying: 100%") == 1
+
+
 def test_what_is_wrong_with_a_backup_is_told_of_the_right_file(ledger: SqliteLedger, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere" / "backup.db"
     with pytest.raises(LedgerError, match=f"cannot write {nowhere}: No such file or directory; choose another"):
