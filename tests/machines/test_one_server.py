@@ -14,12 +14,12 @@ import time
 
 import pytest
 
+from tests.docs.transcript import Step, read
 from tests.machines.debian import REPOSITORY
 from tests.machines.guests import Guest
 from tests.machines.leftovers import State, state
 from tests.machines.machine import Machine
 from tests.machines.operating import Held, ask, assert_works, await_in_order
-from tests.machines.transcript import Step, read
 
 pytestmark = [pytest.mark.machines, pytest.mark.timeout(1800)]
 

@@ -1,10 +1,15 @@
-"""What README and docs tell people to type exists: make targets, verbs with their options, lab commands, links."""
+"""
+What README and docs tell people to type exists: make targets, verbs with their options, lab commands, links.
+
+That the commands of their blocks do what the page says, ``tests/docs`` tries; here is that none of them escapes it.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -13,16 +18,20 @@ from cpm.cli import verbs
 from cpm.cli.main import with_at_attached
 from cpm.cli.parser import build
 from lab.__main__ import _parser as lab_parser
+from tests.docs import elsewhere
+from tests.docs.pages import PAGES as FOLLOWED
+from tests.docs.preparation import BARE, BEFORE
+from tests.docs.transcript import blocks, read
 
 REPOSITORY = Path(__file__).parents[3]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Every command in an indented or quoted line: after ``$`` or at its beginning, and everything in backticks."""
+    """Every command of a block, and everything in backticks."""
     for page in PAGES:
-        text = page.read_text()
-        lines = re.findall(r"^(?: {4}|\$ )(?:\$ )?(.*)$", text, re.M) + re.findall(r"`([^`\n]+)`", text)
+        lines = [step.command for block in blocks(page) for step in block.steps]
+        lines += re.findall(r"`([^`\n]+)`", page.read_text())
         for line in lines:
             command = re.sub(r"^(\.venv/bin/|/opt/virt-ports/bin/)", "", line.split("   ")[0].strip())
             yield str(page.relative_to(REPOSITORY)), re.sub(r"\s+[&|#].*$", "", command)
@@ -138,9 +147,50 @@ def test_modules_in_architecture_exist() -> None:
 
 
 def test_the_two_commands_of_the_readme_come_first() -> None:
-    text = re.sub(r"```.*?```", "", (REPOSITORY / "README.md").read_text(), flags=re.S)
-    found = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-    assert found[:2] == ["make demo", "make test"]
+    assert [step.command for step in read(REPOSITORY / "README.md")[:2]] == ["make demo", "make test"]
+
+
+KINDS = {"console", "sh", "toml", "ini", "xml", "yaml", "python", "nginx", "text", "layers"}
+"""Of blocks. Commands of the first two are run by tests/docs/test_pages.py, or listed in tests/docs/elsewhere.py."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_says_what_it_is(page: Path) -> None:
+    assert {block.kind for block in blocks(page)} <= KINDS
+    outside = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+    assert re.findall(r"(?:^\n|\A)((?: {4,}|\t)\S.*)", outside, re.M) == [], "a block that is only indented"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_block_of_another_kind_has_commands(page: Path) -> None:
+    if page.name == "cli.md":
+        return  # The examples in it are followed under the name "examples".
+    lines = [line for block in blocks(page) if block.kind not in ("console", "sh") for line in block.lines]
+    command = re.compile(r"\s*(\$ |root@\w+:|(sudo )?virt-ports [a-z]|make [a-z-]+$)")
+    assert list(filter(command.match, lines)) == []
+
+
+def test_what_is_not_run_is_on_a_page() -> None:
+    steps = [step.command for page in FOLLOWED.values() for step in page.steps]
+    stale = [
+        pattern
+        for patterns in (elsewhere.ELSEWHERE, elsewhere.CHANGED, elsewhere.ENDLESS, elsewhere.FINDS, elsewhere.ASKS)
+        for pattern in patterns
+        if not any(pattern == command or fnmatchcase(command, pattern) for command in steps)
+    ]
+    assert stale == []
+
+
+def test_what_a_page_takes_for_granted_is_for_a_command_of_it() -> None:
+    known = {(name, step.command) for name, page in FOLLOWED.items() for step in page.steps}
+    assert {key for key in BEFORE if key not in known} == set()
+    assert set(BARE) <= set(FOLLOWED)
+
+
+def test_most_commands_are_run() -> None:
+    steps = [step.command for page in FOLLOWED.values() for step in page.steps]
+    run = [command for command in steps if elsewhere.why_not(command) is None]
+    assert len(run) > 0.8 * len(steps) > 150
 
 
 def test_enough_is_looked_at() -> None:

@@ -1,4 +1,4 @@
-"""Code blocks of a page, read as commands and what they print (``tests/machines/transcript.py``)."""
+"""Code blocks of a page, read as commands and what they print (``tests/docs/transcript.py``)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.machines.transcript import Step, read
+from tests.docs.transcript import Step, blocks, read
 
 PAGE = """\
 # A page
 
     indented: not read
 
-```sh
+```text
 echo not read either
+```
+
+```ini
+# /etc/a-file
+virt-ports = no command
 ```
 
 ## First
@@ -35,6 +40,24 @@ root@web1:~# nc 198.51.100.7 80
 root@srv1:~# ask
 really? [y/N] y
 done
+$ cat > file <<END
+first
+END
+$ cat file
+first
+```
+
+```sh
+# a comment
+one --long \\
+    line
+two 'quoted
+lines'   # and a comment
+```
+
+```sh
+# /etc/cron.daily/a-script
+three
 ```
 """
 
@@ -52,11 +75,28 @@ def test_commands_are_read_in_their_order(steps: list[Step]) -> None:
         ("First", "srv1", "~/there", "virt-ports pool list"),
         ("First", "web1", "~", "nc 198.51.100.7 80"),
         ("Second", "srv1", "~", "ask"),
+        ("Second", "", "", "cat > file <<END\nfirst\nEND"),
+        ("Second", "", "", "cat file"),
+        ("Second", "", "", "one --long \\\n    line"),
+        ("Second", "", "", "two 'quoted\nlines'   # and a comment"),
     ]
 
 
+def test_a_block_that_begins_with_its_path_is_a_file(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    assert [block.file for block in blocks(page) if block.file] == ["/etc/a-file", "/etc/cron.daily/a-script"]
+
+
+def test_a_uuid_and_a_time_may_be_others() -> None:
+    line = "web 6695eb01-f6a4-8304-79aa-97f2502e193f since 2026-11-23T05:40:05+00:00 x7"
+    other = "web 0c2b4d5e-1111-4222-8333-444455556666 since 2026-11-30T16:00:00+00:00 x7"
+    assert Step("", "", "", "list", (line,)).is_printed_by(other)
+    assert not Step("", "", "", "list", (line,)).is_printed_by(other.replace("web", "db"))
+
+
 def test_what_is_typed_is_known(steps: list[Step]) -> None:
-    assert [step.answers for step in steps] == ["", "", "", "y\n"]
+    assert [step.answers for step in steps][:4] == ["", "", "", "y\n"]
     assert steps[3].is_printed_by("really? [y/N] done\n")
     assert not steps[3].is_printed_by("done\n")
 
