@@ -41,6 +41,7 @@ PERIOD_S: Final = 0.5
 
 WEB1: Final = DomainUUID("6695eb01-f6a4-8304-79aa-97f2502e193f")
 DB: Final = DomainUUID("0c2b4d5e-1111-4222-8333-444455556666")
+GAME1: Final = DomainUUID("21b6f3ac-5d53-4f4e-8c37-777788889999")
 
 
 class Machine:
