@@ -105,7 +105,7 @@ class Reader:
             "sed -i 's/^ExecStart=.*/ExecStart=%s -m tests.docs.past/' /etc/systemd/system/cpmd.service".replace(
                 "%s", sys.executable.replace("/", r"\/")),
             "systemctl start cpmd",
-            "virt-ports pool add 203.0.113.1 --reserved 1024-20735",
+            "virt-ports pool add 203.0.113.1 --reserved 1024-2221,2223-7999,8011-20735",
             "virt-ports pool add 203.0.113.2",
         )  # fmt: skip
         await self.join("edge1", "edge2", "host1")

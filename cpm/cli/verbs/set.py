@@ -43,7 +43,7 @@ _EXAMPLES = """\
   virt-ports set web1 floor=256 cap=4096
   virt-ports set web1 weight=200 drain-limit=none
   virt-ports set web1 connections=262144 connection-rate=5000
-  virt-ports set console1 filtering=endpoint-independent
+  virt-ports set web1 filtering=endpoint-independent
   virt-ports set game1 pcp=on
   virt-ports set web1 --unset cap --unset weight"""
 
