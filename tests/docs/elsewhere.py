@@ -25,6 +25,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "cat > client.info *": "the same",
     # Guests
     "cat /run/virt-ports.json": "inside a guest: tests/e2e/test_guest_agents.py",
+    "natpmpc*": "inside a guest: tests/netns/test_port_control.py",
     "qemu-system-x86_64 ...*": "a part of a command: tests/e2e/bare_qemu.py starts such a QEMU",
     # Long
     "make demo": "CI runs it",
@@ -62,6 +63,7 @@ FINDS: Final[Mapping[str, frozenset[int]]] = {
     "*virt-ports doctor*": frozenset({0, 1, 2}),
     ".venv/bin/python -m prove *--fault*": frozenset({1}),
     "virt-ports record - | head*": frozenset({0, 141}),
+    "virt-ports forward add web2 22 --port 2222": frozenset({1}),
 }
 """By pattern: exit statuses of a command that does what it should, where these say what was found."""
 

@@ -17,7 +17,7 @@ from cpm.protocol.model import PortRange, Role
 from cpm.protocol.own_ports import OwnAddress, OwnRange, OwnUse
 from tests.docs.elsewhere import CHANGED, answers_to, is_endless
 from tests.docs.machine import REPOSITORY, Done
-from tests.docs.nodes import DB, GAME1, WEB1, Machine
+from tests.docs.nodes import DB, GAME1, WEB1, WEB2, Machine
 from tests.docs.transcript import Step
 
 BIN: Final = Path("/usr/local/sbin")
@@ -45,7 +45,9 @@ class Reader:
         self.machines = {
             "edge1": Machine("edge1", edge, "172.30.0.21", (), own),
             "edge2": Machine("edge2", edge, "172.30.0.22"),
-            "host1": Machine("host1", host, "172.30.0.11", ((WEB1, "web1"), (DB, "db"), (GAME1, "game1"))),
+            "host1": Machine(
+                "host1", host, "172.30.0.11", ((WEB1, "web1"), (DB, "db"), (GAME1, "game1"), (WEB2, "web2"))
+            ),
             "host2": Machine("host2", host, "172.30.0.12"),
             "host3": Machine("host3", host, "172.30.0.13"),
             "srv1": Machine("srv1", frozenset(Role), "172.30.0.2"),
