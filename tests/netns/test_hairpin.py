@@ -17,8 +17,10 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.protocol.model import PortRange
-from natctl.model.entries import FastPathUse
+from cpm.protocol.intent import HostForward
+from cpm.protocol.model import ForwardProtocol, PortRange
+from natctl.model.entries import Change, FastPathUse
+from tests.fakes.intents import with_intent, with_ranges
 from tests.netns.topology import EXTERNAL, OTHER_EXTERNAL, PATIENCE, VM, Node, Site, program
 
 pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("hairpin")]
@@ -153,6 +155,35 @@ def test_both_ends_open_a_connection_at_once(ends: Ends) -> None:
         left.setblocking(True)
         left.sendall(b"!")
         assert right.recv(1) == b"!"
+
+
+def forward(ends: Ends, ports: PortRange, to: int) -> None:
+    """Let connections in to the right VM, at an external port of its own."""
+    vm, external = ends.right, ends.right.ranges[0][0]
+    let_in = HostForward(ports, to, ForwardProtocol.TCP, IPv4Address(vm.guest.address))
+    for node in ends.site.nodes:
+        edge, host = {}, {}
+        if node.kernel.settings.edge is not None:
+            edge = {vm.domain: with_ranges(vm.at(node), *sorted((*vm.ranges, (external, ports))))}
+        if node is vm.guest.host:
+            host = {vm.domain: with_intent(vm.on_host(), forwards=(let_in,))}
+        node.kernel.change(Change(host=host, edge=edge))
+
+
+def test_a_forward_is_reached_by_its_external_address(ends: Ends) -> None:
+    forward(ends, PortRange(40000, 40000), 22)
+    near, _ = ends.addresses()
+    with (
+        ends.right.guest.namespace.listener(ends.right.guest.address, 22) as server,
+        ends.left.guest.namespace.tcp(
+            (str(ends.right.ranges[0][0]), 40000), source=(ends.left.guest.address, near[1])
+        ) as client,
+    ):
+        accepted, peer = server.accept()
+        with accepted:
+            assert peer == near
+            accepted.sendall(b"!")
+            assert client.recv(1) == b"!"
 
 
 def test_no_edge_tracks_any_of_it(ends: Ends) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from cpm.protocol.model import Filtering, PortRange
 from natctl.model.entries import FastPathUse
+from tests.nat_discovery import stun_server
 from tests.netns.test_full_cone import STRANGER
+from tests.netns.test_nat_discovery import enter
 from tests.netns.test_nat_discovery import pytestmark as discovery_marks
-from tests.netns.test_nat_discovery import stun_server
 from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, VM, Guest, Site, program
 
 pytest.importorskip("aioice")
@@ -32,7 +33,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made = Site()
     try:
         made.internet.ip(f"addr add {STRANGER}/24 dev eth0")
-        with stun_server(made.internet, tmp_path):
+        with stun_server(enter(made.internet), (INTERNET, STRANGER), tmp_path):
             yield made
     finally:
         made.close()
