@@ -126,6 +126,15 @@ class ForwardChain(NamedTuple):
     """Rules of its table look interfaces up in a set, whose members are not known."""
 
 
+class ClosingRule(NamedTuple):
+    """A rule of others at the forward hook, or behind it, that rejects or drops what is to leave by an interface."""
+
+    family: str
+    table: str
+    chain: str
+    interface: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FilterFacts:
     """Filters of other software."""
@@ -137,6 +146,10 @@ class FilterFacts:
     """Whether iptables-legacy has a table ``filter``."""
     begun: int | None
     """Connections that VMs of this host have begun, of those since natd made its table; None: there is no table."""
+    closing: tuple[ClosingRule, ...] = ()
+    """What no rule before such a one has accepted does not get to VMs on that bridge."""
+    forwards: int = 0
+    """Ports at which something is let in to VMs of this host."""
 
 
 class BridgeWay(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from machine_doctor.checks.registry import check, for_hosts, for_nodes
 from machine_doctor.facts import Facts, FilterFacts, ForwardChain, NetworkFacts, Unread, known
@@ -51,8 +51,29 @@ def forward_filters_(facts: Facts) -> Verdict:
     legacy = None if isinstance(filters.legacy, Unread) else filters.legacy
     return Verdict(
         {"dropping chains": shown, "iptables-legacy": legacy, "connections begun by VMs": filters.begun},
-        (*_dropping(facts, filters, network), *_legacy(facts, filters, network)),
+        (
+            *_dropping(facts, filters, network),
+            *_legacy(facts, filters, network),
+            *_rejecting(filters, bridges_with_vms(facts, network) if facts.setup.is_host else ()),
+        ),
     )
+
+
+def _rejecting(filters: FilterFacts, bridges: Collection[str]) -> Iterator[Trouble]:
+    """Yield the rules that reject what forwards let in: libvirt has one for each network with forward mode nat."""
+    for rule in filters.closing if filters.forwards else ():
+        if rule.interface not in bridges:
+            continue
+        place = f"{rule.family} {rule.table} {rule.chain}"
+        if (rule.family, rule.table) == ("ip", "filter"):
+            line = f"iptables -I {rule.chain} -o {rule.interface} -m conntrack --ctstate DNAT -j ACCEPT"
+        else:
+            line = f'nft insert rule {place} oifname "{rule.interface}" ct status dnat accept'
+        yield warning(
+            f"a rule of {place} rejects what forwards let in to VMs on {rule.interface} (libvirt has it for a network "
+            "with forward mode nat)",
+            f"`{line}`, unless it is there already; or give the network forward mode open",
+        )
 
 
 def _dropping(facts: Facts, filters: FilterFacts, network: NetworkFacts) -> Iterator[Trouble]:

@@ -18,6 +18,7 @@ from typing import Final
 from cpm.protocol.errors import KernelError
 from machine_doctor.facts import (
     BridgeWay,
+    ClosingRule,
     FilterFacts,
     ForwardChain,
     Interface,
@@ -32,9 +33,10 @@ from natctl.netlink import routes, rules, sockets
 from natctl.netlink.links import read_links
 from natctl.netlink.networks import interface_addresses, used_networks
 from natctl.netlink.nftables import read
-from natctl.netlink.nftables.foreign import dropping_chains
+from natctl.netlink.nftables.foreign import closing_rules, dropping_chains
 from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 from natctl.ruleset import host_maps, way_check
+from natctl.ruleset.forwards import FORWARDS
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.readback import kernel_state
 from natctl.ruleset.way_check import INTERNET, Answer, Bridge, Question
@@ -119,10 +121,27 @@ def filters() -> FilterFacts | Unread:
     try:
         with Socket(NETFILTER, "look at the filters of other software") as nft:
             chains, has_docker = dropping_chains(nft)
-            begun = _begun(nft)
+            closing = closing_rules(nft)
+            begun, forwards = _begun(nft), _forwards(nft)
     except KernelError as error:
         return Unread(str(error))
-    return FilterFacts(tuple(ForwardChain(*chain) for chain in chains), has_docker, _legacy(), begun)
+    return FilterFacts(
+        tuple(ForwardChain(*chain) for chain in chains),
+        has_docker,
+        _legacy(),
+        begun,
+        tuple(ClosingRule(*rule) for rule in closing),
+        forwards,
+    )
+
+
+def _forwards(nft: Socket) -> int:
+    try:
+        return len(read.keys(nft, FORWARDS))
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return 0
+        raise
 
 
 def _begun(nft: Socket) -> int | None:

@@ -19,6 +19,8 @@ from machine_doctor.examination import Sources
 from machine_doctor.findings import Finding, Result
 from natctl.netlink import nflog
 from natctl.netlink.nfqueue import PacketQueue
+from natctl.netlink.nftables.foreign import Closing, closing_rules
+from natctl.netlink.socket import NETFILTER, Socket
 from tests.netns.topology import VM, Namespace, Node, Site, program
 
 pytestmark = pytest.mark.netns
@@ -228,6 +230,28 @@ def test_libvirts_own_chains_are_fine(host: Machine) -> None:
     ):  # fmt: skip
         host.namespace.run("iptables-nft", *line.split())
     assert host.trouble() == {}
+
+
+def test_what_libvirt_rejects_of_what_is_let_in_is_found(host: Machine) -> None:
+    for line in (
+        "-N LIBVIRT_FWI", "-A FORWARD -j LIBVIRT_FWI", "-A LIBVIRT_FWI -i br0 -j REJECT",
+        "-A LIBVIRT_FWI -d 10.10.0.0/24 -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A LIBVIRT_FWI -o br0 -j REJECT", "-A LIBVIRT_FWI -o br1 -s 10.0.0.0/8 -j REJECT",
+    ):  # fmt: skip
+        host.namespace.run("iptables-nft", *line.split())
+    host.namespace.nft(
+        "table ip libvirt_network {\n chain guest_input { oifname br2 counter reject; }\n"
+        " chain forward { type filter hook forward priority filter; jump guest_input; }\n}"
+    )
+
+    def closing() -> tuple[Closing, ...]:
+        with Socket(NETFILTER, "test") as nft:
+            return closing_rules(nft)
+
+    assert host.namespace.inside(closing) == (
+        Closing("ip", "filter", "LIBVIRT_FWI", "br0"),
+        Closing("ip", "libvirt_network", "guest_input", "br2"),
+    )
 
 
 def test_no_default_route_on_an_edge(edge: Machine) -> None:

@@ -83,6 +83,45 @@ def dropping_chains(nft: Socket) -> tuple[tuple[Dropping, ...], bool]:
     return tuple(sorted(found)), has_docker
 
 
+class Closing(NamedTuple):
+    """A rule of a table with a chain at the forward hook, by which nothing more leaves by an interface."""
+
+    family: str
+    table: str
+    chain: str
+    """The rule's; it need not be at the hook itself."""
+    interface: str
+
+
+def closing_rules(nft: Socket) -> tuple[Closing, ...]:
+    """
+    Return the rules that reject or drop all that is to leave by an interface and that no rule before them accepts.
+
+    libvirt has one for each network with forward mode nat.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    found: set[Closing] = set()
+    for family, table in sorted({(chain.family, chain.table) for chain in chains(nft) if chain.is_at_forward}):
+        for chain, rules in _rules(nft, family, table).items():
+            found.update(
+                Closing(FAMILIES[family], table, chain, interface)
+                for rule in rules
+                if len(rule) > _MATCH and _leaves_by(rule) and _last_word([rule[_MATCH:]])
+                for interface in _interfaces(rule[:_MATCH])
+            )
+    return tuple(sorted(found))
+
+
+_MATCH: Final = 2
+"""Expressions of the comparison with an interface."""
+
+
+def _leaves_by(rule: list[Expression]) -> bool:
+    name, data = rule[0]
+    return name == "meta" and network_number(attribute_map(data).get(_META_KEY, b"")) == _OIFNAME
+
+
 def forwarding_tables(nft: Socket) -> tuple[str, ...]:
     """
     Return the tables of others that filter or translate forwarded packets: ``ip filter``.

@@ -6,9 +6,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from machine_doctor.checks.filters import forward_filters_
 from machine_doctor.checks.routing import may_match
 from machine_doctor.facts import (
     BridgeWay,
+    ClosingRule,
     FilterFacts,
     ForwardChain,
     Listener,
@@ -48,6 +50,19 @@ FIREWALLD = ForwardChain("inet", "firewalld", "filter_FORWARD", "reject", frozen
 
 def filters(*chains: ForwardChain, begun: int | None = 0, legacy: bool = False) -> FilterFacts:
     return FilterFacts(chains, DOCKER in chains, legacy, begun)
+
+
+LIBVIRT = ClosingRule("ip", "filter", "LIBVIRT_FWI", "virbr0")
+LIBVIRT_NFT = ClosingRule("ip", "libvirt_network", "guest_input", "virbr0")
+
+
+def closed(*rules: ClosingRule, forwards: int) -> FilterFacts:
+    return dataclasses.replace(filters(begun=17), closing=rules, forwards=forwards)
+
+
+def test_where_nothing_is_let_in_a_rule_that_lets_nothing_in_is_fine() -> None:
+    facts = but(filters=closed(LIBVIRT, forwards=0))
+    assert forward_filters_(facts).troubles == ()
 
 
 def ways(out: Answer, back: Answer | None = None) -> tuple[BridgeWay, ...]:
@@ -105,6 +120,10 @@ CASES = [
          "ManageForeignRoutingPolicyRules=no into"),
     Case("forward-filters", but(filters=filters(DOCKER)), PROBLEM, "ip filter FORWARD",
          "iptables -I DOCKER-USER -i virbr0"),
+    Case("forward-filters", but(filters=closed(LIBVIRT, forwards=1)), WARNING, "rejects what forwards let in",
+         "iptables -I LIBVIRT_FWI -o virbr0 -m conntrack --ctstate DNAT -j ACCEPT"),
+    Case("forward-filters", but(filters=closed(LIBVIRT_NFT, forwards=1)), WARNING, "rejects what forwards let in",
+         'nft insert rule ip libvirt_network guest_input oifname "virbr0" ct status dnat accept'),
     Case("forward-filters", but(filters=filters(FIREWALLD)), PROBLEM, "(reject)",
          'nft insert rule inet firewalld filter_FORWARD iifname "virbr0" accept'),
     Case("forward-filters", but(filters=filters(DOCKER, begun=5)), WARNING, "have begun connections", "iptables -I"),
