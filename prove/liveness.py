@@ -76,6 +76,9 @@ def stop_faults(world: World) -> None:
 def go_on(world: World, seconds: float, *, presence: bool) -> None:
     """Some seconds of ordinary life."""
     world.approve_all()
+    for uuid in ALL_VMS:
+        # One that is kept stays a VM's that runs nowhere; and it was refused as long as the ledger waited for nodes.
+        world.end_forwards(uuid, every=True)
     for name in world.nodes:
         world.connect(name)
     world.settle()
@@ -103,9 +106,10 @@ def complaints(world: World, *, longest_s: float) -> Iterator[str]:
             yield f"the restored ledger waits for {manager.restoring.waits_for(world.cpmd.ledger_now(world.now))}"
         return
     yield from manager.refused.sentences.values()
-    rows = [row for vm in manager.fleet.vms for row in manager.fleet.of(vm)]
+    rows = [row for vm in manager.fleet.vms for row in manager.fleet.all_of(vm)]
     yield from (each for row in rows for each in _on_its_way(world, manager, row, longest_s))
-    yield from _vms(world, manager, [row for row in rows if row.state is AllocationState.ACTIVE])
+    active = [row for row in rows if row.state is AllocationState.ACTIVE and row.forward is None]
+    yield from _vms(world, manager, active)
     yield from _kernels(world, rows)
     free = sum(manager.fleet.space.usage(address).free for address in world.externals)
     kept = sum(each.ports.size for of_node in manager.fleet.own_ports.values() for each in of_node)
@@ -145,13 +149,13 @@ def _vms(world: World, manager: Manager, rows: list[Allocation]) -> Iterator[str
             elsewhere = (row for row in of_vm if row.node != names[0])
             yield from (f"vm{uuid[-1:]} runs on {names[0]} and {_row(row)} is {row.node}'s" for row in elsewhere)
         vm = manager.fleet.vms.get(uuid)
-        is_forgotten = vm is None or bool(manager.fleet.of(uuid)) or _excuses(world, vm.node)
+        is_forgotten = vm is None or bool(manager.fleet.all_of(uuid)) or _excuses(world, vm.node)
         if not names and (of_vm or not is_forgotten):
             yield f"vm{uuid[-1:]} runs nowhere and is known"
 
 
 def _kernels(world: World, rows: list[Allocation]) -> Iterator[str]:
-    active = [row for row in rows if row.state is AllocationState.ACTIVE]
+    active = [row for row in rows if row.state is AllocationState.ACTIVE and row.forward is None]
     for name in world.hosts:
         if name == world.broken:
             continue

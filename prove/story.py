@@ -117,6 +117,11 @@ class Kind(enum.StrEnum):
     BREAK = "break"
     """A machine breaks, and stays so to the end of the story: n = 0, 3, …: its kernel refuses all; n = 1, 4, …: its
     natd goes on and its kernel is never changed, so it confirms nothing; n = 2, 5, …: it has no power."""
+    # In some stories only.
+    FORWARD = "forward"
+    """A block of ports is let in to a VM, which may run or not; n odd: only while it runs."""
+    END_FORWARD = "end forward"
+    """A forward of a VM is removed."""
 
 
 class Event(NamedTuple):
@@ -139,6 +144,7 @@ ABOUT_VM = frozenset(
     {
         Kind.START, Kind.STOP, Kind.STOP_UNSEEN, Kind.PLUG, Kind.OPEN, Kind.HOLD_ALL, Kind.CLOSE, Kind.MIGRATE,
         Kind.RESUME, Kind.LEFT, Kind.ABORT, Kind.RESIZE, Kind.RELOCATE, Kind.NEED, Kind.LIE, Kind.EDGE_LIES, Kind.COPY,
+        Kind.FORWARD, Kind.END_FORWARD,
     }
 )  # fmt: skip
 
@@ -201,6 +207,8 @@ _WEIGHTS: Mapping[Kind, tuple[float, _Whom]] = {
     Kind.LIE: (0.01, HOSTS),
     Kind.BREAK: (0.05, NODES),
     Kind.EDGE_LIES: (0.01, EDGES),
+    Kind.FORWARD: (0.0, NOBODY),
+    Kind.END_FORWARD: (0.0, NOBODY),
 }
 """How often each kind happens, and to whom."""
 
@@ -243,6 +251,11 @@ THEMES: Mapping[str, Mapping[Kind, float]] = {
     },
 }
 """What happens more often, or less, in a story; one in as many stories has each theme."""
+
+WITH_FORWARDS: Final = 16
+"""One in so many stories has forwards; all others are what they were before there were any."""
+_FORWARDS: Final[Mapping[Kind, float]] = {_K.FORWARD: 4.0, _K.END_FORWARD: 1.0}
+"""How often they come and go there."""
 
 ALL_KINDS: frozenset[Kind] = frozenset(Kind)
 
@@ -408,7 +421,8 @@ def generate(seed: int, events: int = EVENTS, kinds: Iterable[Kind] = ALL_KINDS)
     vms = _VMS_OF_A_STORY[seed % len(_VMS_OF_A_STORY)]
     focus = whom[NODES][int(uniform() * len(whom[NODES]))] if uniform() < _FOCUS else whom[HOSTS][0]
     drawn = []
-    for kind, wanted, about in _draw(rng, frozenset(kinds), theme, events, vms):
+    extra = _FORWARDS if seed % WITH_FORWARDS == WITH_FORWARDS - 1 else {}
+    for kind, wanted, about in _draw(rng, frozenset(kinds), theme, events, vms, extra):
         # Small numbers often, large ones sometimes.
         number = int(uniform() ** 2 * 12) if wanted == _ANY else wanted
         share = 0.9 if about else _FOCUS
@@ -419,13 +433,14 @@ def generate(seed: int, events: int = EVENTS, kinds: Iterable[Kind] = ALL_KINDS)
 
 
 def _draw(
-    rng: random.Random, kinds: frozenset[Kind], theme: str, events: int, vms: int
+    rng: random.Random, kinds: frozenset[Kind], theme: str, events: int, vms: int, extra: Mapping[Kind, float]
 ) -> Iterator[tuple[Kind, int, int]]:
     """Yield kinds, each with its number if a phrase says one, and with the VM that the phrase is about."""
     uniform = rng.random
     chosen = [kind for kind in Kind if kind in kinds]
     more = THEMES[theme]
-    cumulative = list(itertools.accumulate(_WEIGHTS[kind][0] * more.get(kind, 1.0) for kind in chosen))
+    weights = (_WEIGHTS[kind][0] * more.get(kind, 1.0) + extra.get(kind, 0.0) for kind in chosen)
+    cumulative = list(itertools.accumulate(weights))
     phrases = PHRASES + PHRASES_OF_CRASHES if theme == "crashes" else PHRASES
     if theme == "crashes" and _K.RELOAD in kinds:
         phrases += PHRASES_OF_RELOADS

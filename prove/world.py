@@ -6,13 +6,17 @@ Everything that happens is decided by the event and by the state of the site; th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Final
 
+from cpm.core.forwards import ForwardRequest
+from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
 from cpm.protocol import codec
 from cpm.protocol.messages import Need
-from cpm.protocol.model import DomainUUID, NodeName
+from cpm.protocol.model import AllocationId, DomainUUID, NodeName, PortRange
 from natctl.model.own_ports import LocalSocket, OwnInterfaces, PortsInUse, SocketKind
 from prove import lies, words
 from prove.cpmd import CpmdDied
@@ -22,6 +26,14 @@ from prove.machine import Broken
 from prove.network import ALL, ALL_VMS, BLOCKS, CLOCK_S, PASS_S, vm_of
 from prove.story import Event, Kind
 from qga_agent.domain_list import Phase
+
+_GUEST: Final = IPv4Address("10.10.0.5")
+
+
+def _remove_forward(number: AllocationId, manager: Manager, now: float) -> None:
+    forward = manager.fleet.allocation(number)
+    if forward is not None:
+        manager.forwards.remove(forward, now)
 
 
 class World(Guests):
@@ -105,6 +117,24 @@ class World(Guests):
         if manager is None or uuid not in manager.fleet.vms:
             return False
         return self._ask(lambda manager, now: manager.sizer.relocate(uuid, now))
+
+    def _forward(self, uuid: DomainUUID, n: int) -> bool:
+        manager = self.cpmd.manager
+        if manager is None or uuid not in manager.fleet.vms:
+            return False
+        # A whole block, as all that is judged.
+        to = PortRange(9000 + n * BLOCK, 9000 + (n + 1) * BLOCK - 1)
+        asked = ForwardRequest(to=to, guest=_GUEST, is_kept=n % 2 == 0)
+        return self._ask(lambda manager, now: manager.forwards.add(manager.fleet.vms[uuid], asked, now))
+
+    def end_forwards(self, uuid: DomainUUID, *, every: bool = False) -> bool:
+        """The operator removes a forward of a VM, or all; return whether there was one."""
+        manager = self.cpmd.manager
+        of_vm = manager.fleet.forwards_of(uuid) if manager is not None else ()
+        mine = [each.id for each in of_vm if each.is_wanted_forward]
+        for number in mine if every else mine[:1]:
+            self._ask(functools.partial(_remove_forward, number))
+        return bool(mine)
 
     def _need(self, uuid: DomainUUID, n: int) -> bool:
         for machine in self.machines.values():
@@ -377,6 +407,8 @@ _DO: Final[dict[Kind, Callable[[World, Event], bool]]] = {
     Kind.COPY: lambda w, e: w._copy(e.who, vm_of(e.vm)),
     Kind.IMPOSTOR: lambda w, e: w._impostor(e.who, is_same_machine=bool(e.n % 2)),
     Kind.BREAK: lambda w, e: w._break(e.who, e.n),
+    Kind.FORWARD: lambda w, e: w._forward(vm_of(e.vm), e.n),
+    Kind.END_FORWARD: lambda w, e: w.end_forwards(vm_of(e.vm)),
     Kind.LIE: lambda w, e: w._lie(e.who, vm_of(e.vm), e.n),
     Kind.EDGE_LIES: lambda w, e: w._lie(e.who, vm_of(e.vm), e.n),
 }
