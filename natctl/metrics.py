@@ -33,6 +33,8 @@ class Now:
     domains: int
     warnings: int
     dropped: Mapping[str, int]
+    port_requests: Mapping[str, int]
+    """Guests' requests for ports, by what became of them."""
     entries: int | None
     """Of the connection table; None: not known. Likewise for the limit."""
     entries_limit: int | None
@@ -53,6 +55,7 @@ def read(name: str, node: Node, kernel: Kernel, dropped: Mapping[str, int]) -> N
         domains=len(node.known_domains()),
         warnings=len((*kernel.warnings, *node.warnings)),
         dropped=dropped,
+        port_requests={"answered": node.port_control.answered, "dropped": node.port_control.dropped},
         entries=sysctl.connection_table_entries(),
         entries_limit=sysctl.connection_table_size(),
         signal_s=node.signal_times.histogram,
@@ -104,6 +107,7 @@ class Metrics:
         yield declared.DROPPED.text(((reason,), count) for reason, count in sorted(now.dropped.items()))
         yield declared.REPAIRS.one(self.repairs)
         yield declared.ERRORS.text(((name,), count) for name, count in sorted(self._errors.items()))
+        yield declared.PORT_REQUESTS.text(((outcome,), count) for outcome, count in sorted(now.port_requests.items()))
         known = (
             (declared.CONNECTIONS, self.connections),
             (declared.ENTRIES, now.entries),

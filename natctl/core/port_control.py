@@ -59,6 +59,11 @@ class PortControl:
         """Requests that were not answered: too many, or not to be answered."""
         return self._responder.dropped
 
+    @property
+    def answered(self) -> int:
+        """Requests that were answered, with an error perhaps."""
+        return self._responder.answered
+
     def take(self) -> list[Reply | Announce | FindPeer]:
         """Return what to send to guests, and what to find out for them, since the last call, in order."""
         commands, self._commands = self._commands, []

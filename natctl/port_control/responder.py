@@ -57,6 +57,8 @@ class Responder:
         self._guests: dict[DomainUUID, Guest] = {}
         self._commands: list[Command] = []
         self._is_connected = False
+        self.answered = 0
+        """Answers, errors included."""
         self.dropped = 0
         """Requests that were not answered: too many, or not to be answered."""
 
@@ -403,6 +405,7 @@ class Responder:
             self._reply(domain, asked, pcp.failure(data, Fault(result, is_parsed=True), epoch, lasting_s))
 
     def _reply(self, domain: DomainUUID, asked: Asked, data: bytes) -> None:
+        self.answered += 1
         self._commands.append(Reply(domain, asked, data))
 
 

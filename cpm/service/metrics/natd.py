@@ -34,6 +34,11 @@ REPAIRS: Final = _counter("kernel_repairs", "Differences mended between what the
 ERRORS: Final = _counter(
     "kernel_errors", "Kernel requests (netlink, sysctl) that failed, by error.", ("error",), "1 an error seen"
 )
+PORT_REQUESTS: Final = _counter(
+    "port_requests",
+    "Guests' requests for ports (PCP, NAT-PMP): answered, or dropped because they were too many or make no sense.",
+    ("outcome",), "2"
+)  # fmt: skip
 CONNECTIONS: Final = _gauge("connections", "Connections of VMs in the connection table, when last counted.")
 ENTRIES: Final = _gauge("conntrack_entries", "Entries in the machine's connection table, all programs' together.")
 ENTRIES_LIMIT: Final = _gauge("conntrack_entries_limit", "Entries that the connection table can have.")

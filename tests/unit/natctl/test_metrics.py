@@ -20,6 +20,7 @@ NOW = Now(
     domains=3,
     warnings=0,
     dropped={"unmapped": 7},
+    port_requests={"answered": 5, "dropped": 2},
     entries=100,
     entries_limit=262144,
     signal_s=Histogram(),
