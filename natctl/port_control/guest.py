@@ -27,6 +27,30 @@ PATIENCE_S: Final = 10.0
 """Seconds for which a request waits for the manager; after that the client's next one begins anew."""
 
 
+class Bucket:
+    """
+    How often something may happen: many times at once, fewer for long.
+
+    :param burst: At once, if it did not happen for long.
+    :param per_s: In a second, for long.
+    """
+
+    def __init__(self, burst: int, per_s: float, now: float) -> None:
+        self.burst = burst
+        self._per_s = per_s
+        self._tokens = float(burst)
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """Return whether it may happen now; then it has."""
+        self._tokens = min(self.burst, self._tokens + max(0.0, now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 @dataclasses.dataclass(slots=True)
 class Mapping:
     """A mapping of a guest."""
@@ -76,10 +100,8 @@ class Guest:
         self.mappings: dict[Key, Mapping] = {}
         self.pending: dict[Key, Pending] = {}
         self._epoch_at = now
-        self._tokens = float(BURST)
-        self._tokens_at = now
-        self._beginnings = float(self._most_beginnings)
-        self._beginnings_at = now
+        self._requests = Bucket(BURST, PER_S, now)
+        self._beginnings = Bucket(max(limit, MAPPINGS_BURST), 1 / MAPPING_S, now)
         self._announced = ANNOUNCEMENTS
         self._announce_at = now
 
@@ -106,26 +128,12 @@ class Guest:
 
     def takes_request(self, now: float) -> bool:
         """Whether the VM may send one more request now."""
-        self._tokens = min(BURST, self._tokens + max(0.0, now - self._tokens_at) * PER_S)
-        self._tokens_at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    @property
-    def _most_beginnings(self) -> int:
-        return max(self.limit, MAPPINGS_BURST)
+        return self._requests.take(now)
 
     def takes_mapping(self, now: float) -> bool:
         """Whether the VM may begin one more mapping now."""
-        passed = max(0.0, now - self._beginnings_at) / MAPPING_S
-        self._beginnings = min(self._most_beginnings, self._beginnings + passed)
-        self._beginnings_at = now
-        if self._beginnings < 1:
-            return False
-        self._beginnings -= 1
-        return True
+        self._beginnings.burst = max(self.limit, MAPPINGS_BURST)
+        return self._beginnings.take(now)
 
     def find(self, protocol: int, address: IPv4Address, port: int) -> Mapping | None:
         """Return the mapping of a port of the guest's."""

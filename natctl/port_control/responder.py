@@ -24,7 +24,7 @@ from typing import Final
 
 from cpm.protocol.model import DomainUUID
 from natctl.port_control import nat_pmp, pcp
-from natctl.port_control.guest import PATIENCE_S, Guest, Mapping, Pending
+from natctl.port_control.guest import PATIENCE_S, Bucket, Guest, Mapping, Pending
 from natctl.port_control.pcp import Fault, PortSet, Result
 from natctl.port_control.values import (
     LEAST_LIFETIME_S,
@@ -42,6 +42,11 @@ from natctl.port_control.values import (
     Wanted,
 )
 
+HOST_BURST: Final = 1000
+"""Mappings that all VMs of a host together may begin at once."""
+HOST_MAPPINGS_PER_S: Final = 1.0
+"""Mappings a second that they may go on to begin. Each is several changes of the ledger, and the manager slows a host
+down that causes ten a second for long (``cpm.core.change_rate``): its VMs' ranges would wait behind them."""
 _MAPPED_PROTOCOLS: Final = frozenset({pcp.TCP, pcp.UDP})
 _NAT_PMP_RESULTS: Final = {
     Result.NOT_AUTHORIZED: nat_pmp.Result.NOT_AUTHORIZED,
@@ -57,6 +62,7 @@ class Responder:
         self._guests: dict[DomainUUID, Guest] = {}
         self._commands: list[Command] = []
         self._is_connected = False
+        self._beginnings: Bucket | None = None
         self.answered = 0
         """Answers, errors included."""
         self.dropped = 0
@@ -281,7 +287,9 @@ class Responder:
         if is_exact and (got < size or external not in (None, guest.external)):
             self._refuse(domain, guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
             return
-        if not guest.takes_mapping(now):
+        if self._beginnings is None:
+            self._beginnings = Bucket(HOST_BURST, HOST_MAPPINGS_PER_S, now)
+        if not guest.takes_mapping(now) or not self._beginnings.take(now):
             self._refuse(domain, guest, asked, Result.NO_RESOURCES, now)
             return
         lifetime_s = _granted_s(request.lifetime_s)

@@ -12,7 +12,7 @@ from cpm.protocol.model import DomainUUID
 from natctl.model.port_control import BURST, PER_S
 from natctl.port_control.guest import PATIENCE_S
 from natctl.port_control.pcp import Result
-from natctl.port_control.responder import Responder
+from natctl.port_control.responder import HOST_BURST, Responder
 from natctl.port_control.values import (
     Announce,
     Asked,
@@ -291,6 +291,20 @@ class TestWhatHinders:
         assert result(site.ask(mapping(1))) == Result.NO_RESOURCES
         site.now += 10
         assert site.ask(mapping(1)) == []
+
+    def test_all_vms_of_a_host_together_keep_the_manager_free(self) -> None:
+        """Who is slowed down by the manager is the host, with all its VMs."""
+        responder, now, begun = Responder(), 1000.0, 0
+        responder.on_connected(now)
+        for number in range(100):
+            domain = DomainUUID(f"7b8c6c5e-0000-4000-8000-{number:012}")
+            responder.on_vm(domain, 32, EXTERNAL, (), now)
+            for port in range(1, 31):
+                responder.on_asked(domain, asked(mapping(port)), now)
+            begun += sum(isinstance(command, Map) for command in responder.take())
+        assert begun == HOST_BURST
+        responder.on_asked(domain, asked(mapping(100)), now + 5)
+        assert any(isinstance(command, Map) for command in responder.take())
 
     def test_a_vm_that_may_not_ask(self, site: Site) -> None:
         site.map(mapping(8080))
