@@ -3,8 +3,8 @@ The time that an operator waits for ``virt-ports list`` with 1,000 VMs, compared
 
 The real manager with 1,000 VMs of :mod:`bench.tick` behind the real server on a unix socket, which runs in a thread of
 this process; the command is a process of its own, with this interpreter, in an environment like that of the Debian
-package: the import hook of a developer's ``pip install -e``, which takes longer than Python to start, is not in it. It
-is started alternately with bare Python, in the same way.
+package, by the script that the package has: the import hook of a developer's ``pip install -e``, which takes longer
+than Python to start, is not in it. It is started alternately with bare Python, in the same way.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ from cpm.queries import vms  # noqa: F401 - registers what answers
 VMS: Final = 1000
 RUNS: Final = 30
 WARM_UP: Final = 3
+SCRIPT: Final = """\
+# -*- coding: utf-8 -*-
+import sys
+from cpm.cli.main import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+"""What debian/rules leaves of the script that pip makes, below its first line."""
 
 
 def measure(say: Callable[[str], None]) -> Measured:
@@ -60,17 +68,20 @@ def measure(say: Callable[[str], None]) -> Measured:
 
 
 def _environment(folder: Path) -> str:
-    """Make a virtual environment with the libraries of this one and the code of this tree; return its interpreter."""
+    """Make a virtual environment with the libraries of this one and the code of this tree; return the command."""
     venv.EnvBuilder(symlinks=True).create(folder)
     [packages] = (folder / "lib").glob("python3*/site-packages")
     found = [Path(__file__).parents[1], *(path for path in sys.path if path.endswith("site-packages"))]
     (packages / "bench.pth").write_text("".join(f"{path}\n" for path in found))
-    return str(folder / "bin/python")
+    command = folder / "bin/virt-ports"
+    command.write_text(f"#!{folder}/bin/python\n{SCRIPT}")
+    command.chmod(0o755)
+    return str(command)
 
 
-def _runs(path: Path, python: str) -> dict[str, list[float]]:
+def _runs(path: Path, virt_ports: str) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {"cli_list_ms": [], "cli_python_ms": []}
-    command = [python, "-m", "cpm.cli.main", "--socket", str(path), "list"]
+    command = [virt_ports, "--socket", str(path), "list"]
     environment = {"PATH": os.environ["PATH"]}
     for _ in range(WARM_UP + RUNS):
         runs["cli_list_ms"].append(spawn_ms(command, "", environment))
