@@ -240,7 +240,9 @@ def test_what_libvirt_rejects_of_what_is_let_in_is_found(host: Machine) -> None:
     ):  # fmt: skip
         host.namespace.run("iptables-nft", *line.split())
     host.namespace.nft(
-        "table ip libvirt_network {\n chain guest_input { oifname br2 counter reject; }\n"
+        "table ip libvirt_network {\n"
+        " chain guest_input { oifname br2 counter reject; oif br0 ct state related,established counter accept;\n"
+        "  oif br0 counter reject; }\n"
         " chain forward { type filter hook forward priority filter; jump guest_input; }\n}"
     )
 
@@ -250,6 +252,7 @@ def test_what_libvirt_rejects_of_what_is_let_in_is_found(host: Machine) -> None:
 
     assert host.namespace.inside(closing) == (
         Closing("ip", "filter", "LIBVIRT_FWI", "br0"),
+        Closing("ip", "libvirt_network", "guest_input", "br0"),
         Closing("ip", "libvirt_network", "guest_input", "br2"),
     )
 

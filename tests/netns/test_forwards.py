@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import socket
 import threading
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
@@ -15,7 +16,7 @@ from cpm.protocol.model import ForwardProtocol, PortRange
 from natctl.model.entries import Allowance, Change
 from tests.fakes.intents import with_intent, with_ranges
 from tests.netns.conftest import Way
-from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, VM, Site, program
+from tests.netns.topology import EXTERNAL, INTERNET, PATIENCE, VM, Namespace, Site, program
 
 pytestmark = pytest.mark.netns
 
@@ -190,3 +191,47 @@ def test_many_connections_at_once(way: Way) -> None:
                 assert client.recv(100) == b"hello"
         serving.join(PATIENCE)
     assert done
+
+
+def _of_iptables(host: Namespace) -> None:
+    for line in (
+        "-N LIBVIRT_FWI", "-A FORWARD -j LIBVIRT_FWI",
+        "-A LIBVIRT_FWI -d 10.10.0.0/24 -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A LIBVIRT_FWI -o br0 -j REJECT --reject-with icmp-port-unreachable",
+    ):  # fmt: skip
+        host.run("iptables-nft", *line.split())
+
+
+def _of_nftables(host: Namespace) -> None:
+    host.nft(
+        "table ip libvirt_network {\n chain guest_input {\n"
+        "  oif br0 ip daddr 10.10.0.0/24 ct state related,established counter accept; oif br0 counter reject; }\n"
+        " chain forward { type filter hook forward priority filter; counter jump guest_input; }\n}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("have_rules", "mend"),
+    [
+        (_of_iptables, "iptables-nft -I LIBVIRT_FWI -o br0 -m conntrack --ctstate DNAT -j ACCEPT"),
+        (_of_nftables, 'nft insert rule ip libvirt_network guest_input oifname "br0" ct status dnat accept'),
+    ],
+)
+def test_a_line_lets_them_through_what_libvirt_rejects(
+    site: Site, have_rules: Callable[[Namespace], None], mend: str
+) -> None:
+    """Of a network with forward mode nat; the lines are those of docs/how-to/forwards.md."""
+    host, edge = site.host_and_edge()
+    vm = VM.of(1, site.guest(host), PortRange(20000, 20063))
+    program([host, edge], [vm], {0: (edge,)})
+    way = Way(site, vm, (host,), (edge,))
+    _forward(way, *_forwards(way))
+    have_rules(host.namespace)
+    with vm.guest.namespace.listener("0.0.0.0", 22) as server:
+        assert _is_refused(way, 40000)
+        host.namespace.run(*mend.split())
+        with site.internet.tcp((str(EXTERNAL), 40000)) as client:
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.sendall(b"hello")
+                assert client.recv(100) == b"hello"

@@ -7,6 +7,8 @@ linux/netfilter/nf_tables.h. Tested in ``tests/netns/test_doctor.py``.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -19,6 +21,7 @@ from natctl.netlink.message import (
     attribute,
     attribute_map,
     attribute_payloads,
+    native_number,
     netfilter_message,
     network_number,
     terminated,
@@ -38,7 +41,7 @@ from natctl.netlink.nftables.schema import (
 from natctl.netlink.socket import Socket
 from natctl.ruleset.values import TABLE
 
-_META_KEY, _IIFNAME, _OIFNAME = 2, 6, 7  # NFTA_META_KEY, NFT_META_…
+_META_KEY, _IIF, _OIF, _IIFNAME, _OIFNAME = 2, 4, 5, 6, 7  # NFTA_META_KEY, NFT_META_…
 _CMP_DATA, _IMMEDIATE_DATA, _VALUE, _VERDICT, _CODE = 3, 2, 1, 2, 1
 _NAME_BYTES: Final = 16
 _PASSIVE: Final = frozenset({"counter", "log"})
@@ -119,7 +122,7 @@ _MATCH: Final = 2
 
 def _leaves_by(rule: list[Expression]) -> bool:
     name, data = rule[0]
-    return name == "meta" and network_number(attribute_map(data).get(_META_KEY, b"")) == _OIFNAME
+    return name == "meta" and _key(data) in (_OIF, _OIFNAME)
 
 
 def forwarding_tables(nft: Socket) -> tuple[str, ...]:
@@ -174,8 +177,13 @@ def _interfaces(rule: list[Expression]) -> Iterator[str]:
     for (name, data), (then, compared) in pairwise(rule):
         if name == "meta" and then == "cmp" and _is_interface(data):
             value = attribute_map(attribute_map(compared).get(_CMP_DATA, b"")).get(_VALUE, b"")
-            ends = len(value) >= _NAME_BYTES or value.endswith(b"\0")
-            yield text(value) + ("" if ends else "*")
+            if _key(data) in (_IIF, _OIF):
+                # Of one that is gone there is no name.
+                with contextlib.suppress(OSError):
+                    yield socket.if_indextoname(native_number(value))
+            else:
+                ends = len(value) >= _NAME_BYTES or value.endswith(b"\0")
+                yield text(value) + ("" if ends else "*")
 
 
 def _looks_up_an_interface(rule: list[Expression]) -> bool:
@@ -185,4 +193,8 @@ def _looks_up_an_interface(rule: list[Expression]) -> bool:
 
 
 def _is_interface(meta: bytes) -> bool:
-    return network_number(attribute_map(meta).get(_META_KEY, b"")) in (_IIFNAME, _OIFNAME)
+    return _key(meta) in (_IIF, _OIF, _IIFNAME, _OIFNAME)
+
+
+def _key(meta: bytes) -> int:
+    return network_number(attribute_map(meta).get(_META_KEY, b""))
