@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import net
+from lab.daemons import natd_of
 from lab.lab import Lab
 from lab.shell import inside, ip_batch
 from lab.sites import SINGLE
@@ -54,6 +56,20 @@ def test_a_wish_opens_a_vm_and_its_range_may_grow_and_move(lab: Lab) -> None:
             assert discovered(enter, SERVER) == OPEN
         lab.operate("set", "console", "--unset", "filtering")
         assert eventually(lambda: discovered(enter, SERVER) == CLOSED)
+    finally:
+        lab.remove_guest("console")
+
+
+def test_a_vm_is_open_while_its_natd_is_dead_and_after(lab: Lab) -> None:
+    guest, natd = lab.add_guest("console", "host1"), natd_of("host1")
+    enter = inside(guest.namespace)
+    try:
+        lab.operate("set", "console", WISH)
+        assert eventually(lambda: discovered(enter, SERVER) == OPEN)
+        lab.daemons.end(natd, signal.SIGKILL)
+        assert discovered(enter, SERVER) == OPEN
+        lab.daemons.start(natd)
+        assert discovered(enter, SERVER) == OPEN
     finally:
         lab.remove_guest("console")
 
