@@ -282,21 +282,36 @@ _SHAPE = (
 
 
 _STATUS = _HEAD.pack(8, CTA_STATUS)
+_SENT_TO: Final = struct.Struct("!8x8s4x4sI8sB3x4s4x4sH")
+"""The original tuple: headers down to the source; destination: header, value; protocol: headers, value; ports: header,
+header, value."""
+_SENT_SHAPE: Final = (
+    _HEAD.pack(20, CTA_TUPLE_IP | NLA_F_NESTED) + _HEAD.pack(8, CTA_IP_V4_SRC),
+    _HEAD.pack(8, CTA_IP_V4_DST),
+    *_SHAPE[2:],
+)
 
 
 def _collect(ct: Socket, request: bytes) -> _Ports:
-    """Return the port of every entry of a dump; one loop without calls, which takes 0.4 µs per entry."""
+    """Return the ports of every entry of a dump; one loop without calls, which takes 0.4 µs for what a VM began."""
     found: _Ports = defaultdict(list)
     layouts, shape, behind, translated = _LAYOUTS, _SHAPE, _STATUS, DESTINATION_TRANSLATED
+    sent, sent_shape = _SENT_TO, _SENT_SHAPE
     for buffer, start, end in ct.dump(request):
         layout = layouts.get(buffer[start + 4 : start + 8])
         if layout is not None and end - start >= layout.size:
             outer, to, address, kind, protocol, source, destination, port, after, status = layout.unpack_from(
                 buffer, start
             )
-            if (outer, to, kind, source, destination) == shape and after == behind and not status & translated:
-                found[address << 8 | protocol].append(port)
-                continue
+            if (outer, to, kind, source, destination) == shape and after == behind:
+                if not status & translated:
+                    found[address << 8 | protocol].append(port)
+                    continue
+                outer, to, sent_to, kind, _, source, destination, sent_port = sent.unpack_from(buffer, start)
+                if (outer, to, kind, source, destination) == sent_shape:
+                    found[address << 8 | protocol].append(port)
+                    found[sent_to << 8 | protocol].append(sent_port)
+                    continue
         _collect_slowly(found, buffer, start, end)
     return found
 

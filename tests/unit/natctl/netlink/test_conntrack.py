@@ -39,8 +39,14 @@ UDP = bytes.fromhex(
     "13880000 06000300 4f040000 08000300 00000198 08000800 40000000 08000c00 c026b2bc 08000b00 00000001 08000700"
     "0000001d"
 )
-# The same in zone 5 of the original direction.
-ZONED_UDP = UDP[:4] + bytes.fromhex("3c000180") + UDP[8:56] + bytes.fromhex("06000300 00050000") + UDP[56:]
+
+
+def _zoned(entry: bytes) -> bytes:
+    """Put an entry into zone 5 of the original direction."""
+    return entry[:4] + bytes.fromhex("3c000180") + entry[8:56] + bytes.fromhex("06000300 00050000") + entry[56:]
+
+
+ZONED_UDP = _zoned(UDP)
 # icmp src=127.0.0.1 dst=127.0.0.1 type=8 code=0 id=100 src=127.0.0.1 dst=127.0.0.9 type=0 code=0 id=100
 ICMP = bytes.fromhex(
     "02000000 3c000180 14000180 08000100 7f000001 08000200 7f000001 24000280 05000100 01000000 06000400 00640000"
@@ -230,6 +236,18 @@ def test_the_usual_layouts_are_read_in_one_go(monkeypatch: pytest.MonkeyPatch, e
     """Attribute by attribute takes ten times as long, which no result shows."""
     monkeypatch.setattr("natctl.netlink.conntrack.counting._collect_slowly", pytest.fail)
     assert collected(entry) == use(udp=[20228])
+
+
+def test_what_strangers_began_is_read_in_one_go_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All connections of a server are such ones."""
+    # In another layout as a whole, and in its original tuple only.
+    slowly = collected(STRANGERS.replace(b"\x02\x80", b"\x02\0"))
+    assert slowly == collected(STRANGERS[:8] + STRANGERS[8:12].replace(b"\x80", b"\0") + STRANGERS[12:])
+    monkeypatch.setattr("natctl.netlink.conntrack.counting._collect_slowly", pytest.fail)
+    assert collected(STRANGERS, _zoned(STRANGERS)) == collected(_zoned(STRANGERS), STRANGERS)
+    assert collected(STRANGERS) == slowly
+    assert slowly.of(INTERNAL) == use(udp=[20228]).of(INTERNAL)
+    assert slowly.of(IPv4Address("192.0.2.1")).total == 1
 
 
 def test_a_zone_is_passed_over_where_attributes_are_not_flagged_as_nests() -> None:
