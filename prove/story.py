@@ -119,7 +119,8 @@ class Kind(enum.StrEnum):
     natd goes on and its kernel is never changed, so it confirms nothing; n = 2, 5, …: it has no power."""
     # In some stories only.
     FORWARD = "forward"
-    """A block of ports is let in to a VM, which may run or not; n odd: only while it runs."""
+    """A block of ports is let in to a VM, which may run or not; n odd: only while it runs; n = 3, 7, …: its guest asks
+    for it (PCP), for so many times 20 s."""
     END_FORWARD = "end forward"
     """A forward of a VM is removed."""
 

@@ -15,8 +15,9 @@ from cpm.core.forwards import ForwardRequest
 from cpm.core.manager import Manager
 from cpm.core.sizing.sizer import Target
 from cpm.protocol import codec
-from cpm.protocol.messages import Need
-from cpm.protocol.model import AllocationId, DomainUUID, NodeName, PortRange
+from cpm.protocol.bounds import MAX_FORWARD_PORTS
+from cpm.protocol.messages import MapPorts, Need
+from cpm.protocol.model import AllocationId, DomainUUID, ForwardProtocol, NodeName, PortRange, Wishes
 from natctl.model.own_ports import LocalSocket, OwnInterfaces, PortsInUse, SocketKind
 from prove import lies, words
 from prove.cpmd import CpmdDied
@@ -27,6 +28,9 @@ from prove.network import ALL, ALL_VMS, BLOCKS, CLOCK_S, PASS_S, vm_of
 from prove.story import Event, Kind
 from qga_agent.domain_list import Phase
 
+_BY_GUEST: Final = 3
+"""Of four forwards, which the guest asks for."""
+_LIFETIME_S: Final = 20
 _GUEST: Final = IPv4Address("10.10.0.5")
 
 
@@ -124,8 +128,19 @@ class World(Guests):
             return False
         # A whole block, as all that is judged.
         to = PortRange(9000 + n * BLOCK, 9000 + (n + 1) * BLOCK - 1)
+        if n % 4 == _BY_GUEST:
+            return self._guest_asks(uuid, to, n)
         asked = ForwardRequest(to=to, guest=_GUEST, is_kept=n % 2 == 0)
         return self._ask(lambda manager, now: manager.forwards.add(manager.fleet.vms[uuid], asked, now))
+
+    def _guest_asks(self, uuid: DomainUUID, to: PortRange, n: int) -> bool:
+        """A guest asks for a forward by PCP, which its VM's wish allows from now on."""
+        for machine in self.machines.values():
+            if machine.session is not None and machine.node is not None and uuid in machine.node.guests():
+                asked = MapPorts(uuid, _GUEST, to, ForwardProtocol.TCP, _LIFETIME_S * (n + 1))
+                machine.session.up.append(codec.encode(asked))
+                return self._ask(lambda manager, now: manager.set_wishes(uuid, Wishes(pcp=MAX_FORWARD_PORTS)))
+        return False
 
     def end_forwards(self, uuid: DomainUUID, *, every: bool = False) -> bool:
         """The operator removes a forward of a VM, or all; return whether there was one."""
