@@ -29,13 +29,14 @@ BY_EXPRESSION: Final[Mapping[str, Options]] = {
     "connlimit": {"NFT_CONNLIMIT": "nft_connlimit"},
     "log": {"NFT_LOG": "nft_log", "NETFILTER_NETLINK_LOG": "nfnetlink_log"},
     "nat": {"NFT_NAT": "nft_nat", "NF_NAT": "nf_nat"},
+    "numgen": {"NFT_NUMGEN": "nft_numgen"},
     "reject": {"NFT_REJECT": "nft_reject", "NFT_REJECT_IPV4": "nft_reject_ipv4"},
     "tproxy": {"NFT_TPROXY": "nft_tproxy"},
     "queue": {"NETFILTER_NETLINK_QUEUE": "nfnetlink_queue"},
 }
 """What the kernel needs for each kind of expression in our rulesets, and in elements of our sets."""
 OF_HOSTS: Final = frozenset(BY_EXPRESSION) - {"tproxy"}
-OF_EDGES: Final = frozenset(BY_EXPRESSION) - {"connlimit", "queue"}
+OF_EDGES: Final = frozenset(BY_EXPRESSION) - {"connlimit", "numgen", "queue"}
 """Expressions that hosts and edges use, or may use."""
 _MORE_FOR_HOSTS: Final[Options] = {
     "NF_TABLES_BRIDGE": "",

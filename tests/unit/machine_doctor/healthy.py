@@ -58,6 +58,7 @@ OPTIONS = [
     "NFT_LIMIT",
     "NFT_LOG",
     "NFT_NAT",
+    "NFT_NUMGEN",
     "NFT_QUEUE",
     "NFT_REJECT",
     "NFT_REJECT_IPV4",

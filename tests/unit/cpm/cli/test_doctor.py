@@ -110,7 +110,7 @@ def test_another_user_can_look(tmp_path: Path) -> None:
     assert done.returncode in (1, 2), done.stderr
     results = {each["check"]: each["result"] for each in json.loads(done.stdout)["findings"]}
     assert (results["settings"], results["forward-filters"]) == ("could not tell", "could not tell")
-    assert results["forwarding"] in ("ok", "warning")
+    assert results["forwarding"] != "could not tell"
 
 
 @pytest.fixture

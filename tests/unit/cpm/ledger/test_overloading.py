@@ -40,7 +40,7 @@ def _filled(connection: sqlite3.Connection, wanted: list[Held]) -> list[Held]:
 def _insert(connection: sqlite3.Connection, number: int, each: Held) -> None:
     domain, address, ports = each
     connection.execute(
-        "INSERT INTO allocations VALUES (?, ?, 'host1', ?, ?, ?, 'held', 0)",
+        "INSERT INTO allocations VALUES (?, ?, 'host1', ?, ?, ?, 'held', 0, NULL)",
         (number, domain, address, ports.first, ports.last),
     )
 
