@@ -95,6 +95,8 @@ BEFORE: Final[Mapping[tuple[str, str], Preparation]] = {
     ("operate.md", "systemctl stop cpmd"): _typed(
         "mv /var/backups/virt-ports/ledger-*.db /var/backups/virt-ports/ledger-2026-11-28.db"
     ),
+    ("operate.md", "virt-ports node approve edge1        # one after the other, all of them"): _asks("edge1"),
+    ("monitoring.md", "cd /var/lib/prometheus/node-exporter"): _typed("mkdir -p /var/lib/prometheus/node-exporter"),
     ("install.md", "virt-ports node approve srv1       # the machine's name, as the step prints it"): _typed(
         "for i in $(seq 300); do virt-ports node list | grep -q 'srv1 .*waiting' && break; sleep 0.1; done"
     ),

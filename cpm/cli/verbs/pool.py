@@ -22,7 +22,7 @@ _EXAMPLES = """\
   virt-ports pool list
   virt-ports pool show 203.0.113.1
   virt-ports pool add 203.0.113.1
-  virt-ports pool add 203.0.113.0/29 --reserved 5060,8000-8100
+  virt-ports pool add 203.0.113.0/29 --reserved 5060,9000-9100
   virt-ports pool remove 203.0.113.4"""
 
 _ADD_ABOUT = """\
