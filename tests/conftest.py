@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from cpm.service import clock
 
 # How long an example takes says more about what else the machine is doing than about the code.
 settings.register_profile("virt-ports", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -45,3 +47,11 @@ def _root_where_needed(request: pytest.FixtureRequest) -> None:
     """Skip, with the reason, what only root can do; each such test carries a marker that says so."""
     if os.geteuid() != 0 and any(request.node.get_closest_marker(name) for name in ("netns", "e2e")):
         pytest.skip("needs root: it makes network namespaces")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_keeps_the_clock() -> Iterator[None]:
+    """A test that replaces the clock, and leaves it replaced, would make others fail elsewhere."""
+    now = clock.now
+    yield
+    assert clock.now is now

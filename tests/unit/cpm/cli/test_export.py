@@ -15,9 +15,7 @@ import pytest
 from cpm.core.journal import JournalEvent
 from cpm.protocol.messages import Attach, Detach
 from cpm.protocol.model import AllocationId, AllocationState, DomainUUID
-from cpm.protocol.walltime import UtcSeconds, WallTime
 from cpm.records import lines
-from cpm.service import clock
 from cpm.serving.archive_stream import Before
 from tests.fakes import cpmd
 from tests.fakes.cpmd import NOW, Site
@@ -29,15 +27,14 @@ DB = DomainUUID("0c2b4d5e-1111-4222-8333-444455556666")
 
 
 @pytest.fixture
-async def site(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def site() -> AsyncIterator[Site]:
     """``web1`` starts, and an hour later ``db``; then ``web1`` ends."""
     async with cpmd.running() as site:
         await site.ask("POST", "/v1/pool", b'{"addresses":["203.0.113.1"]}')
         async with site.node("host1", "172.30.0.11") as node:
             await node.say(Attach(WEB, "web1"))
             await is_active(site, WEB)
-            monkeypatch.setattr(clock, "now", lambda: cpmd.SINCE_BOOT_S + 3600)
-            monkeypatch.setattr(clock, "wall", lambda: WallTime(UtcSeconds(NOW + 3600)))
+            site.time.passed_s = 3600.0
             await node.say(Attach(DB, "db"))
             await is_active(site, DB)
             await node.say(Detach(WEB, "shutdown"))
