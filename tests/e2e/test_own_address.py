@@ -183,6 +183,7 @@ def test_the_pools_address_is_the_machines_own(server: Server) -> None:
         server.operate("pool", "add", str(OWN))
         own = server.facts("pool", "show", str(OWN))["own"]
         assert [(each["first_port"], each["last_port"], each["use"], each["node"]) for each in own] == [
+            (SSH, SSH, "listener", "server"),
             (WEB, WEB, "listener", "server"),
             (EPHEMERAL.first, EPHEMERAL.last, "ephemeral", "server"),
         ]

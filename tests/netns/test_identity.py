@@ -176,11 +176,14 @@ table ip others {
     meta mark & 0x8000ffff == 0x800000a5 ct mark set 0x5a
   }
   chain late { type filter hook postrouting priority 340
-    meta mark == 0xc00100a5 ct mark == 0x4000005a counter
+    meta mark & 0xbfffffff == 0x800100a5 ct mark == 0x4000005a counter
   }
 }
 """
-"""Other software's bits in both marks: set before our rules and checked after them."""
+"""
+Other software's bits in both marks: set before our rules and checked after them. Of ours the packet has the VM's
+number, and while no program guards the uplinks the bit that says "managed".
+"""
 
 
 def test_other_bits_of_both_marks_survive(site: Site) -> None:

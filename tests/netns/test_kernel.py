@@ -76,6 +76,7 @@ def test_observe_gives_back_what_was_put_in(programmed: Machine) -> None:
         "untranslated": 0,
         "forged-source": 0,
         "unsolicited": 0,
+        "too-many-strangers": 0,
         "nobodys-port": 0,
         "not-owned": 0,
         "forged-sender": 0,
