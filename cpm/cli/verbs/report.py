@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from machine_doctor import bundle
 
     stamp = render.moment(parsing.now(args))[:19].replace(":", "").replace("-", "").replace("T", "-")
-    folder = f"virt-ports-report-{stamp}"
+    folder = f"virt-ports-report-{'anonymous-' if args.anonymous else ''}{stamp}"
     members = bundle.collect(doctor.sources(args), _say, is_anonymous=args.anonymous)
     if args.file == "-":
         bundle.write(members, sys.stdout.buffer, parsing.now(args), folder)
