@@ -236,7 +236,6 @@ def test_strangers_at_once_are_bounded(pair: Way, monkeypatch: pytest.MonkeyPatc
             assert said[-2:] == [b"again", b"!"]
 
 
-@pytest.mark.per_kernel
 def test_no_two_sockets_of_a_busy_vm_share_a_port(pair: Way) -> None:
     """Connection tracking gives sockets with different destinations one port; then only one of them is reached."""
     unshared, host = Unshared(), pair.hosts[0].kernel
