@@ -102,9 +102,9 @@ ip -n {name} link set eth0 up
 ip link set lg-{name} up
 ip -n {name} route add default via {gateway}
 tc qdisc add dev lg-{name} clsact
-tc qdisc add dev "$tap" clsact
+tc qdisc add dev "$tap" root handle 1: prio
 tc filter add dev lg-{name} ingress matchall action mirred ingress redirect dev "$tap"
-tc filter add dev "$tap" egress matchall action mirred egress redirect dev lg-{name}
+tc filter add dev "$tap" parent 1: matchall action mirred egress redirect dev lg-{name}
 """
 
 _UNPLUG = """\

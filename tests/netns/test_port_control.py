@@ -165,7 +165,6 @@ def is_silent(guest: Guest, data: bytes, to: str = GATEWAY) -> bool:
         return False
 
 
-@pytest.mark.per_kernel
 def test_natpmpc_learns_the_address_and_maps_a_port(scene: Scene) -> None:
     told = client(scene.asker.guest, "natpmpc", "-g", GATEWAY)
     assert f"Public IP address : {EXTERNAL}" in told
