@@ -60,7 +60,7 @@ class _Here:
             flows.append(flow)
         sends = [flow.send for flow in flows]
         processor = max(os.sched_getaffinity(0))
-        before = os.sched_getaffinity(0), os.sched_getscheduler(0)
+        before = os.sched_getaffinity(0), os.sched_getscheduler(0), os.sched_getparam(0)
         os.sched_setaffinity(0, {processor})
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
         try:
@@ -69,7 +69,7 @@ class _Here:
                 send(_PAYLOAD)
             return (time.perf_counter_ns() - begin) / count
         finally:
-            os.sched_setscheduler(0, before[1], os.sched_param(0))
+            os.sched_setscheduler(0, before[1], before[2])
             os.sched_setaffinity(0, before[0])
             for flow in flows:
                 flow.close()
