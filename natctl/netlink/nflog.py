@@ -17,8 +17,8 @@ import contextlib
 import dataclasses
 import socket
 import struct
-from collections.abc import AsyncGenerator, Iterator
-from typing import Final, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from typing import Final, NamedTuple, TypeVar
 
 from pyroute2.netlink import NLM_F_ACK
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_ULOG
@@ -43,6 +43,8 @@ _PACKET, _CONFIG = (netfilter_type(NFNL_SUBSYS_ULOG, kind) for kind in (0, 1))  
 _CFG_COMMAND, _CFG_MODE, _CFG_THRESHOLD = 1, 2, 5
 _BIND = b"\1"
 _COPY_META = struct.pack("!IBB", 0, 1, 0)
+_Packet = TypeVar("_Packet")
+
 _COPY_HEADS = struct.pack("!IBB", MAXIMUM_HEADS, 2, 0)
 _COPY_PACKET = struct.pack("!IBB", 1 << 11, 2, 0)
 _MARK, _INTERFACE, _PORT, _PAYLOAD, _PREFIX, _FRAME_HEADER = 2, 4, 6, 9, 10, 16
@@ -109,7 +111,7 @@ async def watch_budgets(group: int) -> AsyncGenerator[BudgetUsedUp | SignalsLost
                     yield BudgetUsedUp(mark)
 
 
-async def watch_older(group: int) -> AsyncGenerator[list[StuckPacket], None]:
+def watch_older(group: int) -> AsyncGenerator[list[StuckPacket], None]:
     """
     Yield, without end, the packets that were reported in this group, up to 64 at once.
 
@@ -118,16 +120,10 @@ async def watch_older(group: int) -> AsyncGenerator[list[StuckPacket], None]:
     :param group: NFLOG group in the caller's network namespace.
     :raise KernelError: When another process listens to the group (EPERM, EBUSY), or the kernel gives no socket.
     """
-    with contextlib.closing(_listener(group, _COPY_HEADS)) as listener:
-        while True:
-            try:
-                buffers = await listener.receive(_REPORTS_AT_ONCE)
-            except MessagesLost:
-                continue
-            yield [packet for buffer in buffers for packet in stuck_in(buffer)]
+    return _watch(group, _COPY_HEADS, stuck_in)
 
 
-async def watch_asked(group: int) -> AsyncGenerator[list[AskedPacket], None]:
+def watch_asked(group: int) -> AsyncGenerator[list[AskedPacket], None]:
     """
     Yield, without end, what guests ask, up to 64 packets at once; close it (``aclosing``) when done.
 
@@ -136,13 +132,19 @@ async def watch_asked(group: int) -> AsyncGenerator[list[AskedPacket], None]:
     :param group: NFLOG group in the caller's network namespace.
     :raise KernelError: When another process listens to the group (EPERM, EBUSY), or the kernel gives no socket.
     """
-    with contextlib.closing(_listener(group, _COPY_PACKET)) as listener:
+    return _watch(group, _COPY_PACKET, asked_in)
+
+
+async def _watch(
+    group: int, copied: bytes, packets_in: Callable[[bytes], Iterable[_Packet]]
+) -> AsyncGenerator[list[_Packet], None]:
+    with contextlib.closing(_listener(group, copied)) as listener:
         while True:
             try:
                 buffers = await listener.receive(_REPORTS_AT_ONCE)
             except MessagesLost:
                 continue
-            yield [packet for buffer in buffers for packet in asked_in(buffer)]
+            yield [packet for buffer in buffers for packet in packets_in(buffer)]
 
 
 def _listener(group: int, mode: bytes = _COPY_META) -> Listener:
