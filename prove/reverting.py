@@ -417,7 +417,7 @@ def taken_back_let_go() -> contextlib.AbstractContextManager[None]:
 
 
 def contradicting_edges() -> contextlib.AbstractContextManager[None]:
-    """A restored ledger took a VM for one of its former host where one edge had heard of the move in vain."""
+    """After a restore a VM was its former host's: one edge had been told of the move and had not carried it out."""
     return changed(Restoring, "_contested", lambda _: lambda self: set())
 
 

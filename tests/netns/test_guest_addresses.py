@@ -1,4 +1,4 @@
-"""Which address a guest is seen to use, on real bridges; and what it may claim in vain."""
+"""Which address a guest is seen to use, on real bridges; and which claims of a guest are not believed."""
 
 from __future__ import annotations
 
