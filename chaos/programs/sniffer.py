@@ -27,7 +27,12 @@ from typing import Any, TextIO
 FIRST = 9000
 SENDERS = 1000
 HOSTILE = 0x88
-"""Type of service of hostile senders' packets, whose identification is the sender."""
+"""
+Type of service of hostile senders' packets, whose identification is the sender. With identification 0 a kernel sent
+the packet, and nothing in it says whose: a reset or an acknowledgment for no socket takes the type of service of the
+segment that it answers (``ip_send_unicast_reply`` in net/ipv4/ip_output.c). A guest's kernel resets what the
+server's kernel acknowledged in answer to a forged segment.
+"""
 ETH_P_IP = 0x0800
 ETH_P_ALL = 3
 """At a bridge's port the bridge takes packets before those who asked for one protocol."""
@@ -147,7 +152,7 @@ class Owners(Witness):
         else:
             return
         if packet[1] == HOSTILE:
-            sender = int.from_bytes(packet[4:6], "big")
+            sender = int.from_bytes(packet[4:6], "big") or -1
         if 0 <= sender < SENDERS:
             self._own(packet[12:16], port, sender, NAMES[protocol], at)
 
