@@ -6,14 +6,12 @@ Tested in ``tests/unit/cpm/cli/test_simulate.py``.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from cpm.cli import parsing, render
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.escaping import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     import random  # noqa: TID251 - the only use; simulations get their randomness passed in
 
     from cpm import simulation
+    from cpm.cli import progress
 
     def dice() -> simulation.Dice:
         return random.Random(args.seed)  # noqa: S311 - not for cryptography; the same seed gives the same result
@@ -88,9 +87,10 @@ def run(args: argparse.Namespace) -> int:
     names = args.policy or simulation.contenders()
     playing = [simulation.contender(name, trace, simulation.Conditions()) for name in names]
     results = []
-    for one in playing:
-        with _progress(one.policy.name) as progress:
-            results.append(simulation.compete(one, trace, dice, progress, packing=not args.no_packing))
+    with progress.line() as say:
+        for one in playing:
+            said = _said(one.policy.name, say)
+            results.append(simulation.compete(one, trace, dice, said, packing=not args.no_packing))
     if args.svg is not None:
         _write(args.svg, simulation.draw(results, _title(args, trace)))
     if parsing.wants_json(args):
@@ -176,21 +176,13 @@ def _plain(result: Result) -> PolicyDocument:
     }
 
 
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Callable[[float], None] | None]:
-    """Show the progress if stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
+def _said(name: str, say: Callable[[str], None]) -> Callable[[float], None]:
+    """Return what says how far a policy is: the share of its first replay, then the number of the pool it tries."""
     pools = 0
 
-    def show(share: float) -> None:
+    def told(share: float) -> None:
         nonlocal pools
         pools += share >= 1
-        text = f"{name}: replay {share:.0%}" if share < 1 else f"{name}: pool {pools}"
-        render.emit_exact(f"\r\x1b[K{escaped(text)}", sys.stderr)
+        say(f"{name}: replay {share:.0%}" if share < 1 else f"{name}: pool {pools}")
 
-    try:
-        yield show
-    finally:
-        render.emit_exact("\r\x1b[K", sys.stderr)
+    return told

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import sys
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from cpm.api.views import RecordView
 from cpm.cli import main, progress
+from cpm.cli.verbs import export
 from cpm.ledger import SqliteLedger
+from cpm.protocol import codec
+from cpm.protocol.model import NodeName
+from cpm.protocol.walltime import UtcSeconds
+from tests.fakes.canned_manager import CannedManager
+from tests.unit.cpm.cli.conftest import NOW, WEB, Command
+from tests.unit.cpm.cli.test_record import TARGET, report, streamed
+
+RECORD = RecordView(
+    *(1, UtcSeconds(NOW), "active", "web1", WEB, NodeName("host1")),
+    *(IPv4Address("203.0.113.1"), 1024, 1279, "active", IPv4Address("100.64.0.1"), 1),
+)
 
 
 def be_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,3 +89,32 @@ def test_backup_and_restore_say_how_far_they_are(
         shown = capsys.readouterr().err
         assert "copying: 100%" in shown
         assert shown.endswith("looking for damage\r\x1b[K")
+
+
+def test_an_export_says_how_much_it_has_and_until_when(
+    manager: CannedManager, virt_ports: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_a_terminal(monkeypatch)
+    line = codec.encode(RECORD) + b"\n"
+    manager.on("GET /v1/export", lambda handler: handler.send(200, line * (export.SAID_EVERY + 1)))
+    shown = virt_ports("export", "--file", str(tmp_path / "all.jsonl")).err
+    assert shown.startswith("\r\x1b[Kthe manager reads its journal\r\x1b[K200 entries, until ")
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_a_recording_says_how_long_it_lasts_already(
+    manager: CannedManager, virt_ports: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_a_terminal(monkeypatch)
+    manager.on(TARGET, streamed(report(0, 10, 3), report(2.02, 12, 3), report(3.1)))
+    shown = virt_ports("record", str(tmp_path / "load.csv"), "--for", "3").err
+    assert shown.endswith("\r\x1b[K2 of 3 s, 4 lines\r\x1b[K")
+
+
+def test_a_simulation_says_which_policy_is_how_far(virt_ports: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_a_terminal(monkeypatch)
+    load = "--generate", "steady", "--vms", "2", "--seconds", "40"
+    shown = virt_ports("simulate", *load, "--policy", "static:128", "--policy", "doubling").err
+    assert "\r\x1b[Kstatic:128: replay 40%\r\x1b[K" in shown
+    assert "\r\x1b[Kdoubling: pool 1\r\x1b[K" in shown
+    assert shown.endswith("\r\x1b[K")
