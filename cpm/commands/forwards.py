@@ -64,7 +64,8 @@ def remove(manager: Manager, now: float, name: str, body: ForwardRemoval) -> Cal
         if each.is_wanted_forward and body.ports.covers(each.ports) and body.address in (None, each.external)
     ]
     if not found:
-        raise NotFound("forward", str(body.ports), f"see `virt-ports forward list {vm.uuid}`")
+        where = f"within ports {body.ports}" if body.address is None else f"within ports {body.ports} of {body.address}"
+        raise NotFound("forward", f"{vm.name} {where}", f"see `virt-ports forward list {vm.uuid}`")
     for each in found:
         manager.forwards.remove(each, now)
 

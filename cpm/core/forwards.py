@@ -323,10 +323,10 @@ class Forwards:
         for each in reserved:
             if each.overlaps(ports):
                 remedy = f"give it up with `virt-ports pool add {external} --reserved PORTS`, or use another port"
-                yield PortHeld(external, _words(each), "the operator", "as reserved ports of the pool", remedy)
+                yield PortHeld(external, _words(each), "the operator", "while it is reserved in the pool", remedy)
         for kept in self._fleet.own_ports_of(external, ports):
             until = "as long as it uses them" if kept.gone is None else f"until {self._time(kept.gone + KEPT_S)}"
-            yield PortHeld(external, _words(kept.ports), f"machine {kept.node}", until, "use another port")
+            yield PortHeld(external, _words(kept.ports), f"the machine {kept.node}", until, "use another port")
         for other in space.on(external):
             if other.ports.overlaps(ports):
                 vm = self._fleet.vms[other.domain]
@@ -358,9 +358,12 @@ def _check(request: ForwardRequest) -> None:
     if ports is None:
         return
     if ports.size != request.to.size:
-        raise InvalidRequest(f"{ports.size} external ports for {request.to.size} of the guest's; name as many of both")
-    if ports.first < 1 or ports.first < FIRST_PORT <= ports.last:
-        raise InvalidRequest(f"{ports}: ports are all below {FIRST_PORT}, from 1 on, or all above; use two forwards")
+        sizes = f"{_count(ports)} outside and {_count(request.to)} of the guest"
+        raise InvalidRequest(f"{sizes} do not match; use ranges of one length")
+    if ports.first < 1:
+        raise InvalidRequest("an external address has no port 0; use 1 to 65535")
+    if ports.first < FIRST_PORT <= ports.last:
+        raise InvalidRequest(f"{ports} has ports below {FIRST_PORT} and others; use one forward for each part")
 
 
 def _is_of(wish: WishedForward, allocation: Allocation, forward: Forward) -> bool:
@@ -375,3 +378,7 @@ def _is_of(wish: WishedForward, allocation: Allocation, forward: Forward) -> boo
 
 def _words(ports: PortRange) -> str:
     return str(ports.first) if ports.size == 1 else str(ports)
+
+
+def _count(ports: PortRange) -> str:
+    return "1 port" if ports.size == 1 else f"{ports.size} ports"

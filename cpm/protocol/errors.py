@@ -180,9 +180,10 @@ class AddressInUse(Conflict):
         self.allocations = allocations
 
     def __str__(self) -> str:
+        ranges = "1 range" if self.allocations == 1 else f"{self.allocations} ranges"
         return (
-            f"cannot remove {self.address}: VMs hold {self.allocations} ranges on it; "
-            "stop them or move them first, see `virt-ports list`"
+            f"cannot remove {self.address}: VMs hold {ranges} on it; stop these VMs and wait until their ports are "
+            f"free, see `virt-ports pool show {self.address}`"
         )
 
 
@@ -302,7 +303,7 @@ class PortHeld(Conflict):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.address} {self.ports} is {self.holder}'s {self.until}; {self.remedy}"
+        return f"{self.address} {self.ports} belongs to {self.holder} {self.until}; {self.remedy}"
 
 
 class Overloading(Conflict):

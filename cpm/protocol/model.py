@@ -47,6 +47,8 @@ class PortRange:
     last: Port
 
     def __post_init__(self) -> None:
+        if 0 <= self.last < self.first <= LAST_PORT:
+            raise ValueError(f"not a port range: {self.first}-{self.last}; write {self.last}-{self.first}")
         if not 0 <= self.first <= self.last <= LAST_PORT:
             raise ValueError(f"not a port range: {self.first}-{self.last}; use FIRST-LAST within 0-{LAST_PORT}")
 

@@ -59,7 +59,7 @@ def parse(raw: Mapping[str, str], forwards: Iterable[Mapping[str, str]] = ()) ->
     problems: list[str] = []
     for key, text in raw.items():
         if key not in KEYS:
-            problems.append(f"{short(key)} is none of {', '.join(KEYS)}")
+            problems.append(f"there is no setting {short(key)}; use {', '.join(KEYS)}")
             continue
         try:
             values[KEYS[key]] = _PARSERS[key](text.strip())
@@ -86,13 +86,13 @@ def _forward(raw: Mapping[str, str]) -> WishedForward:
     """:raise ValueError: When it makes no sense; the message says why."""
     for key in raw:
         if key not in FORWARD_KEYS:
-            raise ValueError(f"{short(key)} is none of {', '.join(FORWARD_KEYS)}")
+            raise ValueError(f"there is no attribute {short(key)}; use {', '.join(FORWARD_KEYS)}")
     ports = PortRange.parse(raw["port"]) if "port" in raw else None
     to = PortRange.parse(raw["to"]) if "to" in raw else ports
     if to is None:
-        raise ValueError("it names neither port nor to")
+        raise ValueError("it has neither port nor to; name one of them")
     if ports is not None and ports.size != to.size:
-        raise ValueError(f"{ports.size} external ports for {to.size} of the guest's")
+        raise ValueError(f"port has {ports.size} ports and to has {to.size}; use ranges of one length")
     protocol, keep = raw.get("protocol", "tcp"), raw.get("keep", "yes")
     if protocol not in list(ForwardProtocol) or keep not in ("yes", "no"):
         raise ValueError("use protocol tcp, udp or both, and keep yes or no")
@@ -106,7 +106,7 @@ def _address(text: str) -> IPv4Address:
     try:
         return IPv4Address(text.strip())
     except AddressValueError:
-        raise ValueError(f"not an IPv4 address: {short(text)}") from None
+        raise ValueError(f"not an IPv4 address: {short(text)}; write it like 203.0.113.1") from None
 
 
 def parse_strictly(raw: Mapping[str, str]) -> Wishes:
@@ -125,12 +125,14 @@ def parse_strictly(raw: Mapping[str, str]) -> Wishes:
 def _whole_number(text: str) -> int:
     number = whole_number(text, MAX_WISHED)
     if number is None:
-        raise ValueError(f"it is not a whole number up to {MAX_WISHED}")
+        raise ValueError(f"use a whole number, at most {MAX_WISHED}")
     return number
 
 
 def _mapped_ports(text: str) -> int:
-    return _SWITCH[text] if text in _SWITCH else _whole_number(text)
+    if (number := _SWITCH.get(text, whole_number(text, MAX_WISHED))) is None:
+        raise ValueError("use on, off, or a number of ports")
+    return number
 
 
 def _drain_limit(text: str) -> float:
@@ -147,7 +149,7 @@ def _drain_limit(text: str) -> float:
 
 def _policy_name(text: str) -> str:
     if not text or len(text) > 64 or not text.isprintable():
-        raise ValueError("it is not the name of a policy")
+        raise ValueError("it is not the name of a policy; `virt-ports set --help` lists them")
     return text
 
 

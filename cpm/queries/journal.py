@@ -52,7 +52,8 @@ def whois(
     if len({owner.domain if owner is not None else None for owner in owners}) > 1:
         return _doubtful(address, port, moment, owners, doubt)
     if (held := owners[-1]) is None:
-        raise NotFound("holder of", f"{address} port {port}", "no VM held that port then; see `virt-ports pool list`")
+        remedy = f"check the address and the time's zone; `virt-ports pool show {address}` has ports that are no VM's"
+        raise NotFound("VM that held", f"{address} port {port}", remedy)
     return _owner(held, port, moment)
 
 

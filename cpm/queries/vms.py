@@ -19,7 +19,7 @@ from cpm.core.manager import Manager
 from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
 from cpm.core.wishes import EffectiveValue
-from cpm.protocol.errors import Ambiguous, NotFound
+from cpm.protocol.errors import Ambiguous, Conflict, NotFound
 from cpm.protocol.messages import GuestView
 from cpm.protocol.model import VM, Allocation, AllocationState, NodeName
 from cpm.protocol.wishes import KEYS
@@ -115,6 +115,7 @@ def find(manager: Manager, name: str) -> VM:
 
     :raise NotFound: When there is no such VM.
     :raise Ambiguous: When several running VMs have that name, or several that are gone and no running one.
+    :raise Conflict: When it runs and is not managed.
     """
     vms = manager.fleet.vms
     if (exact := next((vm for vm in vms.values() if vm.uuid == name.lower()), None)) is not None:
@@ -122,7 +123,11 @@ def find(manager: Manager, name: str) -> VM:
     named = [vm for vm in vms.values() if vm.name == name]
     named = [vm for vm in named if vm.uuid in manager.present] or named
     if not named:
-        raise NotFound("VM", name, "see `virt-ports list --all`, or `virt-ports history` for VMs that are gone")
+        for each in _unmanaged(manager):
+            if name in (each.name, each.uuid):
+                remedy = "put an interface of it on a bridge of that host"
+                raise Conflict(f"VM {each.name} on {each.node} is not managed: {each.problem}; {remedy}")
+        raise NotFound("VM", name, "see `virt-ports list --all`; for one that is gone, `virt-ports history VM`")
     if len(named) > 1:
         raise Ambiguous(name, tuple(vm.uuid for vm in named))
     return named[0]

@@ -99,7 +99,9 @@ def read(lines: Iterable[str], where: str) -> Trace:
     matched = _HEAD.fullmatch(next(rows, "").strip())
     step_s = float(matched[1]) if matched and len(matched[1]) < 20 and matched[1].replace(".", "", 1).isdigit() else 0.0
     if not step_s > 0:
-        raise InvalidRequest(f"{where}: not a trace: the first line must be like `{head(1).splitlines()[0]}`")
+        first_line = head(1).splitlines()[0]
+        remedy = f"its first line must be like `{first_line}`, as `virt-ports record` writes it"
+        raise InvalidRequest(f"{where}: not a trace: {remedy}")
     if tuple(next(csv.reader([next(rows, "")]), [])) != COLUMNS:
         raise InvalidRequest(f"{where}, line 2: must be `{','.join(COLUMNS)}`")
     steps: dict[int, dict[str, Line]] = {}
@@ -115,7 +117,7 @@ def read(lines: Iterable[str], where: str) -> Trace:
         here = steps.setdefault(step, {})
         here[line.vm] = _add(here.get(line.vm), line)
     if not steps:
-        raise InvalidRequest(f"{where}: this trace has no lines of VMs")
+        raise InvalidRequest(f"{where}: this trace has no lines of VMs; record for longer, or while VMs run")
     return Trace(step_s, tuple(tuple(steps.get(step, {}).values()) for step in range(max(steps) + 1)))
 
 

@@ -50,7 +50,7 @@ def test_metadata_written_by_virsh_applies_to_the_running_vm_and_to_its_next_sta
         vm.host.virsh("metadata", "wisher", "urn:virt-ports:1", "--key", "vp", "--set", said, "--live", "--config")
         view = becomes(lab, "wisher", lambda view: wish(view, "floor") == (1024, "metadata"))
         assert wish(view, "drain-limit") == (None, "metadata")
-        assert view["ignored"] == ["metadata: weight 'many': it is not a whole number up to 999999999"]
+        assert view["ignored"] == ["metadata: weight 'many': use a whole number, at most 999999999"]
         becomes(lab, "wisher", lambda view: size(view) == 1024)
         vm.host.virsh("destroy", "wisher")
         becomes(lab, "wisher", lambda view: view["state"] == "gone")

@@ -109,6 +109,6 @@ def _output_file(path: str) -> Iterator[TextIO]:
     try:
         file = open(path, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - closed below; its errors alone are caught here
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from None
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}; choose another folder") from None
     with file:
         yield file

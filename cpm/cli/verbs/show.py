@@ -74,10 +74,7 @@ def _facts(detail: DomainDetail) -> str:
 
 def wishes(detail: DomainDetail) -> list[tuple[str, object]]:
     """Return the wishes in effect, with their origin, and those that are ignored."""
-    known = [
-        (wish.key.replace("-", " ").capitalize(), f"{_wish_text(wish.key, wish.value)} ({wish.origin})")
-        for wish in detail.wishes
-    ]
+    known = [(_label(wish.key), f"{_wish_text(wish.key, wish.value)} ({wish.origin})") for wish in detail.wishes]
     return [*known, *(("Ignored", why) for why in detail.ignored)]
 
 
@@ -103,6 +100,10 @@ def _figures(view: GuestAgentView) -> str:
         (view.rx_bytes, "bytes received"), (view.tx_bytes, "bytes sent"),
     )  # fmt: skip
     return ", ".join(f"{figure} {what}" for figure, what in figures if figure is not None)
+
+
+def _label(key: str) -> str:
+    return "PCP" if key == "pcp" else key.replace("-", " ").capitalize()
 
 
 def _wish_text(key: str, value: float | str | None) -> str:

@@ -123,7 +123,7 @@ def _write(path: str, text: str) -> None:
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
             file.write(text)
     except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from None
+        raise InvalidRequest(f"cannot write {path}: {error.strerror}; choose another folder") from None
 
 
 def _title(args: argparse.Namespace, trace: Trace) -> str:

@@ -254,26 +254,38 @@ def test_a_port_at_which_an_edge_itself_listens_is_the_machines() -> None:
     node.on_own_ports(PortsInUse(OwnInterfaces((EXTERNAL,)), frozenset({sshd})), site.now)
     site._carry_out(site.machines[EDGE1])
     site.run()
-    with pytest.raises(PortHeld, match="machine edge1's as long as it uses them"):
+    with pytest.raises(PortHeld, match="belongs to the machine edge1 as long as it uses them"):
         add(site, request(port=22))
     assert add(site, request(port=23)).ports == one(23)
 
 
 @pytest.mark.parametrize(
-    ("asked", "error"),
+    ("asked", "error", "because"),
     [
-        (ForwardRequest(to=SSH, ports=PortRange(2222, 2223)), InvalidRequest),
-        (ForwardRequest(to=PortRange(1, 2), ports=PortRange(1023, 1024)), InvalidRequest),
-        (ForwardRequest(to=SSH, ports=PortRange(0, 0)), InvalidRequest),
-        (ForwardRequest(to=PortRange(0, 0)), InvalidRequest),
-        (ForwardRequest(to=SSH, address=IPv4Address("192.0.2.77")), NotFound),
-        (ForwardRequest(to=PortRange(1, 1025)), Conflict),
+        (
+            ForwardRequest(to=SSH, ports=PortRange(2222, 2223)),
+            InvalidRequest,
+            "2 ports outside and 1 port of the guest do not match; use ranges of one length",
+        ),
+        (
+            ForwardRequest(to=PortRange(1, 2), ports=PortRange(1023, 1024)),
+            InvalidRequest,
+            "1023-1024 has ports below 1024 and others; use one forward for each part",
+        ),
+        (
+            ForwardRequest(to=SSH, ports=PortRange(0, 0)),
+            InvalidRequest,
+            "an external address has no port 0; use 1 to 65535",
+        ),
+        (ForwardRequest(to=PortRange(0, 0)), InvalidRequest, "a guest has no port 0; use 1 to 65535"),
+        (ForwardRequest(to=SSH, address=IPv4Address("192.0.2.77")), NotFound, "no external address"),
+        (ForwardRequest(to=PortRange(1, 1025)), Conflict, "1024 ports in all; remove some"),
     ],
 )
-def test_what_makes_no_sense_is_refused(asked: ForwardRequest, error: type[VirtPortsError]) -> None:
+def test_what_makes_no_sense_is_refused(asked: ForwardRequest, error: type[VirtPortsError], because: str) -> None:
     site = Site()
     started(site)
-    with pytest.raises(error):
+    with pytest.raises(error, match=because):
         add(site, asked)
     assert forwards(site) == []
 

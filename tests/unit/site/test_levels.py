@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from cpm.protocol.errors import Conflict
 from cpm.protocol.model import DomainUUID, NodeName
-from cpm.queries.vms import summaries
+from cpm.queries.vms import find, summaries
 from natctl.core.domains import START_GRACE_S, Domains, Listing, RunningDomain, Tap
 from natctl.model.commands import Prune
 from qga_agent.domain_list import Phase
@@ -405,6 +408,8 @@ def test_a_vm_on_no_bridge_holds_no_ports_and_the_list_says_why() -> None:
     (view,) = summaries(site.manager, site.now, all=False)
     assert (view.name, view.node, view.first_port, view.state) == ("web", HOST1, None, "not managed")
     assert view.problem == reason
+    with pytest.raises(Conflict, match=f"VM web on host1 is not managed: {reason}"):
+        find(site.manager, "web")
     assert VM not in machine.kernel.host
     # It joins a bridge, and leaves it again: what runs keeps its ports.
     lists(site, RunningDomain(VM, "web", frozenset({TAP})))

@@ -373,10 +373,10 @@ def test_set(manager: CannedManager, virt_ports: Command) -> None:
     [
         ([], "nothing to set; write KEY=VALUE"),
         (["floor"], "'floor' is no KEY=VALUE"),
-        (["floor=many"], "floor 'many': it is not a whole number"),
+        (["floor=many"], "floor 'many': use a whole number"),
         (
             ["colour=red"],
-            "'colour' is none of floor, cap, weight, policy, drain-limit, connections, connection-rate, filtering",
+            "there is no setting 'colour'; use floor, cap, weight, policy, drain-limit, connections",
         ),
         (["drain-limit=0"], "use seconds above 0, up to 1e+09, or none"),
         (["--unset", "colour"], "cannot unset 'colour'"),
@@ -672,7 +672,7 @@ def test_pool_remove(manager: CannedManager, virt_ports: Command) -> None:
 
 
 def test_pool_remove_of_an_address_in_use(manager: CannedManager, virt_ports: Command) -> None:
-    sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop them or move them first"
+    sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop these VMs and wait until their ports are free"
     manager.on("POST /v1/pool/remove", refusal(409, "address-in-use", sentence))
     assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
 

@@ -227,8 +227,8 @@ async def _is_refused(cpmd: Manager, active: dict[str, Any]) -> None:
     for words, sentence in (
         (("show", "web2"), "error: no VM 'web2'; "),
         (("history", "web2"), "error: no VM 'web2'; "),
-        (("whois", "203.0.113.1", "65535"), "error: no holder of '203.0.113.1 port 65535'; "),
-        (("whois", "203.0.113.1", str(active["first_port"]), "--at", "-1d"), "error: no holder of "),
+        (("whois", "203.0.113.1", "65535"), "error: no VM that held '203.0.113.1 port 65535'; "),
+        (("whois", "203.0.113.1", str(active["first_port"]), "--at", "-1d"), "error: no VM that held "),
         (("resize", "web2", "64"), "error: no VM 'web2'; "),
         (("relocate", "web2"), "error: no VM 'web2'; "),
         (("pool", "remove", "203.0.113.1"), "error: cannot remove 203.0.113.1: "),

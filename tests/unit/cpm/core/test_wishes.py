@@ -96,10 +96,10 @@ def test_invalid_wishes_of_an_operator_are_refused_not_skipped() -> None:
 def test_a_wish_that_cannot_be_parsed_is_ignored_with_its_reason() -> None:
     wishes = parse({"weight": "heavy", "cap": "128"})
     effective = resolve(wishes, Wishes(), DEFAULTS, POLICIES)
-    assert effective.ignored == ("metadata: weight 'heavy': it is not a whole number up to 999999999",)
+    assert effective.ignored == ("metadata: weight 'heavy': use a whole number, at most 999999999",)
     assert effective.cap == EffectiveValue(128, METADATA)
     assert resolve(Wishes(), wishes, DEFAULTS, POLICIES).ignored == (
-        "set: weight 'heavy': it is not a whole number up to 999999999",
+        "set: weight 'heavy': use a whole number, at most 999999999",
     )
 
 

@@ -34,7 +34,9 @@ SENTENCES: dict[VirtPortsError, str] = {
     ): "edge1 is refused: it has seen more; stop cpmd",
     ledger_errors.LedgerDoubted("an edge has seen more; restore it"): "an edge has seen more; restore it",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
-    "stop them or move them first, see `virt-ports list`",
+    "stop these VMs and wait until their ports are free, see `virt-ports pool show 203.0.113.1`",
+    errors.AddressInUse(IPv4Address("203.0.113.2"), 1): "cannot remove 203.0.113.2: VMs hold 1 range on it; "
+    "stop these VMs and wait until their ports are free, see `virt-ports pool show 203.0.113.2`",
     errors.AddressOverlaps(
         IPv4Address("100.64.0.1"), "it is in the internal pool", "use another address"
     ): "cannot use 100.64.0.1 as an external address: it is in the internal pool; use another address",
@@ -52,7 +54,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     "show that range any more",
     errors.PortHeld(
         IPv4Address("203.0.113.1"), "22", "VM web1 (a-b)", "until its forward is removed", "use another port"
-    ): "203.0.113.1 22 is VM web1 (a-b)'s until its forward is removed; use another port",
+    ): "203.0.113.1 22 belongs to VM web1 (a-b) until its forward is removed; use another port",
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",
     errors.PortsExhausted(64, 8, "no run"): "cannot allocate 64 ports: no run (longest free run: 8); "

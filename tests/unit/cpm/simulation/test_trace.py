@@ -45,9 +45,9 @@ def test_lines_of_one_vm_in_one_step_add_up() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the first line must be like"),
-        ("time,vm\n", "the first line must be like"),
-        ("# virt-ports trace 1, step 0 s\n", "the first line must be like"),
+        ("", "its first line must be like"),
+        ("time,vm\n", "its first line must be like"),
+        ("# virt-ports trace 1, step 0 s\n", "its first line must be like"),
         ("# virt-ports trace 1, step 1 s\ntime,vm\n", "line 2: must be"),
         (HEAD, "has no lines"),
         (HEAD + "0,a,1,2,3\n", "line 3: 5 fields"),
