@@ -20,7 +20,7 @@ from msgspec import structs
 from cpm.protocol.holdings import Held
 from cpm.protocol.intent import EdgeIntent, HostForward, HostIntent
 from cpm.protocol.messages import PathState
-from cpm.protocol.model import DomainUUID, PortRange
+from cpm.protocol.model import DomainUUID, Filtering, PortRange
 from natctl.arrivals.controller import Arrivals
 from natctl.core.bisection import Bisection, RefusedVM
 from natctl.core.default_deny import DefaultDeny
@@ -29,7 +29,7 @@ from natctl.core.holdings import EdgeHoldings, told_by_host
 from natctl.core.intent import Intent
 from natctl.core.unshared import Unshared
 from natctl.model.commands import Program, Replace, Warn
-from natctl.model.entries import UNASSIGNED, Change, HostEntry, Path
+from natctl.model.entries import MOST_STRANGERS, UNASSIGNED, Change, HostEntry, Path
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
@@ -436,8 +436,17 @@ class Programming:
             before = self._applied.get(uuid)
             vm = _with_guest(vm, self._domains.address_of(uuid), before.intent.forwards if before is not None else ())
         budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
-        taps = self._domains.taps_of(uuid)
-        return HostEntry(vm, index, taps, budget, defer_after, self._arrivals.allowance(uuid), self._unshared.of(vm))
+        taps, allowance = self._domains.taps_of(uuid), self._arrivals.allowance(uuid)
+        return HostEntry(
+            vm, index, taps, budget, defer_after, allowance, self._unshared.of(vm), self._strangers_of(uuid)
+        )
+
+    def _strangers_of(self, uuid: DomainUUID) -> int:
+        """Return how many connections strangers may have to a VM: they leave half of its limit to the VM itself."""
+        vm = self._intent.host.get(uuid)
+        if vm is None or vm.connections is None or vm.filtering is not Filtering.ENDPOINT_INDEPENDENT:
+            return MOST_STRANGERS
+        return max(1, min(MOST_STRANGERS, vm.connections // 2))
 
     def _intent_for(self, uuid: DomainUUID) -> HostIntent | None:
         vm, before = self._intent.host.get(uuid), self._applied.get(uuid)

@@ -145,6 +145,9 @@ class Settings:
 MOST_OFFERED = 64
 """Ports that the kernel is offered at a time for new UDP sockets of a VM with endpoint-independent filtering."""
 
+MOST_STRANGERS = 4096
+"""Connections from outside, to mappings of one VM, at once. The kernel walks that many to count them."""
+
 
 class Allowance(NamedTuple):
     """How many connections of a VM may begin; for more, natd has to count."""
@@ -177,6 +180,9 @@ class HostEntry:
     unshared: tuple[int, ...] = ()
     """With endpoint-independent filtering: ports that no UDP connection has, at most :data:`MOST_OFFERED`, in the order
     in which new sockets get them. When there are none, or all are taken, connection tracking chooses."""
+    strangers: int = MOST_STRANGERS
+    """With endpoint-independent filtering: connections that strangers may have to it at once, 1 and up. They count as
+    the VM's own, too."""
 
     @property
     def is_denied(self) -> bool:

@@ -31,6 +31,7 @@ In nftables' notation::
 - A packet from outside has the VM's internal address and a port of its own when it comes from an edge. What begins at
   a port of a forward is not dropped as unsolicited; it takes the VM's limits, which are keyed by its mark, and loses
   the mark again: no packet *to* a VM is managed.
+- Strangers who reach a mapping of full cone (:mod:`natctl.ruleset.mappings`) pass the same chains.
 - Only the destination is translated, so the VM sees the client's address. Its answers go the way of those to a stranger
   (:mod:`natctl.ruleset.mappings`): connection tracking finds what they answer, they keep the mark that the tap gave
   them, if the connection began towards the internal address of this very VM, and so go to the edges.
@@ -136,7 +137,7 @@ def begins() -> Rule:
 
 
 def vm_chain(name: str, index: int, marking: tuple[Expression, ...]) -> tuple[Place, Chain]:
-    """Return the chain of a VM that has forwards: its limits are keyed by its mark."""
+    """Return the chain of a VM to which somebody may connect from outside: its limits are keyed by its mark."""
     chain = Chain(f"{VM_CHAIN}{index}", None, (rule(marking, goto("entering"), comment=name),))
     return (Family.IPV4, chain.name), chain
 

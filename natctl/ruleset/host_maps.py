@@ -18,7 +18,7 @@ from typing import Final
 
 from cpm.protocol.intent import RATE_BURST_S, HostForward, HostIntent, VmIntent
 from cpm.protocol.model import DomainUUID, Filtering, PortRange
-from natctl.model.entries import Allowance, Destination, HostEntry, HostSettings
+from natctl.model.entries import MOST_STRANGERS, Allowance, Destination, HostEntry, HostSettings
 from natctl.model.flow import ICMP
 from natctl.model.port_control import BURST, PER_S
 from natctl.ruleset import forwards, labels, mappings, zones
@@ -77,15 +77,16 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
     elements: list[tuple[Place, Element]] = [
         (TAPS, Element(native_u32(tap | NO_INTERFACE), chain=chain.name, userdata=label)) for tap in sorted(entry.taps)
     ]
+    is_open = vm.filtering is Filtering.ENDPOINT_INDEPENDENT
     if has_zone:
         elements.append(zones.element(mark, entry.index, label))
     if not entry.is_denied:
         elements.append((mappings.INTERNALS, Element(mappings.pair(mark, vm.internal), userdata=label)))
-    if vm.filtering is Filtering.ENDPOINT_INDEPENDENT:
+    if is_open:
         elements.append((mappings.FULL_CONE, Element(native_u32(mark), userdata=label)))
         offers = mappings.offers(mark, vm.internal, entry.unshared)
         elements += ((mappings.UNSHARED, offer) for offer in offers)
-        elements.append((mappings.STRANGERS, Element(vm.internal.packed, userdata=label, limit=mappings.LIMIT)))
+        elements += mappings.strangers(entry, chain.name, label)
     if vm.ports is not None:
         first, last = (vm.internal.packed + port_word(port) for port in (vm.ports.first, vm.ports.last))
         elements.append((BINDINGS, Element(native_u32(mark), data=first + last, userdata=label)))
@@ -104,7 +105,7 @@ def fragment(settings: HostSettings, entry: HostEntry, *, has_zone: bool = True)
         elements.append((ASKING_RATES, Element(native_u32(mark), userdata=label, limit=Limit(PER_S, 1, BURST))))
     chains = [((Family.BRIDGE, chain.name), chain)]
     elements += forwards.elements(vm.internal, entry.index, vm.forwards, label)
-    if any(forward.guest is not None for forward in vm.forwards):
+    if is_open or any(forward.guest is not None for forward in vm.forwards):
         chains.append(forwards.vm_chain(vm.name, entry.index, _marking(settings, mark)))
     return Fragment(tuple(chains), tuple(elements))
 
@@ -154,6 +155,11 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
         for place in (BINDINGS, BUDGETS, DEFERRED, CAPPED, RATES, CONNECTIONS, ASKING, mappings.FULL_CONE)
     }
     let_in = forwards.forwards_in(reading.holdings.elements.get(forwards.FORWARDS, {}))
+    strangers = {
+        element.key: element.limit.most
+        for element in reading.holdings.elements.get(mappings.STRANGERS, {}).values()
+        if element.limit is not None and element.limit.most is not None
+    }
     offered = mappings.offered_in(reading.holdings.elements.get(mappings.UNSHARED, {}).values())
     found: dict[DomainUUID, HostEntry] = {}
     for chain, userdata in reading.vm_rules.items():
@@ -163,7 +169,8 @@ def entries_in(settings: HostSettings, reading: Reading) -> dict[DomainUUID, Hos
             with contextlib.suppress(ValueError):  # somebody else's map with our name: the next comparison mends it
                 entry = _entry(int(number), owner, taps.get(chain, ()), elements, let_in)
                 unshared = offered.get(native_u32(marks.of(entry.index)), ())
-                found[owner.domain] = dataclasses.replace(entry, unshared=unshared)
+                most = strangers.get(entry.intent.internal.packed, MOST_STRANGERS)
+                found[owner.domain] = dataclasses.replace(entry, unshared=unshared, strangers=most)
     return found
 
 

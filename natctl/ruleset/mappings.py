@@ -8,6 +8,7 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
       set full-cone { type mark; }
       set internals { type mark . ipv4_addr; }
       set strangers { type ipv4_addr; limit rate …; ct count …; }
+      map strangers-of { type ipv4_addr : verdict; elements = { 100.64.0.1 : goto vm-1 } }
       set open-ports { type ipv4_addr . inet_proto . inet_service; flags dynamic,timeout; }
       map mappings { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; flags dynamic,timeout; }
       map unshared { typeof meta mark . numgen inc mod 64 : ip saddr . udp sport; }
@@ -34,8 +35,8 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
       chain admitted {
         ct status confirmed return
         ip daddr @strangers counter drop
-        ct mark set ct mark | FLAG
-        ct timeout set … }
+        ip daddr vmap @strangers-of
+        counter drop }
       chain reach { type nat hook prerouting priority dstnat - 10;
         meta l4proto udp dnat ip to ip daddr . meta l4proto . udp dport map @mappings … }
     }
@@ -56,7 +57,9 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
   the same destination, exactly that port cannot be had; connection tracking finds another.
 - A stranger's connection has no zone: its answers are the packets of a VM, whose zone counts for the original direction
   only. Whose packets they may be says its destination, in ``answers``: the VM with that internal address, by its mark.
-- ``strangers`` bounds the connections from outside that a VM has at once: nobody fills the host's table through it.
+- ``strangers`` bounds the connections from outside that a VM has at once, and leaves half of its limit of connections
+  to the VM itself. What it lets pass takes the VM's limits as well, in the chains of :mod:`natctl.ruleset.forwards`:
+  nobody fills the host's table through a VM, or through many.
 - Questions to a name server are forgotten after :attr:`~cpm.protocol.timeouts.Timeouts.dns_s`, and nobody else is to
   answer them: they make no mapping.
 
@@ -72,10 +75,9 @@ from typing import Final
 
 from cpm.protocol.model import PortRange
 from cpm.protocol.timeouts import Timeouts
-from natctl.model.entries import MOST_OFFERED
+from natctl.model.entries import MOST_OFFERED, HostEntry
 from natctl.model.port_use import VMPorts
 from natctl.ruleset import labels
-from natctl.ruleset import timeouts as ct_timeouts
 from natctl.ruleset.common import (
     ADDRESS,
     MARK,
@@ -114,10 +116,10 @@ from natctl.ruleset.expressions import (
     native_u32,
     next_number,
     payload,
-    set_ct,
     set_lookup,
     update_map,
     update_set,
+    verdict_lookup,
 )
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import (
@@ -141,6 +143,7 @@ from natctl.ruleset.values import (
 FULL_CONE: Final[Place] = (Family.IPV4, "full-cone")
 INTERNALS: Final[Place] = (Family.IPV4, "internals")
 STRANGERS: Final[Place] = (Family.IPV4, "strangers")
+STRANGERS_OF: Final[Place] = (Family.IPV4, "strangers-of")
 OPEN_PORTS: Final[Place] = (Family.IPV4, "open-ports")
 MAPPINGS: Final[Place] = (Family.IPV4, "mappings")
 SOCKETS: Final[Place] = (Family.IPV4, "sockets")
@@ -153,9 +156,6 @@ UNSOLICITED: Final = "unsolicited"
 """Name of the counter of packets for VMs that belong to no connection of theirs, and were dropped."""
 TOO_MANY_STRANGERS: Final = "too-many-strangers"
 """Name of the counter of packets for sockets of VMs to which too many connections from outside lead already."""
-
-MOST_STRANGERS: Final = 4096
-"""Connections from outside, to mappings of one VM, at once. The kernel walks that many to count them."""
 
 _TCP, _UDP, _DNS_PORT = 6, 17, 53
 _ORIGINAL, _REPLY = 0, 1
@@ -171,13 +171,11 @@ _TYPEOF_NUMBER: Final = Field(4, 4, host_order=True, expression=labels.typeof(23
 _TYPEOF_PORT: Final = PORT._replace(expression=labels.typeof(7, (0, 6), (1, 1)))
 """``typeof udp sport``"""
 
-LIMIT: Final = Limit(1, _HOUR_S, 1, MOST_STRANGERS)
-"""What an element of ``strangers`` has."""
-
 SETS: Final[dict[Place, SetSpec]] = {
     FULL_CONE: SetSpec("full-cone", (MARK,)),
     INTERNALS: SetSpec("internals", (MARK, ADDRESS)),
-    STRANGERS: SetSpec("strangers", (ADDRESS,), limiting=LIMIT),
+    STRANGERS: SetSpec("strangers", (ADDRESS,), limiting=Limit(1, 1, 1, 1)),
+    STRANGERS_OF: SetSpec("strangers-of", (ADDRESS,), verdicts=True),
     UNSHARED: SetSpec("unshared", (TYPEOF_MARK, _TYPEOF_NUMBER), data=(TYPEOF_SOURCE, _TYPEOF_PORT)),
     # The time is the rules' own.
     OPEN_PORTS: SetSpec("open-ports", (ADDRESS, PROTOCOL, PORT), learning_s=120),
@@ -188,15 +186,14 @@ ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
 """Elements without any VM."""
 
 
-def chains(marks: Marks, path_timeouts: Timeouts, objects: Iterable[str], forwarded: Rule) -> dict[Place, Chain]:
+def chains(marks: Marks, path_timeouts: Timeouts, forwarded: Rule) -> dict[Place, Chain]:
     """
     Return the chains that learn mappings and use them.
 
     :param path_timeouts: Those of VMs' connections, which mappings have, too.
-    :param objects: Names of the ``ct timeout`` objects of VMs' connections.
     :param forwarded: The rule for what begins at a port of a forward, which is no mapping.
     """
-    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(marks, objects), _reach())
+    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(), _reach())
     return {(Family.IPV4, chain.name): chain for chain in made}
 
 
@@ -289,14 +286,14 @@ def _unasked(forwarded: Rule) -> Chain:
     return Chain("unasked", None, rules)
 
 
-def _admitted(marks: Marks, objects: Iterable[str]) -> Chain:
-    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
-    too_many = (payload(NETWORK, DESTINATION, 4), set_lookup("strangers"))
+def _admitted() -> Chain:
+    destination = payload(NETWORK, DESTINATION, 4)
+    too_many = (destination, set_lookup("strangers"))
     rules = (
         rule(_has(ct("status"), _CONFIRMED), RETURN, comment="counted when it began"),
         rule(too_many, counter(), DROP, comment="too many strangers at once", tag=TOO_MANY_STRANGERS),
-        rule(remember, comment="the connection is ours"),
-        *map(ct_timeouts.rule_of, objects),
+        rule(destination, verdict_lookup("strangers-of"), comment="within the limits of the VM"),
+        rule(counter(), DROP, comment="of no VM that strangers may reach", tag=UNSOLICITED),
     )
     return Chain("admitted", None, rules)
 
@@ -338,6 +335,17 @@ def is_of(place: Place, element: Element, internal: IPv4Address, held: Iterable[
     else:
         address, port = element.key[:4], element.key[8:10]
     return address == internal.packed and not any(int.from_bytes(port, "big") in ports for ports in held)
+
+
+def strangers(entry: HostEntry, chain: str, label: bytes) -> Iterator[tuple[Place, Element]]:
+    """
+    Yield the elements that let strangers in to a VM.
+
+    :param chain: Where its limits are.
+    """
+    limit = Limit(1, _HOUR_S, 1, entry.strangers)
+    yield STRANGERS, Element(entry.intent.internal.packed, userdata=label, limit=limit)
+    yield STRANGERS_OF, Element(entry.intent.internal.packed, chain=chain, userdata=label)
 
 
 def offers(mark: int, internal: IPv4Address, ports: Sequence[int]) -> Iterator[Element]:

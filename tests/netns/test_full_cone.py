@@ -16,9 +16,8 @@ import pytest
 
 from cpm.protocol.model import Filtering, PortRange
 from natctl.core.unshared import Unshared
-from natctl.model.entries import Change, FastPathUse
+from natctl.model.entries import Allowance, Change, FastPathUse
 from natctl.netlink.conntrack import Conntrack
-from natctl.ruleset import mappings
 from tests.netns.conftest import LAYOUTS, RANGE, RUNS, Way
 from tests.netns.topology import INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Site
 from tests.netns.waiting import wait_until
@@ -216,11 +215,9 @@ def test_a_neighbour_that_forges_a_sockets_address_answers_nobody(pair: Way) -> 
         assert stranger.recvfrom(100) == (b"!", mapped)
 
 
-def test_strangers_at_once_are_bounded(pair: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mappings, "LIMIT", mappings.LIMIT._replace(most=8))
+def test_strangers_at_once_are_bounded(pair: Way) -> None:
     vm, host = pair.vm, pair.hosts[0].kernel
-    host.change(Change(host={vm.domain: dataclasses.replace(vm, filtering=Filtering.DEFAULT).on_host()}))
-    host.change(Change(host={vm.domain: vm.on_host()}))
+    host.change(Change(host={vm.domain: dataclasses.replace(vm.on_host(), strangers=8)}))
     with pair.guest.namespace.udp() as guest, pair.site.internet.udp(INTERNET, 9000) as known:
         guest.sendto(b"?", (INTERNET, 9000))
         mapped = known.recvfrom(100)[1]
@@ -234,6 +231,25 @@ def test_strangers_at_once_are_bounded(pair: Way, monkeypatch: pytest.MonkeyPatc
             known.sendto(b"!", mapped)
             said = [guest.recv(100) for _ in range(20 - host.drops()["too-many-strangers"] + 2)]
             assert said[-2:] == [b"again", b"!"]
+    assert host.observe().host[vm.domain].strangers == 8
+    assert host.ensure() == ()
+
+
+def test_strangers_count_in_the_limits_of_the_vm(pair: Way) -> None:
+    """Otherwise each VM with an open socket gives strangers entries of the host's table that nobody has planned for."""
+    vm, host = pair.vm, pair.hosts[0].kernel
+    with pair.guest.namespace.udp() as guest, pair.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9000))
+        mapped = known.recvfrom(100)[1]
+        host.change(Change(host={vm.domain: dataclasses.replace(vm.on_host(), allowance=Allowance(3, 2))}))
+        with contextlib.ExitStack() as stack:
+            strangers = [stack.enter_context(pair.site.internet.udp(STRANGER, 9100 + n)) for n in range(20)]
+            for stranger in strangers:
+                stranger.sendto(b"hello", mapped)
+            wait_until(lambda: host.counters().too_many.get(vm.domain, 0) >= 15)
+            strangers[0].sendto(b"again", mapped)
+            known.sendto(b"!", mapped)
+            assert [guest.recv(100) for _ in range(7)] == [b"hello"] * 5 + [b"again", b"!"]
 
 
 def test_no_two_sockets_of_a_busy_vm_share_a_port(pair: Way) -> None:

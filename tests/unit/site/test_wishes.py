@@ -8,7 +8,7 @@ from cpm.core.journal import JournalEvent
 from cpm.core.sizing.sizer import Target
 from cpm.core.wishes import Origin
 from cpm.protocol.errors import InvalidRequest, NotFound
-from cpm.protocol.model import VM, DomainUUID, NodeName, Wishes
+from cpm.protocol.model import VM, DomainUUID, Filtering, NodeName, Wishes
 from natctl.core.programming import InForce
 from tests.fakes.site import Site
 
@@ -220,3 +220,9 @@ def test_a_limit_outside_the_pools_bounds_is_ignored_or_refused() -> None:
     assert effective.ignored == ("metadata: connections 5: use 1024 to 1048576",)
     with pytest.raises(InvalidRequest, match="connection-rate 5: use 20 to 100000"):
         site.manager.set_wishes(ONE, Wishes(connection_rate=5))
+
+
+@pytest.mark.parametrize(("connections", "strangers"), [(1024, 512), (65536, 4096)])
+def test_half_of_a_full_cone_vms_connections_may_begin_outside(connections: int, strangers: int) -> None:
+    site = started(Wishes(filtering=Filtering.ENDPOINT_INDEPENDENT, connections=connections))
+    assert site.machines[HOST1].kernel.host[ONE].strangers == strangers

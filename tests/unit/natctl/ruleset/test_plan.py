@@ -312,7 +312,7 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
         AddCtTimeout(new, CtTimeout(17, (150, 150))),
         *(
             step
-            for name in ("admitted", "begun", "entering", "learn", "learn-answer")
+            for name in ("begun", "entering", "learn", "learn-answer")
             for step in (FlushChain(Family.IPV4, name), AddRules(Family.IPV4, after.chains[Family.IPV4, name]))
         ),
     )
@@ -321,7 +321,7 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
     assert former in reached.ct_timeouts
     # And back: the object is there already.
     back = plan.difference(before, reached)
-    assert [type(operation) for operation in back.operations] == [FlushChain, AddRules] * 5
+    assert [type(operation) for operation in back.operations] == [FlushChain, AddRules] * 4
 
 
 def test_the_objects_of_an_older_natd_are_left_to_its_connections() -> None:
