@@ -28,6 +28,7 @@ pytestmark = pytest.mark.netns
 ABOUT_THE_NETWORK = (
     "settings", "interfaces", "bridges", "forwarding", "reverse-path", "br-netfilter", "default-route", "ways", "rules",
     "marks", "forward-filters", "ruleset", "nfqueue", "nflog", "conntrack", "mtu", "internal-pool", "pool-address",
+    "pool-delivery",
 )  # fmt: skip
 STATEFUL = """
 table inet firewall {
@@ -106,7 +107,7 @@ def test_nothing_is_wrong_with_a_healthy_host(host: Machine) -> None:
     assert found["ways"].facts == {"br0": "leaves by eth0"}
     assert found["ruleset"].facts == {"families": ["bridge", "ip"]}
     assert found["rules"].facts["ours"] == 1
-    assert {each.result for name, each in found.items() if name not in ("pool-address",)} == {Result.OK}
+    assert {each.result for name, each in found.items() if name not in ("pool-address", "pool-delivery")} == {Result.OK}
 
 
 def test_nothing_is_wrong_with_a_healthy_edge(edge: Machine) -> None:
@@ -354,6 +355,15 @@ def test_an_address_of_the_pool_at_an_edge_with_a_service(edge: Machine) -> None
         service.listen()
         found = edge.findings()["pool-address"]
     assert (found.facts["own"], found.facts["services on them"]) == (["203.0.113.1"], ["8080"])
+
+
+def test_an_address_of_the_pool_that_the_router_takes_for_its_neighbour(edge: Machine) -> None:
+    edge.namespace.ip("addr add 203.0.113.9/24 dev eth1")
+    ((what, remedy),) = edge.only("pool-delivery")
+    assert what.startswith("203.0.113.1 and 1 more of the pool are in the network of eth1, 203.0.113.0/24")
+    assert "`ip addr add 203.0.113.1/32 dev eth1`" in remedy
+    edge.namespace.ip("addr add 203.0.113.1/32 dev eth1", "addr add 203.0.113.2/32 dev eth1")
+    assert edge.findings()["pool-delivery"].result is Result.OK
 
 
 def test_an_interface_was_renamed(host: Machine) -> None:

@@ -4,6 +4,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 import natctl.settings
 from cpm.api.views import AskedView, NodeView
@@ -16,6 +17,7 @@ from natctl.model.own_ports import LocalSocket, SocketKind
 from tests.unit.machine_doctor.healthy import (
     CERTIFICATE,
     FACTS,
+    GATEWAY,
     HOST,
     NOW,
     OWN,
@@ -34,6 +36,7 @@ from tests.unit.machine_doctor.judging import Case, assert_found, finding
 
 PROBLEM, WARNING = Result.PROBLEM, Result.WARNING
 TAILSCALE = Use(IPv4Network("100.101.102.103/32"), "address of tailscale0")
+NEIGHBOUR = IPv4Address("203.0.113.5")
 DAY = 86400.0
 
 
@@ -78,6 +81,14 @@ CASES = [
     Case("pool-address", but(HOST, external=frozenset({UNDERLAY})), PROBLEM, "eth1 has 172.30.0.11",
          "ip addr del 172.30.0.11/32 dev eth1"),
     Case("pool-address", but(setup=setup(NOT_APART)), WARNING, "keep_apart is false", "keep_apart = true"),
+    Case("pool-delivery", but(external=frozenset({OWN, NEIGHBOUR})), WARNING,
+         "203.0.113.5 is in the network of eth0, 203.0.113.0/24", "ip addr add 203.0.113.5/32 dev eth0"),
+    Case("pool-delivery", but(external=frozenset({NEIGHBOUR, NEIGHBOUR + 1, NEIGHBOUR + 2})), WARNING,
+         "203.0.113.5 and 2 more of the pool are in", "virt-ports pool remove 203.0.113.5"),
+    Case("pool-delivery", but(external=frozenset({GATEWAY})), PROBLEM, "203.0.113.1 is in the pool and the router's",
+         "virt-ports pool remove 203.0.113.1"),
+    Case("pool-delivery", but(external=frozenset({IPv4Address("203.0.113.255")})), PROBLEM,
+         "no address of a machine in 203.0.113.0/24", "virt-ports pool remove 203.0.113.255"),
     Case("daemons", without_process("natd"), PROBLEM, "natd does not run", "systemctl start natd"),
     Case("daemons", without_process("cpmd"), PROBLEM, "cpmd does not run", "systemctl start cpmd"),
     Case("units", but(units=(UnitFacts("natd.service", True, False, True), *FACTS.units[1:])), WARNING,
@@ -130,6 +141,14 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_trouble_is_found(case: Case) -> None:
     assert_found(case)
+
+
+def test_the_router_finds_what_is_routed_and_what_an_edge_has() -> None:
+    routed = but(external=frozenset({IPv4Address("198.51.100.7")}))
+    elsewhere = structs.replace(address(NEIGHBOUR), ports_own=28232)
+    assigned = but(external=frozenset({NEIGHBOUR}), manager=ManagerFacts(status(), (node(),), (elsewhere,)))
+    assert {finding("pool-delivery", facts).result for facts in (FACTS, routed, assigned)} == {Result.OK}
+    assert finding("pool-delivery", HOST).result is Result.NOT_APPLICABLE
 
 
 def test_services_on_an_address_of_the_pool_are_named() -> None:
