@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import Final
 
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import NodeName, PortRange
+from cpm.protocol.model import NodeName
 from cpm.protocol.own_ports import MOST_RANGES, KeptPorts, OwnAddress
 
 KEPT_S: Final = 3600.0
@@ -66,10 +66,7 @@ def reason(kept: Iterable[KeptPorts]) -> str:
 
 
 def _without(kept: KeptPorts, named: Iterable[KeptPorts], now: float) -> Iterator[KeptPorts]:
-    rest: list[PortRange] = [kept.ports]
-    for other in named:
-        if other.address == kept.address:
-            rest = [part for ports in rest for part in ports.minus(other.ports)]
+    rest = kept.ports.without(other.ports for other in named if other.address == kept.address)
     gone = now if kept.gone is None else kept.gone
     yield from (dataclasses.replace(kept, ports=ports, gone=gone) for ports in rest)
 

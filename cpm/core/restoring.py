@@ -198,7 +198,7 @@ class _Mapped:
             for each in claim.ranges:
                 mask = taken.setdefault(each.external, bytearray(LAST_PORT + 1))
                 for part in _untaken(mask, each.ports):
-                    vm.ranges += [(each.external, rest) for rest in _without(part, (p for _, p in vm.ranges))]
+                    vm.ranges += [(each.external, rest) for rest in part.without(p for _, p in vm.ranges)]
         self._by_address: dict[IPv4Address, list[tuple[int, int, DomainUUID]]] = {}
         for uuid, vm in self.vms.items():
             vm.ranges = _coalesced(vm.ranges)
@@ -260,7 +260,7 @@ class _Compared:
         if self.vm is None or (self.vm.internal, self.vm.node) != (self.mapped.internal, self.mapped.node):
             return False
         mine = [(each.external, each.ports) for each in self.held if each.state is not _State.HELD]
-        unknown = (rest for external, ports in self.mapped.ranges for rest in _without(ports, _on(external, mine)))
+        unknown = (rest for external, ports in self.mapped.ranges for rest in ports.without(_on(external, mine)))
         return not any(unknown) and self._has_in_use()
 
     def _has_in_use(self) -> bool:
@@ -305,7 +305,7 @@ class _Compared:
             where: NodeName,
             forward: Forward | None = None,
         ) -> None:
-            parts = _without(ports, taken) if forward is not None else _apart(_without(ports, taken))
+            parts = ports.without(taken) if forward is not None else _apart(ports.without(taken))
             for part in parts:
                 # No range has such ports: it was a forward.
                 former = Forward(to=part.first, is_wanted=False) if part.first < FIRST_PORT else None
@@ -343,7 +343,7 @@ def _put_addresses(fleet: Fleet, mapped: _Mapped) -> None:
     for external, used in mapped.addresses.items():
         address = known.get(external)
         before = (PortRange(FIRST_PORT, LAST_PORT),) if address is None else address.reserved
-        reserved = tuple(rest for ports in before for rest in _without(ports, used))
+        reserved = tuple(rest for ports in before for rest in ports.without(used))
         if address is None or reserved != address.reserved:
             fleet.record(PutAddress(ExternalAddress(external, reserved)))
 
@@ -364,19 +364,12 @@ def _untaken(mask: bytearray, ports: PortRange) -> Iterator[PortRange]:
         first = mask.find(0, last + 1, end)
 
 
-def _without(ports: PortRange, others: Iterable[PortRange]) -> list[PortRange]:
-    rest = [ports]
-    for other in others:
-        rest = [part for each in rest for part in each.minus(other)]
-    return rest
-
-
 def _apart(ranges: Iterable[PortRange]) -> Iterator[PortRange]:
     """Yield the same ports, those below 1024 apart from the others."""
     low = PortRange(0, FIRST_PORT - 1)
     for ports in ranges:
-        rest = ports.minus(low)
-        yield from (*(part for each in rest for part in ports.minus(each)), *rest) if rest else (ports,)
+        others = ports.minus(low)
+        yield from (*ports.without(others), *others)
 
 
 def _on(external: IPv4Address, ranges: Iterable[tuple[IPv4Address, PortRange]]) -> list[PortRange]:

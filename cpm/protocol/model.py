@@ -99,6 +99,13 @@ class PortRange:
         right = (PortRange(other.last + 1, self.last),) if other.last < self.last else ()
         return left + right
 
+    def without(self, others: Iterable[PortRange]) -> list[PortRange]:
+        """Return the ports that are in none of the others: as few ranges as there can be, in order."""
+        rest = [self]
+        for other in others:
+            rest = [part for each in rest for part in each.minus(other)]
+        return rest
+
     def join_with(self, other: PortRange) -> PortRange:
         """
         Return the range with exactly the ports of both.

@@ -64,13 +64,12 @@ class Guest:
         before = [segment for segment in (*self._inside, *self._outside) if segment.used]
         self.active, self._size = active, active.size if active else 0
         self._inside, self._outside = [], []
-        free = [active] if active else []
         for segment in before:
             inside, outside = self._cut(segment, active)
             self._outside += outside
             if inside is not None:
                 self._inside.append(inside)
-                free = [rest for run in free for rest in run.minus(inside.ports)]
+        free = active.without([segment.ports for segment in self._inside]) if active else []
         self._inside += [Segment(run, run.size, 0) for run in free]
         self.in_active = sum(segment.used for segment in self._inside)
 

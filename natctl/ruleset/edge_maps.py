@@ -252,10 +252,7 @@ def check_owners(entries: Iterable[EdgeIntent]) -> None:
 def pieces_covering(ports: PortRange, present: Iterable[PortRange]) -> tuple[PortRange, ...]:
     """Return disjoint ranges, in order, that hold exactly these ports and keep each present one that is within them."""
     kept = sorted(piece for piece in present if ports.covers(piece))
-    missing = [ports]
-    for piece in kept:
-        missing = [rest for run in missing for rest in run.minus(piece)]
-    return tuple(sorted([*kept, *missing]))
+    return tuple(sorted([*kept, *ports.without(kept)]))
 
 
 def range_of(element: Element) -> tuple[IPv4Address, IPv4Address, PortRange]:

@@ -190,10 +190,7 @@ class Tables:
             kept.setdefault(int(each.external), []).append(each.ports)
         for each in entry.ranges:
             external = int(each.external)
-            parts: tuple[PortRange, ...] = (each.ports,)
-            for ports in kept.get(external, ()):
-                parts = tuple(rest for part in parts for rest in part.minus(ports))
-            for part in parts:
+            for part in each.ports.without(kept.get(external, ())):
                 first = (self.slots[external] - 1) * PORTS_OF_ADDRESS + part.first
                 yield Store("owners", first * WORD_BYTES, word * part.size)
 

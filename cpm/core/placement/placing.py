@@ -230,13 +230,8 @@ def without_numbers_held_elsewhere(
     space: AddressSpace, domain: DomainUUID, address: IPv4Address, run: PortRange
 ) -> list[PortRange]:
     """Return the parts of a run without machines' own ports, and numbers that the VM holds on other addresses."""
-    parts = [run]
-    for own in space.own_ports(address):
-        parts = [rest for part in parts for rest in part.minus(own)]
-    for allocation in space.of(domain):
-        if allocation.ports.overlaps(run) and allocation.external != address:
-            parts = [rest for part in parts for rest in part.minus(allocation.ports)]
-    return parts
+    elsewhere = (each.ports for each in space.of(domain) if each.external != address)
+    return run.without((*space.own_ports(address), *elsewhere))
 
 
 def _search_order(

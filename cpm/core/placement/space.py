@@ -87,15 +87,13 @@ class AddressSpace:
         if (holder := self.holder_of_reserved(address)) is not None:
             raise Overloading(f"{_describe(holder)} has ports that are to be reserved")
         held = self._on.get(address.address, {})
-        free: list[PortRange] = [USABLE]
         own = self._own.get(address.address, ())
-        for ports in (*address.reserved, *own, *(allocation.ports for allocation in held.values())):
-            free = [rest for run in free for rest in run.minus(ports)]
+        free = USABLE.without((*address.reserved, *own, *(allocation.ports for allocation in held.values())))
         if address.address in self._addresses:
             self.free_ports -= self.usage(address.address).free
         self.free_ports += sum(run.size for run in free)
         self._addresses[address.address] = address
-        self._runs[address.address] = FreeRuns(sorted(free), self.block)
+        self._runs[address.address] = FreeRuns(free, self.block)
         self._on[address.address] = held
 
     def holder_of_reserved(self, address: ExternalAddress) -> Allocation | None:
@@ -197,10 +195,7 @@ class AddressSpace:
 
     def _without_own(self, allocation: Allocation) -> list[PortRange]:
         """Return the ports of an allocation that are free when it does not have them."""
-        parts = [allocation.ports]
-        for own in self.own_ports(allocation.external):
-            parts = [rest for part in parts for rest in part.minus(own)]
-        return parts
+        return allocation.ports.without(self.own_ports(allocation.external))
 
     def release(self, allocation_id: AllocationId) -> Allocation:
         """

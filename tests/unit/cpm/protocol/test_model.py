@@ -34,6 +34,15 @@ def test_ranges_compare_as_sets_do(one: PortRange, other: PortRange) -> None:
     assert not any(rest.adjoins(more) for rest in one.minus(other) for more in one.minus(other))
 
 
+@given(RANGES, st.lists(RANGES, max_size=5))
+def test_what_is_in_none_of_the_others_is_left_in_order_and_in_as_few_ranges_as_there_can_be(
+    one: PortRange, others: list[PortRange]
+) -> None:
+    rest = one.without(others)
+    assert [port for part in rest for port in part] == sorted({*one} - {port for other in others for port in other})
+    assert coalesce(rest) == tuple(rest)
+
+
 @given(RANGES, RANGES)
 def test_ranges_join_when_no_port_is_missing_between_them(one: PortRange, other: PortRange) -> None:
     both = sorted({*one} | {*other})
