@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     _A = TypeVar("_A")
 
-_CHECK = "is cpmd running? see `systemctl status cpmd`, or name its socket with --socket or VIRT_PORTS_SOCKET"
+_CHECK = (
+    "run this on the manager, where `systemctl status cpmd` says whether cpmd runs; "
+    "name another socket with --socket or VIRT_PORTS_SOCKET"
+)
 _ALLOW = "run this as root or as a member of the socket's group, see `ls -l {path}`"
 _JOURNAL = "see `journalctl -u cpmd`"
 _DOUBT = "the change may be made all the same, `virt-ports audit` lists it then; "

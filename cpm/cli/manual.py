@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,40 @@ _SEE_ALSO: Final = "virt-ports(1), cpmd(8), natd(8), cpmd.toml(5), natd.toml(5),
 _ABOUT: Final = {
     "cpmd": "the manager: gives port ranges of shared public IPv4 addresses to VMs",
     "natd": "programs a host's or an edge's kernel with the ports that the manager gives",
+}
+_SIGNALS: Final = {
+    "cpmd": (
+        ("SIGHUP", "Read cpmd.toml again, and follow all of it that needs no restart; see `virt-ports config reload`."),
+        (
+            "SIGTERM, SIGINT",
+            "End. Kernels keep what they have: traffic goes on, no range changes until cpmd runs again.",
+        ),
+    ),
+    "natd": (
+        ("SIGHUP", "Take over certificates that were renewed. Other settings are read when natd starts."),
+        ("SIGTERM, SIGINT", "End. The kernel keeps rules, routes and settings; `virt-ports uninstall` gives it back."),
+    ),
+}
+_STATUS: Final = (
+    ("0", "It was ended by a signal, or --check found nothing wrong."),
+    ("1", "It could not start, or a part of it failed; the log says why."),
+    ("2", "The settings or the arguments are wrong."),
+)
+_FILES: Final = {
+    "cpmd": (
+        ("/etc/virt-ports/cpmd.toml", "Settings, see cpmd.toml(5)."),
+        (
+            "/var/lib/virt-ports/ledger.db",
+            "The ledger: who has and had which ports. Copy it by `virt-ports backup` only.",
+        ),
+        ("/run/virt-ports/cpmd.sock", "The socket that virt-ports and a natd on this machine use."),
+    ),
+    "natd": (
+        ("/etc/virt-ports/natd.toml", "Settings, see natd.toml(5)."),
+        ("/etc/libvirt/hooks/qemu.d/virt-ports", "The hook that libvirt runs for VMs that start, stop and migrate."),
+        ("/run/virt-ports-natd/natd.sock", "The socket at which natd serves the hook."),
+        ("/var/lib/virt-ports-natd", "Which ledger natd follows, and what it changed on this machine."),
+    ),
 }
 _WIDTH: Final = "76"
 
@@ -72,8 +107,14 @@ def _daemon(name: str) -> str:
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         importlib.import_module(launch.MODULES[name]).main(["--help"])
     help_text = re.sub(r"usage: \S+", f"usage: {name}", text.getvalue())
-    files = f"/etc/virt-ports/{name}.toml\n.br\n{_escaped('Settings, see ' + name)}.toml(5)."
-    return f"{_name(name, _ABOUT[name])}.SH DESCRIPTION\n{_as_it_is(help_text)}.SH FILES\n{files}\n"
+    return (
+        f"{_name(name, _ABOUT[name])}.SH DESCRIPTION\n{_as_it_is(help_text)}.SH SIGNALS\n{_terms(_SIGNALS[name])}"
+        f".SH EXIT STATUS\n{_terms(_STATUS)}.SH FILES\n{_terms(_FILES[name])}"
+    )
+
+
+def _terms(terms: Iterable[tuple[str, str]]) -> str:
+    return "".join(f".TP\n.B {_quoted(term)}\n{_text(meaning)}" for term, meaning in terms)
 
 
 def _settings(daemon: str) -> str:

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import argparse
 
 _ABOUT = """\
-Oldest first. The user is that of the process that asked for the change, as the kernel says. What was refused is not
-listed."""
+Oldest first. The user is that of the process that asked for the change, as the
+kernel says. Changes that were refused are not listed."""
 
 _EXAMPLES = """\
   virt-ports audit

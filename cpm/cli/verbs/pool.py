@@ -27,10 +27,12 @@ _EXAMPLES = """\
 
 _ADD_ABOUT = """\
 ADDRESS is one address, a range like 203.0.113.1-203.0.113.4, or a network like
-203.0.113.0/29 (all of it, first and last included). The addresses must be
-routed to the edges; ports below 1024 are never handed out. If one address
-cannot be added, none is. Without --reserved, an address that is in the pool
-keeps its reserved ports; '--reserved none' gives them back."""
+203.0.113.0/29 (all of it, first and last included). The router outside has to
+deliver the addresses to an edge, by a route or by ARP: that is not checked here,
+but `virt-ports doctor` on the edge looks at it. A VM gets ports below 1024 only
+by a forward that names them. If one address cannot be added, none is. Without
+--reserved, an address that is in the pool keeps its reserved ports;
+'--reserved none' gives them back."""
 
 _LIST_ABOUT = """\
 'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their

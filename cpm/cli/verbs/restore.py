@@ -23,14 +23,14 @@ _EXAMPLES = """\
   systemctl start cpmd"""
 
 _ABOUT = """\
-When cpmd starts with a restored ledger, it first waits for every node that the
-ledger knows, and for at least the hold-down. `virt-ports status` says for whom;
-a node that will not come back is fenced. Then cpmd takes in what the nodes'
-kernels hold, so that no connection is cut and no port gets a second owner, and
-goes on as usual. Until then nothing changes, and VMs that start get no ports.
+When cpmd starts with a restored ledger, it first waits for all edges, and for
+at least the hold-down. `virt-ports status` says for whom; fence a node that will
+not come back. Then cpmd takes in what the nodes' kernels hold, so that no
+connection is cut and no port gets a second owner, and goes on as usual. Until
+then no range changes, and VMs that start get no ports.
 
-The former ledger is kept beside the new one as LEDGER.before-restore-N. What
-the journal had after the backup is only there."""
+The former ledger is kept beside the new one as LEDGER.before-restore-N. Only
+that one has the journal from the backup on."""
 
 VERB = parsing.Verb(144, "put a backup of the ledger in place", about=_ABOUT, examples=_EXAMPLES)
 

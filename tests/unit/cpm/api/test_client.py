@@ -162,9 +162,9 @@ def test_a_change_without_an_answer_may_be_made(manager: CannedManager) -> None:
 
 
 def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable, match="no such socket; is cpmd running"):
+    with pytest.raises(Unreachable, match="no such socket; run this on the manager"):
         Client(str(tmp_path / "x")).call(STATUS)
-    with pytest.raises(Unreachable, match="name its socket with --socket or VIRT_PORTS_SOCKET"):
+    with pytest.raises(Unreachable, match="name another socket with --socket or VIRT_PORTS_SOCKET"):
         Client("/" + "x" * 200).call(STATUS)
 
 
@@ -172,7 +172,7 @@ def test_a_socket_without_listener_is_unreachable(manager: CannedManager, tmp_pa
     path = Path(manager.path).with_name("dead")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with pytest.raises(Unreachable, match="no process listens there; is cpmd running"):
+    with pytest.raises(Unreachable, match="no process listens there; run this on the manager"):
         Client(str(path)).call(STATUS)
 
 

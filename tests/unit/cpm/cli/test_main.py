@@ -147,8 +147,8 @@ def test_a_missing_manager_is_reported_with_a_remedy(virt_ports: Command, tmp_pa
     result = virt_ports("list", "--socket", missing)
     assert (result.code, result.out) == (3, "")
     assert result.err == (
-        f"error: cannot reach {missing}: no such socket; is cpmd running? see `systemctl status cpmd`, "
-        "or name its socket with --socket or VIRT_PORTS_SOCKET\n"
+        f"error: cannot reach {missing}: no such socket; run this on the manager, where `systemctl status cpmd` says "
+        "whether cpmd runs; name another socket with --socket or VIRT_PORTS_SOCKET\n"
     )
     assert json.loads(virt_ports("-o", "json", "--socket", missing, "list").err)["code"] == "unreachable"
 
