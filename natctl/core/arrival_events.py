@@ -79,13 +79,13 @@ class ArrivalEvents:
 
     def on_budget_used_up(self, index: int, now: float) -> None:
         """The kernel signals that the arrival budget of the VM with this index is used up."""
-        if (uuid := self._programming.owners().get(index)) is not None:
+        if (uuid := self._programming.indexes.owners.get(index)) is not None:
             self._signal_times.on_signal(uuid, now)
             self.emit(self._arrivals.on_budget_used_up(uuid, now))
 
     def on_deferred(self, packets: Mapping[int, Sequence[int]], now: float) -> None:
         """The kernel has deferred connections: the numbers of their first packets, by the index of their VM."""
-        domains = self._programming.owners()
+        domains = self._programming.indexes.owners
         for index, numbers in packets.items():
             uuid = domains.get(index)
             self.emit(self._arrivals.on_deferred(uuid, numbers, now) if uuid else [Release(tuple(numbers))])

@@ -56,9 +56,11 @@ from natctl.core.arrival_events import ArrivalEvents
 from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domain, Domains, Listing, RunningDomain, Tap
 from natctl.core.ended import Ended
+from natctl.core.entries import Entries
 from natctl.core.following import Following
 from natctl.core.hook_waiters import HookWaiter, HookWaiters
 from natctl.core.identity import Identity
+from natctl.core.indexes import Indexes
 from natctl.core.intent import Intent
 from natctl.core.port_control import PortControl
 from natctl.core.programming import InForce, Programming, Scope, is_empty
@@ -103,10 +105,9 @@ class Node:
         self._intent = Intent()
         self._arrivals = Arrivals()
         self._default_deny = DefaultDeny(remembered.charge, is_listed=not has_libvirt)
-        unshared = Unshared()
-        self._programming = Programming(
-            marks, self._intent, self._domains, self._arrivals, self._default_deny, unshared
-        )
+        unshared, indexes = Unshared(), Indexes(marks)
+        entries = Entries(self._intent, self._domains, self._arrivals, self._default_deny, unshared, indexes)
+        self._programming = Programming(self._intent, self._domains, self._default_deny, entries, indexes)
         self._hook_waiters = HookWaiters(self._domains, self._programming)
         self.signal_times = SignalTimes()
         """For metrics; the owner says when a request for more ports was sent."""
@@ -330,7 +331,7 @@ class Node:
             self.port_control.on_refused(message, now)
         elif isinstance(message, Freed):
             self._outbox.append(Forget(message.internal))
-            self._programming.on_freed(message.domain, now)
+            self._programming.indexes.on_freed(message.domain, now)
         elif message.protocol != PROTOCOL:
             self._outbox.append(
                 Warn(f"the manager speaks protocol {message.protocol}, we {PROTOCOL}; upgrade the older")

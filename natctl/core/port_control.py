@@ -82,7 +82,7 @@ class PortControl:
         :param index: Of the VM, as its mark has it.
         """
         self._now = now
-        if (domain := self._programming.owner(index)) is not None:
+        if (domain := self._programming.indexes.owners.get(index)) is not None:
             self._responder.on_asked(domain, asked, now)
             self._carry_on()
 
@@ -108,7 +108,7 @@ class PortControl:
 
     def flow_of(self, find: FindPeer) -> Flow | None:
         """Return the connection that is looked for; None: its VM is gone."""
-        index, request = self._programming.index(find.domain), find.request
+        index, request = self._programming.indexes.get(find.domain), find.request
         if index is None:
             return None
         numbers = (request.internal_port, request.peer_port)

@@ -1,8 +1,8 @@
 """
 What this node's kernel holds, what it should hold, and the one kernel command that is under way. Pure.
 
-Changes that come up while a command is under way go into the next one. A VM's entry follows from the manager's intent,
-the interfaces that the VM has here, and its arrival budget.
+Changes that come up while a command is under way go into the next one. What a VM's entry is to be comes from
+:mod:`natctl.core.entries`.
 
 Tested in ``tests/unit/site/test_faults.py``.
 """
@@ -11,30 +11,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from msgspec import structs
-
 from cpm.protocol.holdings import Held
-from cpm.protocol.intent import EdgeIntent, HostForward, HostIntent
+from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.messages import PathState
-from cpm.protocol.model import DomainUUID, Filtering, PortRange
-from natctl.arrivals.controller import Arrivals
+from cpm.protocol.model import DomainUUID, PortRange
 from natctl.core.bisection import Bisection, RefusedVM
 from natctl.core.default_deny import DefaultDeny
 from natctl.core.domains import Domains
+from natctl.core.entries import Entries
 from natctl.core.holdings import EdgeHoldings, told_by_host
+from natctl.core.indexes import Indexes
 from natctl.core.intent import Intent
-from natctl.core.unshared import Unshared
 from natctl.model.commands import Program, Replace, Warn
-from natctl.model.entries import MOST_STRANGERS, UNASSIGNED, Change, HostEntry, Path
+from natctl.model.entries import Change, HostEntry, Path
 
 RETRY_S = 5.0
 """Seconds between attempts after the kernel refused."""
-FORGOTTEN_S = 10.0
-"""Seconds in which the connections of a VM whose ports are free have been deleted for certain."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,35 +92,23 @@ class Done(NamedTuple):
 
 class Programming:
     """
-    The kernel commands of a node; reads intent, domains and arrivals, and changes none of them.
+    The kernel commands of a node; reads intent, domains and entries, and changes none of them.
 
-    :param marks: How many VMs the packet mark can distinguish on this host.
     :param intent: The manager's intent.
     :param domains: The VMs that run here.
-    :param arrivals: Has the VMs' arrival budgets, which are programmed together with the ports.
     :param default_deny: Which VMs are marked without having ports.
+    :param entries: What the kernel should hold of a VM of this host.
+    :param indexes: Which VM has which index.
     """
 
     def __init__(
-        self,
-        marks: int,
-        intent: Intent,
-        domains: Domains,
-        arrivals: Arrivals,
-        default_deny: DefaultDeny,
-        unshared: Unshared,
+        self, intent: Intent, domains: Domains, default_deny: DefaultDeny, entries: Entries, indexes: Indexes
     ) -> None:
-        self._marks = marks
         self._intent = intent
         self._domains = domains
-        self._arrivals = arrivals
         self._default_deny = default_deny
-        self._unshared = unshared
-        self._index: dict[DomainUUID, int] = {}
-        self._kept: dict[DomainUUID, int] = {}
-        """Indexes of VMs that are gone, the one that went first before the others: an index is a zone, too, in which
-        the connections of such a VM may go on when it comes back. Another VM with its address would find them."""
-        self._release_at: dict[DomainUUID, float] = {}
+        self._entries = entries
+        self.indexes = indexes
         self._applied: dict[DomainUUID, HostEntry] = {}
         self._in_force = InForce(0, 0)
         self._under_way: Scope | None = None
@@ -142,7 +125,6 @@ class Programming:
         self._retry_at: float | None = None
         self._is_introduced = False
         self._is_path_in_kernel = self._is_path_sent = self._has_frame = False
-        self._warnings: list[Warn] = []
 
     # What the kernel holds
 
@@ -150,18 +132,6 @@ class Programming:
     def in_force(self) -> InForce:
         """The last generation in force."""
         return self._in_force
-
-    def owners(self) -> dict[int, DomainUUID]:
-        """Return the VM of each index."""
-        return {index: uuid for uuid, index in self._index.items()}
-
-    def owner(self, index: int) -> DomainUUID | None:
-        """Return the VM of an index; None: it is no VM's."""
-        return next((uuid for uuid, each in self._index.items() if each == index), None)
-
-    def index(self, uuid: DomainUUID) -> int | None:
-        """Return the index of a VM; None: it has none."""
-        return self._index.get(uuid)
 
     def let_in(self, uuid: DomainUUID) -> tuple[PortRange, ...]:
         """Return the ports at which the kernel lets something in to a VM."""
@@ -200,7 +170,7 @@ class Programming:
 
     def adopt(self, entry: HostEntry) -> None:
         """Record an entry that natd found in the kernel."""
-        self._index[entry.intent.domain] = entry.index
+        self.indexes.adopt(entry.intent.domain, entry.index)
         self._applied[entry.intent.domain] = entry
 
     def held_by_host(self) -> tuple[Held, ...]:
@@ -238,20 +208,14 @@ class Programming:
             scope.generation = None
         self._confirmation = None
 
-    def on_freed(self, uuid: DomainUUID, now: float) -> None:
-        """Give a VM's index on, soon: its connections are being deleted."""
-        self._release_at[uuid] = now + FORGOTTEN_S
-
     def on_tick(self, now: float) -> None:
         """Try again what the kernel refused, when it is time; give indexes on."""
+        self.indexes.on_tick(now)
         if self._retry_at is not None and now >= self._retry_at:
             self._retry_at = None
         for uuid in [uuid for uuid, vm in self._refused.items() if now >= vm.retry_at]:
             self._refused[uuid].retry_at = math.inf
             self.require(Scope(host={uuid}, edge={uuid}))
-        for uuid in [uuid for uuid, at in self._release_at.items() if now >= at]:
-            del self._release_at[uuid]
-            self._kept.pop(uuid, None)
 
     # Commands
 
@@ -267,8 +231,7 @@ class Programming:
         else:
             return []
         self._is_busy = True
-        warnings, self._warnings = self._warnings, []
-        return [*warnings, command]
+        return [*self._entries.take_warnings(), command]
 
     def on_programmed(self) -> Done | None:
         """Record that the command that was under way is in force; return what it did, None: none was under way."""
@@ -284,8 +247,8 @@ class Programming:
                 self._applied[uuid] = entry
                 continue
             self._applied.pop(uuid, None)
-            if uuid not in self._intent.host and uuid in self._index:
-                self._kept[uuid] = self._index.pop(uuid)
+            if uuid not in self._intent.host:
+                self.indexes.keep(uuid)
         self._sent = {}
         self._is_path_in_kernel |= self._is_path_sent
         self.edge_holdings.on_programmed()
@@ -428,31 +391,7 @@ class Programming:
         return Program(Change(host=host, edge=edge, path=_path(path) if self._is_path_sent else None))
 
     def _host_entry(self, uuid: DomainUUID) -> HostEntry | None:
-        vm = self._intent_for(uuid)
-        index = self._index_of(uuid) if vm is not None else None
-        if vm is None or index is None:
-            return None
-        if vm.forwards:
-            before = self._applied.get(uuid)
-            vm = _with_guest(vm, self._domains.address_of(uuid), before.intent.forwards if before is not None else ())
-        budget, defer_after = self._arrivals.budget(uuid), self._arrivals.defer_after(uuid)
-        taps, allowance = self._domains.taps_of(uuid), self._arrivals.allowance(uuid)
-        return HostEntry(
-            vm, index, taps, budget, defer_after, allowance, self._unshared.of(vm), self._strangers_of(uuid)
-        )
-
-    def _strangers_of(self, uuid: DomainUUID) -> int:
-        """Return how many connections strangers may have to a VM: they leave half of its limit to the VM itself."""
-        vm = self._intent.host.get(uuid)
-        if vm is None or vm.connections is None or vm.filtering is not Filtering.ENDPOINT_INDEPENDENT:
-            return MOST_STRANGERS
-        return max(1, min(MOST_STRANGERS, vm.connections // 2))
-
-    def _intent_for(self, uuid: DomainUUID) -> HostIntent | None:
-        vm, before = self._intent.host.get(uuid), self._applied.get(uuid)
-        if vm is not None and self._is_introduced:
-            return before.intent if before is not None else self._denied_intent(uuid)
-        return vm.programmed if vm is not None else self._denied_intent(uuid)
+        return self._entries.entry(uuid, self._applied.get(uuid), keeps_ports=self._is_introduced)
 
     def _edge_intents(self) -> Mapping[DomainUUID, EdgeIntent]:
         """
@@ -462,49 +401,6 @@ class Programming:
         a VM's are not taken away, and none are mapped that it has not learned of and may give to another VM.
         """
         return self.edge_holdings.applied if self._is_introduced else self._intent.edge
-
-    def _denied_intent(self, uuid: DomainUUID) -> HostIntent | None:
-        """Return what the kernel holds of a VM that has no ports: a mark, or nothing."""
-        domain = self._domains.get(uuid)
-        if domain is None or not domain.taps or not self._default_deny.denies(uuid):
-            return None
-        return HostIntent(uuid, domain.name, UNASSIGNED, None)
-
-    def _index_of(self, uuid: DomainUUID) -> int | None:
-        if uuid not in self._index:
-            free = self._free_index(uuid)
-            if free is None:
-                self._warnings.append(
-                    Warn(f"VM {uuid} gets no ports: host.mark_mask tells only {self._marks} VMs apart")
-                )
-                return None
-            self._index[uuid] = free
-        return self._index[uuid]
-
-    def _free_index(self, uuid: DomainUUID) -> int | None:
-        """Return the index that a VM had, else a free one, else the one kept for longest."""
-        self._release_at.pop(uuid, None)
-        if uuid in self._kept:
-            return self._kept.pop(uuid)
-        used = {*self._index.values(), *self._kept.values()}
-        free = next((index for index in range(1, self._marks + 1) if index not in used), None)
-        return self._kept.pop(next(iter(self._kept))) if free is None and self._kept else free
-
-
-def _with_guest(vm: HostIntent, address: IPv4Address | None, before: Sequence[HostForward]) -> HostIntent:
-    """
-    Return the same with the guest's address; nothing is let in to one whose address is not known.
-
-    :param before: What the kernel holds: until natd has found the address, that stays.
-    """
-
-    def guest_of(forward: HostForward) -> IPv4Address | None:
-        held = (each.guest for each in before if each.ports.covers(forward.ports))
-        return forward.guest or address or next(held, None)
-
-    forwards = ((each, guest_of(each)) for each in vm.forwards)
-    found = tuple(structs.replace(each, guest=guest) for each, guest in forwards if guest is not None)
-    return structs.replace(vm, forwards=found)
 
 
 def is_empty(command: Program) -> bool:

@@ -702,7 +702,7 @@ def test_the_zone_that_was_left_longest_ago_is_given_on_when_there_is_no_other()
     highest = 7
     node = site.machines[HOST1].node
     assert node is not None
-    node._programming._marks = highest
+    node._programming.indexes.most = highest
     for number in range(1, highest + 3):
         uuid = DomainUUID(f"00000000-0000-0000-0000-0000000000{number:02}")
         started(site, uuid)
