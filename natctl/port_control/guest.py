@@ -10,8 +10,9 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, TypeAlias
 
+from cpm.protocol.model import DomainUUID
 from natctl.model.port_control import BURST, PER_S
 from natctl.port_control import nat_pmp, pcp
 from natctl.port_control.values import Asked, Key, Made
@@ -25,6 +26,8 @@ FIRST_INTERVAL_S: Final = 0.25
 """Seconds between the first two announcements; each later interval is twice as long (RFC 6886 section 3.2.1)."""
 PATIENCE_S: Final = 10.0
 """Seconds for which a request waits for the manager; after that the client's next one begins anew."""
+
+MapRequest: TypeAlias = pcp.MapRequest | nat_pmp.MapRequest
 
 
 class Bucket:
@@ -57,8 +60,7 @@ class Mapping:
 
     made: Made
     nonce: bytes | None = None
-    """Of the client that has it; None: NAT-PMP has none, and after a restart it is not known."""
-    is_pcp: bool = False
+    """Of the PCP client that has it; None: NAT-PMP has none, and after a restart it is not known."""
     expires_at: float = math.inf
     """Infinite: after a restart it is not known, and the manager ends it."""
     recorded_until: float = math.inf
@@ -74,16 +76,11 @@ class Mapping:
 class Pending:
     """A request for a mapping that is being made."""
 
-    request: pcp.MapRequest | nat_pmp.MapRequest
+    request: MapRequest
     asked: Asked
     size: int
     lifetime_s: int
     begun_at: float
-
-    @property
-    def nonce(self) -> bytes | None:
-        """The nonce of the client that asks; NAT-PMP has none."""
-        return self.request.nonce if isinstance(self.request, pcp.MapRequest) else None
 
 
 class Guest:
@@ -94,7 +91,8 @@ class Guest:
     :param external: Its external address; None: it has no ports now.
     """
 
-    def __init__(self, limit: int, external: IPv4Address | None, now: float) -> None:
+    def __init__(self, domain: DomainUUID, limit: int, external: IPv4Address | None, now: float) -> None:
+        self.domain = domain
         self.limit = limit
         self.external = external
         self.mappings: dict[Key, Mapping] = {}
@@ -149,6 +147,17 @@ class Guest:
             and (not port or each.covers(key.protocol, address, port))
         ]
 
+    def pending_of(self, protocol: int, address: IPv4Address, port: int, nonce: bytes | None) -> list[Key]:
+        """Return the requests under way that a client's request to delete is about, as for :meth:`chosen`."""
+        return [
+            key
+            for key, each in self.pending.items()
+            if key.address == address
+            and protocol in (pcp.ALL_PROTOCOLS, key.protocol)
+            and port in (0, key.port)
+            and nonce_of(each.request) == nonce
+        ]
+
     def room(self) -> int:
         """Return how many more ports may be mapped."""
         made = sum(each.made.size for each in self.mappings.values())
@@ -166,3 +175,8 @@ class Guest:
         sizes = [(key, each.made.size) for key, each in self.mappings.items()]
         sizes += [(key, each.size) for key, each in self.pending.items()]
         return ((key.port, size) for key, size in sizes if (key.protocol, key.address) == (protocol, address))
+
+
+def nonce_of(request: MapRequest) -> bytes | None:
+    """Return the nonce of the client that asks; NAT-PMP has none."""
+    return request.nonce if isinstance(request, pcp.MapRequest) else None

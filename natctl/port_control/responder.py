@@ -24,7 +24,7 @@ from typing import Final
 
 from cpm.protocol.model import DomainUUID
 from natctl.port_control import nat_pmp, pcp
-from natctl.port_control.guest import PATIENCE_S, Bucket, Guest, Mapping, Pending
+from natctl.port_control.guest import PATIENCE_S, Bucket, Guest, Mapping, MapRequest, Pending, nonce_of
 from natctl.port_control.pcp import Fault, PortSet, Result
 from natctl.port_control.values import (
     LEAST_LIFETIME_S,
@@ -86,9 +86,9 @@ class Responder:
     def on_disconnected(self, now: float) -> None:
         """There is none: what is mapped stays, and nothing new can be."""
         self._is_connected = False
-        for domain, guest in self._guests.items():
+        for guest in self._guests.values():
             for key in tuple(guest.pending):
-                self._fail(domain, guest, key, Result.NETWORK_FAILURE, now)
+                self._fail(guest, key, Result.NETWORK_FAILURE, now)
 
     def on_vm(
         self, domain: DomainUUID, limit: int, external: IPv4Address | None, made: Iterable[Made], now: float
@@ -107,16 +107,16 @@ class Responder:
             return
         guest = self._guests.get(domain)
         if guest is None:
-            guest = self._guests[domain] = Guest(limit, external, now)
+            guest = self._guests[domain] = Guest(domain, limit, external, now)
             if there:
                 guest.announce(now)
         guest.limit = limit
         if guest.external not in (None, external) and external is not None:
             guest.announce(now)
         guest.external = external if external is not None else guest.external
-        self._compare(domain, guest, there, now)
+        self._compare(guest, there, now)
 
-    def _compare(self, domain: DomainUUID, guest: Guest, there: dict[Key, Made], now: float) -> None:
+    def _compare(self, guest: Guest, there: dict[Key, Made], now: float) -> None:
         is_lost = False
         for key, mapping in tuple(guest.mappings.items()):
             made = there.get(key)
@@ -130,11 +130,10 @@ class Responder:
             guest.begin_epoch(now)
         for key, made in there.items():
             if (pending := guest.pending.pop(key, None)) is not None:
-                is_pcp = isinstance(pending.request, pcp.MapRequest)
                 until = pending.begun_at + RECORDED_LIFETIMES * pending.lifetime_s
-                mapping = Mapping(made, pending.nonce, is_pcp, now + pending.lifetime_s, until)
+                mapping = Mapping(made, nonce_of(pending.request), now + pending.lifetime_s, until)
                 guest.mappings[key] = mapping
-                self._reply_mapped(domain, guest, mapping, pending, now)
+                self._reply_mapped(guest, mapping, pending, now)
             elif key not in guest.mappings:
                 guest.mappings[key] = Mapping(made)
 
@@ -145,11 +144,11 @@ class Responder:
     def on_refused(self, key: Key, result: Result, now: float) -> None:
         """The manager makes no such mapping."""
         if (guest := self._guests.get(key.domain)) is not None and key in guest.pending:
-            self._fail(key.domain, guest, key, result, now)
+            self._fail(guest, key, result, now)
 
     def on_tick(self, now: float) -> None:
         """Do what only time makes due."""
-        for domain, guest in self._guests.items():
+        for guest in self._guests.values():
             for key, mapping in tuple(guest.mappings.items()):
                 if mapping.expires_at <= now:
                     self._unmap(guest, key)
@@ -163,7 +162,7 @@ class Responder:
                 datagrams = [pcp.announcement(epoch)]
                 if guest.external is not None:
                     datagrams.append(nat_pmp.address_answer(epoch, guest.external))
-                self._commands.append(Announce(domain, tuple(datagrams)))
+                self._commands.append(Announce(guest.domain, tuple(datagrams)))
 
     # Requests
 
@@ -175,85 +174,83 @@ class Responder:
             return
         data = asked.datagram.data
         if data[:1] == bytes((nat_pmp.VERSION,)):
-            self._on_nat_pmp(domain, guest, asked, now)
+            self._on_nat_pmp(guest, asked, now)
             return
         request = pcp.read(data, asked.datagram.source)
         if request is None:
             self.dropped += 1
         elif isinstance(request, Fault):
-            self._reply(domain, asked, pcp.failure(data, request, guest.epoch(now)))
+            self._reply(guest, asked, pcp.failure(data, request, guest.epoch(now)))
         elif isinstance(request, pcp.AnnounceRequest):
-            self._reply(domain, asked, pcp.announcement(guest.epoch(now)))
+            self._reply(guest, asked, pcp.announcement(guest.epoch(now)))
         elif isinstance(request, pcp.PeerRequest):
-            self._on_peer(domain, guest, asked, request, now)
+            self._on_peer(guest, asked, request, now)
         elif request.lifetime_s:
-            self._on_map(domain, guest, asked, request, now)
+            self._on_map(guest, asked, request, now)
         else:
-            self._on_delete(domain, guest, asked, request, now)
+            self._on_delete(guest, asked, request, now)
 
-    def _on_nat_pmp(self, domain: DomainUUID, guest: Guest, asked: Asked, now: float) -> None:
+    def _on_nat_pmp(self, guest: Guest, asked: Asked, now: float) -> None:
         data, epoch = asked.datagram.data, guest.epoch(now)
         request = nat_pmp.read(data)
         if request is None:
             self.dropped += 1
         elif isinstance(request, nat_pmp.Result):
-            self._reply(domain, asked, nat_pmp.failure(data, request, epoch))
+            self._reply(guest, asked, nat_pmp.failure(data, request, epoch))
         elif isinstance(request, nat_pmp.AddressRequest):
             if guest.external is None:
-                self._reply(domain, asked, nat_pmp.failure(data, nat_pmp.Result.NETWORK_FAILURE, epoch))
+                self._reply(guest, asked, nat_pmp.failure(data, nat_pmp.Result.NETWORK_FAILURE, epoch))
             else:
-                self._reply(domain, asked, nat_pmp.address_answer(epoch, guest.external))
+                self._reply(guest, asked, nat_pmp.address_answer(epoch, guest.external))
         elif request.lifetime_s:
-            self._on_map(domain, guest, asked, request, now)
+            self._on_map(guest, asked, request, now)
         else:
-            self._on_nat_pmp_delete(domain, guest, asked, request, now)
+            self._on_nat_pmp_delete(guest, asked, request, now)
 
     # Mappings
 
     def _on_map(
         self,
-        domain: DomainUUID,
         guest: Guest,
         asked: Asked,
-        request: pcp.MapRequest | nat_pmp.MapRequest,
+        request: MapRequest,
         now: float,
     ) -> None:
         address = asked.datagram.source
         if request.protocol not in _MAPPED_PROTOCOLS:
-            self._refuse(domain, guest, asked, Result.UNSUPP_PROTOCOL, now)
+            self._refuse(guest, asked, Result.UNSUPP_PROTOCOL, now)
         elif not request.internal_port:
             # All ports: of an address that others use, too.
-            self._refuse(domain, guest, asked, Result.NOT_AUTHORIZED, now)
+            self._refuse(guest, asked, Result.NOT_AUTHORIZED, now)
         elif (mapping := guest.find(request.protocol, address, request.internal_port)) is not None:
-            self._renew(domain, guest, asked, request, mapping, now)
+            self._renew(guest, asked, request, mapping, now)
         elif guest.external is None or not self._is_connected:
-            self._refuse(domain, guest, asked, Result.NETWORK_FAILURE, now)
+            self._refuse(guest, asked, Result.NETWORK_FAILURE, now)
         else:
-            self._begin(domain, guest, asked, request, now)
+            self._begin(guest, asked, request, now)
 
     def _renew(
         self,
-        domain: DomainUUID,
         guest: Guest,
         asked: Asked,
-        request: pcp.MapRequest | nat_pmp.MapRequest,
+        request: MapRequest,
         mapping: Mapping,
         now: float,
     ) -> None:
         made, offset = mapping.made, request.internal_port - mapping.made.key.port
         if isinstance(request, pcp.MapRequest):
             if mapping.nonce not in (None, request.nonce):
-                self._refuse(domain, guest, asked, Result.NOT_AUTHORIZED, now, _remaining_s(mapping, now))
+                self._refuse(guest, asked, Result.NOT_AUTHORIZED, now, _remaining_s(mapping, now))
                 return
             if request.prefers_failure and not _is_suggested(request, made, offset):
-                self._refuse(domain, guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
+                self._refuse(guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
                 return
-            mapping.nonce, mapping.is_pcp = request.nonce, True
+            mapping.nonce = request.nonce
         lifetime_s = _granted_s(request.lifetime_s)
         if mapping.expires_at == math.inf or now + lifetime_s > mapping.recorded_until:
             self._record(mapping, lifetime_s, now)
         mapping.expires_at = now + lifetime_s
-        self._reply_mapped(domain, guest, mapping, Pending(request, asked, made.size, lifetime_s, now), now)
+        self._reply_mapped(guest, mapping, Pending(request, asked, made.size, lifetime_s, now), now)
 
     def _record(self, mapping: Mapping, lifetime_s: int, now: float) -> None:
         """Have the manager keep a mapping for long enough, whether or not natd is there then."""
@@ -263,15 +260,14 @@ class Responder:
 
     def _begin(
         self,
-        domain: DomainUUID,
         guest: Guest,
         asked: Asked,
-        request: pcp.MapRequest | nat_pmp.MapRequest,
+        request: MapRequest,
         now: float,
     ) -> None:
-        key = Key(domain, request.protocol, asked.datagram.source, request.internal_port)
+        key = Key(guest.domain, request.protocol, asked.datagram.source, request.internal_port)
         if (pending := guest.pending.get(key)) is not None:
-            if isinstance(request, nat_pmp.MapRequest) or pending.nonce == request.nonce:
+            if isinstance(request, nat_pmp.MapRequest) or nonce_of(pending.request) == request.nonce:
                 pending.request, pending.asked = request, asked  # sent again
             else:
                 self.dropped += 1
@@ -281,16 +277,16 @@ class Responder:
         size = wish.size if wish is not None else 1
         got = min(size, guest.free_ports(*key[1:]), guest.room())
         if got < 1:
-            self._refuse(domain, guest, asked, Result.USER_EX_QUOTA if guest.room() < 1 else Result.NO_RESOURCES, now)
+            self._refuse(guest, asked, Result.USER_EX_QUOTA if guest.room() < 1 else Result.NO_RESOURCES, now)
             return
         external = request.external if isinstance(request, pcp.MapRequest) else None
         if is_exact and (got < size or external not in (None, guest.external)):
-            self._refuse(domain, guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
+            self._refuse(guest, asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
             return
         if self._beginnings is None:
             self._beginnings = Bucket(HOST_BURST, HOST_MAPPINGS_PER_S, now)
         if not guest.takes_mapping(now) or not self._beginnings.take(now):
-            self._refuse(domain, guest, asked, Result.NO_RESOURCES, now)
+            self._refuse(guest, asked, Result.NO_RESOURCES, now)
             return
         lifetime_s = _granted_s(request.lifetime_s)
         guest.pending[key] = Pending(request, asked, got, lifetime_s, now)
@@ -298,49 +294,35 @@ class Responder:
         recorded_s = RECORDED_LIFETIMES * lifetime_s
         self._commands.append(Map(Wanted(key, got, recorded_s, request.external_port, is_exact, keeps_parity)))
 
-    def _on_delete(self, domain: DomainUUID, guest: Guest, asked: Asked, request: pcp.MapRequest, now: float) -> None:
-        address, data = asked.datagram.source, asked.datagram.data
-        self._forget_pending(guest, request.protocol, address, request.internal_port, request.nonce)
-        others: list[Mapping] = []
-        for mapping in guest.chosen(request.protocol, address, request.internal_port):
-            if mapping.nonce in (None, request.nonce):
-                self._unmap(guest, mapping.made.key)
-            else:
-                others.append(mapping)
-        if others:
+    def _on_delete(self, guest: Guest, asked: Asked, request: pcp.MapRequest, now: float) -> None:
+        if others := self._delete(guest, asked, request):
             lasting_s = max(_remaining_s(mapping, now) for mapping in others)
-            self._refuse(domain, guest, asked, Result.NOT_AUTHORIZED, now, lasting_s)
+            self._refuse(guest, asked, Result.NOT_AUTHORIZED, now, lasting_s)
             return
         # What is not there is deleted, too (section 15.1).
         external = request.external if request.external is not None else IPv4Address(0)
-        port_set = request.port_set
-        done = pcp.answer(data, 0, guest.epoch(now), external, request.external_port)
-        self._reply(domain, asked, done + pcp.options_of(request, port_set))
+        done = pcp.answer(asked.datagram.data, 0, guest.epoch(now), external, request.external_port)
+        self._reply(guest, asked, done + pcp.options_of(request, request.port_set))
 
-    def _on_nat_pmp_delete(
-        self, domain: DomainUUID, guest: Guest, asked: Asked, request: nat_pmp.MapRequest, now: float
-    ) -> None:
-        address, data = asked.datagram.source, asked.datagram.data
-        self._forget_pending(guest, request.protocol, address, request.internal_port, None)
-        is_refused = False
-        for mapping in guest.chosen(request.protocol, address, request.internal_port):
-            if mapping.is_pcp:
-                is_refused = True
-            else:
-                self._unmap(guest, mapping.made.key)
-        if is_refused:
-            self._reply(domain, asked, nat_pmp.failure(data, nat_pmp.Result.NOT_AUTHORIZED, guest.epoch(now)))
+    def _on_nat_pmp_delete(self, guest: Guest, asked: Asked, request: nat_pmp.MapRequest, now: float) -> None:
+        if self._delete(guest, asked, request):
+            self._refuse(guest, asked, Result.NOT_AUTHORIZED, now)
         else:
-            self._reply(domain, asked, nat_pmp.map_answer(data, guest.epoch(now), 0, 0))
+            self._reply(guest, asked, nat_pmp.map_answer(asked.datagram.data, guest.epoch(now), 0, 0))
 
-    def _forget_pending(
-        self, guest: Guest, protocol: int, address: IPv4Address, port: int, nonce: bytes | None
-    ) -> None:
-        for key, pending in tuple(guest.pending.items()):
-            is_chosen = protocol in (pcp.ALL_PROTOCOLS, key.protocol) and port in (0, key.port)
-            if is_chosen and key.address == address and pending.nonce == nonce:
-                del guest.pending[key]
-                self._commands.append(Unmap(key))
+    def _delete(self, guest: Guest, asked: Asked, request: MapRequest) -> list[Mapping]:
+        """Delete what a client asks to have deleted; return what it may not delete, which is another client's."""
+        wanted, nonce = (request.protocol, asked.datagram.source, request.internal_port), nonce_of(request)
+        for key in guest.pending_of(*wanted, nonce):
+            del guest.pending[key]
+            self._commands.append(Unmap(key))
+        others = []
+        for mapping in guest.chosen(*wanted):
+            if mapping.nonce in (None, nonce):
+                self._unmap(guest, mapping.made.key)
+            else:
+                others.append(mapping)
+        return others
 
     def _unmap(self, guest: Guest, key: Key) -> None:
         del guest.mappings[key]
@@ -348,13 +330,13 @@ class Responder:
 
     # Peers
 
-    def _on_peer(self, domain: DomainUUID, guest: Guest, asked: Asked, request: pcp.PeerRequest, now: float) -> None:
+    def _on_peer(self, guest: Guest, asked: Asked, request: pcp.PeerRequest, now: float) -> None:
         if request.protocol not in _MAPPED_PROTOCOLS:
-            self._refuse(domain, guest, asked, Result.UNSUPP_PROTOCOL, now)
+            self._refuse(guest, asked, Result.UNSUPP_PROTOCOL, now)
         elif guest.external is None:
-            self._refuse(domain, guest, asked, Result.NETWORK_FAILURE, now)
+            self._refuse(guest, asked, Result.NETWORK_FAILURE, now)
         else:
-            self._commands.append(FindPeer(domain, asked, request))
+            self._commands.append(FindPeer(guest.domain, asked, request))
 
     def on_peer_found(self, find: FindPeer, found: tuple[IPv4Address, int, int] | None, now: float) -> None:
         """
@@ -368,18 +350,18 @@ class Responder:
             return
         if found is None:
             # It is mapped when the guest sends its first packet, which may be soon.
-            self._refuse(find.domain, guest, find.asked, Result.NO_RESOURCES, now)
+            self._refuse(guest, find.asked, Result.NO_RESOURCES, now)
             return
         external, port, lasting_s = found
         if request.external_port not in (0, port) or request.external not in (None, external):
-            self._refuse(find.domain, guest, find.asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
+            self._refuse(guest, find.asked, Result.CANNOT_PROVIDE_EXTERNAL, now)
             return
         data = find.asked.datagram.data
-        self._reply(find.domain, find.asked, pcp.answer(data, lasting_s, guest.epoch(now), external, port))
+        self._reply(guest, find.asked, pcp.answer(data, lasting_s, guest.epoch(now), external, port))
 
     # Answers
 
-    def _reply_mapped(self, domain: DomainUUID, guest: Guest, mapping: Mapping, pending: Pending, now: float) -> None:
+    def _reply_mapped(self, guest: Guest, mapping: Mapping, pending: Pending, now: float) -> None:
         made, request, data = mapping.made, pending.request, pending.asked.datagram.data
         port = made.external_port + request.internal_port - made.key.port
         if isinstance(request, nat_pmp.MapRequest):
@@ -391,14 +373,13 @@ class Responder:
             wish = request.port_set
             port_set = PortSet(made.size, made.key.port, wish.keeps_parity) if wish is not None else None
             done += pcp.options_of(request, port_set)
-        self._reply(domain, pending.asked, done)
+        self._reply(guest, pending.asked, done)
 
-    def _fail(self, domain: DomainUUID, guest: Guest, key: Key, result: Result, now: float) -> None:
-        self._refuse(domain, guest, guest.pending.pop(key).asked, result, now)
+    def _fail(self, guest: Guest, key: Key, result: Result, now: float) -> None:
+        self._refuse(guest, guest.pending.pop(key).asked, result, now)
 
     def _refuse(
         self,
-        domain: DomainUUID,
         guest: Guest,
         asked: Asked,
         result: Result,
@@ -408,13 +389,13 @@ class Responder:
         data, epoch = asked.datagram.data, guest.epoch(now)
         if data[0] == nat_pmp.VERSION:
             other = _NAT_PMP_RESULTS.get(result, nat_pmp.Result.OUT_OF_RESOURCES)
-            self._reply(domain, asked, nat_pmp.failure(data, other, epoch))
+            self._reply(guest, asked, nat_pmp.failure(data, other, epoch))
         else:
-            self._reply(domain, asked, pcp.failure(data, Fault(result, is_parsed=True), epoch, lasting_s))
+            self._reply(guest, asked, pcp.failure(data, Fault(result, is_parsed=True), epoch, lasting_s))
 
-    def _reply(self, domain: DomainUUID, asked: Asked, data: bytes) -> None:
+    def _reply(self, guest: Guest, asked: Asked, data: bytes) -> None:
         self.answered += 1
-        self._commands.append(Reply(domain, asked, data))
+        self._commands.append(Reply(guest.domain, asked, data))
 
 
 def _granted_s(wished_s: int) -> int:

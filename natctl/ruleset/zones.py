@@ -21,7 +21,7 @@ In nftables' notation::
 - The zone is that of the original direction. Replies have none, so they are found by the translated address and port,
   which are unique.
 - Zone and index of the mark are the same number. The index of a VM that is gone is kept for it until its connections
-  are deleted (:mod:`natctl.core.programming`). Other software may use the same zone; the two then share a table of
+  are deleted (:mod:`natctl.core.indexes`). Other software may use the same zone; the two then share a table of
   connections, as all software does without zones.
 - A VM that had connections before it was managed is not in ``zones``: they are in no zone and go on there
   (:mod:`natctl.kernel.zone_choice`). So VMs that run when a version without zones is upgraded keep zone 0 until they
