@@ -5,8 +5,8 @@ What is left of a limit is known from the last count. One half of it the VM may 
 takes a token for each. Then the kernel counts exactly (``ct count``, tens of microseconds for each attempt), and the VM
 may have as many connections again as the other half. Both together never exceed what the count left of the limit,
 whatever natd does; and a VM far below its limit is renewed before the first half is used, so that counting costs
-nothing. What begins between a count and the allowance that follows from it is in neither
-(``docs/design/0010-connection-limits.md``). Pure.
+nothing. What begins between a count and the allowance that follows from it is in neither, so a VM that floods may have
+more than its limit once, by how much is in ``docs/design/0010-connection-limits.md``. Pure.
 """
 
 from __future__ import annotations

@@ -97,6 +97,58 @@ def test_whatever_a_vm_does_it_never_has_more_than_its_limit(steps: list[tuple[i
             tokens, counted = allowed(made).first, 0
 
 
+class _Kernel:
+    """The kernel as it is: tokens first, then as many connections as it counts."""
+
+    def __init__(self, allowance: Allowance) -> None:
+        self.present = self.begun = self.refused = 0
+        self.program(allowance)
+
+    def program(self, allowance: Allowance) -> None:
+        """Hold another allowance: what was used of the former one is forgotten."""
+        self._tokens, self._more, self._counted = allowance.first, allowance.more, 0
+
+    def attempt(self, wanted: int) -> int:
+        """Begin as many of these connections as the allowance lets; return how many began."""
+        free = min(wanted, self._tokens)
+        counting = min(wanted - free, max(0, self._more - self._counted))
+        self._tokens, self._counted = self._tokens - free, self._counted + counting
+        self.present, self.begun = self.present + free + counting, self.begun + free + counting
+        self.refused += wanted - free - counting
+        return free + counting
+
+    def end(self, kept: float) -> None:
+        """End connections, those that were counted first; so the kernel lets most begin."""
+        ended = int(self.present * (1 - kept))
+        self.present, self._counted = self.present - ended, max(0, self._counted - ended)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30_000), st.integers(0, 30_000), st.floats(0, 1)), max_size=60),
+    st.integers(1024, 20_000),
+)
+def test_what_begins_between_a_count_and_its_allowance_bounds_what_exceeds_a_limit(
+    steps: list[tuple[int, int, float]], limit: int
+) -> None:
+    """With L the limit, C the count and b what begins meanwhile: L, or b - (L - C) / 8 more; and less than twice L."""
+    made = limited(limit)
+    kernel = _Kernel(allowed(made))
+    for wanted, meanwhile, kept in steps:
+        kernel.attempt(wanted)
+        assert kernel.present < 2 * limit
+        kernel.end(kept)
+        count, begun, refused = kernel.present, kernel.begun, kernel.refused
+        between = kernel.attempt(meanwhile)
+        if not made.on_counted(count, AMPLE, begun, refused):
+            continue
+        kernel.program(allowed(made))
+        kernel.attempt(100_000)
+        # A token is the least that the kernel can be given.
+        excess = max(0.0, between - (limit - count) / 8) if count < limit else count - limit + between
+        assert kernel.present <= limit + excess + 1
+        assert kernel.present < 2 * limit
+
+
 def test_a_full_table_leaves_each_vm_its_part() -> None:
     """Half of what is not the machine's is promised in equal parts, the other half goes to whoever needs it."""
     size, quiet = 262_144, [10] * 9
