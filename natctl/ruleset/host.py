@@ -292,7 +292,7 @@ def base(
         (Family.IPV4, "stuck"): older.chain(marks, settings.older_log_group),
         BEGUN: _begun(marks, objects, settings.log_group),
         (Family.IPV4, "errors"): _errors(marks),
-        **mappings.chains(marks, in_effect, forwards.begins()),
+        **mappings.chains(marks, pool_of(path), in_effect, forwards.begins()),
     }
     sets = {
         TAPS: SetSpec("taps", (INTERFACE_INDEX,), verdicts=True),

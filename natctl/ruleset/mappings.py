@@ -24,11 +24,14 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
         …
         ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL … return }
       chain learn {
-        ct direction reply goto learn-answer
+        ct direction original ct status snat ip saddr POOL goto learn-asked
+        ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL goto learn-answer }
+      chain learn-asked {
         meta l4proto udp ct original proto-dst 53 return
         meta l4proto udp update @open-ports { PORT timeout 2m } update @mappings { PORT timeout 2m : SOCKET }
           update @sockets { SOCKET timeout 2m : PORT }
         meta l4proto tcp update @open-ports { PORT timeout 4m } update @mappings { PORT timeout 4m : SOCKET } }
+      chain learn-answer { PORT @open-ports … likewise }
       chain unasked {                                # first: natctl.ruleset.forwards
         ct state new ip daddr . meta l4proto . th dport @open-ports goto admitted
         fib daddr oif missing fib daddr type != local counter drop }
@@ -44,6 +47,11 @@ long as the mapping lives. The kernel learns mappings from packets and forgets t
 - ``learn`` runs behind source NAT, where connection tracking knows both the guest's socket and the port that it got. A
   packet of the VM renews its elements; one from outside renews nothing, so no stranger keeps a mapping alive (RFC 4787
   REQ-6, RFC 7857 section 7).
+- Only what was translated to the pool is learned. A packet that was led elsewhere, or of a VM without ports, is dropped
+  next; learned from it, a socket would keep an address that nothing may leave with for as long as it sends, and a guest
+  could fill the maps with packets that never become connections.
+- An answer renews a mapping that there is, and makes none: the stranger may have come by a forward
+  (:mod:`natctl.ruleset.forwards`), and once that is removed nobody else is let in.
 - ``unshared`` offers ports that no UDP connection of the VM has, one for each new socket: connection tracking might
   give two sockets one port to different destinations (RFC 7857 section 3). natd refills it when some are taken
   (:mod:`natctl.core.unshared`).
@@ -77,7 +85,7 @@ from cpm.protocol.model import PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import MOST_OFFERED, HostEntry
 from natctl.model.port_use import VMPorts
-from natctl.ruleset import labels
+from natctl.ruleset import labels, older
 from natctl.ruleset.common import (
     ADDRESS,
     MARK,
@@ -186,14 +194,16 @@ ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
 """Elements without any VM."""
 
 
-def chains(marks: Marks, path_timeouts: Timeouts, forwarded: Rule) -> dict[Place, Chain]:
+def chains(marks: Marks, pool: IPv4Network, path_timeouts: Timeouts, forwarded: Rule) -> dict[Place, Chain]:
     """
     Return the chains that learn mappings and use them.
 
+    :param pool: The VMs' internal addresses.
     :param path_timeouts: Those of VMs' connections, which mappings have, too.
     :param forwarded: The rule for what begins at a port of a forward, which is no mapping.
     """
-    made = (_mapped(marks), *_learning(marks, path_timeouts), _unasked(forwarded), _admitted(), _reach())
+    learning = _learning(marks, pool, path_timeouts)
+    made = (_mapped(marks), *learning, _unasked(forwarded), _admitted(), _reach())
     return {(Family.IPV4, chain.name): chain for chain in made}
 
 
@@ -244,11 +254,16 @@ def _lives_ms(kind: int, timeouts: Timeouts) -> int:
     return 1000 * (timeouts.udp_s if kind == _UDP else timeouts.tcp_transitory_s)
 
 
-def _learning(marks: Marks, timeouts: Timeouts) -> Iterator[Chain]:
-    to_answers = rule(ct("direction"), compare(bytes((_REPLY,))), goto("learn-answer"))
+def _learning(marks: Marks, pool: IPv4Network, timeouts: Timeouts) -> Iterator[Chain]:
+    is_asked = (ct("direction"), compare(bytes((_ORIGINAL,))), *older.is_translated(), *in_network(SOURCE, pool))
+    decide = (
+        rule(is_asked, goto("learn-asked"), comment="translated by us"),
+        rule(is_answer_to_stranger(marks, pool), goto("learn-answer")),
+    )
     to_name_server = (ct_port("destination", _ORIGINAL), compare(_DNS_PORT.to_bytes(2, "big")))
     no_question = rule(protocol(_UDP), to_name_server, RETURN, comment="nobody else is to answer")
-    yield Chain("learn", None, (to_answers, no_question, *_learn(marks, _ORIGINAL, timeouts)))
+    yield Chain("learn", None, decide)
+    yield Chain("learn-asked", None, (no_question, *_learn(marks, _ORIGINAL, timeouts)))
     yield Chain("learn-answer", None, tuple(_learn(marks, _REPLY, timeouts)))
 
 
@@ -259,15 +274,19 @@ def _learn(marks: Marks, direction: int, timeouts: Timeouts) -> Iterator[Rule]:
     socket = (*owner(marks), ct_address("source", direction, SECOND), ct_port("source", direction, THIRD))
     to_socket = (ct_address("source", direction, FIFTH), ct_port("source", direction, SIXTH))
     to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
+    # Strangers come by a mapping or by a forward, of which there must be none when it is removed.
+    known = (*port, set_lookup("open-ports", FIRST)) if direction == _REPLY else ()
     for kind in (_UDP, _TCP):
         lives_ms = _lives_ms(kind, timeouts)
         steps: tuple[Expression, ...] = (
+            *known,
             *(*port, update_set("open-ports", FIRST, lives_ms)),
             *(*port, *to_socket, update_map("mappings", FIRST, FIFTH, lives_ms)),
         )
         if kind == _UDP:
             steps += (*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms))
-        yield rule(protocol(kind), steps, comment="its mapping begins, or lives on")
+        comment = "its mapping begins, or lives on" if direction == _ORIGINAL else "its mapping lives on"
+        yield rule(protocol(kind), steps, comment=comment)
 
 
 def _port() -> tuple[Expression, ...]:

@@ -11,20 +11,24 @@ import dataclasses
 import re
 import socket
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 
 import pytest
 
-from cpm.protocol.model import Filtering, PortRange
+from cpm.protocol.intent import HostForward
+from cpm.protocol.model import Filtering, ForwardProtocol, PortRange
 from natctl.core.unshared import Unshared
 from natctl.model.entries import Allowance, Change, FastPathUse
 from natctl.netlink.conntrack import Conntrack
+from tests.fakes.intents import with_intent
 from tests.netns.conftest import LAYOUTS, RANGE, RUNS, Way
-from tests.netns.topology import INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Site
+from tests.netns.topology import EXTERNAL, INTERNET, OTHER_EXTERNAL, PATIENCE, VM, Site
 from tests.netns.waiting import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("full-cone")]
 
 OTHER = PortRange(40000, 40063)
+FORWARDED = PortRange(41000, 41000)
 STRANGER = "192.0.2.3"
 """A second address of the internet's machine."""
 
@@ -277,3 +281,77 @@ def test_no_two_sockets_of_a_busy_vm_share_a_port(pair: Way) -> None:
         for guest, port in mapped:
             stranger.sendto(b"hello", port)
             assert guest.recvfrom(100) == (b"hello", (STRANGER, 9500))
+
+
+def learned(way: Way) -> int:
+    """Return how many elements the kernel has learned, of all VMs."""
+    names = ("open-ports", "mappings", "sockets")
+    kinds = ("set", "map", "map")
+    listed = (
+        way.hosts[0].namespace.run("nft", "list", kind, "ip", "virtports", name)
+        for kind, name in zip(kinds, names, strict=True)
+    )
+    return sum(text.count("expires") for text in listed)
+
+
+def lead_elsewhere(way: Way) -> None:
+    """Have the VM's packets leave by an interface that is no uplink, as a VPN does that has just been started."""
+    way.hosts[0].namespace.ip(
+        "link add wg0 type veth peer name far0",
+        "link set wg0 up",
+        "link set far0 up",
+        "addr add 172.31.0.1/24 dev wg0",
+        "neigh add 172.31.0.2 lladdr 02:00:00:00:00:02 dev wg0",
+        "route add default via 172.31.0.2 dev wg0 table 51820",
+        "rule add priority 5 iif br0 lookup 51820",
+    )
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["plain", "masquerade"])
+def test_nothing_is_learned_from_what_does_not_leave_translated(pair: Way, masquerade: bool) -> None:
+    """Else a socket would keep an address that no packet may leave with, for as long as it sends."""
+    host = pair.hosts[0]
+    if masquerade:
+        host.namespace.nft("table ip vpn { chain c { type nat hook postrouting priority srcnat; masquerade; }; }")
+    lead_elsewhere(pair)
+    with pair.guest.namespace.udp() as guest, pair.site.internet.udp(INTERNET, 9000) as known:
+        guest.sendto(b"?", (INTERNET, 9001))
+        wait_until(lambda: host.kernel.drops()["untranslated"] == 1)
+        assert learned(pair) == 0
+        host.namespace.ip("rule del priority 5 iif br0 lookup 51820")
+        guest.sendto(b"?", (INTERNET, 9000))
+        assert known.recvfrom(100)[1][1] in RANGE
+
+
+def test_a_vm_without_ports_fills_no_map(pair: Way) -> None:
+    host = pair.hosts[0]
+    vm = dataclasses.replace(pair.vm, ports=None)
+    host.kernel.change(Change(host={vm.domain: vm.on_host()}))
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(pair.guest.namespace.udp()).sendto(b"?", (INTERNET, 9000))
+        wait_until(lambda: host.kernel.drops()["untranslated"] == 50)
+    assert learned(pair) == 0
+
+
+def test_a_forward_that_is_removed_is_no_mapping(pair: Way) -> None:
+    """Connections that are open go on, and let nobody else in."""
+    forward = HostForward(FORWARDED, 22, ForwardProtocol.BOTH, IPv4Address(pair.guest.address))
+    vm = dataclasses.replace(pair.vm, ranges=(*pair.vm.ranges, (EXTERNAL, FORWARDED)))
+    host = pair.hosts[0].kernel
+    pair.edges[0].kernel.change(Change(edge={vm.domain: vm.at(pair.edges[0])}))
+    host.change(Change(host={vm.domain: with_intent(vm.on_host(), forwards=(forward,))}))
+    with pair.guest.namespace.udp(port=22) as guest, pair.site.internet.udp(INTERNET, 9000) as known:
+        known.sendto(b"hello", (str(EXTERNAL), FORWARDED.first))
+        assert guest.recvfrom(100) == (b"hello", (INTERNET, 9000))
+        guest.sendto(b"welcome", (INTERNET, 9000))
+        assert known.recvfrom(100) == (b"welcome", (str(EXTERNAL), FORWARDED.first))
+        host.change(Change(host={vm.domain: vm.on_host()}))
+        guest.sendto(b"still there", (INTERNET, 9000))
+        assert known.recv(100) == b"still there"
+        before = host.drops()["unsolicited"]
+        with pair.site.internet.udp(STRANGER, 9001) as stranger:
+            stranger.sendto(b"hello", (str(EXTERNAL), FORWARDED.first))
+            wait_until(lambda: host.drops()["unsolicited"] == before + 1)
+        known.sendto(b"and on", (str(EXTERNAL), FORWARDED.first))
+        assert guest.recv(100) == b"and on"

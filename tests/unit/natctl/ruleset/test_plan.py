@@ -312,7 +312,7 @@ def test_other_timeouts_are_a_new_object_and_other_rules_and_the_former_object_s
         AddCtTimeout(new, CtTimeout(17, (150, 150))),
         *(
             step
-            for name in ("begun", "entering", "learn", "learn-answer")
+            for name in ("begun", "entering", "learn-answer", "learn-asked")
             for step in (FlushChain(Family.IPV4, name), AddRules(Family.IPV4, after.chains[Family.IPV4, name]))
         ),
     )
