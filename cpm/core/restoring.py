@@ -35,6 +35,7 @@ from cpm.protocol.messages import Hello, NodeMessage, OwnPorts, Present
 from cpm.protocol.model import (
     VM,
     Allocation,
+    AllocationId,
     AllocationState,
     DomainUUID,
     ExternalAddress,
@@ -284,50 +285,38 @@ class _Compared:
 
     def put_in(self, fleet: Fleet, now: float) -> None:
         """Add what the kernels hold of the VM, and what the ledger had besides."""
-        known = self.vm
-        if self.mapped is not None:
-            name = known.name if known is not None else self.uuid
-            vm = known if known is not None else VM(self.uuid, name, self.mapped.node, self.mapped.internal)
-            node = self.mapped.node
-            fleet.record(PutVM(dataclasses.replace(vm, node=node, internal=self.mapped.internal, destination=None)))
+        known, mapped = self.vm, self.mapped
+        if mapped is not None:
+            vm = known if known is not None else VM(self.uuid, self.uuid, mapped.node, mapped.internal)
+            fleet.record(PutVM(dataclasses.replace(vm, node=mapped.node, internal=mapped.internal, destination=None)))
         elif known is not None and not self.internal_is_others:
             fleet.record(PutVM(known))
-            node = known.node
         else:
             return
         taken: list[PortRange] = []
-
-        def add(
-            external: IPv4Address,
-            ports: PortRange,
-            state: AllocationState,
-            since: float,
-            where: NodeName,
-            forward: Forward | None = None,
-        ) -> None:
-            parts = ports.without(taken) if forward is not None else _apart(ports.without(taken))
-            for part in parts:
+        for each in self._allocations(now):
+            for part in _apart(each.ports.without(taken)):
                 # No range has such ports: it was a forward.
                 former = Forward(to=part.first, is_wanted=False) if part.first < FIRST_PORT else None
-                new = Allocation(fleet.new_id(), self.uuid, where, external, part, state, since, forward or former)
+                new = dataclasses.replace(each, id=fleet.new_id(), ports=part, forward=each.forward or former)
                 fleet.record(AddAllocation(new))
-            taken.append(ports)
+            taken.append(each.ports)
 
-        def keep(each: Allocation) -> None:
-            state, since = (each.state, each.since) if each.state is _State.HELD else (_State.DRAINING, now)
-            add(each.external, each.ports, state, since, each.node, each.forward)
+    def _allocations(self, now: float) -> Iterator[Allocation]:
+        """Yield what the VM is to have, numbered 0; of those with the same ports the first counts."""
+        mine = [_leaving(each, now) for each in self.held if each.id not in self.others]
+        yield from (each for each in mine if each.forward is not None)
+        if (mapped := self.mapped) is not None:
+            in_use = [(mapped.in_use, _State.ACTIVE)] if mapped.in_use is not None else []
+            for (external, ports), state in (*in_use, *((each, _State.DRAINING) for each in mapped.ranges)):
+                yield Allocation(AllocationId(0), self.uuid, mapped.node, external, ports, state, now)
+        yield from (each for each in mine if each.forward is None)
 
-        mine = [each for each in self.held if each.id not in self.others]
-        for each in mine:
-            if each.forward is not None:
-                keep(each)
-        if self.mapped is not None and self.mapped.in_use is not None:
-            add(*self.mapped.in_use, _State.ACTIVE, now, node)
-        for external, ports in self.mapped.ranges if self.mapped is not None else ():
-            add(external, ports, _State.DRAINING, now, node)
-        for each in mine:
-            if each.forward is None:
-                keep(each)
+
+def _leaving(allocation: Allocation, now: float) -> Allocation:
+    if allocation.state is _State.HELD:
+        return allocation
+    return dataclasses.replace(allocation, state=_State.DRAINING, since=now)
 
 
 def _every(fleet: Fleet, mapped: _Mapped) -> Iterator[_Compared]:
