@@ -1,7 +1,7 @@
 """
-The system call bpf(2): maps and programs.
+The system call bpf(2): maps, programs, and links, which hold a program at an interface.
 
-Without libbpf, which would be one more library for six commands (``docs/design/0033-fast-path.md``). A map or program
+Without libbpf, which would be one more library for nine commands (``docs/design/0033-fast-path.md``). A map or program
 lasts as long as somebody has a descriptor of it, or the kernel uses it: one that is attached lasts, with its maps, when
 natd ends. Format: ``union bpf_attr`` in linux/bpf.h.
 
@@ -23,11 +23,15 @@ from natctl.bpf.elf import MapKind
 _NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351}
 """Of the system call, by machine."""
 _MAP_CREATE, _MAP_UPDATE, _MAP_LOOKUP, _PROG_LOAD, _OBJ_GET_INFO, _MAP_FREEZE = 0, 2, 1, 5, 15, 22
+_PROG_QUERY, _LINK_CREATE, _LINK_UPDATE = 16, 28, 29
 _SCHED_CLS: Final = 3  # BPF_PROG_TYPE_SCHED_CLS
 _ATTRIBUTES_BYTES: Final = 144
 _NAME_BYTES: Final = 16
 _LOG_BYTES: Final = 1 << 20
 _INFO_BYTES: Final = 64
+_QUERY_BYTES: Final = 64
+_MOST_PROGRAMS: Final = 64
+"""At one hook: BPF_MPROG_MAX."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -98,9 +102,48 @@ def load(instructions: bytes, name: str, license_: str) -> int:
 
 def program_id(descriptor: int) -> int:
     """Return the kernel's number of a program. :raise KernelError: When the kernel refuses."""
-    info = ctypes.create_string_buffer(_INFO_BYTES)
-    _call(_OBJ_GET_INFO, struct.pack("=IIQ", descriptor, _INFO_BYTES, _address(info)), "look at a program")
-    return int(struct.unpack_from("=II", info.raw)[1])
+    return int(struct.unpack_from("=II", _info(descriptor, "look at a program"))[1])
+
+
+def create_link(interface: int, hook: int, program: int) -> int:
+    """
+    Have a program run behind those that are at a hook of an interface, as long as the link's descriptor is open.
+
+    :param interface: Its index.
+    :param hook: Kind of attachment (``enum bpf_attach_type``).
+    :return: The link's descriptor.
+    :raise KernelError: When the kernel refuses.
+    """
+    return _call(_LINK_CREATE, struct.pack("=4I", program, interface, hook, 0), "attach a program")
+
+
+def update_link(descriptor: int, program: int) -> None:
+    """Exchange a link's program in one step. :raise KernelError: When the kernel refuses."""
+    _call(_LINK_UPDATE, struct.pack("=4I", descriptor, program, 0, 0), "exchange a program")
+
+
+def link_place(descriptor: int) -> tuple[int, int]:
+    """
+    Return the number of a link's program, and its interface's index; 0 when the interface is gone.
+
+    :raise KernelError: When the kernel refuses.
+    """
+    _, _, program, _, interface = struct.unpack_from("=5I", _info(descriptor, "look at a link"))
+    return program, interface
+
+
+def programs_at(interface: int, hook: int) -> tuple[int, ...]:
+    """
+    Return the numbers of the programs at a hook of an interface, in the order in which packets pass them.
+
+    :raise KernelError: When there is no such interface, or no such hook in this kernel.
+    """
+    numbers = (ctypes.c_uint32 * _MOST_PROGRAMS)()
+    attributes = struct.pack("=4IQ2I", interface, hook, 0, 0, ctypes.addressof(numbers), _MOST_PROGRAMS, 0)
+    buffer = _buffer(attributes.ljust(_ATTRIBUTES_BYTES, b"\0"))
+    _call_with(_PROG_QUERY, buffer, _QUERY_BYTES, "look for programs at an interface")
+    (count,) = struct.unpack_from("=I", buffer.raw, 24)
+    return tuple(numbers[:count])
 
 
 def close(descriptors: Sequence[int]) -> None:
@@ -110,15 +153,25 @@ def close(descriptors: Sequence[int]) -> None:
 
 
 def _call(command: int, attributes: bytes, action: str) -> int:
+    return _call_with(command, _buffer(attributes.ljust(_ATTRIBUTES_BYTES, b"\0")), len(attributes), action)
+
+
+def _call_with(command: int, buffer: ctypes.Array[ctypes.c_char], size: int, action: str) -> int:
+    """Call with attributes into which the kernel may write."""
     number = _NUMBERS.get(os.uname().machine)
     if number is None:
         raise KernelError(action, errno.ENOSYS, f"bpf(2) has no known number on {os.uname().machine}")
-    buffer = ctypes.create_string_buffer(attributes, max(len(attributes), _ATTRIBUTES_BYTES))
-    result = int(_libc.syscall(number, command, buffer, len(attributes)))
+    result = int(_libc.syscall(number, command, buffer, size))
     if result < 0:
         code = ctypes.get_errno()
         raise KernelError(action, code, os.strerror(code))
     return result
+
+
+def _info(descriptor: int, action: str) -> bytes:
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    _call(_OBJ_GET_INFO, struct.pack("=IIQ", descriptor, _INFO_BYTES, _address(info)), action)
+    return info.raw
 
 
 def _buffer(data: bytes) -> ctypes.Array[ctypes.c_char]:

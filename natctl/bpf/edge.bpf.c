@@ -31,6 +31,7 @@
 #define MORE_FRAGMENTS	0x2000
 #define OFFSET		0x1fff
 #define MAX_INTERFACES	8
+#define BY_MARK		32	/* BPF_FIB_LOOKUP_MARK: older headers do not have it */
 
 enum icmp_query { ECHO_REPLY = 0, ECHO_REQUEST = 8, TIMESTAMP = 13, TIMESTAMP_REPLY = 14 };
 
@@ -102,13 +103,14 @@ static __always_inline __u32 difference(__be32 from, __be32 to)
 
 static __always_inline int is_intact(const struct iphdr *ip)
 {
-	const __u16 *half = (const __u16 *)ip;
-	__u32 sum = 0;
+	const __u32 *word = (const __u32 *)ip;
+	__u64 sum = 0;
 
 #pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += half[i];
-	return fold(sum) == 0xffff;
+	for (int i = 0; i < 5; i++)
+		sum += word[i];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return fold((sum & 0xffff) + (sum >> 16)) == 0xffff;
 }
 
 /* 0/8, 127/8, multicast, broadcast: what a router does not pass, whatever its routes say. */
@@ -299,7 +301,7 @@ static __always_inline __u32 route(struct __sk_buff *skb, const struct packet *p
 	fib.ipv4_src = p->is_for_vm ? p->new_saddr : p->saddr;
 	fib.ipv4_dst = p->new_daddr;
 	/* Where the mark is, older headers have the hardware address only (BPF_FIB_LOOKUP_MARK, Linux 6.10). */
-	if (settings.lookup_flags)
+	if (settings.lookup_flags & BY_MARK)
 		*(__u32 *)fib.smac = skb->mark;
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), settings.lookup_flags);
 	/* Without an entry for the neighbour, bpf_redirect_neigh() asks for it. */

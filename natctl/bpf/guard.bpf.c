@@ -38,6 +38,9 @@ struct settings {
 	__u64 gateway[MAX_GATEWAYS];	/* hardware addresses of the machine's gateways that are no edges, the last two
 					   bytes 0; 0: no more */
 	__u32 edge[MAX_INTERFACES];	/* uplinks of the edge; 0: no more */
+	__s32 passes;			/* verdict on a packet that goes on: as a filter, the next one is asked; at tcx,
+					   nobody is */
+	__u32 reserved;
 };
 
 const volatile struct settings settings = {};
@@ -103,22 +106,22 @@ SEC("tc/guard")
 int guard(struct __sk_buff *skb)
 {
 	if (skb->protocol != constant_htons(ETH_P_IP))
-		return TC_ACT_UNSPEC;
+		return settings.passes;
 	/*
 	 * What has been sent to an edge.  A packet that waited for the edge's
 	 * hardware address goes to where it was routed before: neigh_update()
 	 * asks its route again.
 	 */
 	if (settings.hops && skb->tc_index == SENT && !(skb->mark & settings.owner) && is_inside(skb))
-		return is_for_gateway(skb) ? drop() : TC_ACT_UNSPEC;
+		return is_for_gateway(skb) ? drop() : settings.passes;
 	/*
 	 * What this machine sends itself has come in nowhere: with an address of
 	 * the pool, an ICMP error about a VM's packet, if edges are to get it.
 	 * Else it may be the machine's own address.
 	 */
 	if (!skb->ingress_ifindex)
-		return settings.hops && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
+		return settings.hops && is_inside(skb) ? send_to_edge(skb) : settings.passes;
 	if (skb->mark & settings.mark || (is_one_of(skb->ifindex, settings.edge) && is_inside(skb)))
 		return drop();
-	return settings.hops && skb->mark & settings.owner && is_inside(skb) ? send_to_edge(skb) : TC_ACT_UNSPEC;
+	return settings.hops && skb->mark & settings.owner && is_inside(skb) ? send_to_edge(skb) : settings.passes;
 }

@@ -26,8 +26,8 @@ _POSSIBLE: Final = pathlib.Path("/sys/devices/system/cpu/possible")
 _ARRAY: Final = 2  # BPF_MAP_TYPE_ARRAY
 _ONLY_READ: Final = 1 << 7  # BPF_F_RDONLY_PROG
 _MAP, _VALUE = 1, 2  # BPF_PSEUDO_MAP_FD, BPF_PSEUDO_MAP_VALUE
-_LOOKUP_BY_MARK: Final = 32  # BPF_FIB_LOOKUP_MARK
-_KNOWS_MARKS: Final = (6, 10)
+_WITHOUT_NEIGHBOUR, _BY_MARK = 4, 32  # BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_MARK
+_KNOWS_WITHOUT, _KNOWS_MARKS = (6, 3), (6, 10)
 _PAGE: Final = mmap.PAGESIZE
 _CHUNK: Final = 1 << 18
 _FIRST: Final = bytes(4)
@@ -50,9 +50,15 @@ class NoObject(Exception):
 
 
 def lookup_flags() -> int:
-    """Return the flags with which a program looks routes up on this kernel: from 6.10 on, also by the packet's mark."""
-    release = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
-    return _LOOKUP_BY_MARK if release >= _KNOWS_MARKS else 0
+    """Return the flags with which a program looks routes up on this kernel."""
+    # The packet is sent by another look at the neighbours.
+    without_neighbour = _WITHOUT_NEIGHBOUR if _release() >= _KNOWS_WITHOUT else 0
+    return without_neighbour | (_BY_MARK if knows_marks() else 0)
+
+
+def knows_marks() -> bool:
+    """Return whether a program can look routes up by the packet's mark on this kernel."""
+    return _release() >= _KNOWS_MARKS
 
 
 @functools.cache
@@ -171,6 +177,10 @@ class Memory:
                 self._memory[begin:end] = self._image[begin:end]
                 found = True
         return found
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 def _linked(code: Code, maps: Mapping[str, int]) -> bytes:

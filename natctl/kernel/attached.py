@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from natctl.bpf.loading import Loaded
+from natctl.bpf.tcx import Attachments, Hook
 from natctl.netlink import classifiers
 from natctl.netlink.classifiers import Side
 from natctl.netlink.links import Link, read_links
@@ -19,6 +20,8 @@ class Attached:
     """
     The interfaces of one program; a former natd may have attached it anywhere, until :meth:`remove_from_rest`.
 
+    It is a filter, which stays when natd ends. While natd runs, packets meet it at tcx before, where it costs less.
+
     :param side: Where packets pass it.
     :param name: What ``tc filter show`` calls it, after "virt-ports".
     """
@@ -26,19 +29,26 @@ class Attached:
     def __init__(self, side: Side, name: str) -> None:
         self._side, self._name = side, name
         self._at: frozenset[int] | None = None
+        self._ahead = Attachments(Hook.INGRESS if side is Side.INGRESS else Hook.EGRESS)
 
-    def put(self, rtnl: Socket, links: Iterable[Link], program: Loaded) -> list[str]:
+    def put(self, rtnl: Socket, links: Iterable[Link], program: Loaded, ahead: Loaded) -> list[str]:
         """
         Attach the program where it is not, in place of a former one.
 
+        :param ahead: The program at tcx, which may decide for the filter too; not there where others have filters.
         :return: The names of the interfaces where nothing of ours was.
         :raise KernelError: When the kernel refuses.
         """
         empty = []
         for link in links:
-            there = [each.program for each in self._filters(rtnl, link)]
+            filters = classifiers.filters(rtnl, link.number, self._side)
+            there = [each.program for each in filters if self._is_it(each)]
             if there != [program.number]:
                 classifiers.attach(rtnl, link.number, self._side, program.program, self._name)
+            if len(filters) > len(there):
+                self._ahead.remove(link.number)
+            else:
+                self._ahead.put(link.number, ahead)
             if not there:
                 empty.append(link.name)
         return empty
@@ -49,10 +59,13 @@ class Attached:
 
         :raise KernelError: When the kernel refuses.
         """
+        for number in self._ahead.interfaces():
+            if number not in kept:
+                self._ahead.remove(number)
         if self._at is None or self._at - set(kept):
             for link in read_links(rtnl).values():
                 is_rest = link.number not in kept and (self._at is None or link.number in self._at)
-                if is_rest and self._filters(rtnl, link):
+                if is_rest and any(map(self._is_it, classifiers.filters(rtnl, link.number, self._side))):
                     classifiers.detach(rtnl, link.number, self._side, self._name)
         self._at = frozenset(kept)
 
@@ -61,6 +74,9 @@ class Attached:
         self._at = None
         self.remove_from_rest(rtnl, ())
 
-    def _filters(self, rtnl: Socket, link: Link) -> list[classifiers.Filter]:
-        found = classifiers.filters(rtnl, link.number, self._side)
-        return [each for each in found if each.is_ours and each.name == classifiers.NAMED + self._name]
+    def close(self) -> None:
+        """Leave the filters, which do the same."""
+        self._ahead.close()
+
+    def _is_it(self, found: classifiers.Filter) -> bool:
+        return found.is_ours and found.name == classifiers.NAMED + self._name

@@ -137,6 +137,7 @@ class FastPath:
 
     def close(self) -> None:
         """Let go of the tables; the kernel keeps what it runs."""
+        self._attached.close()
         if self._running is not None:
             self._running.close()
         self._running = None
@@ -162,7 +163,7 @@ class FastPath:
                 found.append("tables of the fast path were changed")
         self._running = running
         try:
-            missing = self._attached.put(rtnl, links, running.loaded)
+            missing = self._attached.put(rtnl, links, running.loaded, ahead=running.loaded)
         finally:
             if former is not None and former is not running:
                 former.close()

@@ -10,6 +10,7 @@ Tested by ``tests/netns/test_fast_path.py`` and ``tests/netns/test_host_guard.py
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Collection
 from ipaddress import IPv4Network
@@ -27,6 +28,7 @@ from natctl.ruleset.next_hop import MOST_EDGES, MOST_GATEWAYS, NextHops
 from natctl.ruleset.owner_tables import MOST_INTERFACES
 
 PROGRAM: Final = "guard"
+_UNSPEC, _OK = -1, 0  # TC_ACT_…: on to the next filter; past all of them
 
 
 class _Constants(NamedTuple):
@@ -42,14 +44,15 @@ class _Constants(NamedTuple):
     hops: NextHops | None
     """Of what a host has translated; None: it goes where it was routed."""
 
-    def packed(self) -> bytes:
+    def packed(self, passes: int) -> bytes:
+        """:param passes: What the program returns for a packet that goes on."""
         interface, edges, gateways = self.hops if self.hops is not None else (0, (), ())
         numbers = struct.pack("=4I", self.flag, self.owner, interface, len(edges))
         addresses = b"".join(edge.packed for edge in edges).ljust(4 * MOST_EDGES, b"\0")
         uplinks = struct.pack(f"={MOST_INTERFACES}I", *self.edge, *[0] * (MOST_INTERFACES - len(self.edge)))
         others = b"".join(each.ljust(8, b"\0") for each in gateways[:MOST_GATEWAYS]).ljust(8 * MOST_GATEWAYS, b"\0")
         network = self.pool.network_address.packed + self.pool.netmask.packed
-        return network + numbers + addresses + others + uplinks
+        return network + numbers + addresses + others + uplinks + struct.pack("=i4x", passes)
 
 
 class Guard:
@@ -68,7 +71,8 @@ class Guard:
             self._host, self._flag, self._owner = host.uplinks, marks.flag, marks.mask ^ marks.flag
         self._attached = Attached(Side.EGRESS, PROGRAM)
         self._constants: _Constants | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: tuple[Loaded, Loaded] | None = None
+        """As a filter, and at tcx before it, where it decides for the filter too."""
         self._dropped_before = 0
         self.reason = ""
         """Why it could not be had, when it was wanted last."""
@@ -97,7 +101,8 @@ class Guard:
             if former is None or self._constants != constants:
                 self._load(constants)
             assert self._loaded is not None
-            missing = self._attached.put(rtnl, links, self._loaded)
+            as_filter, ahead = self._loaded
+            missing = self._attached.put(rtnl, links, as_filter, ahead)
         except (KernelError, NoObject, ValueError) as error:
             self.reason = str(error)
             self.withdraw(rtnl)
@@ -116,7 +121,7 @@ class Guard:
 
         :raise KernelError: When it cannot be read.
         """
-        return self._dropped_before + (self._loaded.total("dropped") if self._loaded is not None else 0)
+        return self._dropped_before + sum(each.total("dropped") for each in self._loaded or ())
 
     def withdraw(self, rtnl: Socket) -> None:
         """Remove it from all interfaces. :raise KernelError: When the kernel refuses."""
@@ -125,12 +130,21 @@ class Guard:
 
     def close(self) -> None:
         """Let go of it; the kernel keeps what it runs."""
+        self._attached.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._loaded is not None:
             self._dropped_before = self.dropped
-            self._loaded.close()
+            for each in self._loaded:
+                each.close()
         self._loaded = None
 
     def _load(self, constants: _Constants) -> None:
-        loaded = Loaded(PROGRAM, constants.packed(), {})
-        self.close()
-        self._loaded, self._constants = loaded, constants
+        with contextlib.ExitStack() as undo:
+            as_filter, ahead = (
+                undo.enter_context(Loaded(PROGRAM, constants.packed(passes), {})) for passes in (_UNSPEC, _OK)
+            )
+            undo.pop_all()
+        self._let_go()
+        self._loaded, self._constants = (as_filter, ahead), constants

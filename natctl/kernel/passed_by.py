@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Final
 
-from natctl.bpf.loading import lookup_flags
+from natctl.bpf.loading import knows_marks
 from natctl.netlink import classifiers, policies, rules
 from natctl.netlink.classifiers import Side
 from natctl.netlink.links import Link
@@ -41,7 +41,7 @@ def on_machine(nft: Socket, rtnl: Socket) -> Iterator[str]:
         yield f"chain {chain} has rules, which it would pass by"
     if legacy := sorted(_LEGACY & set(_read(_LEGACY_TABLES).split())):
         yield f"iptables-legacy is in use (table {legacy[0]}), which it would pass by"
-    if not lookup_flags() and any(rule.mask and not rule.is_ours for rule in rules.read_rules(rtnl)):
+    if not knows_marks() and any(rule.mask and not rule.is_ours for rule in rules.read_rules(rtnl)):
         yield "there are routing rules by mark (ip rule), which a program knows from Linux 6.10 on only"
 
 

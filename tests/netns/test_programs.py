@@ -378,7 +378,7 @@ def guard_elsewhere() -> Iterator[Loaded]:
 
 def _of_guard(uplink: int = 1) -> bytes:
     """Return settings with an edge's uplink. The kernel runs programs at interfaces that there are: 1 is ``lo``."""
-    numbers = struct.pack("=4I96x8I", MARKED, 0, 0, 0, uplink, *[0] * 7)
+    numbers = struct.pack("=4I96x8Ii4x", MARKED, 0, 0, 0, uplink, *[0] * 7, LEFT_ALONE)
     return POOL.network_address.packed + POOL.netmask.packed + numbers
 
 
