@@ -18,8 +18,8 @@ from cpm.protocol.model import DomainUUID, ForwardProtocol, PortRange
 from natctl.core.domains import Domains
 from natctl.core.intent import Intent
 from natctl.core.programming import Programming
-from natctl.model.flow import Flow
-from natctl.port_control.pcp import TCP, UDP, Result
+from natctl.model.flow import TCP, UDP, Flow
+from natctl.port_control.pcp import Result
 from natctl.port_control.responder import Responder
 from natctl.port_control.values import Announce, Asked, FindPeer, Key, Made, Map, Reply, Unmap
 

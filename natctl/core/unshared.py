@@ -18,9 +18,9 @@ from typing import Final
 from cpm.protocol.intent import HostIntent
 from cpm.protocol.model import DomainUUID, Filtering
 from natctl.model.entries import MOST_OFFERED
+from natctl.model.flow import UDP
 from natctl.model.port_use import PortUse, VMPorts
 
-_UDP: Final = 17
 _MOST_LOOKED_AT: Final = 2048
 """Ports of a range from which an offer is chosen: large enough, and quickly looked through."""
 
@@ -73,5 +73,5 @@ class Unshared:
 
 
 def _taken(ports: VMPorts) -> frozenset[int]:
-    udp = ports.protocols.get(_UDP)
+    udp = ports.protocols.get(UDP)
     return frozenset(udp.distinct) if udp is not None else frozenset()

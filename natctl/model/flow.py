@@ -10,8 +10,13 @@ from ipaddress import IPv4Address
 from typing import Final, NamedTuple, Self
 
 ICMP: Final = 1
-PORTED: Final = frozenset({6, 17, 33, 132, 136})
-"""TCP, UDP, DCCP, SCTP and UDP-Lite, whose headers begin with the ports of source and destination."""
+TCP: Final = 6
+UDP: Final = 17
+DCCP: Final = 33
+SCTP: Final = 132
+UDP_LITE: Final = 136
+PORTED: Final = frozenset({TCP, UDP, DCCP, SCTP, UDP_LITE})
+"""Protocols whose headers begin with the ports of source and destination."""
 
 _MINIMUM_HEADER: Final = 20
 _FRAGMENT_OFFSET: Final = 0x1FFF

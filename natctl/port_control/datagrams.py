@@ -13,13 +13,13 @@ import struct
 from ipaddress import IPv4Address
 from typing import Final, NamedTuple
 
+from natctl.model.flow import UDP
 from natctl.model.port_control import SERVER_PORT
 
 CLIENT_PORT: Final = 5350
 """Where clients listen for announcements."""
 ALL_HOSTS: Final = IPv4Address("224.0.0.1")
 
-_UDP: Final = 17
 _HEADER_BYTES: Final = 20
 _UDP_BYTES: Final = 8
 _HARDWARE_BYTES: Final = 6
@@ -60,7 +60,7 @@ def read(packet: bytes) -> Datagram | None:
     :return: None: it is cut off, a fragment, no UDP, or from an address that cannot be answered.
     """
     header = (packet[0] & 15) * 4 if packet else 0
-    if header < _HEADER_BYTES or packet[0] >> 4 != 4 or len(packet) < header + _UDP_BYTES or packet[9] != _UDP:
+    if header < _HEADER_BYTES or packet[0] >> 4 != 4 or len(packet) < header + _UDP_BYTES or packet[9] != UDP:
         return None
     total = int.from_bytes(packet[2:4], "big")
     source_port, destination_port, length = struct.unpack_from("!HHH", packet, header)
@@ -97,11 +97,11 @@ def packet_of(datagram: Datagram, *, ttl: int = _TTL) -> bytes:
     """Return a datagram as an IPv4 packet, with both checksums."""
     length = _UDP_BYTES + len(datagram.data)
     addresses = datagram.source.packed + datagram.destination.packed
-    header = struct.pack("!BBHHHBBH", 0x45, 0, _HEADER_BYTES + length, 0, 0, ttl, _UDP, 0) + addresses
+    header = struct.pack("!BBHHHBBH", 0x45, 0, _HEADER_BYTES + length, 0, 0, ttl, UDP, 0) + addresses
     header = header[:10] + _checksum(header).to_bytes(2, "big") + header[12:]
     ports = struct.pack("!HHHH", datagram.source_port, datagram.destination_port, length, 0)
     # A sum of 0 means that there is none (RFC 768).
-    total = _checksum(addresses + struct.pack("!BBH", 0, _UDP, length) + ports + datagram.data) or 0xFFFF
+    total = _checksum(addresses + struct.pack("!BBH", 0, UDP, length) + ports + datagram.data) or 0xFFFF
     return header + ports[:6] + total.to_bytes(2, "big") + datagram.data
 
 

@@ -12,7 +12,8 @@ import struct
 from ipaddress import IPv4Address
 from typing import Final
 
-from natctl.port_control.pcp import RESPONSE, TCP, UDP
+from natctl.model.flow import TCP, UDP
+from natctl.port_control.pcp import RESPONSE
 
 VERSION: Final = 0
 

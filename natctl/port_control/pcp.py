@@ -26,8 +26,6 @@ HEADER_BYTES: Final = 24
 RESPONSE: Final = 0x80
 """The bit of the second byte by which responses, and those of NAT-PMP, differ from requests."""
 
-TCP: Final = 6
-UDP: Final = 17
 ALL_PROTOCOLS: Final = 0
 
 _MAPPED: Final = bytes(10) + b"\xff\xff"

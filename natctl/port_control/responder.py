@@ -23,6 +23,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from cpm.protocol.model import DomainUUID
+from natctl.model.flow import TCP, UDP
 from natctl.port_control import nat_pmp, pcp
 from natctl.port_control.guest import PATIENCE_S, Bucket, Guest, Mapping, MapRequest, Pending, nonce_of
 from natctl.port_control.pcp import Fault, PortSet, Result
@@ -47,7 +48,7 @@ HOST_BURST: Final = 1000
 HOST_MAPPINGS_PER_S: Final = 1.0
 """Mappings a second that they may go on to begin. Each is several changes of the ledger, and the manager slows a host
 down that causes ten a second for long (``cpm.core.change_rate``): its VMs' ranges would wait behind them."""
-_MAPPED_PROTOCOLS: Final = frozenset({pcp.TCP, pcp.UDP})
+_MAPPED_PROTOCOLS: Final = frozenset({TCP, UDP})
 _NAT_PMP_RESULTS: Final = {
     Result.NOT_AUTHORIZED: nat_pmp.Result.NOT_AUTHORIZED,
     Result.NETWORK_FAILURE: nat_pmp.Result.NETWORK_FAILURE,

@@ -104,6 +104,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from natctl.model.entries import EdgeSettings, Forwarding, Path
+from natctl.model.flow import SCTP, TCP, UDP, UDP_LITE
 from natctl.ruleset import icmp, outward, senders
 from natctl.ruleset.common import (
     ADDRESS,
@@ -182,7 +183,6 @@ _FROM_OUTSIDE = "from-outside"
 _OF_VM = "of-vm"
 _OF_OTHERS = "of-others"
 _TO_HOSTS = "to-hosts"
-_TCP = 6
 _LOCAL = native_u32(2)
 """``RTN_LOCAL``: an address of this machine."""
 
@@ -238,8 +238,8 @@ def base(
     if layout.shards > 1:
         sets += (SetSpec(OUTBOUND, (ADDRESS,), verdicts=True, room=2 * layout.shards),)
     elements = {(Family.IPV4, spec.name): by_identity(()) for spec in sets} | {
-        PORTED: number_elements(6, 17, 132, 136),
-        QUOTED_PORTED: number_elements(6, 17, 132, 136),
+        PORTED: number_elements(TCP, UDP, SCTP, UDP_LITE),
+        QUOTED_PORTED: number_elements(TCP, UDP, SCTP, UDP_LITE),
         QUERIES: number_elements(0, 8, 13, 14),
         REQUESTS: number_elements(8, 13),
         ERRORS: number_elements(3, 4, 11, 12),
@@ -409,7 +409,7 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
     rewrite_both = (rewrite, copy_address((NETWORK, DESTINATION), (TRANSPORT, QUOTED + SOURCE)))
     rules = (
         # Nearly everything is TCP, and a comparison is quicker than a set.
-        rule(protocol(_TCP), _number_in(2, name), rewrite, done),
+        rule(protocol(TCP), _number_in(2, name), rewrite, done),
         rule(is_ported(), _number_in(2, name), rewrite, done),
         rule(protocol(icmp.NUMBER), goto(ICMP + name)),
     )
@@ -424,7 +424,7 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
 
 def _reassembly() -> Chain:
     why = "never called: its presence makes the kernel reassemble fragments"
-    return Chain("reassembly", None, (rule(protocol(_TCP), intercept(1), comment=why),))
+    return Chain("reassembly", None, (rule(protocol(TCP), intercept(1), comment=why),))
 
 
 def _number_in(offset: int, name: str) -> tuple[Expression, ...]:

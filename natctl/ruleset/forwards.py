@@ -50,6 +50,7 @@ from typing import Final
 
 from cpm.protocol.intent import HostForward
 from cpm.protocol.model import ForwardProtocol, PortRange
+from natctl.model.flow import TCP, UDP
 from natctl.ruleset import timeouts
 from natctl.ruleset.common import (
     ADDRESS,
@@ -101,7 +102,6 @@ FORWARDING: Final[Place] = (Family.IPV4, "forwarding")
 FORWARD_PORTS: Final[Place] = (Family.IPV4, "forward-ports")
 FORWARDS: Final[Place] = (Family.IPV4, "forwards")
 
-_TCP, _UDP = 6, 17
 _BEFORE_OTHERS: Final = -111
 """
 Priority before ``dstnat``, where other software translates destinations, and before mappings of full cone: the first
@@ -236,5 +236,5 @@ def _forward() -> Chain:
 def _let_in() -> Chain:
     to_guest = (*_destination(), map_lookup("forwards"), nat_to("destination"))
     return Chain(
-        "let-in", None, tuple(rule(protocol(number), to_guest, comment="to the guest") for number in (_TCP, _UDP))
+        "let-in", None, tuple(rule(protocol(number), to_guest, comment="to the guest") for number in (TCP, UDP))
     )

@@ -141,7 +141,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from natctl.model.entries import HostSettings, Path, Queueing
-from natctl.model.flow import ICMP
+from natctl.model.flow import ICMP, SCTP, TCP, UDP, UDP_LITE
 from natctl.model.port_control import ANYCAST, SERVER_PORT
 from natctl.ruleset import forwards, mappings, older, timeouts, zones
 from natctl.ruleset.common import (
@@ -249,9 +249,8 @@ FORGED_SOURCE: Final = "forged-source"
 """Name of the counter of packets of VMs with a source that is not behind their bridge, or of another connection's
 answers; they are dropped."""
 
-_CARRIED = (6, 17, ICMP, 132, 136)
-"""TCP, UDP, ICMP, SCTP, UDP-Lite: what edges carry."""
-_UDP = 17
+_CARRIED = (TCP, UDP, ICMP, SCTP, UDP_LITE)
+"""What edges carry."""
 _PACKET_HOST = 0
 _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
@@ -377,7 +376,7 @@ def _outgoing(marks: Marks) -> Chain:
     forget = _forget(marks)
     is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
     is_reply = (ct("direction"), compare(b"\1"))
-    asks = (*protocol(_UDP), payload(TRANSPORT, 2, 2), compare(SERVER_PORT.to_bytes(2, "big")))
+    asks = (*protocol(UDP), payload(TRANSPORT, 2, 2), compare(SERVER_PORT.to_bytes(2, "big")))
     rules = (
         rule(is_reply, goto("answers")),
         rule(_is_of_ours(marks), RETURN, comment="decided when it began"),

@@ -84,6 +84,7 @@ from typing import Final
 from cpm.protocol.model import PortRange
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import MOST_OFFERED, HostEntry
+from natctl.model.flow import TCP, UDP
 from natctl.model.port_use import VMPorts
 from natctl.ruleset import labels, older
 from natctl.ruleset.common import (
@@ -165,7 +166,7 @@ UNSOLICITED: Final = "unsolicited"
 TOO_MANY_STRANGERS: Final = "too-many-strangers"
 """Name of the counter of packets for sockets of VMs to which too many connections from outside lead already."""
 
-_TCP, _UDP, _DNS_PORT = 6, 17, 53
+_DNS_PORT = 53
 _ORIGINAL, _REPLY = 0, 1
 _LOCAL = native_u32(2)
 """``RTN_LOCAL``"""
@@ -242,16 +243,16 @@ def _mapped(marks: Marks) -> Chain:
     to_name_server = (payload(TRANSPORT, 2, 2), compare(_DNS_PORT.to_bytes(2, "big")))
     offered = (*owner(marks), next_number(MOST_OFFERED, SECOND), map_lookup("unshared"), nat_to("source"))
     rules = (
-        rule(protocol(_UDP), owner(marks), socket, keep, comment=why),
-        rule(protocol(_UDP), to_name_server, RETURN, comment="nobody else is to answer"),
-        rule(protocol(_UDP), offered, comment="a port that no other socket has"),
+        rule(protocol(UDP), owner(marks), socket, keep, comment=why),
+        rule(protocol(UDP), to_name_server, RETURN, comment="nobody else is to answer"),
+        rule(protocol(UDP), offered, comment="a port that no other socket has"),
     )
     return Chain("mapped", None, rules)
 
 
 def _lives_ms(kind: int, timeouts: Timeouts) -> int:
     # A TCP mapping lives on while packets pass; see docs/design/0038-full-cone.md for why not as long as a connection.
-    return 1000 * (timeouts.udp_s if kind == _UDP else timeouts.tcp_transitory_s)
+    return 1000 * (timeouts.udp_s if kind == UDP else timeouts.tcp_transitory_s)
 
 
 def _learning(marks: Marks, pool: IPv4Network, timeouts: Timeouts) -> Iterator[Chain]:
@@ -261,7 +262,7 @@ def _learning(marks: Marks, pool: IPv4Network, timeouts: Timeouts) -> Iterator[C
         rule(is_answer_to_stranger(marks, pool), goto("learn-answer")),
     )
     to_name_server = (ct_port("destination", _ORIGINAL), compare(_DNS_PORT.to_bytes(2, "big")))
-    no_question = rule(protocol(_UDP), to_name_server, RETURN, comment="nobody else is to answer")
+    no_question = rule(protocol(UDP), to_name_server, RETURN, comment="nobody else is to answer")
     yield Chain("learn", None, decide)
     yield Chain("learn-asked", None, (no_question, *_learn(marks, _ORIGINAL, timeouts)))
     yield Chain("learn-answer", None, tuple(_learn(marks, _REPLY, timeouts)))
@@ -276,14 +277,14 @@ def _learn(marks: Marks, direction: int, timeouts: Timeouts) -> Iterator[Rule]:
     to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
     # Strangers come by a mapping or by a forward, of which there must be none when it is removed.
     known = (*port, set_lookup("open-ports", FIRST)) if direction == _REPLY else ()
-    for kind in (_UDP, _TCP):
+    for kind in (UDP, TCP):
         lives_ms = _lives_ms(kind, timeouts)
         steps: tuple[Expression, ...] = (
             *known,
             *(*port, update_set("open-ports", FIRST, lives_ms)),
             *(*port, *to_socket, update_map("mappings", FIRST, FIFTH, lives_ms)),
         )
-        if kind == _UDP:
+        if kind == UDP:
             steps += (*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms))
         comment = "its mapping begins, or lives on" if direction == _ORIGINAL else "its mapping lives on"
         yield rule(protocol(kind), steps, comment=comment)
@@ -319,7 +320,7 @@ def _admitted() -> Chain:
 
 def _reach() -> Chain:
     to_socket = (*_port(), map_lookup("mappings"), nat_to("destination"))
-    rules = (rule(protocol(kind), to_socket, comment="to the socket") for kind in (_UDP, _TCP))
+    rules = (rule(protocol(kind), to_socket, comment="to the socket") for kind in (UDP, TCP))
     return Chain("reach", Hook("nat", PREROUTING, -110), tuple(rules))
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from typing import Final
 
+from natctl.model.flow import TCP
 from natctl.ruleset import icmp
 from natctl.ruleset.common import address_port_lookup, in_network, is_ported, port_block_lookup, protocol, rule
 from natctl.ruleset.edge_maps import BLOCKS, ICMP, OUTBOUND, Layout
@@ -41,8 +42,6 @@ from natctl.ruleset.values import RETURN, Chain, Expression, goto, jump
 
 UNDERWAY: Final = "told by a machine on the way, not by the VM"
 
-_TCP: Final = 6
-
 
 def chains(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
     """Return the chains that make a packet's source external, from ``outward``, and a quoted one, from ``quoting``."""
@@ -52,7 +51,7 @@ def chains(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
 def _outward(layout: Layout, pool: IPv4Network) -> tuple[Chain, ...]:
     by_block = tuple(
         rule(has_ports, port_block_lookup(name, size), write_address(SOURCE), RETURN)
-        for has_ports in (protocol(_TCP), is_ported())
+        for has_ports in (protocol(TCP), is_ported())
         for size, (_, name) in BLOCKS.items()
     )
     if layout.shards == 1:
@@ -77,7 +76,7 @@ def _outward_through(chain: str, name: str, pool: IPv4Network) -> tuple[Chain, C
     )
     from_vm, from_others = in_network(SOURCE, pool), in_network(SOURCE, pool, negated=True)
     rules = (
-        rule(protocol(_TCP), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
+        rule(protocol(TCP), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
         rule(is_ported(), address_port_lookup(name, SOURCE, 0), rewrite, RETURN),
         rule(protocol(icmp.NUMBER), goto(ICMP + chain)),
     )

@@ -49,6 +49,7 @@ from cpm.protocol.bounds import FIRST_PORT
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import PortRange
 from natctl.model.entries import DEFAULT_EXEMPT, Path, Settings
+from natctl.model.flow import ICMP, SCTP, TCP, UDP, UDP_LITE
 from natctl.model.own_ports import OwnInterfaces
 from natctl.ruleset.common import (
     PORT,
@@ -93,9 +94,7 @@ _BEFORE_OTHERS: Final = 95
 """Priority between our own translation of VMs' connections (90) and everybody else's (``srcnat``, 100)."""
 _GUESTS: Final[Place] = (Family.IPV4, "guests")
 _INLAND: Final[Place] = (Family.IPV4, "inland")
-_ICMP: Final = 1
-_TCP: Final = 6
-_PORTED: Final = (_TCP, 17, 132, 136)
+_PORTED: Final = (TCP, UDP, SCTP, UDP_LITE)
 _DEFAULT: Final = PortRange(32768, 60999)
 """``ip_local_port_range`` of a Linux that nobody has configured."""
 _MOST_KEPT: Final = 32768
@@ -112,10 +111,8 @@ def ephemeral_ports(local_range: str, reserved: str) -> tuple[PortRange, ...]:
     :raise ValueError: When these are not what the kernel writes there.
     """
     first, last = map(int, local_range.split())
-    left = [PortRange(max(first, FIRST_PORT), last)]
-    for text in filter(None, reserved.strip().split(",")):
-        left = [rest for ports in left for rest in ports.minus(PortRange.parse(text))]
-    return tuple(left)
+    kept = map(PortRange.parse, filter(None, reserved.strip().split(",")))
+    return tuple(PortRange(max(first, FIRST_PORT), last).without(kept))
 
 
 def kept_part(picked: Collection[PortRange]) -> tuple[PortRange, ...]:
@@ -215,14 +212,14 @@ def _own(address: IPv4Address, target: PortRange, picked: Iterable[PortRange]) -
     )
     sources = (*is_picked, (_source_port(), set_lookup(apart(address)[1])))
     rules = (
-        rule(protocol(_TCP), _source_port(), compare(_FIRST_PORT, ">="), source_nat_to(address, target)),
+        rule(protocol(TCP), _source_port(), compare(_FIRST_PORT, ">="), source_nat_to(address, target)),
         *(
             rule(protocol(number), source, source_nat_to(address, target))
             for number in _PORTED
-            if number != _TCP
+            if number != TCP
             for source in sources
         ),
-        rule(protocol(_ICMP), source_nat_to(address, target), comment="a ping's identifier is anything"),
+        rule(protocol(ICMP), source_nat_to(address, target), comment="a ping's identifier is anything"),
     )
     return Chain(f"own-{address}", None, rules)
 
@@ -233,7 +230,7 @@ def _source_port() -> Expression:
 
 def _guests(address: IPv4Address, target: PortRange) -> Chain:
     rules = (
-        *(rule(protocol(number), source_nat_to(address, target)) for number in (*_PORTED, _ICMP)),
+        *(rule(protocol(number), source_nat_to(address, target)) for number in (*_PORTED, ICMP)),
         rule(source_nat_to(address, None)),
     )
     return Chain(f"guests-{address}", None, rules)

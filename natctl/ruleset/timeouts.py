@@ -23,6 +23,7 @@ from typing import Final
 
 from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import HostSettings, Path
+from natctl.model.flow import TCP, UDP
 from natctl.ruleset.common import protocol, rule
 from natctl.ruleset.expressions import TRANSPORT, compare, ct_timeout, payload
 from natctl.ruleset.values import CT_TIMEOUTS, CtTimeout, Expression, Family, Holdings, Place, Rule
@@ -30,7 +31,6 @@ from natctl.ruleset.values import CT_TIMEOUTS, CtTimeout, Expression, Family, Ho
 BEGUN: Final[Place] = (Family.IPV4, "begun")
 """The chain that gives new connections their timeouts."""
 
-_TCP, _UDP = 6, 17
 _AND_ICMP = "-icmp-"
 _TCP_OPENING, _TCP_ESTABLISHED, _TCP_TIME_WAIT, _TCP_CLOSE = 0, 2, 6, 7
 """Places in the list of TCP's states that :func:`objects` names."""
@@ -57,9 +57,9 @@ def objects(timeouts: Timeouts) -> dict[Place, CtTimeout]:
         established,
     )
     by_name = {
-        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(_TCP, tcp),
-        f"udp-{timeouts.udp_s}{_AND_ICMP}{timeouts.icmp_s}": CtTimeout(_UDP, (timeouts.udp_s, timeouts.udp_s)),
-        f"dns-{timeouts.dns_s}": CtTimeout(_UDP, (timeouts.dns_s, timeouts.dns_s)),
+        f"tcp-{established}-{transitory}-{timeouts.tcp_time_wait_s}-{timeouts.tcp_reset_s}": CtTimeout(TCP, tcp),
+        f"udp-{timeouts.udp_s}{_AND_ICMP}{timeouts.icmp_s}": CtTimeout(UDP, (timeouts.udp_s, timeouts.udp_s)),
+        f"dns-{timeouts.dns_s}": CtTimeout(UDP, (timeouts.dns_s, timeouts.dns_s)),
     }
     return {(Family.IPV4, CT_TIMEOUTS + name): timeout for name, timeout in by_name.items()}
 
@@ -82,14 +82,14 @@ def timeouts_in(holdings: Holdings) -> Timeouts | None:
         for (_, name), timeout in holdings.ct_timeouts.items()
         if timeout is not None and rule_of(name).digest in rules
     }
-    if not in_force.keys() >= {(_TCP, False), (_UDP, False)}:
+    if not in_force.keys() >= {(TCP, False), (UDP, False)}:
         return None
-    (_, tcp), (name, udp) = in_force[_TCP, False], in_force[_UDP, False]
+    (_, tcp), (name, udp) = in_force[TCP, False], in_force[UDP, False]
     icmp_s = name.partition(_AND_ICMP)[2]
     if not icmp_s.isdecimal():
         return None
     # An older natd had no rule for DNS: its successor begins with the default.
-    _, dns = in_force.get((_UDP, True), ("", (Timeouts().dns_s,)))
+    _, dns = in_force.get((UDP, True), ("", (Timeouts().dns_s,)))
     return Timeouts(
         tcp_established_s=tcp[_TCP_ESTABLISHED],
         tcp_transitory_s=tcp[_TCP_OPENING],
@@ -103,4 +103,4 @@ def timeouts_in(holdings: Holdings) -> Timeouts | None:
 
 def _to_dns() -> tuple[Expression, ...]:
     """``udp dport 53``"""
-    return *protocol(_UDP), payload(TRANSPORT, 2, 2), compare(_DNS_PORT.to_bytes(2, "big"))
+    return *protocol(UDP), payload(TRANSPORT, 2, 2), compare(_DNS_PORT.to_bytes(2, "big"))

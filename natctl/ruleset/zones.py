@@ -42,6 +42,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
+from natctl.model.flow import ICMP
 from natctl.ruleset.common import (
     ERROR_TYPES,
     ERRORS,
@@ -87,7 +88,6 @@ ORIGINS: Final[Place] = (Family.IPV4, "origins")
 _BEFORE_TRACKING: Final = -250
 """Priority between ``raw`` and connection tracking."""
 _ORIGIN_S, _MOST_ORIGINS = 3600, 65536
-_ICMP = 1
 
 SETS: Final[dict[Place, SetSpec]] = {
     ZONES: SetSpec("zones", (TYPEOF_MARK,), data=(TYPEOF_ZONE,)),
@@ -141,7 +141,7 @@ def _quoted(marks: Marks) -> Chain:
     forget = (meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
     # nft cannot list a lookup whose key is the result of another one: hence the mark in between.
     rules = (
-        rule(protocol(_ICMP), is_unmarked, jump("quoted-origin"), comment="an error of this host, perhaps"),
+        rule(protocol(ICMP), is_unmarked, jump("quoted-origin"), comment="an error of this host, perhaps"),
         rule(is_managed(marks), owner(marks), map_lookup("zones"), set_zone()),
         rule(is_managed(marks), forget),
     )
