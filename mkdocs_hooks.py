@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 
-DECISIONS = "Why it has this shape"
+DECISIONS = "Design decisions"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
