@@ -369,7 +369,7 @@ class Natd:
 
     async def _serve_session(self) -> None:
         if self._libvirt is not None and self._watch is not None:
-            # A VM that is missing in our first message counts as gone.
+            # Until then we cannot say which VMs are gone.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._watch.has_listed.wait(), FIRST_LIST_S)
         await self._session.run()

@@ -29,6 +29,8 @@ from cpm.protocol.messages import (
 )
 from cpm.protocol.model import DomainUUID
 
+_MAYBE_OTHERS = ", and maybe others"
+
 
 def vm(uuid: DomainUUID) -> str:
     """Return the short name of a VM."""
@@ -38,10 +40,10 @@ def vm(uuid: DomainUUID) -> str:
 def message(sent: NodeMessage | ManagerMessage) -> str:
     """Return what a message says."""
     match sent:
-        case Hello(domains=domains, epoch=epoch):
-            return f"Hello (epoch {epoch} seen): {_vms(domains)}"
-        case Present(domains=domains):
-            return f"Present: {_vms(domains)}"
+        case Hello(domains=domains, epoch=epoch, is_partial=is_partial):
+            return f"Hello (epoch {epoch} seen): {_vms(domains)}{_MAYBE_OTHERS * is_partial}"
+        case Present(domains=domains, is_partial=is_partial):
+            return f"Present: {_vms(domains)}{_MAYBE_OTHERS * is_partial}"
         case Attach(uuid, incoming=incoming):
             return f"Attach {vm(uuid)}{' incoming' if incoming else ''}"
         case Detach(uuid, reason):

@@ -245,9 +245,9 @@ class Manager:
         self._rollout.queue_snapshot(hello.node)
         if node.fenced:
             # As in _refuse_fenced: the operator has vouched that it has no VMs since it said so.
-            hello = msgspec.structs.replace(hello, domains=())
+            hello = msgspec.structs.replace(hello, domains=(), is_partial=False)
         self._presence.take_back(node, hello)
-        self._presence.on_presence(node, hello.domains, now)
+        self._presence.on_presence(node, hello.domains, now, is_partial=hello.is_partial)
         self._port_mappings.on_session_begin(hello.node, now)
 
     def _welcome(self, version: str, *, adopts: bool) -> Welcome:
@@ -363,7 +363,7 @@ class Manager:
                 self.pool.on_own_ports(node, told, now)
             case Present():
                 session.unmanaged = message.unmanaged
-                self._presence.on_presence(node, message.domains, now)
+                self._presence.on_presence(node, message.domains, now, is_partial=message.is_partial)
             case Applied():
                 self._on_applied(session, message, now)
             case Rejected():

@@ -192,15 +192,22 @@ class VMPresence:
             if presence.domain in held and self._let_go.get(presence.domain) == node.name:
                 self._running.remove(presence.domain)
 
-    def on_presence(self, node: Node, domains: Iterable[Presence], now: float) -> None:
-        """A host lists the VMs that run there: catch up with starts and ends that were not reported."""
+    def on_presence(self, node: Node, domains: Iterable[Presence], now: float, *, is_partial: bool = False) -> None:
+        """
+        A host lists the VMs that run there: catch up with starts and ends that were not reported.
+
+        :param is_partial: The host does not know yet which others run there: those that are believed to do stay.
+        """
         if Role.HOST not in node.roles:
             return
         here = {presence.domain: presence for presence in domains}
         self._claims.keep_only(node.name, here)
         if (session := self._sessions.get(node.name)) is not None:
             session.is_over_quota = False
-        for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here]:
+            if session.is_partial and not is_partial:
+                self._rollout.check_node(node.name)
+            session.is_partial = is_partial
+        for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here] if not is_partial else ():
             self.on_detach(node.name, uuid, now)
         for uuid, presence in here.items():
             if not self._is_known(node.name, presence):

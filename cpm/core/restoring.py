@@ -71,7 +71,8 @@ class Restoring:
         """Keep what changes of a node's first message."""
         hello = self.hellos[name]
         if isinstance(message, Present):
-            self.hellos[name] = msgspec.structs.replace(hello, domains=message.domains)
+            said = msgspec.structs.replace(hello, domains=message.domains, is_partial=message.is_partial)
+            self.hellos[name] = said
         elif isinstance(message, OwnPorts):
             self.hellos[name] = msgspec.structs.replace(hello, own=message.addresses)
 
@@ -128,6 +129,7 @@ class Restoring:
         hosts = _hosts(self._fleet)
         running = {name: {vm.domain for vm in hello.domains} for name, hello in self.hellos.items()}
         running |= {name: set() for name in hosts.values() if name not in running and self._is_fenced(name)}
+        others_may_run = {name for name, hello in self.hellos.items() if hello.is_partial}
         claims = []
         for hello in self._edges():
             seen = (-hello.follows.grants, -hello.epoch)
@@ -136,6 +138,7 @@ class Restoring:
                 # A host is not asked about what only one edge says. By what it claims, it gains nothing from others
                 # that are away.
                 runs = held.domain in running[node] if node in running else None
+                runs = runs or (None if node in others_may_run else runs)
                 order = (runs is False, *seen, runs is None, hello.node)
                 claims.append(_Claim(order, held.domain, IPv4Address(held.internal), node, held.ranges))
         return sorted(claims, key=lambda claim: claim.order)

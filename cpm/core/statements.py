@@ -44,8 +44,9 @@ class Statements:
                 self.detached += 1
                 self._incoming.pop(domain, None)
                 self._domains.pop(domain, None)
-            case Present(domains):
+            case Present(domains, is_partial=is_partial):
                 self._domains = {each.domain: each for each in domains}
+                self._hello = msgspec.structs.replace(self._hello, is_partial=is_partial)
             case OwnPorts(addresses):
                 self._hello = msgspec.structs.replace(self._hello, own=addresses)
 

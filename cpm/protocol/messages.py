@@ -108,6 +108,8 @@ class Hello(Struct, frozen=True, tag="hello"):
     follows: Follows = Follows()
     ended_timeout_s: TimeoutSeconds | None = None
     """Of a host that sets it itself: after how many seconds at least it forgets a TCP connection that has ended."""
+    is_partial: bool = False
+    """It does not know yet which VMs run on it besides ``domains``."""
 
 
 class OwnPorts(Struct, frozen=True, tag="own-ports"):
@@ -135,11 +137,13 @@ class Detach(Struct, frozen=True, tag="detach"):
 
 
 class Present(Struct, frozen=True, tag="present"):
-    """All VMs on this node; a VM that is not listed is gone."""
+    """All VMs on this node; a VM that is not listed is gone, unless the list is partial."""
 
     domains: Annotated[tuple[Presence, ...], Meta(max_length=MAX_VMS_OF_HOST)]
     unmanaged: Annotated[tuple[Unmanaged, ...], Meta(max_length=MAX_VMS_OF_HOST)] = ()
     """VMs that might be managed and are not."""
+    is_partial: bool = False
+    """The node does not know yet which VMs run there besides ``domains``."""
 
 
 class RefusedVM(Struct, frozen=True):

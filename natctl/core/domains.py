@@ -100,9 +100,15 @@ class Domain:
 
 
 class Domains:
-    """The domains of this node."""
+    """
+    The domains of this node.
 
-    def __init__(self) -> None:
+    :param are_listed: libvirt's list says which there are, and has not yet.
+    """
+
+    def __init__(self, *, are_listed: bool = False) -> None:
+        self.are_all_known = not are_listed
+        """No others run here. Until libvirt has listed all its domains once, some may that natd has not heard of."""
         self._domains: dict[DomainUUID, Domain] = {}
         self._ended_at: dict[DomainUUID, float] = {}
         self._unmanaged: dict[DomainUUID, Unmanaged] = {}
@@ -168,6 +174,11 @@ class Domains:
         """
         no_taps_since = None if taps else now - TAP_GRACE_S
         self._domains[uuid] = Domain(name, taps, has_run=True, had_taps=True, no_taps_since=no_taps_since)
+
+    def note_listed(self, listing: Listing) -> None:
+        """Record that libvirt has listed its domains, and that all of them are known now."""
+        is_complete = listing.absent is None and listing.undescribed <= self._domains.keys()
+        self.are_all_known = self.are_all_known or is_complete
 
     def on_hook(self, vm: RunningDomain, now: float) -> tuple[Domain, set[DomainUUID]]:
         """
@@ -282,7 +293,8 @@ def _has_ended(domain: Domain, listing: Listing) -> bool:
     """Whether a domain that the list does not have is gone."""
     since_hook = listing.asked_at - domain.hook_at
     if domain.is_listed:
-        return since_hook >= 0
+        # Of two that happened at the same time, nobody knows which came first.
+        return since_hook > 0
     if domain.is_incoming:
         # libvirt lists it from ``prepare`` on; before, hooks of others may take their time.
         return since_hook >= START_GRACE_S

@@ -10,7 +10,7 @@ import dataclasses
 from ipaddress import IPv4Address
 
 from cpm.protocol.holdings import Held
-from cpm.protocol.messages import PROTOCOL, Hello, Presence
+from cpm.protocol.messages import PROTOCOL, Hello, Present
 from cpm.protocol.model import NodeName, Role
 from cpm.protocol.own_ports import OwnAddress
 from natctl.model.remembered import Remembered
@@ -32,7 +32,7 @@ class Identity:
     def hello(
         self,
         remembered: Remembered,
-        domains: tuple[Presence, ...],
+        present: Present,
         own: tuple[OwnAddress, ...],
         host_holds: tuple[Held, ...],
         edge_holds: tuple[Held, ...],
@@ -41,7 +41,7 @@ class Identity:
         Return the first message of a session.
 
         :param remembered: Whom the node follows.
-        :param domains: The VMs that run here.
+        :param present: The VMs that run here.
         :param own: The ports that it uses itself.
         :param host_holds: What its kernel holds as a host's.
         :param edge_holds: The same as an edge's.
@@ -53,7 +53,7 @@ class Identity:
             self.underlay,
             self.version,
             remembered.epoch,
-            domains,
+            present.domains,
             own,
             host_holds,
             edge_holds,
@@ -61,4 +61,5 @@ class Identity:
             instance=self.instance,
             follows=remembered.follows,
             ended_timeout_s=self.ended_timeout_s,
+            is_partial=present.is_partial,
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from msgspec import structs
+
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.messages import Delta, PathState, Snapshot
 from cpm.protocol.model import DomainUUID
@@ -29,9 +31,20 @@ class Intent:
         """Adopt the path that natd found in the kernel, until the first snapshot."""
         self.path = PathState(path.internal_pool, tuple(path.edges), tuple(path.externals), path.timeouts)
 
-    def adopt(self, entry: HostEntry) -> None:
-        """Adopt the entry of a VM that natd found in the kernel, until the first snapshot."""
-        self.host[entry.intent.domain] = entry.intent
+    def adopt(self, entry: HostEntry, *, is_same_life: bool) -> None:
+        """
+        Adopt the entry of a VM that natd found in the kernel, until the first snapshot.
+
+        :param is_same_life: The VM has not ended since. If it may have, the manager may have been told so, and may give
+            the ports to the VM on another host: it begins no connection until the manager has said more.
+        """
+        vm = entry.intent
+        if not is_same_life and vm.ports is not None:
+            leaving_forwards = tuple(each.ports for each in vm.forwards)
+            vm = structs.replace(
+                vm, ports=None, at_cap=False, draining=(vm.ports,), forwards=(), leaving_forwards=leaving_forwards
+            )
+        self.host[vm.domain] = vm
 
     def adopt_at_edge(self, vm: EdgeIntent) -> None:
         """Adopt what natd found that this edge maps to a VM, until the first snapshot."""

@@ -81,6 +81,12 @@ from natctl.model.own_ports import PortsInUse
 from natctl.model.remembered import NOTHING, Remembered
 from qga_agent.domain_list import Phase
 
+NOT_LISTED = (
+    "libvirt has not listed its domains since natd began: VMs that have ended keep their ports, and VMs of which natd "
+    "has not heard get none; see natd's log"
+)
+"""What the operator should know."""
+
 
 class Node:
     """
@@ -99,7 +105,7 @@ class Node:
         self._outbox: list[Command] = []
         self._identity = identity
         self._has_libvirt = has_libvirt
-        self._domains = Domains()
+        self._domains = Domains(are_listed=has_libvirt)
         self._reported_gone: set[DomainUUID] = set()
         self._ended = Ended()
         self._intent = Intent()
@@ -140,7 +146,8 @@ class Node:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the operator should know about the VMs of this machine together, a sentence each."""
-        return tuple(filter(None, (self.arrival_events.warning, self._default_deny.warning)))
+        unlisted = "" if self._domains.are_all_known else NOT_LISTED
+        return tuple(filter(None, (unlisted, self.arrival_events.warning, self._default_deny.warning)))
 
     @property
     def is_connected(self) -> bool:
@@ -197,7 +204,8 @@ class Node:
         Start from what the kernel already holds: VMs whose interfaces exist go on running.
 
         Their marks are kept, so that nothing they send is interrupted by a restart of natd. A VM without interfaces may
-        run as well: that is for libvirt's list to say.
+        run as well: that is for libvirt's list to say. So may one whose interfaces are all gone, and it may have ended
+        and begun again.
 
         :param links: The interfaces of this machine, names by index.
         :param at_edge: The VMs whose ports this edge maps.
@@ -215,10 +223,10 @@ class Node:
             self._intent.path = charge.path
         for entry in entries:
             self._programming.adopt(entry)
-            if not entry.is_denied:
-                self._intent.adopt(entry)
-            self._arrivals.on_found(entry, now)
             taps = frozenset(Tap(links[index], index) for index in entry.taps if index in links)
+            if not entry.is_denied:
+                self._intent.adopt(entry, is_same_life=bool(taps))
+            self._arrivals.on_found(entry, now)
             if taps or self._has_libvirt:
                 self._domains.adopt(entry.intent.domain, entry.intent.name, taps, now)
             if len(taps) != len(entry.taps):
@@ -283,7 +291,7 @@ class Node:
         self._send(
             self._identity.hello(
                 self._following.remembered,
-                tuple(self._domains.presences(self._intent.host)),
+                self._present(),
                 self._own_ports.told,
                 self._programming.held_by_host(),
                 self._programming.edge_holdings.told(),
@@ -443,7 +451,7 @@ class Node:
         It makes up for hooks and events that were missed, and brings interfaces that were plugged in and wishes that
         changed.
         """
-        unmanaged = self._domains.unmanaged()
+        unmanaged, were_all_known = self._domains.unmanaged(), self._domains.are_all_known
         self._domains.note_unmanaged(listing)
         has_news = False
         for vm in listing.domains:
@@ -451,11 +459,13 @@ class Node:
             self._take_listed(vm, listing, now)
         for uuid in self._domains.ended(listing):
             self.on_domain_ended(None, uuid, "libvirt no longer lists it", now)
+        self._domains.note_listed(listing)
         self._default_deny.on_listed(listing)
         if self._default_deny.charge is None:
             self._note_charge()
         else:
             self._keep_charge()
+        has_news |= self._domains.are_all_known and not were_all_known
         if has_news or self._domains.unmanaged() != unmanaged:
             self.send_presence()
 
@@ -493,9 +503,13 @@ class Node:
 
     def send_presence(self) -> None:
         """Tell the manager again which VMs run here."""
-        self._send(Present(tuple(self._domains.presences(self._intent.host)), self._domains.unmanaged()))
+        self._send(self._present())
 
     # Inside
+
+    def _present(self) -> Present:
+        presences = tuple(self._domains.presences(self._intent.host))
+        return Present(presences, self._domains.unmanaged(), not self._domains.are_all_known)
 
     def _confirm(self) -> None:
         """Tell the manager what is in force now, if it does not know."""

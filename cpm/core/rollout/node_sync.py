@@ -74,6 +74,8 @@ class NodeSync:
         """Of its natd, as in its ``Hello``."""
         self.ended_timeout_s: float | None = None
         """As in its ``Hello``."""
+        self.is_partial = False
+        """It does not know yet which VMs run there besides those that it has named."""
         self.is_over_quota = False
         """VMs of that machine got nothing because it has as many as it may have."""
         self._snapshot_at = 0

@@ -331,7 +331,7 @@ class Rollout:
         fenced = self._is_fenced(allocation.node)
         is_unused_by_host = fenced or self._is_confirmed(allocation.node, allocation.domain)
         is_counted = self._idle_reports.get(allocation.id, 0) >= IDLE_REPORTS
-        is_empty = is_counted or fenced or self._present.get(allocation.domain) != allocation.node
+        is_empty = is_counted or fenced or self._is_gone(allocation.domain, allocation.node)
         if is_unused_by_host and (is_empty or self._may_cut(allocation, now)):
             if not is_empty:
                 self._fleet.record(Notice(allocation.id, JournalEvent.CUT))
@@ -339,6 +339,11 @@ class Rollout:
             self._last_use.on_empty(allocation.id, now, self._longest_gap_s(allocation.node), is_counted=is_counted)
             moves.advance(self._fleet, allocation, AllocationEvent.DRAINED, now)
             self._changed.add(allocation.domain)
+
+    def _is_gone(self, uuid: DomainUUID, host: NodeName) -> bool:
+        """Return whether a VM does not run on a host, as far as that one knows."""
+        node_sync = self._node_syncs.get(host)
+        return self._present.get(uuid) != host and (node_sync is None or not node_sync.is_partial)
 
     def _longest_gap_s(self, node: NodeName) -> float:
         pool, host = self._rules.timeouts, self._node_syncs.get(node)

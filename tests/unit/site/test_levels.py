@@ -460,3 +460,94 @@ def test_a_guest_that_got_ports_before_it_was_known_to_migrate_here_keeps_them()
     site.left(VM, HOST1)
     site.heal()
     assert is_on(site, VM, HOST2)
+
+
+def flushed_while_libvirt_is_away(site: Site) -> Machine:
+    """natd begins on a machine whose tables somebody has flushed, and cannot ask libvirt."""
+    machine = site.machines[HOST1]
+    site.kill_natd(HOST1)
+    machine.libvirt = False
+    machine.kernel.flush()
+    site.start_natd(HOST1)
+    site.connect(HOST1)
+    site.run()
+    return machine
+
+
+def test_a_natd_that_cannot_know_which_vms_run_takes_none_for_gone() -> None:
+    site = Site()
+    started(site)
+    before, connection = site.machines[HOST1].kernel.host[VM].intent, site.open(VM, 7)
+    assert connection is not None
+    machine = flushed_while_libvirt_is_away(site)
+    pass_time(site)
+    assert "libvirt has not listed its domains since natd began" in node(machine).warnings[0]
+    machine.libvirt = True
+    site.list_domains(HOST1)
+    site.run()
+    assert machine.kernel.host[VM].intent == before
+    assert machine.kernel.host[VM].taps == {tap.number for tap in machine.guests[VM]}
+    assert connection in site.connections
+    assert not node(machine).warnings
+
+
+def test_a_vm_that_ended_unseen_is_gone_once_libvirt_has_listed_the_others() -> None:
+    site = Site()
+    started(site)
+    started(site, OTHER)
+    machine = flushed_while_libvirt_is_away(site)
+    site.stop_vm(VM, hook=False)
+    pass_time(site)
+    assert site.manager is not None
+    assert set(site.manager.present) == {VM, OTHER}
+    machine.libvirt = True
+    site.list_domains(HOST1)
+    site.run()
+    assert set(site.manager.present) == {OTHER}
+
+
+def test_a_manager_that_starts_over_keeps_a_vm_that_its_host_cannot_know_yet() -> None:
+    site = Site()
+    started(site)
+    flushed_while_libvirt_is_away(site)
+    site.crash_manager()
+    site.start_manager()
+    site.connect(HOST1)
+    pass_time(site)
+    assert site.manager is not None
+    assert set(site.manager.present) == {VM}
+
+
+def test_a_list_that_was_asked_for_when_a_hook_called_does_not_end_the_vm() -> None:
+    """The clock tells neither which of them came first."""
+    site = Site()
+    started(site)
+    site.stop_vm(VM, hook=False)
+    asked = Listing(site.now, ())
+    site.start_vm(HOST1, VM)
+    site.run()
+    node(site.machines[HOST1]).on_domains_listed(asked, site.now)
+    site._carry_out(site.machines[HOST1])
+    site.run()
+    assert is_on(site, VM, HOST1)
+
+
+def test_a_vm_that_restarted_while_natd_was_dead_waits_for_the_manager() -> None:
+    """natd may have said that it is gone, and forgotten that; the manager gives its ports to where it runs next."""
+    site = Site()
+    started(site)
+    machine = site.machines[HOST1]
+    before = machine.kernel.host[VM].intent
+    site.stop_vm(VM)
+    # The manager hears it; the kernel still has the VM.
+    assert site.deliver_up(HOST1)
+    site.kill_natd(HOST1)
+    assert VM in machine.kernel.host
+    site.start_vm(HOST1, VM)
+    site.start_natd(HOST1)
+    site.run()
+    assert machine.kernel.host[VM].intent.ports is None
+    assert machine.kernel.host[VM].taps
+    site.connect(HOST1)
+    site.run()
+    assert machine.kernel.host[VM].intent == before

@@ -367,6 +367,21 @@ def test_a_vm_that_moved_is_where_it_runs_whichever_edge_has_not_followed(site: 
     _check_that_it_is_on_host2(site, connection)
 
 
+def test_a_host_that_does_not_know_its_vms_yet_counts_before_one_that_does_not_have_the_vm(site: Site) -> None:
+    connection = _accept_after_a_move(site, EDGE1)
+    machine = site.machines[HOST2]
+    site.kill_natd(HOST2)
+    machine.kernel.flush()
+    machine.libvirt = False
+    site.start_natd(HOST2)
+    _reopen(site)
+    _settle(site)
+    machine.libvirt = True
+    site.list_domains(HOST2)
+    site.run()
+    _check_that_it_is_on_host2(site, connection)
+
+
 @pytest.mark.parametrize("away", [HOST1, HOST2])
 @pytest.mark.parametrize("edge", [EDGE1, EDGE2])
 def test_the_hosts_that_edges_contradict_each_other_about_are_waited_for(
@@ -414,6 +429,22 @@ def test_no_host_that_has_said_hello_is_taken_for_lost(site: Site, tmp_path: Pat
     assert site.manager is not None
     assert {uuid: vm.node for uuid, vm in site.manager.fleet.vms.items()} == {VM: HOST2}, "no second one beside it"
     assert site.open(VM, 3) is not None
+
+
+def test_a_host_that_does_not_know_its_vms_yet_keeps_them(site: Site, tmp_path: Path) -> None:
+    backup, connection = _back_up(site, tmp_path), site.open(VM, 3)
+    machine = site.machines[HOST1]
+    site.kill_natd(HOST1)
+    machine.kernel.flush()
+    machine.libvirt = False
+    site.start_natd(HOST1)
+    _restore(site, backup)
+    _settle(site)
+    machine.libvirt = True
+    site.list_domains(HOST1)
+    site.run()
+    assert machine.kernel.host[VM].intent.ports is not None
+    assert connection in site.connections
 
 
 @pytest.mark.parametrize("is_connected", [False, True])

@@ -31,6 +31,11 @@ def test_a_list_replaces_what_was_known() -> None:
     assert said(Attach(B, "b"), Present((Presence(C, "c"),))).hello.domains == (Presence(C, "c"),)
 
 
+def test_a_list_is_partial_until_one_is_not() -> None:
+    assert said(Present((), is_partial=True), Attach(B, "b")).hello.is_partial
+    assert not said(Present((), is_partial=True), Present(())).hello.is_partial
+
+
 def test_a_migration_is_kept_until_it_arrives_or_is_given_up() -> None:
     incoming = Attach(B, "b", incoming=True)
     assert list(said(incoming).incoming()) == [incoming]

@@ -152,6 +152,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             "f00d",
             Follows("3f2a", "9c41", 120, (NodeName("edge1"),)),
             1,
+            is_partial=True,
         ),
         (
             b'{"type":"hello","protocol":6,"node":"host1","roles":["host"],"underlay":"172.30.0.11",'
@@ -165,7 +166,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"use":"ephemeral"}]}],"host_holds":[["u-web",1681915905,0,[[0,20480,20735]]]],'
             b'"edge_holds":[["u-db",1681915906,2887647243,[[3405803777,1024,1087]]]],'
             b'"machine":"0123456789abcdef","instance":"f00d",'
-            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120,"edges":["edge1"]},"ended_timeout_s":1}'
+            b'"follows":{"ledger":"3f2a","run":"9c41","grants":120,"edges":["edge1"]},"ended_timeout_s":1,'
+            b'"is_partial":true}'
         ),
     ),
     (
@@ -173,7 +175,8 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"hello","protocol":6,"node":"edge1","roles":["edge"],"underlay":"172.30.0.11",'
             b'"version":"0.1.0","epoch":0,"domains":[],"own":[],"host_holds":[],"edge_holds":[],'
-            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'
+            b'"machine":"","instance":"","follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null,'
+            b'"is_partial":false}'
         ),
     ),
     (
@@ -218,14 +221,15 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}],"unmanaged":[]}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}],"unmanaged":[],'
+            b'"is_partial":false}'
         ),
     ),
     (
-        Present((), (Unmanaged(WEB, "web1", "its interface vnet3 is on no Linux bridge"),)),
+        Present((), (Unmanaged(WEB, "web1", "its interface vnet3 is on no Linux bridge"),), is_partial=True),
         (
             b'{"type":"present","domains":[],"unmanaged":[{"domain":"u-web","name":"web1",'
-            b'"reason":"its interface vnet3 is on no Linux bridge"}]}'
+            b'"reason":"its interface vnet3 is on no Linux bridge"}],"is_partial":true}'
         ),
     ),
     (Applied(3, 17), b'{"type":"applied","epoch":3,"generation":17,"refused":[]}'),
@@ -430,7 +434,7 @@ def test_roles_are_a_list_in_any_order() -> None:
     start = b'{"type":"hello","protocol":6,"node":"n","roles":["'
     end = b'"],"underlay":"172.30.0.11","version":"0.1.0","epoch":0,"domains":[],"own":[],'
     end += b'"host_holds":[],"edge_holds":[],"machine":"","instance":"",'
-    end += b'"follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null}'
+    end += b'"follows":{"ledger":"","run":"","grants":0,"edges":[]},"ended_timeout_s":null,"is_partial":false}'
     texts = {start + b'","'.join(order) + end for order in ((b"host", b"edge"), (b"edge", b"host"))}
     assert codec.encode(both) in texts
     assert [codec.decode_node_message(text) for text in texts] == [both, both]
