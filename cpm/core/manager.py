@@ -261,6 +261,7 @@ class Manager:
         the edges had confirmed it is none of these.
         """
         self.refused.take_over(former.refused)
+        self.twins.take_over(former.twins)
         handed_out = former._rollout.handed_out
         for uuid in self.fleet.vms:
             for mine in self.fleet.all_of(uuid):
@@ -307,6 +308,8 @@ class Manager:
 
     def _end_restoring(self, restoring: Restoring, now: float) -> None:
         """Take in what kernels hold, and begin to serve."""
+        mapped = restoring.mapped()
+        restoring.hellos = {name: self.twins.found_at_edges(hello, mapped) for name, hello in restoring.hellos.items()}
         restoring.take_in(now)
         self.fleet.record(EndRestoring())
         self.restoring = None
@@ -344,6 +347,8 @@ class Manager:
             return
         node, session = self.fleet.nodes[name], self.sessions[name]
         message = self.twins.inward(name, message)
+        if self.twins.take_learnt(name):
+            self._rollout.queue_snapshot(name)
         if node.fenced and isinstance(message, (Attach, Detach, Present, Report, Need, MapPorts, UnmapPorts)):
             self._refuse_fenced(node, message)
             return

@@ -105,6 +105,17 @@ class Restoring:
             waits.append(f"{self._until - now:.0f} s")
         return ", ".join(waits)
 
+    def mapped(self) -> dict[tuple[DomainUUID, NodeName], int]:
+        """Return the internal address of each VM that an edge maps, by its UUID and its host."""
+        hosts = _hosts(self._fleet)
+        found = {}
+        for hello in self._edges():
+            for held in hello.edge_holds:
+                host = hosts.get(IPv4Address(held.via)) if held.via else hello.node
+                if host is not None:
+                    found[held.domain, host] = held.internal
+        return found
+
     def _vias(self) -> Iterator[IPv4Address]:
         for hello in self._edges():
             yield from (IPv4Address(via) for via in {held.via for held in hello.edge_holds} if via)

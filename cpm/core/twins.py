@@ -67,9 +67,15 @@ class Twins:
         """The hosts that may have twins."""
         self._common: dict[NodeName, dict[DomainUUID, DomainUUID]] = {}
         """For each host, the common UUID of each of its twins."""
+        self._learnt: set[NodeName] = set()
+        """The hosts that have named VMs of which they could be told nothing before."""
         for vm in fleet.vms.values():
-            if vm.uuid[14:15] == "8":
+            if _may_be_twin(vm.uuid):
                 self._on.add(vm.node)
+
+    def take_over(self, former: Twins) -> None:
+        """Go on from those of a former manager."""
+        self._common = {node: dict(common) for node, common in former._common.items()}
 
     def add(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
         """Record that a host runs a VM beside another one; return its own UUID. :param uuid: The common one."""
@@ -95,17 +101,54 @@ class Twins:
         if node not in self._on:
             return message
         own = {uuid: self._own(uuid, node) for uuid in _domains_in(message)}
-        self._common.setdefault(node, {}).update((twin, uuid) for uuid, twin in own.items() if twin != uuid)
+        common = self._common.setdefault(node, {})
+        named = {twin: uuid for uuid, twin in own.items() if _may_be_twin(twin) and common.get(twin) != uuid}
+        if named:
+            common.update(named)
+            self._learnt.add(node)
         return _renamed(message, {uuid: twin for uuid, twin in own.items() if twin != uuid})
 
+    def take_learnt(self, node: NodeName) -> bool:
+        """Return, once, whether a host has named VMs of which it could be told nothing before."""
+        is_new = node in self._learnt
+        self._learnt.discard(node)
+        return is_new
+
     def outward(self, node: NodeName, message: ManagerMessage) -> ManagerMessage:
-        """Return what a host is told, with the UUIDs that it knows."""
-        common = self._common.get(node)
+        """
+        Return what a host is told, with the UUIDs that it knows.
+
+        Of a twin that it has not named to this manager, it is told nothing yet: nobody knows what to call it.
+        """
+        if node not in self._on:
+            return message
+        common = self._common.get(node, {})
+        if isinstance(message, (Snapshot, Delta)):
+            named = tuple(vm for vm in message.host if not _may_be_twin(vm.domain) or vm.domain in common)
+            message = msgspec.structs.replace(message, host=named) if len(named) < len(message.host) else message
         return _renamed(message, common) if common else message
+
+    def found_at_edges(self, hello: Hello, mapped: Mapping[tuple[DomainUUID, NodeName], int]) -> Hello:
+        """
+        Return what a host said when the ledger did not have its twins, with their own UUIDs.
+
+        :param mapped: The internal address of each VM that an edge maps, by its UUID and its host.
+        """
+        node, held = hello.node, {each.domain: each.internal for each in hello.host_holds}
+        twins = {}
+        for uuid in {each.domain for each in hello.domains} | held.keys():
+            internal = mapped.get((twin_of(uuid, node), node))
+            if internal is not None and held.get(uuid, internal) == internal:
+                twins[uuid] = self.add(uuid, node)
+        return _renamed(hello, twins)
 
     def _own(self, uuid: DomainUUID, node: NodeName) -> DomainUUID:
         twin = twin_of(uuid, node)
         return twin if self._running.hosts.get(twin) == node else uuid
+
+
+def _may_be_twin(uuid: DomainUUID) -> bool:
+    return uuid[14:15] == "8"
 
 
 def _domains_in(message: NodeMessage) -> Iterable[DomainUUID]:

@@ -43,6 +43,7 @@ from cpm.protocol.messages import (
     MapRefused,
     NodeMessage,
     OwnPorts,
+    Presence,
     Present,
     Refused,
     RefusedVM,
@@ -430,7 +431,8 @@ class Node:
     def on_domain_ended(self, request: int | None, uuid: DomainUUID, reason: str, now: float) -> None:
         """A domain is gone from this host (hooks ``stopped`` and ``release``, or libvirt no longer lists it)."""
         self.signal_times.forget(uuid)
-        if self._domains.remove(uuid, now):
+        is_named = not self._domains.are_all_known and uuid in self._intent.host
+        if self._domains.remove(uuid, now) or is_named:
             self._default_deny.on_ended([uuid])
             self._keep_charge()
             # Host first: it stops handing the ports out before the manager and the edges know.
@@ -509,7 +511,12 @@ class Node:
 
     def _present(self) -> Present:
         presences = tuple(self._domains.presences(self._intent.host))
-        return Present(presences, self._domains.unmanaged(), not self._domains.are_all_known)
+        is_partial = not self._domains.are_all_known
+        if is_partial:
+            # What the manager has given them may be in use.
+            given = (vm for uuid, vm in self._intent.host.items() if uuid not in self._domains)
+            presences += tuple(Presence(vm.domain, vm.name) for vm in given)
+        return Present(presences, self._domains.unmanaged(), is_partial)
 
     def _confirm(self) -> None:
         """Tell the manager what is in force now, if it does not know."""

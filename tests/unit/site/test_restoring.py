@@ -15,8 +15,10 @@ from cpm.core.changes import Change
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.membership import ApprovalRequest
+from cpm.core.presence import LOST_S
 from cpm.core.restoring import LEAST_S, Restoring
 from cpm.core.sizing.sizer import Target
+from cpm.core.twins import twin_of
 from cpm.ledger import SqliteLedger, copies
 from cpm.protocol import model
 from cpm.protocol.holdings import Held, HeldRange
@@ -36,6 +38,7 @@ from cpm.protocol.walltime import WallTime
 from cpm.queries import node_states
 from tests.fakes.ledgers import copy_unmarked
 from tests.fakes.site import EXTERNAL, Connection, Site
+from tests.unit.site.test_claims import start_beside
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
 OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
@@ -445,6 +448,25 @@ def test_a_host_that_does_not_know_its_vms_yet_keeps_them(site: Site, tmp_path: 
     site.run()
     assert machine.kernel.host[VM].intent.ports is not None
     assert connection in site.connections
+
+
+def test_a_twin_that_the_backup_does_not_know_keeps_its_ports(site: Site, tmp_path: Path) -> None:
+    backup = _back_up(site, tmp_path)
+    site.kill_natd(HOST1)
+    site.machines[HOST1].guests.pop(VM)
+    site.machines[HOST1].kernel.flush()
+    start_beside(site, HOST2)
+    site.pass_time(LOST_S + 1.0)
+    site.run()
+    connection = site.open(VM, 3)
+    assert connection is not None
+    assert connection.host == HOST2
+    _restore(site, backup)
+    _settle(site)
+    assert connection in site.connections
+    assert site.manager is not None
+    assert site.manager.running.hosts == {VM: HOST1, twin_of(VM, HOST2): HOST2}
+    assert [state for _, state in _held(site, twin_of(VM, HOST2))] == ["active"]
 
 
 @pytest.mark.parametrize("is_connected", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cpm.core.changes import MoveAllocation
+from cpm.core.manager import Manager
 from cpm.core.presence import LOST_S
 from cpm.core.twins import twin_of
 from cpm.protocol.model import NodeName
@@ -115,6 +116,38 @@ def test_what_a_dead_host_held_is_free_when_it_is_back_without_the_vm_and_the_tw
     assert ports(site, HOST2) == twin
     assert VM not in site.machines[HOST1].kernel.host
     assert listed(site) == {HOST2: "active"}
+
+
+def test_a_host_that_cannot_name_its_twin_yet_is_told_of_it_when_it_has() -> None:
+    """Nobody knows what it calls the twin: natd has lost what it knew, and so has cpmd."""
+    site = beside()
+    twin, machine = ports(site, HOST2), site.machines[HOST2]
+    site.kill_natd(HOST2)
+    machine.libvirt = False
+    machine.kernel.flush()
+    site.crash_manager()
+    site.start_manager()
+    site.start_natd(HOST2)
+    for name in site.machines:
+        if name != HOST1:
+            site.connect(name)
+    wait(site, 10)
+    assert site.manager is not None
+    assert TWIN in site.manager.running.on(HOST2)
+    assert not machine.kernel.host
+    machine.libvirt = True
+    site.list_domains(HOST2)
+    site.run()
+    assert ports(site, HOST2) == twin
+    assert machine.kernel.host[VM].taps
+
+
+def test_a_manager_that_is_built_anew_knows_what_hosts_call_their_twins() -> None:
+    site = beside()
+    assert site.manager is not None
+    manager = Manager(site.ledger.load(), site.settings.rules(), site.manager.epoch, site.now)
+    manager.go_on_from(site.manager)
+    assert manager.twins.common(TWIN, HOST2) == VM
 
 
 def test_what_a_dead_host_held_is_free_when_it_is_fenced_and_the_twin_stays() -> None:
