@@ -428,6 +428,8 @@ class Manager:
         self.edge_service.on_fenced(name, now)
         if fenced:
             self.refused.remove(name)
+            # No VM is there, nor on its way there.
+            self._presence.forget_statements(name)
         if name in self.sessions:
             # Its confirmation puts it back.
             self._rollout.queue_snapshot(name)

@@ -7,6 +7,9 @@ epoch and the numbers of its ranges leap ahead of all that the nodes can have se
 clock, so that they leap further each time, also when the same backup is restored again. That clock may have been set
 back meanwhile; so they also leap beyond what the nodes have seen that this ledger's cpmd had to refuse.
 
+What an operator vouched for when a node was fenced was so before the copy was made: it may be back and have VMs. So
+all fences end, and an operator who still can vouch for it fences the node anew.
+
 Tested in ``tests/unit/cpm/ledger/test_copies.py``.
 """
 
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from cpm.core.journal import NodeEvent
 from cpm.ledger import schema
 from cpm.ledger.connection import APPLICATION_ID, connect_reader, connect_writer, ledger_errors
 from cpm.ledger.locking import Progress, locked, refuse_foreign_log
@@ -193,8 +197,19 @@ def mark_restored(copy: sqlite3.Connection, wall: WallTime, epoch: int, highest:
     # What happened since is not known: the journal ends with the copy.
     last = copy.execute("SELECT coalesce(max(at), 0.0) FROM journal").fetchone()[0]
     ends = float(values["backup_at"]) if values["is_backup"] else last
+    _end_fences(copy, last)
     copy.execute("INSERT INTO journal_gaps (from_at) VALUES (?)", (ends,))
     copy.executemany("UPDATE meta SET value = ? WHERE key = ?", [(value, key) for key, value in changes.items()])
+
+
+def _end_fences(copy: sqlite3.Connection, now: float) -> None:
+    why = "the ledger was restored: fence it again if it forwards nothing"
+    copy.execute(
+        "INSERT INTO node_events (at, node, event, why) "
+        "SELECT max(?, (SELECT coalesce(max(at), 0.0) FROM node_events)), name, ?, ? FROM nodes WHERE fenced",
+        (now, NodeEvent.UNFENCED, why),
+    )
+    copy.execute("UPDATE nodes SET fenced = 0")
 
 
 def _beyond(known: int, wall: WallTime) -> int:

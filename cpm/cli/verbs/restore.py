@@ -25,9 +25,10 @@ _EXAMPLES = """\
 _ABOUT = """\
 When cpmd starts with a restored ledger, it first waits for all edges, and for
 at least the hold-down. `virt-ports status` says for whom; fence a node that will
-not come back. Then cpmd takes in what the nodes' kernels hold, so that no
-connection is cut and no port gets a second owner, and goes on as usual. Until
-then no range changes, and VMs that start get no ports.
+not come back, also if it was fenced before: restoring ends all fences, since
+such a node may have been back. Then cpmd takes in what the nodes' kernels hold,
+so that no connection is cut and no port gets a second owner, and goes on as
+usual. Until then no range changes, and VMs that start get no ports.
 
 The former ledger is kept beside the new one as LEDGER.before-restore-N. Only
 that one has the journal from the backup on."""

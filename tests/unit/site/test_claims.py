@@ -14,6 +14,7 @@ from natctl.core.domains import RunningDomain, Tap
 from tests.fakes.site import Site
 
 VM = DomainUUID("00000000-0000-0000-0000-000000000001")
+OTHER = DomainUUID("00000000-0000-0000-0000-000000000002")
 HOST1, HOST2 = NodeName("host1"), NodeName("host2")
 TAPS = frozenset({Tap("vnet-claimed", 900)})
 
@@ -203,6 +204,26 @@ def test_a_destination_that_lost_its_power_gets_no_ports_when_the_vm_stops_at_it
     assert {row.node for row in site.manager.fleet.of(VM)} == {HOST1}
     assert {row.state for row in site.manager.fleet.of(VM)} == {AllocationState.HELD}
     assert {entry.node for entry in site.ledger.reader().history(VM)} == {HOST1}
+
+
+def test_a_destination_that_is_fenced_gets_no_ports_when_the_vm_stops_at_its_source() -> None:
+    """It hangs, so it is fenced although it is connected; nobody would ever confirm what it is to hold."""
+    site = running()
+    request = site.start_vm(HOST2, OTHER)
+    site.machines[HOST2].stuck = True
+    site.run()
+    site.migrate(VM, HOST2)
+    site.run()
+    wait(site, 15.0)
+    site.ask(lambda manager: manager.fence(HOST2, site.now, fenced=True))
+    site.left(VM, HOST1)
+    site.run()
+    assert site.manager is not None
+    assert site.manager.fleet.nodes[HOST2].fenced
+    assert request not in site.machines[HOST2].answers or site.machines[HOST2].answers[request]
+    assert {each.state for each in site.manager.fleet.of(VM)} <= {AllocationState.DRAINING, AllocationState.HELD}
+    wait(site, 5.0)
+    assert VM not in site.manager.fleet.vms
 
 
 def test_a_destination_of_before_the_managers_restart_counts_when_its_host_says_so_again() -> None:

@@ -236,6 +236,49 @@ def test_a_host_that_is_away_is_not_waited_for_and_finds_its_vms_as_they_are(sit
     assert _held(site, OTHER) == [(mapped[0], "active")]
 
 
+def test_a_fence_of_before_the_restore_says_nothing_of_a_host_that_was_back_since(site: Site, tmp_path: Path) -> None:
+    site.kill_natd(HOST2)
+    site.ask(lambda manager: manager.fence(HOST2, site.now, fenced=True))
+    backup = _back_up(site, tmp_path)
+    site.start_natd(HOST2)
+    site.connect(HOST2)
+    site.run()
+    _start(site, HOST2, OTHER)
+    connection = site.open(OTHER, 4)
+    site.kill_natd(HOST2)
+    _restore(site, backup)
+    _settle(site)
+    mapped = _mapped(site, OTHER)
+    site.start_natd(HOST2)
+    site.connect(HOST2)
+    site.run()
+    assert connection in site.connections
+    assert _held(site, OTHER) == [(mapped[0], "active")]
+
+
+@pytest.mark.parametrize("is_accepted", [False, True])
+def test_an_edge_is_fenced_anew_after_the_restore(site: Site, tmp_path: Path, *, is_accepted: bool) -> None:
+    site.kill_natd(EDGE2)
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    backup = _back_up(site, tmp_path)
+    if is_accepted:
+        site.crash_manager()
+        site.ledger.close()
+        copies.accept(Path(site.ledger.path), WALL)
+        _reopen(site)
+    else:
+        _restore(site, backup)
+    site.pass_time(WAIT_S)
+    assert site.manager is not None
+    assert site.manager.restoring is not None
+    assert site.manager.restoring.waits_for(site.now) == EDGE2
+    ended = site.ledger.reader().node_events()[-1]
+    assert (ended.node, ended.event) == (EDGE2, "unfenced")
+    assert ended.why == "the ledger was restored: fence it again if it forwards nothing"
+    site.ask(lambda manager: manager.fence(EDGE2, site.now, fenced=True))
+    _settle(site)
+
+
 def test_an_edge_that_is_later_than_the_backup_is_waited_for_until_it_is_approved_and_fenced(
     site: Site, tmp_path: Path
 ) -> None:
