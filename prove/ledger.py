@@ -16,6 +16,8 @@ class StoryLedger(SqliteLedger):
 
     def __init__(self) -> None:
         super().__init__(MEMORY)
+        self._noted = (0, 0)
+        """The latest epoch, and the highest number of a range, as the lock file beside a ledger has them."""
 
     def copy(self) -> sqlite3.Connection:
         """Return a plain copy."""
@@ -29,9 +31,22 @@ class StoryLedger(SqliteLedger):
         used = self._connection.execute("SELECT coalesce(max(id), 0) FROM allocations").fetchone()[0]
         return max(int(used), int(values["highest_freed"]))
 
-    def put_back(self, copy: sqlite3.Connection) -> None:
-        """Replace the content by that of a copy; nobody has it open now."""
+    def progress(self) -> tuple[int, int]:
+        """Return the latest epoch, and the highest number of a range, that a ledger at this place had."""
+        epoch = int(self._connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0])
+        self._noted = max(epoch, self._noted[0]), max(self.highest(), self._noted[1])
+        return self._noted
+
+    def put_back(self, copy: sqlite3.Connection, *, with_lock_file: bool = False) -> None:
+        """
+        Replace the content by that of a copy; nobody has it open now.
+
+        :param with_lock_file: The lock file is as old as the copy, as after a whole machine was set back.
+        """
+        self.progress()
         copy.backup(self._connection)
+        if with_lock_file:
+            self._noted = (0, 0)
         self._timeline = self._read_timeline()
 
     def restore(self, copy: sqlite3.Connection | None, wall: WallTime) -> None:
@@ -40,13 +55,10 @@ class StoryLedger(SqliteLedger):
 
         :param copy: None: the ledger stays, and is accepted as it is.
         """
-        epoch = highest = 0
         if copy is not None:
-            epoch = self._connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
-            highest = self.highest()
             self.put_back(copy)
         with self._transaction():
-            mark_restored(self._connection, wall, epoch, highest)
+            mark_restored(self._connection, wall, *self.progress())
 
 
 @functools.cache
@@ -59,5 +71,5 @@ def _shared() -> tuple[StoryLedger, sqlite3.Connection]:
 def new_ledger() -> StoryLedger:
     """Return an empty ledger; one that was returned before is not to be used any more."""
     ledger, empty = _shared()
-    ledger.put_back(empty)
+    ledger.put_back(empty, with_lock_file=True)
     return ledger

@@ -184,25 +184,6 @@ def waiting_not_forgotten() -> contextlib.AbstractContextManager[None]:
     return changed(VMPresence, "assume_running", make)
 
 
-def given_back_not_in_use() -> contextlib.AbstractContextManager[None]:
-    """
-    A host lost the ports that it gave a VM again before the manager took the word of a former session that it
-    was gone.
-    """
-    take = VMPresence.take_reserved_in_use
-
-    def make(original: Any) -> Any:
-        def begin_session(self: Manager, node: Any, hello: Any, generation: int, now: float) -> None:
-            if not generation:
-                take(self._presence, node, hello)
-            original(self, node, hello, generation, now)
-
-        return begin_session
-
-    former = both(changed(Manager, "_begin_session", make), nothing(VMPresence, "take_reserved_in_use"))
-    return both(former, _only_what_was_told())
-
-
 def arrived_is_gone() -> contextlib.AbstractContextManager[None]:
     """A manager that started over took a VM for gone that was on its destination by its source's word alone."""
 
@@ -402,18 +383,6 @@ def refusing_edge_serves() -> contextlib.AbstractContextManager[None]:
         return may_have
 
     return changed(EdgeService, "_may_have", make)
-
-
-def taken_back_let_go() -> contextlib.AbstractContextManager[None]:
-    """A host let go of a range that drained when its VM took it back, and cut the connections there."""
-
-    def make(original: Any) -> Any:
-        def host_vm(fleet: Any, vm: Any, node: Any, present: Any, ready: Any, wishes: Any, told: Any) -> Any:
-            return original(fleet, vm, node, present, ready, wishes)
-
-        return host_vm
-
-    return changed(desired_state, "host_vm", make)
 
 
 def contradicting_edges() -> contextlib.AbstractContextManager[None]:

@@ -102,7 +102,8 @@ class Kind(enum.StrEnum):
     """The operator makes a backup of the ledger."""
     RESTORE = "restore"
     """cpmd is stopped, an earlier ledger takes the place of its own, cpmd is started: n = 0, 3, …: by ``virt-ports
-    restore``; n = 1, 4, …: a plain copy, which nodes refuse; n = 2, 5, …: ``restore --accept``, the ledger stays."""
+    restore``; n = 1, 4, …: a plain copy, which nodes refuse, and with odd n its lock file as well; n = 2, 5, …:
+    ``restore --accept``, the ledger stays."""
     APPROVE = "approve"
     """The operator approves a node that is not approved yet, or not any more."""
     COPY = "copy"

@@ -31,6 +31,9 @@ from qga_agent.domain_list import Phase
 _BY_GUEST: Final = 3
 """Of four forwards, which the guest asks for."""
 _LIFETIME_S: Final = 20
+RESTORING_S: Final = 1.001
+"""Seconds that it takes to put a copy of the ledger in place. With the milliseconds of other times it never becomes a
+whole number of seconds, by which clocks are set: no two restorings show the same time."""
 _GUEST: Final = IPv4Address("10.10.0.5")
 
 
@@ -106,6 +109,9 @@ class World(Guests):
         self._has_restored, self.has_old_copy = True, False
         self.cpmd.ledger.restore(None, self.cpmd.wall(self.now))
         self._start_cpmd()
+        if self.is_given_up:
+            # That ended the fence.
+            self._fence(self.broken)
 
     # Operators
 
@@ -232,9 +238,10 @@ class World(Guests):
             # Nobody could tell: a node that has seen nothing later takes the copy for the present ledger.
             return False
         self._kill_cpmd()
+        self.now += RESTORING_S
         self._has_restored, self.has_old_copy = True, bool(n % 3)
         if n % 3:
-            self.cpmd.ledger.put_back(copy)
+            self.cpmd.ledger.put_back(copy, with_lock_file=n % 2 == 1)
         else:
             self.judge.on_restoring()
             self.cpmd.ledger.restore(copy, self.cpmd.wall(self.now))
