@@ -10,7 +10,8 @@ Hosts are waited for as long as the hold-down lasts. From then on all goes as us
 - Where they name different hosts for one VM, that says nothing: what an edge has seen, its kernel may have refused. All
   these hosts are waited for, and the one counts on which the VM runs.
 - The range that the VM's host uses for new connections is active; others drain.
-- A forward that the ledger has stays one; one that it does not know drains.
+- A forward that the ledger has stays one, unless the VM has ports of these numbers on another address by now; one that
+  it does not know drains.
 - What the ledger alone has drains too, unless an edge maps it for another VM: then the ledger was wrong.
 - An external address that the ledger does not have is added; only the ports in use on it, the others stay reserved.
 
@@ -318,19 +319,27 @@ class _Compared:
 
     def _allocations(self, now: float) -> Iterator[Allocation]:
         """Yield what the VM is to have, numbered 0; of those with the same ports the first counts."""
+        mapped = self.mapped
+        ranges = mapped.ranges if mapped is not None else []
         mine = [_leaving(each, now) for each in self.held if each.id not in self.others]
-        yield from (each for each in mine if each.forward is not None)
-        if (mapped := self.mapped) is not None:
+        forwards = [each for each in mine if each.forward is not None and not _is_elsewhere(each, ranges)]
+        yield from forwards
+        if mapped is not None:
             in_use = [(mapped.in_use, _State.ACTIVE)] if mapped.in_use is not None else []
             for (external, ports), state in (*in_use, *((each, _State.DRAINING) for each in mapped.ranges)):
                 yield Allocation(AllocationId(0), self.uuid, mapped.node, external, ports, state, now)
-        yield from (each for each in mine if each.forward is None)
+        yield from (dataclasses.replace(each, forward=None) for each in mine if each not in forwards)
 
 
 def _leaving(allocation: Allocation, now: float) -> Allocation:
     if allocation.state is _State.HELD:
         return allocation
     return dataclasses.replace(allocation, state=_State.DRAINING, since=now)
+
+
+def _is_elsewhere(forward: Allocation, mapped: Iterable[tuple[IPv4Address, PortRange]]) -> bool:
+    """Return whether its VM has ports of these numbers on another address: then it has no such forward any more."""
+    return any(external != forward.external and ports.overlaps(forward.ports) for external, ports in mapped)
 
 
 def _every(fleet: Fleet, mapped: _Mapped) -> Iterator[_Compared]:

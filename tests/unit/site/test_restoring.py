@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpm.core.changes import Change
+from cpm.core.changes import AddAllocation, Change, PutAddress
 from cpm.core.fleet import Fleet
 from cpm.core.journal import LedgerState
 from cpm.core.membership import ApprovalRequest
@@ -29,6 +29,7 @@ from cpm.protocol.model import (
     AllocationState,
     DomainUUID,
     ExternalAddress,
+    Forward,
     Node,
     NodeName,
     PortRange,
@@ -612,6 +613,22 @@ def test_ports_of_a_vm_that_is_mapped_nowhere_belong_to_the_one_they_are_mapped_
     restoring.take_in(200.0)
     assert fleet.of(VM) == ()
     assert [(each.ports, each.node) for each in fleet.of(OTHER)] == [(PORTS, HOST2)]
+
+
+def test_a_forward_of_before_takes_no_port_of_the_same_number_that_is_mapped_on_another_address() -> None:
+    """Each number is a VM's once: the forward ended after the backup, and the number came to the VM otherwise."""
+    fleet, other, now = _fleet(AllocationState.ACTIVE), IPv4Address("203.0.113.9"), PortRange(1280, 1535)
+    before = Allocation(
+        *(AllocationId(5), VM, HOST1, other, PortRange(1344, 1407), AllocationState.DRAINING, 0.0),
+        Forward(to=80, is_wanted=False),
+    )
+    fleet.record(PutAddress(ExternalAddress(other)))
+    fleet.record(AddAllocation(before))
+    _taken_in(fleet, now, now)
+    assert {(each.external, each.ports, each.state) for each in fleet.all_of(VM)} == {
+        (EXTERNAL, now, AllocationState.ACTIVE),
+        (EXTERNAL, PORTS, AllocationState.DRAINING),
+    }
 
 
 def test_what_a_host_uses_and_no_edge_maps_is_nobodys() -> None:
