@@ -69,6 +69,7 @@ FAULTS: Final[Mapping[str, Fault]] = {
     "given-up-handed-out": Fault("ea4835a", 1001586, reverting.given_up_handed_out),
     "refusing-edge-serves": Fault("ea4835a", 1001329, reverting.refusing_edge_serves),
     "welcome-dropped": Fault("b07e5b3", 526, reverting.welcome_dropped, frozenset()),
+    "taken-back-let-go": Fault("ea4835a", 1002307, reverting.taken_back_let_go),
     "contradicting-edges": Fault("af1a0f7", 2001794, reverting.contradicting_edges, frozenset()),
     "copy-catches-up": Fault("dc61db2", 2001674, reverting.copy_catches_up, frozenset()),
     "fenced-told-first": Fault("416da65", 3000476, reverting.fenced_told_first, frozenset()),

@@ -385,6 +385,18 @@ def refusing_edge_serves() -> contextlib.AbstractContextManager[None]:
     return changed(EdgeService, "_may_have", make)
 
 
+def taken_back_let_go() -> contextlib.AbstractContextManager[None]:
+    """A host let go of a range that drained when its VM took it back, and cut the connections there."""
+
+    def make(original: Any) -> Any:
+        def host_vm(fleet: Any, vm: Any, node: Any, present: Any, ready: Any, wishes: Any, told: Any) -> Any:
+            return original(fleet, vm, node, present, ready, wishes)
+
+        return host_vm
+
+    return changed(desired_state, "host_vm", make)
+
+
 def contradicting_edges() -> contextlib.AbstractContextManager[None]:
     """After a restore a VM was its former host's: one edge had been told of the move and had not carried it out."""
     return changed(Restoring, "_contested", lambda _: lambda self: set())
