@@ -59,6 +59,7 @@ from natctl.model.commands import (
     Send,
     Warn,
 )
+from natctl.model.guest_claims import Claims
 from natctl.model.port_use import PortUse
 from natctl.model.remembered import Remembered
 from natctl.netlink.conntrack import Conntrack
@@ -147,6 +148,7 @@ class Natd:
             self._hooks = HookServer(Path(settings.listen.socket), self._watch.on_hook, self._metrics.on_hook_answered)
         self._leases: dict[DomainUUID, tuple[IPv4Address, ...]] = {}
         self._is_telling_guests = False
+        self._is_finding_guests = False
         self._is_carrying_out_soon = False
         self._count_share = CountShare()
         self._deletions = Deletions()
@@ -394,6 +396,10 @@ class Natd:
             # packets between a port's removal and its new mapping.
             self._is_carrying_out_soon = True
             asyncio.get_running_loop().call_soon(self._carry_out)
+        if self._node.has_guests_to_find and not self._is_finding_guests:
+            # Nothing is let in to a VM before it has been looked for.
+            self._is_finding_guests = True
+            self._tasks.start("new guests", self._find_new_guests())
         if self._visitor is not None and not self._is_telling_guests:
             self._is_telling_guests = True
             asyncio.get_running_loop().call_later(TELL_S, self._tell_guests)
@@ -470,13 +476,19 @@ class Natd:
         self._carry_out()
 
     async def _find_guests(self) -> None:
-        """Find the addresses of guests: as libvirt's leases or their agents have them, else as their taps use them."""
+        """Find the addresses of guests with forwards."""
         if not (wanted := self._node.guests_to_find()):
             return
-        found = await guest_addresses.read(wanted)
-        leased = {uuid: addresses for uuid, addresses in self._leases.items() if uuid in wanted}
-        self._node.on_guest_addresses(found | leased)
+        reached = await guest_addresses.read(wanted)
+        told = self._visitor.addresses() if self._visitor is not None else {}
+        self._node.on_guest_addresses(
+            {uuid: Claims(reach, self._leases.get(uuid, ()), told.get(uuid, ())) for uuid, reach in reached.items()}
+        )
         self._carry_out()
+
+    async def _find_new_guests(self) -> None:
+        self._is_finding_guests = False
+        await self._try(self._find_guests)
 
     async def _read_leases(self) -> None:
         """Read which addresses libvirt has leased to guests."""

@@ -12,7 +12,7 @@ import dataclasses
 import enum
 from array import array
 from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from types import MappingProxyType
 
 import msgspec
@@ -29,6 +29,7 @@ from natctl.core.programming import InForce
 from natctl.model.commands import Answer, CountPorts, Forget, Program, Prune, Remember, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings
 from natctl.model.entries import Settings as NodeSettings
+from natctl.model.guest_claims import Claims, Reach
 from natctl.model.port_use import PortUse, ProtocolPorts, VMPorts
 from natctl.model.remembered import NOTHING
 from natctl.ruleset.readback import Counted
@@ -42,6 +43,8 @@ LINGERS_S = 12.0
 """Seconds for which the kernel keeps the entry of a connection after its end; 10 at least."""
 IDLE, BUSY = Rates(1.0, 0.0), Rates(5000.0, 10.0)
 _TCP = 6
+_GUESTS = Reach((IPv4Interface("10.10.0.1/24"),))
+"""What every VM's bridge has."""
 _SETTINGS = {
     frozenset({Role.HOST}): NodeSettings(HostSettings(frozenset({"eth0"}))),
     frozenset({Role.EDGE}): NodeSettings(edge=EdgeSettings(frozenset({"eth1"}), frozenset({"eth0"}))),
@@ -175,6 +178,8 @@ class Machine:
     def carry_out(self) -> None:
         """Carry out natd's commands."""
         assert self.node is not None
+        if self.node.has_guests_to_find:
+            self.node.on_guest_addresses({uuid: Claims(_GUESTS) for uuid in self.node.guests_to_find()})
         for command in self.node.take():
             if isinstance(command, Send):
                 if self.session is not None and self._write():

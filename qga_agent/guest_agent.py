@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
 from typing import Any, Protocol, TypeVar
 
 from cpm.protocol.errors import VirtPortsError
@@ -25,6 +26,8 @@ _T = TypeVar("_T")
 MAX_REPLY_BYTES = 512 * 1024
 """Longest reply that is read at all; enough for a thousand interfaces."""
 MAX_INTERFACES = 4096
+MAX_ADDRESSES = 64
+"""Of one guest that are looked at."""
 MAX_FILE_BYTES = 16 * 1024
 """Largest file of a guest that is read; /proc/net/snmp has 2 KiB."""
 _MAX_COUNT = 2**31 - 1
@@ -129,6 +132,8 @@ class GuestFigures:
     """IPv4 TCP sockets in use, listening ones included (``inuse`` of /proc/net/sockstat)."""
     established: int | None = None
     """TCP connections that are established or half closed, IPv6 ones included (``CurrEstab`` of RFC 4022)."""
+    addresses: tuple[IPv4Address, ...] = ()
+    """IPv4 addresses of these interfaces, :data:`MAX_ADDRESSES` at most."""
     refusals: tuple[str, ...] = ()
     """What the agent refused to report, a sentence each."""
 
@@ -143,13 +148,15 @@ async def read_figures(agent: Agent) -> GuestFigures:
     """
     refusals: list[str] = []
     interfaces = connections = established = None
+    addresses: tuple[IPv4Address, ...] = ()
     with _refusals_into(refusals):
-        interfaces = parse_interfaces(await agent.execute("guest-network-get-interfaces"))
+        reply = await agent.execute("guest-network-get-interfaces")
+        interfaces, addresses = parse_interfaces(reply), parse_addresses(reply)
     with _refusals_into(refusals):
         connections = parse_sockstat(await read_file(agent, SOCKSTAT))
     with _refusals_into(refusals):
         established = parse_snmp(await read_file(agent, SNMP))
-    return GuestFigures(interfaces, connections, established, tuple(refusals))
+    return GuestFigures(interfaces, connections, established, addresses, tuple(refusals))
 
 
 @contextlib.contextmanager
@@ -237,6 +244,24 @@ def parse_interfaces(reply: object) -> dict[str, InterfaceCounters]:
     return parsed
 
 
+def parse_addresses(reply: object) -> tuple[IPv4Address, ...]:
+    """
+    Return the IPv4 addresses in the same reply, :data:`MAX_ADDRESSES` at most, without those of the loopback.
+
+    :raise InvalidReply: When it is not one.
+    """
+    found: dict[IPv4Address, None] = {}
+    for each in _of_type(reply, list, "interfaces"):
+        interface = _json_object(each, "interface")
+        if interface.get("hardware-address", _NO_MAC) == _NO_MAC:
+            continue
+        for entry in _of_type(interface.get("ip-addresses", []), list, "addresses"):
+            address = _json_object(entry, "address")
+            if address.get("ip-address-type") == "ipv4" and len(found) < MAX_ADDRESSES:
+                found[_ipv4(address.get("ip-address"))] = None
+    return tuple(found)
+
+
 def parse_sockstat(content: bytes) -> int:
     """Parse /proc/net/sockstat. :return: TCP sockets in use. :raise InvalidReply: When it has no such figure."""
     match = re.search(rb"^TCP: inuse (\d{1,10})(?: |$)", content, re.MULTILINE)
@@ -279,6 +304,13 @@ def _of_type(value: object, kind: type[_T], what: str) -> _T:
     if not isinstance(value, kind):
         raise InvalidReply(f"{what}: {kind.__name__} expected, got {type(value).__name__}")
     return value
+
+
+def _ipv4(value: object) -> IPv4Address:
+    try:
+        return IPv4Address(_of_type(value, str, "address"))
+    except ValueError:
+        raise InvalidReply("an address that is none") from None
 
 
 def _json_object(value: object, what: str) -> dict[str, object]:

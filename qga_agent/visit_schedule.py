@@ -15,6 +15,7 @@ import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
+from ipaddress import IPv4Address
 
 from cpm.protocol.messages import GuestState, GuestView
 from cpm.protocol.model import DomainUUID
@@ -211,6 +212,10 @@ class VisitSchedule:
             for domain, guest in self._guests.items()
             if guest.state is not None
         }
+
+    def addresses(self) -> dict[DomainUUID, tuple[IPv4Address, ...]]:
+        """Return the addresses that guests have said they have, with the last visit that was answered."""
+        return {uuid: guest.figures.addresses for uuid, guest in self._guests.items() if guest.figures is not None}
 
     def _visitable(self, domain: DomainUUID) -> _Guest | None:
         guest = self._guests.get(domain)

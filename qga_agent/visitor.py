@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Set
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from cpm.protocol.messages import GuestView
@@ -111,6 +112,10 @@ class Visitor:
     def views(self) -> dict[DomainUUID, GuestView]:
         """Return what is known of every guest that was visited at least once."""
         return self._schedule.views(self._wall_at)
+
+    def addresses(self) -> dict[DomainUUID, tuple[IPv4Address, ...]]:
+        """Return the addresses that guests have said they have, with the last visit that was answered."""
+        return self._schedule.addresses()
 
     async def _sleep(self) -> None:
         next_s = self._schedule.seconds_to_next(self._now())

@@ -126,7 +126,7 @@ class ForwardView(Struct, frozen=True):
     last_port: int
     protocol: ForwardProtocol
     guest_address: IPv4Address | None
-    """The guest's own address that was asked for; null: its host finds it."""
+    """The guest's own address: the one that was asked for, else the one that its host found; null: it is not known."""
     guest_port: int
     """The guest's port for ``first_port``; the others follow."""
     kept: bool
@@ -139,6 +139,9 @@ class ForwardView(Struct, frozen=True):
     since: UtcSeconds
     ends: UtcSeconds | None = None
     """When it ends unless it is renewed; null: it does not end by itself."""
+    guest_address_from: str = ""
+    """Who says what the guest's address is: ``option`` (who asked for the forward), ``lease`` (libvirt), ``agent`` (the
+    guest agent) or ``seen`` (what the VM sends); empty: it is not known."""
     problem: str = ""
     """Why it may not work, and the remedy."""
 

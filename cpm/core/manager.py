@@ -381,6 +381,7 @@ class Manager:
                 session.warnings = message.warnings
                 session.fast_path = message.fast_path
                 session.way_problems = {uuid: way.problem for way in message.ways for uuid in way.domains}
+                session.guests = {each.domain: each for each in message.guests}
                 self._reports.on_report(session, message, now)
             case Need(domain, ports):
                 if not self._reports.on_need(session, message, now):

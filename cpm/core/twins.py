@@ -188,7 +188,8 @@ def _renamed(message: _Message, names: _Names) -> _Message:
         case Report():
             ways = tuple(replace(way, domains=_keys(way.domains, names)) for way in message.ways)
             counts = {name: _keyed(getattr(message, name), names) for name in ("refused", "limited")}
-            return replace(message, vms=_all_renamed(message.vms, names), ways=ways, **counts)
+            guests = _all_renamed(message.guests, names)
+            return replace(message, vms=_all_renamed(message.vms, names), ways=ways, guests=guests, **counts)
         case Snapshot():
             return replace(message, host=_all_renamed(message.host, names))
         case Delta():

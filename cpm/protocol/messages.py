@@ -34,7 +34,16 @@ from cpm.protocol.bounded import (
     Sentence,
     Word,
 )
-from cpm.protocol.bounds import MAX_EXTERNALS, MAX_FEW, MAX_NODES, MAX_PERIOD_S, MAX_RANGES, MAX_VMS, MAX_VMS_OF_HOST
+from cpm.protocol.bounds import (
+    MAX_EXTERNALS,
+    MAX_FEW,
+    MAX_FORWARDS,
+    MAX_NODES,
+    MAX_PERIOD_S,
+    MAX_RANGES,
+    MAX_VMS,
+    MAX_VMS_OF_HOST,
+)
 from cpm.protocol.holdings import HeldByAll
 from cpm.protocol.intent import EdgeIntent, HostIntent
 from cpm.protocol.model import DomainUUID, ForwardProtocol, NodeName, PortRange, Role, Wishes
@@ -252,6 +261,28 @@ class FastPathAt(Struct, frozen=True):
     """Why the program is not used there; empty: it is."""
 
 
+class AddressSource(enum.StrEnum):
+    """Who says which address a guest has, the most reliable first."""
+
+    LEASE = "lease"
+    """libvirt has leased it."""
+    AGENT = "agent"
+    """The guest agent says so."""
+    SEEN = "seen"
+    """The VM is seen to use it."""
+
+
+class GuestAddress(Struct, frozen=True):
+    """To which address of a guest its forwards lead, as its host has found it."""
+
+    domain: DomainUUID
+    address: IPv4Address | None = None
+    """None: it is not known."""
+    source: AddressSource | None = None
+    refused: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_FORWARDS)] = ()
+    """Addresses that forwards name and that are not a guest's on this host: nothing is let in to them."""
+
+
 class Report(Struct, frozen=True, tag="report"):
     """Measurements of all VMs of a host over one period."""
 
@@ -273,6 +304,8 @@ class Report(Struct, frozen=True, tag="report"):
     fast_path: Annotated[tuple[FastPathAt, ...], Meta(max_length=MAX_FEW)] = ()
     """Where the fast path is in force, and why not elsewhere; empty: the node's natd is older than this field, or it is
     a host that is its own edge."""
+    guests: Annotated[tuple[GuestAddress, ...], Meta(max_length=MAX_VMS_OF_HOST)] = ()
+    """Of the VMs with forwards, once their host has looked."""
 
 
 class Need(Struct, frozen=True, tag="need"):

@@ -15,7 +15,8 @@ from cpm.api.views import ForwardView
 from cpm.core import own_ports
 from cpm.core.manager import Manager
 from cpm.protocol.errors import NotFound
-from cpm.protocol.model import VM, Allocation, AllocationState
+from cpm.protocol.messages import GuestAddress
+from cpm.protocol.model import VM, Allocation, AllocationState, Forward
 from cpm.queries import pages
 
 _STATES = {
@@ -68,6 +69,7 @@ def view_of(manager: Manager, allocation: Allocation) -> ForwardView:
     """Return one forward."""
     fleet, vm, forward = manager.fleet, manager.fleet.vms[allocation.domain], allocation.forward
     assert forward is not None
+    address, source = _guest_of(manager, vm, forward)
     return ForwardView(
         name=vm.name,
         uuid=vm.uuid,
@@ -76,7 +78,8 @@ def view_of(manager: Manager, allocation: Allocation) -> ForwardView:
         first_port=allocation.ports.first,
         last_port=allocation.ports.last,
         protocol=forward.protocol,
-        guest_address=forward.guest,
+        guest_address=address,
+        guest_address_from=source,
         guest_port=forward.to,
         kept=forward.is_kept,
         origin=forward.origin,
@@ -91,8 +94,32 @@ def _state(allocation: Allocation) -> str:
     return _STATES[allocation.state] if allocation.is_wanted_forward else "leaving"
 
 
+def _guest_of(manager: Manager, vm: VM, forward: Forward) -> tuple[IPv4Address | None, str]:
+    """Return the guest's address, and who says so."""
+    if forward.guest is not None:
+        return forward.guest, "option"
+    found = _found(manager, vm)
+    if found is None or found.address is None:
+        return None, ""
+    return found.address, found.source or ""
+
+
+def _found(manager: Manager, vm: VM) -> GuestAddress | None:
+    """Return what the VM's host says of its guest; None: nothing yet, or it does not run."""
+    session = manager.sessions.get(vm.node)
+    return session.guests.get(vm.uuid) if session is not None else None
+
+
 def _problem(manager: Manager, allocation: Allocation) -> str:
-    if not manager.fleet.space.have_own_ports(allocation):
+    fleet, forward = manager.fleet, allocation.forward
+    if fleet.space.have_own_ports(allocation):
+        why = own_ports.reason(fleet.own_ports_of(allocation.external, allocation.ports))
+        return f"{why}, which gets no packets as long as the forward is there; remove one of them"
+    found = _found(manager, fleet.vms[allocation.domain])
+    if found is None or forward is None or allocation.state is not AllocationState.ACTIVE:
         return ""
-    why = own_ports.reason(manager.fleet.own_ports_of(allocation.external, allocation.ports))
-    return f"{why}, which gets no packets as long as the forward is there; remove one of them"
+    if forward.guest is None and found.address is None:
+        return "the guest's address is not known; name it with `virt-ports forward add --to`, or have the guest send"
+    if forward.guest in found.refused:
+        return f"{forward.guest} is in no network of the VM's bridge; nothing is let in; name one of the guest's own"
+    return ""

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from cpm.protocol.bounds import cut
-from cpm.protocol.messages import Presence, Unmanaged
+from cpm.protocol.messages import AddressSource, Presence, Unmanaged
 from cpm.protocol.model import DomainUUID, Wishes
+from natctl.model.guest_claims import Claims
 from qga_agent.domain_list import Phase
 
 TAP_GRACE_S = 3.0
@@ -95,8 +96,12 @@ class Domain:
     """Since when none of its interfaces exists; None: one does."""
     hook_at: float = -math.inf
     """When a hook told of it last."""
+    claims: Claims | None = None
+    """What is known of its guest's address; None: nobody has looked."""
     address: IPv4Address | None = None
     """Of the guest, as far as anything on this host tells; None: not known."""
+    address_source: AddressSource | None = None
+    """Who has said so."""
 
 
 class Domains:
@@ -222,15 +227,31 @@ class Domains:
         domain = self._domains.get(vm.domain)
         return domain is not None and vm.wishes is not None and vm.wishes != domain.wishes
 
-    def on_addresses(self, found: Mapping[DomainUUID, Sequence[IPv4Address]]) -> set[DomainUUID]:
-        """Record the addresses that guests may have; return the VMs that have another one now."""
+    def on_claims(self, found: Mapping[DomainUUID, Claims]) -> set[DomainUUID]:
+        """Record what is known of guests' addresses; return the VMs whose forwards may lead elsewhere now."""
         changed = set()
-        for uuid, addresses in found.items():
-            domain = self._domains.get(uuid)
-            if domain is not None and addresses and domain.address not in addresses:
-                domain.address = addresses[0]
+        for uuid, claims in found.items():
+            if (domain := self._domains.get(uuid)) is None:
+                continue
+            before = domain.address, domain.claims and domain.claims.reach[:2]
+            chosen, domain.claims = claims.choose(domain.address), claims
+            if chosen is not None:
+                domain.address, domain.address_source = chosen
+            elif domain.address is not None and not claims.reach.has(domain.address):
+                domain.address = domain.address_source = None
+            if before != (domain.address, claims.reach[:2]):
                 changed.add(uuid)
         return changed
+
+    def claims_of(self, uuid: DomainUUID) -> Claims | None:
+        """Return what is known of a guest's address; None: nobody has looked."""
+        domain = self._domains.get(uuid)
+        return domain.claims if domain is not None else None
+
+    def address_source_of(self, uuid: DomainUUID) -> AddressSource | None:
+        """Return who says which address a guest has; None: it is not known."""
+        domain = self._domains.get(uuid)
+        return domain.address_source if domain is not None else None
 
     def address_of(self, uuid: DomainUUID) -> IPv4Address | None:
         """Return the address of a guest; None: it is not known."""

@@ -68,7 +68,7 @@ class Entries:
         if vm is None or index is None:
             return None
         if vm.forwards:
-            vm = _with_guest(vm, self._domains.address_of(uuid), before.intent.forwards if before is not None else ())
+            vm = self._with_guest(vm, before.intent.forwards if before is not None else ())
         return HostEntry(
             vm,
             index,
@@ -99,25 +99,31 @@ class Entries:
             self._warnings.append(Warn(f"VM {uuid} gets no ports: {why}"))
         return index
 
+    def _with_guest(self, vm: HostIntent, before: Sequence[HostForward]) -> HostIntent:
+        """
+        Return the same with the guest's address; nothing is let in to one whose address is not known, or not a guest's.
+
+        :param before: What the kernel holds: until natd has looked for the guest, that stays.
+        """
+        claims, address = self._domains.claims_of(vm.domain), self._domains.address_of(vm.domain)
+        wanted = self._intent.host.get(vm.domain)
+        # natd has looked at the address when the guest asked from it.
+        asked = {each.ports for each in wanted.forwards if each.external is not None} if wanted is not None else set()
+
+        def guest_of(forward: HostForward) -> IPv4Address | None:
+            held = {each.guest for each in before if each.ports.covers(forward.ports) and each.guest is not None}
+            wished = {forward.guest} if forward.guest is not None else {address} if address is not None else held
+            if forward.ports not in asked:
+                wished = wished & held if claims is None else set(filter(claims.reach.has, wished))
+            return min(wished, default=None)
+
+        forwards = ((each, guest_of(each)) for each in vm.forwards)
+        found = tuple(structs.replace(each, guest=guest) for each, guest in forwards if guest is not None)
+        return structs.replace(vm, forwards=found)
+
     def _strangers_of(self, uuid: DomainUUID) -> int:
         """Return how many connections strangers may have to a VM: they leave half of its limit to the VM itself."""
         vm = self._intent.host.get(uuid)
         if vm is None or vm.connections is None or vm.filtering is not Filtering.ENDPOINT_INDEPENDENT:
             return MOST_STRANGERS
         return max(1, min(MOST_STRANGERS, vm.connections // 2))
-
-
-def _with_guest(vm: HostIntent, address: IPv4Address | None, before: Sequence[HostForward]) -> HostIntent:
-    """
-    Return the same with the guest's address; nothing is let in to one whose address is not known.
-
-    :param before: What the kernel holds: until natd has found the address, that stays.
-    """
-
-    def guest_of(forward: HostForward) -> IPv4Address | None:
-        held = (each.guest for each in before if each.ports.covers(forward.ports))
-        return forward.guest or address or next(held, None)
-
-    forwards = ((each, guest_of(each)) for each in vm.forwards)
-    found = tuple(structs.replace(each, guest=guest) for each, guest in forwards if guest is not None)
-    return structs.replace(vm, forwards=found)

@@ -23,7 +23,7 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 
 from msgspec import structs
@@ -78,6 +78,7 @@ from natctl.model.commands import (
     Warn,
 )
 from natctl.model.entries import HostEntry, Path
+from natctl.model.guest_claims import Claims
 from natctl.model.own_ports import PortsInUse
 from natctl.model.remembered import NOTHING, Remembered
 from qga_agent.domain_list import Phase
@@ -122,7 +123,7 @@ class Node:
             self._intent, self._programming, self._arrivals, self.signal_times, self._outbox
         )
         """Inputs: signals and counts of connections."""
-        self.reports = Reports(self._intent, self._programming, self._arrivals, unshared, self._send)
+        self.reports = Reports(self._intent, self._programming, self._domains, self._arrivals, unshared, self._send)
         """Tells the manager what was measured."""
         self.port_control = PortControl(self._intent, self._programming, self._domains, self._send)
         """Guests that ask for ports."""
@@ -168,12 +169,17 @@ class Node:
         return {uuid: self._intent.host.get(uuid) for uuid in self._domains.guests()}
 
     def guests_to_find(self) -> dict[DomainUUID, frozenset[int]]:
-        """Return the interfaces of the VMs with forwards to a guest whose address is to be found."""
+        """Return the interfaces of the VMs with forwards: where their guests are is to be found, and followed."""
         return {
             uuid: taps
             for uuid, vm in self._intent.host.items()
-            if any(each.guest is None for each in vm.forwards) and (taps := self._domains.taps_of(uuid))
+            if vm.forwards and (taps := self._domains.taps_of(uuid))
         }
+
+    @property
+    def has_guests_to_find(self) -> bool:
+        """Whether there is a VM with forwards for whose guest nobody has looked yet."""
+        return any(self._domains.claims_of(uuid) is None for uuid in self.guests_to_find())
 
     def held_ports(self, internal: IPv4Address) -> tuple[PortRange, ...]:
         """Return the ports on which connections of the VM with this internal address may be; none: there is none."""
@@ -213,6 +219,7 @@ class Node:
         """
         # The manager may be reached in a moment.
         self._hook_waiters.on_disconnected(now)
+        self.port_control.on_disconnected(now)
         for vm in at_edge:
             self._programming.edge_holdings.adopt(vm)
             self._intent.adopt_at_edge(vm)
@@ -234,14 +241,10 @@ class Node:
                 self._programming.require_hosts([entry.intent.domain])
         self._note_charge()
 
-    def on_guest_addresses(self, found: Mapping[DomainUUID, Sequence[IPv4Address]]) -> None:
-        """
-        Record which addresses each guest may have, the likeliest first; one of which none is found keeps its address.
-
-        Several that are as likely as each other may come in any order: the one that it has stays while it is there.
-        """
+    def on_guest_addresses(self, found: Mapping[DomainUUID, Claims]) -> None:
+        """Record what is known of guests' addresses; one of which nothing is found keeps its address."""
         self._programming.require_hosts(
-            uuid for uuid in self._domains.on_addresses(found) if self._intent.host.get(uuid) is not None
+            uuid for uuid in self._domains.on_claims(found) if self._intent.host.get(uuid) is not None
         )
 
     def on_kernel_programmed(self, now: float) -> None:

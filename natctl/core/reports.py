@@ -6,15 +6,16 @@ Tested in ``tests/unit/natctl/core/test_node_arrivals.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
 from cpm.protocol.bounds import MAX_COUNT, MAX_FEW, MAX_RATE, MAX_WORD, at_most, cut
 from cpm.protocol.intent import HostIntent
-from cpm.protocol.messages import Draining, FastPathAt, GuestView, Measured, Report, WayProblem
+from cpm.protocol.messages import Draining, FastPathAt, GuestAddress, GuestView, Measured, Report, WayProblem
 from cpm.protocol.model import DomainUUID
 from natctl.arrivals.controller import Arrivals
+from natctl.core.domains import Domains
 from natctl.core.intent import Intent
 from natctl.core.programming import InForce, Programming
 from natctl.core.unshared import Unshared
@@ -35,6 +36,7 @@ class Reports:
 
     :param intent: What each VM of this host shall have; a VM without is left out.
     :param programming: What the kernel holds.
+    :param domains: The addresses of guests.
     :param arrivals: Is told which ports are in use.
     :param send: Sends a message to the manager.
     """
@@ -43,12 +45,14 @@ class Reports:
         self,
         intent: Intent,
         programming: Programming,
+        domains: Domains,
         arrivals: Arrivals,
         unshared: Unshared,
         send: Callable[[Report], None],
     ) -> None:
         self._intent = intent
         self._programming = programming
+        self._domains = domains
         self._arrivals = arrivals
         self._unshared = unshared
         self._send = send
@@ -100,8 +104,17 @@ class Reports:
             ways=_ways(vms, way_problems),
             limited=_counts(counted.limited),
             fast_path=tuple(FastPathAt(at.interface[:MAX_WORD], cut(at.reason)) for at in fast_path[:MAX_FEW]),
+            guests=tuple(self._guest_addresses()),
         )
         self._send(report)
+
+    def _guest_addresses(self) -> Iterator[GuestAddress]:
+        for uuid, vm in self._intent.host.items():
+            if vm.forwards and (claims := self._domains.claims_of(uuid)) is not None:
+                named = {each.guest for each in vm.forwards if each.guest is not None and each.external is None}
+                refused = tuple(sorted(each for each in named if not claims.reach.has(each)))
+                address = self._domains.address_of(uuid)
+                yield GuestAddress(uuid, address, self._domains.address_source_of(uuid), refused)
 
     def _begun(self, connections: Mapping[DomainUUID, int]) -> dict[DomainUUID, int]:
         """Return how many connections began since the last report; a counter that decreased restarted at 0."""

@@ -1,9 +1,8 @@
 """
-Which IPv4 addresses guests are seen to use: the bridges know which hardware addresses are behind a tap, the neighbour
-table which addresses these have.
+What is behind VMs' interfaces: the networks that this machine has on their bridges, and the IPv4 addresses that guests
+are seen to use. Bridges know which hardware addresses are behind a port, the neighbour table whose addresses they are.
 
-A guest can claim any address. Only one in a network of this machine's interface, and not this machine's own, is
-believed: what is let in for a VM must not reach anything but guests.
+A guest can claim any address; :mod:`natctl.model.guest_claims` says which of them counts.
 
 Tested in ``tests/netns/test_guest_addresses.py``.
 """
@@ -12,18 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from cpm.protocol.model import DomainUUID
+from natctl.model.guest_claims import Reach
+from natctl.netlink.links import Link, read_links
 from natctl.netlink.neighbours import read_behind_ports, read_neighbours
 from natctl.netlink.networks import interface_addresses
 from natctl.netlink.socket import ROUTE, Socket
 
 
-async def read(taps: Mapping[DomainUUID, frozenset[int]]) -> dict[DomainUUID, tuple[IPv4Address, ...]]:
+async def read(taps: Mapping[DomainUUID, frozenset[int]]) -> dict[DomainUUID, Reach]:
     """
-    Return the addresses of VMs, in order; a VM without any is left out.
+    Return what is behind the interfaces of each VM.
 
     :param taps: Interface indexes by VM.
     :raise KernelError: When the kernel refuses, or what it sends cannot be read.
@@ -33,19 +34,26 @@ async def read(taps: Mapping[DomainUUID, frozenset[int]]) -> dict[DomainUUID, tu
         return await asyncio.to_thread(_read, rtnl, taps)
 
 
-def _read(rtnl: Socket, taps: Mapping[DomainUUID, frozenset[int]]) -> dict[DomainUUID, tuple[IPv4Address, ...]]:
-    behind = read_behind_ports(rtnl)
-    here = interface_addresses(rtnl)
-    by_hardware: dict[bytes, set[IPv4Address]] = {}
-    for each in read_neighbours(rtnl):
-        own = here.get(each.interface, ())
-        is_near = any(each.address in interface.network and each.address != interface.ip for interface in own)
-        if is_near and each.hardware:
-            by_hardware.setdefault(each.hardware, set()).add(each.address)
-    found = {
-        uuid: sorted(
-            {address for tap in indexes for mac in behind.get(tap, ()) for address in by_hardware.get(mac, ())}
-        )
-        for uuid, indexes in taps.items()
-    }
-    return {uuid: tuple(addresses) for uuid, addresses in found.items() if addresses}
+def _read(rtnl: Socket, taps: Mapping[DomainUUID, frozenset[int]]) -> dict[DomainUUID, Reach]:
+    links, behind, here = read_links(rtnl), read_behind_ports(rtnl), interface_addresses(rtnl)
+    own = frozenset(each.ip for every in here.values() for each in every)
+    used: dict[bytes, set[IPv4Address]] = {}
+    for neighbour in read_neighbours(rtnl):
+        if neighbour.hardware:
+            used.setdefault(neighbour.hardware, set()).add(neighbour.address)
+    by_port = {port: {address for mac in macs for address in used.get(mac, ())} for port, macs in behind.items()}
+    found = {}
+    for uuid, mine in taps.items():
+        networks = tuple(each for number in _ways_to(links, mine) for each in here.get(number, ()))
+        seen = {address for tap in mine for address in by_port.get(tap, ())}
+        others = {address for port, addresses in by_port.items() if port not in mine for address in addresses}
+        found[uuid] = Reach(networks, own, tuple(sorted(seen)), frozenset(others - seen))
+    return found
+
+
+def _ways_to(links: Mapping[int, Link], taps: frozenset[int]) -> Iterator[int]:
+    """Yield the interfaces by which this machine reaches these taps: their bridges, and what is above those."""
+    reached = {link.master for tap in taps if (link := links.get(tap)) is not None and link.master is not None}
+    while upper := {number for number, link in links.items() if link.lower in reached} - reached:
+        reached |= upper
+    yield from sorted(reached)

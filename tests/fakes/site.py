@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 
 from cpm.core.invariants import Invariants
 from cpm.core.manager import Manager, Outcome
@@ -35,6 +35,7 @@ from natctl.core.node import Node
 from natctl.model.commands import Answer, Forget, Program, Prune, Remember, Replace, Send
 from natctl.model.entries import EdgeSettings, HostSettings
 from natctl.model.entries import Settings as NodeSettings
+from natctl.model.guest_claims import Claims, Reach
 from natctl.model.port_use import PortUse, VMPorts
 from natctl.model.remembered import NOTHING, Remembered
 from qga_agent.domain_list import Phase
@@ -42,6 +43,8 @@ from qga_agent.samples import Rates
 from tests.fakes.kernel import FakeKernel
 
 EXTERNAL = IPv4Address("203.0.113.1")
+GUESTS = Reach((IPv4Interface("192.168.122.1/24"),), frozenset({IPv4Address("192.168.122.1")}))
+"""What every VM's bridge has."""
 BUSY = Rates(5000.0, 10.0)
 IDLE = Rates(1.0, 0.0)
 ROLES = {
@@ -283,6 +286,9 @@ class Site:
 
     def _carry_out(self, machine: Machine) -> None:
         assert machine.node is not None
+        if machine.node.has_guests_to_find:
+            unknown = machine.node.guests_to_find()
+            machine.node.on_guest_addresses({uuid: Claims(GUESTS) for uuid in unknown})
         for command in machine.node.take():
             if isinstance(command, Send) and machine.connected:
                 machine.to_manager.append(codec.encode(command.message))

@@ -32,7 +32,9 @@ _ADD_ABOUT = """\
 PORT is the guest's port, or a range of them like 8000-8010. Without --port, free
 ports are chosen on the VM's external address. Ports below 1024 are only given by
 number. The guest's address is the one that libvirt has leased to it, else the
-one that it is seen to use, and is followed when it changes; --to names another.
+one that its guest agent says, else the one that it is seen to use, and is
+followed when it changes; --to names another. It must be in a network of the VM's
+bridge, and not the host's own.
 
 What the VM has already is shown as it is. Who has a port that is not free, and
 until when, is said."""
@@ -46,7 +48,8 @@ _LIST_ABOUT = """\
 States: starting (being programmed); active; resting (the VM does not run; its
 ports stay its own); leaving (removed, and its ports are not free yet). 'From'
 says who asked for it: 'set' (this command), 'metadata' (the domain's XML) or
-'pcp' (the guest)."""
+'pcp' (the guest). 'To' has the guest's address as it is known, and by what: a
+'lease' of libvirt's, the guest 'agent', or 'seen' on its bridge."""
 
 _STATES = ("starting", "active", "resting", "leaving")
 _COLOURS = {
@@ -143,6 +146,8 @@ def _row(view: ForwardView) -> tuple[object, ...]:
     size = view.last_port - view.first_port
     to = render.ports(view.guest_port, view.guest_port + size)
     where = f"{view.guest_address}:{to}" if view.guest_address is not None else to
+    if view.guest_address_from not in ("", "option"):
+        where = f"{where} ({view.guest_address_from})"
     state = f"{view.state}: {view.problem.split(';')[0]}" if view.problem else view.state
     return (
         view.external_address, ports, view.protocol, view.name, view.node, where, "yes" if view.kept else "no",

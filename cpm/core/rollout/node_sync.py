@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 from cpm.protocol.intent import EdgeIntent, HostIntent
-from cpm.protocol.messages import Delta, FastPathAt, PathState, Snapshot, Unmanaged
+from cpm.protocol.messages import Delta, FastPathAt, GuestAddress, PathState, Snapshot, Unmanaged
 from cpm.protocol.model import DomainUUID, NodeName, PortRange
 
 _Entry = TypeVar("_Entry", HostIntent, EdgeIntent)
@@ -64,6 +64,8 @@ class NodeSync:
         """Where its fast path is in force, and why not elsewhere, from its last report."""
         self.way_problems: Mapping[DomainUUID, str] = {}
         """What is wrong with the ways of VMs' packets, from its last report."""
+        self.guests: Mapping[DomainUUID, GuestAddress] = {}
+        """The addresses of guests with forwards, from its last report."""
         self.unmanaged: tuple[Unmanaged, ...] = ()
         """VMs of that machine that are not managed."""
         self.refusal = ""

@@ -17,6 +17,7 @@ from cpm.protocol.model import PortRange
 from cpm.protocol.walltime import WallTime
 from qga_agent.announcement import Announcement
 from qga_agent.guest_agent import (
+    MAX_ADDRESSES,
     MAX_FILE_BYTES,
     SNMP,
     SOCKSTAT,
@@ -24,6 +25,7 @@ from qga_agent.guest_agent import (
     AgentSilent,
     GuestFigures,
     InvalidReply,
+    parse_addresses,
     parse_interfaces,
     parse_snmp,
     parse_sockstat,
@@ -40,7 +42,8 @@ from tests.fakes.guest import INTERFACES, SNMP_TEXT, SOCKSTAT_TEXT, UUID, FakeGu
 
 async def test_figures_are_interfaces_and_connections() -> None:
     guest = FakeGuest()
-    assert await read_figures(guest) == GuestFigures({"eth0": InterfaceCounters(40, 4000, 30, 3000)}, 12, 9, ())
+    counted = {"eth0": InterfaceCounters(40, 4000, 30, 3000)}
+    assert await read_figures(guest) == GuestFigures(counted, 12, 9, (IPv4Address("10.10.0.5"),))
     assert guest.open_files == 0
 
 
@@ -61,12 +64,28 @@ async def test_a_guest_without_proc_reports_fewer_figures() -> None:
     assert "No such file" in figures.refusals[0]
 
 
+def _with_address(address: object) -> dict[str, object]:
+    addresses = [{"ip-address-type": "ipv4", "ip-address": address}]
+    return {"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": addresses}
+
+
+def test_a_guest_that_claims_addresses_without_end_is_cut_short() -> None:
+    claimed = [_with_address(str(IPv4Address("10.0.0.0") + number)) for number in range(4000)]
+    assert len(parse_addresses(claimed)) == MAX_ADDRESSES
+
+
 @pytest.mark.parametrize(
     ("command", "answer"),
     [
         ("guest-network-get-interfaces", {}),
         ("guest-network-get-interfaces", [{"name": "eth0"}] * 5000),
         ("guest-network-get-interfaces", [{"name": ""}]),
+        (
+            "guest-network-get-interfaces",
+            [{"name": "eth0", "hardware-address": "52:54:00:00:00:01", "ip-addresses": 4}],
+        ),
+        ("guest-network-get-interfaces", [_with_address("10.10.0.5/24")]),
+        ("guest-network-get-interfaces", [_with_address(168427525)]),
         ("guest-network-get-interfaces", [{"name": "e" * 300}]),
         ("guest-network-get-interfaces", [{"name": "eth0\x1b[2J"}]),
         ("guest-file-open", "7"),

@@ -8,6 +8,7 @@ import pytest
 
 from cpm.core.forwards import ForwardRequest
 from cpm.core.manager import Manager
+from cpm.protocol.bounds import MAX_FORWARD_PORTS
 from cpm.protocol.errors import Conflict, InvalidRequest, NotFound, PortHeld, VirtPortsError
 from cpm.protocol.model import (
     Allocation,
@@ -20,8 +21,10 @@ from cpm.protocol.model import (
     WishedForward,
     Wishes,
 )
+from cpm.queries import forwards as forward_queries
+from natctl.model.guest_claims import Claims, Reach
 from natctl.model.own_ports import LocalSocket, OwnInterfaces, PortsInUse, SocketKind
-from tests.fakes.site import EXTERNAL, Site
+from tests.fakes.site import EXTERNAL, GUESTS, Site
 from tests.unit.site.test_edge_service import wait
 from tests.unit.site.test_order import EDGE1, EDGE2, HOST1, HOST2, OTHER, VM, resize, settle, started
 
@@ -394,7 +397,7 @@ def test_nothing_is_let_in_until_the_guest_is_found_and_it_is_followed() -> None
     machine = site.machines[HOST1]
     for address in (GUEST, IPv4Address("192.168.122.9")):
         assert machine.node is not None
-        machine.node.on_guest_addresses({VM: (address,)})
+        machine.node.on_guest_addresses({VM: Claims(GUESTS, leased=(address,))})
         site._carry_out(machine)
         site.run()
         [forward] = machine.kernel.host[VM].intent.forwards
@@ -412,3 +415,80 @@ def test_ports_of_forwards_count_in_the_hosts_quota() -> None:
     before = site.manager.fleet.use.ports(HOST1)
     add(site, ForwardRequest(to=PortRange(8000, 8009), guest=GUEST))
     assert site.manager.fleet.use.ports(HOST1) == before + 10
+
+
+def say(site: Site, claims: Claims) -> None:
+    """The host of the VM has looked for its guest."""
+    machine = site.machines[HOST1]
+    assert machine.node is not None
+    machine.node.on_guest_addresses({VM: claims})
+    site._carry_out(machine)
+    site.run()
+    site.report(HOST1, busy=False)
+    site.run()
+
+
+def listed(site: Site) -> list[tuple[str, str, str]]:
+    assert site.manager is not None
+    views = forward_queries.list_forwards(site.manager)
+    return [(str(view.guest_address), view.guest_address_from, view.problem) for view in views]
+
+
+def test_the_list_says_where_a_forward_leads_and_who_says_so() -> None:
+    site = Site()
+    started(site)
+    add(site, request(port=2222, guest=None))
+    site.run()
+    told, leased = IPv4Address("192.168.122.7"), IPv4Address("192.168.122.9")
+    say(site, Claims(GUESTS))
+    [(address, source, problem)] = listed(site)
+    assert (address, source) == ("None", "")
+    assert "the guest's address is not known" in problem
+    for claims, expected in (
+        (Claims(GUESTS._replace(seen=(GUEST,))), (str(GUEST), "seen", "")),
+        (Claims(GUESTS._replace(seen=(GUEST,)), told=(told,)), (str(told), "agent", "")),
+        (Claims(GUESTS, (leased,), (told,)), (str(leased), "lease", "")),
+    ):
+        say(site, claims)
+        assert listed(site) == [expected]
+        [forward] = site.machines[HOST1].kernel.host[VM].intent.forwards
+        assert str(forward.guest) == expected[0]
+
+
+@pytest.mark.parametrize("lie", ["192.168.122.1", "172.30.0.7", "224.0.0.1", "192.168.122.255"])
+def test_nothing_is_let_in_to_what_is_no_guest_even_if_it_is_named(lie: str) -> None:
+    """XML of a domain may name the host itself, or a machine behind it that the internet does not reach."""
+    site = Site()
+    started(site)
+    named = IPv4Address(lie)
+    add(site, request(port=2222, guest=named))
+    add(site, request(port=2223))
+    site.run()
+    assert let_in(site) == [2223]
+    say(site, Claims(GUESTS))
+    assert let_in(site) == [2223]
+    (_, _, problem), fine = listed(site)
+    assert problem.startswith(f"{lie} is in no network of the VM's bridge")
+    assert fine == (str(GUEST), "option", "")
+
+
+def test_what_its_bridge_does_not_reach_any_more_is_not_let_in() -> None:
+    site = Site()
+    started(site)
+    add(site, request(port=2222, guest=None))
+    site.run()
+    say(site, Claims(GUESTS, leased=(GUEST,)))
+    assert let_in(site) == [2222]
+    say(site, Claims(Reach()))
+    assert let_in(site) == []
+
+
+def test_xml_that_asks_for_more_than_a_vm_may_have_gets_no_more() -> None:
+    """What natd reads of 10,000 forwards in XML: ``tests/unit/libvirt_hooks/test_domain_xml.py``."""
+    site = Site()
+    wished = tuple(WishedForward(to=PortRange(8 * n + 1, 8 * n + 8), ports=None, guest=GUEST) for n in range(256))
+    site.start_vm(HOST1, VM, Wishes(forwards=wished))
+    site.run()
+    assert site.manager is not None
+    assert sum(each.ports.size for each in site.manager.fleet.forwards_of(VM)) == MAX_FORWARD_PORTS
+    assert len(site.manager.forwards.refused[VM]) == 256 - MAX_FORWARD_PORTS // 8

@@ -21,6 +21,7 @@ from cpm.protocol.holdings import Held, HeldRange
 from cpm.protocol.intent import EdgeIntent, ExternalRange, HostForward, HostIntent
 from cpm.protocol.messages import (
     PROTOCOL,
+    AddressSource,
     Applied,
     Attach,
     Declined,
@@ -30,6 +31,7 @@ from cpm.protocol.messages import (
     FastPathAt,
     Follows,
     Freed,
+    GuestAddress,
     GuestState,
     GuestView,
     Hello,
@@ -258,6 +260,10 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             (WayProblem("leave by wg0", (WEB,)),),
             {WEB: 7},
             (FastPathAt("eth1", "off"), FastPathAt("eth0")),
+            (
+                GuestAddress(WEB, IPv4Address("10.10.0.5"), AddressSource.LEASE, (IPv4Address("172.30.0.7"),)),
+                GuestAddress(DomainUUID("u-db")),
+            ),
         ),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":120.5,'
@@ -268,7 +274,9 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"last":20735}}}],"dropped":{"no mapping":4},"refused":{"u-web":9},'
             b'"warnings":["packets of VMs on br0 leave by wg0"],'
             b'"ways":[{"problem":"leave by wg0","domains":["u-web"]}],"limited":{"u-web":7},'
-            b'"fast_path":[{"interface":"eth1","reason":"off"},{"interface":"eth0","reason":""}]}'
+            b'"fast_path":[{"interface":"eth1","reason":"off"},{"interface":"eth0","reason":""}],'
+            b'"guests":[{"domain":"u-web","address":"10.10.0.5","source":"lease","refused":["172.30.0.7"]},'
+            b'{"domain":"u-db","address":null,"source":null,"refused":[]}]}'
         ),
     ),
     (
@@ -277,7 +285,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[{"domain":"u-web","packets_per_s":0.0,'
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],'
             b'"guest":null}],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{},"fast_path":[]}'
+            b'"ways":[],"limited":{},"fast_path":[],"guests":[]}'
         ),
     ),
     (
@@ -287,14 +295,14 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"megabits_per_s":0.0,"ports_in_use":null,"new_connections_per_s":null,"draining":[],"guest":{'
             b'"state":"absent","since":1.5,"why":"","connections":null,"established":null,"interfaces":null,'
             b'"rx_bytes":null,"tx_bytes":null,"external":null,"ports":null}}],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{},"fast_path":[]}'
+            b'"ways":[],"limited":{},"fast_path":[],"guests":[]}'
         ),
     ),
     (
         Report(17, 1.0, ()),
         (
             b'{"type":"report","generation":17,"period_s":1.0,"vms":[],"dropped":{},"refused":{},"warnings":[],'
-            b'"ways":[],"limited":{},"fast_path":[]}'
+            b'"ways":[],"limited":{},"fast_path":[],"guests":[]}'
         ),
     ),
     (
