@@ -35,7 +35,9 @@ KINDS: Final = {"fast": "auto", "nft": "off", "plain": ""}
 """Kinds of edges, and their setting of the fast path; empty: nothing of virt-ports."""
 _SERVER, _ROUTER, _UPLINK = "192.0.2.2", "198.51.100.1", "198.51.100.11"
 _PORT: Final = 9000
-_LEAST_ROUNDS: Final = 100
+LEAST_ROUNDS: Final = 100
+"""Fewer questions than these show nothing."""
+_PATIENCE_S: Final = 1.0
 
 
 def measure(say: Callable[[str], None]) -> Measured:
@@ -47,15 +49,27 @@ def measure(say: Callable[[str], None]) -> Measured:
             for kind in list(rows)[:: 1 if turn % 2 else -1]:
                 for direction, ns in rows[kind].packet_ns().items():
                     runs.setdefault(f"edge_{direction}_{kind}_ns", []).append(ns)
-        rounds, lost = rows["fast"].asked_during_changes()
+        rounds, lost = rows["fast"].asked_during_changes(_PATIENCE_S)
     runs = {name: values[1:] for name, values in runs.items()}
     over = {kind: max(_over(runs, kind, direction) for direction in ("out", "in")) for kind in ("fast", "nft")}
     say(f"over plain forwarding: {over['fast']:.0f} ns, nftables {over['nft']:.0f} ns")
     say(f"{CHANGES} changes of a range: {lost} of {rounds} questions lost")
-    if rounds < _LEAST_ROUNDS:
+    if rounds < LEAST_ROUNDS:
         raise LabError(f"{rounds} questions in {CHANGES} changes show nothing")
     figures = {"edge_ns_over_forwarding": over["fast"], "edge_nft_ns_over_forwarding": over["nft"]}
     return Measured({**figures, "resize_lost_packets": float(lost)}, runs)
+
+
+def asked_during_changes(prefix: str, patience_s: float) -> tuple[int, int]:
+    """
+    Ask and answer through an edge while a VM's range changes :data:`CHANGES` times.
+
+    :param prefix: What the names of the namespaces begin with; they are removed afterwards.
+    :param patience_s: Seconds after which an answer counts as lost.
+    :return: How often was asked, and how many answers did not come.
+    """
+    with _row("fast", prefix) as row:
+        return row.asked_during_changes(patience_s)
 
 
 def _over(runs: dict[str, list[float]], kind: str, direction: str) -> float:
@@ -85,18 +99,18 @@ class _Row:
                 raise LabError(f"only {came} of {PACKETS} packets arrived")
         return found
 
-    def asked_during_changes(self) -> tuple[int, int]:
-        """Ask and answer while the range changes; return how often was asked, and how many answers did not come."""
+    def asked_during_changes(self, patience_s: float) -> tuple[int, int]:
+        """See :func:`asked_during_changes`."""
         self._router.call("answer", _SERVER, _PORT)
-        self._host.call("ask", str(FIRST_INTERNAL), BIG.first, _SERVER, _PORT)
+        self._host.call("ask", str(FIRST_INTERNAL), BIG.first, _SERVER, _PORT, patience_s)
         self._edge.call("change", CHANGES, EACH)
         asked, lost = self._host.call("asked")
         return asked, lost
 
 
 @contextlib.contextmanager
-def _row(kind: str) -> Iterator[_Row]:
-    host, edge, router = names = [f"bench-{kind}-{part}" for part in ("host", "edge", "router")]
+def _row(kind: str, prefix: str = "bench") -> Iterator[_Row]:
+    host, edge, router = names = [f"{prefix}-{kind}-{part}" for part in ("host", "edge", "router")]
     net.delete_with_processes(names)
     try:
         ip_batch([f"netns add {name}" for name in names])

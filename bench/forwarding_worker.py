@@ -25,7 +25,6 @@ from natctl.model.entries import Change, FastPathUse
 FLOWS: Final = 64
 """Each from a port of its own to the same port, where a socket of the other end is."""
 _PAYLOAD: Final = bytes(32)
-_PATIENCE_S: Final = 1.0
 
 
 class _Here:
@@ -106,11 +105,11 @@ class _Here:
 
         threading.Thread(target=work, daemon=True).start()
 
-    def ask(self, source: str, port: int, to: str, to_port: int) -> None:
-        """Ask, and wait for the answer, again and again until :meth:`asked`."""
+    def ask(self, source: str, port: int, to: str, to_port: int, patience_s: float) -> None:
+        """Ask, and wait so long for the answer, again and again until :meth:`asked`."""
         made = _bound(source, port, shared=True)
         made.connect((to, to_port))
-        made.settimeout(_PATIENCE_S)
+        made.settimeout(patience_s)
 
         def work() -> None:
             while not self._is_over.is_set():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from bench import forwarding
 from cpm.protocol.errors import KernelError
 from cpm.protocol.intent import EdgeIntent
 from cpm.protocol.model import PortRange
@@ -20,13 +22,14 @@ from tests.netns.topology import (
     EXTERNAL,
     INTERNET,
     OTHER_EXTERNAL,
+    PATIENCE,
     VM,
     KernelIn,
     Node,
     Site,
     program,
 )
-from tests.netns.waiting import wait_until
+from tests.netns.waiting import SLOWNESS, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.xdist_group("fast-path")]
 
@@ -181,7 +184,7 @@ def test_restarts_of_natd_lose_no_packet(scene: Scene) -> None:
 
 @pytest.mark.per_kernel
 def test_resizes_under_traffic_lose_no_packet(scene: Scene) -> None:
-    """Also where a change of nftables' interval sets does lose packets (Linux 6.1). ``bench.forwarding`` makes more."""
+    """Also where a change of nftables' interval sets does lose packets (Linux 6.1)."""
     entries = [
         dataclasses.replace(scene.vm, ranges=((EXTERNAL, PortRange(RANGE.first, RANGE.last + 64 * number)),)).at(
             scene.edge
@@ -196,6 +199,16 @@ def test_resizes_under_traffic_lose_no_packet(scene: Scene) -> None:
             # Nothing but the tables that the program reads, as fast as they can be changed.
             with scene.fast_path.changed([now], [entry]):
                 now = entry
+
+
+@pytest.mark.per_kernel
+@pytest.mark.timeout(120 * SLOWNESS)
+def test_100_000_changes_lose_no_question() -> None:
+    """The benchmark's `resize_lost_packets`: who asks, the edge and who answers are processes of their own."""
+    asked, lost = forwarding.asked_during_changes(f"vpt{os.getpid()}", PATIENCE)
+    print(f"{forwarding.CHANGES} changes: {lost} of {asked} questions lost")
+    assert asked >= forwarding.LEAST_ROUNDS
+    assert lost == 0
 
 
 def test_it_works_without_natd(scene: Scene) -> None:
