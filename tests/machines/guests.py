@@ -102,7 +102,7 @@ ip -n {name} link set eth0 up
 ip link set lg-{name} up
 ip -n {name} route add default via {gateway}
 tc qdisc add dev lg-{name} clsact
-tc qdisc add dev "$tap" root handle 1: prio
+tc qdisc replace dev "$tap" root handle 1: prio
 tc filter add dev lg-{name} ingress matchall action mirred ingress redirect dev "$tap"
 tc filter add dev "$tap" parent 1: matchall action mirred egress redirect dev lg-{name}
 """

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from lab.image import guest_image
+from tests.machines.waiting import LIMIT_S
 
 MACHINE = IPv4Address("203.0.113.10")
 """The machine's own address: the one public address of the tutorial."""
@@ -80,16 +81,16 @@ class Internet:
     def banner(self, address: IPv4Address, port: int) -> str:
         """Connect to a port from the internet. :return: The first line that is said there, or an empty one."""
         script = f"exec 3<>/dev/tcp/{address}/{port} && head -n 1 <&3"
-        return self.run("timeout", "60", "bash", "-c", script, check=False)
+        return self.run("timeout", f"{LIMIT_S:g}", "bash", "-c", script, check=False)
 
-    def await_peers(self, count: int, timeout_s: float = 600.0) -> list[Peer]:
+    def await_peers(self, count: int, timeout_s: float = LIMIT_S) -> list[Peer]:
         """Wait until the server has at least so many connections, or the time is over. :return: Those it has then."""
         deadline = time.monotonic() + timeout_s
         while len(found := self.peers()) < count and time.monotonic() < deadline:
             time.sleep(1.0)
         return found
 
-    def await_none(self, timeout_s: float = 300.0) -> None:
+    def await_none(self, timeout_s: float = LIMIT_S) -> None:
         """Wait until the server has no connection. :raise AssertionError: When it still has some in the end."""
         deadline = time.monotonic() + timeout_s
         while found := self.peers():

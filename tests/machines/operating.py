@@ -13,8 +13,10 @@ from lab.traffic import Tally
 from tests.machines.guests import Guest
 from tests.machines.internet import MACHINE, PORT, SERVER, Peer
 from tests.machines.machine import Failed, Machine
+from tests.machines.waiting import LIMIT_S
 
-_READY_S = 300.0
+_ANSWER_S = 300
+"""Seconds that the load generator waits for an answer from the internet."""
 _CONNGEN = "/root/conngen"
 _SOCKET = "/run/virt-ports/cpmd.sock"
 
@@ -34,10 +36,10 @@ def await_in_order(machine: Machine) -> None:
 
     :raise Failed: When that takes too long.
     """
-    deadline = time.monotonic() + _READY_S
+    deadline = time.monotonic() + LIMIT_S
     while wrong := _out_of_order(machine):
         if time.monotonic() > deadline:
-            raise Failed(f"not within {_READY_S:g} s: {wrong}")
+            raise Failed(f"not within {LIMIT_S:g} s: {wrong}")
         time.sleep(1.0)
 
 
@@ -72,12 +74,12 @@ def assert_works(machine: Machine, vm: Guest | None) -> None:
 
 def _assert_vm_works(machine: Machine, vm: Guest) -> None:
     for options in ("-R -c", "-u"):
-        tally = connect(vm, f"{options} -T 60", 10)
+        tally = connect(vm, f"{options} -T {_ANSWER_S}", 10)
         assert (tally.ok, tally.fail) == (10, 0), tally
         # It may have grown since.
         ranges = _ranges(machine)
         assert any(first <= tally.extmin <= tally.extmax <= last for first, last in ranges), (tally, ranges)
-    assert " 1 received" in vm.shell(f"ping -c 1 -W 20 {SERVER}")
+    assert " 1 received" in vm.shell(f"ping -c 1 -W {_ANSWER_S} {SERVER}")
 
 
 def _ranges(machine: Machine) -> list[tuple[int, int]]:
@@ -92,7 +94,7 @@ def connect(vm: Guest, options: str, count: int) -> Tally:
 
 
 def _connect_from(machine: Machine, count: int) -> Tally:
-    return Tally.parse(machine.run(f"{_CONNGEN} -T 60 -R -c {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
+    return Tally.parse(machine.run(f"{_CONNGEN} -T {_ANSWER_S} -R -c {SERVER} {PORT} {count} || [ $? -eq 2 ]"))
 
 
 class Held:
@@ -103,11 +105,11 @@ class Held:
     def __init__(self, machine: Machine, vm: Guest) -> None:
         self._machine = machine
         before = set(machine.internet.peers())
-        load = f"exec {_CONNGEN} -T 60 -e 5 -k -t -1 {SERVER} {PORT} {self.COUNT}"
+        load = f"exec {_CONNGEN} -T {_ANSWER_S} -e 5 -k -t -1 {SERVER} {PORT} {self.COUNT}"
         for unit, options in (("held-vm", f"-p NetworkNamespacePath=/run/netns/{vm.name}"), ("held-own", "")):
             output = f"-p StandardOutput=truncate:/root/{unit}"
             machine.run(f"systemd-run --quiet --unit {unit} {output} {options} sh -c {shlex.quote(load)}")
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + LIMIT_S
         while len(set(machine.internet.peers()) - before) < 2 * self.COUNT:
             assert time.monotonic() < deadline, "the connections that are to be held do not come about"
             time.sleep(1.0)
@@ -123,7 +125,7 @@ class Held:
         return self._tally("held-vm"), self._tally("held-own")
 
     def _tally(self, unit: str) -> Tally:
-        deadline = time.monotonic() + _READY_S
+        deadline = time.monotonic() + LIMIT_S
         while True:
             try:
                 return Tally.parse(self._machine.run(f"cat /root/{unit}"))

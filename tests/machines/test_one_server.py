@@ -20,8 +20,9 @@ from tests.machines.guests import Guest
 from tests.machines.leftovers import State, state
 from tests.machines.machine import Machine
 from tests.machines.operating import Held, ask, assert_works, await_in_order
+from tests.machines.waiting import LIMIT_S
 
-pytestmark = [pytest.mark.machines, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.machines, pytest.mark.timeout(2 * LIMIT_S)]
 
 PAGE = REPOSITORY / "docs/tutorial/one-server.md"
 STEPS = read(PAGE)
@@ -158,6 +159,20 @@ def test_restart_in_every_order(machine: Machine, web1: Guest, held: Held, numbe
         assert_works(machine, web1)
 
 
+def test_reload(machine: Machine, web1: Guest, held: Held) -> None:
+    """The same processes go on; cpmd follows its file, and natd says that it takes a restart."""
+    pids = main_pids(machine)
+    machine.run("cd /etc/virt-ports && cp -p cpmd.toml natd.toml /root/ && sed -i '1i log_level = \"debug\"' *d.toml")
+    assert [each["key"] for each in ask(machine, "settings")["changes"]] == ["log_level"]
+    machine.run("systemctl reload cpmd natd")
+    machine.eventually("journalctl -u natd -o cat | grep -F 'restart natd to follow it'")
+    machine.eventually("journalctl -u cpmd -o cat | grep -F 'log_level is '")
+    assert ask(machine, "settings")["changes"] == []
+    machine.run("cp -p /root/{cpmd,natd}.toml /etc/virt-ports/ && systemctl reload cpmd natd")
+    assert_works(machine, web1)
+    assert main_pids(machine) == pids
+
+
 def test_restart_of_what_is_below(machine: Machine, web1: Guest, held: Held) -> None:
     """Not of dbus, which nothing survives, nor of libvirt-guests, which shuts VMs down."""
     machine.run("systemctl restart virtlogd systemd-journald systemd-udevd systemd-logind apparmor ssh")
@@ -212,9 +227,9 @@ def test_docker_beside_it(machine: Machine, web1: Guest, held: Held) -> None:
 
 
 def test_upgrade(machine: Machine, web1: Guest, held: Held) -> None:
-    pids = machine.run("systemctl show --property MainPID --value cpmd natd").split()
+    pids = main_pids(machine)
     machine.run("apt-get install -y /root/newer/virt-ports_*.deb")
-    assert set(machine.run("systemctl show --property MainPID --value cpmd natd").split()).isdisjoint({*pids, "0"})
+    assert set(main_pids(machine)).isdisjoint({*pids, "0"})
     assert "newer" in machine.run("dpkg-query -W -f '${Version}' virt-ports")
     assert_works(machine, web1)
 
@@ -265,7 +280,7 @@ def follow(machine: Machine, web1: Guest, step: Step) -> None:
         done = machine.attempt(command, step.answers)
         fits = step.is_printed_by(done.output)
         # A reader asks again, too, until the machine has done what it was told.
-        if (done.status == 0 and fits) or not is_question(step.command) or time.monotonic() > begin + 300:
+        if (done.status == 0 and fits) or not is_question(step.command) or time.monotonic() > begin + LIMIT_S:
             break
         time.sleep(2.0)
     assert done.status == 0, done
@@ -277,6 +292,11 @@ def follow(machine: Machine, web1: Guest, step: Step) -> None:
         # Nothing has booted in it that could.
         machine.run(f"virsh destroy {web1.name}")
         web1.unplug()
+
+
+def main_pids(machine: Machine) -> list[str]:
+    """Return the process numbers of cpmd and natd; one that does not run has 0."""
+    return machine.run("systemctl show --property MainPID --value cpmd natd").split()
 
 
 def is_question(command: str) -> bool:
